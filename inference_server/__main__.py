@@ -1,0 +1,71 @@
+"""`python -m inference_server`: serve the catalog's models over gRPC until SIGINT or SIGTERM. A second signal cuts replies."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable
+
+from inference_server.config import Settings
+from inference_server.errors import ConfigurationError
+from inference_server.loader import silence_libraries
+from inference_server.server import Server
+
+
+def main() -> int:
+    """Returns the exit code: 0 after a signal, 1 after an error, which was told in one sentence."""
+    try:
+        settings = Settings.from_environment()
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)-7s server: %(message)s",
+            datefmt="%H:%M:%S",
+        )
+        silence_libraries()
+        return asyncio.run(serve(settings))
+    except ConfigurationError as error:
+        print(f"tailrace server: {error}", file=sys.stderr)
+        return 1
+
+
+async def serve(settings: Settings) -> int:
+    stopping, cutting = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (cutting if stopping.is_set() else stopping).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    server = Server(settings)
+    await server.listen()
+    loading = asyncio.create_task(server.load())
+    try:
+        await _first(loading, stopping.wait())
+        if loading.done():
+            await loading  # raises what went wrong
+            await _first(stopping.wait(), server.broken.wait())
+        if stopping.is_set():
+            await _first(server.drain(settings.shutdown_grace_seconds), cutting.wait())
+    finally:
+        loading.cancel()
+        await server.stop()
+    return 1 if server.broken.is_set() else 0
+
+
+async def _first(*awaitables: Awaitable[object]) -> None:
+    """Wait for the first of several awaitables and cancel the others, tasks that were passed in excepted."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task, given in zip(tasks, awaitables, strict=True):
+        if task is not given:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after a signal during loading, that would wait for the thread that loads.
+    os._exit(exit_code)

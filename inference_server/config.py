@@ -1,0 +1,83 @@
+"""The inference server's settings, read from the environment (`TAILRACE_*`) in one place."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inference_server.errors import ConfigurationError
+
+DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
+
+
+def _default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tailrace"
+
+
+class Settings(BaseSettings):
+    """Every setting of the inference server; README.md lists them, and a test holds the list against this class."""
+
+    model_config = SettingsConfigDict(env_prefix="TAILRACE_", frozen=True, extra="ignore")
+
+    grpc_address: str = Field(
+        "127.0.0.1:50051", description="Host and port of the gRPC server; port 0 takes a free one"
+    )
+    catalog: Path = Field(DEFAULT_CATALOG, description="Catalog file (TOML) that names the models")
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Folder for converted models")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run; `auto` takes a GPU if there is one"
+    )
+    max_running_seqs: int = Field(32, ge=1, le=1024, description="Sequences decoded together, for each loaded model")
+    max_waiting_seqs: int = Field(256, ge=0, description="Requests that may wait for a slot, for each loaded model")
+    kv_cache_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of KV cache, for each loaded model; unset: a full window for every running sequence",
+    )
+    prefill_chunk_tokens: int = Field(
+        256,
+        ge=1,
+        le=8192,
+        description="Prompt tokens computed in one step, so that running streams wait for no long prompt",
+    )
+    int8_threshold: float = Field(
+        0.0,
+        ge=0.0,
+        description="Outlier threshold of bitsandbytes int8; above 0, requests in one batch change each other",
+    )
+    raw_control_tokens: bool = Field(
+        False,
+        description="Let control tokens written in `raw` prompts act as such, for callers that bring their own template",
+    )
+    max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Longest gRPC request, in bytes")
+    shutdown_grace_seconds: float = Field(30.0, ge=0, description="Time that running replies get to finish on SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged")
+
+    @field_validator("grpc_address")
+    @classmethod
+    def _has_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must be host:port, for example 127.0.0.1:50051")
+        return value
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """Raises ConfigurationError, one sentence for each wrong variable."""
+        try:
+            return cls()
+        except ValidationError as error:
+            raise ConfigurationError(describe(error)) from None
+
+
+def describe(error: ValidationError) -> str:
+    """The wrong environment variables of a pydantic error, a sentence each."""
+    problems = []
+    for detail in error.errors():
+        name = "TAILRACE_" + "_".join(str(part) for part in detail["loc"]).upper()
+        message = detail["msg"].removeprefix("Value error, ")
+        problems.append(f"{name}={detail['input']!s}: {message[0].lower()}{message[1:]}")
+    return "; ".join(problems)

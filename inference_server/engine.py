@@ -1,0 +1,198 @@
+"""The one thread that owns a model: commands in, steps, events out to asyncio.
+
+    async with engine.submit(request, text) as reply:  # CapacityExceeded, ServerStopping: refused, nothing happened
+        async for event in reply: ...                   # Started, Delta…, Completed; leaving early cancels
+
+asyncio and the thread exchange messages only: commands through a queue, events through call_soon_threadsafe, at most two
+calls a step. Cancelling is a command like any other and takes effect before the next step. Knows no gRPC and no tokenizer.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Set
+from types import TracebackType
+
+from inference_server.errors import CapacityExceeded, GenerationFailed, ServerStopping
+from inference_server.runner import ModelRunner
+from inference_server.scheduler import Scheduler
+from inference_server.sequence import Completed, Event, Failed, GenerationRequest, Sequence, TextStream
+from inference_server.stepping import Stepper
+
+logger = logging.getLogger(__name__)
+
+# After this many steps in a row that raised, the device is taken for broken.
+_MAX_FAILED_STEPS = 3
+
+_Command = Callable[[], None]
+
+
+class Reply:
+    """The events of one request. Leaving the block before the last event cancels the request."""
+
+    def __init__(self, release: Callable[["Reply"], None]) -> None:
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self._release = release
+        self._is_done = False
+
+    async def __aenter__(self) -> "Reply":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_done:
+            self._release(self)
+
+    def __aiter__(self) -> "Reply":
+        return self
+
+    async def __anext__(self) -> Event:
+        """Raises GenerationFailed or ServerStopping if the reply cannot be finished."""
+        if self._is_done:
+            raise StopAsyncIteration
+        event = await self.events.get()
+        if isinstance(event, Failed):
+            self._is_done = True
+            raise event.error
+        self._is_done = isinstance(event, Completed)
+        return event
+
+
+class Engine:
+    """Continuous batching for one model. All public methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        end_ids: Set[int],
+        max_waiting_seqs: int,
+        prefill_chunk_tokens: int,
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`end_ids`: tokens that end a reply. `on_broken` is called, on the loop, if the model failed for good."""
+        self.runner = runner
+        self.scheduler = Scheduler(num_slots=runner.cache.num_slots, prefill_chunk_tokens=prefill_chunk_tokens)
+        self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit)
+        self._max_waiting_seqs = max_waiting_seqs
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._emitted: list[tuple[Reply, Event]] = []  # the thread's own, until published
+        self._in_flight: set[Reply] = set()
+        self._seconds_per_request = 1.0  # between two that finish, while requests wait
+        self._last_finished = time.monotonic()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_accepting = True
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests accepted and neither finished nor yet cancelled."""
+        return len(self._in_flight)
+
+    def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
+        """Accept a request into the waiting room. Raises CapacityExceeded or ServerStopping; then nothing happened."""
+        if not self._is_accepting:
+            raise ServerStopping("this server is stopping")
+        self._check_capacity(request)
+        reply = Reply(self._cancel)
+        seq = Sequence(request=request, text=text, sink=reply, arrived=time.monotonic())
+        self._in_flight.add(reply)
+        self._idle.clear()
+        self._commands.put(lambda: self.scheduler.add(seq))
+        return reply
+
+    async def drain(self) -> None:
+        """Accept nothing more and wait until every accepted request is finished or cancelled."""
+        self._is_accepting = False
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """End the thread after its step; what still runs fails with ServerStopping."""
+        self._is_accepting = False
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join, 10.0)
+        for reply in list(self._in_flight):
+            self._deliver([(reply, Failed(ServerStopping("this server is stopping")))])
+
+    def _check_capacity(self, request: GenerationRequest) -> None:
+        num_slots = self.runner.cache.num_slots
+        retry_after = min(max(self._seconds_per_request, 1.0), 60.0)
+        if request.reject_if_busy and self.num_in_flight >= num_slots:
+            raise CapacityExceeded("no slot is free and the request would not wait", retry_after_seconds=retry_after)
+        if self.num_in_flight >= num_slots + self._max_waiting_seqs:
+            raise CapacityExceeded("the waiting room is full", retry_after_seconds=retry_after)
+
+    def _cancel(self, reply: Reply) -> None:
+        def remove() -> None:
+            for seq in [*self.scheduler.waiting, *self.scheduler.running]:
+                if seq.sink is reply:
+                    self.scheduler.remove(seq)
+            self._loop.call_soon_threadsafe(self._forget, reply)
+
+        self._commands.put(remove)
+
+    # What follows runs on the model's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._apply_commands():
+                step = self._stepper.begin()
+                self._publish()
+                self._stepper.run(step)
+                self._publish()
+                if self._stepper.num_failed_steps >= _MAX_FAILED_STEPS:
+                    raise RuntimeError(f"{_MAX_FAILED_STEPS} steps in a row failed")
+        except Exception:
+            logger.exception("the model's thread ends")
+            self._loop.call_soon_threadsafe(self._break)
+
+    def _apply_commands(self) -> bool:
+        """Do what was asked since the last step; wait for a command if there is nothing to run. False: stop."""
+        while True:
+            try:
+                command = self._commands.get(block=self.scheduler.is_idle)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+
+    def _emit(self, seq: Sequence, event: Event) -> None:
+        self._emitted.append((seq.sink, event))
+
+    def _publish(self) -> None:
+        if self._emitted:
+            self._loop.call_soon_threadsafe(self._deliver, self._emitted)
+            self._emitted = []
+
+    # What follows runs on the event loop.
+
+    def _deliver(self, emitted: list[tuple[Reply, Event]]) -> None:
+        for reply, event in emitted:
+            reply.events.put_nowait(event)
+            if isinstance(event, Completed | Failed):
+                self._forget(reply)
+
+    def _forget(self, reply: Reply) -> None:
+        if reply not in self._in_flight:
+            return
+        now = time.monotonic()
+        if self.num_in_flight > self.runner.cache.num_slots:
+            self._seconds_per_request += 0.2 * (now - self._last_finished - self._seconds_per_request)
+        self._last_finished = now
+        self._in_flight.discard(reply)
+        if not self._in_flight:
+            self._idle.set()
+
+    def _break(self) -> None:
+        self._is_accepting = False
+        for reply in list(self._in_flight):
+            self._deliver([(reply, Failed(GenerationFailed("the model failed")))])
+        self._on_broken()

@@ -1,0 +1,195 @@
+"""The models this server hosts: catalog entries, each with its limits, its prompt encoder and the engine it shares.
+
+Entries whose weights and precision are equal share one engine: the weights are loaded once and their requests run in one
+batch.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from inference_server.catalog import CatalogEntry, Precision, Weights, builtin_template
+from inference_server.config import Settings
+from inference_server.detokenizer import Detokenizer, ReplyText
+from inference_server.engine import Engine, Reply
+from inference_server.errors import ConfigurationError, PromptTooLong, UnsupportedModel
+from inference_server.loader import (
+    LoadedModel,
+    choose_device,
+    load_model,
+    progress,
+    resolve_precision,
+    total_memory_bytes,
+)
+from inference_server.prompt import PromptEncoder
+from inference_server.runner import ModelRunner
+from inference_server.sequence import Completed, GenerationRequest, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+# As many prompt tokens as a raw reply's first token may need to be read as their continuation.
+_CONTEXT_TOKENS = 6
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """A catalog entry that is loaded. Lengths are in tokens."""
+
+    entry: CatalogEntry
+    precision: Precision  # in force
+    window: int  # prompt and reply together
+    prompts: PromptEncoder
+    engine: Engine
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt; at least one token of the window is left for the reply."""
+        return min(self.entry.context_length, self.window - 1)
+
+    def max_tokens(self, num_prompt_tokens: int, wanted: int | None = None) -> int:
+        """Longest reply: what was wanted, cut to the sequence length and to what the prompt leaves of the window."""
+        limit = min(self.entry.sequence_length, self.window - num_prompt_tokens)
+        return max(0, limit if wanted is None else min(limit, wanted))
+
+    def check_length(self, num_prompt_tokens: int) -> None:
+        if num_prompt_tokens > self.context_length:
+            raise PromptTooLong(num_prompt_tokens, self.context_length)
+
+    def submit(self, request: GenerationRequest) -> Reply:
+        """Raises what Engine.submit raises."""
+        context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
+        return self.engine.submit(request, ReplyText(Detokenizer(self.prompts.decode, context), request.stop))
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What makes two entries share an engine."""
+
+    weights: Weights
+    precision: Precision
+
+
+async def load_all(
+    entries: list[CatalogEntry], settings: Settings, on_broken: Callable[[], None]
+) -> dict[str, HostedModel]:
+    """Load every entry and generate a few tokens with each engine. Raises ConfigurationError, naming the entry."""
+    device = choose_device(settings.device)
+    groups: dict[_Key, list[CatalogEntry]] = {}
+    for entry in entries:
+        groups.setdefault(_Key(entry.weights, resolve_precision(entry.precision, device)), []).append(entry)
+    hosted: dict[str, HostedModel] = {}
+    for key, group in groups.items():
+        try:
+            for model in await _load_group(key, group, settings, device, on_broken):
+                hosted[model.entry.name] = model
+        except UnsupportedModel as error:
+            raise ConfigurationError(f"{group[0].name} ({key.weights}) cannot be served: {error}") from error
+    return {entry.name: hosted[entry.name] for entry in entries}
+
+
+async def _load_group(
+    key: _Key, group: list[CatalogEntry], settings: Settings, device: torch.device, on_broken: Callable[[], None]
+) -> list[HostedModel]:
+    loaded = await asyncio.to_thread(
+        load_model,
+        key.weights,
+        key.precision,
+        device=device,
+        cache_dir=settings.cache_dir,
+        int8_threshold=settings.int8_threshold,
+    )
+    windows = [_window(entry, loaded) for entry in group]
+    prompts = [_encoder(entry, loaded, settings) for entry in group]
+    runner = ModelRunner(loaded.model, num_slots=_num_slots(max(windows), settings), max_len=max(windows))
+    await asyncio.to_thread(runner.probe)
+    engine = Engine(
+        runner,
+        end_ids=_end_ids(loaded, prompts),
+        max_waiting_seqs=settings.max_waiting_seqs,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        on_broken=on_broken,
+    )
+    models = [
+        HostedModel(entry, key.precision, window, encoder, engine)
+        for entry, window, encoder in zip(group, windows, prompts, strict=True)
+    ]
+    with progress(f"warming up {key.weights} as {key.precision}"):
+        await _warm_up(models[0])
+    _report(models, loaded, device)
+    return models
+
+
+def _window(entry: CatalogEntry, loaded: LoadedModel) -> int:
+    """The model's own window, or the sum of the entry's limits where that is less."""
+    own = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    wanted = entry.context_length + entry.sequence_length
+    return min(wanted, own) if own else wanted
+
+
+def _num_slots(max_len: int, settings: Settings) -> int:
+    """Sequences that fit the KV cache; raises ConfigurationError if that is none."""
+    if settings.kv_cache_tokens is None:
+        return settings.max_running_seqs
+    slots = min(settings.max_running_seqs, settings.kv_cache_tokens // max_len)
+    if slots == 0:
+        raise ConfigurationError(
+            f"TAILRACE_KV_CACHE_TOKENS={settings.kv_cache_tokens} holds no sequence of {max_len} tokens, the longest that "
+            "the catalog allows"
+        )
+    return slots
+
+
+def _encoder(entry: CatalogEntry, loaded: LoadedModel, settings: Settings) -> PromptEncoder:
+    template = entry.chat_template
+    if template is None and loaded.tokenizer.chat_template is None and loaded.model.config.model_type == "llama":
+        template = builtin_template("llama-2")
+    encoder = PromptEncoder(loaded.tokenizer, chat_template=template, raw_control_tokens=settings.raw_control_tokens)
+    if not encoder.has_chat_template:
+        logger.warning("%s has no chat template: only raw prompts work (chat_template in the catalog)", entry.name)
+    return encoder
+
+
+def _end_ids(loaded: LoadedModel, prompts: list[PromptEncoder]) -> set[int]:
+    """Every token that ends a reply: of the generation config, the tokenizer, and the chat template's end of a turn."""
+    configured = loaded.model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured]) | {loaded.tokenizer.eos_token_id}
+    return {i for i in ids if i is not None}.union(*(encoder.end_of_turn_ids() for encoder in prompts))
+
+
+async def _warm_up(model: HostedModel) -> None:
+    """A real generation from end to end: prompt, cache, sampling, text. Raises if it fails."""
+    request = GenerationRequest(
+        request_id="warm-up",
+        prompt_ids=model.prompts.encode_text("Hello"),
+        sampling=SamplingParams(seed=1, ignore_eos=True),
+        max_tokens=3,
+    )
+    async with model.submit(request) as reply:
+        async for event in reply:
+            if isinstance(event, Completed) and event.usage.completion_tokens != 3:
+                raise ConfigurationError(
+                    f"{model.entry.name}: the warm-up generated {event.usage.completion_tokens} tokens"
+                )
+
+
+def _report(models: list[HostedModel], loaded: LoadedModel, device: torch.device) -> None:
+    runner = models[0].engine.runner
+    weights = loaded.model.get_memory_footprint()
+    logger.info(
+        "%s as %s on %s: weights %.2f GiB, KV cache %.2f GiB (%d sequences of %d tokens) of %.1f GiB memory",
+        models[0].entry.weights,
+        models[0].precision,
+        device,
+        weights / _GIB,
+        runner.cache.num_bytes / _GIB,
+        runner.cache.num_slots,
+        runner.cache.max_len,
+        total_memory_bytes(device) / _GIB,
+    )
+    for model in models:
+        if model.entry.stands_in:
+            logger.warning("%s is a stand-in: %s answers under this name", model.entry.name, model.entry.weights)

@@ -1,0 +1,218 @@
+"""Weights and tokenizers from a hub, a folder or a GGUF file, in the precision asked for. bitsandbytes is used only here.
+
+Slow phases are logged as they go on. Nothing is unpickled: safetensors or GGUF only, and no code from a hub is run.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+
+from inference_server import attention
+from inference_server.catalog import Precision, Weights
+from inference_server.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+# transformers writes these when it saves a tokenizer and a model; a folder without them was not written to its end.
+_CONVERTED = "converted"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    model: Any  # of transformers, attending through attention.NAME
+    tokenizer: Any
+    precision: Precision  # in force
+
+
+def silence_libraries() -> None:
+    """Progress bars and per-call warnings of the libraries below; this module logs progress itself."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # bitsandbytes warns of a cast in every linear of every step where activations are not float16.
+    for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` to a device. Raises ConfigurationError if there is no GPU to be had."""
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ConfigurationError("TAILRACE_DEVICE=cuda, but torch finds no GPU here")
+    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """True where oneDNN may use AVX512_BF16 or AMX. Elsewhere bfloat16 products are several times slower than float32."""
+    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """The number format in force: a CPU has no use for float16, so it gets the nearest that is fast there."""
+    if precision == "float16" and device.type == "cpu":
+        return "bfloat16" if cpu_multiplies_bfloat16() else "float32"
+    return precision
+
+
+def activation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Of everything but the quantised products. bitsandbytes' CUDA kernels take float16 and cast anything else."""
+    return _DTYPES[resolve_precision("float16" if precision == "bitsandbytes-int8" else precision, device)]
+
+
+def load_model(
+    weights: Weights,
+    precision: Precision,
+    *,
+    device: torch.device,
+    cache_dir: Path,
+    int8_threshold: float = 0.0,
+    attention_name: str = attention.NAME,
+) -> LoadedModel:
+    """Load one model. Raises ConfigurationError with what to do if the weights cannot be had."""
+    precision = resolve_precision(precision, device)
+    with _naming(weights):
+        folder = local_folder(weights, cache_dir)
+        quantization = None
+        if precision == "bitsandbytes-int8":
+            quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
+        verb = "quantising" if quantization else "loading"
+        with progress(f"{verb} {weights} as {precision}"):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=activation_dtype(precision, device),
+                quantization_config=quantization,
+                attn_implementation=attention_name,
+                device_map={"": device},
+                use_safetensors=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    return LoadedModel(model.eval(), tokenizer, precision)
+
+
+def local_folder(weights: Weights, cache_dir: Path) -> Path:
+    """A folder on disk that transformers can load: downloaded, converted or as it is."""
+    if weights.hub is not None:
+        return _download(weights.hub, weights.revision)
+    assert weights.path is not None
+    return _convert_gguf(weights.path, cache_dir) if weights.is_gguf else weights.path
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    logger.info("looking up %s (downloaded once, then taken from the hub's cache)", hub_id)
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
+    except GatedRepoError:
+        raise ConfigurationError(
+            f"{hub_id} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
+        ) from None
+    except RevisionNotFoundError:
+        raise ConfigurationError(f"{hub_id} has no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise ConfigurationError(
+            f"the hub has no model {hub_id}, or it is private: check the id, and set HF_TOKEN if it needs one"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise ConfigurationError(
+            f"{hub_id} is not in the local cache and the hub was not reached: unset HF_HUB_OFFLINE or check the network, "
+            "or point the catalog's source at a folder"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ConfigurationError(f"downloading {hub_id} failed: {str(error).splitlines()[0]}") from None
+
+
+def _convert_gguf(path: Path, cache_dir: Path) -> Path:
+    """Safetensors of a GGUF file, made once: reading GGUF takes about 20 s for a small model, the result about 1 s."""
+    folder = cache_dir / "converted" / f"{path.stem}-{_fingerprint(path)}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=folder.parent))
+    try:
+        with progress(f"converting {path.name} (once; the result stays in {folder.parent})"):
+            source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            # float32 holds a dequantised weight exactly; a later load rounds it once, to the precision asked for.
+            model = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+            tokenizer.save_pretrained(unfinished)
+            model.save_pretrained(unfinished)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes when the file does, or the library whose format the result has."""
+    status = path.stat()
+    facts = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _naming(weights: Weights) -> Iterator[None]:
+    """Say which weights it was that could not be loaded."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        logger.debug("loading %s failed", weights, exc_info=True)
+        raise ConfigurationError(f"cannot load {weights}: {str(error).strip().splitlines()[0]}") from error
+
+
+@contextmanager
+def progress(what: str, *, every_seconds: float = 2.0) -> Iterator[None]:
+    """Log that something long began, that it goes on, and how many seconds it took."""
+    started = time.monotonic()
+    finished = threading.Event()
+
+    def tick() -> None:
+        while not finished.wait(every_seconds):
+            logger.info("… %s: %.0f s so far", what, time.monotonic() - started)
+
+    logger.info("%s", what)
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        ticker.join()
+    logger.info("%s: done in %.1f s", what, time.monotonic() - started)
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Memory of the device the models are on."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

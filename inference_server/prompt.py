@@ -1,0 +1,143 @@
+"""Prompts to token ids, and ids to text: chat template, control tokens, the one beginning-of-sequence token.
+
+A caller's text never becomes a control token. The template's own control tokens are told apart before the caller's text
+is put in: in that text, each string that looks like one is replaced by a private character while the template is
+rendered; what lies between the template's control tokens is then tokenised as plain text, with the strings put back.
+
+Thread-safe: the tokenizers' settings never change after construction.
+"""
+
+import re
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer
+
+from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
+from inference_server.token_bytes import TokenBytes
+
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: str
+    content: str
+
+
+class PromptEncoder:
+    def __init__(self, tokenizer: Any, *, chat_template: str | None = None, raw_control_tokens: bool = False) -> None:
+        """`tokenizer`: of transformers. `chat_template`: Jinja text that replaces the tokenizer's own.
+
+        Raises UnsupportedModel for a tokenizer that has no `tokenizers` back end (character offsets, plain splitting).
+        """
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise UnsupportedModel("its tokenizer exists in slow form only")
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template or tokenizer.chat_template
+        self._raw_control_tokens = raw_control_tokens
+        self._marked: Tokenizer = tokenizer.backend_tokenizer  # control tokens in text are recognised
+        self._plain = Tokenizer.from_str(self._marked.to_str())  # they are text like any other
+        self._plain.encode_special_tokens = True
+        self.token_bytes = TokenBytes(self._marked)
+        self._control = {
+            token.content: (token_id, token)
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special and token.content
+        }
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Raw text, with one beginning-of-sequence token if the tokenizer has one."""
+        if not self._raw_control_tokens:
+            return _ids(self._plain, text, add_special_tokens=True)
+        bos = self._tokenizer.bos_token
+        return _ids(self._marked, text, add_special_tokens=not (bos and text.startswith(bos)))
+
+    def encode_chat(self, turns: Items[Turn]) -> list[int]:
+        """A conversation and the opening of the assistant's turn. Raises InvalidField if the template refuses it."""
+        texts = [text for turn in turns for text in (turn.role, turn.content)]
+        if not any(self._control_pattern.search(text) for text in texts):
+            return _ids(self._marked, self._render(turns), add_special_tokens=False)
+        disguises = self._disguises(texts)
+        disguised = [
+            Turn(self._disguise(turn.role, disguises), self._disguise(turn.content, disguises)) for turn in turns
+        ]
+        rendered = self._render(disguised)
+        return self._encode_disguised(rendered, {private: control for control, private in disguises.items()})
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids; control tokens have none."""
+        return str(self._marked.decode(token_ids, skip_special_tokens=True))
+
+    def end_of_turn_ids(self) -> set[int]:
+        """The control token that the template puts after an assistant's turn, if there is one."""
+        if not self.has_chat_template:
+            return set()
+        answer = chr(_PRIVATE_USE[0])
+        try:
+            text = self._render([Turn("user", "hi"), Turn("assistant", answer)], add_generation_prompt=False)
+        except InvalidField:
+            return set()
+        match = self._control_pattern.search(text, text.rfind(answer) + 1) if answer in text else None
+        return {self._control[match.group()][0]} if match else set()
+
+    def _render(self, turns: Items[Turn], *, add_generation_prompt: bool = True) -> str:
+        if self._chat_template is None:
+            raise InvalidField(
+                FieldViolation("chat", "is not possible: this model has no chat template; send raw text")
+            )
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self._chat_template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+        except TemplateError as error:
+            raise InvalidField(
+                FieldViolation("chat.turns", f"do not fit this model's chat template: {error}")
+            ) from None
+
+    def _disguises(self, texts: Items[str]) -> dict[str, str]:
+        """A private character, one that no text holds, for each control token that some text seems to hold."""
+        looks_alike = sorted({found for text in texts for found in self._control_pattern.findall(text)})
+        taken = set().union(*texts)
+        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
+        return dict(zip(looks_alike, free, strict=False))
+
+    def _disguise(self, text: str, disguises: dict[str, str]) -> str:
+        return self._control_pattern.sub(lambda match: disguises[match.group()], text)
+
+    def _encode_disguised(self, rendered: str, originals: dict[str, str]) -> list[int]:
+        ids: list[int] = []
+        back = str.maketrans(originals)
+        start = 0
+        strip_left = False
+        for match in self._control_pattern.finditer(rendered):
+            token_id, token = self._control[match.group()]
+            segment = rendered[start : match.start()]
+            segment = segment.rstrip() if token.lstrip else segment
+            ids += self._encode_segment(segment.lstrip() if strip_left else segment, back)
+            ids.append(token_id)
+            start, strip_left = match.end(), token.rstrip
+        rest = rendered[start:]
+        return ids + self._encode_segment(rest.lstrip() if strip_left else rest, back)
+
+    def _encode_segment(self, segment: str, back: dict[int, str]) -> list[int]:
+        return _ids(self._plain, segment.translate(back), add_special_tokens=False) if segment else []
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    return ids

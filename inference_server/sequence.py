@@ -1,0 +1,175 @@
+"""What a request becomes inside the engine: sampling parameters, the sequence of token ids, and its events.
+
+Knows token ids, counts and times (seconds of time.monotonic). Knows nothing of tensors, tokenizers or gRPC.
+"""
+
+import enum
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from inference_server.errors import TailraceError
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    TIME_LIMIT = "time_limit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. Ranges are the contract's (inference.proto) and checked in requests.py."""
+
+    seed: int
+    temperature: float = 0.6
+    top_p: float = 1.0
+    top_k: int | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logprobs: int | None = None  # alternatives per position; None: no log probabilities at all
+    ignore_eos: bool = False  # for tests and benchmarks: end tokens are generated like any other
+
+    @property
+    def is_greedy(self) -> bool:
+        """Below 1e-5 a temperature means 0: dividing float32 logits by it leaves one token anyway, or overflows."""
+        return self.temperature < 1e-5
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One request as the engine takes it: already tokenised, checked and limited."""
+
+    request_id: str
+    prompt_ids: Items[int]
+    sampling: SamplingParams
+    max_tokens: int  # what the model's limits leave, at least 1
+    stop: tuple[str, ...] = ()
+    continues_prompt: bool = False  # raw text: the reply's first token keeps the space it begins with
+    time_limit_seconds: float | None = None
+    account: str = ""
+    reject_if_busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token: Candidate
+    top: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds."""
+
+    queue: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    prompt_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    text: str
+    num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    finish_reason: FinishReason
+    stop_string: str | None
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: TailraceError
+
+
+Event = Started | Delta | Completed | Failed
+
+
+class TextStream(Protocol):
+    """Turns token ids into text deltas (detokenizer.py)."""
+
+    def push(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+    @property
+    def stop_string(self) -> str | None: ...
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Sequence:
+    """The token ids of one request, prompt first, and how far the model has come with them."""
+
+    request: GenerationRequest
+    text: TextStream
+    sink: Any  # the engine's handle of whoever listens
+    arrived: float
+    token_ids: list[int] = field(init=False)
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+    slot: int | None = None
+    admitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    penalties: Any = None  # sampling.PenaltyState, if any penalty is set
+    unsent_logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_unsent: int = 0  # generated tokens that no delta has reported yet
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        """True until the whole prompt has been computed."""
+        return self.num_computed < self.num_prompt_tokens
+
+    @property
+    def is_at_length(self) -> bool:
+        return self.num_completion_tokens >= self.request.max_tokens
+
+    def is_expired(self, now: float) -> bool:
+        limit = self.request.time_limit_seconds
+        return limit is not None and now - self.arrived >= limit
+
+    def usage(self) -> Usage:
+        return Usage(self.num_prompt_tokens, self.num_completion_tokens)
+
+    def timings(self, now: float) -> Timings:
+        """Where the time went until `now`; phases that never began took 0 seconds."""
+        admitted = self.admitted if self.admitted is not None else now
+        first = self.first_token if self.first_token is not None else now
+        last = self.last_token if self.last_token is not None else first
+        return Timings(admitted - self.arrived, max(0.0, first - admitted), last - first)

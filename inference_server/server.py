@@ -1,0 +1,107 @@
+"""The gRPC server's life: listen, load, warm up, serve, drain, stop.
+
+It listens from the first second, so that whoever asks is told that the models are being loaded; the health service says
+SERVING only after every engine has generated something.
+"""
+
+import asyncio
+import logging
+import time
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from inference_server.catalog import read_catalog
+from inference_server.config import Settings
+from inference_server.engine import Engine
+from inference_server.errors import ConfigurationError
+from inference_server.hosting import load_all
+from inference_server.servicer import InferenceServicer
+from tailrace.v1 import inference_pb2, inference_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Streams that never end by themselves (a health watch) get this long when all replies are done.
+_LAST_STREAMS_SECONDS = 0.5
+
+
+class Server:
+    """One gRPC server with the models of one catalog."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.servicer = InferenceServicer()
+        self.broken = asyncio.Event()  # a model failed for good
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=(
+                # Without this, two servers could share a port, and each would get some of the requests.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_metadata_size", 16 * 1024),
+                # Clients may ping while a long prompt is computed and nothing is sent.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            )
+        )
+
+    async def listen(self) -> int:
+        """Open the port and return its number. Raises ConfigurationError if it is taken."""
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._set_health(_NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(self._settings.grpc_address)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ConfigurationError(
+                f"cannot listen on {self._settings.grpc_address}: the address is in use or not of this machine; "
+                "set TAILRACE_GRPC_ADDRESS"
+            )
+        await self._server.start()
+        logger.info("listening on %s:%d", self._settings.grpc_address.rpartition(":")[0], port)
+        return port
+
+    async def load(self) -> None:
+        """Load and warm up the catalog's models, then say SERVING. Raises ConfigurationError."""
+        started = time.monotonic()
+        entries = read_catalog(self._settings.catalog)
+        self.servicer.models = await load_all(entries, self._settings, self._break)
+        await self._set_health(_SERVING)
+        logger.info("ready after %.1f s: %s", time.monotonic() - started, ", ".join(self.servicer.models))
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new requests and wait until the accepted ones are done, at most `grace_seconds`."""
+        self.servicer.is_stopping = True
+        await self._set_health(_NOT_SERVING)
+        running = sum(engine.num_in_flight for engine in self._engines())
+        logger.info("stopping: %d replies to finish, within %.0f s", running, grace_seconds)
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await asyncio.gather(*(engine.drain() for engine in self._engines()))
+        except TimeoutError:
+            logger.warning("stopping: some replies are cut, %.0f s are over", grace_seconds)
+
+    async def stop(self) -> None:
+        """End the model threads, whatever they do, and close the port."""
+        await asyncio.gather(*(engine.stop() for engine in self._engines()))
+        await self._server.stop(_LAST_STREAMS_SECONDS)
+
+    def _engines(self) -> set[Engine]:
+        return {model.engine for model in self.servicer.models.values()}
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    def _break(self) -> None:
+        """A model failed for good: say so, and let the process end with an error, so that it is started anew."""
+        self.servicer.is_stopping = True
+        self.broken.set()

@@ -1,0 +1,209 @@
+"""InferenceService: the contract's messages to and from the engine's, and the one table from errors to statuses.
+
+No policy is decided here. Anything unforeseen becomes INTERNAL with a sentence that tells nothing of the inside.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from inference_server import errors, requests
+from inference_server.hosting import HostedModel
+from inference_server.sequence import (
+    Candidate,
+    Completed,
+    Delta,
+    Event,
+    FinishReason,
+    Started,
+    TokenLogprob,
+)
+from inference_server.token_bytes import TokenBytes
+from tailrace.v1 import inference_pb2 as pb
+from tailrace.v1 import inference_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "tailrace"
+
+STATUS: dict[type[errors.TailraceError], grpc.StatusCode] = {
+    errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
+    errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.CapacityExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
+    errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+    errors.GenerationFailed: grpc.StatusCode.INTERNAL,
+}
+
+_FINISH_REASON = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.TIME_LIMIT: pb.FINISH_REASON_TIME_LIMIT,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers with whatever `models` holds: it is empty until the models are loaded."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, HostedModel] = {}
+        self.is_stopping = False
+        self.num_runs = 0  # accepted so far
+
+    async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:
+        request_id = _request_id(context)
+        started = time.monotonic()
+        outcome = "cancelled"
+        try:
+            requests.check(request)
+            model = self._model(request.model)
+            prompt = await asyncio.to_thread(requests.prompt_ids, request, model)
+            generation = requests.generation_request(request, request_id, prompt, model)
+            async with model.submit(generation) as reply:
+                self.num_runs += 1
+                await context.send_initial_metadata((("x-request-id", request_id),))
+                async for event in reply:
+                    yield _response(event, request, request_id, model.prompts.token_bytes)
+            outcome = "completed"
+        except errors.TailraceError as error:
+            outcome = error.reason
+            await _abort(context, error)
+        except Exception:
+            outcome = "INTERNAL"
+            logger.exception("request %s failed", request_id)
+            await _abort(context, errors.GenerationFailed("the server failed on this request"))
+        finally:
+            logger.info("run %s %s: %s after %.2f s", request_id, request.model, outcome, time.monotonic() - started)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[_model(model) for model in self.models.values()])
+
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+        try:
+            requests.check_input(request)
+            model = self._model(request.model)
+            count = len(await asyncio.to_thread(requests.prompt_ids, request, model))
+        except errors.TailraceError as error:
+            await _abort(context, error)
+        return pb.CountTokensResponse(
+            prompt_tokens=count,
+            context_length=model.context_length,
+            max_completion_tokens=model.max_tokens(count) if count <= model.context_length else 0,
+        )
+
+    def _model(self, name: str) -> HostedModel:
+        if self.is_stopping:
+            raise errors.ServerStopping("this server is stopping")
+        if not self.models:
+            raise errors.ModelNotReady("the models are still being loaded")
+        if name not in self.models:
+            raise errors.UnknownModel(f"there is no model {name!r} here; there are {', '.join(self.models)}")
+        return self.models[name]
+
+
+def _request_id(context: Context) -> str:
+    """The caller's `x-request-id`, cut to 128 characters, or a new UUID."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-request-id" and isinstance(value, str) and value:
+            return value[:128]
+    return str(uuid.uuid4())
+
+
+def _response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:
+    match event:
+        case Started():
+            return pb.RunResponse(
+                started=pb.Started(
+                    request_id=request_id,
+                    model=request.model,
+                    prompt_tokens=event.prompt_tokens,
+                    seed=event.seed,
+                )
+            )
+        case Delta():
+            logprobs = [_token_logprob(logprob, token_bytes) for logprob in event.logprobs]
+            return pb.RunResponse(delta=pb.Delta(text=event.text, tokens=event.num_tokens, logprobs=logprobs))
+        case Completed():
+            return pb.RunResponse(completed=_completed(event))
+    raise TypeError(f"{event} is no event of a stream")
+
+
+def _completed(event: Completed) -> pb.Completed:
+    return pb.Completed(
+        finish_reason=_FINISH_REASON[event.finish_reason],
+        stop_string=event.stop_string,
+        usage=pb.Usage(prompt_tokens=event.usage.prompt_tokens, completion_tokens=event.usage.completion_tokens),
+        timings=pb.Timings(
+            queue=_duration(event.timings.queue),
+            prefill=_duration(event.timings.prefill),
+            decode=_duration(event.timings.decode),
+        ),
+    )
+
+
+def _token_logprob(logprob: TokenLogprob, token_bytes: TokenBytes) -> pb.TokenLogprob:
+    def candidate(item: Candidate) -> pb.Candidate:
+        return pb.Candidate(text=token_bytes(item.token_id), logprob=item.logprob)
+
+    return pb.TokenLogprob(token=candidate(logprob.token), top=[candidate(item) for item in logprob.top])
+
+
+def _model(model: HostedModel) -> pb.Model:
+    return pb.Model(
+        name=model.entry.name,
+        description=model.entry.description,
+        context_length=model.context_length,
+        sequence_length=model.entry.sequence_length,
+        weights=str(model.entry.weights),
+        precision=model.precision,
+        window=model.window,
+    )
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration
+
+
+async def _abort(context: Context, error: errors.TailraceError) -> NoReturn:
+    """End the call with the error's status and its google.rpc details in the trailing metadata."""
+    code = STATUS[type(error)]
+    status = status_pb2.Status(code=code.value[0], message=str(error))
+    for detail in _details(error):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    await context.abort(code, str(error), (("grpc-status-details-bin", status.SerializeToString()),))
+    raise AssertionError("context.abort returned")
+
+
+def _details(error: errors.TailraceError) -> list[Any]:
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    details: list[Any] = [info]
+    match error:
+        case errors.InvalidField():
+            details.append(
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(field=wrong.field, description=wrong.description)
+                        for wrong in error.violations
+                    ]
+                )
+            )
+        case errors.PromptTooLong():
+            info.metadata["prompt_tokens"] = str(error.prompt_tokens)
+            info.metadata["context_length"] = str(error.context_length)
+        case errors.CapacityExceeded():
+            details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_seconds)))
+    return details

@@ -1,0 +1,149 @@
+"""One step of the engine: schedule, run the model, sample, advance every sequence. On the engine's thread only.
+
+Knows sequences and events; what a step costs is decided here and in the model below, nowhere else.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference_server.errors import GenerationFailed
+from inference_server.runner import ModelRunner, NextToken, PromptPiece
+from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
+from inference_server.scheduler import PrefillChunk, Scheduler, Step
+from inference_server.sequence import Completed, Delta, Event, Failed, FinishReason, Sequence, Started
+
+logger = logging.getLogger(__name__)
+
+Emit = Callable[[Sequence, Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    """Logits of the sequences that get a token in this step, row by row."""
+
+    rows: Tensor  # (num_seqs, vocab_size) float32
+    seqs: list[Sequence]
+
+
+class Stepper:
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler, end_ids: Set[int], emit: Emit) -> None:
+        """`end_ids`: tokens that end a reply. `emit` is told every event, in order."""
+        self._runner = runner
+        self._scheduler = scheduler
+        self._end_ids = end_ids
+        self._emit = emit
+        self.num_failed_steps = 0  # in a row
+
+    def begin(self) -> Step:
+        """Finish what has run out of time, admit what fits, and pick the work of the next step."""
+        now = time.monotonic()
+        for seq in [*self._scheduler.waiting, *self._scheduler.running]:
+            if seq.is_expired(now):
+                self._finish(seq, FinishReason.TIME_LIMIT, seq.text.finish())
+        step = self._scheduler.schedule()
+        for seq in step.admitted:
+            seq.admitted = now
+            if seq.request.sampling.has_penalties:
+                seq.penalties = PenaltyState(seq.request.prompt_ids, self._runner.vocab_size, self._runner.device)
+            self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed))
+        return step
+
+    def run(self, step: Step) -> None:
+        """The forward passes of a step. One that raises fails its own sequences and no others."""
+        failed = False
+        for work, forward in ((step.decode, self._decode), (step.prefill, self._prefill)):
+            seqs = [item.seq if isinstance(item, PrefillChunk) else item for item in work]
+            if not seqs:
+                continue
+            try:
+                self._advance(forward(step))
+            except Exception:  # whatever it is, the callers get an answer and the other sequences go on
+                logger.exception("a forward pass failed; requests %s", [seq.request.request_id for seq in seqs])
+                self._fail(seqs)
+                failed = True
+        self.num_failed_steps = self.num_failed_steps + 1 if failed else 0
+
+    def _decode(self, step: Step) -> _Logits:
+        tokens = []
+        for seq in step.decode:
+            assert seq.slot is not None
+            tokens.append(NextToken(seq.slot, seq.num_computed, seq.token_ids[-1]))
+        logits = self._runner.decode(tokens)
+        for seq in step.decode:
+            seq.num_computed += 1
+        return _Logits(logits, step.decode)
+
+    def _prefill(self, step: Step) -> _Logits:
+        pieces = []
+        for chunk in step.prefill:
+            assert chunk.seq.slot is not None
+            token_ids = chunk.seq.token_ids[chunk.start : chunk.end]
+            pieces.append(PromptPiece(chunk.seq.slot, chunk.start, token_ids, chunk.completes_prompt))
+        logits = self._runner.prefill(pieces)
+        for chunk in step.prefill:
+            chunk.seq.num_computed = chunk.end
+        return _Logits(logits, [chunk.seq for chunk in step.prefill if chunk.completes_prompt])
+
+    @torch.inference_mode()
+    def _advance(self, logits: _Logits) -> None:
+        """Sample a token for each sequence and send what became certain."""
+        if not logits.seqs:
+            return
+        rows = [Row(seq.request.sampling, len(seq.token_ids), seq.penalties) for seq in logits.seqs]
+        try:
+            samples = sample(logits.rows, rows)
+        except NotFinite as error:
+            logger.error("the model's logits are not finite; its weights or its precision do not hold this prompt")
+            self._fail([logits.seqs[row] for row in error.rows])
+            kept = [row for row in range(len(rows)) if row not in error.rows]
+            return self._advance(_Logits(logits.rows[kept], [logits.seqs[row] for row in kept]))
+        now = time.monotonic()
+        for seq, chosen in zip(logits.seqs, samples, strict=True):
+            self._append(seq, chosen, now)
+
+    def _append(self, seq: Sequence, chosen: Sample, now: float) -> None:
+        seq.first_token = seq.first_token or now
+        seq.last_token = now
+        seq.token_ids.append(chosen.token_id)
+        if seq.penalties is not None:
+            seq.penalties.add(chosen.token_id)
+        if chosen.token_id in self._end_ids and not seq.request.sampling.ignore_eos:
+            self._finish(seq, FinishReason.STOP, seq.text.finish())
+            return
+        seq.num_unsent += 1
+        if chosen.logprob is not None:
+            seq.unsent_logprobs.append(chosen.logprob)
+        text = seq.text.push(chosen.token_id)
+        if seq.text.stop_string is not None:
+            self._finish(seq, FinishReason.STOP, text)
+        elif seq.is_at_length:
+            self._finish(seq, FinishReason.LENGTH, text + seq.text.finish())
+        elif text:
+            self._send(seq, text)
+
+    def _finish(self, seq: Sequence, reason: FinishReason, text: str) -> None:
+        if text or seq.unsent_logprobs:
+            self._send(seq, text)
+        if seq.text.stop_string is not None:  # it may have shown itself in the very last text
+            reason = FinishReason.STOP
+        timings = seq.timings(time.monotonic())
+        self._scheduler.remove(seq)
+        self._emit(seq, Completed(reason, seq.text.stop_string, seq.usage(), timings))
+
+    def _send(self, seq: Sequence, text: str) -> None:
+        self._emit(seq, Delta(text, seq.num_unsent, tuple(seq.unsent_logprobs)))
+        seq.num_unsent = 0
+        seq.unsent_logprobs = []
+
+    def _fail(self, seqs: Iterable[Sequence]) -> None:
+        for seq in seqs:
+            if seq.slot is None:
+                continue  # finished before the step broke
+            self._runner.cache.clear(seq.slot)
+            self._scheduler.remove(seq)
+            self._emit(seq, Failed(GenerationFailed("the model failed on this request")))

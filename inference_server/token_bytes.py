@@ -1,0 +1,31 @@
+"""The bytes of single tokens, for log probabilities: a token may hold a part of a character, which text cannot show."""
+
+import json
+import re
+from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenBytes:
+    """Reads tokens of the two forms in use: byte-level BPE (GPT-2's table) and SentencePiece (▁ and <0xNN>)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: of the tokenizers library."""
+        self._tokenizer = tokenizer
+        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+        self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
+        self._control = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    def __call__(self, token_id: int) -> bytes:
+        """A token's bytes; a control token has none."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._control:
+            return b""
+        if self._is_byte_level:
+            return bytes(self._bytes[character] for character in token if character in self._bytes)
+        if match := _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(match.group(1), 16)])
+        return str(token).replace("▁", " ").encode()
