@@ -111,9 +111,9 @@ def _sampling_violations(sampling: pb.Sampling) -> list[FieldViolation]:
     for name, highest in _RANGES_ABOVE_ZERO.items():
         if sampling.HasField(name) and not 0.0 < getattr(sampling, name) <= highest:
             violations.append(FieldViolation(f"sampling.{name}", f"must be above 0, at most {highest:g}"))
-    for name in _AT_LEAST_ONE:
-        if sampling.HasField(name) and getattr(sampling, name) < 1:
-            violations.append(FieldViolation(f"sampling.{name}", "must be at least 1"))
+    for count in _AT_LEAST_ONE:
+        if sampling.HasField(count) and getattr(sampling, count) < 1:
+            violations.append(FieldViolation(f"sampling.{count}", "must be at least 1"))
     if len(sampling.stop) > _MAX_STOP_STRINGS:
         violations.append(FieldViolation("sampling.stop", f"must have at most {_MAX_STOP_STRINGS} strings"))
     if any(not 1 <= len(stop) <= _MAX_STOP_LENGTH for stop in sampling.stop):

@@ -53,6 +53,7 @@ class Stepper:
             self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed))
         return step
 
+    @torch.inference_mode()
     def run(self, step: Step) -> None:
         """The forward passes of a step. One that raises fails its own sequences and no others."""
         failed = False
@@ -89,7 +90,6 @@ class Stepper:
             chunk.seq.num_computed = chunk.end
         return _Logits(logits, [chunk.seq for chunk in step.prefill if chunk.completes_prompt])
 
-    @torch.inference_mode()
     def _advance(self, logits: _Logits) -> None:
         """Sample a token for each sequence and send what became certain."""
         if not logits.seqs:

@@ -1,0 +1,101 @@
+"""Engines for tests: hosted models made from a folder, and replies collected from them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inference_server.catalog import CatalogEntry, Precision, Weights
+from inference_server.config import Settings
+from inference_server.hosting import HostedModel, load_all
+from inference_server.sequence import Completed, Delta, GenerationRequest, SamplingParams, Started
+
+GREEDY = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
+
+
+def entry(
+    folder: Path,
+    *,
+    name: str = "tiny",
+    precision: Precision = "float32",
+    context_length: int = 2048,
+    sequence_length: int = 1800,
+    chat_template: str | None = None,
+) -> CatalogEntry:
+    return CatalogEntry(
+        name=name,
+        description="for tests",
+        weights=Weights(path=folder),
+        precision=precision,
+        context_length=context_length,
+        sequence_length=sequence_length,
+        chat_template=chat_template,
+        stands_in=False,
+    )
+
+
+@asynccontextmanager
+async def hosting(*entries: CatalogEntry, **settings: object) -> AsyncIterator[dict[str, HostedModel]]:
+    """The entries' models with running engines; stopped at the end."""
+    models = await load_all(list(entries), Settings(device="cpu", **settings), lambda: None)
+    try:
+        yield models
+    finally:
+        for engine in {model.engine for model in models.values()}:
+            await engine.stop()
+
+
+@dataclass
+class Collected:
+    """A whole reply."""
+
+    text: str = ""
+    deltas: list[Delta] = field(default_factory=list)
+    started: Started | None = None
+    completed: Completed | None = None
+    token_ids: list[int] = field(default_factory=list)
+
+
+def request(prompt_ids: Iterable[int], **options: object) -> GenerationRequest:
+    options = {"request_id": "test", "sampling": GREEDY, "max_tokens": 16, **options}
+    return GenerationRequest(prompt_ids=list(prompt_ids), **options)
+
+
+async def collect(model: HostedModel, generation: GenerationRequest) -> Collected:
+    collected = Collected()
+    async with model.submit(generation) as reply:
+        async for event in reply:
+            match event:
+                case Started():
+                    collected.started = event
+                case Delta():
+                    collected.deltas.append(event)
+                    collected.text += event.text
+                case Completed():
+                    collected.completed = event
+    return collected
+
+
+class Recorder:
+    """Records the token ids that an engine gives each sequence, which the stream shows as text alone."""
+
+    def __init__(self, model: HostedModel) -> None:
+        self._token_ids: dict[str, list[int]] = {}
+        add = model.engine.scheduler.add
+
+        def record(seq) -> None:
+            self._token_ids[seq.request.request_id] = seq.token_ids
+            add(seq)
+
+        model.engine.scheduler.add = record
+
+    def completion(self, request_id: str, num_prompt_tokens: int) -> list[int]:
+        return self._token_ids[request_id][num_prompt_tokens:]
+
+
+async def until(condition, *, seconds: float = 5.0) -> None:
+    """Wait for a condition, looking every few milliseconds; raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

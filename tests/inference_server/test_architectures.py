@@ -1,0 +1,66 @@
+"""The engine against transformers' own `generate`, on tiny models of several architectures."""
+
+import asyncio
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
+
+from inference_server.errors import ConfigurationError
+from tests.engines import Recorder, collect, entry, hosting, request
+from tests.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
+
+NUM_TOKENS = 24
+GPT_OSS = GptOssConfig(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=64,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    num_local_experts=2,
+    num_experts_per_tok=1,
+)
+MAMBA = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=64, num_hidden_layers=2)
+
+
+def prompts() -> list[list[int]]:
+    """Of 1 to 150 tokens, longer than every sliding window and than a prefill chunk."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (1, 5, 23, 24, 25, 60, 150)]
+
+
+def generate(folder, prompt: list[int]) -> list[int]:
+    """Greedy tokens of transformers' eager attention."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    ids = torch.tensor([prompt])
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NUM_TOKENS, eos_token_id=None
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+async def test_greedy_tokens_equal_those_of_generate(architecture, tiny_model):
+    folder = tiny_model(architecture)
+    async with hosting(entry(folder), prefill_chunk_tokens=64, max_running_seqs=4) as models:
+        model = models["tiny"]
+        recorder = Recorder(model)
+        await asyncio.gather(
+            *(
+                collect(model, request(prompt, request_id=str(index), max_tokens=NUM_TOKENS))
+                for index, prompt in enumerate(prompts())
+            )
+        )
+        for index, prompt in enumerate(prompts()):
+            assert recorder.completion(str(index), len(prompt)) == generate(folder, prompt), f"prompt {index}"
+
+
+@pytest.mark.parametrize("config", [GPT_OSS, MAMBA], ids=["attention sinks", "state space"])
+async def test_a_model_that_attends_otherwise_is_refused_by_name(config, tmp_path):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    sentencepiece_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="tiny .* cannot be served: "):
+        async with hosting(entry(tmp_path)):
+            pass

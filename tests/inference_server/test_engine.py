@@ -1,0 +1,326 @@
+"""The engine on a tiny Llama: streaming, limits, cancelling, failing alone."""
+
+import asyncio
+
+import pytest
+import torch
+
+from inference_server.errors import CapacityExceeded, GenerationFailed, PromptTooLong, ServerStopping
+from inference_server.prompt import Turn
+from inference_server.sequence import Completed, Delta, FinishReason, SamplingParams, Started
+from tests.engines import GREEDY, Recorder, collect, entry, hosting, request, until
+
+ENDLESS = {"max_tokens": 1800}
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, 403, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+async def read_until_delta(reply) -> None:
+    async for event in reply:
+        if isinstance(event, Delta):
+            return
+
+
+async def test_events_come_as_started_deltas_completed(llama):
+    kinds = []
+    async with llama.submit(request(prompt(10))) as reply:
+        async for event in reply:
+            kinds.append(type(event))
+    assert kinds[0] is Started
+    assert kinds[-1] is Completed
+    assert set(kinds[1:-1]) == {Delta}
+
+
+async def test_deltas_arrive_while_the_reply_is_still_generated(llama):
+    async with llama.submit(request(prompt(10), **ENDLESS)) as reply:
+        await read_until_delta(reply)
+        assert llama.engine.scheduler.running
+
+
+async def test_joined_deltas_are_the_text_of_all_tokens(llama):
+    recorder = Recorder(llama)
+    reply = await collect(llama, request(prompt(10), max_tokens=200))
+    text = llama.prompts.decode(recorder.completion("test", 10))
+    assert reply.text == text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+async def test_raw_text_is_continued_with_its_space(llama):
+    ids = llama.prompts.encode_text("where is the")
+    recorder = Recorder(llama)
+    reply = await collect(llama, request(ids, continues_prompt=True))
+    whole = llama.prompts.decode(ids + recorder.completion("test", len(ids)))
+    assert ("where is the" + reply.text) == whole.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+async def test_length_ends_a_reply(llama):
+    reply = await collect(llama, request(prompt(10), max_tokens=7))
+    assert reply.completed.finish_reason is FinishReason.LENGTH
+    assert reply.completed.usage.completion_tokens == 7
+
+
+async def test_an_end_token_ends_a_reply_and_is_no_text(llama):
+    recorder = Recorder(llama)
+    sampling = SamplingParams(seed=3, temperature=5.0)
+    reply = await collect(llama, request(prompt(10), sampling=sampling, max_tokens=1800))
+    assert reply.completed.finish_reason is FinishReason.STOP
+    assert recorder.completion("test", 10)[-1] == 2
+    assert "</s>" not in reply.text
+
+
+async def test_the_token_counts_of_deltas_add_up(llama):
+    reply = await collect(
+        llama, request(prompt(10), max_tokens=30, sampling=SamplingParams(seed=1, logprobs=2, ignore_eos=True))
+    )
+    assert sum(delta.num_tokens for delta in reply.deltas) == 30
+    assert sum(len(delta.logprobs) for delta in reply.deltas) == 30
+
+
+async def test_a_stop_string_ends_a_reply_without_any_part_of_it(llama):
+    whole = (await collect(llama, request(prompt(10), max_tokens=60))).text
+    stop = whole[10:14]
+    reply = await collect(llama, request(prompt(10), max_tokens=60, stop=(stop,)))
+    assert reply.completed.stop_string == stop
+    assert reply.text == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("context_length", "sequence_length", "own_window", "expected_max"),
+    [(2048, 1800, 8192, 1800), (3072, 2500, 8192, 2500), (2048, 1800, 4096, 1800), (3072, 2500, 4096, 1024)],
+)
+async def test_a_full_prompt_leaves_what_the_catalog_and_the_window_leave(
+    tiny_model, context_length, sequence_length, own_window, expected_max
+):
+    folder = tiny_model("llama-3" if own_window == 8192 else "llama-2")
+    limits = {"context_length": context_length, "sequence_length": sequence_length}
+    async with hosting(entry(folder, **limits), max_running_seqs=1) as models:
+        model = models["tiny"]
+        model.check_length(context_length)
+        with pytest.raises(PromptTooLong):
+            model.check_length(context_length + 1)
+        wanted = model.max_tokens(context_length, 10**9)
+        reply = await collect(model, request(prompt(context_length), max_tokens=wanted))
+        assert reply.completed.usage.completion_tokens == expected_max
+        assert reply.completed.finish_reason is FinishReason.LENGTH
+
+
+async def test_a_cancelled_sequence_frees_its_slot_before_the_next_step(llama):
+    async with llama.submit(request(prompt(10), **ENDLESS)) as reply:
+        await read_until_delta(reply)
+    await until(lambda: llama.engine.scheduler.is_idle, seconds=0.5)
+
+
+async def test_a_request_cancelled_while_waiting_never_runs(llama):
+    async with llama.submit(request(prompt(5), **ENDLESS)) as running:
+        await read_until_delta(running)
+        others = [llama.submit(request(prompt(5), **ENDLESS)) for _ in range(3)]
+        for other in others:
+            await other.__aenter__()
+        async with llama.submit(request(prompt(5), request_id="waiting")):
+            await until(lambda: len(llama.engine.scheduler.waiting) == 1)
+        await until(lambda: not llama.engine.scheduler.waiting, seconds=0.5)
+        for other in others:
+            await other.__aexit__(None, None, None)
+    await until(lambda: llama.engine.num_in_flight == 0)
+
+
+async def test_a_request_cancelled_during_prefill_leaves(llama):
+    async with llama.submit(request(prompt(2000), **ENDLESS)):
+        await until(lambda: any(seq.num_computed for seq in llama.engine.scheduler.running))
+    await until(lambda: llama.engine.scheduler.is_idle, seconds=0.5)
+
+
+async def test_a_waiting_request_is_admitted_when_another_finishes(llama):
+    lengths = [40, 5, 5, 5, 5, 5]
+    replies = await asyncio.gather(*(collect(llama, request(prompt(5, n), max_tokens=n)) for n in lengths))
+    assert [reply.completed.usage.completion_tokens for reply in replies] == lengths
+    assert max(reply.completed.timings.queue for reply in replies) > 0
+
+
+async def test_a_full_waiting_room_refuses_and_names_a_time_to_retry(llama):
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(collect(llama, request(prompt(5), max_tokens=50))) for _ in range(7)]
+        await until(lambda: llama.engine.num_in_flight == 7)
+        with pytest.raises(CapacityExceeded) as refused:
+            llama.submit(request(prompt(5)))
+        assert 1 <= refused.value.retry_after_seconds <= 60
+    assert all(task.result().completed for task in running)
+
+
+async def test_reject_if_busy_refuses_rather_than_waits(llama):
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(collect(llama, request(prompt(5), max_tokens=50)))
+        await until(lambda: llama.engine.num_in_flight == 4)
+        with pytest.raises(CapacityExceeded):
+            llama.submit(request(prompt(5), reject_if_busy=True))
+
+
+async def test_a_time_limit_returns_the_text_so_far(llama):
+    reply = await collect(llama, request(prompt(10), time_limit_seconds=0.2, **ENDLESS))
+    assert reply.completed.finish_reason is FinishReason.TIME_LIMIT
+    assert 0 < reply.completed.usage.completion_tokens < 1800
+    assert reply.text
+
+
+async def test_a_time_limit_that_ends_in_the_waiting_room_completes_without_text(llama):
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(collect(llama, request(prompt(5), time_limit_seconds=1.0, **ENDLESS)))
+        await until(lambda: len(llama.engine.scheduler.running) == 4)
+        waiting = await collect(llama, request(prompt(5), time_limit_seconds=0.1))
+    assert waiting.started is None
+    assert waiting.completed.finish_reason is FinishReason.TIME_LIMIT
+    assert waiting.completed.usage.completion_tokens == 0
+
+
+async def test_a_long_prompt_does_not_hold_up_running_streams(llama):
+    """Between two tokens of a running stream lies at most one chunk of the long prompt."""
+    chunks = []
+    prefill = llama.engine.runner.prefill
+    llama.engine.runner.prefill = lambda pieces: chunks.append(sum(len(p.token_ids) for p in pieces)) or prefill(pieces)
+    async with llama.submit(request(prompt(5), **ENDLESS)) as running:
+        await read_until_delta(running)
+        recorder = Recorder(llama)
+        seen = []
+        decode = llama.engine.runner.decode
+        llama.engine.runner.decode = lambda tokens: seen.append(len(chunks)) or decode(tokens)
+        await collect(llama, request(prompt(1000), max_tokens=1, request_id="long"))
+        assert len(recorder.completion("long", 1000)) == 1
+    assert max(chunks) == 64
+    assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) == 1
+
+
+async def test_a_failing_prompt_fails_alone(llama):
+    prefill = llama.engine.runner.prefill
+
+    def break_on_777(pieces):
+        if any(len(piece.token_ids) == 33 for piece in pieces):
+            raise RuntimeError("device trouble")
+        return prefill(pieces)
+
+    async with llama.submit(request(prompt(5), max_tokens=60)) as running:
+        await read_until_delta(running)
+        llama.engine.runner.prefill = break_on_777
+        with pytest.raises(GenerationFailed):
+            await collect(llama, request(prompt(33)))
+        events = [event async for event in running]
+    assert isinstance(events[-1], Completed)
+
+
+async def test_logits_that_are_not_finite_fail_their_own_sequence_only(llama):
+    decode = llama.engine.runner.decode
+
+    def poison(tokens):
+        logits = decode(tokens)
+        logits[[index for index, token in enumerate(tokens) if token.slot == 1]] = float("nan")
+        return logits
+
+    async with llama.submit(request(prompt(5), max_tokens=40)) as healthy:
+        await read_until_delta(healthy)
+        llama.engine.runner.decode = poison
+        with pytest.raises(GenerationFailed):
+            await collect(llama, request(prompt(6)))
+        assert isinstance([event async for event in healthy][-1], Completed)
+
+
+async def test_an_engine_that_fails_again_and_again_says_that_it_is_broken(tiny_model):
+    broken = asyncio.Event()
+    async with hosting(entry(tiny_model("llama-2"))) as models:
+        engine = models["tiny"].engine
+        engine._on_broken = broken.set
+
+        def fail(pieces):
+            raise RuntimeError("device trouble")
+
+        engine.runner.prefill = fail
+        for _ in range(3):
+            with pytest.raises(GenerationFailed):
+                await collect(models["tiny"], request(prompt(5)))
+        async with asyncio.timeout(2):
+            await broken.wait()
+        with pytest.raises(ServerStopping):
+            models["tiny"].submit(request(prompt(5)))
+
+
+async def test_draining_refuses_new_requests_and_finishes_the_old(llama):
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(collect(llama, request(prompt(5), max_tokens=60)))
+        await until(lambda: llama.engine.num_in_flight == 1)
+        drained = tasks.create_task(llama.engine.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(ServerStopping):
+            llama.submit(request(prompt(5)))
+        async with asyncio.timeout(10):
+            await drained
+    assert running.result().completed.usage.completion_tokens == 60
+
+
+async def test_stopping_fails_what_still_runs(tiny_model):
+    async with hosting(entry(tiny_model("llama-2"))) as models:
+        async with models["tiny"].submit(request(prompt(5), **ENDLESS)) as reply:
+            await read_until_delta(reply)
+            await models["tiny"].engine.stop()
+            with pytest.raises(ServerStopping):
+                async for _ in reply:
+                    pass
+
+
+async def test_seeded_replies_are_the_same_alone_and_in_a_crowd(llama):
+    def seeded(seed: int):
+        return request(prompt(12), sampling=SamplingParams(seed=seed, temperature=1.0, ignore_eos=True), max_tokens=40)
+
+    for seed in (1, 2, 2**64 - 1):
+        alone = await collect(llama, seeded(seed))
+        crowd = [
+            request(prompt(n, n), sampling=SamplingParams(seed=n, ignore_eos=True), max_tokens=40) for n in (3, 50, 90)
+        ]
+        together, *_ = await asyncio.gather(*(collect(llama, one) for one in (seeded(seed), *crowd)))
+        assert together.text == alone.text
+
+
+async def test_greedy_tokens_do_not_depend_on_when_a_sequence_joins(llama):
+    recorder = Recorder(llama)
+    await collect(llama, request(prompt(100), request_id="alone", max_tokens=30))
+    async with llama.submit(request(prompt(5), **ENDLESS)) as running:
+        for index in range(3):
+            await read_until_delta(running)
+            await collect(llama, request(prompt(100), request_id=f"joined {index}", max_tokens=30))
+            assert recorder.completion(f"joined {index}", 100) == recorder.completion("alone", 100)
+
+
+async def test_entries_with_equal_weights_share_one_engine(tiny_model):
+    folder = tiny_model("llama-2")
+    entries = [
+        entry(folder, name="a"),
+        entry(folder, name="b", context_length=100),
+        entry(folder, name="c", precision="bfloat16"),
+    ]
+    async with hosting(*entries) as models:
+        assert models["a"].engine is models["b"].engine
+        assert models["a"].engine is not models["c"].engine
+        assert models["b"].context_length == 100
+
+
+async def test_a_model_without_a_template_gets_that_of_llama_2_by_its_architecture(llama):
+    ids = llama.prompts.encode_chat([Turn("user", "where is the program")])
+    assert llama.prompts._plain.decode(ids, skip_special_tokens=False) == "<s> [INST] where is the program [/INST]"
+    assert ids.count(1) == 1
+
+
+async def test_a_kv_cache_setting_too_small_for_one_sequence_stops_the_start(tiny_model):
+    from inference_server.errors import ConfigurationError
+
+    with pytest.raises(ConfigurationError, match="TAILRACE_KV_CACHE_TOKENS=100"):
+        async with hosting(entry(tiny_model("llama-2")), kv_cache_tokens=100):
+            pass
+
+
+async def test_the_kv_cache_setting_bounds_the_sequences_that_run_together(tiny_model):
+    async with hosting(entry(tiny_model("llama-2")), kv_cache_tokens=2 * 3848 + 5) as models:
+        assert models["tiny"].engine.runner.cache.num_slots == 2
+        replies = await asyncio.gather(
+            *(collect(models["tiny"], request(prompt(5), sampling=GREEDY)) for _ in range(5))
+        )
+    assert all(reply.completed for reply in replies)

@@ -1,0 +1,117 @@
+"""Tiny randomly initialised models with real tokenizers, written to a folder as a hub would hold them.
+
+The weights are random but fixed by a seed, and large enough in spread that greedy replies vary from prompt to prompt.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCAB_SIZE = 403  # what the trainer below finds in _WORDS, with 256 byte tokens
+
+_WORDS = (
+    "the program where is new york a city in north east of united states and it was built by many people over time "
+    "an answer comes word by word so that nobody waits for the end of a long reply hello world this is text 1 2 3 "
+)
+
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+
+ARCHITECTURES: dict[str, PreTrainedConfig] = {
+    # Llama 2: its own window is 4096, every head has keys of its own.
+    "llama-2": LlamaConfig(**{**_SIZES, "num_key_value_heads": 4}, max_position_embeddings=4096),
+    "llama-3": LlamaConfig(
+        **_SIZES,
+        max_position_embeddings=8192,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256,
+        },
+    ),
+    "mistral": MistralConfig(**_SIZES, max_position_embeddings=4096, sliding_window=24, head_dim=16),
+    "qwen-2": Qwen2Config(**_SIZES, max_position_embeddings=4096),
+    "qwen-3": Qwen3Config(**_SIZES, max_position_embeddings=4096, head_dim=32),
+    # Soft-capped scores; every other layer sees a window.
+    "gemma-2": Gemma2Config(
+        **_SIZES,
+        max_position_embeddings=4096,
+        head_dim=16,
+        sliding_window=24,
+        attn_logit_softcapping=20.0,
+        final_logit_softcapping=30.0,
+        query_pre_attn_scalar=16,
+    ),
+}
+
+
+def write_model(folder: Path, architecture: str, *, seed: int = 0) -> Path:
+    """A model folder with config, safetensors and the SentencePiece-style tokenizer. Returns `folder`."""
+    torch.manual_seed(seed)
+    model: Any = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture])
+    if not model.config.tie_word_embeddings:
+        # Random bytes are no text: their logits are 0, which is hardly ever the largest.
+        model.lm_head.weight.data[: 3 + 256] = 0
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(folder)
+    sentencepiece_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama 2's kind: a space is ▁ and one is put in front, unknown characters become bytes, and <s> opens a text."""
+    control = [AddedToken(text, special=True, normalized=False) for text in ("<unk>", "<s>", "</s>")]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        show_progress=False,
+        limit_alphabet=64,
+    )
+    tokenizer.train_from_iterator([_WORDS] * 3, trainer)
+    learned = tokenizer.get_vocab()
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    vocab = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *bytes_])}
+    for token in sorted(learned, key=lambda token: learned[token]):
+        vocab.setdefault(token, len(vocab))
+    tokenizer.model = models.BPE(
+        vocab=vocab, merges=[tuple(merge) for merge in merges], byte_fallback=True, unk_token="<unk>", fuse_unk=True
+    )
+    tokenizer.pre_tokenizer = None  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(control)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
