@@ -79,6 +79,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             outcome = error.reason
             await _abort(context, error)
         except Exception:
+            if context.cancelled():  # a message met the caller's cancel half way: nobody is left to be told
+                return
             outcome = "INTERNAL"
             logger.exception("request %s failed", request_id)
             await _abort(context, errors.GenerationFailed("the server failed on this request"))

@@ -1,0 +1,79 @@
+"""`python -m http_bridge`: settings, socket, application, server. Everything is wired together here."""
+
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Never
+
+import uvicorn
+
+from http_bridge.app import create_app
+from http_bridge.config import ConfigError, Settings, load_settings, split_address
+
+# Request line and headers together, in bytes.
+_MAX_HEADER_BYTES = 64 * 1024
+_logger = logging.getLogger("http_bridge")
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after such a signal, 1 if the bridge could not start."""
+    try:
+        settings = load_settings()
+        listener = _listen(settings.http_address)
+    except ConfigError as error:
+        print(f"The bridge cannot start. {error}", file=sys.stderr)
+        return 1
+    # uvicorn drains on these signals and then raises them again for whoever handled them before: a clean end.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, _exit)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
+    _server(settings).run(sockets=[listener])
+    return 0
+
+
+def _listen(address: str) -> socket.socket:
+    host, port = split_address(address)
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        # Python repeats the address behind the reason.
+        reason = (error.strerror or str(error)).partition(" (while ")[0]
+        raise ConfigError(f"TAILRACE_HTTP_ADDRESS={address}: {reason}.") from None
+
+
+def _server(settings: Settings) -> uvicorn.Server:
+    is_verbose = settings.log_level == "debug"
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="debug" if is_verbose else "warning",
+            access_log=is_verbose,
+            server_header=False,
+            # Who called is of no interest here, and a header must not decide what the log says about it.
+            proxy_headers=False,
+            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            timeout_graceful_shutdown=settings.http_shutdown_grace_seconds,
+        )
+    )
+
+
+def _url_host(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _exit(signal_number: int, frame: FrameType | None) -> Never:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

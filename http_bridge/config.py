@@ -1,0 +1,155 @@
+"""Every setting of the bridge, read once from the environment. Knows nothing of what the settings are used for."""
+
+import ipaddress
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "TAILRACE_"
+# Targets in gRPC's own notation are passed on as they are.
+_GRPC_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
+
+
+class ConfigError(Exception):
+    """A setting that the bridge cannot start with; the message is one sentence that names the variable."""
+
+
+class Settings(BaseSettings):
+    """The bridge's settings; each comes from the variable TAILRACE_ plus its name in upper case."""
+
+    # The server's settings share the prefix, so variables that are unknown here are no mistake.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
+
+    http_address: str = Field(
+        default="127.0.0.1:8787",
+        description="Where the bridge listens, host:port; port 0 takes a free one. Beyond loopback needs API tokens.",
+    )
+    grpc_address: str = Field(
+        default="127.0.0.1:50051",
+        description="The inference server to call, host:port or a gRPC target such as dns:///host:port.",
+    )
+    api_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        repr=False,
+        description="Bearer tokens that are let in, separated by commas. Empty: anyone is, with any token or none.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may call the bridge, separated by commas, or *. Empty: none.",
+    )
+    stream_padding: bool = Field(
+        default=False,
+        description="Adds random text as `p` to each event of a stream, so that packet sizes do not give away tokens.",
+    )
+    max_body_bytes: int = Field(
+        default=4_000_000,
+        ge=1_000,
+        # A gRPC message holds 4 MiB unless the server says otherwise; the rest is room for what goes along.
+        le=4_000_000,
+        description="Longest request body in bytes, 1000 to 4000000; a longer one is refused with 413.",
+    )
+    request_timeout_seconds: float = Field(
+        default=600,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Longest time for one request in seconds, above 0 to 86400, waiting included; then 408.",
+    )
+    http_shutdown_grace_seconds: int = Field(
+        default=30,
+        ge=0,
+        le=3_600,
+        description="How long running streams may go on after SIGTERM, in whole seconds, 0 to 3600.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity that is logged: debug, info, warning or error."
+    )
+
+    @field_validator("api_tokens", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("http_address")
+    @classmethod
+    def _check_http_address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("grpc_address")
+    @classmethod
+    def _check_grpc_address(cls, value: str) -> str:
+        if not value.startswith(_GRPC_SCHEMES) and split_address(value)[1] == 0:
+            raise ValueError("port 0 cannot be called")
+        return value
+
+    @field_validator("api_tokens")
+    @classmethod
+    def _check_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(token.isascii() and token.isprintable() and " " not in token for token in value):
+            raise ValueError("a token may hold printable ASCII characters only, and no space")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            scheme, separator, host = origin.partition("://")
+            if origin != "*" and not (scheme and separator and host and "/" not in host):
+                raise ValueError(f"{origin!r} is no origin; one looks like https://example.com")
+        return value
+
+    @model_validator(mode="after")
+    def _protect_public_address(self) -> Self:
+        if not self.api_tokens and not is_loopback(split_address(self.http_address)[0]):
+            raise ValueError(
+                f"{PREFIX}HTTP_ADDRESS={self.http_address} is open to other machines and {PREFIX}API_TOKENS is empty: "
+                "set tokens, or listen on 127.0.0.1"
+            )
+        return self
+
+
+def load_settings() -> Settings:
+    """The settings in the environment. Raises ConfigError with one sentence about all that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(problem) for problem in error.errors()) + ".") from None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port (0 to 65535) of `host:port` or `[ipv6]:port`. Raises ValueError with what is wrong."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or host.startswith("[") != host.endswith("]"):
+        raise ValueError("it is not host:port, for example 127.0.0.1:8787 or [::1]:8787")
+    if ":" in host and not host.startswith("["):
+        raise ValueError("an IPv6 address needs brackets, for example [::1]:8787")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise ValueError("its port is not a number from 0 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`; a name other than localhost counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _sentence(problem: Any) -> str:
+    reason = str(problem["ctx"]["error"]) if "error" in problem.get("ctx", {}) else problem["msg"]
+    if not problem["loc"]:
+        return reason
+    name = problem["loc"][0]
+    # Tokens are secrets: what was given is not repeated.
+    given = "" if name == "api_tokens" else f"={problem['input']!s:.100}"
+    return f"{PREFIX}{name.upper()}{given}: {reason}"

@@ -1,0 +1,135 @@
+"""transformers' own `generate` on the default model, as the measure of the engine's tokens."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from inference_server.catalog import CatalogEntry, Precision, read_catalog
+from inference_server.config import DEFAULT_CATALOG, Settings
+from inference_server.hosting import HostedModel
+from inference_server.loader import load_model
+from inference_server.sequence import Delta
+from tests.engines import GREEDY, Recorder, collect, request
+
+NUM_TOKENS = 64
+PROMPT_LENGTHS = [5, 8, 12, 17, 25, 36, 50, 70, 100, 140, 190, 256, 257, 330, 450, 600, 800, 1024, 1250, 1500]
+CORPUS = Path(__file__).parent / "corpus.txt"
+
+TokenIds = list[int]
+
+
+def default_entry(precision: Precision) -> CatalogEntry:
+    """The default model in a precision of our choice, with limits that every prompt here keeps."""
+    entry = read_catalog(DEFAULT_CATALOG)[2]
+    return CatalogEntry(
+        name="default",
+        description=entry.description,
+        weights=entry.weights,
+        precision=precision,
+        context_length=3072,
+        sequence_length=2500,
+        chat_template=None,
+        stands_in=False,
+    )
+
+
+def prompts(model: HostedModel, lengths: list[int]) -> list[TokenIds]:
+    """Pieces of the corpus, each from another place, in tokens."""
+    corpus = model.prompts.encode_text(CORPUS.read_text())
+    starts = [(index * 97) % (len(corpus) - length) for index, length in enumerate(lengths)]
+    return [corpus[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+
+
+@dataclass
+class Reference:
+    """Greedy tokens of `generate`, and the logits (num_tokens, vocab_size) float32 they were chosen from."""
+
+    token_ids: TokenIds
+    logits: torch.Tensor
+
+
+def generate(precision: Precision, prompts: list[TokenIds]) -> list[Reference]:
+    """Each prompt by itself, through transformers' default attention."""
+    loaded = load_model(
+        default_entry(precision).weights,
+        precision,
+        device=torch.device("cpu"),
+        cache_dir=Settings().cache_dir,
+        attention_name="sdpa",
+    )
+    references = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        output = loaded.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NUM_TOKENS,
+            eos_token_id=None,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        logits = torch.cat(output.logits).float()
+        references.append(Reference(output.sequences[0, len(prompt) :].tolist(), logits))
+    return references
+
+
+def first_gap(reference: Reference, token_ids: TokenIds) -> float | None:
+    """How far the engine's first differing token lies below the reference's, in logits; None if all are equal."""
+    assert len(token_ids) == NUM_TOKENS
+    for position, (ours, theirs) in enumerate(zip(token_ids, reference.token_ids, strict=True)):
+        if ours != theirs:
+            logits = reference.logits[position]
+            return float(logits[theirs] - logits[ours])
+    return None
+
+
+async def alone(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]:
+    recorder = Recorder(model)
+    for index, prompt in enumerate(prompts):
+        await collect(model, _greedy(index, prompt))
+    return _completions(recorder, prompts)
+
+
+async def eight_at_a_time(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]:
+    recorder = Recorder(model)
+    for first in range(0, len(prompts), 8):
+        group = range(first, min(first + 8, len(prompts)))
+        await asyncio.gather(*(collect(model, _greedy(index, prompts[index])) for index in group))
+    return _completions(recorder, prompts)
+
+
+async def joining(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]:
+    """Each prompt joins when the one before it has sent some deltas: 1, 4, 7, 10, 1, …"""
+    recorder = Recorder(model)
+
+    async def run(index: int) -> None:
+        follower: asyncio.Task[None] | None = None
+        num_deltas = 0
+        async with model.submit(_greedy(index, prompts[index])) as reply:
+            async for event in reply:
+                num_deltas += isinstance(event, Delta)
+                if follower is None and num_deltas > (3 * index) % 12 and index + 1 < len(prompts):
+                    follower = asyncio.create_task(run(index + 1))
+        await (follower or asyncio.sleep(0))
+
+    await run(0)
+    return _completions(recorder, prompts)
+
+
+MODES: dict[str, Callable[[HostedModel, list[TokenIds]], Awaitable[list[TokenIds]]]] = {
+    "alone": alone,
+    "eight at a time": eight_at_a_time,
+    "joining": joining,
+}
+
+
+def _greedy(index: int, prompt: TokenIds):
+    return request(prompt, request_id=str(index), sampling=GREEDY, max_tokens=NUM_TOKENS)
+
+
+def _completions(recorder: Recorder, prompts: list[TokenIds]) -> list[TokenIds]:
+    return [recorder.completion(str(index), len(prompt)) for index, prompt in enumerate(prompts)]

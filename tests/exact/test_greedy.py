@@ -1,0 +1,40 @@
+"""Greedy replies of the default model are those of transformers' `generate`, in every precision and company.
+
+Where rounding differs (16 bits, int8), the first token that differs must have been nearly as likely: transformers alone
+and transformers batched differ from each other by as much.
+"""
+
+import pytest
+import torch
+
+from inference_server.loader import resolve_precision
+from tests.engines import hosting
+from tests.exact.reference import MODES, PROMPT_LENGTHS, Reference, default_entry, first_gap, generate, prompts
+
+LARGEST_GAP = {"float32": 0.0, "bfloat16": 0.25, "bitsandbytes-int8": 1.0}
+SIXTEEN_BIT = resolve_precision("float16", torch.device("cpu"))
+PRECISIONS = sorted({"float32", SIXTEEN_BIT, "bitsandbytes-int8"})
+
+
+_references: dict[str, list[Reference]] = {}  # by precision, for the whole run
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+async def test_greedy_tokens_are_those_of_generate(precision, mode, record_property):
+    async with hosting(default_entry(precision), max_running_seqs=32) as models:
+        model = models["default"]
+        texts = prompts(model, PROMPT_LENGTHS)
+        ours = await MODES[mode](model, texts)
+    if precision not in _references:
+        _references[precision] = generate(precision, texts)
+    gaps = [first_gap(theirs, tokens) for theirs, tokens in zip(_references[precision], ours, strict=True)]
+    differing = [gap for gap in gaps if gap is not None]
+    print(
+        f"\n{precision:>17} {mode:>15}: {len(gaps) - len(differing)} of {len(gaps)} prompts equal in all tokens; "
+        f"largest gap at a first difference {max(differing, default=0.0):.4f} logits"
+    )
+    if precision == "float32":
+        assert not differing
+    assert max(differing, default=0.0) <= LARGEST_GAP[precision]

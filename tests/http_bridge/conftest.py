@@ -1,0 +1,188 @@
+"""A real bridge under uvicorn in front of a real gRPC server whose replies a test writes down."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import httpx
+import pytest
+import uvicorn
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from http_bridge.app import create_app
+from http_bridge.config import Settings
+from tailrace.v1 import inference_pb2 as pb
+from tailrace.v1 import inference_pb2_grpc
+
+MODEL = "@cf/meta/llama-2-7b-chat-int8"
+RUN_URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
+Script = Callable[["Reply"], Awaitable[None]]
+
+
+class Reply:
+    """One call as a script sees it: what was asked, and the ways to answer."""
+
+    def __init__(self, request: pb.RunRequest, context: grpc.aio.ServicerContext) -> None:
+        self.request = request
+        self.context = context
+        self.request_id = dict(context.invocation_metadata())["x-request-id"]
+
+    async def accept(self) -> None:
+        await self.context.send_initial_metadata((("x-request-id", self.request_id),))
+
+    async def start(self) -> None:
+        started = pb.Started(request_id=self.request_id, model=self.request.model, prompt_tokens=5, seed=1)
+        await self.context.write(pb.RunResponse(started=started))
+
+    async def say(self, text: str) -> None:
+        await self.context.write(pb.RunResponse(delta=pb.Delta(text=text, tokens=1)))
+
+    async def complete(self) -> None:
+        usage = pb.Usage(prompt_tokens=5, completion_tokens=7)
+        completed = pb.Completed(finish_reason=pb.FINISH_REASON_STOP, usage=usage)
+        await self.context.write(pb.RunResponse(completed=completed))
+
+    async def refuse(self, code: grpc.StatusCode, reason: str = "", *details, **metadata: str) -> None:
+        if reason:
+            info = error_details_pb2.ErrorInfo(reason=reason, domain="tailrace", metadata=metadata)
+            details = (info, *details)
+        packed = [any_pb2.Any() for _ in details]
+        for box, detail in zip(packed, details, strict=True):
+            box.Pack(detail)
+        status = status_pb2.Status(code=code.value[0], message="not for the client", details=packed)
+        await self.context.abort_with_status(rpc_status.to_status(status))
+
+    async def forever(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def new_york(reply: Reply) -> None:
+    await reply.accept()
+    await reply.start()
+    for text in ("New", " York", "", "\n“é”"):
+        await reply.say(text)
+    await reply.complete()
+
+
+class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers each Run by `script`; `scripts` holds those of the next calls, if they shall differ."""
+
+    def __init__(self) -> None:
+        self.script: Script = new_york
+        self.scripts: list[Script] = []
+        self.requests: list[pb.RunRequest] = []
+        self.request_ids: list[str] = []
+        self.entered = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def Run(self, request, context):
+        reply = Reply(request, context)
+        self.requests.append(request)
+        self.request_ids.append(reply.request_id)
+        self.entered.set()
+        try:
+            await (self.scripts.pop(0) if self.scripts else self.script)(reply)
+        except (asyncio.CancelledError, grpc.aio.InternalError):
+            # A cancel that meets a write in flight is an InternalError of gRPC.
+            self.cancelled.set()
+
+
+class Backend:
+    """The fake server: its address, its servicer and its health."""
+
+    def __init__(self) -> None:
+        self.servicer = FakeServicer()
+        self.health = health.aio.HealthServicer()
+        self.server = grpc.aio.server()
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+
+    async def set_serving(self, is_serving: bool) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if is_serving else statuses.NOT_SERVING
+        await self.health.set("tailrace.v1.InferenceService", status)
+
+
+class Bridge:
+    """A running bridge, asked through httpx or over a bare socket."""
+
+    def __init__(self, port: int, client: httpx.AsyncClient) -> None:
+        self.port = port
+        self.client = client
+
+    async def ask(self, body: object = None, *, url: str = RUN_URL, **options) -> httpx.Response:
+        return await self.client.post(url, json={"prompt": "hi"} if body is None else body, **options)
+
+    async def open(self, body: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Send a run over a connection of its own, which the test reads and drops as it likes."""
+        data = json.dumps(body).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(f"POST {RUN_URL} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
+        return reader, writer
+
+
+class Server(uvicorn.Server):
+    """uvicorn, told to stop by an event instead of a look at a flag ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.stopping.wait()
+
+
+@asynccontextmanager
+async def running_bridge(grpc_address: str, **settings) -> AsyncIterator[Bridge]:
+    app = create_app(Settings(http_address="127.0.0.1:0", grpc_address=grpc_address, **settings))
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    server = Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
+        yield Bridge(port, client)
+    server.stopping.set()
+    await serving
+
+
+@pytest.fixture(autouse=True)
+def short_retry_pauses(monkeypatch):
+    monkeypatch.setattr("http_bridge.upstream.RETRY_PAUSES", (0.01, 0.02))
+
+
+@pytest.fixture
+async def backend():
+    backend = Backend()
+    await backend.server.start()
+    yield backend
+    await backend.server.stop(None)
+
+
+@pytest.fixture
+def servicer(backend):
+    return backend.servicer
+
+
+@pytest.fixture
+async def start_bridge(backend):
+    """Starts a bridge with the settings given; it is stopped at the end of the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**settings) -> Bridge:
+            settings = {"grpc_address": backend.address, **settings}
+            return await stack.enter_async_context(running_bridge(**settings))
+
+        yield start
+
+
+@pytest.fixture
+async def bridge(start_bridge):
+    return await start_bridge()

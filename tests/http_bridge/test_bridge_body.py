@@ -1,0 +1,212 @@
+"""Request bodies: what is accepted, and what each wrong field is told."""
+
+import json
+
+import pytest
+
+from http_bridge.errors import ApiError
+from http_bridge.schemas import Turn, parse_body
+
+NUMBERS = {
+    "temperature": (0, 5),
+    "top_p": (0.001, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "top_k": (1, 50),
+    "seed": (1, 9999999999),
+}
+SURROGATE = "holds half of a surrogate pair, which is no character"
+
+
+def parse(**body):
+    return parse_body(json.dumps(body).encode())
+
+
+def problem(**body):
+    with pytest.raises(ApiError) as caught:
+        parse(**body)
+    assert (caught.value.status, caught.value.code) == (400, 5006)
+    return caught.value.description.removeprefix("Bad input: Error: ")
+
+
+@pytest.mark.parametrize(("name", "limits"), NUMBERS.items())
+def test_both_ends_of_a_range_are_accepted(name, limits):
+    assert [getattr(parse(prompt="hi", **{name: value}), name) for value in limits] == list(limits)
+
+
+@pytest.mark.parametrize(("name", "limits"), NUMBERS.items())
+def test_beyond_a_range_the_field_and_its_limit_are_named(name, limits):
+    low, high = limits
+    assert problem(prompt="hi", **{name: low - 1}) == f"'/{name}' must be >= {low}"
+    assert problem(prompt="hi", **{name: high + 1}) == f"'/{name}' must be <= {high}"
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "max_tokens", "repetition_penalty"])
+@pytest.mark.parametrize(("value", "kind"), [("1", "string"), (True, "boolean"), ([1], "array"), ({}, "object")])
+def test_other_types_are_no_numbers(name, value, kind):
+    assert problem(prompt="hi", **{name: value}).startswith(f"Type mismatch of '/{name}', '{kind}' not in ")
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "top_k", "seed"])
+def test_integer_may_be_written_as_a_float_but_not_have_a_fraction(name):
+    value = getattr(parse(prompt="hi", **{name: 5.0}), name)
+    assert (value, type(value)) == (5, int)
+    assert problem(prompt="hi", **{name: 5.5}) == f"Type mismatch of '/{name}', 'number' not in 'integer'"
+
+
+def test_tiny_temperature_is_accepted():
+    assert parse(prompt="hi", temperature=1e-08).temperature == 1e-08
+
+
+def test_repetition_penalty_is_above_zero_to_two():
+    assert parse(prompt="hi", repetition_penalty=2).repetition_penalty == 2
+    assert problem(prompt="hi", repetition_penalty=0) == "'/repetition_penalty' must be > 0 (1 changes nothing)"
+    assert problem(prompt="hi", repetition_penalty=2.1) == "'/repetition_penalty' must be <= 2"
+    assert problem(prompt="hi", repetition_penalty=-1) == "'/repetition_penalty' must be >= 0"
+
+
+def test_max_tokens_has_no_upper_end_but_that_of_the_contract():
+    assert problem(prompt="hi", max_tokens=0) == "'/max_tokens' must be >= 1"
+    assert parse(prompt="hi", max_tokens=10**30).max_tokens == 2**32 - 1
+    assert parse_body(b'{"prompt":"hi","max_tokens":1e30}').max_tokens == 2**32 - 1
+
+
+@pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity"])
+def test_words_that_are_no_json_numbers_are_refused(word):
+    with pytest.raises(ApiError, match="is no JSON number"):
+        parse_body(b'{"prompt":"hi","temperature":%s}' % word)
+
+
+@pytest.mark.parametrize("digits", [b"9" * 33, b"9" * 10_000, b"1e999", b"-1e999"])
+@pytest.mark.parametrize("name", [b"temperature", b"seed", b"top_k"])
+def test_huge_numbers_are_refused_like_others(name, digits):
+    with pytest.raises(ApiError, match=f"'/{name.decode()}'"):
+        parse_body(b'{"prompt":"hi","%s":%s}' % (name, digits))
+
+
+def test_null_is_absent_and_unknown_keys_are_ignored():
+    names = ["messages", "raw", "stream", "max_tokens", "temperature", "top_k", "seed", "stop", "options"]
+    assert parse(prompt="hi", **dict.fromkeys(names), model="x", tool_choice=1, lora=[]) == parse(prompt="hi")
+
+
+def test_all_wrong_fields_are_told_at_once():
+    assert problem(top_k=51, stream="yes") == (
+        "required properties at '/' are 'prompt' or 'messages', "
+        "Type mismatch of '/stream', 'string' not in 'boolean', '/top_k' must be <= 50"
+    )
+
+
+def test_of_many_wrong_fields_the_first_eight_are_told_and_the_rest_is_not_read():
+    message = problem(messages=[1] * 1_000_000)
+    assert message.endswith("'/messages/7', 'integer' not in 'object', and more")
+    assert message.count("Type mismatch") == 8
+
+
+def test_prompt_must_be_a_string_that_is_not_empty():
+    assert problem(prompt="") == "'/prompt' must not be empty"
+    assert problem(prompt=5) == "Type mismatch of '/prompt', 'integer' not in 'string'"
+
+
+def test_messages_win_over_prompt():
+    body = parse(prompt="no", messages=[{"role": "user", "content": "yes"}])
+    assert (body.prompt, body.turns) == (None, (Turn("user", "yes"),))
+
+
+def test_content_may_be_text_parts():
+    parts = [{"type": "text", "text": "New "}, {"type": "text", "text": "York"}]
+    assert parse(messages=[{"role": "user", "content": parts}]).turns == (Turn("user", "New York"),)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"type": "image_url"}, "'/messages/0/content/0/type' must be 'text'"),
+        ({"type": "text"}, "required properties at '/messages/0/content/0' are 'type,text'"),
+        ({"type": "text", "text": 1}, "Type mismatch of '/messages/0/content/0/text', 'integer' not in 'string'"),
+        ("hi", "Type mismatch of '/messages/0/content/0', 'string' not in 'object'"),
+    ],
+)
+def test_other_parts_are_named(part, told):
+    assert problem(messages=[{"role": "user", "content": [part]}]) == told
+
+
+def test_assistant_may_have_said_nothing():
+    turns = parse(messages=[{"role": "assistant", "content": None}, {"role": "assistant"}]).turns
+    assert turns == (Turn("assistant", ""), Turn("assistant", ""))
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([], "'/messages' must hold at least 1 message"),
+        ("hi", "Type mismatch of '/messages', 'string' not in 'array'"),
+        ([{"role": "user"}], "required properties at '/messages/0' are 'role,content'"),
+        ([{"role": "user", "content": None}], "required properties at '/messages/0' are 'role,content'"),
+        ([{"content": "hi"}], "required properties at '/messages/0' are 'role,content'"),
+        ([{"role": "", "content": "hi"}], "'/messages/0/role' must not be empty"),
+        ([{"role": "x" * 65, "content": "hi"}], "'/messages/0/role' must be at most 64 characters long"),
+        (
+            [{"role": "user", "content": 1}],
+            "Type mismatch of '/messages/0/content', 'integer' not in 'string' or 'array'",
+        ),
+    ],
+)
+def test_wrong_messages_are_named(messages, told):
+    assert problem(messages=messages) == told
+
+
+def test_stop_is_a_string_or_an_array_of_strings():
+    assert parse(prompt="hi", stop="\n").stop == ("\n",)
+    assert parse(prompt="hi", stop=["a", "b"]).stop == ("a", "b")
+    assert parse(prompt="hi", stop=[]).stop == ()
+
+
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [
+        ("", "'/stop' must not be empty"),
+        ("x" * 257, "'/stop' must be at most 256 characters long"),
+        (["a", ""], "'/stop/1' must not be empty"),
+        (["a"] * 17, "'/stop' must hold at most 16 strings"),
+        ([1], "Type mismatch of '/stop/0', 'integer' not in 'string'"),
+        (1, "Type mismatch of '/stop', 'integer' not in 'string' or 'array'"),
+    ],
+)
+def test_wrong_stop_strings_are_named(stop, told):
+    assert problem(prompt="hi", stop=stop) == told
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"prompt": "\ud800"}, "/prompt"),
+        ({"prompt": "hi", "stop": ["\udfff"]}, "/stop/0"),
+        ({"messages": [{"role": "\ud800", "content": "hi"}]}, "/messages/0/role"),
+        ({"messages": [{"role": "user", "content": "a\udc00"}]}, "/messages/0/content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]},
+            "/messages/0/content/0/text",
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_named(body, path):
+    assert problem(**body) == f"'{path}' {SURROGATE}"
+
+
+def test_whole_surrogate_pair_is_a_character():
+    assert parse_body(b'{"prompt": "\\ud83d\\ude00"}').prompt == "\U0001f600"
+
+
+def test_reject_if_busy_stands_in_options():
+    assert parse(prompt="hi", options={"rejectIfBusy": True, "other": 1}).reject_if_busy
+    assert problem(prompt="hi", options=[]) == "Type mismatch of '/options', 'array' not in 'object'"
+    assert problem(prompt="hi", options={"rejectIfBusy": 1}).startswith("Type mismatch of '/options/rejectIfBusy'")
+
+
+def test_byte_order_mark_is_skipped():
+    assert parse_body(b'\xef\xbb\xbf{"prompt": "hi"}').prompt == "hi"
+
+
+def test_place_of_a_json_error_is_told():
+    with pytest.raises(ApiError, match=r"the body is not JSON \(line 2, column 1\)"):
+        parse_body(b'{"prompt":\n}')

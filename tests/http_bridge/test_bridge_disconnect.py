@@ -1,0 +1,64 @@
+"""A client that leaves cancels its call, wherever the request is."""
+
+import asyncio
+
+import grpc
+import pytest
+
+STREAM = {"prompt": "hi", "stream": True}
+PLAIN = {"prompt": "hi"}
+
+
+async def before_acceptance(reply):
+    await reply.forever()
+
+
+async def in_the_queue(reply):
+    await reply.accept()
+    await reply.forever()
+
+
+async def while_generating(reply):
+    await reply.accept()
+    await reply.start()
+    await reply.say("New")
+    await reply.forever()
+
+
+@pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "json"])
+@pytest.mark.parametrize("script", [before_acceptance, in_the_queue, while_generating])
+@pytest.mark.parametrize("way", ["close", "abort"])
+async def test_dropped_connection_cancels_the_call_at_once(bridge, servicer, body, script, way):
+    servicer.script = script
+    _, writer = await bridge.open(body)
+    await servicer.entered.wait()
+    await asyncio.sleep(0.1)
+    writer.close() if way == "close" else writer.transport.abort()
+    async with asyncio.timeout(0.5):
+        await servicer.cancelled.wait()
+
+
+async def test_dropped_connection_ends_the_retries(bridge, servicer, monkeypatch):
+    monkeypatch.setattr("http_bridge.upstream.RETRY_PAUSES", (0.2, 0.2))
+    servicer.script = lambda reply: reply.refuse(grpc.StatusCode.UNAVAILABLE)
+    _, writer = await bridge.open(PLAIN)
+    await servicer.entered.wait()
+    writer.transport.abort()
+    await asyncio.sleep(0.3)
+    assert len(servicer.requests) == 1
+
+
+async def test_client_that_leaves_within_its_body_is_no_request(bridge, servicer):
+    _, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
+    writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
+    await asyncio.sleep(0.05)
+    writer.transport.abort()
+    assert (await bridge.ask()).status_code == 200
+    assert len(servicer.requests) == 1
+
+
+async def test_reply_that_was_read_to_its_end_is_not_cancelled(bridge, servicer):
+    for body in (STREAM, PLAIN):
+        await bridge.ask(body)
+    await asyncio.sleep(0.2)
+    assert not servicer.cancelled.is_set()

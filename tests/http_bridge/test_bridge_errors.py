@@ -1,0 +1,156 @@
+"""What each failure of the inference server looks like to an HTTP client."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2
+
+Code = grpc.StatusCode
+FIELD = error_details_pb2.BadRequest(
+    field_violations=[
+        error_details_pb2.BadRequest.FieldViolation(field="sampling.top_k", description="must be >= 1"),
+        error_details_pb2.BadRequest.FieldViolation(field="chat.turns[3].role", description="is too long"),
+    ]
+)
+RETRY = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2, nanos=1))
+TOO_LONG = "The number of input tokens (2049) exceeded this model context window limit (2048)."
+INTERNAL = "Internal error; the log of the server has the cause under this request id."
+ROWS = [
+    (Code.NOT_FOUND, "UNKNOWN_MODEL", 400, 5007, "No such model @cf/meta/llama-2-7b-chat-int8 or task"),
+    (Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG", 413, 5021, TOO_LONG),
+    (Code.RESOURCE_EXHAUSTED, "CAPACITY_EXCEEDED", 429, 3040, "Capacity temporarily exceeded, please try again."),
+    (Code.UNAVAILABLE, "SERVER_STOPPING", 503, 7009, "Upstream service unavailable"),
+    (Code.UNAVAILABLE, "MODEL_NOT_READY", 503, 7009, "Upstream service unavailable"),
+    (Code.INTERNAL, "GENERATION_FAILED", 500, 3000, "The model failed while generating this reply."),
+    (Code.UNAVAILABLE, "", 503, 7009, "Upstream service unavailable"),
+    (Code.DEADLINE_EXCEEDED, "", 408, 3007, "Request timeout"),
+    (Code.RESOURCE_EXHAUSTED, "", 429, 3040, "Capacity temporarily exceeded, please try again."),
+    (Code.UNKNOWN, "", 500, 3000, INTERNAL),
+    (
+        Code.INTERNAL,
+        "A_REASON_OF_THE_FUTURE",
+        500,
+        3000,
+        INTERNAL,
+    ),
+]
+
+
+@pytest.mark.parametrize(("grpc_code", "reason", "status", "code", "description"), ROWS)
+async def test_refusal_keeps_its_status_and_its_envelope(
+    bridge, servicer, grpc_code, reason, status, code, description
+):
+    servicer.script = lambda reply: reply.refuse(grpc_code, reason, prompt_tokens="2049", context_length="2048")
+    for stream in (False, True):
+        response = await bridge.ask({"prompt": "hi", "stream": stream})
+        request_id = response.headers["cf-ai-req-id"]
+        error = {"message": f"AiError: AiError: {description} ({request_id})", "code": code}
+        assert response.status_code == status
+        assert response.headers["content-type"] == "application/json"
+        assert response.json() == {"errors": [error], "success": False, "result": {}, "messages": []}
+        assert list(response.json()) == ["errors", "success", "result", "messages"]
+        assert servicer.request_ids[-1] == request_id
+
+
+async def test_invalid_field_of_the_server_names_the_fields(bridge, servicer):
+    servicer.script = lambda reply: reply.refuse(Code.INVALID_ARGUMENT, "INVALID_FIELD", FIELD)
+    response = await bridge.ask()
+    assert response.status_code == 400
+    assert "Bad input: Error: '/top_k' must be >= 1, '/messages/3/role' is too long (" in response.text
+
+
+async def test_retry_after_is_rounded_up(bridge, servicer):
+    servicer.script = lambda reply: reply.refuse(Code.RESOURCE_EXHAUSTED, "CAPACITY_EXCEEDED", RETRY)
+    response = await bridge.ask()
+    assert response.headers["retry-after"] == "3"
+
+
+async def test_reason_of_another_domain_does_not_count(bridge, servicer):
+    info = error_details_pb2.ErrorInfo(reason="UNKNOWN_MODEL", domain="elsewhere")
+    servicer.script = lambda reply: reply.refuse(Code.INTERNAL, "", info)
+    assert (await bridge.ask()).status_code == 500
+
+
+async def test_details_that_cannot_be_read_leave_the_status_code(bridge, servicer):
+    async def refuse(reply):
+        await reply.context.abort(Code.RESOURCE_EXHAUSTED, "x", (("grpc-status-details-bin", b"\xff\xff"),))
+
+    servicer.script = refuse
+    assert (await bridge.ask()).status_code == 429
+
+
+async def test_failure_while_a_json_reply_is_awaited_keeps_its_status(bridge, servicer):
+    async def fail(reply):
+        await reply.accept()
+        await reply.say("New")
+        await reply.refuse(Code.INTERNAL, "GENERATION_FAILED")
+
+    servicer.script = fail
+    assert (await bridge.ask()).status_code == 500
+
+
+async def test_json_reply_without_completed_is_an_internal_error(bridge, servicer):
+    servicer.script = lambda reply: reply.accept()
+    response = await bridge.ask()
+    assert response.status_code == 500
+    assert response.json()["errors"][0]["code"] == 3000
+
+
+async def test_exception_of_the_server_is_not_shown(bridge, servicer):
+    async def crash(reply):
+        raise ValueError("secret detail")
+
+    servicer.script = crash
+    response = await bridge.ask()
+    assert response.status_code == 500
+    assert "secret" not in response.text
+
+
+async def test_deadline_before_the_reply_is_a_request_timeout(start_bridge, servicer):
+    servicer.script = lambda reply: reply.forever()
+    bridge = await start_bridge(request_timeout_seconds=0.3)
+    response = await bridge.ask({"prompt": "hi", "stream": True})
+    assert response.status_code == 408
+    assert response.json()["errors"][0]["code"] == 3007
+    async with asyncio.timeout(0.5):
+        await servicer.cancelled.wait()
+
+
+async def test_unavailable_before_acceptance_is_tried_again(bridge, servicer):
+    servicer.scripts = [lambda reply: reply.refuse(Code.UNAVAILABLE, "SERVER_STOPPING")] * 2
+    response = await bridge.ask()
+    assert response.status_code == 200
+    assert len(servicer.requests) == 3
+    assert set(servicer.request_ids) == {response.headers["cf-ai-req-id"]}
+
+
+async def test_unavailable_is_tried_three_times_at_most(bridge, servicer):
+    servicer.script = lambda reply: reply.refuse(Code.UNAVAILABLE)
+    assert (await bridge.ask()).status_code == 503
+    assert len(servicer.requests) == 3
+
+
+async def test_unavailable_after_acceptance_is_not_tried_again(bridge, servicer):
+    async def accept_and_stop(reply):
+        await reply.accept()
+        await reply.refuse(Code.UNAVAILABLE, "SERVER_STOPPING")
+
+    servicer.script = accept_and_stop
+    assert (await bridge.ask()).status_code == 503
+    assert len(servicer.requests) == 1
+
+
+@pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.INTERNAL, Code.ABORTED, Code.UNKNOWN])
+async def test_other_refusals_are_not_tried_again(bridge, servicer, code):
+    servicer.script = lambda reply: reply.refuse(code)
+    await bridge.ask()
+    assert len(servicer.requests) == 1
+
+
+async def test_server_that_is_not_there_is_unavailable(start_bridge):
+    bridge = await start_bridge(grpc_address="127.0.0.1:1")
+    response = await bridge.ask({"prompt": "hi", "stream": True})
+    assert response.status_code == 503
+    assert response.json()["errors"][0]["code"] == 7009

@@ -1,0 +1,120 @@
+"""The bridge as a process: start, signals, exit codes."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+
+import httpx
+import pytest
+
+RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"
+
+
+@pytest.fixture
+async def spawn():
+    """Starts `python -m http_bridge` with the settings given; what still runs at the end is killed."""
+    processes = []
+
+    async def start(**settings):
+        environment = {**os.environ, **{f"TAILRACE_{name.upper()}": value for name, value in settings.items()}}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "http_bridge", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def listening_url(process):
+    async with asyncio.timeout(20):
+        line = (await process.stderr.readline()).decode()
+    return re.search(r"listening on (http://\S+), calling ", line)[1]
+
+
+async def get_healthz(url):
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"{url}/healthz")).status_code
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_ends_the_bridge_cleanly(spawn, signal_number):
+    process = await spawn(http_address="127.0.0.1:0")
+    assert await get_healthz(await listening_url(process)) == 200
+    process.send_signal(signal_number)
+    async with asyncio.timeout(5):
+        assert (await process.stderr.read(), await process.wait()) == (b"", 0)
+
+
+async def test_running_stream_may_finish_after_sigterm(spawn, backend, servicer):
+    go_on = asyncio.Event()
+
+    async def wait_between(reply):
+        await reply.accept()
+        await reply.say("one")
+        await go_on.wait()
+        await reply.say("two")
+        await reply.complete()
+
+    servicer.script = wait_between
+    process = await spawn(http_address="127.0.0.1:0", grpc_address=backend.address)
+    url = await listening_url(process)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        async with client.stream("POST", url + RUN_URL, json={"prompt": "hi", "stream": True}) as response:
+            chunks = response.aiter_bytes()
+            await anext(chunks)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            go_on.set()
+            rest = b"".join([chunk async for chunk in chunks])
+    assert rest.endswith(b"data: [DONE]\n\n")
+    async with asyncio.timeout(5):
+        assert await process.wait() == 0
+
+
+async def test_stream_beyond_the_grace_is_cancelled(spawn, backend, servicer):
+    servicer.script = lambda reply: reply.forever()
+    process = await spawn(http_address="127.0.0.1:0", grpc_address=backend.address, http_shutdown_grace_seconds="0")
+    port = int((await listening_url(process)).rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"prompt":"hi"}'
+    writer.write(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (RUN_URL.encode(), len(body)) + body)
+    await servicer.entered.wait()
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(5):
+        await servicer.cancelled.wait()
+        assert await process.wait() == 0
+    writer.close()
+
+
+async def test_port_in_use_is_one_sentence_and_exit_code_1(spawn):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = await spawn(http_address=f"127.0.0.1:{taken.getsockname()[1]}")
+        async with asyncio.timeout(20):
+            text = (await process.stderr.read()).decode()
+    assert await process.wait() == 1
+    assert re.fullmatch(r"The bridge cannot start\. TAILRACE_HTTP_ADDRESS=\S+: Address already in use\.\n", text)
+
+
+async def test_wrong_setting_is_one_sentence_and_exit_code_1(spawn):
+    process = await spawn(http_address="0.0.0.0:0")
+    async with asyncio.timeout(20):
+        text = (await process.stderr.read()).decode()
+    assert await process.wait() == 1
+    assert text.startswith("The bridge cannot start. TAILRACE_HTTP_ADDRESS=0.0.0.0:0 is open to other machines")
+    assert text.count("\n") == 1
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+async def test_bridge_listens_on_ipv6(spawn):
+    process = await spawn(http_address="[::1]:0")
+    url = await listening_url(process)
+    assert url.startswith("http://[::1]:")
+    assert await get_healthz(url) == 200

@@ -1,0 +1,168 @@
+"""Routes, credentials, CORS, health."""
+
+import pytest
+from starlette.routing import Route
+
+from http_bridge.app import create_app
+from http_bridge.config import Settings
+
+RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"
+MISSING = {"code": 9106, "message": "Missing X-Auth-Key, X-Auth-Email or Authorization headers"}
+MALFORMED = {"code": 9106, "message": "Authentication failed (status: 400)"}
+WRONG = {"code": 10000, "message": "Authentication error"}
+
+
+def router_envelope(error):
+    return {"result": None, "success": False, "errors": [error], "messages": []}
+
+
+@pytest.mark.parametrize("token", ["first", "second"])
+async def test_each_token_is_let_in(start_bridge, token):
+    bridge = await start_bridge(api_tokens=("first", "second"))
+    assert (await bridge.ask(headers={"authorization": f"Bearer {token}"})).status_code == 200
+    assert (await bridge.ask(headers={"authorization": f"bearer {token}"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "error"),
+    [
+        (None, 400, MISSING),
+        ("", 400, MALFORMED),
+        ("Bearer", 400, MALFORMED),
+        ("Basic first", 400, MALFORMED),
+        ("Bearer first second", 400, MALFORMED),
+        ("first", 400, MALFORMED),
+        ("Bearer wrong", 401, WRONG),
+        ("Bearer firs", 401, WRONG),
+        (b"Bearer \xff\xfe", 401, WRONG),
+    ],
+)
+async def test_other_credentials_are_refused(start_bridge, servicer, header, status, error):
+    bridge = await start_bridge(api_tokens=("first", "second"))
+    response = await bridge.ask(headers={} if header is None else {"authorization": header})
+    assert response.status_code == status
+    assert response.json() == router_envelope(error)
+    assert "cf-ai-req-id" not in response.headers
+    assert not servicer.requests
+
+
+async def test_without_tokens_anyone_is_let_in(bridge):
+    for headers in ({}, {"authorization": "Bearer anything"}, {"authorization": "rubbish"}):
+        assert (await bridge.ask(headers=headers)).status_code == 200
+
+
+async def test_every_route_but_health_needs_a_token(start_bridge):
+    bridge = await start_bridge(api_tokens=("secret",))
+    for route in create_app(Settings(api_tokens=("secret",))).routes:
+        assert isinstance(route, Route)
+        method = min(route.methods - {"HEAD"})
+        url = route.path_format.format(account="acc", model="m")
+        response = await bridge.client.request(method, url)
+        assert (response.status_code == 400) == (url not in {"/healthz", "/readyz"}), url
+
+
+async def test_unknown_route_says_so(bridge):
+    run = "/client/v4/accounts/acc/ai/run"
+    for url in ("/", "/nowhere", run, f"{run}/", "/healthz/", "//healthz"):
+        response = await bridge.ask(url=url)
+        assert response.status_code == 400
+        assert response.json() == router_envelope({"code": 7000, "message": "No route for that URI"})
+        assert response.headers["content-type"] == "application/json"
+        assert "cf-ai-req-id" not in response.headers
+
+
+async def test_wrong_method_says_so_and_names_the_right_one(bridge):
+    for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+        response = await bridge.client.request(method, RUN_URL)
+        assert response.status_code == 405
+        assert response.json() == router_envelope(
+            {"code": 7001, "message": f"{method} not supported for requested URI."}
+        )
+        assert response.headers["allow"] == "POST"
+
+
+async def test_preflight_passes_without_a_token(start_bridge):
+    bridge = await start_bridge(api_tokens=("secret",), cors_origins=("https://page.example",))
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    response = await bridge.client.options(RUN_URL, headers={"origin": "https://page.example", **asked})
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://page.example"
+    assert "authorization" in response.headers["access-control-allow-headers"]
+
+
+async def test_stream_carries_cors_headers(start_bridge):
+    bridge = await start_bridge(cors_origins=("https://page.example",))
+    response = await bridge.ask({"prompt": "hi", "stream": True}, headers={"origin": "https://page.example"})
+    assert response.headers["access-control-allow-origin"] == "https://page.example"
+    assert response.headers["access-control-expose-headers"] == "cf-ai-req-id, retry-after"
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_errors_carry_cors_headers(start_bridge):
+    bridge = await start_bridge(api_tokens=("secret",), cors_origins=("*",))
+    for url in (RUN_URL, "/nowhere"):
+        response = await bridge.ask(url=url, headers={"origin": "https://page.example"})
+        assert response.status_code == 400
+        assert response.headers["access-control-allow-origin"] == "*"
+
+
+async def test_other_origins_get_no_cors_headers(start_bridge):
+    bridge = await start_bridge(cors_origins=("https://page.example",))
+    response = await bridge.ask(headers={"origin": "https://other.example"})
+    assert "access-control-allow-origin" not in response.headers
+
+
+async def test_without_the_setting_there_is_no_cors(bridge):
+    response = await bridge.ask(headers={"origin": "https://page.example"})
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+async def test_healthz_answers_without_server_and_token(start_bridge):
+    bridge = await start_bridge(grpc_address="127.0.0.1:1", api_tokens=("secret",))
+    response = await bridge.client.get("/healthz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    assert (await bridge.client.head("/healthz")).status_code == 200
+
+
+async def test_readyz_follows_the_health_of_the_server(bridge, backend):
+    for is_serving, status in ((False, 503), (True, 200), (False, 503)):
+        await backend.set_serving(is_serving)
+        response = await bridge.client.get("/readyz")
+        assert response.status_code == status
+    assert "not serving" in response.json()["reason"]
+
+
+async def test_readyz_says_that_the_server_cannot_be_reached(start_bridge):
+    bridge = await start_bridge(grpc_address="127.0.0.1:1")
+    response = await bridge.client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json() == {"status": "not ready", "reason": "The inference server cannot be reached."}
+
+
+async def test_readyz_says_that_another_server_was_reached(bridge):
+    response = await bridge.client.get("/readyz")
+    assert response.status_code == 503
+    assert "does not offer tailrace.v1.InferenceService" in response.json()["reason"]
+
+
+async def test_exception_within_the_bridge_shows_nothing_of_itself(bridge, monkeypatch):
+    def crash(*args, **kwargs):
+        raise ValueError("secret detail")
+
+    monkeypatch.setattr("http_bridge.translate.run_request", crash)
+    response = await bridge.ask()
+    assert response.status_code == 500
+    assert response.headers["cf-ai-req-id"] in response.json()["errors"][0]["message"]
+    assert "secret" not in response.text
+
+
+async def test_exception_in_another_route_shows_nothing_of_itself(bridge, monkeypatch):
+    async def crash(self):
+        raise ValueError("secret detail")
+
+    monkeypatch.setattr("http_bridge.upstream.Upstream.why_not_ready", crash)
+    response = await bridge.client.get("/readyz")
+    assert response.status_code == 500
+    assert response.headers["cf-ai-req-id"] in response.json()["errors"][0]["message"]
+    assert "secret" not in response.text

@@ -1,0 +1,103 @@
+"""Settings: what is read from the environment, and what a wrong value is told."""
+
+import pytest
+
+from http_bridge.config import ConfigError, Settings, is_loopback, load_settings, split_address
+
+
+def sentence(monkeypatch, **variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TAILRACE_{name}", value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    return str(caught.value)
+
+
+def test_defaults_listen_on_loopback(monkeypatch):
+    settings = load_settings()
+    assert (settings.http_address, settings.grpc_address) == ("127.0.0.1:8787", "127.0.0.1:50051")
+    assert settings.api_tokens == settings.cors_origins == ()
+
+
+def test_lists_are_separated_by_commas(monkeypatch):
+    monkeypatch.setenv("TAILRACE_API_TOKENS", "one, two,,three ")
+    monkeypatch.setenv("TAILRACE_CORS_ORIGINS", "*")
+    settings = load_settings()
+    assert settings.api_tokens == ("one", "two", "three")
+    assert settings.cors_origins == ("*",)
+
+
+def test_empty_variables_are_unset(monkeypatch):
+    monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", "")
+    monkeypatch.setenv("TAILRACE_MAX_BODY_BYTES", "")
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("HTTP_ADDRESS", "8787", "it is not host:port"),
+        ("HTTP_ADDRESS", ":8787", "it is not host:port"),
+        ("HTTP_ADDRESS", "localhost:http", "its port is not a number from 0 to 65535"),
+        ("HTTP_ADDRESS", "localhost:65536", "its port is not a number from 0 to 65535"),
+        ("HTTP_ADDRESS", "localhost:-1", "its port is not a number from 0 to 65535"),
+        ("HTTP_ADDRESS", "::1:8787", "an IPv6 address needs brackets"),
+        ("GRPC_ADDRESS", "server", "it is not host:port"),
+        ("GRPC_ADDRESS", "server:0", "port 0 cannot be called"),
+        ("REQUEST_TIMEOUT_SECONDS", "0", "Input should be greater than 0"),
+        ("REQUEST_TIMEOUT_SECONDS", "nan", "Input should be a finite number"),
+        ("MAX_BODY_BYTES", "1e9", "Input should be a valid integer"),
+        ("MAX_BODY_BYTES", "4000001", "Input should be less than or equal to 4000000"),
+        ("STREAM_PADDING", "maybe", "Input should be a valid boolean"),
+        ("LOG_LEVEL", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
+        ("CORS_ORIGINS", "example.com", "'example.com' is no origin"),
+        ("HTTP_SHUTDOWN_GRACE_SECONDS", "-1", "Input should be greater than or equal to 0"),
+    ],
+)
+def test_wrong_value_is_one_sentence_that_names_the_variable(monkeypatch, name, value, reason):
+    text = sentence(monkeypatch, **{name: value})
+    assert text.startswith(f"TAILRACE_{name}={value}: {reason}")
+    assert "\n" not in text
+
+
+def test_wrong_token_is_not_repeated(monkeypatch):
+    text = sentence(monkeypatch, API_TOKENS="sécret")
+    assert text.startswith("TAILRACE_API_TOKENS: a token may hold printable ASCII characters only")
+    assert "cret" not in text
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8787", "[::]:8787", "192.168.1.2:8787", "example.com:80"])
+def test_open_address_without_tokens_is_refused(monkeypatch, address):
+    text = sentence(monkeypatch, HTTP_ADDRESS=address)
+    assert text.startswith(
+        f"TAILRACE_HTTP_ADDRESS={address} is open to other machines and TAILRACE_API_TOKENS is empty"
+    )
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8787", "[::]:8787"])
+def test_open_address_with_tokens_is_accepted(monkeypatch, address):
+    monkeypatch.setenv("TAILRACE_API_TOKENS", "secret")
+    monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", address)
+    assert load_settings().http_address == address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_is_known(host):
+    assert is_loopback(host)
+
+
+def test_tokens_are_not_in_the_representation():
+    assert "hush" not in repr(Settings(api_tokens=("hush",)))
+
+
+def test_brackets_of_ipv6_are_taken_off():
+    assert split_address("[::1]:8787") == ("::1", 8787)
+
+
+@pytest.mark.parametrize("address", ["dns:///server:50051", "unix:/run/tailrace.sock", "[::1]:50051", "server:50051"])
+def test_grpc_targets_are_accepted(address):
+    assert Settings(grpc_address=address).grpc_address == address
+
+
+def test_every_setting_is_described():
+    assert all(field.description and field.description.endswith(".") for field in Settings.model_fields.values())
