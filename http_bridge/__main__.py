@@ -28,7 +28,9 @@ def main() -> int:
     # uvicorn drains on these signals and then raises them again for whoever handled them before: a clean end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _exit)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s bridge: %(message)s", datefmt="%H:%M:%S"
+    )
     _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
     _server(settings).run(sockets=[listener])
     return 0

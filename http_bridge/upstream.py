@@ -22,7 +22,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     # gRPC would wait up to two minutes before it looks again for a server that is back.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     # What is retried is decided below, and nowhere else.
     ("grpc.enable_retries", 0),

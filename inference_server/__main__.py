@@ -9,8 +9,6 @@ from collections.abc import Awaitable
 
 from inference_server.config import Settings
 from inference_server.errors import ConfigurationError
-from inference_server.loader import silence_libraries
-from inference_server.server import Server
 
 
 def main() -> int:
@@ -22,7 +20,6 @@ def main() -> int:
             format="%(asctime)s %(levelname)-7s server: %(message)s",
             datefmt="%H:%M:%S",
         )
-        silence_libraries()
         return asyncio.run(serve(settings))
     except ConfigurationError as error:
         print(f"tailrace server: {error}", file=sys.stderr)
@@ -38,6 +35,12 @@ async def serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+
+    # torch and transformers take seconds to import: a wrong setting shall not wait for them, nor a signal be lost.
+    from inference_server.loader import silence_libraries
+    from inference_server.server import Server
+
+    silence_libraries()
     server = Server(settings)
     await server.listen()
     loading = asyncio.create_task(server.load())

@@ -5,9 +5,13 @@ batch.
 """
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -29,6 +33,8 @@ from inference_server.runner import ModelRunner
 from inference_server.sequence import Completed, GenerationRequest, SamplingParams
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 # As many prompt tokens as a raw reply's first token may need to be read as their continuation.
 _CONTEXT_TOKENS = 6
@@ -94,18 +100,20 @@ async def load_all(
 async def _load_group(
     key: _Key, group: list[CatalogEntry], settings: Settings, device: torch.device, on_broken: Callable[[], None]
 ) -> list[HostedModel]:
-    loaded = await asyncio.to_thread(
-        load_model,
-        key.weights,
-        key.precision,
-        device=device,
-        cache_dir=settings.cache_dir,
-        int8_threshold=settings.int8_threshold,
+    loaded = await _in_daemon_thread(
+        partial(
+            load_model,
+            key.weights,
+            key.precision,
+            device=device,
+            cache_dir=settings.cache_dir,
+            int8_threshold=settings.int8_threshold,
+        )
     )
     windows = [_window(entry, loaded) for entry in group]
     prompts = [_encoder(entry, loaded, settings) for entry in group]
     runner = ModelRunner(loaded.model, num_slots=_num_slots(max(windows), settings), max_len=max(windows))
-    await asyncio.to_thread(runner.probe)
+    await _in_daemon_thread(runner.probe)
     engine = Engine(
         runner,
         end_ids=_end_ids(loaded, prompts),
@@ -121,6 +129,32 @@ async def _load_group(
         await _warm_up(models[0])
     _report(models, loaded, device)
     return models
+
+
+async def _in_daemon_thread(function: Callable[[], _Result]) -> _Result:
+    """Like asyncio.to_thread, but a signal during a long load need not wait for its end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_Result] = loop.create_future()
+
+    def finish(result: _Result | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await future
 
 
 def _window(entry: CatalogEntry, loaded: LoadedModel) -> int:

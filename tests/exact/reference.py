@@ -11,6 +11,7 @@ from inference_server.catalog import CatalogEntry, Precision, read_catalog
 from inference_server.config import DEFAULT_CATALOG, Settings
 from inference_server.hosting import HostedModel
 from inference_server.loader import load_model
+from inference_server.prompt import PromptEncoder
 from inference_server.sequence import Delta
 from tests.engines import GREEDY, Recorder, collect, request
 
@@ -36,9 +37,9 @@ def default_entry(precision: Precision) -> CatalogEntry:
     )
 
 
-def prompts(model: HostedModel, lengths: list[int]) -> list[TokenIds]:
+def prompts(encoder: PromptEncoder, lengths: list[int]) -> list[TokenIds]:
     """Pieces of the corpus, each from another place, in tokens."""
-    corpus = model.prompts.encode_text(CORPUS.read_text())
+    corpus = encoder.encode_text(CORPUS.read_text())
     starts = [(index * 97) % (len(corpus) - length) for index, length in enumerate(lengths)]
     return [corpus[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 

@@ -25,7 +25,7 @@ _references: dict[str, list[Reference]] = {}  # by precision, for the whole run
 async def test_greedy_tokens_are_those_of_generate(precision, mode, record_property):
     async with hosting(default_entry(precision), max_running_seqs=32) as models:
         model = models["default"]
-        texts = prompts(model, PROMPT_LENGTHS)
+        texts = prompts(model.prompts, PROMPT_LENGTHS)
         ours = await MODES[mode](model, texts)
     if precision not in _references:
         _references[precision] = generate(precision, texts)

@@ -20,7 +20,7 @@ async def test_ten_seeds_give_the_same_text_alone_and_among_sixteen_others():
     async with hosting(default_entry("float32")) as models:
         model = models["default"]
         prompt = model.prompts.encode_chat([Turn("user", "Tell me a story about a river.")])
-        others = prompts(model, [10 + 7 * n for n in range(16)])
+        others = prompts(model.prompts, [10 + 7 * n for n in range(16)])
         for seed in range(1, 11):
             alone = await collect(model, seeded(prompt, seed, 48))
             crowd = [seeded(other, 1000 * seed + n, 48) for n, other in enumerate(others)]
@@ -33,7 +33,7 @@ async def test_32_streams_of_different_lengths_each_equal_their_solo_run():
     async with hosting(default_entry("float32"), max_running_seqs=32) as models:
         model = models["default"]
         recorder = Recorder(model)
-        texts = prompts(model, [5 + 9 * n for n in range(32)])
+        texts = prompts(model.prompts, [5 + 9 * n for n in range(32)])
         requests = [
             seeded(prompt, n, 8 + 2 * n, top_k=40 if n % 3 == 0 else None, top_p=0.9 if n % 2 else 1.0)
             for n, prompt in enumerate(texts)

