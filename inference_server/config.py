@@ -20,7 +20,7 @@ def _default_cache_dir() -> Path:
 class Settings(BaseSettings):
     """Every setting of the inference server; README.md lists them, and a test holds the list against this class."""
 
-    model_config = SettingsConfigDict(env_prefix="TAILRACE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAILRACE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     grpc_address: str = Field(
         "127.0.0.1:50051", description="Host and port of the gRPC server; port 0 takes a free one"
