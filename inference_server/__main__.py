@@ -49,7 +49,9 @@ async def serve(settings: Settings) -> int:
         if loading.done():
             await loading  # raises what went wrong
             await _first(stopping.wait(), server.broken.wait())
-        if stopping.is_set():
+        if server.broken.is_set():
+            await server.drain(0)
+        elif stopping.is_set():
             await _first(server.drain(settings.shutdown_grace_seconds), cutting.wait())
     finally:
         loading.cancel()

@@ -24,6 +24,8 @@ _MAX_STOP_LENGTH = 256
 _MAX_ROLE_LENGTH = 64
 _MAX_ACCOUNT_LENGTH = 256
 _MAX_TOP_LOGPROBS = 20
+# Of more, the first are told: a status travels in a header, and a request may hold a million wrong turns.
+_MAX_VIOLATIONS = 16
 # Seeds drawn here stay within what the REST interface can send back in.
 _MAX_DRAWN_SEED = 9_999_999_999
 
@@ -38,13 +40,13 @@ def check(request: pb.RunRequest) -> None:
     if len(request.account) > _MAX_ACCOUNT_LENGTH:
         violations.append(FieldViolation("account", f"must have at most {_MAX_ACCOUNT_LENGTH} characters"))
     if violations:
-        raise InvalidField(*violations)
+        raise InvalidField(*violations[:_MAX_VIOLATIONS])
 
 
 def check_input(request: pb.CountTokensRequest) -> None:
     """Raises InvalidField if the prompt is missing or malformed."""
     if violations := _input_violations(request):
-        raise InvalidField(*violations)
+        raise InvalidField(*violations[:_MAX_VIOLATIONS])
 
 
 def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: HostedModel) -> list[int]:

@@ -22,6 +22,7 @@ from inference_server.sequence import (
     Delta,
     Event,
     FinishReason,
+    GenerationRequest,
     Started,
     TokenLogprob,
 )
@@ -65,10 +66,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         started = time.monotonic()
         outcome = "cancelled"
         try:
-            requests.check(request)
-            model = self._model(request.model)
-            prompt = await asyncio.to_thread(requests.prompt_ids, request, model)
-            generation = requests.generation_request(request, request_id, prompt, model)
+            # Off the event loop: a megabyte of turns takes a second to check and tokenise.
+            model, generation = await asyncio.to_thread(self._prepare, request, request_id)
             async with model.submit(generation) as reply:
                 self.num_runs += 1
                 await context.send_initial_metadata((("x-request-id", request_id),))
@@ -92,9 +91,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         try:
-            requests.check_input(request)
-            model = self._model(request.model)
-            count = len(await asyncio.to_thread(requests.prompt_ids, request, model))
+            model, count = await asyncio.to_thread(self._count, request)
         except errors.TailraceError as error:
             await _abort(context, error)
         return pb.CountTokensResponse(
@@ -102,6 +99,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             context_length=model.context_length,
             max_completion_tokens=model.max_tokens(count) if count <= model.context_length else 0,
         )
+
+    def _prepare(self, request: pb.RunRequest, request_id: str) -> tuple[HostedModel, GenerationRequest]:
+        requests.check(request)
+        model = self._model(request.model)
+        prompt = requests.prompt_ids(request, model)
+        return model, requests.generation_request(request, request_id, prompt, model)
+
+    def _count(self, request: pb.CountTokensRequest) -> tuple[HostedModel, int]:
+        requests.check_input(request)
+        model = self._model(request.model)
+        return model, len(requests.prompt_ids(request, model))
 
     def _model(self, name: str) -> HostedModel:
         if self.is_stopping:

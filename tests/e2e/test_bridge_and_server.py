@@ -73,7 +73,7 @@ async def test_2049_prompt_tokens_are_refused_with_413_before_any_forward_pass(b
 
 async def test_2048_prompt_tokens_pass_and_the_reply_stops_at_the_sequence_length(bridge):
     body = {"prompt": words(2047), "raw": True, "temperature": 0, "max_tokens": 1_000_000}
-    result = (await bridge.client.post(URL, json=body)).json()["result"]
+    result = (await bridge.client.post(URL, json=body, timeout=100)).json()["result"]
     assert result["usage"] == {"prompt_tokens": 2048, "completion_tokens": 1800, "total_tokens": 3848}
 
 

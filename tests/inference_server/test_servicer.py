@@ -225,6 +225,19 @@ async def test_an_unforeseen_error_tells_nothing_of_the_inside(running):
     assert "secret" not in error.details()
 
 
+async def test_a_model_that_fails_again_and_again_ends_the_server(running):
+    def fail(pieces):
+        raise RuntimeError("device trouble")
+
+    running.engine.runner.prefill = fail
+    for _ in range(3):
+        error = await refused(running.stub.Run(chat()))
+        assert details(error)["ErrorInfo"].reason == "GENERATION_FAILED"
+    async with asyncio.timeout(2):
+        await running.server.broken.wait()
+    assert (await refused(running.stub.Run(chat()))).code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_health_says_not_serving_before_the_warm_up_and_serving_after(catalog):
     async with running_server(catalog, load=False) as running:
         stub = health_pb2_grpc.HealthStub(running.channel)
