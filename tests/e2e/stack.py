@@ -1,12 +1,11 @@
 """The whole of Tailrace as a user starts it: server, bridge and example web app, a process each, on the default model.
 
 Only the catalog is not the default one: the same names and weights, but 16-bit for all, so that one engine is loaded
-within seconds, and short replies. A conftest that imports `stack` has it as a fixture; it is started once a session.
+within seconds, and short replies. A conftest that imports `stack` has it as a fixture; it is started once a test run.
 """
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, free_address
+
 MODELS = (
     "@cf/meta/llama-2-7b-chat-int8",
     "@cf/meta/llama-2-7b-chat-fp16",
@@ -117,17 +117,12 @@ class Stack:
             ended = [name for name, process in self._processes.items() if process.poll() is not None]
             if ended or time.monotonic() > deadline:
                 logs = "\n".join(f"--- {name}\n{self._log(name).read_text()[-2000:]}" for name in self._processes)
-                raise RuntimeError(f"{ended[0]} has ended" if ended else f"{url} is not answered in time\n{logs}")
+                problem = f"{', '.join(ended)} ended by itself" if ended else f"{url} is not answered in time"
+                raise RuntimeError(f"{problem}\n{logs}")
             time.sleep(0.1)
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name.replace(':', '-')}.log"
-
-
-def free_address() -> str:
-    """A loopback address whose port nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def _short_catalog(text: str) -> str:

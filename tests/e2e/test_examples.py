@@ -10,7 +10,8 @@ import sys
 import httpx
 import pytest
 
-from tests.e2e.stack import MODELS, ROOT, free_address
+from tests.e2e.stack import MODELS
+from tests.processes import ROOT, free_address
 
 STORY = "Write a long story about a river and the people who live beside it."
 
