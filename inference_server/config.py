@@ -53,7 +53,9 @@ class Settings(BaseSettings):
         description="Let control tokens written in `raw` prompts act as such, for callers that bring their own template",
     )
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Longest gRPC request, in bytes")
-    shutdown_grace_seconds: float = Field(30.0, ge=0, description="Time that running replies get to finish on SIGTERM")
+    shutdown_grace_seconds: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="Time that running replies get to finish on SIGTERM"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged")
 
     @field_validator("grpc_address")

@@ -24,7 +24,11 @@ class Detokenizer:
     def __init__(self, decode: Decode, context_ids: Items[int] = ()) -> None:
         """`context_ids`: last tokens of a prompt whose text the new text continues; empty: it stands for itself."""
         self._decode = decode
-        self._ids = list(context_ids)  # a few known tokens, then those not yet given out
+        context = list(context_ids)
+        while context and decode(context).startswith(_REPLACEMENT):
+            del context[0]  # the context was cut within a character, and its rest would spoil the bytes that follow
+        self._ids = context  # a few known tokens, then those not yet given out
+        self._num_held = 0  # tokens in a row that may have an incomplete character at their end
         self._num_known = len(self._ids)
         self._known_text = decode(self._ids) if self._ids else ""
 
@@ -32,8 +36,10 @@ class Detokenizer:
         """The text that became certain with this token; often empty."""
         self._ids.append(token_id)
         text = self._decode(self._ids)
-        if text.endswith(_REPLACEMENT) and len(self._ids) - self._num_known < _MAX_HELD_TOKENS:
+        if text.endswith(_REPLACEMENT) and self._num_held < _MAX_HELD_TOKENS:
+            self._num_held += 1
             return ""
+        self._num_held = 0
         return self._give_out(text)
 
     def finish(self) -> str:
@@ -51,7 +57,10 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends a text at the first occurrence of any stop string, and holds back what may become one."""
+    """Ends a text at the stop string that is complete first, and holds back what may become one.
+
+    What is complete first does not depend on how the text was cut into pieces.
+    """
 
     def __init__(self, stop_strings: Items[str]) -> None:
         self._stop_strings = stop_strings
@@ -63,10 +72,11 @@ class StopStrings:
         if not self._stop_strings:
             return text
         held = self._held + text
-        found = [(position, stop) for stop in self._stop_strings if (position := held.find(stop)) >= 0]
+        found = [
+            (position + len(stop), position, stop) for stop in self._stop_strings if (position := held.find(stop)) >= 0
+        ]
         if found:
-            # Of two that begin at the same place the longer one: the caller listed both and is told the whole match.
-            position, self.found = min(found, key=lambda match: (match[0], -len(match[1])))
+            _, position, self.found = min(found)
             self._held = ""
             return held[:position]
         keep = max(_overlap(held, stop) for stop in self._stop_strings)

@@ -21,7 +21,6 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -140,8 +139,9 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"{hub_id} is not in the local cache and the hub was not reached: unset HF_HUB_OFFLINE or check the network, "
             "or point the catalog's source at a folder"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ConfigurationError(f"downloading {hub_id} failed: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the HTTP client has a tree of its own, and it changes from release to release
+        logger.debug("downloading %s failed", hub_id, exc_info=True)
+        raise ConfigurationError(f"downloading {hub_id} failed: {_first_line(error)}") from None
 
 
 def _convert_gguf(path: Path, cache_dir: Path) -> Path:
@@ -185,9 +185,13 @@ def _naming(weights: Weights) -> Iterator[None]:
         yield
     except ConfigurationError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a broken file shows itself in whatever way its reader happens to stumble
         logger.debug("loading %s failed", weights, exc_info=True)
-        raise ConfigurationError(f"cannot load {weights}: {str(error).strip().splitlines()[0]}") from error
+        raise ConfigurationError(f"cannot load {weights}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 @contextmanager

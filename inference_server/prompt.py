@@ -1,24 +1,28 @@
 """Prompts to token ids, and ids to text: chat template, control tokens, the one beginning-of-sequence token.
 
 A caller's text never becomes a control token. The template's own control tokens are told apart before the caller's text
-is put in: in that text, each string that looks like one is replaced by a private character while the template is
-rendered; what lies between the template's control tokens is then tokenised as plain text, with the strings put back.
+is put in: in that text, each string that looks like one, and each end or beginning that could become one beside other
+text, is replaced by a private character while the template is rendered; what lies between the template's control tokens
+is then tokenised as plain text, with the strings put back.
 
 Thread-safe: the tokenizers' settings never change after construction.
 """
 
 import re
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-from tokenizers import Tokenizer
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from tokenizers import AddedToken, Tokenizer
 
 from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
 from inference_server.token_bytes import TokenBytes
 
-_PRIVATE_USE = range(0xE000, 0xF900)
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+# Two characters that Unicode reserves for no text at all.
+_MARK = "\U0010fffe\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +43,24 @@ class PromptEncoder:
         self._chat_template = chat_template or tokenizer.chat_template
         self._raw_control_tokens = raw_control_tokens
         self._marked: Tokenizer = tokenizer.backend_tokenizer  # control tokens in text are recognised
+        # A tokenizer's file may order both, and a prompt must neither be cut nor filled up.
+        self._marked.no_truncation()
+        self._marked.no_padding()
         self._plain = Tokenizer.from_str(self._marked.to_str())  # they are text like any other
         self._plain.encode_special_tokens = True
+        # A copy that takes a mark for a token of its own: what follows it is not the beginning of the text, where
+        # SentencePiece puts a space.
+        self._inner = Tokenizer.from_str(self._marked.to_str())
+        self._inner.encode_special_tokens = True
+        self._inner.add_tokens([AddedToken(_MARK, normalized=False)])
         self.token_bytes = TokenBytes(self._marked)
         self._control = {
             token.content: (token_id, token)
             for token_id, token in tokenizer.added_tokens_decoder.items()
             if token.special and token.content
         }
-        longest_first = sorted(self._control, key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._control_pattern = _any_of(self._control)
+        self._look_alike_pattern = _look_alikes(self._control)
 
     @property
     def has_chat_template(self) -> bool:
@@ -64,24 +76,26 @@ class PromptEncoder:
     def encode_chat(self, turns: Items[Turn]) -> list[int]:
         """A conversation and the opening of the assistant's turn. Raises InvalidField if the template refuses it."""
         texts = [text for turn in turns for text in (turn.role, turn.content)]
-        if not any(self._control_pattern.search(text) for text in texts):
+        if not any(self._look_alike_pattern.search(text) for text in texts):
             return _ids(self._marked, self._render(turns), add_special_tokens=False)
         disguises = self._disguises(texts)
         disguised = [
             Turn(self._disguise(turn.role, disguises), self._disguise(turn.content, disguises)) for turn in turns
         ]
-        rendered = self._render(disguised)
-        return self._encode_disguised(rendered, {private: control for control, private in disguises.items()})
+        return self._encode_disguised(self._render(disguised), {private: text for text, private in disguises.items()})
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of token ids; control tokens have none."""
         return str(self._marked.decode(token_ids, skip_special_tokens=True))
 
     def end_of_turn_ids(self) -> set[int]:
-        """The control token that the template puts after an assistant's turn, if there is one."""
+        """The control token that the template puts after an assistant's turn, if there is one.
+
+        Raises UnsupportedModel if the template cannot even be read.
+        """
         if not self.has_chat_template:
             return set()
-        answer = chr(_PRIVATE_USE[0])
+        answer = chr(_PRIVATE_USE[0][0])
         try:
             text = self._render([Turn("user", "hi"), Turn("assistant", answer)], add_generation_prompt=False)
         except InvalidField:
@@ -104,20 +118,27 @@ class PromptEncoder:
                     add_generation_prompt=add_generation_prompt,
                 )
             )
+        except TemplateSyntaxError as error:
+            raise UnsupportedModel(f"its chat template has an error in line {error.lineno}: {error.message}") from None
         except TemplateError as error:
             raise InvalidField(
                 FieldViolation("chat.turns", f"do not fit this model's chat template: {error}")
             ) from None
+        except Exception as error:  # a template is a program, and these turns were too much for it
+            raise InvalidField(FieldViolation("chat.turns", "do not fit this model's chat template")) from error
 
     def _disguises(self, texts: Items[str]) -> dict[str, str]:
-        """A private character, one that no text holds, for each control token that some text seems to hold."""
-        looks_alike = sorted({found for text in texts for found in self._control_pattern.findall(text)})
+        """A private character, one that no text holds, for each string that looks like a control token or a part of one."""
+        look_alikes = sorted({match.group() for text in texts for match in self._look_alike_pattern.finditer(text)})
         taken = set().union(*texts)
-        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
-        return dict(zip(looks_alike, free, strict=False))
+        free = (character for codes in _PRIVATE_USE for character in map(chr, codes) if character not in taken)
+        disguises = dict(zip(look_alikes, free, strict=False))
+        if len(disguises) < len(look_alikes):
+            raise InvalidField(FieldViolation("chat.turns", "use up every private character of Unicode"))
+        return disguises
 
     def _disguise(self, text: str, disguises: dict[str, str]) -> str:
-        return self._control_pattern.sub(lambda match: disguises[match.group()], text)
+        return self._look_alike_pattern.sub(lambda match: disguises[match.group()], text)
 
     def _encode_disguised(self, rendered: str, originals: dict[str, str]) -> list[int]:
         ids: list[int] = []
@@ -128,16 +149,36 @@ class PromptEncoder:
             token_id, token = self._control[match.group()]
             segment = rendered[start : match.start()]
             segment = segment.rstrip() if token.lstrip else segment
-            ids += self._encode_segment(segment.lstrip() if strip_left else segment, back)
+            segment = segment.lstrip() if strip_left else segment
+            ids += self._encode_segment(segment.translate(back), is_first=start == 0)
             ids.append(token_id)
             start, strip_left = match.end(), token.rstrip
-        rest = rendered[start:]
-        return ids + self._encode_segment(rest.lstrip() if strip_left else rest, back)
+        segment = rendered[start:].lstrip() if strip_left else rendered[start:]
+        return ids + self._encode_segment(segment.translate(back), is_first=start == 0)
 
-    def _encode_segment(self, segment: str, back: dict[int, str]) -> list[int]:
-        return _ids(self._plain, segment.translate(back), add_special_tokens=False) if segment else []
+    def _encode_segment(self, segment: str, *, is_first: bool) -> list[int]:
+        if not segment:
+            return []
+        if is_first or _MARK in segment:
+            return _ids(self._plain, segment, add_special_tokens=False)
+        return _ids(self._inner, _MARK + segment, add_special_tokens=False)[1:]
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
     return ids
+
+
+def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    """Matches as a tokenizer does: leftmost, and of several the longest. Matches nothing if there are none."""
+    longest_first = sorted(strings, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _look_alikes(controls: Iterable[str]) -> re.Pattern[str]:
+    """Control tokens, beginnings of one where a text ends, and ends of one where a text begins."""
+    controls = list(controls)
+    beginnings = {control[:length] for control in controls for length in range(1, len(control))}
+    ends = {control[length:] for control in controls for length in range(1, len(control))}
+    whole, beginning, end = (_any_of(strings).pattern for strings in (controls, beginnings, ends))
+    return re.compile(rf"{whole}|\A(?:{end})|(?:{beginning})\Z")

@@ -50,10 +50,14 @@ def check_input(request: pb.CountTokensRequest) -> None:
 
 
 def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: HostedModel) -> list[int]:
-    """Tokens of the prompt. Slow for long prompts: call it off the event loop."""
+    """Tokens of the prompt. Raises InvalidField if there are none. Slow for long prompts: call it off the event loop."""
     if request.WhichOneof("input") == "text":
-        return model.prompts.encode_text(request.text)
-    return model.prompts.encode_chat([Turn(turn.role, turn.content) for turn in request.chat.turns])
+        token_ids = model.prompts.encode_text(request.text)
+    else:
+        token_ids = model.prompts.encode_chat([Turn(turn.role, turn.content) for turn in request.chat.turns])
+    if not token_ids:
+        raise InvalidField(FieldViolation("input", "gives a prompt without any token"))
+    return token_ids
 
 
 def generation_request(
@@ -84,8 +88,11 @@ def _sampling_params(request: pb.RunRequest) -> SamplingParams:
 
 
 def _input_violations(request: pb.RunRequest | pb.CountTokensRequest) -> list[FieldViolation]:
-    if not request.model:
-        return [FieldViolation("model", "is required")]
+    missing = [] if request.model else [FieldViolation("model", "is required")]
+    return missing + _prompt_violations(request)
+
+
+def _prompt_violations(request: pb.RunRequest | pb.CountTokensRequest) -> list[FieldViolation]:
     match request.WhichOneof("input"):
         case "text":
             return [] if request.text else [FieldViolation("text", "must not be empty")]

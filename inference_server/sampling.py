@@ -15,6 +15,7 @@ from inference_server.sequence import Candidate, SamplingParams, TokenLogprob
 
 # How many of the likeliest tokens are sorted before the whole vocabulary is: nearly always they hold top_p's mass.
 _SHORTLIST = 256
+_LARGEST_LOGIT = 1e30
 _MASK64 = 2**64 - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
@@ -106,7 +107,8 @@ def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
     subset = torch.where(seen, torch.where(subset > 0, subset / repetition, subset * repetition), subset)
     subset -= counts * _column([param.frequency_penalty for param in params], logits)
     subset -= (counts > 0) * _column([param.presence_penalty for param in params], logits)
-    logits[penalised] = subset
+    # A tiny repetition penalty makes infinities, of which softmax makes NaN; the limit leaves room for a temperature.
+    logits[penalised] = subset.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     return True
 
 

@@ -17,12 +17,18 @@ class TokenBytes:
         self._tokenizer = tokenizer
         self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
-        self._control = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        # Added tokens stand in the vocabulary as they are, whatever the form of the others.
+        self._added = {
+            token_id: b"" if token.special else token.content.encode()
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        }
 
     def __call__(self, token_id: int) -> bytes:
         """A token's bytes; a control token has none."""
+        if token_id in self._added:
+            return self._added[token_id]
         token = self._tokenizer.id_to_token(token_id)
-        if token is None or token_id in self._control:
+        if token is None:
             return b""
         if self._is_byte_level:
             return bytes(self._bytes[character] for character in token if character in self._bytes)

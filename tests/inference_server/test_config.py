@@ -136,6 +136,5 @@ def test_settings_cannot_be_changed(monkeypatch):
         settings(monkeypatch).device = "cuda"
 
 
-@pytest.mark.xfail(reason="an empty variable is taken for a value; the bridge takes it for unset")
 def test_empty_variables_are_unset(monkeypatch):
     assert settings(monkeypatch, KV_CACHE_TOKENS="", DEVICE="", CACHE_DIR="") == Settings()

@@ -125,7 +125,6 @@ def test_a_reply_that_continues_a_raw_prompt_is_the_difference_of_the_texts(prom
     assert "".join(pieces(prompts, reply, context=before[-6:])) == expected
 
 
-@pytest.mark.xfail(reason="a context cut within a character makes the byte tokens that follow it unreadable")
 @pytest.mark.parametrize("prompt", ["the 🙂🙂", "ᚠ🙂", "the 🙂日"])
 def test_a_context_cut_within_a_character_does_not_harm_the_reply(prompt):
     prompts = llama_prompts()
@@ -133,7 +132,6 @@ def test_a_context_cut_within_a_character_does_not_harm_the_reply(prompt):
     assert "".join(pieces(prompts, reply, context=prompts.encode_text(prompt)[-6:])) == "🙂 the program"
 
 
-@pytest.mark.xfail(reason="tokens without text count as held ones")
 def test_a_character_is_whole_also_after_many_tokens_without_text():
     prompts = llama_prompts()
     text = plain_ids(prompts, "the")
@@ -174,8 +172,8 @@ def sent(stop_strings, texts):
         pytest.param(["abc", "bcd"], ["ab", "x"], ["", "abx", ""], None, id="two overlap, neither comes"),
         pytest.param(["abcx", "bcd"], ["ab", "c", "d"], ["", "", "a"], "bcd", id="two overlap, the later comes"),
         pytest.param(["two", "one"], ["a one two"], ["a "], "one", id="the earlier in the text wins"),
-        pytest.param(["on", "one"], ["a one two"], ["a "], "one", id="the longer at the same place wins"),
-        pytest.param(["one", "on"], ["a one two"], ["a "], "one", id="in any order"),
+        pytest.param(["one", "on"], ["a one two"], ["a "], "on", id="what is complete first wins"),
+        pytest.param(["a one", "on"], ["a one two"], ["a "], "on", id="also within a longer one"),
         pytest.param(["\n\n"], ["a\n", "b\n", "\nc"], ["a", "\nb", ""], "\n\n", id="line ends"),
         pytest.param(["日本"], ["a日", "本"], ["a", ""], "日本", id="characters of several bytes"),
     ],
@@ -194,6 +192,15 @@ def test_nothing_is_sent_that_belongs_to_a_match_wherever_the_borders_are():
         deltas, found = sent([stop], texts)
         assert "".join(deltas) == text.split(stop)[0]
         assert found == (stop if stop in text else None)
+
+
+def test_which_of_several_stop_strings_ends_a_text_does_not_depend_on_the_borders():
+    generator = random.Random(6)
+    for _ in range(500):
+        text = "".join(generator.choices("ab", k=20))
+        stops = ["".join(generator.choices("ab", k=generator.randrange(2, 6))) for _ in range(3)]
+        whole, by_character = sent(stops, [text]), sent(stops, list(text))
+        assert ("".join(whole[0]), whole[1]) == ("".join(by_character[0]), by_character[1])
 
 
 def reply(prompts, ids, stop_strings):

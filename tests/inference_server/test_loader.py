@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from inference_server import loader
 from inference_server.catalog import Weights
@@ -109,12 +111,10 @@ def with_content(name, content):
         pytest.param(
             with_content("model.safetensors", b"half a file"),
             id="broken weights",
-            marks=pytest.mark.xfail(reason="safetensors has an error class of its own"),
         ),
         pytest.param(
             with_content("tokenizer.json", b"{}"),
             id="broken tokenizer",
-            marks=pytest.mark.xfail(reason="KeyError is not expected of transformers", raises=KeyError),
         ),
     ],
 )
@@ -135,7 +135,6 @@ def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
         load(Weights(path=folder), tmp_path)
 
 
-@pytest.mark.xfail(reason="the first line of an empty message is asked for", raises=IndexError)
 def test_an_error_without_words_is_reported_as_well():
     with pytest.raises(ConfigurationError, match="cannot load weights"), loader._naming(Weights(path=Path("weights"))):
         raise OSError
@@ -168,8 +167,10 @@ def test_int8_has_no_outlier_threshold_unless_asked_for(int8, tiny_model, tmp_pa
 def test_int8_answers_nearly_as_float32_does(int8, tiny_model, tmp_path):
     exact = logits(load(Weights(path=tiny_model("llama-2")), tmp_path).model)
     quantised = logits(int8.model)
-    assert torch.nn.functional.cosine_similarity(exact, quantised, dim=-1).min() > 0.98
-    assert not torch.allclose(exact, quantised, atol=1e-3)  # it is quantised
+    likeness = torch.nn.functional.cosine_similarity(exact, quantised, dim=-1)
+    assert likeness.mean() > 0.97
+    assert likeness.min() > 0.9
+    assert likeness.max() < 0.99999  # it is quantised
 
 
 # GGUF.
@@ -189,7 +190,7 @@ def write_gguf(path: Path, model) -> Path:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    words = ["<unk>", "<s>", "</s>", *loader_alphabet()]
+    words = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), "ab"]
     words += [f"word{index}" for index in range(config.vocab_size - len(words))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
@@ -210,12 +211,6 @@ def write_gguf(path: Path, model) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def loader_alphabet():
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    return bytes_to_unicode().values()
 
 
 @pytest.fixture(scope="module")
@@ -276,18 +271,11 @@ def test_an_interrupted_conversion_leaves_no_folder_behind(gguf_file, tmp_path, 
     assert (local_folder(Weights(path=gguf_file), tmp_path) / "model.safetensors").is_file()
 
 
-def test_two_servers_that_convert_at_once_get_the_same_folder(gguf_file, tmp_path):
-    folders = []
-    threads = [
-        threading.Thread(target=lambda: folders.append(local_folder(Weights(path=gguf_file), tmp_path)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert len(folders) == 2 and folders[0] == folders[1]
-    assert converted(tmp_path) == [folders[0].name]
+def test_two_that_convert_at_once_get_the_same_folder(gguf_file, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: local_folder(Weights(path=gguf_file), tmp_path), range(2))
+    assert first == second
+    assert converted(tmp_path) == [first.name]
 
 
 @pytest.mark.parametrize("content", [b"not GGUF", b"GGUF\3\0\0\0" + bytes(16)], ids=["other", "empty"])
@@ -326,7 +314,7 @@ for name in sys.argv[1:]:
 class HubHandler(BaseHTTPRequestHandler):
     """Answers as the hub does for models whose names say what is the matter with them."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         path = urlsplit(self.path).path
         self.server.paths.append(path)
         if "/missing/" in path:
@@ -377,21 +365,13 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         self.paths = []
 
-    def outcomes(self, home, *names, **environment):
-        """What becomes of each model, in a process of its own that starts now; call the result for the answer."""
+    def client(self, home, *names, **environment):
+        """A process that loads each model and prints what became of it."""
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home), "NO_PROXY": "*"}
         variables |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **environment}
-        process = subprocess.Popen(
-            [sys.executable, "-c", OUTCOMES, *names], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-
-        def wait():
-            stdout, stderr = process.communicate(timeout=60)
-            assert process.returncode == 0, stderr.decode()
-            return dict(json.loads(line) for line in stdout.splitlines())
-
-        return wait
+        command = [sys.executable, "-c", OUTCOMES, *names]
+        return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.fixture(scope="module")
@@ -406,20 +386,34 @@ def hubs(tiny_model, tmp_path_factory):
         hub.server_close()
 
 
-@pytest.fixture(scope="module")
-def outcomes(hubs, tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def clients(hubs, tmp_path_factory):
+    """Begun before this file's first test: they take seconds to import what they need."""
     online, offline = hubs
     home = tmp_path_factory.mktemp("hub")
     names = ["gated", "gated-to-everybody", "missing", "tiny@no-such", "breaks-off", "tiny"]
-    waits = [
-        online.outcomes(home / "online", *(f"owner/{name}" for name in names), "no id at all"),
-        offline.outcomes(home / "offline", "owner/tiny", HF_HUB_OFFLINE="1"),
+    clients = [
+        online.client(home / "online", *(f"owner/{name}" for name in names), "no id at all"),
+        offline.client(home / "offline", "owner/tiny", HF_HUB_OFFLINE="1"),
     ]
-    return [wait() for wait in waits]
+    yield clients
+    for client in clients:
+        client.kill()
+        client.communicate()
 
 
-def test_a_model_of_the_hub_is_loaded(outcomes, hubs):
-    assert outcomes[0]["owner/tiny"] == f"loaded 175680 parameters, {len(llama_tokenizer())} tokens"
+@pytest.fixture(scope="module")
+def outcomes(clients):
+    """From a model's name to what became of it: online, offline."""
+    outputs = [client.communicate(timeout=60) for client in clients]
+    for client, (_, stderr) in zip(clients, outputs, strict=True):
+        assert client.returncode == 0, stderr.decode()
+    return [dict(json.loads(line) for line in stdout.splitlines()) for stdout, _ in outputs]
+
+
+def test_a_model_of_the_hub_is_loaded(outcomes, hubs, tiny_model):
+    num_parameters = AutoModelForCausalLM.from_pretrained(tiny_model("llama-2")).num_parameters()
+    assert outcomes[0]["owner/tiny"] == f"loaded {num_parameters} parameters, {len(llama_tokenizer())} tokens"
     downloaded = {path.rpartition("/")[2] for path in hubs[0].paths if path.startswith("/owner/tiny/resolve/")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= downloaded
     assert Path(__file__).name not in downloaded
@@ -438,7 +432,8 @@ def test_a_model_that_the_hub_does_not_have_is_named(outcomes):
 
 
 def test_a_name_that_is_no_hub_id_is_named(outcomes):
-    assert outcomes[0]["no id at all"].startswith("cannot load no id at all: Repo id must ")
+    assert " no id at all" in outcomes[0]["no id at all"]
+    assert ": Repo id must " in outcomes[0]["no id at all"]
 
 
 def test_offline_nothing_is_asked_and_the_switch_is_named(outcomes, hubs):
@@ -447,7 +442,6 @@ def test_offline_nothing_is_asked_and_the_switch_is_named(outcomes, hubs):
     assert hubs[1].paths == []
 
 
-@pytest.mark.xfail(reason="errors of huggingface_hub's HTTP client are no OSError")
 def test_a_connection_that_breaks_off_is_reported_as_a_failed_download(outcomes):
     assert outcomes[0]["owner/breaks-off"].startswith("downloading owner/breaks-off failed: ")
 

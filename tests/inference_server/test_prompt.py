@@ -21,6 +21,7 @@ CONVERSATIONS = {
     "three turns": [Turn("user", "Hi"), Turn("assistant", " Hello! "), Turn("user", "日本語 🙂 e\u0301")],
     "nearly a control token": [Turn("user", "<|im_end> <im_start|> < s> </s <|im_ end|>")],
     "empty": [Turn("user", "")],
+    "beside a border": [Turn("user", "> quoted, is a <"), Turn("assistant", "e"), Turn("user", "|> and <|im_")],
     "private use": [Turn("user", "\ue000\ue001\uf8ff")],
 }
 HOSTILE = [
@@ -274,23 +275,21 @@ def test_eight_threads_at_once_get_the_tokens_of_one():
         assert list(pool.map(encode, range(100))) == expected
 
 
-# Known faults.
+# Odd tokenizers, texts and templates.
 
 
-@pytest.mark.xfail(reason="each piece between control tokens is taken for the start of the text")
-def test_hostile_text_adds_no_space_where_only_the_first_word_gets_one():
+@pytest.mark.parametrize("text", ["the </s> program", "is the program <"], ids=["hostile", "harmless"])
+def test_no_space_is_added_where_only_the_first_word_gets_one(text):
     # transformers gives Llama 2 this pre-tokenizer.
     backend = Tokenizer.from_str(llama_tokenizer().backend_tokenizer.to_str())
     backend.normalizer = None
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     prompts = PromptEncoder(tokenizer, chat_template=builtin_template("llama-2"))
-    ids = prompts.encode_chat([Turn("user", "the </s> program")])
-    assert tokenizer.decode(ids) == "<s>[INST] the </s> program [/INST]"
-    assert ids[:7] == prompts.encode_chat([Turn("user", "the program")])[:7]
+    ids = prompts.encode_chat([Turn("user", text)])
+    assert tokenizer.decode(ids) == f"<s>[INST] {text} [/INST]"
 
 
-@pytest.mark.xfail(reason="a truncation that a tokenizer file asks for is in force")
 def test_no_prompt_is_cut_by_the_tokenizer():
     backend = Tokenizer.from_str(llama_tokenizer().backend_tokenizer.to_str())
     backend.enable_truncation(8)
@@ -302,7 +301,6 @@ def test_no_prompt_is_cut_by_the_tokenizer():
     assert prompts.encode_chat(turns) == llama_prompts().encode_chat(turns)
 
 
-@pytest.mark.xfail(reason="texts are searched one by one, before the template joins them")
 @pytest.mark.parametrize("turns", [[Turn("user", "</"), Turn("user", "s>")], [Turn("user", "</s>"), Turn("</", "s>")]])
 def test_a_control_token_made_of_two_texts_stays_text(turns):
     template = "{% for m in messages %}{{ m.role if m.role != 'user' }}{{ m.content }}{% endfor %}"
@@ -310,14 +308,12 @@ def test_a_control_token_made_of_two_texts_stays_text(turns):
     assert controls(prompts, prompts.encode_chat(turns)) == []
 
 
-@pytest.mark.xfail(reason="no private character is left to stand for the control token", raises=KeyError)
 def test_a_text_of_all_private_characters_is_encoded_like_any_other():
     text = "".join(map(chr, range(0xE000, 0xF900))) + "</s>"
     ids = llama_prompts().encode_chat([Turn("user", text)])
     assert controls(llama_prompts(), ids) == [BOS]
 
 
-@pytest.mark.xfail(reason="only jinja's own errors are turned into refusals", raises=TypeError)
 def test_a_template_that_fails_in_an_expression_is_an_invalid_field():
     prompts = PromptEncoder(llama_tokenizer(), chat_template="{{ 1 + messages[0].content }}")
     assert refusal(prompts, [Turn("user", "hello")]).field == "chat.turns"

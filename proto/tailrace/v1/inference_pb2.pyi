@@ -149,7 +149,8 @@ class Sampling(_message.Message):
     """Subtracted from a token's logit if it occurs in the reply so far, -2 to 2. Unset: 0."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the reply where they first occur; no part of a match is sent. At most 16, each 1 to 256 characters.
+        """Strings that end the reply before the one that is complete first; no part of it is sent. At most 16, each 1 to 256
+        characters.
         Empty: the reply ends at the model's own end token or by length.
         """
 
