@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 # Targets are no files, also where a folder has the same name.
-.PHONY: help install run test test-exact test-browser check format proto check-proto clean
+.PHONY: help install run test test-exact test-browser test-compose check format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,10 +36,14 @@ test: install ## Run the tests (some minutes)
 	$(PYTEST)
 
 test-exact: install ## Compare with transformers token for token on the default model (long)
-	$(PYTEST) -m exact --timeout 1800 tests/exact
+	$(PYTEST) -m exact --timeout 1800 -s --verbosity=0 tests/exact
 
 test-browser: install ## Run the examples' pages in headless Chromium
 	$(PYTEST) -m browser tests/browser
+
+test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
+test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)
+	$(PYTEST) -m compose tests/compose
 
 check: install check-proto ## Format, lint, types, import rules, contract
 	$(BIN)/ruff format --check .

@@ -24,6 +24,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", 5_000),
+    # The server is a neighbour; a proxy for the way out must not stand between.
+    ("grpc.enable_http_proxy", 0),
     # What is retried is decided below, and nowhere else.
     ("grpc.enable_retries", 0),
 )

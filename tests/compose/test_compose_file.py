@@ -1,0 +1,24 @@
+"""docker-compose.yml against the code, read only; needs no Docker."""
+
+import re
+
+import pytest
+
+import http_bridge.config
+import inference_server.config
+from tests.processes import ROOT
+
+# Inside a container these are facts, not choices.
+FIXED = {"TAILRACE_GRPC_ADDRESS", "TAILRACE_HTTP_ADDRESS", "TAILRACE_CACHE_DIR"}
+
+
+@pytest.mark.parametrize(
+    ("service", "settings"),
+    [("inference_server", inference_server.config.Settings), ("http_bridge", http_bridge.config.Settings)],
+)
+def test_every_setting_of_the_environment_reaches_its_service(service, settings):
+    text = (ROOT / "docker-compose.yml").read_text()
+    section = re.search(rf"^  {service}:\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+    assert section
+    named = set(re.findall(r"^      (TAILRACE_\w+):", section[1], re.MULTILINE))
+    assert named - FIXED == {f"TAILRACE_{name.upper()}" for name in settings.model_fields} - FIXED
