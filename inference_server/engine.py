@@ -23,9 +23,6 @@ from inference_server.stepping import Stepper
 
 logger = logging.getLogger(__name__)
 
-# After this many steps in a row that raised, the device is taken for broken.
-_MAX_FAILED_STEPS = 3
-
 _Command = Callable[[], None]
 
 
@@ -142,16 +139,16 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while self._apply_commands():
+            while not self._stepper.is_broken:
+                if not self._apply_commands():
+                    return
                 step = self._stepper.begin()
                 self._publish()
                 self._stepper.run(step)
                 self._publish()
-                if self._stepper.num_failed_steps >= _MAX_FAILED_STEPS:
-                    raise RuntimeError(f"{_MAX_FAILED_STEPS} steps in a row failed")
         except Exception:
-            logger.exception("the model's thread ends")
-            self._loop.call_soon_threadsafe(self._break)
+            logger.exception("the engine itself failed")
+        self._loop.call_soon_threadsafe(self._break)
 
     def _apply_commands(self) -> bool:
         """Do what was asked since the last step; wait for a command if there is nothing to run. False: stop."""

@@ -43,12 +43,12 @@ class ModelRunner:
         self.cache = KVCache(num_slots=num_slots, max_len=max_len, device=self.device)
 
     @torch.inference_mode()
-    def probe(self) -> None:
-        """One token through every layer, which also allocates the cache.
+    def probe(self, slot: int = 0) -> None:
+        """One token through every layer, in a slot that nobody uses; the first time, this also allocates the cache.
 
         Raises UnsupportedModel if some layer does not attend through the cache (state-space layers, shared layers, …).
         """
-        self.prefill([PromptPiece(slot=0, start=0, token_ids=[0], wants_logits=True)])
+        self.prefill([PromptPiece(slot, start=0, token_ids=[0], wants_logits=True)])
         num_layers = self._model.config.get_text_config().num_hidden_layers
         if self.cache.num_layers != num_layers:
             raise UnsupportedModel(f"only {self.cache.num_layers} of its {num_layers} layers keep keys and values")

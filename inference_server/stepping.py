@@ -37,7 +37,7 @@ class Stepper:
         self._scheduler = scheduler
         self._end_ids = end_ids
         self._emit = emit
-        self.num_failed_steps = 0  # in a row
+        self.is_broken = False  # not even one token by itself can be computed any more
 
     def begin(self) -> Step:
         """Finish what has run out of time, admit what fits, and pick the work of the next step."""
@@ -56,7 +56,6 @@ class Stepper:
     @torch.inference_mode()
     def run(self, step: Step) -> None:
         """The forward passes of a step. One that raises fails its own sequences and no others."""
-        failed = False
         for work, forward in ((step.decode, self._decode), (step.prefill, self._prefill)):
             seqs = [item.seq if isinstance(item, PrefillChunk) else item for item in work]
             if not seqs:
@@ -65,9 +64,7 @@ class Stepper:
                 self._advance(forward(step))
             except Exception:  # whatever it is, the callers get an answer and the other sequences go on
                 logger.exception("a forward pass failed; requests %s", [seq.request.request_id for seq in seqs])
-                self._fail(seqs)
-                failed = True
-        self.num_failed_steps = self.num_failed_steps + 1 if failed else 0
+                self.is_broken = self.is_broken or self._fail_and_probe(seqs)
 
     def _decode(self, step: Step) -> _Logits:
         tokens = []
@@ -140,10 +137,23 @@ class Stepper:
         seq.num_unsent = 0
         seq.unsent_logprobs = []
 
+    def _fail_and_probe(self, seqs: list[Sequence]) -> bool:
+        """Fail the sequences and try one of their slots: True if the fault is not theirs but the device's."""
+        slots = [seq.slot for seq in seqs if seq.slot is not None]
+        try:
+            self._fail(seqs)
+            if slots:
+                self._runner.probe(slots[0])
+        except Exception:
+            logger.exception("the model computes nothing any more")
+            return True
+        return False
+
     def _fail(self, seqs: Iterable[Sequence]) -> None:
         for seq in seqs:
             if seq.slot is None:
                 continue  # finished before the step broke
-            self._runner.cache.clear(seq.slot)
+            slot = seq.slot
             self._scheduler.remove(seq)
             self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
+            self._runner.cache.clear(slot)
