@@ -191,5 +191,6 @@ def _by_code(code: grpc.StatusCode) -> ApiError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return request_timeout()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return _capacity_exceeded()
+        # The server gives a reason when it is full; without one it is gRPC's own limit on the size of a message.
+        return ApiError(413, 3006, "Request is too large")
     return internal_error()

@@ -30,6 +30,7 @@ _HARMLESS = {
     "output_attentions",
     "cache_position",
     "is_causal",
+    "output_router_logits",
 }
 
 
@@ -83,12 +84,14 @@ class PrefillBatch:
     """Chunks of several prompts, one after the other in one row: query is (1, num_heads, num_tokens, head_dim)."""
 
     def __init__(self, cache: KVCache, segments: list[Segment]) -> None:
+        self.windows: dict[int, int | None] = {}  # by layer, as the model asked for them
         self._cache = cache
         self._segments = segments
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         keys, values = self._cache.layer(layer, key, value)
+        self.windows[layer] = form.sliding_window
         outputs = []
         offset = 0
         for index, segment in enumerate(self._segments):

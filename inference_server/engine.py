@@ -3,11 +3,12 @@
     async with engine.submit(request, text) as reply:  # CapacityExceeded, ServerStopping: refused, nothing happened
         async for event in reply: ...                   # Started, Delta…, Completed; leaving early cancels
 
-asyncio and the thread exchange messages only: commands through a queue, events through call_soon_threadsafe, at most two
-calls a step. Cancelling is a command like any other and takes effect before the next step. Knows no gRPC and no tokenizer.
+asyncio and the thread exchange messages only: commands through a queue, events through call_soon_threadsafe, a few calls
+a step. Cancelling is a command like any other and takes effect before the next step. Knows no gRPC and no tokenizer.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -95,9 +96,7 @@ class Engine:
 
     def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
         """Accept a request into the waiting room. Raises CapacityExceeded or ServerStopping; then nothing happened."""
-        if not self._is_accepting:
-            raise ServerStopping("this server is stopping")
-        self._check_capacity(request)
+        self.check_capacity(reject_if_busy=request.reject_if_busy)
         reply = Reply(self._cancel)
         seq = Sequence(request=request, text=text, sink=reply, arrived=time.monotonic())
         self._in_flight.add(reply)
@@ -118,10 +117,13 @@ class Engine:
         for reply in list(self._in_flight):
             self._deliver([(reply, Failed(ServerStopping("this server is stopping")))])
 
-    def _check_capacity(self, request: GenerationRequest) -> None:
+    def check_capacity(self, *, reject_if_busy: bool) -> None:
+        """Raises what submit would raise now; asked before a prompt is tokenised for nothing."""
+        if not self._is_accepting:
+            raise ServerStopping("this server is stopping")
         num_slots = self.runner.cache.num_slots
         retry_after = min(max(self._seconds_per_request, 1.0), 60.0)
-        if request.reject_if_busy and self.num_in_flight >= num_slots:
+        if reject_if_busy and self.num_in_flight >= num_slots:
             raise CapacityExceeded("no slot is free and the request would not wait", retry_after_seconds=retry_after)
         if self.num_in_flight >= num_slots + self._max_waiting_seqs:
             raise CapacityExceeded("the waiting room is full", retry_after_seconds=retry_after)
@@ -130,8 +132,11 @@ class Engine:
         def remove() -> None:
             for seq in [*self.scheduler.waiting, *self.scheduler.running]:
                 if seq.sink is reply:
+                    if seq.slot is not None and seq.is_prefilling:
+                        # Nobody has seen its logits: they might not have been finite.
+                        self.runner.cache.clear(seq.slot, seq.num_computed)
                     self.scheduler.remove(seq)
-            self._loop.call_soon_threadsafe(self._forget, reply)
+            self._on_loop(self._forget, reply)
 
         self._commands.put(remove)
 
@@ -144,11 +149,13 @@ class Engine:
                     return
                 step = self._stepper.begin()
                 self._publish()
-                self._stepper.run(step)
+                self._stepper.decode(step)
+                self._publish()  # tokens that exist do not wait for somebody else's prompt
+                self._stepper.prefill(step)
                 self._publish()
         except Exception:
             logger.exception("the engine itself failed")
-        self._loop.call_soon_threadsafe(self._break)
+        self._on_loop(self._break)
 
     def _apply_commands(self) -> bool:
         """Do what was asked since the last step; wait for a command if there is nothing to run. False: stop."""
@@ -166,8 +173,12 @@ class Engine:
 
     def _publish(self) -> None:
         if self._emitted:
-            self._loop.call_soon_threadsafe(self._deliver, self._emitted)
+            self._on_loop(self._deliver, self._emitted)
             self._emitted = []
+
+    def _on_loop(self, function: Callable[..., None], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(function, *args)
 
     # What follows runs on the event loop.
 

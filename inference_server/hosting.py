@@ -19,7 +19,7 @@ from inference_server.catalog import CatalogEntry, Precision, Weights, builtin_t
 from inference_server.config import Settings
 from inference_server.detokenizer import Detokenizer, ReplyText
 from inference_server.engine import Engine, Reply
-from inference_server.errors import ConfigurationError, PromptTooLong, UnsupportedModel
+from inference_server.errors import ConfigurationError, PromptTooLong, TailraceError, UnsupportedModel
 from inference_server.loader import (
     LoadedModel,
     choose_device,
@@ -28,6 +28,7 @@ from inference_server.loader import (
     resolve_precision,
     total_memory_bytes,
 )
+from inference_server.memory import keep_freed_memory
 from inference_server.prompt import PromptEncoder
 from inference_server.runner import ModelRunner
 from inference_server.sequence import Completed, GenerationRequest, SamplingParams
@@ -83,23 +84,37 @@ async def load_all(
     entries: list[CatalogEntry], settings: Settings, on_broken: Callable[[], None]
 ) -> dict[str, HostedModel]:
     """Load every entry and generate a few tokens with each engine. Raises ConfigurationError, naming the entry."""
+    keep_freed_memory()
     device = choose_device(settings.device)
     groups: dict[_Key, list[CatalogEntry]] = {}
     for entry in entries:
         groups.setdefault(_Key(entry.weights, resolve_precision(entry.precision, device)), []).append(entry)
     hosted: dict[str, HostedModel] = {}
-    for key, group in groups.items():
+    for number, (key, group) in enumerate(groups.items()):
+        share = 1 / (len(groups) - number)
         try:
-            for model in await _load_group(key, group, settings, device, on_broken):
+            for model in await _load_group(key, group, settings, device, share, on_broken):
                 hosted[model.entry.name] = model
-        except UnsupportedModel as error:
+        except (UnsupportedModel, TailraceError) as error:
             raise ConfigurationError(f"{group[0].name} ({key.weights}) cannot be served: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            logger.debug("loading %s failed", key.weights, exc_info=True)
+            raise ConfigurationError(
+                f"{group[0].name} ({key.weights}) cannot be served: {str(error).splitlines()[0] or 'out of memory'}; "
+                "if memory is short, lower TAILRACE_MAX_RUNNING_SEQS or TAILRACE_KV_CACHE_TOKENS"
+            ) from error
     return {entry.name: hosted[entry.name] for entry in entries}
 
 
 async def _load_group(
-    key: _Key, group: list[CatalogEntry], settings: Settings, device: torch.device, on_broken: Callable[[], None]
+    key: _Key,
+    group: list[CatalogEntry],
+    settings: Settings,
+    device: torch.device,
+    memory_share: float,
+    on_broken: Callable[[], None],
 ) -> list[HostedModel]:
+    """`memory_share`: of a GPU's free memory, how much this group's KV cache may take."""
     loaded = await _in_daemon_thread(
         partial(
             load_model,
@@ -111,12 +126,14 @@ async def _load_group(
         )
     )
     windows = [_window(entry, loaded) for entry in group]
-    prompts = [_encoder(entry, loaded, settings) for entry in group]
-    runner = ModelRunner(loaded.model, num_slots=_num_slots(max(windows), settings), max_len=max(windows))
+    prompts = await _in_daemon_thread(lambda: [_encoder(entry, loaded, settings) for entry in group])
+    end_ids = await _in_daemon_thread(lambda: _end_ids(loaded, prompts))
+    num_slots = _num_slots(max(windows), settings, loaded, memory_share)
+    runner = ModelRunner(loaded.model, num_slots=num_slots, max_len=max(windows))
     await _in_daemon_thread(runner.probe)
     engine = Engine(
         runner,
-        end_ids=_end_ids(loaded, prompts),
+        end_ids=end_ids,
         max_waiting_seqs=settings.max_waiting_seqs,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         on_broken=on_broken,
@@ -158,23 +175,46 @@ async def _in_daemon_thread(function: Callable[[], _Result]) -> _Result:
 
 
 def _window(entry: CatalogEntry, loaded: LoadedModel) -> int:
-    """The model's own window, or the sum of the entry's limits where that is less."""
-    own = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    """Tokens of prompt and reply together: the sum of the entry's limits, or the model's own window if that is less.
+
+    Rotary positions that change with the longest sequence of a call (longrope and dynamic scaling in transformers) are
+    used up to their original length alone: beyond it, one sequence would change the others in its batch.
+    """
+    config = loaded.model.config.get_text_config()
     wanted = entry.context_length + entry.sequence_length
-    return min(wanted, own) if own else wanted
+    limits = [getattr(config, "max_position_embeddings", None) or wanted]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if parameters.get("rope_type") in ("longrope", "dynamic"):
+            limits.append(parameters.get("original_max_position_embeddings") or limits[0])
+    return min(wanted, *limits)
 
 
-def _num_slots(max_len: int, settings: Settings) -> int:
+def _num_slots(max_len: int, settings: Settings, loaded: LoadedModel, memory_share: float) -> int:
     """Sequences that fit the KV cache; raises ConfigurationError if that is none."""
-    if settings.kv_cache_tokens is None:
+    tokens = settings.kv_cache_tokens
+    setting = f"TAILRACE_KV_CACHE_TOKENS={tokens}"
+    if tokens is None:
+        tokens = _free_tokens(loaded, memory_share) if loaded.model.device.type == "cuda" else None
+        setting = f"the GPU's free memory ({tokens} tokens of KV cache)"
+    if tokens is None:
         return settings.max_running_seqs
-    slots = min(settings.max_running_seqs, settings.kv_cache_tokens // max_len)
+    slots = min(settings.max_running_seqs, tokens // max_len)
     if slots == 0:
         raise ConfigurationError(
-            f"TAILRACE_KV_CACHE_TOKENS={settings.kv_cache_tokens} holds no sequence of {max_len} tokens, the longest that "
-            "the catalog allows"
+            f"{setting} holds no sequence of {max_len} tokens, the longest that the catalog allows"
         )
     return slots
+
+
+def _free_tokens(loaded: LoadedModel, memory_share: float) -> int:
+    """Tokens whose keys and values fit this group's share of the GPU's free memory, a tenth of it left for activations."""
+    config = loaded.model.config.get_text_config()
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_per_token: int = 2 * config.num_hidden_layers * num_heads * head_dim * loaded.model.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(loaded.model.device)
+    return int(0.9 * free * memory_share) // bytes_per_token
 
 
 def _encoder(entry: CatalogEntry, loaded: LoadedModel, settings: Settings) -> PromptEncoder:

@@ -39,11 +39,12 @@ class KVCache:
             tensors = self._layers[index] = (self._allocate(key), self._allocate(value))
         return tensors
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot that may hold NaN or infinity; its next owner's neighbours would read them as masked keys."""
+    @torch.inference_mode()
+    def clear(self, slot: int, length: int) -> None:
+        """Zero `length` positions of a slot that may hold NaN or infinity, which a mask of -inf would not hide."""
         for tensors in self._layers.values():
             for tensor in tensors:
-                tensor[slot].zero_()
+                tensor[slot, :, :length].zero_()
 
     def _allocate(self, like: Tensor) -> Tensor:
         """Zeros, not garbage: a key beyond a sequence's end is masked by adding -inf, and NaN would survive that."""

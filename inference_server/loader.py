@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import enable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
 from inference_server import attention
@@ -36,8 +37,10 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-# transformers writes these when it saves a tokenizer and a model; a folder without them was not written to its end.
-_CONVERTED = "converted"
+# The same weights again, in another layout.
+_HUB_FILES_LEFT_OUT = ["consolidated*", "original/*"]
+# A conversion takes minutes at most; what is older was cut off.
+_UNFINISHED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ def silence_libraries() -> None:
     """Progress bars and per-call warnings of the libraries below; this module logs progress itself."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    enable_progress_bars()  # of the hub, which transformers switched off with its own: downloads are long
     # bitsandbytes warns of a cast in every linear of every step where activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -78,8 +82,14 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def activation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Of everything but the quantised products. bitsandbytes' CUDA kernels take float16 and cast anything else."""
-    return _DTYPES[resolve_precision("float16" if precision == "bitsandbytes-int8" else precision, device)]
+    """Of everything but the quantised products.
+
+    int8 on a GPU: float16, which is what bitsandbytes' kernels take. On a CPU: float32, which costs little beside the
+    quantised products; in bfloat16, rounding before each quantisation moved greedy replies by up to 1.4 logits.
+    """
+    if precision == "bitsandbytes-int8":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return _DTYPES[resolve_precision(precision, device)]
 
 
 def load_model(
@@ -100,8 +110,9 @@ def load_model(
             quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
         verb = "quantising" if quantization else "loading"
         with progress(f"{verb} {weights} as {precision}"):
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
+                output_loading_info=True,
                 dtype=activation_dtype(precision, device),
                 quantization_config=quantization,
                 attn_implementation=attention_name,
@@ -109,6 +120,11 @@ def load_model(
                 use_safetensors=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder)
+        # transformers fills what is missing with random numbers and goes on.
+        if missing := sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}):
+            raise ConfigurationError(
+                f"{weights} lacks {len(missing)} tensors or has them in other shapes: {missing[0]}"
+            )
     return LoadedModel(model.eval(), tokenizer, precision)
 
 
@@ -121,9 +137,14 @@ def local_folder(weights: Weights, cache_dir: Path) -> Path:
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    logger.info("looking up %s (downloaded once, then taken from the hub's cache)", hub_id)
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
+        with progress(
+            f"getting {hub_id} from the hub (once; then it is taken from the hub's cache)", every_seconds=10.0
+        ):
+            folder = snapshot_download(
+                hub_id, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_FILES_LEFT_OUT
+            )
+        return Path(folder)
     except GatedRepoError:
         raise ConfigurationError(
             f"{hub_id} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
@@ -150,6 +171,7 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(folder.parent)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=folder.parent))
     try:
         with progress(f"converting {path.name} (once; the result stays in {folder.parent})"):
@@ -169,6 +191,13 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _remove_unfinished(parent: Path) -> None:
+    """Folders of conversions that a signal cut off: half a gigabyte each, and of no use."""
+    for folder in parent.glob(".*"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fingerprint(path: Path) -> str:

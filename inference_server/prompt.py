@@ -61,6 +61,8 @@ class PromptEncoder:
         }
         self._control_pattern = _any_of(self._control)
         self._look_alike_pattern = _look_alikes(self._control)
+        # Such tokens are found in normalised text, where more looks like them than we can search for.
+        self._may_normalise = any(token.normalized for _, token in self._control.values())
 
     @property
     def has_chat_template(self) -> bool:
@@ -76,7 +78,7 @@ class PromptEncoder:
     def encode_chat(self, turns: Items[Turn]) -> list[int]:
         """A conversation and the opening of the assistant's turn. Raises InvalidField if the template refuses it."""
         texts = [text for turn in turns for text in (turn.role, turn.content)]
-        if not any(self._look_alike_pattern.search(text) for text in texts):
+        if not self._may_normalise and not any(self._look_alike_pattern.search(text) for text in texts):
             return _ids(self._marked, self._render(turns), add_special_tokens=False)
         disguises = self._disguises(texts)
         disguised = [

@@ -22,6 +22,7 @@ _AT_LEAST_ONE: tuple[Literal["max_tokens", "top_k"], ...] = ("max_tokens", "top_
 _MAX_STOP_STRINGS = 16
 _MAX_STOP_LENGTH = 256
 _MAX_ROLE_LENGTH = 64
+_MAX_MODEL_LENGTH = 256
 _MAX_ACCOUNT_LENGTH = 256
 _MAX_TOP_LOGPROBS = 20
 # Of more, the first are told: a status travels in a header, and a request may hold a million wrong turns.
@@ -57,6 +58,8 @@ def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: HostedMode
         token_ids = model.prompts.encode_chat([Turn(turn.role, turn.content) for turn in request.chat.turns])
     if not token_ids:
         raise InvalidField(FieldViolation("input", "gives a prompt without any token"))
+    if max(token_ids) >= model.engine.runner.vocab_size:
+        raise InvalidField(FieldViolation("input", "holds a token that the tokenizer knows and the model does not"))
     return token_ids
 
 
@@ -88,8 +91,10 @@ def _sampling_params(request: pb.RunRequest) -> SamplingParams:
 
 
 def _input_violations(request: pb.RunRequest | pb.CountTokensRequest) -> list[FieldViolation]:
-    missing = [] if request.model else [FieldViolation("model", "is required")]
-    return missing + _prompt_violations(request)
+    violations = []
+    if not 1 <= len(request.model) <= _MAX_MODEL_LENGTH:
+        violations.append(FieldViolation("model", f"is required, and has at most {_MAX_MODEL_LENGTH} characters"))
+    return violations + _prompt_violations(request)
 
 
 def _prompt_violations(request: pb.RunRequest | pb.CountTokensRequest) -> list[FieldViolation]:

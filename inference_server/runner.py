@@ -46,12 +46,22 @@ class ModelRunner:
     def probe(self, slot: int = 0) -> None:
         """One token through every layer, in a slot that nobody uses; the first time, this also allocates the cache.
 
-        Raises UnsupportedModel if some layer does not attend through the cache (state-space layers, shared layers, …).
+        Raises UnsupportedModel if the model attends in a way that would be got wrong here: layers that keep no keys
+        (state space, shared layers), chunked attention, windows that are told to transformers' masks alone.
         """
-        self.prefill([PromptPiece(slot, start=0, token_ids=[0], wants_logits=True)])
-        num_layers = self._model.config.get_text_config().num_hidden_layers
-        if self.cache.num_layers != num_layers:
-            raise UnsupportedModel(f"only {self.cache.num_layers} of its {num_layers} layers keep keys and values")
+        batch = PrefillBatch(self.cache, [Segment(slot, 0, 1)])
+        self._forward([[0]], [[0]], [0], batch)
+        config = self._model.config.get_text_config()
+        layers = range(config.num_hidden_layers)
+        if set(batch.windows) != set(layers):
+            raise UnsupportedModel(f"only {len(batch.windows)} of its {len(layers)} layers keep keys and values")
+        types = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
+        if strange := sorted(set(types) - {"full_attention", "sliding_attention"}):
+            raise UnsupportedModel(f"some of its layers are of type {strange[0]}")
+        if getattr(config, "attention_chunk_size", None):
+            raise UnsupportedModel("its attention is chunked")
+        if any(types[layer] == "sliding_attention" and batch.windows[layer] is None for layer in layers):
+            raise UnsupportedModel("its sliding windows are not told to the attention")
 
     @torch.inference_mode()
     def prefill(self, pieces: Items[PromptPiece]) -> Tensor:

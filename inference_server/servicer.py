@@ -66,6 +66,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         started = time.monotonic()
         outcome = "cancelled"
         try:
+            if (hosted := self.models.get(request.model)) is not None:
+                hosted.engine.check_capacity(reject_if_busy=request.reject_if_busy)
             # Off the event loop: a megabyte of turns takes a second to check and tokenise.
             model, generation = await asyncio.to_thread(self._prepare, request, request_id)
             async with model.submit(generation) as reply:
@@ -84,9 +86,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             logger.exception("request %s failed", request_id)
             await _abort(context, errors.GenerationFailed("the server failed on this request"))
         finally:
-            logger.info("run %s %s: %s after %.2f s", request_id, request.model, outcome, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            logger.info("run %s %s: %s after %.2f s", _loggable(request_id), _loggable(request.model), outcome, seconds)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        if not self.models:
+            await _abort(context, errors.ModelNotReady("the models are still being loaded"))
         return pb.ListModelsResponse(models=[_model(model) for model in self.models.values()])
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
@@ -94,6 +99,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             model, count = await asyncio.to_thread(self._count, request)
         except errors.TailraceError as error:
             await _abort(context, error)
+        except Exception:
+            logger.exception("counting tokens failed")
+            await _abort(context, errors.GenerationFailed("the server failed on this request"))
         return pb.CountTokensResponse(
             prompt_tokens=count,
             context_length=model.context_length,
@@ -127,6 +135,11 @@ def _request_id(context: Context) -> str:
         if key == "x-request-id" and isinstance(value, str) and value:
             return value[:128]
     return str(uuid.uuid4())
+
+
+def _loggable(text: str) -> str:
+    """A caller's text as it may stand in a log: short, in one line, without what a terminal obeys."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
 def _response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:

@@ -14,7 +14,7 @@ from torch import Tensor
 from inference_server.errors import GenerationFailed
 from inference_server.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
-from inference_server.scheduler import PrefillChunk, Scheduler, Step
+from inference_server.scheduler import Scheduler, Step
 from inference_server.sequence import Completed, Delta, Event, Failed, FinishReason, Sequence, Started
 
 logger = logging.getLogger(__name__)
@@ -48,23 +48,27 @@ class Stepper:
         step = self._scheduler.schedule()
         for seq in step.admitted:
             seq.admitted = now
-            if seq.request.sampling.has_penalties:
-                seq.penalties = PenaltyState(seq.request.prompt_ids, self._runner.vocab_size, self._runner.device)
             self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed))
         return step
 
+    def decode(self, step: Step) -> None:
+        """One more token for every sequence whose prompt is computed."""
+        if step.decode:
+            self._guarded(step.decode, lambda: self._decode(step))
+
+    def prefill(self, step: Step) -> None:
+        """The next chunks of prompts."""
+        if step.prefill:
+            self._guarded([chunk.seq for chunk in step.prefill], lambda: self._prefill(step))
+
     @torch.inference_mode()
-    def run(self, step: Step) -> None:
-        """The forward passes of a step. One that raises fails its own sequences and no others."""
-        for work, forward in ((step.decode, self._decode), (step.prefill, self._prefill)):
-            seqs = [item.seq if isinstance(item, PrefillChunk) else item for item in work]
-            if not seqs:
-                continue
-            try:
-                self._advance(forward(step))
-            except Exception:  # whatever it is, the callers get an answer and the other sequences go on
-                logger.exception("a forward pass failed; requests %s", [seq.request.request_id for seq in seqs])
-                self.is_broken = self.is_broken or self._fail_and_probe(seqs)
+    def _guarded(self, seqs: list[Sequence], forward: Callable[[], _Logits]) -> None:
+        """A forward pass and what follows from it. If it raises, its own sequences fail and no others."""
+        try:
+            self._advance(forward())
+        except Exception:  # whatever it is, the callers get an answer and the other sequences go on
+            logger.exception("a forward pass failed; requests %s", [seq.request.request_id for seq in seqs])
+            self.is_broken = self.is_broken or self._fail_and_probe(seqs)
 
     def _decode(self, step: Step) -> _Logits:
         tokens = []
@@ -80,6 +84,9 @@ class Stepper:
         pieces = []
         for chunk in step.prefill:
             assert chunk.seq.slot is not None
+            if chunk.start == 0 and chunk.seq.request.sampling.has_penalties:
+                prompt_ids = chunk.seq.request.prompt_ids
+                chunk.seq.penalties = PenaltyState(prompt_ids, self._runner.vocab_size, self._runner.device)
             token_ids = chunk.seq.token_ids[chunk.start : chunk.end]
             pieces.append(PromptPiece(chunk.seq.slot, chunk.start, token_ids, chunk.completes_prompt))
         logits = self._runner.prefill(pieces)
@@ -95,8 +102,9 @@ class Stepper:
         try:
             samples = sample(logits.rows, rows)
         except NotFinite as error:
-            logger.error("the model's logits are not finite; its weights or its precision do not hold this prompt")
-            self._fail([logits.seqs[row] for row in error.rows])
+            bad = [logits.seqs[row] for row in error.rows]
+            logger.error("the logits of requests %s are not finite", [seq.request.request_id for seq in bad])
+            self._fail(bad)
             kept = [row for row in range(len(rows)) if row not in error.rows]
             return self._advance(_Logits(logits.rows[kept], [logits.seqs[row] for row in kept]))
         now = time.monotonic()
@@ -124,7 +132,7 @@ class Stepper:
             self._send(seq, text)
 
     def _finish(self, seq: Sequence, reason: FinishReason, text: str) -> None:
-        if text or seq.unsent_logprobs:
+        if text or seq.num_unsent:
             self._send(seq, text)
         if seq.text.stop_string is not None:  # it may have shown itself in the very last text
             reason = FinishReason.STOP
@@ -156,4 +164,5 @@ class Stepper:
             slot = seq.slot
             self._scheduler.remove(seq)
             self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
-            self._runner.cache.clear(slot)
+            # Also what the pass that failed may have written.
+            self._runner.cache.clear(slot, len(seq.token_ids))

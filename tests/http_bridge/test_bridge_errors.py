@@ -26,7 +26,7 @@ ROWS = [
     (Code.INTERNAL, "GENERATION_FAILED", 500, 3000, "The model failed while generating this reply."),
     (Code.UNAVAILABLE, "", 503, 7009, "Upstream service unavailable"),
     (Code.DEADLINE_EXCEEDED, "", 408, 3007, "Request timeout"),
-    (Code.RESOURCE_EXHAUSTED, "", 429, 3040, "Capacity temporarily exceeded, please try again."),
+    (Code.RESOURCE_EXHAUSTED, "", 413, 3006, "Request is too large"),
     (Code.UNKNOWN, "", 500, 3000, INTERNAL),
     (
         Code.INTERNAL,
@@ -78,7 +78,7 @@ async def test_details_that_cannot_be_read_leave_the_status_code(bridge, service
         await reply.context.abort(Code.RESOURCE_EXHAUSTED, "x", (("grpc-status-details-bin", b"\xff\xff"),))
 
     servicer.script = refuse
-    assert (await bridge.ask()).status_code == 429
+    assert (await bridge.ask()).status_code == 413
 
 
 async def test_failure_while_a_json_reply_is_awaited_keeps_its_status(bridge, servicer):

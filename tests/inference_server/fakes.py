@@ -1,6 +1,7 @@
 """What several files of this folder need: sequences without a model, the default model's tokenizer, hosted models."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -12,7 +13,7 @@ from inference_server.hosting import HostedModel
 from inference_server.loader import local_folder
 from inference_server.prompt import PromptEncoder
 from inference_server.sequence import GenerationRequest, SamplingParams, Sequence
-from tests.tiny_models import sentencepiece_tokenizer
+from tests.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 
 @cache
@@ -61,4 +62,5 @@ def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, win
         chat_template=None,
         stands_in=False,
     )
-    return HostedModel(entry, "float32", window, llama_prompts(), engine=None)
+    engine = SimpleNamespace(runner=SimpleNamespace(vocab_size=VOCAB_SIZE))
+    return HostedModel(entry, "float32", window, llama_prompts(), engine)
