@@ -28,7 +28,6 @@ from inference_server.loader import (
     resolve_precision,
     total_memory_bytes,
 )
-from inference_server.memory import keep_freed_memory
 from inference_server.prompt import PromptEncoder
 from inference_server.runner import ModelRunner
 from inference_server.sequence import Completed, GenerationRequest, SamplingParams
@@ -84,7 +83,6 @@ async def load_all(
     entries: list[CatalogEntry], settings: Settings, on_broken: Callable[[], None]
 ) -> dict[str, HostedModel]:
     """Load every entry and generate a few tokens with each engine. Raises ConfigurationError, naming the entry."""
-    keep_freed_memory()
     device = choose_device(settings.device)
     groups: dict[_Key, list[CatalogEntry]] = {}
     for entry in entries:

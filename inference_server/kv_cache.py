@@ -6,9 +6,10 @@ does that), because only then the model has told the real shapes: some architect
 keys, or differ from layer to layer.
 """
 
+import contextlib
 import math
+import mmap
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -51,6 +52,9 @@ class KVCache:
         shape = (self.num_slots, like.shape[-3], self.max_len, like.shape[-1])
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=like.dtype, device=self.device)
-        # numpy takes zeroed pages from the system and touches none of them; torch.zeros would write every byte.
-        pages = numpy.zeros(math.prod(shape) * like.element_size(), dtype=numpy.uint8)
-        return torch.from_numpy(pages).view(like.dtype).view(shape)
+        # Zeroed pages of the system, of which none is touched: torch.zeros would write every byte. Nor shall the system
+        # hand out 2 MiB where a sequence writes a few tokens.
+        pages = mmap.mmap(-1, math.prod(shape) * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(AttributeError, OSError):
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        return torch.frombuffer(pages, dtype=like.dtype).view(shape)

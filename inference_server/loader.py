@@ -85,7 +85,7 @@ def activation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Of everything but the quantised products.
 
     int8 on a GPU: float16, which is what bitsandbytes' kernels take. On a CPU: float32, which costs little beside the
-    quantised products; in bfloat16, rounding before each quantisation moved greedy replies by up to 1.4 logits.
+    quantised products; in bfloat16, rounding before each quantisation moved greedy choices by up to 1.4 logits instead of 0.5.
     """
     if precision == "bitsandbytes-int8":
         return torch.float16 if device.type == "cuda" else torch.float32

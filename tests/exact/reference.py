@@ -17,6 +17,8 @@ from tests.engines import GREEDY, Recorder, collect, request
 
 NUM_TOKENS = 64
 PROMPT_LENGTHS = [5, 8, 12, 17, 25, 36, 50, 70, 100, 140, 190, 256, 257, 330, 450, 600, 800, 1024, 1250, 1500]
+# Logits that a first differing token may lie below the reference's: transformers alone and batched differ by as much.
+LARGEST_GAP = {"float32": 0.0, "bfloat16": 0.25, "bitsandbytes-int8": 1.0}
 CORPUS = Path(__file__).parent / "corpus.txt"
 
 TokenIds = list[int]

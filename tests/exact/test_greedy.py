@@ -9,9 +9,17 @@ import torch
 
 from inference_server.loader import resolve_precision
 from tests.engines import hosting
-from tests.exact.reference import MODES, PROMPT_LENGTHS, Reference, default_entry, first_gap, generate, prompts
+from tests.exact.reference import (
+    LARGEST_GAP,
+    MODES,
+    PROMPT_LENGTHS,
+    Reference,
+    default_entry,
+    first_gap,
+    generate,
+    prompts,
+)
 
-LARGEST_GAP = {"float32": 0.0, "bfloat16": 0.25, "bitsandbytes-int8": 1.0}
 SIXTEEN_BIT = resolve_precision("float16", torch.device("cpu"))
 PRECISIONS = sorted({"float32", SIXTEEN_BIT, "bitsandbytes-int8"})
 

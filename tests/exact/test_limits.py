@@ -10,8 +10,35 @@ from inference_server.errors import PromptTooLong
 from inference_server.sequence import FinishReason
 from tests.engines import collect, hosting, request
 from tests.exact.reference import CORPUS
+from tests.http_bridge.conftest import running_bridge
+from tests.servers import running_server
 
 LIMITS = {"@cf/meta/llama-2-7b-chat-int8": (2048, 1800), "@cf/meta/llama-2-7b-chat-fp16": (3072, 2500)}
+
+
+@pytest.mark.exact
+async def test_2049_prompt_tokens_to_int8_are_413_before_any_forward_pass_and_2048_pass():
+    model = "@cf/meta/llama-2-7b-chat-int8"
+    url = f"/client/v4/accounts/local/ai/run/{model}"
+    async with running_server(DEFAULT_CATALOG, max_running_seqs=2) as server, running_bridge(server.address) as bridge:
+        hosted = server.server.servicer.models[model]
+        words = hosted.prompts.encode_text(CORPUS.read_text())
+        passes = []
+        prefill = hosted.engine.runner.prefill
+        hosted.engine.runner.prefill = lambda pieces: passes.append(pieces) or prefill(pieces)
+
+        async def ask(length: int):
+            text = hosted.prompts.decode(words[:length])
+            assert len(hosted.prompts.encode_text(text)) == length
+            body = {"prompt": text, "raw": True, "max_tokens": 1}
+            return await bridge.client.post(url, json=body, timeout=100)
+
+        refused = await ask(2049)
+        assert (refused.status_code, refused.json()["errors"][0]["code"]) == (413, 5021)
+        assert not passes
+        accepted = await ask(2048)
+        assert accepted.json()["result"]["usage"]["prompt_tokens"] == 2048
+        assert passes
 
 
 @pytest.mark.exact
