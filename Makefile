@@ -59,7 +59,7 @@ format: install ## Rewrite the code in the project's format
 	$(BIN)/buf format --write
 
 proto: install ## Generate the stubs anew from proto/
-	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+	cd proto && PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. tailrace/v1/inference.proto
 
 check-proto: proto

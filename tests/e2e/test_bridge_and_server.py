@@ -124,6 +124,26 @@ async def test_a_dropped_connection_frees_its_slot_within_half_a_second(bridge, 
         other.close()
 
 
+async def test_32_concurrent_streams_of_different_lengths_each_equal_their_solo_run(tiny_model, tmp_path):
+    catalog = write_catalog(tmp_path / "catalog.toml", tiny_model("llama-2"))
+
+    async def ask(bridge: Bridge, number: int) -> str:
+        body = {"prompt": words(1 + 5 * number), "seed": number + 1, "max_tokens": 4 + 2 * number, "stream": True}
+        return (await bridge.client.post(URL, json=body, timeout=100)).text
+
+    async with running_server(catalog, max_running_seqs=32) as running, running_bridge(running.address) as bridge:
+        together = await asyncio.gather(*(ask(bridge, number) for number in range(32)))
+        assert all(stream.endswith("data: [DONE]\n\n") for stream in together)
+        for number in range(32):
+            alone = await ask(bridge, number)
+            assert text_of(together[number]) == text_of(alone), f"stream {number}"
+
+
+def text_of(stream: str) -> str:
+    events = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: {")]
+    return "".join(json.loads(event)["response"] for event in events)
+
+
 async def test_a_server_that_dies_ends_the_stream_without_done(bridge, running):
     reader, writer = await connect(bridge, ENDLESS)
     await reader.readuntil(b"data: ")
