@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     kv_cache_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens of KV cache, for each loaded model; unset: full windows for all running sequences, on a GPU as many as fit",
+        description="Tokens of KV cache, for each loaded model; unset: full windows, on a GPU as many as fit",
     )
     prefill_chunk_tokens: int = Field(
         256,
