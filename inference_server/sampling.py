@@ -1,7 +1,8 @@
 """Logits to token ids, one row for each sequence: penalties, temperature, top_k, top_p, a draw, log probabilities.
 
 Every row is treated by its own parameters alone, so that a sequence's tokens do not depend on who else is in the batch.
-The random number for a token comes from (seed, position); there is no generator with a state. Knows nothing of text.
+A draw is a race: logits by temperature, plus the noise that (seed, position, token id) gives each token, and the largest
+wins (noise.py). top_k and top_p only decide which tokens take part. Knows nothing of text.
 """
 
 import math
@@ -11,13 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference_server import noise
 from inference_server.sequence import Candidate, SamplingParams, TokenLogprob
 
 # How many of the likeliest tokens are sorted before the whole vocabulary is: nearly always they hold top_p's mass.
 _SHORTLIST = 256
+# The largest of a row is looked for in pieces of so many tokens: that is several times faster than torch's own argmax.
+# Those of the shortlist are in smaller ones.
+_PIECE = 256
+_SMALL_PIECE = 32
+# How many pieces are searched for the winner of a race before all of them are: nearly always it is in these.
+_NUM_PIECES = 8
+# Rows are taken together up to so many logits on a CPU, so that what is made of them stays in the core's cache.
+_CACHED_LOGITS = 65_536
 _LARGEST_LOGIT = 1e30
-_MASK64 = 2**64 - 1
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
 
 class PenaltyState:
@@ -61,33 +69,18 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
 
     Raises NotFinite before anything is changed; after that logits are changed in place.
     """
-    largest, likeliest = logits.max(dim=-1)  # NaN counts as largest
+    likeliest = _argmax(logits)  # NaN counts as largest
+    largest = logits.gather(-1, likeliest[:, None]).squeeze(-1)
     if bad := [index for index, value in enumerate(largest.tolist()) if not math.isfinite(value)]:
         raise NotFinite(bad)
     logprobs = _logprobs_of_model(logits, rows)
     if _apply_penalties(logits, rows):
-        likeliest = logits.argmax(dim=-1)
+        likeliest = _argmax(logits)
     chosen = _choose(logits, likeliest.tolist(), rows)
     return [
         Sample(token_id, _report(logprobs[index], token_id, row.params) if row.params.logprobs is not None else None)
         for index, (token_id, row) in enumerate(zip(chosen, rows, strict=True))
     ]
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on (seed, position) alone.
-
-    SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), jumped to `position`; the seed
-    is mixed first, so that neighbouring seeds have nothing in common.
-    """
-    return (_mix64(_mix64(seed) + (position + 1) * _GOLDEN_GAMMA) >> 11) * 2.0**-53
-
-
-def _mix64(value: int) -> int:
-    value &= _MASK64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
 
 
 def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
@@ -117,10 +110,14 @@ def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]
     random = [index for index, row in enumerate(rows) if not row.params.is_greedy]
     narrowed = [index for index in random if _is_narrowed(rows[index].params)]
     whole = [index for index in random if not _is_narrowed(rows[index].params)]
-    for indices, draw in ((whole, _draw_from_all), (narrowed, _draw_from_likeliest)):
+    at_once = max(1, _CACHED_LOGITS // logits.shape[-1]) if logits.device.type == "cpu" else len(rows)
+    parts = [(_draw_from_all, whole[first : first + at_once]) for first in range(0, len(whole), at_once)]
+    parts.append((_draw_from_likeliest, narrowed))
+    for draw, indices in parts:
         if indices:
-            scaled = logits[indices] / _column([rows[index].params.temperature for index in indices], logits)
-            for index, token_id in zip(indices, draw(scaled, [rows[index] for index in indices]), strict=True):
+            drawn_from = [rows[index] for index in indices]
+            temperatures = _column([row.params.temperature for row in drawn_from], logits)
+            for index, token_id in zip(indices, draw(_take(logits, indices), temperatures, drawn_from), strict=True):
                 chosen[index] = token_id
     return chosen
 
@@ -129,50 +126,97 @@ def _is_narrowed(params: SamplingParams) -> bool:
     return params.top_k is not None or params.top_p < 1.0
 
 
-def _draw_from_all(scaled: Tensor, rows: Items[Row]) -> list[int]:
-    probabilities = torch.softmax(scaled, dim=-1, dtype=torch.float64)
-    return _pick(probabilities, rows)
+def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
+    """The winners of races among all tokens, by logit + temperature * noise: that is one pass less than dividing.
+
+    Gumbel noise costs two logarithms, and -log(u), which is never less, costs one: that decides which pieces of the
+    vocabulary can hold the winner, and a row for which the best few do not settle it is computed in full.
+    """
+    uniforms = noise.uniform_of_all(_keys(rows), logits.shape[-1], logits.device)
+    size = math.gcd(logits.shape[-1], _PIECE)
+    if size < _PIECE // 8 or logits.shape[-1] // size <= _NUM_PIECES:
+        token_ids: list[int] = _argmax(logits + temperatures * noise.gumbel(uniforms)).tolist()
+        return token_ids
+    limits = torch.addcmul(logits, uniforms.log(), -temperatures)
+    limits, pieces = limits.view(len(rows), -1, size).amax(dim=-1).topk(_NUM_PIECES + 1)
+    ids = (pieces[:, :-1, None] * size + torch.arange(size, device=logits.device)).flatten(1)
+    best, places = (logits.gather(-1, ids) + temperatures * noise.gumbel(uniforms.gather(-1, ids))).max(dim=-1)
+    winners = ids.gather(-1, places[:, None]).squeeze(-1)
+    token_ids = torch.where(best > limits[:, -1], winners, -1).tolist()
+    for index in [index for index, token_id in enumerate(token_ids) if token_id < 0]:
+        token_ids[index] = int((logits[index] + temperatures[index] * noise.gumbel(uniforms[index])).argmax())
+    return token_ids
 
 
-def _draw_from_likeliest(scaled: Tensor, rows: Items[Row]) -> list[int]:
-    """Draw from a sorted shortlist; a row whose top_k or top_p reaches beyond it is drawn from its whole vocabulary."""
-    size = min(_SHORTLIST, scaled.shape[-1])
-    total = torch.logsumexp(scaled, dim=-1, keepdim=True)
-    values, ids = torch.topk(scaled, size)
-    shares = torch.exp((values - total).double())  # (n, size), descending
-    covered = shares.sum(dim=-1).tolist()
-    chosen: list[int] = []
-    for index, row in enumerate(rows):
-        top_k = row.params.top_k
-        if (top_k is not None and top_k <= size) or (top_k is None and covered[index] >= row.params.top_p):
-            row_shares, row_ids = shares[index : index + 1], ids[index]
-        else:
-            row_values, row_ids = torch.sort(scaled[index], descending=True, stable=True)
-            row_shares = torch.softmax(row_values.double(), dim=-1)[None, :]
-        place = _pick(_narrow(row_shares, row.params), [row])[0]
-        chosen.append(int(row_ids[place]))
+def _draw_from_likeliest(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
+    """Races among a sorted shortlist; rows whose top_k or top_p reaches beyond it sort their whole vocabulary."""
+    scaled = logits / temperatures
+    values, ids = _topk(scaled, min(_SHORTLIST, scaled.shape[-1]))
+    token_ids, is_settled = _race(values, ids, scaled, rows)
+    chosen: list[int] = torch.where(is_settled.squeeze(-1), token_ids, -1).tolist()
+    if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
+        values, ids = torch.sort(_take(scaled, beyond), descending=True, stable=True)
+        token_ids, _ = _race(values, ids, values, [rows[index] for index in beyond])
+        for index, token_id in zip(beyond, token_ids.tolist(), strict=True):
+            chosen[index] = token_id
     return chosen
 
 
-def _narrow(shares: Tensor, params: SamplingParams) -> Tensor:
-    """Zero what top_k, then top_p leave out. shares (1, n) descending; top_p counts shares of what top_k left."""
-    if params.top_k is not None:
-        shares = shares[:, : params.top_k]
-        shares = shares / shares.sum(dim=-1, keepdim=True)
-    before = shares.cumsum(dim=-1) - shares
-    return torch.where(before < params.top_p, shares, 0.0)
+def _race(values: Tensor, ids: Tensor, scaled: Tensor, rows: Items[Row]) -> tuple[Tensor, Tensor]:
+    """The winners among the tokens that top_k and top_p leave, and whether these are all in the list.
+
+    values (n, size) descending, those of ids; scaled (n, vocab_size), all of them. First top_k, then top_p, which counts
+    shares of what top_k left.
+    """
+    size = values.shape[-1]
+    top_k = torch.tensor([min(row.params.top_k or 2**62, 2**62) for row in rows], device=values.device)[:, None]
+    # Without top_p nothing is left out, not even where rounding has the shares reach 1 too soon.
+    top_p = torch.tensor([row.params.top_p if row.params.top_p < 1.0 else 2.0 for row in rows], dtype=torch.float64)
+    top_p = top_p.to(values.device)[:, None]
+    is_kept = torch.arange(size, device=values.device) < top_k
+    weights = (values - values[:, :1]).double().exp() * is_kept
+    reached = weights.cumsum(dim=-1)
+    total = reached[:, -1:]
+    is_settled = top_k <= size
+    if any(row.params.top_k is None for row in rows):
+        everything = (scaled.logsumexp(dim=-1, keepdim=True) - values[:, :1]).double().exp()
+        total = torch.where(top_k < 2**62, total, everything)
+        is_settled = is_settled | ((top_k >= 2**62) & (reached[:, -1:] >= top_p * total))
+    is_kept &= reached - weights < top_p * total
+    scores = values + noise.gumbel(noise.uniform(_keys(rows), ids))
+    places = torch.where(is_kept, scores, -torch.inf).argmax(dim=-1, keepdim=True)
+    return ids.gather(-1, places).squeeze(-1), is_settled
 
 
-def _pick(weights: Tensor, rows: Items[Row]) -> list[int]:
-    """Inverse transform sampling. weights (n, k) float64, not necessarily normalised; returns n column indices."""
-    cumulative = weights.cumsum(dim=-1)
-    draws = torch.tensor([uniform(row.params.seed, row.position) for row in rows], dtype=weights.dtype)
-    thresholds = draws.to(weights.device)[:, None] * cumulative[:, -1:]
-    places = torch.searchsorted(cumulative, thresholds, right=True)
-    # A threshold at the very end, by rounding, must not land on a token of probability 0.
-    last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-    picked: list[int] = torch.minimum(places, last).squeeze(-1).tolist()
-    return picked
+def _keys(rows: Items[Row]) -> list[int]:
+    return [noise.key(row.params.seed, row.position) for row in rows]
+
+
+def _take(logits: Tensor, indices: list[int]) -> Tensor:
+    """Rows of logits; a single one is not copied."""
+    return logits[indices[0]][None] if len(indices) == 1 else logits[indices]
+
+
+def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """values.topk(k) of (n, vocab_size), several times as fast: the k largest are in the k pieces with the largest."""
+    size = math.gcd(values.shape[-1], _SMALL_PIECE)
+    if size < _SMALL_PIECE or values.shape[-1] // size <= 2 * k:
+        return values.topk(k)
+    pieces = values.view(len(values), -1, size)
+    best = pieces.amax(dim=-1).topk(k, sorted=False).indices[..., None]
+    ids = (best * size + torch.arange(size, device=values.device)).flatten(1)
+    largest, places = values.gather(-1, ids).topk(k)
+    return largest, ids.gather(-1, places)
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """values.argmax(dim=-1) of (n, vocab_size): the first of equals, and NaN counts as largest."""
+    size = math.gcd(values.shape[-1], _PIECE)
+    if size < _PIECE // 8:
+        return values.argmax(dim=-1)
+    pieces = values.view(len(values), -1, size)
+    best = pieces.amax(dim=-1).argmax(dim=-1)
+    return best * size + pieces[torch.arange(len(values), device=values.device), best].argmax(dim=-1)
 
 
 def _logprobs_of_model(logits: Tensor, rows: Items[Row]) -> dict[int, Tensor]:

@@ -1,9 +1,11 @@
-"""transformers' own `generate` on the default model, as the measure of the engine's tokens."""
+"""transformers' own model and `generate`, for the default model, as the measure of the engine's tokens."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,14 +13,18 @@ from inference_server.catalog import CatalogEntry, Precision, read_catalog
 from inference_server.config import DEFAULT_CATALOG, Settings
 from inference_server.hosting import HostedModel
 from inference_server.loader import load_model
+from inference_server.noise import gumbel, key, uniform_of_all
 from inference_server.prompt import PromptEncoder
-from inference_server.sequence import Delta
+from inference_server.sequence import Delta, GenerationRequest
 from tests.engines import GREEDY, Recorder, collect, request
 
 NUM_TOKENS = 64
 PROMPT_LENGTHS = [5, 8, 12, 17, 25, 36, 50, 70, 100, 140, 190, 256, 257, 330, 450, 600, 800, 1024, 1250, 1500]
 # Logits that a first differing token may lie below the reference's: transformers alone and batched differ by as much.
 LARGEST_GAP = {"float32": 0.0, "bfloat16": 0.25, "bitsandbytes-int8": 1.0}
+# Scores (logit by temperature, plus noise) that two float32 runs' first differing tokens may lie apart: with another
+# number of rows, the default model's logits differ by 6e-6 (standard deviation) and by 4e-5 at most.
+LARGEST_TIE = 5e-4
 CORPUS = Path(__file__).parent / "corpus.txt"
 
 TokenIds = list[int]
@@ -54,19 +60,20 @@ class Reference:
     logits: torch.Tensor
 
 
+def reference_model(precision: Precision) -> Any:
+    """The default model with transformers' default attention."""
+    weights = default_entry(precision).weights
+    cpu = torch.device("cpu")
+    return load_model(weights, precision, device=cpu, cache_dir=Settings().cache_dir, attention_name="sdpa").model
+
+
 def generate(precision: Precision, prompts: list[TokenIds]) -> list[Reference]:
-    """Each prompt by itself, through transformers' default attention."""
-    loaded = load_model(
-        default_entry(precision).weights,
-        precision,
-        device=torch.device("cpu"),
-        cache_dir=Settings().cache_dir,
-        attention_name="sdpa",
-    )
+    """Each prompt by itself."""
+    model = reference_model(precision)
     references = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        output = loaded.model.generate(
+        output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -78,6 +85,27 @@ def generate(precision: Precision, prompts: list[TokenIds]) -> list[Reference]:
         logits = torch.cat(output.logits).float()
         references.append(Reference(output.sequences[0, len(prompt) :].tolist(), logits))
     return references
+
+
+@torch.inference_mode()
+def tie_gap(model: Any, generation: GenerationRequest, one: TokenIds, other: TokenIds) -> float:
+    """How far apart the scores of two replies' first differing tokens are, by `model`; infinity if one is not allowed.
+
+    The sentences of the contract, in float64 and over a sorted vocabulary, with the noise of the position.
+    """
+    place = next(place for place, (ours, theirs) in enumerate(zip(one, other, strict=True)) if ours != theirs)
+    prefix = [*generation.prompt_ids, *one[:place]]
+    params = generation.sampling
+    logits = model(torch.tensor([prefix]), logits_to_keep=1).logits[0, 0].double() / params.temperature
+    noise = gumbel(uniform_of_all([key(params.seed, len(prefix))], len(logits), logits.device))[0]
+    likeliest = logits.argsort(descending=True)[: params.top_k]
+    shares = logits[likeliest].softmax(dim=-1)
+    allowed = likeliest[shares.cumsum(dim=-1) - shares < params.top_p] if params.top_p < 1.0 else likeliest
+    pair = [one[place], other[place]]
+    if not set(pair) <= set(allowed.tolist()):
+        return math.inf
+    first, second = (logits + noise)[pair].tolist()
+    return abs(first - second)
 
 
 def first_gap(reference: Reference, token_ids: TokenIds) -> float | None:

@@ -1,4 +1,9 @@
-"""Seeded replies of the default model in float32 do not depend on who else is in the batch."""
+"""Seeded replies of the default model in float32 do not depend on who else is in the batch.
+
+What is random does not at all. What is left is rounding: a product's last bits depend on its number of rows. So replies
+are equal, and where ever one is not, the first tokens that differ must have tied within rounding, by transformers' own
+logits (tie_gap), and such replies must be as rare as ties are.
+"""
 
 import asyncio
 
@@ -7,7 +12,7 @@ import pytest
 from inference_server.prompt import Turn
 from inference_server.sequence import SamplingParams
 from tests.engines import Recorder, collect, hosting, request
-from tests.exact.reference import default_entry, prompts
+from tests.exact.reference import LARGEST_TIE, default_entry, prompts, reference_model, tie_gap
 
 
 def seeded(prompt, seed: int, max_tokens: int, **sampling):
@@ -15,21 +20,39 @@ def seeded(prompt, seed: int, max_tokens: int, **sampling):
     return request(prompt, request_id=f"seed {seed}", sampling=params, max_tokens=max_tokens)
 
 
+def check(pairs, most_that_differ: int) -> None:
+    """pairs: (generation, token ids alone, token ids in company)."""
+    differing = [pair for pair in pairs if pair[1] != pair[2]]
+    model = reference_model("float32") if differing else None
+    gaps = {generation.request_id: tie_gap(model, generation, *both) for generation, *both in differing}
+    print(f"\n{len(pairs) - len(differing)} of {len(pairs)} replies equal in all tokens; ties among the others: {gaps}")
+    assert len(differing) <= most_that_differ
+    assert max(gaps.values(), default=0.0) <= LARGEST_TIE
+
+
 @pytest.mark.exact
 async def test_ten_seeds_give_the_same_text_alone_and_among_sixteen_others():
+    pairs = []
     async with hosting(default_entry("float32")) as models:
         model = models["default"]
+        recorder = Recorder(model)
         prompt = model.prompts.encode_chat([Turn("user", "Tell me a story about a river.")])
         others = prompts(model.prompts, [10 + 7 * n for n in range(16)])
         for seed in range(1, 11):
-            alone = await collect(model, seeded(prompt, seed, 48))
+            one = seeded(prompt, seed, 48)
+            alone = await collect(model, one)
+            tokens_alone = recorder.completion(one.request_id, len(prompt))
             crowd = [seeded(other, 1000 * seed + n, 48) for n, other in enumerate(others)]
-            among, *_ = await asyncio.gather(*(collect(model, one) for one in (seeded(prompt, seed, 48), *crowd)))
-            assert among.text == alone.text, f"seed {seed}"
+            among, *_ = await asyncio.gather(*(collect(model, each) for each in (one, *crowd)))
+            tokens_among = recorder.completion(one.request_id, len(prompt))
+            assert among.text == alone.text or tokens_among != tokens_alone
+            pairs.append((one, tokens_alone, tokens_among))
+    check(pairs, most_that_differ=1)
 
 
 @pytest.mark.exact
 async def test_32_streams_of_different_lengths_each_equal_their_solo_run():
+    pairs = []
     async with hosting(default_entry("float32"), max_running_seqs=32) as models:
         model = models["default"]
         recorder = Recorder(model)
@@ -40,7 +63,8 @@ async def test_32_streams_of_different_lengths_each_equal_their_solo_run():
         ]
         together = await asyncio.gather(*(collect(model, one) for one in requests))
         for n, (one, reply) in enumerate(zip(requests, together, strict=True)):
-            in_company = recorder.completion(f"seed {n}", len(texts[n]))
+            in_company = recorder.completion(one.request_id, len(texts[n]))
             await collect(model, one)
-            assert recorder.completion(f"seed {n}", len(texts[n])) == in_company, f"stream {n}"
+            pairs.append((one, recorder.completion(one.request_id, len(texts[n])), in_company))
             assert reply.completed.usage.completion_tokens == 8 + 2 * n
+    check(pairs, most_that_differ=2)
