@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from inference_server.errors import ConfigurationError
 
-Precision = Literal["float32", "float16", "bfloat16", "bitsandbytes-int8"]
+Precision = Literal["float32", "float16", "bfloat16", "bitsandbytes-int8", "int4"]
 
 
 @dataclass(frozen=True, slots=True)

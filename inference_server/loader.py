@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from inference_server import attention
 from inference_server.catalog import Precision, Weights
 from inference_server.errors import ConfigurationError
+from inference_server.linears import cpu_multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +69,13 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """True where oneDNN may use AVX512_BF16 or AMX. Elsewhere bfloat16 products are several times slower than float32."""
-    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """The number format in force: a CPU has no use for float16, so it gets the nearest that is fast there."""
+    """The number format in force: a CPU has no use for float16, so it gets the nearest that is fast there.
+
+    int4 is multiplied on CPUs alone; a GPU gets the same weights in 16 bits.
+    """
+    if precision == "int4" and device.type == "cuda":
+        return "float16"
     if precision == "float16" and device.type == "cpu":
         return "bfloat16" if cpu_multiplies_bfloat16() else "float32"
     return precision
@@ -85,11 +85,12 @@ def activation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Of everything but the quantised products.
 
     int8 on a GPU: float16, which is what bitsandbytes' kernels take. On a CPU: float32, which costs little beside the
-    quantised products; in bfloat16, rounding before each quantisation moved greedy choices by up to 1.4 logits instead of 0.5.
+    quantised products, and whose rounding is far below that of the weights.
     """
-    if precision == "bitsandbytes-int8":
+    precision = resolve_precision(precision, device)
+    if precision in ("bitsandbytes-int8", "int4"):
         return torch.float16 if device.type == "cuda" else torch.float32
-    return _DTYPES[resolve_precision(precision, device)]
+    return _DTYPES[precision]
 
 
 def load_model(
@@ -101,7 +102,10 @@ def load_model(
     int8_threshold: float = 0.0,
     attention_name: str = attention.NAME,
 ) -> LoadedModel:
-    """Load one model. Raises ConfigurationError with what to do if the weights cannot be had."""
+    """Load one model. Raises ConfigurationError with what to do if the weights cannot be had.
+
+    An int4 model comes in float32: `linears` finds its integers when it packs the layers.
+    """
     precision = resolve_precision(precision, device)
     with _naming(weights):
         folder = local_folder(weights, cache_dir)

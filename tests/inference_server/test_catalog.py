@@ -43,6 +43,11 @@ def test_the_catalogs_in_the_package_have_the_limits_of_the_announcement(name):
     assert (fp16.context_length, fp16.sequence_length, fp16.precision) == (3072, 2500, "float16")
 
 
+def test_the_small_model_under_its_own_name_has_the_precision_of_its_file():
+    entry = read_catalog(DEFAULT_CATALOG)[2]
+    assert (entry.precision, "Q4_1" in str(entry.weights), entry.stands_in) == ("int4", True, False)
+
+
 def test_the_default_catalog_says_where_other_weights_stand_in():
     entries = read_catalog(DEFAULT_CATALOG)
     stand_ins = [entry for entry in entries if entry.stands_in]
@@ -156,7 +161,7 @@ def test_a_catalog_that_is_not_toml_is_named(tmp_path, content):
         pytest.param("other = 1\n" + ENTRY, "other", id="unknown key at the top"),
         pytest.param(ENTRY + ENTRY.replace('"tiny"', '""'), "models.1.name", id="empty name"),
         pytest.param(ENTRY.replace('name = "tiny"', ""), "models.0.name", id="no name"),
-        pytest.param(ENTRY.replace("float32", "int4"), "models.0.precision", id="unknown precision"),
+        pytest.param(ENTRY.replace("float32", "int3"), "models.0.precision", id="unknown precision"),
         pytest.param(ENTRY.replace("= 100", "= 0"), "models.0.context_length", id="no context"),
         pytest.param(ENTRY.replace("= 100", '= "100"'), "models.0.context_length", id="a number as text"),
         pytest.param(ENTRY.replace("= 50", "= true"), "models.0.sequence_length", id="a boolean as number"),
@@ -177,14 +182,14 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path, text, key):
 
 
 def test_every_wrong_key_is_named(tmp_path):
-    message = complaint(catalog(tmp_path, ENTRY.replace("= 50", "= 0").replace("float32", "int4")))
+    message = complaint(catalog(tmp_path, ENTRY.replace("= 50", "= 0").replace("float32", "int3")))
     assert "models.0.sequence_length: " in message
     assert "models.0.precision: " in message
 
 
 def test_a_wrong_precision_is_told_the_right_ones(tmp_path):
-    message = complaint(catalog(tmp_path, ENTRY.replace("float32", "int4")))
-    assert all(precision in message for precision in ("float32", "float16", "bfloat16", "bitsandbytes-int8"))
+    message = complaint(catalog(tmp_path, ENTRY.replace("float32", "int3")))
+    assert all(precision in message for precision in ("float32", "float16", "bfloat16", "bitsandbytes-int8", "int4"))
 
 
 def test_a_mixed_source_is_told_the_possible_forms(tmp_path):

@@ -50,6 +50,11 @@ def test_float16_on_a_cpu_becomes_what_is_fast_there(monkeypatch, has_bfloat16):
     assert resolve_precision("float16", torch.device("cuda")) == "float16"
 
 
+def test_int4_on_a_gpu_becomes_16_bits():
+    assert resolve_precision("int4", CPU) == "int4"
+    assert resolve_precision("int4", torch.device("cuda")) == "float16"
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "bitsandbytes-int8"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_other_precisions_are_kept_everywhere(precision, device):
@@ -60,6 +65,8 @@ def test_what_is_not_quantised_has_16_bits_where_they_are_fast(monkeypatch):
     monkeypatch.setattr(loader, "cpu_multiplies_bfloat16", lambda: False)
     assert activation_dtype("bitsandbytes-int8", CPU) == torch.float32
     assert activation_dtype("bitsandbytes-int8", torch.device("cuda")) == torch.float16
+    assert activation_dtype("int4", CPU) == torch.float32
+    assert activation_dtype("int4", torch.device("cuda")) == torch.float16
     assert activation_dtype("bfloat16", CPU) == torch.bfloat16
 
 
@@ -138,6 +145,12 @@ def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
 def test_an_error_without_words_is_reported_as_well():
     with pytest.raises(ConfigurationError, match="cannot load weights"), loader._naming(Weights(path=Path("weights"))):
         raise OSError
+
+
+def test_an_int4_model_comes_in_float32_with_plain_linears(tiny_model, tmp_path):
+    loaded = load(Weights(path=tiny_model("llama-2")), tmp_path, "int4")
+    assert (loaded.precision, loaded.model.dtype) == ("int4", torch.float32)
+    assert type(loaded.model.lm_head) is torch.nn.Linear
 
 
 # bitsandbytes, the library itself.

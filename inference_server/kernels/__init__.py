@@ -1,0 +1,189 @@
+"""Kernels for the CPU, compiled by numba when first wanted: what torch does in many small operations, in one.
+
+Tensors in and out, float32 or bfloat16, arithmetic inside in float32. What a kernel does not take (another device or
+dtype, strange widths or strides, no numba) goes through its plain version in reference.py.
+"""
+
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+from inference_server.kernels import reference
+from inference_server.kernels.compiled import Block, Kernel, kernel
+
+_IS_BF16 = {torch.float32: False, torch.bfloat16: True}
+_WIDEST_LANES = 16
+_SCRATCH_FLOATS = 64_000  # that a thread's stack surely has room for
+_EVERYTHING = 1 << 40
+
+_pack_rms_norm = Struct("6qd").pack_into
+_pack_silu_mul = Struct("5q").pack_into
+_pack_rope = Struct("12q").pack_into
+_pack_attention = Struct("15q2d").pack_into
+
+
+def available() -> bool:
+    """Whether kernels can be compiled here. The first call takes the time to load or compile one."""
+    return kernel("rows.silu_mul", False) is not None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (n, d), weight (d,) of the same dtype. Normalises in float32, casts, multiplies, as transformers' LlamaRMSNorm."""
+    dtype = x.dtype
+    num_rows, width = x.shape
+    function = _kernel("rows.rms_norm", dtype)
+    if (
+        function is None
+        or width % _WIDEST_LANES
+        or weight.dtype is not dtype
+        or not (x.is_cpu and x.is_contiguous() and weight.is_contiguous())
+    ):
+        return reference.rms_norm(x, weight, eps)
+    out = torch.empty_like(x)
+    block = Block()
+    _pack_rms_norm(block, 0, 0, x.data_ptr(), weight.data_ptr(), out.data_ptr(), num_rows, width, eps)
+    function.run(block, num_rows, num_rows * width // 4)
+    return out
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate_up (n, 2 * m) -> (n, m): silu of the first half times the second."""
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    function = _kernel("rows.silu_mul", gate_up.dtype)
+    if function is None or width % _WIDEST_LANES or not (gate_up.is_cpu and gate_up.is_contiguous()):
+        return reference.silu_mul(gate_up)
+    out = torch.empty(num_rows, width, dtype=gate_up.dtype)
+    block = Block()
+    _pack_silu_mul(block, 0, 0, gate_up.data_ptr(), out.data_ptr(), num_rows, width)
+    function.run(block, num_rows, num_rows * width)
+    return out
+
+
+def rope_and_write(
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, num_heads: int, num_kv_heads: int
+) -> Tensor:
+    """Rotates queries and keys, writes keys and values into the cache, returns the queries (n, num_heads, D).
+
+    qkv (n, (num_heads + 2 * num_kv_heads) * D); cos and sin (n, D), float32 or qkv's dtype; keys and values
+    (num_blocks, block_size, num_kv_heads, D); rows (n,) int64: block * block_size + offset.
+    """
+    dtype = qkv.dtype
+    width = keys.shape[-1]
+    if not (
+        qkv.is_cpu
+        and keys.dtype is values.dtype is dtype
+        and (cos.dtype is dtype or cos.dtype is torch.float32)
+        and sin.dtype is cos.dtype
+        and rows.dtype is torch.int64
+        and values.shape[-1] == cos.shape[-1] == width
+        and qkv.is_contiguous()
+        and cos.is_contiguous()
+        and sin.is_contiguous()
+        and rows.is_contiguous()
+        and keys.is_contiguous()
+        and values.is_contiguous()
+        and (function := _rope_kernel(dtype, cos.dtype)) is not None
+    ):
+        return reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads)
+    num_rows = qkv.shape[0]
+    query = torch.empty(num_rows, num_heads, width, dtype=dtype)
+    block = Block()
+    _pack_rope(
+        block,
+        0,
+        0,
+        qkv.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        query.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        rows.data_ptr(),
+        num_rows,
+        num_heads,
+        num_kv_heads,
+        width,
+    )
+    function.run(block, num_rows, num_rows * qkv.shape[1] // 2)
+    return query
+
+
+def paged_decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention of each sequence's newest token, at position lengths - 1, over its keys. Returns (n, num_heads, Dv).
+
+    query (n, num_heads, D); keys (num_blocks, block_size, K, D), values the same with Dv; block_table (n, max_blocks)
+    int32, its rows may lie apart; lengths (n,) int32, 0 for a row that shall be zeros. Nothing beyond a length is read.
+    A sequence's result has the same bits whoever else is in the batch and however many threads there are.
+    """
+    num_seqs, num_heads, width = query.shape
+    _, block_size, num_kv_heads, value_width = values.shape
+    group = num_heads // num_kv_heads
+    function = _kernel("decode.attention", query.dtype)
+    if (
+        function is None
+        or width % _WIDEST_LANES
+        or value_width % _WIDEST_LANES
+        or group * (width + value_width + 64) + width * _WIDEST_LANES > _SCRATCH_FLOATS
+        or not _attention_tensors_fit(query, keys, values, block_table, lengths)
+    ):
+        return reference.paged_decode_attention(
+            query, keys, values, block_table, lengths, scaling, sliding_window, softcap
+        )
+    out = torch.empty(num_seqs, num_heads, value_width, dtype=query.dtype)
+    block = Block()
+    _pack_attention(
+        block,
+        0,
+        0,
+        query.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        block_table.data_ptr(),
+        lengths.data_ptr(),
+        out.data_ptr(),
+        num_seqs,
+        num_kv_heads,
+        group,
+        width,
+        value_width,
+        block_size,
+        block_table.stride(0),
+        _EVERYTHING if sliding_window is None else sliding_window,
+        scaling,
+        softcap or 0.0,
+    )
+    function.run(block, num_seqs * num_kv_heads, _EVERYTHING)
+    return out
+
+
+def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor) -> bool:
+    return (
+        query.is_cpu
+        and keys.dtype is values.dtype is query.dtype
+        and block_table.dtype is lengths.dtype is torch.int32
+        and block_table.stride(1) == 1
+        and query.is_contiguous()
+        and keys.is_contiguous()
+        and values.is_contiguous()
+        and lengths.is_contiguous()
+    )
+
+
+def _kernel(name: str, dtype: torch.dtype) -> Kernel | None:
+    is_bf16 = _IS_BF16.get(dtype)
+    return None if is_bf16 is None else kernel(name, is_bf16)
+
+
+def _rope_kernel(dtype: torch.dtype, angle_dtype: torch.dtype) -> Kernel | None:
+    is_bf16 = _IS_BF16.get(dtype)
+    return None if is_bf16 is None else kernel("rows.rope_and_write", is_bf16, angle_dtype is torch.bfloat16)

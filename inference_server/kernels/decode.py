@@ -1,0 +1,227 @@
+"""Attention of one new token of each sequence over its blocks of keys and values.
+
+An item of work is one sequence and one KV head, with the `group` of query heads that share it: its keys are read once,
+TILE of them at a time, and the softmax is kept up while they pass (the largest score so far, the sum and the weighted
+values relative to it). An item is computed by one thread in an order that its own length fixes, so its result depends
+on no neighbour and no number of threads.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import numpy as np
+
+from inference_server.kernels.elements import load, store
+from inference_server.kernels.tiles import MOST_QUERIES, TILE, dots, weigh_bf16, weigh_float32
+from inference_server.kernels.vectors import (
+    LANES,
+    add,
+    argument,
+    div,
+    exp,
+    helper,
+    keep_first,
+    lanes_max,
+    lanes_sum,
+    load_float32,
+    load_int32,
+    load_int64,
+    load_scalar,
+    maximum,
+    mul,
+    prefetch,
+    real_argument,
+    splat,
+    stack,
+    store_float32,
+    store_int64,
+    store_scalar,
+    sub,
+    take_next,
+)
+
+_LOWEST = np.float32(-1e30)  # below every score, and finite, so that no infinity meets another
+_BYTES = LANES * 4
+
+
+@helper
+def _scale_queries(source, queries, total, scaling, is_bf16):
+    size = 2 if is_bf16 else 4
+    factor = splat(scaling)
+    for index in range(0, total, LANES):
+        store_float32(queries + index * 4, mul(load(source + index * size, is_bf16), factor))
+
+
+@helper
+def _clear(outputs, total, is_bf16):
+    size = 2 if is_bf16 else 4
+    for index in range(0, total, LANES):
+        store(outputs + index * size, splat(np.float32(0.0)), is_bf16)
+
+
+@helper
+def _locate(table, block_size, start, count, keys, key_stride, values, value_stride, key_rows, value_rows):
+    """Addresses of the keys and values at the positions start, …, start + count - 1."""
+    done = 0
+    while done < count:
+        block = (start + done) // block_size
+        offset = (start + done) - block * block_size
+        run = min(block_size - offset, count - done)
+        row = load_int32(table + block * 4) * block_size + offset
+        for index in range(run):
+            store_int64(key_rows + (done + index) * 8, keys + (row + index) * key_stride)
+            store_int64(value_rows + (done + index) * 8, values + (row + index) * value_stride)
+        done += run
+
+
+@helper
+def _prefetch_row(rows, index, num_bytes):
+    row = load_int64(rows + index * 8)
+    for line in range(0, num_bytes, 64):
+        prefetch(row + line)
+
+
+@helper
+def _pack(key_rows, value_rows, first, count, width, value_width, packed, is_bf16):
+    """LANES keys as float32, (width / LANES, LANES keys, LANES); keys beyond `count` repeat the last one.
+
+    Meanwhile their values and the next keys are fetched: across rows and blocks the processor does not foresee them.
+    """
+    size = 2 if is_bf16 else 4
+    for key in range(LANES):
+        index = min(first + key, count - 1)
+        row = load_int64(key_rows + index * 8)
+        _prefetch_row(key_rows, min(index + LANES, count - 1), width * size)
+        _prefetch_row(value_rows, index, value_width * size)
+        for chunk in range(width // LANES):
+            store_float32(packed + (chunk * LANES + key) * _BYTES, load(row + chunk * LANES * size, is_bf16))
+
+
+@helper
+def _soft_limited(scores, softcap):
+    """softcap * tanh(scores / softcap), as tanh(x) = 1 - 2 / (e**2x + 1)."""
+    one, two = splat(np.float32(1.0)), splat(np.float32(2.0))
+    raised = exp(mul(scores, splat(np.float32(2.0) / softcap)))
+    return mul(sub(one, div(two, add(raised, one))), splat(softcap))
+
+
+@helper
+def _score(key_rows, value_rows, count, width, value_width, group, queries, packed, scores, softcap, is_bf16):
+    """scores (group, TILE); those beyond `count`, as far as the last vector reaches, are _LOWEST."""
+    for first in range(0, count, LANES):
+        _pack(key_rows, value_rows, first, count, width, value_width, packed, is_bf16)
+        for head in range(group):
+            found = dots(queries + head * width * 4, packed, width // LANES)
+            if softcap != np.float32(0.0):
+                found = _soft_limited(found, softcap)
+            store_float32(scores + (head * TILE + first) * 4, keep_first(found, count - first, _LOWEST))
+
+
+@helper
+def _soften(scores, count, state, outputs, value_width):
+    """Turns one head's scores into weights. `state` is (largest score, sum of weights) so far."""
+    highest = splat(_LOWEST)
+    for index in range(0, count, LANES):
+        highest = maximum(load_float32(scores + index * 4), highest)
+    before = load_scalar(state)
+    largest = max(before, lanes_max(highest))
+    total = load_scalar(state + 4)
+    if largest > before:
+        shrink = exp(splat(before - largest))
+        total *= lanes_max(shrink)
+        for index in range(0, value_width, LANES):
+            store_float32(outputs + index * 4, mul(load_float32(outputs + index * 4), shrink))
+    base, weights = splat(largest), splat(np.float32(0.0))
+    for index in range(0, count, LANES):
+        weight = exp(sub(load_float32(scores + index * 4), base))
+        store_float32(scores + index * 4, weight)
+        weights = add(weights, weight)
+    store_scalar(state, largest)
+    store_scalar(state + 4, total + lanes_sum(weights))
+
+
+@helper
+def _finish(outputs, state, target, group, width, is_bf16):
+    size = 2 if is_bf16 else 4
+    for head in range(group):
+        factor = splat(np.float32(1.0) / load_scalar(state + head * 8 + 4))
+        for index in range(0, width, LANES):
+            place = head * width + index
+            store(target + place * size, mul(load_float32(outputs + place * 4), factor), is_bf16)
+
+
+def make_attention(is_bf16: bool) -> Any:
+    size = 2 if is_bf16 else 4
+
+    def attention(block):
+        query, keys, values = argument(block, 1), argument(block, 2), argument(block, 3)
+        tables, lengths, out = argument(block, 4), argument(block, 5), argument(block, 6)
+        num_seqs, num_kv_heads, group = argument(block, 7), argument(block, 8), argument(block, 9)
+        width, value_width, block_size = argument(block, 10), argument(block, 11), argument(block, 12)
+        table_stride, window = argument(block, 13), argument(block, 14)
+        scaling, softcap = real_argument(block, 15), real_argument(block, 16)
+        packed = stack(width * _BYTES)
+        queries = stack(group * width * 4)
+        outputs = stack(group * value_width * 4)
+        scores = stack(group * TILE * 4)
+        state = stack(group * 8)
+        key_rows = stack(TILE * 8)
+        value_rows = stack(TILE * 8)
+        while True:
+            item = take_next(block)
+            if item >= num_seqs * num_kv_heads:
+                break
+            seq = item // num_kv_heads
+            kv_head = item - seq * num_kv_heads
+            length = load_int32(lengths + seq * 4)
+            target = out + item * group * value_width * size
+            if length <= 0:
+                _clear(target, group * value_width, is_bf16)
+                continue
+            _scale_queries(query + item * group * width * size, queries, group * width, scaling, is_bf16)
+            _clear(outputs, group * value_width, False)
+            for head in range(group):
+                store_scalar(state + head * 8, _LOWEST)
+                store_scalar(state + head * 8 + 4, np.float32(0.0))
+            for start in range(max(0, length - window), length, TILE):
+                count = min(TILE, length - start)
+                _locate(
+                    tables + seq * table_stride * 4,
+                    block_size,
+                    start,
+                    count,
+                    keys + kv_head * width * size,
+                    num_kv_heads * width * size,
+                    values + kv_head * value_width * size,
+                    num_kv_heads * value_width * size,
+                    key_rows,
+                    value_rows,
+                )
+                _score(
+                    key_rows,
+                    value_rows,
+                    count,
+                    width,
+                    value_width,
+                    group,
+                    queries,
+                    packed,
+                    scores,
+                    softcap,
+                    is_bf16,
+                )
+                for head in range(group):
+                    place = outputs + head * value_width * 4
+                    _soften(scores + head * TILE * 4, count, state + head * 8, place, value_width)
+                for head in range(0, group, MOST_QUERIES):
+                    place = outputs + head * value_width * 4
+                    weights = scores + head * TILE * 4
+                    some = min(MOST_QUERIES, group - head)
+                    if is_bf16:
+                        weigh_bf16(place, weights, value_rows, count, value_width, some)
+                    else:
+                        weigh_float32(place, weights, value_rows, count, value_width, some)
+            _finish(outputs, state, target, group, value_width, is_bf16)
+
+    return attention

@@ -1,0 +1,118 @@
+"""Values in memory that are float32 or bfloat16, as vectors of float32: where `is_bf16` says so, they are converted."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+
+from inference_server.kernels.vectors import (
+    LANES,
+    helper,
+    int_constant,
+    intrinsic_of,
+    load_float32,
+    loaded,
+    pointer,
+    splatted,
+    store_float32,
+    vector,
+)
+
+_float, _int16, _int32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+_vector, _bits = ir.VectorType(_float, LANES), ir.VectorType(_int32, LANES)
+_shorts = ir.VectorType(_int16, LANES)
+
+
+def _bf16_bits(builder: Any, value: Any) -> Any:
+    """Rounded to nearest, ties to even, as int32 with the bf16 in the upper half; a NaN stays one."""
+    bits = builder.bitcast(value, _bits)
+    odd = builder.and_(builder.lshr(bits, int_constant(16)), int_constant(1))
+    rounded = builder.add(builder.add(bits, int_constant(0x7FFF)), odd)
+    quiet = builder.or_(bits, int_constant(0x400000))
+    chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    return builder.and_(chosen, int_constant(0xFFFF0000))
+
+
+@intrinsic_of(vector, types.int64)
+def load_bf16(builder: Any, address: Any) -> Any:
+    return loaded(builder, address, True)
+
+
+@intrinsic_of(types.void, types.int64, vector)
+def store_bf16(builder: Any, address: Any, value: Any) -> None:
+    shorts = builder.trunc(builder.lshr(_bf16_bits(builder, value), int_constant(16)), _shorts)
+    builder.store(shorts, pointer(builder, address, _shorts), align=2)
+
+
+@intrinsic_of(vector, types.int64)
+def load_one_float32(builder: Any, address: Any) -> Any:
+    return splatted(builder, builder.load(pointer(builder, address, _float), align=4))
+
+
+@intrinsic_of(vector, types.int64)
+def load_one_bf16(builder: Any, address: Any) -> Any:
+    bits = builder.zext(builder.load(pointer(builder, address, _int16), align=2), _int32)
+    return splatted(builder, builder.bitcast(builder.shl(bits, ir.Constant(_int32, 16)), _float))
+
+
+@intrinsic_of(types.void, types.int64, vector)
+def store_one_float32(builder: Any, address: Any, value: Any) -> None:
+    builder.store(builder.extract_element(value, ir.Constant(_int32, 0)), pointer(builder, address, _float), align=4)
+
+
+@intrinsic_of(types.void, types.int64, vector)
+def store_one_bf16(builder: Any, address: Any, value: Any) -> None:
+    bits = builder.extract_element(_bf16_bits(builder, value), ir.Constant(_int32, 0))
+    short = builder.trunc(builder.lshr(bits, ir.Constant(_int32, 16)), _int16)
+    builder.store(short, pointer(builder, address, _int16), align=2)
+
+
+@intrinsic_of(vector, vector)
+def rounded_to_bf16(builder: Any, value: Any) -> Any:
+    return builder.bitcast(_bf16_bits(builder, value), _vector)
+
+
+@helper
+def load(address, is_bf16):
+    if is_bf16:
+        return load_bf16(address)
+    return load_float32(address)
+
+
+@helper
+def store(address, value, is_bf16):
+    if is_bf16:
+        store_bf16(address, value)
+    else:
+        store_float32(address, value)
+
+
+@helper
+def load_some(address, all_lanes, is_bf16):
+    """`load`, or where not `all_lanes` a single value, the same in every lane."""
+    if all_lanes:
+        return load(address, is_bf16)
+    if is_bf16:
+        return load_one_bf16(address)
+    return load_one_float32(address)
+
+
+@helper
+def store_some(address, value, all_lanes, is_bf16):
+    """`store`, or where not `all_lanes` the first lane alone."""
+    if all_lanes:
+        store(address, value, is_bf16)
+    elif is_bf16:
+        store_one_bf16(address, value)
+    else:
+        store_one_float32(address, value)
+
+
+@helper
+def rounded(value, is_bf16):
+    """As it would come back after a store."""
+    if is_bf16:
+        return rounded_to_bf16(value)
+    return value

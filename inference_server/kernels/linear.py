@@ -1,0 +1,134 @@
+"""Linear layers with int8 weights on the tile registers of AMX, and what those with int4 weights share with them.
+
+Products of whole numbers are exact: an output has the same bits in whatever company its row is computed, on however many
+threads. Weights lie in strips of 32 outputs, each in the order in which it is read. A block of int64 tells the work:
+
+ 0 strips taken, 1 rows taken, 2 rows done, 3 weights, 4 scales, 5 activations (rows, inputs) float32, 6 result (rows,
+ outputs) float32, 7 bias float32 or 0, 8 rows, 9 inputs, 10 outputs, 11 memory for the split rows, 12 shapes of the tiles
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from inference_server.kernels import amx
+from inference_server.kernels.activations import ROWS, split_rows, units_after
+from inference_server.kernels.vectors import (
+    add,
+    argument,
+    helper,
+    intrinsic_of,
+    load_float32,
+    load_scalar,
+    moved,
+    mul,
+    multiply_add,
+    pointer,
+    splat,
+    stack,
+    store_float32,
+    take_next,
+)
+
+OUTPUTS = 32  # of a strip: two tiles
+_int64 = ir.IntType(64)
+_floats, _ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+# Which tile is which: totals from 0 on, activations from 4, weights from 6.
+X, W = 4, 6
+
+
+def number(value: int) -> Any:
+    return ir.Constant(_int64, value)
+
+
+def ints_at(builder: Any, address: Any) -> Any:
+    return builder.load(pointer(builder, address, _ints), align=4)
+
+
+@helper
+def finish_row(source, out, factors, bias):
+    """One row of a strip: totals times factors (two vectors each), plus the bias if its address is not 0."""
+    for part in range(2):
+        value = mul(load_float32(source + part * 64), factors[part])
+        if bias != 0:
+            value = add(value, load_float32(bias + part * 64))
+        store_float32(out + part * 64, value)
+
+
+def _int8_strip(num_blocks: int) -> Any:
+    @intrinsic_of(types.void, *[types.int64] * 5)
+    def multiply_strip(builder: Any, rows: Any, width: Any, codes: Any, num_steps: Any, totals: Any) -> None:
+        """`num_blocks` blocks of rows times a strip, 64 inputs at a time. Totals: (block, row, 32 outputs) float32."""
+        for tile in range(2 * num_blocks):
+            amx.zero(builder, tile)
+        with cgutils.for_range(builder, num_steps) as loop:
+            for o in range(2):
+                amx.load(builder, W + o, moved(builder, codes, (loop.index, 2048), 1024 * o), number(64))
+            for b in range(num_blocks):
+                amx.load(builder, X + b, moved(builder, rows, (loop.index, 1024), (width, 2 * ROWS * b)), number(64))
+                for o in range(2):
+                    amx.multiply(builder, 2 * b + o, X + b, W + o)
+        for b in range(num_blocks):
+            for o in range(2):
+                amx.store(builder, 2 * b + o, moved(builder, totals, 2048 * b + 64 * o), 128)
+
+    return multiply_strip
+
+
+_INT8_ONE, _INT8_TWO = _int8_strip(1), _int8_strip(2)
+
+
+@intrinsic_of(types.void, types.int64)
+def _join(builder: Any, address: Any) -> None:
+    """128 * high + low, the totals of one row of a strip, in the place of the high ones as float32."""
+    for part in range(2):
+        place = moved(builder, address, 64 * part)
+        high = builder.sitofp(ints_at(builder, place), _floats)
+        low = builder.sitofp(ints_at(builder, moved(builder, place, ROWS * 128)), _floats)
+        both = multiply_add(builder, high, ir.Constant(_floats, [128.0] * 16), low)
+        builder.store(both, pointer(builder, place, _floats), align=4)
+
+
+def make_int8() -> Any:
+    """Weights: for each strip and 64 inputs two tiles of codes; scales: (outputs,) float32."""
+
+    def linear_int8(block):
+        weights, scales, x, out = (
+            argument(block, 3),
+            argument(block, 4),
+            argument(block, 5),
+            argument(block, 6),
+        )
+        bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
+        num_outputs, memory = argument(block, 10), argument(block, 11)
+        totals = stack(4096)
+        units = units_after(memory, num_rows, width)
+        split_rows(block, x, memory, num_rows, width, 64)
+        amx.configure(argument(block, 12))
+        while True:
+            strip = take_next(block)
+            if strip >= num_outputs // OUTPUTS:
+                break
+            codes, place = weights + strip * OUTPUTS * width, strip * OUTPUTS * 4
+            low, high = load_float32(scales + place), load_float32(scales + place + 64)
+            strip_bias = 0 if bias == 0 else bias + place
+            for first in range(0, num_rows, 2 * ROWS):
+                rows = memory + first * 2 * width
+                if num_rows - first > ROWS:
+                    _INT8_TWO(rows, width, codes, width // 64, totals)
+                else:
+                    _INT8_ONE(rows, width, codes, width // 64, totals)
+                for row in range(first, min(first + 2 * ROWS, num_rows)):
+                    unit = splat(load_scalar(units + row * 4))
+                    source = totals + (row - first) // ROWS * 2048 + (row - first) % ROWS * 128
+                    _join(source)
+                    finish_row(
+                        source, out + row * num_outputs * 4 + place, (mul(unit, low), mul(unit, high)), strip_bias
+                    )
+        amx.release()
+
+    return linear_int8

@@ -1,0 +1,152 @@
+"""The kernels that work on rows: norm, gate, rotation. Each thread takes the next rows until none is left.
+
+Each kernel gets the address of one block of int64: block[0] counts the items taken, the rest is named where it is read.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import math
+from typing import Any
+
+import numpy as np
+
+from inference_server.kernels.elements import load, load_some, rounded, store, store_some
+from inference_server.kernels.vectors import (
+    LANES,
+    add,
+    argument,
+    div,
+    exp,
+    fma,
+    helper,
+    lanes_sum,
+    load_int64,
+    mul,
+    real_argument,
+    splat,
+    sub,
+    take_next,
+)
+
+
+@helper
+def _square_sum(row, width, size, is_bf16):
+    """Over four sums of their own, so that additions need not wait for each other."""
+    first = second = third = fourth = splat(np.float32(0.0))
+    step = LANES * size
+    position, end = row, row + width * size
+    while position + 4 * step <= end:
+        a, b = load(position, is_bf16), load(position + step, is_bf16)
+        c, d = load(position + 2 * step, is_bf16), load(position + 3 * step, is_bf16)
+        first, second, third, fourth = fma(a, a, first), fma(b, b, second), fma(c, c, third), fma(d, d, fourth)
+        position += 4 * step
+    while position < end:
+        a = load(position, is_bf16)
+        first = fma(a, a, first)
+        position += step
+    return lanes_sum(add(add(first, second), add(third, fourth)))
+
+
+def make_rms_norm(is_bf16: bool) -> Any:
+    size = 2 if is_bf16 else 4
+
+    def rms_norm(block):
+        x, weight, out = argument(block, 1), argument(block, 2), argument(block, 3)
+        num_rows, width, eps = argument(block, 4), argument(block, 5), real_argument(block, 6)
+        while True:
+            row = take_next(block)
+            if row >= num_rows:
+                break
+            source, target = x + row * width * size, out + row * width * size
+            mean = _square_sum(source, width, size, is_bf16) / np.float32(width)
+            factor = splat(np.float32(1.0) / math.sqrt(mean + eps))
+            for offset in range(0, width * size, LANES * size):
+                normed = rounded(mul(load(source + offset, is_bf16), factor), is_bf16)
+                store(target + offset, mul(load(weight + offset, is_bf16), normed), is_bf16)
+
+    return rms_norm
+
+
+def make_silu_mul(is_bf16: bool) -> Any:
+    size = 2 if is_bf16 else 4
+
+    def silu_mul(block):
+        gate_up, out = argument(block, 1), argument(block, 2)
+        num_rows, width = argument(block, 3), argument(block, 4)
+        zero, one = splat(np.float32(0.0)), splat(np.float32(1.0))
+        while True:
+            row = take_next(block)
+            if row >= num_rows:
+                break
+            gates, target = gate_up + row * 2 * width * size, out + row * width * size
+            ups = gates + width * size
+            for offset in range(0, width * size, LANES * size):
+                gate = load(gates + offset, is_bf16)
+                activated = rounded(div(gate, add(one, exp(sub(zero, gate)))), is_bf16)
+                store(target + offset, mul(activated, load(ups + offset, is_bf16)), is_bf16)
+
+    return silu_mul
+
+
+@helper
+def _rotate_some(source, target, cos, sin, start, half, all_lanes, cos_is_bf16, is_bf16):
+    size = 2 if is_bf16 else 4
+    angle_size = 2 if cos_is_bf16 else 4
+    low, high = start * size, (start + half) * size
+    low_angle, high_angle = start * angle_size, (start + half) * angle_size
+    a, b = load_some(source + low, all_lanes, is_bf16), load_some(source + high, all_lanes, is_bf16)
+    first = mul(b, load_some(sin + low_angle, all_lanes, cos_is_bf16))
+    second = mul(a, load_some(sin + high_angle, all_lanes, cos_is_bf16))
+    first = sub(mul(a, load_some(cos + low_angle, all_lanes, cos_is_bf16)), first)
+    second = fma(b, load_some(cos + high_angle, all_lanes, cos_is_bf16), second)
+    store_some(target + low, first, all_lanes, is_bf16)
+    store_some(target + high, second, all_lanes, is_bf16)
+
+
+@helper
+def _rotate(source, target, cos, sin, half, cos_is_bf16, is_bf16):
+    """One head: (a, b) -> (a cos - b sin, b cos + a sin), where a and b are its halves of `half` values."""
+    whole = half - half % LANES
+    for start in range(0, whole, LANES):
+        _rotate_some(source, target, cos, sin, start, half, True, cos_is_bf16, is_bf16)
+    for start in range(whole, half):
+        _rotate_some(source, target, cos, sin, start, half, False, cos_is_bf16, is_bf16)
+
+
+@helper
+def _copy(source, target, width, is_bf16):
+    size = 2 if is_bf16 else 4
+    whole = width - width % LANES
+    for index in range(0, whole, LANES):
+        store(target + index * size, load(source + index * size, is_bf16), is_bf16)
+    for index in range(whole, width):
+        value = load_some(source + index * size, False, is_bf16)
+        store_some(target + index * size, value, False, is_bf16)
+
+
+def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool) -> Any:
+    size = 2 if is_bf16 else 4
+    angle_size = 2 if cos_is_bf16 else 4
+
+    def rope_and_write(block):
+        qkv, cosines, sines = argument(block, 1), argument(block, 2), argument(block, 3)
+        query, keys, values, rows = argument(block, 4), argument(block, 5), argument(block, 6), argument(block, 7)
+        num_rows, num_heads = argument(block, 8), argument(block, 9)
+        num_kv_heads, width = argument(block, 10), argument(block, 11)
+        head = width * size
+        while True:
+            row = take_next(block)
+            if row >= num_rows:
+                break
+            source = qkv + row * (num_heads + 2 * num_kv_heads) * head
+            cos, sin = cosines + row * width * angle_size, sines + row * width * angle_size
+            written = load_int64(rows + row * 8) * num_kv_heads * head
+            # Queries and keys lie side by side and are rotated in one loop.
+            for index in range(num_heads + num_kv_heads):
+                target = query + (row * num_heads + index) * head
+                if index >= num_heads:
+                    target = keys + written + (index - num_heads) * head
+                _rotate(source + index * head, target, cos, sin, width // 2, cos_is_bf16, is_bf16)
+            _copy(source + (num_heads + num_kv_heads) * head, values + written, num_kv_heads * width, is_bf16)
+
+    return rope_and_write

@@ -1,0 +1,108 @@
+"""Linear layers repacked for one CPU: nn.Module replacements of a loaded model's linears, fastest for each precision.
+
+`pack` stacks linears that share their input and packs them into one module; `pack_linears` replaces what is left in a
+model. A module maps (..., in_features) to (..., out_features), as nn.Linear does. What no kernel takes stays plain.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_server.catalog import Precision
+from inference_server.quantized import GROUP, Int4, Int8, int4_of, int8_of
+from inference_server.weight_only import TorchLinear, compiled_int4, compiled_int8, has_kernel
+
+# oneDNN lays weights out for a number of rows; this layout is good for one row and for many.
+_LAYOUT_ROWS = 32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """True where oneDNN may use AVX512_BF16 or AMX. Elsewhere bfloat16 products are several times slower than float32."""
+    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class PrepackedLinear(nn.Module):
+    """A 16-bit product on weights (out_features, in_features) that oneDNN has laid out once, instead of at each call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("bias", bias)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAYOUT_ROWS)
+        self.weight_bytes = weight.numel() * weight.element_size()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return output
+
+
+def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool) -> nn.Module:
+    """The compiled kernel serves any number of rows alike; torch's integers get company for many rows if they may."""
+    out_features, in_features = weight.codes.shape
+    if isinstance(weight, Int8) and has_kernel("int8", in_features):
+        return compiled_int8(weight, bias)
+    if isinstance(weight, Int4) and has_kernel("int4", in_features):
+        return compiled_int4(weight, bias)
+    # What torch's operations ask for; the one for int8 does not check it.
+    if in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
+        return _plain(weight.dequantize(), bias)
+    many = None
+    if cpu_multiplies_bfloat16() and not batch_invariant:
+        many = PrepackedLinear(weight.dequantize().bfloat16(), None)
+    return TorchLinear(weight, bias, many)
+
+
+def pack(linears: list[Any], precision: Precision, *, batch_invariant: bool = False) -> nn.Module:
+    """One module for linears that share their input; its output is theirs, one after the other.
+
+    `precision` is the one in force for these linears (an output head of an int4 model is packed as int8). A Linear8bitLt
+    of bitsandbytes is packed from its own integers whatever `precision` says. Weights are freed with their linears.
+    """
+    bias = _stacked_bias(linears)
+    if precision == "bitsandbytes-int8" or any(is_int8(linear) for linear in linears):
+        return _weight_only(int8_of(linears), bias, batch_invariant)
+    if precision == "int4" and linears[0].in_features % GROUP == 0:
+        return _weight_only(int4_of(linears), bias, batch_invariant)
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    if weight.dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
+        return PrepackedLinear(weight, bias)
+    return linears[0] if len(linears) == 1 else _plain(weight, bias)
+
+
+def pack_linears(model: Any, precision: Precision, *, batch_invariant: bool = False) -> None:
+    """Replace every linear of a loaded model in place. The head of an int4 model gets 8 bits, as in GGUF files."""
+    head = model.get_output_embeddings()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if is_packable(child):
+                exact = "bitsandbytes-int8" if child is head and precision == "int4" else precision
+                setattr(module, name, pack([child], exact, batch_invariant=batch_invariant))
+
+
+def is_packable(module: nn.Module) -> bool:
+    """A plain linear of torch, or bitsandbytes' int8 linear; not a subclass that does something else."""
+    return type(module) is nn.Linear or is_int8(module)
+
+
+def is_int8(module: nn.Module) -> bool:
+    return type(module).__name__ == "Linear8bitLt"
+
+
+def _stacked_bias(linears: list[Any]) -> Tensor | None:
+    if all(linear.bias is None for linear in linears):
+        return None
+    dtype = next(linear.bias.dtype for linear in linears if linear.bias is not None)
+    zeros = [torch.zeros(linear.out_features, dtype=dtype) for linear in linears]
+    return torch.cat(
+        [zero if each.bias is None else each.bias.detach() for each, zero in zip(linears, zeros, strict=True)]
+    )
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear

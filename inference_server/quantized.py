@@ -1,0 +1,69 @@
+"""Integer codes of linear weights: those of bitsandbytes, those of a GGUF file, and plain rounding for anything else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROUP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """weight = codes * scales[:, None]"""
+
+    codes: Tensor  # (out_features, in_features) int8
+    scales: Tensor  # (out_features,) float32
+
+    def dequantize(self) -> Tensor:
+        """(out_features, in_features) float32"""
+        return self.codes * self.scales[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Int4:
+    """weight = codes * scale + minimum, for each group of consecutive inputs"""
+
+    codes: Tensor  # (out_features, in_features) uint8, 0 to 15
+    scales: Tensor  # (out_features, in_features / group) float32, each a float16 number
+    minima: Tensor  # the same
+    group: int = GROUP
+
+    def dequantize(self) -> Tensor:
+        """(out_features, in_features) float32"""
+        groups = self.codes.view(*self.scales.shape, self.group).float()
+        return (groups * self.scales[..., None] + self.minima[..., None]).view(self.codes.shape)
+
+
+def int8_of(linears: list[Any]) -> Int8:
+    parts = [_int8_of(linear) for linear in linears]
+    return Int8(torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]))
+
+
+def _int8_of(linear: Any) -> Int8:
+    state = getattr(linear, "state", None)
+    if (
+        state is not None
+    ):  # Linear8bitLt of bitsandbytes: integers and row maxima wait in the weight until its first call
+        codes = state.CB if state.CB is not None else linear.weight.CB
+        maxima = state.SCB if state.SCB is not None else linear.weight.SCB
+        return Int8(codes.contiguous(), maxima.float().reshape(-1) / 127)
+    weight = linear.weight.detach().float()
+    scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return Int8((weight / scales[:, None]).round_().to(torch.int8), scales)
+
+
+def int4_of(linears: list[Any]) -> Int4:
+    """Codes in groups of 32. Exactly the weights if they come from Q4_1, else the nearest by each group's range.
+
+    Q4_1 maps the minimum of each group to 0 and the maximum to 15, so both float16 numbers of a group can be read off.
+    """
+    weight = torch.cat([linear.weight.detach().float() for linear in linears])
+    groups = weight.view(weight.shape[0], -1, GROUP)
+    minima, maxima = groups.aminmax(dim=-1)
+    minima = minima.half().float()
+    scales = ((maxima - minima) / 15).half().float()
+    steps = scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
+    codes = ((groups - minima[..., None]) / steps).round_().clamp_(0, 15).to(torch.uint8)
+    return Int4(codes.view(weight.shape), scales, minima)

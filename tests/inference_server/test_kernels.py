@@ -1,0 +1,243 @@
+"""Each compiled kernel against its plain torch version."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from inference_server import kernels
+from inference_server.kernels import reference
+
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+ONE_THREAD = pytest.mark.parametrize("num_threads", [1], indirect=True)
+ROWS = pytest.mark.parametrize("num_rows", [1, 2, 7, 32])
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    torch.manual_seed(0)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def assert_close(found: Tensor, wanted: Tensor) -> None:
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    tolerance = TOLERANCE[wanted.dtype]
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+
+
+class Cache:
+    """Keys and values of sequences in shuffled blocks; NaN wherever nothing was written."""
+
+    def __init__(
+        self, lengths: list[int], dtype: torch.dtype, *, kv_heads: int, width: int, value_width: int, block_size: int
+    ) -> None:
+        counts = [-(-length // block_size) for length in lengths]
+        order = torch.randperm(sum(counts) + 3).tolist()
+        self.keys = torch.full((len(order), block_size, kv_heads, width), float("nan"), dtype=dtype)
+        self.values = torch.full((len(order), block_size, kv_heads, value_width), float("nan"), dtype=dtype)
+        self.table = torch.full((len(lengths), max(counts) + 2), -1, dtype=torch.int32)
+        self.lengths = torch.tensor(lengths, dtype=torch.int32)
+        for row, length in enumerate(lengths):
+            for index in range(counts[row]):
+                block = order.pop()
+                self.table[row, index] = block
+                used = min(block_size, length - index * block_size)
+                self.keys[block, :used] = torch.randn(used, kv_heads, width)
+                self.values[block, :used] = torch.randn(used, kv_heads, value_width)
+
+
+def make_cache(lengths: list[int], dtype: torch.dtype, *, kv_heads: int = 3, width: int = 64, **shape: int) -> Cache:
+    full = {"value_width": width, "block_size": 32} | shape
+    return Cache(lengths, dtype, kv_heads=kv_heads, width=width, **full)
+
+
+def ragged(num_rows: int) -> list[int]:
+    return [[300, 1, 33, 64, 15, 130, 257][row % 7] + row for row in range(num_rows)]
+
+
+def assert_attends(
+    query: Tensor, cache: Cache, *, scaling: float = 0.1, window: int | None = None, softcap: float | None = None
+) -> None:
+    arguments = (query, cache.keys, cache.values, cache.table, cache.lengths, scaling, window, softcap)
+    found = kernels.paged_decode_attention(*arguments)
+    assert not found.isnan().any()
+    assert_close(found, reference.paged_decode_attention(*arguments))
+
+
+def test_kernels_are_compiled_where_numba_is() -> None:
+    assert kernels.available()
+
+
+@DTYPES
+@ROWS
+@pytest.mark.parametrize("width", [16, 64, 576, 2048])
+def test_rms_norm_is_that_of_torch(num_rows: int, width: int, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(num_rows, width).to(dtype) * 3, torch.randn(width).to(dtype)
+    assert_close(kernels.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+
+
+@DTYPES
+@ROWS
+@pytest.mark.parametrize("width", [16, 1536])
+def test_silu_mul_is_that_of_torch(num_rows: int, width: int, dtype: torch.dtype) -> None:
+    gate_up = torch.randn(num_rows, 2 * width).to(dtype) * 8
+    assert_close(kernels.silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+@DTYPES
+def test_silu_mul_survives_huge_values_and_shows_nan(dtype: torch.dtype) -> None:
+    gate = torch.tensor([-3e38, -200.0, -90.0, 0.0, 90.0, 200.0, 3e38, float("nan")] * 2).to(dtype)
+    found = kernels.silu_mul(torch.cat([gate, torch.ones(16).to(dtype)])[None])
+    wanted = reference.silu_mul(torch.cat([gate, torch.ones(16).to(dtype)])[None])
+    torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-2, atol=1e-6)
+
+
+@DTYPES
+@ROWS
+@pytest.mark.parametrize("width", [16, 64, 80, 128])
+@pytest.mark.parametrize("angles", [torch.float32, None], ids=["float32-angles", "own-angles"])
+def test_rope_rotates_and_writes_like_torch(
+    num_rows: int, width: int, dtype: torch.dtype, angles: torch.dtype | None
+) -> None:
+    heads, kv_heads, block_size = 9, 3, 16
+    qkv = torch.randn(num_rows, (heads + 2 * kv_heads) * width).to(dtype)
+    theta = torch.randn(num_rows, width)
+    cos, sin = theta.cos().to(angles or dtype), theta.sin().to(angles or dtype)
+    rows = torch.randperm(5 * block_size)[:num_rows]
+    ours, plain = (torch.full((2, 5, block_size, kv_heads, width), 7.0, dtype=dtype) for _ in range(2))
+    found = kernels.rope_and_write(qkv, cos, sin, ours[0], ours[1], rows, heads, kv_heads)
+    wanted = reference.rope_and_write(qkv, cos, sin, plain[0], plain[1], rows, heads, kv_heads)
+    assert_close(found, wanted)
+    assert_close(ours[0], plain[0])
+    assert torch.equal(ours[1], plain[1])
+
+
+@DTYPES
+@ROWS
+@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize("width", [16, 64, 80, 128])
+def test_attention_is_that_of_torch(num_rows: int, group: int, width: int, dtype: torch.dtype) -> None:
+    cache = make_cache(ragged(num_rows), dtype, kv_heads=2, width=width)
+    assert_attends(torch.randn(num_rows, 2 * group, width).to(dtype), cache)
+
+
+@DTYPES
+@pytest.mark.parametrize("window", [1, 17, 64, 1000])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_attention_keeps_windows_and_soft_limits(window: int, softcap: float | None, dtype: torch.dtype) -> None:
+    cache = make_cache(ragged(7), dtype)
+    assert_attends(torch.randn(7, 9, 64).to(dtype), cache, scaling=0.5, window=window, softcap=softcap)
+
+
+@DTYPES
+@pytest.mark.parametrize("block_size", [1, 7, 16, 100])
+def test_attention_takes_any_block_size_and_narrower_values(block_size: int, dtype: torch.dtype) -> None:
+    cache = make_cache(ragged(7), dtype, width=64, value_width=32, block_size=block_size)
+    assert_attends(torch.randn(7, 9, 64).to(dtype), cache)
+
+
+@DTYPES
+def test_attention_over_thousands_of_keys_is_that_of_torch(dtype: torch.dtype) -> None:
+    cache = make_cache([4000, 1500], dtype)
+    assert_attends(torch.randn(2, 9, 64).to(dtype), cache, scaling=0.5)
+
+
+@DTYPES
+def test_rows_of_padding_are_zeros_and_read_nothing(dtype: torch.dtype) -> None:
+    cache = make_cache([40, 0, 70, 0], dtype)
+    query = torch.randn(4, 9, 64).to(dtype)
+    query[1] = float("nan")
+    found = kernels.paged_decode_attention(query, cache.keys, cache.values, cache.table, cache.lengths, 0.1)
+    assert torch.equal(found[1::2], torch.zeros(2, 9, 64, dtype=dtype))
+    assert not found.isnan().any()
+
+
+@DTYPES
+def test_a_nan_within_a_sequence_shows_in_that_sequence_alone(dtype: torch.dtype) -> None:
+    cache = make_cache([40, 40, 40], dtype)
+    cache.keys[cache.table[0, 1], 3] = float("nan")
+    cache.values[cache.table[1, 0], 5] = float("nan")
+    query = torch.randn(3, 9, 64).to(dtype)
+    found = kernels.paged_decode_attention(query, cache.keys, cache.values, cache.table, cache.lengths, 0.1)
+    assert found[:2].isnan().all() and not found[2].isnan().any()
+
+
+@DTYPES
+def test_a_sequence_has_the_same_bits_alone_and_among_others(dtype: torch.dtype) -> None:
+    lengths = ragged(32)
+    cache = make_cache(lengths, dtype)
+    query = torch.randn(32, 9, 64).to(dtype)
+    together = kernels.paged_decode_attention(query, cache.keys, cache.values, cache.table, cache.lengths, 0.1)
+    torch.set_num_threads(1)
+    for row in range(32):
+        one = slice(row, row + 1)
+        alone = kernels.paged_decode_attention(
+            query[one], cache.keys, cache.values, cache.table[one, : -(-lengths[row] // 32)], cache.lengths[one], 0.1
+        )
+        assert torch.equal(alone[0], together[row])
+
+
+@DTYPES
+def test_rows_have_the_same_bits_alone_and_among_others(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(200, 576).to(dtype), torch.randn(576).to(dtype)
+    normed, gated = kernels.rms_norm(x, weight, 1e-5), kernels.silu_mul(x)
+    for row in range(0, 200, 17):
+        one = slice(row, row + 1)
+        assert torch.equal(kernels.rms_norm(x[one], weight, 1e-5)[0], normed[row])
+        assert torch.equal(kernels.silu_mul(x[one])[0], gated[row])
+
+
+def test_what_a_kernel_does_not_take_goes_through_torch() -> None:
+    x, weight = torch.randn(3, 50).double(), torch.randn(50).double()
+    assert torch.equal(kernels.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    wide = torch.randn(64, 3).t()
+    assert torch.equal(kernels.silu_mul(wide), reference.silu_mul(wide))
+
+
+def run_alone(script: str, cache: Path) -> str:
+    """Standard output and error of a new process whose cache folder is under `cache`."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    return done.stdout + done.stderr
+
+
+GATE = """
+import sys, torch
+from inference_server import kernels
+x = torch.randn(300, 6000)
+assert torch.allclose(kernels.silu_mul(x), kernels.reference.silu_mul(x), atol=1e-4)
+print(kernels.available(), "numba" in sys.modules)
+"""
+
+
+@ONE_THREAD
+def test_a_kernel_is_compiled_once_and_then_loaded_without_numba(tmp_path: Path) -> None:
+    assert run_alone(GATE, tmp_path).split() == ["True", "True"]
+    assert run_alone(GATE, tmp_path).split() == ["True", "False"]
+    (kept,) = tmp_path.glob("tailrace/kernels/*.o")
+    kept.write_bytes(kept.read_bytes()[:-100])  # broken, it is compiled again
+    assert run_alone(GATE, tmp_path).split() == ["True", "True"]
+
+
+@ONE_THREAD
+def test_kernels_work_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    assert run_alone(GATE, tmp_path / "a file").split() == ["True", "True"]
+
+
+@ONE_THREAD
+def test_without_the_compiler_everything_goes_through_torch_and_one_line_is_logged(tmp_path: Path) -> None:
+    without = "import sys; sys.modules['llvmlite'] = None\n"
+    also = "kernels.rms_norm(x, x[0], 1e-5); kernels.rms_norm(x.bfloat16(), x[0].bfloat16(), 1e-5)\n"
+    output = run_alone(without + GATE + also, tmp_path)
+    assert output.count("no compiled kernels") == 1 and "False False" in output
