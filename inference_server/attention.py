@@ -1,23 +1,23 @@
-"""Attention over the slots of the KV cache, registered with transformers under the name `tailrace`.
+"""Attention over the paged KV cache, registered with transformers under the name `tailrace`.
 
-A model of transformers computes queries, keys and values with its own positions and hands them to `attend`; the step's
+A model of transformers computes queries, keys and values with its own positions and hands them to `attend`; the pass's
 batch (PrefillBatch or DecodeBatch, passed through the model as the keyword argument `step_batch`) writes keys and values
 into the cache and attends. A registered attention is never given a mask, so causality and sliding windows are kept here.
-
-Shapes in transformers' order: query (batch, num_heads, num_tokens, head_dim), key and value the same with num_kv_heads.
+Fused modules (fused.py) hand over the projections' output as it is, and rotation and writing are one kernel.
 """
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from inference_server import kernels, varlen
 from inference_server.errors import UnsupportedModel
 from inference_server.kv_cache import KVCache
+from inference_server.scores import Form, causal_attention, gathered_decode_attention
 
 NAME = "tailrace"
 
@@ -34,15 +34,6 @@ _HARMLESS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How one layer attends: the factor on the scores, the window in tokens, the soft limit of the scores."""
-
-    scaling: float
-    sliding_window: int | None
-    softcap: float | None
-
-
 def attend(
     module: torch.nn.Module,
     query: Tensor,
@@ -56,7 +47,8 @@ def attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. Returns (batch, num_tokens, num_heads, value_dim).
+    """transformers' attention interface: query (batch, num_heads, num_tokens, head_dim), key and value the same with
+    num_kv_heads. Returns (batch, num_tokens, num_heads, value_dim).
 
     Raises UnsupportedModel for anything this attention would have to ignore (attention sinks, position biases, …).
     """
@@ -65,163 +57,147 @@ def attend(
         raise UnsupportedModel(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
     form = Form(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return step_batch.attend(layer, query, key, value, form), None
+    # One row of many tokens (prefill) or many rows of one token (decode): the same thing here.
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    output = step_batch.attend(layer, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), form)
+    return output.view(*query.shape[:2], *output.shape[1:]), None
 
 
 AttentionInterface.register(NAME, attend)
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """`length` prompt tokens of the sequence in `slot`, whose first has the position `start`."""
+class Projections:
+    """Of one fused layer: qkv (num_tokens, (num_heads + 2 * num_kv_heads) * head_dim), not yet rotated by cos and sin
+    (num_tokens, head_dim)."""
 
-    slot: int
-    start: int
-    length: int
+    qkv: Tensor
+    cos: Tensor
+    sin: Tensor
+    num_heads: int
+    num_kv_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.qkv.shape[-1] // (self.num_heads + 2 * self.num_kv_heads)
 
 
-class PrefillBatch:
-    """Chunks of several prompts, one after the other in one row: query is (1, num_heads, num_tokens, head_dim)."""
+class _Batch:
+    """What both kinds of pass share: where the new tokens' keys and values go."""
 
-    def __init__(self, cache: KVCache, segments: list[Segment]) -> None:
+    def __init__(self, cache: KVCache, rows: Tensor) -> None:
+        """rows: (num_tokens,) int64, of the cache."""
         self.windows: dict[int, int | None] = {}  # by layer, as the model asked for them
         self._cache = cache
-        self._segments = segments
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._rows = rows
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-        keys, values = self._cache.layer(layer, key, value)
-        self.windows[layer] = form.sliding_window
-        outputs = []
-        offset = 0
-        for index, segment in enumerate(self._segments):
-            tokens = slice(offset, offset + segment.length)
-            end = segment.start + segment.length
-            keys[segment.slot, :, segment.start : end] = key[0, :, tokens]
-            values[segment.slot, :, segment.start : end] = value[0, :, tokens]
-            outputs.append(
-                _attention(
-                    query[:, :, tokens],
-                    keys[segment.slot, :, :end].unsqueeze(0),
-                    values[segment.slot, :, :end].unsqueeze(0),
-                    self._mask(index, form.sliding_window, query),
-                    form,
-                )
-            )
-            offset = tokens.stop
-        return torch.cat(outputs, dim=2).transpose(1, 2)
+        """query (num_tokens, num_heads, head_dim), key and value (num_tokens, num_kv_heads, …), positions applied.
 
-    def _mask(self, index: int, window: int | None, query: Tensor) -> Tensor | None:
-        """Added to the scores of one segment, (num_tokens, num_keys); None if the newest token may see everything."""
-        if (index, window) not in self._masks:
-            segment = self._segments[index]
-            end = segment.start + segment.length
-            rows = torch.arange(segment.start, end, device=query.device)[:, None]
-            columns = torch.arange(end, device=query.device)[None, :]
-            hidden = columns > rows
-            if window is not None:
-                hidden |= columns <= rows - window
-            self._masks[index, window] = _additive(hidden, query) if segment.length > 1 or window is not None else None
-        return self._masks[index, window]
+        Returns (num_tokens, num_heads, value_dim).
+        """
+        keys, values = self._cache.layer(layer, key, value)
+        keys.flatten(0, 1).index_copy_(0, self._rows, key)
+        values.flatten(0, 1).index_copy_(0, self._rows, value)
+        self.windows[layer] = form.sliding_window
+        return self._attend(query, keys, values, form)
+
+    def attend_fused(self, layer: int, parts: Projections, form: Form) -> Tensor:
+        """Returns (num_tokens, num_heads, head_dim)."""
+        like = parts.qkv.new_empty((0, parts.num_kv_heads, parts.head_dim))
+        keys, values = self._cache.layer(layer, like, like)
+        query = kernels.rope_and_write(
+            parts.qkv, parts.cos, parts.sin, keys, values, self._rows, parts.num_heads, parts.num_kv_heads
+        )
+        self.windows[layer] = form.sliding_window
+        return self._attend(query, keys, values, form)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """Neighbouring slots: rows `rows` of the batch are slots `slots` of the cache."""
+class Segment:
+    """`length` tokens of the sequence in `block_ids`, whose first has the position `start`."""
 
-    rows: slice
-    slots: slice
-    num_keys: int  # of the longest sequence among them
+    block_ids: Items[int]
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
 
 
-class DecodeBatch:
-    """One token each of several sequences, ordered by slot: query is (num_seqs, num_heads, 1, head_dim).
+class PrefillBatch(_Batch):
+    """Chunks of several prompts, one after the other."""
 
-    Neighbouring slots are read in one call without copying, each run as far as its longest sequence reaches.
-    """
+    def __init__(self, cache: KVCache, segments: list[Segment]) -> None:
+        size, device = cache.block_size, cache.device
+        self._segments = segments
+        self._blocks = [torch.tensor(s.block_ids[: -(-s.end // size)], device=device) for s in segments]
+        rows = []
+        for segment, blocks in zip(segments, self._blocks, strict=True):
+            positions = torch.arange(segment.start, segment.end, device=device)
+            rows.append(blocks[positions // size] * size + positions % size)
+        super().__init__(cache, torch.cat(rows))
 
-    def __init__(self, cache: KVCache, slots: list[int], positions: list[int]) -> None:
-        self._cache = cache
-        self._slots = torch.tensor(slots, device=cache.device)
-        self._positions = torch.tensor(positions, device=cache.device)
-        self._runs = list(_runs(slots, positions))
-        self._cache_rows: dict[int, Tensor] = {}
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
+        outputs = []
+        offset = 0
+        for segment, blocks in zip(self._segments, self._blocks, strict=True):
+            rows = query[offset : offset + segment.length]
+            key, value = (cached[blocks].flatten(0, 1)[: segment.end] for cached in (keys, values))
+            outputs.append(causal_attention(rows, key, value, form))
+            offset += segment.length
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-        keys, values = self._cache.layer(layer, key, value)
-        rows = self._rows(keys.shape[1])
-        for cached, new in ((keys, key), (values, value)):
-            cached.view(-1, cached.shape[-1]).index_copy_(0, rows, new.reshape(-1, new.shape[-1]))
-        outputs = [
-            _attention(
-                _queries_by_kv_head(query[run.rows], keys.shape[1]),
-                keys[run.slots, :, : run.num_keys],
-                values[run.slots, :, : run.num_keys],
-                self._mask(index, form.sliding_window, query),
-                form,
+
+class DecodeBatch(_Batch):
+    """One token each of several sequences. Rows of length 0 are padding: they write to the scratch block."""
+
+    def __init__(self, cache: KVCache, table: Tensor, lengths: Tensor, rows: Tensor) -> None:
+        """table (n, max_blocks) int32, lengths (n,) int32 with the new token, rows (n,) int64 of the new tokens."""
+        super().__init__(cache, rows)
+        self._table = table
+        self._lengths = lengths
+
+    @classmethod
+    def of(
+        cls, cache: KVCache, block_ids: Items[Items[int]], positions: Items[int], *, num_rows: int, num_blocks: int = 0
+    ) -> "DecodeBatch":
+        """`positions`: of the tokens, each its sequence's newest. `num_rows` and `num_blocks` are filled up with padding."""
+        table, lengths, rows = decode_inputs(cache.block_size, block_ids, positions, num_rows, num_blocks)
+        return cls(cache, table.to(cache.device), lengths.to(cache.device), rows.to(cache.device))
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
+        if query.device.type == "cpu":
+            return kernels.paged_decode_attention(
+                query,
+                keys,
+                values,
+                self._table,
+                self._lengths,
+                form.scaling,
+                sliding_window=form.sliding_window,
+                softcap=form.softcap,
             )
-            for index, run in enumerate(self._runs)
-        ]
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return output.reshape(query.shape[0], 1, query.shape[1], -1)
-
-    def _rows(self, num_kv_heads: int) -> Tensor:
-        """Where in a layer's keys, seen as (num_slots * num_kv_heads * max_len, head_dim), the new tokens go."""
-        if num_kv_heads not in self._cache_rows:
-            heads = torch.arange(num_kv_heads, device=self._cache.device)[None, :]
-            first = (self._slots[:, None] * num_kv_heads + heads) * self._cache.max_len
-            self._cache_rows[num_kv_heads] = (first + self._positions[:, None]).reshape(-1)
-        return self._cache_rows[num_kv_heads]
-
-    def _mask(self, index: int, window: int | None, query: Tensor) -> Tensor | None:
-        """Added to the scores of one run, (num_seqs, 1, 1, num_keys); None if each sequence may see all that is read."""
-        if (index, window) not in self._masks:
-            run = self._runs[index]
-            positions = self._positions[run.rows, None]
-            columns = torch.arange(run.num_keys, device=query.device)[None, :]
-            hidden = columns > positions
-            if window is not None:
-                hidden |= columns <= positions - window
-            is_alone = run.rows.stop - run.rows.start == 1 and (window is None or run.num_keys <= window)
-            self._masks[index, window] = None if is_alone else _additive(hidden, query)[:, None, None, :]
-        return self._masks[index, window]
+        if varlen.takes(query, keys, values, form):
+            return varlen.attention(query, keys, values, self._table, self._lengths, form)
+        return gathered_decode_attention(query, keys, values, self._table, self._lengths, form)
 
 
-def _runs(slots: list[int], positions: list[int]) -> list[_Run]:
-    """Groups rows whose slots follow each other; `slots` ascend."""
-    runs = []
-    for _, group in groupby(range(len(slots)), key=lambda row: slots[row] - row):
-        rows = list(group)
-        first, last = rows[0], rows[-1]
-        num_keys = max(positions[row] for row in rows) + 1
-        runs.append(_Run(slice(first, last + 1), slice(slots[first], slots[last] + 1), num_keys))
-    return runs
-
-
-def _queries_by_kv_head(query: Tensor, num_kv_heads: int) -> Tensor:
-    """(n, num_heads, 1, d) -> (n, num_kv_heads, group, d): the query heads that share a key head become its query rows."""
-    return query.reshape(query.shape[0], num_kv_heads, -1, query.shape[-1])
-
-
-def _additive(hidden: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, form: Form) -> Tensor:
-    """(n, heads, rows, d) x (n, kv_heads, keys, d) -> (n, heads, rows, value_dim); the mask is added to the scores."""
-    if form.softcap is not None:
-        return _softcapped_attention(query, key, value, mask, form)
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=form.scaling, enable_gqa=grouped)
-
-
-def _softcapped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, form: Form) -> Tensor:
-    """Gemma 2's form: scores are limited by softcap * tanh(scores / softcap) before the mask. No fused kernel has it."""
-    assert form.softcap is not None
-    group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = torch.tanh(query @ key.transpose(2, 3) * form.scaling / form.softcap) * form.softcap
-    if mask is not None:
-        scores = scores + mask
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+def decode_inputs(
+    block_size: int, block_ids: Items[Items[int]], positions: Items[int], num_rows: int, num_blocks: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What DecodeBatch takes, on the CPU. Padding is zeros: of length 0, in row 0 of the scratch block."""
+    num_blocks = max(num_blocks, max(positions) // block_size + 1)
+    table = torch.zeros((num_rows, num_blocks), dtype=torch.int32)
+    lengths = torch.zeros(num_rows, dtype=torch.int32)
+    rows = torch.zeros(num_rows, dtype=torch.int64)
+    for index, (blocks, position) in enumerate(zip(block_ids, positions, strict=True)):
+        used = blocks[: position // block_size + 1]
+        table[index, : len(used)] = torch.tensor(used, dtype=torch.int32)
+        lengths[index] = position + 1
+        rows[index] = used[-1] * block_size + position % block_size
+    return table, lengths, rows

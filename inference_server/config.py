@@ -37,16 +37,35 @@ class Settings(BaseSettings):
         ge=1,
         description="Tokens of KV cache, for each loaded model; unset: full windows, on a GPU as many as fit",
     )
+    prefix_cache: Literal["shared", "account", "off"] = Field(
+        "shared",
+        description="Whether prompts that begin alike share what is computed: all, those of one account, or none",
+    )
+    prefix_cache_tokens: int = Field(
+        32768,
+        ge=0,
+        description="Tokens of finished requests that are kept for later prompts, for each loaded model",
+    )
     prefill_chunk_tokens: int = Field(
-        256,
+        128,
         ge=1,
         le=8192,
-        description="Prompt tokens computed in one step, so that running streams wait for no long prompt",
+        description="Prompt tokens computed in one step while other replies stream, which wait so long",
+    )
+    prefill_idle_tokens: int = Field(
+        512,
+        ge=1,
+        le=8192,
+        description="Prompt tokens computed in one step while no reply streams",
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="Bit-identical logits whoever else is in the batch, at the price of speed",
     )
     int8_threshold: float = Field(
         0.0,
         ge=0.0,
-        description="Outlier threshold of bitsandbytes int8; above 0, requests in one batch change each other",
+        description="Outlier threshold of bitsandbytes int8 on a GPU; above 0, requests in one batch change each other",
     )
     raw_control_tokens: bool = Field(
         False,

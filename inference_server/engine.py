@@ -16,15 +16,19 @@ import time
 from collections.abc import Callable, Set
 from types import TracebackType
 
+from inference_server.blocks import BlockPool
 from inference_server.errors import CapacityExceeded, GenerationFailed, ServerStopping
 from inference_server.runner import ModelRunner
-from inference_server.scheduler import Scheduler
-from inference_server.sequence import Completed, Event, Failed, GenerationRequest, Sequence, TextStream
+from inference_server.scheduler import Policy, Scheduler
+from inference_server.sequence import Completed, Delta, Event, Failed, GenerationRequest, Sequence, TextStream
 from inference_server.stepping import Stepper
 
 logger = logging.getLogger(__name__)
 
 _Command = Callable[[], None]
+
+# A whole reply with its log probabilities might be more than a gRPC message may hold.
+MAX_JOINED_DELTAS = 64
 
 
 class Reply:
@@ -34,6 +38,7 @@ class Reply:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._release = release
         self._is_done = False
+        self._next: Event | None = None  # taken from the queue behind joined deltas, not given out yet
 
     async def __aenter__(self) -> "Reply":
         return self
@@ -51,12 +56,29 @@ class Reply:
         """Raises GenerationFailed or ServerStopping if the reply cannot be finished."""
         if self._is_done:
             raise StopAsyncIteration
-        event = await self.events.get()
+        event, self._next = self._next or await self.events.get(), None
+        if isinstance(event, Delta):
+            return event if self.events.empty() else self._joined(event)
         if isinstance(event, Failed):
             self._is_done = True
             raise event.error
         self._is_done = isinstance(event, Completed)
         return event
+
+    def _joined(self, first: Delta) -> Delta:
+        """`first` and the deltas that wait behind it, as one: a reader slower than the model need not pay for each."""
+        deltas = [first]
+        while len(deltas) < MAX_JOINED_DELTAS and not self.events.empty():
+            event = self.events.get_nowait()
+            if not isinstance(event, Delta):
+                self._next = event
+                break
+            deltas.append(event)
+        return Delta(
+            text="".join(delta.text for delta in deltas),
+            num_tokens=sum(delta.num_tokens for delta in deltas),
+            logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        )
 
 
 class Engine:
@@ -67,13 +89,22 @@ class Engine:
         runner: ModelRunner,
         *,
         end_ids: Set[int],
+        policy: Policy,
         max_waiting_seqs: int,
-        prefill_chunk_tokens: int,
+        max_unused_blocks: int | None = None,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
-        """`end_ids`: tokens that end a reply. `on_broken` is called, on the loop, if the model failed for good."""
+        """`end_ids`: tokens that end a reply. `max_unused_blocks`: of the prefix cache (blocks.py).
+
+        `on_broken` is called, on the loop, if the model failed for good.
+        """
         self.runner = runner
-        self.scheduler = Scheduler(num_slots=runner.cache.num_slots, prefill_chunk_tokens=prefill_chunk_tokens)
+        cache = runner.cache
+        pool = BlockPool(
+            num_blocks=cache.num_blocks - 1, block_size=cache.block_size, max_unused_blocks=max_unused_blocks
+        )
+        self.scheduler = Scheduler(pool, policy)
+        self.max_running_seqs = policy.max_running_seqs
         self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit)
         self._max_waiting_seqs = max_waiting_seqs
         self._on_broken = on_broken
@@ -121,7 +152,7 @@ class Engine:
         """Raises what submit would raise now; asked before a prompt is tokenised for nothing."""
         if not self._is_accepting:
             raise ServerStopping("this server is stopping")
-        num_slots = self.runner.cache.num_slots
+        num_slots = self.max_running_seqs
         retry_after = min(max(self._seconds_per_request, 1.0), 60.0)
         if reject_if_busy and self.num_in_flight >= num_slots:
             raise CapacityExceeded("no slot is free and the request would not wait", retry_after_seconds=retry_after)
@@ -132,9 +163,6 @@ class Engine:
         def remove() -> None:
             for seq in [*self.scheduler.waiting, *self.scheduler.running]:
                 if seq.sink is reply:
-                    if seq.slot is not None and seq.is_prefilling:
-                        # Nobody has seen its logits: they might not have been finite.
-                        self.runner.cache.clear(seq.slot, seq.num_computed)
                     self.scheduler.remove(seq)
             self._on_loop(self._forget, reply)
 
@@ -192,7 +220,7 @@ class Engine:
         if reply not in self._in_flight:
             return
         now = time.monotonic()
-        if self.num_in_flight > self.runner.cache.num_slots:
+        if self.num_in_flight > self.max_running_seqs:
             self._seconds_per_request += 0.2 * (now - self._last_finished - self._seconds_per_request)
         self._last_finished = now
         self._in_flight.discard(reply)

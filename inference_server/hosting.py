@@ -20,6 +20,8 @@ from inference_server.config import Settings
 from inference_server.detokenizer import Detokenizer, ReplyText
 from inference_server.engine import Engine, Reply
 from inference_server.errors import ConfigurationError, PromptTooLong, TailraceError, UnsupportedModel
+from inference_server.fused import fuse
+from inference_server.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from inference_server.loader import (
     LoadedModel,
     choose_device,
@@ -30,6 +32,7 @@ from inference_server.loader import (
 )
 from inference_server.prompt import PromptEncoder
 from inference_server.runner import ModelRunner
+from inference_server.scheduler import Policy
 from inference_server.sequence import Completed, GenerationRequest, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -123,17 +126,31 @@ async def _load_group(
             int8_threshold=settings.int8_threshold,
         )
     )
+    if device.type == "cpu":
+        with progress(f"packing {key.weights} as {key.precision}"):
+            await _in_daemon_thread(
+                partial(fuse, loaded.model, loaded.precision, batch_invariant=settings.batch_invariant)
+            )
     windows = [_window(entry, loaded) for entry in group]
     prompts = await _in_daemon_thread(lambda: [_encoder(entry, loaded, settings) for entry in group])
     end_ids = await _in_daemon_thread(lambda: _end_ids(loaded, prompts))
-    num_slots = _num_slots(max(windows), settings, loaded, memory_share)
-    runner = ModelRunner(loaded.model, num_slots=num_slots, max_len=max(windows))
+    policy = _policy(settings)
+    block_size = CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE
+    num_blocks = _num_blocks(block_size, max(windows), settings, loaded, memory_share)
+    runner = ModelRunner(
+        loaded.model,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_len=max(windows),
+        invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
+    )
     await _in_daemon_thread(runner.probe)
     engine = Engine(
         runner,
         end_ids=end_ids,
+        policy=policy,
         max_waiting_seqs=settings.max_waiting_seqs,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // block_size,
         on_broken=on_broken,
     )
     models = [
@@ -188,21 +205,29 @@ def _window(entry: CatalogEntry, loaded: LoadedModel) -> int:
     return min(wanted, *limits)
 
 
-def _num_slots(max_len: int, settings: Settings, loaded: LoadedModel, memory_share: float) -> int:
-    """Sequences that fit the KV cache; raises ConfigurationError if that is none."""
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        max_running_seqs=settings.max_running_seqs,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        idle_chunk_tokens=max(settings.prefill_idle_tokens, settings.prefill_chunk_tokens),
+        batch_invariant=settings.batch_invariant,
+        scope_by_account=settings.prefix_cache == "account",
+    )
+
+
+def _num_blocks(block_size: int, window: int, settings: Settings, loaded: LoadedModel, memory_share: float) -> int:
+    """Blocks of the KV cache; raises ConfigurationError if they do not hold the longest sequence."""
+    blocks_per_window = -(-window // block_size)
     tokens = settings.kv_cache_tokens
     setting = f"TAILRACE_KV_CACHE_TOKENS={tokens}"
-    if tokens is None:
-        tokens = _free_tokens(loaded, memory_share) if loaded.model.device.type == "cuda" else None
+    if tokens is None and loaded.model.device.type == "cuda":
+        tokens = _free_tokens(loaded, memory_share)
         setting = f"the GPU's free memory ({tokens} tokens of KV cache)"
     if tokens is None:
-        return settings.max_running_seqs
-    slots = min(settings.max_running_seqs, tokens // max_len)
-    if slots == 0:
-        raise ConfigurationError(
-            f"{setting} holds no sequence of {max_len} tokens, the longest that the catalog allows"
-        )
-    return slots
+        return blocks_per_window * settings.max_running_seqs
+    if tokens // block_size < blocks_per_window:
+        raise ConfigurationError(f"{setting} holds no sequence of {window} tokens, the longest that the catalog allows")
+    return min(tokens // block_size, blocks_per_window * settings.max_running_seqs)
 
 
 def _free_tokens(loaded: LoadedModel, memory_share: float) -> int:
@@ -252,14 +277,13 @@ def _report(models: list[HostedModel], loaded: LoadedModel, device: torch.device
     runner = models[0].engine.runner
     weights = loaded.model.get_memory_footprint()
     logger.info(
-        "%s as %s on %s: weights %.2f GiB, KV cache %.2f GiB (%d sequences of %d tokens) of %.1f GiB memory",
+        "%s as %s on %s: weights %.2f GiB, KV cache up to %.2f GiB (%d tokens) of %.1f GiB memory",
         models[0].entry.weights,
         models[0].precision,
         device,
         weights / _GIB,
         runner.cache.num_bytes / _GIB,
-        runner.cache.num_slots,
-        runner.cache.max_len,
+        runner.cache.num_tokens,
         total_memory_bytes(device) / _GIB,
     )
     for model in models:

@@ -1,9 +1,9 @@
-"""Keys and values of all running sequences, preallocated, one slot for each.
+"""Keys and values of all sequences, in blocks of neighbouring tokens, as one paged tensor pair for each layer.
 
-Knows slots and positions; knows nothing of sequences. Every layer has two tensors of shape
-(num_slots, num_kv_heads, max_len, head_dim). They are allocated when a layer is first written (the engine's warm-up
-does that), because only then the model has told the real shapes: some architectures' values are narrower than their
-keys, or differ from layer to layer.
+Knows blocks and rows; knows nothing of sequences. Every layer has keys and values of shape
+(num_blocks, block_size, num_kv_heads, head_dim), allocated when the layer is first written (the engine's warm-up does
+that), because only then the model has told the real shapes: some architectures' values are narrower than their keys, or
+differ from layer to layer. Row r of a layer is token r % block_size of block r // block_size.
 """
 
 import contextlib
@@ -13,43 +13,39 @@ import mmap
 import torch
 from torch import Tensor
 
+# Tokens. Small on a CPU, where any size is as fast and small ones share more; torch's flash attention wants 256 on a GPU.
+CPU_BLOCK_SIZE = 32
+CUDA_BLOCK_SIZE = 256
+
 
 class KVCache:
-    def __init__(self, *, num_slots: int, max_len: int, device: torch.device) -> None:
-        self.num_slots = num_slots
-        self.max_len = max_len
+    def __init__(self, *, num_blocks: int, block_size: int, device: torch.device) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
         self.device = device
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def num_bytes(self) -> int:
-        """Bytes reserved. On a CPU the system hands out the memory only as sequences grow into it."""
+        """Bytes reserved. On a CPU the system hands out the memory only as blocks are written."""
         return sum(tensor.numel() * tensor.element_size() for layer in self._layers.values() for tensor in layer)
 
     @property
-    def num_layers(self) -> int:
-        return len(self._layers)
+    def num_tokens(self) -> int:
+        return self.num_blocks * self.block_size
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, each (num_slots, num_kv_heads, max_len, head_dim).
+        """Keys and values of one layer, each (num_blocks, block_size, num_kv_heads, head_dim).
 
-        `key` and `value` (…, num_kv_heads, num_tokens, head_dim) tell dtype and widths at the first call.
+        `key` and `value` (num_tokens, num_kv_heads, head_dim) tell dtype and widths at the first call.
         """
         tensors = self._layers.get(index)
         if tensors is None:
             tensors = self._layers[index] = (self._allocate(key), self._allocate(value))
         return tensors
 
-    @torch.inference_mode()
-    def clear(self, slot: int, length: int) -> None:
-        """Zero `length` positions of a slot that may hold NaN or infinity, which a mask of -inf would not hide."""
-        for tensors in self._layers.values():
-            for tensor in tensors:
-                tensor[slot, :, :length].zero_()
-
     def _allocate(self, like: Tensor) -> Tensor:
-        """Zeros, not garbage: a key beyond a sequence's end is masked by adding -inf, and NaN would survive that."""
-        shape = (self.num_slots, like.shape[-3], self.max_len, like.shape[-1])
+        shape = (self.num_blocks, self.block_size, like.shape[-2], like.shape[-1])
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=like.dtype, device=self.device)
         # Zeroed pages of the system, of which none is touched: torch.zeros would write every byte. Nor shall the system

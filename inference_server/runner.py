@@ -1,6 +1,6 @@
 """One loaded model and its KV cache: token ids in, logits out. Runs on the engine's thread only.
 
-Knows slots, positions and token ids; knows nothing of requests, text or sampling.
+Knows blocks, positions and token ids; knows nothing of requests, text or sampling.
 """
 
 from collections.abc import Sequence as Items
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from inference_server.attention import DecodeBatch, PrefillBatch, Segment
+from inference_server.blocks import SCRATCH_BLOCK
 from inference_server.errors import UnsupportedModel
-from inference_server.kv_cache import KVCache
+from inference_server.graphs import DecodeGraphs
+from inference_server.kv_cache import CPU_BLOCK_SIZE, KVCache
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """Consecutive prompt tokens of the sequence in `slot`; the first has the position `start`."""
+    """Consecutive tokens of the sequence in `block_ids`; the first has the position `start`."""
 
-    slot: int
+    block_ids: Items[int]
     start: int
     token_ids: Items[int]
     wants_logits: bool  # of its last token
@@ -27,30 +29,50 @@ class PromptPiece:
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """The newest token of the sequence in `slot`, at `position`."""
+    """The newest token of the sequence in `block_ids`, at `position`."""
 
-    slot: int
+    block_ids: Items[int]
     position: int
     token_id: int
 
 
 class ModelRunner:
-    def __init__(self, model: Any, *, num_slots: int, max_len: int) -> None:
-        """`model`: a causal language model of transformers, loaded with attention.NAME."""
+    def __init__(
+        self,
+        model: Any,
+        *,
+        num_blocks: int,
+        block_size: int = CPU_BLOCK_SIZE,
+        max_len: int | None = None,
+        invariant_rows: int | None = None,
+    ) -> None:
+        """`model`: a causal language model of transformers, loaded with attention.NAME.
+
+        `num_blocks` of the KV cache, beside the scratch block. `max_len`: tokens of the longest sequence; with it, decode
+        passes on a GPU are recorded as CUDA graphs. `invariant_rows`: every decode pass is filled up to so
+        many rows, and prompts are computed one by one, so that no product's shape tells who else is there.
+        """
         self._model = model.eval()
         self.device: torch.device = model.device
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        self.cache = KVCache(num_slots=num_slots, max_len=max_len, device=self.device)
+        self.vocab_size: int = model.get_output_embeddings().out_features
+        self._invariant_rows = invariant_rows
+        self.cache = KVCache(num_blocks=num_blocks + 1, block_size=block_size, device=self.device)
+        self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._graphs: DecodeGraphs | None = None
+        if self.device.type == "cuda" and max_len is not None:
+            max_blocks = -(-max_len // block_size)
+            self._graphs = DecodeGraphs(self._decode, self.cache, max_blocks=max_blocks, invariant_rows=invariant_rows)
 
     @torch.inference_mode()
-    def probe(self, slot: int = 0) -> None:
-        """One token through every layer, in a slot that nobody uses; the first time, this also allocates the cache.
+    def probe(self) -> None:
+        """One token through every layer, in the scratch block; the first time, this also allocates the cache.
 
         Raises UnsupportedModel if the model attends in a way that would be got wrong here: layers that keep no keys
         (state space, shared layers), chunked attention, windows that are told to transformers' masks alone.
         """
-        batch = PrefillBatch(self.cache, [Segment(slot, 0, 1)])
-        self._forward([[0]], [[0]], [0], batch)
+        batch = PrefillBatch(self.cache, [Segment([SCRATCH_BLOCK], 0, 1)])
+        zero = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
+        self._forward(zero, zero, self._first, batch)
         config = self._model.config.get_text_config()
         layers = range(config.num_hidden_layers)
         if set(batch.windows) != set(layers):
@@ -66,7 +88,12 @@ class ModelRunner:
     @torch.inference_mode()
     def prefill(self, pieces: Items[PromptPiece]) -> Tensor:
         """Compute prompt tokens. Returns logits (num_pieces_that_want_them, vocab_size) float32, in order."""
-        batch = PrefillBatch(self.cache, [Segment(piece.slot, piece.start, len(piece.token_ids)) for piece in pieces])
+        if self._invariant_rows is None or len(pieces) == 1:
+            return self._prefill(pieces)
+        return torch.cat([self._prefill([piece]) for piece in pieces])
+
+    def _prefill(self, pieces: Items[PromptPiece]) -> Tensor:
+        segments = [Segment(piece.block_ids, piece.start, len(piece.token_ids)) for piece in pieces]
         token_ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -75,28 +102,45 @@ class ModelRunner:
             positions += range(piece.start, piece.start + len(piece.token_ids))
             if piece.wants_logits:
                 wanted.append(len(token_ids) - 1)
-        return self._forward([token_ids], [positions], wanted, batch)[0]
+        return self._forward(
+            torch.tensor([token_ids], device=self.device),
+            torch.tensor([positions], device=self.device),
+            torch.tensor(wanted, dtype=torch.int64, device=self.device),
+            PrefillBatch(self.cache, segments),
+        )[0]
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
-        """One token each of several sequences, ordered by slot. Returns logits (num_seqs, vocab_size) float32."""
-        slots = [token.slot for token in tokens]
+        """One token each of several sequences. Returns logits (num_seqs, vocab_size) float32."""
+        token_ids = [token.token_id for token in tokens]
         positions = [token.position for token in tokens]
-        batch = DecodeBatch(self.cache, slots, positions)
-        return self._forward([[token.token_id] for token in tokens], [[p] for p in positions], [0], batch)[:, 0]
+        block_ids = [token.block_ids for token in tokens]
+        if self._graphs is not None and (logits := self._graphs.decode(token_ids, positions, block_ids)) is not None:
+            return logits
+        num_rows = max(len(tokens), self._invariant_rows or 0)
+        padding = [0] * (num_rows - len(tokens))
+        batch = DecodeBatch.of(self.cache, block_ids, positions, num_rows=num_rows)
+        return self._decode(self._column([*token_ids, *padding]), self._column([*positions, *padding]), batch)[
+            : len(tokens)
+        ]
+
+    def _decode(self, token_ids: Tensor, positions: Tensor, batch: DecodeBatch) -> Tensor:
+        return self._forward(token_ids, positions, self._first, batch)[:, 0]
+
+    def _column(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.device)[:, None]
 
     def _forward(
-        self,
-        token_ids: list[list[int]],
-        positions: list[list[int]],
-        wanted: list[int],
-        batch: PrefillBatch | DecodeBatch,
+        self, token_ids: Tensor, positions: Tensor, wanted: Tensor, batch: PrefillBatch | DecodeBatch
     ) -> Tensor:
-        """Logits (num_rows, len(wanted), vocab_size) float32 of the columns `wanted`."""
+        """token_ids and positions (num_rows, num_columns) int64, wanted (num_wanted,) int64.
+
+        Returns logits (num_rows, num_wanted, vocab_size) float32 of the columns `wanted`.
+        """
         logits: Tensor = self._model(
-            input_ids=torch.tensor(token_ids, device=self.device),
-            position_ids=torch.tensor(positions, device=self.device),
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self.device),
+            input_ids=token_ids,
+            position_ids=positions,
+            logits_to_keep=wanted,
             use_cache=False,
             step_batch=batch,
         ).logits

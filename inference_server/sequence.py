@@ -8,6 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from inference_server.blocks import BlockKeys
 from inference_server.errors import TailraceError
 
 
@@ -72,6 +73,7 @@ class TokenLogprob:
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt's, those whose keys and values were taken over from an earlier sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,11 @@ class Sequence:
     sink: Any  # the engine's handle of whoever listens
     arrived: float
     token_ids: list[int] = field(init=False)
+    block_ids: list[int] = field(default_factory=list)  # of the KV cache, in the order of the tokens
+    block_keys: BlockKeys = field(init=False)  # the scheduler's
     num_computed: int = 0  # tokens whose keys and values are in the cache
-    slot: int | None = None
+    num_cached_tokens: int = 0
+    prefill_end: int = field(init=False)  # tokens to compute before the next one can be sampled
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -142,6 +147,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_ids)
+        self.prefill_end = len(self.token_ids)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -153,8 +159,8 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        """True until the whole prompt has been computed."""
-        return self.num_computed < self.num_prompt_tokens
+        """True until the whole prompt has been computed, or what was lost of prompt and reply when blocks ran out."""
+        return self.num_computed < self.prefill_end
 
     @property
     def is_at_length(self) -> bool:
@@ -165,7 +171,7 @@ class Sequence:
         return limit is not None and now - self.arrived >= limit
 
     def usage(self) -> Usage:
-        return Usage(self.num_prompt_tokens, self.num_completion_tokens)
+        return Usage(self.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens)
 
     def timings(self, now: float) -> Timings:
         """Where the time went until `now`; phases that never began took 0 seconds."""

@@ -47,8 +47,9 @@ class Stepper:
                 self._finish(seq, FinishReason.TIME_LIMIT, seq.text.finish())
         step = self._scheduler.schedule()
         for seq in step.admitted:
-            seq.admitted = now
-            self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed))
+            if seq.admitted is None:  # else it is back after blocks had run out
+                seq.admitted = now
+                self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed))
         return step
 
     def decode(self, step: Step) -> None:
@@ -73,26 +74,24 @@ class Stepper:
     def _decode(self, step: Step) -> _Logits:
         tokens = []
         for seq in step.decode:
-            assert seq.slot is not None
-            tokens.append(NextToken(seq.slot, seq.num_computed, seq.token_ids[-1]))
+            tokens.append(NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1]))
         logits = self._runner.decode(tokens)
         for seq in step.decode:
-            seq.num_computed += 1
+            self._scheduler.computed(seq, seq.num_computed + 1)
         return _Logits(logits, step.decode)
 
     def _prefill(self, step: Step) -> _Logits:
         pieces = []
         for chunk in step.prefill:
-            assert chunk.seq.slot is not None
-            if chunk.start == 0 and chunk.seq.request.sampling.has_penalties:
+            if chunk.seq.penalties is None and chunk.seq.request.sampling.has_penalties:
                 prompt_ids = chunk.seq.request.prompt_ids
                 chunk.seq.penalties = PenaltyState(prompt_ids, self._runner.vocab_size, self._runner.device)
             token_ids = chunk.seq.token_ids[chunk.start : chunk.end]
-            pieces.append(PromptPiece(chunk.seq.slot, chunk.start, token_ids, chunk.completes_prompt))
+            pieces.append(PromptPiece(chunk.seq.block_ids, chunk.start, token_ids, chunk.is_last))
         logits = self._runner.prefill(pieces)
         for chunk in step.prefill:
-            chunk.seq.num_computed = chunk.end
-        return _Logits(logits, [chunk.seq for chunk in step.prefill if chunk.completes_prompt])
+            self._scheduler.computed(chunk.seq, chunk.end)
+        return _Logits(logits, [chunk.seq for chunk in step.prefill if chunk.is_last])
 
     def _advance(self, logits: _Logits) -> None:
         """Sample a token for each sequence and send what became certain."""
@@ -146,12 +145,10 @@ class Stepper:
         seq.unsent_logprobs = []
 
     def _fail_and_probe(self, seqs: list[Sequence]) -> bool:
-        """Fail the sequences and try one of their slots: True if the fault is not theirs but the device's."""
-        slots = [seq.slot for seq in seqs if seq.slot is not None]
+        """Fail the sequences and try a token of nobody's: True if the fault is not theirs but the device's."""
         try:
             self._fail(seqs)
-            if slots:
-                self._runner.probe(slots[0])
+            self._runner.probe()
         except Exception:
             logger.exception("the model computes nothing any more")
             return True
@@ -159,10 +156,6 @@ class Stepper:
 
     def _fail(self, seqs: Iterable[Sequence]) -> None:
         for seq in seqs:
-            if seq.slot is None:
-                continue  # finished before the step broke
-            slot = seq.slot
-            self._scheduler.remove(seq)
-            self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
-            # Also what the pass that failed may have written.
-            self._runner.cache.clear(slot, len(seq.token_ids))
+            if seq in self._scheduler.running:  # else it was finished before the step broke
+                self._scheduler.discard(seq)
+                self._emit(seq, Failed(GenerationFailed("the model failed on this request")))

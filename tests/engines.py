@@ -1,6 +1,7 @@
 """Engines for tests: hosted models made from a folder, and replies collected from them."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -92,6 +93,25 @@ class Recorder:
 
     def completion(self, request_id: str, num_prompt_tokens: int) -> list[int]:
         return self._token_ids[request_id][num_prompt_tokens:]
+
+
+class LogitsRecorder:
+    """Records every row of logits that an engine samples from, by request id: exactly the bits."""
+
+    def __init__(self, model: HostedModel) -> None:
+        self.rows: dict[str, list[bytes]] = defaultdict(list)
+        stepper = model.engine._stepper
+        advance = stepper._advance
+
+        def record(logits) -> None:
+            for seq, row in zip(logits.seqs, logits.rows, strict=True):
+                self.rows[seq.request.request_id].append(row.numpy().tobytes())
+            advance(logits)
+
+        stepper._advance = record
+
+    def take(self, request_id: str) -> list[bytes]:
+        return self.rows.pop(request_id)
 
 
 async def until(condition, *, seconds: float = 5.0) -> None:

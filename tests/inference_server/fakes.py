@@ -39,11 +39,19 @@ def llama_prompts() -> PromptEncoder:
     return PromptEncoder(llama_tokenizer(), chat_template=builtin_template("llama-2"))
 
 
-def sequence(num_prompt_tokens: int = 1, *, name: str = "") -> Sequence:
-    """A sequence as the engine's thread gets it; its prompt is 0, 1, 2, …"""
+def sequence(
+    num_prompt_tokens: int = 1,
+    *,
+    name: str = "",
+    account: str = "",
+    start: int = 0,
+    prompt_ids: list[int] | None = None,
+) -> Sequence:
+    """A sequence as the engine's thread gets it; its prompt is start, start + 1, … unless it is given."""
     request = GenerationRequest(
         request_id=name,
-        prompt_ids=range(num_prompt_tokens),
+        account=account,
+        prompt_ids=prompt_ids or range(start, start + num_prompt_tokens),
         sampling=SamplingParams(seed=1),
         max_tokens=100,
     )

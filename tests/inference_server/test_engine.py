@@ -8,7 +8,7 @@ import torch
 from inference_server.errors import CapacityExceeded, GenerationFailed, PromptTooLong, ServerStopping
 from inference_server.prompt import Turn
 from inference_server.sequence import Completed, Delta, FinishReason, SamplingParams, Started
-from tests.engines import GREEDY, Recorder, collect, entry, hosting, request, until
+from tests.engines import Recorder, collect, entry, hosting, request, until
 
 ENDLESS = {"max_tokens": 1800}
 
@@ -105,7 +105,7 @@ async def test_a_full_prompt_leaves_what_the_catalog_and_the_window_leave(
         assert reply.completed.finish_reason is FinishReason.LENGTH
 
 
-async def test_a_cancelled_sequence_frees_its_slot_before_the_next_step(llama):
+async def test_a_cancelled_sequence_leaves_before_the_next_step(llama):
     async with llama.submit(request(prompt(10), **ENDLESS)) as reply:
         await read_until_delta(reply)
     await until(lambda: llama.engine.scheduler.is_idle, seconds=0.5)
@@ -215,11 +215,12 @@ async def test_logits_that_are_not_finite_fail_their_own_sequence_only(llama):
 
     def poison(tokens):
         logits = decode(tokens)
-        logits[[index for index, token in enumerate(tokens) if token.slot == 1]] = float("nan")
+        logits[[index for index, token in enumerate(tokens) if token.block_ids != first_blocks]] = float("nan")
         return logits
 
     async with llama.submit(request(prompt(5), max_tokens=40)) as healthy:
         await read_until_delta(healthy)
+        first_blocks = llama.engine.scheduler.running[0].block_ids  # grows in place
         llama.engine.runner.decode = poison
         with pytest.raises(GenerationFailed):
             await collect(llama, request(prompt(6)))
@@ -317,10 +318,39 @@ async def test_a_kv_cache_setting_too_small_for_one_sequence_stops_the_start(tin
             pass
 
 
-async def test_the_kv_cache_setting_bounds_the_sequences_that_run_together(tiny_model):
-    async with hosting(entry(tiny_model("llama-2")), kv_cache_tokens=2 * 3848 + 5) as models:
-        assert models["tiny"].engine.runner.cache.num_slots == 2
-        replies = await asyncio.gather(
-            *(collect(models["tiny"], request(prompt(5), sampling=GREEDY)) for _ in range(5))
-        )
-    assert all(reply.completed for reply in replies)
+async def test_replies_are_the_same_when_blocks_run_out_and_sequences_start_over(tiny_model):
+    prompts = [prompt(40 + n) for n in range(6)]
+    limits = {"context_length": 200, "sequence_length": 200}
+    replies = {}
+    for tokens in (None, 512):  # six sequences of up to 165 tokens need twice as much
+        async with hosting(entry(tiny_model("llama-2"), **limits), kv_cache_tokens=tokens) as models:
+            requests = [request(ids, max_tokens=120) for ids in prompts]
+            replies[tokens] = await asyncio.gather(*(collect(models["tiny"], one) for one in requests))
+            num_preemptions = models["tiny"].engine.scheduler.num_preemptions
+    assert num_preemptions > 0
+    assert [reply.text for reply in replies[512]] == [reply.text for reply in replies[None]]
+    assert all(reply.completed.usage.completion_tokens == 120 for reply in replies[512])
+
+
+async def test_usage_tells_how_much_of_the_prompt_was_taken_from_the_prefix_cache(llama):
+    first = await collect(llama, request(prompt(100)))
+    again = await collect(llama, request(prompt(100)))
+    assert first.completed.usage.cached_tokens == 0
+    assert again.completed.usage.cached_tokens == 96
+    assert again.text == first.text
+
+
+async def test_a_conversation_that_goes_on_reuses_its_reply_as_well(llama):
+    recorder = Recorder(llama)
+    first = await collect(llama, request(prompt(50), request_id="first", max_tokens=60))
+    history = prompt(50) + recorder.completion("first", 50)
+    second = await collect(llama, request([*history, 5, 6, 7]))
+    assert first.completed.usage.completion_tokens == 60
+    assert second.completed.usage.cached_tokens == 96
+
+
+async def test_the_prefix_cache_can_be_turned_off(tiny_model):
+    async with hosting(entry(tiny_model("llama-2")), prefix_cache="off") as models:
+        await collect(models["tiny"], request(prompt(100)))
+        again = await collect(models["tiny"], request(prompt(100)))
+    assert again.completed.usage.cached_tokens == 0

@@ -1,27 +1,50 @@
-"""Which sequences run next: admission, slots, the prompt tokens of a step, cancelling at any moment."""
+"""Which sequences run next: admission, blocks, the prompt tokens of a step, cancelling at any moment, preemption."""
 
 import pytest
 
-from inference_server.scheduler import Scheduler, Step
+from inference_server.blocks import BlockPool
+from inference_server.scheduler import Policy, Scheduler, Step
 from tests.inference_server.fakes import sequence
 
 
-def scheduler(num_slots=4, prefill_chunk_tokens=100, waiting=()):
-    scheduler = Scheduler(num_slots=num_slots, prefill_chunk_tokens=prefill_chunk_tokens)
+def scheduler(
+    max_running_seqs=4,
+    prefill_chunk_tokens=100,
+    waiting=(),
+    num_blocks=100,
+    block_size=4,
+    idle_chunk_tokens=None,
+    **policy,
+):
+    policy = Policy(
+        max_running_seqs=max_running_seqs,
+        prefill_chunk_tokens=prefill_chunk_tokens,
+        idle_chunk_tokens=idle_chunk_tokens or prefill_chunk_tokens,
+        **policy,
+    )
+    scheduler = Scheduler(BlockPool(num_blocks=num_blocks, block_size=block_size), policy)
     for seq in waiting:
         scheduler.add(seq)
     return scheduler
 
 
-def compute(step: Step):
+def compute(queue: Scheduler, step: Step):
     """What the model would have done with a step."""
     for seq in step.decode:
-        seq.num_computed += 1
+        queue.computed(seq, seq.num_computed + 1)
         seq.token_ids.append(0)
     for chunk in step.prefill:
-        chunk.seq.num_computed = chunk.end
-        if chunk.completes_prompt:
+        queue.computed(chunk.seq, chunk.end)
+        if chunk.is_last:
             chunk.seq.token_ids.append(0)
+
+
+def run(queue: Scheduler, num_steps: int = 1) -> Step:
+    """Compute some steps and return the last."""
+    for _ in range(num_steps):
+        step = queue.schedule()
+        compute(queue, step)
+    return step
 
 
 def chunks(step: Step):
@@ -30,45 +53,22 @@ def chunks(step: Step):
 
 def test_the_first_to_come_are_admitted_first():
     seqs = [sequence() for _ in range(5)]
-    queue = scheduler(num_slots=2, waiting=seqs)
+    queue = scheduler(max_running_seqs=2, waiting=seqs)
     assert queue.schedule().admitted == seqs[:2]
     assert list(queue.waiting) == seqs[2:]
     queue.remove(seqs[1])
     assert queue.schedule().admitted == [seqs[2]]
 
 
-def test_the_lowest_free_slot_is_taken_first():
-    seqs = [sequence() for _ in range(5)]
-    queue = scheduler(num_slots=4, waiting=seqs[:4])
-    queue.schedule()
-    assert [seq.slot for seq in seqs[:4]] == [0, 1, 2, 3]
-    for seq in (seqs[2], seqs[0], seqs[3]):
-        queue.remove(seq)
-    queue.add(seqs[4])
-    queue.schedule()
-    assert seqs[4].slot == 0
-
-
-def test_a_slot_is_reused_in_the_step_after_its_sequence_finished():
-    first, second = sequence(), sequence()
-    queue = scheduler(num_slots=1, waiting=[first, second])
-    compute(queue.schedule())
-    assert queue.schedule().admitted == []
-    queue.remove(first)
-    step = queue.schedule()
-    assert step.admitted == [second]
-    assert (first.slot, second.slot) == (None, 0)
-    assert [chunk.seq for chunk in step.prefill] == [second]
-
-
-def test_no_slot_is_given_to_two_sequences():
-    seqs = [sequence() for _ in range(40)]
-    queue = scheduler(num_slots=3, waiting=seqs)
+def test_no_block_is_given_to_two_sequences():
+    seqs = [sequence(5 + n, start=100 * n) for n in range(40)]
+    queue = scheduler(max_running_seqs=3, num_blocks=40, waiting=seqs)
     while not queue.is_idle:
-        compute(queue.schedule())
-        assert len({seq.slot for seq in queue.running}) == len(queue.running) <= 3
+        run(queue)
+        held = [block for seq in queue.running for block in seq.block_ids]
+        assert len(held) == len(set(held))
         queue.remove(queue.running[len(queue.waiting) % len(queue.running)])
-    assert all(seq.slot is None and seq.num_computed >= 1 for seq in seqs)
+    assert not any(seq.block_ids for seq in seqs)
 
 
 def test_the_prefill_budget_is_shared_in_the_order_of_admission():
@@ -77,8 +77,8 @@ def test_the_prefill_budget_is_shared_in_the_order_of_admission():
     )
     step = queue.schedule()
     assert chunks(step) == [("a", 0, 4), ("b", 0, 3), ("c", 0, 3)]
-    assert [chunk.completes_prompt for chunk in step.prefill] == [True, True, False]
-    compute(step)
+    assert [chunk.is_last for chunk in step.prefill] == [True, True, False]
+    compute(queue, step)
     assert chunks(queue.schedule()) == [("c", 3, 9)]
 
 
@@ -89,7 +89,7 @@ def test_a_long_prompt_is_computed_in_adjoining_chunks():
         step = queue.schedule()
         seen += chunks(step)
         assert step.decode == []
-        compute(step)
+        compute(queue, step)
     assert seen == [("long", 0, 10), ("long", 10, 20), ("long", 20, 25)]
     assert chunks(queue.schedule()) == []
 
@@ -99,47 +99,35 @@ def test_a_prompt_that_ends_on_a_chunk_border_needs_no_further_step(num_prompt_t
     seq = sequence(num_prompt_tokens)
     queue = scheduler(prefill_chunk_tokens=10, waiting=[seq])
     for _ in range(num_steps - 1):
-        compute(queue.schedule())
+        run(queue)
     assert seq.is_prefilling
     (chunk,) = queue.schedule().prefill
-    assert chunk.completes_prompt
+    assert chunk.is_last
 
 
 def test_a_sequence_decodes_in_the_step_after_its_prompt_is_complete():
     seq = sequence(5)
     queue = scheduler(waiting=[seq])
-    compute(queue.schedule())
+    run(queue)
     step = queue.schedule()
     assert (step.decode, step.prefill) == ([seq], [])
 
 
 def test_running_sequences_decode_while_a_long_prompt_is_computed():
     running, long = sequence(1), sequence(1000)
-    queue = scheduler(prefill_chunk_tokens=16, waiting=[running])
-    compute(queue.schedule())
+    queue = scheduler(num_blocks=300, prefill_chunk_tokens=16, waiting=[running])
+    run(queue)
     queue.add(long)
     for _ in range(5):
         step = queue.schedule()
         assert step.decode == [running]
         assert sum(chunk.end - chunk.start for chunk in step.prefill) == 16
-        compute(step)
-
-
-def test_decoding_is_ordered_by_slot_and_not_by_admission():
-    seqs = [sequence() for _ in range(3)]
-    queue = scheduler(num_slots=3, waiting=seqs)
-    compute(queue.schedule())
-    queue.remove(seqs[0])
-    late = sequence()
-    queue.add(late)
-    compute(queue.schedule())
-    assert queue.running == [seqs[1], seqs[2], late]
-    assert queue.schedule().decode == [late, seqs[1], seqs[2]]
+        compute(queue, step)
 
 
 def test_one_cancelled_while_waiting_is_never_admitted():
     running, cancelled, next_one = sequence(), sequence(), sequence()
-    queue = scheduler(num_slots=1, waiting=[running, cancelled, next_one])
+    queue = scheduler(max_running_seqs=1, waiting=[running, cancelled, next_one])
     queue.schedule()
     queue.remove(cancelled)
     queue.remove(running)
@@ -147,11 +135,11 @@ def test_one_cancelled_while_waiting_is_never_admitted():
 
 
 @pytest.mark.parametrize("num_steps", [1, 4], ids=["prefilling", "decoding"])
-def test_one_cancelled_while_running_frees_its_slot(num_steps):
+def test_one_cancelled_while_running_makes_room_for_the_next(num_steps):
     cancelled, next_one = sequence(25), sequence(5)
-    queue = scheduler(num_slots=1, prefill_chunk_tokens=10, waiting=[cancelled, next_one])
+    queue = scheduler(max_running_seqs=1, prefill_chunk_tokens=10, waiting=[cancelled, next_one])
     for _ in range(num_steps):
-        compute(queue.schedule())
+        run(queue)
     assert cancelled.is_prefilling == (num_steps == 1)
     queue.remove(cancelled)
     step = queue.schedule()
@@ -161,9 +149,9 @@ def test_one_cancelled_while_running_frees_its_slot(num_steps):
 
 
 @pytest.mark.parametrize("was_admitted", [True, False])
-def test_removing_twice_frees_one_slot(was_admitted):
+def test_removing_twice_makes_room_for_one(was_admitted):
     seq = sequence()
-    queue = scheduler(num_slots=1, waiting=[seq])
+    queue = scheduler(max_running_seqs=1, waiting=[seq])
     if was_admitted:
         queue.schedule()
     queue.remove(seq)
@@ -185,3 +173,119 @@ def test_it_is_idle_only_when_nobody_waits_or_runs():
     assert not queue.is_idle
     queue.remove(seq)
     assert queue.is_idle
+
+
+def test_a_prompt_is_computed_in_larger_chunks_while_nothing_is_decoded():
+    long, short = sequence(50, name="long"), sequence(1, start=500, name="short")
+    queue = scheduler(prefill_chunk_tokens=10, idle_chunk_tokens=20, waiting=[long])
+    assert chunks(run(queue)) == [("long", 0, 20)]
+    queue.add(short)
+    assert chunks(run(queue)) == [("long", 20, 40)]
+    assert chunks(run(queue)) == [("long", 40, 50), ("short", 0, 1)]
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_computed_from_where_they_part():
+    first, second = sequence(14, name="first"), sequence(30, name="second")
+    queue = scheduler(block_size=4, waiting=[first])
+    run(queue)
+    queue.add(second)
+    assert chunks(queue.schedule()) == [("second", 12, 30)]
+    assert second.num_cached_tokens == 12
+    assert second.block_ids[:3] == first.block_ids[:3]
+
+
+def test_the_last_token_of_a_prompt_is_computed_even_if_all_of_it_is_cached():
+    first, again = sequence(12, name="first"), sequence(12, name="again")
+    queue = scheduler(block_size=4, waiting=[first])
+    run(queue)
+    queue.add(again)
+    assert chunks(queue.schedule()) == [("again", 8, 12)]
+
+
+def test_the_reply_of_a_finished_sequence_is_found_by_the_next_turn():
+    first = sequence(6, name="first")
+    queue = scheduler(block_size=4, waiting=[first])
+    run(queue, 7)  # 6 of the prompt, then six zeros computed
+    queue.remove(first)
+    turn = sequence(0, name="turn", prompt_ids=[*range(6), 0, 0, 0, 0, 0, 0, 77, 78])
+    queue.add(turn)
+    assert chunks(queue.schedule()) == [("turn", 12, 14)]
+
+
+def test_accounts_share_nothing_where_the_cache_is_scoped_by_account():
+    first, stranger = sequence(9, account="a"), sequence(9, account="b")
+    friend = sequence(9, account="a")
+    queue = scheduler(block_size=4, scope_by_account=True, waiting=[first])
+    run(queue)
+    queue.add(stranger)
+    queue.add(friend)
+    queue.schedule()
+    assert (stranger.num_cached_tokens, friend.num_cached_tokens) == (0, 8)
+
+
+def test_what_a_failed_sequence_computed_is_not_taken_over():
+    failed, later = sequence(9), sequence(9)
+    queue = scheduler(block_size=4, waiting=[failed])
+    run(queue)
+    queue.discard(failed)
+    queue.add(later)
+    queue.schedule()
+    assert later.num_cached_tokens == 0
+
+
+def test_a_sequence_waits_until_there_are_blocks_for_its_prompt():
+    first, second = sequence(8), sequence(8, start=50)
+    queue = scheduler(num_blocks=4, block_size=4, waiting=[first, second])
+    assert queue.schedule().admitted == [first]
+    assert queue.schedule().admitted == []
+    queue.remove(first)
+    assert queue.schedule().admitted == [second]
+
+
+def test_the_last_admitted_goes_back_to_the_head_of_the_queue_when_blocks_run_out():
+    old, young, waiting = sequence(4), sequence(4, start=50), sequence(4, start=90)
+    queue = scheduler(num_blocks=4, block_size=4, waiting=[old, young])
+    run(queue, 2)  # each holds two blocks now
+    queue.add(waiting)
+    run(queue, 3)
+    assert queue.running == [old, young]
+    run(queue)
+    assert queue.running == [old]
+    assert list(queue.waiting) == [young, waiting]
+    assert queue.num_preemptions == 1
+
+
+def test_one_that_lost_its_blocks_computes_all_its_tokens_again_and_goes_on():
+    old, young = sequence(4), sequence(4, start=50)
+    queue = scheduler(num_blocks=4, block_size=4, waiting=[old, young])
+    run(queue, 6)
+    tokens = list(young.token_ids)
+    assert not young.block_ids
+    queue.remove(old)
+    step = queue.schedule()
+    assert [chunk.seq for chunk in step.prefill] == [young]
+    assert step.prefill[-1].end == len(tokens)
+    compute(queue, step)
+    assert young.token_ids == [*tokens, 0]
+    assert queue.schedule().decode == [young]
+
+
+def test_batch_invariant_chunks_end_at_fixed_positions_whoever_else_is_there():
+    first, second = sequence(25, name="first"), sequence(25, start=100, name="second")
+    queue = scheduler(prefill_chunk_tokens=8, batch_invariant=True, waiting=[first, second])
+    seen = [chunk for _ in range(9) for chunk in chunks(run(queue))]
+    borders = [(0, 8), (8, 16), (16, 24), (24, 25)]
+    for name in ("first", "second"):
+        assert [(start, end) for owner, start, end in seen if owner == name] == borders
+
+
+def test_batch_invariant_prompts_begin_at_chunk_borders_also_behind_a_cached_prefix():
+    first, second = sequence(25, name="first"), sequence(25, name="second")
+    queue = scheduler(block_size=4, prefill_chunk_tokens=8, batch_invariant=True, waiting=[first])
+    run(queue, 4)
+    queue.remove(first)
+    queue.add(second)
+    assert chunks(queue.schedule()) == [("second", 24, 25)]
+    other = sequence(22, name="other")
+    queue.add(other)
+    assert ("other", 16, 22) in chunks(queue.schedule())

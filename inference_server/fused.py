@@ -1,0 +1,97 @@
+"""Modules of transformers that have a faster equal on a CPU, and their replacement in a loaded model.
+
+Fewer and larger products (q, k and v in one, gate and up in one) and one kernel where transformers calls several
+operations. What is replaced computes the same up to rounding; what is not known here stays as it is.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_server import kernels, linears
+from inference_server.attention import Projections
+from inference_server.catalog import Precision
+from inference_server.scores import Form
+
+# Their forward is: project, rotate all of q and k in halves, attend, project. Looked up by name, not by isinstance: a
+# subclass may do something else in between.
+_ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
+_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+
+
+class FusedAttention(nn.Module):
+    """q, k and v by one product; rotation and writing to the cache by one kernel."""
+
+    def __init__(self, attention: Any, precision: Precision, *, batch_invariant: bool) -> None:
+        super().__init__()
+        config = attention.config
+        self.layer_idx: int = attention.layer_idx
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        window = getattr(attention, "sliding_window", None)
+        if type(attention).__name__ == "MistralAttention":
+            window = getattr(config, "sliding_window", None)
+        self._form = Form(attention.scaling, window)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv_proj = linears.pack(projections, precision, batch_invariant=batch_invariant)
+        self.o_proj = linears.pack([attention.o_proj], precision, batch_invariant=batch_invariant)
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], *, step_batch: Any, **_: Any
+    ) -> tuple[Tensor, None]:
+        qkv = self.qkv_proj(hidden_states).flatten(0, 1)
+        cos, sin = (angles.flatten(0, 1) for angles in position_embeddings)
+        parts = Projections(qkv, cos, sin, self._num_heads, self._num_kv_heads)
+        output = step_batch.attend_fused(self.layer_idx, parts, self._form)
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+class FusedMLP(nn.Module):
+    """gate and up by one product."""
+
+    def __init__(self, mlp: Any, precision: Precision, *, batch_invariant: bool) -> None:
+        super().__init__()
+        self.gate_up_proj = linears.pack([mlp.gate_proj, mlp.up_proj], precision, batch_invariant=batch_invariant)
+        self.down_proj = linears.pack([mlp.down_proj], precision, batch_invariant=batch_invariant)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gate_up: Tensor = self.gate_up_proj(hidden_states)
+        product = kernels.silu_mul(gate_up.flatten(0, -2))
+        down: Tensor = self.down_proj(product.view(*gate_up.shape[:-1], -1))
+        return down
+
+
+class FusedRMSNorm(nn.Module):
+    """One kernel for what is several operations otherwise."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self._eps: float = norm.variance_epsilon
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        shape = hidden_states.shape
+        return kernels.rms_norm(hidden_states.flatten(0, -2), self.weight, self._eps).view(shape)
+
+
+@torch.inference_mode()
+def fuse(model: nn.Module, precision: Precision, *, batch_invariant: bool) -> None:
+    """Replace in place what has a faster equal. For models on a CPU."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if replacement := _replacement(child, precision, batch_invariant):
+                setattr(parent, name, replacement)
+    linears.pack_linears(model, precision, batch_invariant=batch_invariant)
+
+
+def _replacement(module: nn.Module, precision: Precision, batch_invariant: bool) -> nn.Module | None:
+    name = type(module).__name__
+    if name in _ATTENTIONS:
+        return FusedAttention(module, precision, batch_invariant=batch_invariant)
+    if name in _MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU):
+        return FusedMLP(module, precision, batch_invariant=batch_invariant)
+    if name in _NORMS:
+        return FusedRMSNorm(module)
+    return None
