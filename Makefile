@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 # Targets are no files, also where a folder has the same name.
-.PHONY: help install run test test-exact test-browser test-compose check format proto check-proto clean
+.PHONY: help install run test test-exact test-browser test-compose bench check format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,14 @@ test-browser: install ## Run the examples' pages in headless Chromium
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)
 	$(PYTEST) -m compose tests/compose
+
+# BENCH_OPTIONS=--quick: one small round of everything; benchmarks/README.md has the other options.
+bench: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
+bench: install ## Measure Tailrace beside llama.cpp, vLLM and transformers (hours; see benchmarks/README.md)
+	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
+
+bench-gpu: install ## Measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
+	$(BIN)/python -m benchmarks.gpu $(BENCH_OPTIONS)
 
 check: install check-proto ## Format, lint, types, import rules, contract
 	$(BIN)/ruff format --check .

@@ -1,0 +1,133 @@
+"""`python -m benchmarks`: set up the peers, measure them and Tailrace in turn, write JSON, chart and README table."""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Never
+
+from benchmarks import machine, report
+from benchmarks.peers import all_peers
+from benchmarks.peers.base import Model, Peer
+from benchmarks.processes import ROOT, Child
+from benchmarks.rounds import Results, prepare, run_rounds, tell
+from benchmarks.scenarios import FULL, QUICK, Size
+
+SCENARIOS = ["short", "long", "turns", "arrival", "share", "instant"]
+RESULTS = Path(__file__).parent / "results"
+_MODEL_CODE = """
+import json
+from inference_server.catalog import read_catalog
+from inference_server.config import DEFAULT_CATALOG, Settings
+from inference_server.loader import local_folder, silence_libraries
+silence_libraries()
+weights = read_catalog(DEFAULT_CATALOG)[-1].weights
+folder = local_folder(weights, Settings.from_environment().cache_dir)
+print(json.dumps({"gguf": str(weights.path), "folder": str(folder)}))
+"""
+
+
+def main() -> int:
+    arguments = _arguments()
+    if arguments.report is not None:
+        report.write(json.loads(arguments.report.read_text()), arguments.report)
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit)
+    size = _size(arguments)
+    model = _model()
+    peers = [peer for peer in all_peers(model) if not arguments.peers or peer.name in arguments.peers]
+    results = Results()
+    tell("preparing")
+    ready = prepare(peers, results)
+    if arguments.setup_only:
+        return 0 if len(ready) == len(peers) else 1
+    started = datetime.now(UTC)
+    is_complete = False
+    try:
+        run_rounds(ready, arguments.scenarios, size, results)
+        is_complete = True
+    finally:
+        Child.stop_all()
+        path = arguments.output or RESULTS / f"{started:%Y-%m-%d}-{'quick' if arguments.quick else 'full'}.json"
+        document = _document(peers, ready, size, results, started) | {"complete": is_complete}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        tell(f"results: {path}")
+    print(report.table(document))
+    if not arguments.quick and not arguments.output:
+        report.write(document, path)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one small round of everything, about five minutes")
+    parser.add_argument("--rounds", type=int, help=f"rounds (default {FULL.rounds}; quick: {QUICK.rounds})")
+    parser.add_argument("--peers", type=_names, default=[], help="only these, by name, separated by commas")
+    parser.add_argument("--scenarios", type=_names, default=SCENARIOS, help=f"of {','.join(SCENARIOS)}")
+    parser.add_argument("--streams", type=_numbers, help="streams with short prompts, such as 1,8,32,64")
+    parser.add_argument("--long-streams", type=_numbers, help="streams with long prompts")
+    parser.add_argument("--output", type=Path, help="JSON file to write; then README and chart stay as they are")
+    parser.add_argument("--setup-only", action="store_true", help="install the peers and stop")
+    parser.add_argument(
+        "--report", type=Path, metavar="JSON", help="only write README table and chart from these results"
+    )
+    arguments = parser.parse_args()
+    if wrong := set(arguments.scenarios) - set(SCENARIOS):
+        parser.error(f"no such scenario: {', '.join(sorted(wrong))}")
+    return arguments
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _size(arguments: argparse.Namespace) -> Size:
+    size = QUICK if arguments.quick else FULL
+    changes = {"rounds": arguments.rounds, "streams": arguments.streams, "long_streams": arguments.long_streams}
+    return replace(size, **{name: value for name, value in changes.items() if value})
+
+
+def _model() -> Model:
+    """The default model's files; converted now if no server has done it yet. In a process of its own: torch is large."""
+    done = subprocess.run([sys.executable, "-c", _MODEL_CODE], cwd=ROOT, capture_output=True, text=True, check=True)
+    paths = json.loads(done.stdout.splitlines()[-1])
+    return Model(gguf=Path(paths["gguf"]), folder=Path(paths["folder"]))
+
+
+def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results, started: datetime) -> dict[str, Any]:
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "size": {name: getattr(size, name) for name in size.__dataclass_fields__},
+        "imports": results.summarised("python")["cases"].get("imports", {}),
+        "peers": {
+            peer.name: {
+                "title": peer.title,
+                "weights": peer.weights,
+                "versions": peer.versions() if peer in ready else {},
+                **results.summarised(peer.name),
+            }
+            for peer in peers
+        },
+    }
+
+
+def _exit(number: int, frame: FrameType | None) -> Never:
+    """By way of the `finally` blocks and atexit, which end every child."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The peers' virtual environments under `.bench/`: made once, each step logged, and a failure told in one sentence.
+
+torch is always installed first, by itself and at one pinned version: an unpinned one would bring gigabytes.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.processes import BENCH, LOGS, last_line
+
+TORCH_VERSION = "2.13.0"
+_SETUP_SECONDS = 3600.0
+
+
+class SetupFailed(Exception):
+    """A peer cannot be had on this machine; the message says why."""
+
+
+class Environment:
+    """A virtual environment of one peer. `recipe` changes when its contents should: then it is made again."""
+
+    def __init__(self, name: str, recipe: str) -> None:
+        self.name = name
+        self.folder = BENCH / name
+        self.python = self.folder / "bin" / "python"
+        self.log = LOGS / f"setup-{name}.log"
+        self._stamp = self.folder / "recipe.txt"
+        self._recipe = recipe
+
+    @property
+    def is_ready(self) -> bool:
+        return self._stamp.is_file() and self._stamp.read_text() == self._recipe
+
+    def create(self) -> None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        print(f"  setting up .bench/{self.name} (once; log: .bench/logs/{self.log.name})", flush=True)
+        self._run([sys.executable, "-m", "venv", "--clear", str(self.folder)], {})
+        self.pip("install", "--upgrade", "pip>=25")
+
+    def finish(self) -> None:
+        self._stamp.write_text(self._recipe)
+
+    def install_torch(self) -> None:
+        index = os.environ.get("TORCH_INDEX_URL")
+        self.pip("install", *(["--index-url", index] if index else []), f"torch=={TORCH_VERSION}")
+
+    def pip(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        self._run([str(self.python), "-m", "pip", "--disable-pip-version-check", *arguments], environment or {})
+
+    def output(self, code: str) -> str:
+        """What a line of Python prints in this environment."""
+        command = [str(self.python), "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            raise SetupFailed(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "python failed")
+        return done.stdout.strip()
+
+    def _run(self, command: list[str], environment: Mapping[str, str]) -> None:
+        with self.log.open("ab") as log:
+            try:
+                done = subprocess.run(
+                    command,
+                    env={**os.environ, **environment},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=_SETUP_SECONDS,
+                    check=False,
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise SetupFailed(f"{error}") from error
+        if done.returncode:
+            raise SetupFailed(f"setting up failed: {last_line(self.log)}")
+
+
+def cpu_flags() -> set[str]:
+    """The CPU's instruction sets as Linux names them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return set(line.partition(":")[2].split())

@@ -1,0 +1,28 @@
+"""The peers in the order in which they run. Rivals have equal weights: int4 is llama.cpp's, 16-bit vLLM's, int8 stock
+bitsandbytes'."""
+
+from benchmarks.peers.base import Model, Peer
+from benchmarks.peers.in_process import BareEngine, Transformers
+from benchmarks.peers.instant import Instant
+from benchmarks.peers.llama_cpp import LlamaCpp
+from benchmarks.peers.tailrace import Tailrace
+from benchmarks.peers.vllm import Vllm
+
+_INT8 = "@cf/meta/llama-2-7b-chat-int8"
+_BITS_16 = "@cf/meta/llama-2-7b-chat-fp16"
+_INT4 = "@cf/huggingfacetb/smollm2-135m-instruct"
+
+
+def all_peers(model: Model) -> list[Peer]:
+    return [
+        Tailrace(model, "tailrace-int4", "Tailrace", "int4", _INT4),
+        LlamaCpp(model),
+        Tailrace(model, "tailrace-16bit", "Tailrace", "16-bit", _BITS_16),
+        Vllm(model),
+        Transformers(model, "continuous-16bit", "transformers continuous batching", "16-bit", "continuous", "bfloat16"),
+        Transformers(model, "generate-16bit", "transformers `generate`", "16-bit", "generate", "bfloat16"),
+        Tailrace(model, "tailrace-int8", "Tailrace", "int8", _INT8),
+        Transformers(model, "generate-int8", "bitsandbytes in `generate`", "int8", "generate", "bitsandbytes-int8"),
+        BareEngine(model, "engine-16bit", "Tailrace's engine in process", "16-bit", _BITS_16),
+        Instant(model),
+    ]

@@ -1,0 +1,37 @@
+"""The bridge over an engine that takes no time (instant_server.py)."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.peers.base import ClientDoor, HttpDoor, Peer, Running, Stopwatch
+from benchmarks.processes import Child, free_port, wait_for
+
+_READY_SECONDS = 60.0
+_MODEL = "@cf/meta/llama-2-7b-chat-int8"
+
+
+class Instant(Peer):
+    name = "instant"
+    title = "Tailrace's bridge over an instant engine"
+    weights = ""
+    scenarios = ("instant",)
+
+    @contextmanager
+    def running(self, log: Path) -> Iterator[Running]:
+        address, port = f"127.0.0.1:{free_port()}", free_port()
+        environment = {"TAILRACE_GRPC_ADDRESS": address, "TAILRACE_HTTP_ADDRESS": f"127.0.0.1:{port}"}
+        watch, children = Stopwatch(), {}
+        try:
+            for role, module in (("server", "benchmarks.instant_server"), ("bridge", "http_bridge")):
+                children[role] = Child([sys.executable, "-m", module], log, environment)
+            wait_for(f"http://127.0.0.1:{port}/readyz", list(children.values()), _READY_SECONDS)
+            doors = {
+                "rest": HttpDoor(port, "workers-ai", log, model=_MODEL),
+                "grpc": ClientDoor("benchmarks.grpc_client", {"address": address, "model": _MODEL}, log),
+            }
+            yield Running(children=children, doors=doors, ready_s=watch.seconds())
+        finally:
+            for child in reversed(children.values()):
+                child.stop()

@@ -1,0 +1,71 @@
+"""Tailrace as a user runs it: server and bridge as two processes with their default settings, one catalog entry at a time."""
+
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.base import ClientDoor, HttpDoor, Model, Peer, Running, Stopwatch
+from benchmarks.processes import BENCH, ROOT, Child, free_port, wait_for
+
+_READY_SECONDS = 300.0
+_CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
+
+
+class Tailrace(Peer):
+    """Several entries in one process would be several engines, each with threads of its own."""
+
+    scenarios = ("short", "long", "turns", "arrival", "share")
+
+    def __init__(self, model: Model, name: str, title: str, weights: str, entry: str) -> None:
+        super().__init__(model)
+        self.name, self.title, self.weights, self._entry = name, title, weights, entry
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in ("tailrace", "torch", "transformers", "bitsandbytes", "grpcio")}
+
+    @contextmanager
+    def running(self, log: Path) -> Iterator[Running]:
+        grpc_address, http_port = f"127.0.0.1:{free_port()}", free_port()
+        environment = {
+            "TAILRACE_CATALOG": str(one_entry_catalog(self._entry, self.name)),
+            "TAILRACE_GRPC_ADDRESS": grpc_address,
+            "TAILRACE_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
+        }
+        watch, children = Stopwatch(), {}
+        try:
+            for role, module in (("server", "benchmarks.launch_server"), ("bridge", "http_bridge")):
+                children[role] = Child([sys.executable, "-m", module], log, environment)
+            wait_for(f"http://127.0.0.1:{http_port}/readyz", list(children.values()), _READY_SECONDS)
+            ready_s = watch.seconds()
+            yield Running(
+                children=children,
+                doors={
+                    "rest": HttpDoor(http_port, "workers-ai", log, model=self._entry),
+                    "grpc": ClientDoor("benchmarks.grpc_client", {"address": grpc_address, "model": self._entry}, log),
+                },
+                ready_s=ready_s,
+            )
+        finally:
+            for child in reversed(children.values()):
+                child.stop()
+
+
+def one_entry_catalog(entry: str, name: str) -> Path:
+    """A catalog file with one entry of the default catalog, unchanged."""
+    tables = tomllib.loads(_CATALOG.read_text(encoding="utf-8"))["models"]
+    table = next(table for table in tables if table["name"] == entry)
+    path = BENCH / "catalogs" / f"{name}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[[models]]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items()))
+    return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(value)

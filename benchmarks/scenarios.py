@@ -1,0 +1,175 @@
+"""What is asked of a running peer, and the figures that come of it.
+
+A scenario gives one set of figures for each of its cases, such as `short-8`: 8 streams with short prompts.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import Load, Outcome, Request
+from benchmarks.peers.base import Running
+from benchmarks.processes import cpu_seconds
+from benchmarks.statistics import Figures, arrival, percentile, summary
+from benchmarks.workload import LONG_TOKENS, SHORT_TOKENS, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is asked. Replies in tokens."""
+
+    rounds: int
+    streams: tuple[int, ...] = (1, 8, 32, 64)
+    long_streams: tuple[int, ...] = (1, 8, 32, 64)
+    short_reply: int = 128
+    long_reply: int = 32
+    turn_reply: int = 64
+    arrival_streams: int = 16
+    arrival_reply: int = 200
+    share_requests: int = 30
+    instant_tokens: int = 1500
+    timeout_s: float = 300.0
+
+
+FULL = Size(rounds=3)
+QUICK = Size(
+    rounds=1,
+    streams=(1, 8),
+    long_streams=(1,),
+    short_reply=24,
+    long_reply=8,
+    turn_reply=16,
+    arrival_streams=4,
+    arrival_reply=48,
+    share_requests=5,
+    instant_tokens=200,
+    timeout_s=120.0,
+)
+
+Cases = Iterator[tuple[str, Callable[[], Figures]]]
+
+
+class Questions:
+    """One peer's share of a round. Each method is a scenario; each case draws prompts of its own, which are the same for
+    every peer of the round and occur in no other case or round."""
+
+    def __init__(self, running: Running, model_folder: Path, round_number: int, size: Size) -> None:
+        self._running = running
+        self._model_folder = model_folder
+        self._round_number = round_number
+        self._size = size
+        self._workload = self._new_workload("warm-up")
+
+    def _new_workload(self, case: str) -> Workload:
+        return Workload(self._model_folder, f"{case} {self._round_number}")
+
+    def warm_up(self) -> float:
+        """Each kind of work once. Returns the TTFT of the very first request, in seconds."""
+        first = self._run([self._request(SHORT_TOKENS, 8)])
+        self._run([self._request(SHORT_TOKENS, 4) for _ in range(min(8, max(self._size.streams)))])
+        self._run([self._request(LONG_TOKENS, 4)])
+        return first.records[0].ttft_s
+
+    def short(self) -> Cases:
+        for streams in self._size.streams:
+            yield self._case(f"short-{streams}", self._streams, streams, SHORT_TOKENS, self._size.short_reply)
+
+    def long(self) -> Cases:
+        for streams in self._size.long_streams:
+            yield self._case(f"long-{streams}", self._streams, streams, LONG_TOKENS, self._size.long_reply)
+
+    def turns(self) -> Cases:
+        yield self._case("turns", self._turns)
+
+    def arrival(self) -> Cases:
+        yield self._case("arrival", self._arrival)
+
+    def share(self) -> Cases:
+        for door in self._running.doors:
+            yield self._case(f"share-{door}-1", self._one_by_one, door)
+            for streams in self._size.streams[1:]:
+                yield self._case(f"share-{door}-{streams}", self._at_once, door, streams)
+
+    def instant(self) -> Cases:
+        for door in self._running.doors:
+            yield self._case(f"instant-{door}-1", self._one_by_one, door)
+        for kind in ("unpaced", "paced"):
+            yield self._case(f"instant-{kind}-64", self._through_bridge, kind)
+
+    def _case(self, name: str, measure: Callable[..., Figures], *arguments: Any) -> tuple[str, Callable[[], Figures]]:
+        def run() -> Figures:
+            self._workload = self._new_workload(name)
+            return measure(*arguments)
+
+        return name, run
+
+    def _request(self, num_tokens: int, max_tokens: int, after_events: int = 0) -> Request:
+        text, ids = self._workload.prompt(num_tokens)
+        return Request(text=text, prompt_ids=ids, max_tokens=max_tokens, after_events=after_events)
+
+    def _run(self, requests: list[Request], door: str | None = None, *, sequential: bool = False) -> Outcome:
+        load = Load(requests=requests, timeout_s=self._size.timeout_s, sequential=sequential)
+        return self._running.run(load, door)
+
+    def _measured(self, requests: list[Request], door: str | None = None) -> Figures:
+        """The load's summary, and CPU seconds for 1,000 tokens: of each process, of all, and of the client beside them."""
+        children = self._running.children
+        before = {role: cpu_seconds(child.pid) for role, child in children.items()}
+        outcome = self._run(requests, door)
+        spent = {role: cpu_seconds(child.pid) - before[role] for role, child in children.items()}
+        figures = summary(outcome.records)
+        thousands = figures["tokens"] / 1e3
+        figures["cpu_s_per_1000_tokens"] = sum(spent.values()) / thousands
+        figures |= {f"cpu_{role}_s_per_1000_tokens": seconds / thousands for role, seconds in spent.items()}
+        figures["cpu_client_s_per_1000_tokens"] = outcome.client_cpu_s / thousands
+        counted = [record.prompt_tokens for record in outcome.records if record.prompt_tokens is not None]
+        if counted:
+            figures["prompt_tokens"] = sum(counted) / len(counted)
+        return figures
+
+    def _streams(self, streams: int, prompt_tokens: int, reply_tokens: int) -> Figures:
+        return self._measured([self._request(prompt_tokens, reply_tokens) for _ in range(streams)])
+
+    def _turns(self) -> Figures:
+        """A conversation with a long first question; the second turn repeats all of it, with the reply it got."""
+        first_question, _ = self._workload.prompt(LONG_TOKENS)
+        second_question, _ = self._workload.prompt(SHORT_TOKENS)
+        messages = [{"role": "user", "content": first_question}]
+        reply_tokens = self._size.turn_reply
+        first = self._run([Request(messages=messages, max_tokens=reply_tokens)]).records[0]
+        messages = [
+            *messages,
+            {"role": "assistant", "content": first.text},
+            {"role": "user", "content": second_question},
+        ]
+        second = self._run([Request(messages=messages, max_tokens=reply_tokens)]).records[0]
+        return {
+            "first_ttft_ms": first.ttft_s * 1e3,
+            "second_ttft_ms": second.ttft_s * 1e3,
+            "second_to_first": second.ttft_s / first.ttft_s,
+        }
+
+    def _arrival(self) -> Figures:
+        size = self._size
+        streams = [self._request(SHORT_TOKENS, size.arrival_reply) for _ in range(size.arrival_streams)]
+        late = self._request(LONG_TOKENS, 8, after_events=size.arrival_reply // 4)
+        records = self._run([*streams, late]).records
+        return arrival(records[:-1], records[-1])
+
+    def _one_by_one(self, door: str) -> Figures:
+        """Single requests in sequence: TTFT without company."""
+        requests = [self._request(SHORT_TOKENS, 8) for _ in range(self._size.share_requests)]
+        records = self._run(requests, door, sequential=True).records
+        return {"ttft_p50_ms": percentile([record.ttft_s * 1e3 for record in records], 50)}
+
+    def _at_once(self, door: str, streams: int) -> Figures:
+        requests = [self._request(SHORT_TOKENS, self._size.short_reply) for _ in range(streams)]
+        return self._measured(requests, door)
+
+    def _through_bridge(self, kind: str) -> Figures:
+        """64 streams over the instant engine; tokens for a CPU second of the bridge's process."""
+        tokens = self._size.instant_tokens if kind == "unpaced" else max(1, self._size.instant_tokens // 8)
+        figures = self._measured([Request(text=f"{kind} {number}", max_tokens=tokens) for number in range(64)], "rest")
+        figures["tokens_per_bridge_cpu_s"] = 1e3 / figures["cpu_bridge_s_per_1000_tokens"]
+        return figures

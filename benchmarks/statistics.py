@@ -1,0 +1,72 @@
+"""Figures from records, and medians with spreads from rounds. Pure; knows no peer.
+
+Units are in the names: _s seconds, _ms milliseconds, _mib mebibytes.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.load import Record
+
+Figures = dict[str, float]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear interpolation between the two nearest ranks. Raises ValueError without values."""
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * percent / 100
+    below = int(rank)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
+
+
+def summary(records: Sequence[Record]) -> Figures:
+    """What a load shows: tokens/s over the whole load (from the first start to the last event), TTFT and ITL."""
+    tokens = sum(record.completion_tokens for record in records)
+    seconds = max(record.events[-1] for record in records) - min(record.start for record in records)
+    ttfts = [record.ttft_s * 1e3 for record in records]
+    gaps = [gap * 1e3 for record in records for gap in record.gaps_s]
+    figures = {
+        "tokens": float(tokens),
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+        "ttft_p50_ms": percentile(ttfts, 50),
+        "ttft_max_ms": max(ttfts),
+    }
+    if gaps:
+        figures |= {"itl_p50_ms": percentile(gaps, 50), "itl_p99_ms": percentile(gaps, 99), "itl_max_ms": max(gaps)}
+    return figures
+
+
+def arrival(streams: Sequence[Record], late: Record) -> Figures:
+    """How running streams fare while a long prompt arrives: gaps before it, and gaps that overlap its prefill."""
+    before, during = [], []
+    for record in streams:
+        for start, end in zip(record.events, record.events[1:], strict=False):
+            if end < late.start:
+                before.append((end - start) * 1e3)
+            elif start < late.events[0]:
+                during.append((end - start) * 1e3)
+    everything = [gap * 1e3 for record in streams for gap in record.gaps_s]
+    return {
+        "late_ttft_ms": late.ttft_s * 1e3,
+        "itl_before_p50_ms": percentile(before, 50),
+        "itl_during_p50_ms": percentile(during, 50),
+        "itl_during_p99_ms": percentile(during, 99),
+        "itl_p50_ms": percentile(everything, 50),
+        "itl_p99_ms": percentile(everything, 99),
+        "itl_max_ms": max(everything),
+    }
+
+
+def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, Any]]:
+    """Median, least, largest and all values of each figure that the rounds have."""
+    names = dict.fromkeys(name for figures in rounds for name in figures)
+    return {name: _spread([figures[name] for figures in rounds if name in figures]) for name in names}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"median": median(values), "min": min(values), "max": max(values), "values": values}

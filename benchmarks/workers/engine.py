@@ -1,0 +1,55 @@
+"""Tailrace's engine by itself: no gRPC, no HTTP, the same requests."""
+
+import asyncio
+import time
+from typing import Any
+
+from benchmarks.launch_server import ignore_end_tokens
+from benchmarks.load import Load, Record, Request
+from benchmarks.workers import Answer, serve
+from inference_server.catalog import read_catalog
+from inference_server.config import Settings
+from inference_server.hosting import HostedModel, load_all
+from inference_server.loader import silence_libraries
+from inference_server.sequence import Completed, Delta, Failed, GenerationRequest, SamplingParams
+
+
+async def _one(hosted: HostedModel, number: int, request: Request) -> Record:
+    record = Record(start=time.perf_counter())
+    wanted = GenerationRequest(
+        request_id=str(number),
+        prompt_ids=request.prompt_ids,
+        sampling=SamplingParams(seed=1, temperature=0.0, ignore_eos=True),
+        max_tokens=request.max_tokens,
+    )
+    async with hosted.submit(wanted) as reply:
+        async for event in reply:
+            if isinstance(event, Delta):
+                record.events.append(time.perf_counter())
+                record.text += event.text
+            elif isinstance(event, Completed):
+                record.prompt_tokens = event.usage.prompt_tokens
+                record.completion_tokens = event.usage.completion_tokens
+            elif isinstance(event, Failed):
+                record.error = str(event.error)
+    return record
+
+
+async def _ask(hosted: HostedModel, load: Load) -> list[Record]:
+    calls = [_one(hosted, number, request) for number, request in enumerate(load.requests)]
+    async with asyncio.timeout(load.timeout_s):
+        return [await call for call in calls] if load.sequential else await asyncio.gather(*calls)
+
+
+def _load_engine(options: dict[str, Any]) -> Answer:
+    silence_libraries()
+    ignore_end_tokens()
+    loop = asyncio.new_event_loop()
+    settings = Settings.from_environment()
+    hosted = loop.run_until_complete(load_all(read_catalog(settings.catalog), settings, lambda: None))
+    model = next(iter(hosted.values()))
+    return lambda load: loop.run_until_complete(_ask(model, load))
+
+
+if __name__ == "__main__":
+    serve(_load_engine)

@@ -1,0 +1,48 @@
+"""Prompts of exact lengths in tokens, cut from shuffled sentences of the corpus; no two begin alike.
+
+A prompt that began like an earlier one would be served from a prefix cache: only the scenario that is about that does so.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+CORPUS = Path(__file__).parent.parent / "tests" / "exact" / "corpus.txt"
+SHORT_TOKENS = 30
+LONG_TOKENS = 1500
+
+
+class Workload:
+    """Everything follows from `seed`: the same prompts in the same order."""
+
+    def __init__(self, folder: Path, seed: str) -> None:
+        """`folder`: of the model that every peer serves, with its tokenizer.json."""
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._random = random.Random(seed)
+
+    def prompt(self, num_tokens: int) -> tuple[str, list[int]]:
+        """A text and its ids, `num_tokens` of them however it is tokenised again."""
+        for words in self._texts():
+            ids = self._encode(words)[:num_tokens]
+            text = self._tokenizer.decode(ids)
+            # It ends within a sentence: after a whole one the first token may be an end token, which has no text.
+            if len(ids) == num_tokens and text[-1].isalpha() and self._encode(text) == ids:
+                return text, ids
+        raise AssertionError("unreachable")
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _texts(self) -> Iterator[str]:
+        while True:
+            number = self._random.randrange(10**6)
+            yield f"Note {number}. " + " ".join(self._random.sample(self._sentences, len(self._sentences)))
+
+    @cached_property
+    def _sentences(self) -> list[str]:
+        return re.findall(r"[A-Z][^.!?]+[.!?]", CORPUS.read_text(encoding="utf-8"))
