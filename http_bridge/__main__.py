@@ -11,9 +11,8 @@ import uvicorn
 
 from http_bridge.app import create_app
 from http_bridge.config import ConfigError, Settings, load_settings, split_address
+from http_bridge.connection import Protocol
 
-# Request line and headers together, in bytes.
-_MAX_HEADER_BYTES = 64 * 1024
 _logger = logging.getLogger("http_bridge")
 
 
@@ -53,7 +52,7 @@ def _server(settings: Settings) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
-            http="h11",
+            http=Protocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -62,7 +61,6 @@ def _server(settings: Settings) -> uvicorn.Server:
             server_header=False,
             # Who called is of no interest here, and a header must not decide what the log says about it.
             proxy_headers=False,
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             timeout_graceful_shutdown=settings.http_shutdown_grace_seconds,
         )
     )

@@ -1,7 +1,7 @@
-"""Server-sent events as bytes. Knows the framing; knows nothing of what the events mean."""
+"""Server-sent events as bytes. Knows the framing and the form of the one event that is frequent; no other event's."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 DONE = b"data: [DONE]\n\n"
 
@@ -10,7 +10,23 @@ DONE = b"data: [DONE]\n\n"
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
+# One encoder for all events: json.dumps would make one for each.
+_to_json: Callable[[object], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def event(payload: Mapping[str, object]) -> bytes:
     """One event: `data: `, the payload as compact JSON in UTF-8, and a blank line."""
-    text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return f"data: {text.translate(_LINE_ENDS)}\n\n".encode()
+    return f"data: {_to_json(payload).translate(_LINE_ENDS)}\n\n".encode()
+
+
+def text_event(text: str, padding: str | None) -> bytes:
+    """`event({"response": text})`, with `"p": padding` if there is one, which is letters and digits alone.
+
+    There is one for each token of every stream, so only the text goes through the encoder: a tenth of the time.
+    """
+    literal = _to_json(text)
+    if not literal.isascii():
+        literal = literal.translate(_LINE_ENDS)
+    if padding is not None:
+        return f'data: {{"response":{literal},"p":"{padding}"}}\n\n'.encode()
+    return f'data: {{"response":{literal}}}\n\n'.encode()

@@ -68,10 +68,6 @@ def reply_payload(text: str, completed: Completed) -> JsonObject:
     return {"result": result, "success": True, "errors": [], "messages": []}
 
 
-def text_event(text: str, padding: str | None) -> JsonObject:
-    return {"response": text} if padding is None else {"response": text, "p": padding}
-
-
 def usage_event(completed: Completed) -> JsonObject:
     return {"response": "", "usage": usage(completed)}
 

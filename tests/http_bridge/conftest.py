@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from http_bridge.app import create_app
 from http_bridge.config import Settings
+from http_bridge.connection import Protocol
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 
@@ -145,7 +146,7 @@ async def running_bridge(grpc_address: str, **settings) -> AsyncIterator[Bridge]
     app = create_app(Settings(http_address="127.0.0.1:0", grpc_address=grpc_address, **settings))
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
+    server = Server(uvicorn.Config(app, http=Protocol, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
         yield Bridge(port, client)

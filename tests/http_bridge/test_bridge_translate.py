@@ -55,3 +55,9 @@ def test_event_is_one_line_for_every_way_to_count_lines(character):
     line, blank = sse.event({"response": character}).decode().splitlines()
     assert json.loads(line.removeprefix("data: ")) == {"response": character}
     assert blank == ""
+
+
+@pytest.mark.parametrize("text", ["New", ' "York"\\', "\n“é”\x85\u2028", "\x00\x7f", "🏳️‍🌈", "</script>"])
+@pytest.mark.parametrize("padding", [{}, {"p": "x9"}], ids=["plain", "padded"])
+def test_text_event_has_the_bytes_of_the_same_event_made_the_long_way(text, padding):
+    assert sse.text_event(text, padding.get("p")) == sse.event({"response": text, **padding})

@@ -1,6 +1,7 @@
 """`Run`, `ListModels`, `CountTokens`, health and reflection over a real connection, on a tiny Llama."""
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -48,6 +49,19 @@ async def test_a_reply_is_started_deltas_and_completed(running):
     assert kinds[0] == "started" and kinds[-1] == "completed" and set(kinds[1:-1]) <= {"delta"}
     assert events[0].started.seed == 7
     assert events[0].started.prompt_tokens == events[-1].completed.usage.prompt_tokens > 0
+
+
+async def test_deltas_that_could_not_leave_arrive_as_fewer_messages_with_the_same_text(running):
+    request = chat(max_tokens=60, temperature=0.0)
+    expected = "".join([event.delta.text async for event in running.stub.Run(request)])
+    call = running.stub.Run(request)
+    assert (await call.read()).HasField("started")
+    time.sleep(1)  # the model's thread goes on; this loop, which the server shares, does not
+    deltas = []
+    while (event := await call.read()).HasField("delta"):
+        deltas.append(event.delta)
+    assert "".join(delta.text for delta in deltas) == expected
+    assert len(deltas) < sum(delta.tokens for delta in deltas) == event.completed.usage.completion_tokens == 60
 
 
 async def test_initial_metadata_leaves_while_the_request_still_waits(running):
