@@ -13,6 +13,9 @@ from inference_server.catalog import Precision
 from inference_server.quantized import GROUP, Int4, Int8, int4_of, int8_of
 from inference_server.weight_only import TorchLinear, compiled_int4, compiled_int8, has_kernel
 
+# Rows from which bfloat16 products are faster than those of integers.
+_COMPILED_ROWS = 48
+_TORCH_ROWS = 8
 # oneDNN lays weights out for a number of rows; this layout is good for one row and for many.
 _LAYOUT_ROWS = 32
 
@@ -38,20 +41,40 @@ class PrepackedLinear(nn.Module):
         return output
 
 
+class ByRowsLinear(nn.Module):
+    """Integer weights for few rows, and the same weights once more in bfloat16 for many: a prompt, not a decode step."""
+
+    def __init__(self, few: nn.Module, many: PrepackedLinear, min_rows: int) -> None:
+        super().__init__()
+        self.out_features, self.in_features = many.out_features, many.in_features
+        self.few, self.many = few, many
+        self._min_rows = min_rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor
+        if x.numel() < self._min_rows * self.in_features:
+            output = self.few(x)
+        else:
+            output = self.many(x.bfloat16()).float()
+        return output
+
+
 def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool) -> nn.Module:
-    """The compiled kernel serves any number of rows alike; torch's integers get company for many rows if they may."""
     out_features, in_features = weight.codes.shape
+    few: nn.Module
     if isinstance(weight, Int8) and has_kernel("int8", in_features):
-        return compiled_int8(weight, bias)
+        return compiled_int8(weight, bias)  # the fastest for any number of rows
     if isinstance(weight, Int4) and has_kernel("int4", in_features):
-        return compiled_int4(weight, bias)
+        few, min_rows = compiled_int4(weight, bias), _COMPILED_ROWS
     # What torch's operations ask for; the one for int8 does not check it.
-    if in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
+    elif in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
         return _plain(weight.dequantize(), bias)
-    many = None
-    if cpu_multiplies_bfloat16() and not batch_invariant:
-        many = PrepackedLinear(weight.dequantize().bfloat16(), None)
-    return TorchLinear(weight, bias, many)
+    else:
+        few, min_rows = TorchLinear(weight, bias), _TORCH_ROWS
+    if batch_invariant or not cpu_multiplies_bfloat16():
+        return few
+    wide_bias = None if bias is None else bias.bfloat16()
+    return ByRowsLinear(few, PrepackedLinear(weight.dequantize().bfloat16(), wide_bias), min_rows)
 
 
 def pack(linears: list[Any], precision: Precision, *, batch_invariant: bool = False) -> nn.Module:

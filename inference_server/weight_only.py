@@ -24,8 +24,6 @@ _ROWS = 8  # of a block of activations
 _WIDEST = 32768
 _pack = Struct("13q").pack_into
 
-MANY_ROWS = 8  # from which torch's integer products are slower than bfloat16 ones
-
 
 @cache
 def _kernel(name: str) -> Kernel | None:
@@ -78,12 +76,12 @@ class CompiledLinear(nn.Module):
         self._padded = self.out_features + -self.out_features % _OUTPUTS
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
-        bias = None if bias is None else _padded(bias.float())
+        bias = _padded(torch.zeros(self.out_features) if bias is None else bias.float())
         self.register_buffer("bias", bias)
         shapes = _tile_shapes(64 if name == "int8" else GROUP)
         self.register_buffer("shapes", shapes)
         arrays = (codes, scales, bias, shapes)
-        self._addresses = [0 if array is None else array.data_ptr() for array in arrays]
+        self._addresses = [array.data_ptr() for array in arrays]
 
     def _apply(self, *_: Any, **__: Any) -> "CompiledLinear":
         """Moving and casting leave it alone: the kernel reads these tensors where they are."""
@@ -132,10 +130,9 @@ def _padded(tensor: Tensor) -> Tensor:
 
 
 class TorchLinear(nn.Module):
-    """A linear layer by torch's own operations: packed integers for few rows, a product of floats for many."""
+    """A linear layer by torch's own operations on packed integers."""
 
-    def __init__(self, weight: Int8 | Int4, bias: Tensor | None, many: nn.Module | None) -> None:
-        """`many`: weights for many rows in bfloat16; None: the integers multiply any number of rows."""
+    def __init__(self, weight: Int8 | Int4, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.codes.shape
         self.register_buffer("bias", None if bias is None else bias.float())
@@ -148,14 +145,11 @@ class TorchLinear(nn.Module):
             scales = torch.stack([weight.scales, weight.minima + 8 * weight.scales], -1).transpose(0, 1).contiguous()
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales.bfloat16())
-        self._many = many
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).bfloat16()
         output: Tensor
-        if self._many is not None and rows.shape[0] >= MANY_ROWS:
-            output = self._many(rows)
-        elif self._is_int8:
+        if self._is_int8:
             output = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
         else:
             output = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.codes, GROUP, self.scales)

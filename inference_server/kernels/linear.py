@@ -4,7 +4,7 @@ Products of whole numbers are exact: an output has the same bits in whatever com
 threads. Weights lie in strips of 32 outputs, each in the order in which it is read. A block of int64 tells the work:
 
  0 strips taken, 1 rows taken, 2 rows done, 3 weights, 4 scales, 5 activations (rows, inputs) float32, 6 result (rows,
- outputs) float32, 7 bias float32 or 0, 8 rows, 9 inputs, 10 outputs, 11 memory for the split rows, 12 shapes of the tiles
+ outputs) float32, 7 bias float32, 8 rows, 9 inputs, 10 outputs, 11 memory for the split rows, 12 shapes of the tiles
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -18,19 +18,13 @@ from numba.core import cgutils
 from inference_server.kernels import amx
 from inference_server.kernels.activations import ROWS, split_rows, units_after
 from inference_server.kernels.vectors import (
-    add,
     argument,
-    helper,
     intrinsic_of,
-    load_float32,
-    load_scalar,
     moved,
-    mul,
     multiply_add,
     pointer,
-    splat,
+    splatted,
     stack,
-    store_float32,
     take_next,
 )
 
@@ -49,14 +43,40 @@ def ints_at(builder: Any, address: Any) -> Any:
     return builder.load(pointer(builder, address, _ints), align=4)
 
 
-@helper
-def finish_row(source, out, factors, bias):
-    """One row of a strip: totals times factors (two vectors each), plus the bias if its address is not 0."""
-    for part in range(2):
-        value = mul(load_float32(source + part * 64), factors[part])
-        if bias != 0:
-            value = add(value, load_float32(bias + part * 64))
-        store_float32(out + part * 64, value)
+def finish(split: bool) -> Any:
+    """Makes: `count` rows of a strip, times their units and the strip's scales, plus its bias, to their places.
+
+    Totals: (row, 32 outputs), where `split` int32 and the low parts ROWS rows after the high ones, else float32.
+    """
+
+    @intrinsic_of(types.void, *[types.int64] * 7)
+    def finish_rows(
+        builder: Any, totals: Any, units: Any, scales: Any, bias: Any, out: Any, out_stride: Any, count: Any
+    ) -> None:
+        def floats_at(address: Any) -> Any:
+            return builder.load(pointer(builder, address, _floats), align=4)
+
+        halves = [(floats_at(moved(builder, bias, 64 * o)), moved(builder, scales, 64 * o)) for o in range(2)]
+        factors = [floats_at(place) if split else None for _, place in halves]
+        with cgutils.for_range(builder, count) as loop:
+            unit = builder.load(pointer(builder, moved(builder, units, (loop.index, 4)), ir.FloatType()), align=4)
+            row = builder.add(out, builder.mul(loop.index, out_stride))
+            for o in range(2):
+                place, factor = moved(builder, totals, (loop.index, 128), 64 * o), splatted(builder, unit)
+                if split:
+                    high = builder.sitofp(ints_at(builder, place), _floats)
+                    low = builder.sitofp(ints_at(builder, moved(builder, place, ROWS * 128)), _floats)
+                    value = multiply_add(builder, high, ir.Constant(_floats, [128.0] * 16), low)
+                    factor = builder.fmul(factor, factors[o])
+                else:
+                    value = floats_at(place)
+                value = builder.fadd(builder.fmul(value, factor), halves[o][0])
+                builder.store(value, pointer(builder, moved(builder, row, 64 * o), _floats), align=4)
+
+    return finish_rows
+
+
+_finish = finish(True)
 
 
 def _int8_strip(num_blocks: int) -> Any:
@@ -82,17 +102,6 @@ def _int8_strip(num_blocks: int) -> Any:
 _INT8_ONE, _INT8_TWO = _int8_strip(1), _int8_strip(2)
 
 
-@intrinsic_of(types.void, types.int64)
-def _join(builder: Any, address: Any) -> None:
-    """128 * high + low, the totals of one row of a strip, in the place of the high ones as float32."""
-    for part in range(2):
-        place = moved(builder, address, 64 * part)
-        high = builder.sitofp(ints_at(builder, place), _floats)
-        low = builder.sitofp(ints_at(builder, moved(builder, place, ROWS * 128)), _floats)
-        both = multiply_add(builder, high, ir.Constant(_floats, [128.0] * 16), low)
-        builder.store(both, pointer(builder, place, _floats), align=4)
-
-
 def make_int8() -> Any:
     """Weights: for each strip and 64 inputs two tiles of codes; scales: (outputs,) float32."""
 
@@ -114,20 +123,21 @@ def make_int8() -> Any:
             if strip >= num_outputs // OUTPUTS:
                 break
             codes, place = weights + strip * OUTPUTS * width, strip * OUTPUTS * 4
-            low, high = load_float32(scales + place), load_float32(scales + place + 64)
-            strip_bias = 0 if bias == 0 else bias + place
             for first in range(0, num_rows, 2 * ROWS):
                 rows = memory + first * 2 * width
                 if num_rows - first > ROWS:
                     _INT8_TWO(rows, width, codes, width // 64, totals)
                 else:
                     _INT8_ONE(rows, width, codes, width // 64, totals)
-                for row in range(first, min(first + 2 * ROWS, num_rows)):
-                    unit = splat(load_scalar(units + row * 4))
-                    source = totals + (row - first) // ROWS * 2048 + (row - first) % ROWS * 128
-                    _join(source)
-                    finish_row(
-                        source, out + row * num_outputs * 4 + place, (mul(unit, low), mul(unit, high)), strip_bias
+                for row in range(first, min(first + 2 * ROWS, num_rows), ROWS):
+                    _finish(
+                        totals + (row - first) * 256,
+                        units + row * 4,
+                        scales + place,
+                        bias + place,
+                        out + row * num_outputs * 4 + place,
+                        num_outputs * 4,
+                        min(num_rows - row, ROWS),
                     )
         amx.release()
 

@@ -14,15 +14,13 @@ from numba.core import cgutils
 
 from inference_server.kernels import amx
 from inference_server.kernels.activations import GROUP, ROWS, ints_of, split_rows, sums_after, units_after
-from inference_server.kernels.linear import OUTPUTS, W, X, finish_row, ints_at, number
+from inference_server.kernels.linear import OUTPUTS, W, X, finish, ints_at, number
 from inference_server.kernels.vectors import (
     argument,
     intrinsic_of,
-    load_scalar,
     moved,
     multiply_add,
     pointer,
-    splat,
     splatted,
     stack,
     take_next,
@@ -126,6 +124,9 @@ _FEW_1, _FEW_2, _FEW_4 = (_strip(num_rows, _products_by_vectors, 512) for num_ro
 _MANY_4, _MANY_8 = (_strip(num_rows, _products_by_tiles, 1024) for num_rows in (4, 8))
 
 
+_finish = finish(False)
+
+
 def make_int4() -> Any:
     """Weights: for each strip and group two tiles of 8 rows, in half bytes; scales: 32 scales and 32 minima float16."""
 
@@ -150,7 +151,6 @@ def make_int4() -> Any:
                 break
             packed = weights + strip * groups * 512
             factors, place = scales + strip * groups * 128, strip * OUTPUTS * 4
-            strip_bias = 0 if bias == 0 else bias + place
             if num_rows > _FEW_ROWS:
                 _unpack(packed, codes, groups * 2)
             for first in range(0, num_rows, ROWS):
@@ -165,10 +165,15 @@ def make_int4() -> Any:
                     _MANY_4(rows, codes, factors, row_sums, groups, scratch, totals)
                 else:
                     _MANY_8(rows, codes, factors, row_sums, groups, scratch, totals)
-                for row in range(first, min(first + ROWS, num_rows)):
-                    unit = splat(load_scalar(units + row * 4))
-                    source, target = totals + (row - first) * 128, out + row * num_outputs * 4 + place
-                    finish_row(source, target, (unit, unit), strip_bias)
+                _finish(
+                    totals,
+                    units + first * 4,
+                    totals,  # the scales are in the totals already
+                    bias + place,
+                    out + first * num_outputs * 4 + place,
+                    num_outputs * 4,
+                    min(count, ROWS),
+                )
         amx.release()
 
     return linear_int4

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from inference_server import linears, weight_only
-from inference_server.linears import PrepackedLinear, pack, pack_linears
+from inference_server.linears import ByRowsLinear, PrepackedLinear, pack, pack_linears
 from inference_server.quantized import int4_of, int8_of
 from inference_server.weight_only import CompiledLinear, TorchLinear
 
@@ -138,7 +138,9 @@ def test_int4_multiplies_the_files_own_weights(kernels, num_rows, bias):
     parts = [q4_1_linear(n, bias=bias)[0] for n in (576, 192, 192)]
     x = torch.randn(num_rows, 576)
     wanted = torch.cat([linear(x) for linear in parts], -1)
-    assert_close(pack(parts, "int4")(x), wanted, TOLERANCE[kernels])
+    assert_close(pack(parts, "int4", batch_invariant=True)(x), wanted, TOLERANCE[kernels])
+    # From some number of rows on, weights and activations are bfloat16.
+    assert_close(pack(parts, "int4")(x), wanted, TOLERANCE["torch"])
 
 
 # 16 bits.
@@ -200,7 +202,7 @@ def test_a_row_has_the_same_bits_whatever_the_other_rows_hold(kernels, precision
 def test_a_compiled_linear_gives_the_same_bits_for_any_number_of_rows(kernels, precision):
     if kernels != "compiled":
         pytest.skip("torch's operations do not promise it")
-    module, _ = packed(precision)
+    module, _ = packed(precision, batch_invariant=True)
     x = torch.randn(64, 576)
     whole = module(x)
     for num_rows in range(1, 64):
@@ -227,13 +229,15 @@ def test_rows_that_lie_apart_and_no_rows_at_all(kernels, precision):
 
 @pytest.mark.parametrize("precision", ["bitsandbytes-int8", "int4"])
 def test_zeros_give_the_bias_and_what_is_not_finite_stays_in_its_row(kernels, precision):
-    module = pack(plain(64, bias=True), precision)
+    parts = plain(64, bias=True)
+    bias = parts[0].bias.clone()
+    module = pack(parts, precision)
     x = torch.zeros(4, 576)
     x[1, 5] = float("nan")
     x[2, 7] = float("inf")
     output = module(x)
     assert torch.equal(output[0], output[3])
-    assert torch.allclose(output[0], module.bias[:64])
+    assert torch.allclose(output[0], bias, atol=1e-2)
     assert not output[1:3].isfinite().any()
 
 
@@ -250,14 +254,16 @@ def test_memory_is_what_the_codes_take():
         pytest.skip("this CPU has no tile registers for int8")
     num_weights = 3072 * 576
     for precision, bits in (("bitsandbytes-int8", 8), ("int4", 5)):
-        module = pack(plain(3072), precision)
-        assert sum(buffer.nbytes for buffer in module.buffers()) == pytest.approx(num_weights * bits / 8, rel=0.01)
+        module = pack(plain(3072), precision, batch_invariant=True)
+        assert sum(buffer.nbytes for buffer in module.buffers()) == pytest.approx(num_weights * bits / 8, rel=0.02)
 
 
 # Whole models.
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("int4", CompiledLinear), ("bfloat16", PrepackedLinear)])
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("int4", (CompiledLinear, ByRowsLinear)), ("bfloat16", PrepackedLinear)]
+)
 @pytest.mark.parametrize("architecture", ["llama-2", "gemma-2"])
 @torch.inference_mode()
 def test_every_linear_of_a_model_is_replaced_and_the_embedding_stays(tiny_model, architecture, precision, kind):
@@ -268,7 +274,11 @@ def test_every_linear_of_a_model_is_replaced_and_the_embedding_stays(tiny_model,
     table = model.get_input_embeddings().weight
     pack_linears(model, precision)
     assert not [module for module in model.modules() if type(module) is nn.Linear]
-    assert len([module for module in model.modules() if isinstance(module, kind)]) == 3 * 7 + 1
+    replaced = [
+        model.lm_head,
+        *(child for layer in model.model.layers for part in (layer.self_attn, layer.mlp) for child in part.children()),
+    ]
+    assert len([module for module in replaced if isinstance(module, kind)]) == 3 * 7 + 1
     assert model.get_input_embeddings().weight is table
     assert table.dtype == dtype
     assert model(torch.tensor([[1, 300, 290]])).logits.shape == (1, 3, 403)
