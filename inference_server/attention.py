@@ -6,6 +6,7 @@ into the cache and attends. A registered attention is never given a mask, so cau
 Fused modules (fused.py) hand over the projections' output as it is, and rotation and writing are one kernel.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ class Projections:
         return self.qkv.shape[-1] // (self.num_heads + 2 * self.num_kv_heads)
 
 
-class _Batch:
+class _Batch(ABC):
     """What both kinds of pass share: where the new tokens' keys and values go."""
 
     def __init__(self, cache: KVCache, rows: Tensor) -> None:
@@ -112,8 +113,9 @@ class _Batch:
         self.windows[layer] = form.sliding_window
         return self._attend(query, keys, values, form)
 
+    @abstractmethod
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
-        raise NotImplementedError
+        """query (num_tokens, num_heads, head_dim), keys and values of the whole layer, the new ones written."""
 
 
 @dataclass(frozen=True, slots=True)
