@@ -5,6 +5,7 @@ Needs the contract's stubs and nothing else of Tailrace. Ctrl-C cancels the run 
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -64,8 +65,17 @@ def run_request(options: argparse.Namespace) -> pb.RunRequest:
 
 
 def stream(stub: InferenceServiceStub, request: pb.RunRequest) -> None:
-    """Print the reply's text as it comes, and at the end one line about it on stderr."""
+    """Print the reply's text as it comes, and at the end one line about it on stderr. Ctrl-C raises KeyboardInterrupt."""
     call = stub.Run(request)
+    is_interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        call.cancel()
+
+    # Raised inside gRPC, Python's own KeyboardInterrupt can get lost, and the reply would go on.
+    previous = signal.signal(signal.SIGINT, interrupt)
     has_text = False
     try:
         for event in call:
@@ -76,7 +86,12 @@ def stream(stub: InferenceServiceStub, request: pb.RunRequest) -> None:
                 print(flush=True)
                 has_text = False
                 print(_dim(_summary(event.completed)), file=sys.stderr)
+    except grpc.RpcError:
+        if not is_interrupted:
+            raise
+        raise KeyboardInterrupt from None
     finally:
+        signal.signal(signal.SIGINT, previous)
         # The server frees the run's slot at once; without this it would go on for nobody. After the end it does nothing.
         call.cancel()
         if has_text:
