@@ -1,0 +1,35 @@
+"""With TAILRACE_BATCH_INVARIANT the default model's logits are the same bits alone, among 7 and among 31 others."""
+
+import asyncio
+
+import pytest
+
+from inference_server.catalog import Precision
+from tests.engines import LogitsRecorder, collect, hosting, request
+from tests.exact.reference import default_entry, prompts
+
+NUM_TOKENS = 8
+NUM_PROMPTS = 20
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("precision", ["bitsandbytes-int8", "int4", "bfloat16"])
+async def test_logits_are_the_same_bits_whoever_else_is_there(precision: Precision):
+    settings = {"batch_invariant": True, "max_running_seqs": 32, "prefix_cache": "off"}
+    async with hosting(default_entry(precision), **settings) as models:
+        model = models["default"]
+        recorder = LogitsRecorder(model)
+        texts = prompts(model.prompts, [5 + 11 * n for n in range(32)])
+
+        async def together(first: int, count: int) -> list[list[bytes]]:
+            """Logits of the prompts from `first` on, all at once."""
+            asked = [request(ids, request_id=str(n), max_tokens=NUM_TOKENS) for n, ids in enumerate(texts)]
+            await asyncio.gather(*(collect(model, one) for one in asked[first : first + count]))
+            return [recorder.take(str(n)) for n in range(first, first + count)]
+
+        alone = [rows for n in range(NUM_PROMPTS) for rows in await together(n, 1)]
+        among_7 = [rows for first in range(0, 24, 8) for rows in await together(first, 8)]
+        among_31 = await together(0, 32)
+        for n in range(NUM_PROMPTS):
+            assert among_7[n] == alone[n], f"prompt {n} among 7 others"
+            assert among_31[n] == alone[n], f"prompt {n} among 31 others"
