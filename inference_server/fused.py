@@ -18,6 +18,7 @@ from inference_server.scores import Form
 # subclass may do something else in between.
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+_SILUS = {"SiLU", "SiLUActivation"}  # torch's; transformers' own
 _NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
 
@@ -90,7 +91,7 @@ def _replacement(module: nn.Module, precision: Precision, batch_invariant: bool)
     name = type(module).__name__
     if name in _ATTENTIONS:
         return FusedAttention(module, precision, batch_invariant=batch_invariant)
-    if name in _MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU):
+    if name in _MLPS and type(getattr(module, "act_fn", None)).__name__ in _SILUS:
         return FusedMLP(module, precision, batch_invariant=batch_invariant)
     if name in _NORMS:
         return FusedRMSNorm(module)

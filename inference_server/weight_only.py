@@ -7,13 +7,13 @@ rounded to it.
 
 import logging
 from functools import cache
-from struct import Struct
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inference_server.kernels.compiled import Block, Kernel
+from inference_server.kernels import arguments
+from inference_server.kernels.compiled import Kernel
 from inference_server.quantized import GROUP, Int4, Int8
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ _OUTPUTS = 32  # of a strip of weights
 _ROWS = 8  # of a block of activations
 # Beyond it, sums of int8 products might not fit int32, nor a strip of int4 the stack.
 _WIDEST = 32768
-_pack = Struct("13q").pack_into
 
 
 @cache
@@ -71,7 +70,7 @@ class CompiledLinear(nn.Module):
         super().__init__()
         kernel = _kernel(name)
         assert kernel is not None
-        self._kernel = kernel
+        self.kernel = kernel
         self.out_features, self.in_features = shape
         self._padded = self.out_features + -self.out_features % _OUTPUTS
         self.register_buffer("codes", codes)
@@ -83,6 +82,18 @@ class CompiledLinear(nn.Module):
         arrays = (codes, scales, bias, shapes)
         self._addresses = [array.data_ptr() for array in arrays]
 
+    def memory_bytes(self, num_rows: int) -> int:
+        """What `arguments` asks for."""
+        width = self.in_features
+        return -(-num_rows // _ROWS) * _ROWS * (2 * width + 4 + width // GROUP * 4)
+
+    def arguments(self, x: Tensor, output: Tensor, memory: Tensor) -> bytes:
+        """x (num_rows, in_features) and output (num_rows, padded out_features) float32, memory int8."""
+        codes, scales, bias, shapes = self._addresses
+        addresses = (codes, scales, x.data_ptr(), output.data_ptr(), bias)
+        sizes = (x.shape[0], self.in_features, self._padded)
+        return arguments.linear(*addresses, *sizes, memory.data_ptr(), shapes)
+
     def _apply(self, *_: Any, **__: Any) -> "CompiledLinear":
         """Moving and casting leave it alone: the kernel reads these tensors where they are."""
         return self
@@ -90,15 +101,9 @@ class CompiledLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         width, padded = self.in_features, self._padded
         rows = x.reshape(-1, width).contiguous()
-        num_rows = rows.shape[0]
-        blocks = -(-num_rows // _ROWS)
-        memory = torch.empty(blocks * _ROWS * (2 * width + 4 + width // GROUP * 4), dtype=torch.int8)
-        output = torch.empty(num_rows, padded)
-        codes, scales, bias, shapes = self._addresses
-        work = (codes, scales, rows.data_ptr(), output.data_ptr(), bias, num_rows, width, padded)
-        block = Block()
-        _pack(block, 0, 0, 0, 0, *work, memory.data_ptr(), shapes)
-        self._kernel.run(block, padded // _OUTPUTS, width * padded // 10)
+        memory = torch.empty(self.memory_bytes(rows.shape[0]), dtype=torch.int8)
+        output = torch.empty(rows.shape[0], padded)
+        self.kernel.run(self.arguments(rows, output, memory), padded // _OUTPUTS, width * padded // 10)
         if padded != self.out_features:
             output = output[:, : self.out_features].contiguous()
         return output.view(*x.shape[:-1], self.out_features)

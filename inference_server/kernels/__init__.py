@@ -4,23 +4,15 @@ Tensors in and out, float32 or bfloat16, arithmetic inside in float32. What a ke
 dtype, strange widths or strides, no numba) goes through its plain version in reference.py.
 """
 
-from struct import Struct
-
 import torch
 from torch import Tensor
 
-from inference_server.kernels import reference
-from inference_server.kernels.compiled import Block, Kernel, kernel
+from inference_server.kernels import arguments, reference
+from inference_server.kernels.compiled import ENOUGH_NS, Kernel, kernel
 
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
 _WIDEST_LANES = 16
 _SCRATCH_FLOATS = 64_000  # that a thread's stack surely has room for
-_EVERYTHING = 1 << 40
-
-_pack_rms_norm = Struct("6qd").pack_into
-_pack_silu_mul = Struct("5q").pack_into
-_pack_rope = Struct("12q").pack_into
-_pack_attention = Struct("15q2d").pack_into
 
 
 def available() -> bool:
@@ -41,9 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     ):
         return reference.rms_norm(x, weight, eps)
     out = torch.empty_like(x)
-    block = Block()
-    _pack_rms_norm(block, 0, 0, x.data_ptr(), weight.data_ptr(), out.data_ptr(), num_rows, width, eps)
-    function.run(block, num_rows, num_rows * width // 4)
+    function.run(arguments.rms_norm(x, weight, out, eps), num_rows, num_rows * width // 4)
     return out
 
 
@@ -54,9 +44,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     if function is None or width % _WIDEST_LANES or not (gate_up.is_cpu and gate_up.is_contiguous()):
         return reference.silu_mul(gate_up)
     out = torch.empty(num_rows, width, dtype=gate_up.dtype)
-    block = Block()
-    _pack_silu_mul(block, 0, 0, gate_up.data_ptr(), out.data_ptr(), num_rows, width)
-    function.run(block, num_rows, num_rows * width)
+    function.run(arguments.silu_mul(gate_up, out), num_rows, num_rows * width)
     return out
 
 
@@ -88,23 +76,7 @@ def rope_and_write(
         return reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads)
     num_rows = qkv.shape[0]
     query = torch.empty(num_rows, num_heads, width, dtype=dtype)
-    block = Block()
-    _pack_rope(
-        block,
-        0,
-        0,
-        qkv.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        query.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        rows.data_ptr(),
-        num_rows,
-        num_heads,
-        num_kv_heads,
-        width,
-    )
+    block = arguments.rope_and_write(qkv, cos, sin, keys, values, rows, query)
     function.run(block, num_rows, num_rows * qkv.shape[1] // 2)
     return query
 
@@ -140,29 +112,10 @@ def paged_decode_attention(
             query, keys, values, block_table, lengths, scaling, sliding_window, softcap
         )
     out = torch.empty(num_seqs, num_heads, value_width, dtype=query.dtype)
-    block = Block()
-    _pack_attention(
-        block,
-        0,
-        0,
-        query.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        block_table.data_ptr(),
-        lengths.data_ptr(),
-        out.data_ptr(),
-        num_seqs,
-        num_kv_heads,
-        group,
-        width,
-        value_width,
-        block_size,
-        block_table.stride(0),
-        _EVERYTHING if sliding_window is None else sliding_window,
-        scaling,
-        softcap or 0.0,
+    block = arguments.attention(
+        query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap
     )
-    function.run(block, num_seqs * num_kv_heads, _EVERYTHING)
+    function.run(block, num_seqs * num_kv_heads, ENOUGH_NS)
     return out
 
 

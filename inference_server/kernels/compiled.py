@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from inference_server.kernels.arguments import BLOCK_BYTES
 from inference_server.kernels.parallel import find_start
 
 _log = logging.getLogger(__name__)
@@ -16,7 +17,9 @@ _log = logging.getLogger(__name__)
 # asking for it again could mean waiting for another thread of Python.
 _SMALL_NS = 8_000
 
-Block: Any = ctypes.c_int64 * 20  # room for every kernel's arguments
+ENOUGH_NS = 1 << 40  # for any number of threads
+
+_Block: Any = ctypes.c_int64 * (BLOCK_BYTES // 8)
 _is_broken = False
 
 
@@ -24,19 +27,20 @@ class Kernel:
     """One compiled function over a block of int64."""
 
     def __init__(self, address: int) -> None:
-        self._address = address
+        self.address = address
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         self._call_with_lock = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(address)
         self._start = find_start()
 
-    def run(self, block: Any, num_items: int, nanoseconds: int) -> None:
-        """`nanoseconds`: about how long it takes on one thread."""
+    def run(self, arguments: bytes, num_items: int, nanoseconds: int) -> None:
+        """`arguments`: of arguments.py. `nanoseconds`: about how long it takes on one thread."""
+        block = _Block.from_buffer_copy(arguments)
         if nanoseconds < _SMALL_NS:
             self._call_with_lock(block)
             return
         num_threads = min(num_items, torch.get_num_threads())
         if num_threads > 1 and self._start is not None:
-            self._start(self._address, block, num_threads, 0)
+            self._start(self.address, block, num_threads, 0)
         else:
             self._call(block)
 

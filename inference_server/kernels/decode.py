@@ -155,12 +155,12 @@ def make_attention(is_bf16: bool) -> Any:
     size = 2 if is_bf16 else 4
 
     def attention(block):
-        query, keys, values = argument(block, 1), argument(block, 2), argument(block, 3)
-        tables, lengths, out = argument(block, 4), argument(block, 5), argument(block, 6)
-        num_seqs, num_kv_heads, group = argument(block, 7), argument(block, 8), argument(block, 9)
-        width, value_width, block_size = argument(block, 10), argument(block, 11), argument(block, 12)
-        table_stride, window = argument(block, 13), argument(block, 14)
-        scaling, softcap = real_argument(block, 15), real_argument(block, 16)
+        query, keys, values = argument(block, 3), argument(block, 4), argument(block, 5)
+        tables, lengths, out = argument(block, 6), argument(block, 7), argument(block, 8)
+        num_seqs, num_kv_heads, group = argument(block, 9), argument(block, 10), argument(block, 11)
+        width, value_width, block_size = argument(block, 12), argument(block, 13), argument(block, 14)
+        table_stride, window = argument(block, 15), argument(block, 16)
+        scaling, softcap = real_argument(block, 17), real_argument(block, 18)
         packed = stack(width * _BYTES)
         queries = stack(group * width * 4)
         outputs = stack(group * value_width * 4)

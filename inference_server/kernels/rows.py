@@ -1,6 +1,6 @@
 """The kernels that work on rows: norm, gate, rotation. Each thread takes the next rows until none is left.
 
-Each kernel gets the address of one block of int64: block[0] counts the items taken, the rest is named where it is read.
+Each kernel gets the address of one block of int64: block[0] counts the items taken, its arguments begin at block[3].
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -51,8 +51,8 @@ def make_rms_norm(is_bf16: bool) -> Any:
     size = 2 if is_bf16 else 4
 
     def rms_norm(block):
-        x, weight, out = argument(block, 1), argument(block, 2), argument(block, 3)
-        num_rows, width, eps = argument(block, 4), argument(block, 5), real_argument(block, 6)
+        x, weight, out = argument(block, 3), argument(block, 4), argument(block, 5)
+        num_rows, width, eps = argument(block, 6), argument(block, 7), real_argument(block, 8)
         while True:
             row = take_next(block)
             if row >= num_rows:
@@ -71,8 +71,8 @@ def make_silu_mul(is_bf16: bool) -> Any:
     size = 2 if is_bf16 else 4
 
     def silu_mul(block):
-        gate_up, out = argument(block, 1), argument(block, 2)
-        num_rows, width = argument(block, 3), argument(block, 4)
+        gate_up, out = argument(block, 3), argument(block, 4)
+        num_rows, width = argument(block, 5), argument(block, 6)
         zero, one = splat(np.float32(0.0)), splat(np.float32(1.0))
         while True:
             row = take_next(block)
@@ -129,10 +129,10 @@ def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool) -> Any:
     angle_size = 2 if cos_is_bf16 else 4
 
     def rope_and_write(block):
-        qkv, cosines, sines = argument(block, 1), argument(block, 2), argument(block, 3)
-        query, keys, values, rows = argument(block, 4), argument(block, 5), argument(block, 6), argument(block, 7)
-        num_rows, num_heads = argument(block, 8), argument(block, 9)
-        num_kv_heads, width = argument(block, 10), argument(block, 11)
+        qkv, cosines, sines = argument(block, 3), argument(block, 4), argument(block, 5)
+        query, keys, values, rows = argument(block, 6), argument(block, 7), argument(block, 8), argument(block, 9)
+        num_rows, num_heads = argument(block, 10), argument(block, 11)
+        num_kv_heads, width = argument(block, 12), argument(block, 13)
         head = width * size
         while True:
             row = take_next(block)
