@@ -29,12 +29,12 @@ class FusedAttention(nn.Module):
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
-        self._num_heads: int = config.num_attention_heads
-        self._num_kv_heads: int = config.num_key_value_heads
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
         window = getattr(attention, "sliding_window", None)
         if type(attention).__name__ == "MistralAttention":
             window = getattr(config, "sliding_window", None)
-        self._form = Form(attention.scaling, window)
+        self.form = Form(attention.scaling, window)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.qkv_proj = linears.pack(projections, precision, batch_invariant=batch_invariant)
         self.o_proj = linears.pack([attention.o_proj], precision, batch_invariant=batch_invariant)
@@ -44,8 +44,8 @@ class FusedAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         qkv = self.qkv_proj(hidden_states).flatten(0, 1)
         cos, sin = (angles.flatten(0, 1) for angles in position_embeddings)
-        parts = Projections(qkv, cos, sin, self._num_heads, self._num_kv_heads)
-        output = step_batch.attend_fused(self.layer_idx, parts, self._form)
+        parts = Projections(qkv, cos, sin, self.num_heads, self.num_kv_heads)
+        output = step_batch.attend_fused(self.layer_idx, parts, self.form)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
 
 
@@ -70,11 +70,11 @@ class FusedRMSNorm(nn.Module):
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight = norm.weight
-        self._eps: float = norm.variance_epsilon
+        self.eps: float = norm.variance_epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         shape = hidden_states.shape
-        return kernels.rms_norm(hidden_states.flatten(0, -2), self.weight, self._eps).view(shape)
+        return kernels.rms_norm(hidden_states.flatten(0, -2), self.weight, self.eps).view(shape)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference_server import bf16_linear
 from inference_server.catalog import Precision
 from inference_server.quantized import GROUP, Int4, Int8, int4_of, int8_of
 from inference_server.weight_only import TorchLinear, compiled_int4, compiled_int8, has_kernel
@@ -77,11 +78,14 @@ def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool
     return ByRowsLinear(few, PrepackedLinear(weight.dequantize().bfloat16(), wide_bias), min_rows)
 
 
-def pack(linears: list[Any], precision: Precision, *, batch_invariant: bool = False) -> nn.Module:
+def pack(
+    linears: list[Any], precision: Precision, *, batch_invariant: bool = False, is_head: bool = False
+) -> nn.Module:
     """One module for linears that share their input; its output is theirs, one after the other.
 
     `precision` is the one in force for these linears (an output head of an int4 model is packed as int8). A Linear8bitLt
-    of bitsandbytes is packed from its own integers whatever `precision` says. Weights are freed with their linears.
+    of bitsandbytes is packed from its own integers whatever `precision` says. Weights are freed with their linears. The
+    output of a head may be float32, though rounded as the others.
     """
     bias = _stacked_bias(linears)
     if precision == "bitsandbytes-int8" or any(is_int8(linear) for linear in linears):
@@ -89,6 +93,8 @@ def pack(linears: list[Any], precision: Precision, *, batch_invariant: bool = Fa
     if precision == "int4" and linears[0].in_features % GROUP == 0:
         return _weight_only(int4_of(linears), bias, batch_invariant)
     weight = torch.cat([linear.weight.detach() for linear in linears])
+    if weight.dtype == torch.bfloat16 and bf16_linear.has_kernel(weight.shape[1]):
+        return bf16_linear.Bf16Linear(weight, bias, wide=is_head)
     if weight.dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
         return PrepackedLinear(weight, bias)
     return linears[0] if len(linears) == 1 else _plain(weight, bias)
@@ -101,7 +107,8 @@ def pack_linears(model: Any, precision: Precision, *, batch_invariant: bool = Fa
         for name, child in list(module.named_children()):
             if is_packable(child):
                 exact = "bitsandbytes-int8" if child is head and precision == "int4" else precision
-                setattr(module, name, pack([child], exact, batch_invariant=batch_invariant))
+                is_head = child is head
+                setattr(module, name, pack([child], exact, batch_invariant=batch_invariant, is_head=is_head))
 
 
 def is_packable(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 Knows blocks, positions and token ids; knows nothing of requests, text or sampling.
 """
 
+import logging
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from inference_server.attention import DecodeBatch, PrefillBatch, Segment
 from inference_server.blocks import SCRATCH_BLOCK
+from inference_server.decode_program import DecodePrograms
 from inference_server.errors import UnsupportedModel
 from inference_server.graphs import DecodeGraphs
 from inference_server.kv_cache import CPU_BLOCK_SIZE, KVCache
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,12 @@ class ModelRunner:
         self._invariant_rows = invariant_rows
         self.cache = KVCache(num_blocks=num_blocks + 1, block_size=block_size, device=self.device)
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._programs: DecodePrograms | None = None
+        if self.device.type == "cpu":
+            try:
+                self._programs = DecodePrograms(self._model, self.cache)
+            except ValueError as reason:
+                logger.info("decoding runs through the model's modules: %s", reason)
         self._graphs: DecodeGraphs | None = None
         if self.device.type == "cuda" and max_len is not None:
             max_blocks = -(-max_len // block_size)
@@ -115,6 +125,8 @@ class ModelRunner:
         token_ids = [token.token_id for token in tokens]
         positions = [token.position for token in tokens]
         block_ids = [token.block_ids for token in tokens]
+        if self._programs is not None:
+            return self._programs.decode(token_ids, positions, block_ids)
         if self._graphs is not None and (logits := self._graphs.decode(token_ids, positions, block_ids)) is not None:
             return logits
         num_rows = max(len(tokens), self._invariant_rows or 0)

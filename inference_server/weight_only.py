@@ -6,6 +6,7 @@ rounded to it.
 """
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -18,31 +19,45 @@ from inference_server.quantized import GROUP, Int4, Int8
 
 logger = logging.getLogger(__name__)
 
-_OUTPUTS = 32  # of a strip of weights
+OUTPUTS = 32  # of a strip of weights
 _ROWS = 8  # of a block of activations
 # Beyond it, sums of int8 products might not fit int32, nor a strip of int4 the stack.
 _WIDEST = 32768
 
 
 @cache
+def _has_tiles() -> bool:
+    """Whether the CPU has tile registers, and the system lets this process use them."""
+    return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
+
+
+_kernels: dict[str, Kernel | None] = {}
+
+
+def tile_kernel(name: str, make: Callable[[], Any]) -> Kernel | None:
+    """The kernel that `make` describes; None without tile registers or where it cannot be compiled, which is logged once."""
+    if name not in _kernels:
+        _kernels[name] = None
+        if _has_tiles():
+            try:
+                from inference_server.kernels import objects
+
+                _kernels[name] = Kernel(objects.entry(f"linear-{name}", make, objects.default_folder()))
+            except Exception as error:  # whatever it is, torch can do the work
+                reason = f"{type(error).__name__}: {error}"
+                logger.warning("no compiled %s linears, torch's instead (slower): %s", name, reason)
+    return _kernels[name]
+
+
 def _kernel(name: str) -> Kernel | None:
-    """None where the CPU has no tile registers for int8 or nothing can be compiled, which is logged once."""
-    if not (torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
-        return None
-    try:
-        from inference_server.kernels import objects
+    def make() -> Any:
+        from inference_server.kernels import amx, linear, linear_int4
 
-        def make() -> Any:
-            from inference_server.kernels import amx, linear, linear_int4
+        if not amx.HAS_INT8:
+            raise RuntimeError("the compiler does not know this CPU's tile registers")
+        return linear.make_int8() if name == "int8" else linear_int4.make_int4()
 
-            if not amx.HAS_INT8:
-                raise RuntimeError("the compiler does not know this CPU's tile registers")
-            return linear.make_int8() if name == "int8" else linear_int4.make_int4()
-
-        return Kernel(objects.entry(f"linear-{name}", make, objects.default_folder()))
-    except Exception as error:  # whatever it is, torch can do the work
-        logger.warning("no compiled %s linears, torch's instead (slower): %s: %s", name, type(error).__name__, error)
-        return None
+    return tile_kernel(name, make)
 
 
 def has_kernel(name: str, in_features: int) -> bool:
@@ -72,10 +87,11 @@ class CompiledLinear(nn.Module):
         assert kernel is not None
         self.kernel = kernel
         self.out_features, self.in_features = shape
-        self._padded = self.out_features + -self.out_features % _OUTPUTS
+        self.padded_features = self.out_features + -self.out_features % OUTPUTS
+        self.out_dtype = torch.float32
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
-        bias = _padded(torch.zeros(self.out_features) if bias is None else bias.float())
+        bias = padded(torch.zeros(self.out_features) if bias is None else bias.float())
         self.register_buffer("bias", bias)
         shapes = _tile_shapes(64 if name == "int8" else GROUP)
         self.register_buffer("shapes", shapes)
@@ -91,7 +107,7 @@ class CompiledLinear(nn.Module):
         """x (num_rows, in_features) and output (num_rows, padded out_features) float32, memory int8."""
         codes, scales, bias, shapes = self._addresses
         addresses = (codes, scales, x.data_ptr(), output.data_ptr(), bias)
-        sizes = (x.shape[0], self.in_features, self._padded)
+        sizes = (x.shape[0], self.in_features, self.padded_features)
         return arguments.linear(*addresses, *sizes, memory.data_ptr(), shapes)
 
     def _apply(self, *_: Any, **__: Any) -> "CompiledLinear":
@@ -99,12 +115,12 @@ class CompiledLinear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        width, padded = self.in_features, self._padded
+        width, outputs = self.in_features, self.padded_features
         rows = x.reshape(-1, width).contiguous()
         memory = torch.empty(self.memory_bytes(rows.shape[0]), dtype=torch.int8)
-        output = torch.empty(rows.shape[0], padded)
-        self.kernel.run(self.arguments(rows, output, memory), padded // _OUTPUTS, width * padded // 10)
-        if padded != self.out_features:
+        output = torch.empty(rows.shape[0], outputs)
+        self.kernel.run(self.arguments(rows, output, memory), outputs // OUTPUTS, width * outputs // 10)
+        if outputs != self.out_features:
             output = output[:, : self.out_features].contiguous()
         return output.view(*x.shape[:-1], self.out_features)
 
@@ -112,7 +128,7 @@ class CompiledLinear(nn.Module):
 def compiled_int8(weight: Int8, bias: Tensor | None) -> CompiledLinear:
     """1 byte a weight. A tile of weights is (16 times 4 inputs, 16 outputs, 4 inputs)."""
     out_features, in_features = weight.codes.shape
-    codes, scales = _padded(weight.codes), _padded(weight.scales)
+    codes, scales = padded(weight.codes), padded(weight.scales)
     codes = codes.view(-1, 2, 16, in_features // 64, 16, 4).permute(0, 3, 1, 4, 2, 5).contiguous()
     return CompiledLinear("int8", (out_features, in_features), codes, scales, bias)
 
@@ -121,16 +137,16 @@ def compiled_int4(weight: Int4, bias: Tensor | None) -> CompiledLinear:
     """5 bits a weight: 4 of the code, and 16 each of scale and minimum for every 32. A tile is (8, 16, 4)."""
     out_features, in_features = weight.codes.shape
     groups = in_features // GROUP
-    tiles = _padded(weight.codes).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
+    tiles = padded(weight.codes).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
     codes = (tiles[:, :, :, :4] | (tiles[:, :, :, 4:] << 4)).contiguous()
-    factors = torch.stack([_padded(weight.scales), _padded(weight.minima)]).half()
-    scales = factors.view(2, -1, _OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
+    factors = torch.stack([padded(weight.scales), padded(weight.minima)]).half()
+    scales = factors.view(2, -1, OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
     return CompiledLinear("int4", (out_features, in_features), codes, scales, bias)
 
 
-def _padded(tensor: Tensor) -> Tensor:
+def padded(tensor: Tensor) -> Tensor:
     """With rows of zeros up to a whole strip."""
-    missing = -tensor.shape[0] % _OUTPUTS
+    missing = -tensor.shape[0] % OUTPUTS
     return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor.contiguous()
 
 

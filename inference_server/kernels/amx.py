@@ -1,7 +1,7 @@
 """The tile registers of AMX as intrinsics: each register is 16 rows of 64 bytes, chosen by a number in the code.
 
 tdpbssd multiplies a tile of rows by a tile of weights whose rows hold four int8 of consecutive inputs for each of 16
-outputs, and adds to a tile of (16 rows, 16 outputs) int32.
+outputs, and adds to a tile of (16 rows, 16 outputs) int32. tdpbf16ps does the same with two bfloat16, into float32.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from inference_server.kernels.vectors import intrinsic_of
 
 _features = binding.get_host_cpu_features()
 HAS_INT8 = all(_features.get(name) for name in ("amx-tile", "amx-int8", "avx512f", "avx512vnni"))
+HAS_BF16 = all(_features.get(name) for name in ("amx-tile", "amx-bf16", "avx512f"))
 
 _tile, _address, _int64 = ir.IntType(8), ir.IntType(8).as_pointer(), ir.IntType(64)
 
@@ -42,6 +43,10 @@ def store(builder: Any, tile: int, address: Any, stride: int) -> None:
 
 def multiply(builder: Any, total: int, rows: int, weights: int) -> None:
     _call(builder, "tdpbssd", _number(total), _number(rows), _number(weights))
+
+
+def multiply_bf16(builder: Any, total: int, rows: int, weights: int) -> None:
+    _call(builder, "tdpbf16ps", _number(total), _number(rows), _number(weights))
 
 
 @intrinsic_of(types.void, types.int64)

@@ -9,6 +9,7 @@ import glob
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,14 +27,33 @@ def _loaded_libraries() -> list[str]:
     return sorted(path for path in paths if os.path.basename(path).startswith(("libgomp", "libomp", "libiomp")))
 
 
-def find_start() -> Start | None:
-    """GOMP_parallel(function, argument, number of threads, flags), if exactly one OpenMP library is loaded."""
+@cache
+def _library() -> ctypes.CDLL | None:
+    """OpenMP's, if exactly one is loaded."""
     if sys.platform != "linux" or len(libraries := _loaded_libraries()) != 1:
         return None
     try:
-        start = ctypes.CDLL(libraries[0]).GOMP_parallel
-    except (OSError, AttributeError):
+        return ctypes.CDLL(libraries[0])
+    except OSError:
+        return None
+
+
+def find_start() -> Start | None:
+    """GOMP_parallel(function, argument, number of threads, flags)."""
+    try:
+        start = _library().GOMP_parallel  # type: ignore[union-attr]
+    except AttributeError:
         return None
     start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     start.restype = None
     return start
+
+
+def thread_functions() -> tuple[int, int]:
+    """Addresses of omp_get_num_threads and sched_yield; 0 for what is not there."""
+    return _address(_library(), "omp_get_num_threads"), _address(ctypes.CDLL(None), "sched_yield")
+
+
+def _address(library: ctypes.CDLL | None, name: str) -> int:
+    function = getattr(library, name, None)
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0

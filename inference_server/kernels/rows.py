@@ -47,6 +47,16 @@ def _square_sum(row, width, size, is_bf16):
     return lanes_sum(add(add(first, second), add(third, fourth)))
 
 
+@helper
+def _normalise(source, weight, target, width, eps, is_bf16):
+    size = 2 if is_bf16 else 4
+    mean = _square_sum(source, width, size, is_bf16) / np.float32(width)
+    factor = splat(np.float32(1.0) / math.sqrt(mean + eps))
+    for offset in range(0, width * size, LANES * size):
+        normed = rounded(mul(load(source + offset, is_bf16), factor), is_bf16)
+        store(target + offset, mul(load(weight + offset, is_bf16), normed), is_bf16)
+
+
 def make_rms_norm(is_bf16: bool) -> Any:
     size = 2 if is_bf16 else 4
 
@@ -57,14 +67,28 @@ def make_rms_norm(is_bf16: bool) -> Any:
             row = take_next(block)
             if row >= num_rows:
                 break
-            source, target = x + row * width * size, out + row * width * size
-            mean = _square_sum(source, width, size, is_bf16) / np.float32(width)
-            factor = splat(np.float32(1.0) / math.sqrt(mean + eps))
-            for offset in range(0, width * size, LANES * size):
-                normed = rounded(mul(load(source + offset, is_bf16), factor), is_bf16)
-                store(target + offset, mul(load(weight + offset, is_bf16), normed), is_bf16)
+            _normalise(x + row * width * size, weight, out + row * width * size, width, eps, is_bf16)
 
     return rms_norm
+
+
+def make_add_rms_norm(is_bf16: bool) -> Any:
+    """x becomes x + delta before."""
+    size = 2 if is_bf16 else 4
+
+    def add_rms_norm(block):
+        x, delta, weight, out = argument(block, 3), argument(block, 4), argument(block, 5), argument(block, 6)
+        num_rows, width, eps = argument(block, 7), argument(block, 8), real_argument(block, 9)
+        while True:
+            row = take_next(block)
+            if row >= num_rows:
+                break
+            place = row * width * size
+            for offset in range(place, place + width * size, LANES * size):
+                store(x + offset, add(load(x + offset, is_bf16), load(delta + offset, is_bf16)), is_bf16)
+            _normalise(x + place, weight, out + place, width, eps, is_bf16)
+
+    return add_rms_norm
 
 
 def make_silu_mul(is_bf16: bool) -> Any:
