@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from inference_server import kernels, varlen
 from inference_server.errors import UnsupportedModel
 from inference_server.kv_cache import KVCache
-from inference_server.scores import Form, causal_attention, gathered_decode_attention
+from inference_server.scores import Form, causal_attention, causal_mask, gathered_decode_attention
 
 NAME = "tailrace"
 
@@ -98,8 +98,8 @@ class _Batch(ABC):
         Returns (num_tokens, num_heads, value_dim).
         """
         keys, values = self._cache.layer(layer, key, value)
-        keys.flatten(0, 1).index_copy_(0, self._rows, key)
-        values.flatten(0, 1).index_copy_(0, self._rows, value)
+        keys.flatten(0, 1).index_copy_(0, self._rows, key.to(keys.dtype))
+        values.flatten(0, 1).index_copy_(0, self._rows, value.to(values.dtype))
         self.windows[layer] = form.sliding_window
         return self._attend(query, keys, values, form)
 
@@ -115,7 +115,10 @@ class _Batch(ABC):
 
     @abstractmethod
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
-        """query (num_tokens, num_heads, head_dim), keys and values of the whole layer, the new ones written."""
+        """query (num_tokens, num_heads, head_dim), keys and values of the whole layer, the new ones written.
+
+        Returns (num_tokens, num_heads, value_dim) in the queries' dtype.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class PrefillBatch(_Batch):
         size, device = cache.block_size, cache.device
         self._segments = segments
         self._blocks = [torch.tensor(s.block_ids[: -(-s.end // size)], device=device) for s in segments]
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}  # the same for most layers
         rows = []
         for segment, blocks in zip(segments, self._blocks, strict=True):
             positions = torch.arange(segment.start, segment.end, device=device)
@@ -147,12 +151,20 @@ class PrefillBatch(_Batch):
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
         outputs = []
         offset = 0
-        for segment, blocks in zip(self._segments, self._blocks, strict=True):
-            rows = query[offset : offset + segment.length]
+        wanted = query.to(keys.dtype)
+        for index, (segment, blocks) in enumerate(zip(self._segments, self._blocks, strict=True)):
+            rows = wanted[offset : offset + segment.length]
             key, value = (cached[blocks].flatten(0, 1)[: segment.end] for cached in (keys, values))
-            outputs.append(causal_attention(rows, key, value, form))
+            outputs.append(causal_attention(rows, key, value, form, self._mask(index, form, rows)))
             offset += segment.length
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(query.dtype)
+
+    def _mask(self, index: int, form: Form, query: Tensor) -> Tensor | None:
+        place = (index, form.sliding_window)
+        if place not in self._masks:
+            segment = self._segments[index]
+            self._masks[place] = causal_mask(segment.length, segment.end, form, query)
+        return self._masks[place]
 
 
 class DecodeBatch(_Batch):

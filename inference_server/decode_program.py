@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from inference_server import kernels
 from inference_server.attention import decode_inputs
+from inference_server.compiled_linear import CompiledLinear
 from inference_server.fused import FusedAttention, FusedMLP, FusedRMSNorm
 from inference_server.kernels import arguments
 from inference_server.kernels.compiled import Kernel
@@ -92,7 +93,7 @@ class DecodePrograms:
         head_dim = attention.qkv_proj.out_features // (heads + 2 * kv_heads)
         hidden_size = self._model.model.embed_tokens.embedding_dim
         cos, _ = self._model.model.rotary_emb(torch.zeros(1, dtype=self._dtype), torch.zeros(1, 1, dtype=torch.int64))
-        linears = [module for module in self._model.modules() if hasattr(module, "memory_bytes")]
+        linears = [module for module in self._model.modules() if isinstance(module, CompiledLinear)]
 
         def of(*shape: int, dtype: torch.dtype = self._dtype) -> Tensor:
             return torch.zeros(num_rows, *shape, dtype=dtype)
@@ -123,7 +124,7 @@ class DecodePrograms:
             steps += self._norm(layer.post_attention_layernorm, buffers, num_rows)
             steps += self._mlp(layer.mlp, buffers, num_rows)
         steps += self._norm(self._model.model.norm, buffers, num_rows)
-        steps.append(_linear(self._model.lm_head, buffers.normed[:num_rows], buffers.logits, buffers.memory))
+        steps.append(self._model.lm_head.step(buffers.normed[:num_rows], buffers.logits, buffers.memory))
         return Program(steps, keep=buffers)
 
     def _kernel(self, name: str, *others: torch.dtype) -> Kernel:
@@ -148,23 +149,19 @@ class DecodePrograms:
             query, keys, values, b.table, b.lengths, b.attended, form.scaling, form.sliding_window, form.softcap
         )
         return [
-            _linear(attention.qkv_proj, b.normed[:num_rows], b.qkv, b.memory),
-            (self._kernel("rows.rope_and_write", b.cos.dtype), rotate),
-            (self._kernel("decode.attention"), attend),
-            _linear(attention.o_proj, b.attended[:num_rows].flatten(1), b.delta, b.memory),
+            attention.qkv_proj.step(b.normed[:num_rows], b.qkv, b.memory),
+            (self._kernel("rows.rope_and_write", b.cos.dtype, keys.dtype), rotate),
+            (self._kernel("decode.attention", keys.dtype), attend),
+            attention.o_proj.step(b.attended[:num_rows].flatten(1), b.delta, b.memory),
         ]
 
     def _mlp(self, mlp: Any, buffers: _Buffers, num_rows: int) -> list[_Step]:
         product = buffers.product[:num_rows]
         return [
-            _linear(mlp.gate_up_proj, buffers.normed[:num_rows], buffers.gate_up, buffers.memory),
+            mlp.gate_up_proj.step(buffers.normed[:num_rows], buffers.gate_up, buffers.memory),
             (self._kernel("rows.silu_mul"), arguments.silu_mul(buffers.gate_up, product)),
-            _linear(mlp.down_proj, product, buffers.delta, buffers.memory),
+            mlp.down_proj.step(product, buffers.delta, buffers.memory),
         ]
-
-
-def _linear(linear: Any, x: Tensor, out: Tensor, memory: Tensor) -> _Step:
-    return linear.kernel, linear.arguments(x, out, memory)
 
 
 def _rounded_up(number: int) -> int:
@@ -191,9 +188,9 @@ def _check(model: Any) -> None:
     if not all(type(norm) is FusedRMSNorm and norm.weight.dtype is dtype for norm in norms):
         raise ValueError("its norms are not fused")
     for linear in [*linears, model.lm_head]:
-        if not hasattr(linear, "arguments"):
+        if not isinstance(linear, CompiledLinear):
             raise ValueError("its linears have no kernel")
-    if any(linear.padded_features != linear.out_features or linear.out_dtype is not dtype for linear in linears):
+    if any(linear.padded_features != linear.out_features or not (linear.dtype is linear.out_dtype is dtype) for linear in linears):
         raise ValueError("its linears are of an odd width")
-    if model.lm_head.out_dtype is not torch.float32:
-        raise ValueError("its head is not float32")
+    if model.lm_head.dtype is not dtype or model.lm_head.out_dtype is not torch.float32:
+        raise ValueError("its head is of another dtype")

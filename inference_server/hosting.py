@@ -21,6 +21,7 @@ from inference_server.detokenizer import Detokenizer, ReplyText
 from inference_server.engine import Engine, Reply
 from inference_server.errors import ConfigurationError, PromptTooLong, TailraceError, UnsupportedModel
 from inference_server.fused import fuse
+from inference_server.linears import cache_dtype
 from inference_server.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from inference_server.loader import (
     LoadedModel,
@@ -143,6 +144,7 @@ async def _load_group(
         block_size=block_size,
         max_len=max(windows),
         invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
+        cache_dtype=cache_dtype(loaded.precision) if device.type == "cpu" else None,
     )
     await _in_daemon_thread(runner.probe)
     engine = Engine(

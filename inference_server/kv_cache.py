@@ -19,10 +19,14 @@ CUDA_BLOCK_SIZE = 256
 
 
 class KVCache:
-    def __init__(self, *, num_blocks: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, *, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
+        """`dtype` of keys and values, if it is not that in which the model computes them."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.device = device
+        self._dtype = dtype
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -37,7 +41,8 @@ class KVCache:
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, each (num_blocks, block_size, num_kv_heads, head_dim).
 
-        `key` and `value` (num_tokens, num_kv_heads, head_dim) tell dtype and widths at the first call.
+        `key` and `value` (num_tokens, num_kv_heads, head_dim) tell the widths at the first call, and the dtype if none was
+        given.
         """
         tensors = self._layers.get(index)
         if tensors is None:
@@ -45,12 +50,13 @@ class KVCache:
         return tensors
 
     def _allocate(self, like: Tensor) -> Tensor:
+        dtype = self._dtype or like.dtype
         shape = (self.num_blocks, self.block_size, like.shape[-2], like.shape[-1])
         if self.device.type != "cpu":
-            return torch.zeros(shape, dtype=like.dtype, device=self.device)
+            return torch.zeros(shape, dtype=dtype, device=self.device)
         # Zeroed pages of the system, of which none is touched: torch.zeros would write every byte. Nor shall the system
         # hand out 2 MiB where a sequence writes a few tokens.
-        pages = mmap.mmap(-1, math.prod(shape) * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):
             pages.madvise(mmap.MADV_NOHUGEPAGE)
-        return torch.frombuffer(pages, dtype=like.dtype).view(shape)
+        return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server import bf16_linear
 from inference_server.catalog import Precision
+from inference_server.compiled_linear import Bf16Linear, Int4Linear, Int8Linear, has_kernel
 from inference_server.quantized import GROUP, Int4, Int8, int4_of, int8_of
-from inference_server.weight_only import TorchLinear, compiled_int4, compiled_int8, has_kernel
+from inference_server.weight_only import TorchLinear
 
-# Rows from which bfloat16 products are faster than those of integers.
-_COMPILED_ROWS = 48
-_TORCH_ROWS = 8
+# Rows from which bfloat16 products are faster than torch's of integers.
+_MANY_ROWS = 8
 # oneDNN lays weights out for a number of rows; this layout is good for one row and for many.
 _LAYOUT_ROWS = 32
 
@@ -25,6 +24,13 @@ def cpu_multiplies_bfloat16() -> bool:
     """True where oneDNN may use AVX512_BF16 or AMX. Elsewhere bfloat16 products are several times slower than float32."""
     has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def cache_dtype(precision: Precision) -> torch.dtype | None:
+    """Of keys and values on this CPU, if not that of the activations: with integer weights these are float32, more than
+    keys and values need."""
+    narrow = precision in ("bitsandbytes-int8", "int4") and cpu_multiplies_bfloat16()
+    return torch.bfloat16 if narrow else None
 
 
 class PrepackedLinear(nn.Module):
@@ -62,20 +68,18 @@ class ByRowsLinear(nn.Module):
 
 def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool) -> nn.Module:
     out_features, in_features = weight.codes.shape
-    few: nn.Module
     if isinstance(weight, Int8) and has_kernel("int8", in_features):
-        return compiled_int8(weight, bias)  # the fastest for any number of rows
+        return Int8Linear(weight, bias)
     if isinstance(weight, Int4) and has_kernel("int4", in_features):
-        few, min_rows = compiled_int4(weight, bias), _COMPILED_ROWS
+        return Int4Linear(weight, bias, batch_invariant=batch_invariant)
     # What torch's operations ask for; the one for int8 does not check it.
-    elif in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
+    if in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
         return _plain(weight.dequantize(), bias)
-    else:
-        few, min_rows = TorchLinear(weight, bias), _TORCH_ROWS
+    few = TorchLinear(weight, bias)
     if batch_invariant or not cpu_multiplies_bfloat16():
         return few
     wide_bias = None if bias is None else bias.bfloat16()
-    return ByRowsLinear(few, PrepackedLinear(weight.dequantize().bfloat16(), wide_bias), min_rows)
+    return ByRowsLinear(few, PrepackedLinear(weight.dequantize().bfloat16(), wide_bias), _MANY_ROWS)
 
 
 def pack(
@@ -93,8 +97,8 @@ def pack(
     if precision == "int4" and linears[0].in_features % GROUP == 0:
         return _weight_only(int4_of(linears), bias, batch_invariant)
     weight = torch.cat([linear.weight.detach() for linear in linears])
-    if weight.dtype == torch.bfloat16 and bf16_linear.has_kernel(weight.shape[1]):
-        return bf16_linear.Bf16Linear(weight, bias, wide=is_head)
+    if weight.dtype == torch.bfloat16 and has_kernel("bf16", weight.shape[1]):
+        return Bf16Linear(weight, bias, is_head=is_head)
     if weight.dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
         return PrepackedLinear(weight, bias)
     return linears[0] if len(linears) == 1 else _plain(weight, bias)

@@ -49,18 +49,19 @@ class ModelRunner:
         block_size: int = CPU_BLOCK_SIZE,
         max_len: int | None = None,
         invariant_rows: int | None = None,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         """`model`: a causal language model of transformers, loaded with attention.NAME.
 
         `num_blocks` of the KV cache, beside the scratch block. `max_len`: tokens of the longest sequence; with it, decode
-        passes on a GPU are recorded as CUDA graphs. `invariant_rows`: every decode pass is filled up to so
+        passes on a GPU are recorded as CUDA graphs. `cache_dtype` of keys and values, if not the model's. `invariant_rows`: every decode pass is filled up to so
         many rows, and prompts are computed one by one, so that no product's shape tells who else is there.
         """
         self._model = model.eval()
         self.device: torch.device = model.device
         self.vocab_size: int = model.get_output_embeddings().out_features
         self._invariant_rows = invariant_rows
-        self.cache = KVCache(num_blocks=num_blocks + 1, block_size=block_size, device=self.device)
+        self.cache = KVCache(num_blocks=num_blocks + 1, block_size=block_size, device=self.device, dtype=cache_dtype)
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._programs: DecodePrograms | None = None
         if self.device.type == "cpu":

@@ -19,23 +19,32 @@ class Form:
     softcap: float | None = None
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-    """The queries are the newest of the keys' tokens. Returns (num_tokens, num_heads, value_dim)."""
-    num_tokens, num_keys = query.shape[0], key.shape[0]
+def causal_mask(num_tokens: int, num_keys: int, form: Form, like: Tensor) -> Tensor | None:
+    """What causal_attention takes for the newest `num_tokens` of `num_keys`: (num_tokens, num_keys) of the dtype of `like`.
+
+    None where torch's own causal attention does the same without.
+    """
     window = form.sliding_window if form.sliding_window is not None and form.sliding_window < num_keys else None
-    query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
     if num_tokens == num_keys and window is None and form.softcap is None:
+        return None
+    columns = torch.arange(num_keys, device=like.device)[None, :]
+    positions = torch.arange(num_keys - num_tokens, num_keys, device=like.device)[:, None]
+    hidden = columns > positions
+    if window is not None:
+        hidden |= columns <= positions - window
+    return _additive(hidden, like)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, form: Form, mask: Tensor | None) -> Tensor:
+    """The queries are the newest of the keys' tokens; `mask` by causal_mask. Returns (num_tokens, num_heads, value_dim)."""
+    query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+    if mask is None:
         grouped = query.shape[1] != key.shape[1]
         output = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=form.scaling, enable_gqa=grouped
         )
     else:
-        columns = torch.arange(num_keys, device=query.device)[None, :]
-        positions = torch.arange(num_keys - num_tokens, num_keys, device=query.device)[:, None]
-        hidden = columns > positions
-        if window is not None:
-            hidden |= columns <= positions - window
-        output = _masked_attention(query, key, value, _additive(hidden, query), form)
+        output = _masked_attention(query, key, value, mask, form)
     return output[0].transpose(0, 1)
 
 

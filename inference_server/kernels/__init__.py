@@ -54,13 +54,13 @@ def rope_and_write(
     """Rotates queries and keys, writes keys and values into the cache, returns the queries (n, num_heads, D).
 
     qkv (n, (num_heads + 2 * num_kv_heads) * D); cos and sin (n, D), float32 or qkv's dtype; keys and values
-    (num_blocks, block_size, num_kv_heads, D); rows (n,) int64: block * block_size + offset.
+    (num_blocks, block_size, num_kv_heads, D) in a dtype of their own; rows (n,) int64: block * block_size + offset.
     """
     dtype = qkv.dtype
     width = keys.shape[-1]
     if not (
         qkv.is_cpu
-        and keys.dtype is values.dtype is dtype
+        and keys.dtype is values.dtype
         and (cos.dtype is dtype or cos.dtype is torch.float32)
         and sin.dtype is cos.dtype
         and rows.dtype is torch.int64
@@ -71,7 +71,7 @@ def rope_and_write(
         and rows.is_contiguous()
         and keys.is_contiguous()
         and values.is_contiguous()
-        and (function := _rope_kernel(dtype, cos.dtype)) is not None
+        and (function := _kernel("rows.rope_and_write", dtype, cos.dtype, keys.dtype)) is not None
     ):
         return reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads)
     num_rows = qkv.shape[0]
@@ -93,14 +93,14 @@ def paged_decode_attention(
 ) -> Tensor:
     """Attention of each sequence's newest token, at position lengths - 1, over its keys. Returns (n, num_heads, Dv).
 
-    query (n, num_heads, D); keys (num_blocks, block_size, K, D), values the same with Dv; block_table (n, max_blocks)
+    query (n, num_heads, D); keys (num_blocks, block_size, K, D), values the same with Dv, in a dtype of their own; block_table (n, max_blocks)
     int32, its rows may lie apart; lengths (n,) int32, 0 for a row that shall be zeros. Nothing beyond a length is read.
     A sequence's result has the same bits whoever else is in the batch and however many threads there are.
     """
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
     group = num_heads // num_kv_heads
-    function = _kernel("decode.attention", query.dtype)
+    function = _kernel("decode.attention", query.dtype, keys.dtype)
     if (
         function is None
         or width % _WIDEST_LANES
@@ -122,7 +122,7 @@ def paged_decode_attention(
 def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor) -> bool:
     return (
         query.is_cpu
-        and keys.dtype is values.dtype is query.dtype
+        and keys.dtype is values.dtype
         and block_table.dtype is lengths.dtype is torch.int32
         and block_table.stride(1) == 1
         and query.is_contiguous()
@@ -132,11 +132,6 @@ def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_ta
     )
 
 
-def _kernel(name: str, dtype: torch.dtype) -> Kernel | None:
-    is_bf16 = _IS_BF16.get(dtype)
-    return None if is_bf16 is None else kernel(name, is_bf16)
-
-
-def _rope_kernel(dtype: torch.dtype, angle_dtype: torch.dtype) -> Kernel | None:
-    is_bf16 = _IS_BF16.get(dtype)
-    return None if is_bf16 is None else kernel("rows.rope_and_write", is_bf16, angle_dtype is torch.bfloat16)
+def _kernel(name: str, *dtypes: torch.dtype) -> Kernel | None:
+    forms = [_IS_BF16.get(dtype) for dtype in dtypes]
+    return None if None in forms else kernel(name, *map(bool, forms))

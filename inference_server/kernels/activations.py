@@ -13,7 +13,9 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
+from inference_server.kernels.elements import store_bf16
 from inference_server.kernels.vectors import (
+    LANES,
     add,
     fma,
     helper,
@@ -111,6 +113,20 @@ def split_rows(block, x, memory, num_rows, width, piece):
             break
         target = memory + row // ROWS * 2 * ROWS * width + row % ROWS * piece
         _split_row(x + row * width * 4, target, units + row * 4, sums + row * (width // GROUP) * 4, width, piece)
+        _count_done(block + 16)
+    while _num_done(block + 16) < num_rows:
+        pass
+
+
+@helper
+def round_rows(block, x, memory, num_rows, width):
+    """All rows as bfloat16 (rows, inputs), shared out among the threads as in split_rows. Returns after the last."""
+    while True:
+        row = take_next(block + 8)
+        if row >= num_rows:
+            break
+        for index in range(0, width, LANES):
+            store_bf16(memory + (row * width + index) * 2, load_float32(x + (row * width + index) * 4))
         _count_done(block + 16)
     while _num_done(block + 16) < num_rows:
         pass

@@ -151,8 +151,9 @@ def _finish(outputs, state, target, group, width, is_bf16):
             store(target + place * size, mul(load_float32(outputs + place * 4), factor), is_bf16)
 
 
-def make_attention(is_bf16: bool) -> Any:
-    size = 2 if is_bf16 else 4
+def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
+    """`is_bf16`: the queries and the result, `cache_is_bf16`: keys and values."""
+    size, cache_size = 2 if is_bf16 else 4, 2 if cache_is_bf16 else 4
 
     def attention(block):
         query, keys, values = argument(block, 3), argument(block, 4), argument(block, 5)
@@ -191,10 +192,10 @@ def make_attention(is_bf16: bool) -> Any:
                     block_size,
                     start,
                     count,
-                    keys + kv_head * width * size,
-                    num_kv_heads * width * size,
-                    values + kv_head * value_width * size,
-                    num_kv_heads * value_width * size,
+                    keys + kv_head * width * cache_size,
+                    num_kv_heads * width * cache_size,
+                    values + kv_head * value_width * cache_size,
+                    num_kv_heads * value_width * cache_size,
                     key_rows,
                     value_rows,
                 )
@@ -209,7 +210,7 @@ def make_attention(is_bf16: bool) -> Any:
                     packed,
                     scores,
                     softcap,
-                    is_bf16,
+                    cache_is_bf16,
                 )
                 for head in range(group):
                     place = outputs + head * value_width * 4
@@ -218,7 +219,7 @@ def make_attention(is_bf16: bool) -> Any:
                     place = outputs + head * value_width * 4
                     weights = scores + head * TILE * 4
                     some = min(MOST_QUERIES, group - head)
-                    if is_bf16:
+                    if cache_is_bf16:
                         weigh_bf16(place, weights, value_rows, count, value_width, some)
                     else:
                         weigh_float32(place, weights, value_rows, count, value_width, some)

@@ -54,58 +54,81 @@ def _strip(num_tiles: int) -> Any:
 _ONE, _TWO = _strip(1), _strip(2)
 
 
+# How results are written: as bfloat16, as float32 rounded to bfloat16, as float32.
+NARROW, ROUNDED, WIDE = 0, 1, 2
+
+
 @helper
-def _finish(totals, bias, out, out_bytes, count, wide):
-    """`count` rows of a strip plus its bias, rounded to bfloat16, to their places; as float32 where `wide`."""
+def _finish(totals, bias, out, out_bytes, count, form):
+    """`count` rows of a strip plus its bias to their places."""
     for row in range(count):
         for index in range(0, OUTPUTS, LANES):
             value = add(load_float32(totals + row * 128 + index * 4), load_float32(bias + index * 4))
-            if wide:
-                store_float32(out + row * out_bytes + index * 4, rounded(value, True))
-            else:
+            if form == NARROW:
                 store_bf16(out + row * out_bytes + index * 2, value)
+            else:
+                store_float32(out + row * out_bytes + index * 4, rounded(value, form == ROUNDED))
 
 
 @helper
-def _some_rows(x, row_bytes, strip, num_steps, totals, bias, out, out_bytes, count, wide):
+def _some_rows(x, row_bytes, strip, num_steps, totals, bias, out, out_bytes, count, form):
     """At most 32 rows, as many as the tiles are told to hold."""
     if count > TILE_ROWS:
         _TWO(x, row_bytes, strip, num_steps, totals)
     else:
         _ONE(x, row_bytes, strip, num_steps, totals)
-    _finish(totals, bias, out, out_bytes, count, wide)
+    _finish(totals, bias, out, out_bytes, count, form)
+
+
+@helper
+def configure_first(shapes, num_rows):
+    """For multiply_rows: once before the first strip."""
+    amx.configure(shapes + (0 if num_rows >= 32 else 64))
+
+
+@helper
+def multiply_rows(x, strip, shapes, totals, bias, out, num_rows, width, out_bytes, form):
+    """All rows, bfloat16 (rows, inputs), times one strip of weights, plus its bias. `totals`: room for 4096 bytes."""
+    num_steps, whole = width // 32, num_rows - num_rows % 32
+    if whole and whole < num_rows:
+        amx.configure(shapes)
+    for row in range(0, whole, 32):
+        place, target = x + row * width * 2, out + row * out_bytes
+        _some_rows(place, width * 2, strip, num_steps, totals, bias, target, out_bytes, 32, form)
+    if whole < num_rows:
+        if whole:
+            amx.configure(shapes + 64)
+        place, target = x + whole * width * 2, out + whole * out_bytes
+        _some_rows(place, width * 2, strip, num_steps, totals, bias, target, out_bytes, num_rows - whole, form)
 
 
 def make_bf16(wide: bool) -> Any:
     """`wide`: the results, rounded to bfloat16 as ever, are written as float32."""
-    out_size = 4 if wide else 2
+    form, out_size = (ROUNDED, 4) if wide else (NARROW, 2)
 
     def linear_bf16(block):
         weights, x, out = argument(block, 3), argument(block, 5), argument(block, 6)
         bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
         num_outputs, shapes = argument(block, 10), argument(block, 12)
         totals = stack(4096)
-        num_steps, whole = width // 32, num_rows - num_rows % 32
-        out_bytes = num_outputs * out_size
-        amx.configure(shapes + (0 if whole else 64))
+        configure_first(shapes, num_rows)
         while True:
             strip = take_next(block)
             if strip >= num_outputs // OUTPUTS:
                 break
-            codes = weights + strip * OUTPUTS * width * 2
-            biases, place = bias + strip * OUTPUTS * 4, out + strip * OUTPUTS * out_size
-            if whole and whole < num_rows:
-                amx.configure(shapes)
-            for row in range(0, whole, 32):
-                target = place + row * out_bytes
-                _some_rows(x + row * width * 2, width * 2, codes, num_steps, totals, biases, target, out_bytes, 32, wide)
-            if whole < num_rows:
-                if whole:
-                    amx.configure(shapes + 64)
-                rest, target = num_rows - whole, place + whole * out_bytes
-                _some_rows(
-                    x + whole * width * 2, width * 2, codes, num_steps, totals, biases, target, out_bytes, rest, wide
-                )
+            first = strip * OUTPUTS
+            multiply_rows(
+                x,
+                weights + first * width * 2,
+                shapes,
+                totals,
+                bias + first * 4,
+                out + first * out_size,
+                num_rows,
+                width,
+                num_outputs * out_size,
+                form,
+            )
         amx.release()
 
     return linear_bf16

@@ -31,7 +31,7 @@ _ints = ir.VectorType(_int32, 16)
 _halves, _codes = ir.VectorType(ir.HalfType(), 16), ir.VectorType(ir.IntType(8), 64)
 
 
-def _halves_at(builder: Any, address: Any) -> tuple[Any, Any]:
+def halves_at(builder: Any, address: Any) -> tuple[Any, Any]:
     """64 bytes of codes: their low and their high halves."""
     codes = builder.load(pointer(builder, address, _codes), align=1)
     low = builder.and_(codes, ir.Constant(_codes, [15] * 64))
@@ -43,7 +43,7 @@ def _unpack(builder: Any, source: Any, target: Any, count: Any) -> None:
     """`count` times 256 bytes: their low halves become 256 bytes, then their high halves."""
     with cgutils.for_range(builder, count) as loop:
         for piece in range(0, 256, 64):
-            low, high = _halves_at(builder, moved(builder, source, (loop.index, 256), piece))
+            low, high = halves_at(builder, moved(builder, source, (loop.index, 256), piece))
             place = moved(builder, target, (loop.index, 512), piece)
             builder.store(low, pointer(builder, place, _codes), align=1)
             builder.store(high, pointer(builder, moved(builder, place, 256), _codes), align=1)
@@ -67,7 +67,7 @@ def _products_by_vectors(builder: Any, num_rows: int, rows: Any, codes: Any, _sc
     multiply = cgutils.get_or_insert_function(builder.module, form, "llvm.x86.avx512.vpdpbusd.512")
     totals = [[ints_of(0), ints_of(0)] for _ in range(2 * num_rows)]
     for piece in range(4):
-        weights = [_halves_at(builder, moved(builder, codes, 256 * o + 64 * piece)) for o in range(2)]
+        weights = [halves_at(builder, moved(builder, codes, 256 * o + 64 * piece)) for o in range(2)]
         for half in range(2):
             for row in range(num_rows):
                 for part in range(2):
@@ -82,7 +82,7 @@ def _products_by_vectors(builder: Any, num_rows: int, rows: Any, codes: Any, _sc
     return totals
 
 
-def _factors(builder: Any, scales: Any) -> list[Any]:
+def factors_at(builder: Any, scales: Any) -> list[Any]:
     """Scale, minimum, scale, minimum of one group, for 16 outputs each."""
     places = [moved(builder, scales, 32 * index) for index in (0, 2, 1, 3)]
     return [builder.fpext(builder.load(pointer(builder, place, _halves), align=2), _floats) for place in places]
@@ -101,7 +101,7 @@ def _strip(num_rows: int, products: Any, group_bytes: int) -> Any:
             group = loop.index
             row_codes = moved(builder, codes, (group, group_bytes))
             pairs = products(builder, num_rows, moved(builder, rows, (group, 2 * ROWS * GROUP)), row_codes, scratch)
-            factors = _factors(builder, moved(builder, scales, (group, 128)))
+            factors = factors_at(builder, moved(builder, scales, (group, 128)))
             for index, register in enumerate(registers):
                 row, part = divmod(index, 2)
                 high, low = pairs[index]

@@ -29,8 +29,8 @@ def rope_and_write(
     width = keys.shape[-1]
     heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, width)
     query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
-    keys.view(-1, num_kv_heads, width).index_copy_(0, rows, _rotated(key, cos, sin))
-    values.view(-1, num_kv_heads, width).index_copy_(0, rows, value)
+    keys.view(-1, num_kv_heads, width).index_copy_(0, rows, _rotated(key, cos, sin).to(keys.dtype))
+    values.view(-1, num_kv_heads, width).index_copy_(0, rows, value.to(values.dtype))
     return _rotated(query, cos, sin)
 
 

@@ -113,64 +113,67 @@ def make_silu_mul(is_bf16: bool) -> Any:
 
 
 @helper
-def _rotate_some(source, target, cos, sin, start, half, all_lanes, cos_is_bf16, is_bf16):
-    size = 2 if is_bf16 else 4
+def _rotate_some(source, target, cos, sin, start, half, all_lanes, cos_is_bf16, is_bf16, target_is_bf16):
+    size, target_size = 2 if is_bf16 else 4, 2 if target_is_bf16 else 4
     angle_size = 2 if cos_is_bf16 else 4
-    low, high = start * size, (start + half) * size
     low_angle, high_angle = start * angle_size, (start + half) * angle_size
-    a, b = load_some(source + low, all_lanes, is_bf16), load_some(source + high, all_lanes, is_bf16)
+    a = load_some(source + start * size, all_lanes, is_bf16)
+    b = load_some(source + (start + half) * size, all_lanes, is_bf16)
     first = mul(b, load_some(sin + low_angle, all_lanes, cos_is_bf16))
     second = mul(a, load_some(sin + high_angle, all_lanes, cos_is_bf16))
     first = sub(mul(a, load_some(cos + low_angle, all_lanes, cos_is_bf16)), first)
     second = fma(b, load_some(cos + high_angle, all_lanes, cos_is_bf16), second)
-    store_some(target + low, first, all_lanes, is_bf16)
-    store_some(target + high, second, all_lanes, is_bf16)
+    store_some(target + start * target_size, first, all_lanes, target_is_bf16)
+    store_some(target + (start + half) * target_size, second, all_lanes, target_is_bf16)
 
 
 @helper
-def _rotate(source, target, cos, sin, half, cos_is_bf16, is_bf16):
+def _rotate(source, target, cos, sin, half, cos_is_bf16, is_bf16, target_is_bf16):
     """One head: (a, b) -> (a cos - b sin, b cos + a sin), where a and b are its halves of `half` values."""
     whole = half - half % LANES
     for start in range(0, whole, LANES):
-        _rotate_some(source, target, cos, sin, start, half, True, cos_is_bf16, is_bf16)
+        _rotate_some(source, target, cos, sin, start, half, True, cos_is_bf16, is_bf16, target_is_bf16)
     for start in range(whole, half):
-        _rotate_some(source, target, cos, sin, start, half, False, cos_is_bf16, is_bf16)
+        _rotate_some(source, target, cos, sin, start, half, False, cos_is_bf16, is_bf16, target_is_bf16)
 
 
 @helper
-def _copy(source, target, width, is_bf16):
-    size = 2 if is_bf16 else 4
+def _copy(source, target, width, is_bf16, target_is_bf16):
+    size, target_size = 2 if is_bf16 else 4, 2 if target_is_bf16 else 4
     whole = width - width % LANES
     for index in range(0, whole, LANES):
-        store(target + index * size, load(source + index * size, is_bf16), is_bf16)
+        store(target + index * target_size, load(source + index * size, is_bf16), target_is_bf16)
     for index in range(whole, width):
         value = load_some(source + index * size, False, is_bf16)
-        store_some(target + index * size, value, False, is_bf16)
+        store_some(target + index * target_size, value, False, target_is_bf16)
 
 
-def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool) -> Any:
+def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -> Any:
     size = 2 if is_bf16 else 4
     angle_size = 2 if cos_is_bf16 else 4
+    cache_size = 2 if cache_is_bf16 else 4
 
     def rope_and_write(block):
         qkv, cosines, sines = argument(block, 3), argument(block, 4), argument(block, 5)
         query, keys, values, rows = argument(block, 6), argument(block, 7), argument(block, 8), argument(block, 9)
         num_rows, num_heads = argument(block, 10), argument(block, 11)
         num_kv_heads, width = argument(block, 12), argument(block, 13)
-        head = width * size
+        head, half = width * size, width // 2
         while True:
             row = take_next(block)
             if row >= num_rows:
                 break
             source = qkv + row * (num_heads + 2 * num_kv_heads) * head
             cos, sin = cosines + row * width * angle_size, sines + row * width * angle_size
-            written = load_int64(rows + row * 8) * num_kv_heads * head
-            # Queries and keys lie side by side and are rotated in one loop.
-            for index in range(num_heads + num_kv_heads):
+            written = load_int64(rows + row * 8) * num_kv_heads * width * cache_size
+            for index in range(num_heads):
                 target = query + (row * num_heads + index) * head
-                if index >= num_heads:
-                    target = keys + written + (index - num_heads) * head
-                _rotate(source + index * head, target, cos, sin, width // 2, cos_is_bf16, is_bf16)
-            _copy(source + (num_heads + num_kv_heads) * head, values + written, num_kv_heads * width, is_bf16)
+                _rotate(source + index * head, target, cos, sin, half, cos_is_bf16, is_bf16, is_bf16)
+            source += num_heads * head
+            for index in range(num_kv_heads):
+                target = keys + written + index * width * cache_size
+                _rotate(source + index * head, target, cos, sin, half, cos_is_bf16, is_bf16, cache_is_bf16)
+            source += num_kv_heads * head
+            _copy(source, values + written, num_kv_heads * width, is_bf16, cache_is_bf16)
 
     return rope_and_write

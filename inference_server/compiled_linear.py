@@ -1,0 +1,204 @@
+"""Linear layers by the compiled kernels for the tile registers of AMX: weights in bfloat16, int8 or int4.
+
+A row's result has the same bits whatever other rows there are and however many, but for int4 outside batch_invariant,
+where few rows and many have a kernel each. Integer kernels take activations as whole numbers of 15 bits and are exact
+beyond that; int4 for many rows rounds activations and weights to bfloat16.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_server.kernels import arguments
+from inference_server.kernels.compiled import Kernel
+from inference_server.quantized import GROUP, Int4, Int8
+
+logger = logging.getLogger(__name__)
+
+_OUTPUTS = 32  # of a strip of weights
+_ROWS = 8  # of a block of activations of the integer kernels
+_TILE_ROWS = 16
+# Beyond it, sums of int8 products might not fit int32, nor a strip the stack.
+_WIDEST = 32768
+_MOST_FEW = 8  # rows for which int4 has a kernel of its own
+_DIVISORS = {"bf16": 32, "int8": 64, "int4": GROUP}
+
+
+def has_kernel(name: str, in_features: int) -> bool:
+    """`name`: bf16, int8 or int4."""
+    return in_features % _DIVISORS[name] == 0 and in_features <= _WIDEST and _kernel(name) is not None
+
+
+@cache
+def _kernel(name: str) -> Kernel | None:
+    """None where the CPU has no tile registers or nothing can be compiled, which is logged once."""
+    if not (torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
+        return None
+    try:
+        from inference_server.kernels import objects
+
+        return Kernel(objects.entry(f"linear-{name}", partial(_make, name), objects.default_folder()))
+    except Exception as error:  # whatever it is, torch can do the work
+        logger.warning("no compiled %s linears, torch's instead (slower): %s: %s", name, type(error).__name__, error)
+        return None
+
+
+def _make(name: str) -> Any:
+    from inference_server.kernels import amx, linear, linear_bf16, linear_int4, linear_int4_many
+
+    if not (amx.HAS_INT8 and amx.HAS_BF16):
+        raise RuntimeError("the compiler does not know this CPU's tile registers")
+    makers: dict[str, Callable[[], Any]] = {
+        "bf16": partial(linear_bf16.make_bf16, False),
+        "bf16-head": partial(linear_bf16.make_bf16, True),
+        "int8": linear.make_int8,
+        "int4": linear_int4.make_int4,
+        "int4-many": linear_int4_many.make_int4_many,
+    }
+    return makers[name]()
+
+
+def _needed(name: str) -> Kernel:
+    kernel = _kernel(name)
+    assert kernel is not None, "asked without has_kernel"
+    return kernel
+
+
+def _tile_shapes(row_bytes: list[int], rows: list[int]) -> Tensor:
+    """What the tile registers hold, as the processor wants to be told: totals 0-3, activations 4-5, weights 6-7."""
+    shapes = torch.zeros(64, dtype=torch.uint8)
+    shapes[0] = 1
+    shapes[16:32:2] = torch.tensor(row_bytes)
+    shapes[48:56] = torch.tensor(rows)
+    return shapes
+
+
+@cache
+def _integer_shapes(num_inputs: int) -> Tensor:
+    return _tile_shapes([64] * 4 + [num_inputs] * 2 + [64] * 2, [16] * 6 + [num_inputs // 4] * 2)
+
+
+@cache
+def _bf16_shapes(rest: int) -> Tensor:
+    """For whole groups of 32 rows, then for `rest` rows, fewer than 32."""
+    first, second = max(1, min(rest, _TILE_ROWS)), max(1, rest - _TILE_ROWS)
+    rows = ([_TILE_ROWS] * 6, [first, first, second, second, first, second])
+    return torch.cat([_tile_shapes([64] * 8, [*each, 16, 16]) for each in rows])
+
+
+class CompiledLinear(nn.Module):
+    """Weights lie as the kernel reads them; where they lie, they stay."""
+
+    dtype = torch.float32  # of the activations
+    out_dtype = torch.float32
+
+    def __init__(self, shape: torch.Size, weights: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
+        """`shape`: (out_features, in_features)."""
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.padded_features = self.out_features + -self.out_features % _OUTPUTS
+        self.register_buffer("weights", weights)
+        self.register_buffer("scales", scales)
+        bias = _padded(torch.zeros(self.out_features) if bias is None else bias.float())
+        self.register_buffer("bias", bias)
+        self._addresses = [0 if each is None else each.data_ptr() for each in (weights, scales, bias)]
+
+    @abstractmethod
+    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+        """The kernel, and the shapes of the tiles for it."""
+
+    @abstractmethod
+    def memory_bytes(self, num_rows: int) -> int:
+        """What `step` asks for."""
+
+    def step(self, x: Tensor, output: Tensor, memory: Tensor) -> tuple[Kernel, bytes]:
+        """x (num_rows, in_features) of `dtype`, output (num_rows, padded_features) of `out_dtype`, memory int8."""
+        weights, scales, bias = self._addresses
+        kernel, shapes = self._plan(x.shape[0])
+        addresses = (weights, scales, x.data_ptr(), output.data_ptr(), bias)
+        sizes = (x.shape[0], self.in_features, self.padded_features)
+        return kernel, arguments.linear(*addresses, *sizes, memory.data_ptr(), shapes.data_ptr())
+
+    def _apply(self, *_: Any, **__: Any) -> "CompiledLinear":
+        """Moving and casting leave it alone: the kernel reads these tensors where they are."""
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, outputs = self.in_features, self.padded_features
+        rows = x.reshape(-1, width).contiguous()
+        memory = torch.empty(self.memory_bytes(rows.shape[0]), dtype=torch.int8)
+        output = torch.empty(rows.shape[0], outputs, dtype=self.out_dtype)
+        kernel, words = self.step(rows, output, memory)
+        kernel.run(words, outputs // _OUTPUTS, width * outputs // 10)
+        if outputs != self.out_features:
+            output = output[:, : self.out_features].contiguous()
+        return output.view(*x.shape[:-1], self.out_features)
+
+
+class Bf16Linear(CompiledLinear):
+    """A strip of weights: for each 32 inputs two tiles of (16 pairs of inputs, 16 outputs, 2)."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> None:
+        """weight (out_features, in_features) bfloat16. A head's output is float32, though rounded to bfloat16."""
+        self._kernel = _needed("bf16-head" if is_head else "bf16")
+        self.out_dtype = torch.float32 if is_head else torch.bfloat16
+        tiles = _padded(weight).view(-1, 2, 16, weight.shape[1] // 32, 16, 2)
+        super().__init__(weight.shape, tiles.permute(0, 3, 1, 4, 2, 5).contiguous(), None, bias)
+
+    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+        return self._kernel, _bf16_shapes(num_rows % 32)
+
+    def memory_bytes(self, num_rows: int) -> int:
+        return 0
+
+
+class _IntegerLinear(CompiledLinear):
+    def memory_bytes(self, num_rows: int) -> int:
+        """The split rows, their units, the sums of their groups."""
+        width = self.in_features
+        return -(-num_rows // _ROWS) * _ROWS * (2 * width + 4 + width // GROUP * 4)
+
+
+class Int8Linear(_IntegerLinear):
+    """1 byte a weight. A tile of weights is (16 times 4 inputs, 16 outputs, 4 inputs)."""
+
+    def __init__(self, weight: Int8, bias: Tensor | None) -> None:
+        self._kernel = _needed("int8")
+        codes = _padded(weight.codes).view(-1, 2, 16, weight.codes.shape[1] // 64, 16, 4)
+        codes = codes.permute(0, 3, 1, 4, 2, 5).contiguous()
+        super().__init__(weight.codes.shape, codes, _padded(weight.scales), bias)
+
+    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+        return self._kernel, _integer_shapes(64)
+
+
+class Int4Linear(_IntegerLinear):
+    """5 bits a weight: 4 of the code, and 16 each of scale and minimum for every 32. A tile is (8, 16, 4)."""
+
+    def __init__(self, weight: Int4, bias: Tensor | None, *, batch_invariant: bool = False) -> None:
+        self._few = _needed("int4")
+        self._many = None if batch_invariant else _needed("int4-many")
+        groups = weight.codes.shape[1] // GROUP
+        tiles = _padded(weight.codes).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
+        codes = (tiles[:, :, :, :4] | (tiles[:, :, :, 4:] << 4)).contiguous()
+        factors = torch.stack([_padded(weight.scales), _padded(weight.minima)]).half()
+        scales = factors.view(2, -1, _OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
+        super().__init__(weight.codes.shape, codes, scales, bias)
+
+    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+        if self._many is None or num_rows <= _MOST_FEW:
+            return self._few, _integer_shapes(GROUP)
+        return self._many, _bf16_shapes(num_rows % 32)
+
+
+def _padded(tensor: Tensor) -> Tensor:
+    """With rows of zeros up to a whole strip."""
+    missing = -tensor.shape[0] % _OUTPUTS
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor.contiguous()

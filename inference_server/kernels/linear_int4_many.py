@@ -1,0 +1,83 @@
+"""Linear layers with int4 weights for more rows than a few: as bfloat16, strip by strip, on the tile registers of AMX.
+
+Weights become bfloat16 where they are used, so that memory is read once in 5 bits a weight. Activations are rounded to
+bfloat16; results stay float32. The block of the kernel is that of linear.py, weights and scales lie as linear_int4.py
+says, the shapes are those of linear_bf16.py.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from inference_server.kernels import amx
+from inference_server.kernels.activations import GROUP, ints_of, round_rows
+from inference_server.kernels.linear import OUTPUTS
+from inference_server.kernels.linear_bf16 import WIDE, configure_first, multiply_rows
+from inference_server.kernels.linear_int4 import factors_at, halves_at
+from inference_server.kernels.vectors import (
+    argument,
+    intrinsic_of,
+    moved,
+    multiply_add,
+    pointer,
+    stack,
+    take_next,
+)
+
+_ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
+
+
+def _pair(builder: Any, fours: Any, first: int, scale: Any, minimum: Any) -> Any:
+    """Of four codes in each lane two, the one at `first` and the next, as two bfloat16 in that lane."""
+    parts = []
+    for index in (first, first + 1):
+        code = builder.and_(builder.lshr(fours, ints_of(8 * index)), ints_of(255))
+        value = multiply_add(builder, builder.sitofp(code, _floats), scale, minimum)
+        parts.append(builder.add(builder.bitcast(value, _ints), ints_of(0x8000)))  # to nearest; weights are finite
+    low = builder.lshr(parts[0], ints_of(16))
+    return builder.or_(low, builder.and_(parts[1], ints_of(-65536)))
+
+
+@intrinsic_of(types.void, *[types.int64] * 4)
+def _widen(builder: Any, packed: Any, scales: Any, groups: Any, target: Any) -> None:
+    """One strip: for each group of 32 inputs two tiles of 16 pairs of inputs for 16 outputs."""
+    with cgutils.for_range(builder, groups) as loop:
+        factors = factors_at(builder, moved(builder, scales, (loop.index, 128)))
+        for o in range(2):
+            scale, minimum = factors[2 * o], factors[2 * o + 1]
+            tile = moved(builder, target, (loop.index, 2048), 1024 * o)
+            for piece in range(4):
+                both = halves_at(builder, moved(builder, packed, (loop.index, 512), 256 * o + 64 * piece))
+                for half, codes in enumerate(both):
+                    fours, row = builder.bitcast(codes, _ints), 2 * (piece + 4 * half)
+                    for part in range(2):
+                        pairs = _pair(builder, fours, 2 * part, scale, minimum)
+                        place = pointer(builder, moved(builder, tile, 64 * (row + part)), _ints)
+                        builder.store(pairs, place, align=64)
+
+
+def make_int4_many() -> Any:
+    def linear_int4_many(block):
+        weights, scales, x, out = argument(block, 3), argument(block, 4), argument(block, 5), argument(block, 6)
+        bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
+        num_outputs, memory, shapes = argument(block, 10), argument(block, 11), argument(block, 12)
+        totals, wide = stack(4096), stack(width * OUTPUTS * 2)
+        groups = width // GROUP
+        round_rows(block, x, memory, num_rows, width)
+        configure_first(shapes, num_rows)
+        while True:
+            strip = take_next(block)
+            if strip >= num_outputs // OUTPUTS:
+                break
+            place = strip * OUTPUTS * 4
+            _widen(weights + strip * groups * 512, scales + strip * groups * 128, groups, wide)
+            multiply_rows(
+                memory, wide, shapes, totals, bias + place, out + place, num_rows, width, num_outputs * 4, WIDE
+            )
+        amx.release()
+
+    return linear_int4_many
