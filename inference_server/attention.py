@@ -140,7 +140,9 @@ class PrefillBatch(_Batch):
     def __init__(self, cache: KVCache, segments: list[Segment]) -> None:
         size, device = cache.block_size, cache.device
         self._segments = segments
-        self._blocks = [torch.tensor(s.block_ids[: -(-s.end // size)], device=device) for s in segments]
+        self._blocks = [
+            torch.tensor(s.block_ids[: -(-s.end // size)], dtype=torch.int32, device=device) for s in segments
+        ]
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}  # the same for most layers
         rows = []
         for segment, blocks in zip(segments, self._blocks, strict=True):
@@ -151,13 +153,21 @@ class PrefillBatch(_Batch):
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
         outputs = []
         offset = 0
-        wanted = query.to(keys.dtype)
-        for index, (segment, blocks) in enumerate(zip(self._segments, self._blocks, strict=True)):
-            rows = wanted[offset : offset + segment.length]
-            key, value = (cached[blocks].flatten(0, 1)[: segment.end] for cached in (keys, values))
-            outputs.append(causal_attention(rows, key, value, form, self._mask(index, form, rows)))
+        for index, segment in enumerate(self._segments):
+            rows = query[offset : offset + segment.length]
+            output = None
+            if form.softcap is None and (form.sliding_window is None or form.sliding_window >= segment.end):
+                blocks = self._blocks[index]
+                output = kernels.paged_prefill_attention(rows, keys, values, blocks, segment.start, form.scaling)
+            outputs.append(self._gathered(index, rows, keys, values, form) if output is None else output)
             offset += segment.length
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(query.dtype)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _gathered(self, index: int, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
+        blocks, end = self._blocks[index], self._segments[index].end
+        rows = query.to(keys.dtype)
+        key, value = (cached[blocks].flatten(0, 1)[:end] for cached in (keys, values))
+        return causal_attention(rows, key, value, form, self._mask(index, form, rows)).to(query.dtype)
 
     def _mask(self, index: int, form: Form, query: Tensor) -> Tensor | None:
         place = (index, form.sliding_window)

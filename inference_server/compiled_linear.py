@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server.kernels import arguments
+from inference_server.kernels import arguments, tiles
 from inference_server.kernels.compiled import Kernel
 from inference_server.quantized import GROUP, Int4, Int8
 
@@ -37,7 +37,7 @@ def has_kernel(name: str, in_features: int) -> bool:
 @cache
 def _kernel(name: str) -> Kernel | None:
     """None where the CPU has no tile registers or nothing can be compiled, which is logged once."""
-    if not (torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
+    if not tiles.are_usable():
         return None
     try:
         from inference_server.kernels import objects
@@ -69,18 +69,10 @@ def _needed(name: str) -> Kernel:
     return kernel
 
 
-def _tile_shapes(row_bytes: list[int], rows: list[int]) -> Tensor:
-    """What the tile registers hold, as the processor wants to be told: totals 0-3, activations 4-5, weights 6-7."""
-    shapes = torch.zeros(64, dtype=torch.uint8)
-    shapes[0] = 1
-    shapes[16:32:2] = torch.tensor(row_bytes)
-    shapes[48:56] = torch.tensor(rows)
-    return shapes
-
-
 @cache
 def _integer_shapes(num_inputs: int) -> Tensor:
-    return _tile_shapes([64] * 4 + [num_inputs] * 2 + [64] * 2, [16] * 6 + [num_inputs // 4] * 2)
+    """Totals are the registers 0-3, activations 4-5, weights 6-7."""
+    return tiles.shapes([64] * 4 + [num_inputs] * 2 + [64] * 2, [16] * 6 + [num_inputs // 4] * 2)
 
 
 @cache
@@ -88,7 +80,7 @@ def _bf16_shapes(rest: int) -> Tensor:
     """For whole groups of 32 rows, then for `rest` rows, fewer than 32."""
     first, second = max(1, min(rest, _TILE_ROWS)), max(1, rest - _TILE_ROWS)
     rows = ([_TILE_ROWS] * 6, [first, first, second, second, first, second])
-    return torch.cat([_tile_shapes([64] * 8, [*each, 16, 16]) for each in rows])
+    return torch.cat([tiles.shapes([64] * 8, [*each, 16, 16]) for each in rows])
 
 
 class CompiledLinear(nn.Module):
@@ -149,8 +141,8 @@ class Bf16Linear(CompiledLinear):
         """weight (out_features, in_features) bfloat16. A head's output is float32, though rounded to bfloat16."""
         self._kernel = _needed("bf16-head" if is_head else "bf16")
         self.out_dtype = torch.float32 if is_head else torch.bfloat16
-        tiles = _padded(weight).view(-1, 2, 16, weight.shape[1] // 32, 16, 2)
-        super().__init__(weight.shape, tiles.permute(0, 3, 1, 4, 2, 5).contiguous(), None, bias)
+        strips = _padded(weight).view(-1, 2, 16, weight.shape[1] // 32, 16, 2)
+        super().__init__(weight.shape, strips.permute(0, 3, 1, 4, 2, 5).contiguous(), None, bias)
 
     def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         return self._kernel, _bf16_shapes(num_rows % 32)
@@ -186,8 +178,8 @@ class Int4Linear(_IntegerLinear):
         self._few = _needed("int4")
         self._many = None if batch_invariant else _needed("int4-many")
         groups = weight.codes.shape[1] // GROUP
-        tiles = _padded(weight.codes).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
-        codes = (tiles[:, :, :, :4] | (tiles[:, :, :, 4:] << 4)).contiguous()
+        halves = _padded(weight.codes).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
+        codes = (halves[:, :, :, :4] | (halves[:, :, :, 4:] << 4)).contiguous()
         factors = torch.stack([_padded(weight.scales), _padded(weight.minima)]).half()
         scales = factors.view(2, -1, _OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
         super().__init__(weight.codes.shape, codes, scales, bias)

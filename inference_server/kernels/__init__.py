@@ -4,14 +4,17 @@ Tensors in and out, float32 or bfloat16, arithmetic inside in float32. What a ke
 dtype, strange widths or strides, no numba) goes through its plain version in reference.py.
 """
 
+from collections.abc import Sequence as Items
+
 import torch
 from torch import Tensor
 
-from inference_server.kernels import arguments, reference
+from inference_server.kernels import arguments, reference, tiles
 from inference_server.kernels.compiled import ENOUGH_NS, Kernel, kernel
 
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
 _WIDEST_LANES = 16
+_WIDEST_HEAD = 256
 _SCRATCH_FLOATS = 64_000  # that a thread's stack surely has room for
 
 
@@ -117,6 +120,57 @@ def paged_decode_attention(
     )
     function.run(block, num_seqs * num_kv_heads, ENOUGH_NS)
     return out
+
+
+def prefill_attention_kernel(query: torch.dtype, keys: torch.dtype, width: int) -> Kernel | None:
+    """Of queries and keys in these dtypes, `width` values in a head; None where there is none."""
+    fits = keys is torch.bfloat16 and width % 32 == 0 and width <= _WIDEST_HEAD and tiles.are_usable()
+    return _kernel("prefill.attention", query) if fits else None
+
+
+def paged_prefill_attention(
+    query: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, start: int, scaling: float
+) -> Tensor | None:
+    """Causal attention of consecutive tokens of one sequence, the first at position `start`, over its keys so far.
+
+    query (n, num_heads, D), keys and values (num_blocks, block_size, K, D), blocks (m,) int32: the sequence's, as many as
+    it needs. Returns (n, num_heads, D), or None where there is no kernel for it: it takes tiles and bfloat16 keys. A
+    token's result has the same bits however the sequence was cut into chunks.
+    """
+    num_rows, _, width = query.shape
+    function = prefill_attention_kernel(query.dtype, keys.dtype, width)
+    if (
+        function is None
+        or keys.dtype is not values.dtype
+        or keys.shape != values.shape
+        or blocks.dtype is not torch.int32
+        or not all(tensor.is_cpu and tensor.is_contiguous() for tensor in (query, keys, values, blocks))
+    ):
+        return None
+    out = torch.empty_like(query)
+    segments = PrefillSegments([start], [num_rows], [blocks])
+    segments.place(keys.shape[2], width)
+    shapes = tiles.full_shapes()
+    block = arguments.prefill_attention(query, keys, values, segments.table, out, shapes, scaling)
+    function.run(block, num_rows, ENOUGH_NS)
+    return out
+
+
+class PrefillSegments:
+    """Tokens of several sequences, one sequence after the other, as the prefill kernel wants to be told."""
+
+    def __init__(self, starts: Items[int], lengths: Items[int], tables: Items[Tensor]) -> None:
+        """For each sequence the position of the first token, the number of tokens, the block table (m,) int32."""
+        words, self._bytes = arguments.prefill_segments(starts, lengths, tables)
+        self.table = torch.tensor(words)  # int64
+        self._tables = tables
+        self._memory: Tensor | None = None
+
+    def place(self, num_kv_heads: int, width: int) -> None:
+        """Get the memory in which the kernel lays out keys and values, `width` each."""
+        memory = torch.empty(self._bytes * num_kv_heads * width + 64, dtype=torch.int8)
+        self._memory = memory[-memory.data_ptr() % 64 :]
+        self.table[0] = self._memory.data_ptr()
 
 
 def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor) -> bool:

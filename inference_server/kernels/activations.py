@@ -59,13 +59,19 @@ def _split(builder: Any, high: Any, low: Any, value: Any) -> Any:
 
 
 @intrinsic_of(types.void, types.int64)
-def _count_done(builder: Any, address: Any) -> None:
+def count_done(builder: Any, address: Any) -> None:
     builder.atomic_rmw("add", pointer(builder, address, _int64), ir.Constant(_int64, 1), "acq_rel")
 
 
 @intrinsic_of(types.int64, types.int64)
 def _num_done(builder: Any, address: Any) -> Any:
     return builder.load_atomic(pointer(builder, address, _int64), "acquire", 8)
+
+
+@helper
+def wait_until_done(address, wanted):
+    while _num_done(address) < wanted:
+        pass
 
 
 @helper
@@ -113,9 +119,8 @@ def split_rows(block, x, memory, num_rows, width, piece):
             break
         target = memory + row // ROWS * 2 * ROWS * width + row % ROWS * piece
         _split_row(x + row * width * 4, target, units + row * 4, sums + row * (width // GROUP) * 4, width, piece)
-        _count_done(block + 16)
-    while _num_done(block + 16) < num_rows:
-        pass
+        count_done(block + 16)
+    wait_until_done(block + 16, num_rows)
 
 
 @helper
@@ -127,6 +132,5 @@ def round_rows(block, x, memory, num_rows, width):
             break
         for index in range(0, width, LANES):
             store_bf16(memory + (row * width + index) * 2, load_float32(x + (row * width + index) * 4))
-        _count_done(block + 16)
-    while _num_done(block + 16) < num_rows:
-        pass
+        count_done(block + 16)
+    wait_until_done(block + 16, num_rows)

@@ -36,9 +36,11 @@ def load(builder: Any, tile: int, address: Any, stride: Any) -> None:
     _call(builder, "tileloadd64", _number(tile), builder.inttoptr(address, _address), stride)
 
 
-def store(builder: Any, tile: int, address: Any, stride: int) -> None:
+def store(builder: Any, tile: int, address: Any, stride: Any) -> None:
+    """`stride` as in `load`, or a plain number."""
     where = builder.inttoptr(address, _address)
-    _call(builder, "tilestored64", _number(tile), where, ir.Constant(_int64, stride))
+    stride = ir.Constant(_int64, stride) if isinstance(stride, int) else stride
+    _call(builder, "tilestored64", _number(tile), where, stride)
 
 
 def multiply(builder: Any, total: int, rows: int, weights: int) -> None:

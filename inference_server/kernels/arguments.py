@@ -1,10 +1,13 @@
 """What each kernel is called with: its block of int64 as bytes, three counters (zeros) before the arguments.
 
 Tensors are told by their addresses: whoever runs the kernel keeps them alive, and has checked shapes, dtypes and strides.
+X_ROWS is where the block of kernel X tells the number of rows.
 """
 
+from collections.abc import Sequence as Items
 from struct import Struct
 
+import torch
 from torch import Tensor
 
 BLOCK_BYTES = 192  # room for every kernel's arguments, whole cache lines
@@ -16,11 +19,18 @@ def _layout(arguments: str) -> Struct:
     return Struct(f"{form}{BLOCK_BYTES - Struct(form).size}x")
 
 
+RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
+LINEAR_SHAPES = 12
+
 _RMS_NORM = _layout("5qd")
-_ADD_RMS_NORM = _layout("6qd")
+_ADDRMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
+LINEAR_SHAPES = 12
+
+_RMS_NORM = _layout("6qd")
 _SILU_MUL = _layout("4q")
 _ROPE = _layout("11q")
 _ATTENTION = _layout("14q2d")
+_PREFILL = _layout("9qdq")
 _LINEAR = _layout("10q")
 
 
@@ -78,6 +88,30 @@ def attention(
         scaling,
         softcap or 0.0,
     )
+
+
+def prefill_attention(
+    query: Tensor, keys: Tensor, values: Tensor, segments: Tensor, out: Tensor, shapes: Tensor, scaling: float
+) -> bytes:
+    """`segments`: of prefill_segments."""
+    _, num_heads, width = query.shape
+    _, block_size, num_kv_heads, _ = keys.shape
+    addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
+    sizes = (num_heads, num_kv_heads, width, block_size)
+    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, shapes.data_ptr())
+
+
+def prefill_segments(starts: Items[int], lengths: Items[int], tables: Items[Tensor]) -> tuple[list[int], int]:
+    """Of several sequences' tokens, one sequence after the other: the words of the table, the first of which is to become
+    the address of memory, and how many bytes of memory a kernel wants for each KV head and value of a head."""
+    entries: list[int] = []
+    row = piece = group = 0
+    for start, length, table in zip(starts, lengths, tables, strict=True):
+        entries += [row, length, start, table.data_ptr(), piece, group]
+        row += length
+        piece += -(-(start + length) // 32)
+        group += -(-length // 32)
+    return [0, len(starts), piece, group, *entries], piece * 32 * 2 * torch.bfloat16.itemsize
 
 
 def linear(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from inference_server.kernels.elements import load, store
-from inference_server.kernels.tiles import MOST_QUERIES, TILE, dots, weigh_bf16, weigh_float32
+from inference_server.kernels.inner_loops import MOST_QUERIES, TILE, dots, weigh_bf16, weigh_float32
 from inference_server.kernels.vectors import (
     LANES,
     add,
@@ -41,7 +41,7 @@ from inference_server.kernels.vectors import (
     take_next,
 )
 
-_LOWEST = np.float32(-1e30)  # below every score, and finite, so that no infinity meets another
+LOWEST = np.float32(-1e30)  # below every score, and finite, so that no infinity meets another
 _BYTES = LANES * 4
 
 
@@ -108,20 +108,20 @@ def _soft_limited(scores, softcap):
 
 @helper
 def _score(key_rows, value_rows, count, width, value_width, group, queries, packed, scores, softcap, is_bf16):
-    """scores (group, TILE); those beyond `count`, as far as the last vector reaches, are _LOWEST."""
+    """scores (group, TILE); those beyond `count`, as far as the last vector reaches, are LOWEST."""
     for first in range(0, count, LANES):
         _pack(key_rows, value_rows, first, count, width, value_width, packed, is_bf16)
         for head in range(group):
             found = dots(queries + head * width * 4, packed, width // LANES)
             if softcap != np.float32(0.0):
                 found = _soft_limited(found, softcap)
-            store_float32(scores + (head * TILE + first) * 4, keep_first(found, count - first, _LOWEST))
+            store_float32(scores + (head * TILE + first) * 4, keep_first(found, count - first, LOWEST))
 
 
 @helper
 def _soften(scores, count, state, outputs, value_width):
     """Turns one head's scores into weights. `state` is (largest score, sum of weights) so far."""
-    highest = splat(_LOWEST)
+    highest = splat(LOWEST)
     for index in range(0, count, LANES):
         highest = maximum(load_float32(scores + index * 4), highest)
     before = load_scalar(state)
@@ -183,7 +183,7 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
             _scale_queries(query + item * group * width * size, queries, group * width, scaling, is_bf16)
             _clear(outputs, group * value_width, False)
             for head in range(group):
-                store_scalar(state + head * 8, _LOWEST)
+                store_scalar(state + head * 8, LOWEST)
                 store_scalar(state + head * 8 + 4, np.float32(0.0))
             for start in range(max(0, length - window), length, TILE):
                 count = min(TILE, length - start)
