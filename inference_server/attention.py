@@ -134,21 +134,25 @@ class Segment:
         return self.start + self.length
 
 
+def prefill_inputs(cache: KVCache, segments: Items[Segment]) -> tuple[list[Tensor], Tensor]:
+    """The segments' block tables, each (num_blocks,) int32, and the rows of their tokens, (num_tokens,) int64."""
+    size, device = cache.block_size, cache.device
+    tables = [torch.tensor(s.block_ids[: -(-s.end // size)], dtype=torch.int32, device=device) for s in segments]
+    rows = []
+    for segment, table in zip(segments, tables, strict=True):
+        positions = torch.arange(segment.start, segment.end, device=device)
+        rows.append(table[positions // size].long() * size + positions % size)
+    return tables, torch.cat(rows)
+
+
 class PrefillBatch(_Batch):
     """Chunks of several prompts, one after the other."""
 
     def __init__(self, cache: KVCache, segments: list[Segment]) -> None:
-        size, device = cache.block_size, cache.device
         self._segments = segments
-        self._blocks = [
-            torch.tensor(s.block_ids[: -(-s.end // size)], dtype=torch.int32, device=device) for s in segments
-        ]
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}  # the same for most layers
-        rows = []
-        for segment, blocks in zip(segments, self._blocks, strict=True):
-            positions = torch.arange(segment.start, segment.end, device=device)
-            rows.append(blocks[positions // size] * size + positions % size)
-        super().__init__(cache, torch.cat(rows))
+        self._blocks, rows = prefill_inputs(cache, segments)
+        super().__init__(cache, rows)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
         outputs = []

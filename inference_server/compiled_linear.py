@@ -101,7 +101,7 @@ class CompiledLinear(nn.Module):
         self._addresses = [0 if each is None else each.data_ptr() for each in (weights, scales, bias)]
 
     @abstractmethod
-    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+    def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         """The kernel, and the shapes of the tiles for it."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class CompiledLinear(nn.Module):
     def step(self, x: Tensor, output: Tensor, memory: Tensor) -> tuple[Kernel, bytes]:
         """x (num_rows, in_features) of `dtype`, output (num_rows, padded_features) of `out_dtype`, memory int8."""
         weights, scales, bias = self._addresses
-        kernel, shapes = self._plan(x.shape[0])
+        kernel, shapes = self.plan(x.shape[0])
         addresses = (weights, scales, x.data_ptr(), output.data_ptr(), bias)
         sizes = (x.shape[0], self.in_features, self.padded_features)
         return kernel, arguments.linear(*addresses, *sizes, memory.data_ptr(), shapes.data_ptr())
@@ -144,7 +144,7 @@ class Bf16Linear(CompiledLinear):
         strips = _padded(weight).view(-1, 2, 16, weight.shape[1] // 32, 16, 2)
         super().__init__(weight.shape, strips.permute(0, 3, 1, 4, 2, 5).contiguous(), None, bias)
 
-    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+    def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         return self._kernel, _bf16_shapes(num_rows % 32)
 
     def memory_bytes(self, num_rows: int) -> int:
@@ -167,7 +167,7 @@ class Int8Linear(_IntegerLinear):
         codes = codes.permute(0, 3, 1, 4, 2, 5).contiguous()
         super().__init__(weight.codes.shape, codes, _padded(weight.scales), bias)
 
-    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+    def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         return self._kernel, _integer_shapes(64)
 
 
@@ -184,7 +184,7 @@ class Int4Linear(_IntegerLinear):
         scales = factors.view(2, -1, _OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
         super().__init__(weight.codes.shape, codes, scales, bias)
 
-    def _plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
+    def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         if self._many is None or num_rows <= _MOST_FEW:
             return self._few, _integer_shapes(GROUP)
         return self._many, _bf16_shapes(num_rows % 32)

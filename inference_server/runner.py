@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server.attention import DecodeBatch, PrefillBatch, Segment
+from inference_server.attention import DecodeBatch, PrefillBatch, Segment, prefill_inputs
 from inference_server.blocks import SCRATCH_BLOCK
-from inference_server.decode_program import DecodePrograms
+from inference_server.cpu_forward import CpuForward, PromptPart
 from inference_server.errors import UnsupportedModel
 from inference_server.graphs import DecodeGraphs
 from inference_server.kv_cache import CPU_BLOCK_SIZE, KVCache
@@ -63,12 +63,12 @@ class ModelRunner:
         self._invariant_rows = invariant_rows
         self.cache = KVCache(num_blocks=num_blocks + 1, block_size=block_size, device=self.device, dtype=cache_dtype)
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self._programs: DecodePrograms | None = None
+        self._cpu_forward: CpuForward | None = None
         if self.device.type == "cpu":
             try:
-                self._programs = DecodePrograms(self._model, self.cache)
+                self._cpu_forward = CpuForward(self._model, self.cache)
             except ValueError as reason:
-                logger.info("decoding runs through the model's modules: %s", reason)
+                logger.info("the model runs through its own modules, as %s", reason)
         self._graphs: DecodeGraphs | None = None
         if self.device.type == "cuda" and max_len is not None:
             max_blocks = -(-max_len // block_size)
@@ -113,12 +113,25 @@ class ModelRunner:
             positions += range(piece.start, piece.start + len(piece.token_ids))
             if piece.wants_logits:
                 wanted.append(len(token_ids) - 1)
+        columns = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+        if self._cpu_forward is not None and self._cpu_forward.has_prompts:
+            return self._prefill_on_cpu(token_ids, positions, segments, columns)
         return self._forward(
             torch.tensor([token_ids], device=self.device),
             torch.tensor([positions], device=self.device),
-            torch.tensor(wanted, dtype=torch.int64, device=self.device),
+            columns,
             PrefillBatch(self.cache, segments),
         )[0]
+
+    def _prefill_on_cpu(
+        self, token_ids: list[int], positions: list[int], segments: list[Segment], wanted: Tensor
+    ) -> Tensor:
+        assert self._cpu_forward is not None
+        tables, rows = prefill_inputs(self.cache, segments)
+        parts = [PromptPart(table, each.start, each.length) for table, each in zip(tables, segments, strict=True)]
+        outputs = self._cpu_forward.prefill(token_ids, positions, parts, rows)
+        logits: Tensor = self._model.get_output_embeddings()(outputs[wanted])
+        return logits.float()
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
@@ -126,8 +139,8 @@ class ModelRunner:
         token_ids = [token.token_id for token in tokens]
         positions = [token.position for token in tokens]
         block_ids = [token.block_ids for token in tokens]
-        if self._programs is not None:
-            return self._programs.decode(token_ids, positions, block_ids)
+        if self._cpu_forward is not None:
+            return self._cpu_forward.decode(token_ids, positions, block_ids)
         if self._graphs is not None and (logits := self._graphs.decode(token_ids, positions, block_ids)) is not None:
             return logits
         num_rows = max(len(tokens), self._invariant_rows or 0)

@@ -23,10 +23,7 @@ RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINE
 LINEAR_SHAPES = 12
 
 _RMS_NORM = _layout("5qd")
-_ADDRMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
-LINEAR_SHAPES = 12
-
-_RMS_NORM = _layout("6qd")
+_ADD_RMS_NORM = _layout("6qd")
 _SILU_MUL = _layout("4q")
 _ROPE = _layout("11q")
 _ATTENTION = _layout("14q2d")
@@ -99,6 +96,11 @@ def prefill_attention(
     addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
     sizes = (num_heads, num_kv_heads, width, block_size)
     return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, shapes.data_ptr())
+
+
+def segment_words(num_segments: int) -> int:
+    """Of a table for so many."""
+    return 4 + 6 * num_segments
 
 
 def prefill_segments(starts: Items[int], lengths: Items[int], tables: Items[Tensor]) -> tuple[list[int], int]:
