@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; `auto` takes a GPU if there is one"
     )
-    max_running_seqs: int = Field(32, ge=1, le=1024, description="Sequences decoded together, for each loaded model")
+    max_running_seqs: int = Field(64, ge=1, le=1024, description="Sequences decoded together, for each loaded model")
     max_waiting_seqs: int = Field(256, ge=0, description="Requests that may wait for a slot, for each loaded model")
     kv_cache_tokens: int | None = Field(
         None,
@@ -47,16 +47,16 @@ class Settings(BaseSettings):
         description="Tokens of finished requests that are kept for later prompts, for each loaded model",
     )
     prefill_chunk_tokens: int = Field(
-        128,
+        64,
         ge=1,
         le=8192,
-        description="Prompt tokens computed in one step while other replies stream, which wait so long",
+        description="Prompt tokens computed in one step while many replies stream, which wait so long",
     )
     prefill_idle_tokens: int = Field(
         512,
         ge=1,
         le=8192,
-        description="Prompt tokens computed in one step while no reply streams",
+        description="Prompt tokens computed in one step while no reply streams; between both while few do",
     )
     batch_invariant: bool = Field(
         False,

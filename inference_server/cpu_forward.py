@@ -75,6 +75,7 @@ class CpuForward:
         prefill = kernels.prefill_attention_kernel(self._dtype, keys.dtype, self._head_dim)
         self._prefill_kernel = None if has_windows else prefill
         self._buffers: _Buffers | None = None
+        self._segments: kernels.PrefillSegments | None = None
         self._decode_program: Program | None = None
         self._prefill_program: Program | None = None
 
@@ -106,6 +107,7 @@ class CpuForward:
         tables = [part.blocks for part in parts]
         segments = kernels.PrefillSegments([part.start for part in parts], [part.length for part in parts], tables)
         segments.place(self._num_kv_heads, self._head_dim)
+        self._segments = segments  # its memory is told by address
         buffers.segments[: len(segments.table)] = segments.table
         if self._prefill_program is None:
             self._prefill_program = Program(self._listed(buffers, is_prefill=True), keep=buffers)

@@ -17,7 +17,7 @@ class Policy:
     """Numbers of sequences and tokens that a step may hold."""
 
     max_running_seqs: int
-    prefill_chunk_tokens: int  # a step's share of prompts while other sequences are decoded
+    prefill_chunk_tokens: int  # a step's share of prompts while most sequences are decoded
     idle_chunk_tokens: int  # the same while none is: nobody waits for the end of this step
     batch_invariant: bool = False  # nothing that a sequence computes depends on who else is there
     scope_by_account: bool = False  # no account takes over what another one's prompts left
@@ -79,7 +79,7 @@ class Scheduler:
         self._make_room()
         admitted = self._admit()
         decode = [seq for seq in self.running if not seq.is_prefilling]
-        return Step(admitted, self._prefill_chunks(has_decode=bool(decode)), decode)
+        return Step(admitted, self._prefill_chunks(len(decode)), decode)
 
     def computed(self, seq: Sequence, num_computed: int) -> None:
         """The keys and values of a sequence's first `num_computed` tokens are in the cache."""
@@ -166,9 +166,18 @@ class Scheduler:
             found = found[: len(found) * size // chunk * chunk // size]
         return found
 
-    def _prefill_chunks(self, *, has_decode: bool) -> list[PrefillChunk]:
+    def _prefill_budget(self, num_decoding: int) -> int:
+        """Prompt tokens of a step. They delay those that are decoded and bring on those that are not: the larger the part
+        of the latter, the more of them."""
         policy = self._policy
-        budget = policy.prefill_chunk_tokens if has_decode or policy.batch_invariant else policy.idle_chunk_tokens
+        least, most = policy.prefill_chunk_tokens, policy.idle_chunk_tokens
+        if policy.batch_invariant:
+            return least
+        part = 1 - num_decoding / max(1, len(self.running))
+        return least + int((most - least) * part * part)
+
+    def _prefill_chunks(self, num_decoding: int) -> list[PrefillChunk]:
+        budget = self._prefill_budget(num_decoding)
         chunks = []
         for seq in self.running:
             if budget > 0 and seq.is_prefilling:

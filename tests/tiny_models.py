@@ -43,6 +43,8 @@ _SIZES = {
 ARCHITECTURES: dict[str, PreTrainedConfig] = {
     # Llama 2: its own window is 4096, every head has keys of its own.
     "llama-2": LlamaConfig(**{**_SIZES, "num_key_value_heads": 4}, max_position_embeddings=4096),
+    # Wide enough for the tile registers, which take 32 values of a head at once and 64 inputs of a product.
+    "llama-2-heads-of-32": LlamaConfig(**{**_SIZES, "hidden_size": 128}, max_position_embeddings=4096),
     "llama-3": LlamaConfig(
         **_SIZES,
         max_position_embeddings=8192,

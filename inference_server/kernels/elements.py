@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import types
 
 from inference_server.kernels.vectors import (
@@ -23,6 +23,7 @@ from inference_server.kernels.vectors import (
 _float, _int16, _int32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 _vector, _bits = ir.VectorType(_float, LANES), ir.VectorType(_int32, LANES)
 _shorts = ir.VectorType(_int16, LANES)
+_HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16"))
 
 
 def _bf16_bits(builder: Any, value: Any) -> Any:
@@ -35,6 +36,26 @@ def _bf16_bits(builder: Any, value: Any) -> Any:
     return builder.and_(chosen, int_constant(0xFFFF0000))
 
 
+class _Bfloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not know."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat)
+
+
+def _shorts_of(builder: Any, value: Any) -> Any:
+    """Rounded to nearest, ties to even, as int16. In one instruction where there is one; it takes denormals for zeros."""
+    if _HAS_BF16:
+        return builder.bitcast(builder.fptrunc(value, ir.VectorType(_Bfloat(), LANES)), _shorts)
+    return builder.trunc(builder.lshr(_bf16_bits(builder, value), int_constant(16)), _shorts)
+
+
 @intrinsic_of(vector, types.int64)
 def load_bf16(builder: Any, address: Any) -> Any:
     return loaded(builder, address, True)
@@ -42,8 +63,7 @@ def load_bf16(builder: Any, address: Any) -> Any:
 
 @intrinsic_of(types.void, types.int64, vector)
 def store_bf16(builder: Any, address: Any, value: Any) -> None:
-    shorts = builder.trunc(builder.lshr(_bf16_bits(builder, value), int_constant(16)), _shorts)
-    builder.store(shorts, pointer(builder, address, _shorts), align=2)
+    builder.store(_shorts_of(builder, value), pointer(builder, address, _shorts), align=2)
 
 
 @intrinsic_of(vector, types.int64)
@@ -71,6 +91,9 @@ def store_one_bf16(builder: Any, address: Any, value: Any) -> None:
 
 @intrinsic_of(vector, vector)
 def rounded_to_bf16(builder: Any, value: Any) -> Any:
+    if _HAS_BF16:
+        wide = builder.zext(_shorts_of(builder, value), _bits)
+        return builder.bitcast(builder.shl(wide, int_constant(16)), _vector)
     return builder.bitcast(_bf16_bits(builder, value), _vector)
 
 

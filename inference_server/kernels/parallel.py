@@ -1,12 +1,11 @@
 """Runs a kernel on the threads that torch already has, so that there is one pool of threads in the process.
 
 torch's threads on Linux belong to GNU's OpenMP library, whose GOMP_parallel calls a C function once on each of them.
-Where another library is at work (macOS, Windows), kernels run on the calling thread alone.
+There may be other copies of that library in the process, with threads of their own: what counts is the one torch is
+linked with. Where there is none (macOS, Windows), kernels run on the calling thread alone.
 """
 
 import ctypes
-import glob
-import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -14,26 +13,16 @@ from pathlib import Path
 
 import torch
 
+_IS_LINUX = sys.platform == "linux"
+
 Start = Callable[[int, object, int, int], None]
-
-
-def _loaded_libraries() -> list[str]:
-    """Paths of OpenMP libraries in this process; beside torch where the system does not tell."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-        paths = {line.split(maxsplit=5)[5] for line in lines if "omp" in line and line.count("/")}
-    except OSError:
-        paths = set(glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libgomp*")))
-    return sorted(path for path in paths if os.path.basename(path).startswith(("libgomp", "libomp", "libiomp")))
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """OpenMP's, if exactly one is loaded."""
-    if sys.platform != "linux" or len(libraries := _loaded_libraries()) != 1:
-        return None
+    """torch's own, already loaded: symbols are looked for in it, then in what it was linked with."""
     try:
-        return ctypes.CDLL(libraries[0])
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if _IS_LINUX else None
     except OSError:
         return None
 

@@ -1,5 +1,6 @@
 """Each compiled kernel against its plain torch version."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from inference_server import kernels
 from inference_server.kernels import reference
+from inference_server.kernels.parallel import find_start
 
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -151,6 +153,21 @@ def test_attention_over_thousands_of_keys_is_that_of_torch(dtype: torch.dtype) -
     assert_attends(torch.randn(2, 9, 64).to(dtype), cache, scaling=0.5)
 
 
+@ROWS
+def test_float32_queries_take_keys_and_values_of_16_bits(num_rows: int) -> None:
+    cache = make_cache(ragged(num_rows), torch.bfloat16)
+    assert_attends(torch.randn(num_rows, 9, 64), cache)
+
+
+def test_float32_keys_and_values_are_written_in_16_bits() -> None:
+    qkv, cos, sin = torch.randn(3, 15 * 64), torch.randn(3, 64), torch.randn(3, 64)
+    ours, plain = (torch.zeros(2, 5, 16, 3, 64, dtype=torch.bfloat16) for _ in range(2))
+    rows = torch.tensor([70, 3, 20])
+    kernels.rope_and_write(qkv, cos, sin, ours[0], ours[1], rows, 9, 3)
+    reference.rope_and_write(qkv, cos, sin, plain[0], plain[1], rows, 9, 3)
+    assert_close(ours, plain)
+
+
 @DTYPES
 def test_rows_of_padding_are_zeros_and_read_nothing(dtype: torch.dtype) -> None:
     cache = make_cache([40, 0, 70, 0], dtype)
@@ -201,6 +218,25 @@ def test_what_a_kernel_does_not_take_goes_through_torch() -> None:
     assert torch.equal(kernels.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
     wide = torch.randn(64, 3).t()
     assert torch.equal(kernels.silu_mul(wide), reference.silu_mul(wide))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels take torch's threads on Linux")
+def test_kernels_find_torchs_threads_among_other_copies_of_openmp() -> None:
+    import sentencepiece  # noqa: F401 - brings a copy of its own
+
+    start = find_start()
+    assert start is not None
+    assert Path(library_of(start)).is_relative_to(Path(torch.__file__).parent)
+
+
+def library_of(function: object) -> str:
+    """Where a C function was loaded from."""
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        if first <= address < last:
+            return line.split(maxsplit=5)[5]
+    raise LookupError
 
 
 def run_alone(script: str, cache: Path) -> str:

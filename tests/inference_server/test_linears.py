@@ -9,10 +9,11 @@ from gguf import GGMLQuantizationType, quants
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from inference_server import linears, weight_only
-from inference_server.linears import ByRowsLinear, PrepackedLinear, pack, pack_linears
+from inference_server import compiled_linear, linears
+from inference_server.compiled_linear import Bf16Linear, CompiledLinear
+from inference_server.linears import pack, pack_linears
 from inference_server.quantized import int4_of, int8_of
-from inference_server.weight_only import CompiledLinear, TorchLinear
+from inference_server.weight_only import TorchLinear
 
 ROWS = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64]
 # Of the largest output. Compiled: activations have 15 bits and a sign, so rounding is at most 2**-15 of a row's largest
@@ -24,7 +25,7 @@ TOLERANCE = {"compiled": 3e-4, "torch": 1.5e-2}
 def kernels(request, monkeypatch):
     """Which kernels there are; those that this CPU lacks are skipped."""
     if request.param == "compiled":
-        if not weight_only.has_kernel("int8", 64):
+        if not compiled_linear.has_kernel("int8", 64):
             pytest.skip("this CPU has no tile registers for int8")
         return "compiled"
     monkeypatch.setattr(linears, "has_kernel", lambda *_: False)
@@ -148,7 +149,7 @@ def test_int4_multiplies_the_files_own_weights(kernels, num_rows, bias):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("num_rows", ROWS)
-def test_bfloat16_is_the_plain_product(num_rows, bias):
+def test_bfloat16_is_the_plain_product(kernels, num_rows, bias):
     parts = [linear.bfloat16() for linear in plain(576, 192, bias=bias)]
     x = torch.randn(num_rows, 576).bfloat16()
     wanted = torch.cat([linear(x) for linear in parts], -1).float()
@@ -167,6 +168,7 @@ def test_one_of_the_stacked_linears_may_lack_a_bias():
 
 def test_float32_and_a_cpu_without_bfloat16_keep_plain_linears(monkeypatch):
     monkeypatch.setattr(linears, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(linears, "has_kernel", lambda *_: False)
     for dtype in (torch.float32, torch.bfloat16):
         parts = [linear.to(dtype) for linear in plain(64, 32, bias=True)]
         x = torch.randn(3, 576, dtype=dtype)
@@ -198,15 +200,26 @@ def test_a_row_has_the_same_bits_whatever_the_other_rows_hold(kernels, precision
         assert torch.equal(module(x)[row], module(mixed)[row])
 
 
-@pytest.mark.parametrize("precision", ["bitsandbytes-int8", "int4"])
+@pytest.mark.parametrize("precision", ["bitsandbytes-int8", "int4", "bfloat16"])
 def test_a_compiled_linear_gives_the_same_bits_for_any_number_of_rows(kernels, precision):
     if kernels != "compiled":
         pytest.skip("torch's operations do not promise it")
-    module, _ = packed(precision, batch_invariant=True)
-    x = torch.randn(64, 576)
+    module, dtype = packed(precision, batch_invariant=True)
+    x = torch.randn(64, 576, dtype=dtype)
     whole = module(x)
     for num_rows in range(1, 64):
         assert torch.equal(module(x[:num_rows]), whole[:num_rows])
+
+
+@pytest.mark.parametrize("out_features", [1, 32, 403])
+def test_a_head_of_16_bits_gives_float32_rounded_to_them(kernels, out_features):
+    if kernels != "compiled":
+        pytest.skip("a plain product is of its inputs' dtype")
+    (part,) = [linear.bfloat16() for linear in plain(out_features, bias=True)]
+    x = torch.randn(5, 576).bfloat16()
+    found = pack([part], "bfloat16", is_head=True)(x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, pack([part], "bfloat16")(x).float())
 
 
 @pytest.mark.parametrize("precision", ["bitsandbytes-int8", "int4"])
@@ -250,7 +263,7 @@ def test_torchs_operations_serve_every_row_count_where_bits_must_not_change(monk
 
 
 def test_memory_is_what_the_codes_take():
-    if not weight_only.has_kernel("int8", 64):
+    if not compiled_linear.has_kernel("int8", 64):
         pytest.skip("this CPU has no tile registers for int8")
     num_weights = 3072 * 576
     for precision, bits in (("bitsandbytes-int8", 8), ("int4", 5)):
@@ -262,12 +275,12 @@ def test_memory_is_what_the_codes_take():
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind"), [("int4", (CompiledLinear, ByRowsLinear)), ("bfloat16", PrepackedLinear)]
+    ("precision", "kind"), [("int4", CompiledLinear), ("bfloat16", Bf16Linear)]
 )
 @pytest.mark.parametrize("architecture", ["llama-2", "gemma-2"])
 @torch.inference_mode()
 def test_every_linear_of_a_model_is_replaced_and_the_embedding_stays(tiny_model, architecture, precision, kind):
-    if not (linears.cpu_multiplies_bfloat16() and weight_only.has_kernel("int4", 64)):
+    if not (linears.cpu_multiplies_bfloat16() and compiled_linear.has_kernel("int4", 64)):
         pytest.skip("this CPU keeps plain linears")
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype)
