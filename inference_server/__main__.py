@@ -10,7 +10,6 @@ from collections.abc import Awaitable
 from inference_server.config import Settings
 from inference_server.errors import ConfigurationError
 
-
 # How long an idle thread of OpenMP looks for work before it sleeps: a pause each, some 200 us in all, which is more than
 # lies between two kernels. The default is a hundred times that, and takes a core from whoever sends the tokens.
 _SPIN_COUNT = "5000"

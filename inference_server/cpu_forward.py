@@ -16,9 +16,15 @@ from inference_server.attention import decode_inputs
 from inference_server.compiled_linear import CompiledLinear
 from inference_server.fused import FusedAttention, FusedMLP, FusedRMSNorm
 from inference_server.kernels import arguments, tiles
-from inference_server.kernels.arguments import ADD_RMS_NORM_ROWS, ATTENTION_ROWS, LINEAR_ROWS, RMS_NORM_ROWS
-from inference_server.kernels.arguments import ROPE_ROWS, SILU_MUL_ROWS
-from inference_server.kernels.compiled import Kernel
+from inference_server.kernels.arguments import (
+    ADD_RMS_NORM_ROWS,
+    ATTENTION_ROWS,
+    LINEAR_ROWS,
+    RMS_NORM_ROWS,
+    ROPE_ROWS,
+    SILU_MUL_ROWS,
+)
+from inference_server.kernels.compiled import Kernel, kernel
 from inference_server.kernels.program import Program, Step
 from inference_server.kv_cache import KVCache
 
@@ -171,7 +177,7 @@ class CpuForward:
         return steps
 
     def _kernel(self, name: str, *others: torch.dtype) -> Kernel:
-        found = kernels.kernel(name, *(dtype is torch.bfloat16 for dtype in (self._dtype, *others)))
+        found = kernel(name, *(dtype is torch.bfloat16 for dtype in (self._dtype, *others)))
         assert found is not None
         return found
 

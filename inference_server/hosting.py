@@ -21,8 +21,8 @@ from inference_server.detokenizer import Detokenizer, ReplyText
 from inference_server.engine import Engine, Reply
 from inference_server.errors import ConfigurationError, PromptTooLong, TailraceError, UnsupportedModel
 from inference_server.fused import fuse
-from inference_server.linears import cache_dtype
 from inference_server.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from inference_server.linears import cache_dtype
 from inference_server.loader import (
     LoadedModel,
     choose_device,

@@ -54,8 +54,9 @@ class ModelRunner:
         """`model`: a causal language model of transformers, loaded with attention.NAME.
 
         `num_blocks` of the KV cache, beside the scratch block. `max_len`: tokens of the longest sequence; with it, decode
-        passes on a GPU are recorded as CUDA graphs. `cache_dtype` of keys and values, if not the model's. `invariant_rows`: every decode pass is filled up to so
-        many rows, and prompts are computed one by one, so that no product's shape tells who else is there.
+        passes on a GPU are recorded as CUDA graphs. `invariant_rows`: every decode pass by modules is filled up to so many
+        rows, and prompts are computed one by one, so that no product's shape tells who else is there. `cache_dtype` of keys
+        and values, if not the model's.
         """
         self._model = model.eval()
         self.device: torch.device = model.device

@@ -96,9 +96,10 @@ def paged_decode_attention(
 ) -> Tensor:
     """Attention of each sequence's newest token, at position lengths - 1, over its keys. Returns (n, num_heads, Dv).
 
-    query (n, num_heads, D); keys (num_blocks, block_size, K, D), values the same with Dv, in a dtype of their own; block_table (n, max_blocks)
-    int32, its rows may lie apart; lengths (n,) int32, 0 for a row that shall be zeros. Nothing beyond a length is read.
-    A sequence's result has the same bits whoever else is in the batch and however many threads there are.
+    query (n, num_heads, D); keys (num_blocks, block_size, K, D), values the same with Dv, in a dtype of their own;
+    block_table (n, max_blocks) int32, its rows may lie apart; lengths (n,) int32, 0 for a row that shall be zeros. Nothing
+    beyond a length is read. A sequence's result has the same bits whoever else is in the batch and however many threads
+    there are.
     """
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
@@ -115,9 +116,7 @@ def paged_decode_attention(
             query, keys, values, block_table, lengths, scaling, sliding_window, softcap
         )
     out = torch.empty(num_seqs, num_heads, value_width, dtype=query.dtype)
-    block = arguments.attention(
-        query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap
-    )
+    block = arguments.attention(query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap)
     function.run(block, num_seqs * num_kv_heads, ENOUGH_NS)
     return out
 

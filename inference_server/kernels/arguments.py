@@ -117,7 +117,16 @@ def prefill_segments(starts: Items[int], lengths: Items[int], tables: Items[Tens
 
 
 def linear(
-    weights: int, scales: int, x: int, out: int, bias: int, num_rows: int, width: int, outputs: int, memory: int, shapes: int
+    weights: int,
+    scales: int,
+    x: int,
+    out: int,
+    bias: int,
+    num_rows: int,
+    width: int,
+    outputs: int,
+    memory: int,
+    shapes: int,
 ) -> bytes:
     """Addresses and sizes; `memory` for what the kernel makes of its activations, `shapes` of the tile registers."""
     return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, num_rows, width, outputs, memory, shapes)

@@ -36,7 +36,7 @@ def _bf16_bits(builder: Any, value: Any) -> Any:
     return builder.and_(chosen, int_constant(0xFFFF0000))
 
 
-class _Bfloat(ir.Type):
+class _Bfloat(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite does not know."""
 
     def _to_string(self) -> str:

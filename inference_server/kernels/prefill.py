@@ -54,7 +54,11 @@ STEP = 128  # keys between two looks at the largest score
 SEGMENTS, SEGMENT = 32, 48  # bytes before the segments, and of each
 _TILE = 1024  # bytes
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
-_ints, _shorts, _floats = ir.VectorType(_int32, 16), ir.VectorType(ir.IntType(16), 16), ir.VectorType(ir.FloatType(), 16)
+_ints, _shorts, _floats = (
+    ir.VectorType(_int32, 16),
+    ir.VectorType(ir.IntType(16), 16),
+    ir.VectorType(ir.FloatType(), 16),
+)
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
@@ -319,9 +323,7 @@ def make_attention(is_bf16: bool) -> Any:
         memory, num_pieces, num_groups = load_int64(segments), load_int64(segments + 16), load_int64(segments + 24)
         piece_bytes, stride = KEYS * width * 2, num_heads * width * size
         value_memory = memory + num_kv_heads * num_pieces * piece_bytes
-        _lay_out_all(
-            block, segments, keys, values, num_kv_heads, width, block_size, memory, value_memory, rows
-        )
+        _lay_out_all(block, segments, keys, values, num_kv_heads, width, block_size, memory, value_memory, rows)
         amx.configure(shapes)
         while True:
             item = take_next(block)

@@ -274,9 +274,7 @@ def test_memory_is_what_the_codes_take():
 # Whole models.
 
 
-@pytest.mark.parametrize(
-    ("precision", "kind"), [("int4", CompiledLinear), ("bfloat16", Bf16Linear)]
-)
+@pytest.mark.parametrize(("precision", "kind"), [("int4", CompiledLinear), ("bfloat16", Bf16Linear)])
 @pytest.mark.parametrize("architecture", ["llama-2", "gemma-2"])
 @torch.inference_mode()
 def test_every_linear_of_a_model_is_replaced_and_the_embedding_stays(tiny_model, architecture, precision, kind):
