@@ -168,13 +168,13 @@ class Scheduler:
 
     def _prefill_budget(self, num_decoding: int) -> int:
         """Prompt tokens of a step. They delay those that are decoded and bring on those that are not: the larger the part
-        of the latter, the more of them."""
+        of the latter, the more of them. A multiple of the least, or what is left over costs as much as a whole one."""
         policy = self._policy
         least, most = policy.prefill_chunk_tokens, policy.idle_chunk_tokens
         if policy.batch_invariant:
             return least
         part = 1 - num_decoding / max(1, len(self.running))
-        return least + int((most - least) * part * part)
+        return least + int((most - least) * part * part) // least * least
 
     def _prefill_chunks(self, num_decoding: int) -> list[PrefillChunk]:
         budget = self._prefill_budget(num_decoding)

@@ -189,10 +189,10 @@ def test_the_more_sequences_wait_for_their_prompts_the_more_tokens_a_step_comput
     queue = scheduler(num_blocks=600, prefill_chunk_tokens=10, idle_chunk_tokens=110, waiting=[first])
     run(queue)
     queue.add(sequence(500, start=500))
-    assert sum(chunk.end - chunk.start for chunk in run(queue).prefill) == 10 + 100 // 4
+    assert sum(chunk.end - chunk.start for chunk in run(queue).prefill) == 30
     for number in range(2):
         queue.add(sequence(500, start=2000 + 500 * number))
-    assert sum(chunk.end - chunk.start for chunk in run(queue).prefill) == 10 + 900 // 16
+    assert sum(chunk.end - chunk.start for chunk in run(queue).prefill) == 60
 
 
 def test_a_prompt_that_begins_like_an_earlier_one_is_computed_from_where_they_part():
