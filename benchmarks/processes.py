@@ -131,20 +131,34 @@ def cpu_seconds(pid: int) -> float:
     return _sum(pid, lambda process: sum(process.cpu_times()[:2]))
 
 
-class MemoryPeak:
-    """Largest resident memory of several process trees together, looked at twice a second. Pages that processes share
-    are counted once for each of them."""
+class MemoryWatch:
+    """Resident memory of several process trees, looked at twice a second. Pages that processes share are counted once for
+    each of them."""
 
-    def __init__(self, pids: list[int]) -> None:
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        """`pids`: of the roots, by role."""
         self._pids = pids
         self._stopping = threading.Event()
-        self.mib = 0.0
+        self._samples: list[tuple[float, dict[str, float]]] = []  # time.perf_counter(), MiB by role
         self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def peak_mib(self) -> float:
+        """The largest of all trees together."""
+        return max((sum(mib.values()) for _, mib in self._samples), default=0.0)
+
+    def mib_before(self, moment: float) -> dict[str, float]:
+        """By role, at the last look before `moment` of time.perf_counter. Raises PeerFailed if there was none."""
+        looks = [mib for seconds, mib in self._samples if seconds < moment]
+        if not looks:
+            raise PeerFailed("it was over before its memory was looked at")
+        return looks[-1]
 
     def _watch(self) -> None:
         while True:
-            resident = sum(_sum(pid, lambda process: float(process.memory_info().rss)) for pid in self._pids)
-            self.mib = max(self.mib, resident / _MIB)
+            now = time.perf_counter()
+            mib = {role: _sum(pid, lambda process: process.memory_info().rss / _MIB) for role, pid in self._pids.items()}
+            self._samples.append((now, mib))
             if self._stopping.wait(_SAMPLE_SECONDS):
                 return
 

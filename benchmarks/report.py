@@ -128,6 +128,8 @@ def _cost(document: Document) -> str:
         ("start to ready, s", "start", "ready_s"),
         ("first token after it, s", "start", "first_token_s"),
         ("peak memory, MiB", "memory", "peak_mib"),
+        ("KiB per waiting request, server", "waiting", "server_kib_per_request"),
+        ("bridge", "waiting", "bridge_kib_per_request"),
     ]
     for count in document["size"]["streams"]:
         columns.append((f"CPU s per 1,000 tokens, {_streams(count)}", f"short-{count}", "cpu_s_per_1000_tokens"))

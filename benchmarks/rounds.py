@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.environments import SetupFailed
 from benchmarks.load import OUT_OF_TIME
 from benchmarks.peers.base import Peer, Running, log_path
-from benchmarks.processes import ROOT, MemoryPeak, PeerFailed
+from benchmarks.processes import ROOT, MemoryWatch, PeerFailed
 from benchmarks.scenarios import Questions, Size
 from benchmarks.statistics import Figures, over_rounds
 
@@ -108,10 +108,10 @@ class _Turn:
         name = self._peer.name
         try:
             with self._peer.running(log_path(name, self._number)) as running:
-                memory = MemoryPeak(running.pids())
+                memory = MemoryWatch(running.pids())
                 with memory.watching():
                     self._ask(running)
-                self._results.note(name, "memory", {"peak_mib": memory.mib})
+                self._results.note(name, "memory", {"peak_mib": memory.peak_mib})
         except PeerFailed as error:
             tell(f"  failed: {error}")
             self._results.fail(name, "start", str(error))

@@ -4,13 +4,13 @@ A scenario gives one set of figures for each of its cases, such as `short-8`: 8 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Load, Outcome, Request
 from benchmarks.peers.base import Running
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import MemoryWatch, cpu_seconds
 from benchmarks.statistics import Figures, arrival, percentile, summary
 from benchmarks.workload import LONG_TOKENS, SHORT_TOKENS, Workload
 
@@ -27,6 +27,9 @@ class Size:
     turn_reply: int = 64
     arrival_streams: int = 16
     arrival_reply: int = 200
+    running_streams: int = 64  # all slots
+    waiting_requests: int = 192
+    running_reply: int = 200
     share_requests: int = 30
     instant_tokens: int = 1500
     timeout_s: float = 300.0
@@ -42,6 +45,7 @@ QUICK = Size(
     turn_reply=16,
     arrival_streams=4,
     arrival_reply=48,
+    running_reply=60,
     share_requests=5,
     instant_tokens=200,
     timeout_s=120.0,
@@ -84,6 +88,9 @@ class Questions:
 
     def arrival(self) -> Cases:
         yield self._case("arrival", self._arrival)
+
+    def waiting(self) -> Cases:
+        yield self._case("waiting", self._waiting)
 
     def share(self) -> Cases:
         for door in self._running.doors:
@@ -156,6 +163,23 @@ class Questions:
         late = self._request(LONG_TOKENS, 8, after_events=size.arrival_reply // 4)
         records = self._run([*streams, late]).records
         return arrival(records[:-1], records[-1])
+
+    def _waiting(self) -> Figures:
+        """What each process takes for a request that waits while all slots are busy."""
+        size = self._size
+
+        def streams() -> list[Request]:
+            return [self._request(SHORT_TOKENS, size.running_reply) for _ in range(size.running_streams)]
+
+        self._run(streams())  # takes the memory that so many streams need at once
+        late = [self._request(SHORT_TOKENS, 1) for _ in range(size.waiting_requests)]
+        late[0] = replace(late[0], after_events=size.running_reply // 4)
+        watch = MemoryWatch(self._running.pids())
+        with watch.watching():
+            records = self._run([*streams(), *late]).records
+        first_end = min(record.events[-1] for record in records[: size.running_streams])
+        before, after = watch.mib_before(records[size.running_streams].start), watch.mib_before(first_end)
+        return {f"{role}_kib_per_request": (after[role] - before[role]) * 1024 / len(late) for role in after}
 
     def _one_by_one(self, door: str) -> Figures:
         """Single requests in sequence: TTFT without company."""

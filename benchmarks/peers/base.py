@@ -69,8 +69,9 @@ class Running:
     doors: Mapping[str, Door]
     ready_s: float
 
-    def pids(self) -> list[int]:
-        return [child.pid for child in self.children.values()]
+    def pids(self) -> dict[str, int]:
+        """Of the processes, by role."""
+        return {role: child.pid for role, child in self.children.items()}
 
     def run(self, load: Load, door: str | None = None) -> Outcome:
         """Ask by `door`, by default the first. Raises PeerFailed if any reply failed."""

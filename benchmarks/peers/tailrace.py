@@ -19,7 +19,7 @@ _CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
 class Tailrace(Peer):
     """Several entries in one process would be several engines, each with threads of its own."""
 
-    scenarios = ("short", "long", "turns", "arrival", "share")
+    scenarios = ("short", "long", "turns", "arrival", "share", "waiting")
 
     def __init__(self, model: Model, name: str, title: str, weights: str, entry: str) -> None:
         super().__init__(model)

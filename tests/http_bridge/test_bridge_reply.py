@@ -134,14 +134,15 @@ async def test_bytes_that_are_no_http_do_not_hurt(bridge):
 async def test_large_body_does_not_hold_up_others(bridge, servicer):
     body = json.dumps({"messages": [{"role": "u", "content": ""}] * 100_000})
     large = asyncio.create_task(bridge.client.post(RUN + MODEL, content=body))
-    longest, last = 0.0, asyncio.get_running_loop().time()
+    began = last = asyncio.get_running_loop().time()
+    longest = 0.0
     while not large.done():
         await bridge.client.get("/healthz")
         now = asyncio.get_running_loop().time()
         longest, last = max(longest, now - last), now
     assert large.result().status_code == 200
     assert len(servicer.requests[0].chat.turns) == 100_000
-    assert longest < 0.5
+    assert longest < (last - began) / 2  # answered meanwhile, and not only after it
 
 
 async def test_large_prompt_passes(bridge, servicer):
