@@ -157,7 +157,9 @@ class MemoryWatch:
     def _watch(self) -> None:
         while True:
             now = time.perf_counter()
-            mib = {role: _sum(pid, lambda process: process.memory_info().rss / _MIB) for role, pid in self._pids.items()}
+            mib = {
+                role: _sum(pid, lambda process: process.memory_info().rss / _MIB) for role, pid in self._pids.items()
+            }
             self._samples.append((now, mib))
             if self._stopping.wait(_SAMPLE_SECONDS):
                 return

@@ -78,7 +78,7 @@ class CpuForward:
         self._head_dim = attention.qkv_proj.out_features // (self._num_heads + 2 * self._num_kv_heads)
         has_windows = any(layer.self_attn.form.sliding_window is not None for layer in self._layers)
         keys, _ = self._keys_and_values(attention)
-        prefill = kernels.prefill_attention_kernel(self._dtype, keys.dtype, self._head_dim)
+        prefill = kernels.prefill_attention_kernel(self._dtype, keys)
         self._prefill_kernel = None if has_windows else prefill
         self._buffers: _Buffers | None = None
         self._segments: kernels.PrefillSegments | None = None

@@ -121,10 +121,11 @@ def paged_decode_attention(
     return out
 
 
-def prefill_attention_kernel(query: torch.dtype, keys: torch.dtype, width: int) -> Kernel | None:
-    """Of queries and keys in these dtypes, `width` values in a head; None where there is none."""
-    fits = keys is torch.bfloat16 and width % 32 == 0 and width <= _WIDEST_HEAD and tiles.are_usable()
-    return _kernel("prefill.attention", query) if fits else None
+def prefill_attention_kernel(query: torch.dtype, keys: Tensor) -> Kernel | None:
+    """Of queries of that dtype and keys (num_blocks, block_size, K, D); None where there is none."""
+    _, block_size, _, width = keys.shape
+    fits = keys.dtype is torch.bfloat16 and width % 32 == 0 and width <= _WIDEST_HEAD and block_size % 32 == 0
+    return _kernel("prefill.attention", query) if fits and tiles.are_usable() else None
 
 
 def paged_prefill_attention(
@@ -133,11 +134,11 @@ def paged_prefill_attention(
     """Causal attention of consecutive tokens of one sequence, the first at position `start`, over its keys so far.
 
     query (n, num_heads, D), keys and values (num_blocks, block_size, K, D), blocks (m,) int32: the sequence's, as many as
-    it needs. Returns (n, num_heads, D), or None where there is no kernel for it: it takes tiles and bfloat16 keys. A
-    token's result has the same bits however the sequence was cut into chunks.
+    it needs. Returns (n, num_heads, D), or None where there is no kernel for it: it takes tiles, bfloat16 keys and
+    blocks of a multiple of 32 tokens. A token's result has the same bits however the sequence was cut into chunks.
     """
     num_rows, _, width = query.shape
-    function = prefill_attention_kernel(query.dtype, keys.dtype, width)
+    function = prefill_attention_kernel(query.dtype, keys)
     if (
         function is None
         or keys.dtype is not values.dtype
@@ -166,7 +167,7 @@ class PrefillSegments:
         self._memory: Tensor | None = None
 
     def place(self, num_kv_heads: int, width: int) -> None:
-        """Get the memory in which the kernel lays out keys and values, `width` each."""
+        """Get the memory in which the kernel lays out values, `width` of each KV head."""
         memory = torch.empty(self._bytes * num_kv_heads * width + 64, dtype=torch.int8)
         self._memory = memory[-memory.data_ptr() % 64 :]
         self.table[0] = self._memory.data_ptr()

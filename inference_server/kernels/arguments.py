@@ -113,7 +113,7 @@ def prefill_segments(starts: Items[int], lengths: Items[int], tables: Items[Tens
         row += length
         piece += -(-(start + length) // 32)
         group += -(-length // 32)
-    return [0, len(starts), piece, group, *entries], piece * 32 * 2 * torch.bfloat16.itemsize
+    return [0, len(starts), piece, group, *entries], piece * 32 * torch.bfloat16.itemsize
 
 
 def linear(

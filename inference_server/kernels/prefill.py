@@ -1,8 +1,9 @@
-"""Attention of consecutive tokens of one sequence over its blocks of keys and values, on the tile registers of AMX.
+"""Attention of consecutive tokens of several sequences over their blocks of keys and values, on the tile registers of AMX.
 
-First keys and values are laid out as tiles, shared out among the threads. Then an item of work is 32 tokens of one head:
-scores of STEP keys at a time, the softmax kept up while they pass (as in decode.py), weights times values. The steps begin
-at the sequence's first key, so a token's result does not depend on how its prompt was cut into chunks.
+First values are laid out as tiles, shared out among the threads. Then an item of work is 32 queries of one head: scores of
+STEP keys at a time, the softmax kept up while they pass, values times weights. Everything is computed transposed, a query
+in each lane of a vector: keys are tiles as they lie in the cache, and nothing is summed or compared across lanes. The steps
+begin at the sequence's first key, so a token's result does not depend on how its prompt was cut into chunks.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -23,16 +24,13 @@ from inference_server.kernels.vectors import (
     add,
     argument,
     constant,
-    fma,
+    div,
     helper,
     intrinsic_of,
-    keep_first,
     lanes_max,
-    lanes_sum,
     load_float32,
     load_int32,
     load_int64,
-    load_scalar,
     maximum,
     moved,
     mul,
@@ -40,25 +38,33 @@ from inference_server.kernels.vectors import (
     pointer,
     real_argument,
     splat,
+    splatted,
     stack,
     store_float32,
-    store_int64,
-    store_scalar,
+    sub,
     take_next,
     vector,
 )
 
-QUERIES = 32  # rows of two tiles
-KEYS = 32  # laid out together
+QUERIES = 32  # columns of two tiles
+KEYS = 32  # whose values are laid out together; a block holds a multiple of it
 STEP = 128  # keys between two looks at the largest score
 SEGMENTS, SEGMENT = 32, 48  # bytes before the segments, and of each
 _TILE = 1024  # bytes
+_ROW = QUERIES * 4  # of scores and outputs
+# How far the largest score may rise before what was summed up is brought down to it: e**8 is no danger to float32, and
+# nearly all steps then change nothing (an idea of FlashAttention-4).
+_RISE = 8.0
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _ints, _shorts, _floats = (
     ir.VectorType(_int32, 16),
     ir.VectorType(ir.IntType(16), 16),
     ir.VectorType(ir.FloatType(), 16),
 )
+
+
+def _ints_of(value: int) -> Any:
+    return ir.Constant(_ints, [value] * 16)
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
@@ -75,112 +81,74 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-@intrinsic_of(types.void, types.int64, types.int64)
-def _lay_out_keys(builder: Any, rows: Any, target: Any) -> None:
-    """`rows`: 16 addresses of 32 values each. The tile: 16 pairs of values, for 16 keys."""
-    addresses = [builder.load(pointer(builder, moved(builder, rows, 8 * key), _int64)) for key in range(16)]
-    pairs = [builder.load(pointer(builder, address, _ints), align=2) for address in addresses]
-    for row, values in enumerate(_transposed(builder, pairs)):
-        builder.store(values, pointer(builder, moved(builder, target, 64 * row), _ints), align=64)
+def _store_tile(builder: Any, target: Any, rows: list[Any]) -> None:
+    for index, row in enumerate(rows):
+        builder.store(row, pointer(builder, moved(builder, target, 64 * index), _ints), align=64)
 
 
 @intrinsic_of(types.void, types.int64, types.int64, types.int64)
-def _lay_out_values(builder: Any, first: Any, second: Any, target: Any) -> None:
-    """16 values each of two neighbouring keys, as one row of a tile."""
-    low, high = (
-        builder.zext(builder.load(pointer(builder, address, _shorts), align=2), _ints) for address in (first, second)
-    )
-    sixteen = ir.Constant(_ints, [16] * 16)
-    builder.store(builder.or_(low, builder.shl(high, sixteen)), pointer(builder, target, _ints), align=64)
-
-
-@intrinsic_of(types.void, types.int64, types.int64)
-def _lay_out_one(builder: Any, first: Any, target: Any) -> None:
-    """The same with zeros for the second key."""
-    low = builder.zext(builder.load(pointer(builder, first, _shorts), align=2), _ints)
-    builder.store(low, pointer(builder, target, _ints), align=64)
+def _turn(builder: Any, source: Any, stride: Any, target: Any) -> None:
+    """16 rows of 16 times 4 bytes, transposed. `stride`: bytes from one row of the source to the next."""
+    places = [moved(builder, source, (stride, row)) for row in range(16)]
+    rows = [builder.load(pointer(builder, place, _ints), align=2) for place in places]
+    _store_tile(builder, target, _transposed(builder, rows))
 
 
 @intrinsic_of(types.void, *[types.int64] * 4)
-def _score(builder: Any, queries: Any, width: Any, keys: Any, scores: Any) -> None:
-    """32 queries times 32 keys, as scores (32, STEP) float32. `width`: of a query."""
-    row_bytes, steps = builder.shl(width, number(1)), builder.lshr(width, number(5))
+def _turn_values(builder: Any, source: Any, stride: Any, count: Any, target: Any) -> None:
+    """16 values each of 32 keys as a tile: a row for each value. Keys from `count` on are zeros."""
+    pairs = []
+    for pair in range(16):
+        halves = []
+        for key in (2 * pair, 2 * pair + 1):
+            values = builder.load(pointer(builder, moved(builder, source, (stride, key)), _shorts), align=2)
+            is_there = builder.icmp_signed(">", count, number(key))
+            nothing = ir.Constant(_shorts, [0] * 16)
+            halves.append(builder.zext(builder.select(is_there, values, nothing), _ints))
+        pairs.append(builder.or_(halves[0], builder.shl(halves[1], _ints_of(16))))
+    _store_tile(builder, target, _transposed(builder, pairs))
+
+
+@intrinsic_of(types.void, *[types.int64] * 5)
+def _score(builder: Any, keys: Any, stride: Any, queries: Any, width: Any, scores: Any) -> None:
+    """32 keys, `stride` bytes apart, times 32 queries: scores (32 keys, 32 queries) float32."""
+    steps = builder.lshr(width, number(5))
     for tile in range(4):
         amx.zero(builder, tile)
     with cgutils.for_range(builder, steps) as loop:
         for b in range(2):
-            amx.load(builder, X + b, moved(builder, queries, (loop.index, 64), (row_bytes, 16 * b)), row_bytes)
-            amx.load(builder, W + b, moved(builder, keys, (loop.index, _TILE), (steps, _TILE * b)), number(64))
+            amx.load(builder, X + b, moved(builder, keys, (loop.index, 64), (stride, 16 * b)), stride)
+            amx.load(builder, W + b, moved(builder, queries, (loop.index, _TILE), (steps, _TILE * b)), number(64))
         for b in range(4):
             amx.multiply_bf16(builder, b, X + b // 2, W + b % 2)
     for b in range(4):
-        amx.store(builder, b, moved(builder, scores, 16 * STEP * 4 * (b // 2) + 64 * (b % 2)), STEP * 4)
+        amx.store(builder, b, moved(builder, scores, 16 * _ROW * (b // 2) + 64 * (b % 2)), _ROW)
 
 
 @intrinsic_of(types.void, *[types.int64] * 5)
 def _weigh(builder: Any, weights: Any, num_steps: Any, values: Any, width: Any, outputs: Any) -> None:
-    """Adds weights (32, STEP) bfloat16 times values, 32 keys in a step, to outputs (32, width) float32."""
-    row_bytes, tiles = builder.shl(width, number(2)), builder.lshr(width, number(4))
+    """Adds values times weights, 32 keys in a step, to outputs (width, 32 queries) float32."""
+    tiles = builder.lshr(width, number(4))
     with cgutils.for_range(builder, builder.lshr(width, number(5))) as columns:
         places = [
-            moved(builder, outputs, (columns.index, 128), (row_bytes, 16 * (b // 2)), 64 * (b % 2)) for b in range(4)
+            moved(builder, outputs, (columns.index, 32 * _ROW), 16 * _ROW * (b // 2) + 64 * (b % 2)) for b in range(4)
         ]
         for b in range(4):
-            amx.load(builder, b, places[b], row_bytes)
+            amx.load(builder, b, places[b], number(_ROW))
         with cgutils.for_range(builder, num_steps) as loop:
             step = moved(builder, values, (builder.mul(loop.index, tiles), _TILE), (columns.index, 2 * _TILE))
             for b in range(2):
-                amx.load(builder, X + b, moved(builder, weights, (loop.index, 64), 16 * STEP * 2 * b), number(STEP * 2))
-                amx.load(builder, W + b, moved(builder, step, _TILE * b), number(64))
+                amx.load(builder, X + b, moved(builder, step, _TILE * b), number(64))
+                amx.load(builder, W + b, moved(builder, weights, (loop.index, 2 * _TILE), _TILE * b), number(64))
             for b in range(4):
                 amx.multiply_bf16(builder, b, X + b // 2, W + b % 2)
         for b in range(4):
-            amx.store(builder, b, places[b], row_bytes)
-
-
-@intrinsic_of(types.void, types.int64, vector)
-def _store_weights(builder: Any, address: Any, value: Any) -> None:
-    """As bfloat16, to nearest: no weight is negative, so ties may go up."""
-    bits = builder.add(builder.bitcast(value, _ints), ir.Constant(_ints, [0x8000] * 16))
-    shorts = builder.trunc(builder.lshr(bits, ir.Constant(_ints, [16] * 16)), _shorts)
-    builder.store(shorts, pointer(builder, address, _shorts), align=2)
-
-
-@helper
-def _row_of(table, position, block_size, stride):
-    """Where a position lies, in bytes from the first row."""
-    block = position // block_size
-    return (load_int32(table + block * 4) * block_size + position - block * block_size) * stride
-
-
-@helper
-def _lay_out(keys, values, table, start, num_keys, block_size, stride, width, rows, key_tiles, value_tiles):
-    """32 keys and values from `start` on. Beyond the last key, keys repeat it and values are zeros."""
-    for half in range(2):
-        for index in range(16):
-            position = min(start + 16 * half + index, num_keys - 1)
-            store_int64(rows + index * 8, keys + _row_of(table, position, block_size, stride))
-        for step in range(width // 32):
-            _lay_out_keys(rows, key_tiles + (half * (width // 32) + step) * _TILE)
-            for index in range(16):
-                store_int64(rows + index * 8, load_int64(rows + index * 8) + 64)
-    for pair in range(16):
-        position = start + 2 * pair
-        first = values + _row_of(table, min(position, num_keys - 1), block_size, stride)
-        second = values + _row_of(table, min(position + 1, num_keys - 1), block_size, stride)
-        for column in range(width // 16):
-            target = value_tiles + column * _TILE + pair * 64
-            if position + 1 < num_keys:
-                _lay_out_values(first + column * 32, second + column * 32, target)
-            elif position < num_keys:
-                _lay_out_one(first + column * 32, target)
-            else:
-                store_float32(target, splat(np.float32(0.0)))
+            amx.store(builder, b, places[b], _ROW)
 
 
 @intrinsic_of(vector, vector)
 def _exp(builder: Any, x: Any) -> Any:
-    """e**x for x <= 0 within 4e-6 of itself, which bfloat16 does not see; as vectors.exp otherwise.
+    """e**x within 4e-6 of itself, which bfloat16 does not see, for x <= 80; 1 for 0. As vectors.exp otherwise.
 
     The polynomial is fitted at 4,000 Chebyshev nodes between -ln 2 / 2 and ln 2 / 2.
     """
@@ -189,40 +157,88 @@ def _exp(builder: Any, x: Any) -> Any:
     n = builder.fsub(shifted, constant(12582912.0))
     r = multiply_add(builder, n, constant(-0.69314718055994531), x)
     p = constant(0.04191753)
-    for coefficient in (0.16792161, 0.49998869, 0.99996228, 1.00000008):
+    for coefficient in (0.16792161, 0.49998869, 0.99996228, 1.0):
         p = multiply_add(builder, p, r, constant(coefficient))
-    exponent = builder.shl(builder.bitcast(shifted, _ints), ir.Constant(_ints, [23] * 16))
+    exponent = builder.shl(builder.bitcast(shifted, _ints), _ints_of(23))
     return builder.bitcast(builder.add(builder.bitcast(p, _ints), exponent), _floats)
 
 
-@helper
-def _hide(scores, num_seen, num_keys):
-    """Scores beyond the first `num_seen` become the lowest."""
-    for index in range(max(0, num_seen) // LANES * LANES, num_keys, LANES):
-        place = scores + index * 4
-        store_float32(place, keep_first(load_float32(place), num_seen - index, LOWEST))
+@intrinsic_of(types.void, types.int64, vector, vector)
+def _store_pair(builder: Any, address: Any, first: Any, second: Any) -> None:
+    """As bfloat16, to nearest, side by side in each lane: no weight is negative, so ties may go up."""
+    low, high = (builder.add(builder.bitcast(value, _ints), _ints_of(0x8000)) for value in (first, second))
+    both = builder.or_(builder.lshr(low, _ints_of(16)), builder.and_(high, _ints_of(-65536)))
+    builder.store(both, pointer(builder, address, _ints), align=64)
+
+
+@intrinsic_of(vector, vector, types.int64, vector)
+def _if_seen(builder: Any, positions: Any, key: Any, scores: Any) -> Any:
+    """The scores of a key in the lanes whose positions it does not lie beyond, the lowest in the others."""
+    place = splatted(builder, builder.sitofp(key, ir.FloatType()))
+    return builder.select(builder.fcmp_ordered(">=", positions, place), scores, constant(float(LOWEST)))
+
+
+@intrinsic_of(vector, types.int64)
+def _positions_from(builder: Any, first: Any) -> Any:
+    """first, first + 1, … as float32, which holds them exactly up to 2**24."""
+    lanes = ir.Constant(_floats, [float(lane) for lane in range(16)])
+    return builder.fadd(splatted(builder, builder.sitofp(first, ir.FloatType())), lanes)
+
+
+@intrinsic_of(vector, vector, vector)
+def _raised(builder: Any, before: Any, largest: Any) -> Any:
+    """Each lane's largest score, where it is much larger than before."""
+    limit = builder.fadd(before, constant(_RISE))
+    return builder.select(builder.fcmp_ordered(">", largest, limit), largest, before)
 
 
 @helper
-def _soften(scores, weights, num_keys, scaling, state, outputs, width):
-    """One query's scores of a step become weights; `state` as in decode.py."""
-    highest = splat(LOWEST)
-    for index in range(0, num_keys, LANES):
-        highest = maximum(load_float32(scores + index * 4), highest)
-    before, total = load_scalar(state), load_scalar(state + 4)
-    largest = max(before, lanes_max(highest) * scaling)
-    if largest > before:
-        shrink = _exp(splat(before - largest))
-        total *= lanes_max(shrink)
-        for index in range(0, width, LANES):
-            store_float32(outputs + index * 4, mul(load_float32(outputs + index * 4), shrink))
-    factor, base, sums = splat(scaling), splat(-largest), splat(np.float32(0.0))
-    for index in range(0, num_keys, LANES):
-        weight = _exp(fma(load_float32(scores + index * 4), factor, base))
-        _store_weights(weights + index * 2, weight)
-        sums = add(sums, weight)
-    store_scalar(state, largest)
-    store_scalar(state + 4, total + lanes_sum(sums))
+def _bring_down(before, largest, state, outputs, width):
+    """What is summed up, relative to the scores `largest` instead of `before`: nothing changes where they are equal."""
+    shrink = _exp(sub(before, largest))
+    store_float32(state, largest)
+    store_float32(state + 2 * 64, mul(load_float32(state + 2 * 64), shrink))
+    for index in range(width):
+        place = outputs + index * _ROW
+        store_float32(place, mul(load_float32(place), shrink))
+
+
+@helper
+def _soften(scores, weights, first_key, num_keys, scaling, position, state, outputs, width):
+    """The scores of 16 queries, the first at `position`, and keys from `first_key` on, become weights.
+
+    `state`: the scores that weights are relative to, and 128 bytes further the sums of weights.
+    """
+    highest, factor = splat(LOWEST), splat(scaling)
+    if first_key + num_keys - 1 > position:  # some keys lie beyond some queries
+        positions = _positions_from(position)
+        for key in range(num_keys):
+            place = scores + key * _ROW
+            seen = _if_seen(positions, first_key + key, load_float32(place))
+            store_float32(place, seen)
+            highest = maximum(seen, highest)
+    else:
+        for key in range(num_keys):
+            highest = maximum(load_float32(scores + key * _ROW), highest)
+    before = load_float32(state)
+    largest = _raised(before, mul(highest, factor))
+    if lanes_max(sub(largest, before)) > np.float32(0.0):
+        _bring_down(before, largest, state, outputs, width)
+    first_sum = second_sum = splat(np.float32(0.0))
+    for pair in range(num_keys // 2):
+        place = scores + pair * 2 * _ROW
+        first = _exp(sub(mul(load_float32(place), factor), largest))
+        second = _exp(sub(mul(load_float32(place + _ROW), factor), largest))
+        first_sum, second_sum = add(first_sum, first), add(second_sum, second)
+        _store_pair(weights + pair // 16 * 2 * _TILE + pair % 16 * 64, first, second)
+    store_float32(state + 2 * 64, add(load_float32(state + 2 * 64), add(first_sum, second_sum)))
+
+
+@helper
+def _row_of(table, position, block_size, stride):
+    """Where a position lies, in bytes from the first row."""
+    block = position // block_size
+    return (load_int32(table + block * 4) * block_size + position - block * block_size) * stride
 
 
 @helper
@@ -235,73 +251,79 @@ def _segment_of(segments, index, column):
 
 
 @helper
-def _lay_out_all(block, segments, keys, values, num_kv_heads, width, block_size, memory, value_memory, rows):
-    piece_bytes, stride = KEYS * width * 2, num_kv_heads * width * 2
-    num_pieces = load_int64(segments + 16)
+def _lay_out_values(block, segments, values, num_kv_heads, width, block_size, memory):
+    """For each KV head and 32 keys, width / 16 tiles. Returns when all are there."""
+    stride, num_pieces = num_kv_heads * width * 2, load_int64(segments + 16)
     while True:
         item = take_next(block + 8)
         if item >= num_kv_heads * num_pieces:
             break
         head = item // num_pieces
-        piece = item - head * num_pieces
-        segment = _segment_of(segments, piece, 32)
-        _lay_out(
-            keys + head * width * 2,
-            values + head * width * 2,
-            load_int64(segment + 24),
-            (piece - load_int64(segment + 32)) * KEYS,
-            load_int64(segment + 16) + load_int64(segment + 8),
-            block_size,
-            stride,
-            width,
-            rows,
-            memory + item * piece_bytes,
-            value_memory + item * piece_bytes,
-        )
+        segment = _segment_of(segments, item - head * num_pieces, 32)
+        first = (item - head * num_pieces - load_int64(segment + 32)) * KEYS
+        source = values + _row_of(load_int64(segment + 24), first, block_size, stride) + head * width * 2
+        count = load_int64(segment + 16) + load_int64(segment + 8) - first
+        for column in range(width // 16):
+            _turn_values(source + column * 32, stride, count, memory + (item * (width // 16) + column) * _TILE)
         count_done(block + 16)
     wait_until_done(block + 16, num_kv_heads * num_pieces)
 
 
 @helper
-def _begin(source, stride, count, queries, outputs, state, width, is_bf16):
-    """32 queries as bfloat16, the last one repeated where there are fewer; nothing weighed yet."""
+def _begin(source, stride, count, rows, queries, outputs, state, width, is_bf16):
+    """32 queries as tiles, the last one repeated where there are fewer; nothing weighed yet."""
     size = 2 if is_bf16 else 4
     for row in range(QUERIES):
-        store_scalar(state + row * 8, LOWEST)
-        store_scalar(state + row * 8 + 4, np.float32(0.0))
         query = source + min(row, count - 1) * stride
         for index in range(0, width, LANES):
-            store_bf16(queries + (row * width + index) * 2, load(query + index * size, is_bf16))
-            store_float32(outputs + (row * width + index) * 4, splat(np.float32(0.0)))
+            store_bf16(rows + (row * width + index) * 2, load(query + index * size, is_bf16))
+    steps = width // 32
+    for half in range(2):
+        for step in range(steps):
+            _turn(rows + half * 16 * width * 2 + step * 64, width * 2, queries + (half * steps + step) * _TILE)
+        store_float32(state + half * 64, splat(LOWEST))
+        store_float32(state + (2 + half) * 64, splat(np.float32(0.0)))
+        for index in range(width):
+            store_float32(outputs + index * _ROW + half * 64, splat(np.float32(0.0)))
 
 
 @helper
-def _end(target, stride, count, outputs, state, width, is_bf16):
+def _end(target, stride, count, outputs, state, scratch, width, is_bf16):
     size = 2 if is_bf16 else 4
-    for row in range(count):
-        factor = splat(np.float32(1.0) / load_scalar(state + row * 8 + 4))
-        for index in range(0, width, LANES):
-            value = mul(load_float32(outputs + (row * width + index) * 4), factor)
-            store(target + row * stride + index * size, value, is_bf16)
+    for half in range(2):
+        factor = div(splat(np.float32(1.0)), load_float32(state + (2 + half) * 64))
+        for column in range(0, width, 16):
+            for index in range(column, column + 16):
+                place = outputs + index * _ROW + half * 64
+                store_float32(place, mul(load_float32(place), factor))
+            _turn(outputs + column * _ROW + half * 64, _ROW, scratch)
+            for row in range(min(16, count - half * 16)):
+                place = target + (half * 16 + row) * stride + column * size
+                store(place, load_float32(scratch + row * 64), is_bf16)
 
 
 @helper
-def _attend(queries, key_tiles, value_tiles, position, count, scaling, scores, weights, state, outputs, width):
-    """`count` queries, the first at `position`, over all keys up to themselves."""
-    piece_bytes = KEYS * width * 2
-    for key in range(0, position + count, STEP):
-        num_pieces = (min(STEP, position + count - key) + KEYS - 1) // KEYS
-        place = key // KEYS * piece_bytes
+def _attend(queries, keys, stride, table, block_size, values, position, count, scaling, room, outputs, state, width):
+    """`count` queries, the first at `position`, over all keys up to themselves. `room`: for scores and weights."""
+    scores, weights = room, room + STEP * _ROW
+    for first in range(0, position + count, STEP):
+        num_pieces = (min(STEP, position + count - first) + KEYS - 1) // KEYS
         for piece in range(num_pieces):
-            _score(queries, width, key_tiles + place + piece * piece_bytes, scores + piece * KEYS * 4)
-        for row in range(count):
-            row_scores = scores + row * STEP * 4
-            _hide(row_scores, position + row + 1 - key, num_pieces * KEYS)
-            place_of_row = outputs + row * width * 4
+            source = keys + _row_of(table, first + piece * KEYS, block_size, stride)
+            _score(source, stride, queries, width, scores + piece * KEYS * _ROW)
+        for half in range(2):
             _soften(
-                row_scores, weights + row * STEP * 2, num_pieces * KEYS, scaling, state + row * 8, place_of_row, width
+                scores + half * 64,
+                weights + half * _TILE,
+                first,
+                num_pieces * KEYS,
+                scaling,
+                position + half * 16,
+                state + half * 64,
+                outputs + half * 64,
+                width,
             )
-        _weigh(weights, num_pieces, value_tiles + place, width, outputs)
+        _weigh(weights, num_pieces, values + first // KEYS * (width // 16) * _TILE, width, outputs)
 
 
 def make_attention(is_bf16: bool) -> Any:
@@ -317,13 +339,11 @@ def make_attention(is_bf16: bool) -> Any:
         segments, out = argument(block, 6), argument(block, 7)
         num_heads, num_kv_heads, width = argument(block, 8), argument(block, 9), argument(block, 10)
         block_size, scaling, shapes = argument(block, 11), real_argument(block, 12), argument(block, 13)
-        queries, outputs = stack(QUERIES * width * 2), stack(QUERIES * width * 4)
-        scores, weights = stack(QUERIES * STEP * 4), stack(QUERIES * STEP * 2)
-        state, rows = stack(QUERIES * 8), stack(128)
+        queries, outputs, state = stack(QUERIES * width * 2), stack(width * _ROW), stack(4 * 64)
+        room, rows, scratch = stack(STEP * _ROW * 2), stack(QUERIES * width * 2), stack(_TILE)
         memory, num_pieces, num_groups = load_int64(segments), load_int64(segments + 16), load_int64(segments + 24)
         piece_bytes, stride = KEYS * width * 2, num_heads * width * size
-        value_memory = memory + num_kv_heads * num_pieces * piece_bytes
-        _lay_out_all(block, segments, keys, values, num_kv_heads, width, block_size, memory, value_memory, rows)
+        _lay_out_values(block, segments, values, num_kv_heads, width, block_size, memory)
         amx.configure(shapes)
         while True:
             item = take_next(block)
@@ -332,26 +352,28 @@ def make_attention(is_bf16: bool) -> Any:
             # The last tokens have the most keys: begin with them, so that no thread is left with one at the end.
             group = num_groups - 1 - item // num_heads
             head = item % num_heads
+            kv_head = head // (num_heads // num_kv_heads)
             segment = _segment_of(segments, group, 40)
             first = (group - load_int64(segment + 40)) * QUERIES
             count = min(QUERIES, load_int64(segment + 8) - first)
             place = ((load_int64(segment) + first) * num_heads + head) * width * size
-            tiles = (head // (num_heads // num_kv_heads) * num_pieces + load_int64(segment + 32)) * piece_bytes
-            _begin(query + place, stride, count, queries, outputs, state, width, is_bf16)
+            _begin(query + place, stride, count, rows, queries, outputs, state, width, is_bf16)
             _attend(
                 queries,
-                memory + tiles,
-                value_memory + tiles,
+                keys + kv_head * width * 2,
+                num_kv_heads * width * 2,
+                load_int64(segment + 24),
+                block_size,
+                memory + (kv_head * num_pieces + load_int64(segment + 32)) * piece_bytes,
                 load_int64(segment + 16) + first,
                 count,
                 scaling,
-                scores,
-                weights,
-                state,
+                room,
                 outputs,
+                state,
                 width,
             )
-            _end(out + place, stride, count, outputs, state, width, is_bf16)
+            _end(out + place, stride, count, outputs, state, scratch, width, is_bf16)
         amx.release()
 
     return attention

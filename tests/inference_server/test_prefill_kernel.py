@@ -71,10 +71,30 @@ def test_a_tokens_result_has_the_same_bits_however_its_prompt_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 48)], ids=["keys in float32", "a width of 48"]
+    ("dtype", "width", "block_size"),
+    [(torch.float32, 64, 32), (torch.bfloat16, 48, 32), (torch.bfloat16, 64, 16)],
+    ids=["keys in float32", "a width of 48", "blocks of 16"],
 )
-def test_what_the_kernel_does_not_take_is_left_to_torch(dtype: torch.dtype, width: int) -> None:
-    keys = torch.zeros(2, BLOCK_SIZE, 3, width, dtype=dtype)
+def test_what_the_kernel_does_not_take_is_left_to_torch(dtype: torch.dtype, width: int, block_size: int) -> None:
+    keys = torch.zeros(2, block_size, 3, width, dtype=dtype)
     query = torch.zeros(4, 9, width, dtype=dtype)
     blocks = torch.zeros(1, dtype=torch.int32)
     assert kernels.paged_prefill_attention(query, keys, keys, blocks, 0, 0.1) is None
+
+
+def test_scores_that_rise_and_fall_by_hundreds_are_weighed_like_torchs() -> None:
+    prompt, query = Prompt(700), queries(60, torch.float32)
+    prompt.key[::90] *= 40
+    rows = torch.arange(700)
+    prompt.keys[prompt.blocks[rows // BLOCK_SIZE].long(), rows % BLOCK_SIZE] = prompt.key
+    torch.testing.assert_close(prompt.attend(query, 640), prompt.wanted(query), rtol=0, atol=0.05)
+
+
+def test_a_nan_in_one_query_leaves_the_others_alone() -> None:
+    prompt, query = Prompt(100), queries(40, torch.float32)
+    whole = prompt.attend(query, 60)
+    query[7, 2] = float("nan")
+    found = prompt.attend(query, 60)
+    assert found[7, 2].isnan().all()
+    found[7, 2] = whole[7, 2]
+    assert torch.equal(found, whole)
