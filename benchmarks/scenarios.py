@@ -171,7 +171,10 @@ class Questions:
         def streams() -> list[Request]:
             return [self._request(SHORT_TOKENS, size.running_reply) for _ in range(size.running_streams)]
 
-        self._run(streams())  # takes the memory that so many streams need at once
+        # Takes the memory that so many streams need at once, and fills the prefix cache (32,768 tokens by default), whose
+        # blocks are used again from then on.
+        for _ in range(3):
+            self._run(streams())
         late = [self._request(SHORT_TOKENS, 1) for _ in range(size.waiting_requests)]
         late[0] = replace(late[0], after_events=size.running_reply // 4)
         watch = MemoryWatch(self._running.pids())
