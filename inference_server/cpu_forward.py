@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_server import kernels
-from inference_server.attention import decode_inputs
+from inference_server.attention import Segment, decode_inputs, prefill_inputs
 from inference_server.compiled_linear import CompiledLinear
 from inference_server.fused import FusedAttention, FusedMLP, FusedRMSNorm
 from inference_server.kernels import arguments, tiles
@@ -55,15 +55,6 @@ class _Buffers:
     memory: Tensor  # int8, for the linears
 
 
-@dataclass(frozen=True, slots=True)
-class PromptPart:
-    """`length` tokens of the sequence in `blocks` (num_blocks,) int32, the first at position `start`."""
-
-    blocks: Tensor
-    start: int
-    length: int
-
-
 class CpuForward:
     """Decode passes, and prompts' where `has_prompts`. Results live until the next call."""
 
@@ -102,15 +93,12 @@ class CpuForward:
         self._decode_program.run(count)
         return buffers.logits[:count, : self._model.lm_head.out_features]
 
-    def prefill(self, token_ids: Items[int], positions: Items[int], parts: list[PromptPart], rows: Tensor) -> Tensor:
-        """Prompts' tokens, one part after the other; rows (num_tokens,) int64 of the cache for their keys and values.
-
-        Returns the last layer's output, normed, (num_tokens, hidden_size).
-        """
+    def prefill(self, token_ids: Items[int], positions: Items[int], parts: list[Segment]) -> Tensor:
+        """Prompts' tokens, one part after the other. Returns the last layer's output, normed, (num_tokens, hidden_size)."""
         count = len(token_ids)
         buffers = self._room_for(count, 0, 0)
+        tables, rows = prefill_inputs(self._cache, parts)
         self._write_inputs(buffers, token_ids, positions, rows)
-        tables = [part.blocks for part in parts]
         segments = kernels.PrefillSegments([part.start for part in parts], [part.length for part in parts], tables)
         segments.place(self._num_kv_heads, self._head_dim)
         self._segments = segments  # its memory is told by address

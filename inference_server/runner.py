@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server.attention import DecodeBatch, PrefillBatch, Segment, prefill_inputs
+from inference_server.attention import DecodeBatch, PrefillBatch, Segment
 from inference_server.blocks import SCRATCH_BLOCK
-from inference_server.cpu_forward import CpuForward, PromptPart
+from inference_server.cpu_forward import CpuForward
 from inference_server.errors import UnsupportedModel
 from inference_server.graphs import DecodeGraphs
 from inference_server.kv_cache import CPU_BLOCK_SIZE, KVCache
@@ -116,23 +116,15 @@ class ModelRunner:
                 wanted.append(len(token_ids) - 1)
         columns = torch.tensor(wanted, dtype=torch.int64, device=self.device)
         if self._cpu_forward is not None and self._cpu_forward.has_prompts:
-            return self._prefill_on_cpu(token_ids, positions, segments, columns)
+            outputs = self._cpu_forward.prefill(token_ids, positions, segments)
+            logits: Tensor = self._model.get_output_embeddings()(outputs[columns])
+            return logits.float()
         return self._forward(
             torch.tensor([token_ids], device=self.device),
             torch.tensor([positions], device=self.device),
             columns,
             PrefillBatch(self.cache, segments),
         )[0]
-
-    def _prefill_on_cpu(
-        self, token_ids: list[int], positions: list[int], segments: list[Segment], wanted: Tensor
-    ) -> Tensor:
-        assert self._cpu_forward is not None
-        tables, rows = prefill_inputs(self.cache, segments)
-        parts = [PromptPart(table, each.start, each.length) for table, each in zip(tables, segments, strict=True)]
-        outputs = self._cpu_forward.prefill(token_ids, positions, parts, rows)
-        logits: Tensor = self._model.get_output_embeddings()(outputs[wanted])
-        return logits.float()
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:

@@ -151,6 +151,81 @@ def _finish(outputs, state, target, group, width, is_bf16):
             store(target + place * size, mul(load_float32(outputs + place * 4), factor), is_bf16)
 
 
+@helper
+def _begin(source, queries, outputs, state, group, width, value_width, scaling, is_bf16):
+    """The queries of one item as float32, nothing weighed yet."""
+    _scale_queries(source, queries, group * width, scaling, is_bf16)
+    _clear(outputs, group * value_width, False)
+    for head in range(group):
+        store_scalar(state + head * 8, LOWEST)
+        store_scalar(state + head * 8 + 4, np.float32(0.0))
+
+
+@helper
+def _weigh(outputs, weights, value_rows, count, value_width, group, cache_is_bf16):
+    for head in range(0, group, MOST_QUERIES):
+        place, some = outputs + head * value_width * 4, min(MOST_QUERIES, group - head)
+        if cache_is_bf16:
+            weigh_bf16(place, weights + head * TILE * 4, value_rows, count, value_width, some)
+        else:
+            weigh_float32(place, weights + head * TILE * 4, value_rows, count, value_width, some)
+
+
+@helper
+def _attend(
+    first,
+    length,
+    table,
+    block_size,
+    head_keys,
+    key_stride,
+    head_values,
+    value_stride,
+    sizes,
+    queries,
+    memory,
+    state,
+    outputs,
+    softcap,
+    cache_is_bf16,
+):
+    """The keys from `first` to `length` of one sequence and KV head. `sizes`: width, value width, group; `memory`: packed
+    keys, scores, rows of keys, rows of values."""
+    width, value_width, group = sizes
+    packed, scores, key_rows, value_rows = memory
+    for start in range(first, length, TILE):
+        count = min(TILE, length - start)
+        _locate(
+            table,
+            block_size,
+            start,
+            count,
+            head_keys,
+            key_stride,
+            head_values,
+            value_stride,
+            key_rows,
+            value_rows,
+        )
+        _score(
+            key_rows,
+            value_rows,
+            count,
+            width,
+            value_width,
+            group,
+            queries,
+            packed,
+            scores,
+            softcap,
+            cache_is_bf16,
+        )
+        for head in range(group):
+            place = outputs + head * value_width * 4
+            _soften(scores + head * TILE * 4, count, state + head * 8, place, value_width)
+        _weigh(outputs, scores, value_rows, count, value_width, group, cache_is_bf16)
+
+
 def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
     """`is_bf16`: the queries and the result, `cache_is_bf16`: keys and values."""
     size, cache_size = 2 if is_bf16 else 4, 2 if cache_is_bf16 else 4
@@ -180,49 +255,25 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
             if length <= 0:
                 _clear(target, group * value_width, is_bf16)
                 continue
-            _scale_queries(query + item * group * width * size, queries, group * width, scaling, is_bf16)
-            _clear(outputs, group * value_width, False)
-            for head in range(group):
-                store_scalar(state + head * 8, LOWEST)
-                store_scalar(state + head * 8 + 4, np.float32(0.0))
-            for start in range(max(0, length - window), length, TILE):
-                count = min(TILE, length - start)
-                _locate(
-                    tables + seq * table_stride * 4,
-                    block_size,
-                    start,
-                    count,
-                    keys + kv_head * width * cache_size,
-                    num_kv_heads * width * cache_size,
-                    values + kv_head * value_width * cache_size,
-                    num_kv_heads * value_width * cache_size,
-                    key_rows,
-                    value_rows,
-                )
-                _score(
-                    key_rows,
-                    value_rows,
-                    count,
-                    width,
-                    value_width,
-                    group,
-                    queries,
-                    packed,
-                    scores,
-                    softcap,
-                    cache_is_bf16,
-                )
-                for head in range(group):
-                    place = outputs + head * value_width * 4
-                    _soften(scores + head * TILE * 4, count, state + head * 8, place, value_width)
-                for head in range(0, group, MOST_QUERIES):
-                    place = outputs + head * value_width * 4
-                    weights = scores + head * TILE * 4
-                    some = min(MOST_QUERIES, group - head)
-                    if cache_is_bf16:
-                        weigh_bf16(place, weights, value_rows, count, value_width, some)
-                    else:
-                        weigh_float32(place, weights, value_rows, count, value_width, some)
+            source = query + item * group * width * size
+            _begin(source, queries, outputs, state, group, width, value_width, scaling, is_bf16)
+            _attend(
+                max(0, length - window),
+                length,
+                tables + seq * table_stride * 4,
+                block_size,
+                keys + kv_head * width * cache_size,
+                num_kv_heads * width * cache_size,
+                values + kv_head * value_width * cache_size,
+                num_kv_heads * value_width * cache_size,
+                (width, value_width, group),
+                queries,
+                (packed, scores, key_rows, value_rows),
+                state,
+                outputs,
+                softcap,
+                cache_is_bf16,
+            )
             _finish(outputs, state, target, group, value_width, is_bf16)
 
     return attention

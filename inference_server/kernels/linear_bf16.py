@@ -23,7 +23,6 @@ from inference_server.kernels.vectors import (
     intrinsic_of,
     load_float32,
     moved,
-    prefetch_to_write,
     stack,
     store_float32,
     take_next,
@@ -74,10 +73,6 @@ def _finish(totals, bias, out, out_bytes, count, form):
 @helper
 def _some_rows(x, row_bytes, strip, num_steps, totals, bias, out, out_bytes, count, form):
     """At most 32 rows, as many as the tiles are told to hold."""
-    for row in range(count):  # fetched while the tiles are busy: results are often larger than a cache
-        prefetch_to_write(out + row * out_bytes)
-        if form != NARROW:
-            prefetch_to_write(out + row * out_bytes + 64)
     if count > TILE_ROWS:
         _TWO(x, row_bytes, strip, num_steps, totals)
     else:

@@ -260,23 +260,13 @@ def real_argument(builder: Any, block: Any, index: Any) -> Any:
     return builder.fptrunc(builder.load(pointer(builder, address, ir.DoubleType()), align=8), _float)
 
 
-def _prefetched(builder: Any, address: Any, to_write: bool) -> None:
-    form = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _int32, _int32, _int32])
-    function = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")
-    hints = [ir.Constant(_int32, hint) for hint in (int(to_write), 3, 1)]  # nearest level, data
-    builder.call(function, [pointer(builder, address, ir.IntType(8)), *hints])
-
-
 @intrinsic_of(types.void, types.int64)
 def prefetch(builder: Any, address: Any) -> None:
     """Asks for the cache line at `address` without waiting for it."""
-    _prefetched(builder, address, False)
-
-
-@intrinsic_of(types.void, types.int64)
-def prefetch_to_write(builder: Any, address: Any) -> None:
-    """The same, and takes it from other cores: a store that finds it so need not wait for it."""
-    _prefetched(builder, address, True)
+    form = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _int32, _int32, _int32])
+    function = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")
+    hints = [ir.Constant(_int32, hint) for hint in (0, 3, 1)]  # to read, nearest level, data
+    builder.call(function, [pointer(builder, address, ir.IntType(8)), *hints])
 
 
 @intrinsic_of(types.int64, types.int64)
