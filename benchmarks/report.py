@@ -14,7 +14,8 @@ CHART = Path(__file__).parent / "results" / "throughput.svg"
 BEGIN = "<!-- benchmark: written by `python -m benchmarks --report`; do not edit -->"
 END = "<!-- /benchmark -->"
 NONE = "–"
-_TOOLS = ("instant", "engine-16bit")  # rows of the bridge's table alone
+_ROLES = ("server", "bridge")
+_TOOLS = ("instant", "engine-16bit", "tailrace-one-slot")  # no rows of their own
 
 Document = dict[str, Any]
 
@@ -128,8 +129,6 @@ def _cost(document: Document) -> str:
         ("start to ready, s", "start", "ready_s"),
         ("first token after it, s", "start", "first_token_s"),
         ("peak memory, MiB", "memory", "peak_mib"),
-        ("KiB per waiting request, server", "waiting", "server_kib_per_request"),
-        ("bridge", "waiting", "bridge_kib_per_request"),
     ]
     for count in document["size"]["streams"]:
         columns.append((f"CPU s per 1,000 tokens, {_streams(count)}", f"short-{count}", "cpu_s_per_1000_tokens"))
@@ -168,28 +167,59 @@ def _bridge(document: Document) -> str:
             f"\nOver an instant engine and 64 streams the bridge passes on {number(speed)} tokens per CPU second "
             f"({number(paced)} when each stream gets one every 25 ms) and adds {number(rest - grpc)} ms to the TTFT.\n"
         )
+    waiting = [median(document, "tailrace-one-slot", "waiting", f"{role}_kib_per_request") for role in _ROLES]
+    if all(kib is not None for kib in waiting):
+        server, bridge = (number(kib) for kib in waiting if kib is not None)
+        text += f"\nA request that waits for a slot takes {server} KiB in the server and {bridge} KiB in the bridge.\n"
     return text
 
 
 # What is divided by what: title, case, figure, over which peers.
-_RATIOS = [
+_OVER_PEERS = [
     ("1 stream, int4, tokens/s: Tailrace to llama.cpp", "short-1", "tokens_per_s", "tailrace-int4", "llama.cpp"),
     ("1 stream, int8, tokens/s: Tailrace to bitsandbytes", "short-1", "tokens_per_s", "tailrace-int8", "generate-int8"),
     ("8 streams, 16-bit, tokens/s: Tailrace to vLLM", "short-8", "tokens_per_s", "tailrace-16bit", "vllm"),
     ("32 streams, 16-bit, tokens/s: Tailrace to vLLM", "short-32", "tokens_per_s", "tailrace-16bit", "vllm"),
+    ("64 streams, 16-bit, tokens/s: Tailrace to vLLM", "short-64", "tokens_per_s", "tailrace-16bit", "vllm"),
     ("8 streams, 16-bit, p99 ITL: Tailrace to vLLM", "short-8", "itl_p99_ms", "tailrace-16bit", "vllm"),
     ("32 streams, 16-bit, p99 ITL: Tailrace to vLLM", "short-32", "itl_p99_ms", "tailrace-16bit", "vllm"),
+    ("64 streams, 16-bit, p99 ITL: Tailrace to vLLM", "short-64", "itl_p99_ms", "tailrace-16bit", "vllm"),
     ("TTFT of 1,500 tokens, 16-bit: Tailrace to vLLM", "long-1", "ttft_p50_ms", "tailrace-16bit", "vllm"),
     ("TTFT of 1,500 tokens, int4: Tailrace to llama.cpp", "long-1", "ttft_p50_ms", "tailrace-int4", "llama.cpp"),
+]
+# The same over two figures of one peer: title, peer, case and figure above and below.
+_WITHIN = [
+    ("Tailrace, 16-bit, TTFT: second turn to first", "tailrace-16bit", "turns/second_ttft_ms", "turns/first_ttft_ms"),
+    ("Tailrace, int4, TTFT: second turn to first", "tailrace-int4", "turns/second_ttft_ms", "turns/first_ttft_ms"),
+    (
+        "Tailrace, 16-bit, a long prompt arrives: p99 ITL to median",
+        "tailrace-16bit",
+        "arrival/itl_p99_ms",
+        "arrival/itl_p50_ms",
+    ),
+    (
+        "Tailrace, 16-bit, tokens/s: 64 streams to 32",
+        "tailrace-16bit",
+        "short-64/tokens_per_s",
+        "short-32/tokens_per_s",
+    ),
+    ("Tailrace, int4, tokens/s: 64 streams to 32", "tailrace-int4", "short-64/tokens_per_s", "short-32/tokens_per_s"),
 ]
 
 
 def _ratios(document: Document) -> str:
-    lines = []
-    for title, case, figure, ours, theirs in _RATIOS:
-        one, other = median(document, ours, case, figure), median(document, theirs, case, figure)
-        if one is not None and other:
-            lines.append(f"- {title}: {one / other:.2f}")
+    pairs = [
+        (title, median(document, ours, case, figure), median(document, theirs, case, figure))
+        for title, case, figure, ours, theirs in _OVER_PEERS
+    ]
+    for title, peer, above, below in _WITHIN:
+        one, other = (median(document, peer, *figure.split("/")) for figure in (above, below))
+        pairs.append((title, one, other))
+    start, rival = (median(document, peer, "start", "ready_s") for peer in ("tailrace-int4", "llama.cpp"))
+    imports = document["imports"].get("seconds")
+    bound = rival + imports["median"] if rival is not None and imports else None
+    pairs.append(("Start to ready: Tailrace int4 to llama.cpp and `import torch, transformers` together", start, bound))
+    lines = [f"- {title}: {one / other:.2f}" for title, one, other in pairs if one is not None and other]
     return "Ratios of medians:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 

@@ -27,9 +27,8 @@ class Size:
     turn_reply: int = 64
     arrival_streams: int = 16
     arrival_reply: int = 200
-    running_streams: int = 64  # all slots
-    waiting_requests: int = 192
-    running_reply: int = 200
+    waiting_requests: int = 800
+    running_reply: int = 1500  # of the request that the others wait for
     share_requests: int = 30
     instant_tokens: int = 1500
     timeout_s: float = 300.0
@@ -45,11 +44,15 @@ QUICK = Size(
     turn_reply=16,
     arrival_streams=4,
     arrival_reply=48,
-    running_reply=60,
+    waiting_requests=100,
+    running_reply=800,
     share_requests=5,
     instant_tokens=200,
     timeout_s=120.0,
 )
+
+# Between the last request and its being counted among those that wait.
+_SETTLING_SECONDS = 2.0
 
 Cases = Iterator[tuple[str, Callable[[], Figures]]]
 
@@ -165,24 +168,18 @@ class Questions:
         return arrival(records[:-1], records[-1])
 
     def _waiting(self) -> Figures:
-        """What each process takes for a request that waits while all slots are busy."""
+        """What each process takes for a request that waits for the only slot."""
         size = self._size
-
-        def streams() -> list[Request]:
-            return [self._request(SHORT_TOKENS, size.running_reply) for _ in range(size.running_streams)]
-
-        # Takes the memory that so many streams need at once, and fills the prefix cache (32,768 tokens by default), whose
-        # blocks are used again from then on.
-        for _ in range(3):
-            self._run(streams())
+        # Keys and values are written to memory that was used before: its growth is not that of the waiting.
+        self._run([self._request(LONG_TOKENS, 1) for _ in range(4)])
         late = [self._request(SHORT_TOKENS, 1) for _ in range(size.waiting_requests)]
-        late[0] = replace(late[0], after_events=size.running_reply // 4)
+        late[0] = replace(late[0], after_events=20)
         watch = MemoryWatch(self._running.pids())
         with watch.watching():
-            records = self._run([*streams(), *late]).records
-        first_end = min(record.events[-1] for record in records[: size.running_streams])
-        before, after = watch.mib_before(records[size.running_streams].start), watch.mib_before(first_end)
-        return {f"{role}_kib_per_request": (after[role] - before[role]) * 1024 / len(late) for role in after}
+            running, *waited = self._run([self._request(SHORT_TOKENS, size.running_reply), *late]).records
+        settled = min(running.events[-1], max(record.start for record in waited) + _SETTLING_SECONDS)
+        before, after = watch.mib_before(waited[0].start), watch.mib_before(settled)
+        return {f"{role}_kib_per_request": (after[role] - before[role]) * 1024 / len(waited) for role in after}
 
     def _one_by_one(self, door: str) -> Figures:
         """Single requests in sequence: TTFT without company."""

@@ -17,8 +17,7 @@ _SPIN_COUNT = "5000"
 
 def main() -> int:
     """Returns the exit code: 0 after a signal, 1 after an error, which was told in one sentence."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read when torch is imported
+    limit_spinning()
     try:
         settings = Settings.from_environment()
         logging.basicConfig(
@@ -30,6 +29,12 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"tailrace server: {error}", file=sys.stderr)
         return 1
+
+
+def limit_spinning() -> None:
+    """Unless the user has a policy. Read when torch is imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 
 
 async def serve(settings: Settings) -> int:

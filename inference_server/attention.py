@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from inference_server import kernels, varlen
 from inference_server.errors import UnsupportedModel
@@ -64,7 +63,11 @@ def attend(
     return output.view(*query.shape[:2], *output.shape[1:]), None
 
 
-AttentionInterface.register(NAME, attend)
+def register() -> None:
+    """Make NAME known to transformers, whose models take more than a second to import."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ beyond that; int4 for many rows rounds activations and weights to bfloat16.
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -83,22 +84,31 @@ def _bf16_shapes(rest: int) -> Tensor:
     return torch.cat([tiles.shapes([64] * 8, [*each, 16, 16]) for each in rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A linear as its kernel reads it; `kind` is a key of KINDS, `shape` (out_features, in_features)."""
+
+    kind: str
+    shape: tuple[int, int]
+    weights: Tensor
+    scales: Tensor | None
+    bias: Tensor  # float32, with zeros up to a whole strip
+
+
 class CompiledLinear(nn.Module):
     """Weights lie as the kernel reads them; where they lie, they stay."""
 
     dtype = torch.float32  # of the activations
     out_dtype = torch.float32
 
-    def __init__(self, shape: torch.Size, weights: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
-        """`shape`: (out_features, in_features)."""
+    def __init__(self, packed: Packed) -> None:
         super().__init__()
-        self.out_features, self.in_features = shape
+        self.packed = packed
+        self.out_features, self.in_features = packed.shape
         self.padded_features = self.out_features + -self.out_features % _OUTPUTS
-        self.register_buffer("weights", weights)
-        self.register_buffer("scales", scales)
-        bias = _padded(torch.zeros(self.out_features) if bias is None else bias.float())
-        self.register_buffer("bias", bias)
-        self._addresses = [0 if each is None else each.data_ptr() for each in (weights, scales, bias)]
+        tensors = (packed.weights, packed.scales, packed.bias)
+        self._addresses = [0 if each is None else each.data_ptr() for each in tensors]
+        self.num_bytes = sum(0 if each is None else each.nbytes for each in tensors)
 
     @abstractmethod
     def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
@@ -116,10 +126,6 @@ class CompiledLinear(nn.Module):
         sizes = (x.shape[0], self.in_features, self.padded_features)
         return kernel, arguments.linear(*addresses, *sizes, memory.data_ptr(), shapes.data_ptr())
 
-    def _apply(self, *_: Any, **__: Any) -> "CompiledLinear":
-        """Moving and casting leave it alone: the kernel reads these tensors where they are."""
-        return self
-
     def forward(self, x: Tensor) -> Tensor:
         width, outputs = self.in_features, self.padded_features
         rows = x.reshape(-1, width).contiguous()
@@ -133,16 +139,24 @@ class CompiledLinear(nn.Module):
 
 
 class Bf16Linear(CompiledLinear):
-    """A strip of weights: for each 32 inputs two tiles of (16 pairs of inputs, 16 outputs, 2)."""
+    """A strip of weights: for each 32 inputs two tiles of (16 pairs of inputs, 16 outputs, 2).
+
+    A head's output is float32, though rounded to bfloat16.
+    """
 
     dtype = torch.bfloat16
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> None:
-        """weight (out_features, in_features) bfloat16. A head's output is float32, though rounded to bfloat16."""
-        self._kernel = _needed("bf16-head" if is_head else "bf16")
-        self.out_dtype = torch.float32 if is_head else torch.bfloat16
+    def __init__(self, packed: Packed) -> None:
+        super().__init__(packed)
+        self._kernel = _needed(packed.kind)
+        self.out_dtype = torch.float32 if packed.kind == "bf16-head" else torch.bfloat16
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> "Bf16Linear":
+        """weight (out_features, in_features) bfloat16"""
         strips = _padded(weight).view(-1, 2, 16, weight.shape[1] // 32, 16, 2)
-        super().__init__(weight.shape, strips.permute(0, 3, 1, 4, 2, 5).contiguous(), None, bias)
+        weights = strips.permute(0, 3, 1, 4, 2, 5).contiguous()
+        return cls(_packed("bf16-head" if is_head else "bf16", weight.shape, weights, None, bias))
 
     def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         return self._kernel, _bf16_shapes(num_rows % 32)
@@ -161,11 +175,15 @@ class _IntegerLinear(CompiledLinear):
 class Int8Linear(_IntegerLinear):
     """1 byte a weight. A tile of weights is (16 times 4 inputs, 16 outputs, 4 inputs)."""
 
-    def __init__(self, weight: Int8, bias: Tensor | None) -> None:
+    def __init__(self, packed: Packed) -> None:
+        super().__init__(packed)
         self._kernel = _needed("int8")
+
+    @classmethod
+    def of(cls, weight: Int8, bias: Tensor | None) -> "Int8Linear":
         codes = _padded(weight.codes).view(-1, 2, 16, weight.codes.shape[1] // 64, 16, 4)
         codes = codes.permute(0, 3, 1, 4, 2, 5).contiguous()
-        super().__init__(weight.codes.shape, codes, _padded(weight.scales), bias)
+        return cls(_packed("int8", weight.codes.shape, codes, _padded(weight.scales), bias))
 
     def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         return self._kernel, _integer_shapes(64)
@@ -174,20 +192,40 @@ class Int8Linear(_IntegerLinear):
 class Int4Linear(_IntegerLinear):
     """5 bits a weight: 4 of the code, and 16 each of scale and minimum for every 32. A tile is (8, 16, 4)."""
 
-    def __init__(self, weight: Int4, bias: Tensor | None, *, batch_invariant: bool = False) -> None:
+    def __init__(self, packed: Packed) -> None:
+        super().__init__(packed)
         self._few = _needed("int4")
-        self._many = None if batch_invariant else _needed("int4-many")
+        self._many = _needed("int4-many") if packed.kind == "int4" else None
+
+    @classmethod
+    def of(cls, weight: Int4, bias: Tensor | None, *, batch_invariant: bool = False) -> "Int4Linear":
         groups = weight.codes.shape[1] // GROUP
         halves = _padded(weight.codes).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
         codes = (halves[:, :, :, :4] | (halves[:, :, :, 4:] << 4)).contiguous()
         factors = torch.stack([_padded(weight.scales), _padded(weight.minima)]).half()
         scales = factors.view(2, -1, _OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
-        super().__init__(weight.codes.shape, codes, scales, bias)
+        kind = "int4-invariant" if batch_invariant else "int4"
+        return cls(_packed(kind, weight.codes.shape, codes, scales, bias))
 
     def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         if self._many is None or num_rows <= _MOST_FEW:
             return self._few, _integer_shapes(GROUP)
         return self._many, _bf16_shapes(num_rows % 32)
+
+
+KINDS: dict[str, type[CompiledLinear]] = {
+    "bf16": Bf16Linear,
+    "bf16-head": Bf16Linear,
+    "int8": Int8Linear,
+    "int4": Int4Linear,
+    "int4-invariant": Int4Linear,
+}
+
+
+def _packed(kind: str, shape: torch.Size, weights: Tensor, scales: Tensor | None, bias: Tensor | None) -> Packed:
+    out_features, in_features = shape
+    bias = _padded(torch.zeros(out_features) if bias is None else bias.float())
+    return Packed(kind, (out_features, in_features), weights, scales, bias)
 
 
 def _padded(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         "127.0.0.1:50051", description="Host and port of the gRPC server; port 0 takes a free one"
     )
     catalog: Path = Field(DEFAULT_CATALOG, description="Catalog file (TOML) that names the models")
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Folder for converted models")
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Folder for converted and packed models")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; `auto` takes a GPU if there is one"
     )

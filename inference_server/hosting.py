@@ -20,17 +20,15 @@ from inference_server.config import Settings
 from inference_server.detokenizer import Detokenizer, ReplyText
 from inference_server.engine import Engine, Reply
 from inference_server.errors import ConfigurationError, PromptTooLong, TailraceError, UnsupportedModel
-from inference_server.fused import fuse
 from inference_server.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from inference_server.linears import cache_dtype
 from inference_server.loader import (
-    LoadedModel,
     choose_device,
-    load_model,
     progress,
     resolve_precision,
     total_memory_bytes,
 )
+from inference_server.preparation import Prepared, prepare
 from inference_server.prompt import PromptEncoder
 from inference_server.runner import ModelRunner
 from inference_server.scheduler import Policy
@@ -117,34 +115,20 @@ async def _load_group(
     on_broken: Callable[[], None],
 ) -> list[HostedModel]:
     """`memory_share`: of a GPU's free memory, how much this group's KV cache may take."""
-    loaded = await _in_daemon_thread(
-        partial(
-            load_model,
-            key.weights,
-            key.precision,
-            device=device,
-            cache_dir=settings.cache_dir,
-            int8_threshold=settings.int8_threshold,
-        )
-    )
-    if device.type == "cpu":
-        with progress(f"packing {key.weights} as {key.precision}"):
-            await _in_daemon_thread(
-                partial(fuse, loaded.model, loaded.precision, batch_invariant=settings.batch_invariant)
-            )
+    loaded = await _in_daemon_thread(partial(prepare, key.weights, key.precision, device, settings))
     windows = [_window(entry, loaded) for entry in group]
     prompts = await _in_daemon_thread(lambda: [_encoder(entry, loaded, settings) for entry in group])
     end_ids = await _in_daemon_thread(lambda: _end_ids(loaded, prompts))
     policy = _policy(settings)
     block_size = CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE
-    num_blocks = _num_blocks(block_size, max(windows), settings, loaded, memory_share)
+    num_blocks = _num_blocks(block_size, max(windows), settings, loaded, device, memory_share)
     runner = ModelRunner(
         loaded.model,
         num_blocks=num_blocks,
         block_size=block_size,
         max_len=max(windows),
         invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
-        cache_dtype=cache_dtype(loaded.precision) if device.type == "cpu" else None,
+        cache_dtype=cache_dtype(key.precision) if device.type == "cpu" else None,
     )
     await _in_daemon_thread(runner.probe)
     engine = Engine(
@@ -191,20 +175,10 @@ async def _in_daemon_thread(function: Callable[[], _Result]) -> _Result:
     return await future
 
 
-def _window(entry: CatalogEntry, loaded: LoadedModel) -> int:
-    """Tokens of prompt and reply together: the sum of the entry's limits, or the model's own window if that is less.
-
-    Rotary positions that change with the longest sequence of a call (longrope and dynamic scaling in transformers) are
-    used up to their original length alone: beyond it, one sequence would change the others in its batch.
-    """
-    config = loaded.model.config.get_text_config()
+def _window(entry: CatalogEntry, loaded: Prepared) -> int:
+    """Tokens of prompt and reply together: the sum of the entry's limits, or the model's own window if that is less."""
     wanted = entry.context_length + entry.sequence_length
-    limits = [getattr(config, "max_position_embeddings", None) or wanted]
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if parameters.get("rope_type") in ("longrope", "dynamic"):
-            limits.append(parameters.get("original_max_position_embeddings") or limits[0])
-    return min(wanted, *limits)
+    return min(wanted, loaded.facts.max_tokens or wanted)
 
 
 def _policy(settings: Settings) -> Policy:
@@ -217,12 +191,14 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _num_blocks(block_size: int, window: int, settings: Settings, loaded: LoadedModel, memory_share: float) -> int:
+def _num_blocks(
+    block_size: int, window: int, settings: Settings, loaded: Prepared, device: torch.device, memory_share: float
+) -> int:
     """Blocks of the KV cache; raises ConfigurationError if they do not hold the longest sequence."""
     blocks_per_window = -(-window // block_size)
     tokens = settings.kv_cache_tokens
     setting = f"TAILRACE_KV_CACHE_TOKENS={tokens}"
-    if tokens is None and loaded.model.device.type == "cuda":
+    if tokens is None and device.type == "cuda":
         tokens = _free_tokens(loaded, memory_share)
         setting = f"the GPU's free memory ({tokens} tokens of KV cache)"
     if tokens is None:
@@ -232,7 +208,7 @@ def _num_blocks(block_size: int, window: int, settings: Settings, loaded: Loaded
     return min(tokens // block_size, blocks_per_window * settings.max_running_seqs)
 
 
-def _free_tokens(loaded: LoadedModel, memory_share: float) -> int:
+def _free_tokens(loaded: Prepared, memory_share: float) -> int:
     """Tokens whose keys and values fit this group's share of the GPU's free memory, a tenth of it left for activations."""
     config = loaded.model.config.get_text_config()
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -242,9 +218,9 @@ def _free_tokens(loaded: LoadedModel, memory_share: float) -> int:
     return int(0.9 * free * memory_share) // bytes_per_token
 
 
-def _encoder(entry: CatalogEntry, loaded: LoadedModel, settings: Settings) -> PromptEncoder:
+def _encoder(entry: CatalogEntry, loaded: Prepared, settings: Settings) -> PromptEncoder:
     template = entry.chat_template
-    if template is None and loaded.tokenizer.chat_template is None and loaded.model.config.model_type == "llama":
+    if template is None and loaded.tokenizer.chat_template is None and loaded.facts.model_type == "llama":
         template = builtin_template("llama-2")
     encoder = PromptEncoder(loaded.tokenizer, chat_template=template, raw_control_tokens=settings.raw_control_tokens)
     if not encoder.has_chat_template:
@@ -252,10 +228,9 @@ def _encoder(entry: CatalogEntry, loaded: LoadedModel, settings: Settings) -> Pr
     return encoder
 
 
-def _end_ids(loaded: LoadedModel, prompts: list[PromptEncoder]) -> set[int]:
+def _end_ids(loaded: Prepared, prompts: list[PromptEncoder]) -> set[int]:
     """Every token that ends a reply: of the generation config, the tokenizer, and the chat template's end of a turn."""
-    configured = loaded.model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured]) | {loaded.tokenizer.eos_token_id}
+    ids = {*loaded.facts.end_ids, loaded.tokenizer.eos_token_id}
     return {i for i in ids if i is not None}.union(*(encoder.end_of_turn_ids() for encoder in prompts))
 
 
@@ -275,15 +250,14 @@ async def _warm_up(model: HostedModel) -> None:
                 )
 
 
-def _report(models: list[HostedModel], loaded: LoadedModel, device: torch.device) -> None:
+def _report(models: list[HostedModel], loaded: Prepared, device: torch.device) -> None:
     runner = models[0].engine.runner
-    weights = loaded.model.get_memory_footprint()
     logger.info(
         "%s as %s on %s: weights %.2f GiB, KV cache up to %.2f GiB (%d tokens) of %.1f GiB memory",
         models[0].entry.weights,
         models[0].precision,
         device,
-        weights / _GIB,
+        loaded.num_bytes / _GIB,
         runner.cache.num_bytes / _GIB,
         runner.cache.num_tokens,
         total_memory_bytes(device) / _GIB,

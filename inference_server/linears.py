@@ -69,9 +69,9 @@ class ByRowsLinear(nn.Module):
 def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool) -> nn.Module:
     out_features, in_features = weight.codes.shape
     if isinstance(weight, Int8) and has_kernel("int8", in_features):
-        return Int8Linear(weight, bias)
+        return Int8Linear.of(weight, bias)
     if isinstance(weight, Int4) and has_kernel("int4", in_features):
-        return Int4Linear(weight, bias, batch_invariant=batch_invariant)
+        return Int4Linear.of(weight, bias, batch_invariant=batch_invariant)
     # What torch's operations ask for; the one for int8 does not check it.
     if in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
         return _plain(weight.dequantize(), bias)
@@ -98,7 +98,7 @@ def pack(
         return _weight_only(int4_of(linears), bias, batch_invariant)
     weight = torch.cat([linear.weight.detach() for linear in linears])
     if weight.dtype == torch.bfloat16 and has_kernel("bf16", weight.shape[1]):
-        return Bf16Linear(weight, bias, is_head=is_head)
+        return Bf16Linear.of(weight, bias, is_head=is_head)
     if weight.dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
         return PrepackedLinear(weight, bias)
     return linears[0] if len(linears) == 1 else _plain(weight, bias)

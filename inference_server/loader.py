@@ -1,13 +1,12 @@
 """Weights and tokenizers from a hub, a folder or a GGUF file, in the precision asked for. bitsandbytes is used only here.
 
-Slow phases are logged as they go on. Nothing is unpickled: safetensors or GGUF only, and no code from a hub is run.
+Slow phases are logged as they go on. Nothing is unpickled: safetensors or GGUF only, and no code from a hub is run. The
+models of transformers take more than a second to import: only when one is loaded.
 """
 
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,11 +26,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils.tqdm import enable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
 from inference_server import attention
 from inference_server.catalog import Precision, Weights
 from inference_server.errors import ConfigurationError
+from inference_server.folders import made_once
 from inference_server.linears import cpu_multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
@@ -40,8 +39,6 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 # The same weights again, in another layout.
 _HUB_FILES_LEFT_OUT = ["consolidated*", "original/*"]
-# A conversion takes minutes at most; what is older was cut off.
-_UNFINISHED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +103,9 @@ def load_model(
 
     An int4 model comes in float32: `linears` finds its integers when it packs the layers.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    attention.register()
     precision = resolve_precision(precision, device)
     with _naming(weights):
         folder = local_folder(weights, cache_dir)
@@ -133,11 +133,12 @@ def load_model(
 
 
 def local_folder(weights: Weights, cache_dir: Path) -> Path:
-    """A folder on disk that transformers can load: downloaded, converted or as it is."""
-    if weights.hub is not None:
-        return _download(weights.hub, weights.revision)
-    assert weights.path is not None
-    return _convert_gguf(weights.path, cache_dir) if weights.is_gguf else weights.path
+    """A folder on disk that transformers can load: downloaded, converted or as it is. Raises as load_model does."""
+    with _naming(weights):
+        if weights.hub is not None:
+            return _download(weights.hub, weights.revision)
+        assert weights.path is not None
+        return _convert_gguf(weights.path, cache_dir) if weights.is_gguf else weights.path
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -174,34 +175,21 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
     folder = cache_dir / "converted" / f"{path.stem}-{_fingerprint(path)}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(folder.parent)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=folder.parent))
-    try:
-        with progress(f"converting {path.name} (once; the result stays in {folder.parent})"):
-            source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            # float32 holds a dequantised weight exactly; a later load rounds it once, to the precision asked for.
-            model = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-            )
-            tokenizer.save_pretrained(unfinished)
-            model.save_pretrained(unfinished)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with (
+        made_once(folder) as unfinished,
+        progress(f"converting {path.name} (once; the result stays in {folder.parent})"),
+    ):
+        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        # float32 holds a dequantised weight exactly; a later load rounds it once, to the precision asked for.
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer.save_pretrained(unfinished)
+        model.save_pretrained(unfinished)
     return folder
-
-
-def _remove_unfinished(parent: Path) -> None:
-    """Folders of conversions that a signal cut off: half a gigabyte each, and of no use."""
-    for folder in parent.glob(".*"):
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fingerprint(path: Path) -> str:

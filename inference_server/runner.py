@@ -14,6 +14,7 @@ from torch import Tensor
 from inference_server.attention import DecodeBatch, PrefillBatch, Segment
 from inference_server.blocks import SCRATCH_BLOCK
 from inference_server.cpu_forward import CpuForward
+from inference_server.decoder import Decoder, decoder_of
 from inference_server.errors import UnsupportedModel
 from inference_server.graphs import DecodeGraphs
 from inference_server.kv_cache import CPU_BLOCK_SIZE, KVCache
@@ -40,6 +41,12 @@ class NextToken:
     token_id: int
 
 
+def runs(decoder: Decoder, block_size: int, cache_dtype: torch.dtype | None) -> bool:
+    """Whether every pass of it is a list of kernels, so that a ModelRunner needs no model of transformers beside it."""
+    cache = KVCache(num_blocks=1, block_size=block_size, device=torch.device("cpu"), dtype=cache_dtype)
+    return CpuForward(decoder, cache).has_prompts
+
+
 class ModelRunner:
     def __init__(
         self,
@@ -51,29 +58,38 @@ class ModelRunner:
         invariant_rows: int | None = None,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
-        """`model`: a causal language model of transformers, loaded with attention.NAME.
+        """`model`: a causal language model of transformers, loaded with attention.NAME, or a Decoder that `runs` takes.
 
         `num_blocks` of the KV cache, beside the scratch block. `max_len`: tokens of the longest sequence; with it, decode
         passes on a GPU are recorded as CUDA graphs. `invariant_rows`: every decode pass by modules is filled up to so many
         rows, and prompts are computed one by one, so that no product's shape tells who else is there. `cache_dtype` of keys
         and values, if not the model's.
         """
-        self._model = model.eval()
-        self.device: torch.device = model.device
-        self.vocab_size: int = model.get_output_embeddings().out_features
         self._invariant_rows = invariant_rows
+        is_decoder = isinstance(model, Decoder)
+        self.device: torch.device = torch.device("cpu") if is_decoder else model.device
         self.cache = KVCache(num_blocks=num_blocks + 1, block_size=block_size, device=self.device, dtype=cache_dtype)
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._cpu_forward: CpuForward | None = None
-        if self.device.type == "cpu":
-            try:
-                self._cpu_forward = CpuForward(self._model, self.cache)
-            except ValueError as reason:
-                logger.info("the model runs through its own modules, as %s", reason)
+        if is_decoder:
+            self._cpu_forward = CpuForward(model, self.cache)
+            self._model, self._head = None, model.head
+        else:
+            self._model, self._head = model.eval(), model.get_output_embeddings()
+            if self.device.type == "cpu":
+                self._cpu_forward = self._kernels_of(model)
+        self.vocab_size: int = self._head.out_features
         self._graphs: DecodeGraphs | None = None
         if self.device.type == "cuda" and max_len is not None:
             max_blocks = -(-max_len // block_size)
             self._graphs = DecodeGraphs(self._decode, self.cache, max_blocks=max_blocks, invariant_rows=invariant_rows)
+
+    def _kernels_of(self, model: Any) -> CpuForward | None:
+        try:
+            return CpuForward(decoder_of(model), self.cache)
+        except ValueError as reason:
+            logger.info("the model runs through its own modules, as %s", reason)
+            return None
 
     @torch.inference_mode()
     def probe(self) -> None:
@@ -82,6 +98,9 @@ class ModelRunner:
         Raises UnsupportedModel if the model attends in a way that would be got wrong here: layers that keep no keys
         (state space, shared layers), chunked attention, windows that are told to transformers' masks alone.
         """
+        if self._model is None:
+            self.prefill([PromptPiece([SCRATCH_BLOCK], 0, [0], wants_logits=True)])
+            return
         batch = PrefillBatch(self.cache, [Segment([SCRATCH_BLOCK], 0, 1)])
         zero = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
         self._forward(zero, zero, self._first, batch)
@@ -117,7 +136,7 @@ class ModelRunner:
         columns = torch.tensor(wanted, dtype=torch.int64, device=self.device)
         if self._cpu_forward is not None and self._cpu_forward.has_prompts:
             outputs = self._cpu_forward.prefill(token_ids, positions, segments)
-            logits: Tensor = self._model.get_output_embeddings()(outputs[columns])
+            logits: Tensor = self._head(outputs[columns])
             return logits.float()
         return self._forward(
             torch.tensor([token_ids], device=self.device),
@@ -156,6 +175,7 @@ class ModelRunner:
 
         Returns logits (num_rows, num_wanted, vocab_size) float32 of the columns `wanted`.
         """
+        assert self._model is not None, "a decoder's passes are all lists of kernels"
         logits: Tensor = self._model(
             input_ids=token_ids,
             position_ids=positions,

@@ -1,6 +1,5 @@
 """The bytes of single tokens, for log probabilities: a token may hold a part of a character, which text cannot show."""
 
-import json
 import re
 from typing import Any
 
@@ -15,7 +14,7 @@ class TokenBytes:
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer`: of the tokenizers library."""
         self._tokenizer = tokenizer
-        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+        self._is_byte_level = "ByteLevel(" in repr(tokenizer.decoder)
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
         # Added tokens stand in the vocabulary as they are, whatever the form of the others.
         self._added = {

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from inference_server.attention import register
+
 _LLAMA_2_7B = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -22,6 +24,7 @@ _TINY |= {"num_key_value_heads": 2, "vocab_size": 4096}
 
 def make(device: torch.device, *, path: str | None, tiny: bool, int8: bool, attention: str) -> Any:
     """A model on `device`, float16 (bfloat16 on a CPU); with int8 its linears are bitsandbytes' at threshold 0.0."""
+    register()
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
     if path is not None:
         model = AutoModelForCausalLM.from_pretrained(

@@ -5,7 +5,7 @@ from benchmarks.peers.base import Model, Peer
 from benchmarks.peers.in_process import BareEngine, Transformers
 from benchmarks.peers.instant import Instant
 from benchmarks.peers.llama_cpp import LlamaCpp
-from benchmarks.peers.tailrace import Tailrace
+from benchmarks.peers.tailrace import OneSlot, Tailrace
 from benchmarks.peers.vllm import Vllm
 
 _INT8 = "@cf/meta/llama-2-7b-chat-int8"
@@ -25,4 +25,5 @@ def all_peers(model: Model) -> list[Peer]:
         Transformers(model, "generate-int8", "bitsandbytes in `generate`", "int8", "generate", "bitsandbytes-int8"),
         BareEngine(model, "engine-16bit", "Tailrace's engine in process", "16-bit", _BITS_16),
         Instant(model),
+        OneSlot(model, "tailrace-one-slot", "Tailrace with one slot", "int4", _INT4),
     ]

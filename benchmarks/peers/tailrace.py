@@ -1,4 +1,4 @@
-"""Tailrace as a user runs it: server and bridge as two processes with their default settings, one catalog entry at a time."""
+"""Tailrace as a user runs it: server and bridge as two processes, one catalog entry at a time."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.peers.base import ClientDoor, HttpDoor, Model, Peer, Running, Stopwatch
 from benchmarks.processes import BENCH, ROOT, Child, free_port, wait_for
@@ -20,12 +20,11 @@ class Tailrace(Peer):
     """Several entries in one process would be several engines, each with threads of its own."""
 
     scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival", "share")
+    settings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, model: Model, name: str, title: str, weights: str, entry: str) -> None:
         super().__init__(model)
         self.name, self.title, self.weights, self._entry = name, title, weights, entry
-        if weights == "int4":  # a request that waits takes the same whatever the weights are
-            self.scenarios = (*self.scenarios, "waiting")
 
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("tailrace", "torch", "transformers", "bitsandbytes", "grpcio")}
@@ -33,7 +32,7 @@ class Tailrace(Peer):
     @contextmanager
     def running(self, log: Path) -> Iterator[Running]:
         grpc_address, http_port = f"127.0.0.1:{free_port()}", free_port()
-        environment = {
+        environment = self.settings | {
             "TAILRACE_CATALOG": str(one_entry_catalog(self._entry, self.name)),
             "TAILRACE_GRPC_ADDRESS": grpc_address,
             "TAILRACE_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
@@ -55,6 +54,17 @@ class Tailrace(Peer):
         finally:
             for child in reversed(children.values()):
                 child.stop()
+
+
+class OneSlot(Tailrace):
+    """Where every request but one waits. What a waiting one takes is the same whatever the weights are."""
+
+    scenarios = ("waiting",)
+    settings: ClassVar = {
+        "TAILRACE_MAX_RUNNING_SEQS": "1",
+        "TAILRACE_MAX_WAITING_SEQS": "1000",
+        "TAILRACE_PREFIX_CACHE": "off",
+    }
 
 
 def one_entry_catalog(entry: str, name: str) -> Path:

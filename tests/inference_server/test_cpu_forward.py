@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inference_server.attention import NAME
-from inference_server.cpu_forward import CpuForward
+from inference_server.attention import NAME, register
+from inference_server.decoder import decoder_of
 from inference_server.fused import FusedAttention, FusedMLP, FusedRMSNorm, fuse
 from inference_server.kernels import tiles
 from inference_server.linears import cache_dtype
@@ -27,6 +27,7 @@ def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def model_of(folder, precision):
+    register()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=NAME)
     fuse(model, precision, batch_invariant=False)
@@ -101,4 +102,4 @@ def test_a_model_that_cannot_be_listed_is_refused(tiny_model, architecture, prec
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=torch.float32)
     fuse(model, precision, batch_invariant=False)
     with pytest.raises(ValueError, match="its"):
-        CpuForward(model, ModelRunner(model, num_blocks=4).cache)
+        decoder_of(model)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import gguf
 import pytest
 import torch
+import transformers
 from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -278,7 +279,7 @@ class InterruptedWhileSaving:
 
 def test_an_interrupted_conversion_leaves_no_folder_behind(gguf_file, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loader, "AutoModelForCausalLM", InterruptedWhileSaving)
+        patch.setattr(transformers, "AutoModelForCausalLM", InterruptedWhileSaving)
         local_folder(Weights(path=gguf_file), tmp_path)
     assert converted(tmp_path) == []
     assert (local_folder(Weights(path=gguf_file), tmp_path) / "model.safetensors").is_file()

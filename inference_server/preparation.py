@@ -1,0 +1,100 @@
+"""Weights to a model that can run: loaded, fused and packed, or as an earlier start has packed it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inference_server import packed
+from inference_server.catalog import Precision, Weights
+from inference_server.compiled_linear import CompiledLinear
+from inference_server.config import Settings
+from inference_server.decoder import decoder_of
+from inference_server.fused import fuse
+from inference_server.kv_cache import CPU_BLOCK_SIZE
+from inference_server.linears import cache_dtype
+from inference_server.loader import load_model, local_folder, progress
+from inference_server.packed import Facts
+from inference_server.runner import runs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    model: Any  # what ModelRunner takes
+    tokenizer: Any  # of transformers
+    facts: Facts
+    num_bytes: int  # of the weights
+
+
+def prepare(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> Prepared:
+    """`precision`: the one in force. Raises what load_model raises."""
+    if device.type != "cpu":
+        return _load(weights, precision, device, settings)
+    source = local_folder(weights, settings.cache_dir)
+    if not source.is_dir():
+        return _packed(_load(weights, precision, device, settings), weights, precision, settings, None)
+    folder = packed.packed_folder(settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant)
+    if folder.is_dir():
+        try:
+            with progress(f"reading {weights}, packed as {precision}"):
+                decoder, facts, tokenizer = packed.read(folder)
+            return Prepared(decoder, tokenizer, facts, decoder.num_bytes)
+        except ValueError as reason:
+            logger.info("packing %s anew: %s", weights, reason)
+    return _packed(_load(weights, precision, device, settings), weights, precision, settings, folder)
+
+
+def _load(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> Prepared:
+    loaded = load_model(
+        weights, precision, device=device, cache_dir=settings.cache_dir, int8_threshold=settings.int8_threshold
+    )
+    return Prepared(loaded.model, loaded.tokenizer, _facts(loaded.model), loaded.model.get_memory_footprint())
+
+
+def _packed(
+    loaded: Prepared, weights: Weights, precision: Precision, settings: Settings, folder: Path | None
+) -> Prepared:
+    """For a CPU: with every layer replaced that has a faster equal; kept in `folder` if all of the model has."""
+    model = loaded.model
+    with progress(f"packing {weights} as {precision}"):
+        fuse(model, precision, batch_invariant=settings.batch_invariant)
+        try:
+            decoder = decoder_of(model)
+        except ValueError as reason:
+            logger.info("%s runs through its own modules, as %s", weights, reason)
+            decoder = None
+        if decoder is not None and runs(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
+            if folder is not None:
+                packed.write(folder, decoder, loaded.facts, loaded.tokenizer)
+            return Prepared(decoder, loaded.tokenizer, loaded.facts, decoder.num_bytes)
+    kernels_bytes = sum(module.num_bytes for module in model.modules() if isinstance(module, CompiledLinear))
+    return Prepared(model, loaded.tokenizer, loaded.facts, model.get_memory_footprint() + kernels_bytes)
+
+
+def _facts(model: Any) -> Facts:
+    config = model.config.get_text_config()
+    configured = model.generation_config.eos_token_id
+    end_ids = configured if isinstance(configured, list) else [configured]
+    return Facts(
+        model_type=model.config.model_type,
+        max_tokens=_max_tokens(config),
+        end_ids=[token for token in end_ids if token is not None],
+    )
+
+
+def _max_tokens(config: Any) -> int | None:
+    """The model's own window.
+
+    Rotary positions that change with the longest sequence of a call (longrope and dynamic scaling in transformers) are
+    used up to their original length alone: beyond it, one sequence would change the others in its batch.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if parameters.get("rope_type") in ("longrope", "dynamic"):
+            limits.append(parameters.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if limit), default=None)
