@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import gguf
 import pytest
 import torch
-import transformers
 from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -279,7 +278,7 @@ class InterruptedWhileSaving:
 
 def test_an_interrupted_conversion_leaves_no_folder_behind(gguf_file, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(transformers, "AutoModelForCausalLM", InterruptedWhileSaving)
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", InterruptedWhileSaving.from_pretrained)
         local_folder(Weights(path=gguf_file), tmp_path)
     assert converted(tmp_path) == []
     assert (local_folder(Weights(path=gguf_file), tmp_path) / "model.safetensors").is_file()
