@@ -5,25 +5,27 @@ The public API has no such field, and a benchmark of replies that end when they 
 
 import os
 import sys
+from types import ModuleType
 
-from inference_server import __main__ as server
+from inference_server import __main__ as program
+from inference_server import server
 
 _END_IDS = "_end_ids"
+_import_hosting = server.import_hosting
 
 
-def ignore_end_tokens() -> None:
+def hosting_without_end_tokens() -> ModuleType:
     """Raises AttributeError if the server keeps its end tokens elsewhere by now."""
-    from inference_server import hosting
-
+    hosting = _import_hosting()
     if not callable(getattr(hosting, _END_IDS)):
         raise AttributeError(f"inference_server.hosting.{_END_IDS}")
     setattr(hosting, _END_IDS, lambda *_: set())
+    return hosting
 
 
 if __name__ == "__main__":
-    server.limit_spinning()  # before torch is imported
-    ignore_end_tokens()
-    exit_code = server.main()
+    server.import_hosting = hosting_without_end_tokens
+    exit_code = program.main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -15,6 +15,8 @@ from benchmarks.processes import ROOT, MemoryWatch, PeerFailed
 from benchmarks.scenarios import Questions, Size
 from benchmarks.statistics import Figures, over_rounds
 
+# What takes longer in the first round is not repeated: peers that queue would make a run of many hours.
+ONCE_SECONDS = 30.0
 _IMPORTS = "import torch, transformers"
 # Of a case's figures, those that go by while it runs.
 _SHOWN = ["tokens_per_s", "ttft_p50_ms", "itl_p50_ms", "itl_p99_ms", "cpu_s_per_1000_tokens", "first_ttft_ms"]
@@ -27,6 +29,7 @@ class Results:
     def __init__(self) -> None:
         self.figures: dict[str, dict[str, list[Figures]]] = {}
         self.failures: dict[str, dict[str, list[str]]] = {}
+        self.slow: set[tuple[str, str]] = set()  # peer and case
 
     def note(self, peer: str, case: str, figures: Figures) -> None:
         self.figures.setdefault(peer, {}).setdefault(case, []).append(figures)
@@ -137,12 +140,18 @@ class _Turn:
         if reason := self._results.hopeless(self._peer.name, case):
             self._results.fail(self._peer.name, case, reason)
             return True
+        if (self._peer.name, case) in self._results.slow:
+            tell(f"  {case}: not repeated, it takes more than {ONCE_SECONDS:.0f} s")
+            return True
+        started = time.monotonic()
         try:
             figures = measure()
         except PeerFailed as error:
             tell(f"  {case}: failed: {error}")
             self._results.fail(self._peer.name, case, str(error))
             return False
+        if time.monotonic() - started > ONCE_SECONDS:
+            self._results.slow.add((self._peer.name, case))
         self._results.note(self._peer.name, case, figures)
         tell(f"  {case}: {_in_short(figures)}")
         return True

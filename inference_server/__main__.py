@@ -9,10 +9,11 @@ from collections.abc import Awaitable
 
 from inference_server.config import Settings
 from inference_server.errors import ConfigurationError
+from inference_server.server import Server
 
 # How long an idle thread of OpenMP looks for work before it sleeps: a pause each, some 200 us in all, which is more than
 # lies between two kernels. The default is a hundred times that, and takes a core from whoever sends the tokens.
-_SPIN_COUNT = "5000"
+SPIN_COUNT = "5000"
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
 def limit_spinning() -> None:
     """Unless the user has a policy. Read when torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 async def serve(settings: Settings) -> int:
@@ -47,11 +48,6 @@ async def serve(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
 
-    # torch and transformers take seconds to import: a wrong setting shall not wait for them, nor a signal be lost.
-    from inference_server.loader import silence_libraries
-    from inference_server.server import Server
-
-    silence_libraries()
     server = Server(settings)
     await server.listen()
     loading = asyncio.create_task(server.load())

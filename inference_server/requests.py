@@ -2,13 +2,15 @@
 
 import math
 import random
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.hosting import HostedModel
 from inference_server.prompt import Turn
 from inference_server.sequence import GenerationRequest, SamplingParams
 from tailrace.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from inference_server.hosting import HostedModel
 
 _Scalar = Literal["temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty", "presence_penalty"]
 _SCALARS: tuple[_Scalar, ...] = get_args(_Scalar)
@@ -50,7 +52,7 @@ def check_input(request: pb.CountTokensRequest) -> None:
         raise InvalidField(*violations[:_MAX_VIOLATIONS])
 
 
-def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: HostedModel) -> list[int]:
+def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> list[int]:
     """Tokens of the prompt. Raises InvalidField if there are none. Slow for long prompts: call it off the event loop."""
     if request.WhichOneof("input") == "text":
         token_ids = model.prompts.encode_text(request.text)
@@ -64,7 +66,7 @@ def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: HostedMode
 
 
 def generation_request(
-    request: pb.RunRequest, request_id: str, prompt: list[int], model: HostedModel
+    request: pb.RunRequest, request_id: str, prompt: list[int], model: "HostedModel"
 ) -> GenerationRequest:
     """A checked request with its limits worked out. Raises PromptTooLong."""
     model.check_length(len(prompt))

@@ -7,6 +7,8 @@ SERVING only after every engine has generated something.
 import asyncio
 import logging
 import time
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,11 +16,12 @@ from grpc_reflection.v1alpha import reflection
 
 from inference_server.catalog import read_catalog
 from inference_server.config import Settings
-from inference_server.engine import Engine
 from inference_server.errors import ConfigurationError
-from inference_server.hosting import load_all
 from inference_server.servicer import InferenceServicer
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
+
+if TYPE_CHECKING:
+    from inference_server.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,14 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # Streams that never end by themselves (a health watch) get this long when all replies are done.
 _LAST_STREAMS_SECONDS = 0.5
+
+
+def import_hosting() -> ModuleType:
+    """torch and transformers take seconds to import: neither a wrong setting nor a signal nor a call shall wait for them."""
+    from inference_server import hosting, loader
+
+    loader.silence_libraries()
+    return hosting
 
 
 class Server:
@@ -73,7 +84,8 @@ class Server:
         """Load and warm up the catalog's models, then say SERVING. Raises ConfigurationError."""
         started = time.monotonic()
         entries = read_catalog(self._settings.catalog)
-        self.servicer.models = await load_all(entries, self._settings, self._break)
+        hosting = await asyncio.to_thread(import_hosting)
+        self.servicer.models = await hosting.load_all(entries, self._settings, self._break)
         await self._set_health(_SERVING)
         logger.info("ready after %.1f s: %s", time.monotonic() - started, ", ".join(self.servicer.models))
 
@@ -94,7 +106,7 @@ class Server:
         await asyncio.gather(*(engine.stop() for engine in self._engines()))
         await self._server.stop(_LAST_STREAMS_SECONDS)
 
-    def _engines(self) -> set[Engine]:
+    def _engines(self) -> "set[Engine]":
         return {model.engine for model in self.servicer.models.values()}
 
     async def _set_health(self, status: int) -> None:

@@ -8,14 +8,13 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from inference_server import errors, requests
-from inference_server.hosting import HostedModel
 from inference_server.sequence import (
     Candidate,
     Completed,
@@ -29,6 +28,9 @@ from inference_server.sequence import (
 from inference_server.token_bytes import TokenBytes
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from inference_server.hosting import HostedModel
 
 logger = logging.getLogger(__name__)
 
@@ -108,18 +110,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             max_completion_tokens=model.max_tokens(count) if count <= model.context_length else 0,
         )
 
-    def _prepare(self, request: pb.RunRequest, request_id: str) -> tuple[HostedModel, GenerationRequest]:
+    def _prepare(self, request: pb.RunRequest, request_id: str) -> "tuple[HostedModel, GenerationRequest]":
         requests.check(request)
         model = self._model(request.model)
         prompt = requests.prompt_ids(request, model)
         return model, requests.generation_request(request, request_id, prompt, model)
 
-    def _count(self, request: pb.CountTokensRequest) -> tuple[HostedModel, int]:
+    def _count(self, request: pb.CountTokensRequest) -> "tuple[HostedModel, int]":
         requests.check_input(request)
         model = self._model(request.model)
         return model, len(requests.prompt_ids(request, model))
 
-    def _model(self, name: str) -> HostedModel:
+    def _model(self, name: str) -> "HostedModel":
         if self.is_stopping:
             raise errors.ServerStopping("this server is stopping")
         if not self.models:
@@ -191,7 +193,7 @@ def _token_logprob(logprob: TokenLogprob, token_bytes: TokenBytes) -> pb.TokenLo
     return pb.TokenLogprob(token=candidate(logprob.token), top=[candidate(item) for item in logprob.top])
 
 
-def _model(model: HostedModel) -> pb.Model:
+def _model(model: "HostedModel") -> pb.Model:
     return pb.Model(
         name=model.entry.name,
         description=model.entry.description,

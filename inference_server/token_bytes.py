@@ -3,8 +3,6 @@
 import re
 from typing import Any
 
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -13,6 +11,8 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer`: of the tokenizers library."""
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         self._tokenizer = tokenizer
         self._is_byte_level = "ByteLevel(" in repr(tokenizer.decoder)
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}

@@ -5,7 +5,7 @@ from benchmarks.peers.base import Model, Peer
 from benchmarks.peers.in_process import BareEngine, Transformers
 from benchmarks.peers.instant import Instant
 from benchmarks.peers.llama_cpp import LlamaCpp
-from benchmarks.peers.tailrace import OneSlot, Tailrace
+from benchmarks.peers.tailrace import BatchInvariant, OneSlot, Tailrace, WithShare
 from benchmarks.peers.vllm import Vllm
 
 _INT8 = "@cf/meta/llama-2-7b-chat-int8"
@@ -17,12 +17,14 @@ def all_peers(model: Model) -> list[Peer]:
     return [
         Tailrace(model, "tailrace-int4", "Tailrace", "int4", _INT4),
         LlamaCpp(model),
-        Tailrace(model, "tailrace-16bit", "Tailrace", "16-bit", _BITS_16),
+        WithShare(model, "tailrace-16bit", "Tailrace", "16-bit", _BITS_16),
         Vllm(model),
         Transformers(model, "continuous-16bit", "transformers continuous batching", "16-bit", "continuous", "bfloat16"),
         Transformers(model, "generate-16bit", "transformers `generate`", "16-bit", "generate", "bfloat16"),
         Tailrace(model, "tailrace-int8", "Tailrace", "int8", _INT8),
         Transformers(model, "generate-int8", "bitsandbytes in `generate`", "int8", "generate", "bitsandbytes-int8"),
+        BatchInvariant(model, "invariant-int4", "Tailrace, batch_invariant", "int4", _INT4),
+        BatchInvariant(model, "invariant-16bit", "Tailrace, batch_invariant", "16-bit", _BITS_16),
         BareEngine(model, "engine-16bit", "Tailrace's engine in process", "16-bit", _BITS_16),
         Instant(model),
         OneSlot(model, "tailrace-one-slot", "Tailrace with one slot", "int4", _INT4),

@@ -15,6 +15,7 @@ from benchmarks.load import OUT_OF_TIME, Load, Outcome
 from benchmarks.peers.base import Door, Model, Peer, Running, Stopwatch
 from benchmarks.peers.tailrace import one_entry_catalog
 from benchmarks.processes import Child, PeerFailed
+from inference_server.__main__ import SPIN_COUNT
 
 _READY_SECONDS = 300.0
 _ANSWER_SECONDS = 30.0
@@ -98,5 +99,6 @@ class BareEngine(Peer):
     @contextmanager
     def running(self, log: Path) -> Iterator[Running]:
         catalog = one_entry_catalog(self._entry, self.name)
-        with _running("engine", {}, {"TAILRACE_CATALOG": str(catalog)}, log) as running:
+        environment = {"TAILRACE_CATALOG": str(catalog), "GOMP_SPINCOUNT": SPIN_COUNT}
+        with _running("engine", {}, environment, log) as running:
             yield running

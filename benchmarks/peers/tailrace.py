@@ -19,7 +19,7 @@ _CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
 class Tailrace(Peer):
     """Several entries in one process would be several engines, each with threads of its own."""
 
-    scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival", "share")
+    scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
     settings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, model: Model, name: str, title: str, weights: str, entry: str) -> None:
@@ -54,6 +54,19 @@ class Tailrace(Peer):
         finally:
             for child in reversed(children.values()):
                 child.stop()
+
+
+class WithShare(Tailrace):
+    """Asked by gRPC too, for the bridge's own share."""
+
+    scenarios = (*Tailrace.scenarios, "share")
+
+
+class BatchInvariant(Tailrace):
+    """What bit-identical logits cost."""
+
+    scenarios = ("short",)
+    settings: ClassVar = {"TAILRACE_BATCH_INVARIANT": "true"}
 
 
 class OneSlot(Tailrace):

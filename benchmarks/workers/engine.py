@@ -4,13 +4,12 @@ import asyncio
 import time
 from typing import Any
 
-from benchmarks.launch_server import ignore_end_tokens
+from benchmarks.launch_server import hosting_without_end_tokens
 from benchmarks.load import Load, Record, Request
 from benchmarks.workers import Answer, serve
 from inference_server.catalog import read_catalog
 from inference_server.config import Settings
-from inference_server.hosting import HostedModel, load_all
-from inference_server.loader import silence_libraries
+from inference_server.hosting import HostedModel
 from inference_server.sequence import Completed, Delta, Failed, GenerationRequest, SamplingParams
 
 
@@ -42,11 +41,10 @@ async def _ask(hosted: HostedModel, load: Load) -> list[Record]:
 
 
 def _load_engine(options: dict[str, Any]) -> Answer:
-    silence_libraries()
-    ignore_end_tokens()
+    hosting = hosting_without_end_tokens()
     loop = asyncio.new_event_loop()
     settings = Settings.from_environment()
-    hosted = loop.run_until_complete(load_all(read_catalog(settings.catalog), settings, lambda: None))
+    hosted = loop.run_until_complete(hosting.load_all(read_catalog(settings.catalog), settings, lambda: None))
     model = next(iter(hosted.values()))
     return lambda load: loop.run_until_complete(_ask(model, load))
 
