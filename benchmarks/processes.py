@@ -131,6 +131,17 @@ def cpu_seconds(pid: int) -> float:
     return _sum(pid, lambda process: sum(process.cpu_times()[:2]))
 
 
+def peak_mib(pids: Mapping[str, int]) -> float:
+    """Of process trees by role: the largest resident memory that each living process ever had, all added up."""
+    total = 0.0
+    for pid in pids.values():
+        for process in tree(pid):
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                total += int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return total
+
+
 class MemoryWatch:
     """Resident memory of several process trees, looked at twice a second. Pages that processes share are counted once for
     each of them."""
@@ -141,11 +152,6 @@ class MemoryWatch:
         self._stopping = threading.Event()
         self._samples: list[tuple[float, dict[str, float]]] = []  # time.perf_counter(), MiB by role
         self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    @property
-    def peak_mib(self) -> float:
-        """The largest of all trees together."""
-        return max((sum(mib.values()) for _, mib in self._samples), default=0.0)
 
     def mib_before(self, moment: float) -> dict[str, float]:
         """By role, at the last look before `moment` of time.perf_counter. Raises PeerFailed if there was none."""

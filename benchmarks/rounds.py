@@ -1,17 +1,19 @@
-"""Rounds: each peer in turn is started, asked and stopped; the order turns from round to round, so that none is always
-first. What fails stands in the results with its reason, and the run goes on."""
+"""Rounds: rivals run side by side and are asked each case in turn, one at a time; the order turns from round to round, so
+that none is always first. What fails stands in the results with its reason, and the run goes on."""
 
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import SetupFailed
 from benchmarks.load import OUT_OF_TIME
 from benchmarks.peers.base import Peer, Running, log_path
-from benchmarks.processes import ROOT, MemoryWatch, PeerFailed
+from benchmarks.processes import ROOT, PeerFailed, peak_mib
 from benchmarks.scenarios import Questions, Size
 from benchmarks.statistics import Figures, over_rounds
 
@@ -79,82 +81,127 @@ def prepare(peers: Iterable[Peer], results: Results) -> list[Peer]:
 
 
 def run_rounds(peers: list[Peer], scenarios: list[str], size: Size, results: Results) -> None:
-    for number in range(1, size.rounds + 1):
-        turned = (number - 1) % max(1, len(peers))
-        results.note("python", "imports", {"seconds": _import_seconds()})
-        for peer in peers[turned:] + peers[:turned]:
-            tell(f"round {number} of {size.rounds}: {peer.name}")
-            wanted = [name for name in scenarios if name in peer.scenarios and name not in peer.not_applicable]
-            for name in set(scenarios) & set(peer.not_applicable):
-                results.fail(peer.name, name, peer.not_applicable[name])
-            turn = _Turn(peer, wanted, size, number, results)
-            while not turn.is_over():
-                turn.start()
-
-
-class _Turn:
-    """One peer's turn in one round. After a failure the peer is started again, for the cases that are left."""
-
-    def __init__(self, peer: Peer, scenarios: list[str], size: Size, number: int, results: Results) -> None:
-        self._peer = peer
-        self._scenarios = scenarios
-        self._size = size
-        self._number = number
-        self._results = results
-        self._tried: set[str] = set()
-        self._is_over = not scenarios
-
-    def is_over(self) -> bool:
-        return self._is_over
-
-    def start(self) -> None:
-        name = self._peer.name
+    for number, company in enumerate(_companies(peers), start=1):
+        seats = [_Seat(peer, size, results) for peer in company]
         try:
-            with self._peer.running(log_path(name, self._number)) as running:
-                memory = MemoryWatch(running.pids())
-                with memory.watching():
-                    self._ask(running)
-                self._results.note(name, "memory", {"peak_mib": memory.peak_mib})
-        except PeerFailed as error:
-            tell(f"  failed: {error}")
-            self._results.fail(name, "start", str(error))
-            self._is_over = True
+            for round_number in range(1, size.rounds + 1):
+                if number == 1:
+                    results.note("python", "imports", {"seconds": _import_seconds()})
+                tell(f"round {round_number} of {size.rounds}: {', '.join(peer.name for peer in company)}")
+                _round(seats, scenarios, round_number)
+        finally:
+            for seat in seats:
+                seat.stop()
 
-    def _ask(self, running: Running) -> None:
-        questions = Questions(running, self._peer.model.folder, self._number, self._size)
-        figures: Figures = {"ready_s": running.ready_s}
-        if "instant" not in self._peer.scenarios:
-            figures["first_token_s"] = questions.warm_up()
-        if not self._tried:
-            self._results.note(self._peer.name, "start", figures)
-        tell(f"  ready after {running.ready_s:.1f} s")
-        for scenario in self._scenarios:
-            for case, measure in getattr(questions, scenario)():
-                if case not in self._tried and not self._measure(case, measure):
-                    return
-        self._is_over = True
 
-    def _measure(self, case: str, measure: Callable[[], Figures]) -> bool:
-        """False if it failed: then the peer may be busy still with what nobody waits for."""
-        self._tried.add(case)
-        if reason := self._results.hopeless(self._peer.name, case):
-            self._results.fail(self._peer.name, case, reason)
-            return True
-        if (self._peer.name, case) in self._results.slow:
-            tell(f"  {case}: not repeated, it takes more than {ONCE_SECONDS:.0f} s")
-            return True
+def _companies(peers: list[Peer]) -> list[list[Peer]]:
+    """Rivals, who are up at the same time and are asked case by case in turn: what the machine does meanwhile, both meet."""
+    companies: dict[str, list[Peer]] = {}
+    for peer in peers:
+        companies.setdefault(peer.name if peer.is_alone else peer.weights, []).append(peer)
+    return list(companies.values())
+
+
+def _round(seats: "list[_Seat]", scenarios: list[str], number: int) -> None:
+    turned = (number - 1) % len(seats)
+    order = seats[turned:] + seats[:turned]
+    for seat in order:
+        seat.begin(number)
+    for scenario in scenarios:
+        cases = [[(seat, case) for case in seat.cases(scenario)] for seat in order]
+        for row in zip_longest(*cases):
+            for seat, case in filter(None, row):
+                seat.measure(scenario, case)
+
+
+class _Seat:
+    """One peer, its processes while they run. After a failure it is started again for the next case: it may be busy still
+    with what nobody waits for."""
+
+    def __init__(self, peer: Peer, size: Size, results: Results) -> None:
+        self._peer, self._size, self._results = peer, size, results
+        self._number = 0
+        self._stack = ExitStack()
+        self._running: Running | None = None
+        self._is_out = False
+
+    def begin(self, number: int) -> None:
+        """A round; whoever starts quickly does so anew."""
+        self._number = number
+        if self._running is not None and self._running.ready_s < ONCE_SECONDS:
+            self.stop()
+        if self._running is None and self._start():
+            assert self._running is not None
+            self._results.note(self._peer.name, "start", {"ready_s": self._running.ready_s} | self._warmed_up())
+
+    def stop(self) -> None:
+        if self._running is not None:
+            mib = peak_mib(self._running.pids())
+            self._results.note(self._peer.name, "memory", {"peak_mib": mib})
+        self._running = None
+        self._stack.close()
+
+    def cases(self, scenario: str) -> list[str]:
+        name, peer = self._peer.name, self._peer
+        if scenario in peer.not_applicable:
+            self._results.fail(name, scenario, peer.not_applicable[scenario])
+            return []
+        if self._running is None or scenario not in peer.scenarios:
+            return []
+        return [case for case, _ in getattr(self._questions(), scenario)()]
+
+    def measure(self, scenario: str, case: str) -> None:
+        name = self._peer.name
+        if reason := self._results.hopeless(name, case):
+            self._results.fail(name, case, reason)
+            return
+        if (name, case) in self._results.slow:
+            tell(f"  {case} {name}: not repeated, it takes more than {ONCE_SECONDS:.0f} s")
+            return
+        if self._running is None and not (self._start() and self._warmed_up()):
+            return
         started = time.monotonic()
         try:
-            figures = measure()
+            figures: Figures = dict(getattr(self._questions(), scenario)())[case]()
         except PeerFailed as error:
-            tell(f"  {case}: failed: {error}")
-            self._results.fail(self._peer.name, case, str(error))
-            return False
+            tell(f"  {case} {name}: failed: {error}")
+            self._results.fail(name, case, str(error))
+            self.stop()
+            return
         if time.monotonic() - started > ONCE_SECONDS:
-            self._results.slow.add((self._peer.name, case))
-        self._results.note(self._peer.name, case, figures)
-        tell(f"  {case}: {_in_short(figures)}")
+            self._results.slow.add((name, case))
+        self._results.note(name, case, figures)
+        tell(f"  {case} {name}: {_in_short(figures)}")
+
+    def _questions(self) -> Questions:
+        assert self._running is not None
+        return Questions(self._running, self._peer.model.folder, self._number, self._size)
+
+    def _start(self) -> bool:
+        if self._is_out:
+            return False
+        try:
+            running = self._peer.running(log_path(self._peer.name, self._number))
+            self._running = self._stack.enter_context(running)
+        except PeerFailed as error:
+            self._fail_to_start(error)
+            return False
+        tell(f"  {self._peer.name} ready after {self._running.ready_s:.1f} s")
         return True
+
+    def _warmed_up(self) -> Figures:
+        """Empty if that failed."""
+        try:
+            return {"first_token_s": self._questions().warm_up()} if self._peer.has_warm_up else {"first_token_s": 0.0}
+        except PeerFailed as error:
+            self._fail_to_start(error)
+            return {}
+
+    def _fail_to_start(self, error: PeerFailed) -> None:
+        tell(f"  {self._peer.name} failed: {error}")
+        self._results.fail(self._peer.name, "start", str(error))
+        self._is_out = True
+        self.stop()
 
 
 def _import_seconds() -> float:

@@ -41,6 +41,8 @@ class Peer(ABC):
     title: str
     weights: str  # "int4", "int8", "16-bit", or "" if it has none
     scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
+    is_alone = False  # no other peer is up beside it: it works also while nobody asks, or has no rival
+    has_warm_up = True
     # Why a scenario has no meaning here, by its name; it stands in the results.
     not_applicable: dict[str, str] = {}
 

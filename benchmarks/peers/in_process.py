@@ -74,6 +74,7 @@ class Transformers(Peer):
         super().__init__(model)
         self.name, self.title, self.weights = name, title, weights
         self._module, self._precision = module, precision
+        self.is_alone = module == "continuous"  # its loop looks for work all the time
         if module == "generate":
             self.not_applicable = {"arrival": "nothing can join a static batch"}
 

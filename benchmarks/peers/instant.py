@@ -16,6 +16,8 @@ class Instant(Peer):
     name = "instant"
     title = "Tailrace's bridge over an instant engine"
     weights = ""
+    is_alone = True
+    has_warm_up = False
     scenarios = ("instant",)
 
     @contextmanager

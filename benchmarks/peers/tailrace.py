@@ -73,6 +73,7 @@ class OneSlot(Tailrace):
     """Where every request but one waits. What a waiting one takes is the same whatever the weights are."""
 
     scenarios = ("waiting",)
+    is_alone = True
     settings: ClassVar = {
         "TAILRACE_MAX_RUNNING_SEQS": "1",
         "TAILRACE_MAX_WAITING_SEQS": "1000",
