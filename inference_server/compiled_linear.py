@@ -27,6 +27,7 @@ _TILE_ROWS = 16
 # Beyond it, sums of int8 products might not fit int32, nor a strip the stack.
 _WIDEST = 32768
 _MOST_FEW = 8  # rows for which int4 has a kernel of its own
+_GATED = "-gated"
 _DIVISORS = {"bf16": 32, "int8": 64, "int4": GROUP}
 
 
@@ -55,11 +56,15 @@ def _make(name: str) -> Any:
     if not (amx.HAS_INT8 and amx.HAS_BF16):
         raise RuntimeError("the compiler does not know this CPU's tile registers")
     makers: dict[str, Callable[[], Any]] = {
-        "bf16": partial(linear_bf16.make_bf16, False),
-        "bf16-head": partial(linear_bf16.make_bf16, True),
-        "int8": linear.make_int8,
-        "int4": linear_int4.make_int4,
-        "int4-many": linear_int4_many.make_int4_many,
+        "bf16": partial(linear_bf16.make_bf16, linear_bf16.NARROW),
+        "bf16-head": partial(linear_bf16.make_bf16, linear_bf16.ROUNDED),
+        "bf16-gated": partial(linear_bf16.make_bf16, linear_bf16.GATED_NARROW),
+        "int8": partial(linear.make_int8, False),
+        "int8-gated": partial(linear.make_int8, True),
+        "int4": partial(linear_int4.make_int4, False),
+        "int4-gated": partial(linear_int4.make_int4, True),
+        "int4-many": partial(linear_int4_many.make_int4_many, False),
+        "int4-many-gated": partial(linear_int4_many.make_int4_many, True),
     }
     return makers[name]()
 
@@ -86,10 +91,14 @@ def _bf16_shapes(rest: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A linear as its kernel reads it; `kind` is a key of KINDS, `shape` (out_features, in_features)."""
+    """A linear as its kernel reads it.
+
+    `kind`: bf16, int8 or int4, and behind it `-head`, `-invariant`, `-gated` for what it is besides. Gated ones are two
+    linears of equal shape, gates and ups; of each strip of 32 outputs, 16 are gates and the others their ups.
+    """
 
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # (outputs, inputs) of the weights
     weights: Tensor
     scales: Tensor | None
     bias: Tensor  # float32, with zeros up to a whole strip
@@ -104,8 +113,11 @@ class CompiledLinear(nn.Module):
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.packed = packed
-        self.out_features, self.in_features = packed.shape
-        self.padded_features = self.out_features + -self.out_features % _OUTPUTS
+        num_outputs, self.in_features = packed.shape
+        self._num_outputs = num_outputs + -num_outputs % _OUTPUTS  # whole strips
+        self.is_gated = packed.kind.endswith(_GATED)
+        parts = 2 if self.is_gated else 1
+        self.out_features, self.padded_features = num_outputs // parts, self._num_outputs // parts
         tensors = (packed.weights, packed.scales, packed.bias)
         self._addresses = [0 if each is None else each.data_ptr() for each in tensors]
         self.num_bytes = sum(0 if each is None else each.nbytes for each in tensors)
@@ -123,7 +135,7 @@ class CompiledLinear(nn.Module):
         weights, scales, bias = self._addresses
         kernel, shapes = self.plan(x.shape[0])
         addresses = (weights, scales, x.data_ptr(), output.data_ptr(), bias)
-        sizes = (x.shape[0], self.in_features, self.padded_features)
+        sizes = (x.shape[0], self.in_features, self._num_outputs)
         return kernel, arguments.linear(*addresses, *sizes, memory.data_ptr(), shapes.data_ptr())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +144,7 @@ class CompiledLinear(nn.Module):
         memory = torch.empty(self.memory_bytes(rows.shape[0]), dtype=torch.int8)
         output = torch.empty(rows.shape[0], outputs, dtype=self.out_dtype)
         kernel, words = self.step(rows, output, memory)
-        kernel.run(words, outputs // _OUTPUTS, width * outputs // 10)
+        kernel.run(words, self._num_outputs // _OUTPUTS, width * self._num_outputs // 10)
         if outputs != self.out_features:
             output = output[:, : self.out_features].contiguous()
         return output.view(*x.shape[:-1], self.out_features)
@@ -152,11 +164,11 @@ class Bf16Linear(CompiledLinear):
         self.out_dtype = torch.float32 if packed.kind == "bf16-head" else torch.bfloat16
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> "Bf16Linear":
+    def of(cls, weight: Tensor, bias: Tensor | None, *, is_head: bool = False, is_gated: bool = False) -> "Bf16Linear":
         """weight (out_features, in_features) bfloat16"""
-        strips = _padded(weight).view(-1, 2, 16, weight.shape[1] // 32, 16, 2)
+        strips = _in_strips(weight, is_gated).view(-1, 2, 16, weight.shape[1] // 32, 16, 2)
         weights = strips.permute(0, 3, 1, 4, 2, 5).contiguous()
-        return cls(_packed("bf16-head" if is_head else "bf16", weight.shape, weights, None, bias))
+        return cls(_packed("bf16-head" if is_head else "bf16", weight.shape, weights, None, bias, is_gated))
 
     def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         return self._kernel, _bf16_shapes(num_rows % 32)
@@ -177,13 +189,13 @@ class Int8Linear(_IntegerLinear):
 
     def __init__(self, packed: Packed) -> None:
         super().__init__(packed)
-        self._kernel = _needed("int8")
+        self._kernel = _needed(packed.kind)
 
     @classmethod
-    def of(cls, weight: Int8, bias: Tensor | None) -> "Int8Linear":
-        codes = _padded(weight.codes).view(-1, 2, 16, weight.codes.shape[1] // 64, 16, 4)
+    def of(cls, weight: Int8, bias: Tensor | None, *, is_gated: bool = False) -> "Int8Linear":
+        codes = _in_strips(weight.codes, is_gated).view(-1, 2, 16, weight.codes.shape[1] // 64, 16, 4)
         codes = codes.permute(0, 3, 1, 4, 2, 5).contiguous()
-        return cls(_packed("int8", weight.codes.shape, codes, _padded(weight.scales), bias))
+        return cls(_packed("int8", weight.codes.shape, codes, _in_strips(weight.scales, is_gated), bias, is_gated))
 
     def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         return self._kernel, _integer_shapes(64)
@@ -194,18 +206,21 @@ class Int4Linear(_IntegerLinear):
 
     def __init__(self, packed: Packed) -> None:
         super().__init__(packed)
-        self._few = _needed("int4")
-        self._many = _needed("int4-many") if packed.kind == "int4" else None
+        gated = _GATED if packed.kind.endswith(_GATED) else ""
+        self._few = _needed("int4" + gated)
+        self._many = None if "-invariant" in packed.kind else _needed("int4-many" + gated)
 
     @classmethod
-    def of(cls, weight: Int4, bias: Tensor | None, *, batch_invariant: bool = False) -> "Int4Linear":
+    def of(
+        cls, weight: Int4, bias: Tensor | None, *, batch_invariant: bool = False, is_gated: bool = False
+    ) -> "Int4Linear":
         groups = weight.codes.shape[1] // GROUP
-        halves = _padded(weight.codes).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
+        halves = _in_strips(weight.codes, is_gated).view(-1, 2, 16, groups, 8, 4).permute(0, 3, 1, 4, 2, 5)
         codes = (halves[:, :, :, :4] | (halves[:, :, :, 4:] << 4)).contiguous()
-        factors = torch.stack([_padded(weight.scales), _padded(weight.minima)]).half()
+        factors = torch.stack([_in_strips(each, is_gated) for each in (weight.scales, weight.minima)]).half()
         scales = factors.view(2, -1, _OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
         kind = "int4-invariant" if batch_invariant else "int4"
-        return cls(_packed(kind, weight.codes.shape, codes, scales, bias))
+        return cls(_packed(kind, weight.codes.shape, codes, scales, bias, is_gated))
 
     def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
         if self._many is None or num_rows <= _MOST_FEW:
@@ -213,19 +228,36 @@ class Int4Linear(_IntegerLinear):
         return self._many, _bf16_shapes(num_rows % 32)
 
 
-KINDS: dict[str, type[CompiledLinear]] = {
-    "bf16": Bf16Linear,
-    "bf16-head": Bf16Linear,
-    "int8": Int8Linear,
-    "int4": Int4Linear,
-    "int4-invariant": Int4Linear,
-}
+_CLASSES: dict[str, type[CompiledLinear]] = {"bf16": Bf16Linear, "int8": Int8Linear, "int4": Int4Linear}
 
 
-def _packed(kind: str, shape: torch.Size, weights: Tensor, scales: Tensor | None, bias: Tensor | None) -> Packed:
-    out_features, in_features = shape
-    bias = _padded(torch.zeros(out_features) if bias is None else bias.float())
-    return Packed(kind, (out_features, in_features), weights, scales, bias)
+def of_packed(packed: Packed) -> CompiledLinear:
+    """Raises ValueError where this CPU has no kernel for it."""
+    name = packed.kind.partition("-")[0]
+    if not has_kernel(name, packed.shape[1]):
+        raise ValueError(f"this CPU has no kernel for {packed.kind}")
+    return _CLASSES[name](packed)
+
+
+def can_gate(num_outputs: int) -> bool:
+    """Whether two linears of so many outputs each can be one gated linear."""
+    return num_outputs % (_OUTPUTS // 2) == 0
+
+
+def _packed(
+    kind: str, shape: torch.Size, weights: Tensor, scales: Tensor | None, bias: Tensor | None, is_gated: bool
+) -> Packed:
+    num_outputs, num_inputs = shape
+    bias = _in_strips(torch.zeros(num_outputs) if bias is None else bias.float(), is_gated)
+    return Packed(kind + _GATED if is_gated else kind, (num_outputs, num_inputs), weights, scales, bias)
+
+
+def _in_strips(tensor: Tensor, is_gated: bool) -> Tensor:
+    """Rows in the order of the outputs of whole strips."""
+    if not is_gated:
+        return _padded(tensor)
+    order = torch.arange(len(tensor)).view(2, -1, _OUTPUTS // 2).transpose(0, 1).flatten()
+    return tensor[order]
 
 
 def _padded(tensor: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from inference_server.kernels.arguments import (
     LINEAR_ROWS,
     RMS_NORM_ROWS,
     ROPE_ROWS,
-    SILU_MUL_ROWS,
 )
 from inference_server.kernels.compiled import Kernel, kernel
 from inference_server.kernels.program import Program, Step
@@ -40,7 +39,6 @@ class _Buffers:
     qkv: Tensor
     query: Tensor
     attended: Tensor
-    gate_up: Tensor
     product: Tensor
     rows: Tensor  # int64: where keys and values go
     table: Tensor  # (decoded sequences, blocks of the longest) int32
@@ -126,7 +124,6 @@ class CpuForward:
             qkv=of(layer.qkv.out_features),
             query=of(decoder.num_heads, decoder.head_dim),
             attended=of(decoder.num_heads, decoder.head_dim),
-            gate_up=of(layer.gate_up.out_features),
             product=of(layer.down.in_features),
             rows=of(dtype=torch.int64),
             table=torch.zeros(num_seqs, num_blocks, dtype=torch.int32),
@@ -192,8 +189,7 @@ class CpuForward:
 
     def _mlp(self, layer: Layer, b: _Buffers) -> list[Step]:
         return [
-            _linear(layer.gate_up, b.normed, b.gate_up, b),
-            Step(self._kernel("rows.silu_mul"), arguments.silu_mul(b.gate_up, b.product), SILU_MUL_ROWS),
+            _linear(layer.gate_up, b.normed, b.product, b),
             _linear(layer.down, b.product, b.delta, b),
         ]
 

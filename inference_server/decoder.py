@@ -41,7 +41,7 @@ class Layer:
     form: Form
     output: CompiledLinear
     post_norm: Tensor
-    gate_up: CompiledLinear
+    gate_up: CompiledLinear  # gated
     down: CompiledLinear
 
     @property
@@ -126,6 +126,8 @@ def _layer(layer: Any) -> Layer:
     if not all(isinstance(linear, CompiledLinear) for linear in linears):
         raise ValueError("its linears have no kernel")
     qkv, output, gate_up, down = linears
+    if not gate_up.is_gated:
+        raise ValueError("its MLP has no kernel")
     norms = (layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach())
     return Layer(norms[0], qkv, attention.form, output, norms[1], gate_up, down)
 

@@ -50,17 +50,19 @@ class FusedAttention(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """gate and up by one product."""
+    """gate and up by one product, and by the same kernel what they are for."""
 
     def __init__(self, mlp: Any, precision: Precision, *, batch_invariant: bool) -> None:
         super().__init__()
-        self.gate_up_proj = linears.pack([mlp.gate_proj, mlp.up_proj], precision, batch_invariant=batch_invariant)
+        gate_up = [mlp.gate_proj, mlp.up_proj]
+        self.gate_up_proj = linears.pack(gate_up, precision, batch_invariant=batch_invariant, is_gated=True)
         self.down_proj = linears.pack([mlp.down_proj], precision, batch_invariant=batch_invariant)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gate_up: Tensor = self.gate_up_proj(hidden_states)
-        product = kernels.silu_mul(gate_up.flatten(0, -2))
-        down: Tensor = self.down_proj(product.view(*gate_up.shape[:-1], -1))
+        product: Tensor = self.gate_up_proj(hidden_states)
+        if not getattr(self.gate_up_proj, "is_gated", False):
+            product = kernels.silu_mul(product.flatten(0, -2)).view(*product.shape[:-1], -1)
+        down: Tensor = self.down_proj(product)
         return down
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.catalog import Precision
-from inference_server.compiled_linear import Bf16Linear, Int4Linear, Int8Linear, has_kernel
+from inference_server.compiled_linear import Bf16Linear, Int4Linear, Int8Linear, can_gate, has_kernel
 from inference_server.quantized import GROUP, Int4, Int8, int4_of, int8_of
 from inference_server.weight_only import TorchLinear
 
@@ -66,12 +66,12 @@ class ByRowsLinear(nn.Module):
         return output
 
 
-def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool) -> nn.Module:
+def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool, is_gated: bool) -> nn.Module:
     out_features, in_features = weight.codes.shape
     if isinstance(weight, Int8) and has_kernel("int8", in_features):
-        return Int8Linear.of(weight, bias)
+        return Int8Linear.of(weight, bias, is_gated=is_gated)
     if isinstance(weight, Int4) and has_kernel("int4", in_features):
-        return Int4Linear.of(weight, bias, batch_invariant=batch_invariant)
+        return Int4Linear.of(weight, bias, batch_invariant=batch_invariant, is_gated=is_gated)
     # What torch's operations ask for; the one for int8 does not check it.
     if in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
         return _plain(weight.dequantize(), bias)
@@ -83,22 +83,29 @@ def _weight_only(weight: Int8 | Int4, bias: Tensor | None, batch_invariant: bool
 
 
 def pack(
-    linears: list[Any], precision: Precision, *, batch_invariant: bool = False, is_head: bool = False
+    linears: list[Any],
+    precision: Precision,
+    *,
+    batch_invariant: bool = False,
+    is_head: bool = False,
+    is_gated: bool = False,
 ) -> nn.Module:
     """One module for linears that share their input; its output is theirs, one after the other.
 
     `precision` is the one in force for these linears (an output head of an int4 model is packed as int8). A Linear8bitLt
     of bitsandbytes is packed from its own integers whatever `precision` says. Weights are freed with their linears. The
-    output of a head may be float32, though rounded as the others.
+    output of a head may be float32, though rounded as the others. `is_gated`: the two linears are gate and up of an MLP,
+    and a module whose `is_gated` is true gives silu(gate) * up; where no kernel does that, the module lacks it.
     """
+    is_gated = is_gated and can_gate(linears[0].out_features)
     bias = _stacked_bias(linears)
     if precision == "bitsandbytes-int8" or any(is_int8(linear) for linear in linears):
-        return _weight_only(int8_of(linears), bias, batch_invariant)
+        return _weight_only(int8_of(linears), bias, batch_invariant, is_gated)
     if precision == "int4" and linears[0].in_features % GROUP == 0:
-        return _weight_only(int4_of(linears), bias, batch_invariant)
+        return _weight_only(int4_of(linears), bias, batch_invariant, is_gated)
     weight = torch.cat([linear.weight.detach() for linear in linears])
     if weight.dtype == torch.bfloat16 and has_kernel("bf16", weight.shape[1]):
-        return Bf16Linear.of(weight, bias, is_head=is_head)
+        return Bf16Linear.of(weight, bias, is_head=is_head, is_gated=is_gated)
     if weight.dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
         return PrepackedLinear(weight, bias)
     return linears[0] if len(linears) == 1 else _plain(weight, bias)

@@ -22,14 +22,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from inference_server.catalog import Precision
-from inference_server.compiled_linear import KINDS, CompiledLinear, Packed, has_kernel
+from inference_server.compiled_linear import CompiledLinear, Packed, of_packed
 from inference_server.decoder import Decoder, Layer, Rotary
 from inference_server.folders import made_once
 from inference_server.scores import Form
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # to be counted up when what is written changes
+_FORMAT = 2  # to be counted up when what is written changes
 _FILE = "model.safetensors"
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DECIDING = ("torch", "transformers", "bitsandbytes")
@@ -150,11 +150,13 @@ def _decoder(rest: dict[str, Any], file: Any) -> Decoder:
 
 def _linear(file: Any, name: str, named: dict[str, Any]) -> CompiledLinear:
     kind, (out_features, in_features) = named["kind"], named["shape"]
-    if not has_kernel(kind.partition("-")[0], in_features):
-        raise NoKernel(f"this CPU has no kernel for {kind}")
     scales = _loaded(file, f"{name}.scales") if f"{name}.scales" in file.keys() else None
     weights, bias = _loaded(file, f"{name}.weights"), _loaded(file, f"{name}.bias")
-    return KINDS[kind](Packed(kind, (out_features, in_features), weights, scales, bias))
+    packed = Packed(kind, (out_features, in_features), weights, scales, bias)
+    try:
+        return of_packed(packed)
+    except ValueError as reason:
+        raise NoKernel(str(reason)) from None
 
 
 def _loaded(file: Any, name: str) -> Tensor:

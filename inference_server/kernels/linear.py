@@ -17,6 +17,7 @@ from numba.core import cgutils
 
 from inference_server.kernels import amx
 from inference_server.kernels.activations import ROWS, split_rows, units_after
+from inference_server.kernels.gating import gate_rows
 from inference_server.kernels.vectors import (
     argument,
     intrinsic_of,
@@ -102,8 +103,10 @@ def _int8_strip(num_blocks: int) -> Any:
 _INT8_ONE, _INT8_TWO = _int8_strip(1), _int8_strip(2)
 
 
-def make_int8() -> Any:
-    """Weights: for each strip and 64 inputs two tiles of codes; scales: (outputs,) float32."""
+def make_int8(is_gated: bool) -> Any:
+    """`is_gated`: of each strip's outputs 16 are gates and 16 their ups, and the result has half as many columns.
+
+    Weights: for each strip and 64 inputs two tiles of codes; scales: (outputs,) float32."""
 
     def linear_int8(block):
         weights, scales, x, out = (
@@ -114,7 +117,8 @@ def make_int8() -> Any:
         )
         bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
         num_outputs, memory = argument(block, 10), argument(block, 11)
-        totals = stack(4096)
+        totals, finished = stack(4096), stack(ROWS * 128)
+        out_bytes = num_outputs * 2 if is_gated else num_outputs * 4
         units = units_after(memory, num_rows, width)
         split_rows(block, x, memory, num_rows, width, 64)
         amx.configure(argument(block, 12))
@@ -130,15 +134,13 @@ def make_int8() -> Any:
                 else:
                     _INT8_ONE(rows, width, codes, width // 64, totals)
                 for row in range(first, min(first + 2 * ROWS, num_rows), ROWS):
-                    _finish(
-                        totals + (row - first) * 256,
-                        units + row * 4,
-                        scales + place,
-                        bias + place,
-                        out + row * num_outputs * 4 + place,
-                        num_outputs * 4,
-                        min(num_rows - row, ROWS),
-                    )
+                    count, target = min(num_rows - row, ROWS), out + row * out_bytes
+                    rows_totals, rows_units = totals + (row - first) * 256, units + row * 4
+                    if is_gated:
+                        _finish(rows_totals, rows_units, scales + place, bias + place, finished, 128, count)
+                        gate_rows(finished, target + place // 2, out_bytes, count, False)
+                    else:
+                        _finish(rows_totals, rows_units, scales + place, bias + place, target + place, out_bytes, count)
         amx.release()
 
     return linear_int8

@@ -14,6 +14,7 @@ from numba.core import cgutils
 
 from inference_server.kernels import amx
 from inference_server.kernels.elements import rounded, store_bf16
+from inference_server.kernels.gating import gate_rows
 from inference_server.kernels.linear import OUTPUTS, W, X, number
 from inference_server.kernels.vectors import (
     LANES,
@@ -56,6 +57,8 @@ _ONE, _TWO = _strip(1), _strip(2)
 
 # How results are written: as bfloat16, as float32 rounded to bfloat16, as float32.
 NARROW, ROUNDED, WIDE = 0, 1, 2
+# 16 gates and their ups become 16 results of a gated MLP: bfloat16 from rounded ones, float32.
+GATED_NARROW, GATED_WIDE = 3, 4
 
 
 @helper
@@ -77,7 +80,14 @@ def _some_rows(x, row_bytes, strip, num_steps, totals, bias, out, out_bytes, cou
         _TWO(x, row_bytes, strip, num_steps, totals)
     else:
         _ONE(x, row_bytes, strip, num_steps, totals)
-    _finish(totals, bias, out, out_bytes, count, form)
+    if form == GATED_NARROW:
+        _finish(totals, bias, totals, 128, count, ROUNDED)
+        gate_rows(totals, out, out_bytes, count, True)
+    elif form == GATED_WIDE:
+        _finish(totals, bias, totals, 128, count, WIDE)
+        gate_rows(totals, out, out_bytes, count, False)
+    else:
+        _finish(totals, bias, out, out_bytes, count, form)
 
 
 @helper
@@ -102,9 +112,10 @@ def multiply_rows(x, strip, shapes, totals, bias, out, num_rows, width, out_byte
         _some_rows(place, width * 2, strip, num_steps, totals, bias, target, out_bytes, num_rows - whole, form)
 
 
-def make_bf16(wide: bool) -> Any:
-    """`wide`: the results, rounded to bfloat16 as ever, are written as float32."""
-    form, out_size = (ROUNDED, 4) if wide else (NARROW, 2)
+def make_bf16(form: int) -> Any:
+    """`form`: NARROW, ROUNDED or GATED_NARROW."""
+    # Bytes of a row of the result for each output, in halves.
+    out_halves = {NARROW: 4, ROUNDED: 8, GATED_NARROW: 2}[form]
 
     def linear_bf16(block):
         weights, x, out = argument(block, 3), argument(block, 5), argument(block, 6)
@@ -123,10 +134,10 @@ def make_bf16(wide: bool) -> Any:
                 shapes,
                 totals,
                 bias + first * 4,
-                out + first * out_size,
+                out + first * out_halves // 2,
                 num_rows,
                 width,
-                num_outputs * out_size,
+                num_outputs * out_halves // 2,
                 form,
             )
         amx.release()

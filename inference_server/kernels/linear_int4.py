@@ -14,6 +14,7 @@ from numba.core import cgutils
 
 from inference_server.kernels import amx
 from inference_server.kernels.activations import GROUP, ROWS, ints_of, split_rows, sums_after, units_after
+from inference_server.kernels.gating import gate_rows
 from inference_server.kernels.linear import OUTPUTS, W, X, finish, ints_at, number
 from inference_server.kernels.vectors import (
     argument,
@@ -127,8 +128,10 @@ _MANY_4, _MANY_8 = (_strip(num_rows, _products_by_tiles, 1024) for num_rows in (
 _finish = finish(False)
 
 
-def make_int4() -> Any:
-    """Weights: for each strip and group two tiles of 8 rows, in half bytes; scales: 32 scales and 32 minima float16."""
+def make_int4(is_gated: bool) -> Any:
+    """`is_gated`: as for int8.
+
+    Weights: for each strip and group two tiles of 8 rows, in half bytes; scales: 32 scales and 32 minima float16."""
 
     def linear_int4(block):
         weights, scales, x, out = (
@@ -139,7 +142,8 @@ def make_int4() -> Any:
         )
         bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
         num_outputs, memory = argument(block, 10), argument(block, 11)
-        scratch, totals, codes = stack(2048), stack(1024), stack(width * OUTPUTS)
+        scratch, totals, codes, finished = stack(2048), stack(1024), stack(width * OUTPUTS), stack(ROWS * 128)
+        out_bytes = num_outputs * 2 if is_gated else num_outputs * 4
         groups = width // GROUP
         units = units_after(memory, num_rows, width)
         sums = sums_after(units, num_rows)
@@ -165,15 +169,13 @@ def make_int4() -> Any:
                     _MANY_4(rows, codes, factors, row_sums, groups, scratch, totals)
                 else:
                     _MANY_8(rows, codes, factors, row_sums, groups, scratch, totals)
-                _finish(
-                    totals,
-                    units + first * 4,
-                    totals,  # the scales are in the totals already
-                    bias + place,
-                    out + first * num_outputs * 4 + place,
-                    num_outputs * 4,
-                    min(count, ROWS),
-                )
+                count, target, rows_units = min(count, ROWS), out + first * out_bytes, units + first * 4
+                # The scales are in the totals already.
+                if is_gated:
+                    _finish(totals, rows_units, totals, bias + place, finished, 128, count)
+                    gate_rows(finished, target + place // 2, out_bytes, count, False)
+                else:
+                    _finish(totals, rows_units, totals, bias + place, target + place, out_bytes, count)
         amx.release()
 
     return linear_int4

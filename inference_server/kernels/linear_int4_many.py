@@ -16,7 +16,7 @@ from numba.core import cgutils
 from inference_server.kernels import amx
 from inference_server.kernels.activations import GROUP, ints_of, round_rows
 from inference_server.kernels.linear import OUTPUTS
-from inference_server.kernels.linear_bf16 import WIDE, configure_first, multiply_rows
+from inference_server.kernels.linear_bf16 import GATED_WIDE, WIDE, configure_first, multiply_rows
 from inference_server.kernels.linear_int4 import factors_at, halves_at
 from inference_server.kernels.vectors import (
     argument,
@@ -60,7 +60,10 @@ def _widen(builder: Any, packed: Any, scales: Any, groups: Any, target: Any) -> 
                         builder.store(pairs, place, align=64)
 
 
-def make_int4_many() -> Any:
+def make_int4_many(is_gated: bool) -> Any:
+    """`is_gated`: as for int8."""
+    form = GATED_WIDE if is_gated else WIDE
+
     def linear_int4_many(block):
         weights, scales, x, out = argument(block, 3), argument(block, 4), argument(block, 5), argument(block, 6)
         bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
@@ -74,10 +77,9 @@ def make_int4_many() -> Any:
             if strip >= num_outputs // OUTPUTS:
                 break
             place = strip * OUTPUTS * 4
+            column, out_bytes = (place // 2, num_outputs * 2) if is_gated else (place, num_outputs * 4)
             _widen(weights + strip * groups * 512, scales + strip * groups * 128, groups, wide)
-            multiply_rows(
-                memory, wide, shapes, totals, bias + place, out + place, num_rows, width, num_outputs * 4, WIDE
-            )
+            multiply_rows(memory, wide, shapes, totals, bias + place, out + column, num_rows, width, out_bytes, form)
         amx.release()
 
     return linear_int4_many

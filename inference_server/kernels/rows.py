@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from inference_server.kernels.elements import load, load_some, rounded, store, store_some
+from inference_server.kernels.gating import gated
 from inference_server.kernels.vectors import (
     LANES,
     add,
     argument,
-    div,
-    exp,
     fma,
     helper,
     lanes_sum,
@@ -97,7 +96,6 @@ def make_silu_mul(is_bf16: bool) -> Any:
     def silu_mul(block):
         gate_up, out = argument(block, 3), argument(block, 4)
         num_rows, width = argument(block, 5), argument(block, 6)
-        zero, one = splat(np.float32(0.0)), splat(np.float32(1.0))
         while True:
             row = take_next(block)
             if row >= num_rows:
@@ -105,9 +103,8 @@ def make_silu_mul(is_bf16: bool) -> Any:
             gates, target = gate_up + row * 2 * width * size, out + row * width * size
             ups = gates + width * size
             for offset in range(0, width * size, LANES * size):
-                gate = load(gates + offset, is_bf16)
-                activated = rounded(div(gate, add(one, exp(sub(zero, gate)))), is_bf16)
-                store(target + offset, mul(activated, load(ups + offset, is_bf16)), is_bf16)
+                gate, up = load(gates + offset, is_bf16), load(ups + offset, is_bf16)
+                store(target + offset, gated(gate, up, is_bf16), is_bf16)
 
     return silu_mul
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from inference_server import compiled_linear, linears
+from inference_server import kernels as kernel_functions
 from inference_server.compiled_linear import Bf16Linear, CompiledLinear
 from inference_server.linears import pack, pack_linears
 from inference_server.quantized import int4_of, int8_of
@@ -260,6 +261,30 @@ def test_torchs_operations_serve_every_row_count_where_bits_must_not_change(monk
     module, _ = packed(precision, batch_invariant=True)
     assert isinstance(module, TorchLinear)
     assert not list(module.children())
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8", "int4"])
+@torch.inference_mode()
+def test_a_gated_product_has_the_bits_of_a_product_and_a_gate(precision, batch_invariant):
+    if not compiled_linear.has_kernel("int8", 64):
+        pytest.skip("this CPU has no tile registers for int8")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    parts = [part.to(dtype) for part in plain(48, 48, bias=True)]
+    separate, gated = (
+        pack(parts, precision, batch_invariant=batch_invariant, is_gated=gated) for gated in (False, True)
+    )
+    assert gated.is_gated and gated.out_features == 48
+    for rows in [*ROWS, 130]:
+        x = torch.randn(2, rows, 576).to(dtype)
+        wanted = kernel_functions.silu_mul(separate(x).flatten(0, 1))
+        assert torch.equal(gated(x).flatten(0, 1), wanted)
+
+
+def test_gates_of_an_odd_width_are_left_to_a_kernel_of_their_own():
+    module = pack(plain(40, 40), "int4", is_gated=True)
+    assert not getattr(module, "is_gated", False)
+    assert module(torch.randn(3, 576)).shape == (3, 80)
 
 
 def test_memory_is_what_the_codes_take():
