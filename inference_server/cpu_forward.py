@@ -48,8 +48,33 @@ class _Buffers:
     memory: Tensor  # int8, for the linears
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeTokens:
+    """The newest token of each of several sequences."""
+
+    token_ids: list[int]
+    positions: list[int]
+    block_ids: Items[Items[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """Of prompts' segments, one after the other."""
+
+    token_ids: list[int]
+    positions: list[int]
+    segments: list[Segment]
+
+
+# Block table, lengths and rows.
+_NOTHING = (torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
+
+
 class CpuForward:
-    """Decode passes, and prompts' where `has_prompts`. Results live until the next call."""
+    """Passes of tokens that are decoded, and where `has_prompts`, of prompts, and of both at once.
+
+    Results live until the next call.
+    """
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder, self._cache = decoder, cache
@@ -58,46 +83,63 @@ class CpuForward:
         self._prefill_kernel = None if decoder.has_windows else prefill
         self._buffers: _Buffers | None = None
         self._segments: kernels.PrefillSegments | None = None
-        self._decode_program: Program | None = None
-        self._prefill_program: Program | None = None
+        self._programs: dict[tuple[bool, bool], Program] = {}
 
     @property
     def has_prompts(self) -> bool:
         return self._prefill_kernel is not None
 
-    def decode(self, token_ids: Items[int], positions: Items[int], block_ids: Items[Items[int]]) -> Tensor:
+    def decode(self, tokens: DecodeTokens) -> Tensor:
         """One token for each sequence. Returns logits (num_seqs, vocab_size) float32."""
-        count = len(token_ids)
-        table, lengths, rows = decode_inputs(self._cache.block_size, block_ids, positions, count)
-        buffers = self._room_for(count, count, table.shape[1])
-        self._write_inputs(buffers, token_ids, positions, rows)
-        buffers.table[:count, : table.shape[1]] = table
-        buffers.lengths[:count] = lengths
-        if self._decode_program is None:
-            self._decode_program = Program(self._listed(buffers, is_prefill=False), keep=buffers)
-        self._decode_program.run(count)
-        return buffers.logits[:count, : self._decoder.head.out_features]
+        return self._run(tokens, None).logits[: len(tokens.token_ids), : self._decoder.head.out_features]
 
-    def prefill(self, token_ids: Items[int], positions: Items[int], parts: list[Segment]) -> Tensor:
-        """Prompts' tokens, one part after the other. Returns the last layer's output, normed, (num_tokens, hidden_size)."""
-        count = len(token_ids)
-        buffers = self._room_for(count, 0, 0)
-        tables, rows = prefill_inputs(self._cache, parts)
-        self._write_inputs(buffers, token_ids, positions, rows)
-        segments = kernels.PrefillSegments([part.start for part in parts], [part.length for part in parts], tables)
+    def prefill(self, prompts: PromptTokens) -> Tensor:
+        """Returns the last layer's output, normed, (num_tokens, hidden_size)."""
+        return self._run(None, prompts).normed[: len(prompts.token_ids)]
+
+    def both(self, tokens: DecodeTokens, prompts: PromptTokens) -> Tensor:
+        """The same of both, first of those that are decoded: the weights are read once."""
+        return self._run(tokens, prompts).normed[: len(tokens.token_ids) + len(prompts.token_ids)]
+
+    def _run(self, tokens: DecodeTokens | None, prompts: PromptTokens | None) -> _Buffers:
+        num_decoded = len(tokens.token_ids) if tokens else 0
+        table, lengths, rows = _NOTHING
+        if tokens:
+            table, lengths, rows = decode_inputs(
+                self._cache.block_size, tokens.block_ids, tokens.positions, num_decoded
+            )
+        tables: list[Tensor] = []
+        if prompts:
+            tables, prompt_rows = prefill_inputs(self._cache, prompts.segments)
+            rows = torch.cat([rows, prompt_rows])
+        count = len(rows)
+        buffers = self._room_for(count, num_decoded, table.shape[1])
+        buffers.table[:num_decoded, : table.shape[1]] = table
+        buffers.lengths[:num_decoded] = lengths
+        buffers.rows[:count] = rows
+        if prompts:
+            self._place(prompts.segments, tables, num_decoded, buffers)
+        self._begin([each for each in (tokens, prompts) if each], buffers)
+        kind = (tokens is not None, prompts is not None)
+        if kind not in self._programs:
+            self._programs[kind] = Program(self._listed(buffers, *kind), keep=buffers)
+        self._programs[kind].run(count, num_decoded)
+        return buffers
+
+    def _place(self, parts: list[Segment], tables: list[Tensor], first_row: int, buffers: _Buffers) -> None:
+        starts, lengths = [part.start for part in parts], [part.length for part in parts]
+        segments = kernels.PrefillSegments(starts, lengths, tables, first_row)
         segments.place(self._decoder.num_kv_heads, self._decoder.head_dim)
         self._segments = segments  # its memory is told by address
         buffers.segments[: len(segments.table)] = segments.table
-        if self._prefill_program is None:
-            self._prefill_program = Program(self._listed(buffers, is_prefill=True), keep=buffers)
-        self._prefill_program.run(count)
-        return buffers.normed[:count]
 
-    def _write_inputs(self, buffers: _Buffers, token_ids: Items[int], positions: Items[int], rows: Tensor) -> None:
-        count, decoder = len(token_ids), self._decoder
-        torch.index_select(decoder.embedding, 0, torch.tensor(token_ids), out=buffers.hidden[:count])
-        decoder.rotary.angles(torch.tensor(positions), buffers.cos[:count], buffers.sin[:count])
-        buffers.rows[:count] = rows
+    def _begin(self, parts: "list[DecodeTokens | PromptTokens]", buffers: _Buffers) -> None:
+        """Embeddings and angles of all tokens."""
+        token_ids = [token_id for part in parts for token_id in part.token_ids]
+        positions = [position for part in parts for position in part.positions]
+        count = len(token_ids)
+        torch.index_select(self._decoder.embedding, 0, torch.tensor(token_ids), out=buffers.hidden[:count])
+        self._decoder.rotary.angles(torch.tensor(positions), buffers.cos[:count], buffers.sin[:count])
 
     def _room_for(self, num_rows: int, num_seqs: int, num_blocks: int) -> _Buffers:
         wanted = (num_rows, num_seqs, num_blocks)
@@ -105,7 +147,7 @@ class CpuForward:
         if self._buffers is None or any(want > has for want, has in zip(wanted, there, strict=True)):
             sizes = (max(has, _rounded_up(want)) for want, has in zip(wanted, there, strict=True))
             self._buffers = self._allocate(*sizes)
-            self._decode_program = self._prefill_program = None
+            self._programs = {}
         return self._buffers
 
     def _allocate(self, num_rows: int, num_seqs: int, num_blocks: int) -> _Buffers:
@@ -133,15 +175,15 @@ class CpuForward:
             memory=torch.zeros(max(linear.memory_bytes(num_rows) for linear in decoder.linears) + 64, dtype=torch.int8),
         )
 
-    def _listed(self, buffers: _Buffers, *, is_prefill: bool) -> list[Step]:
+    def _listed(self, buffers: _Buffers, has_decode: bool, has_prompts: bool) -> list[Step]:
         steps: list[Step] = []
         for index, layer in enumerate(self._decoder.layers):
             steps.append(self._norm(layer.input_norm, buffers, is_first=not steps))
-            steps += self._attention(index, layer, buffers, is_prefill)
+            steps += self._attention(index, layer, buffers, has_decode, has_prompts)
             steps.append(self._norm(layer.post_norm, buffers))
             steps += self._mlp(layer, buffers)
         steps.append(self._norm(self._decoder.norm, buffers))
-        if not is_prefill:
+        if not has_prompts:
             steps.append(_linear(self._decoder.head, buffers.normed, buffers.logits, buffers))
         return steps
 
@@ -157,23 +199,24 @@ class CpuForward:
         words = arguments.add_rms_norm(hidden, delta, weight, normed, eps)
         return Step(self._kernel("rows.add_rms_norm"), words, ADD_RMS_NORM_ROWS)
 
-    def _attention(self, index: int, layer: Layer, b: _Buffers, is_prefill: bool) -> list[Step]:
+    def _attention(self, index: int, layer: Layer, b: _Buffers, has_decode: bool, has_prompts: bool) -> list[Step]:
         keys, values = self._keys_and_values(index)
         rotate = arguments.rope_and_write(b.qkv, b.cos, b.sin, keys, values, b.rows, b.query)
-        rotate_kernel = self._kernel("rows.rope_and_write", b.cos.dtype, keys.dtype)
-        attend = self._prefill_attention if is_prefill else self._decode_attention
-        return [
+        steps = [
             _linear(layer.qkv, b.normed, b.qkv, b),
-            Step(rotate_kernel, rotate, ROPE_ROWS),
-            attend(layer.form, keys, values, b),
-            _linear(layer.output, b.attended.flatten(1), b.delta, b),
+            Step(self._kernel("rows.rope_and_write", b.cos.dtype, keys.dtype), rotate, ROPE_ROWS),
         ]
+        if has_prompts:  # first: it is the longer one, and its end is more even
+            steps.append(self._prefill_attention(layer.form, keys, values, b))
+        if has_decode:
+            steps.append(self._decode_attention(layer.form, keys, values, b))
+        return [*steps, _linear(layer.output, b.attended.flatten(1), b.delta, b)]
 
     def _decode_attention(self, form: Form, keys: Tensor, values: Tensor, b: _Buffers) -> Step:
         words = arguments.attention(
             b.query, keys, values, b.table, b.lengths, b.attended, form.scaling, form.sliding_window, form.softcap
         )
-        return Step(self._kernel("decode.attention", keys.dtype), words, ATTENTION_ROWS)
+        return Step(self._kernel("decode.attention", keys.dtype), words, ATTENTION_ROWS, is_decode=True)
 
     def _prefill_attention(self, form: Form, keys: Tensor, values: Tensor, b: _Buffers) -> Step:
         assert self._prefill_kernel is not None

@@ -177,10 +177,8 @@ class Engine:
                     return
                 step = self._stepper.begin()
                 self._publish()
-                self._stepper.decode(step)
-                self._publish()  # tokens that exist do not wait for somebody else's prompt
-                self._stepper.prefill(step)
-                self._publish()
+                for _ in self._stepper.passes(step):
+                    self._publish()
         except Exception:
             logger.exception("the engine itself failed")
         self._on_loop(self._break)

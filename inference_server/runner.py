@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inference_server.attention import DecodeBatch, PrefillBatch, Segment
 from inference_server.blocks import SCRATCH_BLOCK
-from inference_server.cpu_forward import CpuForward
+from inference_server.cpu_forward import CpuForward, DecodeTokens, PromptTokens
 from inference_server.decoder import Decoder, decoder_of
 from inference_server.errors import UnsupportedModel
 from inference_server.graphs import DecodeGraphs
@@ -124,35 +124,41 @@ class ModelRunner:
         return torch.cat([self._prefill([piece]) for piece in pieces])
 
     def _prefill(self, pieces: Items[PromptPiece]) -> Tensor:
-        segments = [Segment(piece.block_ids, piece.start, len(piece.token_ids)) for piece in pieces]
-        token_ids: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        for piece in pieces:
-            token_ids += piece.token_ids
-            positions += range(piece.start, piece.start + len(piece.token_ids))
-            if piece.wants_logits:
-                wanted.append(len(token_ids) - 1)
+        prompts, wanted = _prompts(pieces)
         columns = torch.tensor(wanted, dtype=torch.int64, device=self.device)
         if self._cpu_forward is not None and self._cpu_forward.has_prompts:
-            outputs = self._cpu_forward.prefill(token_ids, positions, segments)
-            logits: Tensor = self._head(outputs[columns])
+            logits: Tensor = self._head(self._cpu_forward.prefill(prompts)[columns])
             return logits.float()
         return self._forward(
-            torch.tensor([token_ids], device=self.device),
-            torch.tensor([positions], device=self.device),
+            torch.tensor([prompts.token_ids], device=self.device),
+            torch.tensor([prompts.positions], device=self.device),
             columns,
-            PrefillBatch(self.cache, segments),
+            PrefillBatch(self.cache, prompts.segments),
         )[0]
+
+    @property
+    def does_both(self) -> bool:
+        """Whether `both` may be called. Not where bits must not depend on company: rows of prompts would be company."""
+        forward = self._cpu_forward
+        return forward is not None and forward.has_prompts and self._invariant_rows is None
+
+    @torch.inference_mode()
+    def both(self, tokens: Items[NextToken], pieces: Items[PromptPiece]) -> Tensor:
+        """What decode and prefill return, one after the other, by one pass: the weights are read once."""
+        assert self._cpu_forward is not None
+        prompts, wanted = _prompts(pieces)
+        outputs = self._cpu_forward.both(_decoded(tokens), prompts)
+        columns = [*range(len(tokens)), *(len(tokens) + column for column in wanted)]
+        logits: Tensor = self._head(outputs[torch.tensor(columns)])
+        return logits.float()
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
         """One token each of several sequences. Returns logits (num_seqs, vocab_size) float32."""
-        token_ids = [token.token_id for token in tokens]
-        positions = [token.position for token in tokens]
-        block_ids = [token.block_ids for token in tokens]
+        decoded = _decoded(tokens)
         if self._cpu_forward is not None:
-            return self._cpu_forward.decode(token_ids, positions, block_ids)
+            return self._cpu_forward.decode(decoded)
+        token_ids, positions, block_ids = decoded.token_ids, decoded.positions, decoded.block_ids
         if self._graphs is not None and (logits := self._graphs.decode(token_ids, positions, block_ids)) is not None:
             return logits
         num_rows = max(len(tokens), self._invariant_rows or 0)
@@ -184,3 +190,24 @@ class ModelRunner:
             step_batch=batch,
         ).logits
         return logits.float()
+
+
+def _decoded(tokens: Items[NextToken]) -> DecodeTokens:
+    return DecodeTokens(
+        [token.token_id for token in tokens],
+        [token.position for token in tokens],
+        [token.block_ids for token in tokens],
+    )
+
+
+def _prompts(pieces: Items[PromptPiece]) -> tuple[PromptTokens, list[int]]:
+    """Of prompts the tokens, and which of them want logits."""
+    prompts = PromptTokens([], [], [])
+    wanted: list[int] = []
+    for piece in pieces:
+        prompts.token_ids.extend(piece.token_ids)
+        prompts.positions.extend(range(piece.start, piece.start + len(piece.token_ids)))
+        prompts.segments.append(Segment(piece.block_ids, piece.start, len(piece.token_ids)))
+        if piece.wants_logits:
+            wanted.append(len(prompts.token_ids) - 1)
+    return prompts, wanted

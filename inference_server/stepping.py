@@ -5,7 +5,7 @@ Knows sequences and events; what a step costs is decided here and in the model b
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from inference_server.errors import GenerationFailed
 from inference_server.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
-from inference_server.scheduler import Scheduler, Step
+from inference_server.scheduler import PrefillChunk, Scheduler, Step
 from inference_server.sequence import Completed, Delta, Event, Failed, FinishReason, Sequence, Started
 
 logger = logging.getLogger(__name__)
@@ -52,15 +52,21 @@ class Stepper:
                 self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed))
         return step
 
-    def decode(self, step: Step) -> None:
-        """One more token for every sequence whose prompt is computed."""
+    def passes(self, step: Step) -> Iterator[None]:
+        """One more token for every sequence whose prompt is computed, and the next chunks of prompts.
+
+        Yields after each forward pass: its tokens do not wait for the next one.
+        """
+        if step.decode and step.prefill and self._runner.does_both and (logits := self._both(step)) is not None:
+            self._guarded([*step.decode, *_seqs_of(step.prefill)], lambda: logits)
+            yield
+            return
         if step.decode:
             self._guarded(step.decode, lambda: self._decode(step))
-
-    def prefill(self, step: Step) -> None:
-        """The next chunks of prompts."""
+            yield
         if step.prefill:
-            self._guarded([chunk.seq for chunk in step.prefill], lambda: self._prefill(step))
+            self._guarded(_seqs_of(step.prefill), lambda: self._prefill(step))
+            yield
 
     @torch.inference_mode()
     def _guarded(self, seqs: list[Sequence], forward: Callable[[], _Logits]) -> None:
@@ -71,16 +77,26 @@ class Stepper:
             logger.exception("a forward pass failed; requests %s", [seq.request.request_id for seq in seqs])
             self.is_broken = self.is_broken or self._fail_and_probe(seqs)
 
+    @torch.inference_mode()
+    def _both(self, step: Step) -> _Logits | None:
+        """None if it failed: tried apart, it shows whose fault it was."""
+        try:
+            logits = self._runner.both(_tokens(step), self._pieces(step))
+        except Exception:
+            logger.exception("a pass of decoded tokens and prompts failed; they are tried apart")
+            return None
+        decoded, prompts = self._decoded(step), self._prefilled(step)
+        return _Logits(logits, decoded + prompts)
+
     def _decode(self, step: Step) -> _Logits:
-        tokens = []
-        for seq in step.decode:
-            tokens.append(NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1]))
-        logits = self._runner.decode(tokens)
-        for seq in step.decode:
-            self._scheduler.computed(seq, seq.num_computed + 1)
-        return _Logits(logits, step.decode)
+        logits = self._runner.decode(_tokens(step))
+        return _Logits(logits, self._decoded(step))
 
     def _prefill(self, step: Step) -> _Logits:
+        logits = self._runner.prefill(self._pieces(step))
+        return _Logits(logits, self._prefilled(step))
+
+    def _pieces(self, step: Step) -> list[PromptPiece]:
         pieces = []
         for chunk in step.prefill:
             if chunk.seq.penalties is None and chunk.seq.request.sampling.has_penalties:
@@ -88,10 +104,18 @@ class Stepper:
                 chunk.seq.penalties = PenaltyState(prompt_ids, self._runner.vocab_size, self._runner.device)
             token_ids = chunk.seq.token_ids[chunk.start : chunk.end]
             pieces.append(PromptPiece(chunk.seq.block_ids, chunk.start, token_ids, chunk.is_last))
-        logits = self._runner.prefill(pieces)
+        return pieces
+
+    def _decoded(self, step: Step) -> list[Sequence]:
+        for seq in step.decode:
+            self._scheduler.computed(seq, seq.num_computed + 1)
+        return step.decode
+
+    def _prefilled(self, step: Step) -> list[Sequence]:
+        """Those that get a token."""
         for chunk in step.prefill:
             self._scheduler.computed(chunk.seq, chunk.end)
-        return _Logits(logits, [chunk.seq for chunk in step.prefill if chunk.is_last])
+        return [chunk.seq for chunk in step.prefill if chunk.is_last]
 
     def _advance(self, logits: _Logits) -> None:
         """Sample a token for each sequence and send what became certain."""
@@ -159,3 +183,11 @@ class Stepper:
             if seq in self._scheduler.running:  # else it was finished before the step broke
                 self._scheduler.discard(seq)
                 self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
+
+
+def _tokens(step: Step) -> list[NextToken]:
+    return [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1]) for seq in step.decode]
+
+
+def _seqs_of(chunks: list[PrefillChunk]) -> list[Sequence]:
+    return [chunk.seq for chunk in chunks]

@@ -159,9 +159,12 @@ def paged_prefill_attention(
 class PrefillSegments:
     """Tokens of several sequences, one sequence after the other, as the prefill kernel wants to be told."""
 
-    def __init__(self, starts: Items[int], lengths: Items[int], tables: Items[Tensor]) -> None:
-        """For each sequence the position of the first token, the number of tokens, the block table (m,) int32."""
-        words, self._bytes = arguments.prefill_segments(starts, lengths, tables)
+    def __init__(self, starts: Items[int], lengths: Items[int], tables: Items[Tensor], first_row: int = 0) -> None:
+        """For each sequence the position of the first token, the number of tokens, the block table (m,) int32.
+
+        `first_row`: of the queries and the result; those before it are left alone.
+        """
+        words, self._bytes = arguments.prefill_segments(starts, lengths, tables, first_row)
         self.table = torch.tensor(words)  # int64
         self._tables = tables
         self._memory: Tensor | None = None

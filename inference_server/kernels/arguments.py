@@ -103,11 +103,14 @@ def segment_words(num_segments: int) -> int:
     return 4 + 6 * num_segments
 
 
-def prefill_segments(starts: Items[int], lengths: Items[int], tables: Items[Tensor]) -> tuple[list[int], int]:
-    """Of several sequences' tokens, one sequence after the other: the words of the table, the first of which is to become
-    the address of memory, and how many bytes of memory a kernel wants for each KV head and value of a head."""
+def prefill_segments(
+    starts: Items[int], lengths: Items[int], tables: Items[Tensor], first_row: int
+) -> tuple[list[int], int]:
+    """Of several sequences' tokens, one sequence after the other, from `first_row` of the queries on: the words of the
+    table, the first of which is to become the address of memory, and how many bytes of memory a kernel wants for each KV
+    head and value of a head."""
     entries: list[int] = []
-    row = piece = group = 0
+    row, piece, group = first_row, 0, 0
     for start, length, table in zip(starts, lengths, tables, strict=True):
         entries += [row, length, start, table.data_ptr(), piece, group]
         row += length

@@ -81,6 +81,33 @@ def test_decoded_tokens_have_the_same_logits(runners, precision):
         assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8"])
+def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, precision):
+    listed, by_modules = runners(precision)
+    lengths = [1 + 7 * row for row in range(12)]
+    for count, prompts in ((1, [40]), (12, [3, 70, 1]), (5, [33])):
+        tokens = [NextToken(range(1 + 9 * row, 10 + 9 * row), lengths[row], 30 + row) for row in range(count)]
+        late = [
+            PromptPiece(range(120 + 9 * row, 129 + 9 * row), 0, [(5 * row + k) % 400 for k in range(length)], True)
+            for row, length in enumerate(prompts)
+        ]
+        for runner in (listed, by_modules):
+            runner.prefill(pieces(lengths))
+        both = listed.both(tokens, late).clone()
+        apart = torch.cat([by_modules.decode(tokens).clone(), by_modules.prefill(late)])
+        assert torch.equal(both, apart)
+        # What both passes have written is the same, too.
+        after = [NextToken(token.block_ids, token.position + 1, 9) for token in tokens]
+        after += [NextToken(piece.block_ids, len(piece.token_ids), 8) for piece in late]
+        assert torch.equal(listed.decode(after).clone(), by_modules.decode(after))
+
+
+def test_prompts_of_which_none_ends_may_share_a_pass(runners):
+    listed, _ = runners("bfloat16")
+    piece = PromptPiece(range(1, 10), 0, list(range(40)), wants_logits=False)
+    assert listed.both([NextToken([20], 0, 3)], [piece]).shape[0] == 1
+
+
 def test_the_same_list_gives_the_same_bits_again(runners):
     listed, _ = runners("int4")
     tokens = [NextToken([row + 1], 0, row) for row in range(10)]

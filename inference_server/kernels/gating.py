@@ -1,0 +1,23 @@
+"""The gate of a gated MLP: silu(gate) * up, where gate * sigmoid(gate) is silu."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import numpy as np
+
+from inference_server.kernels.elements import rounded, store
+from inference_server.kernels.vectors import add, div, exp, helper, load_float32, mul, splat, sub
+
+
+@helper
+def gated(gate, up, is_bf16):
+    """`is_bf16`: silu is rounded before it is multiplied, as by two operations of torch."""
+    one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
+    return mul(rounded(div(gate, add(one, exp(sub(zero, gate)))), is_bf16), up)
+
+
+@helper
+def gate_rows(values, out, out_bytes, count, is_bf16):
+    """`count` rows of 16 gates and their 16 ups, float32, to 16 results each, bfloat16 or float32."""
+    for row in range(count):
+        place = values + row * 128
+        store(out + row * out_bytes, gated(load_float32(place), load_float32(place + 64), is_bf16), is_bf16)

@@ -1,0 +1,67 @@
+"""Decoded tokens and prompts in one pass, as the engine does it where it can."""
+
+import asyncio
+
+import pytest
+
+from inference_server.kernels import tiles
+from inference_server.runner import ModelRunner
+from inference_server.sequence import Completed
+from tests.engines import collect, entry, hosting, request
+
+pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
+
+
+@pytest.fixture
+def hosted(tiny_model, tmp_path):
+    folder = tiny_model("llama-2-heads-of-32")
+    return lambda **settings: hosting(entry(folder, precision="bfloat16"), cache_dir=tmp_path, **settings)
+
+
+def prompt(length):
+    return [(7 * index) % 400 for index in range(length)]
+
+
+async def replies(model):
+    """Of a stream that runs, and of a long prompt and a short one that come later."""
+    async with model.submit(request(prompt(5), max_tokens=60)) as running:
+        events = aiter(running)
+        await anext(events)
+        later = await asyncio.gather(*(collect(model, request(prompt(length), max_tokens=8)) for length in (300, 20)))
+        text = "".join([event.text async for event in events if not isinstance(event, Completed)])
+    return [text, *(reply.text for reply in later)]
+
+
+def counted(monkeypatch):
+    calls = []
+    both = ModelRunner.both
+    monkeypatch.setattr(ModelRunner, "both", lambda *arguments: calls.append(1) or both(*arguments))
+    return calls
+
+
+async def test_a_prompt_that_joins_shares_its_passes_and_changes_no_reply(hosted, monkeypatch):
+    shared = counted(monkeypatch)
+    async with hosted() as models:
+        together = await replies(models["tiny"])
+    assert shared
+    monkeypatch.setattr(ModelRunner, "does_both", False)
+    async with hosted() as models:
+        assert await replies(models["tiny"]) == together
+
+
+async def test_passes_are_not_shared_where_bits_must_not_depend_on_company(hosted, monkeypatch):
+    shared = counted(monkeypatch)
+    async with hosted(batch_invariant=True) as models:
+        await replies(models["tiny"])
+    assert not shared
+
+
+async def test_a_shared_pass_that_fails_is_tried_apart(hosted, monkeypatch):
+    async with hosted() as models:
+        expected = await replies(models["tiny"])
+
+        def fail(*_):
+            raise RuntimeError("device trouble")
+
+        monkeypatch.setattr(ModelRunner, "both", fail)
+        assert await replies(models["tiny"]) == expected
