@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inference_server.attention import PrefillBatch, Segment
 from inference_server.config import Settings
+from inference_server.cpu_forward import PromptTokens
 from inference_server.hosting import HostedModel
 from inference_server.loader import silence_libraries
 from tests.engines import hosting
@@ -42,6 +43,11 @@ def engine_logits(model: HostedModel) -> Callable[[TokenIds], Tensor]:
     block_ids = range(1, 1 + -(-WINDOW // runner.cache.block_size))
 
     def chunk_logits(window: TokenIds, start: int) -> Tensor:
+        positions = list(range(start, min(start + CHUNK, len(window))))
+        if runner._cpu_forward is not None and runner._cpu_forward.has_prompts:
+            segments = [Segment(block_ids, start, len(positions))]
+            outputs = runner._cpu_forward.prefill(PromptTokens(window[start : positions[-1] + 1], positions, segments))
+            return runner._head(outputs).float()
         chunk = torch.tensor([window[start : start + CHUNK]])
         columns = torch.arange(chunk.shape[1])
         batch = PrefillBatch(runner.cache, [Segment(block_ids, start, chunk.shape[1])])
