@@ -81,7 +81,7 @@ def read(folder: Path) -> tuple[Decoder, Facts, Any]:
             rest = json.loads(file.metadata()["tailrace"])
             decoder = _decoder(rest, file)
         return decoder, Facts(**rest["facts"]), PreTrainedTokenizerFast.from_pretrained(folder)
-    except NoKernel:
+    except (NoKernel, MemoryError):  # neither is the folder's fault
         raise
     except Exception as error:  # a broken file shows itself in whatever way its reader happens to stumble
         shutil.rmtree(folder, ignore_errors=True)

@@ -35,10 +35,10 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
     if device.type != "cpu":
         return _load(weights, precision, device, settings)
     source = local_folder(weights, settings.cache_dir)
-    if not source.is_dir():
-        return _packed(_load(weights, precision, device, settings), weights, precision, settings, None)
-    folder = packed.packed_folder(settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant)
-    if folder.is_dir():
+    folder = None
+    if source.is_dir():  # else loading says what is wrong with it
+        folder = packed.packed_folder(settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant)
+    if folder is not None and folder.is_dir():
         try:
             with progress(f"reading {weights}, packed as {precision}"):
                 decoder, facts, tokenizer = packed.read(folder)
@@ -64,8 +64,7 @@ def _packed(
         fuse(model, precision, batch_invariant=settings.batch_invariant)
         try:
             decoder = decoder_of(model)
-        except ValueError as reason:
-            logger.info("%s runs through its own modules, as %s", weights, reason)
+        except ValueError:  # the runner says why
             decoder = None
         if decoder is not None and runs(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
             if folder is not None:
