@@ -54,8 +54,11 @@ def main() -> int:
         is_complete = True
     finally:
         Child.stop_all()
-        path = arguments.output or RESULTS / f"{started:%Y-%m-%d}-{'quick' if arguments.quick else 'full'}.json"
+        name = f"{started:%Y-%m-%d}-{'quick' if arguments.quick else 'full'}.json"
+        path = arguments.into or arguments.output or RESULTS / name
         document = _document(peers, ready, size, results, started) | {"complete": is_complete}
+        if arguments.into is not None:
+            document = _merged(json.loads(path.read_text()), document)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n")
         tell(f"results: {path}")
@@ -75,6 +78,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--long-streams", type=_numbers, help="streams with long prompts")
     parser.add_argument("--output", type=Path, help="JSON file to write; then README and chart stay as they are")
     parser.add_argument("--setup-only", action="store_true", help="install the peers and stop")
+    parser.add_argument(
+        "--into", type=Path, metavar="JSON", help="results of an earlier run, in which these peers' stand"
+    )
     parser.add_argument(
         "--report", type=Path, metavar="JSON", help="only write README table and chart from these results"
     )
@@ -116,12 +122,20 @@ def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results
             peer.name: {
                 "title": peer.title,
                 "weights": peer.weights,
+                "measured": started.isoformat(timespec="seconds"),
                 "versions": peer.versions() if peer in ready else {},
                 **results.summarised(peer.name),
             }
             for peer in peers
         },
     }
+
+
+def _merged(earlier: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """An earlier run's results with this run's peers in place of its own. Rivals are only compared within one run."""
+    peers = {**earlier["peers"], **document["peers"]}
+    imports = earlier["imports"] or document["imports"]
+    return {**document, "started": earlier["started"], "imports": imports, "peers": peers}
 
 
 def _exit(number: int, frame: FrameType | None) -> Never:
