@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from inference_server.errors import ConfigurationError
 
+ToolFormat = Literal["hermes", "llama3", "mistral"]
 Precision = Literal["float32", "float16", "bfloat16", "bitsandbytes-int8", "int4"]
 
 
@@ -48,6 +49,7 @@ class CatalogEntry:
     sequence_length: int
     chat_template: str | None  # the template's own text
     stands_in: bool  # other weights than the name says answer
+    tool_format: ToolFormat | None = None  # None: the one that the chat template teaches
 
 
 def read_catalog(path: Path) -> list[CatalogEntry]:
@@ -112,6 +114,7 @@ class _ModelTable(_Table):
     sequence_length: Annotated[int, Field(ge=1)]
     chat_template: str | None = None
     stands_in: bool = False
+    tool_format: ToolFormat | None = None
 
     def entry(self, folder: Path) -> CatalogEntry:
         """Raises ConfigurationError, naming the entry."""
@@ -131,6 +134,7 @@ class _ModelTable(_Table):
             sequence_length=self.sequence_length,
             chat_template=template,
             stands_in=self.stands_in,
+            tool_format=self.tool_format,
         )
 
 

@@ -79,7 +79,7 @@ class StopStrings:
             _, position, self.found = min(found)
             self._held = ""
             return held[:position]
-        keep = max(_overlap(held, stop) for stop in self._stop_strings)
+        keep = max(overlap(held, stop) for stop in self._stop_strings)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -111,7 +111,7 @@ class ReplyText:
         return last if self.stop_string is not None else last + self._stop_strings.finish()
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins; `stop` as a whole is not in `text`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -43,6 +43,20 @@ class PromptTooLong(TailraceError):
         self.context_length = context_length
 
 
+class NoRoomForReply(TailraceError):
+    """Prompt and max_tokens together are longer than the window, and the caller would not have the reply cut."""
+
+    reason = "NO_ROOM_FOR_REPLY"
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, window: int) -> None:
+        super().__init__(
+            f"the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed this model's window of {window}"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.window = window
+
+
 class CapacityExceeded(TailraceError):
     """No slot is free and the caller would not wait, or the waiting room is full."""
 

@@ -15,11 +15,18 @@ from typing import TypeVar
 
 import torch
 
-from inference_server.catalog import CatalogEntry, Precision, Weights, builtin_template
+from inference_server.catalog import CatalogEntry, Precision, ToolFormat, Weights, builtin_template
 from inference_server.config import Settings
 from inference_server.detokenizer import Detokenizer, ReplyText
 from inference_server.engine import Engine, Reply
-from inference_server.errors import ConfigurationError, PromptTooLong, TailraceError, UnsupportedModel
+from inference_server.errors import (
+    ConfigurationError,
+    NoRoomForReply,
+    PromptTooLong,
+    TailraceError,
+    UnsupportedModel,
+)
+from inference_server.grammar import Grammars
 from inference_server.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from inference_server.linears import cache_dtype
 from inference_server.loader import (
@@ -33,6 +40,7 @@ from inference_server.prompt import PromptEncoder
 from inference_server.runner import ModelRunner
 from inference_server.scheduler import Policy
 from inference_server.sequence import Completed, GenerationRequest, SamplingParams
+from inference_server.tools import format_of_template, shown_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +60,8 @@ class HostedModel:
     window: int  # prompt and reply together
     prompts: PromptEncoder
     engine: Engine
+    grammars: Grammars
+    tool_format: ToolFormat
 
     @property
     def context_length(self) -> int:
@@ -63,14 +73,18 @@ class HostedModel:
         limit = min(self.entry.sequence_length, self.window - num_prompt_tokens)
         return max(0, limit if wanted is None else min(limit, wanted))
 
-    def check_length(self, num_prompt_tokens: int) -> None:
+    def check_length(self, num_prompt_tokens: int, max_tokens: int | None = None) -> None:
+        """Raises PromptTooLong, and NoRoomForReply if max_tokens is given and does not fit beside the prompt."""
         if num_prompt_tokens > self.context_length:
             raise PromptTooLong(num_prompt_tokens, self.context_length)
+        if max_tokens is not None and num_prompt_tokens + max_tokens > self.window:
+            raise NoRoomForReply(num_prompt_tokens, max_tokens, self.window)
 
-    def submit(self, request: GenerationRequest) -> Reply:
-        """Raises what Engine.submit raises."""
+    def submit(self, request: GenerationRequest, *, shows_calls: bool = False) -> Reply:
+        """`shows_calls`: the text holds the control tokens that tool calls begin with. Raises what Engine.submit raises."""
         context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
-        return self.engine.submit(request, ReplyText(Detokenizer(self.prompts.decode, context), request.stop))
+        decode = self.prompts.decoder(shown_tokens(self.tool_format)) if shows_calls else self.prompts.decode
+        return self.engine.submit(request, ReplyText(Detokenizer(decode, context), request.stop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +153,17 @@ async def _load_group(
         max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // block_size,
         on_broken=on_broken,
     )
+    grammars = Grammars(loaded.tokenizer, runner.vocab_size)
     models = [
-        HostedModel(entry, key.precision, window, encoder, engine)
+        HostedModel(
+            entry,
+            key.precision,
+            window,
+            encoder,
+            engine,
+            grammars,
+            entry.tool_format or format_of_template(encoder.template),
+        )
         for entry, window, encoder in zip(group, windows, prompts, strict=True)
     ]
     with progress(f"warming up {key.weights} as {key.precision}"):

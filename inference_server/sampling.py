@@ -48,6 +48,7 @@ class Row:
     params: SamplingParams
     position: int
     penalties: PenaltyState | None = None
+    allowed: Tensor | None = None  # (vocab_size,) bool on the CPU: no other tokens take part
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
     if bad := [index for index, value in enumerate(largest.tolist()) if not math.isfinite(value)]:
         raise NotFinite(bad)
     logprobs = _logprobs_of_model(logits, rows)
-    if _apply_penalties(logits, rows):
+    if _apply_penalties(logits, rows) | _forbid(logits, rows):
         likeliest = _argmax(logits)
     chosen = _choose(logits, likeliest.tolist(), rows)
     return [
@@ -103,6 +104,15 @@ def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
     # A tiny repetition penalty makes infinities, of which softmax makes NaN; the limit leaves room for a temperature.
     logits[penalised] = subset.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     return True
+
+
+def _forbid(logits: Tensor, rows: Items[Row]) -> bool:
+    """Take out the tokens that a grammar does not allow; returns whether any row has one."""
+    constrained = [index for index, row in enumerate(rows) if row.allowed is not None]
+    if constrained:
+        allowed = torch.stack([row.allowed for row in rows if row.allowed is not None]).to(logits.device)
+        logits[constrained] = logits[constrained].masked_fill(~allowed, -torch.inf)
+    return bool(constrained)
 
 
 def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]:

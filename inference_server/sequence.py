@@ -16,6 +16,7 @@ class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
     TIME_LIMIT = "time_limit"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,16 @@ class GenerationRequest:
     time_limit_seconds: float | None = None
     account: str = ""
     reject_if_busy: bool = False
+    constraint: Any = None  # grammar.Constraint: which tokens may come next
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model's wish that a tool be called. `arguments`: a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,7 @@ class Delta:
     text: str
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from inference_server.sequence import (
     TokenLogprob,
 )
 from inference_server.token_bytes import TokenBytes
+from inference_server.tool_replies import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 
@@ -40,6 +41,7 @@ STATUS: dict[type[errors.TailraceError], grpc.StatusCode] = {
     errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
     errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NoRoomForReply: grpc.StatusCode.INVALID_ARGUMENT,
     errors.CapacityExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
     errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
@@ -50,6 +52,7 @@ _FINISH_REASON = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.TIME_LIMIT: pb.FINISH_REASON_TIME_LIMIT,
+    FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,10 +75,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 hosted.engine.check_capacity(reject_if_busy=request.reject_if_busy)
             # Off the event loop: a megabyte of turns takes a second to check and tokenise.
             model, generation = await asyncio.to_thread(self._prepare, request, request_id)
-            async with model.submit(generation) as reply:
+            tools = requests.callable_tools(request)
+            async with model.submit(generation, shows_calls=bool(tools)) as reply:
                 self.num_runs += 1
                 await context.send_initial_metadata((("x-request-id", request_id),))
-                async for event in reply:
+                events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
+                async for event in events:
                     yield _response(event, request, request_id, model.prompts.token_bytes)
             outcome = "completed"
         except errors.TailraceError as error:
@@ -161,6 +166,10 @@ def _response(event: Event, request: pb.RunRequest, request_id: str, token_bytes
             delta = response.delta
             delta.text = event.text
             delta.tokens = event.num_tokens
+            if event.tool_calls:
+                delta.tool_calls.extend(
+                    pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in event.tool_calls
+                )
             if event.logprobs:
                 delta.logprobs.extend(_token_logprob(logprob, token_bytes) for logprob in event.logprobs)
             return response
@@ -202,6 +211,8 @@ def _model(model: "HostedModel") -> pb.Model:
         weights=str(model.entry.weights),
         precision=model.precision,
         window=model.window,
+        tool_format=model.tool_format,
+        stands_in=model.entry.stands_in,
     )
 
 
@@ -239,6 +250,10 @@ def _details(error: errors.TailraceError) -> list[Any]:
         case errors.PromptTooLong():
             info.metadata["prompt_tokens"] = str(error.prompt_tokens)
             info.metadata["context_length"] = str(error.context_length)
+        case errors.NoRoomForReply():
+            info.metadata["prompt_tokens"] = str(error.prompt_tokens)
+            info.metadata["max_tokens"] = str(error.max_tokens)
+            info.metadata["window"] = str(error.window)
         case errors.CapacityExceeded():
             details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_seconds)))
     return details

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inference_server.errors import GenerationFailed
+from inference_server.grammar import GrammarError
 from inference_server.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
 from inference_server.scheduler import PrefillChunk, Scheduler, Step
@@ -121,18 +122,25 @@ class Stepper:
         """Sample a token for each sequence and send what became certain."""
         if not logits.seqs:
             return
-        rows = [Row(seq.request.sampling, len(seq.token_ids), seq.penalties) for seq in logits.seqs]
+        try:
+            rows = [_row(seq) for seq in logits.seqs]
+        except _NoGrammar as error:
+            return self._without(logits, [logits.seqs.index(error.seq)])
         try:
             samples = sample(logits.rows, rows)
         except NotFinite as error:
-            bad = [logits.seqs[row] for row in error.rows]
-            logger.error("the logits of requests %s are not finite", [seq.request.request_id for seq in bad])
-            self._fail(bad)
-            kept = [row for row in range(len(rows)) if row not in error.rows]
-            return self._advance(_Logits(logits.rows[kept], [logits.seqs[row] for row in kept]))
+            return self._without(logits, error.rows)
         now = time.monotonic()
         for seq, chosen in zip(logits.seqs, samples, strict=True):
             self._append(seq, chosen, now)
+
+    def _without(self, logits: _Logits, bad: list[int]) -> None:
+        """Fail the sequences of some rows, and go on with the others."""
+        seqs = [logits.seqs[row] for row in bad]
+        logger.error("no token can be chosen for requests %s", [seq.request.request_id for seq in seqs])
+        self._fail(seqs)
+        kept = [row for row in range(len(logits.seqs)) if row not in bad]
+        self._advance(_Logits(logits.rows[kept], [logits.seqs[row] for row in kept]))
 
     def _append(self, seq: Sequence, chosen: Sample, now: float) -> None:
         seq.first_token = seq.first_token or now
@@ -143,12 +151,18 @@ class Stepper:
         if chosen.token_id in self._end_ids and not seq.request.sampling.ignore_eos:
             self._finish(seq, FinishReason.STOP, seq.text.finish())
             return
+        is_complete = False
+        if (constraint := seq.request.constraint) is not None:
+            constraint.accept(chosen.token_id)
+            is_complete = constraint.is_complete
         seq.num_unsent += 1
         if chosen.logprob is not None:
             seq.unsent_logprobs.append(chosen.logprob)
         text = seq.text.push(chosen.token_id)
         if seq.text.stop_string is not None:
             self._finish(seq, FinishReason.STOP, text)
+        elif is_complete:
+            self._finish(seq, FinishReason.STOP, text + seq.text.finish())
         elif seq.is_at_length:
             self._finish(seq, FinishReason.LENGTH, text + seq.text.finish())
         elif text:
@@ -183,6 +197,23 @@ class Stepper:
             if seq in self._scheduler.running:  # else it was finished before the step broke
                 self._scheduler.discard(seq)
                 self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
+
+
+class _NoGrammar(Exception):
+    """A sequence's grammar has come to the end of what it may cost."""
+
+    def __init__(self, seq: Sequence, reason: str) -> None:
+        super().__init__(reason)
+        self.seq = seq
+
+
+def _row(seq: Sequence) -> Row:
+    constraint = seq.request.constraint
+    try:
+        allowed = None if constraint is None else constraint.allowed()
+    except GrammarError as error:
+        raise _NoGrammar(seq, str(error)) from error
+    return Row(seq.request.sampling, len(seq.token_ids), seq.penalties, allowed)
 
 
 def _tokens(step: Step) -> list[NextToken]:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from inference_server.catalog import CatalogEntry, Weights, builtin_template, read_catalog
 from inference_server.config import DEFAULT_CATALOG, Settings
 from inference_server.detokenizer import Detokenizer, ReplyText
+from inference_server.grammar import Grammars
 from inference_server.hosting import HostedModel
 from inference_server.loader import local_folder
 from inference_server.prompt import PromptEncoder
@@ -71,4 +72,5 @@ def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, win
         stands_in=False,
     )
     engine = SimpleNamespace(runner=SimpleNamespace(vocab_size=VOCAB_SIZE))
-    return HostedModel(entry, "float32", window, llama_prompts(), engine)
+    grammars = Grammars(llama_tokenizer(), VOCAB_SIZE)
+    return HostedModel(entry, "float32", window, llama_prompts(), engine, grammars, "hermes")

@@ -8,6 +8,7 @@ domain "tailrace" whose reason is one of:
   UNKNOWN_MODEL        NOT_FOUND            the model is not in this server's catalog
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length hold both numbers
+  NO_ROOM_FOR_REPLY    INVALID_ARGUMENT     with max_tokens_must_fit; metadata prompt_tokens, max_tokens and window
   CAPACITY_EXCEEDED    RESOURCE_EXHAUSTED   the waiting room is full, or reject_if_busy; with a google.rpc.RetryInfo
   SERVER_STOPPING      UNAVAILABLE          the server drains; another replica, or this one after its restart, can answer
   MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded
@@ -32,6 +33,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ToolChoice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CHOICE_UNSPECIFIED: _ToolChoice.ValueType  # 0
+    """AUTO."""
+    TOOL_CHOICE_AUTO: _ToolChoice.ValueType  # 1
+    """The model decides."""
+    TOOL_CHOICE_NONE: _ToolChoice.ValueType  # 2
+    """The tools are not shown to the model, and none is called."""
+    TOOL_CHOICE_REQUIRED: _ToolChoice.ValueType  # 3
+    """The reply is one call or several; each fits its tool's schema, which is enforced while tokens are chosen."""
+
+class ToolChoice(_ToolChoice, metaclass=_ToolChoiceEnumTypeWrapper):
+    """ToolChoice says whether tools are called."""
+
+TOOL_CHOICE_UNSPECIFIED: ToolChoice.ValueType  # 0
+"""AUTO."""
+TOOL_CHOICE_AUTO: ToolChoice.ValueType  # 1
+"""The model decides."""
+TOOL_CHOICE_NONE: ToolChoice.ValueType  # 2
+"""The tools are not shown to the model, and none is called."""
+TOOL_CHOICE_REQUIRED: ToolChoice.ValueType  # 3
+"""The reply is one call or several; each fits its tool's schema, which is enforced while tokens are chosen."""
+Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -46,6 +75,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """max_tokens, the model's sequence length or its window was reached."""
     FINISH_REASON_TIME_LIMIT: _FinishReason.ValueType  # 3
     """time_limit ran out."""
+    FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 4
+    """The model ended its reply, and there are tool calls in it."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """FinishReason says why a reply ended."""
@@ -58,6 +89,8 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens, the model's sequence length or its window was reached."""
 FINISH_REASON_TIME_LIMIT: FinishReason.ValueType  # 3
 """time_limit ran out."""
+FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 4
+"""The model ended its reply, and there are tool calls in it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -68,25 +101,99 @@ class ChatTurn(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Who speaks. "system", "user" and "assistant" are known to every chat template; others ("tool", "developer", …) as far
     as the model's own template knows them. At most 64 characters, not empty.
     """
     content: _builtins.str
     """What was said. May be empty. Text that looks like a control token of the model stays text."""
+    tool_call_id: _builtins.str
+    """In a "tool" turn: the id of the call that it answers. At most 256 characters; empty if the caller keeps none."""
+    name: _builtins.str
+    """In a "tool" turn: the name of the tool that answers. At most 256 characters; empty if the caller keeps none."""
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """In an assistant's turn: the tool calls that it made, in order. At most 128."""
+
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tool_call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatTurn: _TypeAlias = ChatTurn  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """Tool is a function that the model may ask the caller to call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, 1 to 256 characters; different from all others."""
+    description: _builtins.str
+    """What it does and when to use it, for the model to read. May be empty."""
+    parameters: _builtins.str
+    """A JSON Schema of type object for its arguments, as JSON text. Empty: no arguments."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """ToolCall is the model's wish that a tool be called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Names this call among those of a conversation; the server makes it up. In a request at most 256 characters."""
+    name: _builtins.str
+    """The tool's name: one of the request's when the server sends it. In a request 1 to 256 characters."""
+    arguments: _builtins.str
+    """The arguments, a JSON object as JSON text."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class Chat(_message.Message):
@@ -95,18 +202,32 @@ class Chat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TURNS_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    tool_choice: Global___ToolChoice.ValueType
+    """Whether tools are called. Without tools only the first three values make sense."""
+    tool_name: _builtins.str
+    """The one tool that must be called; needs REQUIRED. Empty: any of them."""
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatTurn]:
         """The turns, oldest first; at least one. They are put into the model's own chat template."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """The tools that the model may ask for, at most 128. A chat template that knows no tools gets them as a system turn."""
 
     def __init__(
         self,
         *,
         turns: _abc.Iterable[Global___ChatTurn] | None = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        tool_choice: Global___ToolChoice.ValueType = ...,
+        tool_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools", b"tools", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,6 +350,38 @@ class LogprobOptions(_message.Message):
 Global___LogprobOptions: _TypeAlias = LogprobOptions  # noqa: Y015
 
 @_typing.final
+class ResponseFormat(_message.Message):
+    """ResponseFormat holds the reply to a form, which is enforced while tokens are chosen: a reply that ends with STOP has it,
+    one that ends with LENGTH or TIME_LIMIT is the beginning of one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    json_object: _builtins.bool
+    """Any JSON object. The value means nothing."""
+    json_schema: _builtins.str
+    """A JSON document that fits this JSON Schema (draft 2020-12, as JSON text; at most 1 MiB). An unsupported keyword is
+    an INVALID_FIELD that names it.
+    """
+    def __init__(
+        self,
+        *,
+        json_object: _builtins.bool = ...,
+        json_schema: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "json_object", b"json_object", "json_schema", b"json_schema"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "json_object", b"json_object", "json_schema", b"json_schema"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["json_object", "json_schema"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
+
+@_typing.final
 class RunRequest(_message.Message):
     """RunRequest asks for one reply."""
 
@@ -242,6 +395,8 @@ class RunRequest(_message.Message):
     TIME_LIMIT_FIELD_NUMBER: _builtins.int
     ACCOUNT_FIELD_NUMBER: _builtins.int
     REJECT_IF_BUSY_FIELD_NUMBER: _builtins.int
+    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_MUST_FIT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model as in ListModels, for example "@cf/meta/llama-2-7b-chat-int8". Required."""
     text: _builtins.str
@@ -252,6 +407,10 @@ class RunRequest(_message.Message):
     """Whom the request is served for; at most 256 characters. It does not change the reply. Unset: nobody in particular."""
     reject_if_busy: _builtins.bool
     """Refuse with CAPACITY_EXCEEDED rather than wait when no slot is free now. Unset: wait."""
+    max_tokens_must_fit: _builtins.bool
+    """Refuse with NO_ROOM_FOR_REPLY when prompt and max_tokens together exceed the model's window. Unset: the reply ends
+    where the window does.
+    """
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation, put into the model's chat template."""
@@ -270,6 +429,10 @@ class RunRequest(_message.Message):
         error, unlike a deadline. Unset: no limit.
         """
 
+    @_builtins.property
+    def response_format(self) -> Global___ResponseFormat:
+        """The form that the reply must have. Not together with tool_choice REQUIRED. Unset: any text."""
+
     def __init__(
         self,
         *,
@@ -281,10 +444,12 @@ class RunRequest(_message.Message):
         time_limit: _duration_pb2.Duration | None = ...,
         account: _builtins.str = ...,
         reject_if_busy: _builtins.bool = ...,
+        response_format: Global___ResponseFormat | None = ...,
+        max_tokens_must_fit: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "logprobs", b"logprobs", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "logprobs", b"logprobs", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "chat", b"chat", "input", b"input", "logprobs", b"logprobs", "model", b"model", "reject_if_busy", b"reject_if_busy", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "chat", b"chat", "input", b"input", "logprobs", b"logprobs", "max_tokens_must_fit", b"max_tokens_must_fit", "model", b"model", "reject_if_busy", b"reject_if_busy", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -373,6 +538,7 @@ class Delta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The new text: whole code points only; parts of a possible stop string are held back. May be empty when only logprobs
     are reported.
@@ -383,16 +549,21 @@ class Delta(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """Log probabilities of these tokens in order, if asked for. Their texts may differ from `text` by what is held back."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Tool calls that became whole, in order. Their text is not in any `text`."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         tokens: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "tokens", b"tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -616,6 +787,8 @@ class Model(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    TOOL_FORMAT_FIELD_NUMBER: _builtins.int
+    STANDS_IN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to put into RunRequest.model."""
     description: _builtins.str
@@ -630,6 +803,10 @@ class Model(_message.Message):
     """Number format in force: "float32", "float16", "bfloat16" or "bitsandbytes-int8"."""
     window: _builtins.int
     """Tokens that prompt and reply may have together: the model's own window or the sum of both limits, whichever is less."""
+    tool_format: _builtins.str
+    """The form in which the model writes tool calls: "hermes", "llama3" or "mistral"."""
+    stands_in: _builtins.bool
+    """Whether other weights than those of the name answer."""
     def __init__(
         self,
         *,
@@ -640,10 +817,12 @@ class Model(_message.Message):
         weights: _builtins.str = ...,
         precision: _builtins.str = ...,
         window: _builtins.int = ...,
+        tool_format: _builtins.str = ...,
+        stands_in: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "description", b"description", "name", b"name", "precision", b"precision", "sequence_length", b"sequence_length", "weights", b"weights", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "description", b"description", "name", b"name", "precision", b"precision", "sequence_length", b"sequence_length", "stands_in", b"stands_in", "tool_format", b"tool_format", "weights", b"weights", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

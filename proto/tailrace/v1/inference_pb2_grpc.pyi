@@ -8,6 +8,7 @@ domain "tailrace" whose reason is one of:
   UNKNOWN_MODEL        NOT_FOUND            the model is not in this server's catalog
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length hold both numbers
+  NO_ROOM_FOR_REPLY    INVALID_ARGUMENT     with max_tokens_must_fit; metadata prompt_tokens, max_tokens and window
   CAPACITY_EXCEEDED    RESOURCE_EXHAUSTED   the waiting room is full, or reject_if_busy; with a google.rpc.RetryInfo
   SERVER_STOPPING      UNAVAILABLE          the server drains; another replica, or this one after its restart, can answer
   MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded

@@ -1,0 +1,137 @@
+"""Grammars that hold a reply to a form: a JSON document, one that fits a schema, or a tool call.
+
+llguidance follows what was generated and says which tokens may come next. Knows token ids and grammars; knows nothing of
+sequences.
+"""
+
+import json
+import re
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # it takes seconds, and who only refuses a request does not need it
+    from torch import Tensor
+
+# Between the parts of a document a model may write one line end and some spaces, or nothing; without a bound, a small
+# model may write nothing else until max_tokens.
+JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
+_UNIMPLEMENTED = re.compile(r"Unimplemented keys?: \[(?P<keys>[^\]]*)\]")
+_QUOTED = re.compile(r'"([^"]+)"')
+
+
+class GrammarError(ValueError):
+    """A form that cannot be enforced; the message is the rest of a sentence about the field that asked for it."""
+
+
+class Constraint(Protocol):
+    """What stepping needs of a grammar in use."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but an end token may follow what was accepted."""
+
+    def allowed(self) -> "Tensor":
+        """(vocab_size,) bool on the CPU: the tokens that may come next, at least one. Raises GrammarError."""
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token that was allowed."""
+
+
+class Grammars:
+    """Makes the grammars of one model's replies. Thread-safe."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+        """`tokenizer`: of transformers, with a `tokenizers` back end. vocab_size: how many logits a token has."""
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+        self._followed: Any = (
+            None  # the tokenizer as llguidance has it, made when first needed: that takes half a second
+        )
+
+    def json_object(self) -> Constraint:
+        return self.json_schema('{"type": "object"}')
+
+    def json_schema(self, schema: str) -> Constraint:
+        """A document that fits `schema`, JSON text. Raises GrammarError."""
+        from llguidance import LLMatcher
+
+        return self._follow(LLMatcher.grammar_from_json_schema(_parsed(schema), overrides=JSON_OPTIONS))
+
+    def lark(self, grammar: str) -> Constraint:
+        """A text of a grammar in llguidance's dialect of Lark. Raises GrammarError."""
+        from llguidance import LLMatcher
+
+        return self._follow(LLMatcher.grammar_from_lark(grammar))
+
+    def literal(self, text: str) -> str:
+        """`text` as a term of a Lark grammar; where the tokenizer has a token of its own for it, that token."""
+        token_id = self._tokenizer.get_added_vocab().get(text)
+        return json.dumps(text) if token_id is None else f"<[{token_id}]>"
+
+    def _follow(self, grammar: str) -> Constraint:
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._llguidance_tokenizer(), grammar, log_level=0)
+        if error := matcher.get_error():
+            raise GrammarError(_explained(error))
+        return _Followed(matcher, self._vocab_size)
+
+    def _llguidance_tokenizer(self) -> Any:
+        from llguidance import LLTokenizer
+
+        with self._lock:
+            if self._followed is None:
+                if self._tokenizer.eos_token_id is None:
+                    raise GrammarError("is not possible: this model has no end token")
+                backend = self._tokenizer.backend_tokenizer
+                self._followed = LLTokenizer(
+                    backend.to_str(),
+                    n_vocab=max(self._vocab_size, backend.get_vocab_size()),
+                    eos_token=self._tokenizer.eos_token_id,
+                )
+            return self._followed
+
+
+class _Followed:
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self._matcher.is_stopped() and not self._matcher.is_error())
+
+    def allowed(self) -> "Tensor":
+        import torch
+
+        # A byte for each token, 0 or 200.
+        bias = bytearray(self._matcher.compute_logit_bias())
+        self._check()
+        return torch.frombuffer(bias, dtype=torch.uint8)[: self._vocab_size] != 0
+
+    def accept(self, token_id: int) -> None:
+        # What it costs shows itself when it is asked for the next tokens.
+        self._matcher.consume_token(token_id)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(self._matcher.get_error())
+
+
+def _parsed(schema: str) -> dict[str, Any] | bool:
+    try:
+        parsed = json.loads(schema)
+    except (ValueError, RecursionError):
+        raise GrammarError("is not JSON") from None
+    if not isinstance(parsed, dict | bool):
+        raise GrammarError("is not a JSON Schema: an object, true or false")
+    return parsed
+
+
+def _explained(error: str) -> str:
+    """llguidance's message without its own context: the keywords it does not support, or its first line."""
+    if found := _UNIMPLEMENTED.search(error):
+        keywords = ", ".join(f"'{key}'" for key in _QUOTED.findall(found["keys"]))
+        return f"holds keywords that are not supported: {keywords}"
+    return f"cannot be enforced: {error.strip().splitlines()[0][:300]}"

@@ -1,0 +1,177 @@
+"""Replies that must have a form, over a real connection on a tiny Llama: JSON documents, tool calls, room for the reply."""
+
+import asyncio
+import json
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from tailrace.v1 import inference_pb2 as pb
+from tests.servers import chat, details, running_server, write_catalog
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "string", "maxLength": 4}, "b": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+WEATHER = pb.Tool(name="weather", description="Tells it", parameters=json.dumps(SCHEMA))
+CLOCK = pb.Tool(name="clock")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tiny_model, tmp_path_factory):
+    catalog = write_catalog(tmp_path_factory.mktemp("catalog") / "catalog.toml", tiny_model("llama-2"), sequence=400)
+    async with running_server(catalog, max_running_seqs=4) as running:
+        yield running
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def json_request(schema=SCHEMA, **sampling):
+    request = chat(**{"temperature": 2.0, "seed": 1, **sampling})
+    request.response_format.json_schema = schema if isinstance(schema, str) else json.dumps(schema)
+    return request
+
+
+def tool_request(*tools, choice=pb.TOOL_CHOICE_REQUIRED, name="", **sampling):
+    request = chat(**{"temperature": 2.0, "seed": 1, **sampling})
+    request.chat.tools.extend(tools)
+    request.chat.tool_choice = choice
+    request.chat.tool_name = name
+    return request
+
+
+async def reply(running, request):
+    """Text, tool calls and the end of a reply."""
+    events = [event async for event in running.stub.Run(request)]
+    text = "".join(event.delta.text for event in events)
+    return text, [call for event in events for call in event.delta.tool_calls], events[-1].completed
+
+
+async def refusal(running, request):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await reply(running, request)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.5}, {"repetition_penalty": 1.5}]
+)
+async def test_a_reply_fits_its_schema_however_it_is_drawn(running, fields):
+    text, _, completed = await reply(running, json_request(**fields))
+    assert set(json.loads(text)) == {"a", "b"}
+    assert completed.finish_reason == pb.FINISH_REASON_STOP
+
+
+async def test_replies_with_and_without_a_form_run_together(running):
+    requests = [json_request(seed=seed) for seed in range(1, 5)] + [chat(max_tokens=30, seed=9)] * 2
+    alone = await reply(running, chat(max_tokens=30, seed=9))
+    together = await asyncio.gather(*(reply(running, request) for request in requests))
+    assert all(json.loads(text) for text, _, _ in together[:4])
+    assert [text for text, _, _ in together[4:]] == [alone[0]] * 2
+
+
+async def test_the_same_seed_gives_the_same_document(running):
+    texts = {(await reply(running, json_request(seed=5)))[0] for _ in range(3)}
+    assert len(texts) == 1
+
+
+async def test_any_json_object_begins_as_one(running):
+    request = chat(max_tokens=20, temperature=1.0, seed=1)
+    request.response_format.json_object = True
+    text, _, _ = await reply(running, request)
+    assert text.startswith("{")
+
+
+async def test_a_cut_document_ends_by_length(running):
+    _, _, completed = await reply(running, json_request(max_tokens=3))
+    assert completed.finish_reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_log_probabilities_are_those_of_the_model_itself(running):
+    request = json_request(max_tokens=3)
+    request.logprobs.top = 3
+    events = [event async for event in running.stub.Run(request)]
+    tops = [logprob.top[0].logprob for event in events for logprob in event.delta.logprobs]
+    assert len(tops) == 3 and all(top > -10 for top in tops)
+
+
+@pytest.mark.parametrize("name", ["", "weather"])
+async def test_a_required_call_is_one_that_fits_its_tool(running, name):
+    text, calls, completed = await reply(running, tool_request(WEATHER, CLOCK, name=name))
+    assert (text, len(calls), completed.finish_reason) == ("", 1, pb.FINISH_REASON_TOOL_CALLS)
+    assert calls[0].name in ((name,) if name else ("weather", "clock")) and len(calls[0].id) == 9
+    assert isinstance(json.loads(calls[0].arguments), dict)
+
+
+async def test_without_a_choice_the_model_may_answer_in_words(running):
+    request = tool_request(WEATHER, choice=pb.TOOL_CHOICE_AUTO, temperature=0.0, max_tokens=10)
+    text, calls, completed = await reply(running, request)
+    assert text and not calls and completed.finish_reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_tools_cost_prompt_tokens_unless_none_shall_be_called(running):
+    counts = []
+    for tools, choice in [((), 0), ((WEATHER,), pb.TOOL_CHOICE_NONE), ((WEATHER,), pb.TOOL_CHOICE_AUTO)]:
+        request = tool_request(*tools, choice=choice)
+        counted = await running.stub.CountTokens(pb.CountTokensRequest(model=request.model, chat=request.chat))
+        counts.append(counted.prompt_tokens)
+    assert counts[0] == counts[1] < counts[2]
+
+
+async def test_a_conversation_with_calls_and_answers_is_taken(running):
+    request = chat(max_tokens=3, seed=1)
+    call = pb.ToolCall(id="abcdefghi", name="weather", arguments='{"a": "Oslo", "b": 1}')
+    request.chat.turns.append(pb.ChatTurn(role="assistant", tool_calls=[call]))
+    request.chat.turns.append(pb.ChatTurn(role="tool", content="rain", tool_call_id="abcdefghi", name="weather"))
+    assert (await reply(running, request))[2].usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "field", "told"),
+    [
+        ({"type": "array", "uniqueItems": True}, "response_format.json_schema", "'uniqueItems'"),
+        ("{", "response_format.json_schema", "is not JSON"),
+        ("[]", "response_format.json_schema", "is not a JSON Schema"),
+    ],
+)
+async def test_a_form_that_cannot_be_enforced_is_refused(running, schema, field, told):
+    error = await refusal(running, json_request(schema))
+    (violation,) = details(error)["BadRequest"].field_violations
+    assert (violation.field, told in violation.description) == (field, True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (tool_request(), "chat.tool_choice"),
+        (tool_request(CLOCK, CLOCK), "chat.tools[1].name"),
+        (tool_request(pb.Tool(name="")), "chat.tools[0].name"),
+        (tool_request(pb.Tool(name="x", parameters="[]")), "chat.tools[0].parameters"),
+        (tool_request(CLOCK, name="weather"), "chat.tool_name"),
+        (tool_request(CLOCK, choice=pb.TOOL_CHOICE_AUTO, name="clock"), "chat.tool_name"),
+    ],
+)
+async def test_wrong_tools_are_named(running, request_, field):
+    error = await refusal(running, request_)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in details(error)["BadRequest"].field_violations] == [field]
+
+
+async def test_a_form_and_a_required_call_do_not_go_together(running):
+    request = tool_request(CLOCK)
+    request.response_format.json_object = True
+    error = await refusal(running, request)
+    assert details(error)["BadRequest"].field_violations[0].field == "response_format"
+
+
+async def test_a_reply_that_must_fit_and_does_not_is_refused_with_the_numbers(running):
+    request = chat(max_tokens=5000)
+    request.max_tokens_must_fit = True
+    info = details(await refusal(running, request))["ErrorInfo"]
+    assert info.reason == "NO_ROOM_FOR_REPLY" and info.metadata["max_tokens"] == "5000"
+    request.sampling.max_tokens = 5
+    assert (await reply(running, request))[2].usage.completion_tokens <= 5

@@ -1,0 +1,94 @@
+"""Grammars over the default model's tokenizer: what may come next, and which forms are refused."""
+
+import json
+import random
+
+import pytest
+
+from inference_server import tools
+from inference_server.grammar import GrammarError, Grammars
+from tests.tiny_models import sentencepiece_tokenizer
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 5},
+        "count": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return sentencepiece_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer):
+    return Grammars(tokenizer, vocab_size=len(tokenizer))
+
+
+def drawn(constraint, tokenizer, seed, *, most=400):
+    """A reply made of random allowed tokens, until only an end token may follow or one is drawn."""
+    dice = random.Random(seed)
+    ids = []
+    while not constraint.is_complete and len(ids) < most:
+        token_id = dice.choice(constraint.allowed().nonzero().flatten().tolist())
+        if token_id == tokenizer.eos_token_id:
+            break
+        constraint.accept(token_id)
+        ids.append(token_id)
+    return tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_reply_that_is_allowed_fits_the_schema(grammars, tokenizer, seed):
+    reply = json.loads(drawn(grammars.json_schema(json.dumps(SCHEMA)), tokenizer, seed))
+    assert len(reply["city"]) <= 5 and 1 <= reply["count"] <= 9
+
+
+def test_white_space_comes_to_an_end(grammars, tokenizer):
+    constraint = grammars.json_schema('{"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 1}')
+    bracket, space = tokenizer.convert_tokens_to_ids(["<0x5B>", "<0x20>"])
+    constraint.accept(bracket)
+    for _ in range(20):
+        if not constraint.allowed()[space]:
+            return
+        constraint.accept(space)
+    pytest.fail("spaces are allowed for ever")
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "array", "uniqueItems": True, "items": {}}, "uniqueItems"),
+        ({"not": {"type": "string"}}, "not"),
+    ],
+)
+def test_a_keyword_that_is_not_supported_is_named(grammars, schema, named):
+    with pytest.raises(GrammarError, match=f"'{named}'"):
+        grammars.json_schema(json.dumps(schema))
+
+
+@pytest.mark.parametrize("schema", ["{", "[]", '"string"', '{"type": "nothing"}', '{"$ref": "#/nowhere"}'])
+def test_what_is_no_schema_is_refused(grammars, schema):
+    with pytest.raises(GrammarError):
+        grammars.json_schema(schema)
+
+
+@pytest.mark.parametrize("form", ["hermes", "llama3", "mistral"])
+def test_a_call_that_is_forced_is_read_back(grammars, tokenizer, form):
+    offered = [tools.Tool("weather", "", SCHEMA), tools.Tool("clock", "", {})]
+    for seed in range(3):
+        text = drawn(grammars.lark(tools.grammar(form, offered[:1], grammars.literal)), tokenizer, seed)
+        parser = tools.CallParser(form, ["weather"], random.Random(1))
+        calls = (*parser.push(text)[1], *parser.finish()[1])
+        assert json.loads(calls[0].arguments)["count"] >= 1
+
+
+def test_references_within_a_tools_schema_point_into_it(grammars):
+    parameters = {"$defs": {"n": {"type": "integer"}}, "properties": {"n": {"$ref": "#/$defs/n"}}}
+    text = tools.grammar("hermes", [tools.Tool("count", "", parameters)], grammars.literal)
+    assert grammars.lark(text).allowed().any()

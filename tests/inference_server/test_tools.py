@@ -1,0 +1,98 @@
+"""Tool calls in the models' own forms: what is found in a reply's text, and what stays text."""
+
+import json
+import random
+
+import pytest
+
+from inference_server.tools import CallParser, Tool, call_text, format_of_template, grammar, knows_tools
+
+CALL = '{"name": "weather", "arguments": {"city": "Kyoto"}}'
+FORMS = {
+    "hermes": [f"<tool_call>\n{CALL}\n</tool_call>", f"<tool_call>[{CALL}]</tool_call>"],
+    "llama3": [
+        '{"name": "weather", "parameters": {"city": "Kyoto"}}',
+        '<|python_tag|>{"name": "weather", "parameters": {"city": "Kyoto"}}',
+    ],
+    "mistral": [f"[TOOL_CALLS][{CALL}]", '[TOOL_CALLS]weather[ARGS]{"city": "Kyoto"}'],
+}
+CASES = [(form, text) for form, texts in FORMS.items() for text in texts]
+
+
+def parsed(form, text, *, cut=10_000, names=("weather",)):
+    """Text and calls of a reply that comes in pieces of `cut` characters."""
+    parser = CallParser(form, names, random.Random(1))
+    pieces = [parser.push(text[start : start + cut]) for start in range(0, len(text), cut)]
+    pieces.append(parser.finish())
+    return "".join(shown for shown, _ in pieces), [call for _, calls in pieces for call in calls]
+
+
+@pytest.mark.parametrize(("form", "text"), CASES)
+@pytest.mark.parametrize("cut", [1, 3, 10_000])
+def test_a_call_is_found_however_the_reply_is_cut(form, text, cut):
+    shown, calls = parsed(form, text, cut=cut)
+    assert (shown, [(call.name, json.loads(call.arguments)) for call in calls]) == (
+        "",
+        [("weather", {"city": "Kyoto"})],
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 10_000])
+def test_text_before_a_call_is_kept_and_the_space_between_calls_is_not(cut):
+    call = FORMS["hermes"][0]
+    shown, calls = parsed("hermes", f"Let me see.{call}\n{call}", cut=cut)
+    assert (shown, len(calls)) == ("Let me see.", 2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("text", ["a < b and <tool", "plain", "[TOOL", '{"a": 1}', "{not json", "<|python"])
+@pytest.mark.parametrize("cut", [1, 10_000])
+def test_what_is_no_call_stays_text(form, text, cut):
+    assert parsed(form, text, cut=cut) == (text, [])
+
+
+@pytest.mark.parametrize(("form", "text"), CASES)
+def test_a_call_of_a_tool_that_was_not_offered_stays_text(form, text):
+    assert parsed(form, text, names=("other",)) == (text, [])
+
+
+@pytest.mark.parametrize(("form", "text"), CASES)
+def test_a_call_that_was_cut_stays_text(form, text):
+    assert parsed(form, text[:-3]) == (text[:-3], [])
+
+
+def test_ids_have_the_form_that_the_strictest_template_takes():
+    _, calls = parsed("hermes", FORMS["hermes"][0] * 2)
+    assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
+    assert calls[0].id != calls[1].id
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        ("{{ messages }}", "hermes"),
+        ("<tool_call>{{ tools }}", "hermes"),
+        ("{{ '[TOOL_CALLS]' }}{{ tools }}", "mistral"),
+        ("<|python_tag|>{{ tools }}", "llama3"),
+        (None, "hermes"),
+    ],
+)
+def test_the_form_is_the_one_that_the_chat_template_teaches(template, form):
+    assert format_of_template(template) == form
+
+
+@pytest.mark.parametrize(("template", "knows"), [("{% if tools %}", True), ("{{ messages }}", False), (None, False)])
+def test_a_template_knows_tools_if_it_mentions_them(template, knows):
+    assert knows_tools(template) is knows
+
+
+def test_calls_of_earlier_turns_are_written_as_they_are_read():
+    _, calls = parsed("hermes", FORMS["hermes"][0])
+    assert parsed("hermes", call_text(calls))[1][0].arguments == calls[0].arguments
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_grammar_names_every_tool(form):
+    tools = [Tool("weather", "", {}), Tool('odd "name"', "", {"properties": {"a": {"type": "string"}}})]
+    text = grammar(form, tools, json.dumps)
+    assert "call_0 | call_1" in text and "weather" in text
