@@ -11,7 +11,7 @@ from typing import Never
 import uvicorn
 
 from http_bridge.app import create_app
-from http_bridge.config import ConfigError, Settings, load_settings, split_address
+from http_bridge.config import PREFIX, ConfigError, Settings, load_settings, split_address
 from http_bridge.connection import Protocol
 
 _logger = logging.getLogger("http_bridge")
@@ -23,7 +23,8 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after such a signal, 1 if the bridge could not start."""
     try:
         settings = load_settings()
-        listener = _listen(settings.http_address)
+        listener = _listen("HTTP_ADDRESS", settings.http_address)
+        binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
     except ConfigError as error:
         print(f"The bridge cannot start. {error}", file=sys.stderr)
         return 1
@@ -35,11 +36,14 @@ def main() -> int:
     )
     gc.set_threshold(_GC_THRESHOLD)
     _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
-    _server(settings).run(sockets=[listener])
+    if binding is not None:
+        _logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
+    binding_port = None if binding is None else binding.getsockname()[1]
+    _server(settings, binding_port).run(sockets=[listener] if binding is None else [listener, binding])
     return 0
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(name: str, address: str) -> socket.socket:
     host, port = split_address(address)
     try:
         return socket.create_server(
@@ -48,14 +52,14 @@ def _listen(address: str) -> socket.socket:
     except OSError as error:
         # Python repeats the address behind the reason.
         reason = (error.strerror or str(error)).partition(" (while ")[0]
-        raise ConfigError(f"TAILRACE_HTTP_ADDRESS={address}: {reason}.") from None
+        raise ConfigError(f"{PREFIX}{name}={address}: {reason}.") from None
 
 
-def _server(settings: Settings) -> uvicorn.Server:
+def _server(settings: Settings, binding_port: int | None) -> uvicorn.Server:
     is_verbose = settings.log_level == "debug"
     return uvicorn.Server(
         uvicorn.Config(
-            create_app(settings),
+            create_app(settings, binding_port=binding_port),
             http=Protocol,
             ws="none",
             lifespan="on",

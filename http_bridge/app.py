@@ -1,32 +1,54 @@
-"""The bridge as a Starlette application: routes, who may use them, and errors before any model.
+"""The bridge as a Starlette application: which routes there are, and who may use them.
 
 Knows which routes need credentials; knows nothing of runs.
 """
 
-import logging
-import uuid
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Match, Route, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from http_bridge import translate
+from http_bridge import directory, pages, refusals
 from http_bridge.auth import TokenCheck
+from http_bridge.binding import Binding, Miniflare, Wrangler
 from http_bridge.config import Settings
-from http_bridge.errors import ApiError, internal_error
+from http_bridge.errors import ApiError
+from http_bridge.forms.base import ErrorForm
+from http_bridge.forms.openai import OpenAiErrors
+from http_bridge.forms.workers_ai import BindingErrors
 from http_bridge.run import REQUEST_ID_HEADER, RunEndpoint
+from http_bridge.surfaces.binding import BindingSurface
+from http_bridge.surfaces.openai import ChatSurface, CompletionSurface
+from http_bridge.surfaces.rest import GenericSurface, RestSurface
+from http_bridge.tokens import VerifyToken
 from http_bridge.upstream import Upstream
 
-RUN_PATH = "/client/v4/accounts/{account}/ai/run/{model:path}"
-_logger = logging.getLogger(__name__)
+_API = "/client/v4"
+_ACCOUNT = f"{_API}/accounts/{{account}}"
+_ACCOUNT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+# OpenAI's routes, at Cloudflare's place and where any OpenAI client looks for them.
+_OPENAI_BASES = (f"{_ACCOUNT}/ai/v1", "/v1")
+_NOT_SERVED = ("embeddings", "responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+
+
+class _Name(PathConvertor):
+    """The rest of a path, whatever it holds: a line end in a name is the name's fault and not the route's."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("name", _Name())
+_Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class State(TypedDict):
@@ -35,8 +57,11 @@ class State(TypedDict):
     upstream: Upstream
 
 
-def create_app(settings: Settings) -> Starlette:
-    """The application; its lifespan opens the one channel to the inference server and closes it."""
+def create_app(settings: Settings, *, binding_port: int | None = None) -> Starlette:
+    """The application; its lifespan opens the one channel to the inference server and closes it.
+
+    binding_port: of the listener on which the Worker binding is served, and nothing else, without a token.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
@@ -47,10 +72,10 @@ def create_app(settings: Settings) -> Starlette:
             await upstream.close()
 
     app = Starlette(
-        routes=_routes(settings),
+        routes=_routes(settings, binding_port),
         middleware=_middleware(settings),
         # Starlette's types want handlers of Exception; each gets only what it is registered for.
-        exception_handlers={HTTPException: _unrouted, ApiError: _refused, Exception: _failed},
+        exception_handlers={HTTPException: refusals.unrouted, ApiError: refusals.refused, Exception: refusals.failed},
         lifespan=lifespan,
     )
     # A path with one slash too many is no route either.
@@ -58,13 +83,73 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def _routes(settings: Settings) -> list[Route]:
+def _routes(settings: Settings, binding_port: int | None) -> list[BaseRoute]:
     check = TokenCheck(settings.api_tokens)
-    # A route without a guard is public; keep these two the only ones.
+    binding = _binding(settings)
+    routes: list[BaseRoute] = []
+    if binding_port is not None:
+        routes.append(_OnPort(binding_port, _Speaking(Miniflare(binding, binding), BindingErrors())))
+    # A route without a guard is public: keep these and the pages the only ones.
+    routes += [Route("/healthz", _healthz), Route("/readyz", _readyz)]
+    routes += _binding_routes(binding, check)
+    routes += _workers_ai_routes(settings, check)
+    for base in _OPENAI_BASES:
+        routes += _openai_routes(settings, check, base)
+    return routes + pages.routes()
+
+
+def _workers_ai_routes(settings: Settings, check: TokenCheck) -> list[BaseRoute]:
+    def guarded(app: ASGIApp) -> ASGIApp:
+        return _Guarded(app, check)
+
+    verify = _Answering(VerifyToken(check))  # it looks at the credentials itself
     return [
-        Route("/healthz", _healthz),
-        Route("/readyz", _readyz),
-        Route(RUN_PATH, _Guarded(RunEndpoint(settings), check), methods=["POST"]),
+        Route(f"{_ACCOUNT}/ai/run", guarded(RunEndpoint(settings, GenericSurface())), methods=["POST"]),
+        Route(f"{_ACCOUNT}/ai/run/{{model:name}}", guarded(RunEndpoint(settings, RestSurface())), methods=["POST"]),
+        Route(f"{_ACCOUNT}/ai/models/search", guarded(_Answering(directory.search_models)), methods=["GET"]),
+        Route(f"{_ACCOUNT}/ai/models/schema", guarded(_Answering(directory.model_schema)), methods=["GET"]),
+        Route(f"{_ACCOUNT}/ai/tasks/search", guarded(_Answering(directory.search_tasks)), methods=["GET"]),
+        Route(f"{_ACCOUNT}/ai/authors/search", guarded(_Answering(directory.search_authors)), methods=["GET"]),
+        Route(f"{_ACCOUNT}/tokens/verify", verify, methods=["GET"]),
+        Route(f"{_API}/user/tokens/verify", verify, methods=["GET"]),
+    ]
+
+
+def _openai_routes(settings: Settings, check: TokenCheck, base: str) -> list[BaseRoute]:
+    def guarded(app: ASGIApp) -> ASGIApp:
+        return _Speaking(_Guarded(app, check), OpenAiErrors())
+
+    return [
+        Route(f"{base}/chat/completions", guarded(RunEndpoint(settings, ChatSurface())), methods=["POST"]),
+        Route(f"{base}/completions", guarded(RunEndpoint(settings, CompletionSurface())), methods=["POST"]),
+        Route(f"{base}/models", guarded(_Answering(directory.openai_models)), methods=["GET"]),
+        Route(f"{base}/models/{{model:name}}", guarded(_Answering(directory.openai_model)), methods=["GET"]),
+        *(Route(f"{base}/{name}", guarded(_Answering(_not_served)), methods=["POST"]) for name in _NOT_SERVED),
+    ]
+
+
+def _binding(settings: Settings) -> ASGIApp:
+    run = RunEndpoint(settings, BindingSurface())
+    return Binding(
+        {
+            ("POST", "/run"): run,
+            ("POST", "/ai-gateway/run"): run,
+            ("GET", "/ai-api/models/search"): _Answering(directory.search_models),
+        }
+    )
+
+
+def _binding_routes(binding: ASGIApp, check: TokenCheck) -> list[BaseRoute]:
+    def guarded(app: ASGIApp) -> ASGIApp:
+        return _Speaking(_Guarded(app, check), BindingErrors())
+
+    direct = guarded(binding)
+    return [
+        Route("/run", direct, methods=["POST"]),
+        Route("/ai-gateway/run", direct, methods=["POST"]),
+        Route("/ai-api/models/search", direct, methods=["GET"]),
+        Route("/", _Guarded(Miniflare(_Speaking(binding, BindingErrors()), _nowhere), check), methods=["POST"]),
+        Route(f"{_ACCOUNT}/ai/run/proxy", guarded(Wrangler(binding)), methods=["GET", "POST"]),
     ]
 
 
@@ -83,7 +168,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
 
 
 class _Guarded:
-    """Lets a request through to `app` if its credentials pass."""
+    """Lets a request through to `app` if its credentials pass and its account can be one."""
 
     def __init__(self, app: ASGIApp, check: TokenCheck) -> None:
         self._app = app
@@ -91,7 +176,52 @@ class _Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check.check(scope["headers"])
+        account = scope["path_params"].get("account")
+        if account is not None and not _ACCOUNT_ID.fullmatch(account):
+            path = scope["path"]
+            raise ApiError(404, 7003, f"Could not route to {path:.200}, perhaps your object identifier is invalid?")
         await self._app(scope, receive, send)
+
+
+class _Speaking:
+    """Has errors on the way to `app` written in the form of its route."""
+
+    def __init__(self, app: ASGIApp, errors: ErrorForm) -> None:
+        self._app = app
+        self._errors = errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"][refusals.ERRORS_KEY] = self._errors
+        await self._app(scope, receive, send)
+
+
+class _OnPort(BaseRoute):
+    """Everything that comes in by one listener."""
+
+    def __init__(self, port: int, app: ASGIApp) -> None:
+        self._port = port
+        self._app = app
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        server = scope.get("server")
+        return (Match.FULL, {}) if server is not None and server[1] == self._port else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class _Answering:
+    """An endpoint as an ASGI application that is no function, which Starlette would take for an endpoint again."""
+
+    def __init__(self, endpoint: _Endpoint) -> None:
+        self._app = request_response(endpoint)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HTTPException(404)
 
 
 async def _healthz(request: Request) -> Response:
@@ -106,24 +236,6 @@ async def _readyz(request: Request) -> Response:
     return JSONResponse({"status": "not ready", "reason": reason}, 503)
 
 
-async def _unrouted(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        refusal = ApiError(405, 7001, f"{request.method} not supported for requested URI.")
-        return _router_error(refusal, dict(error.headers or {}))
-    return _router_error(ApiError(400, 7000, "No route for that URI"))
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    return _router_error(error) if isinstance(error, ApiError) else await _failed(request, error)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    # Starlette raises the error again after this answer, and the HTTP server logs it with its cause.
-    request_id = str(uuid.uuid4())
-    _logger.error("request %s to %r failed: %r", request_id, request.scope["path"], error)
-    payload = translate.model_error_payload(internal_error(), request_id)
-    return JSONResponse(payload, 500, {REQUEST_ID_HEADER: request_id})
-
-
-def _router_error(error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse(translate.router_error_payload(error), error.status, headers)
+async def _not_served(request: Request) -> Response:
+    name = request.url.path.partition("/v1/")[2]
+    raise ApiError(400, 7000, f"No route for that URI: {name} is not served here, only text generation is")

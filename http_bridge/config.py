@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from http_bridge.profiles import ProfileName
+
 PREFIX = "TAILRACE_"
 # Targets in gRPC's own notation are passed on as they are.
 _GRPC_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
@@ -37,6 +39,14 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Origins whose pages may call the bridge, separated by commas, or *. Empty: none.",
+    )
+    binding_address: str = Field(
+        default="",
+        description="Where the Worker binding is served without a token, host:port on loopback. Empty: nowhere.",
+    )
+    profile: ProfileName = Field(
+        default="default",
+        description="Which Workers AI is spoken: default, 2023-11 or 2026; the header tailrace-profile overrules it.",
     )
     stream_padding: bool = Field(
         default=False,
@@ -80,6 +90,13 @@ class Settings(BaseSettings):
     @classmethod
     def _check_http_address(cls, value: str) -> str:
         split_address(value)
+        return value
+
+    @field_validator("binding_address")
+    @classmethod
+    def _check_binding_address(cls, value: str) -> str:
+        if value and not is_loopback(split_address(value)[0]):
+            raise ValueError("it is served without a token, so it must be on loopback, for example 127.0.0.1:8789")
         return value
 
     @field_validator("grpc_address")

@@ -1,52 +1,52 @@
 """The run endpoint: one HTTP request, one gRPC call, one reply or one error. The way of a request, top to bottom.
 
-Knows when a reply counts as started and that a client who leaves cancels its call; what requests, replies and errors
-look like is known to schemas, translate and sse.
+Knows when a reply counts as started and that a client who leaves cancels its call; how requests are read is known to the
+surfaces, how replies are written to the forms.
 """
 
 import asyncio
 import logging
-import secrets
-import string
 import uuid
 from collections.abc import AsyncIterator
 
 import grpc
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from http_bridge import sse, translate
+from http_bridge import translate
 from http_bridge.config import Settings
 from http_bridge.disconnect import until_disconnect
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.schemas import RunBody, parse_body
-from http_bridge.upstream import Upstream
-from tailrace.v1.inference_pb2 import Completed, RunRequest, RunResponse
+from http_bridge.forms.base import ErrorForm, Whole
+from http_bridge.surfaces.base import Call, Job, Surface
+from http_bridge.upstream import SESSION_KEY, Upstream
+from tailrace.v1.inference_pb2 import Completed, RunResponse
 
 REQUEST_ID_HEADER = "cf-ai-req-id"
-_MAX_PADDING = 50
+# OpenAI's clients look for it under this name.
+_SECOND_ID_HEADER = "x-request-id"
 _LARGE_BODY_BYTES = 100_000
+_MAX_SESSION = 256
 _logger = logging.getLogger(__name__)
 
 
 class RunEndpoint:
-    """ASGI application of POST /client/v4/accounts/{account}/ai/run/{model}; the path's parts stand in the scope."""
+    """ASGI application of the routes of one surface; account and model, where they have them, stand in the scope."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._max_body_bytes = settings.max_body_bytes
-        self._timeout_seconds = settings.request_timeout_seconds
-        self._has_padding = settings.stream_padding
+    def __init__(self, settings: Settings, surface: Surface) -> None:
+        self._settings = settings
+        self._surface = surface
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _Exchange(scope, receive, send)
-        if not exchange.model:
+        exchange = _Exchange(scope, receive, send, self._surface.errors)
+        if "model" in scope["path_params"] and not exchange.model:
             raise HTTPException(404)
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                data = await _read_body(scope, receive, self._max_body_bytes)
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                data = await _read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
         except TimeoutError:
@@ -58,54 +58,93 @@ class RunEndpoint:
 
     async def _answer(self, exchange: "_Exchange", data: bytes, upstream: Upstream) -> None:
         try:
-            body, request = await _prepared(data, model=exchange.model, account=exchange.account)
-            _logger.info("request %s: model %r, stream %s", exchange.request_id, exchange.model, body.stream)
-            timeout_seconds = self._timeout_seconds
-            async with upstream.run(request, request_id=exchange.request_id, timeout_seconds=timeout_seconds) as events:
-                if body.stream:
-                    await exchange.stream(events, has_padding=self._has_padding)
+            job = await self._read(exchange.call(data, self._settings))
+            exchange.model = job.request.model
+            _logger.info("request %s: model %r, stream %s", exchange.request_id, exchange.model, job.stream)
+            timeout_seconds = self._settings.request_timeout_seconds
+            async with upstream.run(
+                job.request,
+                request_id=exchange.request_id,
+                timeout_seconds=timeout_seconds,
+                session=exchange.session,
+            ) as events:
+                if job.stream:
+                    await exchange.stream(job, events)
                 else:
-                    await exchange.reply(events)
+                    await exchange.reply(job, events)
         except Exception as error:
             await exchange.refuse(exchange.explain(error))
+
+    async def _read(self, call: Call) -> Job:
+        # Megabytes of tiny messages take a second; the streams of others must not stand still for it.
+        if len(call.data) < _LARGE_BODY_BYTES:
+            return self._surface.read(call)
+        return await asyncio.to_thread(self._surface.read, call)
 
 
 class _Exchange:
     """One request's side towards the client."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, errors: ErrorForm) -> None:
         self.request_id = str(uuid.uuid4())
-        self.account: str = scope["path_params"]["account"]
-        self.model: str = scope["path_params"]["model"]
+        self.model: str = scope["path_params"].get("model", "")
+        self._account: str = scope["path_params"].get("account", "")
+        self._scope = scope
         self._asgi = (scope, receive, send)
         self._send = send
+        self._errors = errors
 
-    async def reply(self, events: AsyncIterator[RunResponse]) -> None:
-        """Send the whole reply as one JSON body."""
+    @property
+    def session(self) -> str:
+        """The conversation that the client says this request belongs to; empty if it does not."""
+        text = Headers(scope=self._scope).get(SESSION_KEY, "")
+        return text[:_MAX_SESSION] if text.isascii() and text.isprintable() else ""
+
+    def call(self, data: bytes, settings: Settings) -> Call:
+        return Call(
+            request_id=self.request_id,
+            account=self._account,
+            model=self.model,
+            headers=Headers(scope=self._scope),
+            query=QueryParams(self._scope["query_string"]),
+            data=data,
+            max_bytes=settings.max_body_bytes,
+            has_padding=settings.stream_padding,
+            default_profile=settings.profile,
+        )
+
+    async def reply(self, job: Job, events: AsyncIterator[RunResponse]) -> None:
+        """Send the whole reply as one body."""
         texts: list[str] = []
-        completed: Completed | None = None
+        whole = Whole(Completed(), "")
+        is_complete = False
         async for event in events:
             texts.append(event.delta.text)
-            completed = event.completed if event.HasField("completed") else completed
-        if completed is None:
+            whole.tool_calls.extend(event.delta.tool_calls)
+            whole.logprobs.extend(event.delta.logprobs)
+            if event.HasField("completed"):
+                whole.completed, is_complete = event.completed, True
+        if not is_complete:
             raise _Incomplete
-        await self._send_json(200, translate.reply_payload("".join(texts), completed))
+        whole.text = "".join(texts)
+        await self._answer(200, job.form.whole(whole), job.form.whole_type)
 
-    async def stream(self, events: AsyncIterator[RunResponse], *, has_padding: bool) -> None:
-        """Send each event of the reply when it exists; a failure becomes the last event, and no [DONE] follows."""
-        await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
+    async def stream(self, job: Job, events: AsyncIterator[RunResponse]) -> None:
+        """Send each event of the reply when it exists; a failure becomes the last event, and no end follows it."""
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(job)})
         try:
-            completed = await self._send_texts(events, has_padding=has_padding)
-            await self._send(_chunk(sse.event(translate.usage_event(completed)) + sse.DONE))
+            completed = await self._send_deltas(job, events)
+            await self._send(_chunk(job.form.end(completed)))
         except Exception as error:
-            await self._send(_chunk(sse.event(translate.failure_event(self.explain(error), self.request_id))))
+            await self._send(_chunk(job.form.failure(self.explain(error), self.request_id)))
         await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error; only before anything else was sent."""
         _logger.info("request %s: refused, %d/%d", self.request_id, error.status, error.code)
         headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
-        await self._send_json(error.status, translate.model_error_payload(error, self.request_id), headers)
+        payload = dict(self._errors.payload(error, self.request_id))
+        await JSONResponse(payload, error.status, {**self._ids(), **headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
         """What the client is told about a failure; the log gets the cause."""
@@ -119,32 +158,40 @@ class _Exchange:
         _logger.log(level, "request %s: gRPC %s: %s", self.request_id, error.code().name, error.details())
         return api_error
 
-    async def _send_texts(self, events: AsyncIterator[RunResponse], *, has_padding: bool) -> Completed:
+    async def _send_deltas(self, job: Job, events: AsyncIterator[RunResponse]) -> Completed:
         # Here, and in what it calls, each microsecond is paid for every token of every stream.
+        form, is_plain = job.form, job.is_plain
         completed: Completed | None = None
         async for event in events:
-            if text := event.delta.text:
-                await self._send(_chunk(sse.text_event(text, _padding() if has_padding else None)))
+            if is_plain and (text := event.delta.text):
+                await self._send(_chunk(form.text(text)))
+            elif event.HasField("delta"):
+                if data := form.delta(event.delta):
+                    await self._send(_chunk(data))
+            elif event.HasField("started"):
+                if data := form.opening(event.started):
+                    await self._send(_chunk(data))
             elif event.HasField("completed"):
                 completed = event.completed
         if completed is None:
             raise _Incomplete
         return completed
 
-    def _stream_headers(self) -> list[tuple[bytes, bytes]]:
+    def _stream_headers(self, job: Job) -> list[tuple[bytes, bytes]]:
         return [
             # Bare, like that of the JSON replies: a charset behind it breaks the Workers runtime.
-            (b"content-type", b"text/event-stream"),
+            (b"content-type", job.form.stream_type.encode()),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
-            (REQUEST_ID_HEADER.encode(), self.request_id.encode()),
+            *((name.encode(), value.encode()) for name, value in self._ids().items()),
         ]
 
-    async def _send_json(
-        self, status: int, payload: translate.JsonObject, headers: dict[str, str] | None = None
-    ) -> None:
-        response = JSONResponse(payload, status, {REQUEST_ID_HEADER: self.request_id, **(headers or {})})
+    async def _answer(self, status: int, body: bytes, content_type: str) -> None:
+        response = Response(body, status, {"content-type": content_type, **self._ids()})
         await response(*self._asgi)
+
+    def _ids(self) -> dict[str, str]:
+        return {REQUEST_ID_HEADER: self.request_id, _SECOND_ID_HEADER: self.request_id}
 
 
 class _Incomplete(Exception):
@@ -153,21 +200,6 @@ class _Incomplete(Exception):
 
 def _chunk(data: bytes) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": True}
-
-
-async def _prepared(data: bytes, *, model: str, account: str) -> tuple[RunBody, RunRequest]:
-    def prepare() -> tuple[RunBody, RunRequest]:
-        body = parse_body(data)
-        return body, translate.run_request(body, model=model, account=account)
-
-    # Megabytes of tiny messages take a second; the streams of others must not stand still for it.
-    return prepare() if len(data) < _LARGE_BODY_BYTES else await asyncio.to_thread(prepare)
-
-
-def _padding() -> str:
-    """1 to 50 random characters, so that the size of a packet says little about the token in it."""
-    alphabet = string.ascii_lowercase + string.digits
-    return "".join(secrets.choice(alphabet) for _ in range(1 + secrets.randbelow(_MAX_PADDING)))
 
 
 async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:

@@ -1,155 +1,242 @@
-"""Turns the bytes of a request body into a RunBody, or says everything that is wrong with them.
+"""What the routes accept, as JSON Schemas: they are what bodies are held to, and what /ai/models/schema and /openapi.json show.
 
-Knows Workers AI's fields, types and ranges; knows nothing of HTTP, of gRPC or of the models.
+Draft 2020-12, without $ref. null is as good as absent everywhere, and unknown keys are no mistake. Sources: Workers AI's
+published schema of llama-2-7b-chat-int8 for names, types and ranges; OpenAI's API reference for what its routes add.
 """
 
-import json
-from dataclasses import dataclass
-from typing import Never
+from typing import Any
 
-from http_bridge.errors import ApiError
-from http_bridge.fields import Fields, TooManyProblems, type_name
+Schema = dict[str, Any]
 
-MAX_ROLE_CHARACTERS = 64
 MAX_STOP_STRINGS = 16
-MAX_STOP_CHARACTERS = 256
-_MAX_UINT32 = 2**32 - 1
-# How a complaint names what may be a string or an array of strings.
-_TEXTS = "string' or 'array"
+MAX_TOP_LOGPROBS = 20
+MAX_TOOLS = 128
+_MAX_NAME = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message: who speaks (1 to 64 characters) and what was said (may be empty)."""
-
-    role: str
-    content: str
+def _optional(kind: str, **rest: Any) -> Schema:
+    return {"type": [kind, "null"], **rest}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunBody:
-    """A valid body. Exactly one of `prompt` and `turns` is not empty; None means that the client left a field out."""
-
-    prompt: str | None
-    turns: tuple[Turn, ...]
-    raw: bool
-    stream: bool
-    max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    seed: int | None
-    repetition_penalty: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    stop: tuple[str, ...]
-    reject_if_busy: bool
+def _number(minimum: float, maximum: float, **rest: Any) -> Schema:
+    return _optional("number", minimum=minimum, maximum=maximum, **rest)
 
 
-def parse_body(data: bytes) -> RunBody:
-    """Parse and check a request body. Unknown keys are ignored, null counts as absent, `messages` win over `prompt`
-    (and over `raw`, which belongs to it).
-
-    Raises ApiError 400/5006 that names the wrong fields (the first 8) by their paths in the body.
-    """
-    document = _load(data)
-    if not isinstance(document, dict):
-        raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
-    problems: list[str] = []
-    try:
-        body = _read_body(Fields(document, "", problems))
-    except TooManyProblems:
-        problems.append("and more")
-    if problems:
-        raise bad_input(", ".join(problems))
-    return body
+def _integer(minimum: int, maximum: int | None = None, **rest: Any) -> Schema:
+    return _optional("integer", minimum=minimum, **({} if maximum is None else {"maximum": maximum}), **rest)
 
 
-def bad_input(problem: str) -> ApiError:
-    return ApiError(400, 5006, f"Bad input: Error: {problem}")
+_TEXT_PART: Schema = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_CONTENT: Schema = {"type": ["string", "array"], "items": _TEXT_PART}
+_TOOL_CALL: Schema = {
+    "type": "object",
+    "description": "A call as OpenAI writes it (function) or as Workers AI does (name, arguments)",
+    "properties": {
+        "id": _optional("string", maxLength=_MAX_NAME),
+        "type": {"enum": ["function", None]},
+        "function": {
+            "type": ["object", "null"],
+            "properties": {
+                "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+                "arguments": {"type": ["string", "object", "null"]},
+            },
+            "required": ["name"],
+        },
+        "name": _optional("string", minLength=1, maxLength=_MAX_NAME),
+        "arguments": {"type": ["string", "object", "null"]},
+    },
+}
+_MESSAGE: Schema = {
+    "type": "object",
+    "properties": {
+        "role": {"type": "string", "minLength": 1, "maxLength": 64},
+        "content": {**_CONTENT, "type": ["string", "array", "null"]},
+        "name": _optional("string", maxLength=_MAX_NAME),
+        "tool_call_id": _optional("string", maxLength=_MAX_NAME),
+        "tool_calls": _optional("array", items=_TOOL_CALL, maxItems=MAX_TOOLS),
+    },
+    # A turn that only called a tool, or a tool that has nothing to say, has no content.
+    "if": {"properties": {"role": {"enum": ["assistant", "tool"]}}, "required": ["role"]},
+    "else": {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
+}
+_FUNCTION: Schema = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+        "description": _optional("string"),
+        "parameters": _optional("object"),
+    },
+    "required": ["name"],
+}
+_TOOL: Schema = {
+    "type": "object",
+    "description": "A function, as such or in OpenAI's form",
+    "if": {"properties": {"function": {"type": "object"}}, "required": ["function"]},
+    "then": {"properties": {"type": {"enum": ["function", None]}, "function": _FUNCTION}},
+    "else": _FUNCTION,
+}
+_RESPONSE_FORMAT: Schema = {
+    "type": ["object", "null"],
+    "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}, "json_schema": {}},
+    "required": ["type"],
+    "if": {"properties": {"type": {"const": "json_schema"}}, "required": ["type"]},
+    "then": {"required": ["type", "json_schema"], "properties": {"json_schema": {"type": ["object", "boolean"]}}},
+}
+_TOOL_CHOICE: Schema = {
+    "type": ["string", "object", "null"],
+    "description": "none, auto, required, or {type: function, function: {name}}",
+    "if": {"type": "string"},
+    "then": {"enum": ["none", "auto", "required"]},
+    "else": {
+        "if": {"type": "object"},
+        "then": {
+            "properties": {
+                "type": {"enum": ["function"]},
+                "function": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string", "minLength": 1}},
+                    "required": ["name"],
+                },
+            },
+            "required": ["type", "function"],
+        },
+    },
+}
+_STOP: Schema = {
+    "type": ["string", "array", "null"],
+    "minLength": 1,
+    "maxLength": 256,
+    "maxItems": MAX_STOP_STRINGS,
+    "items": {"type": "string", "minLength": 1, "maxLength": 256},
+    "description": "Ends the reply before the string that is complete first",
+}
+_OPTIONS: Schema = {
+    "type": ["object", "null"],
+    "properties": {"rejectIfBusy": _optional("boolean", description="429 rather than wait for a slot")},
+}
+_SAMPLING: Schema = {
+    "stream": _optional("boolean", default=False),
+    "max_tokens": _integer(1, description="256 by default; in a stream the model's sequence length"),
+    "temperature": _number(0, 5, default=0.6),
+    "top_p": _number(0.001, 1),
+    "top_k": _integer(1, 50),
+    "seed": _integer(1, 9_999_999_999),
+    "repetition_penalty": _optional("number", exclusiveMinimum=0, maximum=2),
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "stop": _STOP,
+    "response_format": _RESPONSE_FORMAT,
+    "options": _OPTIONS,
+}
+_NEVER_LORA: Schema = _optional("string", description="Accepted by no model here: 405 with code 5005")
 
+PROMPT_INPUT: Schema = {
+    "title": "Prompt",
+    "type": "object",
+    "properties": {
+        "prompt": {"type": "string", "minLength": 1},
+        "raw": _optional(
+            "boolean", default=False, description="The prompt as it is, without the model's chat template"
+        ),
+        "lora": _NEVER_LORA,
+        **_SAMPLING,
+    },
+    "required": ["prompt"],
+}
+MESSAGES_INPUT: Schema = {
+    "title": "Messages",
+    "type": "object",
+    "properties": {
+        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
+        "tools": _optional("array", items=_TOOL, maxItems=MAX_TOOLS),
+        "tool_choice": _TOOL_CHOICE,
+        "functions": {"type": ["array", "null"], "maxItems": 0, "description": "Embedded functions run in the Worker"},
+        "lora": _NEVER_LORA,
+        **_SAMPLING,
+    },
+    "required": ["messages"],
+}
+RUN_INPUT: Schema = {"type": "object", "anyOf": [PROMPT_INPUT, MESSAGES_INPUT]}
 
-def _load(data: bytes) -> object:
-    try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_int=_parse_integer)
-    except UnicodeDecodeError:
-        raise bad_input("the body is not UTF-8") from None
-    except RecursionError:
-        raise bad_input("the body is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        place = f" (line {error.lineno}, column {error.colno})" if data else " (it is empty)"
-        raise bad_input(f"the body is not JSON{place}") from None
+_USAGE: Schema = {
+    "type": "object",
+    "properties": {name: {"type": "integer"} for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
+}
+RUN_OUTPUT: Schema = {
+    "oneOf": [
+        {
+            "type": "object",
+            "contentType": "application/json",
+            "properties": {
+                "response": {"type": ["string", "object", "array", "number", "boolean", "null"]},
+                "tool_calls": {"type": "array", "items": {"type": "object"}},
+                "usage": _USAGE,
+            },
+            "required": ["response"],
+        },
+        {"type": "string", "contentType": "text/event-stream", "format": "binary"},
+    ]
+}
 
-
-def _refuse_constant(name: str) -> Never:
-    raise bad_input(f"the body is not JSON ({name} is no JSON number)")
-
-
-def _parse_integer(digits: str) -> int | float:
-    # int() refuses thousands of digits with an error of its own; as a float such a number only fails its range.
-    return int(digits) if len(digits) <= 32 else float(digits)
-
-
-def _read_body(fields: Fields) -> RunBody:
-    has_messages = fields.get("messages") is not None
-    if not has_messages and fields.get("prompt") is None:
-        fields.complain("required properties at '/' are 'prompt' or 'messages'")
-    max_tokens = fields.integer("max_tokens", minimum=1)
-    repetition_penalty = fields.number("repetition_penalty", minimum=0, maximum=2)
-    if repetition_penalty == 0:
-        fields.complain("'/repetition_penalty' must be > 0 (1 changes nothing)")
-    return RunBody(
-        prompt=None if has_messages else fields.text("prompt", minimum=1),
-        turns=_read_turns(fields),
-        raw=fields.boolean("raw"),
-        stream=fields.boolean("stream"),
-        # Longer than any model can reply; the server clamps it to the model's own limit.
-        max_tokens=None if max_tokens is None else min(max_tokens, _MAX_UINT32),
-        temperature=fields.number("temperature", minimum=0, maximum=5),
-        top_p=fields.number("top_p", minimum=0.001, maximum=1),
-        top_k=fields.integer("top_k", minimum=1, maximum=50),
-        seed=fields.integer("seed", minimum=1, maximum=9_999_999_999),
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=fields.number("frequency_penalty", minimum=-2, maximum=2),
-        presence_penalty=fields.number("presence_penalty", minimum=-2, maximum=2),
-        stop=_read_stop(fields),
-        reject_if_busy=fields.nested("options").boolean("rejectIfBusy"),
-    )
-
-
-def _read_turns(fields: Fields) -> tuple[Turn, ...]:
-    if fields.get("messages") == []:
-        fields.complain("'/messages' must hold at least 1 message")
-    return tuple(_read_turn(message) for message in fields.objects("messages"))
-
-
-def _read_turn(message: Fields) -> Turn:
-    role, content = message.get("role"), message.get("content")
-    # An assistant's turn that only called tools has no content.
-    if message.is_object and (role is None or (content is None and role != "assistant")):
-        message.complain(f"required properties at '{message.path}' are 'role,content'")
-    return Turn(
-        role=message.text("role", minimum=1, maximum=MAX_ROLE_CHARACTERS) or "",
-        content=_read_parts(message) if isinstance(content, list) else message.text("content", expected=_TEXTS) or "",
-    )
-
-
-def _read_parts(message: Fields) -> str:
-    parts = message.objects("content")
-    for part in parts:
-        if part.is_object and part.get("type") != "text":
-            part.complain(f"'{part.path}/type' must be 'text'")
-        elif part.is_object and part.get("text") is None:
-            part.complain(f"required properties at '{part.path}' are 'type,text'")
-    return "".join(part.text("text") or "" for part in parts)
-
-
-def _read_stop(fields: Fields) -> tuple[str, ...]:
-    value = fields.get("stop")
-    if not isinstance(value, list):
-        text = fields.text("stop", minimum=1, maximum=MAX_STOP_CHARACTERS, expected=_TEXTS)
-        return () if text is None else (text,)
-    if len(value) > MAX_STOP_STRINGS:
-        fields.complain(f"'/stop' must hold at most {MAX_STOP_STRINGS} strings")
-        return ()
-    return fields.texts("stop", minimum=1, maximum=MAX_STOP_CHARACTERS)
+_STREAM_OPTIONS: Schema = {
+    "type": ["object", "null"],
+    "properties": {"include_usage": _optional("boolean"), "include_obfuscation": _optional("boolean")},
+}
+_ONE: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 1, "description": "One choice for each request"}
+_OPENAI: Schema = {
+    **_SAMPLING,
+    "model": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+    # OpenAI's range; 0 and 1 mean what they mean there.
+    "top_p": _number(0, 1),
+    "seed": _integer(-(2**63), 2**63 - 1),
+    "n": _ONE,
+    "stream_options": _STREAM_OPTIONS,
+    "logit_bias": {"type": ["object", "null"], "maxProperties": 0, "description": "Not supported"},
+}
+CHAT_INPUT: Schema = {
+    "title": "Chat completion",
+    "type": "object",
+    "properties": {
+        **_OPENAI,
+        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
+        "max_completion_tokens": _integer(1),
+        "tools": _optional("array", items=_TOOL, maxItems=MAX_TOOLS),
+        "tool_choice": _TOOL_CHOICE,
+        "logprobs": _optional("boolean"),
+        "top_logprobs": _integer(0, MAX_TOP_LOGPROBS),
+    },
+    "required": ["model", "messages"],
+}
+COMPLETION_INPUT: Schema = {
+    "title": "Completion",
+    "type": "object",
+    "properties": {
+        **_OPENAI,
+        "prompt": {
+            "type": ["string", "array"],
+            "minLength": 1,
+            "minItems": 1,
+            "maxItems": 1,
+            "items": {"type": "string", "minLength": 1},
+        },
+        "logprobs": _integer(0, MAX_TOP_LOGPROBS),
+        "echo": _optional("boolean"),
+        "best_of": _ONE,
+        "suffix": {"type": ["string", "null"], "maxLength": 0, "description": "Not supported"},
+    },
+    "required": ["model", "prompt"],
+}
+GENERIC_INPUT: Schema = {
+    "title": "Generic run",
+    "type": "object",
+    "properties": {
+        "model": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+        "input": {"type": "object"},
+        "options": {"type": ["object", "null"]},
+    },
+    "required": ["model", "input"],
+}

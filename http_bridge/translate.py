@@ -1,6 +1,6 @@
-"""Workers AI's JSON to the contract's messages and back, and gRPC's errors to Cloudflare's.
+"""A body to the contract's request, and gRPC's errors to Cloudflare's.
 
-Pure: knows both forms of a request, a reply and an error; knows nothing of connections.
+Pure: knows both forms of a request and of an error; knows nothing of connections, or of how an error is written.
 """
 
 import math
@@ -11,29 +11,46 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from http_bridge.bodies import RunBody
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.schemas import RunBody, bad_input
-from tailrace.v1.inference_pb2 import Chat, ChatTurn, Completed, RunRequest, Sampling
+from http_bridge.profiles import DEFAULT_MAX_TOKENS, Profile
+from http_bridge.validation import bad_input
+from tailrace.v1.inference_pb2 import (
+    Chat,
+    ChatTurn,
+    ResponseFormat,
+    RunRequest,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 
-JsonObject = dict[str, object]
-
-# Without `max_tokens`, a reply that is not streamed stays short enough to wait for.
-DEFAULT_MAX_TOKENS = 256
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"
 # Where the contract and a body use different words; the first that fits counts.
-_BODY_NAMES = (("sampling.", ""), ("chat.turns", "messages"), ("chat", "messages"), ("text", "prompt"))
+_BODY_NAMES = (
+    ("sampling.", ""),
+    ("chat.turns", "messages"),
+    ("chat.tools", "tools"),
+    ("chat.tool_", "tool_"),
+    ("chat", "messages"),
+    ("text", "prompt"),
+    ("response_format", "response_format"),
+)
+_TOOL_CHOICES = {
+    "auto": ToolChoice.TOOL_CHOICE_AUTO,
+    "none": ToolChoice.TOOL_CHOICE_NONE,
+    "required": ToolChoice.TOOL_CHOICE_REQUIRED,
+}
 
 
-def run_request(body: RunBody, *, model: str, account: str) -> RunRequest:
+def run_request(body: RunBody, profile: Profile, *, model: str, account: str) -> RunRequest:
     """The contract's request for a valid body."""
-    max_tokens = body.max_tokens
-    if max_tokens is None and not body.stream:
-        max_tokens = DEFAULT_MAX_TOKENS
     request = RunRequest(model=model, account=account, reject_if_busy=body.reject_if_busy)
     request.sampling.CopyFrom(
         Sampling(
-            max_tokens=max_tokens,
+            max_tokens=_max_tokens(body, profile),
             temperature=body.temperature,
             top_p=body.top_p,
             top_k=body.top_k,
@@ -49,44 +66,42 @@ def run_request(body: RunBody, *, model: str, account: str) -> RunRequest:
     elif body.prompt is not None:
         request.chat.turns.add(role="user", content=body.prompt)
     else:
-        request.chat.CopyFrom(Chat(turns=[ChatTurn(role=turn.role, content=turn.content) for turn in body.turns]))
+        request.chat.CopyFrom(_chat(body))
+    if body.json_schema is not None:
+        request.response_format.CopyFrom(_response_format(body.json_schema))
+    if body.logprobs is not None:
+        request.logprobs.top = body.logprobs
+        request.logprobs.SetInParent()
+    request.max_tokens_must_fit = profile.must_fit
     return request
 
 
-def usage(completed: Completed) -> JsonObject:
-    prompt_tokens, completion_tokens = completed.usage.prompt_tokens, completed.usage.completion_tokens
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+def _max_tokens(body: RunBody, profile: Profile) -> int | None:
+    if body.max_tokens is not None:
+        return body.max_tokens
+    return profile.stream_max_tokens if body.stream else DEFAULT_MAX_TOKENS
 
 
-def reply_payload(text: str, completed: Completed) -> JsonObject:
-    """The body of a reply that is not streamed."""
-    result = {"response": text, "usage": usage(completed)}
-    return {"result": result, "success": True, "errors": [], "messages": []}
+def _chat(body: RunBody) -> Chat:
+    return Chat(
+        turns=[
+            ChatTurn(
+                role=turn.role,
+                content=turn.content,
+                tool_calls=[ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in turn.tool_calls],
+                tool_call_id=turn.tool_call_id,
+                name=turn.name,
+            )
+            for turn in body.turns
+        ],
+        tools=[Tool(name=tool.name, description=tool.description, parameters=tool.parameters) for tool in body.tools],
+        tool_choice=_TOOL_CHOICES[body.tool_choice],
+        tool_name=body.tool_name,
+    )
 
 
-def usage_event(completed: Completed) -> JsonObject:
-    return {"response": "", "usage": usage(completed)}
-
-
-def failure_event(error: ApiError, request_id: str) -> JsonObject:
-    """The last event of a stream that failed; its empty `response` adds nothing to a page that appends it."""
-    return {"response": "", "errors": [{"code": error.code, "message": _message(error, request_id)}], "success": False}
-
-
-def model_error_payload(error: ApiError, request_id: str) -> JsonObject:
-    """The body of an error on the way to a model or in it."""
-    entry = {"message": _message(error, request_id), "code": error.code}
-    return {"errors": [entry], "success": False, "result": {}, "messages": []}
-
-
-def router_error_payload(error: ApiError) -> JsonObject:
-    """The body of an error before any model: routes, methods, credentials."""
-    entry = {"code": error.code, "message": error.description}
-    return {"result": None, "success": False, "errors": [entry], "messages": []}
+def _response_format(schema: str) -> ResponseFormat:
+    return ResponseFormat(json_schema=schema) if schema else ResponseFormat(json_object=True)
 
 
 def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
@@ -103,10 +118,6 @@ def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
 
 def request_timeout() -> ApiError:
     return ApiError(408, 3007, "Request timeout")
-
-
-def _message(error: ApiError, request_id: str) -> str:
-    return f"AiError: AiError: {error.description} ({request_id})"
 
 
 class _Details:
@@ -153,13 +164,25 @@ def _body_path(field: str) -> str:
     return "/" + path.replace(".", "/")
 
 
-def _prompt_too_long(details: _Details) -> ApiError:
-    prompt_tokens, context_length = (details.info.metadata.get(key, "?") for key in ("prompt_tokens", "context_length"))
+def _too_many_tokens(tokens: str, limit: str) -> ApiError:
+    # The sentence that clients take apart; "maximum output" counts only where the window is held to.
     return ApiError(
         413,
         5021,
-        f"The number of input tokens ({prompt_tokens}) exceeded this model context window limit ({context_length}).",
+        f"The estimated number of input and maximum output tokens ({tokens}) exceeded this model context window limit "
+        f"({limit}).",
     )
+
+
+def _prompt_too_long(details: _Details) -> ApiError:
+    metadata = details.info.metadata
+    return _too_many_tokens(metadata.get("prompt_tokens", "?"), metadata.get("context_length", "?"))
+
+
+def _no_room_for_reply(details: _Details) -> ApiError:
+    metadata = details.info.metadata
+    tokens = sum(int(metadata.get(key, "0")) for key in ("prompt_tokens", "max_tokens"))
+    return _too_many_tokens(str(tokens), metadata.get("window", "?"))
 
 
 def _capacity_exceeded() -> ApiError:
@@ -174,6 +197,7 @@ _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
     "UNKNOWN_MODEL": lambda details, model: ApiError(400, 5007, f"No such model {model} or task"),
     "INVALID_FIELD": lambda details, model: _invalid_field(details),
     "PROMPT_TOO_LONG": lambda details, model: _prompt_too_long(details),
+    "NO_ROOM_FOR_REPLY": lambda details, model: _no_room_for_reply(details),
     "CAPACITY_EXCEEDED": lambda details, model: _capacity_exceeded(),
     "SERVER_STOPPING": lambda details, model: _unavailable(),
     "MODEL_NOT_READY": lambda details, model: _unavailable(),

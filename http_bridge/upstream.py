@@ -1,20 +1,22 @@
 """The one gRPC channel to the inference server: runs, retries, health. Knows nothing of HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tailrace.v1.inference_pb2 import RunRequest, RunResponse
+from tailrace.v1.inference_pb2 import ListModelsRequest, Model, RunRequest, RunResponse
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 
 SERVICE_NAME = "tailrace.v1.InferenceService"
 REQUEST_ID_KEY = "x-request-id"
+SESSION_KEY = "x-session-affinity"
 # Pauses before the second and the third attempt, in seconds: long enough for a restarted server's listener to be there.
 RETRY_PAUSES = (0.1, 0.4)
 HEALTH_TIMEOUT_SECONDS = 2.0
+LIST_TIMEOUT_SECONDS = 10.0
 
 _CHANNEL_OPTIONS = (
     # A server or a network that vanished without a word is noticed within 40 s, and only while a call waits for it.
@@ -45,17 +47,18 @@ class Upstream:
 
     @asynccontextmanager
     async def run(
-        self, request: RunRequest, *, request_id: str, timeout_seconds: float
+        self, request: RunRequest, *, request_id: str, timeout_seconds: float, session: str = ""
     ) -> AsyncIterator[AsyncIterator[RunResponse]]:
         """Enter once the server has accepted the request, with the reply's events; leaving cancels what still runs.
 
-        timeout_seconds: for everything, from the first attempt to the last event. Raises AioRpcError on entering if the
-        request is refused, and from the events if the reply fails.
+        timeout_seconds: for everything, from the first attempt to the last event. session: the conversation that the
+        request belongs to, if the client said so; who spreads calls over replicas can keep it where its prefix is cached.
+        Raises AioRpcError on entering if the request is refused, and from the events if the reply fails.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         for pause in (*RETRY_PAUSES, None):
-            metadata = ((REQUEST_ID_KEY, request_id),)
+            metadata = ((REQUEST_ID_KEY, request_id), *(((SESSION_KEY, session),) if session else ()))
             call = self._stub.Run(request, metadata=metadata, timeout=max(0.0, deadline - loop.time()))
             try:
                 try:
@@ -70,6 +73,11 @@ class Upstream:
                 # An abandoned call would keep its place in the server's batch: garbage collection is no cancel.
                 call.cancel()
             await asyncio.sleep(pause)
+
+    async def list_models(self) -> Sequence[Model]:
+        """The server's catalog. Raises AioRpcError."""
+        reply = await self._stub.ListModels(ListModelsRequest(), timeout=LIST_TIMEOUT_SECONDS)
+        return reply.models
 
     async def why_not_ready(self) -> str | None:
         """None if the server says that it serves, else a sentence that says what is in the way."""

@@ -77,10 +77,17 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self) -> None:
         self.script: Script = new_york
         self.scripts: list[Script] = []
+        self.models: list[pb.Model] = [
+            pb.Model(name=MODEL, description="First", context_length=20, sequence_length=10, window=30, stands_in=True),
+            pb.Model(name="@hf/other/second", description="Second", window=40),
+        ]
         self.requests: list[pb.RunRequest] = []
         self.request_ids: list[str] = []
         self.entered = asyncio.Event()
         self.cancelled = asyncio.Event()
+
+    async def ListModels(self, request, context):
+        return pb.ListModelsResponse(models=self.models)
 
     async def Run(self, request, context):
         reply = Reply(request, context)

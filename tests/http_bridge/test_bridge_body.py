@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from http_bridge.bodies import Tool, ToolCall, Turn, read_run
 from http_bridge.errors import ApiError
-from http_bridge.schemas import Turn, parse_body
+from http_bridge.validation import load
 
 NUMBERS = {
     "temperature": (0, 5),
@@ -15,7 +16,12 @@ NUMBERS = {
     "top_k": (1, 50),
     "seed": (1, 9999999999),
 }
+UNMATCHED = "oneOf at '/' not met, 0 matches: "
 SURROGATE = "holds half of a surrogate pair, which is no character"
+
+
+def parse_body(data):
+    return read_run(load(data, 10_000_000), model="m")
 
 
 def parse(**body):
@@ -23,10 +29,13 @@ def parse(**body):
 
 
 def problem(**body):
+    """What is told of the form that the body has; that it has not the other one is told before."""
     with pytest.raises(ApiError) as caught:
         parse(**body)
     assert (caught.value.status, caught.value.code) == (400, 5006)
-    return caught.value.description.removeprefix("Bad input: Error: ")
+    told = caught.value.description.removeprefix("Bad input: Error: ").removeprefix(UNMATCHED)
+    other = "prompt" if body.get("messages") is not None else "messages"
+    return told.removeprefix(f"required properties at '/' are '{other}', ")
 
 
 @pytest.mark.parametrize(("name", "limits"), NUMBERS.items())
@@ -60,9 +69,9 @@ def test_tiny_temperature_is_accepted():
 
 def test_repetition_penalty_is_above_zero_to_two():
     assert parse(prompt="hi", repetition_penalty=2).repetition_penalty == 2
-    assert problem(prompt="hi", repetition_penalty=0) == "'/repetition_penalty' must be > 0 (1 changes nothing)"
+    assert problem(prompt="hi", repetition_penalty=0) == "'/repetition_penalty' must be > 0"
     assert problem(prompt="hi", repetition_penalty=2.1) == "'/repetition_penalty' must be <= 2"
-    assert problem(prompt="hi", repetition_penalty=-1) == "'/repetition_penalty' must be >= 0"
+    assert problem(prompt="hi", repetition_penalty=-1) == "'/repetition_penalty' must be > 0"
 
 
 def test_max_tokens_has_no_upper_end_but_that_of_the_contract():
@@ -86,14 +95,38 @@ def test_huge_numbers_are_refused_like_others(name, digits):
 
 def test_null_is_absent_and_unknown_keys_are_ignored():
     names = ["messages", "raw", "stream", "max_tokens", "temperature", "top_k", "seed", "stop", "options"]
-    assert parse(prompt="hi", **dict.fromkeys(names), model="x", tool_choice=1, lora=[]) == parse(prompt="hi")
+    assert parse(prompt="hi", **dict.fromkeys(names), model="x", tool_choice=1, lora=None) == parse(prompt="hi")
 
 
 def test_all_wrong_fields_are_told_at_once():
-    assert problem(top_k=51, stream="yes") == (
-        "required properties at '/' are 'prompt' or 'messages', "
-        "Type mismatch of '/stream', 'string' not in 'boolean', '/top_k' must be <= 50"
+    told = problem(prompt="hi", top_k=51, stream="yes")
+    assert "'/top_k' must be <= 50" in told and "Type mismatch of '/stream', 'string' not in 'boolean'" in told
+
+
+def test_a_body_of_neither_form_is_told_what_each_needs():
+    assert problem(top_k=51) == ("required properties at '/' are 'prompt', required properties at '/' are 'messages'")
+
+
+def test_the_sentence_is_workers_ais_own():
+    with pytest.raises(ApiError) as caught:
+        parse(messages=[{"role": "user", "content": 5}, {}])
+    assert caught.value.description == (
+        "Bad input: Error: oneOf at '/' not met, 0 matches: required properties at '/' are 'prompt', Type mismatch of "
+        "'/messages/0/content', 'integer' not in 'string' or 'array', required properties at '/messages/1' are "
+        "'role,content'"
     )
+
+
+def test_lora_is_refused_by_its_own_code():
+    with pytest.raises(ApiError, match="The model m does not support LoRa inference") as caught:
+        parse(prompt="hi", lora="mine")
+    assert (caught.value.status, caught.value.code) == (405, 5005)
+
+
+def test_an_empty_body_is_missing():
+    with pytest.raises(ApiError, match="Request is missing headers or body: body") as caught:
+        parse_body(b"")
+    assert (caught.value.status, caught.value.code) == (400, 3003)
 
 
 def test_of_many_wrong_fields_the_first_eight_are_told_and_the_rest_is_not_read():
@@ -109,18 +142,18 @@ def test_prompt_must_be_a_string_that_is_not_empty():
 
 def test_messages_win_over_prompt():
     body = parse(prompt="no", messages=[{"role": "user", "content": "yes"}])
-    assert (body.prompt, body.turns) == (None, (Turn("user", "yes"),))
+    assert (body.prompt, body.turns) == (None, (Turn(role="user", content="yes"),))
 
 
 def test_content_may_be_text_parts():
     parts = [{"type": "text", "text": "New "}, {"type": "text", "text": "York"}]
-    assert parse(messages=[{"role": "user", "content": parts}]).turns == (Turn("user", "New York"),)
+    assert parse(messages=[{"role": "user", "content": parts}]).turns == (Turn(role="user", content="New York"),)
 
 
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        ({"type": "image_url"}, "'/messages/0/content/0/type' must be 'text'"),
+        ({"type": "image_url", "text": ""}, "enum image_url not in text at '/messages/0/content/0/type'"),
         ({"type": "text"}, "required properties at '/messages/0/content/0' are 'type,text'"),
         ({"type": "text", "text": 1}, "Type mismatch of '/messages/0/content/0/text', 'integer' not in 'string'"),
         ("hi", "Type mismatch of '/messages/0/content/0', 'string' not in 'object'"),
@@ -130,18 +163,51 @@ def test_other_parts_are_named(part, told):
     assert problem(messages=[{"role": "user", "content": [part]}]) == told
 
 
-def test_assistant_may_have_said_nothing():
-    turns = parse(messages=[{"role": "assistant", "content": None}, {"role": "assistant"}]).turns
-    assert turns == (Turn("assistant", ""), Turn("assistant", ""))
+@pytest.mark.parametrize("role", ["assistant", "tool"])
+def test_an_assistant_and_a_tool_may_have_said_nothing(role):
+    assert parse(messages=[{"role": role, "content": None}, {"role": role}]).turns == (Turn(role=role),) * 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Kyoto"}'}},
+        {"id": "1", "name": "weather", "arguments": {"city": "Kyoto"}},
+    ],
+)
+def test_tool_calls_of_earlier_turns_have_either_shape(call):
+    (turn,) = parse(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}]).turns
+    assert turn.tool_calls == (ToolCall("1", "weather", '{"city": "Kyoto"}'),)
+
+
+@pytest.mark.parametrize("wrap", [lambda tool: tool, lambda tool: {"type": "function", "function": tool}])
+def test_tools_have_either_shape(wrap):
+    tool = {"name": "weather", "description": "Tells it", "parameters": {"type": "object"}}
+    body = parse(messages=[{"role": "user", "content": "hi"}], tools=[wrap(tool)])
+    assert body.tools == (Tool("weather", "Tells it", '{"type": "object"}'),)
+
+
+@pytest.mark.parametrize("schema", [{"type": "object"}, {"name": "x", "schema": {"type": "object"}, "strict": True}])
+def test_a_json_schema_has_either_spelling(schema):
+    given = {"type": "json_schema", "json_schema": schema}
+    assert parse(prompt="hi", response_format=given).json_schema == '{"type": "object"}'
+
+
+def test_a_json_object_has_no_schema():
+    assert parse(prompt="hi", response_format={"type": "json_object"}).json_schema == ""
+    assert parse(prompt="hi", response_format={"type": "text"}).json_schema is None
 
 
 @pytest.mark.parametrize(
     ("messages", "told"),
     [
-        ([], "'/messages' must hold at least 1 message"),
+        ([], "'/messages' must hold at least 1 items"),
         ("hi", "Type mismatch of '/messages', 'string' not in 'array'"),
         ([{"role": "user"}], "required properties at '/messages/0' are 'role,content'"),
-        ([{"role": "user", "content": None}], "required properties at '/messages/0' are 'role,content'"),
+        (
+            [{"role": "user", "content": None}],
+            "Type mismatch of '/messages/0/content', 'null' not in 'string' or 'array'",
+        ),
         ([{"content": "hi"}], "required properties at '/messages/0' are 'role,content'"),
         ([{"role": "", "content": "hi"}], "'/messages/0/role' must not be empty"),
         ([{"role": "x" * 65, "content": "hi"}], "'/messages/0/role' must be at most 64 characters long"),
@@ -167,7 +233,7 @@ def test_stop_is_a_string_or_an_array_of_strings():
         ("", "'/stop' must not be empty"),
         ("x" * 257, "'/stop' must be at most 256 characters long"),
         (["a", ""], "'/stop/1' must not be empty"),
-        (["a"] * 17, "'/stop' must hold at most 16 strings"),
+        (["a"] * 17, "'/stop' must hold at most 16 items"),
         ([1], "Type mismatch of '/stop/0', 'integer' not in 'string'"),
         (1, "Type mismatch of '/stop', 'integer' not in 'string' or 'array'"),
     ],

@@ -15,7 +15,9 @@ FIELD = error_details_pb2.BadRequest(
     ]
 )
 RETRY = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2, nanos=1))
-TOO_LONG = "The number of input tokens (2049) exceeded this model context window limit (2048)."
+TOO_LONG = (
+    "The estimated number of input and maximum output tokens (2049) exceeded this model context window limit (2048)."
+)
 INTERNAL = "Internal error; the log of the server has the cause under this request id."
 ROWS = [
     (Code.NOT_FOUND, "UNKNOWN_MODEL", 400, 5007, "No such model @cf/meta/llama-2-7b-chat-int8 or task"),

@@ -53,6 +53,22 @@ async def test_signal_ends_the_bridge_cleanly(spawn, signal_number):
         assert (await process.stderr.read(), await process.wait()) == (b"", 0)
 
 
+async def test_the_second_listener_serves_the_binding_alone_and_asks_for_no_token(spawn, backend):
+    addresses = {"http_address": "127.0.0.1:0", "binding_address": "127.0.0.1:0", "grpc_address": backend.address}
+    process = await spawn(**addresses, api_tokens="secret")
+    first = await listening_url(process)
+    second = (await process.stderr.readline()).decode().split()[-4].rstrip(",")
+    headers = {"cf-consn-model-id": "@cf/m"}
+    async with httpx.AsyncClient(trust_env=False) as client:
+        asked = [
+            await client.post(f"{url}{path}", json={"inputs": {"prompt": "hi"}, "prompt": "hi"}, headers=headers)
+            for url in (first, second)
+            for path in ("/run?version=3", RUN_URL)
+        ]
+    assert [response.status_code for response in asked] == [400, 400, 200, 400]
+    assert asked[2].json()["response"] and asked[3].json()["internalCode"] == 7000
+
+
 async def test_running_stream_may_finish_after_sigterm(spawn, backend, servicer):
     go_on = asyncio.Event()
 

@@ -1,7 +1,7 @@
 """Routes, credentials, CORS, health."""
 
 import pytest
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from http_bridge.app import create_app
 from http_bridge.config import Settings
@@ -51,24 +51,51 @@ async def test_without_tokens_anyone_is_let_in(bridge):
         assert (await bridge.ask(headers=headers)).status_code == 200
 
 
-async def test_every_route_but_health_needs_a_token(start_bridge):
+async def test_every_route_but_health_and_pages_needs_a_token(start_bridge):
     bridge = await start_bridge(api_tokens=("secret",))
+    public = {("GET", path) for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json")}
     for route in create_app(Settings(api_tokens=("secret",))).routes:
+        if isinstance(route, Mount):
+            assert route.path == "/playground"
+            continue
         assert isinstance(route, Route)
-        method = min(route.methods - {"HEAD"})
-        url = route.path_format.format(account="acc", model="m")
-        response = await bridge.client.request(method, url)
-        assert (response.status_code == 400) == (url not in {"/healthz", "/readyz"}), url
+        for method in route.methods - {"HEAD"}:
+            url = route.path_format.format(account="acc", model="m")
+            wrapped = {"mf-url": "http://workers-binding.ai/run"}
+            response = await bridge.client.request(method, url, headers=wrapped)
+            is_refused = response.status_code == 400 and "X-Auth-Key" in response.text
+            assert is_refused == ((method, url) not in public), (method, url)
 
 
 async def test_unknown_route_says_so(bridge):
     run = "/client/v4/accounts/acc/ai/run"
-    for url in ("/", "/nowhere", run, f"{run}/", "/healthz/", "//healthz"):
+    for url in ("/nowhere", f"{run}/", "/healthz/", "//healthz"):
         response = await bridge.ask(url=url)
         assert response.status_code == 400
         assert response.json() == router_envelope({"code": 7000, "message": "No route for that URI"})
         assert response.headers["content-type"] == "application/json"
         assert "cf-ai-req-id" not in response.headers
+
+
+@pytest.mark.parametrize("account", ["a%20b", "a:b", "x" * 129, "%00"])
+async def test_an_account_that_cannot_be_one_is_told(bridge, servicer, account):
+    response = await bridge.ask(url=f"/client/v4/accounts/{account}/ai/run/@cf/m")
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (404, 7003)
+    assert "perhaps your object identifier is invalid?" in response.json()["errors"][0]["message"]
+    assert not servicer.requests
+
+
+async def test_a_name_that_no_model_can_have_is_told(bridge, servicer):
+    for name in ("a%0Ab", "a%07b", "x" * 257):
+        response = await bridge.ask(url=f"/client/v4/accounts/acc/ai/run/{name}")
+        assert (response.status_code, response.json()["errors"][0]["code"]) == (404, 3042)
+    assert not servicer.requests
+
+
+async def test_a_key_beside_an_address_is_a_token_too(start_bridge):
+    bridge = await start_bridge(api_tokens=("secret",))
+    for key, status in (("secret", 200), ("wrong", 401)):
+        assert (await bridge.ask(headers={"x-auth-email": "a@b.example", "x-auth-key": key})).status_code == status
 
 
 async def test_wrong_method_says_so_and_names_the_right_one(bridge):
@@ -150,7 +177,7 @@ async def test_exception_within_the_bridge_shows_nothing_of_itself(bridge, monke
     def crash(*args, **kwargs):
         raise ValueError("secret detail")
 
-    monkeypatch.setattr("http_bridge.translate.run_request", crash)
+    monkeypatch.setattr("http_bridge.surfaces.rest.run_request", crash)
     response = await bridge.ask()
     assert response.status_code == 500
     assert response.headers["cf-ai-req-id"] in response.json()["errors"][0]["message"]

@@ -37,6 +37,8 @@ def test_empty_variables_are_unset(monkeypatch):
     ("name", "value", "reason"),
     [
         ("HTTP_ADDRESS", "8787", "it is not host:port"),
+        ("BINDING_ADDRESS", "0.0.0.0:8789", "it is served without a token, so it must be on loopback"),
+        ("PROFILE", "2024", "Input should be 'default', '2023-11' or '2026'"),
         ("HTTP_ADDRESS", ":8787", "it is not host:port"),
         ("HTTP_ADDRESS", "localhost:http", "its port is not a number from 0 to 65535"),
         ("HTTP_ADDRESS", "localhost:65536", "its port is not a number from 0 to 65535"),

@@ -56,3 +56,17 @@ async def test_status_that_comes_with_the_acceptance_is_no_reason_to_try_again(u
     # Side by side, so that in some of them both are there before the bridge looks.
     await asyncio.gather(*(run() for _ in range(50)))
     assert len(servicer.requests) == 50
+
+
+async def test_the_conversation_a_request_belongs_to_is_passed_on(bridge, servicer):
+    seen = []
+
+    async def look(reply):
+        seen.append(dict(reply.context.invocation_metadata()).get("x-session-affinity"))
+        await reply.accept()
+        await reply.complete()
+
+    servicer.script = look
+    for session in ("a-1", "\u00e9"):
+        await bridge.ask(headers={"x-session-affinity": session.encode()})
+    assert seen == ["a-1", None]

@@ -1,0 +1,249 @@
+"""Turns a request body into a RunBody, whichever of the three forms it has: /ai/run's, or one of OpenAI's two.
+
+A body is held to its schema first, so what is read here has the right type. Knows fields; knows nothing of HTTP or gRPC.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from http_bridge import schemas
+from http_bridge.errors import ApiError
+from http_bridge.validation import Validator, bad_input
+
+Document = Mapping[str, Any]
+ToolChoice = Literal["auto", "none", "required"]
+
+_MAX_UINT32 = 2**32 - 1
+# What /ai/run allows; OpenAI's smallest values mean the same as these.
+_LEAST_TOP_P = 0.001
+_SEED_SPAN = 2**64
+_PROMPT = Validator(schemas.PROMPT_INPUT)
+_MESSAGES = Validator(schemas.MESSAGES_INPUT)
+_CHAT = Validator(schemas.CHAT_INPUT)
+_COMPLETION = Validator(schemas.COMPLETION_INPUT)
+_GENERIC = Validator(schemas.GENERIC_INPUT)
+# A JSON Schema in OpenAI's wrapping has no other keys than these.
+_WRAPPING = {"name", "description", "schema", "strict"}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """`arguments`: a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One message: who speaks (1 to 64 characters) and what was said (may be empty)."""
+
+    role: str
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """`parameters`: a JSON Schema as text, or empty."""
+
+    name: str
+    description: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunBody:
+    """A valid body. Exactly one of `prompt` and `turns` is not empty; None means that the client left a field out."""
+
+    prompt: str | None = None
+    turns: tuple[Turn, ...] = ()
+    raw: bool = False
+    stream: bool = False
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    reject_if_busy: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    tool_name: str = ""  # the one tool that must be called
+    json_schema: str | None = None  # the form of the reply, as JSON text; empty: any JSON object
+    logprobs: int | None = None  # alternatives for each token; None: no log probabilities
+    includes_usage: bool = False
+    echoes: bool = False
+
+
+def read_run(document: Document, *, model: str) -> RunBody:
+    """A body of /ai/run. `messages` win over `prompt`, and over `raw`, which belongs to it.
+
+    Raises ApiError: 400/5006 that names the wrong fields (the first 8) by their paths, 405/5005 for `lora`.
+    """
+    has_messages = document.get("messages") is not None
+    has_prompt = document.get("prompt") is not None
+    if not has_messages and not has_prompt:
+        raise bad_input(
+            _unmatched("required properties at '/' are 'prompt'", "required properties at '/' are 'messages'")
+        )
+    if problems := (_MESSAGES if has_messages else _PROMPT).problems(document):
+        other = "prompt" if has_messages else "messages"
+        missing = [] if has_messages and has_prompt else [f"required properties at '/' are '{other}'"]
+        raise bad_input(_unmatched(*missing, *problems))
+    if document.get("lora"):
+        raise ApiError(405, 5005, f"The model {model} does not support LoRa inference")
+    common = _common(document)
+    if has_messages:
+        return RunBody(**common, **_conversation(document))
+    return RunBody(**common, prompt=document["prompt"], raw=document.get("raw") is True)
+
+
+def read_chat(document: Document) -> RunBody:
+    """A body of /chat/completions. Raises ApiError 400/5006."""
+    _hold_to(_CHAT, document)
+    wanted = document.get("max_completion_tokens") or document.get("max_tokens")
+    logprobs = _whole(document.get("top_logprobs") or 0) if document.get("logprobs") else None
+    return RunBody(
+        **_common({**document, "max_tokens": wanted}),
+        **_conversation(document),
+        logprobs=logprobs,
+        includes_usage=_includes_usage(document),
+    )
+
+
+def read_completion(document: Document) -> RunBody:
+    """A body of /completions; the prompt is raw text, as there. Raises ApiError 400/5006."""
+    _hold_to(_COMPLETION, document)
+    prompt = document["prompt"]
+    return RunBody(
+        **_common(document),
+        prompt=prompt if isinstance(prompt, str) else prompt[0],
+        raw=True,
+        logprobs=_whole(document.get("logprobs")),
+        includes_usage=_includes_usage(document),
+        echoes=document.get("echo") is True,
+    )
+
+
+def read_generic(document: Document) -> tuple[str, dict[str, Any]]:
+    """Model and inputs of a body of /ai/run without a model in its path. Raises ApiError 400/5006."""
+    _hold_to(_GENERIC, document)
+    options = {"options": document["options"]} if document.get("options") else {}
+    return document["model"], {**document["input"], **options}
+
+
+def _hold_to(validator: Validator, document: Document) -> None:
+    if problems := validator.problems(document):
+        raise bad_input(", ".join(problems))
+
+
+def _unmatched(*problems: str) -> str:
+    """Workers AI holds a body to both of its forms, and tells what is in the way of each."""
+    return f"oneOf at '/' not met, 0 matches: {', '.join(problems)}"
+
+
+def _common(document: Document) -> dict[str, Any]:
+    stop = document.get("stop")
+    options = document.get("options") or {}
+    top_p, seed = document.get("top_p"), _whole(document.get("seed"))
+    max_tokens = _whole(document.get("max_tokens"))
+    return {
+        "stream": document.get("stream") is True,
+        # Longer than any model can reply; the server clamps it to the model's own limit.
+        "max_tokens": None if max_tokens is None else min(max_tokens, _MAX_UINT32),
+        "temperature": document.get("temperature"),
+        "top_p": None if top_p is None else max(top_p, _LEAST_TOP_P),
+        "top_k": _whole(document.get("top_k")),
+        "seed": None if seed is None else seed % _SEED_SPAN,
+        "repetition_penalty": document.get("repetition_penalty"),
+        "frequency_penalty": document.get("frequency_penalty"),
+        "presence_penalty": document.get("presence_penalty"),
+        "stop": (stop,) if isinstance(stop, str) else tuple(stop or ()),
+        "reject_if_busy": options.get("rejectIfBusy") is True,
+        "json_schema": _json_schema(document.get("response_format")),
+    }
+
+
+def _whole(value: float | None) -> int | None:
+    """5.0 is a whole number too, as in JSON Schema."""
+    return None if value is None else int(value)
+
+
+def _conversation(document: Document) -> dict[str, Any]:
+    choice: Any = document.get("tool_choice")
+    is_named = isinstance(choice, dict)
+    tool_name = choice["function"]["name"] if is_named else ""
+    tools = tuple(_tool(tool) for tool in document.get("tools") or ())
+    if is_named and tool_name not in [tool.name for tool in tools]:
+        raise bad_input("'/tool_choice/function/name' names none of the tools")
+    if choice == "required" and not tools:
+        raise bad_input("'/tool_choice' needs tools")
+    return {
+        "turns": tuple(_turn(message, f"/messages/{index}") for index, message in enumerate(document["messages"])),
+        "tools": tools,
+        "tool_choice": "required" if is_named else choice or "auto",
+        "tool_name": tool_name,
+    }
+
+
+def _turn(message: Document, path: str) -> Turn:
+    content = message.get("content")
+    calls = message.get("tool_calls") or ()
+    return Turn(
+        role=message["role"],
+        content="".join(part["text"] for part in content) if isinstance(content, list) else content or "",
+        tool_calls=tuple(_call(call, f"{path}/tool_calls/{index}") for index, call in enumerate(calls)),
+        tool_call_id=message.get("tool_call_id") or "",
+        name=message.get("name") or "",
+    )
+
+
+def _call(call: Document, path: str) -> ToolCall:
+    function = call.get("function") or call
+    if function.get("name") is None:
+        raise bad_input(f"required properties at '{path}' are 'function'")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        place = f"{path}/function/arguments" if call.get("function") else f"{path}/arguments"
+        arguments = _object(arguments or "{}", place)
+    return ToolCall(call.get("id") or "", function["name"], json.dumps(arguments or {}, ensure_ascii=False))
+
+
+def _object(text: str, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise bad_input(f"'{path}' must be a JSON object as text")
+    return value
+
+
+def _tool(tool: Document) -> Tool:
+    function = tool["function"] if isinstance(tool.get("function"), dict) else tool
+    parameters = function.get("parameters")
+    return Tool(function["name"], function.get("description") or "", json.dumps(parameters) if parameters else "")
+
+
+def _json_schema(response_format: Document | None) -> str | None:
+    if not response_format or response_format["type"] == "text":
+        return None
+    if response_format["type"] == "json_object":
+        return ""
+    schema = response_format["json_schema"]
+    if isinstance(schema, dict) and "schema" in schema and set(schema) <= _WRAPPING:
+        schema = schema["schema"]
+    return json.dumps(schema, ensure_ascii=False)
+
+
+def _includes_usage(document: Document) -> bool:
+    return (document.get("stream_options") or {}).get("include_usage") is True

@@ -1,0 +1,46 @@
+// The events of one run, read from the body of a POST: EventSource can only GET, and would ask again at the end.
+
+/** What the bridge answered instead of a reply. `code` is Cloudflare's number, or the HTTP status. */
+export class Refused extends Error {
+  constructor(code, message) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** Yields the data of each event as text. Throws Refused for an answer that is no stream. */
+export async function* events(url, { body, token, signal }) {
+  const response = await fetch(url, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...(token && { authorization: `Bearer ${token}` }) },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw await refusal(response);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) yield part.replace(/^data: /, "");
+  }
+}
+
+/** The answer of a GET in Cloudflare's envelope. */
+export async function get(url, token) {
+  const response = await fetch(url, { headers: token ? { authorization: `Bearer ${token}` } : {} });
+  if (!response.ok) throw await refusal(response);
+  return (await response.json()).result;
+}
+
+async function refusal(response) {
+  const text = await response.text();
+  try {
+    const { code, message } = JSON.parse(text).errors[0];
+    return new Refused(code, message);
+  } catch {
+    return new Refused(response.status, text || response.statusText);
+  }
+}

@@ -1,0 +1,39 @@
+"""/chat/completions and /completions: OpenAI's interface."""
+
+from http_bridge.bodies import RunBody, read_chat, read_completion
+from http_bridge.forms.base import ReplyForm
+from http_bridge.forms.openai import ChatForm, CompletionForm, OpenAiErrors
+from http_bridge.surfaces.base import Call, Job, check_model_name
+from http_bridge.translate import run_request
+from http_bridge.validation import load
+
+
+class ChatSurface:
+    """Chat completions."""
+
+    errors = OpenAiErrors()
+
+    def read(self, call: Call) -> Job:
+        document = load(call.data, call.max_bytes)
+        body = read_chat(document)
+        model = check_model_name(document["model"])
+        form = ChatForm(request_id=call.request_id, model=model, includes_usage=body.includes_usage)
+        return _job(call, body, model, form)
+
+
+class CompletionSurface:
+    """Completions: raw text in, its continuation out."""
+
+    errors = OpenAiErrors()
+
+    def read(self, call: Call) -> Job:
+        document = load(call.data, call.max_bytes)
+        body = read_completion(document)
+        model = check_model_name(document["model"])
+        echo = body.prompt or "" if body.echoes else ""
+        form = CompletionForm(request_id=call.request_id, model=model, includes_usage=body.includes_usage, echo=echo)
+        return _job(call, body, model, form)
+
+
+def _job(call: Call, body: RunBody, model: str, form: ReplyForm) -> Job:
+    return Job(run_request(body, call.profile, model=model, account=call.account), form, body.stream)

@@ -1,0 +1,179 @@
+"""Checks a JSON document against a JSON Schema, and says what is wrong with it in Workers AI's words.
+
+Knows JSON Schema and the sentences; knows nothing of which fields there are.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Never
+
+import jsonschema_rs
+
+from http_bridge.errors import ApiError
+
+Schema = Mapping[str, Any]
+
+# A body can hold a million wrong fields; its author reads a few, and nobody else shall wait for the rest.
+MAX_PROBLEMS = 8
+_GZIP_MAGIC = b"\x1f\x8b"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LARGEST_NUMBER = 1e300
+
+
+def bad_input(problem: str) -> ApiError:
+    return ApiError(400, 5006, f"Bad input: Error: {problem}")
+
+
+def load(data: bytes, max_bytes: int) -> dict[str, Any]:
+    """The JSON object of a body, which may be gzipped, whatever its headers say.
+
+    Raises ApiError: 400/3003 for an empty body, 413/3006 for one that unpacks to more than max_bytes, 400/5006 for anything
+    else that is no JSON object.
+    """
+    if not data:
+        raise ApiError(400, 3003, "Request is missing headers or body: body")
+    if data.startswith(_GZIP_MAGIC):
+        data = _unzipped(data, max_bytes)
+    document = _parsed(data)
+    if not isinstance(document, dict):
+        raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
+    # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can hold it.
+    if _SURROGATE.search(data) and (path := _path_of_surrogate(document, "")) is not None:
+        raise bad_input(f"'{path or '/'}' holds half of a surrogate pair, which is no character")
+    return document
+
+
+class Validator:
+    """Holds documents to one schema. Thread-safe."""
+
+    def __init__(self, schema: Schema) -> None:
+        """schema: JSON Schema, draft 2020-12, without $ref."""
+        self._schema = schema
+        self._validator = jsonschema_rs.Draft202012Validator(dict(schema))
+
+    def problems(self, document: Mapping[str, Any]) -> list[str]:
+        """What is wrong, in sentences without a full stop: the first MAX_PROBLEMS, then "and more"."""
+        found: list[str] = []
+        for error in self._validator.iter_errors(document):
+            sentence = self._sentence(error)
+            if sentence in found:
+                continue
+            if len(found) == MAX_PROBLEMS:
+                return [*found, "and more"]
+            found.append(sentence)
+        return found
+
+    def _sentence(self, error: jsonschema_rs.ValidationError) -> str:
+        path = _path(error.instance_path)
+        describe = _SENTENCES.get(error.kind.name)
+        if describe is None:
+            return f"'{path}' {error.message}"
+        return describe(path, error.instance, self._keyword(error.schema_path))
+
+    def _keyword(self, path: list[str | int]) -> Any:
+        """What the schema holds at the keyword that failed."""
+        value: Any = self._schema
+        for part in path:
+            value = value[part]
+        return value
+
+
+def type_name(value: object) -> str:
+    """JSON's name for the type of a parsed value."""
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _types(value: Any) -> str:
+    types = [value] if isinstance(value, str) else [name for name in value if name != "null"]
+    return " or ".join(f"'{name}'" for name in types)
+
+
+def _enum(path: str, value: Any, options: Any) -> str:
+    given = value if isinstance(value, str) else json.dumps(value)
+    # What was given may be as long as the body.
+    return f"enum {given:.100} not in {','.join(map(str, options))} at '{path}'"
+
+
+_SENTENCES: dict[str, Callable[[str, Any, Any], str]] = {
+    "type": lambda path, value, types: f"Type mismatch of '{path}', '{type_name(value)}' not in {_types(types)}",
+    "required": lambda path, value, names: f"required properties at '{path}' are '{','.join(names)}'",
+    "minimum": lambda path, value, limit: f"'{path}' must be >= {limit}",
+    "maximum": lambda path, value, limit: f"'{path}' must be <= {limit}",
+    "exclusiveMinimum": lambda path, value, limit: f"'{path}' must be > {limit}",
+    "minLength": lambda path, value, limit: f"'{path}' must not be empty",
+    "maxLength": lambda path, value, limit: f"'{path}' must be at most {limit} characters long",
+    "minItems": lambda path, value, limit: f"'{path}' must hold at least {limit} items",
+    "maxItems": lambda path, value, limit: f"'{path}' must hold at most {limit} items",
+    "enum": _enum,
+    "const": lambda path, value, option: _enum(path, value, [option]),
+}
+
+
+def _path(parts: list[str | int]) -> str:
+    return "/" + "/".join(map(str, parts))
+
+
+def _unzipped(data: bytes, max_bytes: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        unpacked = unpacker.decompress(data, max_bytes + 1)
+    except zlib.error:
+        raise bad_input("the body is not gzip, though it begins so") from None
+    if len(unpacked) > max_bytes:
+        raise ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
+    if not unpacker.eof:
+        raise bad_input("the body's gzip data ends too early")
+    return unpacked
+
+
+def zipped(data: bytes) -> bytes:
+    return gzip.compress(data, compresslevel=1, mtime=0)
+
+
+def _parsed(data: bytes) -> object:
+    try:
+        text = data.decode("utf-8-sig")
+        return json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer, parse_float=_parse_float)
+    except UnicodeDecodeError:
+        raise bad_input("the body is not UTF-8") from None
+    except RecursionError:
+        raise bad_input("the body is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise bad_input(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
+
+
+def _refuse_constant(name: str) -> Never:
+    raise bad_input(f"the body is not JSON ({name} is no JSON number)")
+
+
+def _parse_integer(digits: str) -> int | float:
+    # int() refuses thousands of digits with an error of its own; as a float such a number only fails its range.
+    return int(digits) if len(digits) <= 18 else _parse_float(digits)
+
+
+def _parse_float(digits: str) -> float:
+    return max(-_LARGEST_NUMBER, min(_LARGEST_NUMBER, float(digits)))
+
+
+def _path_of_surrogate(value: object, path: str) -> str | None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return path
+        return None
+    if isinstance(value, list):
+        items: list[tuple[object, object]] = list(enumerate(value))
+    elif isinstance(value, dict):
+        if any(_path_of_surrogate(name, path) is not None for name in value):
+            return path
+        items = list(value.items())
+    else:
+        return None
+    return next(
+        (found for name, item in items if (found := _path_of_surrogate(item, f"{path}/{name}")) is not None), None
+    )

@@ -1,0 +1,217 @@
+"""OpenAI's routes: shapes, chunks, usage, log probabilities, tool calls, and errors that both worlds can read."""
+
+import json
+
+import grpc
+import pytest
+
+from tailrace.v1 import inference_pb2 as pb
+
+MODEL = "@cf/meta/llama-2-7b-chat-int8"
+ACCOUNT_URL = "/client/v4/accounts/acc/ai/v1"
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+TEXT = {"model": MODEL, "prompt": "Once"}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture(params=[ACCOUNT_URL, "/v1"])
+def base(request):
+    return request.param
+
+
+def chunks(response):
+    """Payloads of a stream's events; the last must be [DONE]."""
+    *events, done = response.text.strip().split("\n\n")
+    assert done == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def call_of(text='{"city": "Kyoto"}'):
+    return pb.ToolCall(id="abcdefghi", name="weather", arguments=text)
+
+
+async def calls_a_tool(reply):
+    await reply.accept()
+    await reply.start()
+    await reply.context.write(pb.RunResponse(delta=pb.Delta(tool_calls=[call_of()])))
+    completed = pb.Completed(finish_reason=pb.FINISH_REASON_TOOL_CALLS, usage=pb.Usage(prompt_tokens=5))
+    await reply.context.write(pb.RunResponse(completed=completed))
+
+
+async def with_logprobs(reply):
+    await reply.accept()
+    await reply.start()
+    token = pb.Candidate(text="é".encode(), logprob=-0.5)
+    logprob = pb.TokenLogprob(token=token, top=[token])
+    await reply.context.write(pb.RunResponse(delta=pb.Delta(text="é", tokens=1, logprobs=[logprob])))
+    await reply.complete()
+
+
+async def test_a_chat_completion_has_openais_shape(bridge, base):
+    body = (await bridge.ask(CHAT, url=f"{base}/chat/completions")).json()
+    assert body["object"] == "chat.completion"
+    assert body["model"] == MODEL
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "New York\n“é”", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert body["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 7,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+async def test_a_completion_has_openais_shape(bridge, base):
+    body = (await bridge.ask(TEXT, url=f"{base}/completions")).json()
+    assert body["object"] == "text_completion"
+    assert body["choices"] == [{"index": 0, "text": "New York\n“é”", "logprobs": None, "finish_reason": "stop"}]
+
+
+async def test_chat_chunks_open_with_the_role_and_end_with_the_reason(bridge):
+    events = chunks(await bridge.ask({**CHAT, "stream": True}, url="/v1/chat/completions"))
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert deltas == [
+        {"role": "assistant", "content": ""},
+        {"content": "New"},
+        {"content": " York"},
+        {"content": "\n“é”"},
+        {},
+    ]
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None] * 4 + ["stop"]
+    assert len({(event["id"], event["created"], event["object"]) for event in events}) == 1
+    assert all("usage" not in event for event in events)
+
+
+async def test_usage_comes_in_a_chunk_without_choices_when_it_is_asked_for(bridge):
+    body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    *others, last = chunks(await bridge.ask(body, url="/v1/chat/completions"))
+    assert last["choices"] == [] and last["usage"]["total_tokens"] == 12
+    assert all(event["usage"] is None for event in others)
+
+
+async def test_a_streamed_completion_repeats_the_prompt_if_asked_to(bridge):
+    events = chunks(await bridge.ask({**TEXT, "stream": True, "echo": True}, url="/v1/completions"))
+    assert "".join(event["choices"][0]["text"] for event in events) == "OnceNew York\n“é”"
+
+
+@pytest.mark.parametrize("text", ["6", "null", "true", "[1]", '{"a":1}'])
+async def test_a_token_that_is_json_stays_a_string(bridge, servicer, text):
+    async def say(reply):
+        await reply.accept()
+        await reply.say(text)
+        await reply.complete()
+
+    servicer.script = say
+    events = chunks(await bridge.ask({**CHAT, "stream": True}, url="/v1/chat/completions"))
+    assert events[0]["choices"][0]["delta"]["content"] == text
+
+
+async def test_log_probabilities_have_openais_shape(bridge, servicer):
+    servicer.script = with_logprobs
+    body = {**CHAT, "logprobs": True, "top_logprobs": 1}
+    choice = (await bridge.ask(body, url="/v1/chat/completions")).json()["choices"][0]
+    entry = {"token": "é", "logprob": -0.5, "bytes": [195, 169]}
+    assert choice["logprobs"] == {"content": [{**entry, "top_logprobs": [entry]}]}
+    assert servicer.requests[0].logprobs.top == 1
+
+
+async def test_log_probabilities_of_a_completion_tell_where_tokens_begin(bridge, servicer):
+    servicer.script = with_logprobs
+    body = (await bridge.ask({**TEXT, "logprobs": 1, "echo": True}, url="/v1/completions")).json()
+    assert body["choices"][0]["logprobs"] == {
+        "tokens": ["é"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"é": -0.5}],
+        "text_offset": [4],
+    }
+
+
+async def test_a_whole_number_may_be_written_as_a_float(bridge, servicer):
+    await bridge.ask({**TEXT, "logprobs": 2.0}, url="/v1/completions")
+    await bridge.ask({**CHAT, "logprobs": True, "top_logprobs": 2.0}, url="/v1/chat/completions")
+    assert [request.logprobs.top for request in servicer.requests] == [2, 2]
+
+
+async def test_a_tool_call_is_a_message_without_content(bridge, servicer):
+    servicer.script = calls_a_tool
+    choice = (await bridge.ask({**CHAT, "tools": [TOOL]}, url="/v1/chat/completions")).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    function = {"name": "weather", "arguments": '{"city": "Kyoto"}'}
+    assert choice["message"]["tool_calls"] == [{"id": "abcdefghi", "type": "function", "function": function}]
+    assert [tool.name for tool in servicer.requests[0].chat.tools] == ["weather"]
+
+
+async def test_a_streamed_tool_call_has_an_index(bridge, servicer):
+    servicer.script = calls_a_tool
+    events = chunks(await bridge.ask({**CHAT, "tools": [TOOL], "stream": True}, url="/v1/chat/completions"))
+    (call,) = events[1]["choices"][0]["delta"]["tool_calls"]
+    assert (call["index"], call["function"]["name"]) == (0, "weather")
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_a_refusal_has_both_worlds_shapes(bridge, servicer, base):
+    response = await bridge.ask({**CHAT, "temperature": 9}, url=f"{base}/chat/completions")
+    body = response.json()
+    assert response.status_code == 400
+    assert body["error"] == {
+        "message": "Bad input: Error: '/temperature' must be <= 5",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "5006",
+    }
+    assert body["errors"][0]["code"] == 5006 and body["success"] is False
+    assert not servicer.requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"n": 2}, "'/n' must be <= 1"),
+        ({"logit_bias": {"5": 1}}, "/logit_bias"),
+        ({"model": None}, "Type mismatch of '/model'"),
+        ({"messages": []}, "'/messages' must hold at least 1 items"),
+        ({"tool_choice": "required"}, "'/tool_choice' needs tools"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": ""}}},
+            "'/tool_choice/function/name' must not be empty",
+        ),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "names none of the tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "names none of the tools"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "enum image_url not in text"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_and_not_dropped(bridge, servicer, fields, complaint):
+    response = await bridge.ask({**CHAT, **fields}, url="/v1/chat/completions")
+    assert (response.status_code, complaint in response.json()["error"]["message"]) == (400, True)
+    assert not servicer.requests
+
+
+async def test_a_failure_during_a_stream_is_an_error_chunk_and_no_end(bridge, servicer):
+    async def fail(reply):
+        await reply.accept()
+        await reply.say("one")
+        await reply.refuse(grpc.StatusCode.INTERNAL, "GENERATION_FAILED")
+
+    servicer.script = fail
+    response = await bridge.ask({**CHAT, "stream": True}, url="/v1/chat/completions")
+    last = response.text.strip().split("\n\n")[-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+
+
+async def test_max_completion_tokens_is_max_tokens(bridge, servicer):
+    await bridge.ask({**CHAT, "max_completion_tokens": 9}, url="/v1/chat/completions")
+    assert servicer.requests[0].sampling.max_tokens == 9
+
+
+async def test_what_is_not_text_generation_says_so(bridge, base):
+    for name in ("embeddings", "responses", "images/generations"):
+        response = await bridge.ask({"model": MODEL}, url=f"{base}/{name}")
+        assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 7000)
+        assert name in response.json()["error"]["message"]
