@@ -58,13 +58,14 @@ class Process:
 
 
 @asynccontextmanager
-async def process(module: str, **environment: str) -> AsyncIterator[Process]:
-    """`python -m module` with TAILRACE_* settings; killed at the end if it still runs."""
+async def process(module: str, *arguments: str, **environment: str) -> AsyncIterator[Process]:
+    """`python -m module arguments…` with TAILRACE_* settings; killed at the end if it still runs."""
     settings = {f"TAILRACE_{name.upper()}": value for name, value in environment.items()}
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         module,
+        *arguments,
         cwd=ROOT,
         env={**os.environ, **settings, "PYTHONUNBUFFERED": "1"},
         stdin=asyncio.subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""`python -m deploy.local`, which `make run` runs: both services, the curl, and a clean end."""
+"""`tailrace serve`, which `make run` runs: both services, the curl, and a clean end."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ def children(pid: int) -> list[int]:
 
 
 async def test_it_prints_a_curl_that_streams_as_it_stands_and_stops_both_on_ctrl_c(settings):
-    async with process("deploy.local", **settings) as stack:
+    async with process("tailrace_cli", "serve", **settings) as stack:
         await stack.line_with("Tailrace is ready")
         await stack.line_with('"stream": true')
         text = "".join(stack.lines)
@@ -48,7 +48,7 @@ async def test_it_prints_a_curl_that_streams_as_it_stands_and_stops_both_on_ctrl
 
 
 async def test_a_service_that_dies_takes_the_other_with_it_and_is_told_by_the_exit_code(settings):
-    async with process("deploy.local", **settings) as stack:
+    async with process("tailrace_cli", "serve", **settings) as stack:
         await stack.line_with("Tailrace is ready")
         server, bridge = await asyncio.to_thread(children, stack.pid)
         os.kill(server, signal.SIGKILL)

@@ -1,9 +1,10 @@
-"""`make run`: server and bridge on this machine, as two processes; prints the curl to try once both are ready.
+"""`tailrace serve`: server and bridge on this machine, as two processes; prints the curl to try once both are ready.
 
 Ctrl-C and SIGTERM stop both: the bridge first, so that it still gets the ends of its replies, then the server. Each
 finishes what it has accepted, within its own grace period; a second signal is passed on and cuts that short.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,12 +14,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-from inference_server.catalog import read_catalog
-from inference_server.config import DEFAULT_CATALOG
-from inference_server.errors import ConfigurationError
+from tailrace_cli.asking import Failure
 
 _POLL_SECONDS = 0.2
-_ROOT = Path(__file__).parent.parent
+# What the client alone does not need.
+_NEEDED = ("torch", "transformers", "starlette", "uvicorn")
 # This machine is asked directly, whatever proxy leads out of it.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -29,8 +29,11 @@ class _Stopped(Exception):
     """A signal asked for the end."""
 
 
-def main() -> int:
+def serve() -> int:
     """Returns 0 after a signal, else the exit code of the process that ended by itself."""
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        names = ", ".join(missing)
+        raise Failure(f"The services are not installed ({names} missing): pip install 'tailrace[server,bridge]'.")
     address = _http_address()
     if _is_ready(address):
         print(f"Something answers on {address} already; set TAILRACE_HTTP_ADDRESS to another address.", file=sys.stderr)
@@ -40,7 +43,7 @@ def main() -> int:
     try:
         for module in ("inference_server", "http_bridge"):
             # A session of its own: Ctrl-C in a terminal reaches this process alone, which then stops both in order.
-            processes.append(subprocess.Popen([sys.executable, "-m", module], cwd=_ROOT, start_new_session=True))
+            processes.append(subprocess.Popen([sys.executable, "-m", module], start_new_session=True))
         return _watch(processes, address)
     except _Stopped:
         return 0
@@ -100,6 +103,10 @@ def _is_ready(address: str) -> bool:
 
 
 def _first_model() -> str:
+    from inference_server.catalog import read_catalog
+    from inference_server.config import DEFAULT_CATALOG
+    from inference_server.errors import ConfigurationError
+
     try:
         return read_catalog(Path(_setting("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))[0].name
     except ConfigurationError:  # the server has read it, so it was changed since
@@ -118,11 +125,8 @@ curl -N -X POST \\
   -H "Content-Type:application/json" \\
   -d '{{ "prompt": "where is new york?", "stream": true }}'
 
+A playground is at http://{address}/
 gRPC listens on {_setting("TAILRACE_GRPC_ADDRESS", "127.0.0.1:50051")}. Ctrl-C stops both.
 """,
         flush=True,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
