@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 # Targets are no files, also where a folder has the same name.
-.PHONY: help install run test test-exact test-browser test-compose bench check format proto check-proto clean
+.PHONY: help install run test test-exact test-browser test-clients test-compose bench check format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: install ## Start server and bridge with the default model, and print the curl to try
-	@exec $(BIN)/python -m deploy.local
+	@exec $(BIN)/tailrace serve
 
 test: install ## Run the tests (some minutes)
 	$(PYTEST)
@@ -38,8 +38,11 @@ test: install ## Run the tests (some minutes)
 test-exact: install ## Compare with transformers token for token on the default model (long)
 	$(PYTEST) -m exact --timeout 1800 -s --verbosity=0 tests/exact
 
-test-browser: install ## Run the examples' pages in headless Chromium
+test-browser: install ## Run the playground and the examples' pages in headless Chromium
 	$(PYTEST) -m browser tests/browser
+
+test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
+	$(PYTEST) -m clients tests/clients
 
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)

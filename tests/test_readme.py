@@ -30,7 +30,7 @@ def table() -> str:
 def _default(name: str, value: object) -> str:
     if name == "cache_dir":
         return "`~/.cache/tailrace`"
-    if value is None or value is PydanticUndefined or value == ():
+    if value is None or value is PydanticUndefined or value in ((), ""):
         return "unset"
     if isinstance(value, Path):
         return f"`{value.relative_to(README.parent)}`"

@@ -46,10 +46,11 @@ class Run:
 class Stack:
     """Addresses are host:port. Every process logs to a file of its own in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, catalog: str = "") -> None:
+        """catalog: its text; empty: the default catalog with short replies."""
         self._folder = folder
         self._catalog = folder / "catalog.toml"
-        self._catalog.write_text(_short_catalog(_DEFAULT_CATALOG.read_text()))
+        self._catalog.write_text(catalog or _short_catalog(_DEFAULT_CATALOG.read_text()))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.grpc_address, self.http_address, self.web_address = (free_address() for _ in range(3))
 

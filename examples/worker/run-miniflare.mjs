@@ -1,0 +1,20 @@
+// miniflare 4: its remote bindings, pointed at the bridge.
+
+import { readFileSync } from "node:fs";
+import { Miniflare } from "miniflare";
+
+const [host, port] = (process.env.LISTEN ?? "127.0.0.1:8788").split(":");
+const bridge = new URL(process.env.BRIDGE ?? "http://127.0.0.1:8787");
+if (process.env.TAILRACE_TOKEN) {
+  console.error("miniflare sends no token: point BRIDGE at the listener of TAILRACE_BINDING_ADDRESS.");
+}
+const miniflare = new Miniflare({
+  host,
+  port: Number(port),
+  modules: true,
+  script: readFileSync(new URL("modern.js", import.meta.url), "utf8"),
+  compatibilityDate: "2026-04-01",
+  ai: { binding: "AI", remoteProxyConnectionString: bridge },
+});
+console.log(String(await miniflare.ready));
+for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => miniflare.dispose().then(() => process.exit(0)));

