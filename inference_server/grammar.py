@@ -119,12 +119,16 @@ class _Followed:
             raise GrammarError(self._matcher.get_error())
 
 
-def _parsed(schema: str) -> dict[str, Any] | bool:
+def _parsed(schema: str) -> dict[str, Any]:
     try:
         parsed = json.loads(schema)
     except (ValueError, RecursionError):
         raise GrammarError("is not JSON") from None
-    if not isinstance(parsed, dict | bool):
+    if parsed is True:
+        return {}
+    if parsed is False:
+        raise GrammarError("allows no document at all")
+    if not isinstance(parsed, dict):
         raise GrammarError("is not a JSON Schema: an object, true or false")
     return parsed
 

@@ -72,7 +72,11 @@ def test_a_keyword_that_is_not_supported_is_named(grammars, schema, named):
         grammars.json_schema(json.dumps(schema))
 
 
-@pytest.mark.parametrize("schema", ["{", "[]", '"string"', '{"type": "nothing"}', '{"$ref": "#/nowhere"}'])
+def test_the_schema_true_allows_any_document(grammars, tokenizer):
+    assert grammars.json_schema("true").allowed().any()
+
+
+@pytest.mark.parametrize("schema", ["{", "[]", "false", '"string"', '{"type": "nothing"}', '{"$ref": "#/nowhere"}'])
 def test_what_is_no_schema_is_refused(grammars, schema):
     with pytest.raises(GrammarError):
         grammars.json_schema(schema)
