@@ -18,7 +18,7 @@ from benchmarks.processes import ROOT, Child
 from benchmarks.rounds import Results, prepare, run_rounds, tell
 from benchmarks.scenarios import FULL, QUICK, Size
 
-SCENARIOS = ["short", "long", "turns", "arrival", "share", "waiting", "instant"]
+SCENARIOS = ["short", "long", "turns", "arrival", "constraint", "share", "waiting", "instant"]
 RESULTS = Path(__file__).parent / "results"
 _MODEL_CODE = """
 import json

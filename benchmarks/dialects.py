@@ -54,6 +54,8 @@ class WorkersAi(Dialect):
             body["messages"] = request.messages
         else:
             body |= {"prompt": request.text, "raw": True}
+        if request.schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
         return f"/client/v4/accounts/local/ai/run/{self.fields['model']}", body
 
     def text(self, event: dict[str, Any]) -> str:

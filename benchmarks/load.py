@@ -18,6 +18,7 @@ class Request:
     text: str = ""
     prompt_ids: list[int] = field(default_factory=list)
     messages: list[dict[str, str]] | None = None
+    schema: dict[str, Any] | None = None  # the reply must begin a document of it; Tailrace alone is asked for that
     after_events: int = 0  # start when each earlier request has had this many events; 0: at once
 
 

@@ -167,11 +167,25 @@ def _bridge(document: Document) -> str:
             f"\nOver an instant engine and 64 streams the bridge passes on {number(speed)} tokens per CPU second "
             f"({number(paced)} when each stream gets one every 25 ms) and adds {number(rest - grpc)} ms to the TTFT.\n"
         )
+    text += _constraint(document)
     waiting = [median(document, "tailrace-one-slot", "waiting", f"{role}_kib_per_request") for role in _ROLES]
     if all(kib is not None for kib in waiting):
         server, bridge = (number(kib) for kib in waiting if kib is not None)
         text += f"\nA request that waits for a slot takes {server} KiB in the server and {bridge} KiB in the bridge.\n"
     return text
+
+
+def _constraint(document: Document) -> str:
+    parts = []
+    for streams in document["size"].get("constraint_streams", ()):
+        case = f"constraint-{streams}"
+        names = ("cost_us_per_token", "free_step_ms", "step_ms")
+        cost, free, held = (median(document, "tailrace-16bit", case, name) for name in names)
+        if cost is not None and free is not None and held is not None:
+            parts.append(
+                f"{number(cost)} µs at {_streams(streams)} (a step takes {number(held)} ms instead of {number(free)})"
+            )
+    return f"\nHolding a reply to a JSON Schema costs for each token {', '.join(parts)}.\n" if parts else ""
 
 
 # What is divided by what: title, case, figure, over which peers.

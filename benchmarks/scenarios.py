@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.load import Load, Outcome, Request
 from benchmarks.peers.base import Running
 from benchmarks.processes import MemoryWatch, cpu_seconds
-from benchmarks.statistics import Figures, arrival, percentile, summary
+from benchmarks.statistics import Figures, arrival, percentile, step_ms, summary
 from benchmarks.workload import LONG_TOKENS, SHORT_TOKENS, Workload
 
 
@@ -25,6 +25,7 @@ class Size:
     short_reply: int = 128
     long_reply: int = 32
     turn_reply: int = 64
+    constraint_streams: tuple[int, ...] = (1, 8, 32)
     arrival_streams: int = 16
     arrival_reply: int = 200
     waiting_requests: int = 800
@@ -42,6 +43,7 @@ QUICK = Size(
     short_reply=24,
     long_reply=8,
     turn_reply=16,
+    constraint_streams=(1, 8),
     arrival_streams=4,
     arrival_reply=48,
     waiting_requests=100,
@@ -50,6 +52,23 @@ QUICK = Size(
     instant_tokens=200,
     timeout_s=120.0,
 )
+
+# Long enough for any reply, and of most kinds of value that a grammar must look into.
+_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 500,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 30},
+            "kind": {"enum": ["city", "river", "mountain"]},
+            "height": {"type": "integer", "minimum": 0, "maximum": 9000},
+            "is_old": {"type": "boolean"},
+        },
+        "required": ["name", "kind", "height", "is_old"],
+        "additionalProperties": False,
+    },
+}
 
 # Between the last request and its being counted among those that wait.
 _SETTLING_SECONDS = 2.0
@@ -91,6 +110,10 @@ class Questions:
 
     def arrival(self) -> Cases:
         yield self._case("arrival", self._arrival)
+
+    def constraint(self) -> Cases:
+        for streams in self._size.constraint_streams:
+            yield self._case(f"constraint-{streams}", self._constrained, streams)
 
     def waiting(self) -> Cases:
         yield self._case("waiting", self._waiting)
@@ -166,6 +189,22 @@ class Questions:
         late = self._request(LONG_TOKENS, 8, after_events=size.arrival_reply // 4)
         records = self._run([*streams, late]).records
         return arrival(records[:-1], records[-1])
+
+    def _constrained(self, streams: int) -> Figures:
+        """The same number of streams without a schema and with one: the time of a step, and what each token costs more."""
+        steps = []
+        for schema in (None, _SCHEMA):
+            requests = [
+                replace(self._request(SHORT_TOKENS, self._size.short_reply), schema=schema) for _ in range(streams)
+            ]
+            steps.append(step_ms(self._run(requests).records))
+        free, held = steps
+        return {
+            "free_step_ms": free,
+            "step_ms": held,
+            "steps_ratio": held / free,
+            "cost_us_per_token": (held - free) / streams * 1e3,
+        }
 
     def _waiting(self) -> Figures:
         """What each process takes for a request that waits for the only slot."""

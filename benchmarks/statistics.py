@@ -41,6 +41,11 @@ def summary(records: Sequence[Record]) -> Figures:
     return figures
 
 
+def step_ms(records: Sequence[Record]) -> float:
+    """Median over the replies of the time that one token took after the first; needs replies of two tokens or more."""
+    return median((record.events[-1] - record.events[0]) / (record.completion_tokens - 1) * 1e3 for record in records)
+
+
 def arrival(streams: Sequence[Record], late: Record) -> Figures:
     """How running streams fare while a long prompt arrives: gaps before it, and gaps that overlap its prefill."""
     before, during = [], []

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from tailrace_cli.asking import HOW_TO_INSTALL
+
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _SECONDS = 5.0
 _GIB = 2**30
@@ -70,15 +72,14 @@ def _cpu_features() -> set[str]:
 
 
 def _packages() -> Iterator[Finding]:
-    for extra, names in {
-        "server": ("torch", "transformers", "bitsandbytes"),
-        "bridge": ("starlette", "uvicorn"),
-    }.items():
-        for name in names:
-            try:
-                yield Finding(True, f"{name} {version(name)}")
-            except PackageNotFoundError:
-                yield Finding(None, f"{name} is not installed", f"To serve: pip install 'tailrace[{extra}]'.")
+    missing = []
+    for name in ("torch", "transformers", "bitsandbytes", "starlette", "uvicorn"):
+        try:
+            yield Finding(True, f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        yield Finding(None, f"not installed, and needed to serve: {', '.join(missing)}", HOW_TO_INSTALL)
     if importlib.util.find_spec("torch") is not None:
         yield _cuda()
 

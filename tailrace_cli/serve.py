@@ -14,7 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from tailrace_cli.asking import Failure
+from tailrace_cli.asking import HOW_TO_INSTALL, Failure
 
 _POLL_SECONDS = 0.2
 # What the client alone does not need.
@@ -33,7 +33,7 @@ def serve() -> int:
     """Returns 0 after a signal, else the exit code of the process that ended by itself."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         names = ", ".join(missing)
-        raise Failure(f"The services are not installed ({names} missing): pip install 'tailrace[server,bridge]'.")
+        raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
     address = _http_address()
     if _is_ready(address):
         print(f"Something answers on {address} already; set TAILRACE_HTTP_ADDRESS to another address.", file=sys.stderr)

@@ -57,9 +57,9 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Asked by gRPC too, for the bridge's own share."""
+    """Asked by gRPC too, for the bridge's own share, and for replies that a schema holds to."""
 
-    scenarios = (*Tailrace.scenarios, "share")
+    scenarios = (*Tailrace.scenarios, "constraint", "share")
 
 
 class BatchInvariant(Tailrace):
