@@ -3,6 +3,7 @@
 import json
 import time
 from abc import abstractmethod
+from typing import Literal
 
 from http_bridge import sse
 from http_bridge.errors import ApiError
@@ -17,6 +18,9 @@ _FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_TIME_LIMIT: "length",
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
+# Where a stream tells its usage: in a chunk of its own without choices, as asked for; in the one with the finish reason,
+# where clients of Cloudflare's own address expect it unasked; nowhere.
+UsagePlace = Literal["own_chunk", "last_choice", "nowhere"]
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -39,25 +43,27 @@ class _OpenAiForm(ReplyForm):
     whole_object: str
     chunk_object: str
 
-    def __init__(self, *, request_id: str, model: str, includes_usage: bool) -> None:
+    def __init__(self, *, request_id: str, model: str, usage: UsagePlace) -> None:
         self._id = f"{self.id_prefix}{request_id.replace('-', '')}"
         self._created = int(time.time())
         self._model = model
-        self._includes_usage = includes_usage
+        self._usage = usage
 
     @property
     @abstractmethod
     def id_prefix(self) -> str: ...
 
     @abstractmethod
-    def _chunk(self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None) -> bytes: ...
+    def _chunk(
+        self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None, **rest: object
+    ) -> bytes: ...
 
     def _head(self, kind: str) -> JsonObject:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
     def _event(self, choices: list[JsonObject], **rest: object) -> bytes:
         payload = {**self._head(self.chunk_object), "choices": choices, **rest}
-        if self._includes_usage and "usage" not in rest:
+        if self._usage == "own_chunk" and "usage" not in rest:
             payload["usage"] = None
         return sse.event(payload)
 
@@ -66,9 +72,13 @@ class _OpenAiForm(ReplyForm):
         return json_bytes({**self._head(self.whole_object), "choices": [choice], "usage": usage})
 
     def _end(self, completed: Completed) -> bytes:
-        if not self._includes_usage:
+        if self._usage != "own_chunk":
             return sse.DONE
         return self._event([], usage=usage_payload(completed, counts_cached=True)) + sse.DONE
+
+    def _last_usage(self, completed: Completed) -> JsonObject:
+        told = self._usage == "last_choice"
+        return {"usage": usage_payload(completed, counts_cached=True)} if told else {}
 
     def failure(self, error: ApiError, request_id: str) -> bytes:
         return sse.event({"error": _error(error)})
@@ -81,13 +91,13 @@ class ChatForm(_OpenAiForm):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, *, request_id: str, model: str, includes_usage: bool) -> None:
-        super().__init__(request_id=request_id, model=model, includes_usage=includes_usage)
+    def __init__(self, *, request_id: str, model: str, usage: UsagePlace) -> None:
+        super().__init__(request_id=request_id, model=model, usage=usage)
         self._num_calls = 0
         head = json.dumps(self._head(self.chunk_object), separators=(",", ":"), ensure_ascii=False)
         self._before = f'data: {head[:-1]},"choices":[{{"index":0,"delta":{{"content":'
-        usage = ',"usage":null' if includes_usage else ""
-        self._after = f'}},"logprobs":null,"finish_reason":null}}]{usage}}}\n\n'
+        no_usage = ',"usage":null' if usage == "own_chunk" else ""
+        self._after = f'}},"logprobs":null,"finish_reason":null}}]{no_usage}}}\n\n'
 
     def whole(self, reply: Whole) -> bytes:
         message: JsonObject = {"role": "assistant", "content": reply.text, "refusal": None}
@@ -122,10 +132,14 @@ class ChatForm(_OpenAiForm):
         return self._chunk(content, logprobs=logprobs)
 
     def end(self, completed: Completed) -> bytes:
-        return self._chunk({}, _FINISH_REASONS[completed.finish_reason]) + self._end(completed)
+        reason = _FINISH_REASONS[completed.finish_reason]
+        return self._chunk({}, reason, **self._last_usage(completed)) + self._end(completed)
 
-    def _chunk(self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None) -> bytes:
-        return self._event([{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}])
+    def _chunk(
+        self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None, **rest: object
+    ) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return self._event([choice], **rest)
 
 
 class CompletionForm(_OpenAiForm):
@@ -134,9 +148,9 @@ class CompletionForm(_OpenAiForm):
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, *, request_id: str, model: str, includes_usage: bool, echo: str) -> None:
+    def __init__(self, *, request_id: str, model: str, usage: UsagePlace, echo: str) -> None:
         """`echo`: the prompt, if it is to precede the reply."""
-        super().__init__(request_id=request_id, model=model, includes_usage=includes_usage)
+        super().__init__(request_id=request_id, model=model, usage=usage)
         self._echo = echo
         self._offset = len(echo)
 
@@ -161,10 +175,13 @@ class CompletionForm(_OpenAiForm):
         return self._chunk({"text": delta.text}, logprobs=self._logprobs(list(delta.logprobs)))
 
     def end(self, completed: Completed) -> bytes:
-        return self._chunk({"text": ""}, _FINISH_REASONS[completed.finish_reason]) + self._end(completed)
+        reason = _FINISH_REASONS[completed.finish_reason]
+        return self._chunk({"text": ""}, reason, **self._last_usage(completed)) + self._end(completed)
 
-    def _chunk(self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None) -> bytes:
-        return self._event([{"index": 0, **delta, "logprobs": logprobs, "finish_reason": finish_reason}])
+    def _chunk(
+        self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None, **rest: object
+    ) -> bytes:
+        return self._event([{"index": 0, **delta, "logprobs": logprobs, "finish_reason": finish_reason}], **rest)
 
     def _logprobs(self, items: list[TokenLogprob]) -> JsonObject:
         texts = [_text(item.token.text) for item in items]

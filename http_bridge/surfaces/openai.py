@@ -2,7 +2,7 @@
 
 from http_bridge.bodies import RunBody, read_chat, read_completion
 from http_bridge.forms.base import ReplyForm
-from http_bridge.forms.openai import ChatForm, CompletionForm, OpenAiErrors
+from http_bridge.forms.openai import ChatForm, CompletionForm, OpenAiErrors, UsagePlace
 from http_bridge.surfaces.base import Call, Job, check_model_name
 from http_bridge.translate import run_request
 from http_bridge.validation import load
@@ -17,7 +17,7 @@ class ChatSurface:
         document = load(call.data, call.max_bytes)
         body = read_chat(document)
         model = check_model_name(document["model"])
-        form = ChatForm(request_id=call.request_id, model=model, includes_usage=body.includes_usage)
+        form = ChatForm(request_id=call.request_id, model=model, usage=_usage_place(call, body))
         return _job(call, body, model, form)
 
 
@@ -31,8 +31,14 @@ class CompletionSurface:
         body = read_completion(document)
         model = check_model_name(document["model"])
         echo = body.prompt or "" if body.echoes else ""
-        form = CompletionForm(request_id=call.request_id, model=model, includes_usage=body.includes_usage, echo=echo)
+        form = CompletionForm(request_id=call.request_id, model=model, usage=_usage_place(call, body), echo=echo)
         return _job(call, body, model, form)
+
+
+def _usage_place(call: Call, body: RunBody) -> UsagePlace:
+    if body.includes_usage:
+        return "own_chunk"
+    return "last_choice" if call.account else "nowhere"
 
 
 def _job(call: Call, body: RunBody, model: str, form: ReplyForm) -> Job:

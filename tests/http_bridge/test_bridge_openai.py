@@ -95,6 +95,13 @@ async def test_usage_comes_in_a_chunk_without_choices_when_it_is_asked_for(bridg
     assert all(event["usage"] is None for event in others)
 
 
+async def test_at_cloudflares_place_usage_comes_unasked_with_the_finish_reason(bridge):
+    for route, body in (("chat/completions", CHAT), ("completions", TEXT)):
+        *others, last = chunks(await bridge.ask({**body, "stream": True}, url=f"{ACCOUNT_URL}/{route}"))
+        assert (last["choices"][0]["finish_reason"], last["usage"]["total_tokens"]) == ("stop", 12)
+        assert all("usage" not in event for event in others)
+
+
 async def test_a_streamed_completion_repeats_the_prompt_if_asked_to(bridge):
     events = chunks(await bridge.ask({**TEXT, "stream": True, "echo": True}, url="/v1/completions"))
     assert "".join(event["choices"][0]["text"] for event in events) == "OnceNew York\n“é”"
