@@ -9,12 +9,15 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:  # it takes seconds, and who only refuses a request does not need it
     from torch import Tensor
 
 # Between the parts of a document a model may write one line end and some spaces, or nothing; without a bound, a small
 # model may write nothing else until max_tokens.
 JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
+_WORD_BITS = 32
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys?: \[(?P<keys>[^\]]*)\]")
 _QUOTED = re.compile(r'"([^"]+)"')
 
@@ -31,7 +34,7 @@ class Constraint(Protocol):
         """Whether nothing but an end token may follow what was accepted."""
 
     def allowed(self) -> "Tensor":
-        """(vocab_size,) bool on the CPU: the tokens that may come next, at least one. Raises GrammarError."""
+        """(vocab_size,) uint8 on the CPU: 1 for the tokens that may come next, at least one, else 0. Raises GrammarError."""
 
     def accept(self, token_id: int) -> None:
         """Go on by a token that was allowed."""
@@ -44,6 +47,7 @@ class Grammars:
         """`tokenizer`: of transformers, with a `tokenizers` back end. vocab_size: how many logits a token has."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._num_followed = max(vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
         self._lock = threading.Lock()
         self._followed: Any = (
             None  # the tokenizer as llguidance has it, made when first needed: that takes half a second
@@ -75,7 +79,7 @@ class Grammars:
         matcher = LLMatcher(self._llguidance_tokenizer(), grammar, log_level=0)
         if error := matcher.get_error():
             raise GrammarError(_explained(error))
-        return _Followed(matcher, self._vocab_size)
+        return _Followed(matcher, self._vocab_size, self._num_followed)
 
     def _llguidance_tokenizer(self) -> Any:
         from llguidance import LLTokenizer
@@ -87,16 +91,18 @@ class Grammars:
                 backend = self._tokenizer.backend_tokenizer
                 self._followed = LLTokenizer(
                     backend.to_str(),
-                    n_vocab=max(self._vocab_size, backend.get_vocab_size()),
+                    n_vocab=self._num_followed,
                     eos_token=self._tokenizer.eos_token_id,
                 )
             return self._followed
 
 
 class _Followed:
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, num_followed: int) -> None:
+        """num_followed: how many tokens the matcher knows; the model may have logits for fewer."""
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._bits = np.zeros(-(-num_followed // _WORD_BITS), dtype=np.uint32)
 
     @property
     def is_complete(self) -> bool:
@@ -105,10 +111,11 @@ class _Followed:
     def allowed(self) -> "Tensor":
         import torch
 
-        # A byte for each token, 0 or 200.
-        bias = bytearray(self._matcher.compute_logit_bias())
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
-        return torch.frombuffer(bias, dtype=torch.uint8)[: self._vocab_size] != 0
+        # Token i is bit i % 32 of word i // 32; words are little-endian.
+        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
+        return torch.from_numpy(allowed)
 
     def accept(self, token_id: int) -> None:
         # What it costs shows itself when it is asked for the next tokens.

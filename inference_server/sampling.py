@@ -26,6 +26,7 @@ _NUM_PIECES = 8
 # Rows are taken together up to so many logits on a CPU, so that what is made of them stays in the core's cache.
 _CACHED_LOGITS = 65_536
 _LARGEST_LOGIT = 1e30
+_FORBIDDEN = 1e38  # taken from the logit of a token that must not be chosen
 
 
 class PenaltyState:
@@ -48,7 +49,7 @@ class Row:
     params: SamplingParams
     position: int
     penalties: PenaltyState | None = None
-    allowed: Tensor | None = None  # (vocab_size,) bool on the CPU: no other tokens take part
+    allowed: Tensor | None = None  # (vocab_size,) uint8 on the CPU: tokens with 0 take no part
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,14 @@ def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
 
 def _forbid(logits: Tensor, rows: Items[Row]) -> bool:
     """Take out the tokens that a grammar does not allow; returns whether any row has one."""
-    constrained = [index for index, row in enumerate(rows) if row.allowed is not None]
-    if constrained:
-        allowed = torch.stack([row.allowed for row in rows if row.allowed is not None]).to(logits.device)
-        logits[constrained] = logits[constrained].masked_fill(~allowed, -torch.inf)
-    return bool(constrained)
+    has_any = False
+    for index, row in enumerate(rows):
+        if row.allowed is not None:
+            has_any = True
+            # Far below every logit. masked_fill with -inf takes ten times as long on a CPU.
+            out = logits[index]
+            torch.add(out, row.allowed.to(logits.device).float() - 1, alpha=_FORBIDDEN, out=out)
+    return has_any
 
 
 def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]:
