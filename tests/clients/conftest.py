@@ -1,6 +1,7 @@
 """A running stack for every test of this folder, with replies of full length, and its address as clients want it."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,13 @@ from inference_server.config import DEFAULT_CATALOG
 from tests.e2e.stack import Stack
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
+# Generated requests that were sent, by the model they were sent to: what the tests are worth depends on how many.
+generated: Counter[str] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for model, count in generated.items():
+        terminalreporter.write_line(f"{count} generated requests over {model}")
 
 
 @pytest.fixture(scope="session")

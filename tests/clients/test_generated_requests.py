@@ -1,7 +1,6 @@
 """Thousands of requests made from the API's own description: no answer is a 5xx, and none is of an undescribed kind."""
 
 from collections.abc import Iterator
-from itertools import count
 
 import pytest
 import schemathesis
@@ -13,6 +12,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from http_bridge.openapi import DOCUMENT
+from tests.clients.conftest import generated
 from tests.e2e.stack import Stack
 from tests.servers import MODEL, write_catalog
 
@@ -29,7 +29,6 @@ DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
 MANY, FEW = 320, 32
 
 description = schemathesis.openapi.from_dict(DOCUMENT)
-numbers = count()
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +46,14 @@ def instant(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 def ask(case: schemathesis.Case, stack: Stack, model: str) -> None:
     """Send it, for three of four to a model that there is, and hold the answer to the description."""
-    if next(numbers) % 4:
+    if generated.total() % 4:
         if "model" in (case.path_parameters or {}):
             case.path_parameters["model"] = model
         if "cf-consn-model-id" in (case.headers or {}):
             case.headers["cf-consn-model-id"] = model
         if isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = model
+    generated["the tiny model" if model == MODEL else "the default model"] += 1
     response = case.call(base_url=f"http://{stack.http_address}", timeout=60)
     case.validate_response(response, checks=CHECKS)
 
