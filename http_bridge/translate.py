@@ -199,6 +199,8 @@ _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
     "PROMPT_TOO_LONG": lambda details, model: _prompt_too_long(details),
     "NO_ROOM_FOR_REPLY": lambda details, model: _no_room_for_reply(details),
     "CAPACITY_EXCEEDED": lambda details, model: _capacity_exceeded(),
+    "RATE_LIMITED": lambda details, model: ApiError(429, 3021, "rate limiting: inference request per min rate reached"),
+    "CLIENT_TOO_SLOW": lambda details, model: request_timeout(),
     "SERVER_STOPPING": lambda details, model: _unavailable(),
     "MODEL_NOT_READY": lambda details, model: _unavailable(),
     "GENERATION_FAILED": lambda details, model: ApiError(500, 3000, "The model failed while generating this reply."),

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_server.errors import ConfigurationError
@@ -32,6 +32,15 @@ class Settings(BaseSettings):
     )
     max_running_seqs: int = Field(64, ge=1, le=1024, description="Sequences decoded together, for each loaded model")
     max_waiting_seqs: int = Field(256, ge=0, description="Requests that may wait for a slot, for each loaded model")
+    max_waiting_tokens: int = Field(
+        524_288, ge=1, description="Prompt tokens that may wait for a slot, for each loaded model"
+    )
+    max_account_seqs: int | None = Field(
+        None, ge=1, description="Sequences of one account decoded together, for each loaded model; unset: all slots"
+    )
+    account_requests_per_minute: int | None = Field(
+        None, ge=1, description="Requests that an account may send in a minute, all models together; unset: any number"
+    )
     kv_cache_tokens: int | None = Field(
         None,
         ge=1,
@@ -75,11 +84,37 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Time that running replies get to finish on SIGTERM"
     )
+    write_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Time after which a reply is given up that its client does not read",
+    )
+    stall_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Time without a step while work waits after which health says NOT_SERVING",
+    )
+    stall_exit_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Further time without a step after which the process ends with 1, to be started anew",
+    )
+    metrics_address: str = Field(
+        "", description="Where Prometheus finds the server's metrics, host:port; empty: nowhere"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged")
 
-    @field_validator("grpc_address")
+    @field_validator("grpc_address", "metrics_address")
     @classmethod
-    def _has_port(cls, value: str) -> str:
+    def _has_port(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "metrics_address":
+            return value
         host, _, port = value.rpartition(":")
         if not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("must be host:port, for example 127.0.0.1:50051")

@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Set
 from types import TracebackType
 
+from inference_server.admission import Admission, Room, Ticket
 from inference_server.blocks import BlockPool
-from inference_server.errors import CapacityExceeded, GenerationFailed, ServerStopping
+from inference_server.errors import GenerationFailed, ModelNotReady, ServerStopping
 from inference_server.runner import ModelRunner
 from inference_server.scheduler import Policy, Scheduler
-from inference_server.sequence import Completed, Delta, Event, Failed, GenerationRequest, Sequence, TextStream
+from inference_server.sequence import Completed, Delta, Event, Failed, GenerationRequest, Sequence, Started, TextStream
 from inference_server.stepping import Stepper
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ MAX_JOINED_DELTAS = 64
 class Reply:
     """The events of one request. Leaving the block before the last event cancels the request."""
 
-    def __init__(self, release: Callable[["Reply"], None]) -> None:
+    def __init__(self, release: Callable[["Reply"], None], ticket: Ticket) -> None:
+        self.ticket = ticket
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._release = release
         self._is_done = False
@@ -90,7 +92,7 @@ class Engine:
         *,
         end_ids: Set[int],
         policy: Policy,
-        max_waiting_seqs: int,
+        room: Room,
         max_unused_blocks: int | None = None,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
@@ -104,16 +106,15 @@ class Engine:
             num_blocks=cache.num_blocks - 1, block_size=cache.block_size, max_unused_blocks=max_unused_blocks
         )
         self.scheduler = Scheduler(pool, policy)
-        self.max_running_seqs = policy.max_running_seqs
+        self.admission = Admission(room)
+        self.is_stalled = False  # the watchdog says so
         self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit)
-        self._max_waiting_seqs = max_waiting_seqs
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._emitted: list[tuple[Reply, Event]] = []  # the thread's own, until published
         self._in_flight: set[Reply] = set()
-        self._seconds_per_request = 1.0  # between two that finish, while requests wait
-        self._last_finished = time.monotonic()
+        self._last_progress = time.monotonic()  # written by both threads: the newest counts
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_accepting = True
@@ -126,9 +127,17 @@ class Engine:
         return len(self._in_flight)
 
     def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
-        """Accept a request into the waiting room. Raises CapacityExceeded or ServerStopping; then nothing happened."""
-        self.check_capacity(reject_if_busy=request.reject_if_busy)
-        reply = Reply(self._cancel)
+        """Accept a request into the waiting room. Raises what `check_capacity` raises; then nothing happened."""
+        num_tokens = len(request.prompt_ids)
+        self.check_capacity(
+            request.account,
+            num_tokens=num_tokens,
+            reject_if_busy=request.reject_if_busy,
+            deadline_seconds=request.deadline_seconds,
+        )
+        if not self._in_flight:
+            self._last_progress = time.monotonic()
+        reply = Reply(self._cancel, self.admission.enter(request.account, num_tokens))
         seq = Sequence(request=request, text=text, sink=reply, arrived=time.monotonic())
         self._in_flight.add(reply)
         self._idle.clear()
@@ -144,20 +153,46 @@ class Engine:
         """End the thread after its step; what still runs fails with ServerStopping."""
         self._is_accepting = False
         self._commands.put(None)
-        await asyncio.to_thread(self._thread.join, 10.0)
+        # A thread that hangs does not come back.
+        await asyncio.to_thread(self._thread.join, 0.1 if self.is_stalled else 10.0)
         for reply in list(self._in_flight):
             self._deliver([(reply, Failed(ServerStopping("this server is stopping")))])
 
-    def check_capacity(self, *, reject_if_busy: bool) -> None:
-        """Raises what submit would raise now; asked before a prompt is tokenised for nothing."""
+    def check_capacity(
+        self, account: str, *, num_tokens: int = 0, reject_if_busy: bool = False, deadline_seconds: float | None = None
+    ) -> None:
+        """Raises what submit would raise now; asked before a prompt is tokenised for nothing.
+
+        CapacityExceeded, ServerStopping, or ModelNotReady while the model does not move.
+        """
         if not self._is_accepting:
             raise ServerStopping("this server is stopping")
-        num_slots = self.max_running_seqs
-        retry_after = min(max(self._seconds_per_request, 1.0), 60.0)
-        if reject_if_busy and self.num_in_flight >= num_slots:
-            raise CapacityExceeded("no slot is free and the request would not wait", retry_after_seconds=retry_after)
-        if self.num_in_flight >= num_slots + self._max_waiting_seqs:
-            raise CapacityExceeded("the waiting room is full", retry_after_seconds=retry_after)
+        if self.is_stalled:
+            raise ModelNotReady("the model does not answer at the moment")
+        self.admission.check(
+            account, num_tokens=num_tokens, reject_if_busy=reject_if_busy, deadline_seconds=deadline_seconds
+        )
+
+    @property
+    def num_running(self) -> int:
+        return len(self.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return self.admission.num_waiting
+
+    @property
+    def num_blocks_in_use(self) -> int:
+        return self.scheduler.num_blocks_in_use
+
+    @property
+    def seconds_without_progress(self) -> float:
+        """How long work has been waiting for the model without a step; 0 if there is none."""
+        return time.monotonic() - self._last_progress if self._in_flight else 0.0
+
+    def give_up(self) -> None:
+        """The thread does not come back: tell everyone who waits."""
+        self._break()
 
     def _cancel(self, reply: Reply) -> None:
         def remove() -> None:
@@ -178,6 +213,7 @@ class Engine:
                 step = self._stepper.begin()
                 self._publish()
                 for _ in self._stepper.passes(step):
+                    self._last_progress = time.monotonic()
                     self._publish()
         except Exception:
             logger.exception("the engine itself failed")
@@ -199,6 +235,7 @@ class Engine:
 
     def _publish(self) -> None:
         if self._emitted:
+            self._last_progress = time.monotonic()
             self._on_loop(self._deliver, self._emitted)
             self._emitted = []
 
@@ -211,16 +248,14 @@ class Engine:
     def _deliver(self, emitted: list[tuple[Reply, Event]]) -> None:
         for reply, event in emitted:
             reply.events.put_nowait(event)
-            if isinstance(event, Completed | Failed):
+            if isinstance(event, Started):
+                self.admission.admitted(reply.ticket)
+            elif isinstance(event, Completed | Failed):
                 self._forget(reply)
 
     def _forget(self, reply: Reply) -> None:
-        if reply not in self._in_flight:
+        if not self.admission.leave(reply.ticket):
             return
-        now = time.monotonic()
-        if self.num_in_flight > self.max_running_seqs:
-            self._seconds_per_request += 0.2 * (now - self._last_finished - self._seconds_per_request)
-        self._last_finished = now
         self._in_flight.discard(reply)
         if not self._in_flight:
             self._idle.set()

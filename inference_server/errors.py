@@ -67,6 +67,22 @@ class CapacityExceeded(TailraceError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class RateLimited(TailraceError):
+    """The account has sent more requests than it may."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, *, retry_after_seconds: float) -> None:
+        super().__init__("this account has sent more requests than it may")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ClientTooSlow(TailraceError):
+    """The reply was not read for so long that it was given up."""
+
+    reason = "CLIENT_TOO_SLOW"
+
+
 class ServerStopping(TailraceError):
     reason = "SERVER_STOPPING"
 

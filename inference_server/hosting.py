@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from inference_server.admission import Room
 from inference_server.catalog import CatalogEntry, Precision, ToolFormat, Weights, builtin_template
 from inference_server.config import Settings
 from inference_server.detokenizer import Detokenizer, ReplyText
@@ -149,7 +150,7 @@ async def _load_group(
         runner,
         end_ids=end_ids,
         policy=policy,
-        max_waiting_seqs=settings.max_waiting_seqs,
+        room=_room(settings),
         max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // block_size,
         on_broken=on_broken,
     )
@@ -211,6 +212,16 @@ def _policy(settings: Settings) -> Policy:
         idle_chunk_tokens=max(settings.prefill_idle_tokens, settings.prefill_chunk_tokens),
         batch_invariant=settings.batch_invariant,
         scope_by_account=settings.prefix_cache == "account",
+        max_account_seqs=settings.max_account_seqs,
+    )
+
+
+def _room(settings: Settings) -> Room:
+    return Room(
+        slots=settings.max_running_seqs,
+        waiting_seqs=settings.max_waiting_seqs,
+        waiting_tokens=settings.max_waiting_tokens,
+        account_slots=settings.max_account_seqs,
     )
 
 

@@ -30,7 +30,7 @@ _MAX_STOP_STRINGS = 16
 _MAX_STOP_LENGTH = 256
 _MAX_ROLE_LENGTH = 64
 _MAX_MODEL_LENGTH = 256
-_MAX_ACCOUNT_LENGTH = 256
+MAX_ACCOUNT_LENGTH = 256
 _MAX_TOP_LOGPROBS = 20
 _MAX_TOOLS = 128
 _MAX_NAME_LENGTH = 256
@@ -52,8 +52,8 @@ def check(request: pb.RunRequest) -> None:
         violations.append(FieldViolation("logprobs.top", f"must be at most {_MAX_TOP_LOGPROBS}"))
     if request.HasField("time_limit") and _seconds(request) <= 0:
         violations.append(FieldViolation("time_limit", "must be above 0"))
-    if len(request.account) > _MAX_ACCOUNT_LENGTH:
-        violations.append(FieldViolation("account", f"must have at most {_MAX_ACCOUNT_LENGTH} characters"))
+    if len(request.account) > MAX_ACCOUNT_LENGTH:
+        violations.append(FieldViolation("account", f"must have at most {MAX_ACCOUNT_LENGTH} characters"))
     if violations:
         raise InvalidField(*violations[:_MAX_VIOLATIONS])
 

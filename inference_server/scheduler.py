@@ -2,14 +2,16 @@
 
 A sequence waits, then runs until it is finished. A step decodes every running sequence whose prompt is computed, by one
 token each, and computes a chunk of the prompts that are not. When blocks run out, the sequence admitted last goes back
-to the head of the waiting room; its tokens stay, and are computed again when it is its turn.
+to the head of the waiting room; its tokens stay, and are computed again when it is its turn. When the device's memory
+runs out, fewer run for a while.
 """
 
-from collections import deque
+from collections import Counter
 from dataclasses import dataclass
 
 from inference_server.blocks import BlockKeys, BlockPool
 from inference_server.sequence import Sequence
+from inference_server.waiting import WaitingRoom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,7 @@ class Policy:
     idle_chunk_tokens: int  # the same while none is: nobody waits for the end of this step
     batch_invariant: bool = False  # nothing that a sequence computes depends on who else is there
     scope_by_account: bool = False  # no account takes over what another one's prompts left
+    max_account_seqs: int | None = None  # sequences of one account that run together
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,26 @@ class Step:
     decode: list[Sequence]  # in the order of admission
 
 
+# Steps without want of memory after which one more sequence may run again.
+_STEPS_TO_RECOVER = 64
+
+
 class Scheduler:
-    """First come, first served. All methods are called from the engine's thread."""
+    """Accounts in turn (waiting.py). All methods are called from the engine's thread."""
 
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingRoom()
         self.running: list[Sequence] = []  # in the order of admission
         self.num_preemptions = 0
+        self.num_slots_freed = 0  # since the start, by whatever end
+        self._max_running = policy.max_running_seqs
+        self._calm_steps = 0
         self._pool = pool
         self._policy = policy
+
+    @property
+    def num_blocks_in_use(self) -> int:
+        return self._pool.num_blocks - self._pool.num_available
 
     @property
     def is_idle(self) -> bool:
@@ -59,14 +73,16 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         seq.block_keys = BlockKeys(self._pool.block_size, seq.request.account if self._policy.scope_by_account else "")
-        self.waiting.append(seq)
+        seq.slots_freed_before = self.num_slots_freed
+        self.waiting.add(seq)
 
     def remove(self, seq: Sequence) -> None:
         """Forget a finished or cancelled sequence and free its blocks. One that is already gone is ignored."""
         if seq in self.running:
             self.running.remove(seq)
             self._free(seq)
-        elif seq in self.waiting:
+            self.num_slots_freed += 1
+        else:
             self.waiting.remove(seq)
 
     def discard(self, seq: Sequence) -> None:
@@ -76,10 +92,31 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Admit what fits and pick the work of the next step."""
+        self._recover()
         self._make_room()
         admitted = self._admit()
         decode = [seq for seq in self.running if not seq.is_prefilling]
         return Step(admitted, self._prefill_chunks(len(decode)), decode)
+
+    def shrink(self, seqs: list[Sequence]) -> bool:
+        """Memory ran out with these: they wait again, and half as many run, with small chunks of prompts.
+
+        False if there is nothing less to do than one sequence alone, in small chunks.
+        """
+        if len(self.running) <= 1 and self._max_running == 1:
+            return False
+        self._max_running = max(1, len(self.running) // 2)
+        self._calm_steps = 0
+        for seq in reversed(self.running.copy()):
+            if seq in seqs:
+                self._preempt(seq)
+        return True
+
+    def _recover(self) -> None:
+        if self._max_running < self._policy.max_running_seqs:
+            self._calm_steps += 1
+            if self._calm_steps % _STEPS_TO_RECOVER == 0:
+                self._max_running += 1
 
     def computed(self, seq: Sequence, num_computed: int) -> None:
         """The keys and values of a sequence's first `num_computed` tokens are in the cache."""
@@ -116,7 +153,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)
         self._free(seq)
-        self.waiting.appendleft(seq)
+        self.waiting.put_back(seq)
         self.num_preemptions += 1
 
     def _free(self, seq: Sequence) -> None:
@@ -125,12 +162,16 @@ class Scheduler:
         seq.num_computed = 0
 
     def _admit(self) -> list[Sequence]:
-        admitted = []
-        while self.waiting and len(self.running) < self._policy.max_running_seqs:
-            if not self._place(self.waiting[0]):
+        admitted: list[Sequence] = []
+        by_account = Counter(seq.request.account for seq in self.running)
+        most = self._policy.max_account_seqs
+        while len(self.running) < self._max_running:
+            seq = self.waiting.next(lambda account: most is None or by_account[account] < most)
+            if seq is None or not self._place(seq):
                 break
-            seq = self.waiting.popleft()
+            self.waiting.take(seq)
             self.running.append(seq)
+            by_account[seq.request.account] += 1
             admitted.append(seq)
         return admitted
 
@@ -171,7 +212,7 @@ class Scheduler:
         of the latter, the more of them. A multiple of the least, or what is left over costs as much as a whole one."""
         policy = self._policy
         least, most = policy.prefill_chunk_tokens, policy.idle_chunk_tokens
-        if policy.batch_invariant:
+        if policy.batch_invariant or self._max_running < policy.max_running_seqs:
             return least
         part = 1 - num_decoding / max(1, len(self.running))
         return least + int((most - least) * part * part) // least * least

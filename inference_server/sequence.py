@@ -56,6 +56,7 @@ class GenerationRequest:
     time_limit_seconds: float | None = None
     account: str = ""
     reject_if_busy: bool = False
+    deadline_seconds: float | None = None  # until the caller gives up
     constraint: Any = None  # grammar.Constraint: which tokens may come next
 
 
@@ -100,6 +101,7 @@ class Timings:
 class Started:
     prompt_tokens: int
     seed: int
+    slots_freed: int = 0  # slots that became free while this request waited
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     block_ids: list[int] = field(default_factory=list)  # of the KV cache, in the order of the tokens
     block_keys: BlockKeys = field(init=False)  # the scheduler's
+    slots_freed_before: int = 0  # the scheduler's, when this one came to wait
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_cached_tokens: int = 0
     prefill_end: int = field(init=False)  # tokens to compute before the next one can be sampled

@@ -7,6 +7,7 @@ SERVING only after every engine has generated something.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from inference_server.catalog import read_catalog
 from inference_server.config import Settings
 from inference_server.errors import ConfigurationError
 from inference_server.servicer import InferenceServicer
+from inference_server.watchdog import Watchdog
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
@@ -45,7 +47,17 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.servicer = InferenceServicer()
+        self.servicer = InferenceServicer(settings)
+        self.servicer.metrics.watch(self._named_engines)
+        self._stop_metrics: Callable[[], None] = lambda: None
+        self._watchdog = Watchdog(
+            self._engines,
+            stall_seconds=settings.stall_seconds,
+            exit_seconds=settings.stall_exit_seconds,
+            tell=self._tell_progress,
+            give_up=self._give_up,
+        )
+        self._watching: asyncio.Task[None] | None = None
         self.broken = asyncio.Event()  # a model failed for good
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -76,6 +88,7 @@ class Server:
                 f"cannot listen on {self._settings.grpc_address}: the address is in use or not of this machine; "
                 "set TAILRACE_GRPC_ADDRESS"
             )
+        self._serve_metrics()
         await self._server.start()
         logger.info("listening on %s:%d", self._settings.grpc_address.rpartition(":")[0], port)
         return port
@@ -87,6 +100,7 @@ class Server:
         hosting = await asyncio.to_thread(import_hosting)
         self.servicer.models = await hosting.load_all(entries, self._settings, self._break)
         await self._set_health(_SERVING)
+        self._watching = asyncio.create_task(self._watchdog.watch())
         logger.info("ready after %.1f s: %s", time.monotonic() - started, ", ".join(self.servicer.models))
 
     async def drain(self, grace_seconds: float) -> None:
@@ -103,11 +117,41 @@ class Server:
 
     async def stop(self) -> None:
         """End the model threads, whatever they do, and close the port."""
+        if self._watching is not None:
+            self._watching.cancel()
+        self._stop_metrics()
         await asyncio.gather(*(engine.stop() for engine in self._engines()))
         await self._server.stop(_LAST_STREAMS_SECONDS)
 
     def _engines(self) -> "set[Engine]":
         return {model.engine for model in self.servicer.models.values()}
+
+    def _named_engines(self) -> "list[tuple[str, Engine]]":
+        """Each engine once, under the name of the first model that it hosts."""
+        return list(
+            {model.engine: (name, model.engine) for name, model in reversed(self.servicer.models.items())}.values()
+        )
+
+    def _serve_metrics(self) -> None:
+        address = self._settings.metrics_address
+        if not address:
+            return
+        host, _, port = address.rpartition(":")
+        try:
+            self._stop_metrics = self.servicer.metrics.serve(host.strip("[]"), int(port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {address} ({error.strerror}); set TAILRACE_METRICS_ADDRESS"
+            ) from None
+
+    async def _tell_progress(self, is_moving: bool) -> None:
+        if not self.servicer.is_stopping:
+            await self._set_health(_SERVING if is_moving else _NOT_SERVING)
+
+    def _give_up(self) -> None:
+        for engine in self._engines():
+            if engine.is_stalled:
+                engine.give_up()
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE):

@@ -7,7 +7,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -15,6 +16,9 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from inference_server import errors, requests
+from inference_server.config import Settings
+from inference_server.metrics import Metrics
+from inference_server.rate_limit import RateLimit
 from inference_server.sequence import (
     Candidate,
     Completed,
@@ -43,6 +47,8 @@ STATUS: dict[type[errors.TailraceError], grpc.StatusCode] = {
     errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NoRoomForReply: grpc.StatusCode.INVALID_ARGUMENT,
     errors.CapacityExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ClientTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
     errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
     errors.GenerationFailed: grpc.StatusCode.INTERNAL,
@@ -55,34 +61,41 @@ _FINISH_REASON = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
+_COMPLETED, _CANCELLED = "completed", "cancelled"
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Answers with whatever `models` holds: it is empty until the models are loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.models: dict[str, HostedModel] = {}
         self.is_stopping = False
-        self.num_runs = 0  # accepted so far
+        self.metrics = Metrics()
+        self._rate_limit = RateLimit(settings.account_requests_per_minute)
+        self._write_timeout_seconds = settings.write_timeout_seconds
 
-    async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:
+    async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]
         request_id = _request_id(context)
         started = time.monotonic()
-        outcome = "cancelled"
+        outcome, is_accepted = _CANCELLED, False
         try:
+            self._rate_limit.take(request.account[: requests.MAX_ACCOUNT_LENGTH])
             if (hosted := self.models.get(request.model)) is not None:
-                hosted.engine.check_capacity(reject_if_busy=request.reject_if_busy)
+                hosted.engine.check_capacity(
+                    request.account, reject_if_busy=request.reject_if_busy, deadline_seconds=context.time_remaining()
+                )
             # Off the event loop: a megabyte of turns takes a second to check and tokenise.
-            model, generation = await asyncio.to_thread(self._prepare, request, request_id)
+            model, generation = await asyncio.to_thread(self._prepare, request, request_id, context.time_remaining())
             tools = requests.callable_tools(request)
             async with model.submit(generation, shows_calls=bool(tools)) as reply:
-                self.num_runs += 1
+                is_accepted = True
+                self.metrics.accepted.labels(request.model).inc()
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
-                async for event in events:
-                    yield _response(event, request, request_id, model.prompts.token_bytes)
-            outcome = "completed"
+                await self._send(context, events, request, request_id, model.prompts.token_bytes)
+            outcome = _COMPLETED
         except errors.TailraceError as error:
             outcome = error.reason
             await _abort(context, error)
@@ -93,8 +106,38 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             logger.exception("request %s failed", request_id)
             await _abort(context, errors.GenerationFailed("the server failed on this request"))
         finally:
+            self._count_end(request, outcome, is_accepted)
             seconds = time.monotonic() - started
             logger.info("run %s %s: %s after %.2f s", _loggable(request_id), _loggable(request.model), outcome, seconds)
+
+    async def _send(
+        self,
+        context: Context,
+        events: AsyncIterable[Event],
+        request: pb.RunRequest,
+        request_id: str,
+        token_bytes: TokenBytes,
+    ) -> None:
+        """Write every event. Raises ClientTooSlow when one cannot be written for too long, and what the events raise."""
+        clock = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(None) as limit:
+                async for event in events:
+                    if isinstance(event, Started):
+                        _log_admission(request_id, request.account, event)
+                    limit.reschedule(clock() + self._write_timeout_seconds)
+                    await context.write(_response(event, request, request_id, token_bytes))
+                    limit.reschedule(None)
+        except TimeoutError:
+            seconds = self._write_timeout_seconds
+            raise errors.ClientTooSlow(f"the reply was not read for {seconds:g} s and was given up") from None
+
+    def _count_end(self, request: pb.RunRequest, outcome: str, is_accepted: bool) -> None:
+        if is_accepted:
+            end = outcome if outcome in (_COMPLETED, _CANCELLED) else "failed"
+            self.metrics.ended.labels(request.model, end).inc()
+        else:
+            self.metrics.refused.labels(outcome).inc()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         if not self.models:
@@ -115,11 +158,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             max_completion_tokens=model.max_tokens(count) if count <= model.context_length else 0,
         )
 
-    def _prepare(self, request: pb.RunRequest, request_id: str) -> "tuple[HostedModel, GenerationRequest]":
+    def _prepare(
+        self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
+    ) -> "tuple[HostedModel, GenerationRequest]":
         requests.check(request)
         model = self._model(request.model)
         prompt = requests.prompt_ids(request, model)
-        return model, requests.generation_request(request, request_id, prompt, model)
+        generation = requests.generation_request(request, request_id, prompt, model)
+        return model, replace(generation, deadline_seconds=deadline_seconds)
 
     def _count(self, request: pb.CountTokensRequest) -> "tuple[HostedModel, int]":
         requests.check_input(request)
@@ -142,6 +188,11 @@ def _request_id(context: Context) -> str:
         if key == "x-request-id" and isinstance(value, str) and value:
             return value[:128]
     return str(uuid.uuid4())
+
+
+def _log_admission(request_id: str, account: str, event: Started) -> None:
+    # How many slots had become free by then tells whether its turn was kept.
+    logger.info("admitted %s account %r after %d slots", _loggable(request_id), _loggable(account), event.slots_freed)
 
 
 def _loggable(text: str) -> str:
@@ -254,6 +305,6 @@ def _details(error: errors.TailraceError) -> list[Any]:
             info.metadata["prompt_tokens"] = str(error.prompt_tokens)
             info.metadata["max_tokens"] = str(error.max_tokens)
             info.metadata["window"] = str(error.window)
-        case errors.CapacityExceeded():
+        case errors.CapacityExceeded() | errors.RateLimited():
             details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_seconds)))
     return details

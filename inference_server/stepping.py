@@ -50,8 +50,12 @@ class Stepper:
         for seq in step.admitted:
             if seq.admitted is None:  # else it is back after blocks had run out
                 seq.admitted = now
-                self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed))
+                self._emit(seq, self._started(seq))
         return step
+
+    def _started(self, seq: Sequence) -> Started:
+        slots_freed = self._scheduler.num_slots_freed - seq.slots_freed_before
+        return Started(seq.num_prompt_tokens, seq.request.sampling.seed, slots_freed)
 
     def passes(self, step: Step) -> Iterator[None]:
         """One more token for every sequence whose prompt is computed, and the next chunks of prompts.
@@ -71,12 +75,28 @@ class Stepper:
 
     @torch.inference_mode()
     def _guarded(self, seqs: list[Sequence], forward: Callable[[], _Logits]) -> None:
-        """A forward pass and what follows from it. If it raises, its own sequences fail and no others."""
+        """A forward pass and what follows from it. If it raises, its own sequences fail and no others.
+
+        If memory ran out, they are computed again later, with less at once.
+        """
         try:
             self._advance(forward())
-        except Exception:  # whatever it is, the callers get an answer and the other sequences go on
+        except Exception as error:
+            if _is_out_of_memory(error) and self._make_room(seqs):
+                return
+            # Whatever it is, the callers get an answer and the other sequences go on.
             logger.exception("a forward pass failed; requests %s", [seq.request.request_id for seq in seqs])
             self.is_broken = self.is_broken or self._fail_and_probe(seqs)
+
+    def _make_room(self, seqs: list[Sequence]) -> bool:
+        """Give back what memory can be given back, and send sequences to wait; False if nothing less can be tried."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        num_running = len(self._scheduler.running)
+        if not self._scheduler.shrink(seqs):
+            return False
+        logger.warning("memory ran out with %d sequences: fewer run for a while", num_running)
+        return True
 
     @torch.inference_mode()
     def _both(self, step: Step) -> _Logits | None:
@@ -197,6 +217,11 @@ class Stepper:
             if seq in self._scheduler.running:  # else it was finished before the step broke
                 self._scheduler.discard(seq)
                 self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's allocator for the CPU has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class _NoGrammar(Exception):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from inference_server.admission import Room
 from inference_server.engine import Engine
 from inference_server.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from inference_server.runner import ModelRunner
@@ -61,7 +62,8 @@ class Tailrace:
 
     async def _start(self, runner: ModelRunner) -> Engine:
         policy = Policy(max_running_seqs=MAX_SEQS, prefill_chunk_tokens=512, idle_chunk_tokens=2048)
-        return Engine(runner, end_ids=set(), policy=policy, max_waiting_seqs=1000, max_unused_blocks=0)
+        room = Room(slots=MAX_SEQS, waiting_seqs=1000, waiting_tokens=10_000_000)
+        return Engine(runner, end_ids=set(), policy=policy, room=room, max_unused_blocks=0)
 
     def run(self, prompts: Prompts, num_tokens: int) -> list[Timing]:
         async def everything() -> list[Timing]:

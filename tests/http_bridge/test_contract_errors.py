@@ -88,6 +88,7 @@ SERVERS = [
         {"prompt_tokens": "42225", "max_tokens": "256", "window": "32000"},
     ),
     (3040, 429, "Capacity temporarily exceeded, please try again.", Code.RESOURCE_EXHAUSTED, "CAPACITY_EXCEEDED", {}),
+    (3021, 429, "rate limiting: inference request per min rate reached", Code.RESOURCE_EXHAUSTED, "RATE_LIMITED", {}),
     (3006, 413, "Request is too large", Code.RESOURCE_EXHAUSTED, "", {}),
     (3007, 408, "Request timeout", Code.DEADLINE_EXCEEDED, "", {}),
     (7009, 503, "Upstream service unavailable", Code.UNAVAILABLE, "SERVER_STOPPING", {}),

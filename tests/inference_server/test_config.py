@@ -44,6 +44,9 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         DEVICE="cpu",
         MAX_RUNNING_SEQS="8",
         MAX_WAITING_SEQS="0",
+        MAX_WAITING_TOKENS="9000",
+        MAX_ACCOUNT_SEQS="2",
+        ACCOUNT_REQUESTS_PER_MINUTE="60",
         KV_CACHE_TOKENS="50000",
         PREFIX_CACHE="account",
         PREFIX_CACHE_TOKENS="0",
@@ -54,6 +57,10 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         RAW_CONTROL_TOKENS="true",
         MAX_MESSAGE_BYTES="2048",
         SHUTDOWN_GRACE_SECONDS="0.5",
+        WRITE_TIMEOUT_SECONDS="5",
+        STALL_SECONDS="7",
+        STALL_EXIT_SECONDS="8",
+        METRICS_ADDRESS="127.0.0.1:9100",
         LOG_LEVEL="debug",
     )
     assert given == Settings(
@@ -63,6 +70,9 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         device="cpu",
         max_running_seqs=8,
         max_waiting_seqs=0,
+        max_waiting_tokens=9000,
+        max_account_seqs=2,
+        account_requests_per_minute=60,
         kv_cache_tokens=50_000,
         prefix_cache="account",
         prefix_cache_tokens=0,
@@ -73,6 +83,10 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         raw_control_tokens=True,
         max_message_bytes=2048,
         shutdown_grace_seconds=0.5,
+        write_timeout_seconds=5,
+        stall_seconds=7,
+        stall_exit_seconds=8,
+        metrics_address="127.0.0.1:9100",
         log_level="debug",
     )
     defaults = Settings.model_construct().model_dump()

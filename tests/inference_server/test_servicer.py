@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from inference_server.server import SERVICE
 from tailrace.v1 import inference_pb2 as pb
+from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.engines import until
 from tests.servers import MODEL, chat, details, running_server, write_catalog
 
@@ -62,6 +63,19 @@ async def test_deltas_that_could_not_leave_arrive_as_fewer_messages_with_the_sam
         deltas.append(event.delta)
     assert "".join(delta.text for delta in deltas) == expected
     assert len(deltas) < sum(delta.tokens for delta in deltas) == event.completed.usage.completion_tokens == 60
+
+
+async def test_a_reply_that_nobody_reads_is_given_up(catalog):
+    async with running_server(catalog, write_timeout_seconds=0.2) as running:
+        # Without its probes of the bandwidth, gRPC takes 64 KiB on behalf of a reader that does not read.
+        async with grpc.aio.insecure_channel(running.address, options=(("grpc.http2.bdp_probe", 0),)) as channel:
+            request = endless()
+            request.logprobs.top = 20
+            call = InferenceServiceStub(channel).Run(request)
+            await call.initial_metadata()
+            await until(lambda: running.engine.num_in_flight == 0)
+            error = await refused(call)
+    assert details(error)["ErrorInfo"].reason == "CLIENT_TOO_SLOW"
 
 
 async def test_initial_metadata_leaves_while_the_request_still_waits(running):

@@ -9,7 +9,10 @@ domain "tailrace" whose reason is one of:
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length hold both numbers
   NO_ROOM_FOR_REPLY    INVALID_ARGUMENT     with max_tokens_must_fit; metadata prompt_tokens, max_tokens and window
-  CAPACITY_EXCEEDED    RESOURCE_EXHAUSTED   the waiting room is full, or reject_if_busy; with a google.rpc.RetryInfo
+  CAPACITY_EXCEEDED    RESOURCE_EXHAUSTED   the waiting room is full, or reject_if_busy, or the first token would come
+                                            after the deadline; with a google.rpc.RetryInfo
+  RATE_LIMITED         RESOURCE_EXHAUSTED   the account has sent more requests than it may; with a google.rpc.RetryInfo
+  CLIENT_TOO_SLOW      RESOURCE_EXHAUSTED   the reply was not read for too long and was given up
   SERVER_STOPPING      UNAVAILABLE          the server drains; another replica, or this one after its restart, can answer
   MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded
   GENERATION_FAILED    INTERNAL             the forward pass failed; the server's log has the cause under the request id

@@ -1,0 +1,73 @@
+"""Whose turn it is: accounts one after the other, each with at most so many slots."""
+
+from inference_server.scheduler import Scheduler
+from tests.inference_server.fakes import sequence
+from tests.inference_server.test_scheduler import run, scheduler
+
+
+def waiting(**counts: int):
+    return [sequence(name=f"{account}{n}", account=account) for account, count in counts.items() for n in range(count)]
+
+
+def free_one(queue: Scheduler) -> list[str]:
+    """One slot becomes free; who gets it."""
+    queue.remove(queue.running[0])
+    return [seq.request.request_id for seq in queue.schedule().admitted]
+
+
+def test_accounts_have_their_turns_one_after_the_other():
+    queue = scheduler(max_running_seqs=1, waiting=waiting(a=4, b=2, c=1))
+    order = [seq.request.request_id for seq in queue.schedule().admitted]
+    for _ in range(6):
+        order += free_one(queue)
+    assert order == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
+def test_an_account_that_comes_late_has_the_second_slot_that_is_freed():
+    queue = scheduler(max_running_seqs=2, waiting=waiting(heavy=100))
+    queue.schedule()
+    late = sequence(name="late", account="other")
+    queue.add(late)
+    assert free_one(queue) + free_one(queue) == ["heavy2", "late"]
+    assert queue.num_slots_freed - late.slots_freed_before == 2
+
+
+def test_no_account_runs_more_than_it_may_and_its_free_slots_go_to_others():
+    queue = scheduler(max_running_seqs=4, max_account_seqs=2, waiting=waiting(a=4, b=1))
+    assert [seq.request.request_id for seq in queue.schedule().admitted] == ["a0", "b0", "a1"]
+    assert not queue.schedule().admitted
+    assert free_one(queue) == ["a2"]
+
+
+def test_one_that_was_sent_back_comes_before_everybody():
+    queue = scheduler(max_running_seqs=3, num_blocks=4, block_size=4, waiting=[sequence(7, account="a")])
+    run(queue)
+    queue.add(sequence(3, name="b", account="b", start=50))
+    run(queue)
+    queue.add(sequence(1, name="c", account="c", start=90))
+    run(queue, 4)
+    assert queue.num_preemptions == 1
+    assert [seq.request.request_id for seq in queue.waiting][0] == "b"
+
+
+def test_a_cancelled_request_leaves_nothing_of_its_account_behind():
+    queue = scheduler(max_running_seqs=1, waiting=waiting(a=2, b=1))
+    queue.schedule()
+    for seq in list(queue.waiting):
+        queue.remove(seq)
+    assert (len(queue.waiting), list(queue.waiting)) == (0, [])
+
+
+def test_want_of_memory_halves_what_runs_and_passes():
+    queue = scheduler(max_running_seqs=4, waiting=waiting(a=6))
+    step = run(queue)
+    assert queue.shrink(step.admitted)
+    assert [seq.request.request_id for seq in queue.schedule().admitted] == ["a0", "a1"]
+    run(queue, 200)
+    assert len(queue.running) == 4
+
+
+def test_one_sequence_alone_in_small_chunks_is_the_least():
+    queue = scheduler(max_running_seqs=4, waiting=waiting(a=1))
+    assert queue.shrink(run(queue).admitted)
+    assert not queue.shrink(run(queue).admitted)

@@ -1,0 +1,50 @@
+"""A model that does not move is told by health, and ends the process in the end."""
+
+import asyncio
+from dataclasses import dataclass
+
+from inference_server.watchdog import Watchdog
+
+
+@dataclass
+class Standing:
+    seconds_without_progress: float = 0.0
+    is_stalled: bool = False
+
+
+class Told:
+    def __init__(self, *engines: Standing) -> None:
+        self.health: list[bool] = []
+        self.gave_up = asyncio.Event()
+        self.changed = asyncio.Event()
+        self.dog = Watchdog(
+            lambda: engines, stall_seconds=0.05, exit_seconds=1.0, tell=self.tell, give_up=self.gave_up.set
+        )
+
+    async def tell(self, is_moving: bool) -> None:
+        self.health.append(is_moving)
+        self.changed.set()
+
+    async def change(self) -> None:
+        async with asyncio.timeout(2):
+            await self.changed.wait()
+        self.changed.clear()
+
+
+async def test_health_follows_a_model_that_stands_and_moves_again():
+    standing = Standing(0.06)
+    told = Told(Standing(), standing)
+    watching = asyncio.create_task(told.dog.watch())
+    await told.change()
+    assert (told.health, standing.is_stalled) == ([False], True)
+    standing.seconds_without_progress = 0.0
+    await told.change()
+    assert (told.health, standing.is_stalled, told.gave_up.is_set()) == ([False, True], False, False)
+    watching.cancel()
+
+
+async def test_one_that_stands_for_too_long_is_given_up():
+    told = Told(Standing(1.06))
+    async with asyncio.timeout(2):
+        await told.dog.watch()
+    assert told.health == [False] and told.gave_up.is_set()
