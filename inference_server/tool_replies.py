@@ -13,7 +13,7 @@ async def with_tool_calls(
     events: AsyncIterator[Event], form: ToolFormat, names: Iterable[str], seed: int
 ) -> AsyncIterator[Event]:
     """The same events, with calls of the tools `names` in place of their text. The calls' ids follow from `seed`."""
-    parser = CallParser(form, names, random.Random(seed))  # noqa: S311: repeatable, and no secret
+    parser = CallParser(form, names, random.Random(seed))  # noqa: S311 (repeatable, and no secret)
     async for event in events:
         match event:
             case Delta():

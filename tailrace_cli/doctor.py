@@ -160,9 +160,10 @@ def _stack(url: str, token: str) -> Iterator[Finding]:
 
 def _get(url: str, token: str) -> tuple[int | None, dict[str, object]]:
     """Status and JSON; no status if nobody answers."""
-    request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"} if token else {})
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the user's own address)
     try:
-        with _OPENER.open(request, timeout=_SECONDS) as response:  # noqa: S310: the user's own address
+        with _OPENER.open(request, timeout=_SECONDS) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:
