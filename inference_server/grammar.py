@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # it takes seconds, and who only refuses a request does not n
 # model may write nothing else until max_tokens.
 JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
 _WORD_BITS = 32
+# What a caller's schema may cost, beside llguidance's own limits on the work for a mask (some 20 ms). A state takes up to
+# 2 KB.
+_MAX_STATES, _MAX_SYMBOLS = 20_000, 100_000
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys?: \[(?P<keys>[^\]]*)\]")
 _QUOTED = re.compile(r'"([^"]+)"')
 
@@ -74,12 +77,16 @@ class Grammars:
         return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
     def _follow(self, grammar: str) -> Constraint:
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        matcher = LLMatcher(self._llguidance_tokenizer(), grammar, log_level=0)
+        limits = LLParserLimits(max_lexer_states=_MAX_STATES, max_grammar_size=_MAX_SYMBOLS)
+        matcher = LLMatcher(self._llguidance_tokenizer(), grammar, log_level=0, limits=limits)
         if error := matcher.get_error():
             raise GrammarError(_explained(error))
-        return _Followed(matcher, self._vocab_size, self._num_followed)
+        followed = _Followed(matcher, self._vocab_size, self._num_followed)
+        # A large grammar's first mask can take a second, which must not be the model's thread's.
+        followed.allowed()
+        return followed
 
     def _llguidance_tokenizer(self) -> Any:
         from llguidance import LLTokenizer
@@ -123,7 +130,7 @@ class _Followed:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GrammarError(self._matcher.get_error())
+            raise GrammarError(_explained(self._matcher.get_error()))
 
 
 def _parsed(schema: str) -> dict[str, Any]:
