@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from inference_server.admission import Ticket
 from inference_server.engine import MAX_JOINED_DELTAS, Reply
 from inference_server.errors import GenerationFailed
 from inference_server.sequence import (
@@ -19,12 +20,13 @@ from inference_server.sequence import (
     Usage,
 )
 
+TICKET = Ticket("", 1)
 STARTED = Started(prompt_tokens=1, seed=1)
 COMPLETED = Completed(FinishReason.STOP, None, Usage(1, 3), Timings(0, 0, 0))
 
 
 def reply_with(*events: Event) -> Reply:
-    reply = Reply(lambda reply: None)
+    reply = Reply(lambda reply: None, TICKET)
     for event in events:
         reply.events.put_nowait(event)
     return reply
@@ -70,7 +72,7 @@ async def test_failure_behind_deltas_comes_after_their_text():
 
 async def test_leaving_with_the_end_still_unread_cancels_the_request():
     released: list[Reply] = []
-    async with Reply(released.append) as reply:
+    async with Reply(released.append, TICKET) as reply:
         for event in (Delta("a", 1), Delta("b", 1), COMPLETED):
             reply.events.put_nowait(event)
         await anext(reply)
