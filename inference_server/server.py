@@ -14,8 +14,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from inference_server.auth import TokenCheck
 from inference_server.catalog import read_catalog
-from inference_server.config import Settings
+from inference_server.config import Settings, is_loopback
+from inference_server.credentials import server_credentials
 from inference_server.errors import ConfigurationError
 from inference_server.servicer import InferenceServicer
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
@@ -48,7 +50,9 @@ class Server:
         self.servicer = InferenceServicer()
         self.broken = asyncio.Event()  # a model failed for good
         self._health = health.aio.HealthServicer()
+        tokens_file = settings.grpc_tokens_file
         self._server = grpc.aio.server(
+            interceptors=[] if tokens_file is None else [TokenCheck(tokens_file)],
             options=(
                 # Without this, two servers could share a port, and each would get some of the requests.
                 ("grpc.so_reuseport", 0),
@@ -57,18 +61,22 @@ class Server:
                 # Clients may ping while a long prompt is computed and nothing is sent.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-            )
+            ),
         )
 
     async def listen(self) -> int:
-        """Open the port and return its number. Raises ConfigurationError if it is taken."""
+        """Open the port and return its number. Raises ConfigurationError if it is taken, or TLS lacks its files."""
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._set_health(_NOT_SERVING)
+        credentials = server_credentials(self._settings)
         try:
-            port = self._server.add_insecure_port(self._settings.grpc_address)
+            if credentials is None:
+                port = self._server.add_insecure_port(self._settings.grpc_address)
+            else:
+                port = self._server.add_secure_port(self._settings.grpc_address, credentials)
         except RuntimeError:
             port = 0
         if port == 0:
@@ -77,8 +85,19 @@ class Server:
                 "set TAILRACE_GRPC_ADDRESS"
             )
         await self._server.start()
-        logger.info("listening on %s:%d", self._settings.grpc_address.rpartition(":")[0], port)
+        host = self._settings.grpc_address.rpartition(":")[0]
+        logger.info("listening on %s:%d%s", host, port, "" if credentials is None else " with TLS")
+        self._warn_if_open(host)
         return port
+
+    def _warn_if_open(self, host: str) -> None:
+        settings = self._settings
+        if settings.grpc_tokens_file is None and settings.grpc_tls_client_ca is None and not is_loopback(host):
+            logger.warning(
+                "%s can be reached from other machines, and whoever reaches it is let in: "
+                "set TAILRACE_GRPC_TOKENS_FILE or TAILRACE_GRPC_TLS_CLIENT_CA, or listen on 127.0.0.1",
+                settings.grpc_address,
+            )
 
     async def load(self) -> None:
         """Load and warm up the catalog's models, then say SERVING. Raises ConfigurationError."""

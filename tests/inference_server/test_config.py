@@ -39,6 +39,10 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
     given = settings(
         monkeypatch,
         GRPC_ADDRESS="[::]:0",
+        GRPC_TLS_CERT="/etc/tls/server.crt",
+        GRPC_TLS_KEY="/etc/tls/server.key",
+        GRPC_TLS_CLIENT_CA="/etc/tls/clients.pem",
+        GRPC_TOKENS_FILE="/etc/tokens",
         CATALOG="/etc/models.toml",
         CACHE_DIR="/var/cache/models",
         DEVICE="cpu",
@@ -58,6 +62,10 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
     )
     assert given == Settings(
         grpc_address="[::]:0",
+        grpc_tls_cert=Path("/etc/tls/server.crt"),
+        grpc_tls_key=Path("/etc/tls/server.key"),
+        grpc_tls_client_ca=Path("/etc/tls/clients.pem"),
+        grpc_tokens_file=Path("/etc/tokens"),
         catalog=Path("/etc/models.toml"),
         cache_dir=Path("/var/cache/models"),
         device="cpu",
@@ -118,6 +126,12 @@ def test_all_wrong_values_are_named_at_once(monkeypatch):
         "TAILRACE_MAX_RUNNING_SEQS",
         "TAILRACE_LOG_LEVEL",
     ]
+
+
+@pytest.mark.parametrize("name", ["GRPC_TLS_CERT", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA"])
+def test_half_of_what_tls_needs_is_told(monkeypatch, name):
+    message = complaint(monkeypatch, **{name: "/etc/tls/file"})
+    assert message.startswith("TAILRACE_GRPC_TLS_C") and "TAILRACE_GRPC_TLS_KEY" in message
 
 
 def test_variables_of_other_programs_are_ignored(monkeypatch):
