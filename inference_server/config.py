@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     grpc_address: str = Field(
         "127.0.0.1:50051", description="Host and port of the gRPC server; port 0 takes a free one"
     )
+    grpc_health_address: str | None = Field(
+        None,
+        description="Where health alone is served without TLS, host:port, for probes that know no TLS; unset: nowhere",
+    )
     grpc_tls_cert: Path | None = Field(
         None, description="Certificate chain (PEM) that the gRPC server shows; with its key, callers must use TLS"
     )
@@ -89,9 +93,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged")
 
-    @field_validator("grpc_address")
+    @field_validator("grpc_address", "grpc_health_address")
     @classmethod
-    def _has_port(cls, value: str) -> str:
+    def _has_port(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         host, _, port = value.rpartition(":")
         if not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("must be host:port, for example 127.0.0.1:50051")

@@ -33,6 +33,9 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # Streams that never end by themselves (a health watch) get this long when all replies are done.
 _LAST_STREAMS_SECONDS = 0.5
 
+# Otherwise two servers could share a port, and each would get some of the requests.
+_OPTIONS = (("grpc.so_reuseport", 0),)
+
 
 def import_hosting() -> ModuleType:
     """torch and transformers take seconds to import: neither a wrong setting nor a signal nor a call shall wait for them."""
@@ -54,8 +57,7 @@ class Server:
         self._server = grpc.aio.server(
             interceptors=[] if tokens_file is None else [TokenCheck(tokens_file)],
             options=(
-                # Without this, two servers could share a port, and each would get some of the requests.
-                ("grpc.so_reuseport", 0),
+                *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", 16 * 1024),
                 # Clients may ping while a long prompt is computed and nothing is sent.
@@ -63,32 +65,30 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
+        self._health_server: grpc.aio.Server | None = None
 
     async def listen(self) -> int:
-        """Open the port and return its number. Raises ConfigurationError if it is taken, or TLS lacks its files."""
+        """Open the port and return its number. Raises ConfigurationError if it is taken, or a file of TLS is not usable."""
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._set_health(_NOT_SERVING)
+        if self._settings.grpc_health_address is not None:
+            await self._listen_for_probes(self._settings.grpc_health_address)
         credentials = server_credentials(self._settings)
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(self._settings.grpc_address)
-            else:
-                port = self._server.add_secure_port(self._settings.grpc_address, credentials)
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise ConfigurationError(
-                f"cannot listen on {self._settings.grpc_address}: the address is in use or not of this machine; "
-                "set TAILRACE_GRPC_ADDRESS"
-            )
+        port = _bind(self._server, self._settings.grpc_address, "GRPC_ADDRESS", credentials)
         await self._server.start()
         host = self._settings.grpc_address.rpartition(":")[0]
         logger.info("listening on %s:%d%s", host, port, "" if credentials is None else " with TLS")
         self._warn_if_open(host)
         return port
+
+    async def _listen_for_probes(self, address: str) -> None:
+        self._health_server = grpc.aio.server(options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        _bind(self._health_server, address, "GRPC_HEALTH_ADDRESS", None)
+        await self._health_server.start()
 
     def _warn_if_open(self, host: str) -> None:
         settings = self._settings
@@ -123,7 +123,8 @@ class Server:
     async def stop(self) -> None:
         """End the model threads, whatever they do, and close the port."""
         await asyncio.gather(*(engine.stop() for engine in self._engines()))
-        await self._server.stop(_LAST_STREAMS_SECONDS)
+        servers = [server for server in (self._server, self._health_server) if server is not None]
+        await asyncio.gather(*(server.stop(_LAST_STREAMS_SECONDS) for server in servers))
 
     def _engines(self) -> "set[Engine]":
         return {model.engine for model in self.servicer.models.values()}
@@ -136,3 +137,15 @@ class Server:
         """A model failed for good: say so, and let the process end with an error, so that it is started anew."""
         self.servicer.is_stopping = True
         self.broken.set()
+
+
+def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise ConfigurationError(
+            f"cannot listen on {address}: the address is in use or not of this machine; set TAILRACE_{name}"
+        )
+    return port

@@ -39,6 +39,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
     given = settings(
         monkeypatch,
         GRPC_ADDRESS="[::]:0",
+        GRPC_HEALTH_ADDRESS="127.0.0.1:50052",
         GRPC_TLS_CERT="/etc/tls/server.crt",
         GRPC_TLS_KEY="/etc/tls/server.key",
         GRPC_TLS_CLIENT_CA="/etc/tls/clients.pem",
@@ -62,6 +63,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
     )
     assert given == Settings(
         grpc_address="[::]:0",
+        grpc_health_address="127.0.0.1:50052",
         grpc_tls_cert=Path("/etc/tls/server.crt"),
         grpc_tls_key=Path("/etc/tls/server.key"),
         grpc_tls_client_ca=Path("/etc/tls/clients.pem"),
@@ -96,6 +98,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         ("GRPC_ADDRESS", "localhost:grpc", "must be host:port"),
         ("GRPC_ADDRESS", "localhost:65536", "must be host:port"),
         ("GRPC_ADDRESS", "localhost:-1", "must be host:port"),
+        ("GRPC_HEALTH_ADDRESS", "50052", "must be host:port"),
         ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("MAX_RUNNING_SEQS", "0", "greater than or equal to 1"),
         ("MAX_RUNNING_SEQS", "1025", "less than or equal to 1024"),

@@ -12,7 +12,10 @@ from inference_server.config import Settings
 from inference_server.credentials import server_credentials
 from inference_server.errors import ConfigurationError
 from inference_server.server import Server
+from tailrace.v1.inference_pb2 import ListModelsRequest
+from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.certificates import Authority
+from tests.processes import free_address
 from tests.servers import running_server
 
 STATUS = health_pb2.HealthCheckResponse
@@ -64,6 +67,16 @@ async def test_a_client_without_a_certificate_of_the_client_ca_is_refused(author
             async with calling(running.address, authority, files) as channel:
                 seen.append(await health(channel))
     assert seen == [STATUS.NOT_SERVING, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+
+
+async def test_probes_that_know_no_tls_find_health_alone_at_an_address_of_its_own(authority, tmp_path):
+    address = free_address()
+    async with serving(authority.issue("server"), tmp_path, grpc_health_address=address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert await health(channel) == STATUS.NOT_SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await InferenceServiceStub(channel).ListModels(ListModelsRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_new_certificate_counts_for_new_connections_while_a_stream_goes_on(authority, tmp_path):
