@@ -68,7 +68,10 @@ class GrpcDoor:
                 f"No server answers at {self._address}, or one of the two does not trust the other's certificate."
             )
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return Failure(f"No server answers at {self._address}: start one with `tailrace serve`.")
+            return Failure(
+                f"No server answers at {self._address}: start one with `tailrace serve`, or set TAILRACE_GRPC_TLS_CA if it "
+                "asks for TLS."
+            )
         return Failure(f"The call to {self._address} failed with {error.code().name}.")
 
 
