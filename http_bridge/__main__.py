@@ -25,6 +25,7 @@ def main() -> int:
         settings = load_settings()
         listener = _listen("HTTP_ADDRESS", settings.http_address)
         binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
+        server = _server(settings, None if binding is None else binding.getsockname()[1])
     except ConfigError as error:
         print(f"The bridge cannot start. {error}", file=sys.stderr)
         return 1
@@ -38,8 +39,7 @@ def main() -> int:
     _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
     if binding is not None:
         _logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
-    binding_port = None if binding is None else binding.getsockname()[1]
-    _server(settings, binding_port).run(sockets=[listener] if binding is None else [listener, binding])
+    server.run(sockets=[listener] if binding is None else [listener, binding])
     return 0
 
 

@@ -22,6 +22,7 @@ from http_bridge import directory, pages, refusals
 from http_bridge.auth import TokenCheck
 from http_bridge.binding import Binding, Miniflare, Wrangler
 from http_bridge.config import Settings
+from http_bridge.credentials import Credentials
 from http_bridge.errors import ApiError
 from http_bridge.forms.base import ErrorForm
 from http_bridge.forms.openai import OpenAiErrors
@@ -58,14 +59,16 @@ class State(TypedDict):
 
 
 def create_app(settings: Settings, *, binding_port: int | None = None) -> Starlette:
-    """The application; its lifespan opens the one channel to the inference server and closes it.
+    """The application; its lifespan opens the way to the inference server and closes it. Raises ConfigError.
 
     binding_port: of the listener on which the Worker binding is served, and nothing else, without a token.
     """
 
+    credentials = Credentials(settings)
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        upstream = Upstream(settings.grpc_address)
+        upstream = Upstream(settings.grpc_address, credentials)
         try:
             yield {"upstream": upstream}
         finally:

@@ -1,6 +1,7 @@
 """Every setting of the bridge, read once from the environment. Knows nothing of what the settings are used for."""
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -30,6 +31,25 @@ class Settings(BaseSettings):
     grpc_address: str = Field(
         default="127.0.0.1:50051",
         description="The inference server to call, host:port or a gRPC target such as dns:///host:port.",
+    )
+    grpc_tls_ca: Path | None = Field(
+        default=None,
+        description="CA certificates (PEM) that the inference server's certificate is checked against. Set: TLS is used.",
+    )
+    grpc_tls_client_cert: Path | None = Field(
+        default=None,
+        description="Certificate chain (PEM) that the bridge shows the inference server, if it asks for one.",
+    )
+    grpc_tls_client_key: Path | None = Field(
+        default=None, description="Private key (PEM, unencrypted) of that certificate of the bridge."
+    )
+    grpc_tls_server_name: str = Field(
+        default="", description="Name that the inference server's certificate must hold. Empty: the address's host."
+    )
+    grpc_token: str = Field(
+        default="",
+        repr=False,
+        description="Bearer token that goes with each call to the inference server. Empty: none.",
     )
     api_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -113,6 +133,12 @@ class Settings(BaseSettings):
             raise ValueError("a token may hold printable ASCII characters only, and no space")
         return value
 
+    @field_validator("grpc_token")
+    @classmethod
+    def _check_grpc_token(cls, value: str) -> str:
+        cls._check_tokens((value,))
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -121,6 +147,15 @@ class Settings(BaseSettings):
             if origin != "*" and not (scheme and separator and host and "/" not in host):
                 raise ValueError(f"{origin!r} is no origin; one looks like https://example.com")
         return value
+
+    @model_validator(mode="after")
+    def _check_tls_pair(self) -> Self:
+        cert, key = f"{PREFIX}GRPC_TLS_CLIENT_CERT", f"{PREFIX}GRPC_TLS_CLIENT_KEY"
+        if (self.grpc_tls_client_cert is None) != (self.grpc_tls_client_key is None):
+            raise ValueError(f"{cert} and {key} need each other: set both or neither")
+        if self.grpc_tls_ca is None and (self.grpc_tls_client_cert is not None or self.grpc_tls_server_name):
+            raise ValueError(f"{cert}, {key} and {PREFIX}GRPC_TLS_SERVER_NAME need {PREFIX}GRPC_TLS_CA")
+        return self
 
     @model_validator(mode="after")
     def _protect_public_address(self) -> Self:
@@ -168,5 +203,5 @@ def _sentence(problem: Any) -> str:
         return reason
     name = problem["loc"][0]
     # Tokens are secrets: what was given is not repeated.
-    given = "" if name == "api_tokens" else f"={problem['input']!s:.100}"
+    given = "" if name in ("api_tokens", "grpc_token") else f"={problem['input']!s:.100}"
     return f"{PREFIX}{name.upper()}{given}: {reason}"

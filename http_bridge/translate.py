@@ -208,7 +208,8 @@ _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
 
 
 def _by_code(code: grpc.StatusCode) -> ApiError:
-    if code is grpc.StatusCode.UNAVAILABLE:
+    # A refused token is the bridge's own, and no fault of the client.
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED):
         return _unavailable()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return request_timeout()

@@ -1,14 +1,16 @@
-"""The one gRPC channel to the inference server: runs, retries, health. Knows nothing of HTTP."""
+"""The inference server as the bridge calls it: runs, retries, health. Knows nothing of HTTP."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
+from http_bridge.channels import Channels
+from http_bridge.credentials import Credentials
 from tailrace.v1.inference_pb2 import ListModelsRequest, Model, RunRequest, RunResponse
-from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 
 SERVICE_NAME = "tailrace.v1.InferenceService"
 REQUEST_ID_KEY = "x-request-id"
@@ -17,33 +19,19 @@ SESSION_KEY = "x-session-affinity"
 RETRY_PAUSES = (0.1, 0.4)
 HEALTH_TIMEOUT_SECONDS = 2.0
 LIST_TIMEOUT_SECONDS = 10.0
-
-_CHANNEL_OPTIONS = (
-    # A server or a network that vanished without a word is noticed within 40 s, and only while a call waits for it.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # gRPC would wait up to two minutes before it looks again for a server that is back.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.min_reconnect_backoff_ms", 5_000),
-    # The server is a neighbour; a proxy for the way out must not stand between.
-    ("grpc.enable_http_proxy", 0),
-    # What is retried is decided below, and nowhere else.
-    ("grpc.enable_retries", 0),
-)
+_logger = logging.getLogger(__name__)
 
 
 class Upstream:
     """The inference server as the bridge sees it. Make it inside the event loop that uses it."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = InferenceServiceStub(self._channel)
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+    def __init__(self, address: str, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._channels = Channels(address, credentials)
 
     async def close(self) -> None:
-        """Close the channel; calls that still run end at once."""
-        await self._channel.close()
+        """Close the connection; calls that still run end at once."""
+        await self._channels.close()
 
     @asynccontextmanager
     async def run(
@@ -57,40 +45,65 @@ class Upstream:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
+        sessions = ((SESSION_KEY, session),) if session else ()
+        metadata = (*self._credentials.metadata, (REQUEST_ID_KEY, request_id), *sessions)
         for pause in (*RETRY_PAUSES, None):
-            metadata = ((REQUEST_ID_KEY, request_id), *(((SESSION_KEY, session),) if session else ()))
-            call = self._stub.Run(request, metadata=metadata, timeout=max(0.0, deadline - loop.time()))
-            try:
+            async with self._channels.for_call() as channel:
+                call = channel.inference.Run(request, metadata=metadata, timeout=max(0.0, deadline - loop.time()))
                 try:
-                    events = await _accepted(call)
-                except grpc.aio.AioRpcError as error:
-                    if pause is None or not _may_retry(error):
-                        raise
-                else:
-                    yield events
-                    return
-            finally:
-                # An abandoned call would keep its place in the server's batch: garbage collection is no cancel.
-                call.cancel()
+                    try:
+                        events = await _accepted(call)
+                    except grpc.aio.AioRpcError as error:
+                        if pause is None or not _may_retry(error):
+                            _log_refusal(error)
+                            raise
+                    else:
+                        yield events
+                        return
+                finally:
+                    # An abandoned call would keep its place in the server's batch: garbage collection is no cancel.
+                    call.cancel()
             await asyncio.sleep(pause)
 
     async def list_models(self) -> Sequence[Model]:
         """The server's catalog. Raises AioRpcError."""
-        reply = await self._stub.ListModels(ListModelsRequest(), timeout=LIST_TIMEOUT_SECONDS)
-        return reply.models
+        try:
+            return await self._list_models(LIST_TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            _log_refusal(error)
+            raise
 
     async def why_not_ready(self) -> str | None:
         """None if the server says that it serves, else a sentence that says what is in the way."""
         request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
         try:
-            reply = await self._health.Check(request, timeout=HEALTH_TIMEOUT_SECONDS)
+            async with self._channels.for_call() as channel:
+                reply = await channel.health.Check(
+                    request, metadata=self._credentials.metadata, timeout=HEALTH_TIMEOUT_SECONDS
+                )
         except grpc.aio.AioRpcError as error:
-            return _HEALTH_FAILURES.get(
-                error.code(), f"The inference server's health check failed: {error.code().name}."
+            return self._health_failure(error.code())
+        if reply.status != health_pb2.HealthCheckResponse.SERVING:
+            return "The inference server is not serving: it is still loading a model, or stopping."
+        try:
+            # Health is told to everyone: whether the bridge itself is let in, something else must show.
+            await self._list_models(HEALTH_TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return "The inference server refuses the bridge's token."
+        return None
+
+    async def _list_models(self, timeout_seconds: float) -> Sequence[Model]:
+        async with self._channels.for_call() as channel:
+            reply = await channel.inference.ListModels(
+                ListModelsRequest(), metadata=self._credentials.metadata, timeout=timeout_seconds
             )
-        if reply.status == health_pb2.HealthCheckResponse.SERVING:
-            return None
-        return "The inference server is not serving: it is still loading a model, or stopping."
+        return reply.models
+
+    def _health_failure(self, code: grpc.StatusCode) -> str:
+        if code is grpc.StatusCode.UNAVAILABLE and self._credentials.has_tls:
+            return "The inference server cannot be reached, or one of the two does not trust the other's certificate."
+        return _HEALTH_FAILURES.get(code, f"The inference server's health check failed: {code.name}.")
 
 
 _HEALTH_FAILURES = {
@@ -115,6 +128,15 @@ async def _prepended(first: RunResponse | None, rest: AsyncIterator[RunResponse]
         yield first
     async for event in rest:
         yield event
+
+
+def _log_refusal(error: grpc.aio.AioRpcError) -> None:
+    """The bridge's own token is no matter of its clients, who are told that the server is not there for them."""
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        _logger.error(
+            "the inference server refuses this bridge: TAILRACE_GRPC_TOKEN must be a token whose digest stands in the "
+            "server's TAILRACE_GRPC_TOKENS_FILE"
+        )
 
 
 def _may_retry(error: grpc.aio.AioRpcError) -> bool:

@@ -1,10 +1,11 @@
 """The inference server's settings, read from the environment (`TAILRACE_*`) in one place."""
 
+import ipaddress
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_server.errors import ConfigurationError
@@ -24,6 +25,21 @@ class Settings(BaseSettings):
 
     grpc_address: str = Field(
         "127.0.0.1:50051", description="Host and port of the gRPC server; port 0 takes a free one"
+    )
+    grpc_health_address: str | None = Field(
+        None,
+        description="Where health alone is served without TLS, host:port, for probes that know no TLS; unset: nowhere",
+    )
+    grpc_tls_cert: Path | None = Field(
+        None, description="Certificate chain (PEM) that the gRPC server shows; with its key, callers must use TLS"
+    )
+    grpc_tls_key: Path | None = Field(None, description="Private key (PEM, unencrypted) of that certificate")
+    grpc_tls_client_ca: Path | None = Field(
+        None, description="CA certificates (PEM); set: gRPC clients must show a certificate that one of them signed"
+    )
+    grpc_tokens_file: Path | None = Field(
+        None,
+        description="File of SHA-256 digests, one a line; set: gRPC calls need a bearer token that has one of them",
     )
     catalog: Path = Field(DEFAULT_CATALOG, description="Catalog file (TOML) that names the models")
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="Folder for converted and packed models")
@@ -105,20 +121,28 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Further time without a step after which the process ends with 1, to be started anew",
     )
-    metrics_address: str = Field(
-        "", description="Where Prometheus finds the server's metrics, host:port; empty: nowhere"
+    metrics_address: str | None = Field(
+        None, description="Where Prometheus finds the server's metrics, host:port; unset: nowhere"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged")
 
-    @field_validator("grpc_address", "metrics_address")
+    @field_validator("grpc_address", "grpc_health_address", "metrics_address")
     @classmethod
-    def _has_port(cls, value: str, info: ValidationInfo) -> str:
-        if not value and info.field_name == "metrics_address":
-            return value
+    def _has_port(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         host, _, port = value.rpartition(":")
         if not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("must be host:port, for example 127.0.0.1:50051")
         return value
+
+    @model_validator(mode="after")
+    def _has_whole_pair(self) -> Self:
+        if (self.grpc_tls_cert is None) != (self.grpc_tls_key is None):
+            raise ValueError("TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY need each other: set both or neither")
+        if self.grpc_tls_client_ca is not None and self.grpc_tls_cert is None:
+            raise ValueError("TAILRACE_GRPC_TLS_CLIENT_CA needs TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY")
+        return self
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -129,11 +153,24 @@ class Settings(BaseSettings):
             raise ConfigurationError(describe(error)) from None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`; a name other than localhost counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def describe(error: ValidationError) -> str:
     """The wrong environment variables of a pydantic error, a sentence each."""
     problems = []
     for detail in error.errors():
         name = "TAILRACE_" + "_".join(str(part) for part in detail["loc"]).upper()
         message = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:  # it is about several variables, and names them
+            problems.append(message)
+            continue
         problems.append(f"{name}={detail['input']!s}: {message[0].lower()}{message[1:]}")
     return "; ".join(problems)

@@ -14,6 +14,12 @@ class TailraceError(Exception):
     reason: ClassVar[str]
 
 
+class Unauthenticated(TailraceError):
+    """The call brought no token, or none that is let in."""
+
+    reason = "UNAUTHENTICATED"
+
+
 class UnknownModel(TailraceError):
     reason = "UNKNOWN_MODEL"
 

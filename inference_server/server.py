@@ -15,8 +15,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from inference_server.auth import TokenCheck
 from inference_server.catalog import read_catalog
-from inference_server.config import Settings
+from inference_server.config import Settings, is_loopback
+from inference_server.credentials import server_credentials
 from inference_server.errors import ConfigurationError
 from inference_server.servicer import InferenceServicer
 from inference_server.watchdog import Watchdog
@@ -32,6 +34,9 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # Streams that never end by themselves (a health watch) get this long when all replies are done.
 _LAST_STREAMS_SECONDS = 0.5
+
+# Otherwise two servers could share a port, and each would get some of the requests.
+_OPTIONS = (("grpc.so_reuseport", 0),)
 
 
 def import_hosting() -> ModuleType:
@@ -60,38 +65,52 @@ class Server:
         self._watching: asyncio.Task[None] | None = None
         self.broken = asyncio.Event()  # a model failed for good
         self._health = health.aio.HealthServicer()
+        tokens_file = settings.grpc_tokens_file
         self._server = grpc.aio.server(
+            interceptors=[] if tokens_file is None else [TokenCheck(tokens_file)],
             options=(
-                # Without this, two servers could share a port, and each would get some of the requests.
-                ("grpc.so_reuseport", 0),
+                *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", 16 * 1024),
                 # Clients may ping while a long prompt is computed and nothing is sent.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-            )
+            ),
         )
+        self._health_server: grpc.aio.Server | None = None
 
     async def listen(self) -> int:
-        """Open the port and return its number. Raises ConfigurationError if it is taken."""
+        """Open the port and return its number. Raises ConfigurationError if it is taken, or a file of TLS is not usable."""
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._set_health(_NOT_SERVING)
-        try:
-            port = self._server.add_insecure_port(self._settings.grpc_address)
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise ConfigurationError(
-                f"cannot listen on {self._settings.grpc_address}: the address is in use or not of this machine; "
-                "set TAILRACE_GRPC_ADDRESS"
-            )
         self._serve_metrics()
+        if self._settings.grpc_health_address is not None:
+            await self._listen_for_probes(self._settings.grpc_health_address)
+        credentials = server_credentials(self._settings)
+        port = _bind(self._server, self._settings.grpc_address, "GRPC_ADDRESS", credentials)
         await self._server.start()
-        logger.info("listening on %s:%d", self._settings.grpc_address.rpartition(":")[0], port)
+        host = self._settings.grpc_address.rpartition(":")[0]
+        logger.info("listening on %s:%d%s", host, port, "" if credentials is None else " with TLS")
+        self._warn_if_open(host)
         return port
+
+    async def _listen_for_probes(self, address: str) -> None:
+        self._health_server = grpc.aio.server(options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        _bind(self._health_server, address, "GRPC_HEALTH_ADDRESS", None)
+        await self._health_server.start()
+
+    def _warn_if_open(self, host: str) -> None:
+        settings = self._settings
+        if settings.grpc_tokens_file is None and settings.grpc_tls_client_ca is None and not is_loopback(host):
+            logger.warning(
+                "%s can be reached from other machines, and whoever reaches it is let in: "
+                "set TAILRACE_GRPC_TOKENS_FILE or TAILRACE_GRPC_TLS_CLIENT_CA, or listen on 127.0.0.1",
+                settings.grpc_address,
+            )
 
     async def load(self) -> None:
         """Load and warm up the catalog's models, then say SERVING. Raises ConfigurationError."""
@@ -121,7 +140,8 @@ class Server:
             self._watching.cancel()
         self._stop_metrics()
         await asyncio.gather(*(engine.stop() for engine in self._engines()))
-        await self._server.stop(_LAST_STREAMS_SECONDS)
+        servers = [server for server in (self._server, self._health_server) if server is not None]
+        await asyncio.gather(*(server.stop(_LAST_STREAMS_SECONDS) for server in servers))
 
     def _engines(self) -> "set[Engine]":
         return {model.engine for model in self.servicer.models.values()}
@@ -134,7 +154,7 @@ class Server:
 
     def _serve_metrics(self) -> None:
         address = self._settings.metrics_address
-        if not address:
+        if address is None:
             return
         host, _, port = address.rpartition(":")
         try:
@@ -161,3 +181,15 @@ class Server:
         """A model failed for good: say so, and let the process end with an error, so that it is started anew."""
         self.servicer.is_stopping = True
         self.broken.set()
+
+
+def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise ConfigurationError(
+            f"cannot listen on {address}: the address is in use or not of this machine; set TAILRACE_{name}"
+        )
+    return port

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 DOMAIN = "tailrace"
 
 STATUS: dict[type[errors.TailraceError], grpc.StatusCode] = {
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
     errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
@@ -98,13 +99,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             outcome = _COMPLETED
         except errors.TailraceError as error:
             outcome = error.reason
-            await _abort(context, error)
+            await abort(context, error)
         except Exception:
             if context.cancelled():  # a message met the caller's cancel half way: nobody is left to be told
                 return
             outcome = "INTERNAL"
             logger.exception("request %s failed", request_id)
-            await _abort(context, errors.GenerationFailed("the server failed on this request"))
+            await abort(context, errors.GenerationFailed("the server failed on this request"))
         finally:
             self._count_end(request, outcome, is_accepted)
             seconds = time.monotonic() - started
@@ -141,17 +142,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         if not self.models:
-            await _abort(context, errors.ModelNotReady("the models are still being loaded"))
+            await abort(context, errors.ModelNotReady("the models are still being loaded"))
         return pb.ListModelsResponse(models=[_model(model) for model in self.models.values()])
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         try:
             model, count = await asyncio.to_thread(self._count, request)
         except errors.TailraceError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except Exception:
             logger.exception("counting tokens failed")
-            await _abort(context, errors.GenerationFailed("the server failed on this request"))
+            await abort(context, errors.GenerationFailed("the server failed on this request"))
         return pb.CountTokensResponse(
             prompt_tokens=count,
             context_length=model.context_length,
@@ -273,7 +274,7 @@ def _duration(seconds: float) -> duration_pb2.Duration:
     return duration
 
 
-async def _abort(context: Context, error: errors.TailraceError) -> NoReturn:
+async def abort(context: Context, error: errors.TailraceError) -> NoReturn:
     """End the call with the error's status and its google.rpc details in the trailing metadata."""
     code = STATUS[type(error)]
     status = status_pb2.Status(code=code.value[0], message=str(error))

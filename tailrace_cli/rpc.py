@@ -1,5 +1,6 @@
 """The way straight to the inference server: gRPC, by the contract's stubs."""
 
+import os
 from collections.abc import Iterator
 
 import grpc
@@ -14,14 +15,16 @@ _LIST_SECONDS = 10.0
 
 
 class GrpcDoor:
-    """An inference server at `address`, host:port."""
+    """An inference server at `address`, host:port, with TLS and a token if the environment has them. Raises Failure."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._stub = InferenceServiceStub(grpc.insecure_channel(address))
+        self._has_tls = bool(os.environ.get("TAILRACE_GRPC_TLS_CA"))
+        self._stub = InferenceServiceStub(_channel(address))
+        self._metadata = _metadata()
 
     def stream(self, ask: Ask, figures: Figures) -> Iterator[str]:
-        call = self._stub.Run(_request(ask))
+        call = self._stub.Run(_request(ask), metadata=self._metadata)
         try:
             for event in call:
                 if event.delta.text:
@@ -36,11 +39,12 @@ class GrpcDoor:
 
     def models(self) -> list[ModelLine]:
         try:
-            found = self._stub.ListModels(pb.ListModelsRequest(), timeout=_LIST_SECONDS).models
+            reply = self._stub.ListModels(pb.ListModelsRequest(), metadata=self._metadata, timeout=_LIST_SECONDS)
         except grpc.RpcError as error:
             raise self._explained(error) from None
         return [
-            ModelLine(model.name, model.description, model.context_length, model.sequence_length) for model in found
+            ModelLine(model.name, model.description, model.context_length, model.sequence_length)
+            for model in reply.models
         ]
 
     def _explained(self, error: grpc.RpcError) -> Failure | Refusal:
@@ -59,9 +63,50 @@ class GrpcDoor:
             return Refusal(f"The server at {self._address} refused the request: {wrong}.")
         if info.reason:
             return Refusal(f"The server at {self._address} answered {info.reason}: {error.details()}.")
+        if error.code() is grpc.StatusCode.UNAVAILABLE and self._has_tls:
+            return Failure(
+                f"No server answers at {self._address}, or one of the two does not trust the other's certificate."
+            )
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return Failure(f"No server answers at {self._address}: start one with `tailrace serve`.")
+            return Failure(
+                f"No server answers at {self._address}: start one with `tailrace serve`, or set TAILRACE_GRPC_TLS_CA if it "
+                "asks for TLS."
+            )
         return Failure(f"The call to {self._address} failed with {error.code().name}.")
+
+
+def _channel(address: str) -> grpc.Channel:
+    """By the variables that the bridge reads too."""
+    authorities, key, cert = _file("CA"), _file("CLIENT_KEY"), _file("CLIENT_CERT")
+    if (key is None) != (cert is None) or (authorities is None and cert is not None):
+        names = "TAILRACE_GRPC_TLS_CLIENT_CERT and TAILRACE_GRPC_TLS_CLIENT_KEY"
+        raise Failure(f"{names} need each other, and TAILRACE_GRPC_TLS_CA.")
+    if authorities is None:
+        return grpc.insecure_channel(address)
+    name = os.environ.get("TAILRACE_GRPC_TLS_SERVER_NAME")
+    credentials = grpc.ssl_channel_credentials(authorities, key, cert)
+    return grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", name)] if name else [])
+
+
+def _metadata() -> tuple[tuple[str, str], ...]:
+    token = os.environ.get("TAILRACE_GRPC_TOKEN")
+    if not token:
+        return ()
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise Failure("TAILRACE_GRPC_TOKEN may hold printable ASCII characters only, and no space.")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _file(name: str) -> bytes | None:
+    variable = f"TAILRACE_GRPC_TLS_{name}"
+    path = os.environ.get(variable)
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Failure(f"{variable}={path}: {error.strerror}.") from None
 
 
 def _request(ask: Ask) -> pb.RunRequest:

@@ -11,6 +11,7 @@ from tests.processes import ROOT
 # Inside a container these are facts, not choices.
 FIXED = {
     "TAILRACE_GRPC_ADDRESS",
+    "TAILRACE_GRPC_HEALTH_ADDRESS",
     "TAILRACE_HTTP_ADDRESS",
     "TAILRACE_CACHE_DIR",
     # On loopback, which nobody outside the container reaches.

@@ -77,6 +77,7 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self) -> None:
         self.script: Script = new_york
         self.scripts: list[Script] = []
+        self.token = ""  # what ListModels asks for
         self.models: list[pb.Model] = [
             pb.Model(name=MODEL, description="First", context_length=20, sequence_length=10, window=30, stands_in=True),
             pb.Model(name="@hf/other/second", description="Second", window=40),
@@ -87,6 +88,8 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
         self.cancelled = asyncio.Event()
 
     async def ListModels(self, request, context):
+        if self.token and ("authorization", f"Bearer {self.token}") not in context.invocation_metadata():
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not for the client")
         return pb.ListModelsResponse(models=self.models)
 
     async def Run(self, request, context):
@@ -104,13 +107,18 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
 class Backend:
     """The fake server: its address, its servicer and its health."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.servicer = FakeServicer()
         self.health = health.aio.HealthServicer()
         self.server = grpc.aio.server()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        port = (
+            self.server.add_secure_port("127.0.0.1:0", credentials)
+            if credentials
+            else self.server.add_insecure_port("127.0.0.1:0")
+        )
+        self.address = f"127.0.0.1:{port}"
 
     async def set_serving(self, is_serving: bool) -> None:
         statuses = health_pb2.HealthCheckResponse

@@ -68,6 +68,24 @@ def test_wrong_token_is_not_repeated(monkeypatch):
     assert "cret" not in text
 
 
+def test_grpc_token_is_not_repeated(monkeypatch):
+    text = sentence(monkeypatch, GRPC_TOKEN="hush hush")
+    assert text == "TAILRACE_GRPC_TOKEN: a token may hold printable ASCII characters only, and no space."
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"GRPC_TLS_CLIENT_CERT": "/a"}, "CERT and TAILRACE_GRPC_TLS_CLIENT_KEY need each other: set both or neither."),
+        ({"GRPC_TLS_CLIENT_CERT": "/a", "GRPC_TLS_CLIENT_KEY": "/b"}, "need TAILRACE_GRPC_TLS_CA."),
+        ({"GRPC_TLS_SERVER_NAME": "server"}, "need TAILRACE_GRPC_TLS_CA."),
+    ],
+)
+def test_half_of_what_tls_needs_is_told(monkeypatch, variables, reason):
+    text = sentence(monkeypatch, **variables)
+    assert text.startswith("TAILRACE_GRPC_TLS_CLIENT_CERT") and text.endswith(reason)
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:8787", "[::]:8787", "192.168.1.2:8787", "example.com:80"])
 def test_open_address_without_tokens_is_refused(monkeypatch, address):
     text = sentence(monkeypatch, HTTP_ADDRESS=address)
@@ -89,7 +107,7 @@ def test_loopback_is_known(host):
 
 
 def test_tokens_are_not_in_the_representation():
-    assert "hush" not in repr(Settings(api_tokens=("hush",)))
+    assert "hush" not in repr(Settings(api_tokens=("hush",), grpc_token="hush"))
 
 
 def test_brackets_of_ipv6_are_taken_off():

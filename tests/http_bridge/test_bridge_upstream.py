@@ -5,13 +5,15 @@ import asyncio
 import grpc
 import pytest
 
+from http_bridge.config import Settings
+from http_bridge.credentials import Credentials
 from http_bridge.upstream import Upstream
 from tailrace.v1.inference_pb2 import RunRequest
 
 
 @pytest.fixture
 async def upstream(backend):
-    upstream = Upstream(backend.address)
+    upstream = Upstream(backend.address, Credentials(Settings()))
     yield upstream
     await upstream.close()
 

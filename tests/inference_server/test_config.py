@@ -39,6 +39,11 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
     given = settings(
         monkeypatch,
         GRPC_ADDRESS="[::]:0",
+        GRPC_HEALTH_ADDRESS="127.0.0.1:50052",
+        GRPC_TLS_CERT="/etc/tls/server.crt",
+        GRPC_TLS_KEY="/etc/tls/server.key",
+        GRPC_TLS_CLIENT_CA="/etc/tls/clients.pem",
+        GRPC_TOKENS_FILE="/etc/tokens",
         CATALOG="/etc/models.toml",
         CACHE_DIR="/var/cache/models",
         DEVICE="cpu",
@@ -65,6 +70,11 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
     )
     assert given == Settings(
         grpc_address="[::]:0",
+        grpc_health_address="127.0.0.1:50052",
+        grpc_tls_cert=Path("/etc/tls/server.crt"),
+        grpc_tls_key=Path("/etc/tls/server.key"),
+        grpc_tls_client_ca=Path("/etc/tls/clients.pem"),
+        grpc_tokens_file=Path("/etc/tokens"),
         catalog=Path("/etc/models.toml"),
         cache_dir=Path("/var/cache/models"),
         device="cpu",
@@ -102,6 +112,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         ("GRPC_ADDRESS", "localhost:grpc", "must be host:port"),
         ("GRPC_ADDRESS", "localhost:65536", "must be host:port"),
         ("GRPC_ADDRESS", "localhost:-1", "must be host:port"),
+        ("GRPC_HEALTH_ADDRESS", "50052", "must be host:port"),
         ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("MAX_RUNNING_SEQS", "0", "greater than or equal to 1"),
         ("MAX_RUNNING_SEQS", "1025", "less than or equal to 1024"),
@@ -132,6 +143,12 @@ def test_all_wrong_values_are_named_at_once(monkeypatch):
         "TAILRACE_MAX_RUNNING_SEQS",
         "TAILRACE_LOG_LEVEL",
     ]
+
+
+@pytest.mark.parametrize("name", ["GRPC_TLS_CERT", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA"])
+def test_half_of_what_tls_needs_is_told(monkeypatch, name):
+    message = complaint(monkeypatch, **{name: "/etc/tls/file"})
+    assert message.startswith("TAILRACE_GRPC_TLS_C") and "TAILRACE_GRPC_TLS_KEY" in message
 
 
 def test_variables_of_other_programs_are_ignored(monkeypatch):

@@ -5,6 +5,7 @@ The contract of Tailrace for internal services: text in, text out. A caller need
 
 Errors are gRPC statuses, never messages of the stream. Every error of these methods carries a google.rpc.ErrorInfo of
 domain "tailrace" whose reason is one of:
+  UNAUTHENTICATED      UNAUTHENTICATED      no token came along, or none that this server lets in
   UNKNOWN_MODEL        NOT_FOUND            the model is not in this server's catalog
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length hold both numbers

@@ -1,0 +1,73 @@
+"""TLS of the gRPC server: its certificate, its key, and whose clients it lets in. Knows files; knows nothing of calls."""
+
+import ssl
+from pathlib import Path
+
+import grpc
+
+from inference_server.config import Settings
+from inference_server.errors import ConfigurationError
+from inference_server.watched import Watched
+
+
+def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """What the port is opened with; None: without TLS. Raises ConfigurationError in one sentence.
+
+    Files that change count from the next connection on; those that are open stay as they are.
+    """
+    cert, key, client_ca = settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca
+    if cert is None or key is None:
+        return None
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        pair = (_read("KEY", key), _read("CERT", cert))
+        _check_pair(cert, key)
+        if client_ca is None:
+            return grpc.ssl_server_certificate_configuration([pair])
+        authorities = _read("CLIENT_CA", client_ca)
+        _check_authorities(client_ca)
+        return grpc.ssl_server_certificate_configuration([pair], authorities)
+
+    files = Watched([path for path in (cert, key, client_ca) if path is not None], read)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Asked before each handshake, by one thread of gRPC at a time; None means: as before."""
+        return files.content if files.renew() else None
+
+    # The types know nothing of this None.
+    return grpc.dynamic_ssl_server_credentials(files.content, fetch, client_ca is not None)  # type: ignore[arg-type]
+
+
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"TAILRACE_GRPC_TLS_{name}={path}: {error.strerror}") from None
+
+
+# What gRPC cannot use it says in its own log and nowhere else, so Python's ssl looks at the files first.
+
+
+def _check_pair(cert: Path, key: Path) -> None:
+    try:
+        # Without a password, an encrypted key would have one asked for on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except OSError as error:
+        raise ConfigurationError(
+            f"TAILRACE_GRPC_TLS_CERT={cert} and TAILRACE_GRPC_TLS_KEY={key} are not a certificate and its unencrypted "
+            f"key, both in PEM ({_reason(error)})"
+        ) from None
+
+
+def _check_authorities(client_ca: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(client_ca)
+    except OSError as error:
+        raise ConfigurationError(
+            f"TAILRACE_GRPC_TLS_CLIENT_CA={client_ca} holds no certificates in PEM ({_reason(error)})"
+        ) from None
+
+
+def _reason(error: OSError) -> str:
+    reason = getattr(error, "reason", None) or error.strerror or "unreadable"
+    return str(reason).lower().replace("_", " ")

@@ -1,0 +1,32 @@
+"""Certificates for tests, made on the spot by an authority of their own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a certificate and its key lie, in PEM."""
+
+    cert: Path
+    key: Path
+
+
+class Authority:
+    """Signs certificates and writes them into a folder."""
+
+    def __init__(self, folder: Path, name: str = "ca") -> None:
+        self._authority = trustme.CA()
+        self._folder = folder
+        self.path = folder / f"{name}.pem"
+        self._authority.cert_pem.write_to_path(self.path)
+
+    def issue(self, name: str, *, host: str = "127.0.0.1", files: Files | None = None) -> Files:
+        """A certificate of the common name `name` for `host`, in files of that name or in place of what is in `files`."""
+        files = files or Files(self._folder / f"{name}.crt", self._folder / f"{name}.key")
+        issued = self._authority.issue_cert(host, common_name=name)
+        issued.cert_chain_pems[0].write_to_path(files.cert)
+        issued.private_key_pem.write_to_path(files.key)
+        return files
