@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from inference_server.errors import ConfigurationError, Unauthenticated
-from inference_server.servicer import Context, abort
+from inference_server.statuses import Context, abort
 from inference_server.watched import Watched
 
 # Whoever watches a process holds no token. Everything else is denied without one, also what does not exist.

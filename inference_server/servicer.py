@@ -1,4 +1,4 @@
-"""InferenceService: the contract's messages to and from the engine's, and the one table from errors to statuses.
+"""InferenceService: the contract's messages to and from the engine's.
 
 No policy is decided here. Anything unforeseen becomes INTERNAL with a sentence that tells nothing of the inside.
 """
@@ -9,11 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
-
-import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
+from typing import TYPE_CHECKING
 
 from inference_server import errors, requests
 from inference_server.config import Settings
@@ -29,6 +25,7 @@ from inference_server.sequence import (
     Started,
     TokenLogprob,
 )
+from inference_server.statuses import Context, abort, duration
 from inference_server.token_bytes import TokenBytes
 from inference_server.tool_replies import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
@@ -39,22 +36,6 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds
 
 logger = logging.getLogger(__name__)
 
-DOMAIN = "tailrace"
-
-STATUS: dict[type[errors.TailraceError], grpc.StatusCode] = {
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
-    errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.NoRoomForReply: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.CapacityExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.ClientTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
-    errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
-    errors.GenerationFailed: grpc.StatusCode.INTERNAL,
-}
-
 _FINISH_REASON = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -63,8 +44,6 @@ _FINISH_REASON = {
 }
 
 _COMPLETED, _CANCELLED = "completed", "cancelled"
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -240,9 +219,9 @@ def _completed(event: Completed) -> pb.Completed:
             cached_tokens=event.usage.cached_tokens,
         ),
         timings=pb.Timings(
-            queue=_duration(event.timings.queue),
-            prefill=_duration(event.timings.prefill),
-            decode=_duration(event.timings.decode),
+            queue=duration(event.timings.queue),
+            prefill=duration(event.timings.prefill),
+            decode=duration(event.timings.decode),
         ),
     )
 
@@ -266,46 +245,3 @@ def _model(model: "HostedModel") -> pb.Model:
         tool_format=model.tool_format,
         stands_in=model.entry.stands_in,
     )
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration
-
-
-async def abort(context: Context, error: errors.TailraceError) -> NoReturn:
-    """End the call with the error's status and its google.rpc details in the trailing metadata."""
-    code = STATUS[type(error)]
-    status = status_pb2.Status(code=code.value[0], message=str(error))
-    for detail in _details(error):
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    await context.abort(code, str(error), (("grpc-status-details-bin", status.SerializeToString()),))
-    raise AssertionError("context.abort returned")
-
-
-def _details(error: errors.TailraceError) -> list[Any]:
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
-    details: list[Any] = [info]
-    match error:
-        case errors.InvalidField():
-            details.append(
-                error_details_pb2.BadRequest(
-                    field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=wrong.field, description=wrong.description)
-                        for wrong in error.violations
-                    ]
-                )
-            )
-        case errors.PromptTooLong():
-            info.metadata["prompt_tokens"] = str(error.prompt_tokens)
-            info.metadata["context_length"] = str(error.context_length)
-        case errors.NoRoomForReply():
-            info.metadata["prompt_tokens"] = str(error.prompt_tokens)
-            info.metadata["max_tokens"] = str(error.max_tokens)
-            info.metadata["window"] = str(error.window)
-        case errors.CapacityExceeded() | errors.RateLimited():
-            details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_seconds)))
-    return details
