@@ -97,6 +97,10 @@ class Settings(BaseSettings):
         description="Let control tokens written in `raw` prompts act as such, for callers that bring their own template",
     )
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Longest gRPC request, in bytes")
+    max_messages: int = Field(1_024, ge=1, le=100_000, description="Most turns of a conversation")
+    max_schema_depth: int = Field(
+        32, ge=1, le=100, description="How deep arrays and objects may be nested in a JSON Schema of a request"
+    )
     shutdown_grace_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Time that running replies get to finish on SIGTERM"
     )

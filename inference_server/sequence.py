@@ -21,7 +21,7 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. Ranges are the contract's (inference.proto) and checked in requests.py."""
+    """How tokens are chosen. Ranges are the contract's (inference.proto) and checked in checks.py."""
 
     seed: int
     temperature: float = 0.6

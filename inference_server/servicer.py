@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from inference_server import errors, requests
+from inference_server import checks, errors, requests
 from inference_server.config import Settings
 from inference_server.metrics import Metrics
 from inference_server.rate_limit import RateLimit
@@ -53,6 +53,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self.models: dict[str, HostedModel] = {}
         self.is_stopping = False
         self.metrics = Metrics()
+        self._limits = checks.Limits(settings.max_messages, settings.max_schema_depth)
         self._rate_limit = RateLimit(settings.account_requests_per_minute)
         self._write_timeout_seconds = settings.write_timeout_seconds
 
@@ -61,7 +62,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         started = time.monotonic()
         outcome, is_accepted = _CANCELLED, False
         try:
-            self._rate_limit.take(request.account[: requests.MAX_ACCOUNT_LENGTH])
+            self._rate_limit.take(request.account[: checks.MAX_ACCOUNT_LENGTH])
             if (hosted := self.models.get(request.model)) is not None:
                 hosted.engine.check_capacity(
                     request.account, reject_if_busy=request.reject_if_busy, deadline_seconds=context.time_remaining()
@@ -141,14 +142,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
     ) -> "tuple[HostedModel, GenerationRequest]":
-        requests.check(request)
+        checks.check(request, self._limits)
         model = self._model(request.model)
         prompt = requests.prompt_ids(request, model)
         generation = requests.generation_request(request, request_id, prompt, model)
         return model, replace(generation, deadline_seconds=deadline_seconds)
 
     def _count(self, request: pb.CountTokensRequest) -> "tuple[HostedModel, int]":
-        requests.check_input(request)
+        checks.check_input(request, self._limits)
         model = self._model(request.model)
         return model, len(requests.prompt_ids(request, model))
 

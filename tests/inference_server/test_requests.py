@@ -1,15 +1,21 @@
 """The contract's ranges, defaults and limits, as a request meets them."""
 
 import math
+from functools import partial
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from inference_server import checks
 from inference_server.errors import InvalidField, PromptTooLong
-from inference_server.requests import check, check_input, generation_request, prompt_ids
+from inference_server.requests import generation_request, prompt_ids
 from inference_server.sequence import SamplingParams
 from tailrace.v1 import inference_pb2 as pb
 from tests.inference_server.fakes import hosted_model
+
+LIMITS = checks.Limits(max_messages=4, max_schema_depth=3)
+check = partial(checks.check, limits=LIMITS)
+check_input = partial(checks.check_input, limits=LIMITS)
 
 
 def run_request(*, model="tiny", text="hello", **fields):
@@ -239,3 +245,17 @@ def test_a_window_smaller_than_the_context_leaves_room_for_one_token():
     with pytest.raises(PromptTooLong) as caught:
         accepted(run_request(), num_prompt_tokens=512, window=512)
     assert caught.value.context_length == 511
+
+
+def nested(depth: int) -> str:
+    """A schema of so many objects within each other."""
+    return '{"items":' * (depth - 1) + "{}" + "}" * (depth - 1)
+
+
+def test_a_conversation_and_a_schema_have_a_bound():
+    turns = [("user", "hi")] * 4
+    check(chat_request(*turns, response_format=pb.ResponseFormat(json_schema=nested(3))))
+    assert violations(chat_request(*turns, ("user", "hi")))["chat.turns"] == "must have at most 4 turns"
+    for text in (nested(4), nested(100_000)):
+        wrong = violations(run_request(response_format=pb.ResponseFormat(json_schema=text)))
+        assert wrong == {"response_format.json_schema": "must be nested at most 3 deep"}

@@ -1,0 +1,196 @@
+"""What is wrong with a request by itself, whatever the model: ranges, lengths, counts. All wrong fields are named."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from inference_server.errors import FieldViolation, InvalidField
+from tailrace.v1 import inference_pb2 as pb
+
+_Scalar = Literal["temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty", "presence_penalty"]
+SCALARS: tuple[_Scalar, ...] = get_args(_Scalar)
+_RANGES: dict[_Scalar, tuple[float, float]] = {
+    "temperature": (0.0, 5.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+}
+_RANGES_ABOVE_ZERO: dict[_Scalar, float] = {"top_p": 1.0, "repetition_penalty": 2.0}
+_AT_LEAST_ONE: tuple[Literal["max_tokens", "top_k"], ...] = ("max_tokens", "top_k")
+_MAX_STOP_STRINGS = 16
+_MAX_STOP_LENGTH = 256
+_MAX_ROLE_LENGTH = 64
+_MAX_MODEL_LENGTH = 256
+MAX_ACCOUNT_LENGTH = 256
+_MAX_TOP_LOGPROBS = 20
+_MAX_TOOLS = 128
+_MAX_NAME_LENGTH = 256
+_MAX_SCHEMA_BYTES = 2**20
+# Of more, the first are told: a status travels in a header, and a request may hold a million wrong turns.
+_MAX_VIOLATIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Those that are settings."""
+
+    max_messages: int
+    max_schema_depth: int
+
+
+def check(request: pb.RunRequest, limits: Limits) -> None:
+    """Raises InvalidField with every field that is wrong by itself, whatever the model."""
+    violations = [
+        *_input_violations(request, limits),
+        *_sampling_violations(request.sampling),
+        *_format_violations(request, limits),
+    ]
+    if request.HasField("logprobs") and request.logprobs.top > _MAX_TOP_LOGPROBS:
+        violations.append(FieldViolation("logprobs.top", f"must be at most {_MAX_TOP_LOGPROBS}"))
+    if request.HasField("time_limit") and seconds(request) <= 0:
+        violations.append(FieldViolation("time_limit", "must be above 0"))
+    if len(request.account) > MAX_ACCOUNT_LENGTH:
+        violations.append(FieldViolation("account", f"must have at most {MAX_ACCOUNT_LENGTH} characters"))
+    if violations:
+        raise InvalidField(*violations[:_MAX_VIOLATIONS])
+
+
+def check_input(request: pb.CountTokensRequest, limits: Limits) -> None:
+    """Raises InvalidField if the prompt is missing or malformed."""
+    if violations := _input_violations(request, limits):
+        raise InvalidField(*violations[:_MAX_VIOLATIONS])
+
+
+def _input_violations(request: pb.RunRequest | pb.CountTokensRequest, limits: Limits) -> list[FieldViolation]:
+    violations = []
+    if not 1 <= len(request.model) <= _MAX_MODEL_LENGTH:
+        violations.append(FieldViolation("model", f"is required, and has at most {_MAX_MODEL_LENGTH} characters"))
+    return violations + _prompt_violations(request, limits)
+
+
+def _prompt_violations(request: pb.RunRequest | pb.CountTokensRequest, limits: Limits) -> list[FieldViolation]:
+    match request.WhichOneof("input"):
+        case "text":
+            return [] if request.text else [FieldViolation("text", "must not be empty")]
+        case "chat":
+            return _turn_violations(request.chat, limits)
+        case _:
+            return [FieldViolation("input", "is required: text or chat")]
+
+
+def _turn_violations(chat: pb.Chat, limits: Limits) -> list[FieldViolation]:
+    if not chat.turns:
+        return [FieldViolation("chat.turns", "must not be empty")]
+    if len(chat.turns) > limits.max_messages:
+        return [FieldViolation("chat.turns", f"must have at most {limits.max_messages} turns")]
+    violations = [
+        FieldViolation(f"chat.turns[{index}].role", f"must have 1 to {_MAX_ROLE_LENGTH} characters")
+        for index, turn in enumerate(chat.turns)
+        if not 1 <= len(turn.role) <= _MAX_ROLE_LENGTH
+    ]
+    for index, turn in enumerate(chat.turns):
+        if turn.tool_calls or turn.tool_call_id or turn.name:
+            violations += _call_violations(turn, f"chat.turns[{index}]")
+    return [*violations, *_tool_violations(chat, limits)]
+
+
+def _call_violations(turn: pb.ChatTurn, path: str) -> Iterator[FieldViolation]:
+    for name in ("tool_call_id", "name"):
+        if len(getattr(turn, name)) > _MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.{name}", f"must have at most {_MAX_NAME_LENGTH} characters")
+    if len(turn.tool_calls) > _MAX_TOOLS:
+        yield FieldViolation(f"{path}.tool_calls", f"must have at most {_MAX_TOOLS} calls")
+        return
+    for index, call in enumerate(turn.tool_calls):
+        if not 1 <= len(call.name) <= _MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.tool_calls[{index}].name", f"must have 1 to {_MAX_NAME_LENGTH} characters")
+        if len(call.id) > _MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.tool_calls[{index}].id", f"must have at most {_MAX_NAME_LENGTH} characters")
+        if not _is_object(call.arguments):
+            yield FieldViolation(f"{path}.tool_calls[{index}].arguments", "must be a JSON object")
+
+
+def _tool_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
+    names = [tool.name for tool in chat.tools]
+    if len(names) > _MAX_TOOLS:
+        yield FieldViolation("chat.tools", f"must have at most {_MAX_TOOLS} tools")
+        return
+    for index, tool in enumerate(chat.tools):
+        path = f"chat.tools[{index}]"
+        if not 1 <= len(tool.name) <= _MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.name", f"must have 1 to {_MAX_NAME_LENGTH} characters")
+        elif names.index(tool.name) < index:
+            yield FieldViolation(f"{path}.name", "is another tool's already")
+        if tool.parameters and not _is_object(tool.parameters):
+            yield FieldViolation(f"{path}.parameters", "must be a JSON Schema: an object")
+        elif _is_too_deep(tool.parameters, limits.max_schema_depth):
+            yield FieldViolation(f"{path}.parameters", f"must be nested at most {limits.max_schema_depth} deep")
+    if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED and not names:
+        yield FieldViolation("chat.tool_choice", "needs tools")
+    if chat.tool_name and chat.tool_choice != pb.TOOL_CHOICE_REQUIRED:
+        yield FieldViolation("chat.tool_name", "needs tool_choice REQUIRED")
+    elif chat.tool_name and chat.tool_name not in names:
+        yield FieldViolation("chat.tool_name", "names none of the tools")
+
+
+def _format_violations(request: pb.RunRequest, limits: Limits) -> Iterator[FieldViolation]:
+    if not request.HasField("response_format"):
+        return
+    if request.response_format.WhichOneof("form") is None:
+        yield FieldViolation("response_format", "needs a form: json_object or json_schema")
+    if len(request.response_format.json_schema) > _MAX_SCHEMA_BYTES:
+        yield FieldViolation("response_format.json_schema", f"must have at most {_MAX_SCHEMA_BYTES} characters")
+    elif _is_too_deep(request.response_format.json_schema, limits.max_schema_depth):
+        most = limits.max_schema_depth
+        yield FieldViolation("response_format.json_schema", f"must be nested at most {most} deep")
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        yield FieldViolation("response_format", "does not go together with tool_choice REQUIRED")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_too_deep(text: str, most: int) -> bool:
+    """Whether a JSON text nests arrays and objects deeper than `most`; what is no JSON is told elsewhere."""
+    try:
+        level = [json.loads(text)] if text else []
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    for _ in range(most):
+        level = [child for item in level if isinstance(item, dict | list) for child in _children(item)]
+    return any(isinstance(item, dict | list) for item in level)
+
+
+def _children(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
+
+
+def _sampling_violations(sampling: pb.Sampling) -> list[FieldViolation]:
+    violations = []
+    for name, (low, high) in _RANGES.items():
+        if sampling.HasField(name) and not low <= getattr(sampling, name) <= high:  # NaN is in no range
+            violations.append(FieldViolation(f"sampling.{name}", f"must be {low:g} to {high:g}"))
+    for name, highest in _RANGES_ABOVE_ZERO.items():
+        if sampling.HasField(name) and not 0.0 < getattr(sampling, name) <= highest:
+            violations.append(FieldViolation(f"sampling.{name}", f"must be above 0, at most {highest:g}"))
+    for count in _AT_LEAST_ONE:
+        if sampling.HasField(count) and getattr(sampling, count) < 1:
+            violations.append(FieldViolation(f"sampling.{count}", "must be at least 1"))
+    if len(sampling.stop) > _MAX_STOP_STRINGS:
+        violations.append(FieldViolation("sampling.stop", f"must have at most {_MAX_STOP_STRINGS} strings"))
+    if any(not 1 <= len(stop) <= _MAX_STOP_LENGTH for stop in sampling.stop):
+        violations.append(FieldViolation("sampling.stop", f"must be strings of 1 to {_MAX_STOP_LENGTH} characters"))
+    return violations
+
+
+def seconds(request: pb.RunRequest) -> float:
+    """The time limit, in seconds; 0 if it is none."""
+    seconds = request.time_limit.seconds + request.time_limit.nanos / 1e9
+    return seconds if math.isfinite(seconds) else 0.0
