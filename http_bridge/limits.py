@@ -10,6 +10,8 @@ Timers are set when one of these begins, never for a token. Knows connections; k
 import asyncio
 import json
 import logging
+import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import h11
@@ -28,57 +30,29 @@ _TELL_SECONDS = 60.0
 _logger = logging.getLogger(__name__)
 
 
-class Overflow:
-    """The connections beyond the limit of one bridge.
+@dataclass(slots=True)
+class Shared:
+    """What the connections of one bridge share. `told_at`: when the log last told that there are too many."""
 
-    Each is answered 503 with code 7009 and closed, whatever it is for: a health check on a new connection too, because
-    nobody knows what it asks before it is read. The log tells it, at most once a minute. A prober that keeps its connection
-    is not affected.
-    """
-
-    def __init__(self) -> None:
-        self.num_lingering = 0
-        self._told_at: float | None = None
-
-    def refuse(self, transport: asyncio.Transport, max_connections: int) -> None:
-        loop = asyncio.get_running_loop()
-        if self._told_at is None or loop.time() - self._told_at > _TELL_SECONDS:
-            self._told_at = loop.time()
-            _logger.warning("all %d connections are taken: more are refused with 503", max_connections)
-        error = ApiError(503, 7009, "Too many connections", retry_after_seconds=_RETRY_AFTER_SECONDS)
-        transport.write(_answer(error))
-        if self.num_lingering < _MAX_LINGERING:
-            transport.set_protocol(_Refused(self, transport))
-        else:
-            transport.close()
-
-
-class _Refused(asyncio.Protocol):
-    """What is left of a refused connection. It reads on for a moment, and throws away what it reads.
-
-    Closed at once, a request that nobody read would make the kernel reset the connection, and the answer could be lost.
-    """
-
-    def __init__(self, overflow: Overflow, transport: asyncio.Transport) -> None:
-        self._overflow = overflow
-        overflow.num_lingering += 1
-        transport.write_eof()
-        self._timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._overflow.num_lingering -= 1
-        self._timer.cancel()
+    settings: Settings
+    lingering: set["Protocol"] = field(default_factory=set)
+    told_at: float = -math.inf
 
 
 class Protocol(H11Protocol):
-    """uvicorn's protocol within `settings`. Made by `limited`."""
+    """uvicorn's protocol within the limits of one bridge. Made by `limited`.
+
+    A connection beyond the largest number is answered 503 with code 7009 and closed, whatever it is for: a health check on a
+    new connection too, because nobody knows what it asks before it is read. The log tells it, at most once a minute. Who
+    probes on a connection that is kept is not affected.
+    """
 
     conn: Connection
-    settings: ClassVar[Settings]
-    overflow: ClassVar[Overflow]
+    shared: ClassVar[Shared]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.settings = self.shared.settings
         self.conn = Connection(self.settings.max_header_bytes)
         self.timeout_keep_alive = self.settings.idle_timeout_seconds  # type: ignore[assignment]  # any number does
         self._read_timer: asyncio.TimerHandle | None = None
@@ -90,19 +64,21 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             self.connections.discard(self)
-            self.overflow.refuse(transport, self.settings.max_connections)
-            return
-        self._watch_reading("headers")
+            self._refuse_connection()
+        else:
+            self._watch_reading("headers")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.shared.lingering.discard(self)
         self._watch_reading(None)
         self._stop_write_timer()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._look()
+        if self not in self.shared.lingering:
+            super().data_received(data)
+            self._look()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -116,7 +92,9 @@ class Protocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_write_timer()
+        # The last bytes of a connection that is being closed are waited for no longer either.
+        if not self.transport.is_closing():
+            self._stop_write_timer()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -135,6 +113,8 @@ class Protocol(H11Protocol):
 
     def _look(self) -> None:
         """After everything that may have brought the connection from one state into the next."""
+        if self in self.shared.lingering:
+            return
         if self.transport.is_closing():
             self._watch_reading(None)
             # What is still to be written keeps a closing connection open.
@@ -149,7 +129,7 @@ class Protocol(H11Protocol):
 
     def _watch_reading(self, what: str | None) -> None:
         reading = None if what is None else (what, self.cycle)
-        if reading == self._reading:
+        if reading == self._reading and what is not None:
             return
         self._reading = reading
         if self._read_timer is not None:
@@ -167,11 +147,29 @@ class Protocol(H11Protocol):
         else:
             self._close()
 
+    def _refuse_connection(self) -> None:
+        now = self.loop.time()
+        if now - self.shared.told_at > _TELL_SECONDS:
+            self.shared.told_at = now
+            _logger.warning("all %d connections are taken: more are refused with 503", self.settings.max_connections)
+        self._end(ApiError(503, 7009, "Too many connections", retry_after_seconds=_RETRY_AFTER_SECONDS))
+
     def _end(self, error: ApiError) -> None:
-        """Answer a request that never came to the application, and close."""
+        """Answer what never came to the application, and close.
+
+        Closed at once, the kernel would reset the connection because of what the client still sends, and the answer could
+        be lost: for a moment that is read, and thrown away.
+        """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(_answer(error))
-        self._close()
+        is_running = self.cycle is not None and not self.cycle.response_complete
+        if is_running or len(self.shared.lingering) >= _MAX_LINGERING or not self.transport.can_write_eof():
+            self._close()
+            return
+        self._watch_reading(None)
+        self.shared.lingering.add(self)
+        self.transport.write_eof()
+        self._read_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def _close(self) -> None:
         self.transport.close()
@@ -194,7 +192,7 @@ def limited(settings: Settings) -> type[Protocol]:
     class Limited(Protocol):
         pass
 
-    Limited.settings, Limited.overflow = settings, Overflow()
+    Limited.shared = Shared(settings)
     return Limited
 
 
@@ -204,6 +202,7 @@ def _answer(error: ApiError) -> bytes:
         b"HTTP/1.1 %d %b" % (error.status, STATUS_PHRASES[error.status]),
         b"content-type: application/json",
         b"content-length: %d" % len(body),
+        b"x-content-type-options: nosniff",
         b"connection: close",
     ]
     if error.retry_after_seconds is not None:

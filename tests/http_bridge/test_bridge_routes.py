@@ -67,6 +67,26 @@ async def test_every_route_but_health_and_pages_needs_a_token(start_bridge):
             assert is_refused == ((method, url) not in public), (method, url)
 
 
+async def test_pages_and_their_files_have_a_strict_policy_and_no_ranges(bridge):
+    for url in ("/", "/docs", *PLAYGROUND):
+        response = await bridge.client.get(url, headers={"range": "bytes=0-1,2-3"})
+        assert (response.status_code, len(response.content) > 4) == (200, True)
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "form-action 'none'" in policy and "unsafe" not in policy
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["cross-origin-opener-policy"] == "same-origin"
+        assert "camera=()" in response.headers["permissions-policy"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["content-type"].split(";")[0] in ("text/html", "text/css", "text/javascript")
+    response = await bridge.client.get("/playground/..%2fapp.py")
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 7000)
+
+
+async def test_no_browser_takes_json_for_a_page(bridge):
+    for response in (await bridge.ask(), await bridge.client.get("/healthz"), await bridge.ask(url="/nowhere")):
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_unknown_route_says_so(bridge):
     run = "/client/v4/accounts/acc/ai/run"
     for url in ("/nowhere", f"{run}/", "/healthz/", "//healthz"):
