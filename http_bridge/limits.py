@@ -123,6 +123,7 @@ class Protocol(H11Protocol):
         elif self.conn.is_in_headers:
             self._watch_reading("headers")
         elif self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
+            # Answered before its end, as too long or too slow: uvicorn throws the rest away, but not for ever.
             self._watch_reading("body")
         else:
             self._watch_reading(None)

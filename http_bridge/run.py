@@ -53,8 +53,7 @@ class RunEndpoint:
         except ClientDisconnect:
             return
         except TimeoutError:
-            # What is still to come of the body is no next request.
-            await exchange.refuse(translate.request_timeout(), {"connection": "close"})
+            await exchange.refuse(translate.request_timeout())
         except ApiError as error:
             await exchange.refuse(error)
         else:
@@ -150,12 +149,12 @@ class _Exchange:
             await self._send(_chunk(job.form.failure(self.explain(error), self.request_id)))
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def refuse(self, error: ApiError, headers: dict[str, str] | None = None) -> None:
+    async def refuse(self, error: ApiError) -> None:
         """Answer with an error; only before anything else was sent."""
         _logger.info("request %s: refused, %d/%d", self.request_id, error.status, error.code)
-        more = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
+        headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
         payload = dict(self._errors.payload(error, self.request_id))
-        await JSONResponse(payload, error.status, {**self._ids(), **more, **(headers or {})})(*self._asgi)
+        await JSONResponse(payload, error.status, {**self._ids(), **headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
         """What the client is told about a failure; the log gets the cause."""
