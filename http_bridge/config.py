@@ -36,7 +36,8 @@ class Settings(BaseSettings):
     api_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         repr=False,
-        description="Bearer tokens that are let in, separated by commas. Empty: anyone is, with any token or none.",
+        description="Bearer tokens that are let in for every account, separated by commas. Empty, and no file of tokens: "
+        "anyone is let in, with any token or none.",
     )
     api_tokens_file: Path | None = Field(
         default=None,
