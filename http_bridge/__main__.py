@@ -9,14 +9,17 @@ from types import FrameType
 from typing import Never
 
 import uvicorn
+from starlette.applications import Starlette
 
 from http_bridge.app import create_app
 from http_bridge.config import PREFIX, ConfigError, Settings, load_settings, split_address
-from http_bridge.connection import Protocol
+from http_bridge.limits import limited
 
 _logger = logging.getLogger("http_bridge")
 # New objects between two searches for cycles (Python's default is 700). A token's objects are freed without a search.
 _GC_THRESHOLD = 50_000
+# Open files that are no connections of clients: modules, listeners, gRPC, refused connections that linger.
+_OTHER_FILES = 256
 
 
 def main() -> int:
@@ -25,7 +28,7 @@ def main() -> int:
         settings = load_settings()
         listener = _listen("HTTP_ADDRESS", settings.http_address)
         binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
-        server = _server(settings, None if binding is None else binding.getsockname()[1])
+        app = create_app(settings, binding_port=None if binding is None else binding.getsockname()[1])
     except ConfigError as error:
         print(f"The bridge cannot start. {error}", file=sys.stderr)
         return 1
@@ -39,6 +42,8 @@ def main() -> int:
     _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
     if binding is not None:
         _logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
+    _allow_files(settings.max_connections + _OTHER_FILES)
+    server = uvicorn.Server(uvicorn_config(app, settings))
     server.run(sockets=[listener] if binding is None else [listener, binding])
     return 0
 
@@ -55,23 +60,38 @@ def _listen(name: str, address: str) -> socket.socket:
         raise ConfigError(f"{PREFIX}{name}={address}: {reason}.") from None
 
 
-def _server(settings: Settings, binding_port: int | None) -> uvicorn.Server:
+def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
     is_verbose = settings.log_level == "debug"
-    return uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, binding_port=binding_port),
-            http=Protocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="debug" if is_verbose else "warning",
-            access_log=is_verbose,
-            server_header=False,
-            # Who called is of no interest here, and a header must not decide what the log says about it.
-            proxy_headers=False,
-            timeout_graceful_shutdown=settings.http_shutdown_grace_seconds,
-        )
+    return uvicorn.Config(
+        app,
+        http=limited(settings),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="debug" if is_verbose else "warning",
+        access_log=is_verbose,
+        server_header=False,
+        # No browser shall take JSON for a page, whatever text is in it.
+        headers=[("x-content-type-options", "nosniff")],
+        # Who called is of no interest here, and a header must not decide what the log says about it.
+        proxy_headers=False,
+        timeout_graceful_shutdown=settings.http_shutdown_grace_seconds,
     )
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process have as many open files as its connections need, if the system's hard limit allows it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        _logger.warning("the system allows %d open files: too few for %sMAX_CONNECTIONS", allowed, PREFIX)
 
 
 def _url_host(listener: socket.socket) -> str:

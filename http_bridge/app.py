@@ -6,6 +6,7 @@ Knows which routes need credentials; knows nothing of runs.
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypedDict
 
 from starlette.applications import Starlette
@@ -19,8 +20,9 @@ from starlette.routing import BaseRoute, Match, Route, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge import directory, pages, refusals
-from http_bridge.auth import TokenCheck
+from http_bridge.auth import ACCOUNT_KEY, TokenCheck
 from http_bridge.binding import Binding, Miniflare, Wrangler
+from http_bridge.bodies import BodyReader
 from http_bridge.config import Settings
 from http_bridge.credentials import Credentials
 from http_bridge.errors import ApiError
@@ -28,9 +30,12 @@ from http_bridge.forms.base import ErrorForm
 from http_bridge.forms.openai import OpenAiErrors
 from http_bridge.forms.workers_ai import BindingErrors
 from http_bridge.run import REQUEST_ID_HEADER, RunEndpoint
+from http_bridge.schemas import Inputs
+from http_bridge.surfaces.base import Surface
 from http_bridge.surfaces.binding import BindingSurface
 from http_bridge.surfaces.openai import ChatSurface, CompletionSurface
 from http_bridge.surfaces.rest import GenericSurface, RestSurface
+from http_bridge.token_file import TokenFile
 from http_bridge.tokens import VerifyToken
 from http_bridge.upstream import Upstream
 
@@ -50,6 +55,8 @@ class _Name(PathConvertor):
 
 register_url_convertor("name", _Name())
 _Endpoint = Callable[[Request], Awaitable[Response]]
+# Makes the endpoint of a kind of route.
+_Runs = Callable[[Surface], ASGIApp]
 
 
 class State(TypedDict):
@@ -59,9 +66,10 @@ class State(TypedDict):
 
 
 def create_app(settings: Settings, *, binding_port: int | None = None) -> Starlette:
-    """The application; its lifespan opens the way to the inference server and closes it. Raises ConfigError.
+    """The application; its lifespan opens the way to the inference server and closes it.
 
     binding_port: of the listener on which the Worker binding is served, and nothing else, without a token.
+    Raises ConfigError if a file of tokens or certificates cannot be used.
     """
 
     credentials = Credentials(settings)
@@ -87,30 +95,33 @@ def create_app(settings: Settings, *, binding_port: int | None = None) -> Starle
 
 
 def _routes(settings: Settings, binding_port: int | None) -> list[BaseRoute]:
-    check = TokenCheck(settings.api_tokens)
-    binding = _binding(settings)
+    file = settings.api_tokens_file
+    check = TokenCheck(settings.api_tokens, None if file is None else TokenFile(file))
+    inputs = Inputs(max_messages=settings.max_messages, max_schema_depth=settings.max_schema_depth)
+    run = partial(RunEndpoint, settings, BodyReader(inputs))
+    binding = _binding(run(BindingSurface()))
     routes: list[BaseRoute] = []
     if binding_port is not None:
         routes.append(_OnPort(binding_port, _Speaking(Miniflare(binding, binding), BindingErrors())))
     # A route without a guard is public: keep these and the pages the only ones.
     routes += [Route("/healthz", _healthz), Route("/readyz", _readyz)]
     routes += _binding_routes(binding, check)
-    routes += _workers_ai_routes(settings, check)
+    routes += _workers_ai_routes(run, inputs, check)
     for base in _OPENAI_BASES:
-        routes += _openai_routes(settings, check, base)
-    return routes + pages.routes()
+        routes += _openai_routes(run, check, base)
+    return routes + pages.routes(inputs)
 
 
-def _workers_ai_routes(settings: Settings, check: TokenCheck) -> list[BaseRoute]:
+def _workers_ai_routes(run: _Runs, inputs: Inputs, check: TokenCheck) -> list[BaseRoute]:
     def guarded(app: ASGIApp) -> ASGIApp:
         return _Guarded(app, check)
 
     verify = _Answering(VerifyToken(check))  # it looks at the credentials itself
     return [
-        Route(f"{_ACCOUNT}/ai/run", guarded(RunEndpoint(settings, GenericSurface())), methods=["POST"]),
-        Route(f"{_ACCOUNT}/ai/run/{{model:name}}", guarded(RunEndpoint(settings, RestSurface())), methods=["POST"]),
+        Route(f"{_ACCOUNT}/ai/run", guarded(run(GenericSurface())), methods=["POST"]),
+        Route(f"{_ACCOUNT}/ai/run/{{model:name}}", guarded(run(RestSurface())), methods=["POST"]),
         Route(f"{_ACCOUNT}/ai/models/search", guarded(_Answering(directory.search_models)), methods=["GET"]),
-        Route(f"{_ACCOUNT}/ai/models/schema", guarded(_Answering(directory.model_schema)), methods=["GET"]),
+        Route(f"{_ACCOUNT}/ai/models/schema", guarded(_Answering(directory.ModelSchema(inputs))), methods=["GET"]),
         Route(f"{_ACCOUNT}/ai/tasks/search", guarded(_Answering(directory.search_tasks)), methods=["GET"]),
         Route(f"{_ACCOUNT}/ai/authors/search", guarded(_Answering(directory.search_authors)), methods=["GET"]),
         Route(f"{_ACCOUNT}/tokens/verify", verify, methods=["GET"]),
@@ -118,21 +129,20 @@ def _workers_ai_routes(settings: Settings, check: TokenCheck) -> list[BaseRoute]
     ]
 
 
-def _openai_routes(settings: Settings, check: TokenCheck, base: str) -> list[BaseRoute]:
+def _openai_routes(run: _Runs, check: TokenCheck, base: str) -> list[BaseRoute]:
     def guarded(app: ASGIApp) -> ASGIApp:
         return _Speaking(_Guarded(app, check), OpenAiErrors())
 
     return [
-        Route(f"{base}/chat/completions", guarded(RunEndpoint(settings, ChatSurface())), methods=["POST"]),
-        Route(f"{base}/completions", guarded(RunEndpoint(settings, CompletionSurface())), methods=["POST"]),
+        Route(f"{base}/chat/completions", guarded(run(ChatSurface())), methods=["POST"]),
+        Route(f"{base}/completions", guarded(run(CompletionSurface())), methods=["POST"]),
         Route(f"{base}/models", guarded(_Answering(directory.openai_models)), methods=["GET"]),
         Route(f"{base}/models/{{model:name}}", guarded(_Answering(directory.openai_model)), methods=["GET"]),
         *(Route(f"{base}/{name}", guarded(_Answering(_not_served)), methods=["POST"]) for name in _NOT_SERVED),
     ]
 
 
-def _binding(settings: Settings) -> ASGIApp:
-    run = RunEndpoint(settings, BindingSurface())
+def _binding(run: ASGIApp) -> ASGIApp:
     return Binding(
         {
             ("POST", "/run"): run,
@@ -178,8 +188,8 @@ class _Guarded:
         self._check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check.check(scope["headers"])
         account = scope["path_params"].get("account")
+        scope["state"][ACCOUNT_KEY] = self._check.check(scope["headers"], account)
         if account is not None and not _ACCOUNT_ID.fullmatch(account):
             path = scope["path"]
             raise ApiError(404, 7003, f"Could not route to {path:.200}, perhaps your object identifier is invalid?")

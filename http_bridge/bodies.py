@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from http_bridge import schemas
 from http_bridge.errors import ApiError
-from http_bridge.validation import Validator, bad_input
+from http_bridge.schemas import Inputs
+from http_bridge.validation import MAX_DEPTH, Validator, bad_input, is_deeper
 
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
@@ -19,11 +19,6 @@ _MAX_UINT32 = 2**32 - 1
 # What /ai/run allows; OpenAI's smallest values mean the same as these.
 _LEAST_TOP_P = 0.001
 _SEED_SPAN = 2**64
-_PROMPT = Validator(schemas.PROMPT_INPUT)
-_MESSAGES = Validator(schemas.MESSAGES_INPUT)
-_CHAT = Validator(schemas.CHAT_INPUT)
-_COMPLETION = Validator(schemas.COMPLETION_INPUT)
-_GENERIC = Validator(schemas.GENERIC_INPUT)
 # A JSON Schema in OpenAI's wrapping has no other keys than these.
 _WRAPPING = {"name", "description", "schema", "strict"}
 
@@ -84,61 +79,68 @@ class RunBody:
     echoes: bool = False
 
 
-def read_run(document: Document, *, model: str) -> RunBody:
-    """A body of /ai/run. `messages` win over `prompt`, and over `raw`, which belongs to it.
+class BodyReader:
+    """Reads the bodies that `inputs` describes. Thread-safe; every method raises ApiError 400/5006 for a wrong field."""
 
-    Raises ApiError: 400/5006 that names the wrong fields (the first 8) by their paths, 405/5005 for `lora`.
-    """
-    has_messages = document.get("messages") is not None
-    has_prompt = document.get("prompt") is not None
-    if not has_messages and not has_prompt:
-        raise bad_input(
-            _unmatched("required properties at '/' are 'prompt'", "required properties at '/' are 'messages'")
+    def __init__(self, inputs: Inputs) -> None:
+        self._prompt = Validator(inputs.prompt)
+        self._messages = Validator(inputs.messages)
+        self._generic = Validator(inputs.generic)
+        self._chat = Validator(inputs.chat)
+        self._completion = Validator(inputs.completion)
+
+    def run(self, document: Document, *, model: str) -> RunBody:
+        """A body of /ai/run. `messages` win over `prompt`, and over `raw`, which belongs to it.
+
+        Raises ApiError: 400/5006 that names the wrong fields (the first 8) by their paths, 405/5005 for `lora`.
+        """
+        has_messages = document.get("messages") is not None
+        has_prompt = document.get("prompt") is not None
+        if not has_messages and not has_prompt:
+            raise bad_input(
+                _unmatched("required properties at '/' are 'prompt'", "required properties at '/' are 'messages'")
+            )
+        if problems := (self._messages if has_messages else self._prompt).problems(document):
+            other = "prompt" if has_messages else "messages"
+            missing = [] if has_messages and has_prompt else [f"required properties at '/' are '{other}'"]
+            raise bad_input(_unmatched(*missing, *problems))
+        if document.get("lora"):
+            raise ApiError(405, 5005, f"The model {model} does not support LoRa inference")
+        common = _common(document)
+        if has_messages:
+            return RunBody(**common, **_conversation(document))
+        return RunBody(**common, prompt=document["prompt"], raw=document.get("raw") is True)
+
+    def generic(self, document: Document) -> tuple[str, dict[str, Any]]:
+        """Model and inputs of a body of /ai/run without a model in its path."""
+        _hold_to(self._generic, document)
+        options = {"options": document["options"]} if document.get("options") else {}
+        return document["model"], {**document["input"], **options}
+
+    def chat(self, document: Document) -> RunBody:
+        """A body of /chat/completions."""
+        _hold_to(self._chat, document)
+        wanted = document.get("max_completion_tokens") or document.get("max_tokens")
+        logprobs = _whole(document.get("top_logprobs") or 0) if document.get("logprobs") else None
+        return RunBody(
+            **_common({**document, "max_tokens": wanted}),
+            **_conversation(document),
+            logprobs=logprobs,
+            includes_usage=_includes_usage(document),
         )
-    if problems := (_MESSAGES if has_messages else _PROMPT).problems(document):
-        other = "prompt" if has_messages else "messages"
-        missing = [] if has_messages and has_prompt else [f"required properties at '/' are '{other}'"]
-        raise bad_input(_unmatched(*missing, *problems))
-    if document.get("lora"):
-        raise ApiError(405, 5005, f"The model {model} does not support LoRa inference")
-    common = _common(document)
-    if has_messages:
-        return RunBody(**common, **_conversation(document))
-    return RunBody(**common, prompt=document["prompt"], raw=document.get("raw") is True)
 
-
-def read_chat(document: Document) -> RunBody:
-    """A body of /chat/completions. Raises ApiError 400/5006."""
-    _hold_to(_CHAT, document)
-    wanted = document.get("max_completion_tokens") or document.get("max_tokens")
-    logprobs = _whole(document.get("top_logprobs") or 0) if document.get("logprobs") else None
-    return RunBody(
-        **_common({**document, "max_tokens": wanted}),
-        **_conversation(document),
-        logprobs=logprobs,
-        includes_usage=_includes_usage(document),
-    )
-
-
-def read_completion(document: Document) -> RunBody:
-    """A body of /completions; the prompt is raw text, as there. Raises ApiError 400/5006."""
-    _hold_to(_COMPLETION, document)
-    prompt = document["prompt"]
-    return RunBody(
-        **_common(document),
-        prompt=prompt if isinstance(prompt, str) else prompt[0],
-        raw=True,
-        logprobs=_whole(document.get("logprobs")),
-        includes_usage=_includes_usage(document),
-        echoes=document.get("echo") is True,
-    )
-
-
-def read_generic(document: Document) -> tuple[str, dict[str, Any]]:
-    """Model and inputs of a body of /ai/run without a model in its path. Raises ApiError 400/5006."""
-    _hold_to(_GENERIC, document)
-    options = {"options": document["options"]} if document.get("options") else {}
-    return document["model"], {**document["input"], **options}
+    def completion(self, document: Document) -> RunBody:
+        """A body of /completions; the prompt is raw text, as there."""
+        _hold_to(self._completion, document)
+        prompt = document["prompt"]
+        return RunBody(
+            **_common(document),
+            prompt=prompt if isinstance(prompt, str) else prompt[0],
+            raw=True,
+            logprobs=_whole(document.get("logprobs")),
+            includes_usage=_includes_usage(document),
+            echoes=document.get("echo") is True,
+        )
 
 
 def _hold_to(validator: Validator, document: Document) -> None:
@@ -223,8 +225,8 @@ def _object(text: str, path: str) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
-        raise bad_input(f"'{path}' must be a JSON object as text")
+    if not isinstance(value, dict) or is_deeper(value, MAX_DEPTH):
+        raise bad_input(f"'{path}' must be a JSON object as text, nested at most {MAX_DEPTH} deep")
     return value
 
 

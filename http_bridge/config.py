@@ -12,6 +12,7 @@ from http_bridge.profiles import ProfileName
 PREFIX = "TAILRACE_"
 # Targets in gRPC's own notation are passed on as they are.
 _GRPC_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
+_Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class ConfigError(Exception):
@@ -54,7 +55,13 @@ class Settings(BaseSettings):
     api_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         repr=False,
-        description="Bearer tokens that are let in, separated by commas. Empty: anyone is, with any token or none.",
+        description="Bearer tokens that are let in for every account, separated by commas. Empty, and no file of tokens: "
+        "anyone is let in, with any token or none.",
+    )
+    api_tokens_file: Path | None = Field(
+        default=None,
+        description="File of more tokens, each for one account or *: lines of an account and the token's SHA-256 in "
+        "hexadecimal digits, # for comments; read again when it changes.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -79,11 +86,46 @@ class Settings(BaseSettings):
         le=4_000_000,
         description="Longest request body in bytes, 1000 to 4000000; a longer one is refused with 413.",
     )
-    request_timeout_seconds: float = Field(
+    max_messages: int = Field(
+        default=1_024, ge=1, le=100_000, description="Most messages of a conversation, 1 to 100000; more are refused."
+    )
+    max_schema_depth: int = Field(
+        default=32,
+        ge=1,
+        # Beyond it the whole body would be refused as too deep.
+        le=100,
+        description="How deep arrays and objects may be nested in a JSON Schema of a request, 1 to 100; 128 in a body.",
+    )
+    max_connections: int = Field(
+        default=2_048,
+        ge=1,
+        le=1_000_000,
+        description="Most connections at once, 1 to 1000000, health checks and idle ones included; one more gets 503.",
+    )
+    max_header_bytes: int = Field(
+        default=65_536,
+        ge=1_024,
+        le=1_048_576,
+        description="Longest request line and headers together in bytes, 1024 to 1048576; then 400.",
+    )
+    header_timeout_seconds: _Seconds = Field(
+        default=10,
+        description="Longest time for the headers of a request in seconds, above 0 to 86400, from connecting or from "
+        "the first byte; then 408.",
+    )
+    body_timeout_seconds: _Seconds = Field(
+        default=30, description="Longest time for the body of a request in seconds, above 0 to 86400; then 408."
+    )
+    idle_timeout_seconds: _Seconds = Field(
+        default=30, description="How long a connection is kept between two requests in seconds, above 0 to 86400."
+    )
+    write_timeout_seconds: _Seconds = Field(
+        default=30,
+        description="How long a client that does not read may hold up its reply in seconds, above 0 to 86400; then the "
+        "connection is cut and the run cancelled.",
+    )
+    request_timeout_seconds: _Seconds = Field(
         default=600,
-        gt=0,
-        le=86_400,
-        allow_inf_nan=False,
         description="Longest time for one request in seconds, above 0 to 86400, waiting included; then 408.",
     )
     http_shutdown_grace_seconds: int = Field(
@@ -159,10 +201,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _protect_public_address(self) -> Self:
-        if not self.api_tokens and not is_loopback(split_address(self.http_address)[0]):
+        has_tokens = self.api_tokens or self.api_tokens_file is not None
+        if not has_tokens and not is_loopback(split_address(self.http_address)[0]):
             raise ValueError(
                 f"{PREFIX}HTTP_ADDRESS={self.http_address} is open to other machines and {PREFIX}API_TOKENS is empty: "
-                "set tokens, or listen on 127.0.0.1"
+                f"set tokens there or in {PREFIX}API_TOKENS_FILE, or listen on 127.0.0.1"
             )
         return self
 

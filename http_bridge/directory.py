@@ -13,9 +13,10 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from http_bridge import schemas, translate
+from http_bridge import translate
 from http_bridge.errors import ApiError
 from http_bridge.forms.workers_ai import envelope
+from http_bridge.schemas import RUN_OUTPUT, Inputs
 from http_bridge.upstream import Upstream
 from http_bridge.validation import bad_input
 from tailrace.v1.inference_pb2 import Model
@@ -43,14 +44,19 @@ async def search_models(request: Request) -> Response:
     return _page([entry for entry in entries if _matches(entry, query)], query)
 
 
-async def model_schema(request: Request) -> Response:
+class ModelSchema:
     """GET …/ai/models/schema?model=: what bodies are held to."""
-    name = request.query_params.get("model")
-    if not name:
-        raise bad_input("required properties at '/' are 'model'")
-    if name not in [model.name for model in await _models(request)]:
-        raise ApiError(400, 5007, f"No such model {name} or task")
-    return JSONResponse(envelope({"input": schemas.RUN_INPUT, "output": schemas.RUN_OUTPUT}))
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._schema = {"input": inputs.run, "output": RUN_OUTPUT}
+
+    async def __call__(self, request: Request) -> Response:
+        name = request.query_params.get("model")
+        if not name:
+            raise bad_input("required properties at '/' are 'model'")
+        if name not in [model.name for model in await _models(request)]:
+            raise ApiError(400, 5007, f"No such model {name} or task")
+        return JSONResponse(envelope(self._schema))
 
 
 async def search_tasks(request: Request) -> Response:

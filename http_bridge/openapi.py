@@ -1,12 +1,13 @@
 """The description of the API at /openapi.json, OpenAPI 3.1, made of the schemas that bodies are really held to."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from http_bridge import schemas
 from http_bridge.profiles import PROFILE_HEADER, PROFILE_NAMES
+from http_bridge.schemas import RUN_OUTPUT, Inputs
 
 _Json = dict[str, Any]
 _ACCOUNT = "/client/v4/accounts/{account}"
@@ -68,6 +69,7 @@ _BINDING_ERROR: _Json = {
 _RUN_STATUSES = {
     400: "A field is wrong or missing, or there is no such model, route or token",
     401: "Wrong token",
+    403: "Another account's token",
     404: "What the path names cannot exist",
     405: "Wrong method, or the model does not support LoRA",
     408: "The request took too long",
@@ -76,21 +78,25 @@ _RUN_STATUSES = {
     500: "The model failed",
     503: "The inference server is not there, still loading, or stopping",
 }
-_LIST_STATUSES = {status: _RUN_STATUSES[status] for status in (400, 401, 404, 408, 500, 503)}
+_LIST_STATUSES = {status: _RUN_STATUSES[status] for status in (400, 401, 403, 404, 408, 500, 503)}
 
 
-async def openapi(request: Request) -> Response:
-    """GET /openapi.json."""
-    return JSONResponse(DOCUMENT)
+def openapi(inputs: Inputs) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint GET /openapi.json of a bridge that takes `inputs`."""
+    described = document(inputs)
+
+    async def answer(request: Request) -> Response:
+        return JSONResponse(described)
+
+    return answer
 
 
-def _document() -> _Json:
+def document(inputs: Inputs) -> _Json:
+    """The whole description."""
     paths: _Json = {
-        f"{_ACCOUNT}/ai/run/{{model}}": {
-            "post": _run("Run a model", schemas.RUN_INPUT, _result(), _REST_ERROR, "model")
-        },
+        f"{_ACCOUNT}/ai/run/{{model}}": {"post": _run("Run a model", inputs.run, _result(), _REST_ERROR, "model")},
         f"{_ACCOUNT}/ai/run": {
-            "post": _run("Run the model that the body names", schemas.GENERIC_INPUT, _result(), _REST_ERROR)
+            "post": _run("Run the model that the body names", inputs.generic, _result(), _REST_ERROR)
         },
         f"{_ACCOUNT}/ai/models/search": {"get": _search("Models", "author", "task", "search", "source")},
         f"{_ACCOUNT}/ai/tasks/search": {"get": _search("Tasks")},
@@ -104,12 +110,12 @@ def _document() -> _Json:
         "/client/v4/user/tokens/verify": {"get": _get("Whether the token is valid", _ENVELOPE, _REST_ERROR)},
         "/healthz": {"get": _probe("Whether the bridge runs", {200: "It does"})},
         "/readyz": {"get": _probe("Whether it can serve", {200: "It can", 503: "It cannot, and why"})},
-        "/run": {"post": _binding_run()},
-        "/ai-gateway/run": {"post": _binding_run()},
+        "/run": {"post": _binding_run(inputs)},
+        "/ai-gateway/run": {"post": _binding_run(inputs)},
         "/ai-api/models/search": {"get": _get("Models, for a Worker", _ENVELOPE, _BINDING_ERROR)},
     }
     for base in (f"{_ACCOUNT}/ai/v1", "/v1"):
-        paths |= _openai_paths(base)
+        paths |= _openai_paths(base, inputs)
     for path, methods in paths.items():
         for method in methods.values():
             names = [part.strip("{}") for part in path.split("/") if part.startswith("{")]
@@ -123,11 +129,11 @@ def _document() -> _Json:
     }
 
 
-def _openai_paths(base: str) -> _Json:
+def _openai_paths(base: str, inputs: Inputs) -> _Json:
     whole = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
     return {
-        f"{base}/chat/completions": {"post": _run("Chat", schemas.CHAT_INPUT, whole, _OPENAI_ERROR)},
-        f"{base}/completions": {"post": _run("Continue a text", schemas.COMPLETION_INPUT, whole, _OPENAI_ERROR)},
+        f"{base}/chat/completions": {"post": _run("Chat", inputs.chat, whole, _OPENAI_ERROR)},
+        f"{base}/completions": {"post": _run("Continue a text", inputs.completion, whole, _OPENAI_ERROR)},
         f"{base}/models": {"get": _get("Models", _ANY_OBJECT, _OPENAI_ERROR)},
         f"{base}/models/{{model}}": {"get": _get("One model", _ANY_OBJECT, _OPENAI_ERROR)},
     }
@@ -152,16 +158,16 @@ def _run(summary: str, accepted: _Json, reply: _Json, error: _Json, *_: str) -> 
     }
 
 
-def _binding_run() -> _Json:
-    inputs = {"type": "object", "properties": {"inputs": schemas.RUN_INPUT, "options": {"type": "object"}}}
+def _binding_run(inputs: Inputs) -> _Json:
+    wrapped = {"type": "object", "properties": {"inputs": inputs.run, "options": {"type": "object"}}}
     tensors = {"type": "object", "properties": {"input": {"type": "array"}, "stream": {"type": "boolean"}}}
-    described = _run("A Worker's env.AI.run", {"anyOf": [inputs, tensors]}, _ANY_OBJECT, _BINDING_ERROR)
+    described = _run("A Worker's env.AI.run", {"anyOf": [wrapped, tensors]}, _ANY_OBJECT, _BINDING_ERROR)
     described["parameters"].append(_header("cf-consn-model-id", {"type": "string"}))
     return described
 
 
 def _result() -> _Json:
-    return {**_ENVELOPE, "properties": {**_ENVELOPE["properties"], "result": schemas.RUN_OUTPUT["oneOf"][0]}}
+    return {**_ENVELOPE, "properties": {**_ENVELOPE["properties"], "result": RUN_OUTPUT["oneOf"][0]}}
 
 
 def _search(summary: str, *names: str) -> _Json:
@@ -203,6 +209,3 @@ def _query(name: str, schema: _Json, *, required: bool = False) -> _Json:
 
 def _header(name: str, schema: _Json) -> _Json:
     return {"name": name, "in": "header", "required": False, "schema": schema}
-
-
-DOCUMENT = _document()

@@ -1,40 +1,76 @@
-"""The pages for people: the playground at /, the API reference at /docs. Static files, which need nothing from elsewhere."""
+"""The pages for people: the playground at /, the API reference at /docs. They need nothing from elsewhere.
 
+Their few files are read once and served from memory, whole: no ranges, no paths of a file system.
+"""
+
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from http_bridge.openapi import openapi
+from http_bridge.schemas import Inputs
 
 _FOLDER = Path(__file__).parent / "playground"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+# Whatever a model writes is shown as text; this holds even if that fails once: no script but ours, and nowhere to send to.
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "connect-src": "'self'",
+    "img-src": "data:",
+    "object-src": "'none'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "require-trusted-types-for": "'script'",
+    "trusted-types": "'none'",
+}
 _HEADERS = {
-    # Whatever a model writes is shown as text; this holds even if that fails once.
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
-    "x-content-type-options": "nosniff",
+    "content-security-policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
+    "x-frame-options": "DENY",
+    "permissions-policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+_Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def routes() -> list[BaseRoute]:
+def routes(inputs: Inputs) -> list[BaseRoute]:
+    """inputs: what the reference describes."""
     return [
-        Route("/", _playground, methods=["GET"]),
-        Route("/docs", _reference, methods=["GET"]),
-        Route("/openapi.json", openapi, methods=["GET"]),
-        Mount("/playground", StaticFiles(directory=_FOLDER)),
+        Route("/", _without_websocket(_page("index.html")), methods=["GET"]),
+        Route("/docs", _page("docs.html"), methods=["GET"]),
+        Route("/openapi.json", openapi(inputs), methods=["GET"]),
+        *(
+            Route(f"/playground/{path.name}", _page(path.name), methods=["GET"])
+            for path in sorted(_FOLDER.iterdir())
+            if path.suffix in _TYPES
+        ),
     ]
 
 
-async def _playground(request: Request) -> Response:
-    # miniflare's remote bindings try a WebSocket here first, and go on without one when it is refused.
-    if "upgrade" in request.headers:
-        raise HTTPException(404)
-    return FileResponse(_FOLDER / "index.html", headers=_HEADERS)
+def _page(name: str) -> _Endpoint:
+    path = _FOLDER / name
+    content, media_type = path.read_bytes(), _TYPES[path.suffix]
+
+    async def page(request: Request) -> Response:
+        return Response(content, headers=_HEADERS, media_type=media_type)
+
+    return page
 
 
-async def _reference(request: Request) -> Response:
-    return FileResponse(_FOLDER / "docs.html", headers=_HEADERS)
+def _without_websocket(page: _Endpoint) -> _Endpoint:
+    async def answer(request: Request) -> Response:
+        # miniflare's remote bindings try a WebSocket here first, and go on without one when it is refused.
+        if "upgrade" in request.headers:
+            raise HTTPException(404)
+        return await page(request)
+
+    return answer

@@ -17,6 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from http_bridge import translate
+from http_bridge.auth import ACCOUNT_KEY
+from http_bridge.bodies import BodyReader
 from http_bridge.config import Settings
 from http_bridge.disconnect import until_disconnect
 from http_bridge.errors import ApiError, internal_error
@@ -36,8 +38,9 @@ _logger = logging.getLogger(__name__)
 class RunEndpoint:
     """ASGI application of the routes of one surface; account and model, where they have them, stand in the scope."""
 
-    def __init__(self, settings: Settings, surface: Surface) -> None:
+    def __init__(self, settings: Settings, bodies: BodyReader, surface: Surface) -> None:
         self._settings = settings
+        self._bodies = bodies
         self._surface = surface
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +48,7 @@ class RunEndpoint:
         if "model" in scope["path_params"] and not exchange.model:
             raise HTTPException(404)
         try:
-            async with asyncio.timeout(self._settings.request_timeout_seconds):
+            async with asyncio.timeout(self._body_timeout_seconds):
                 data = await _read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
@@ -56,9 +59,13 @@ class RunEndpoint:
         else:
             await until_disconnect(receive, self._answer(exchange, data, scope["state"]["upstream"]))
 
+    @property
+    def _body_timeout_seconds(self) -> float:
+        return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
+
     async def _answer(self, exchange: "_Exchange", data: bytes, upstream: Upstream) -> None:
         try:
-            job = await self._read(exchange.call(data, self._settings))
+            job = await self._read(exchange.call(data, self._settings, self._bodies))
             exchange.model = job.request.model
             _logger.info("request %s: model %r, stream %s", exchange.request_id, exchange.model, job.stream)
             timeout_seconds = self._settings.request_timeout_seconds
@@ -89,6 +96,7 @@ class _Exchange:
         self.request_id = str(uuid.uuid4())
         self.model: str = scope["path_params"].get("model", "")
         self._account: str = scope["path_params"].get("account", "")
+        self._token_account: str = scope["state"].get(ACCOUNT_KEY, "")
         self._scope = scope
         self._asgi = (scope, receive, send)
         self._send = send
@@ -100,10 +108,11 @@ class _Exchange:
         text = Headers(scope=self._scope).get(SESSION_KEY, "")
         return text[:_MAX_SESSION] if text.isascii() and text.isprintable() else ""
 
-    def call(self, data: bytes, settings: Settings) -> Call:
+    def call(self, data: bytes, settings: Settings, bodies: BodyReader) -> Call:
         return Call(
             request_id=self.request_id,
-            account=self._account,
+            account=self._account or self._token_account,
+            is_at_account=bool(self._account),
             model=self.model,
             headers=Headers(scope=self._scope),
             query=QueryParams(self._scope["query_string"]),
@@ -111,6 +120,7 @@ class _Exchange:
             max_bytes=settings.max_body_bytes,
             has_padding=settings.stream_padding,
             default_profile=settings.profile,
+            bodies=bodies,
         )
 
     async def reply(self, job: Job, events: AsyncIterator[RunResponse]) -> None:

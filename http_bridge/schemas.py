@@ -1,7 +1,8 @@
 """What the routes accept, as JSON Schemas: they are what bodies are held to, and what /ai/models/schema and /openapi.json show.
 
-Draft 2020-12, without $ref. null is as good as absent everywhere, and unknown keys are no mistake. Sources: Workers AI's
-published schema of llama-2-7b-chat-int8 for names, types and ranges; OpenAI's API reference for what its routes add.
+Draft 2020-12, without $ref, and a keyword of ours: `maxDepth`, how deep arrays and objects may be nested. null is as good as
+absent everywhere, and unknown keys are no mistake. Sources: Workers AI's published schema of llama-2-7b-chat-int8 for names,
+types and ranges; OpenAI's API reference for what its routes add.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
 _MAX_NAME = 256
@@ -63,29 +65,6 @@ _MESSAGE: Schema = {
     "if": {"properties": {"role": {"enum": ["assistant", "tool"]}}, "required": ["role"]},
     "else": {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
 }
-_FUNCTION: Schema = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
-        "description": _optional("string"),
-        "parameters": _optional("object"),
-    },
-    "required": ["name"],
-}
-_TOOL: Schema = {
-    "type": "object",
-    "description": "A function, as such or in OpenAI's form",
-    "if": {"properties": {"function": {"type": "object"}}, "required": ["function"]},
-    "then": {"properties": {"type": {"enum": ["function", None]}, "function": _FUNCTION}},
-    "else": _FUNCTION,
-}
-_RESPONSE_FORMAT: Schema = {
-    "type": ["object", "null"],
-    "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}, "json_schema": {}},
-    "required": ["type"],
-    "if": {"properties": {"type": {"const": "json_schema"}}, "required": ["type"]},
-    "then": {"required": ["type", "json_schema"], "properties": {"json_schema": {"type": ["object", "boolean"]}}},
-}
 _TOOL_CHOICE: Schema = {
     "type": ["string", "object", "null"],
     "description": "none, auto, required, or {type: function, function: {name}}",
@@ -109,9 +88,9 @@ _TOOL_CHOICE: Schema = {
 _STOP: Schema = {
     "type": ["string", "array", "null"],
     "minLength": 1,
-    "maxLength": 256,
+    "maxLength": MAX_STOP_LENGTH,
     "maxItems": MAX_STOP_STRINGS,
-    "items": {"type": "string", "minLength": 1, "maxLength": 256},
+    "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH},
     "description": "Ends the reply before the string that is complete first",
 }
 _OPTIONS: Schema = {
@@ -129,38 +108,9 @@ _SAMPLING: Schema = {
     "frequency_penalty": _number(-2, 2),
     "presence_penalty": _number(-2, 2),
     "stop": _STOP,
-    "response_format": _RESPONSE_FORMAT,
     "options": _OPTIONS,
 }
 _NEVER_LORA: Schema = _optional("string", description="Accepted by no model here: 405 with code 5005")
-
-PROMPT_INPUT: Schema = {
-    "title": "Prompt",
-    "type": "object",
-    "properties": {
-        "prompt": {"type": "string", "minLength": 1},
-        "raw": _optional(
-            "boolean", default=False, description="The prompt as it is, without the model's chat template"
-        ),
-        "lora": _NEVER_LORA,
-        **_SAMPLING,
-    },
-    "required": ["prompt"],
-}
-MESSAGES_INPUT: Schema = {
-    "title": "Messages",
-    "type": "object",
-    "properties": {
-        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
-        "tools": _optional("array", items=_TOOL, maxItems=MAX_TOOLS),
-        "tool_choice": _TOOL_CHOICE,
-        "functions": {"type": ["array", "null"], "maxItems": 0, "description": "Embedded functions run in the Worker"},
-        "lora": _NEVER_LORA,
-        **_SAMPLING,
-    },
-    "required": ["messages"],
-}
-RUN_INPUT: Schema = {"type": "object", "anyOf": [PROMPT_INPUT, MESSAGES_INPUT]}
 
 _USAGE: Schema = {
     "type": "object",
@@ -188,7 +138,6 @@ _STREAM_OPTIONS: Schema = {
 }
 _ONE: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 1, "description": "One choice for each request"}
 _OPENAI: Schema = {
-    **_SAMPLING,
     "model": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
     # OpenAI's range; 0 and 1 mean what they mean there.
     "top_p": _number(0, 1),
@@ -197,40 +146,120 @@ _OPENAI: Schema = {
     "stream_options": _STREAM_OPTIONS,
     "logit_bias": {"type": ["object", "null"], "maxProperties": 0, "description": "Not supported"},
 }
-CHAT_INPUT: Schema = {
-    "title": "Chat completion",
-    "type": "object",
-    "properties": {
-        **_OPENAI,
-        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
-        "max_completion_tokens": _integer(1),
-        "tools": _optional("array", items=_TOOL, maxItems=MAX_TOOLS),
-        "tool_choice": _TOOL_CHOICE,
-        "logprobs": _optional("boolean"),
-        "top_logprobs": _integer(0, MAX_TOP_LOGPROBS),
-    },
-    "required": ["model", "messages"],
-}
-COMPLETION_INPUT: Schema = {
-    "title": "Completion",
-    "type": "object",
-    "properties": {
-        **_OPENAI,
-        "prompt": {
-            "type": ["string", "array"],
-            "minLength": 1,
-            "minItems": 1,
-            "maxItems": 1,
-            "items": {"type": "string", "minLength": 1},
+
+
+class Inputs:
+    """The bodies that one bridge takes: `prompt` and `messages` of /ai/run (`run`: either), `generic`, `chat`, `completion`."""
+
+    def __init__(self, *, max_messages: int, max_schema_depth: int) -> None:
+        sampling = {**_SAMPLING, "response_format": _response_format(max_schema_depth)}
+        openai = {**sampling, **_OPENAI}
+        conversation: Schema = {
+            "messages": {"type": "array", "minItems": 1, "maxItems": max_messages, "items": _MESSAGE},
+            "tools": _optional("array", items=_tool(max_schema_depth), maxItems=MAX_TOOLS),
+            "tool_choice": _TOOL_CHOICE,
+        }
+        self.prompt = _prompt(sampling)
+        self.messages = _messages(conversation, sampling)
+        self.run: Schema = {"type": "object", "anyOf": [self.prompt, self.messages]}
+        self.generic = _GENERIC
+        self.chat = _chat(conversation, openai)
+        self.completion = _completion(openai)
+
+
+def _response_format(max_schema_depth: int) -> Schema:
+    schema = {"type": ["object", "boolean"], "maxDepth": max_schema_depth}
+    return {
+        "type": ["object", "null"],
+        "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}, "json_schema": {}},
+        "required": ["type"],
+        "if": {"properties": {"type": {"const": "json_schema"}}, "required": ["type"]},
+        "then": {"required": ["type", "json_schema"], "properties": {"json_schema": schema}},
+    }
+
+
+def _tool(max_schema_depth: int) -> Schema:
+    function: Schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+            "description": _optional("string"),
+            "parameters": _optional("object", maxDepth=max_schema_depth),
         },
-        "logprobs": _integer(0, MAX_TOP_LOGPROBS),
-        "echo": _optional("boolean"),
-        "best_of": _ONE,
-        "suffix": {"type": ["string", "null"], "maxLength": 0, "description": "Not supported"},
-    },
-    "required": ["model", "prompt"],
-}
-GENERIC_INPUT: Schema = {
+        "required": ["name"],
+    }
+    return {
+        "type": "object",
+        "description": "A function, as such or in OpenAI's form",
+        "if": {"properties": {"function": {"type": "object"}}, "required": ["function"]},
+        "then": {"properties": {"type": {"enum": ["function", None]}, "function": function}},
+        "else": function,
+    }
+
+
+def _prompt(sampling: Schema) -> Schema:
+    raw = "The prompt as it is, without the model's chat template"
+    return {
+        "title": "Prompt",
+        "type": "object",
+        "properties": {
+            "prompt": {"type": "string", "minLength": 1},
+            "raw": _optional("boolean", default=False, description=raw),
+            "lora": _NEVER_LORA,
+            **sampling,
+        },
+        "required": ["prompt"],
+    }
+
+
+def _messages(conversation: Schema, sampling: Schema) -> Schema:
+    embedded = "Embedded functions run in the Worker"
+    return {
+        "title": "Messages",
+        "type": "object",
+        "properties": {
+            **conversation,
+            "functions": {"type": ["array", "null"], "maxItems": 0, "description": embedded},
+            "lora": _NEVER_LORA,
+            **sampling,
+        },
+        "required": ["messages"],
+    }
+
+
+def _chat(conversation: Schema, openai: Schema) -> Schema:
+    return {
+        "title": "Chat completion",
+        "type": "object",
+        "properties": {
+            **openai,
+            **conversation,
+            "max_completion_tokens": _integer(1),
+            "logprobs": _optional("boolean"),
+            "top_logprobs": _integer(0, MAX_TOP_LOGPROBS),
+        },
+        "required": ["model", "messages"],
+    }
+
+
+def _completion(openai: Schema) -> Schema:
+    prompt = {"minLength": 1, "minItems": 1, "maxItems": 1, "items": {"type": "string", "minLength": 1}}
+    return {
+        "title": "Completion",
+        "type": "object",
+        "properties": {
+            **openai,
+            "prompt": {"type": ["string", "array"], **prompt},
+            "logprobs": _integer(0, MAX_TOP_LOGPROBS),
+            "echo": _optional("boolean"),
+            "best_of": _ONE,
+            "suffix": {"type": ["string", "null"], "maxLength": 0, "description": "Not supported"},
+        },
+        "required": ["model", "prompt"],
+    }
+
+
+_GENERIC: Schema = {
     "title": "Generic run",
     "type": "object",
     "properties": {

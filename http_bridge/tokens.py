@@ -19,7 +19,7 @@ class VerifyToken:
     async def __call__(self, request: Request) -> Response:
         headers = request.scope["headers"]
         try:
-            self._check.check(headers)
+            self._check.check(headers, request.path_params.get("account"))
         except ApiError as error:
             raise ApiError(401, 1000, "Invalid API Token") if error.status == 401 else error from None
         return JSONResponse({**envelope({"id": token_id(headers), "status": "active"}), "messages": [_ACTIVE]})

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Never
 
 import jsonschema_rs
@@ -18,6 +18,10 @@ Schema = Mapping[str, Any]
 
 # A body can hold a million wrong fields; its author reads a few, and nobody else shall wait for the rest.
 MAX_PROBLEMS = 8
+# jsonschema_rs looks for all of them before it tells the first: among so many items of arrays.
+_MAX_ITEMS = 4_096
+# Arrays and objects within each other, in a whole body. Far below Python's limit on recursion, and deeper than anybody writes.
+MAX_DEPTH = 128
 _GZIP_MAGIC = b"\x1f\x8b"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGEST_NUMBER = 1e300
@@ -38,6 +42,9 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if data.startswith(_GZIP_MAGIC):
         data = _unzipped(data, max_bytes)
     document = _parsed(data)
+    # A document is no deeper than it has opening brackets, and most have fewer than would be too many.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
+        raise _too_deep()
     if not isinstance(document, dict):
         raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
     # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can hold it.
@@ -50,14 +57,16 @@ class Validator:
     """Holds documents to one schema. Thread-safe."""
 
     def __init__(self, schema: Schema) -> None:
-        """schema: JSON Schema, draft 2020-12, without $ref."""
+        """schema: JSON Schema, draft 2020-12, without $ref; `maxDepth` is a keyword too."""
         self._schema = schema
-        self._validator = jsonschema_rs.Draft202012Validator(dict(schema))
+        self._validator = jsonschema_rs.Draft202012Validator(dict(schema), keywords={"maxDepth": _MaxDepth})
 
     def problems(self, document: Mapping[str, Any]) -> list[str]:
         """What is wrong, in sentences without a full stop: the first MAX_PROBLEMS, then "and more"."""
+        if self._validator.is_valid(document):
+            return []
         found: list[str] = []
-        for error in self._validator.iter_errors(document):
+        for error in self._errors(document):
             sentence = self._sentence(error)
             if sentence in found:
                 continue
@@ -65,6 +74,18 @@ class Validator:
                 return [*found, "and more"]
             found.append(sentence)
         return found
+
+    def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:
+        """All errors of a small document; of a large one those of its beginning, and the first of the whole."""
+        room = iter(range(_MAX_ITEMS))
+        errors = list(self._validator.iter_errors(_beginning(document, room)))
+        if next(room, None) is not None:
+            return errors
+        try:
+            self._validator.validate(document)
+        except jsonschema_rs.ValidationError as first:
+            errors.insert(0, first)
+        return errors
 
     def _sentence(self, error: jsonschema_rs.ValidationError) -> str:
         path = _path(error.instance_path)
@@ -79,6 +100,41 @@ class Validator:
         for part in path:
             value = value[part]
         return value
+
+
+class _MaxDepth:
+    """The keyword `maxDepth`, as jsonschema_rs asks for it."""
+
+    def __init__(self, parent: Mapping[str, Any], limit: int, path: list[str | int]) -> None:
+        self._limit = limit
+
+    def validate(self, instance: object) -> None:
+        if is_deeper(instance, self._limit):
+            raise ValueError("nested too deeply")
+
+
+def _beginning(value: object, room: Iterator[int]) -> object:
+    """A copy whose arrays end where there is no more room."""
+    if isinstance(value, dict):
+        return {name: _beginning(item, room) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_beginning(item, room) for item, _ in zip(value, room, strict=False)]
+    return value
+
+
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether more than `limit` arrays and objects stand within each other; one by itself counts 1. Does not recurse."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return bool(level)
 
 
 def type_name(value: object) -> str:
@@ -108,6 +164,7 @@ _SENTENCES: dict[str, Callable[[str, Any, Any], str]] = {
     "maxLength": lambda path, value, limit: f"'{path}' must be at most {limit} characters long",
     "minItems": lambda path, value, limit: f"'{path}' must hold at least {limit} items",
     "maxItems": lambda path, value, limit: f"'{path}' must hold at most {limit} items",
+    "maxDepth": lambda path, value, limit: f"'{path}' must be nested at most {limit} deep",
     "enum": _enum,
     "const": lambda path, value, option: _enum(path, value, [option]),
 }
@@ -141,9 +198,13 @@ def _parsed(data: bytes) -> object:
     except UnicodeDecodeError:
         raise bad_input("the body is not UTF-8") from None
     except RecursionError:
-        raise bad_input("the body is nested too deeply") from None
+        raise _too_deep() from None
     except json.JSONDecodeError as error:
         raise bad_input(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
+
+
+def _too_deep() -> ApiError:
+    return bad_input(f"'/' must be nested at most {MAX_DEPTH} deep")
 
 
 def _refuse_constant(name: str) -> Never:

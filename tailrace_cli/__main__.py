@@ -60,6 +60,13 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor(options.url, options.token)
 
 
+def _token(options: argparse.Namespace) -> int:
+    from tailrace_cli.tokens import make_token
+
+    make_token(options.account)
+    return 0
+
+
 def _door(options: argparse.Namespace) -> Door:
     if options.grpc:
         from tailrace_cli.rpc import GrpcDoor
@@ -112,14 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     listed.set_defaults(command=_models)
     checked = commands.add_parser("doctor", help="check this machine and the stack, and say what to do")
     checked.set_defaults(command=_doctor)
+    token = commands.add_parser("token", help="make an API token, and its line for TAILRACE_API_TOKENS_FILE")
+    token.add_argument("account", type=_text, metavar="ACCOUNT", help="the one that it is for; '*' is every account")
+    token.set_defaults(command=_token)
     for command in (asked, talk, listed):
         command.add_argument("--grpc", action="store_true", help="ask the inference server itself, not the bridge")
         address = os.environ.get("TAILRACE_GRPC_ADDRESS") or DEFAULT_GRPC_ADDRESS
         command.add_argument("--grpc-address", default=address, help="host:port for --grpc (%(default)s)")
     for command in (asked, talk, listed, checked):
         command.add_argument("--url", default=_default_url(), help="the bridge (%(default)s)")
-        token = os.environ.get("TAILRACE_TOKEN", "")
-        command.add_argument("--token", default=token, help="API token; TAILRACE_TOKEN keeps it out of the history")
+        known = os.environ.get("TAILRACE_TOKEN", "")
+        command.add_argument("--token", default=known, help="API token; TAILRACE_TOKEN keeps it out of the history")
     return parser
 
 

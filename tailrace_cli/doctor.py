@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from tailrace_cli.asking import HOW_TO_INSTALL
@@ -36,6 +37,7 @@ def doctor(url: str, token: str) -> int:
         ("This machine", _machine),
         ("Packages", _packages),
         ("Models", _models),
+        ("API tokens", _tokens),
         ("Addresses", _addresses),
         ("The running stack", lambda: _stack(url, token)),
     ]
@@ -118,6 +120,26 @@ def _models() -> Iterator[Finding]:
         yield Finding(True, f"{entry.name}: {entry.weights}, {where}")
 
 
+def _tokens() -> Iterator[Finding]:
+    path = os.environ.get("TAILRACE_API_TOKENS_FILE")
+    if os.environ.get("TAILRACE_API_TOKENS"):
+        yield Finding(None, "TAILRACE_API_TOKENS has tokens for every account")
+    if not path:
+        return
+    try:
+        from http_bridge.config import ConfigError
+        from http_bridge.token_file import read_tokens
+    except ImportError:
+        yield Finding(None, "TAILRACE_API_TOKENS_FILE is set, but the bridge is not installed here")
+        return
+    try:
+        yield Finding(True, f"{len(read_tokens(Path(path)))} tokens in {path}")
+    except ConfigError as error:
+        yield Finding(
+            False, f"{error}", "A bridge that runs goes on with the tokens it has read; a new one does not start."
+        )
+
+
 def _addresses() -> Iterator[Finding]:
     for name, default in {"HTTP": "127.0.0.1:8787", "GRPC": "127.0.0.1:50051"}.items():
         variable = f"TAILRACE_{name}_ADDRESS"
@@ -154,7 +176,7 @@ def _stack(url: str, token: str) -> Iterator[Finding]:
         yield Finding(True, "the token is let in")
         return
     errors: Any = answer.get("errors") or [{}]
-    advice = "Give one of TAILRACE_API_TOKENS with --token or TAILRACE_TOKEN."
+    advice = "Give with --token or TAILRACE_TOKEN one that the bridge knows; `tailrace token ACCOUNT` makes one."
     yield Finding(False, f"the token is refused: {errors[0].get('message')}", advice)
 
 

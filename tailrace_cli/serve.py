@@ -114,7 +114,7 @@ def _first_model() -> str:
 
 
 def _announce(address: str, seconds: float) -> None:
-    token = "$TOKEN" if os.environ.get("TAILRACE_API_TOKENS") else "any-token"
+    token = "$TOKEN" if any(os.environ.get(f"TAILRACE_API_TOKENS{name}") for name in ("", "_FILE")) else "any-token"
     print(
         f"""
 Tailrace is ready after {seconds:.1f} s. Try it:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from starlette.datastructures import Headers, QueryParams
 
+from http_bridge.bodies import BodyReader
 from http_bridge.errors import ApiError
 from http_bridge.forms.base import ErrorForm, ReplyForm
 from http_bridge.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
@@ -16,10 +17,16 @@ _MAX_MODEL = 256
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP request whose body was read. `model`: of the path; empty where the path has none."""
+    """One HTTP request whose body was read.
+
+    account: who asks: the path's account, else the token's; empty if neither names one.
+    is_at_account: whether the path names the account, as Cloudflare's do.
+    model: of the path; empty where the path has none.
+    """
 
     request_id: str
     account: str
+    is_at_account: bool
     model: str
     headers: Headers
     query: QueryParams
@@ -27,6 +34,7 @@ class Call:
     max_bytes: int  # of the body, also when it is unpacked
     has_padding: bool
     default_profile: ProfileName
+    bodies: BodyReader
 
     @property
     def profile(self) -> Profile:

@@ -10,7 +10,7 @@ header.
 
 from typing import Any
 
-from http_bridge.bodies import RunBody, read_run
+from http_bridge.bodies import RunBody
 from http_bridge.errors import ApiError
 from http_bridge.forms.tensors import FAMILIES, TensorForm
 from http_bridge.forms.workers_ai import BindingErrors, WorkersAiForm, bare, bare_zipped
@@ -58,7 +58,7 @@ def _model(call: Call) -> str:
 
 def _object_job(call: Call, document: _Document, model: str) -> Job:
     profile = call.profile
-    body = read_run(document, model=model)
+    body = call.bodies.run(document, model=model)
     packs_itself = call.query.get("version") == "2" or call.headers.get(_SDK_HEADER) == _SECOND_GENERATION
     form = WorkersAiForm(
         profile,
@@ -82,7 +82,7 @@ def _tensor_job(call: Call, document: _Document, model: str) -> Job:
         "stream": document.get("stream"),
         "max_tokens": _max_tokens(tensors),
     }
-    body: RunBody = read_run(fields, model=model)
+    body: RunBody = call.bodies.run(fields, model=model)
     return Job(
         run_request(body, call.profile, model=model, account=call.account), TensorForm(family, prompt), body.stream
     )

@@ -1,6 +1,6 @@
 """/chat/completions and /completions: OpenAI's interface."""
 
-from http_bridge.bodies import RunBody, read_chat, read_completion
+from http_bridge.bodies import RunBody
 from http_bridge.forms.base import ReplyForm
 from http_bridge.forms.openai import ChatForm, CompletionForm, OpenAiErrors, UsagePlace
 from http_bridge.surfaces.base import Call, Job, check_model_name
@@ -15,7 +15,7 @@ class ChatSurface:
 
     def read(self, call: Call) -> Job:
         document = load(call.data, call.max_bytes)
-        body = read_chat(document)
+        body = call.bodies.chat(document)
         model = check_model_name(document["model"])
         form = ChatForm(request_id=call.request_id, model=model, usage=_usage_place(call, body))
         return _job(call, body, model, form)
@@ -28,7 +28,7 @@ class CompletionSurface:
 
     def read(self, call: Call) -> Job:
         document = load(call.data, call.max_bytes)
-        body = read_completion(document)
+        body = call.bodies.completion(document)
         model = check_model_name(document["model"])
         echo = body.prompt or "" if body.echoes else ""
         form = CompletionForm(request_id=call.request_id, model=model, usage=_usage_place(call, body), echo=echo)
@@ -38,7 +38,7 @@ class CompletionSurface:
 def _usage_place(call: Call, body: RunBody) -> UsagePlace:
     if body.includes_usage:
         return "own_chunk"
-    return "last_choice" if call.account else "nowhere"
+    return "last_choice" if call.is_at_account else "nowhere"
 
 
 def _job(call: Call, body: RunBody, model: str, form: ReplyForm) -> Job:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from http_bridge.bodies import read_generic, read_run
 from http_bridge.forms.workers_ai import RestErrors, WorkersAiForm, enveloped
 from http_bridge.surfaces.base import Call, Job, check_model_name
 from http_bridge.translate import run_request
@@ -32,7 +31,7 @@ class GenericSurface:
     errors = RestErrors()
 
     def read(self, call: Call) -> Job:
-        model, document = read_generic(load(call.data, call.max_bytes))
+        model, document = call.bodies.generic(load(call.data, call.max_bytes))
         return _job(call, document, check_model_name(model))
 
 
@@ -40,7 +39,7 @@ def _job(call: Call, document: dict[str, Any], model: str) -> Job:
     if call.query.get("queueRequest") == "true" or document.get("requests") is not None:
         raise bad_input("batches (queueRequest) are not supported: send each request by itself")
     profile = call.profile
-    body = read_run(document, model=model)
+    body = call.bodies.run(document, model=model)
     form = WorkersAiForm(
         profile,
         enveloped,

@@ -11,7 +11,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from http_bridge.openapi import DOCUMENT
+from http_bridge.openapi import document
+from http_bridge.schemas import Inputs
 from tests.clients.conftest import generated
 from tests.e2e.stack import Stack
 from tests.servers import MODEL, write_catalog
@@ -28,7 +29,7 @@ PATIENT = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_t
 DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
 MANY, FEW = 320, 32
 
-description = schemathesis.openapi.from_dict(DOCUMENT)
+description = schemathesis.openapi.from_dict(document(Inputs(max_messages=1024, max_schema_depth=32)))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The `tailrace` command against the real stack, by both doors, and what it says when something is wrong."""
 
+import hashlib
+import re
 import subprocess
 import sys
 
@@ -89,3 +91,17 @@ def test_doctor_names_a_catalog_that_is_not_there(stack, tmp_path):
     done = tailrace("doctor", environment=environment)
     assert done.returncode == 1
     assert "none.toml" in done.stdout and "WRONG" in done.stdout
+
+
+def test_token_gives_the_line_for_the_file_apart_from_the_token(stack, tmp_path):
+    done = tailrace("token", "acme", environment=stack.environment)
+    token = re.search(r"tr_[\w-]{43}$", done.stderr, re.MULTILINE)[0]
+    assert done.stdout == f"acme {hashlib.sha256(token.encode()).hexdigest()}\n"
+    (tmp_path / "tokens").write_text(done.stdout)
+    environment = {**stack.environment, "TAILRACE_API_TOKENS_FILE": str(tmp_path / "tokens")}
+    assert "1 tokens in" in tailrace("doctor", environment=environment).stdout
+
+
+def test_token_refuses_what_can_be_no_account(stack):
+    done = tailrace("token", "a b", environment=stack.environment)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)

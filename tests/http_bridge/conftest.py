@@ -15,14 +15,17 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from http_bridge.__main__ import uvicorn_config
 from http_bridge.app import create_app
+from http_bridge.bodies import BodyReader
 from http_bridge.config import Settings
-from http_bridge.connection import Protocol
+from http_bridge.schemas import Inputs
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 
 MODEL = "@cf/meta/llama-2-7b-chat-int8"
 RUN_URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
+BODIES = BodyReader(Inputs(max_messages=1024, max_schema_depth=32))
 Script = Callable[["Reply"], Awaitable[None]]
 
 
@@ -158,10 +161,11 @@ class Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running_bridge(grpc_address: str, **settings) -> AsyncIterator[Bridge]:
-    app = create_app(Settings(http_address="127.0.0.1:0", grpc_address=grpc_address, **settings))
+    defaults = {"http_address": "127.0.0.1:0", "http_shutdown_grace_seconds": 1}
+    chosen = Settings(grpc_address=grpc_address, **{**defaults, **settings})
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = Server(uvicorn.Config(app, http=Protocol, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
+    server = Server(uvicorn_config(create_app(chosen), chosen))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
         yield Bridge(port, client)

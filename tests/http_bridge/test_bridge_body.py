@@ -4,9 +4,12 @@ import json
 
 import pytest
 
-from http_bridge.bodies import Tool, ToolCall, Turn, read_run
+from http_bridge import schemas
+from http_bridge.bodies import Tool, ToolCall, Turn
 from http_bridge.errors import ApiError
 from http_bridge.validation import load
+from inference_server import requests
+from tests.http_bridge.conftest import BODIES
 
 NUMBERS = {
     "temperature": (0, 5),
@@ -21,7 +24,7 @@ SURROGATE = "holds half of a surrogate pair, which is no character"
 
 
 def parse_body(data):
-    return read_run(load(data, 10_000_000), model="m")
+    return BODIES.run(load(data, 10_000_000), model="m")
 
 
 def parse(**body):
@@ -131,8 +134,9 @@ def test_an_empty_body_is_missing():
 
 def test_of_many_wrong_fields_the_first_eight_are_told_and_the_rest_is_not_read():
     message = problem(messages=[1] * 1_000_000)
-    assert message.endswith("'/messages/7', 'integer' not in 'object', and more")
-    assert message.count("Type mismatch") == 8
+    assert message.startswith("'/messages' must hold at most 1024 items, Type mismatch of '/messages/0'")
+    assert message.endswith("'/messages/6', 'integer' not in 'object', and more")
+    assert message.count("Type mismatch") == 7
 
 
 def test_prompt_must_be_a_string_that_is_not_empty():
@@ -261,6 +265,74 @@ def test_half_a_surrogate_pair_is_named(body, path):
 
 def test_whole_surrogate_pair_is_a_character():
     assert parse_body(b'{"prompt": "\\ud83d\\ude00"}').prompt == "\U0001f600"
+
+
+def test_a_wrong_item_far_behind_is_told_too():
+    message = {"role": "user", "content": [{"type": "text", "text": "hi"}] * 5000 + [1]}
+    assert problem(messages=[message]) == ("Type mismatch of '/messages/0/content/5000', 'integer' not in 'object'")
+
+
+def deep(levels, inside='"x"'):
+    """JSON text of objects within each other."""
+    return '{"a":' * levels + inside + "}" * levels
+
+
+def test_a_conversation_has_at_most_as_many_messages_as_the_setting_says():
+    message = {"role": "user", "content": "hi"}
+    assert len(parse(messages=[message] * 1024).turns) == 1024
+    assert problem(messages=[message] * 1025) == "'/messages' must hold at most 1024 items"
+
+
+def test_at_most_128_tools_are_taken():
+    tools = [{"name": f"t{index}"} for index in range(129)]
+    given = {"messages": [{"role": "user", "content": "hi"}]}
+    assert len(parse(**given, tools=tools[:128]).tools) == 128
+    assert problem(**given, tools=tools) == "'/tools' must hold at most 128 items"
+
+
+def test_a_json_schema_may_be_nested_32_deep():
+    for levels, is_taken in ((32, True), (33, False)):
+        schema = json.loads(deep(levels))
+        wrapped = {"type": "function", "function": {"name": "t", "parameters": schema}}
+        given = {
+            "messages": [{"role": "user", "content": "hi"}],
+            "tools": [{"name": "t", "parameters": schema}, wrapped],
+        }
+        form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        if is_taken:
+            assert len(parse(**given).tools) == 2 and parse(prompt="hi", **form).json_schema
+            continue
+        assert problem(**given) == (
+            "'/tools/0/parameters' must be nested at most 32 deep, "
+            "'/tools/1/function/parameters' must be nested at most 32 deep"
+        )
+        assert problem(prompt="hi", **form) == "'/response_format/json_schema' must be nested at most 32 deep"
+
+
+@pytest.mark.parametrize("levels", [128, 300, 900, 100_000])
+@pytest.mark.parametrize("text", ["", "\\ud83d\\ude00"])
+def test_a_body_nested_too_deeply_is_told(levels, text):
+    for nested in ("[" * levels + "]" * levels, deep(levels)):
+        with pytest.raises(ApiError, match="'/' must be nested at most 128 deep") as caught:
+            parse_body(f'{{"prompt": "hi{text}", "x": {nested}}}'.encode())
+        assert (caught.value.status, caught.value.code) == (400, 5006)
+    assert parse_body(f'{{"prompt": "hi{text}", "x": {deep(127)}}}'.encode())
+
+
+def test_arguments_of_a_call_as_text_may_be_nested_as_a_body_may():
+    for levels in (129, 100_000):
+        call = {"name": "t", "arguments": deep(levels)}
+        assert problem(messages=[{"role": "assistant", "tool_calls": [call]}]) == (
+            "'/messages/0/tool_calls/0/arguments' must be a JSON object as text, nested at most 128 deep"
+        )
+
+
+def test_bridge_and_server_agree_on_stop_strings_and_tools():
+    assert (schemas.MAX_STOP_STRINGS, schemas.MAX_STOP_LENGTH) == (
+        requests._MAX_STOP_STRINGS,
+        requests._MAX_STOP_LENGTH,
+    )
+    assert (schemas.MAX_TOOLS, schemas.MAX_TOP_LOGPROBS) == (requests._MAX_TOOLS, requests._MAX_TOP_LOGPROBS)
 
 
 def test_reject_if_busy_stands_in_options():

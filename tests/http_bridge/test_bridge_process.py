@@ -128,6 +128,15 @@ async def test_wrong_setting_is_one_sentence_and_exit_code_1(spawn):
     assert text.count("\n") == 1
 
 
+async def test_wrong_token_file_is_one_sentence_and_exit_code_1(spawn, tmp_path):
+    (tmp_path / "tokens").write_text("# ours\nada\n")
+    process = await spawn(http_address="127.0.0.1:0", api_tokens_file=str(tmp_path / "tokens"))
+    async with asyncio.timeout(20):
+        text = (await process.stderr.read()).decode()
+    assert await process.wait() == 1
+    assert re.fullmatch(r"The bridge cannot start\. TAILRACE_API_TOKENS_FILE=\S+: line 2 is not .*\n", text)
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
 async def test_bridge_listens_on_ipv6(spawn):
     process = await spawn(http_address="[::1]:0")

@@ -130,7 +130,8 @@ async def test_bytes_that_are_no_http_do_not_hurt(bridge):
     assert (await bridge.ask()).status_code == 200
 
 
-async def test_large_body_does_not_hold_up_others(bridge, servicer):
+async def test_large_body_does_not_hold_up_others(start_bridge, servicer):
+    bridge = await start_bridge(max_messages=100_000)
     body = json.dumps({"messages": [{"role": "u", "content": ""}] * 100_000})
     large = asyncio.create_task(bridge.client.post(RUN + MODEL, content=body))
     began = last = asyncio.get_running_loop().time()

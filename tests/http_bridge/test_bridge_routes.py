@@ -1,15 +1,18 @@
 """Routes, credentials, CORS, health."""
 
 import pytest
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from http_bridge.app import create_app
 from http_bridge.config import Settings
+from tests.processes import ROOT
 
 RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"
 MISSING = {"code": 9106, "message": "Missing X-Auth-Key, X-Auth-Email or Authorization headers"}
 MALFORMED = {"code": 9106, "message": "Authentication failed (status: 400)"}
 WRONG = {"code": 10000, "message": "Authentication error"}
+
+PLAYGROUND = [f"/playground/{path.name}" for path in (ROOT / "http_bridge/playground").iterdir()]
 
 
 def router_envelope(error):
@@ -53,11 +56,8 @@ async def test_without_tokens_anyone_is_let_in(bridge):
 
 async def test_every_route_but_health_and_pages_needs_a_token(start_bridge):
     bridge = await start_bridge(api_tokens=("secret",))
-    public = {("GET", path) for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json")}
+    public = {("GET", path) for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json", *PLAYGROUND)}
     for route in create_app(Settings(api_tokens=("secret",))).routes:
-        if isinstance(route, Mount):
-            assert route.path == "/playground"
-            continue
         assert isinstance(route, Route)
         for method in route.methods - {"HEAD"}:
             url = route.path_format.format(account="acc", model="m")
@@ -65,6 +65,26 @@ async def test_every_route_but_health_and_pages_needs_a_token(start_bridge):
             response = await bridge.client.request(method, url, headers=wrapped)
             is_refused = response.status_code == 400 and "X-Auth-Key" in response.text
             assert is_refused == ((method, url) not in public), (method, url)
+
+
+async def test_pages_and_their_files_have_a_strict_policy_and_no_ranges(bridge):
+    for url in ("/", "/docs", *PLAYGROUND):
+        response = await bridge.client.get(url, headers={"range": "bytes=0-1,2-3"})
+        assert (response.status_code, len(response.content) > 4) == (200, True)
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "form-action 'none'" in policy and "unsafe" not in policy
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["cross-origin-opener-policy"] == "same-origin"
+        assert "camera=()" in response.headers["permissions-policy"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["content-type"].split(";")[0] in ("text/html", "text/css", "text/javascript")
+    response = await bridge.client.get("/playground/..%2fapp.py")
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 7000)
+
+
+async def test_no_browser_takes_json_for_a_page(bridge):
+    for response in (await bridge.ask(), await bridge.client.get("/healthz"), await bridge.ask(url="/nowhere")):
+        assert response.headers["x-content-type-options"] == "nosniff"
 
 
 async def test_unknown_route_says_so(bridge):

@@ -50,6 +50,10 @@ def test_empty_variables_are_unset(monkeypatch):
         ("REQUEST_TIMEOUT_SECONDS", "nan", "Input should be a finite number"),
         ("MAX_BODY_BYTES", "1e9", "Input should be a valid integer"),
         ("MAX_BODY_BYTES", "4000001", "Input should be less than or equal to 4000000"),
+        ("MAX_MESSAGES", "0", "Input should be greater than or equal to 1"),
+        ("MAX_SCHEMA_DEPTH", "101", "Input should be less than or equal to 100"),
+        ("WRITE_TIMEOUT_SECONDS", "0", "Input should be greater than 0"),
+        ("IDLE_TIMEOUT_SECONDS", "inf", "Input should be"),
         ("STREAM_PADDING", "maybe", "Input should be a valid boolean"),
         ("LOG_LEVEL", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
         ("CORS_ORIGINS", "example.com", "'example.com' is no origin"),
@@ -99,6 +103,12 @@ def test_open_address_with_tokens_is_accepted(monkeypatch, address):
     monkeypatch.setenv("TAILRACE_API_TOKENS", "secret")
     monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", address)
     assert load_settings().http_address == address
+
+
+def test_open_address_with_a_token_file_is_accepted(monkeypatch):
+    monkeypatch.setenv("TAILRACE_API_TOKENS_FILE", "/run/secrets/tokens")
+    monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", "0.0.0.0:8787")
+    assert str(load_settings().api_tokens_file) == "/run/secrets/tokens"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from http_bridge import sse
-from http_bridge.bodies import read_run
 from http_bridge.profiles import PROFILES
 from http_bridge.translate import run_request
 from tailrace.v1.inference_pb2 import ChatTurn
+from tests.http_bridge.conftest import BODIES
 
 
 def translated(**body):
-    return run_request(read_run(body, model="m"), PROFILES["default"], model="m", account="a")
+    return run_request(BODIES.run(body, model="m"), PROFILES["default"], model="m", account="a")
 
 
 def test_prompt_is_one_user_turn():

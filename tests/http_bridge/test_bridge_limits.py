@@ -1,0 +1,225 @@
+"""What a connection may take: how long for headers, body and silence, how slowly it may read, and how many there are."""
+
+import asyncio
+import json
+import socket
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from tests.http_bridge.conftest import RUN_URL
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+OK = b"HTTP/1.1 200 OK"
+BODY = b'{"prompt": "hi", "stream": true}'
+HEAD = f"POST {RUN_URL} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
+
+
+@asynccontextmanager
+async def connection(bridge, first=b""):
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
+        writer.write(first)
+        yield reader, writer
+        writer.close()
+
+
+async def ended(reader):
+    """Status and envelope of the answer that the bridge ended the connection with; None if it said nothing."""
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    if not head:
+        return None
+    assert b"connection: close" in head.lower()
+    (error,) = json.loads(body)["errors"]
+    return int(head.split()[1]), error["code"], head.lower()
+
+
+async def closed(reader):
+    """Wait for the end, be it one or the reset that answers what was still sent."""
+    with suppress(ConnectionResetError):
+        assert await reader.read() == b""
+
+
+async def refill(bridge, seconds=2.0):
+    """Wait until the bridge has no connection but a new one."""
+    async with asyncio.timeout(seconds):
+        while True:
+            async with connection(bridge, HEALTHZ) as (reader, _):
+                if (await reader.readline()).startswith(OK):
+                    return
+            await asyncio.sleep(0.02)
+
+
+def frozen(bridge, request):
+    """A client that does not read. Its kernel keeps little for it, so that the bridge soon has to wait."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", bridge.port))
+    client.sendall(request)
+    return client
+
+
+@pytest.mark.parametrize("begin", [b"GET /healthz HTTP/1.1\r\nx: ", HEALTHZ])
+async def test_headers_must_be_complete_in_time(start_bridge, begin):
+    bridge = await start_bridge(header_timeout_seconds=0.2)
+    async with connection(bridge, begin) as (reader, writer):
+        if begin == HEALTHZ:  # also those of a second request on the same connection
+            await reader.readexactly(len(await reader.readuntil(b"\r\n\r\n")) and 15)
+            writer.write(b"GET /")
+        dripping = asyncio.create_task(drip(writer))
+        assert (await ended(reader))[:2] == (408, 3007)
+        dripping.cancel()
+
+
+async def drip(writer):
+    while True:
+        await asyncio.sleep(0.05)
+        writer.write(b"a")
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word(start_bridge):
+    bridge = await start_bridge(header_timeout_seconds=0.1)
+    async with connection(bridge) as (reader, _):
+        assert await ended(reader) is None
+
+
+async def test_a_connection_is_kept_between_requests_for_the_idle_time(start_bridge):
+    bridge = await start_bridge(idle_timeout_seconds=0.3, header_timeout_seconds=0.1)
+    async with connection(bridge, HEALTHZ) as (reader, writer):
+        for _ in range(2):
+            assert (await reader.readuntil(b"}")).startswith(OK)
+            await asyncio.sleep(0.2)  # longer than headers may take: that time has not begun
+            writer.write(HEALTHZ)
+        assert (await reader.readuntil(b"}")).startswith(OK)
+        assert await ended(reader) is None
+
+
+async def test_a_body_must_be_complete_in_time(start_bridge, servicer):
+    bridge = await start_bridge(body_timeout_seconds=0.2)
+    async with connection(bridge, HEAD) as (reader, writer):
+        dripping = asyncio.create_task(drip(writer))
+        assert (await reader.readline()).split()[1] == b"408"
+        assert b'"code":3007' in await reader.readuntil(b'"messages":[]}')
+        await closed(reader)  # what is left of the body has an end too
+        dripping.cancel()
+    assert not servicer.requests
+
+
+async def test_a_body_that_nobody_reads_must_end_in_time_too(start_bridge):
+    bridge = await start_bridge(body_timeout_seconds=0.2)
+    async with connection(bridge, HEALTHZ.replace(b"host", b"content-length: 99999\r\nhost")) as (reader, writer):
+        assert (await reader.readuntil(b"}")).startswith(OK)
+        dripping = asyncio.create_task(drip(writer))
+        await closed(reader)
+        dripping.cancel()
+
+
+async def test_headers_have_a_longest_length_in_one_piece_or_many(start_bridge):
+    bridge = await start_bridge(max_header_bytes=2000)
+    for size, status in ((1900, b"200"), (2000, b"400"), (9000, b"400")):
+        request = HEALTHZ.replace(b"host: x", b"host: %b" % (b"x" * size))
+        for step in (len(request), 500):
+            async with connection(bridge) as (reader, writer):
+                for start in range(0, len(request), step):
+                    writer.write(request[start : start + step])
+                    await asyncio.sleep(0.01 if step == 500 else 0)
+                assert (await reader.readline()).split()[1] == status, (size, step)
+
+
+async def test_what_is_no_http_is_told_in_the_routers_words(bridge):
+    async with connection(bridge, b"hello\r\n\r\n") as (reader, _):
+        assert (await ended(reader))[:2] == (400, 6003)
+
+
+async def test_one_connection_too_many_is_refused_and_the_others_go_on(start_bridge):
+    bridge = await start_bridge(max_connections=2)
+    async with connection(bridge) as (first, to_first), connection(bridge) as (_, to_second):
+        await asyncio.sleep(0.05)
+        async with connection(bridge, HEALTHZ) as (reader, _):
+            status, code, head = await ended(reader)
+            assert (status, code) == (503, 7009)
+            assert b"retry-after: 1" in head and b"content-type: application/json" in head
+        to_first.write(HEALTHZ)
+        assert (await first.readline()).startswith(OK)
+        to_second.close()
+        await refill(bridge)
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_its_run_cancelled(start_bridge, servicer):
+    said = 0
+
+    async def endless(reply):
+        nonlocal said
+        await reply.accept()
+        while True:
+            await reply.say("x" * 10_000)
+            said += 10_000
+
+    servicer.script = endless
+    bridge = await start_bridge(write_timeout_seconds=0.3)
+    client = frozen(bridge, HEAD + BODY)
+    async with asyncio.timeout(5):
+        await servicer.cancelled.wait()
+    client.close()
+    assert said < 50_000_000  # what kernels and gRPC hold, and no more
+
+
+async def test_a_connection_that_closes_waits_no_longer_for_a_client_that_does_not_read(start_bridge, servicer):
+    async def long(reply):
+        await reply.accept()
+        for _ in range(10):
+            await reply.say("x" * 1_000_000)
+        await reply.complete()
+
+    servicer.script = long
+    bridge = await start_bridge(write_timeout_seconds=0.2)
+    body = b'{"prompt": "hi"}'
+    client = frozen(bridge, f"POST {RUN_URL} HTTP/1.0\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+    await servicer.entered.wait()
+    await asyncio.sleep(0.8)
+    client.settimeout(1)
+    total = 0
+    while data := client.recv(100_000):  # what the kernel had taken over
+        total += len(data)
+    client.close()
+    assert total < 10_000_000
+
+
+async def test_a_client_that_reads_slowly_gets_everything(start_bridge, servicer):
+    async def long(reply):
+        await reply.accept()
+        for _ in range(300):
+            await reply.say("x" * 10_000)
+        await reply.complete()
+
+    servicer.script = long
+    bridge = await start_bridge(write_timeout_seconds=0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port, limit=4096)
+    writer.write(HEAD + BODY)
+    total, last = 0, b""
+    async with asyncio.timeout(10):
+        while not last.endswith(b"0\r\n\r\n"):
+            data = await reader.read(100_000)
+            total, last = total + len(data), (last + data)[-20:]
+            await asyncio.sleep(0.001)
+    writer.close()
+    assert total > 3_000_000
+
+
+@pytest.mark.parametrize("nested", ["[" * 100_000 + "]" * 100_000, '{"a":' * 500 + "1" + "}" * 500])
+async def test_a_deeply_nested_body_is_a_wrong_field(bridge, servicer, nested):
+    for body in (nested, f'{{"prompt": "\\ud83d\\ude00", "x": {nested}}}'):
+        response = await bridge.client.post(RUN_URL, content=body)
+        assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 5006)
+    assert not servicer.requests
+
+
+async def test_the_published_schemas_have_the_bridges_own_limits(start_bridge):
+    bridge = await start_bridge(max_messages=2, max_schema_depth=3)
+    turn = {"role": "user", "content": "hi"}
+    assert (await bridge.ask({"messages": [turn] * 2})).status_code == 200
+    assert "'/messages' must hold at most 2 items" in (await bridge.ask({"messages": [turn] * 3})).text
+    described = (await bridge.client.get("/openapi.json")).json()["paths"]["/v1/chat/completions"]["post"]
+    fields = described["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert fields["messages"]["maxItems"] == 2
+    assert fields["response_format"]["then"]["properties"]["json_schema"]["maxDepth"] == 3

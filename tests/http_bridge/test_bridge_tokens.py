@@ -1,0 +1,133 @@
+"""API tokens for one account: the file, what its tokens are let in for, and how it is read again."""
+
+import hashlib
+import logging
+import time
+
+import pytest
+
+from http_bridge.config import ConfigError
+from http_bridge.token_file import TokenFile, read_tokens
+from tests.http_bridge.conftest import MODEL
+
+API = "/client/v4"
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+
+
+def line(account, token):
+    return f"{account} {hashlib.sha256(token.encode()).hexdigest()}\n"
+
+
+def run_url(account):
+    return f"{API}/accounts/{account}/ai/run/{MODEL}"
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.setattr("http_bridge.token_file._LOOK_SECONDS", 0.0)
+    path = tmp_path / "tokens"
+    path.write_text("# ours\n" + line("ada", "first") + "\n  " + line("bob", "second") + line("*", "any"))
+    return path
+
+
+async def test_a_token_is_let_in_for_its_account_alone(start_bridge, servicer, path):
+    bridge = await start_bridge(api_tokens_file=path, api_tokens=("plain",))
+    asked = {("first", "ada"): 200, ("first", "bob"): 403, ("second", "bob"): 200, ("any", "bob"): 200}
+    for (token, account), status in {**asked, ("plain", "ada"): 200, ("wrong", "ada"): 401}.items():
+        response = await bridge.ask(url=run_url(account), headers=bearer(token))
+        assert response.status_code == status, (token, account)
+        if status != 200:
+            error = {"code": 10000, "message": "Authentication error"}
+            assert response.json() == {"result": None, "success": False, "errors": [error], "messages": []}
+    assert [request.account for request in servicer.requests] == ["ada", "bob", "bob", "ada"]
+
+
+async def test_without_an_account_in_the_path_that_of_the_token_is_told_to_the_server(start_bridge, servicer, path):
+    bridge = await start_bridge(api_tokens_file=path)
+    headers = {**bearer("second"), "cf-consn-model-id": MODEL}
+    wrapped = {"mf-url": "http://workers-binding.ai/run?version=3", "mf-header-cf-consn-model-id": MODEL}
+    for url, body, more in (
+        ("/v1/chat/completions", CHAT, {}),
+        ("/run?version=3", {"inputs": {"prompt": "hi"}}, {}),
+        ("/", {"inputs": {"prompt": "hi"}}, wrapped),
+    ):
+        assert (await bridge.ask(body, url=url, headers={**headers, **more})).status_code == 200
+    await bridge.ask(CHAT, url="/v1/chat/completions", headers=bearer("any"))
+    assert [request.account for request in servicer.requests] == ["bob", "bob", "bob", ""]
+
+
+async def test_where_usage_stands_depends_on_the_path_and_not_on_the_token(start_bridge, path):
+    bridge = await start_bridge(api_tokens_file=path)
+    response = await bridge.ask({**CHAT, "stream": True}, url="/v1/chat/completions", headers=bearer("first"))
+    assert "usage" not in response.text
+
+
+async def test_tokens_of_the_file_are_verified(start_bridge, path):
+    bridge = await start_bridge(api_tokens_file=path)
+    asked = {"user": 200, "accounts/ada": 200, "accounts/bob": 403}
+    for place, status in asked.items():
+        response = await bridge.client.get(f"{API}/{place}/tokens/verify", headers=bearer("first"))
+        assert response.status_code == status, place
+    response = await bridge.client.get(f"{API}/user/tokens/verify", headers=bearer("wrong"))
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (401, 1000)
+
+
+async def test_tokens_are_exchanged_while_the_bridge_runs(start_bridge, path):
+    bridge = await start_bridge(api_tokens_file=path)
+    path.write_text(line("ada", "third"))
+    statuses = [
+        (await bridge.ask(url=run_url("ada"), headers=bearer(token))).status_code for token in ("first", "third")
+    ]
+    assert statuses == [401, 200]
+    path.write_text("")
+    assert (await bridge.ask(url=run_url("ada"), headers=bearer("third"))).status_code == 401
+
+
+def test_a_file_that_turns_wrong_is_told_once_and_the_tokens_before_it_stay(path, caplog):
+    file = TokenFile(path)
+    before = dict(file.accounts())
+    for damage in (lambda: path.write_text("ada first\n"), path.unlink):
+        damage()
+        caplog.clear()
+        assert [file.accounts() for _ in range(3)] == [before] * 3
+        (record,) = caplog.records
+        assert "The tokens read before stay in force." in record.message and record.levelno == logging.ERROR
+    path.write_text(line("ada", "third"))
+    assert list(file.accounts().values()) == ["ada"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (line("ada", "t") + "ada secret-token\n", "line 2 is not `<account> <SHA-256 of the token"),
+        ("ada\n", "line 1 is not"),
+        (line("a b", "t"), "line 1 is not"),
+        (line("a/b", "t"), "line 1 is not"),
+        (line("ada", "t") + "\n" + line("bob", "t"), "the token of line 3 stands in an earlier line too"),
+        ("\udcff", "it is not UTF-8"),
+    ],
+)
+def test_a_wrong_line_is_named_and_not_repeated(path, text, told):
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError) as caught:
+        read_tokens(path)
+    assert str(caught.value).startswith(f"TAILRACE_API_TOKENS_FILE={path}: {told}")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ConfigError, match="there is no such file"):
+            read_tokens(path)
+
+
+def test_thousands_of_tokens_are_looked_up_at_once(path):
+    path.write_text("".join(line("ada", f"token {index}") for index in range(5000)))
+    file, digest = TokenFile(path), hashlib.sha256(b"token 4999").digest()
+    started = time.perf_counter()
+    assert all(file.accounts()[digest] == "ada" for _ in range(1000))
+    assert time.perf_counter() - started < 1.0  # a millisecond each, and it takes hundredths of one
