@@ -8,7 +8,7 @@ from http_bridge import schemas
 from http_bridge.bodies import Tool, ToolCall, Turn
 from http_bridge.errors import ApiError
 from http_bridge.validation import load
-from inference_server import requests
+from inference_server import checks
 from tests.http_bridge.conftest import BODIES
 
 NUMBERS = {
@@ -329,10 +329,10 @@ def test_arguments_of_a_call_as_text_may_be_nested_as_a_body_may():
 
 def test_bridge_and_server_agree_on_stop_strings_and_tools():
     assert (schemas.MAX_STOP_STRINGS, schemas.MAX_STOP_LENGTH) == (
-        requests._MAX_STOP_STRINGS,
-        requests._MAX_STOP_LENGTH,
+        checks._MAX_STOP_STRINGS,
+        checks._MAX_STOP_LENGTH,
     )
-    assert (schemas.MAX_TOOLS, schemas.MAX_TOP_LOGPROBS) == (requests._MAX_TOOLS, requests._MAX_TOP_LOGPROBS)
+    assert (schemas.MAX_TOOLS, schemas.MAX_TOP_LOGPROBS) == (checks._MAX_TOOLS, checks._MAX_TOP_LOGPROBS)
 
 
 def test_reject_if_busy_stands_in_options():
