@@ -43,7 +43,7 @@ def main() -> int:
     if binding is not None:
         _logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
     _allow_files(settings.max_connections + _OTHER_FILES)
-    server = uvicorn.Server(uvicorn_config(app, settings))
+    server = _Server(uvicorn_config(app, settings))
     server.run(sockets=[listener] if binding is None else [listener, binding])
     return 0
 
@@ -58,6 +58,14 @@ def _listen(name: str, address: str) -> socket.socket:
         # Python repeats the address behind the reason.
         reason = (error.strerror or str(error)).partition(" (while ")[0]
         raise ConfigError(f"{PREFIX}{name}={address}: {reason}.") from None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which a second signal ends at once, whichever it is: uvicorn itself heeds Ctrl+C alone."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.force_exit or self.should_exit
+        super().handle_exit(sig, frame)
 
 
 def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:

@@ -13,6 +13,8 @@ _OPTIONS = (
     # A server or a network that vanished without a word is noticed within 40 s, and only while a call waits for it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # The same for the pings with which gRPC measures the network: while one is out, no other is sent.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # gRPC would wait up to two minutes before it looks again for a server that is back.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 500),

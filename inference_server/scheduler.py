@@ -57,7 +57,7 @@ class Scheduler:
         self.waiting = WaitingRoom()
         self.running: list[Sequence] = []  # in the order of admission
         self.num_preemptions = 0
-        self.num_slots_freed = 0  # since the start, by whatever end
+        self.num_admitted = 0  # since the start; who comes back after a preemption does not count again
         self._max_running = policy.max_running_seqs
         self._calm_steps = 0
         self._pool = pool
@@ -73,7 +73,7 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         seq.block_keys = BlockKeys(self._pool.block_size, seq.request.account if self._policy.scope_by_account else "")
-        seq.slots_freed_before = self.num_slots_freed
+        seq.num_admitted_before = self.num_admitted
         self.waiting.add(seq)
 
     def remove(self, seq: Sequence) -> None:
@@ -81,7 +81,6 @@ class Scheduler:
         if seq in self.running:
             self.running.remove(seq)
             self._free(seq)
-            self.num_slots_freed += 1
         else:
             self.waiting.remove(seq)
 
@@ -166,12 +165,15 @@ class Scheduler:
         by_account = Counter(seq.request.account for seq in self.running)
         most = self._policy.max_account_seqs
         while len(self.running) < self._max_running:
-            seq = self.waiting.next(lambda account: most is None or by_account[account] < most)
+            seq = self.waiting.next(by_account, most)
             if seq is None or not self._place(seq):
                 break
             self.waiting.take(seq)
             self.running.append(seq)
             by_account[seq.request.account] += 1
+            if seq.admitted is None:
+                self.num_admitted += 1
+                seq.turn = self.num_admitted - seq.num_admitted_before
             admitted.append(seq)
         return admitted
 

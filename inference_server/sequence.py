@@ -101,7 +101,7 @@ class Timings:
 class Started:
     prompt_tokens: int
     seed: int
-    slots_freed: int = 0  # slots that became free while this request waited
+    turn: int = 1  # how many were admitted since the request came, itself included
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,8 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     block_ids: list[int] = field(default_factory=list)  # of the KV cache, in the order of the tokens
     block_keys: BlockKeys = field(init=False)  # the scheduler's
-    slots_freed_before: int = 0  # the scheduler's, when this one came to wait
+    num_admitted_before: int = 0  # the scheduler's number, when this one came to wait
+    turn: int = 0  # how many were admitted since then, this one included
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_cached_tokens: int = 0
     prefill_end: int = field(init=False)  # tokens to compute before the next one can be sampled

@@ -20,6 +20,7 @@ from inference_server.catalog import read_catalog
 from inference_server.config import Settings, is_loopback
 from inference_server.credentials import server_credentials
 from inference_server.errors import ConfigurationError
+from inference_server.parsing import Parsing
 from inference_server.servicer import InferenceServicer
 from inference_server.watchdog import Watchdog
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
@@ -67,7 +68,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         tokens_file = settings.grpc_tokens_file
         self._server = grpc.aio.server(
-            interceptors=[] if tokens_file is None else [TokenCheck(tokens_file)],
+            interceptors=[*([] if tokens_file is None else [TokenCheck(tokens_file)]), Parsing()],
             options=(
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),

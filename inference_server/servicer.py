@@ -172,8 +172,8 @@ def _request_id(context: Context) -> str:
 
 
 def _log_admission(request_id: str, account: str, event: Started) -> None:
-    # How many slots had become free by then tells whether its turn was kept.
-    logger.info("admitted %s account %r after %d slots", _loggable(request_id), _loggable(account), event.slots_freed)
+    # How many were admitted since it came tells whether it was passed over.
+    logger.info("admitted %s account %r, turn %d", _loggable(request_id), _loggable(account), event.turn)
 
 
 def _loggable(text: str) -> str:

@@ -50,12 +50,8 @@ class Stepper:
         for seq in step.admitted:
             if seq.admitted is None:  # else it is back after blocks had run out
                 seq.admitted = now
-                self._emit(seq, self._started(seq))
+                self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.turn))
         return step
-
-    def _started(self, seq: Sequence) -> Started:
-        slots_freed = self._scheduler.num_slots_freed - seq.slots_freed_before
-        return Started(seq.num_prompt_tokens, seq.request.sampling.seed, slots_freed)
 
     def passes(self, step: Step) -> Iterator[None]:
         """One more token for every sequence whose prompt is computed, and the next chunks of prompts.

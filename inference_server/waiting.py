@@ -1,10 +1,11 @@
-"""Who waits for a slot, and whose turn it is: accounts in turn, and within an account first come, first served.
+"""Who waits for a slot, and whose turn it is: the account that has fewest, equals one after the other.
 
-So an account's thousand requests delay another account's one by a single turn. Knows accounts; knows nothing of blocks.
+Within an account it is first come, first served. So an account's thousand requests do not keep another's one from the next
+slot. Knows accounts; knows nothing of blocks.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 
 from inference_server.sequence import Sequence
 
@@ -32,11 +33,15 @@ class WaitingRoom:
         """Before everybody."""
         self._returned.appendleft(seq)
 
-    def next(self, may_run: Callable[[str], bool]) -> Sequence | None:
-        """Whose turn it is among the accounts that may run one more; it stays here until `take`."""
+    def next(self, running: Mapping[str, int], at_most: int | None = None) -> Sequence | None:
+        """Of the accounts that run fewest and fewer than `at_most`, the one whose turn it is; it stays until `take`.
+
+        running: sequences by account, 0 for one that has none.
+        """
         if self._returned:
             return self._returned[0]
-        return next((queue[0] for account, queue in self._by_account.items() if may_run(account)), None)
+        accounts = [account for account in self._by_account if at_most is None or running[account] < at_most]
+        return self._by_account[min(accounts, key=running.__getitem__)][0] if accounts else None
 
     def take(self, seq: Sequence) -> None:
         """Remove what `next` returned; its account's turn is over."""

@@ -94,14 +94,23 @@ class Stack:
 
     def spawn(self, module: str, *, name: str = "", **settings: str) -> None:
         name = name or module
-        with self._log(name).open("wb") as log:
+        # One that is started again goes on in the log of the one before.
+        with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module], cwd=ROOT, env=self.environment | settings, stdout=log, stderr=log
             )
 
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """The newest of that name."""
+        return self._processes[name]
+
+    def log(self, name: str) -> str:
+        """What the process, and those before it of the same name, have written so far."""
+        return self._log(name).read_text(errors="replace")
+
     def runs(self) -> list[Run]:
         """Every run that ended so far, in that order."""
-        text = self._log("inference_server").read_text(errors="replace")
+        text = self.log("inference_server")
         return [Run(found["id"], found["model"], found["outcome"]) for found in _RUN_LOGGED.finditer(text)]
 
     def wait_for_runs(self, number: int, *, timeout_seconds: float) -> list[Run]:
@@ -117,7 +126,7 @@ class Stack:
         while not _is_answered(url):
             ended = [name for name, process in self._processes.items() if process.poll() is not None]
             if ended or time.monotonic() > deadline:
-                logs = "\n".join(f"--- {name}\n{self._log(name).read_text()[-2000:]}" for name in self._processes)
+                logs = "\n".join(f"--- {name}\n{self.log(name)[-2000:]}" for name in self._processes)
                 problem = f"{', '.join(ended)} ended by itself" if ended else f"{url} is not answered in time"
                 raise RuntimeError(f"{problem}\n{logs}")
             time.sleep(0.1)

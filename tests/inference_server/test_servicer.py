@@ -293,3 +293,15 @@ async def test_reflection_describes_the_service_well_enough_to_call_it(running):
     described = [descriptor_pb2.FileDescriptorProto.FromString(data) for data in files]
     methods = {method.name: method for file in described for service in file.service for method in service.method}
     assert methods["Run"].server_streaming
+
+
+@pytest.mark.parametrize("method", ["Run", "CountTokens"])
+async def test_bytes_that_are_no_message_are_an_invalid_field(running, method):
+    path = f"/{SERVICE}/{method}"
+    call = running.channel.unary_stream(path) if method == "Run" else running.channel.unary_unary(path)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        reply = call(b"\x0a\xff")
+        await (reply.read() if method == "Run" else reply)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details(caught.value)["ErrorInfo"].reason == "INVALID_FIELD"
+    assert "DecodeError" not in caught.value.details()

@@ -23,13 +23,21 @@ def test_accounts_have_their_turns_one_after_the_other():
     assert order == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
 
 
-def test_an_account_that_comes_late_has_the_second_slot_that_is_freed():
+def test_an_account_that_comes_late_has_the_next_slot_that_is_freed():
     queue = scheduler(max_running_seqs=2, waiting=waiting(heavy=100))
     queue.schedule()
     late = sequence(name="late", account="other")
     queue.add(late)
-    assert free_one(queue) + free_one(queue) == ["heavy2", "late"]
-    assert queue.num_slots_freed - late.slots_freed_before == 2
+    assert free_one(queue) + free_one(queue) == ["late", "heavy2"]
+    assert late.turn == 1
+
+
+def test_an_account_with_fewer_slots_has_the_next_one():
+    queue = scheduler(max_running_seqs=4, waiting=waiting(heavy=100))
+    queue.schedule()
+    for seq in waiting(light=4):
+        queue.add(seq)
+    assert [free_one(queue)[0] for _ in range(4)] == ["light0", "light1", "heavy4", "light2"]
 
 
 def test_no_account_runs_more_than_it_may_and_its_free_slots_go_to_others():

@@ -12,6 +12,8 @@ from tests.certificates import Authority
 from tests.http_bridge.conftest import running_bridge
 from tests.servers import MODEL, running_server, write_catalog
 
+pytestmark = pytest.mark.reliability
+
 RUN_URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
 # Greedy: the tiny model's greedy replies do not end by themselves.
 ASK = {"prompt": "hi", "stream": True, "temperature": 0, "max_tokens": 600}

@@ -1,0 +1,92 @@
+"""Any text and any JSON: events keep it, stay one event each, and what a client sends arrives as it was meant."""
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from http_bridge import sse
+from http_bridge.errors import ApiError
+from http_bridge.forms.openai import ChatForm, CompletionForm
+from http_bridge.forms.tensors import FAMILIES, TensorForm
+from http_bridge.forms.workers_ai import WorkersAiForm, enveloped
+from http_bridge.profiles import PROFILES
+from http_bridge.validation import load
+from tailrace.v1 import inference_pb2 as pb
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+# Half of a surrogate pair is no character: no gRPC message holds one.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.floats(-1e300, 1e300) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def payloads(stream: bytes) -> list[dict]:
+    """The events of a stream by the rules of HTML's specification, cut into lines as Python's clients do."""
+    blocks = stream.decode().split("\n\n")
+    assert blocks.pop() == ""
+    for block in blocks:
+        assert block.splitlines() == [block] and block.startswith("data: ")
+    return [json.loads(block.removeprefix("data: ")) for block in blocks if block != "data: [DONE]"]
+
+
+def forms():
+    for profile in PROFILES.values():
+        yield WorkersAiForm(profile, enveloped, has_padding=False, is_json=False, has_tools=False)
+    yield WorkersAiForm(PROFILES["default"], enveloped, has_padding=True, is_json=False, has_tools=True)
+    for usage in ("own_chunk", "last_choice", "nowhere"):
+        yield ChatForm(request_id="a-b", model="m", usage=usage)
+        yield CompletionForm(request_id="a-b", model="m", usage=usage, echo="")
+    for family in FAMILIES:
+        yield TensorForm(family, "prompt")
+
+
+def text_of(payload: dict) -> str:
+    if "choices" in payload:
+        return "".join(
+            choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in payload["choices"]
+        )
+    return payload["result"][0]["value"][0] if "result" in payload else payload["response"]
+
+
+@given(pieces=st.lists(texts, max_size=5))
+@QUICK
+def test_every_form_of_a_stream_keeps_any_text(pieces):
+    completed = pb.Completed(finish_reason=pb.FINISH_REASON_STOP)
+    for form in forms():
+        stream = b"".join([*map(form.text, pieces), form.end(completed)])
+        assert "".join(map(text_of, payloads(stream))) == "".join(pieces), type(form)
+
+
+@given(text=texts)
+@QUICK
+def test_text_in_its_short_way_is_the_same_event(text):
+    assert sse.text_event(text, None) == sse.event({"response": text})
+    assert sse.text_event(text, "p1") == sse.event({"response": text, "p": "p1"})
+
+
+@given(description=texts, name=texts)
+@QUICK
+def test_a_failure_is_one_event_whatever_it_says(description, name):
+    for form in forms():
+        assert len(payloads(form.failure(ApiError(500, 3000, description), name))) == 1
+
+
+@given(payload=st.dictionaries(texts, values, max_size=4))
+@QUICK
+def test_json_survives_an_event_and_a_body(payload):
+    assert payloads(sse.event(payload)) == [payload]
+    assert load(json.dumps(payload).encode(), 10**6) == payload
+    assert load(json.dumps(payload, ensure_ascii=False).encode(), 10**6) == payload
+
+
+@given(data=st.binary(max_size=100) | st.text(max_size=50).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@QUICK
+def test_any_body_is_read_or_refused(data):
+    try:
+        assert isinstance(load(data, 1000), dict)
+    except ApiError as error:
+        assert error.status in (400, 413)

@@ -1,0 +1,46 @@
+"""`python -m inference_server` whose model has a fault while the file FAULT_FILE holds its name: `hang` or `raise`.
+
+A fault of a `raise` happens in as many passes as the file's second word says, and then no more.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from inference_server import __main__ as program
+from inference_server import server
+
+FAULT = Path(os.environ["FAULT_FILE"])
+_import_hosting = server.import_hosting
+
+
+def _faulty(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def with_fault(*arguments: Any) -> Any:
+        while (words := FAULT.read_text().split()) == ["hang"]:
+            time.sleep(0.02)
+        if words:
+            left = int(words[1]) - 1
+            FAULT.write_text(f"raise {left}" if left else "")
+            raise ArithmeticError("a fault that was ordered")
+        return forward(*arguments)
+
+    return with_fault
+
+
+def _faulty_hosting() -> ModuleType:
+    hosting = _import_hosting()
+    for name in ("decode", "prefill", "both", "probe"):
+        setattr(hosting.ModelRunner, name, _faulty(getattr(hosting.ModelRunner, name)))
+    return hosting
+
+
+if __name__ == "__main__":
+    server.import_hosting = _faulty_hosting
+    exit_code = program.main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,108 @@
+"""SIGTERM: what runs is finished within the grace, what comes is refused, and the exit code is 0."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tailrace.v1 import inference_pb2_grpc
+from tests.e2e.stack import Stack
+from tests.reliability.client import Ending, Exchange, ask
+from tests.servers import chat
+
+pytestmark = pytest.mark.reliability
+
+NUM_STREAMS = 16  # twice as many as there are slots
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+# Greedy, because the tiny model's greedy replies do not end by themselves.
+MIDDLING = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 400}
+ENDLESS = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 4000}
+# The last streams that have no end by themselves (a health watch), the model's step, the process' end.
+SLACK_SECONDS = 3.0
+
+
+@asynccontextmanager
+async def streams(stack: Stack, body: dict[str, object]) -> AsyncIterator[list[Exchange]]:
+    """All are accepted, and as many as there are slots have begun."""
+    exchanges = [await Exchange.run(stack.http_address, body) for _ in range(NUM_STREAMS)]
+    await asyncio.gather(*(exchange.read_head() for exchange in exchanges))
+    await asyncio.gather(*(exchange.read_events(1) for exchange in exchanges[:8]))
+    yield exchanges
+    for exchange in exchanges:
+        exchange.leave()
+
+
+async def endings(exchanges: list[Exchange]) -> list[Ending]:
+    return await asyncio.gather(*(exchange.read_rest() for exchange in exchanges))
+
+
+async def exit_code(stack: Stack, service: str, *, within_seconds: float) -> int:
+    return await asyncio.to_thread(stack.process(service).wait, within_seconds)
+
+
+async def logged(stack: Stack, service: str, text: str) -> None:
+    async with asyncio.timeout(5):
+        while text not in stack.log(service):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("service", ["inference_server", "http_bridge"])
+async def test_all_streams_are_finished_and_the_exit_code_is_0(start_stack, service):
+    with start_stack(context=64, sequence=4000) as stack:
+        async with streams(stack, MIDDLING) as exchanges:
+            stack.process(service).send_signal(signal.SIGTERM)
+            assert await endings(exchanges) == [Ending.COMPLETED] * NUM_STREAMS
+        assert await exit_code(stack, service, within_seconds=SLACK_SECONDS) == 0
+        assert [run.outcome for run in stack.runs()] == ["completed"] * NUM_STREAMS
+
+
+async def test_during_the_drain_health_says_so_and_new_work_is_refused(start_stack):
+    with start_stack(context=64, sequence=4000) as stack:
+        async with grpc.aio.insecure_channel(stack.grpc_address) as channel, streams(stack, ENDLESS):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+            stack.process("inference_server").send_signal(signal.SIGTERM)
+            async with asyncio.timeout(5):
+                assert (await watch.read()).status == NOT_SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await inference_pb2_grpc.InferenceServiceStub(channel).Run(chat()).read()
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            answer = await ask(stack.http_address, MIDDLING)
+            assert (answer.status, b'"code":7009' in answer.body) == (503, True)
+
+
+@pytest.mark.parametrize(
+    ("service", "setting"),
+    [
+        ("inference_server", {"server": {"TAILRACE_SHUTDOWN_GRACE_SECONDS": "2"}}),
+        ("http_bridge", {"bridge": {"TAILRACE_HTTP_SHUTDOWN_GRACE_SECONDS": "2"}}),
+    ],
+)
+async def test_endless_streams_end_at_the_grace_and_the_exit_code_is_0(start_stack, service, setting):
+    with start_stack(context=64, sequence=4000, **setting) as stack:
+        async with streams(stack, ENDLESS) as exchanges:
+            started = time.monotonic()
+            stack.process(service).send_signal(signal.SIGTERM)
+            ended = await endings(exchanges)
+        assert await exit_code(stack, service, within_seconds=SLACK_SECONDS) == 0
+        assert 2 <= time.monotonic() - started < 2 + SLACK_SECONDS
+        assert Ending.COMPLETED not in ended
+        # Every run that was accepted has told its end: to the client, or, where that is gone, to the log.
+        assert len(await asyncio.to_thread(stack.wait_for_runs, NUM_STREAMS, timeout_seconds=5)) == NUM_STREAMS
+
+
+@pytest.mark.parametrize("service", ["inference_server", "http_bridge"])
+async def test_a_second_signal_ends_the_process_at_once(start_stack, service):
+    with start_stack(context=64, sequence=4000) as stack:
+        async with streams(stack, ENDLESS) as exchanges:
+            stack.process(service).send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            assert stack.process(service).poll() is None
+            stack.process(service).send_signal(signal.SIGTERM)
+            assert await exit_code(stack, service, within_seconds=SLACK_SECONDS) == 0
+            assert Ending.COMPLETED not in await endings(exchanges)

@@ -1,0 +1,70 @@
+"""What processes hold of the machine (memory, file descriptors, threads), and what the server counts."""
+
+import statistics
+import time
+import urllib.request
+from dataclasses import dataclass, field
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.stack import Stack
+
+SERVICES = ("inference_server", "http_bridge")
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """By one process."""
+
+    rss: int  # bytes
+    descriptors: int
+    threads: int
+
+
+def held(stack: Stack, service: str) -> Held:
+    process = psutil.Process(stack.process(service).pid)
+    with process.oneshot():
+        return Held(process.memory_info().rss, process.num_fds(), process.num_threads())
+
+
+def metrics(address: str) -> dict[str, float]:
+    """The server's, from TAILRACE_METRICS_ADDRESS: sums by name, and by name and the value of one label."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{address}/metrics", timeout=5) as response:
+        text = response.read().decode()
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            for name in (sample.name, *(f"{sample.name} {label}" for label in sample.labels.values())):
+                values[name] = values.get(name, 0) + sample.value
+    return values
+
+
+def assert_alive(stack: Stack) -> None:
+    for service in SERVICES:
+        assert stack.process(service).poll() is None, f"{service} has ended:\n{stack.log(service)[-3000:]}"
+
+
+@dataclass
+class Memory:
+    """Resident memory of both services over time."""
+
+    stack: Stack
+    samples: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: {name: [] for name in SERVICES})
+
+    def sample(self) -> None:
+        now = time.monotonic()
+        for service, samples in self.samples.items():
+            samples.append((now, held(self.stack, service).rss))
+
+    def growth(self, service: str, *, after: float, window: float = 10.0) -> tuple[float, float]:
+        """How far the medians of later windows lie above the first `window` seconds from `after` on (monotonic time):
+        the largest, as a fraction, and the median of that first window in MiB."""
+        windows: dict[int, list[int]] = {}
+        for moment, rss in self.samples[service]:
+            if moment >= after:
+                windows.setdefault(int((moment - after) / window), []).append(rss)
+        first, *later = [statistics.median(values) for _, values in sorted(windows.items())]
+        return max([0.0, *(value / first - 1 for value in later)]), first / MIB
