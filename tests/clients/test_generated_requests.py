@@ -27,7 +27,8 @@ CHECKS = [
 ]
 PATIENT = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
-MANY, FEW = 320, 32
+# For each operation: over 5,000 and 500 in all.
+MANY, FEW = 200, 6
 
 description = schemathesis.openapi.from_dict(document(Inputs(max_messages=1024, max_schema_depth=32)))
 
