@@ -130,7 +130,7 @@ async def assert_plain_request_works(stack: Stack) -> None:
 
 @pytest.mark.parametrize(
     ("make", "share"),
-    [(json_request, 0.6), (http_request, 0.1), (message, 0.3)],
+    [(json_request, 0.6), (http_request, 0.15), (message, 0.25)],
     ids=["json", "http", "protobuf"],
 )
 async def test_no_request_is_answered_with_a_server_error_or_not_at_all(instant, report, make, share):

@@ -1,0 +1,61 @@
+"""What must not stand in the services' source, because it became an advisory elsewhere; SECURITY.md has the list."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+SOURCES = sorted(path for folder in ("inference_server", "http_bridge") for path in (ROOT / folder).rglob("*.py"))
+# Who unpickles, parses YAML, XML or JSON into messages, or starts a shell, does with a request what its author likes.
+UNSAFE_MODULES = {
+    "pickle",
+    "cloudpickle",
+    "dill",
+    "shelve",
+    "marshal",
+    "yaml",
+    "xml",
+    "subprocess",
+    "google.protobuf.json_format",
+}
+# Models come from the hub through transformers alone; on behalf of a request nothing is fetched.
+FETCHING_MODULES = {"urllib.request", "http.client", "httpx", "requests", "aiohttp", "urllib3"}
+UNSAFE_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "joblib.load",
+    "os.system",
+    "numpy.load",
+    "np.load",
+}
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_comes_from_outside_is_run_or_unpickled(path):
+    for node in nodes(path):
+        for name in imported(node):
+            assert name not in UNSAFE_MODULES | FETCHING_MODULES and name.partition(".")[0] not in UNSAFE_MODULES, name
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in UNSAFE_CALLS, ast.unparse(node)
+            for keyword in node.keywords:
+                if keyword.arg in ("trust_remote_code", "shell", "weights_only", "allow_pickle"):
+                    value = ast.literal_eval(keyword.value)
+                    assert value is (keyword.arg == "weights_only"), ast.unparse(node)
