@@ -229,6 +229,13 @@ def test_the_servers_counters_tell_the_same(load):
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_no_prompt_stands_in_the_log(load, service):
+    log = load.stack.log(service)
+    assert log.count("\n") > NUM_CLIENTS
+    assert "the the" not in log and "hello" not in log
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_memory_is_flat_after_the_first_minute(load, service, report):
     growth, first = load.memory.growth(service, after=load.flat_from)
     report(f"load, {service}: {first:.0f} MiB after the warm-up, then at most {growth:+.1%}")

@@ -1,6 +1,7 @@
-"""What must not stand in the services' source, because it became an advisory elsewhere; SECURITY.md has the list."""
+"""What must not stand in the services' source, because it became an advisory elsewhere, and SECURITY.md, which has the list."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,3 +60,16 @@ def test_nothing_that_comes_from_outside_is_run_or_unpickled(path):
                 if keyword.arg in ("trust_remote_code", "shell", "weights_only", "allow_pickle"):
                     value = ast.literal_eval(keyword.value)
                     assert value is (keyword.arg == "weights_only"), ast.unparse(node)
+
+
+def test_every_test_that_security_md_names_is_there():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)::(test_\w+)`", text))
+    assert len(named) > 20
+    there = {
+        (path.stem, node.name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert named <= there, named - there
