@@ -25,7 +25,7 @@ ANSWER_SECONDS = 30.0
 # A request whose length is a large lie is not complete for long: the client gives up, not the bridge.
 INCOMPLETE_SECONDS = 0.5
 # The part after which memory may grow no more, and by how much it may.
-WARM_UP = 0.4
+WARM_UP = 0.6
 MOST_GROWTH = 0.05
 SERVER_ERROR = re.compile(rb"HTTP/1\.1 5\d\d")
 # What no caller's mistake may lead to.
