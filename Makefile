@@ -32,6 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## Start server and bridge with the default model, and print the curl to try
 	@exec $(BIN)/tailrace serve
 
+# Two threads wait for each other in every layer: beside other work on the machine that takes several times as long.
+test: export OMP_NUM_THREADS := 1
 test: install ## Run the tests (some minutes)
 	$(PYTEST)
 
