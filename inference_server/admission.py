@@ -63,7 +63,9 @@ class Admission:
         room, waiting = self._room, self.num_in_flight - self._room.slots
         if reject_if_busy and (waiting >= 0 or self._is_at_cap(account)):
             raise self._full("no slot is free and the request would not wait")
-        if waiting >= room.waiting_seqs:
+        # One account that fills the room must not keep out another that has nothing yet: for those there is as much again.
+        most = room.waiting_seqs * (1 if self._by_account[account] else 2)
+        if waiting >= most:
             raise self._full("the waiting room is full")
         # A prompt that would wait alone is let in however long it is.
         if self._waiting_tokens and self._waiting_tokens + num_tokens > room.waiting_tokens:

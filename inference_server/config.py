@@ -47,7 +47,11 @@ class Settings(BaseSettings):
         "auto", description="Where models run; `auto` takes a GPU if there is one"
     )
     max_running_seqs: int = Field(64, ge=1, le=1024, description="Sequences decoded together, for each loaded model")
-    max_waiting_seqs: int = Field(256, ge=0, description="Requests that may wait for a slot, for each loaded model")
+    max_waiting_seqs: int = Field(
+        256,
+        ge=0,
+        description="Requests that may wait for a slot, for each loaded model; as many again of accounts that have none",
+    )
     max_waiting_tokens: int = Field(
         524_288, ge=1, description="Prompt tokens that may wait for a slot, for each loaded model"
     )

@@ -53,8 +53,22 @@ def test_the_time_to_come_back_follows_the_ends_that_were_seen():
     room = admission(waiting_seqs=1)
     busy(room, seconds_per_end=20.0)
     with pytest.raises(CapacityExceeded, match="full") as refused:
-        room.check("b")
+        room.check("a")
     assert 15.0 <= refused.value.retry_after_seconds <= 20.5
+
+
+def test_an_account_that_fills_the_room_does_not_keep_others_out():
+    room = admission(slots=1, waiting_seqs=2)
+    for account in "aaa":
+        room.enter(account, 1)
+    with pytest.raises(CapacityExceeded, match="full"):
+        room.check("a")
+    for account in "bc":
+        room.check(account)
+        room.enter(account, 1)
+    for account in "bd":
+        with pytest.raises(CapacityExceeded, match="full"):
+            room.check(account)
 
 
 def test_an_account_at_its_cap_counts_as_busy():
