@@ -1,0 +1,69 @@
+"""The engine when its model hangs or memory runs out: noticed, told, and tried with less."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from inference_server.errors import GenerationFailed, ModelNotReady
+from inference_server.runner import ModelRunner
+from inference_server.sequence import Started
+from tests.engines import collect, request, until
+from tests.inference_server.test_engine import prompt
+
+
+async def test_the_thread_that_hangs_is_noticed(llama, monkeypatch):
+    hung = threading.Event()
+    monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
+    assert llama.engine.seconds_without_progress == 0
+    async with llama.submit(request(prompt(5))):
+        await until(lambda: llama.engine.seconds_without_progress > 0.2)
+        llama.engine.is_stalled = True
+        with pytest.raises(ModelNotReady):
+            llama.submit(request(prompt(5)))
+        hung.set()
+
+
+async def test_given_up_requests_are_told(llama, monkeypatch):
+    hung = threading.Event()
+    monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
+    async with llama.submit(request(prompt(5))) as reply:
+        assert isinstance(await anext(reply), Started)
+        llama.engine.is_stalled = True
+        llama.engine.give_up()
+        with pytest.raises(GenerationFailed):
+            await anext(reply)
+    hung.set()
+
+
+async def test_when_memory_runs_out_less_is_tried_and_nobody_fails(llama, monkeypatch):
+    alone = [await collect(llama, request(prompt(20, n), max_tokens=12)) for n in range(4)]
+    decode, most = llama.engine.runner.decode, []
+
+    def short_of_memory(tokens):
+        most.append(len(tokens))
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(tokens)
+
+    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(llama.engine.runner, "decode", short_of_memory)
+    replies = await asyncio.gather(*(collect(llama, request(prompt(20, n), max_tokens=12)) for n in range(4)))
+    assert max(most) > 2
+    assert [reply.text for reply in replies] == [reply.text for reply in alone]
+
+
+async def test_a_request_that_no_memory_is_enough_for_fails_alone(llama, monkeypatch):
+    prefill = llama.engine.runner.prefill
+
+    def too_large(pieces):
+        if any(len(piece.token_ids) > 40 for piece in pieces):
+            raise MemoryError
+        return prefill(pieces)
+
+    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(llama.engine.runner, "prefill", too_large)
+    with pytest.raises(GenerationFailed):
+        await collect(llama, request(prompt(60)))
+    assert (await collect(llama, request(prompt(20)))).completed
