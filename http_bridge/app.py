@@ -76,7 +76,8 @@ def create_app(settings: Settings, *, binding_port: int | None = None) -> Starle
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        upstream = Upstream(settings.grpc_address, credentials)
+        upstream = Upstream(settings.grpc_targets, credentials)
+        await upstream.start()
         try:
             yield {"upstream": upstream}
         finally:

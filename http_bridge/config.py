@@ -11,7 +11,7 @@ from http_bridge.profiles import ProfileName
 
 PREFIX = "TAILRACE_"
 # Targets in gRPC's own notation are passed on as they are.
-_GRPC_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
+GRPC_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
 _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -31,7 +31,8 @@ class Settings(BaseSettings):
     )
     grpc_address: str = Field(
         default="127.0.0.1:50051",
-        description="The inference server to call, host:port or a gRPC target such as dns:///host:port.",
+        description="The inference server, host:port. Several, separated by commas or behind one name, share the load; "
+        "names are looked up every 2 s. Targets in gRPC's notation, such as unix:path, are left to gRPC.",
     )
     grpc_tls_ca: Path | None = Field(
         default=None,
@@ -164,8 +165,15 @@ class Settings(BaseSettings):
     @field_validator("grpc_address")
     @classmethod
     def _check_grpc_address(cls, value: str) -> str:
-        if not value.startswith(_GRPC_SCHEMES) and split_address(value)[1] == 0:
-            raise ValueError("port 0 cannot be called")
+        targets = split_targets(value)
+        for target in targets:
+            if not target.startswith(GRPC_SCHEMES):
+                if split_address(target)[1] == 0:
+                    raise ValueError("port 0 cannot be called")
+            elif len(targets) > 1:
+                raise ValueError(f"{target} is in gRPC's notation, which can only stand alone")
+        if not targets:
+            raise ValueError("there is no address in it")
         return value
 
     @field_validator("api_tokens")
@@ -197,7 +205,17 @@ class Settings(BaseSettings):
             raise ValueError(f"{cert} and {key} need each other: set both or neither")
         if self.grpc_tls_ca is None and (self.grpc_tls_client_cert is not None or self.grpc_tls_server_name):
             raise ValueError(f"{cert}, {key} and {PREFIX}GRPC_TLS_SERVER_NAME need {PREFIX}GRPC_TLS_CA")
+        if self.grpc_tls_ca is not None and len(self.grpc_targets) > 1 and not self.grpc_tls_server_name:
+            raise ValueError(
+                f"several addresses in {PREFIX}GRPC_ADDRESS and TLS need {PREFIX}GRPC_TLS_SERVER_NAME: the name that the "
+                f"certificate of each must hold"
+            )
         return self
+
+    @property
+    def grpc_targets(self) -> tuple[str, ...]:
+        """The parts of `grpc_address`."""
+        return split_targets(self.grpc_address)
 
     @model_validator(mode="after")
     def _protect_public_address(self) -> Self:
@@ -216,6 +234,14 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigError("; ".join(_sentence(problem) for problem in error.errors()) + ".") from None
+
+
+def split_targets(text: str) -> tuple[str, ...]:
+    """The addresses of a list with commas; in gRPC's own notation these may mean something else."""
+    parts = [part.strip().removeprefix("dns:///") for part in text.split(",")]
+    if parts[0].startswith(GRPC_SCHEMES):
+        return (text,)
+    return tuple(part for part in parts if part)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -35,12 +35,18 @@ class Credentials:
     def has_tls(self) -> bool:
         return self._tls is not None
 
-    def channel(self, address: str, options: _Options) -> grpc.aio.Channel:
-        """Call it inside the event loop that uses the channel."""
+    def channel(self, target: str, options: _Options, host: str = "") -> grpc.aio.Channel:
+        """`host`: whom the server's certificate is for, unless a setting says so; empty: what the target says.
+
+        Call it inside the event loop that uses the channel.
+        """
+        if host:
+            options = (*options, ("grpc.default_authority", host))
         if self._tls is None:
-            return grpc.aio.insecure_channel(address, options=options)
-        name = (("grpc.ssl_target_name_override", self._server_name),) if self._server_name else ()
-        return grpc.aio.secure_channel(address, self._tls, options=(*options, *name))
+            return grpc.aio.insecure_channel(target, options=options)
+        host = self._server_name or host
+        name = (("grpc.ssl_target_name_override", host),) if host else ()
+        return grpc.aio.secure_channel(target, self._tls, options=(*options, *name))
 
     def renew(self) -> bool:
         """Read files that have changed. Returns whether the next channel would be another than the last."""

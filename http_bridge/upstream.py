@@ -1,4 +1,4 @@
-"""The inference server as the bridge calls it: runs, retries, health. Knows nothing of HTTP."""
+"""The inference servers as the bridge calls them: runs, retries, health. Knows nothing of HTTP."""
 
 import asyncio
 import logging
@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
-from grpc_health.v1 import health_pb2
 
-from http_bridge.channels import Channels
+from http_bridge.addresses import Address
+from http_bridge.channels import SERVICE_NAME
 from http_bridge.credentials import Credentials
-from tailrace.v1.inference_pb2 import ListModelsRequest, Model, RunRequest, RunResponse
+from http_bridge.servers import Servers
+from tailrace.v1.inference_pb2 import Model, RunRequest, RunResponse
 
-SERVICE_NAME = "tailrace.v1.InferenceService"
 REQUEST_ID_KEY = "x-request-id"
 SESSION_KEY = "x-session-affinity"
 # Pauses before the second and the third attempt, in seconds: long enough for a restarted server's listener to be there.
@@ -23,15 +23,19 @@ _logger = logging.getLogger(__name__)
 
 
 class Upstream:
-    """The inference server as the bridge sees it. Make it inside the event loop that uses it."""
+    """The inference servers as the bridge sees them. Make it inside the event loop that uses it."""
 
-    def __init__(self, address: str, credentials: Credentials) -> None:
+    def __init__(self, targets: tuple[str, ...], credentials: Credentials) -> None:
         self._credentials = credentials
-        self._channels = Channels(address, credentials)
+        self.servers = Servers(targets, credentials)
+
+    async def start(self) -> None:
+        """Find the servers, and go on looking for them. Without it, names are left to gRPC."""
+        await self.servers.start()
 
     async def close(self) -> None:
-        """Close the connection; calls that still run end at once."""
-        await self._channels.close()
+        """Close the connections; calls that still run end at once."""
+        await self.servers.close()
 
     @asynccontextmanager
     async def run(
@@ -48,7 +52,7 @@ class Upstream:
         sessions = ((SESSION_KEY, session),) if session else ()
         metadata = (*self._credentials.metadata, (REQUEST_ID_KEY, request_id), *sessions)
         for pause in (*RETRY_PAUSES, None):
-            async with self._channels.for_call() as channel:
+            async with self.servers.channels.for_call(self.servers.hosting(request.model)) as channel:
                 call = channel.inference.Run(request, metadata=metadata, timeout=max(0.0, deadline - loop.time()))
                 try:
                     try:
@@ -66,39 +70,35 @@ class Upstream:
             await asyncio.sleep(pause)
 
     async def list_models(self) -> Sequence[Model]:
-        """The server's catalog. Raises AioRpcError."""
-        try:
-            return await self._list_models(LIST_TIMEOUT_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            _log_refusal(error)
-            raise
+        """Every model that a server hosts, once. Raises AioRpcError if no server answers."""
+        found = [self.servers.models_of(address, LIST_TIMEOUT_SECONDS) for address in self.servers.all]
+        answers = await asyncio.gather(*found, return_exceptions=True)
+        lists = [answer for answer in answers if not isinstance(answer, BaseException)]
+        if not lists:
+            error = next(answer for answer in answers if isinstance(answer, BaseException))
+            if isinstance(error, grpc.aio.AioRpcError):
+                _log_refusal(error)
+            raise error
+        return list({model.name: model for models in reversed(lists) for model in reversed(models)}.values())[::-1]
 
     async def why_not_ready(self) -> str | None:
-        """None if the server says that it serves, else a sentence that says what is in the way."""
-        request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
+        """None if a server says that it serves, else a sentence that says what is in the way."""
+        reasons = await asyncio.gather(*(self._why_not_ready(address) for address in self.servers.all))
+        return None if None in reasons else reasons[0]
+
+    async def _why_not_ready(self, address: Address) -> str | None:
         try:
-            async with self._channels.for_call() as channel:
-                reply = await channel.health.Check(
-                    request, metadata=self._credentials.metadata, timeout=HEALTH_TIMEOUT_SECONDS
-                )
+            if not await self.servers.is_serving(address, HEALTH_TIMEOUT_SECONDS):
+                return "The inference server is not serving: it is still loading a model, or stopping."
         except grpc.aio.AioRpcError as error:
             return self._health_failure(error.code())
-        if reply.status != health_pb2.HealthCheckResponse.SERVING:
-            return "The inference server is not serving: it is still loading a model, or stopping."
         try:
             # Health is told to everyone: whether the bridge itself is let in, something else must show.
-            await self._list_models(HEALTH_TIMEOUT_SECONDS)
+            await self.servers.models_of(address, HEALTH_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 return "The inference server refuses the bridge's token."
         return None
-
-    async def _list_models(self, timeout_seconds: float) -> Sequence[Model]:
-        async with self._channels.for_call() as channel:
-            reply = await channel.inference.ListModels(
-                ListModelsRequest(), metadata=self._credentials.metadata, timeout=timeout_seconds
-            )
-        return reply.models
 
     def _health_failure(self, code: grpc.StatusCode) -> str:
         if code is grpc.StatusCode.UNAVAILABLE and self._credentials.has_tls:

@@ -10,12 +10,14 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from inference_server import load_report
 from inference_server.errors import ConfigurationError, Unauthenticated
 from inference_server.statuses import Context, abort
 from inference_server.watched import Watched
 
-# Whoever watches a process holds no token. Everything else is denied without one, also what does not exist.
-_OPEN_SERVICE = "/grpc.health.v1.Health/"
+# Whoever watches a process holds no token, and what gRPC asks by itself to balance carries none: both learn how it is
+# doing, no more. Everything else is denied without one, also what does not exist.
+_OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
 # Longest time for which a token that was taken out of the file is still let in.
 LOOK_SECONDS = 1.0
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -37,7 +39,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
-        if not details.method.startswith(_OPEN_SERVICE):
+        if not details.method.startswith(_OPEN_SERVICES):
             try:
                 self._check(details)
             except Unauthenticated as error:

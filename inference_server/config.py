@@ -41,6 +41,13 @@ class Settings(BaseSettings):
         None,
         description="File of SHA-256 digests, one a line; set: gRPC calls need a bearer token that has one of them",
     )
+    grpc_connection_age_seconds: float = Field(
+        300.0,
+        ge=1,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Age at which a connection is replaced, so that clients look for new servers; its replies are finished",
+    )
     catalog: Path = Field(DEFAULT_CATALOG, description="Catalog file (TOML) that names the models")
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="Folder for converted and packed models")
     device: Literal["auto", "cpu", "cuda"] = Field(

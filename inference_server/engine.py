@@ -107,6 +107,7 @@ class Engine:
         )
         self.scheduler = Scheduler(pool, policy)
         self.admission = Admission(room)
+        self.num_slots = room.slots
         self.is_stalled = False  # the watchdog says so
         self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit)
         self._on_broken = on_broken
@@ -184,6 +185,12 @@ class Engine:
     @property
     def num_blocks_in_use(self) -> int:
         return self.scheduler.num_blocks_in_use
+
+    @property
+    def utilization(self) -> float:
+        """What is in use, of slots or of the KV cache, whichever is more: 0 to 1, and above it when requests wait."""
+        pool_share = self.num_blocks_in_use / (self.runner.cache.num_blocks - 1)
+        return max(self.num_in_flight / self.num_slots, pool_share)
 
     @property
     def seconds_without_progress(self) -> float:

@@ -7,7 +7,7 @@ client left, or its deadline passed). Accepted requests less ended ones are thos
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -36,6 +36,11 @@ class Metrics:
     def watch(self, engines: Callable[[], Iterable[tuple[str, Gauged]]]) -> None:
         """Gauges of engines, each under the name of its first model, read when they are asked for."""
         self.registry.register(_Gauges(engines))
+
+    def watch_utilization(self, level: Callable[[], float]) -> None:
+        """The number that balancers are told, read when it is asked for."""
+        gauge = Gauge("tailrace_utilization_ratio", "The load that balancers are told", registry=self.registry)
+        gauge.set_function(level)
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Answer Prometheus on a thread until the function that comes back is called. Raises OSError."""

@@ -20,6 +20,7 @@ from inference_server.catalog import read_catalog
 from inference_server.config import Settings, is_loopback
 from inference_server.credentials import server_credentials
 from inference_server.errors import ConfigurationError
+from inference_server.load_report import LoadReporter
 from inference_server.parsing import Parsing
 from inference_server.servicer import InferenceServicer
 from inference_server.watchdog import Watchdog
@@ -66,6 +67,8 @@ class Server:
         self._watching: asyncio.Task[None] | None = None
         self.broken = asyncio.Event()  # a model failed for good
         self._health = health.aio.HealthServicer()
+        self._load_reporter = LoadReporter(self._utilization)
+        self.servicer.metrics.watch_utilization(self._load_reporter.level)
         tokens_file = settings.grpc_tokens_file
         self._server = grpc.aio.server(
             interceptors=[*([] if tokens_file is None else [TokenCheck(tokens_file)]), Parsing()],
@@ -76,6 +79,9 @@ class Server:
                 # Clients may ping while a long prompt is computed and nothing is sent.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Clients that were told of no new servers look for them when they connect anew. Replies that run on the
+                # old connection come to their end on it, however long they take.
+                ("grpc.max_connection_age_ms", int(settings.grpc_connection_age_seconds * 1000)),
             ),
         )
         self._health_server: grpc.aio.Server | None = None
@@ -84,6 +90,7 @@ class Server:
         """Open the port and return its number. Raises ConfigurationError if it is taken, or a file of TLS is not usable."""
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._load_reporter.add_to(self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._set_health(_NOT_SERVING)
@@ -140,12 +147,17 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
         self._stop_metrics()
+        self._load_reporter.stop()
         await asyncio.gather(*(engine.stop() for engine in self._engines()))
         servers = [server for server in (self._server, self._health_server) if server is not None]
         await asyncio.gather(*(server.stop(_LAST_STREAMS_SECONDS) for server in servers))
 
     def _engines(self) -> "set[Engine]":
         return {model.engine for model in self.servicer.models.values()}
+
+    def _utilization(self) -> float:
+        """Of the engine that is busiest: all of them share the machine."""
+        return max((engine.utilization for engine in self._engines()), default=0.0)
 
     def _named_engines(self) -> "list[tuple[str, Engine]]":
         """Each engine once, under the name of the first model that it hosts."""

@@ -13,7 +13,7 @@ from tailrace.v1.inference_pb2 import RunRequest
 
 @pytest.fixture
 async def upstream(backend):
-    upstream = Upstream(backend.address, Credentials(Settings()))
+    upstream = Upstream((backend.address,), Credentials(Settings()))
     yield upstream
     await upstream.close()
 

@@ -1,0 +1,113 @@
+"""Which inference servers there are and which of them hosts which model, looked at every other second.
+
+Knows what servers say of themselves; knows nothing of runs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from http_bridge.addresses import Address, Addresses
+from http_bridge.channels import SERVICE_NAME, Channels, Group
+from http_bridge.credentials import Credentials
+from tailrace.v1.inference_pb2 import ListModelsRequest, Model
+
+LOOK_SECONDS = 2.0
+# A server that takes longer to answer is not asked anew before it has.
+_ANSWER_SECONDS = 2.0
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Server:
+    """What one said when it last answered."""
+
+    models: frozenset[str] | None = None
+    is_serving: bool = False
+
+
+class Servers:
+    """Make it inside the event loop that uses it."""
+
+    def __init__(self, targets: tuple[str, ...], credentials: Credentials) -> None:
+        self._addresses = Addresses(targets)
+        self._credentials = credentials
+        self.channels = Channels(credentials)
+        self._servers: dict[Address, _Server] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look up the names once, and from then on look every other second. Call it once."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._addresses.look()
+        except TimeoutError:
+            _logger.warning("looking up the inference server's name takes long")
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Calls that still run end at once."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self.channels.close()
+
+    @property
+    def all(self) -> Group:
+        """Never empty."""
+        return self._addresses.current
+
+    @property
+    def num_serving(self) -> int:
+        return sum(server.is_serving for server in self._servers.values())
+
+    def hosting(self, model: str) -> Group:
+        """Those that said that they host the model; all, if none did: they know better what is wrong with the name."""
+        known = tuple(address for address in self.all if model in (self._models(address) or ()))
+        return known or self.all
+
+    async def models_of(self, address: Address, timeout_seconds: float) -> Sequence[Model]:
+        """The catalog of one server. Raises AioRpcError."""
+        async with self.channels.for_call((address,)) as channel:
+            reply = await channel.inference.ListModels(
+                ListModelsRequest(), metadata=self._credentials.metadata, timeout=timeout_seconds
+            )
+        return reply.models
+
+    async def is_serving(self, address: Address, timeout_seconds: float) -> bool:
+        """What the server's health says. Raises AioRpcError."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
+        async with self.channels.for_call((address,)) as channel:
+            reply = await channel.health.Check(request, metadata=self._credentials.metadata, timeout=timeout_seconds)
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _models(self, address: Address) -> frozenset[str] | None:
+        server = self._servers.get(address)
+        return None if server is None else server.models
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except Exception:
+                _logger.exception("looking for inference servers failed")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        await self._addresses.look()
+        there = self.all
+        self._servers = {address: self._servers.get(address, _Server()) for address in there}
+        await asyncio.gather(*(self._ask(address, server) for address, server in self._servers.items()))
+        groups = {self.hosting(model) for server in self._servers.values() for model in server.models or ()}
+        await self.channels.retain({there, *((address,) for address in there), *groups})
+
+    async def _ask(self, address: Address, server: _Server) -> None:
+        try:
+            server.is_serving = await self.is_serving(address, _ANSWER_SECONDS)
+            # What it hosted is remembered while it does not answer: gRPC itself sees who is gone.
+            server.models = frozenset(model.name for model in await self.models_of(address, _ANSWER_SECONDS))
+        except grpc.aio.AioRpcError:
+            server.is_serving = False
