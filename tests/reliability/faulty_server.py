@@ -1,6 +1,7 @@
-"""`python -m inference_server` whose model has a fault while the file FAULT_FILE holds its name: `hang` or `raise`.
+"""`python -m inference_server` whose model has a fault while the file FAULT_FILE holds its name: hang, raise or slow.
 
-A fault of a `raise` happens in as many passes as the file's second word says, and then no more.
+A fault of a `raise` happens in as many passes as the file's second word says, and then no more; with `slow` each pass takes
+as many seconds longer.
 """
 
 import os
@@ -22,7 +23,9 @@ def _faulty(forward: Callable[..., Any]) -> Callable[..., Any]:
     def with_fault(*arguments: Any) -> Any:
         while (words := FAULT.read_text().split()) == ["hang"]:
             time.sleep(0.02)
-        if words:
+        if words and words[0] == "slow":
+            time.sleep(float(words[1]))
+        elif words:
             left = int(words[1]) - 1
             FAULT.write_text(f"raise {left}" if left else "")
             raise ArithmeticError("a fault that was ordered")
