@@ -110,18 +110,17 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
 class Backend:
     """The fake server: its address, its servicer and its health."""
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, address: str = "127.0.0.1:0") -> None:
         self.servicer = FakeServicer()
         self.health = health.aio.HealthServicer()
         self.server = grpc.aio.server()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         port = (
-            self.server.add_secure_port("127.0.0.1:0", credentials)
-            if credentials
-            else self.server.add_insecure_port("127.0.0.1:0")
+            self.server.add_secure_port(address, credentials) if credentials else self.server.add_insecure_port(address)
         )
-        self.address = f"127.0.0.1:{port}"
+        self.port = port
+        self.address = f"{address.rpartition(':')[0]}:{port}"
 
     async def set_serving(self, is_serving: bool) -> None:
         statuses = health_pb2.HealthCheckResponse
