@@ -17,16 +17,17 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tailrace.v1 import inference_pb2_grpc
 from tests.e2e.stack import Stack
-from tests.processes import free_address
+from tests.processes import ROOT, free_address
 from tests.reliability.client import Ending, Exchange
-from tests.servers import write_catalog
+from tests.servers import chat, write_catalog
 
 pytestmark = pytest.mark.reliability
 
 NUM_SERVERS = 3
 NUM_CLIENTS = 15  # of 24 slots
-LOAD_SECONDS = 20.0
+LOAD_SECONDS = 15.0
 PASS_SECONDS, SLOW_PASS_SECONDS = 0.010, 0.040
 # Of the mean of all, for servers that are alike.
 MOST_UNEVEN = 0.15
@@ -47,6 +48,8 @@ class Replicas:
         settings = {
             "TAILRACE_GRPC_ADDRESS": self.addresses[number],
             "FAULT_FILE": str(self._fault(number)),
+            # Connections are replaced all the time, and nobody may notice.
+            "TAILRACE_GRPC_CONNECTION_AGE_SECONDS": "2",
         }
         self.stack.spawn("tests.reliability.faulty_server", name=f"server {number}", **settings)
 
@@ -164,6 +167,24 @@ async def test_a_slower_server_gets_less(replicas, load, report):
     report(f"shares with the first four times as slow: {', '.join(f'{share:.2f}' for share in shares)}")
     assert not load.broken and not load.refused
     assert shares[0] < MOST_OF_A_SLOW_ONE * min(shares[1:]), shares
+
+
+async def test_any_client_with_the_examples_service_config_uses_all_servers(replicas, load, report):
+    before = replicas.counts()
+    options = [("grpc.service_config", (ROOT / "examples" / "service_config.json").read_text())]
+    target = f"ipv4:{','.join(replicas.addresses)}"
+
+    async def client(stub) -> None:
+        for _ in range(10):
+            events = [event async for event in stub.Run(chat(max_tokens=30, temperature=0), timeout=60)]
+            assert events[-1].HasField("completed")
+
+    async with grpc.aio.insecure_channel(target, options) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        await asyncio.gather(*(client(stub) for _ in range(6)))
+    shares = replicas.shares(before)
+    report(f"shares of a gRPC client's 60 calls: {', '.join(f'{share:.2f}' for share in shares)}")
+    assert min(shares) > 0.5, shares
 
 
 async def test_a_killed_server_loses_its_own_streams_and_no_others(replicas, load, report):
