@@ -124,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     token.set_defaults(command=_token)
     for command in (asked, talk, listed):
         command.add_argument("--grpc", action="store_true", help="ask the inference server itself, not the bridge")
-        address = os.environ.get("TAILRACE_GRPC_ADDRESS") or DEFAULT_GRPC_ADDRESS
+        # Of several servers, the first.
+        address = (os.environ.get("TAILRACE_GRPC_ADDRESS") or DEFAULT_GRPC_ADDRESS).partition(",")[0]
         command.add_argument("--grpc-address", default=address, help="host:port for --grpc (%(default)s)")
     for command in (asked, talk, listed, checked):
         command.add_argument("--url", default=_default_url(), help="the bridge (%(default)s)")
