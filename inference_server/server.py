@@ -27,7 +27,7 @@ from inference_server.watchdog import Watchdog
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
-    from inference_server.engine import Engine
+    from inference_server.base_engine import BaseEngine
 
 logger = logging.getLogger(__name__)
 
@@ -152,14 +152,14 @@ class Server:
         servers = [server for server in (self._server, self._health_server) if server is not None]
         await asyncio.gather(*(server.stop(_LAST_STREAMS_SECONDS) for server in servers))
 
-    def _engines(self) -> "set[Engine]":
+    def _engines(self) -> "set[BaseEngine]":
         return {model.engine for model in self.servicer.models.values()}
 
     def _utilization(self) -> float:
         """Of the engine that is busiest: all of them share the machine."""
         return max((engine.utilization for engine in self._engines()), default=0.0)
 
-    def _named_engines(self) -> "list[tuple[str, Engine]]":
+    def _named_engines(self) -> "list[tuple[str, BaseEngine]]":
         """Each engine once, under the name of the first model that it hosts."""
         return list(
             {model.engine: (name, model.engine) for name, model in reversed(self.servicer.models.items())}.values()
