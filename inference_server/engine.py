@@ -23,6 +23,7 @@ from inference_server.runner import ModelRunner
 from inference_server.scheduler import Policy, Scheduler
 from inference_server.sequence import Completed, Delta, Event, Failed, GenerationRequest, Sequence, Started, TextStream
 from inference_server.stepping import Stepper
+from inference_server.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Reply:
             text="".join(delta.text for delta in deltas),
             num_tokens=sum(delta.num_tokens for delta in deltas),
             logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+            last_token=deltas[-1].last_token,
         )
 
 
@@ -182,8 +184,20 @@ class Engine:
         return self.admission.num_waiting
 
     @property
+    def num_slots(self) -> int:
+        return self.scheduler.max_running
+
+    @property
     def num_blocks_in_use(self) -> int:
         return self.scheduler.num_blocks_in_use
+
+    @property
+    def num_blocks(self) -> int:
+        return self.scheduler.num_blocks
+
+    @property
+    def step_tokens(self) -> Tally:
+        return self._stepper.step_tokens
 
     @property
     def seconds_without_progress(self) -> float:

@@ -110,6 +110,7 @@ class Delta:
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    last_token: float = field(default=0.0, compare=False)  # when the last of its tokens was sampled
 
 
 @dataclass(frozen=True, slots=True)

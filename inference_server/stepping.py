@@ -17,10 +17,13 @@ from inference_server.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
 from inference_server.scheduler import PrefillChunk, Scheduler, Step
 from inference_server.sequence import Completed, Delta, Event, Failed, FinishReason, Sequence, Started
+from inference_server.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[Sequence, Event], None]
+
+_STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Stepper:
         self._scheduler = scheduler
         self._end_ids = end_ids
         self._emit = emit
+        self.step_tokens = Tally(_STEP_TOKENS)  # of each step that had any
         self.is_broken = False  # not even one token by itself can be computed any more
 
     def begin(self) -> Step:
@@ -47,6 +51,8 @@ class Stepper:
             if seq.is_expired(now):
                 self._finish(seq, FinishReason.TIME_LIMIT, seq.text.finish())
         step = self._scheduler.schedule()
+        if num_tokens := step.num_tokens:
+            self.step_tokens.add(num_tokens)
         for seq in step.admitted:
             if seq.admitted is None:  # else it is back after blocks had run out
                 seq.admitted = now
@@ -194,7 +200,7 @@ class Stepper:
         self._emit(seq, Completed(reason, seq.text.stop_string, seq.usage(), timings))
 
     def _send(self, seq: Sequence, text: str) -> None:
-        self._emit(seq, Delta(text, seq.num_unsent, tuple(seq.unsent_logprobs)))
+        self._emit(seq, Delta(text, seq.num_unsent, tuple(seq.unsent_logprobs), last_token=seq.last_token or 0.0))
         seq.num_unsent = 0
         seq.unsent_logprobs = []
 
