@@ -68,6 +68,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         STALL_SECONDS="7",
         STALL_EXIT_SECONDS="8",
         METRICS_ADDRESS="127.0.0.1:9100",
+        LOG_FORMAT="json",
         LOG_LEVEL="debug",
     )
     assert given == Settings(
@@ -101,6 +102,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         stall_seconds=7,
         stall_exit_seconds=8,
         metrics_address="127.0.0.1:9100",
+        log_format="json",
         log_level="debug",
     )
     defaults = Settings.model_construct().model_dump()
