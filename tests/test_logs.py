@@ -3,12 +3,14 @@
 import json
 import logging
 import re
+import subprocess
 import sys
 
 import pytest
 
 import http_bridge.logs
 import inference_server.logs
+from tests.processes import ROOT
 
 BOTH = pytest.mark.parametrize("logs", [http_bridge.logs, inference_server.logs], ids=["bridge", "server"])
 
@@ -67,3 +69,20 @@ def test_lines_of_others_pass_with_their_arguments_and_exceptions(logs):
     assert "\n" not in line
     assert json.loads(line)["message"] == "1 of 2" and "ValueError: no" in json.loads(line)["exception"]
     assert logs.TextLines().format(with_fields("%s", a=1)).endswith("{'a': 1}")
+
+
+@BOTH
+def test_warnings_and_lines_of_libraries_take_the_same_form(logs):
+    code = f"""
+import logging, warnings
+from {logs.__name__} import configure
+configure("warning", "json")
+warnings.warn("of Python")
+logging.getLogger("uvicorn.error").error("of a library")
+logging.getLogger("uvicorn.error").info("of no interest")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["logger"] for line in lines] == ["py.warnings", "uvicorn.error"]
