@@ -11,9 +11,12 @@ from typing import Never
 import uvicorn
 from starlette.applications import Starlette
 
+from http_bridge import logs
 from http_bridge.app import create_app
 from http_bridge.config import PREFIX, ConfigError, Settings, load_settings, split_address
 from http_bridge.limits import limited
+from http_bridge.metrics import Metrics
+from http_bridge.observed import Observed
 
 _logger = logging.getLogger("http_bridge")
 # New objects between two searches for cycles (Python's default is 700). A token's objects are freed without a search.
@@ -28,22 +31,23 @@ def main() -> int:
         settings = load_settings()
         listener = _listen("HTTP_ADDRESS", settings.http_address)
         binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
-        app = create_app(settings, binding_port=None if binding is None else binding.getsockname()[1])
+        metrics = Metrics()
+        binding_port = None if binding is None else binding.getsockname()[1]
+        app = create_app(settings, binding_port=binding_port, metrics=metrics)
+        _serve(metrics, settings.http_metrics_address)
     except ConfigError as error:
         print(f"The bridge cannot start. {error}", file=sys.stderr)
         return 1
     # uvicorn drains on these signals and then raises them again for whoever handled them before: a clean end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _exit)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s bridge: %(message)s", datefmt="%H:%M:%S"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     gc.set_threshold(_GC_THRESHOLD)
     _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
     if binding is not None:
         _logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
     _allow_files(settings.max_connections + _OTHER_FILES)
-    server = _Server(uvicorn_config(app, settings))
+    server = _Server(uvicorn_config(app, settings, metrics))
     server.run(sockets=[listener] if binding is None else [listener, binding])
     return 0
 
@@ -55,9 +59,21 @@ def _listen(name: str, address: str) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except OSError as error:
-        # Python repeats the address behind the reason.
-        reason = (error.strerror or str(error)).partition(" (while ")[0]
-        raise ConfigError(f"{PREFIX}{name}={address}: {reason}.") from None
+        raise _not_usable(name, address, error) from None
+
+
+def _serve(metrics: Metrics, address: str) -> None:
+    if address:
+        try:
+            metrics.serve(*split_address(address))
+        except OSError as error:
+            raise _not_usable("HTTP_METRICS_ADDRESS", address, error) from None
+
+
+def _not_usable(name: str, address: str, error: OSError) -> ConfigError:
+    # Python repeats the address behind the reason.
+    reason = (error.strerror or str(error)).partition(" (while ")[0]
+    return ConfigError(f"{PREFIX}{name}={address}: {reason}.")
 
 
 class _Server(uvicorn.Server):
@@ -68,12 +84,12 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: Starlette, settings: Settings, metrics: Metrics) -> uvicorn.Config:
     """How uvicorn serves the application."""
     is_verbose = settings.log_level == "debug"
     return uvicorn.Config(
-        app,
-        http=limited(settings),
+        Observed(app, metrics),
+        http=limited(settings, metrics),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Match, Route, request_response
+from starlette.routing import BaseRoute, Match, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge import directory, pages, refusals
@@ -29,6 +29,8 @@ from http_bridge.errors import ApiError
 from http_bridge.forms.base import ErrorForm
 from http_bridge.forms.openai import OpenAiErrors
 from http_bridge.forms.workers_ai import BindingErrors
+from http_bridge.metrics import Metrics
+from http_bridge.observed import Route, record_of
 from http_bridge.otlp import tracing_from_environment
 from http_bridge.run import REQUEST_ID_HEADER, RunEndpoint
 from http_bridge.schemas import Inputs
@@ -67,10 +69,11 @@ class State(TypedDict):
     upstream: Upstream
 
 
-def create_app(settings: Settings, *, binding_port: int | None = None) -> Starlette:
+def create_app(settings: Settings, *, binding_port: int | None = None, metrics: Metrics | None = None) -> Starlette:
     """The application; its lifespan opens the way to the inference server and closes it.
 
-    binding_port: of the listener on which the Worker binding is served, and nothing else, without a token.
+    binding_port: of the listener on which the Worker binding is served, and nothing else, without a token. metrics: told
+    which inference servers there are.
     Raises ConfigError if a file of tokens or certificates cannot be used, or traces cannot be sent as asked for.
     """
 
@@ -81,6 +84,9 @@ def create_app(settings: Settings, *, binding_port: int | None = None) -> Starle
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         upstream = Upstream(settings.grpc_targets, credentials)
         await upstream.start()
+        if metrics is not None:
+            servers = upstream.servers
+            metrics.watch_servers(lambda: servers.num_serving, lambda: len(servers.all))
         tracing.start()
         try:
             yield {"upstream": upstream}
@@ -114,7 +120,7 @@ def _routes(settings: Settings, binding_port: int | None, tracing: Tracing) -> l
     if binding_port is not None:
         routes.append(_OnPort(binding_port, _Speaking(Miniflare(binding, binding), BindingErrors())))
     # A route without a guard is public: keep these and the pages the only ones.
-    routes += [Route("/healthz", _healthz), Route("/readyz", _readyz)]
+    routes += [Route("health", "/healthz", _healthz), Route("health", "/readyz", _readyz)]
     routes += _binding_routes(binding, check)
     routes += _workers_ai_routes(run, inputs, check)
     for base in _OPENAI_BASES:
@@ -128,14 +134,21 @@ def _workers_ai_routes(run: _Runs, inputs: Inputs, check: TokenCheck) -> list[Ba
 
     verify = _Answering(VerifyToken(check))  # it looks at the credentials itself
     return [
-        Route(f"{_ACCOUNT}/ai/run", guarded(run(GenericSurface())), methods=["POST"]),
-        Route(f"{_ACCOUNT}/ai/run/{{model:name}}", guarded(run(RestSurface())), methods=["POST"]),
-        Route(f"{_ACCOUNT}/ai/models/search", guarded(_Answering(directory.search_models)), methods=["GET"]),
-        Route(f"{_ACCOUNT}/ai/models/schema", guarded(_Answering(directory.ModelSchema(inputs))), methods=["GET"]),
-        Route(f"{_ACCOUNT}/ai/tasks/search", guarded(_Answering(directory.search_tasks)), methods=["GET"]),
-        Route(f"{_ACCOUNT}/ai/authors/search", guarded(_Answering(directory.search_authors)), methods=["GET"]),
-        Route(f"{_ACCOUNT}/tokens/verify", verify, methods=["GET"]),
-        Route(f"{_API}/user/tokens/verify", verify, methods=["GET"]),
+        Route("run", f"{_ACCOUNT}/ai/run", guarded(run(GenericSurface())), methods=["POST"]),
+        Route("run", f"{_ACCOUNT}/ai/run/{{model:name}}", guarded(run(RestSurface())), methods=["POST"]),
+        Route("models", f"{_ACCOUNT}/ai/models/search", guarded(_Answering(directory.search_models)), methods=["GET"]),
+        Route(
+            "models",
+            f"{_ACCOUNT}/ai/models/schema",
+            guarded(_Answering(directory.ModelSchema(inputs))),
+            methods=["GET"],
+        ),
+        Route("models", f"{_ACCOUNT}/ai/tasks/search", guarded(_Answering(directory.search_tasks)), methods=["GET"]),
+        Route(
+            "models", f"{_ACCOUNT}/ai/authors/search", guarded(_Answering(directory.search_authors)), methods=["GET"]
+        ),
+        Route("other", f"{_ACCOUNT}/tokens/verify", verify, methods=["GET"]),
+        Route("other", f"{_API}/user/tokens/verify", verify, methods=["GET"]),
     ]
 
 
@@ -144,11 +157,11 @@ def _openai_routes(run: _Runs, check: TokenCheck, base: str) -> list[BaseRoute]:
         return _Speaking(_Guarded(app, check), OpenAiErrors())
 
     return [
-        Route(f"{base}/chat/completions", guarded(run(ChatSurface())), methods=["POST"]),
-        Route(f"{base}/completions", guarded(run(CompletionSurface())), methods=["POST"]),
-        Route(f"{base}/models", guarded(_Answering(directory.openai_models)), methods=["GET"]),
-        Route(f"{base}/models/{{model:name}}", guarded(_Answering(directory.openai_model)), methods=["GET"]),
-        *(Route(f"{base}/{name}", guarded(_Answering(_not_served)), methods=["POST"]) for name in _NOT_SERVED),
+        Route("chat_completions", f"{base}/chat/completions", guarded(run(ChatSurface())), methods=["POST"]),
+        Route("completions", f"{base}/completions", guarded(run(CompletionSurface())), methods=["POST"]),
+        Route("models", f"{base}/models", guarded(_Answering(directory.openai_models)), methods=["GET"]),
+        Route("models", f"{base}/models/{{model:name}}", guarded(_Answering(directory.openai_model)), methods=["GET"]),
+        *(Route("other", f"{base}/{name}", guarded(_Answering(_not_served)), methods=["POST"]) for name in _NOT_SERVED),
     ]
 
 
@@ -168,11 +181,13 @@ def _binding_routes(binding: ASGIApp, check: TokenCheck) -> list[BaseRoute]:
 
     direct = guarded(binding)
     return [
-        Route("/run", direct, methods=["POST"]),
-        Route("/ai-gateway/run", direct, methods=["POST"]),
-        Route("/ai-api/models/search", direct, methods=["GET"]),
-        Route("/", _Guarded(Miniflare(_Speaking(binding, BindingErrors()), _nowhere), check), methods=["POST"]),
-        Route(f"{_ACCOUNT}/ai/run/proxy", guarded(Wrangler(binding)), methods=["GET", "POST"]),
+        Route("binding", "/run", direct, methods=["POST"]),
+        Route("binding", "/ai-gateway/run", direct, methods=["POST"]),
+        Route("binding", "/ai-api/models/search", direct, methods=["GET"]),
+        Route(
+            "binding", "/", _Guarded(Miniflare(_Speaking(binding, BindingErrors()), _nowhere), check), methods=["POST"]
+        ),
+        Route("binding", f"{_ACCOUNT}/ai/run/proxy", guarded(Wrangler(binding)), methods=["GET", "POST"]),
     ]
 
 
@@ -230,6 +245,7 @@ class _OnPort(BaseRoute):
         return (Match.FULL, {}) if server is not None and server[1] == self._port else (Match.NONE, {})
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record_of(scope).enter("binding")
         await self._app(scope, receive, send)
 
 

@@ -135,8 +135,14 @@ class Settings(BaseSettings):
         le=3_600,
         description="How long running streams may go on after SIGTERM, in whole seconds, 0 to 3600.",
     )
+    http_metrics_address: str = Field(
+        default="", description="Where Prometheus finds the bridge's metrics, host:port. Empty: nowhere."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity that is logged: debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="How the log is written: lines of text, or a JSON object a line."
     )
 
     @field_validator("api_tokens", "cors_origins", mode="before")
@@ -144,7 +150,7 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("log_level", mode="before")
+    @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
@@ -153,6 +159,13 @@ class Settings(BaseSettings):
     @classmethod
     def _check_http_address(cls, value: str) -> str:
         split_address(value)
+        return value
+
+    @field_validator("http_metrics_address")
+    @classmethod
+    def _check_metrics_address(cls, value: str) -> str:
+        if value:
+            split_address(value)
         return value
 
     @field_validator("binding_address")

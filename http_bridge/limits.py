@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from http_bridge.config import Settings
 from http_bridge.connection import Connection
 from http_bridge.errors import ApiError
+from http_bridge.metrics import Metrics
 from http_bridge.refusals import router_payload
 
 _RETRY_AFTER_SECONDS = 1
@@ -35,6 +36,7 @@ class Shared:
     """What the connections of one bridge share. `told_at`: when the log last told that there are too many."""
 
     settings: Settings
+    metrics: Metrics
     lingering: set["Protocol"] = field(default_factory=set)
     told_at: float = -math.inf
 
@@ -67,12 +69,14 @@ class Protocol(H11Protocol):
             self._refuse_connection()
         else:
             self._watch_reading("headers")
+            self.shared.metrics.connections.set(len(self.connections))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.shared.lingering.discard(self)
         self._watch_reading(None)
         self._stop_write_timer()
         super().connection_lost(exc)
+        self.shared.metrics.connections.set(len(self.connections))
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
@@ -149,6 +153,7 @@ class Protocol(H11Protocol):
             self._close()
 
     def _refuse_connection(self) -> None:
+        self.shared.metrics.connections_refused.inc()
         now = self.loop.time()
         if now - self.shared.told_at > _TELL_SECONDS:
             self.shared.told_at = now
@@ -187,13 +192,13 @@ class Protocol(H11Protocol):
             self._write_timer = None
 
 
-def limited(settings: Settings) -> type[Protocol]:
+def limited(settings: Settings, metrics: Metrics) -> type[Protocol]:
     """The protocol for the connections of one bridge."""
 
     class Limited(Protocol):
         pass
 
-    Limited.shared = Shared(settings)
+    Limited.shared = Shared(settings, metrics)
     return Limited
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
+from http_bridge.observed import Route
 from http_bridge.openapi import openapi
 from http_bridge.schemas import Inputs
 
@@ -45,11 +46,11 @@ _Endpoint = Callable[[Request], Awaitable[Response]]
 def routes(inputs: Inputs) -> list[BaseRoute]:
     """inputs: what the reference describes."""
     return [
-        Route("/", _without_websocket(_page("index.html")), methods=["GET"]),
-        Route("/docs", _page("docs.html"), methods=["GET"]),
-        Route("/openapi.json", openapi(inputs), methods=["GET"]),
+        Route("pages", "/", _without_websocket(_page("index.html")), methods=["GET"]),
+        Route("pages", "/docs", _page("docs.html"), methods=["GET"]),
+        Route("pages", "/openapi.json", openapi(inputs), methods=["GET"]),
         *(
-            Route(f"/playground/{path.name}", _page(path.name), methods=["GET"])
+            Route("pages", f"/playground/{path.name}", _page(path.name), methods=["GET"])
             for path in sorted(_FOLDER.iterdir())
             if path.suffix in _TYPES
         ),

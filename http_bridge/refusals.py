@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.forms.base import ErrorForm, JsonObject
 from http_bridge.forms.workers_ai import RestErrors
+from http_bridge.observed import record_of
 
 # Under this name the state of a request holds the ErrorForm of its route; without one, Cloudflare's router speaks.
 ERRORS_KEY = "errors"
@@ -33,7 +34,7 @@ async def refused(request: Request, error: Exception) -> Response:
 
 async def failed(request: Request, error: Exception) -> Response:
     """What nobody foresaw. Starlette raises it again after this answer, and the HTTP server logs it with its cause."""
-    request_id = str(uuid.uuid4())
+    request_id = record_of(request.scope).request_id = str(uuid.uuid4())
     _logger.error("request %s to %r failed: %r", request_id, request.scope["path"], error)
     payload = dict(_form(request, RestErrors()).payload(internal_error(), request_id))
     return JSONResponse(payload, 500, {REQUEST_ID_HEADER: request_id})
@@ -51,6 +52,7 @@ class _RouterErrors(ErrorForm):
 
 
 def _answer(request: Request, error: ApiError, headers: dict[str, str] | None = None) -> Response:
+    record_of(request.scope).error_code = error.code
     payload = dict(_form(request, _RouterErrors()).payload(error, str(uuid.uuid4())))
     more = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
     return JSONResponse(payload, error.status, {**(headers or {}), **more})

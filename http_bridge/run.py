@@ -23,6 +23,7 @@ from http_bridge.config import Settings
 from http_bridge.disconnect import until_disconnect
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.forms.base import ErrorForm, Whole
+from http_bridge.observed import record_of
 from http_bridge.surfaces.base import Call, Job, Surface
 from http_bridge.tracing import trace_of
 from http_bridge.upstream import SESSION_KEY, Upstream
@@ -68,7 +69,8 @@ class RunEndpoint:
         try:
             job = await self._read(exchange.call(data, self._settings, self._bodies))
             exchange.model = job.request.model
-            _logger.info("request %s: model %r, stream %s", exchange.request_id, exchange.model, job.stream)
+            exchange.record.account, exchange.record.stream = job.request.account, job.stream
+            exchange.record.model = job.request.model
             timeout_seconds = self._settings.request_timeout_seconds
             call = exchange.trace.call(job.request, request_id=exchange.request_id, is_stream=job.stream)
             async with (
@@ -109,6 +111,8 @@ class _Exchange:
         self._send = send
         self._errors = errors
         self.trace = trace_of(scope)
+        self.record = record_of(scope)
+        self.record.request_id, self.record.account, self.record.model = self.request_id, self._account, self.model
 
     @property
     def session(self) -> str:
@@ -144,6 +148,7 @@ class _Exchange:
                 whole.completed, is_complete = event.completed, True
         if not is_complete:
             raise _Incomplete
+        self.record.completed = whole.completed
         whole.text = "".join(texts)
         await self._answer(200, job.form.whole(whole), job.form.whole_type)
 
@@ -151,15 +156,17 @@ class _Exchange:
         """Send each event of the reply when it exists; a failure becomes the last event, and no end follows it."""
         await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(job)})
         try:
-            completed = await self._send_deltas(job, events)
+            completed = self.record.completed = await self._send_deltas(job, events)
             await self._send(_chunk(job.form.end(completed)))
         except Exception as error:
-            await self._send(_chunk(job.form.failure(self.explain(error), self.request_id)))
+            api_error = self.explain(error)
+            self.record.error_code = api_error.code
+            await self._send(_chunk(job.form.failure(api_error, self.request_id)))
         await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error; only before anything else was sent."""
-        _logger.info("request %s: refused, %d/%d", self.request_id, error.status, error.code)
+        self.record.error_code = error.code
         headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
         payload = dict(self._errors.payload(error, self.request_id))
         await JSONResponse(payload, error.status, {**self._ids(), **headers})(*self._asgi)

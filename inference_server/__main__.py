@@ -1,12 +1,12 @@
 """`python -m inference_server`: serve the catalog's models over gRPC until SIGINT or SIGTERM. A second signal cuts replies."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable
 
+from inference_server import logs
 from inference_server.config import Settings
 from inference_server.errors import ConfigurationError
 from inference_server.server import Server
@@ -21,11 +21,7 @@ def main() -> int:
     limit_spinning()
     try:
         settings = Settings.from_environment()
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            format="%(asctime)s %(levelname)-7s server: %(message)s",
-            datefmt="%H:%M:%S",
-        )
+        logs.configure(settings.log_level, settings.log_format)
         return asyncio.run(serve(settings))
     except ConfigurationError as error:
         print(f"tailrace server: {error}", file=sys.stderr)

@@ -10,11 +10,13 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 
 from inference_server.admission import Admission, Room, Ticket
 from inference_server.errors import GenerationFailed, ModelNotReady, ServerStopping, TailraceError
 from inference_server.sequence import Completed, Delta, Event, Failed, GenerationRequest, Sequence, Started, TextStream
+from inference_server.tally import Tally
 
 # A whole reply with its log probabilities might be more than a gRPC message may hold.
 MAX_JOINED_DELTAS = 64
@@ -68,7 +70,17 @@ class Reply:
             text="".join(delta.text for delta in deltas),
             num_tokens=sum(delta.num_tokens for delta in deltas),
             logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+            last_token=deltas[-1].last_token,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Since the engine's start."""
+
+    queried_tokens: int  # of prompts, looked for in the prefix cache
+    hit_tokens: int  # found there
+    preemptions: int  # sequences that went back to wait because blocks or memory ran out
 
 
 class BaseEngine(ABC):
@@ -109,6 +121,15 @@ class BaseEngine(ABC):
     @abstractmethod
     def num_slots(self) -> int:
         """Most sequences that may run at the moment."""
+
+    @property
+    @abstractmethod
+    def totals(self) -> Totals: ...
+
+    @property
+    @abstractmethod
+    def step_tokens(self) -> Tally:
+        """Tokens computed in each step."""
 
     @abstractmethod
     async def stop(self) -> None:

@@ -140,6 +140,9 @@ class Settings(BaseSettings):
         None, description="Where Prometheus finds the server's metrics, host:port; unset: nowhere"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How the log is written: lines of text, or a JSON object a line"
+    )
 
     @field_validator("grpc_address", "grpc_health_address", "metrics_address")
     @classmethod

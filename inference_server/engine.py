@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Set
 
 from inference_server.admission import Room
-from inference_server.base_engine import BaseEngine, Reply
+from inference_server.base_engine import BaseEngine, Reply, Totals
 from inference_server.blocks import BlockPool
 from inference_server.errors import ServerStopping
 from inference_server.runner import ModelRunner
 from inference_server.scheduler import Policy, Scheduler
 from inference_server.sequence import Event, Sequence
 from inference_server.stepping import Stepper
+from inference_server.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,16 @@ class Engine(BaseEngine):
 
     @property
     def num_blocks(self) -> int:
-        return self.runner.cache.num_blocks - 1
+        return self.scheduler.num_blocks
+
+    @property
+    def totals(self) -> Totals:
+        scheduler = self.scheduler
+        return Totals(scheduler.num_queried_tokens, scheduler.num_hit_tokens, scheduler.num_preemptions)
+
+    @property
+    def step_tokens(self) -> Tally:
+        return self._stepper.step_tokens
 
     @property
     def num_slots(self) -> int:

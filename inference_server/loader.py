@@ -52,6 +52,10 @@ def silence_libraries() -> None:
     """Progress bars and per-call warnings of the libraries below; this module logs progress itself."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # What is left to tell goes the way of the server's own lines.
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
+    logging.getLogger("huggingface_hub").handlers.clear()
     enable_progress_bars()  # of the hub, which transformers switched off with its own: downloads are long
     # bitsandbytes warns of a cast in every linear of every step where activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):

@@ -45,6 +45,10 @@ class Step:
     prefill: list[PrefillChunk]
     decode: list[Sequence]  # in the order of admission
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
+
 
 # Steps without want of memory after which one more sequence may run again.
 _STEPS_TO_RECOVER = 64
@@ -56,12 +60,19 @@ class Scheduler:
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
         self.waiting = WaitingRoom()
         self.running: list[Sequence] = []  # in the order of admission
+        # All since the start. Prompts that come back after a preemption are not looked for in the prefix cache anew.
         self.num_preemptions = 0
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
         self.num_admitted = 0  # since the start; who comes back after a preemption does not count again
         self.max_running = policy.max_running_seqs  # at the moment
         self._calm_steps = 0
         self._pool = pool
         self._policy = policy
+
+    @property
+    def num_blocks(self) -> int:
+        return self._pool.num_blocks
 
     @property
     def num_blocks_in_use(self) -> int:
@@ -173,6 +184,8 @@ class Scheduler:
             by_account[seq.request.account] += 1
             if seq.admitted is None:
                 self.num_admitted += 1
+                self.num_queried_tokens += seq.num_prompt_tokens
+                self.num_hit_tokens += seq.num_cached_tokens
                 seq.turn = self.num_admitted - seq.num_admitted_before
             admitted.append(seq)
         return admitted

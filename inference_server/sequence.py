@@ -111,6 +111,7 @@ class Delta:
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    last_token: float = field(default=0.0, compare=False)  # when the last of its tokens was sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ class Sequence:
 
     def take_delta(self, text: str) -> Delta:
         """`text` with all tokens that no delta has reported yet."""
-        delta = Delta(text, self.num_unsent, tuple(self.unsent_logprobs))
+        delta = Delta(text, self.num_unsent, tuple(self.unsent_logprobs), last_token=self.last_token or 0.0)
         self.num_unsent = 0
         self.unsent_logprobs = []
         return delta

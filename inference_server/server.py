@@ -129,6 +129,7 @@ class Server:
         entries = read_catalog(self._settings.catalog)
         hosting = await asyncio.to_thread(import_hosting)
         self.servicer.models = await hosting.load_all(entries, self._settings, self._break)
+        self.servicer.metrics.expect(self.servicer.models)
         await self._set_health(_SERVING)
         self._watching = asyncio.create_task(self._watchdog.watch())
         logger.info("ready after %.1f s: %s", time.monotonic() - started, ", ".join(self.servicer.models))

@@ -5,7 +5,6 @@ No policy is decided here. Anything unforeseen becomes INTERNAL with a sentence 
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import AsyncIterable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from inference_server import checks, errors, requests
 from inference_server.config import Settings
 from inference_server.metrics import Metrics
 from inference_server.rate_limit import RateLimit
+from inference_server.record import RunRecord
 from inference_server.sequence import (
     Candidate,
     Completed,
@@ -44,8 +44,6 @@ _FINISH_REASON = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
-_COMPLETED, _CANCELLED = "completed", "cancelled"
-
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Answers with whatever `models` holds: it is empty until the models are loaded."""
@@ -61,9 +59,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]
         request_id = _request_id(context)
-        started = time.monotonic()
-        outcome, is_accepted = _CANCELLED, False
         trace = self.tracing.run(request, request_id, context.invocation_metadata() or ())
+        is_known, deadline = request.model in self.models, context.time_remaining()
+        record = RunRecord(self.metrics, request, request_id, is_known=is_known, deadline=deadline)
         try:
             self._rate_limit.take(request.account[: checks.MAX_ACCOUNT_LENGTH])
             if (hosted := self.models.get(request.model)) is not None:
@@ -74,34 +72,32 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             model, generation = await asyncio.to_thread(self._prepare, request, request_id, context.time_remaining())
             tools = requests.callable_tools(request)
             async with model.submit(generation, shows_calls=bool(tools)) as reply:
-                is_accepted = True
+                record.accept()
                 trace.accepted()
-                self.metrics.accepted.labels(request.model).inc()
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
-                await self._send(context, trace.watched(events), request, request_id, model.prompts.token_bytes)
-            outcome = _COMPLETED
+                await self._send(context, trace.watched(events), request, record, model.prompts.token_bytes)
+            record.succeed()
         except errors.TailraceError as error:
-            outcome = error.reason
+            record.fail(error)
             await abort(context, error)
         except Exception:
             if context.cancelled():  # a message met the caller's cancel half way: nobody is left to be told
                 return
-            outcome = "INTERNAL"
             logger.exception("request %s failed", request_id)
-            await abort(context, errors.GenerationFailed("the server failed on this request"))
+            failure = errors.GenerationFailed("the server failed on this request")
+            record.fail(failure)
+            await abort(context, failure)
         finally:
-            self._count_end(request, outcome, is_accepted)
-            trace.end(outcome)
-            seconds = time.monotonic() - started
-            logger.info("run %s %s: %s after %.2f s", _loggable(request_id), _loggable(request.model), outcome, seconds)
+            trace.end(record.outcome)
+            record.end()
 
     async def _send(
         self,
         context: Context,
         events: AsyncIterable[Event],
         request: pb.RunRequest,
-        request_id: str,
+        record: RunRecord,
         token_bytes: TokenBytes,
     ) -> None:
         """Write every event. Raises ClientTooSlow when one cannot be written for too long, and what the events raise."""
@@ -109,21 +105,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         try:
             async with asyncio.timeout(None) as limit:
                 async for event in events:
-                    if isinstance(event, Started):
-                        _log_admission(request_id, request.account, event)
+                    record.tell(event)
                     limit.reschedule(clock() + self._write_timeout_seconds)
-                    await context.write(_response(event, request, request_id, token_bytes))
+                    await context.write(_response(event, request, record.request_id, token_bytes))
                     limit.reschedule(None)
         except TimeoutError:
             seconds = self._write_timeout_seconds
             raise errors.ClientTooSlow(f"the reply was not read for {seconds:g} s and was given up") from None
-
-    def _count_end(self, request: pb.RunRequest, outcome: str, is_accepted: bool) -> None:
-        if is_accepted:
-            end = outcome if outcome in (_COMPLETED, _CANCELLED) else "failed"
-            self.metrics.ended.labels(request.model, end).inc()
-        else:
-            self.metrics.refused.labels(outcome).inc()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         if not self.models:
@@ -174,16 +162,6 @@ def _request_id(context: Context) -> str:
         if key == "x-request-id" and isinstance(value, str) and value:
             return value[:128]
     return str(uuid.uuid4())
-
-
-def _log_admission(request_id: str, account: str, event: Started) -> None:
-    # How many were admitted since it came tells whether it was passed over.
-    logger.info("admitted %s account %r, turn %d", _loggable(request_id), _loggable(account), event.turn)
-
-
-def _loggable(text: str) -> str:
-    """A caller's text as it may stand in a log: short, in one line, without what a terminal obeys."""
-    return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
 def _response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:

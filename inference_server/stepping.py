@@ -17,6 +17,7 @@ from inference_server.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
 from inference_server.scheduler import PrefillChunk, Scheduler, Step
 from inference_server.sequence import Event, Failed, FinishReason, Sequence, Started
+from inference_server.tally import STEP_TOKENS, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Stepper:
         self._scheduler = scheduler
         self._end_ids = end_ids
         self._emit = emit
+        self.step_tokens = Tally(STEP_TOKENS)  # of each step that had any
         self.is_broken = False  # not even one token by itself can be computed any more
 
     def begin(self) -> Step:
@@ -47,6 +49,8 @@ class Stepper:
             if seq.is_expired(now):
                 self._finish(seq, FinishReason.TIME_LIMIT, seq.text.finish())
         step = self._scheduler.schedule()
+        if num_tokens := step.num_tokens:
+            self.step_tokens.add(num_tokens)
         for seq in step.admitted:
             if seq.admitted is None:  # else it is back after blocks had run out
                 seq.admitted = now

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from inference_server.admission import Room
-from inference_server.base_engine import BaseEngine, Reply
+from inference_server.base_engine import BaseEngine, Reply, Totals
 from inference_server.errors import GenerationFailed, ServerStopping
 from inference_server.sequence import Event, Failed, FinishReason, GenerationRequest, Sequence, Started, TextStream
+from inference_server.tally import Tally
 from inference_server.vllm_engine.sampling import check_sampling, token_logprob
 from inference_server.vllm_engine.steps import Steps
 from inference_server.waiting import WaitingRoom
@@ -75,6 +76,15 @@ class VllmEngine(BaseEngine):
     @property
     def num_blocks_in_use(self) -> int:
         return round(self._client.steps.cache_usage * self._client.num_blocks)
+
+    @property
+    def totals(self) -> Totals:
+        steps = self._client.steps
+        return Totals(steps.num_queried_tokens, steps.num_hit_tokens, steps.num_preemptions)
+
+    @property
+    def step_tokens(self) -> Tally:
+        return self._client.steps.tokens
 
     def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
         """Raises InvalidField too, for what vLLM does not do."""

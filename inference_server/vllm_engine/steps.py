@@ -1,13 +1,17 @@
-"""What vLLM tells of its steps: that there was one, and how full the KV cache is. vLLM calls it on the event loop."""
+"""What vLLM tells of its steps: their tokens, how full the KV cache is, what was found in it. On the event loop."""
 
 from collections.abc import Callable
 from typing import Any
+
+from inference_server.tally import STEP_TOKENS, Tally
 
 
 class Steps:
     def __init__(self) -> None:
         self.on_step: Callable[[], None] = lambda: None
         self._usage: dict[int, float] = {}  # by replica of the model
+        self.tokens = Tally(STEP_TOKENS)
+        self.num_queried_tokens = self.num_hit_tokens = self.num_preemptions = 0
 
     def logger(self, config: Any, replica: int = 0) -> "_StepLogger":
         """A factory of loggers, as vLLM wants one."""
@@ -18,8 +22,15 @@ class Steps:
         """Part of the KV cache's blocks that sequences hold, 0 to 1."""
         return sum(self._usage.values()) / len(self._usage) if self._usage else 0.0
 
-    def record(self, replica: int, usage: float) -> None:
-        self._usage[replica] = usage
+    def record(self, replica: int, scheduler_stats: Any, iteration_stats: Any) -> None:
+        if scheduler_stats is not None:
+            self._usage[replica] = scheduler_stats.kv_cache_usage
+            self.num_queried_tokens += scheduler_stats.prefix_cache_stats.queries
+            self.num_hit_tokens += scheduler_stats.prefix_cache_stats.hits
+        if iteration_stats is not None:
+            self.num_preemptions += iteration_stats.num_preempted_reqs
+            if num_tokens := iteration_stats.num_prompt_tokens + iteration_stats.num_generation_tokens:
+                self.tokens.add(num_tokens)
         self.on_step()
 
 
@@ -31,8 +42,7 @@ class _StepLogger:
         self._replica = replica
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
-        if scheduler_stats is not None:
-            self._steps.record(self._replica, scheduler_stats.kv_cache_usage)
+        self._steps.record(self._replica, scheduler_stats, iteration_stats)
 
     def log(self) -> None: ...
     def log_engine_initialized(self) -> None: ...

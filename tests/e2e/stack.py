@@ -30,7 +30,7 @@ _DEFAULT_CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
 # Converting the default model for the first time takes half a minute, loading it seconds.
 _START_SECONDS = 110
 _STOP_SECONDS = 10
-_RUN_LOGGED = re.compile(r"server: run (?P<id>\S+) (?P<model>.+): (?P<outcome>\S+) after [\d.]+ s$", re.MULTILINE)
+_RUN_LOGGED = re.compile(r"server: run (?P<id>\S+) (?P<model>.+): (?P<outcome>\S+) after [\d.]+ s", re.MULTILINE)
 _SETTING = re.compile(r"TAILRACE_|(https?|all|no)_proxy$|MODEL$|WEB_ADDRESS$", re.IGNORECASE)
 
 

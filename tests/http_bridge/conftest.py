@@ -19,6 +19,7 @@ from http_bridge.__main__ import uvicorn_config
 from http_bridge.app import create_app
 from http_bridge.bodies import BodyReader
 from http_bridge.config import Settings
+from http_bridge.metrics import Metrics
 from http_bridge.schemas import Inputs
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
@@ -131,9 +132,10 @@ class Backend:
 class Bridge:
     """A running bridge, asked through httpx or over a bare socket."""
 
-    def __init__(self, port: int, client: httpx.AsyncClient) -> None:
+    def __init__(self, port: int, client: httpx.AsyncClient, metrics: Metrics) -> None:
         self.port = port
         self.client = client
+        self.metrics = metrics
 
     async def ask(self, body: object = None, *, url: str = RUN_URL, **options) -> httpx.Response:
         return await self.client.post(url, json={"prompt": "hi"} if body is None else body, **options)
@@ -164,10 +166,11 @@ async def running_bridge(grpc_address: str, **settings) -> AsyncIterator[Bridge]
     chosen = Settings(grpc_address=grpc_address, **{**defaults, **settings})
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = Server(uvicorn_config(create_app(chosen), chosen))
+    metrics = Metrics()
+    server = Server(uvicorn_config(create_app(chosen, metrics=metrics), chosen, metrics))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
-        yield Bridge(port, client)
+        yield Bridge(port, client, metrics)
     server.stopping.set()
     await serving
 

@@ -1,6 +1,7 @@
 """The bridge as a process: start, signals, exit codes."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -9,6 +10,9 @@ import sys
 
 import httpx
 import pytest
+
+from tests.metrics import read_metrics, samples
+from tests.processes import free_address
 
 RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"
 
@@ -108,6 +112,31 @@ async def test_stream_beyond_the_grace_is_cancelled(spawn, backend, servicer):
         await servicer.cancelled.wait()
         assert await process.wait() == 0
     writer.close()
+
+
+async def test_metrics_are_answered_at_an_address_of_their_own_and_the_log_can_be_json(spawn):
+    address = free_address()
+    process = await spawn(
+        http_address="127.0.0.1:0", http_metrics_address=address, log_format="json", log_level="debug"
+    )
+    assert await get_healthz(await listening_url(process)) == 200
+    # The client has its answer a moment before that is counted.
+    lines = []
+    async with asyncio.timeout(10):
+        while not (lines and lines[-1]["message"].startswith("health: 200 ")):
+            lines.append(json.loads(await process.stderr.readline()))
+    found = samples(await asyncio.to_thread(read_metrics, address))
+    assert found['tailrace_http_requests_total{route="health",status="200"}'] == 1
+
+
+async def test_a_metrics_port_in_use_is_one_sentence_and_exit_code_1(spawn):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = await spawn(http_address="127.0.0.1:0", http_metrics_address=address)
+        async with asyncio.timeout(20):
+            output, code = (await process.stderr.read()).decode(), await process.wait()
+    assert code == 1
+    assert output == f"The bridge cannot start. TAILRACE_HTTP_METRICS_ADDRESS={address}: Address already in use.\n"
 
 
 async def test_port_in_use_is_one_sentence_and_exit_code_1(spawn):

@@ -40,6 +40,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         monkeypatch,
         GRPC_ADDRESS="[::]:0",
         GRPC_HEALTH_ADDRESS="127.0.0.1:50052",
+        GRPC_CONNECTION_AGE_SECONDS="60",
         GRPC_TLS_CERT="/etc/tls/server.crt",
         GRPC_TLS_KEY="/etc/tls/server.key",
         GRPC_TLS_CLIENT_CA="/etc/tls/clients.pem",
@@ -68,11 +69,13 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         STALL_SECONDS="7",
         STALL_EXIT_SECONDS="8",
         METRICS_ADDRESS="127.0.0.1:9100",
+        LOG_FORMAT="json",
         LOG_LEVEL="debug",
     )
     assert given == Settings(
         grpc_address="[::]:0",
         grpc_health_address="127.0.0.1:50052",
+        grpc_connection_age_seconds=60.0,
         grpc_tls_cert=Path("/etc/tls/server.crt"),
         grpc_tls_key=Path("/etc/tls/server.key"),
         grpc_tls_client_ca=Path("/etc/tls/clients.pem"),
@@ -101,6 +104,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         stall_seconds=7,
         stall_exit_seconds=8,
         metrics_address="127.0.0.1:9100",
+        log_format="json",
         log_level="debug",
     )
     defaults = Settings.model_construct().model_dump()

@@ -2,13 +2,13 @@
 
 import statistics
 import time
-import urllib.request
 from dataclasses import dataclass, field
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.stack import Stack
+from tests.metrics import read_metrics
 
 SERVICES = ("inference_server", "http_bridge")
 MIB = 2**20
@@ -31,11 +31,8 @@ def held(stack: Stack, service: str) -> Held:
 
 def metrics(address: str) -> dict[str, float]:
     """The server's, from TAILRACE_METRICS_ADDRESS: sums by name, and by name and the value of one label."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}/metrics", timeout=5) as response:
-        text = response.read().decode()
     values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(read_metrics(address)):
         for sample in family.samples:
             for name in (sample.name, *(f"{sample.name} {label}" for label in sample.labels.values())):
                 values[name] = values.get(name, 0) + sample.value
