@@ -103,8 +103,7 @@ def test_every_port_that_is_named_is_one_of_the_container(documents, workload, s
     for probe in (container(workload)[name] for name in PROBES):
         port = probe["grpc"]["port"] if "grpc" in probe else ports[probe["httpGet"]["port"]]
         assert port in ports.values()
-    scraped = workload["spec"]["template"]["metadata"].get("annotations", {}).get("prometheus.io/port")
-    assert scraped in (None, str(ports.get("metrics")))
+    assert workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"])
 
 
 def test_the_service_listens_on_the_ports_of_its_container(workload):
