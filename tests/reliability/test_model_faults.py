@@ -32,7 +32,7 @@ def fault(tmp_path: Path) -> Path:
 @pytest.fixture
 def stack(start_stack, fault: Path) -> Iterator[Stack]:
     settings = {
-        "FAULT_FILE": str(fault),
+        "TAILRACE_FAULT_FILE": str(fault),
         "TAILRACE_STALL_SECONDS": str(STALL_SECONDS),
         "TAILRACE_STALL_EXIT_SECONDS": str(EXIT_SECONDS),
     }

@@ -47,7 +47,7 @@ class Replicas:
         self.set_pass(number, pass_seconds)
         settings = {
             "TAILRACE_GRPC_ADDRESS": self.addresses[number],
-            "FAULT_FILE": str(self._fault(number)),
+            "TAILRACE_FAULT_FILE": str(self._fault(number)),
             # Connections are replaced all the time, and nobody may notice.
             "TAILRACE_GRPC_CONNECTION_AGE_SECONDS": "2",
         }

@@ -1,0 +1,102 @@
+"""The manifests of deploy/kubernetes as documents, and the small questions that tests ask of them."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from kubernetes_validate.utils import schema_contents
+from referencing import Registry, Resource
+
+from tests.processes import ROOT
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+BASE, GPU = KUBERNETES / "base", KUBERNETES / "overlays" / "gpu"
+# The oldest that knows all that is used here, and the newest that the schemas are of.
+VERSIONS = ("1.30", "1.37")
+# By the workload's name, which is that of its container too.
+SERVICES = {"inference-server": "inference_server", "http-bridge": "http_bridge"}
+
+Document = dict[str, Any]
+
+
+def read(path: Path) -> list[Document]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def listed(folder: Path, key: str) -> list[Path]:
+    """The files that a kustomization names."""
+    (kustomization,) = read(folder / "kustomization.yaml")
+    names = [entry["path"] if isinstance(entry, dict) else entry for entry in kustomization.get(key, [])]
+    return [path for name in names if (path := folder / name).is_file()]
+
+
+@cache
+def rendered(folder: Path) -> tuple[Document, ...]:
+    """As kustomize builds it, where there is one; the base is made so that it can be read without."""
+    command = (
+        ["kustomize", "build"]
+        if shutil.which("kustomize")
+        else ["kubectl", "kustomize"]
+        if shutil.which("kubectl")
+        else []
+    )
+    if command:
+        done = subprocess.run([*command, folder], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return tuple(yaml.safe_load_all(done.stdout))
+    if folder != BASE:
+        pytest.skip("there is neither kustomize nor kubectl here to render the overlay with")
+    return tuple(document for path in listed(folder, "resources") for document in read(path))
+
+
+def problems(document: Document, version: str, *, is_patch: bool = False) -> list[str]:
+    """What the schema of that Kubernetes finds, unknown fields included. A patch need not be complete."""
+    folder = f"kubernetes-json-schema/v{version}.0-local-strict"
+    group, _, api = document["apiVersion"].rpartition("/")
+    kind = "-".join(filter(None, [document["kind"].lower(), group.partition(".")[0], api]))
+    schema = schema_contents(f"{folder}/{kind}.json", version)
+    definitions = schema_contents(f"{folder}/_definitions.json", version)
+    registry = Resource.from_contents(definitions) @ (Resource.from_contents(schema) @ Registry())
+    found = jsonschema.Draft202012Validator(schema, registry=registry).iter_errors(document)
+    return [
+        f"{error.json_path}: {error.message}" for error in found if not (is_patch and error.validator == "required")
+    ]
+
+
+def of_kind(documents: tuple[Document, ...], kind: str) -> dict[str, Document]:
+    """By name."""
+    return {one["metadata"]["name"]: one for one in documents if one["kind"] == kind}
+
+
+def pod(workload: Document) -> Document:
+    spec: Document = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def container(workload: Document) -> Document:
+    (only,) = pod(workload)["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def settings(workload: Document) -> dict[str, str]:
+    """The container's environment as far as it is written down."""
+    return {entry["name"]: entry["value"] for entry in container(workload)["env"] if "value" in entry}
+
+
+def walk(document: Any, key: str) -> Iterator[Any]:
+    """Every value under that key, at any depth."""
+    if isinstance(document, dict):
+        for name, value in document.items():
+            if name == key:
+                yield value
+            yield from walk(value, key)
+    elif isinstance(document, list):
+        for value in document:
+            yield from walk(value, key)
