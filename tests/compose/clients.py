@@ -59,14 +59,19 @@ def streams(http: httpx.Client, number: int, *, max_tokens: int) -> Iterator[lis
 
 
 @contextmanager
-def load(http: httpx.Client, clients: int, *, max_tokens: int = 20) -> Iterator[list[Reply]]:
-    """Clients that each send one request after the other until the block is left; the list has what they received."""
+def load(
+    http: httpx.Client, clients: int, *, max_tokens: int = 20, pause_seconds: float = 0.0
+) -> Iterator[list[Reply]]:
+    """Clients that each send one request after the other until the block is left; the list has what they received.
+
+    Without pauses they take as much of the processor as the servers that start meanwhile."""
     over = threading.Event()
     replies: list[Reply] = []
 
     def client() -> None:
         while not over.is_set():
             replies.append(ask(http, Reply(), max_tokens=max_tokens))
+            over.wait(pause_seconds)
 
     with ThreadPoolExecutor(clients) as threads:
         futures = [threads.submit(client) for _ in range(clients)]
