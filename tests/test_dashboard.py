@@ -22,7 +22,7 @@ EVERYWHERE = {"instance"}
 
 def listed() -> dict[str, set[str]]:
     """Each series of the table with its labels: of a histogram the three that it consists of."""
-    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \| ([^|]*) \|", (DEPLOY / "METRICS.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", (DEPLOY / "METRICS.md").read_text(), re.MULTILINE)
     metrics = dict(OTHERS)
     for name, kind, labels in rows:
         endings = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
