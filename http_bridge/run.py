@@ -24,6 +24,7 @@ from http_bridge.disconnect import until_disconnect
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.forms.base import ErrorForm, Whole
 from http_bridge.surfaces.base import Call, Job, Surface
+from http_bridge.tracing import trace_of
 from http_bridge.upstream import SESSION_KEY, Upstream
 from tailrace.v1.inference_pb2 import Completed, RunResponse
 
@@ -69,12 +70,18 @@ class RunEndpoint:
             exchange.model = job.request.model
             _logger.info("request %s: model %r, stream %s", exchange.request_id, exchange.model, job.stream)
             timeout_seconds = self._settings.request_timeout_seconds
-            async with upstream.run(
-                job.request,
-                request_id=exchange.request_id,
-                timeout_seconds=timeout_seconds,
-                session=exchange.session,
-            ) as events:
+            call = exchange.trace.call(job.request, request_id=exchange.request_id, is_stream=job.stream)
+            async with (
+                call,
+                upstream.run(
+                    job.request,
+                    request_id=exchange.request_id,
+                    timeout_seconds=timeout_seconds,
+                    session=exchange.session,
+                    trace_context=call.context,
+                ) as reply,
+            ):
+                events = call.watched(reply)
                 if job.stream:
                     await exchange.stream(job, events)
                 else:
@@ -101,6 +108,7 @@ class _Exchange:
         self._asgi = (scope, receive, send)
         self._send = send
         self._errors = errors
+        self.trace = trace_of(scope)
 
     @property
     def session(self) -> str:

@@ -39,18 +39,25 @@ class Upstream:
 
     @asynccontextmanager
     async def run(
-        self, request: RunRequest, *, request_id: str, timeout_seconds: float, session: str = ""
+        self,
+        request: RunRequest,
+        *,
+        request_id: str,
+        timeout_seconds: float,
+        session: str = "",
+        trace_context: Sequence[tuple[str, str]] = (),
     ) -> AsyncIterator[AsyncIterator[RunResponse]]:
         """Enter once the server has accepted the request, with the reply's events; leaving cancels what still runs.
 
         timeout_seconds: for everything, from the first attempt to the last event. session: the conversation that the
         request belongs to, if the client said so; who spreads calls over replicas can keep it where its prefix is cached.
+        trace_context: what W3C's headers say, as metadata.
         Raises AioRpcError on entering if the request is refused, and from the events if the reply fails.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         sessions = ((SESSION_KEY, session),) if session else ()
-        metadata = (*self._credentials.metadata, (REQUEST_ID_KEY, request_id), *sessions)
+        metadata = (*self._credentials.metadata, (REQUEST_ID_KEY, request_id), *sessions, *trace_context)
         for pause in (*RETRY_PAUSES, None):
             async with self.servers.channels.for_call(self.servers.hosting(request.model)) as channel:
                 call = channel.inference.Run(request, metadata=metadata, timeout=max(0.0, deadline - loop.time()))

@@ -6,14 +6,16 @@ nothing.
 
 import importlib.util
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from inference_server.errors import ConfigurationError
 
+EngineName = Literal["tailrace", "vllm"]
 ToolFormat = Literal["hermes", "llama3", "mistral"]
 Precision = Literal["float32", "float16", "bfloat16", "bitsandbytes-int8", "int4"]
 
@@ -50,6 +52,8 @@ class CatalogEntry:
     chat_template: str | None  # the template's own text
     stands_in: bool  # other weights than the name says answer
     tool_format: ToolFormat | None = None  # None: the one that the chat template teaches
+    engine: EngineName = "tailrace"
+    vllm: Mapping[str, JsonValue] = field(default_factory=dict)  # arguments of vLLM's engine, as it names them
 
 
 def read_catalog(path: Path) -> list[CatalogEntry]:
@@ -115,6 +119,14 @@ class _ModelTable(_Table):
     chat_template: str | None = None
     stands_in: bool = False
     tool_format: ToolFormat | None = None
+    engine: EngineName = "tailrace"
+    vllm: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _has_arguments_of_its_engine(self) -> "_ModelTable":
+        if self.vllm is not None and self.engine != "vllm":
+            raise ValueError('[models.vllm] is for a model with engine = "vllm"')
+        return self
 
     def entry(self, folder: Path) -> CatalogEntry:
         """Raises ConfigurationError, naming the entry."""
@@ -135,6 +147,8 @@ class _ModelTable(_Table):
             chat_template=template,
             stands_in=self.stands_in,
             tool_format=self.tool_format,
+            engine=self.engine,
+            vllm=self.vllm or {},
         )
 
 

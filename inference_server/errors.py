@@ -108,4 +108,4 @@ class ConfigurationError(Exception):
 
 
 class UnsupportedModel(ConfigurationError):
-    """The model needs something that this server's attention does not do; the message names both."""
+    """The model, or its catalog entry, needs something that its engine does not do; the message names it."""

@@ -7,7 +7,8 @@ sequences.
 import json
 import re
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -29,8 +30,19 @@ class GrammarError(ValueError):
     """A form that cannot be enforced; the message is the rest of a sentence about the field that asked for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a constraint was made of, for an engine that follows it in another process."""
+
+    kind: Literal["json_schema", "lark"]
+    text: str
+
+
 class Constraint(Protocol):
     """What stepping needs of a grammar in use."""
+
+    @property
+    def grammar(self) -> Grammar: ...
 
     @property
     def is_complete(self) -> bool:
@@ -63,27 +75,29 @@ class Grammars:
         """A document that fits `schema`, JSON text. Raises GrammarError."""
         from llguidance import LLMatcher
 
-        return self._follow(LLMatcher.grammar_from_json_schema(_parsed(schema), overrides=JSON_OPTIONS))
+        parsed = _parsed(schema)
+        serialized = LLMatcher.grammar_from_json_schema(parsed, overrides=JSON_OPTIONS)
+        return self._follow(serialized, Grammar("json_schema", json.dumps(parsed)))
 
     def lark(self, grammar: str) -> Constraint:
         """A text of a grammar in llguidance's dialect of Lark. Raises GrammarError."""
         from llguidance import LLMatcher
 
-        return self._follow(LLMatcher.grammar_from_lark(grammar))
+        return self._follow(LLMatcher.grammar_from_lark(grammar), Grammar("lark", grammar))
 
     def literal(self, text: str) -> str:
         """`text` as a term of a Lark grammar; where the tokenizer has a token of its own for it, that token."""
         token_id = self._tokenizer.get_added_vocab().get(text)
         return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
-    def _follow(self, grammar: str) -> Constraint:
+    def _follow(self, serialized: str, grammar: Grammar) -> Constraint:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(max_lexer_states=_MAX_STATES, max_grammar_size=_MAX_SYMBOLS)
-        matcher = LLMatcher(self._llguidance_tokenizer(), grammar, log_level=0, limits=limits)
+        matcher = LLMatcher(self._llguidance_tokenizer(), serialized, log_level=0, limits=limits)
         if error := matcher.get_error():
             raise GrammarError(_explained(error))
-        followed = _Followed(matcher, self._vocab_size, self._num_followed)
+        followed = _Followed(grammar, matcher, self._vocab_size, self._num_followed)
         # A large grammar's first mask can take a second, which must not be the model's thread's.
         followed.allowed()
         return followed
@@ -105,8 +119,9 @@ class Grammars:
 
 
 class _Followed:
-    def __init__(self, matcher: Any, vocab_size: int, num_followed: int) -> None:
+    def __init__(self, grammar: Grammar, matcher: Any, vocab_size: int, num_followed: int) -> None:
         """num_followed: how many tokens the matcher knows; the model may have logits for fewer."""
+        self.grammar = grammar
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._bits = np.zeros(-(-num_followed // _WORD_BITS), dtype=np.uint32)

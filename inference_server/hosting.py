@@ -6,6 +6,7 @@ batch.
 
 import asyncio
 import contextlib
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from typing import TypeVar
 import torch
 
 from inference_server.admission import Room
-from inference_server.catalog import CatalogEntry, Precision, ToolFormat, Weights, builtin_template
+from inference_server.base_engine import BaseEngine, Reply
+from inference_server.catalog import CatalogEntry, EngineName, Precision, ToolFormat, Weights, builtin_template
 from inference_server.config import Settings
 from inference_server.detokenizer import Detokenizer, ReplyText
-from inference_server.engine import Engine, Reply
+from inference_server.engine import Engine
 from inference_server.errors import (
     ConfigurationError,
     NoRoomForReply,
@@ -36,12 +38,16 @@ from inference_server.loader import (
     resolve_precision,
     total_memory_bytes,
 )
-from inference_server.preparation import Prepared, prepare
+from inference_server.packed import Facts
+from inference_server.preparation import Described, Prepared, describe, prepare
 from inference_server.prompt import PromptEncoder
 from inference_server.runner import ModelRunner
 from inference_server.scheduler import Policy
 from inference_server.sequence import Completed, GenerationRequest, SamplingParams
 from inference_server.tools import format_of_template, shown_tokens
+from inference_server.vllm_engine.arguments import engine_arguments
+from inference_server.vllm_engine.client import VllmClient, check_installed
+from inference_server.vllm_engine.engine import VllmEngine
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +66,7 @@ class HostedModel:
     precision: Precision  # in force
     window: int  # prompt and reply together
     prompts: PromptEncoder
-    engine: Engine
+    engine: BaseEngine
     grammars: Grammars
     tool_format: ToolFormat
 
@@ -82,7 +88,7 @@ class HostedModel:
             raise NoRoomForReply(num_prompt_tokens, max_tokens, self.window)
 
     def submit(self, request: GenerationRequest, *, shows_calls: bool = False) -> Reply:
-        """`shows_calls`: the text holds the control tokens that tool calls begin with. Raises what Engine.submit raises."""
+        """`shows_calls`: the text holds the control tokens that tool calls begin with. Raises what BaseEngine.submit raises."""
         context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
         decode = self.prompts.decoder(shown_tokens(self.tool_format)) if shows_calls else self.prompts.decode
         return self.engine.submit(request, ReplyText(Detokenizer(decode, context), request.stop))
@@ -94,6 +100,13 @@ class _Key:
 
     weights: Weights
     precision: Precision
+    engine: EngineName
+    arguments: str  # of the engine, as JSON
+
+    @classmethod
+    def of(cls, entry: CatalogEntry, device: torch.device) -> "_Key":
+        arguments = json.dumps(dict(entry.vllm), sort_keys=True)
+        return cls(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
 
 
 async def load_all(
@@ -103,7 +116,7 @@ async def load_all(
     device = choose_device(settings.device)
     groups: dict[_Key, list[CatalogEntry]] = {}
     for entry in entries:
-        groups.setdefault(_Key(entry.weights, resolve_precision(entry.precision, device)), []).append(entry)
+        groups.setdefault(_Key.of(entry, device), []).append(entry)
     hosted: dict[str, HostedModel] = {}
     for number, (key, group) in enumerate(groups.items()):
         share = 1 / (len(groups) - number)
@@ -130,31 +143,16 @@ async def _load_group(
     on_broken: Callable[[], None],
 ) -> list[HostedModel]:
     """`memory_share`: of a GPU's free memory, how much this group's KV cache may take."""
-    loaded = await _in_daemon_thread(partial(prepare, key.weights, key.precision, device, settings))
-    windows = [_window(entry, loaded) for entry in group]
+    loaded = await _in_daemon_thread(partial(_prepared, key, device, settings))
+    windows = [_window(entry, loaded.facts) for entry in group]
     prompts = await _in_daemon_thread(lambda: [_encoder(entry, loaded, settings) for entry in group])
     end_ids = await _in_daemon_thread(lambda: _end_ids(loaded, prompts))
-    policy = _policy(settings)
-    block_size = CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE
-    num_blocks = _num_blocks(block_size, max(windows), settings, loaded, device, memory_share)
-    runner = ModelRunner(
-        loaded.model,
-        num_blocks=num_blocks,
-        block_size=block_size,
-        max_len=max(windows),
-        invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
-        cache_dtype=cache_dtype(key.precision) if device.type == "cpu" else None,
-    )
-    await _in_daemon_thread(runner.probe)
-    engine = Engine(
-        runner,
-        end_ids=end_ids,
-        policy=policy,
-        room=_room(settings),
-        max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // block_size,
-        on_broken=on_broken,
-    )
-    grammars = Grammars(loaded.tokenizer, runner.vocab_size)
+    engine: BaseEngine
+    if isinstance(loaded, Described):
+        engine = await _vllm_engine(key, loaded, max(windows), end_ids, settings, on_broken)
+    else:
+        engine = await _own_engine(key, loaded, max(windows), end_ids, settings, device, memory_share, on_broken)
+    grammars = Grammars(loaded.tokenizer, engine.vocab_size)
     models = [
         HostedModel(
             entry,
@@ -169,8 +167,73 @@ async def _load_group(
     ]
     with progress(f"warming up {key.weights} as {key.precision}"):
         await _warm_up(models[0])
-    _report(models, loaded, device)
+    for model in models:
+        if model.entry.stands_in:
+            logger.warning("%s is a stand-in: %s answers under this name", model.entry.name, model.entry.weights)
     return models
+
+
+def _prepared(key: _Key, device: torch.device, settings: Settings) -> Prepared | Described:
+    if key.engine == "vllm":
+        check_installed()
+        return describe(key.weights, settings)
+    return prepare(key.weights, key.precision, device, settings)
+
+
+async def _own_engine(
+    key: _Key,
+    loaded: Prepared,
+    max_len: int,
+    end_ids: set[int],
+    settings: Settings,
+    device: torch.device,
+    memory_share: float,
+    on_broken: Callable[[], None],
+) -> Engine:
+    block_size = CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE
+    runner = ModelRunner(
+        loaded.model,
+        num_blocks=_num_blocks(block_size, max_len, settings, loaded, device, memory_share),
+        block_size=block_size,
+        max_len=max_len,
+        invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
+        cache_dtype=cache_dtype(key.precision) if device.type == "cpu" else None,
+    )
+    await _in_daemon_thread(runner.probe)
+    logger.info(
+        "%s as %s on %s: weights %.2f GiB, KV cache up to %.2f GiB (%d tokens) of %.1f GiB memory",
+        key.weights,
+        key.precision,
+        device,
+        loaded.num_bytes / _GIB,
+        runner.cache.num_bytes / _GIB,
+        runner.cache.num_tokens,
+        total_memory_bytes(device) / _GIB,
+    )
+    return Engine(
+        runner,
+        end_ids=end_ids,
+        policy=_policy(settings),
+        room=_room(settings),
+        max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // block_size,
+        on_broken=on_broken,
+    )
+
+
+async def _vllm_engine(
+    key: _Key,
+    loaded: Described,
+    max_len: int,
+    end_ids: set[int],
+    settings: Settings,
+    on_broken: Callable[[], None],
+) -> VllmEngine:
+    arguments = engine_arguments(loaded.folder, key.precision, max_len, json.loads(key.arguments), settings)
+    scope_by_account = settings.prefix_cache == "account"
+    with progress(f"starting vLLM with {key.weights} as {key.precision}", every_seconds=10.0):
+        client = await _in_daemon_thread(partial(VllmClient, arguments, end_ids, scope_by_account=scope_by_account))
+    logger.info("%s as %s in vLLM: %d blocks of KV cache", key.weights, key.precision, client.num_blocks)
+    return VllmEngine(client, room=_room(settings), on_broken=on_broken)
 
 
 async def _in_daemon_thread(function: Callable[[], _Result]) -> _Result:
@@ -199,10 +262,10 @@ async def _in_daemon_thread(function: Callable[[], _Result]) -> _Result:
     return await future
 
 
-def _window(entry: CatalogEntry, loaded: Prepared) -> int:
+def _window(entry: CatalogEntry, facts: Facts) -> int:
     """Tokens of prompt and reply together: the sum of the entry's limits, or the model's own window if that is less."""
     wanted = entry.context_length + entry.sequence_length
-    return min(wanted, loaded.facts.max_tokens or wanted)
+    return min(wanted, facts.max_tokens or wanted)
 
 
 def _policy(settings: Settings) -> Policy:
@@ -252,7 +315,7 @@ def _free_tokens(loaded: Prepared, memory_share: float) -> int:
     return int(0.9 * free * memory_share) // bytes_per_token
 
 
-def _encoder(entry: CatalogEntry, loaded: Prepared, settings: Settings) -> PromptEncoder:
+def _encoder(entry: CatalogEntry, loaded: Prepared | Described, settings: Settings) -> PromptEncoder:
     template = entry.chat_template
     if template is None and loaded.tokenizer.chat_template is None and loaded.facts.model_type == "llama":
         template = builtin_template("llama-2")
@@ -262,7 +325,7 @@ def _encoder(entry: CatalogEntry, loaded: Prepared, settings: Settings) -> Promp
     return encoder
 
 
-def _end_ids(loaded: Prepared, prompts: list[PromptEncoder]) -> set[int]:
+def _end_ids(loaded: Prepared | Described, prompts: list[PromptEncoder]) -> set[int]:
     """Every token that ends a reply: of the generation config, the tokenizer, and the chat template's end of a turn."""
     ids = {*loaded.facts.end_ids, loaded.tokenizer.eos_token_id}
     return {i for i in ids if i is not None}.union(*(encoder.end_of_turn_ids() for encoder in prompts))
@@ -282,20 +345,3 @@ async def _warm_up(model: HostedModel) -> None:
                 raise ConfigurationError(
                     f"{model.entry.name}: the warm-up generated {event.usage.completion_tokens} tokens"
                 )
-
-
-def _report(models: list[HostedModel], loaded: Prepared, device: torch.device) -> None:
-    runner = models[0].engine.runner
-    logger.info(
-        "%s as %s on %s: weights %.2f GiB, KV cache up to %.2f GiB (%d tokens) of %.1f GiB memory",
-        models[0].entry.weights,
-        models[0].precision,
-        device,
-        loaded.num_bytes / _GIB,
-        runner.cache.num_bytes / _GIB,
-        runner.cache.num_tokens,
-        total_memory_bytes(device) / _GIB,
-    )
-    for model in models:
-        if model.entry.stands_in:
-            logger.warning("%s is a stand-in: %s answers under this name", model.entry.name, model.entry.weights)

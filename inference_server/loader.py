@@ -132,6 +132,20 @@ def load_model(
     return LoadedModel(model.eval(), tokenizer, precision)
 
 
+def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any, Any]:
+    """Folder, tokenizer, config and generation config, without the weights. Raises as load_model does."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    with _naming(weights):
+        folder = local_folder(weights, cache_dir)
+        config = AutoConfig.from_pretrained(folder)
+        if (folder / "generation_config.json").is_file():
+            generation_config = GenerationConfig.from_pretrained(folder)
+        else:
+            generation_config = GenerationConfig.from_model_config(config)
+        return folder, AutoTokenizer.from_pretrained(folder), config, generation_config
+
+
 def local_folder(weights: Weights, cache_dir: Path) -> Path:
     """A folder on disk that transformers can load: downloaded, converted or as it is. Raises as load_model does."""
     with _naming(weights):

@@ -15,7 +15,7 @@ from inference_server.decoder import decoder_of
 from inference_server.fused import fuse
 from inference_server.kv_cache import CPU_BLOCK_SIZE
 from inference_server.linears import cache_dtype
-from inference_server.loader import load_model, local_folder, progress
+from inference_server.loader import load_description, load_model, local_folder, progress
 from inference_server.packed import Facts
 from inference_server.runner import runs
 
@@ -28,6 +28,21 @@ class Prepared:
     tokenizer: Any  # of transformers
     facts: Facts
     num_bytes: int  # of the weights
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What is known of a model that another engine loads."""
+
+    folder: Path
+    tokenizer: Any  # of transformers
+    facts: Facts
+
+
+def describe(weights: Weights, settings: Settings) -> Described:
+    """Everything but the weights. Raises what load_model raises."""
+    folder, tokenizer, config, generation_config = load_description(weights, settings.cache_dir)
+    return Described(folder, tokenizer, _facts(config, generation_config))
 
 
 def prepare(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> Prepared:
@@ -52,7 +67,9 @@ def _load(weights: Weights, precision: Precision, device: torch.device, settings
     loaded = load_model(
         weights, precision, device=device, cache_dir=settings.cache_dir, int8_threshold=settings.int8_threshold
     )
-    return Prepared(loaded.model, loaded.tokenizer, _facts(loaded.model), loaded.model.get_memory_footprint())
+    model = loaded.model
+    facts = _facts(model.config, model.generation_config)
+    return Prepared(model, loaded.tokenizer, facts, model.get_memory_footprint())
 
 
 def _packed(
@@ -74,12 +91,12 @@ def _packed(
     return Prepared(model, loaded.tokenizer, loaded.facts, model.get_memory_footprint() + kernels_bytes)
 
 
-def _facts(model: Any) -> Facts:
-    config = model.config.get_text_config()
-    configured = model.generation_config.eos_token_id
+def _facts(model_config: Any, generation_config: Any) -> Facts:
+    config = model_config.get_text_config()
+    configured = generation_config.eos_token_id
     end_ids = configured if isinstance(configured, list) else [configured]
     return Facts(
-        model_type=model.config.model_type,
+        model_type=model_config.model_type,
         max_tokens=_max_tokens(config),
         end_ids=[token for token in end_ids if token is not None],
     )

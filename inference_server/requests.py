@@ -28,7 +28,7 @@ def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedMod
         token_ids = model.prompts.encode_chat([_turn(turn) for turn in request.chat.turns], shown_tools(request.chat))
     if not token_ids:
         raise InvalidField(FieldViolation("input", "gives a prompt without any token"))
-    if max(token_ids) >= model.engine.runner.vocab_size:
+    if max(token_ids) >= model.engine.vocab_size:
         raise InvalidField(FieldViolation("input", "holds a token that the tokenizer knows and the model does not"))
     return token_ids
 

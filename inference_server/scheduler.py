@@ -58,7 +58,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in the order of admission
         self.num_preemptions = 0
         self.num_admitted = 0  # since the start; who comes back after a preemption does not count again
-        self._max_running = policy.max_running_seqs
+        self.max_running = policy.max_running_seqs  # at the moment
         self._calm_steps = 0
         self._pool = pool
         self._policy = policy
@@ -102,9 +102,9 @@ class Scheduler:
 
         False if there is nothing less to do than one sequence alone, in small chunks.
         """
-        if len(self.running) <= 1 and self._max_running == 1:
+        if len(self.running) <= 1 and self.max_running == 1:
             return False
-        self._max_running = max(1, len(self.running) // 2)
+        self.max_running = max(1, len(self.running) // 2)
         self._calm_steps = 0
         for seq in reversed(self.running.copy()):
             if seq in seqs:
@@ -112,10 +112,10 @@ class Scheduler:
         return True
 
     def _recover(self) -> None:
-        if self._max_running < self._policy.max_running_seqs:
+        if self.max_running < self._policy.max_running_seqs:
             self._calm_steps += 1
             if self._calm_steps % _STEPS_TO_RECOVER == 0:
-                self._max_running += 1
+                self.max_running += 1
 
     def computed(self, seq: Sequence, num_computed: int) -> None:
         """The keys and values of a sequence's first `num_computed` tokens are in the cache."""
@@ -164,7 +164,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         by_account = Counter(seq.request.account for seq in self.running)
         most = self._policy.max_account_seqs
-        while len(self.running) < self._max_running:
+        while len(self.running) < self.max_running:
             seq = self.waiting.next(by_account, most)
             if seq is None or not self._place(seq):
                 break
@@ -214,7 +214,7 @@ class Scheduler:
         of the latter, the more of them. A multiple of the least, or what is left over costs as much as a whole one."""
         policy = self._policy
         least, most = policy.prefill_chunk_tokens, policy.idle_chunk_tokens
-        if policy.batch_invariant or self._max_running < policy.max_running_seqs:
+        if policy.batch_invariant or self.max_running < policy.max_running_seqs:
             return least
         part = 1 - num_decoding / max(1, len(self.running))
         return least + int((most - least) * part * part) // least * least

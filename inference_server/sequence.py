@@ -5,6 +5,7 @@ Knows token ids, counts and times (seconds of time.monotonic). Knows nothing of 
 
 import enum
 from collections.abc import Sequence as Items
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -185,6 +186,45 @@ class Sequence:
     def is_expired(self, now: float) -> bool:
         limit = self.request.time_limit_seconds
         return limit is not None and now - self.arrived >= limit
+
+    def append(
+        self, token_id: int, logprob: TokenLogprob | None, end_ids: Set[int], now: float
+    ) -> tuple[str, FinishReason | None]:
+        """One more token of the reply: the text that became certain with it, and why the reply ends here, if it does."""
+        self.first_token = self.first_token or now
+        self.last_token = now
+        self.token_ids.append(token_id)
+        if token_id in end_ids and not self.request.sampling.ignore_eos:
+            return self.text.finish(), FinishReason.STOP
+        is_complete = False
+        if (constraint := self.request.constraint) is not None:
+            constraint.accept(token_id)
+            is_complete = constraint.is_complete
+        self.num_unsent += 1
+        if logprob is not None:
+            self.unsent_logprobs.append(logprob)
+        text = self.text.push(token_id)
+        if self.text.stop_string is not None:
+            return text, FinishReason.STOP
+        if is_complete:
+            return text + self.text.finish(), FinishReason.STOP
+        if self.is_at_length:
+            return text + self.text.finish(), FinishReason.LENGTH
+        return text, None
+
+    def take_delta(self, text: str) -> Delta:
+        """`text` with all tokens that no delta has reported yet."""
+        delta = Delta(text, self.num_unsent, tuple(self.unsent_logprobs))
+        self.num_unsent = 0
+        self.unsent_logprobs = []
+        return delta
+
+    def last_events(self, reason: FinishReason, text: str, now: float) -> list[Event]:
+        """What ends the reply, `text` being the last of it."""
+        events: list[Event] = [self.take_delta(text)] if text or self.num_unsent else []
+        if self.text.stop_string is not None:  # it may have shown itself in the very last text
+            reason = FinishReason.STOP
+        return [*events, Completed(reason, self.text.stop_string, self.usage(), self.timings(now))]
 
     def usage(self) -> Usage:
         return Usage(self.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens)

@@ -21,13 +21,14 @@ from inference_server.config import Settings, is_loopback
 from inference_server.credentials import server_credentials
 from inference_server.errors import ConfigurationError
 from inference_server.load_report import LoadReporter
+from inference_server.otlp import tracing_from_environment
 from inference_server.parsing import Parsing
 from inference_server.servicer import InferenceServicer
 from inference_server.watchdog import Watchdog
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
-    from inference_server.engine import Engine
+    from inference_server.base_engine import BaseEngine
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +51,12 @@ def import_hosting() -> ModuleType:
 
 
 class Server:
-    """One gRPC server with the models of one catalog."""
+    """One gRPC server with the models of one catalog. Raises ConfigurationError if traces cannot be sent as asked for."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.servicer = InferenceServicer(settings)
+        self._tracing = tracing_from_environment()
+        self.servicer = InferenceServicer(settings, self._tracing)
         self.servicer.metrics.watch(self._named_engines)
         self._stop_metrics: Callable[[], None] = lambda: None
         self._watchdog = Watchdog(
@@ -103,6 +105,7 @@ class Server:
         host = self._settings.grpc_address.rpartition(":")[0]
         logger.info("listening on %s:%d%s", host, port, "" if credentials is None else " with TLS")
         self._warn_if_open(host)
+        self._tracing.start()
         return port
 
     async def _listen_for_probes(self, address: str) -> None:
@@ -151,15 +154,16 @@ class Server:
         await asyncio.gather(*(engine.stop() for engine in self._engines()))
         servers = [server for server in (self._server, self._health_server) if server is not None]
         await asyncio.gather(*(server.stop(_LAST_STREAMS_SECONDS) for server in servers))
+        await asyncio.to_thread(self._tracing.close)
 
-    def _engines(self) -> "set[Engine]":
+    def _engines(self) -> "set[BaseEngine]":
         return {model.engine for model in self.servicer.models.values()}
 
     def _utilization(self) -> float:
         """Of the engine that is busiest: all of them share the machine."""
         return max((engine.utilization for engine in self._engines()), default=0.0)
 
-    def _named_engines(self) -> "list[tuple[str, Engine]]":
+    def _named_engines(self) -> "list[tuple[str, BaseEngine]]":
         """Each engine once, under the name of the first model that it hosts."""
         return list(
             {model.engine: (name, model.engine) for name, model in reversed(self.servicer.models.items())}.values()

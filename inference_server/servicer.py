@@ -28,6 +28,7 @@ from inference_server.sequence import (
 from inference_server.statuses import Context, abort, duration
 from inference_server.token_bytes import TokenBytes
 from inference_server.tool_replies import with_tool_calls
+from inference_server.tracing import Tracing
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 
@@ -49,7 +50,8 @@ _COMPLETED, _CANCELLED = "completed", "cancelled"
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Answers with whatever `models` holds: it is empty until the models are loaded."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracing: Tracing) -> None:
+        self.tracing = tracing
         self.models: dict[str, HostedModel] = {}
         self.is_stopping = False
         self.metrics = Metrics()
@@ -61,6 +63,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         request_id = _request_id(context)
         started = time.monotonic()
         outcome, is_accepted = _CANCELLED, False
+        trace = self.tracing.run(request, request_id, context.invocation_metadata() or ())
         try:
             self._rate_limit.take(request.account[: checks.MAX_ACCOUNT_LENGTH])
             if (hosted := self.models.get(request.model)) is not None:
@@ -72,10 +75,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             tools = requests.callable_tools(request)
             async with model.submit(generation, shows_calls=bool(tools)) as reply:
                 is_accepted = True
+                trace.accepted()
                 self.metrics.accepted.labels(request.model).inc()
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
-                await self._send(context, events, request, request_id, model.prompts.token_bytes)
+                await self._send(context, trace.watched(events), request, request_id, model.prompts.token_bytes)
             outcome = _COMPLETED
         except errors.TailraceError as error:
             outcome = error.reason
@@ -88,6 +92,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             await abort(context, errors.GenerationFailed("the server failed on this request"))
         finally:
             self._count_end(request, outcome, is_accepted)
+            trace.end(outcome)
             seconds = time.monotonic() - started
             logger.info("run %s %s: %s after %.2f s", _loggable(request_id), _loggable(request.model), outcome, seconds)
 

@@ -16,7 +16,7 @@ from inference_server.grammar import GrammarError
 from inference_server.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
 from inference_server.scheduler import PrefillChunk, Scheduler, Step
-from inference_server.sequence import Completed, Delta, Event, Failed, FinishReason, Sequence, Started
+from inference_server.sequence import Event, Failed, FinishReason, Sequence, Started
 
 logger = logging.getLogger(__name__)
 
@@ -159,44 +159,19 @@ class Stepper:
         self._advance(_Logits(logits.rows[kept], [logits.seqs[row] for row in kept]))
 
     def _append(self, seq: Sequence, chosen: Sample, now: float) -> None:
-        seq.first_token = seq.first_token or now
-        seq.last_token = now
-        seq.token_ids.append(chosen.token_id)
         if seq.penalties is not None:
             seq.penalties.add(chosen.token_id)
-        if chosen.token_id in self._end_ids and not seq.request.sampling.ignore_eos:
-            self._finish(seq, FinishReason.STOP, seq.text.finish())
-            return
-        is_complete = False
-        if (constraint := seq.request.constraint) is not None:
-            constraint.accept(chosen.token_id)
-            is_complete = constraint.is_complete
-        seq.num_unsent += 1
-        if chosen.logprob is not None:
-            seq.unsent_logprobs.append(chosen.logprob)
-        text = seq.text.push(chosen.token_id)
-        if seq.text.stop_string is not None:
-            self._finish(seq, FinishReason.STOP, text)
-        elif is_complete:
-            self._finish(seq, FinishReason.STOP, text + seq.text.finish())
-        elif seq.is_at_length:
-            self._finish(seq, FinishReason.LENGTH, text + seq.text.finish())
+        text, reason = seq.append(chosen.token_id, chosen.logprob, self._end_ids, now)
+        if reason is not None:
+            self._finish(seq, reason, text)
         elif text:
-            self._send(seq, text)
+            self._emit(seq, seq.take_delta(text))
 
     def _finish(self, seq: Sequence, reason: FinishReason, text: str) -> None:
-        if text or seq.num_unsent:
-            self._send(seq, text)
-        if seq.text.stop_string is not None:  # it may have shown itself in the very last text
-            reason = FinishReason.STOP
-        timings = seq.timings(time.monotonic())
+        events = seq.last_events(reason, text, time.monotonic())
         self._scheduler.remove(seq)
-        self._emit(seq, Completed(reason, seq.text.stop_string, seq.usage(), timings))
-
-    def _send(self, seq: Sequence, text: str) -> None:
-        self._emit(seq, Delta(text, seq.num_unsent, tuple(seq.unsent_logprobs)))
-        seq.num_unsent = 0
-        seq.unsent_logprobs = []
+        for event in events:
+            self._emit(seq, event)
 
     def _fail_and_probe(self, seqs: list[Sequence]) -> bool:
         """Fail the sequences and try a token of nobody's: True if the fault is not theirs but the device's."""

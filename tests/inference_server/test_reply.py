@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inference_server.admission import Ticket
-from inference_server.engine import MAX_JOINED_DELTAS, Reply
+from inference_server.base_engine import MAX_JOINED_DELTAS, Reply
 from inference_server.errors import GenerationFailed
 from inference_server.sequence import (
     Candidate,

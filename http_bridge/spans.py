@@ -1,0 +1,177 @@
+"""The bridge's spans: the HTTP request, and in it the call to the inference server. Imports OpenTelemetry's API.
+
+Knows what spans hold and when they end; knows nothing of where they go.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import grpc
+from opentelemetry.context import Context as SpanContext
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from http_bridge import attributes as names
+from http_bridge.tracing import TRACE_KEY, Call, Context, Trace, context_of
+from tailrace.v1.inference_pb2 import FinishReason, RunRequest, RunResponse
+
+_METHOD = "tailrace.v1.InferenceService/Run"
+_W3C = TraceContextTextMapPropagator()
+# The kind of a parameter in a route's path: {model:name}.
+_CONVERTOR = re.compile(r":\w+}")
+_MAX_PATH = 1024
+# OTLP's integers are signed; a seed beyond them would cost the whole batch of spans.
+_MAX_INT = 2**63 - 1
+
+
+class TracedApp:
+    """The endpoint of a run, in a span of its own for each request."""
+
+    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
+        self._app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = _CONVERTOR.sub("}", str(getattr(scope.get("route"), "path", scope["path"])))
+        span = self._tracer.start_span(
+            f"{scope['method']} {route}",
+            _W3C.extract(dict(context_of(scope["headers"]))),
+            kind=SpanKind.SERVER,
+            attributes={
+                names.HTTP_METHOD: scope["method"],
+                names.HTTP_ROUTE: route,
+                names.URL_PATH: scope["path"][:_MAX_PATH],
+                names.URL_SCHEME: scope["scheme"],
+            },
+        )
+        scope["state"][TRACE_KEY] = SpanTrace(scope, self._tracer, span)
+        response = _Response(span, send)
+        try:
+            await self._app(scope, receive, response.send)
+        except HTTPException as error:
+            response.has_status(error.status_code)
+            raise
+        finally:
+            response.end()
+
+
+class _Response:
+    """The status of an answer, and whether it came to its end."""
+
+    def __init__(self, span: Span, send: Send) -> None:
+        self._span = span
+        self._send = send
+        self._is_whole = False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        # No coroutine of its own: this is called for every token of every stream.
+        if message["type"] == "http.response.start":
+            self._span.set_attribute(names.HTTP_STATUS, message["status"])
+            if message["status"] >= 500:
+                _fail(self._span, str(message["status"]))
+        elif not message.get("more_body"):
+            self._is_whole = True
+        return self._send(message)
+
+    def has_status(self, status: int) -> None:
+        """The answer is written by somebody else."""
+        self._span.set_attribute(names.HTTP_STATUS, status)
+        self._is_whole = True
+
+    def end(self) -> None:
+        if not self._is_whole:
+            _fail(self._span, "cancelled", "the client left before the end of the answer")
+        self._span.end()
+
+
+class SpanTrace(Trace):
+    def __init__(self, scope: Scope, tracer: Tracer, span: Span) -> None:
+        super().__init__(scope)
+        self._tracer = tracer
+        self._span = span
+
+    def call(self, request: RunRequest, *, request_id: str, is_stream: bool) -> Call:
+        parent = set_span_in_context(self._span)
+        attributes = _request_attributes(request) | {names.RESPONSE_ID: request_id, names.REQUEST_STREAM: is_stream}
+        span = self._tracer.start_span(_METHOD, parent, kind=SpanKind.CLIENT, attributes=attributes)
+        return SpanCall(span, _injected(set_span_in_context(span)))
+
+
+class SpanCall(Call):
+    def __init__(self, span: Span, context: Context) -> None:
+        super().__init__(context)
+        self._span = span
+        self._began = time.monotonic()
+        self._error: BaseException | None = (
+            None  # of the events: in a stream it becomes the last event, and goes no further
+        )
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        error = error or self._error
+        if error is None:
+            self._span.set_attribute(names.RPC_STATUS, "OK")
+        elif isinstance(error, grpc.aio.AioRpcError):
+            self._failed(error.code().name)
+        elif isinstance(error, asyncio.CancelledError):
+            self._failed("CANCELLED")
+        else:
+            _fail(self._span, type(error).__name__)
+        self._span.end()
+
+    def watched(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
+        return self._watched(events) if self._span.is_recording() else events
+
+    async def _watched(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
+        has_begun = False
+        try:
+            async for event in events:
+                if not has_begun and event.HasField("delta"):
+                    has_begun = True
+                    self._span.add_event(names.FIRST_TOKEN)
+                    self._span.set_attribute(names.TIME_TO_FIRST_CHUNK, time.monotonic() - self._began)
+                elif event.HasField("completed"):
+                    reason = FinishReason.Name(event.completed.finish_reason).removeprefix("FINISH_REASON_").lower()
+                    self._span.set_attribute(names.FINISH_REASONS, [reason])
+                yield event
+        except Exception as error:
+            self._error = error
+            raise
+
+    def _failed(self, code: str) -> None:
+        self._span.set_attribute(names.RPC_STATUS, code)
+        _fail(self._span, code)
+
+
+def _fail(span: Span, kind: str, description: str | None = None) -> None:
+    span.set_attribute(names.ERROR_TYPE, kind)
+    span.set_status(StatusCode.ERROR, description)
+
+
+def _injected(context: SpanContext) -> Context:
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, context)
+    return tuple(carrier.items())
+
+
+def _request_attributes(request: RunRequest) -> dict[str, Any]:
+    sampling = request.sampling
+    given = {field.name: value for field, value in sampling.ListFields() if field.name in names.REQUEST_SAMPLING}
+    return {
+        names.RPC_SYSTEM: "grpc",
+        names.RPC_METHOD: _METHOD,
+        names.OPERATION: "chat" if request.HasField("chat") else "text_completion",
+        names.PROVIDER: "tailrace",
+        names.REQUEST_MODEL: request.model,
+        **{names.REQUEST_SAMPLING[name]: _rounded(value) for name, value in given.items() if value <= _MAX_INT},
+        **({names.REQUEST_STOP_SEQUENCES: list(sampling.stop)} if sampling.stop else {}),
+    }
+
+
+def _rounded(value: float) -> float:
+    """0.7 as the contract's 32 bits hold it, without the digits that 64 bits add to it."""
+    return value if isinstance(value, int) else round(value, 6)

@@ -1,0 +1,42 @@
+"""Prompt and reply as GenAI messages, the JSON text that spans show where it was asked for.
+
+The conventions' schemas: gen-ai-input-messages.json and gen-ai-output-messages.json of semantic-conventions-genai.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from inference_server.sequence import ToolCall
+from tailrace.v1 import inference_pb2 as pb
+
+
+def input_messages(request: pb.RunRequest) -> str:
+    """One message for each turn; raw text is a user's."""
+    if request.WhichOneof("input") == "chat":
+        return _json([{"role": turn.role, "parts": _parts(turn)} for turn in request.chat.turns])
+    return _json([{"role": "user", "parts": [_text(request.text)]}])
+
+
+def output_messages(text: str, calls: Iterable[ToolCall], finish_reason: str) -> str:
+    """finish_reason: also for a reply that was not finished."""
+    parts = [*([_text(text)] if text else []), *(_call(call) for call in calls)]
+    return _json([{"role": "assistant", "parts": parts, "finish_reason": finish_reason}])
+
+
+def _parts(turn: pb.ChatTurn) -> list[dict[str, Any]]:
+    if turn.role == "tool":
+        return [{"type": "tool_call_response", "id": turn.tool_call_id, "response": turn.content}]
+    return [*([_text(turn.content)] if turn.content else []), *(_call(call) for call in turn.tool_calls)]
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "content": text}
+
+
+def _call(call: ToolCall | pb.ToolCall) -> dict[str, Any]:
+    return {"type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}
+
+
+def _json(messages: list[dict[str, Any]]) -> str:
+    return json.dumps(messages, ensure_ascii=False)

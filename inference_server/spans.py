@@ -1,0 +1,166 @@
+"""The server's spans: the run, and in it the queue, the prefill and the decode. Imports OpenTelemetry's API.
+
+Knows what spans hold, and when each began and ended; knows nothing of where they go.
+"""
+
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from itertools import accumulate, pairwise
+from typing import Any
+
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from inference_server import attributes as names
+from inference_server.messages import input_messages, output_messages
+from inference_server.sequence import Completed, Delta, Event, Started, ToolCall
+from inference_server.statuses import STATUS
+from inference_server.tracing import Metadata, RunTrace
+from tailrace.v1.inference_pb2 import RunRequest
+
+_PHASES = (names.QUEUE, names.PREFILL, names.DECODE)
+_METHOD = "tailrace.v1.InferenceService/Run"
+_COMPLETED = "completed"
+_CODES = {_COMPLETED: "OK", "cancelled": "CANCELLED"} | {error.reason: code.name for error, code in STATUS.items()}
+_W3C = TraceContextTextMapPropagator()
+# A request is described before it is checked.
+_MAX_TEXT, _MAX_ITEMS = 256, 16
+# OTLP's integers are signed; a seed beyond them would cost the whole batch of spans.
+_MAX_INT = 2**63 - 1
+
+
+class SpanTrace(RunTrace):
+    """Times are seconds of time.monotonic, which spans are told as nanoseconds since 1970."""
+
+    def __init__(
+        self, tracer: Tracer, request: RunRequest, request_id: str, metadata: Metadata, *, has_text: bool
+    ) -> None:
+        """has_text: whether the span shows prompt and reply."""
+        self._tracer = tracer
+        self._has_text = has_text
+        self._texts: list[str] = []
+        self._tool_calls: list[ToolCall] = []
+        self._began = time.monotonic()
+        self._epoch = time.time_ns() - int(self._began * 1e9)
+        self._accepted: float | None = None
+        self._admitted: float | None = None
+        self._turn = 0
+        self._first: float | None = None
+        self._completed: Completed | None = None
+        described = _request_attributes(request) | {names.RESPONSE_ID: request_id}
+        carrier = {key: value for key, value in metadata if isinstance(value, str)}
+        self._model = described[names.REQUEST_MODEL]
+        self._span = tracer.start_span(
+            f"{described[names.OPERATION]} {self._model}",
+            _W3C.extract(carrier),
+            kind=SpanKind.SERVER,
+            attributes=described,
+            start_time=self._time(self._began),
+        )
+        if has_text and self.is_recording:
+            self._span.set_attribute(names.INPUT_MESSAGES, input_messages(request))
+
+    @property
+    def is_recording(self) -> bool:
+        return self._span.is_recording()
+
+    def accepted(self) -> None:
+        self._accepted = time.monotonic()
+
+    async def watched(self, events: AsyncIterable[Event]) -> AsyncIterator[Event]:
+        async for event in events:
+            if isinstance(event, Delta):
+                self._first = self._first or time.monotonic()
+                if self._has_text:
+                    self._texts.append(event.text)
+                    self._tool_calls += event.tool_calls
+            elif isinstance(event, Started):
+                self._admitted = time.monotonic()
+                self._turn = event.turn
+            elif isinstance(event, Completed):
+                self._completed = event
+            yield event
+
+    def end(self, outcome: str) -> None:
+        now = time.monotonic()
+        points = self._points(now)
+        if len(points) > len(_PHASES):
+            self._span.set_attribute(names.TIME_TO_FIRST_CHUNK, points[-2] - self._began)
+        self._add_phases(points, outcome)
+        self._span.set_attributes(self._response_attributes(outcome))
+        if outcome != _COMPLETED:
+            _fail(self._span, outcome)
+        self._span.end(self._time(now))
+
+    def _points(self, now: float) -> list[float]:
+        """When the phases began, as far as they did, and when the last of them ended."""
+        if self._accepted is None:
+            return []
+        if self._completed is None:
+            return [time for time in (self._accepted, self._admitted, self._first, now) if time is not None]
+        timings, num_tokens = self._completed.timings, self._completed.usage.completion_tokens
+        num_phases = 1 if self._admitted is None else 2 if not num_tokens else 3
+        points = accumulate((timings.queue, timings.prefill, timings.decode)[:num_phases], initial=self._accepted)
+        return [min(point, now) for point in points]
+
+    def _add_phases(self, points: list[float], outcome: str) -> None:
+        context = set_span_in_context(self._span)
+        phases = list(zip(_PHASES, pairwise(points), strict=False))
+        for name, (start, end) in phases:
+            span = self._tracer.start_span(
+                name, context, attributes=self._phase_attributes(name), start_time=self._time(start)
+            )
+            if self._completed is None and name == phases[-1][0]:
+                _fail(span, outcome)
+            span.end(self._time(end))
+
+    def _phase_attributes(self, name: str) -> dict[str, Any]:
+        if name == names.QUEUE:
+            return {} if self._admitted is None else {names.TURN: self._turn}
+        if self._completed is None:
+            return {}
+        usage = self._completed.usage
+        if name == names.PREFILL:
+            return {names.PROMPT_TOKENS: usage.prompt_tokens, names.CACHED_PROMPT_TOKENS: usage.cached_tokens}
+        return {names.COMPLETION_TOKENS: usage.completion_tokens}
+
+    def _response_attributes(self, outcome: str) -> dict[str, Any]:
+        attributes: dict[str, Any] = {names.RPC_STATUS: _CODES.get(outcome, "INTERNAL")}
+        if (completed := self._completed) is not None:
+            attributes[names.RESPONSE_MODEL] = self._model
+            attributes[names.FINISH_REASONS] = [completed.finish_reason.value]
+            attributes[names.INPUT_TOKENS] = completed.usage.prompt_tokens
+            attributes[names.OUTPUT_TOKENS] = completed.usage.completion_tokens
+            attributes[names.CACHED_TOKENS] = completed.usage.cached_tokens
+        if self._has_text and self._admitted is not None:
+            reason = outcome if completed is None else completed.finish_reason.value
+            attributes[names.OUTPUT_MESSAGES] = output_messages("".join(self._texts), self._tool_calls, reason)
+        return attributes
+
+    def _time(self, seconds: float) -> int:
+        return self._epoch + int(seconds * 1e9)
+
+
+def _fail(span: Span, outcome: str) -> None:
+    span.set_attribute(names.ERROR_TYPE, outcome)
+    span.set_status(StatusCode.ERROR)
+
+
+def _request_attributes(request: RunRequest) -> dict[str, Any]:
+    sampling = request.sampling
+    given = {field.name: value for field, value in sampling.ListFields() if field.name in names.REQUEST_SAMPLING}
+    stop = [text[:_MAX_TEXT] for text in sampling.stop[:_MAX_ITEMS]]
+    return {
+        names.RPC_SYSTEM: "grpc",
+        names.RPC_METHOD: _METHOD,
+        names.OPERATION: "chat" if request.HasField("chat") else "text_completion",
+        names.PROVIDER: "tailrace",
+        names.REQUEST_MODEL: request.model[:_MAX_TEXT],
+        **{names.REQUEST_SAMPLING[name]: _rounded(value) for name, value in given.items() if value <= _MAX_INT},
+        **({names.REQUEST_STOP_SEQUENCES: stop} if stop else {}),
+    }
+
+
+def _rounded(value: float) -> float:
+    """0.7 as the contract's 32 bits hold it, without the digits that 64 bits add to it."""
+    return value if isinstance(value, int) else round(value, 6)

@@ -1,0 +1,60 @@
+"""How a request is sampled, in the words of vLLM's sampling parameters. Imports nothing of vLLM.
+
+Repetition penalty (prompt and reply), frequency and presence penalty (reply), top_k before top_p, and log probabilities
+before anything is applied mean the same there; deploy/VLLM.md has what does not.
+"""
+
+import json
+from collections.abc import Mapping, Set
+from typing import Any
+
+from inference_server.errors import FieldViolation, InvalidField
+from inference_server.grammar import JSON_OPTIONS, Grammar
+from inference_server.sequence import Candidate, GenerationRequest, SamplingParams, TokenLogprob
+
+_MAX_TEMPERATURE = 2.0
+# Without it, a grammar that has no rule `start` on a line of its own would be taken for one of llama.cpp's.
+_LARK_HEADER = "%llguidance {}\n"
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Raises InvalidField for what the contract allows and vLLM does not do."""
+    if params.temperature > _MAX_TEMPERATURE:
+        raise InvalidField(
+            FieldViolation(
+                "sampling.temperature", f"must be at most {_MAX_TEMPERATURE:g} with this model's engine, vLLM"
+            )
+        )
+
+
+def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[str, Any]:
+    """Keyword arguments of vLLM's SamplingParams. `end_ids`: tokens that end a reply, all within the vocabulary."""
+    params = request.sampling
+    return {
+        "temperature": 0.0 if params.is_greedy else params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k or 0,
+        "repetition_penalty": params.repetition_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "presence_penalty": params.presence_penalty,
+        "seed": params.seed,
+        "logprobs": params.logprobs,
+        "max_tokens": request.max_tokens,
+        "ignore_eos": params.ignore_eos,
+        "stop_token_ids": [] if params.ignore_eos else sorted(end_ids),
+        "detokenize": False,  # stop strings are found in our text
+    }
+
+
+def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
+    """Keyword arguments of vLLM's StructuredOutputsParams."""
+    if grammar.kind == "lark":
+        return {"grammar": _LARK_HEADER + grammar.text}
+    return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": JSON_OPTIONS})}
+
+
+def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:
+    """What vLLM says of one position: for each token id a `logprob` and its `rank`, from 1."""
+    ranked = sorted((item.rank, candidate, item.logprob) for candidate, item in found.items() if item.rank <= num_top)
+    top = tuple(Candidate(candidate, logprob) for _, candidate, logprob in ranked[:num_top])
+    return TokenLogprob(Candidate(token_id, found[token_id].logprob), top)

@@ -1,0 +1,232 @@
+"""The bridge's spans, the context that it passes on, and what a collector that fails cannot do."""
+
+import asyncio
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+
+from http_bridge import attributes, otlp
+from http_bridge.app import create_app
+from http_bridge.config import ConfigError, Settings
+from http_bridge.tracing import context_of
+from tests.collector import collecting
+from tests.engines import until
+from tests.http_bridge.conftest import MODEL, new_york, running_bridge
+from tests.processes import ROOT, free_address
+
+CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+@pytest.fixture
+def collector(monkeypatch):
+    with collecting(monkeypatch) as collector:
+        yield collector
+
+
+def metadata_of(servicer) -> dict[str, str]:
+    """What comes with the next run, once it has come."""
+    found: dict[str, str] = {}
+
+    async def script(reply) -> None:
+        found.update(dict(reply.context.invocation_metadata()))
+        await new_york(reply)
+
+    servicer.script = script
+    return found
+
+
+async def test_the_http_span_and_the_call_in_it_hold_what_the_conventions_name(collector, start_bridge):
+    bridge = await start_bridge()
+    body = {"prompt": "hi", "stream": True, "max_tokens": 9, "temperature": 0.7, "seed": 3}
+    request_id = (await bridge.ask(body)).headers["cf-ai-req-id"]
+    http, call = await collector.named("POST", "Run")
+    assert http.span.name == "POST /client/v4/accounts/{account}/ai/run/{model}"
+    assert http.attributes == {
+        "http.request.method": "POST",
+        "http.route": "/client/v4/accounts/{account}/ai/run/{model}",
+        "http.response.status_code": 200,
+        "url.path": f"/client/v4/accounts/acc/ai/run/{MODEL}",
+        "url.scheme": "http",
+    }
+    assert 0 < call.attributes.pop("gen_ai.response.time_to_first_chunk") < 5
+    assert call.attributes == {
+        "rpc.system.name": "grpc",
+        "rpc.method": "tailrace.v1.InferenceService/Run",
+        "rpc.response.status_code": "OK",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "tailrace",
+        "gen_ai.request.model": MODEL,
+        "gen_ai.request.max_tokens": 9,
+        "gen_ai.request.temperature": 0.7,
+        "gen_ai.request.seed": 3,
+        "gen_ai.request.stream": True,
+        "gen_ai.response.id": request_id,
+        "gen_ai.response.finish_reasons": ["stop"],
+    }
+    assert call.events == ["tailrace.first_token"]
+
+
+def test_the_names_are_these():
+    names = {value for name, value in vars(attributes).items() if name.isupper() and isinstance(value, str)}
+    assert names | set(attributes.REQUEST_SAMPLING.values()) == {
+        *("http.request.method", "http.route", "http.response.status_code", "url.path", "url.scheme"),
+        *("rpc.system.name", "rpc.method", "rpc.response.status_code", "error.type"),
+        *("gen_ai.operation.name", "gen_ai.provider.name"),
+        *("gen_ai.request.model", "gen_ai.request.stream", "gen_ai.request.stop_sequences"),
+        *("gen_ai.request.max_tokens", "gen_ai.request.temperature", "gen_ai.request.top_p", "gen_ai.request.top_k"),
+        *("gen_ai.request.seed", "gen_ai.request.frequency_penalty", "gen_ai.request.presence_penalty"),
+        *("gen_ai.response.id", "gen_ai.response.finish_reasons", "gen_ai.response.time_to_first_chunk"),
+        "tailrace.first_token",
+    }
+
+
+async def test_a_call_that_fails_shows_its_status_and_the_answer_its_own(collector, start_bridge, servicer):
+    servicer.script = lambda reply: reply.refuse(grpc.StatusCode.INTERNAL, "GENERATION_FAILED")
+    bridge = await start_bridge()
+    assert (await bridge.ask()).status_code == 500
+    http, call = await collector.named("POST", "Run")
+    assert call.is_error and call.attributes["rpc.response.status_code"] == call.attributes["error.type"] == "INTERNAL"
+    assert http.is_error and http.attributes["http.response.status_code"] == 500
+
+
+async def test_a_stream_that_breaks_is_an_error_of_the_call(collector, start_bridge, servicer):
+    async def script(reply) -> None:
+        await reply.accept()
+        await reply.say("New")
+        await reply.refuse(grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+
+    servicer.script = script
+    bridge = await start_bridge()
+    assert (await bridge.ask({"prompt": "hi", "stream": True})).status_code == 200
+    _, call = await collector.named("POST", "Run")
+    assert call.is_error and call.attributes["rpc.response.status_code"] == "UNAVAILABLE"
+
+
+async def test_a_client_that_leaves_ends_both_spans_with_an_error(collector, start_bridge, servicer):
+    async def script(reply) -> None:
+        await reply.accept()
+        await reply.say("New")
+        await reply.forever()
+
+    servicer.script = script
+    bridge = await start_bridge()
+    reader, writer = await bridge.open({"prompt": "hi", "stream": True})
+    await reader.readuntil(b"New")
+    writer.close()
+    http, call = await collector.named("POST", "Run")
+    assert http.is_error and http.attributes["error.type"] == "cancelled"
+    assert call.is_error and call.attributes["rpc.response.status_code"] == "CANCELLED"
+
+
+async def test_a_seed_that_otlp_has_no_number_for_costs_no_span(collector, start_bridge):
+    bridge = await start_bridge()
+    assert (await bridge.ask({"prompt": "hi", "seed": -1}, url="/v1/completions")).status_code == 400
+    assert (await bridge.ask({"prompt": "hi", "seed": 2**53, "model": MODEL}, url="/v1/completions")).status_code == 200
+    await collector.named("Run")
+
+
+async def test_headers_of_the_collector_and_the_services_name_come_from_the_environment(
+    collector, start_bridge, monkeypatch
+):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=edge")
+    await (await start_bridge()).ask()
+    assert (await collector.named("POST"))[0].service == "edge"
+    assert collector.headers["api-key"] == "secret"
+
+
+async def test_without_traces_the_callers_context_still_reaches_the_server(start_bridge, servicer):
+    metadata = metadata_of(servicer)
+    bridge = await start_bridge()
+    assert (await bridge.ask(headers={"traceparent": CALLER, "tracestate": "vendor=1"})).status_code == 200
+    assert (metadata["traceparent"], metadata["tracestate"]) == (CALLER, "vendor=1")
+
+
+async def test_what_the_caller_has_not_sampled_is_not_sent_but_continued(collector, start_bridge, servicer):
+    metadata = metadata_of(servicer)
+    bridge = await start_bridge()
+    await bridge.ask(headers={"traceparent": CALLER[:-1] + "0"})
+    assert metadata["traceparent"].startswith(CALLER[:36]) and metadata["traceparent"].endswith("-00")
+    await bridge.ask(headers={"traceparent": CALLER})
+    assert len(await collector.named("POST", "Run")) == len(collector.spans)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("traceparent", CALLER.upper())],
+        [("traceparent", CALLER + "-more")],
+        [("traceparent", "ff" + CALLER[2:])],
+        [("traceparent", "00-" + "0" * 32 + CALLER[35:])],
+        [("traceparent", CALLER), ("traceparent", CALLER)],
+        [("tracestate", "vendor=1")],
+    ],
+)
+def test_what_is_no_trace_context_is_not_passed_on(headers):
+    assert context_of([(name.encode(), value.encode()) for name, value in headers]) == ()
+
+
+@pytest.mark.parametrize("state", ["vendor=" + "x" * 512, "vendor=é", "vendor=\n"])
+def test_a_trace_state_that_gRPC_cannot_carry_is_left_out(state):
+    given = [(b"traceparent", CALLER.encode()), (b"tracestate", state.encode("latin-1"))]
+    assert context_of(given) == (("traceparent", CALLER),)
+
+
+async def test_a_collector_that_is_not_there_fails_no_request_nor_floods_the_log_nor_holds_up_the_end(
+    backend, monkeypatch, caplog
+):
+    monkeypatch.setenv(ENDPOINT, f"http://{free_address()}")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    monkeypatch.setattr(otlp, "FLUSH_SECONDS", 0.1)
+    async with running_bridge(backend.address) as bridge:
+        for _ in range(5):
+            assert (await bridge.ask()).status_code == 200
+            await asyncio.sleep(0.02)
+        await until(lambda: "export" in caplog.text)
+        started = time.monotonic()
+    assert time.monotonic() - started < 2
+    told = [record.msg for record in caplog.records if "export" in record.msg]
+    assert told and len(told) == len(set(told))
+
+
+def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():
+    code = "import sys, http_bridge.__main__ as m; m.create_app(m.Settings()); print('opentelemetry' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("name", "value"), [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")])
+def test_opentelemetrys_own_switches_are_obeyed(monkeypatch, name, value):
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4317")
+    monkeypatch.setenv(name, value)
+    assert not isinstance(otlp.tracing_from_environment(), otlp.Exported)
+
+
+def test_an_endpoint_without_the_extra_stops_the_start(monkeypatch):
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4317")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ConfigError, match=r"pip install '\.\[bridge,traces\]'"):
+        create_app(Settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (ENDPOINT, "127.0.0.1:4317"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_stops_the_start(monkeypatch, name, value):
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4317")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="OTEL_"):
+        otlp.tracing_from_environment()
