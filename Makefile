@@ -68,13 +68,14 @@ bench: install ## Measure Tailrace beside llama.cpp, vLLM and transformers (hour
 bench-gpu: install ## Measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_OPTIONS)
 
-check: install check-proto ## Format, lint, types, import rules, contract
+check: install check-proto ## Format, lint, types, import rules, contract, Dockerfiles
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/hadolint */Dockerfile
 
 format: install ## Rewrite the code in the project's format
 	$(BIN)/ruff format .

@@ -1,0 +1,93 @@
+"""Clients that stream numbers through the bridge: they end where max_tokens says, so it is known how long they take."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from tests.compose.stack import MODELS
+
+# Greedy and raw, a sequence of numbers does not end by itself.
+NUMBERS = {"prompt": "1, 2, 3, 4, 5, 6, 7, 8,", "raw": True, "temperature": 0, "stream": True}
+
+
+@dataclass
+class Reply:
+    """What one client has received, while it receives it."""
+
+    status: int = 0
+    events: list[str] = field(default_factory=list)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.events[-1:] == ["data: [DONE]"]
+
+    @property
+    def num_tokens(self) -> int:
+        """As the last event before the end tells."""
+        return int(json.loads(self.events[-2].removeprefix("data: "))["usage"]["completion_tokens"])
+
+    @property
+    def failed_with_an_event(self) -> bool:
+        """Whether an error was the last that was told: nothing after it looks like an end."""
+        return self.begun.is_set() and "errors" in json.loads(self.events[-1].removeprefix("data: "))
+
+
+def ask(http: httpx.Client, reply: Reply, *, max_tokens: int) -> Reply:
+    with http.stream("POST", MODELS[1], json=NUMBERS | {"max_tokens": max_tokens}) as response:
+        reply.status = response.status_code
+        for line in response.iter_lines():
+            reply.events += [line] if line else []
+            reply.begun.set()
+    return reply
+
+
+@contextmanager
+def streams(http: httpx.Client, number: int, *, max_tokens: int) -> Iterator[list[Future[Reply]]]:
+    """So many streams at once, all of which have begun."""
+    replies = [Reply() for _ in range(number)]
+    with ThreadPoolExecutor(number) as threads:
+        futures = [threads.submit(ask, http, reply, max_tokens=max_tokens) for reply in replies]
+        assert all(reply.begun.wait(60) for reply in replies)
+        yield futures
+
+
+@contextmanager
+def load(
+    http: httpx.Client, clients: int, *, max_tokens: int = 20, pause_seconds: float = 0.0
+) -> Iterator[list[Reply]]:
+    """Clients that each send one request after the other until the block is left; the list has what they received.
+
+    Without pauses they take as much of the processor as the servers that start meanwhile."""
+    over = threading.Event()
+    replies: list[Reply] = []
+
+    def client() -> None:
+        while not over.is_set():
+            replies.append(ask(http, Reply(), max_tokens=max_tokens))
+            over.wait(pause_seconds)
+
+    with ThreadPoolExecutor(clients) as threads:
+        futures = [threads.submit(client) for _ in range(clients)]
+        try:
+            yield replies
+        finally:
+            over.set()
+    for future in futures:
+        future.result()
+    assert replies, "nothing was sent"
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float) -> float:
+    """How long it took in seconds. Raises AssertionError if it takes longer than `seconds`."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds:.0f} s"
+        time.sleep(0.2)
+    return time.monotonic() - began

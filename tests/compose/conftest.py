@@ -1,0 +1,51 @@
+"""One stack for all files of this folder, which run in the order of their names."""
+
+import subprocess
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.compose.stack import BUILD_SECONDS, REPLY_SECONDS, RUN_PATH, START_SECONDS, TOKEN, Stack
+
+
+def _need_docker(*commands: list[str]) -> None:
+    for command in commands:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            reason = done.stderr.strip() if done.returncode else ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = str(error)
+        if reason:
+            pytest.fail(
+                f"These tests need Docker with its compose plugin: `{' '.join(command)}` does not work: {reason}"
+            )
+
+
+@pytest.fixture(scope="session")
+def unstarted() -> Stack:
+    _need_docker(["docker", "compose", "version"])
+    return Stack()
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Built and started, one server, gRPC published."""
+    _need_docker(["docker", "compose", "version"], ["docker", "info"])
+    stack = Stack()
+    stack.overrides = ["docker-compose.grpc.yml"]
+    try:
+        stack.timed("build", seconds=BUILD_SECONDS)
+        stack.first_start_seconds = stack.timed("up", "--wait", seconds=START_SECONDS)
+        yield stack
+    finally:
+        stack.timed("down", "--volumes", "--rmi=local", "--timeout=10", seconds=120)
+
+
+@pytest.fixture
+def http(stack: Stack) -> Iterator[httpx.Client]:
+    """Speaks to the published port as an API client with the default token."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    base = f"http://{stack.http_address}{RUN_PATH}"
+    with httpx.Client(base_url=base, headers=headers, timeout=REPLY_SECONDS, trust_env=False) as client:
+        yield client

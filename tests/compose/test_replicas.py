@@ -1,0 +1,68 @@
+"""`docker compose up --scale inference_server=3`: who comes gets work, who is killed takes its own streams along, who is
+stopped none.
+
+The tests run in this order, after those of test_compose.py.
+"""
+
+import pytest
+
+from tests.compose.clients import load, streams, wait_until
+from tests.compose.stack import BRIDGE, SERVER, START_SECONDS
+
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(900)]
+
+REPLICAS = 3
+
+
+@pytest.fixture(scope="module")
+def replicas(stack):
+    stack.overrides = []
+    stack.compose("up", "--wait", seconds=START_SECONDS)  # where this file runs alone
+    return stack
+
+
+def test_new_servers_have_work_within_10_seconds_of_being_healthy(replicas, http):
+    with load(http, clients=3, pause_seconds=0.3) as replies:
+        replicas.scale(REPLICAS)
+        containers = replicas.containers(SERVER)
+        assert len(containers) == REPLICAS
+        seconds = wait_until(
+            lambda: all(replicas.metric(container, "tailrace_requests_accepted_total") for container in containers),
+            seconds=10,
+        )
+    print(f"work for all {REPLICAS} servers {seconds:.1f} s after the last was healthy")
+    assert all(reply.is_whole for reply in replies)
+
+
+def test_the_name_that_prometheus_asks_for_stands_for_each_of_them(replicas):
+    code = f"import socket; print(len(socket.getaddrinfo({SERVER!r}, 9464, socket.AF_INET, socket.SOCK_STREAM)))"
+    assert replicas.python(BRIDGE, code) == str(REPLICAS)
+
+
+def test_a_killed_server_loses_its_own_streams_alone(replicas, http):
+    with streams(http, 3 * REPLICAS, max_tokens=200) as futures:
+        running = {c: replicas.metric(c, "tailrace_requests_running") for c in replicas.containers(SERVER)}
+        victim = max(running, key=lambda container: running[container])
+        replicas.docker("kill", "--signal=KILL", victim)
+        replies = [future.result() for future in futures]
+    lost = [reply for reply in replies if not reply.is_whole]
+    assert sum(running.values()) == len(replies) and len(lost) == running[victim] > 0
+    assert all(reply.failed_with_an_event for reply in lost)
+    assert all(reply.num_tokens == 200 for reply in replies if reply.is_whole)
+
+
+def test_the_others_go_on_serving_and_a_new_one_takes_its_place(replicas, http):
+    with load(http, clients=3, pause_seconds=0.3) as replies:
+        replicas.scale(REPLICAS)
+    assert all(reply.is_whole for reply in replies)
+
+
+def test_replacing_one_server_after_the_other_loses_no_stream(replicas, http):
+    with load(http, clients=3, max_tokens=60) as replies:
+        for container in replicas.containers(SERVER):
+            replicas.docker("stop", container, seconds=120)
+            assert replicas.docker("inspect", "--format={{.State.ExitCode}}", container) == "0"
+            replicas.docker("rm", container)
+            replicas.scale(REPLICAS)
+    print(f"{len(replies)} streams while {REPLICAS} servers were replaced")
+    assert all(reply.is_whole and reply.num_tokens == 60 for reply in replies)

@@ -1,0 +1,54 @@
+"""Grafana's dashboard and Prometheus' alerts against the metrics that there are, as deploy/METRICS.md lists them."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.dashboard import ALERTS, DEPLOY, alert_queries, dashboard_queries, panels
+
+# Of Prometheus itself, and of prometheus_client's collector for processes.
+OTHERS = {
+    "up": {"job"},
+    "ALERTS": {"alertname", "alertstate"},
+    "process_cpu_seconds_total": {"job"},
+    "process_resident_memory_bytes": {"job"},
+    "process_start_time_seconds": {"job"},
+}
+# Prometheus adds it to each series.
+EVERYWHERE = {"instance"}
+
+
+def listed() -> dict[str, set[str]]:
+    """Each series of the table with its labels: of a histogram the three that it consists of."""
+    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", (DEPLOY / "METRICS.md").read_text(), re.MULTILINE)
+    metrics = dict(OTHERS)
+    for name, kind, labels in rows:
+        endings = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        metrics |= {name + ending: set(re.findall(r"`(\w+)", labels)) for ending in endings}
+    return metrics
+
+
+@pytest.mark.parametrize("query", [*dashboard_queries(), *alert_queries()], ids=lambda query: query.title)
+def test_a_query_reads_metrics_that_exist_by_labels_that_they_have(query):
+    metrics = listed()
+    selectors = list(query.selectors())
+    assert selectors
+    for name, labels in selectors:
+        assert name in metrics, f"{name} is not in deploy/METRICS.md"
+        assert labels <= metrics[name] | EVERYWHERE
+
+
+def test_each_panel_has_a_unit_and_a_sentence():
+    for panel in panels():
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["description"].endswith("."), panel["title"]
+
+
+def test_promtool_finds_no_fault_in_the_configuration_and_the_alerts():
+    if not (promtool := shutil.which("promtool")):
+        pytest.skip("there is no promtool here (Debian: apt-get install prometheus)")
+    configuration = DEPLOY / "prometheus" / "prometheus.yml"
+    for arguments in (["config", configuration], ["rules", ALERTS]):
+        subprocess.run([promtool, "check", *arguments], check=True, timeout=30)
