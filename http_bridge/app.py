@@ -3,7 +3,6 @@
 Knows which routes need credentials; knows nothing of runs.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -92,7 +91,7 @@ def create_app(settings: Settings, *, binding_port: int | None = None, metrics: 
             yield {"upstream": upstream}
         finally:
             await upstream.close()
-            await asyncio.to_thread(tracing.close)
+            await tracing.close()
 
     app = Starlette(
         routes=_routes(settings, binding_port, tracing),

@@ -58,8 +58,8 @@ class Tracing:
     def start(self) -> None:
         """Say where traces go."""
 
-    def close(self) -> None:
-        """Send what is not sent yet. Takes some seconds at most; not for the event loop."""
+    async def close(self) -> None:
+        """Send what is not sent yet; some seconds at most."""
 
 
 def trace_of(scope: Scope) -> Trace:

@@ -4,6 +4,7 @@ Nothing of OpenTelemetry is imported unless an endpoint is set. Sending is a thr
 does, no request waits for it, the log tells it rarely, and the end of the process some seconds at most.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -38,29 +39,27 @@ def tracing_from_environment() -> Tracing:
         return Tracing()
     if not re.match("https?://", endpoint):
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}: it must begin with http:// or https://.")
-    sparing = _Sparing()
     try:
-        return Exported(endpoint, sparing)
+        return Exported(endpoint)
     except ImportError:
-        sparing.leave()
         raise ConfigurationError(
             f"OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, but OpenTelemetry is missing: {_INSTALL}."
         ) from None
     except Exception as error:  # what the SDK thinks of its variables; its exceptions have no common class
-        sparing.leave()
         raise ConfigurationError(f"OpenTelemetry does not take its OTEL_* variables: {error}.") from None
 
 
 class Exported(Tracing):
     """Spans that go to a collector."""
 
-    def __init__(self, endpoint: str, sparing: "_Sparing") -> None:
+    def __init__(self, endpoint: str) -> None:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         from inference_server.spans import SpanTrace
 
+        self._sparing = _Sparing()
         named = OTELResourceDetector().detect().attributes.get("service.name", _SERVICE_NAME)
         # Ended below: at the exit, the SDK would try for half a minute.
         provider = TracerProvider(resource=Resource.create({"service.name": named}), shutdown_on_exit=False)
@@ -72,7 +71,6 @@ class Exported(Tracing):
         text = _variable("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT").lower()
         self._has_text = text in ("true", "span_only", "span_and_event")
         self._trace = partial(SpanTrace, provider.get_tracer("tailrace"), has_text=self._has_text)
-        self._sparing = sparing
 
     def run(self, request: RunRequest, request_id: str, metadata: Metadata) -> RunTrace:
         trace = self._trace(request, request_id, metadata)
@@ -83,14 +81,17 @@ class Exported(Tracing):
             "traces go to %s%s", self._place, ", with the text of prompts and replies" if self._has_text else ""
         )
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await asyncio.to_thread(self._flush)
+
+    def _flush(self) -> None:
         flushing = threading.Thread(target=self._processor.shutdown, name="traces", daemon=True)
         flushing.start()
         flushing.join(FLUSH_SECONDS)
         if flushing.is_alive():
             _logger.warning("the last traces are lost: %s did not take them within %g s", self._place, FLUSH_SECONDS)
+            self._sparing.setLevel(logging.CRITICAL)  # no more sentences about the same
             self._exporter.shutdown()
-        self._sparing.leave()
 
 
 def _exporter() -> "SpanExporter":
@@ -117,12 +118,8 @@ class _Sparing(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._told: dict[tuple[str, str], float] = {}
-        _SDK_LOGGER.addHandler(self)
+        _SDK_LOGGER.handlers = [self]
         _SDK_LOGGER.propagate = False
-
-    def leave(self) -> None:
-        _SDK_LOGGER.removeHandler(self)
-        _SDK_LOGGER.propagate = True
 
     def emit(self, record: logging.LogRecord) -> None:
         now = time.monotonic()

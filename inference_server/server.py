@@ -155,7 +155,7 @@ class Server:
         await asyncio.gather(*(engine.stop() for engine in self._engines()))
         servers = [server for server in (self._server, self._health_server) if server is not None]
         await asyncio.gather(*(server.stop(_LAST_STREAMS_SECONDS) for server in servers))
-        await asyncio.to_thread(self._tracing.close)
+        await self._tracing.close()
 
     def _engines(self) -> "set[BaseEngine]":
         return {model.engine for model in self.servicer.models.values()}

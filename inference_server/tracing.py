@@ -39,5 +39,5 @@ class Tracing:
     def start(self) -> None:
         """Say where traces go."""
 
-    def close(self) -> None:
-        """Send what is not sent yet. Takes some seconds at most; not for the event loop."""
+    async def close(self) -> None:
+        """Send what is not sent yet; some seconds at most."""

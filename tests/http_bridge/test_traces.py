@@ -1,9 +1,12 @@
 """The bridge's spans, the context that it passes on, and what a collector that fails cannot do."""
 
 import asyncio
+import queue
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
 import pytest
@@ -122,11 +125,12 @@ async def test_a_client_that_leaves_ends_both_spans_with_an_error(collector, sta
     assert call.is_error and call.attributes["rpc.response.status_code"] == "CANCELLED"
 
 
-async def test_a_seed_that_otlp_has_no_number_for_costs_no_span(collector, start_bridge):
+async def test_a_seed_that_otlp_has_no_number_for_costs_no_span(collector, start_bridge, servicer):
     bridge = await start_bridge()
-    assert (await bridge.ask({"prompt": "hi", "seed": -1}, url="/v1/completions")).status_code == 400
-    assert (await bridge.ask({"prompt": "hi", "seed": 2**53, "model": MODEL}, url="/v1/completions")).status_code == 200
-    await collector.named("Run")
+    body = {"model": MODEL, "prompt": "hi", "seed": -1}
+    assert (await bridge.ask(body, url="/v1/completions")).status_code == 200
+    (call,) = await collector.named("Run")
+    assert servicer.requests[0].sampling.seed == 2**64 - 1 and "gen_ai.request.seed" not in call.attributes
 
 
 async def test_headers_of_the_collector_and_the_services_name_come_from_the_environment(
@@ -137,6 +141,26 @@ async def test_headers_of_the_collector_and_the_services_name_come_from_the_envi
     await (await start_bridge()).ask()
     assert (await collector.named("POST"))[0].service == "edge"
     assert collector.headers["api-key"] == "secret"
+
+
+async def test_a_collector_can_be_told_over_http(start_bridge, monkeypatch):
+    taken: queue.Queue[str] = queue.Queue()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.put(self.path)
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+        await (await start_bridge()).ask()
+        assert await asyncio.to_thread(taken.get, timeout=5) == "/v1/traces"
+        server.shutdown()
 
 
 async def test_without_traces_the_callers_context_still_reaches_the_server(start_bridge, servicer):
