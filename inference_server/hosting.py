@@ -46,7 +46,7 @@ from inference_server.scheduler import Policy
 from inference_server.sequence import Completed, GenerationRequest, SamplingParams
 from inference_server.tools import format_of_template, shown_tokens
 from inference_server.vllm_engine.arguments import engine_arguments
-from inference_server.vllm_engine.client import VllmClient, check_installed
+from inference_server.vllm_engine.client import VllmClient, check_installed, end_unfinished
 from inference_server.vllm_engine.engine import VllmEngine
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,11 @@ async def _vllm_engine(
     arguments = engine_arguments(loaded.folder, key.precision, max_len, json.loads(key.arguments), settings)
     scope_by_account = settings.prefix_cache == "account"
     with progress(f"starting vLLM with {key.weights} as {key.precision}", every_seconds=10.0):
-        client = await _in_daemon_thread(partial(VllmClient, arguments, end_ids, scope_by_account=scope_by_account))
+        try:
+            client = await _in_daemon_thread(partial(VllmClient, arguments, end_ids, scope_by_account=scope_by_account))
+        except asyncio.CancelledError:
+            end_unfinished()
+            raise
     logger.info("%s as %s in vLLM: %d blocks of KV cache", key.weights, key.precision, client.num_blocks)
     return VllmEngine(client, room=_room(settings), on_broken=on_broken)
 
@@ -336,7 +340,7 @@ async def _warm_up(model: HostedModel) -> None:
     request = GenerationRequest(
         request_id="warm-up",
         prompt_ids=model.prompts.encode_text("Hello"),
-        sampling=SamplingParams(seed=1, ignore_eos=True),
+        sampling=SamplingParams(seed=1, ignore_eos=True, logprobs=1),
         max_tokens=3,
     )
     async with model.submit(request) as reply:

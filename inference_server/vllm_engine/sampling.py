@@ -5,6 +5,7 @@ before anything is applied mean the same there; deploy/VLLM.md has what does not
 """
 
 import json
+import math
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -54,7 +55,12 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
 
 
 def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:
-    """What vLLM says of one position: for each token id a `logprob` and its `rank`, from 1."""
-    ranked = sorted((item.rank, candidate, item.logprob) for candidate, item in found.items() if item.rank <= num_top)
-    top = tuple(Candidate(candidate, logprob) for _, candidate, logprob in ranked[:num_top])
+    """What vLLM says of one position: for each token id a `logprob` and its `rank`, from 1.
+
+    A token that a grammar forbids has the logarithm of 0 there, which JSON cannot write: it is left out.
+    """
+    likely = ((item.rank, candidate, item.logprob) for candidate, item in found.items() if math.isfinite(item.logprob))
+    top = tuple(Candidate(candidate, logprob) for rank, candidate, logprob in sorted(likely) if rank <= num_top)[
+        :num_top
+    ]
     return TokenLogprob(Candidate(token_id, found[token_id].logprob), top)
