@@ -10,10 +10,12 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.grammar import JSON_OPTIONS, Grammar
+from inference_server.grammar import Grammar
 from inference_server.sequence import Candidate, GenerationRequest, SamplingParams, TokenLogprob
 
 _MAX_TEMPERATURE = 2.0
+# The llguidance that vLLM pins repeats a pattern of whitespace without a bound; so documents have none.
+_JSON_OPTIONS = {"whitespace_flexible": False}
 # Without it, a grammar that has no rule `start` on a line of its own would be taken for one of llama.cpp's.
 _LARK_HEADER = "%llguidance {}\n"
 
@@ -51,7 +53,7 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     """Keyword arguments of vLLM's StructuredOutputsParams."""
     if grammar.kind == "lark":
         return {"grammar": _LARK_HEADER + grammar.text}
-    return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": JSON_OPTIONS})}
+    return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": _JSON_OPTIONS})}
 
 
 def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:
