@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 # Targets are no files, also where a folder has the same name.
-.PHONY: help install run test test-exact test-browser test-clients test-compose test-deploy test-reliability bench check format proto check-proto clean
+.PHONY: help install run test test-exact test-browser test-clients test-compose test-deploy test-reliability test-vllm bench check format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +61,18 @@ test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real serve
 # SOAK_SECONDS, LOAD_SECONDS and FUZZ_REQUESTS make it shorter or longer.
 test-reliability: install ## Load, faults, bad input and attack on the whole stack (20 minutes)
 	$(PYTEST) -m reliability --timeout 900 tests/reliability
+
+$(VLLM_STAMP): pyproject.toml tests/vllm/environment.py
+	@echo "Setting up $(VLLM_VENV): vLLM for CPUs (some minutes, 4 GB)"
+	TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(BIN)/python -m tests.vllm.environment $(VLLM_VENV)
+	@touch $@
+
+# The server alone runs in that environment; bridge, clients and tests stay in the usual one.
+test-vllm: export TAILRACE_TEST_SERVER := $(abspath $(VLLM_VENV))/bin/python -m inference_server
+test-vllm: export TAILRACE_TEST_CATALOG := tests/vllm/catalog.toml
+test-vllm: export VLLM_CPU_KVCACHE_SPACE := 1
+test-vllm: install $(VLLM_STAMP) ## Run the clients' tests against engine = "vllm", on a CPU (deploy/VLLM.md)
+	$(PYTEST) -m "clients or vllm" --timeout 900 tests/clients
 
 # BENCH_OPTIONS=--quick: one small round of everything; benchmarks/README.md has the other options.
 bench: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)

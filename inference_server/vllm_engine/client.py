@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import multiprocessing
 import os
+import signal
 from collections.abc import AsyncGenerator, Mapping, Set
 from typing import Any
 
@@ -21,7 +23,7 @@ _ENVIRONMENT = {
 
 
 class VllmClient:
-    """Slow to make: it returns when the model is loaded, in other processes. Its methods belong to the event loop."""
+    """Made on a thread of its own, slowly: the model is loaded, in other processes. Its methods belong to the event loop."""
 
     def __init__(self, arguments: Mapping[str, Any], end_ids: Set[int], *, scope_by_account: bool) -> None:
         """`arguments`: of AsyncEngineArgs. `scope_by_account`: no account takes over what another one's prompts left.
@@ -34,6 +36,8 @@ class VllmClient:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        # A terminal sends Ctrl-C to all of its processes; vLLM's, which inherit this, wait for the server to stop them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         check_names(arguments, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
         self.steps = Steps()
         try:
@@ -73,6 +77,12 @@ class VllmClient:
     def shut_down(self, seconds: float) -> None:
         """End its processes, by force after so many seconds. Blocks that long."""
         self._llm.shutdown(timeout=seconds)
+
+
+def end_unfinished() -> None:
+    """End processes whose start is not waited for any more."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def check_installed() -> None:

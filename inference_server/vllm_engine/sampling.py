@@ -5,14 +5,17 @@ before anything is applied mean the same there; deploy/VLLM.md has what does not
 """
 
 import json
+import math
 from collections.abc import Mapping, Set
 from typing import Any
 
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.grammar import JSON_OPTIONS, Grammar
+from inference_server.grammar import Grammar
 from inference_server.sequence import Candidate, GenerationRequest, SamplingParams, TokenLogprob
 
 _MAX_TEMPERATURE = 2.0
+# The llguidance that vLLM pins repeats a pattern of whitespace without a bound; so documents have none.
+_JSON_OPTIONS = {"whitespace_flexible": False}
 # Without it, a grammar that has no rule `start` on a line of its own would be taken for one of llama.cpp's.
 _LARK_HEADER = "%llguidance {}\n"
 
@@ -50,11 +53,16 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     """Keyword arguments of vLLM's StructuredOutputsParams."""
     if grammar.kind == "lark":
         return {"grammar": _LARK_HEADER + grammar.text}
-    return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": JSON_OPTIONS})}
+    return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": _JSON_OPTIONS})}
 
 
 def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:
-    """What vLLM says of one position: for each token id a `logprob` and its `rank`, from 1."""
-    ranked = sorted((item.rank, candidate, item.logprob) for candidate, item in found.items() if item.rank <= num_top)
-    top = tuple(Candidate(candidate, logprob) for _, candidate, logprob in ranked[:num_top])
+    """What vLLM says of one position: for each token id a `logprob` and its `rank`, from 1.
+
+    A token that a grammar forbids has the logarithm of 0 there, which JSON cannot write: it is left out.
+    """
+    likely = ((item.rank, candidate, item.logprob) for candidate, item in found.items() if math.isfinite(item.logprob))
+    top = tuple(Candidate(candidate, logprob) for rank, candidate, logprob in sorted(likely) if rank <= num_top)[
+        :num_top
+    ]
     return TokenLogprob(Candidate(token_id, found[token_id].logprob), top)

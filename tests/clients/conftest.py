@@ -1,8 +1,10 @@
 """A running stack for every test of this folder, with replies of full length, and its address as clients want it."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +21,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{count} generated requests over {model}")
 
 
+def catalog_text() -> str:
+    if other := os.environ.get("TAILRACE_TEST_CATALOG"):
+        return Path(other).read_text()
+    # All entries in one precision share an engine.
+    return re.sub(r'^precision = ".*"', 'precision = "float16"', DEFAULT_CATALOG.read_text(), flags=re.MULTILINE)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    # All entries in one precision share an engine.
-    catalog = re.sub(r'^precision = ".*"', 'precision = "float16"', DEFAULT_CATALOG.read_text(), flags=re.MULTILINE)
-    stack = Stack(tmp_path_factory.mktemp("stack"), catalog)
+    stack = Stack(tmp_path_factory.mktemp("stack"), catalog_text())
     try:
         stack.start()
         yield stack

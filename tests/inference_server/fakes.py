@@ -71,6 +71,6 @@ def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, win
         chat_template=None,
         stands_in=False,
     )
-    engine = SimpleNamespace(runner=SimpleNamespace(vocab_size=VOCAB_SIZE))
+    engine = SimpleNamespace(vocab_size=VOCAB_SIZE)
     grammars = Grammars(llama_tokenizer(), VOCAB_SIZE)
     return HostedModel(entry, "float32", window, llama_prompts(), engine, grammars, "hermes")

@@ -1,0 +1,225 @@
+"""Catalog entries with engine = "vllm", without vLLM: its arguments, and the engine around a client of a script."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from inference_server.admission import Room
+from inference_server.catalog import read_catalog
+from inference_server.config import Settings
+from inference_server.errors import ConfigurationError, GenerationFailed, InvalidField
+from inference_server.grammar import Grammar
+from inference_server.hosting import load_all
+from inference_server.sequence import Completed, Delta, FinishReason, GenerationRequest, SamplingParams, Started
+from inference_server.vllm_engine.arguments import check_names, engine_arguments
+from inference_server.vllm_engine.engine import VllmEngine
+from inference_server.vllm_engine.sampling import check_sampling, grammar_arguments, sampling_arguments, token_logprob
+from inference_server.vllm_engine.steps import Steps
+from tests.engines import entry
+
+END = 2
+
+
+def catalog(folder, lines):
+    path = folder / "catalog.toml"
+    path.write_text(
+        '[[models]]\nname = "m"\nsource = { hub = "a/b" }\nprecision = "float16"\n'
+        f"context_length = 10\nsequence_length = 10\n{lines}\n"
+    )
+    return path
+
+
+def test_a_catalog_names_the_engine_and_its_arguments(tmp_path):
+    [found] = read_catalog(catalog(tmp_path, 'engine = "vllm"\n[models.vllm]\ntensor_parallel_size = 4'))
+    assert (found.engine, dict(found.vllm)) == ("vllm", {"tensor_parallel_size": 4})
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('engine = "vlm"', "'tailrace' or 'vllm'"),
+        ("[models.vllm]\nseed = 1", 'is for a model with engine = "vllm"'),
+    ],
+)
+def test_a_catalog_with_another_engine_is_refused(tmp_path, lines, said):
+    with pytest.raises(ConfigurationError, match=said):
+        read_catalog(catalog(tmp_path, lines))
+
+
+async def test_without_vllm_the_start_says_what_to_install(tiny_model):
+    model = entry(tiny_model("llama-2"))
+    model = type(model)(**{name: getattr(model, name) for name in model.__slots__} | {"engine": "vllm"})
+    with pytest.raises(ConfigurationError, match=r"tiny.*tailrace\[vllm\]"):
+        await load_all([model], Settings(device="cpu"), lambda: None)
+
+
+def test_arguments_follow_from_the_entry_and_the_settings(tmp_path):
+    settings = Settings(max_running_seqs=5, prefix_cache="off")
+    arguments = engine_arguments(tmp_path, "bfloat16", 300, {"tensor_parallel_size": 2}, settings)
+    assert arguments["model"] == arguments["tokenizer"] == str(tmp_path)
+    assert (arguments["dtype"], arguments["max_model_len"], arguments["max_num_seqs"]) == ("bfloat16", 300, 5)
+    assert (arguments["tensor_parallel_size"], arguments["enable_prefix_caching"]) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "extra", "settings", "said"),
+    [
+        ("bitsandbytes-int8", {}, {}, "no precision"),
+        ("int4", {}, {}, "no precision"),
+        ("float16", {"dtype": "half"}, {}, "decided by `precision`"),
+        ("float16", {"trust_remote_code": True}, {}, "no code of a model"),
+        ("float16", {}, {"batch_invariant": True}, "TAILRACE_BATCH_INVARIANT"),
+    ],
+)
+def test_what_vllm_does_not_do_is_refused_by_name(tmp_path, precision, extra, settings, said):
+    with pytest.raises(ConfigurationError, match=said):
+        engine_arguments(tmp_path, precision, 300, extra, Settings(**settings))
+
+
+def test_an_argument_that_vllm_does_not_have_is_told_with_the_one_that_is_meant():
+    with pytest.raises(ConfigurationError, match="did you mean tensor_parallel_size"):
+        check_names(["tensor_parallel"], {"tensor_parallel_size", "seed"})
+
+
+def request(account="", seed=1, **fields):
+    sampling = SamplingParams(seed=seed, **fields.pop("sampling", {}))
+    return GenerationRequest(
+        request_id="r", prompt_ids=[5, 6], sampling=sampling, **{"max_tokens": 4, **fields}, account=account
+    )
+
+
+def test_sampling_is_told_in_vllms_words():
+    sampling = {"temperature": 1e-6, "top_k": None, "repetition_penalty": 1.5, "logprobs": 0}
+    arguments = sampling_arguments(request(sampling=sampling), {END, 9})
+    assert (arguments["temperature"], arguments["top_k"], arguments["repetition_penalty"]) == (0.0, 0, 1.5)
+    assert (arguments["stop_token_ids"], arguments["logprobs"], arguments["max_tokens"]) == ([END, 9], 0, 4)
+    assert sampling_arguments(request(sampling={"ignore_eos": True}), {END})["stop_token_ids"] == []
+
+
+def test_a_temperature_that_vllm_does_not_take_is_refused():
+    check_sampling(SamplingParams(seed=1, temperature=2.0))
+    with pytest.raises(InvalidField, match=r"sampling\.temperature must be at most 2"):
+        check_sampling(SamplingParams(seed=1, temperature=2.1))
+
+
+def test_a_grammar_is_told_in_vllms_words():
+    assert grammar_arguments(Grammar("lark", "start: /a/"))["grammar"].endswith("start: /a/")
+    assert '"type": "object"' in grammar_arguments(Grammar("json_schema", '{"type": "object"}'))["json"]
+
+
+def test_log_probabilities_are_ranked_and_forbidden_tokens_left_out():
+    found = {
+        7: SimpleNamespace(logprob=-3.0, rank=4),
+        1: SimpleNamespace(logprob=-0.5, rank=1),
+        3: SimpleNamespace(logprob=float("-inf"), rank=2),
+    }
+    told = token_logprob(7, found, 2)
+    assert (told.token.token_id, told.token.logprob) == (7, -3.0)
+    assert [candidate.token_id for candidate in told.top] == [1]
+
+
+class Letters:
+    """A TextStream: each token is a letter."""
+
+    stop_string = None
+
+    def push(self, token_id):
+        return chr(ord("a") + token_id)
+
+    def finish(self):
+        return ""
+
+
+class Script:
+    """In place of VllmClient: every request is given the tokens 0, 1, 2… when the test says `go`, and then its end."""
+
+    vocab_size, num_blocks, end_ids = 26, 10, frozenset({25})
+
+    def __init__(self):
+        self.steps, self.is_dead = Steps(), False
+        self.go, self.started, self.closed = asyncio.Event(), [], []
+
+    async def generate(self, request):
+        self.started.append(request.account)
+        try:
+            yield self.output([0])
+            await self.go.wait()
+            for token_id in (1, 2, 25):
+                yield self.output([token_id])
+        finally:
+            self.closed.append(request.account)
+
+    def output(self, token_ids):
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=token_ids, logprobs=None)], num_cached_tokens=1)
+
+    def shut_down(self, seconds):
+        self.is_dead = True
+
+
+@pytest.fixture
+async def script():
+    return Script()
+
+
+@pytest.fixture
+async def engine(script):
+    engine = VllmEngine(script, room=Room(slots=2, waiting_seqs=8, waiting_tokens=100))
+    yield engine
+    await engine.stop()
+
+
+async def events(reply):
+    async with reply:
+        return [event async for event in reply]
+
+
+async def test_tokens_become_text_until_an_end_token(engine, script):
+    script.go.set()
+    started, *deltas, completed = await events(engine.submit(request(max_tokens=9), Letters()))
+    assert isinstance(started, Started) and all(isinstance(delta, Delta) for delta in deltas)
+    assert "".join(delta.text for delta in deltas) == "abc"
+    assert isinstance(completed, Completed) and completed.finish_reason is FinishReason.STOP
+    assert (completed.usage.completion_tokens, completed.usage.cached_tokens) == (4, 1)
+
+
+async def test_slots_go_to_accounts_in_turn_and_vllm_has_no_queue(engine, script):
+    replies = [engine.submit(request(account), Letters()) for account in ("a", "a", "a", "b")]
+    await asyncio.sleep(0.01)
+    assert (script.started, engine.num_running, engine.num_waiting) == (["a", "a"], 2, 2)
+    script.go.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*map(events, replies))
+    assert script.started == ["a", "a", "b", "a"]
+    assert engine.num_running == engine.num_waiting == engine.num_in_flight == 0
+
+
+async def test_who_leaves_is_aborted_and_the_next_one_starts(engine, script):
+    first = [engine.submit(request("a"), Letters()) for _ in range(2)]
+    engine.submit(request("b"), Letters())
+    await asyncio.sleep(0.01)
+    async with first[0]:
+        pass
+    await asyncio.sleep(0.01)
+    assert (script.closed, script.started) == (["a"], ["a", "a", "b"])
+
+
+async def test_a_time_limit_ends_a_reply_that_runs_and_one_that_waits(engine, script):
+    replies = [engine.submit(request(time_limit_seconds=0.05), Letters()) for _ in range(3)]
+    async with asyncio.timeout(5):
+        ended = await asyncio.gather(*map(events, replies))
+    assert [found[-1].finish_reason for found in ended] == [FinishReason.TIME_LIMIT] * 3
+    assert [type(event) for event in ended[0]] == [Started, Delta, Completed] and len(ended[2]) == 1
+
+
+async def test_when_vllm_ends_every_reply_fails_and_the_server_is_told(script):
+    told = asyncio.Event()
+    engine = VllmEngine(script, room=Room(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=told.set)
+    replies = [engine.submit(request(), Letters()) for _ in range(2)]
+    script.is_dead = True
+    async with asyncio.timeout(5):
+        await told.wait()
+        for reply in replies:
+            with pytest.raises(GenerationFailed):
+                await events(reply)
+    await engine.stop()
