@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import AsyncGenerator, Mapping, Set
+from multiprocessing import resource_tracker
 from typing import Any
 
 from inference_server.errors import UnsupportedModel
@@ -37,6 +38,8 @@ class VllmClient:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         # A terminal sends Ctrl-C to all of its processes; vLLM's, which inherit this, wait for the server to stop them.
+        # The tracker would lift it when it is started, so it is started before.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         check_names(arguments, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
         self.steps = Steps()

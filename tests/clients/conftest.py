@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inference_server.config import DEFAULT_CATALOG
-from tests.e2e.stack import Stack
+from tests.e2e.stack import OTHER_SERVER, Stack
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
 # Generated requests that were sent, by the model they were sent to: what the tests are worth depends on how many.
@@ -30,7 +30,7 @@ def catalog_text() -> str:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("stack"), catalog_text())
+    stack = Stack(tmp_path_factory.mktemp("stack"), catalog_text(), server=OTHER_SERVER)
     try:
         stack.start()
         yield stack

@@ -11,7 +11,7 @@ import pytest
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tests.clients.conftest import catalog_text
-from tests.e2e.stack import Stack
+from tests.e2e.stack import OTHER_SERVER, Stack
 
 pytestmark = pytest.mark.vllm
 
@@ -124,7 +124,7 @@ def test_a_second_prompt_takes_over_whole_blocks_of_the_first(stub):
 @pytest.fixture
 def lone_server(tmp_path):
     """A server by itself, whose processes a test may end."""
-    stack = Stack(tmp_path, catalog_text())
+    stack = Stack(tmp_path, catalog_text(), server=OTHER_SERVER)
     stack.spawn("inference_server")
     try:
         while "ready after" not in stack.log("inference_server"):

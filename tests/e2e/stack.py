@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +49,9 @@ class Run:
 class Stack:
     """Addresses are host:port. Every process logs to a file of its own in `folder`."""
 
-    def __init__(self, folder: Path, catalog: str = "") -> None:
-        """catalog: its text; empty: the default catalog with short replies."""
+    def __init__(self, folder: Path, catalog: str = "", *, server: Sequence[str] = ()) -> None:
+        """catalog: its text; empty: the default catalog with short replies. server: another command than ours."""
+        self._server = list(server)
         self._folder = folder
         self._catalog = folder / "catalog.toml"
         self._catalog.write_text(catalog or _short_catalog(_DEFAULT_CATALOG.read_text()))
@@ -97,7 +98,9 @@ class Stack:
 
     def spawn(self, module: str, *, name: str = "", **settings: str) -> None:
         name = name or module
-        command = OTHER_SERVER if OTHER_SERVER and module == "inference_server" else [sys.executable, "-m", module]
+        command = [sys.executable, "-m", module]
+        if self._server and module == "inference_server":
+            command = self._server
         # One that is started again goes on in the log of the one before.
         with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
