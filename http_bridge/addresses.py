@@ -33,7 +33,8 @@ class Addresses:
 
     @property
     def current(self) -> tuple[Address, ...]:
-        return tuple(sorted({address for addresses in self._found.values() for address in addresses}))
+        """In the order of the targets."""
+        return tuple(dict.fromkeys(address for addresses in self._found.values() for address in addresses))
 
     async def look(self) -> None:
         """Look up every name. What cannot be looked up at the moment stays as it was."""
