@@ -1,10 +1,12 @@
 """`python -m benchmarks.replicas`: what a second inference server adds, each pinned to one core, behind one bridge.
 
-Bridge and client run on the last core in every run, so that the only difference is the second server. As many replies are
-asked for at once as keep all slots of both taken to the end. Linux alone.
+Bridge and clients run on the last core in every run, so that the only difference is the second server. There are more
+clients than both servers have slots. Linux alone.
 """
 
 import argparse
+import asyncio
+import itertools
 import json
 import os
 import sys
@@ -17,17 +19,16 @@ from statistics import median
 from typing import Any
 
 import grpc
+import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import machine
-from benchmarks.load import Load, Request
-from benchmarks.peers.base import HttpDoor
 from benchmarks.peers.tailrace import one_entry_catalog
 from benchmarks.processes import LOGS, Child, PeerFailed, free_port, wait_for
-from benchmarks.statistics import Figures, summary
 
 _ENTRY = "@cf/meta/llama-2-7b-chat-fp16"
 _READY_SECONDS = 300.0
+_WARM_UP_SECONDS = 8.0
 _PROMPTS = ("The history of the canal begins", "A list of rivers and their sources:", "Once there was a miller who")
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         sys.exit("two servers on separate cores need two cores")
-    rounds: dict[str, list[Figures]] = {"1": [], "2": []}
+    rounds: dict[str, list[dict[str, float]]] = {"1": [], "2": []}
     for number in range(arguments.rounds):
         for servers in (1, 2):
             figures = _measure(cores[:servers], cores[-1], arguments)
@@ -49,7 +50,8 @@ def main() -> None:
         "machine": machine.describe(),
         "model": _ENTRY,
         "slots": arguments.slots,
-        "requests": arguments.requests,
+        "clients": arguments.clients,
+        "seconds": arguments.seconds,
         "reply": arguments.reply,
         "rounds": rounds,
         "ratio": {"median": round(median(ratios), 3), "each": [round(ratio, 3) for ratio in ratios]},
@@ -62,29 +64,49 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each of one and of two servers (default 3)")
     parser.add_argument("--slots", type=int, default=8, help="of each server (default 8)")
-    parser.add_argument("--requests", type=int, default=96, help="replies asked for at once (default 96)")
+    parser.add_argument("--clients", type=int, default=32, help="each asks one request after the other (default 32)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring, after a warm-up (default 20)")
     parser.add_argument("--reply", type=int, default=64, help="tokens of each (default 64)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/replicas.json"))
     return parser.parse_args()
 
 
-def _measure(server_cores: list[int], other_core: int, arguments: argparse.Namespace) -> Figures:
-    requests = [
-        Request(text=f"{_PROMPTS[number % len(_PROMPTS)]} {number}", max_tokens=arguments.reply)
-        for number in range(arguments.requests)
-    ]
-    with _stack(server_cores, other_core, arguments.slots) as door:
-        door.run(Load(requests=requests[: len(server_cores) * 2], timeout_s=300.0))  # every page touched once
-        outcome = door.run(Load(requests=requests, timeout_s=600.0))
-    for record in outcome.records:
-        if record.error or record.completion_tokens != arguments.reply:
-            raise PeerFailed(record.error or f"a reply of {record.completion_tokens} tokens")
-    return summary(outcome.records)
+def _measure(server_cores: list[int], other_core: int, arguments: argparse.Namespace) -> dict[str, float]:
+    with _stack(server_cores, other_core, arguments.slots) as url:
+        return asyncio.run(_load(url, arguments))
+
+
+async def _load(url: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Clients that ask one request after the other; what ends within the measured time counts, wherever it began."""
+    ends: list[tuple[float, int]] = []
+    limits = httpx.Limits(max_connections=arguments.clients)
+    async with httpx.AsyncClient(timeout=300, limits=limits, trust_env=False) as http:
+        clients = [
+            asyncio.create_task(_client(http, url, number, arguments.reply, ends))
+            for number in range(arguments.clients)
+        ]
+        await asyncio.sleep(_WARM_UP_SECONDS + arguments.seconds)
+        for client in clients:
+            client.cancel()
+        results = await asyncio.gather(*clients, return_exceptions=True)
+    for result in results:
+        if not isinstance(result, asyncio.CancelledError):
+            raise PeerFailed(f"a client ended: {result!r}")
+    until = max(end for end, _ in ends)
+    counted = [tokens for end, tokens in ends if end > until - arguments.seconds]
+    return {"replies": len(counted), "tokens_per_s": round(sum(counted) / arguments.seconds, 1)}
+
+
+async def _client(http: httpx.AsyncClient, url: str, number: int, reply: int, ends: list[tuple[float, int]]) -> None:
+    for turn in itertools.count():
+        prompt = f"{_PROMPTS[turn % len(_PROMPTS)]} {number} {turn}"
+        answer = await http.post(url, json={"prompt": prompt, "raw": True, "max_tokens": reply})
+        ends.append((time.monotonic(), answer.raise_for_status().json()["result"]["usage"]["completion_tokens"]))
 
 
 @contextmanager
-def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[HttpDoor]:
-    """Servers, one on each of the cores, and a bridge before them, all ready."""
+def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str]:
+    """Servers, one on each of the cores, and a bridge before them, all ready: the URL of a run."""
     log = LOGS / "replicas.log"
     addresses = [f"127.0.0.1:{free_port()}" for _ in server_cores]
     http_port = free_port()
@@ -106,7 +128,7 @@ def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[Htt
         children.append(Child(bridge, log, environment | {"TAILRACE_GRPC_ADDRESS": ",".join(addresses)}))
         wait_for(f"http://127.0.0.1:{http_port}/readyz", children, _READY_SECONDS)
         with _only_on(other_core):
-            yield HttpDoor(http_port, "workers-ai", log, model=_ENTRY)
+            yield f"http://127.0.0.1:{http_port}/client/v4/accounts/bench/ai/run/{_ENTRY}"
     finally:
         for child in reversed(children):
             child.stop()

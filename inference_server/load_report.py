@@ -15,8 +15,9 @@ from google.rpc.error_details_pb2 import RetryInfo
 from inference_server.statuses import Context
 
 SERVICE = "xds.service.orca.v3.OpenRcaService"
-# A report of 0 counts as none at all, and then an idle server would get no more than a busy one.
-LEAST_UTILIZATION = 0.05
+# What an idle server reports. 0 would count as no report at all, and near 0 one request more would halve a server's share:
+# reports are up to a second old, and what comes in that time would all go to one server.
+IDLE = 0.2
 # More often than that nobody gets it, whatever was asked for.
 LEAST_INTERVAL_SECONDS = 0.1
 _DEFAULT_INTERVAL_SECONDS = 1.0
@@ -46,8 +47,9 @@ class LoadReporter:
         self._stopping.set()
 
     def level(self) -> float:
-        """What is reported at the moment."""
-        return max(LEAST_UTILIZATION, self._utilization())
+        """What is reported at the moment: IDLE with nothing to do, 1 with nothing free, more when requests wait."""
+        utilization = self._utilization()
+        return max(utilization, IDLE + (1 - IDLE) * utilization)
 
     async def _reports(self, request: RetryInfo, context: Context) -> None:
         asked = request.retry_delay.seconds + request.retry_delay.nanos / 1e9

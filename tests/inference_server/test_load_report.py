@@ -7,7 +7,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
-from inference_server.load_report import LEAST_UTILIZATION, LoadReporter
+from inference_server.load_report import IDLE, LoadReporter
 
 METHOD = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 
@@ -41,11 +41,11 @@ async def reports(reporting):
 async def test_report_is_a_constant_rate_and_the_utilisation(reporting, reports):
     reporting.utilization = 0.375
     report = await reports.read()
-    assert struct.unpack("<BdBd", report) == (0x31, 1.0, 0x49, 0.375)
+    assert struct.unpack("<BdBd", report) == (0x31, 1.0, 0x49, 0.2 + 0.8 * 0.375)
 
 
 async def test_idle_server_reports_a_little_since_nothing_would_count_as_unknown(reporting, reports):
-    assert (await reports.read())[-8:] == struct.pack("<d", LEAST_UTILIZATION)
+    assert (await reports.read())[-8:] == struct.pack("<d", IDLE)
 
 
 async def test_next_report_follows_at_the_interval_asked_for(reporting, reports):

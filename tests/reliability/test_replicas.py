@@ -27,7 +27,7 @@ pytestmark = pytest.mark.reliability
 
 NUM_SERVERS = 3
 NUM_CLIENTS = 15  # of 24 slots
-LOAD_SECONDS = 15.0
+LOAD_SECONDS = 12.0
 PASS_SECONDS, SLOW_PASS_SECONDS = 0.010, 0.040
 # Of the mean of all, for servers that are alike.
 MOST_UNEVEN = 0.15
