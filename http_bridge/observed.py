@@ -135,6 +135,8 @@ class Observed:
             await self._app(scope, record.receive, record.send)
         finally:
             record.end()
+            # It holds the connection, which holds the scope: a circle, and those are looked for seldom.
+            del scope["state"][_RECORD_KEY]
 
 
 class Route(routing.Route):

@@ -58,6 +58,7 @@ class TracedApp:
             raise
         finally:
             response.end()
+            del scope["state"][TRACE_KEY]  # it holds the scope: a circle, and those are looked for seldom
 
 
 class _Response:

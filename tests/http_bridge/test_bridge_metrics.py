@@ -1,6 +1,7 @@
 """What the bridge counts and logs of each request."""
 
 import asyncio
+import gc
 import json
 import logging
 
@@ -142,3 +143,20 @@ async def test_the_line_of_a_refusal_has_its_code(bridge, caplog):
     (record,) = [record for record in caplog.records if record.name.startswith("http_bridge")]
     text = TextLines().format(record)
     assert " INFO    bridge: run: 400 after " in text and " error_code=5006 account=acc model=@cf/meta/" in text
+
+
+async def test_a_request_leaves_no_circle_of_objects_behind(bridge):
+    # The bridge seldom looks for circles; what hangs in one would pile up to megabytes.
+    await bridge.ask({"prompt": "hi", "stream": True})
+    await until_value(1, bridge, "requests_total", route="run", status="200")
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        await bridge.ask({"prompt": "hi", "stream": True})
+        await until_value(2, bridge, "requests_total", route="run", status="200")
+        gc.collect()
+        kept = {type(thing).__qualname__ for thing in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not kept & {"Record", "RequestResponseCycle", "_Exchange", "Trace"}

@@ -36,8 +36,10 @@ def _faulty(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _faulty_hosting() -> ModuleType:
     hosting = _import_hosting()
+    from inference_server.runner import ModelRunner
+
     for name in ("decode", "prefill", "both", "probe"):
-        setattr(hosting.ModelRunner, name, _faulty(getattr(hosting.ModelRunner, name)))
+        setattr(ModelRunner, name, _faulty(getattr(ModelRunner, name)))
     return hosting
 
 
