@@ -171,6 +171,10 @@ async def running_bridge(grpc_address: str, **settings) -> AsyncIterator[Bridge]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
         yield Bridge(port, client, metrics)
+    # uvicorn would look at open connections ten times a second; the client's have just been closed.
+    for _ in range(20):
+        if server.server_state.connections:
+            await asyncio.sleep(0.001)
     server.stopping.set()
     await serving
 
