@@ -11,13 +11,13 @@ from inference_server.sequence import SamplingParams
 from tests.engines import Recorder, collect, hosting, request
 from tests.exact.reference import LARGEST_GAP, MODES, default_entry, first_gap, generate, prompts
 
-SHORT_PROMPTS = [5, 17, 36, 70]
+SHORT_PROMPTS = [5, 70]
 # In float32 nothing may differ; in the others the first token that differs must have been nearly as likely.
 CASES = [("float32", "joining"), ("float16", "eight at a time")]
 
 
 @pytest.mark.parametrize(("precision", "mode"), CASES)
-async def test_four_short_prompts_get_the_greedy_tokens_of_generate(precision, mode):
+async def test_short_prompts_get_the_greedy_tokens_of_generate(precision, mode):
     async with hosting(default_entry(precision), max_running_seqs=8) as models:
         model = models["default"]
         texts = prompts(model.prompts, SHORT_PROMPTS)
