@@ -22,9 +22,9 @@ SCENARIOS = ["short", "long", "turns", "arrival", "constraint", "share", "waitin
 RESULTS = Path(__file__).parent / "results"
 _MODEL_CODE = """
 import json
-from inference_server.catalog import read_catalog
-from inference_server.config import DEFAULT_CATALOG, Settings
-from inference_server.loader import local_folder, silence_libraries
+from inference_server.serving.catalog import read_catalog
+from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.weights.loader import local_folder, silence_libraries
 silence_libraries()
 weights = read_catalog(DEFAULT_CATALOG)[-1].weights
 folder = local_folder(weights, Settings.from_environment().cache_dir)

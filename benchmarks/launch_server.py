@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 
 from inference_server import __main__ as program
-from inference_server import server
+from inference_server.grpc_api import server
 
 _END_IDS = "_end_ids"
 _import_hosting = server.import_hosting
@@ -18,7 +18,7 @@ def hosting_without_end_tokens() -> ModuleType:
     """Raises AttributeError if the server keeps its end tokens elsewhere by now."""
     hosting = _import_hosting()
     if not callable(getattr(hosting, _END_IDS)):
-        raise AttributeError(f"inference_server.hosting.{_END_IDS}")
+        raise AttributeError(f"inference_server.serving.hosted_model.{_END_IDS}")
     setattr(hosting, _END_IDS, lambda *_: set())
     return hosting
 

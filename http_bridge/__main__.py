@@ -11,12 +11,12 @@ from typing import Never
 import uvicorn
 from starlette.applications import Starlette
 
-from http_bridge import logs
 from http_bridge.app import create_app
-from http_bridge.config import PREFIX, ConfigError, Settings, load_settings, split_address
-from http_bridge.limits import limited
-from http_bridge.metrics import Metrics
-from http_bridge.observed import Observed
+from http_bridge.http_server.connection_limits import limited
+from http_bridge.observability import logs
+from http_bridge.observability.metrics import Metrics
+from http_bridge.observability.request_log import Observed
+from http_bridge.settings import PREFIX, ConfigError, Settings, load_settings, split_address
 
 _logger = logging.getLogger("http_bridge")
 # New objects between two searches for cycles (Python's default is 700). A token's objects are freed without a search.

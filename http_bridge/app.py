@@ -18,29 +18,31 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from http_bridge import directory, pages, refusals
-from http_bridge.auth import ACCOUNT_KEY, TokenCheck
-from http_bridge.binding import Binding, Miniflare, Wrangler
-from http_bridge.bodies import BodyReader
-from http_bridge.config import Settings
-from http_bridge.credentials import Credentials
+from http_bridge import error_handlers as refusals
+from http_bridge.api.base import Surface
+from http_bridge.api.binding.requests import BindingSurface
+from http_bridge.api.binding.unwrap import Binding, Miniflare, Wrangler
+from http_bridge.api.openai.replies import OpenAiErrors
+from http_bridge.api.openai.requests import ChatSurface, CompletionSurface
+from http_bridge.api.reply_writer import ErrorForm
+from http_bridge.api.workers_ai import models as directory
+from http_bridge.api.workers_ai.replies import BindingErrors
+from http_bridge.api.workers_ai.requests import GenericSurface, RestSurface
+from http_bridge.api.workers_ai.tokens import VerifyToken
+from http_bridge.auth.bearer import ACCOUNT_KEY, TokenCheck
+from http_bridge.auth.token_file import TokenFile
 from http_bridge.errors import ApiError
-from http_bridge.forms.base import ErrorForm
-from http_bridge.forms.openai import OpenAiErrors
-from http_bridge.forms.workers_ai import BindingErrors
-from http_bridge.metrics import Metrics
-from http_bridge.observed import Route, record_of
-from http_bridge.otlp import tracing_from_environment
-from http_bridge.run import REQUEST_ID_HEADER, RunEndpoint
-from http_bridge.schemas import Inputs
-from http_bridge.surfaces.base import Surface
-from http_bridge.surfaces.binding import BindingSurface
-from http_bridge.surfaces.openai import ChatSurface, CompletionSurface
-from http_bridge.surfaces.rest import GenericSurface, RestSurface
-from http_bridge.token_file import TokenFile
-from http_bridge.tokens import VerifyToken
-from http_bridge.tracing import Tracing
-from http_bridge.upstream import Upstream
+from http_bridge.observability.metrics import Metrics
+from http_bridge.observability.request_log import Route, record_of
+from http_bridge.observability.tracing.base import Tracing
+from http_bridge.observability.tracing.exporter import tracing_from_environment
+from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.schemas import Inputs
+from http_bridge.run_endpoint import REQUEST_ID_HEADER, RunEndpoint
+from http_bridge.settings import Settings
+from http_bridge.site import pages
+from http_bridge.upstream.client import Upstream
+from http_bridge.upstream.tls import Credentials
 
 _API = "/client/v4"
 _ACCOUNT = f"{_API}/accounts/{{account}}"

@@ -8,10 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from http_bridge.api.reply_writer import ErrorForm, JsonObject
+from http_bridge.api.workers_ai.replies import RestErrors
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.forms.base import ErrorForm, JsonObject
-from http_bridge.forms.workers_ai import RestErrors
-from http_bridge.observed import record_of
+from http_bridge.observability.request_log import record_of
 
 # Under this name the state of a request holds the ErrorForm of its route; without one, Cloudflare's router speaks.
 ERRORS_KEY = "errors"

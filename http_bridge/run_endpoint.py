@@ -16,17 +16,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from http_bridge import translate
-from http_bridge.auth import ACCOUNT_KEY
-from http_bridge.bodies import BodyReader
-from http_bridge.config import Settings
-from http_bridge.disconnect import until_disconnect
+from http_bridge.api.base import Call, Job, Surface
+from http_bridge.api.reply_writer import ErrorForm, Whole
+from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.forms.base import ErrorForm, Whole
-from http_bridge.observed import record_of
-from http_bridge.surfaces.base import Call, Job, Surface
-from http_bridge.tracing import trace_of
-from http_bridge.upstream import SESSION_KEY, Upstream
+from http_bridge.http_server.client_disconnect import until_disconnect
+from http_bridge.observability.request_log import record_of
+from http_bridge.observability.tracing.base import trace_of
+from http_bridge.protocol import to_grpc as translate
+from http_bridge.protocol.run_body import BodyReader
+from http_bridge.settings import Settings
+from http_bridge.upstream.client import SESSION_KEY, Upstream
 from tailrace.v1.inference_pb2 import Completed, RunResponse
 
 REQUEST_ID_HEADER = "cf-ai-req-id"

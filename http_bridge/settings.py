@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from http_bridge.profiles import ProfileName
+from http_bridge.protocol.profiles import ProfileName
 
 PREFIX = "TAILRACE_"
 # Targets in gRPC's own notation are passed on as they are.

@@ -6,10 +6,10 @@ import signal
 import sys
 from collections.abc import Awaitable
 
-from inference_server import logs
-from inference_server.config import Settings
 from inference_server.errors import ConfigurationError
-from inference_server.server import Server
+from inference_server.grpc_api.server import Server
+from inference_server.settings import Settings
+from tailrace_shared import logs
 
 # How long an idle thread of OpenMP looks for work before it sleeps: a pause each, some 200 us in all, which is more than
 # lies between two kernels. The default is a hundred times that, and takes a core from whoever sends the tokens.

@@ -103,9 +103,9 @@ def _cuda() -> Finding:
 
 def _models() -> Iterator[Finding]:
     try:
-        from inference_server.catalog import read_catalog
-        from inference_server.config import Settings
         from inference_server.errors import ConfigurationError
+        from inference_server.serving.catalog import read_catalog
+        from inference_server.settings import Settings
     except ImportError:
         yield Finding(None, "the inference server is not installed here")
         return
@@ -127,8 +127,8 @@ def _tokens() -> Iterator[Finding]:
     if not path:
         return
     try:
-        from http_bridge.config import ConfigError
-        from http_bridge.token_file import read_tokens
+        from http_bridge.auth.token_file import read_tokens
+        from http_bridge.settings import ConfigError
     except ImportError:
         yield Finding(None, "TAILRACE_API_TOKENS_FILE is set, but the bridge is not installed here")
         return

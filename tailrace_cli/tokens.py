@@ -7,7 +7,7 @@ import sys
 
 from tailrace_cli.asking import Failure
 
-# As http_bridge/token_file.py reads it.
+# As http_bridge/auth/token_file.py reads it.
 _ACCOUNT = re.compile(r"\*|[\w.-]{1,128}", re.ASCII)
 _PREFIX = "tr_"
 _RANDOM_BYTES = 32

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from an architecture's name (tiny_models.ARCHITECTURES) to a model folder."""
-    from tests.tiny_models import write_model
+    from tests.support.tiny_models import write_model
 
     folders: dict[str, Path] = {}
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.dashboard import ALERTS, DEPLOY, alert_queries, dashboard_queries, panels
+from tests.support.dashboard import ALERTS, DEPLOY, alert_queries, dashboard_queries, panels
 
 # Of Prometheus itself, and of prometheus_client's collector for processes.
 OTHERS = {

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-import http_bridge.logs
-import inference_server.logs
-from tests.processes import ROOT
+import http_bridge.observability.logs
+import tailrace_shared.logs
+from tests.support.processes import ROOT
 
-BOTH = pytest.mark.parametrize("logs", [http_bridge.logs, inference_server.logs], ids=["bridge", "server"])
+BOTH = pytest.mark.parametrize("logs", [http_bridge.observability.logs, tailrace_shared.logs], ids=["bridge", "server"])
 
 
 def record(message: str, *arguments: object, **options) -> logging.LogRecord:

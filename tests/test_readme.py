@@ -4,12 +4,12 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-import http_bridge.config
-import inference_server.config
+import http_bridge.settings
+import inference_server.settings
 
 README = Path(__file__).parent.parent / "README.md"
 START, END = "<!-- settings: tests/test_readme.py holds this table against the code -->", "<!-- /settings -->"
-READERS = {"server": inference_server.config.Settings, "bridge": http_bridge.config.Settings}
+READERS = {"server": inference_server.settings.Settings, "bridge": http_bridge.settings.Settings}
 
 
 def table() -> str:

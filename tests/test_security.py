@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 SOURCES = sorted(path for folder in ("inference_server", "http_bridge") for path in (ROOT / folder).rglob("*.py"))
 # Who unpickles, parses YAML, XML or JSON into messages, or starts a shell, does with a request what its author likes.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from inference_server.attention import register
+from inference_server.attention.paged import register
 
 _LLAMA_2_7B = {
     "vocab_size": 32000,

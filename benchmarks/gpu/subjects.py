@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from inference_server.admission import Room
-from inference_server.engine import Engine
-from inference_server.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
-from inference_server.runner import ModelRunner
-from inference_server.scheduler import Policy
-from inference_server.sequence import Delta, GenerationRequest, SamplingParams
+from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from inference_server.engine.admission import Room
+from inference_server.engine.native.engine import Engine
+from inference_server.engine.native.scheduler import Policy
+from inference_server.engine.sequence import Delta, GenerationRequest, SamplingParams
+from inference_server.model.runner import ModelRunner
 
 MAX_TOKENS = 2048
 MAX_SEQS = 64

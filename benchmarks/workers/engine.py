@@ -7,10 +7,10 @@ from typing import Any
 from benchmarks.launch_server import hosting_without_end_tokens
 from benchmarks.load import Load, Record, Request
 from benchmarks.workers import Answer, serve
-from inference_server.catalog import read_catalog
-from inference_server.config import Settings
-from inference_server.hosting import HostedModel
-from inference_server.sequence import Completed, Delta, Failed, GenerationRequest, SamplingParams
+from inference_server.engine.sequence import Completed, Delta, Failed, GenerationRequest, SamplingParams
+from inference_server.serving.catalog import read_catalog
+from inference_server.serving.hosted_model import HostedModel
+from inference_server.settings import Settings
 
 
 async def _one(hosted: HostedModel, number: int, request: Request) -> Record:

@@ -7,7 +7,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from benchmarks.load import Request
-from inference_server.loader import silence_libraries
+from inference_server.weights.loader import silence_libraries
 
 END_NEVER = -1
 

@@ -5,11 +5,11 @@ from typing import Protocol
 
 from starlette.datastructures import Headers, QueryParams
 
-from http_bridge.bodies import BodyReader
+from http_bridge.api.reply_writer import ErrorForm, ReplyForm
 from http_bridge.errors import ApiError
-from http_bridge.forms.base import ErrorForm, ReplyForm
-from http_bridge.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
-from http_bridge.validation import bad_input
+from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
+from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.validation import bad_input
 from tailrace.v1.inference_pb2 import RunRequest
 
 _MAX_MODEL = 256

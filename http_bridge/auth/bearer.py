@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 
+from http_bridge.auth.token_file import EVERY_ACCOUNT, TokenFile
 from http_bridge.errors import ApiError
-from http_bridge.token_file import EVERY_ACCOUNT, TokenFile
 
 # Under this name the state of a request holds the account of its token, if that is for one account.
 ACCOUNT_KEY = "account"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from http_bridge.config import PREFIX, ConfigError
+from http_bridge.settings import PREFIX, ConfigError
 
 EVERY_ACCOUNT = "*"
 _ACCOUNT = re.compile(r"\*|[\w.-]{1,128}", re.ASCII)

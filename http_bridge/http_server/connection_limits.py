@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from http_bridge.config import Settings
-from http_bridge.connection import Connection
+from http_bridge.error_handlers import router_payload
 from http_bridge.errors import ApiError
-from http_bridge.metrics import Metrics
-from http_bridge.refusals import router_payload
+from http_bridge.http_server.h11_connection import Connection
+from http_bridge.observability.metrics import Metrics
+from http_bridge.settings import Settings
 
 _RETRY_AFTER_SECONDS = 1
 # A connection that is refused is given so long to hear of it, and so many are at once.

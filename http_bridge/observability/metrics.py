@@ -88,5 +88,5 @@ def _version() -> str:
     try:
         return version("tailrace")
     except PackageNotFoundError:  # an image holds the folders alone
-        project = Path(__file__).parents[1] / "pyproject.toml"
+        project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

@@ -13,7 +13,7 @@ from typing import Any
 from starlette import routing
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_bridge.metrics import Metrics, RouteLabel
+from http_bridge.observability.metrics import Metrics, RouteLabel
 from tailrace.v1.inference_pb2 import Completed, FinishReason
 
 _RECORD_KEY = "record"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from http_bridge.errors import ApiError
-from http_bridge.schemas import Inputs
-from http_bridge.validation import MAX_DEPTH, Validator, bad_input, is_deeper
+from http_bridge.protocol.schemas import Inputs
+from http_bridge.protocol.validation import MAX_DEPTH, Validator, bad_input, is_deeper
 
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]

@@ -11,10 +11,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from http_bridge.bodies import RunBody
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.profiles import DEFAULT_MAX_TOKENS, Profile
-from http_bridge.validation import bad_input
+from http_bridge.protocol.profiles import DEFAULT_MAX_TOKENS, Profile
+from http_bridge.protocol.run_body import RunBody
+from http_bridge.protocol.validation import bad_input
 from tailrace.v1.inference_pb2 import (
     Chat,
     ChatTurn,

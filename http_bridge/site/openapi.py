@@ -6,8 +6,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from http_bridge.profiles import PROFILE_HEADER, PROFILE_NAMES
-from http_bridge.schemas import RUN_OUTPUT, Inputs
+from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES
+from http_bridge.protocol.schemas import RUN_OUTPUT, Inputs
 
 _Json = dict[str, Any]
 _ACCOUNT = "/client/v4/accounts/{account}"

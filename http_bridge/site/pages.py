@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from http_bridge.observed import Route
-from http_bridge.openapi import openapi
-from http_bridge.schemas import Inputs
+from http_bridge.observability.request_log import Route
+from http_bridge.protocol.schemas import Inputs
+from http_bridge.site.openapi import openapi
 
 _FOLDER = Path(__file__).parent / "playground"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}

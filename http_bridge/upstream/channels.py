@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from http_bridge.addresses import Address
-from http_bridge.config import split_address
-from http_bridge.credentials import Credentials
+from http_bridge.settings import split_address
+from http_bridge.upstream.resolver import Address
+from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 
 SERVICE_NAME = "tailrace.v1.InferenceService"

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from http_bridge.addresses import Address
-from http_bridge.channels import SERVICE_NAME
-from http_bridge.credentials import Credentials
-from http_bridge.servers import Servers
+from http_bridge.upstream.channels import SERVICE_NAME
+from http_bridge.upstream.registry import Servers
+from http_bridge.upstream.resolver import Address
+from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import Model, RunRequest, RunResponse
 
 REQUEST_ID_KEY = "x-request-id"

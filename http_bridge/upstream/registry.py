@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health_pb2
 
-from http_bridge.addresses import Address, Addresses
-from http_bridge.channels import SERVICE_NAME, Channels, Group
-from http_bridge.credentials import Credentials
+from http_bridge.upstream.channels import SERVICE_NAME, Channels, Group
+from http_bridge.upstream.resolver import Address, Addresses
+from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import ListModelsRequest, Model
 
 LOOK_SECONDS = 2.0

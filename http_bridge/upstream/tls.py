@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from http_bridge.config import PREFIX, ConfigError, Settings
+from http_bridge.settings import PREFIX, ConfigError, Settings
 
 # Files are looked at this often at most.
 LOOK_SECONDS = 1.0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server.scores import Form
+from inference_server.attention.torch_attention import Form
 
 _WANTED = {"scale", "window_size", "enable_gqa", "seqused_k", "block_table"}
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server import kernels, varlen
+from inference_server.attention import flash_attention as varlen
+from inference_server.attention.kv_cache import KVCache
+from inference_server.attention.torch_attention import Form, causal_attention, causal_mask, gathered_decode_attention
 from inference_server.errors import UnsupportedModel
-from inference_server.kv_cache import KVCache
-from inference_server.scores import Form, causal_attention, causal_mask, gathered_decode_attention
+from inference_server.kernels import ops as kernels
 
 NAME = "tailrace"
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server import kernels
-from inference_server.compiled_linear import CompiledLinear
-from inference_server.fused import FusedAttention, FusedMLP, FusedRMSNorm
-from inference_server.scores import Form
+from inference_server.attention.torch_attention import Form
+from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm
+from inference_server.cpu.linear.amx.layers import CompiledLinear
+from inference_server.kernels import ops as kernels
 
 _MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}

@@ -9,22 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference_server import kernels
-from inference_server.attention import Segment, decode_inputs, prefill_inputs
-from inference_server.compiled_linear import CompiledLinear
-from inference_server.decoder import Decoder, Layer
-from inference_server.kernels import arguments, tiles
-from inference_server.kernels.arguments import (
+from inference_server.attention.kv_cache import KVCache
+from inference_server.attention.paged import Segment, decode_inputs, prefill_inputs
+from inference_server.attention.torch_attention import Form
+from inference_server.cpu.decoder_weights import Decoder, Layer
+from inference_server.cpu.linear.amx.layers import CompiledLinear
+from inference_server.kernels import ops as kernels
+from inference_server.kernels.amx import tile_config as tiles
+from inference_server.kernels.jit import arguments
+from inference_server.kernels.jit.arguments import (
     ADD_RMS_NORM_ROWS,
     ATTENTION_ROWS,
     LINEAR_ROWS,
     RMS_NORM_ROWS,
     ROPE_ROWS,
 )
-from inference_server.kernels.compiled import Kernel, kernel
-from inference_server.kernels.program import Program, Step
-from inference_server.kv_cache import KVCache
-from inference_server.scores import Form
+from inference_server.kernels.jit.kernel import Kernel, kernel
+from inference_server.kernels.jit.program import Program, Step
 
 
 @dataclass(frozen=True, slots=True)

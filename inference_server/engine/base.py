@@ -13,10 +13,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-from inference_server.admission import Admission, Room, Ticket
+from inference_server.engine.admission import Admission, Room, Ticket
+from inference_server.engine.histogram import Tally
+from inference_server.engine.sequence import (
+    Completed,
+    Delta,
+    Event,
+    Failed,
+    GenerationRequest,
+    Sequence,
+    Started,
+    TextStream,
+)
 from inference_server.errors import GenerationFailed, ModelNotReady, ServerStopping, TailraceError
-from inference_server.sequence import Completed, Delta, Event, Failed, GenerationRequest, Sequence, Started, TextStream
-from inference_server.tally import Tally
 
 # A whole reply with its log probabilities might be more than a gRPC message may hold.
 MAX_JOINED_DELTAS = 64

@@ -7,7 +7,7 @@ slot. Knows accounts; knows nothing of blocks.
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 
-from inference_server.sequence import Sequence
+from inference_server.engine.sequence import Sequence
 
 
 class WaitingRoom:

@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from inference_server.blocks import BlockKeys
+from inference_server.engine.native.block_pool import BlockKeys
 from inference_server.errors import TailraceError
 
 

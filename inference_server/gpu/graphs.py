@@ -11,8 +11,8 @@ from collections.abc import Sequence as Items
 import torch
 from torch import Tensor
 
-from inference_server.attention import DecodeBatch, decode_inputs
-from inference_server.kv_cache import KVCache
+from inference_server.attention.kv_cache import KVCache
+from inference_server.attention.paged import DecodeBatch, decode_inputs
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from inference_server import load_report
 from inference_server.errors import ConfigurationError, Unauthenticated
-from inference_server.statuses import Context, abort
-from inference_server.watched import Watched
+from inference_server.grpc_api import load_report
+from inference_server.grpc_api.status import Context, abort
+from tailrace_shared.file_watcher import Watched
 
 # Whoever watches a process holds no token, and what gRPC asks by itself to balance carries none: both learn how it is
 # doing, no more. Everything else is denied without one, also what does not exist.

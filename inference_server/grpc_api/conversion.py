@@ -4,17 +4,17 @@ import json
 import random
 from typing import TYPE_CHECKING
 
-from inference_server import tools as tool_forms
-from inference_server.checks import SCALARS, seconds
+from inference_server.engine.sequence import GenerationRequest, SamplingParams, ToolCall
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.grammar import Constraint, GrammarError
-from inference_server.prompt import Turn
-from inference_server.sequence import GenerationRequest, SamplingParams, ToolCall
-from inference_server.tools import Tool
+from inference_server.grpc_api.validation import SCALARS, seconds
+from inference_server.text import tool_formats as tool_forms
+from inference_server.text.grammar import Constraint, GrammarError
+from inference_server.text.prompt_encoder import Turn
+from inference_server.text.tool_formats import Tool
 from tailrace.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
-    from inference_server.hosting import HostedModel
+    from inference_server.serving.hosted_model import HostedModel
 
 # Seeds drawn here stay within what the REST interface can send back in.
 _MAX_DRAWN_SEED = 9_999_999_999

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import grpc
 from google.rpc.error_details_pb2 import RetryInfo
 
-from inference_server.statuses import Context
+from inference_server.grpc_api.status import Context
 
 SERVICE = "xds.service.orca.v3.OpenRcaService"
 # What an idle server reports. 0 would count as no report at all, and near 0 one request more would halve a server's share:

@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.statuses import Context, abort
+from inference_server.grpc_api.status import Context, abort
 
 # A class that takes arguments in its stubs alone.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

@@ -15,20 +15,20 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from inference_server.auth import TokenCheck
-from inference_server.catalog import read_catalog
-from inference_server.config import Settings, is_loopback
-from inference_server.credentials import server_credentials
+from inference_server.engine.watchdog import Watchdog
 from inference_server.errors import ConfigurationError
-from inference_server.load_report import LoadReporter
-from inference_server.otlp import tracing_from_environment
-from inference_server.parsing import Parsing
-from inference_server.servicer import InferenceServicer
-from inference_server.watchdog import Watchdog
+from inference_server.grpc_api.auth import TokenCheck
+from inference_server.grpc_api.load_report import LoadReporter
+from inference_server.grpc_api.malformed import Parsing
+from inference_server.grpc_api.servicer import InferenceServicer
+from inference_server.grpc_api.tls import server_credentials
+from inference_server.observability.tracing.exporter import tracing_from_environment
+from inference_server.serving.catalog import read_catalog
+from inference_server.settings import Settings, is_loopback
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
-    from inference_server.base_engine import BaseEngine
+    from inference_server.engine.base import BaseEngine
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ _OPTIONS = (("grpc.so_reuseport", 0),)
 
 def import_hosting() -> ModuleType:
     """torch and transformers take seconds to import: neither a wrong setting nor a signal nor a call shall wait for them."""
-    from inference_server import hosting, loader
+    from inference_server.serving import hosted_model as hosting
+    from inference_server.weights import loader
 
     loader.silence_libraries()
     return hosting

@@ -10,12 +10,9 @@ from collections.abc import AsyncIterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from inference_server import checks, errors, requests
-from inference_server.config import Settings
-from inference_server.metrics import Metrics
-from inference_server.rate_limit import RateLimit
-from inference_server.record import RunRecord
-from inference_server.sequence import (
+from inference_server import errors
+from inference_server.engine.rate_limit import RateLimit
+from inference_server.engine.sequence import (
     Candidate,
     Completed,
     Delta,
@@ -25,15 +22,20 @@ from inference_server.sequence import (
     Started,
     TokenLogprob,
 )
-from inference_server.statuses import Context, abort, duration
-from inference_server.token_bytes import TokenBytes
-from inference_server.tool_replies import with_tool_calls
-from inference_server.tracing import Tracing
+from inference_server.grpc_api import conversion as requests
+from inference_server.grpc_api import validation as checks
+from inference_server.grpc_api.status import Context, abort, duration
+from inference_server.observability.metrics import Metrics
+from inference_server.observability.run_record import RunRecord
+from inference_server.observability.tracing.base import Tracing
+from inference_server.settings import Settings
+from inference_server.text.token_bytes import TokenBytes
+from inference_server.text.tool_call_stream import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
-    from inference_server.hosting import HostedModel
+    from inference_server.serving.hosted_model import HostedModel
 
 logger = logging.getLogger(__name__)
 

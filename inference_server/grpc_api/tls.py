@@ -5,9 +5,9 @@ from pathlib import Path
 
 import grpc
 
-from inference_server.config import Settings
 from inference_server.errors import ConfigurationError
-from inference_server.watched import Watched
+from inference_server.settings import Settings
+from tailrace_shared.file_watcher import Watched
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:

@@ -9,8 +9,10 @@ from collections.abc import Sequence as Items
 import torch
 from torch import Tensor
 
-from inference_server.kernels import arguments, reference, tiles
-from inference_server.kernels.compiled import ENOUGH_NS, Kernel, kernel
+from inference_server.kernels import reference
+from inference_server.kernels.amx import tile_config as tiles
+from inference_server.kernels.jit import arguments
+from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
 _WIDEST_LANES = 16

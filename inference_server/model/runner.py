@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server.attention import DecodeBatch, PrefillBatch, Segment
-from inference_server.blocks import SCRATCH_BLOCK
-from inference_server.cpu_forward import CpuForward, DecodeTokens, PromptTokens
-from inference_server.decoder import Decoder, decoder_of
+from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, KVCache
+from inference_server.attention.paged import DecodeBatch, PrefillBatch, Segment
+from inference_server.cpu.decoder_weights import Decoder, decoder_of
+from inference_server.cpu.forward import CpuForward, DecodeTokens, PromptTokens
+from inference_server.engine.native.block_pool import SCRATCH_BLOCK
 from inference_server.errors import UnsupportedModel
-from inference_server.graphs import DecodeGraphs
-from inference_server.kv_cache import CPU_BLOCK_SIZE, KVCache
+from inference_server.gpu.graphs import DecodeGraphs
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from inference_server.tally import Tally
+from inference_server.engine.histogram import Tally
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
-    from inference_server.base_engine import BaseEngine
+    from inference_server.engine.base import BaseEngine
 
 NamedEngines = Callable[[], "Iterable[tuple[str, BaseEngine]]"]
 _Numbers = tuple[tuple[str, str, "Callable[[BaseEngine], float]"], ...]

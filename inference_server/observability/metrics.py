@@ -20,8 +20,8 @@ from prometheus_client import (
     start_http_server,
 )
 
-from inference_server.collectors import Counts, EngineState, NamedEngines, Tallies
-from inference_server.sequence import FinishReason
+from inference_server.engine.sequence import FinishReason
+from inference_server.observability.collectors import Counts, EngineState, NamedEngines, Tallies
 
 ENDS = COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 UNKNOWN_MODEL = "unknown"
@@ -144,5 +144,5 @@ def _version() -> str:
     try:
         return version("tailrace")
     except PackageNotFoundError:  # an image holds the folders alone
-        project = Path(__file__).parents[1] / "pyproject.toml"
+        project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

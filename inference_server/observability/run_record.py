@@ -3,10 +3,10 @@
 import logging
 import time
 
+from inference_server.engine.sequence import Completed, Delta, Event, Started, Timings
 from inference_server.errors import TailraceError
-from inference_server.metrics import CANCELLED, COMPLETED, FAILED, UNKNOWN_MODEL, Metrics
-from inference_server.sequence import Completed, Delta, Event, Started, Timings
-from inference_server.statuses import STATUS
+from inference_server.grpc_api.status import STATUS
+from inference_server.observability.metrics import CANCELLED, COMPLETED, FAILED, UNKNOWN_MODEL, Metrics
 from tailrace.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)

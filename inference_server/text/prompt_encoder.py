@@ -19,11 +19,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from tokenizers import AddedToken, Tokenizer
 
-from inference_server import tools as tool_forms
+from inference_server.engine.sequence import ToolCall
 from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
-from inference_server.sequence import ToolCall
-from inference_server.token_bytes import TokenBytes
-from inference_server.tools import Tool
+from inference_server.text import tool_formats as tool_forms
+from inference_server.text.token_bytes import TokenBytes
+from inference_server.text.tool_formats import Tool
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 # Two characters that Unicode reserves for no text at all.

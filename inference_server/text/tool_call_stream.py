@@ -4,9 +4,9 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 
-from inference_server.catalog import ToolFormat
-from inference_server.sequence import Completed, Delta, Event, FinishReason
-from inference_server.tools import CallParser
+from inference_server.engine.sequence import Completed, Delta, Event, FinishReason
+from inference_server.serving.catalog import ToolFormat
+from inference_server.text.tool_formats import CallParser
 
 
 async def with_tool_calls(

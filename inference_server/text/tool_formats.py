@@ -18,9 +18,9 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
-from inference_server.catalog import ToolFormat
-from inference_server.detokenizer import overlap
-from inference_server.sequence import ToolCall
+from inference_server.engine.sequence import ToolCall
+from inference_server.serving.catalog import ToolFormat
+from inference_server.text.detokenizer import overlap
 
 # What a call begins with where it is told apart from other text.
 _MARKERS: Mapping[ToolFormat, str] = {

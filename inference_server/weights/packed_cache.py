@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from inference_server.catalog import Precision
-from inference_server.compiled_linear import CompiledLinear, Packed, of_packed
-from inference_server.decoder import Decoder, Layer, Rotary
-from inference_server.folders import made_once
-from inference_server.scores import Form
+from inference_server.attention.torch_attention import Form
+from inference_server.cpu.decoder_weights import Decoder, Layer, Rotary
+from inference_server.cpu.linear.amx.layers import CompiledLinear, Packed, of_packed
+from inference_server.serving.catalog import Precision
+from inference_server.weights.atomic_folder import made_once
 
 logger = logging.getLogger(__name__)
 

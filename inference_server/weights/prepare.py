@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from inference_server import packed
-from inference_server.catalog import Precision, Weights
-from inference_server.compiled_linear import CompiledLinear
-from inference_server.config import Settings
-from inference_server.decoder import decoder_of
-from inference_server.fused import fuse
-from inference_server.kv_cache import CPU_BLOCK_SIZE
-from inference_server.linears import cache_dtype
-from inference_server.loader import load_description, load_model, local_folder, progress
-from inference_server.packed import Facts
-from inference_server.runner import runs
+from inference_server.attention.kv_cache import CPU_BLOCK_SIZE
+from inference_server.cpu.decoder_weights import decoder_of
+from inference_server.cpu.fused_modules import fuse
+from inference_server.cpu.linear.amx.layers import CompiledLinear
+from inference_server.cpu.linear.pack import cache_dtype
+from inference_server.model.runner import runs
+from inference_server.serving.catalog import Precision, Weights
+from inference_server.settings import Settings
+from inference_server.weights import packed_cache as packed
+from inference_server.weights.loader import load_description, load_model, local_folder, progress
+from inference_server.weights.packed_cache import Facts
 
 logger = logging.getLogger(__name__)
 

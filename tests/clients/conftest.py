@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.config import DEFAULT_CATALOG
+from inference_server.settings import DEFAULT_CATALOG
 from tests.e2e.stack import OTHER_SERVER, Stack
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"

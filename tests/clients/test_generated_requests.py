@@ -11,11 +11,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from http_bridge.openapi import document
-from http_bridge.schemas import Inputs
+from http_bridge.protocol.schemas import Inputs
+from http_bridge.site.openapi import document
 from tests.clients.conftest import generated
 from tests.e2e.stack import Stack
-from tests.servers import MODEL, write_catalog
+from tests.support.servers import MODEL, write_catalog
 
 pytestmark = pytest.mark.clients
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 MODEL = "@cf/meta/llama-2-7b-chat-int8"

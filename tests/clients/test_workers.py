@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from tests.clients.node_programs import environment, install, serving
-from tests.processes import ROOT, free_address
+from tests.support.processes import ROOT, free_address
 
 pytestmark = pytest.mark.clients
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from tests.processes import ROOT, free_address
+from tests.support.processes import ROOT, free_address
 
 MODELS = ["@cf/meta/llama-2-7b-chat-int8", "@cf/meta/llama-2-7b-chat-fp16", "@cf/huggingfacetb/smollm2-135m-instruct"]
 SERVER, BRIDGE = SERVICES = ["inference_server", "http_bridge"]

@@ -18,7 +18,7 @@ from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tests.compose.clients import NUMBERS, Reply, ask
 from tests.compose.stack import BRIDGE, MODELS, REPLY_SECONDS, RUN_PATH, SERVER, SERVICES, START_SECONDS, TOKEN
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.compose.stack import BRIDGE, SERVER
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.compose
 

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-import http_bridge.config
-import inference_server.config
-from tests.processes import ROOT
+import http_bridge.settings
+import inference_server.settings
+from tests.support.processes import ROOT
 
 # Inside a container these are facts, not choices.
 FIXED = {
@@ -21,7 +21,7 @@ FIXED = {
 
 @pytest.mark.parametrize(
     ("service", "settings"),
-    [("inference_server", inference_server.config.Settings), ("http_bridge", http_bridge.config.Settings)],
+    [("inference_server", inference_server.settings.Settings), ("http_bridge", http_bridge.settings.Settings)],
 )
 def test_every_setting_of_the_environment_reaches_its_service(service, settings):
     text = (ROOT / "docker-compose.yml").read_text()

@@ -17,11 +17,11 @@ import grpc
 import pytest
 import yaml
 
-from inference_server.config import DEFAULT_CATALOG
+from inference_server.settings import DEFAULT_CATALOG
 from tailrace.v1 import inference_pb2_grpc
 from tests.deploy.names import Names, name_server
-from tests.processes import ROOT, Process, free_address, process
 from tests.reliability.watch import metrics
+from tests.support.processes import ROOT, Process, free_address, process
 
 CONFIGURATION = ROOT / "deploy" / "envoy" / "envoy.yaml"
 MODEL = "@cf/huggingfacetb/smollm2-135m-instruct"

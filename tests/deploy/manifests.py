@@ -13,7 +13,7 @@ import yaml
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 BASE, GPU = KUBERNETES / "base", KUBERNETES / "overlays" / "gpu"

@@ -6,9 +6,9 @@ import tomllib
 import pytest
 import yaml
 
-import http_bridge.config
-import inference_server.config
-from inference_server.server import SERVICE
+import http_bridge.settings
+import inference_server.settings
+from inference_server.grpc_api.server import SERVICE
 from tests.deploy.manifests import (
     BASE,
     GPU,
@@ -25,9 +25,9 @@ from tests.deploy.manifests import (
     settings,
     walk,
 )
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
-SETTINGS = {"inference-server": inference_server.config.Settings, "http-bridge": http_bridge.config.Settings}
+SETTINGS = {"inference-server": inference_server.settings.Settings, "http-bridge": http_bridge.settings.Settings}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 NAME = "app.kubernetes.io/name"
 
@@ -127,14 +127,14 @@ def test_every_setting_is_one_of_the_service_and_has_a_value_that_it_takes(workl
 def test_a_pod_gets_the_time_to_finish_the_longest_reply(workload, service):
     values = SETTINGS[service](**fields(workload))
     drain = values.shutdown_grace_seconds if service == "inference-server" else values.http_shutdown_grace_seconds
-    assert drain >= http_bridge.config.Settings.model_fields["request_timeout_seconds"].default
+    assert drain >= http_bridge.settings.Settings.model_fields["request_timeout_seconds"].default
     leaving = container(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod(workload)["terminationGracePeriodSeconds"] >= leaving + drain + 10
 
 
 def test_the_server_may_end_by_itself_before_the_kubelet_ends_it(documents):
     probe = container(of_kind(documents, "Deployment")["inference-server"])["livenessProbe"]
-    exit_seconds = inference_server.config.Settings.model_fields["stall_exit_seconds"].default
+    exit_seconds = inference_server.settings.Settings.model_fields["stall_exit_seconds"].default
     assert probe["periodSeconds"] * (probe["failureThreshold"] - 1) > exit_seconds
 
 
@@ -165,7 +165,7 @@ def test_the_autoscaler_asks_for_what_the_server_tells_and_the_adapter_passes_on
     targets = {
         one["pods"]["metric"]["name"]: int(one["pods"]["target"]["averageValue"]) for one in scaler["spec"]["metrics"]
     }
-    source = "".join(path.read_text() for path in (ROOT / "inference_server").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "inference_server").rglob("*.py"))
     assert all(f'"{name.removeprefix("tailrace_")}"' in source for name in targets)
     (rule,) = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     (pattern,) = re.findall(r'__name__=~"(.+?)"', rule["seriesQuery"])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT, free_address
+from tests.support.processes import ROOT, free_address
 
 MODELS = (
     "@cf/meta/llama-2-7b-chat-int8",

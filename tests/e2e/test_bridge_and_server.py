@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from tests.engines import until
 from tests.http_bridge.conftest import Bridge, running_bridge
-from tests.servers import MODEL, Running, running_server, write_catalog
+from tests.support.engines import until
+from tests.support.servers import MODEL, Running, running_server, write_catalog
 
 URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
 # Greedy, and the tiny model's greedy replies do not end by themselves.

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.processes import ROOT, free_address
+from tests.support.processes import ROOT, free_address
 
 MODEL = "@cf/meta/llama-2-7b-chat-int8"
 DOORS = [[], ["--grpc"]]

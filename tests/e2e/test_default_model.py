@@ -5,11 +5,11 @@ import asyncio
 import pytest
 import torch
 
-from inference_server.loader import resolve_precision
-from inference_server.prompt import Turn
-from inference_server.sequence import SamplingParams
-from tests.engines import Recorder, collect, hosting, request
+from inference_server.engine.sequence import SamplingParams
+from inference_server.text.prompt_encoder import Turn
+from inference_server.weights.loader import resolve_precision
 from tests.exact.reference import LARGEST_GAP, MODES, default_entry, first_gap, generate, prompts
+from tests.support.engines import Recorder, collect, hosting, request
 
 SHORT_PROMPTS = [5, 70]
 # In float32 nothing may differ; in the others the first token that differs must have been nearly as likely.

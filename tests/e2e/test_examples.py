@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.stack import MODELS
-from tests.processes import ROOT, free_address
+from tests.support.processes import ROOT, free_address
 
 STORY = "Write a long story about a river and the people who live beside it."
 

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from tests.processes import free_address, process
-from tests.servers import MODEL, write_catalog
+from tests.support.processes import free_address, process
+from tests.support.servers import MODEL, write_catalog
 
 
 @pytest.fixture

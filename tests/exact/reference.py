@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from inference_server.catalog import CatalogEntry, Precision, read_catalog
-from inference_server.config import DEFAULT_CATALOG, Settings
-from inference_server.hosting import HostedModel
-from inference_server.loader import load_model
-from inference_server.noise import gumbel, key, uniform_of_all
-from inference_server.prompt import PromptEncoder
-from inference_server.sequence import Delta, GenerationRequest
-from tests.engines import GREEDY, Recorder, collect, request
+from inference_server.engine.native.gumbel import gumbel, key, uniform_of_all
+from inference_server.engine.sequence import Delta, GenerationRequest
+from inference_server.serving.catalog import CatalogEntry, Precision, read_catalog
+from inference_server.serving.hosted_model import HostedModel
+from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.text.prompt_encoder import PromptEncoder
+from inference_server.weights.loader import load_model
+from tests.support.engines import GREEDY, Recorder, collect, request
 
 NUM_TOKENS = 64
 PROMPT_LENGTHS = [5, 8, 12, 17, 25, 36, 50, 70, 100, 140, 190, 256, 257, 330, 450, 600, 800, 1024, 1250, 1500]

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from inference_server.catalog import Precision
-from tests.engines import LogitsRecorder, collect, hosting, request
+from inference_server.serving.catalog import Precision
 from tests.exact.reference import default_entry, prompts
+from tests.support.engines import LogitsRecorder, collect, hosting, request
 
 NUM_TOKENS = 8
 NUM_PROMPTS = 20

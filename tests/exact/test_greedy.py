@@ -7,8 +7,7 @@ and transformers batched differ from each other by as much.
 import pytest
 import torch
 
-from inference_server.loader import resolve_precision
-from tests.engines import hosting
+from inference_server.weights.loader import resolve_precision
 from tests.exact.reference import (
     LARGEST_GAP,
     MODES,
@@ -19,6 +18,7 @@ from tests.exact.reference import (
     generate,
     prompts,
 )
+from tests.support.engines import hosting
 
 SIXTEEN_BIT = resolve_precision("float16", torch.device("cpu"))
 PRECISIONS = sorted({"float32", SIXTEEN_BIT, "bitsandbytes-int8"})

@@ -2,14 +2,14 @@
 
 import pytest
 
-from inference_server.catalog import read_catalog
-from inference_server.config import DEFAULT_CATALOG
+from inference_server.engine.sequence import FinishReason
 from inference_server.errors import PromptTooLong
-from inference_server.sequence import FinishReason
-from tests.engines import collect, hosting, request
+from inference_server.serving.catalog import read_catalog
+from inference_server.settings import DEFAULT_CATALOG
 from tests.exact.reference import CORPUS
 from tests.http_bridge.conftest import running_bridge
-from tests.servers import running_server
+from tests.support.engines import collect, hosting, request
+from tests.support.servers import running_server
 
 LIMITS = {"@cf/meta/llama-2-7b-chat-int8": (2048, 1800), "@cf/meta/llama-2-7b-chat-fp16": (3072, 2500)}
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_server.attention import PrefillBatch, Segment
-from inference_server.config import Settings
-from inference_server.cpu_forward import PromptTokens
-from inference_server.hosting import HostedModel
-from inference_server.loader import silence_libraries
-from tests.engines import hosting
+from inference_server.attention.paged import PrefillBatch, Segment
+from inference_server.cpu.forward import PromptTokens
+from inference_server.serving.hosted_model import HostedModel
+from inference_server.settings import Settings
+from inference_server.weights.loader import silence_libraries
 from tests.exact.reference import CORPUS, default_entry, reference_model
+from tests.support.engines import hosting
 
 CHUNK = 256
 WINDOW = 1024

@@ -9,10 +9,10 @@ import asyncio
 
 import pytest
 
-from inference_server.prompt import Turn
-from inference_server.sequence import SamplingParams
-from tests.engines import Recorder, collect, hosting, request
+from inference_server.engine.sequence import SamplingParams
+from inference_server.text.prompt_encoder import Turn
 from tests.exact.reference import LARGEST_TIE, default_entry, prompts, reference_model, tie_gap
+from tests.support.engines import Recorder, collect, hosting, request
 
 
 def seeded(prompt, seed: int, max_tokens: int, **sampling):

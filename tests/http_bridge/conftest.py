@@ -17,10 +17,10 @@ from grpc_status import rpc_status
 
 from http_bridge.__main__ import uvicorn_config
 from http_bridge.app import create_app
-from http_bridge.bodies import BodyReader
-from http_bridge.config import Settings
-from http_bridge.metrics import Metrics
-from http_bridge.schemas import Inputs
+from http_bridge.observability.metrics import Metrics
+from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.schemas import Inputs
+from http_bridge.settings import Settings
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 
@@ -188,7 +188,7 @@ class _Hurried:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("http_bridge.upstream.RETRY_PAUSES", (0.01, 0.02))
+    monkeypatch.setattr("http_bridge.upstream.client.RETRY_PAUSES", (0.01, 0.02))
     monkeypatch.setattr("uvicorn.server.asyncio", _Hurried())
 
 

@@ -11,8 +11,8 @@ import sys
 import httpx
 import pytest
 
-from tests.metrics import read_metrics, samples
-from tests.processes import free_address
+from tests.support.metrics import read_metrics, samples
+from tests.support.processes import free_address
 
 RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"
 

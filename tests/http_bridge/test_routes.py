@@ -4,15 +4,15 @@ import pytest
 from starlette.routing import Route
 
 from http_bridge.app import create_app
-from http_bridge.config import Settings
-from tests.processes import ROOT
+from http_bridge.settings import Settings
+from tests.support.processes import ROOT
 
 RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"
 MISSING = {"code": 9106, "message": "Missing X-Auth-Key, X-Auth-Email or Authorization headers"}
 MALFORMED = {"code": 9106, "message": "Authentication failed (status: 400)"}
 WRONG = {"code": 10000, "message": "Authentication error"}
 
-PLAYGROUND = [f"/playground/{path.name}" for path in (ROOT / "http_bridge/playground").iterdir()]
+PLAYGROUND = [f"/playground/{path.name}" for path in (ROOT / "http_bridge/site/playground").iterdir()]
 
 
 def router_envelope(error):
@@ -197,7 +197,7 @@ async def test_exception_within_the_bridge_shows_nothing_of_itself(bridge, monke
     def crash(*args, **kwargs):
         raise ValueError("secret detail")
 
-    monkeypatch.setattr("http_bridge.surfaces.rest.run_request", crash)
+    monkeypatch.setattr("http_bridge.api.workers_ai.requests.run_request", crash)
     response = await bridge.ask()
     assert response.status_code == 500
     assert response.headers["cf-ai-req-id"] in response.json()["errors"][0]["message"]
@@ -208,7 +208,7 @@ async def test_exception_in_another_route_shows_nothing_of_itself(bridge, monkey
     async def crash(self):
         raise ValueError("secret detail")
 
-    monkeypatch.setattr("http_bridge.upstream.Upstream.why_not_ready", crash)
+    monkeypatch.setattr("http_bridge.upstream.client.Upstream.why_not_ready", crash)
     response = await bridge.client.get("/readyz")
     assert response.status_code == 500
     assert response.headers["cf-ai-req-id"] in response.json()["errors"][0]["message"]

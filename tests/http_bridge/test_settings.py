@@ -2,7 +2,7 @@
 
 import pytest
 
-from http_bridge.config import ConfigError, Settings, is_loopback, load_settings, split_address
+from http_bridge.settings import ConfigError, Settings, is_loopback, load_settings, split_address
 
 
 def sentence(monkeypatch, **variables):

@@ -2,8 +2,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from inference_server.hosting import HostedModel
-from tests.engines import entry, hosting
+from inference_server.serving.hosted_model import HostedModel
+from tests.support.engines import entry, hosting
 
 
 @pytest.fixture

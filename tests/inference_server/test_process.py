@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from tailrace.v1 import inference_pb2_grpc
-from tests.processes import free_address, process
-from tests.servers import chat, write_catalog
+from tests.support.processes import free_address, process
+from tests.support.servers import chat, write_catalog
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.config import DEFAULT_CATALOG, Settings
 from inference_server.errors import ConfigurationError
+from inference_server.settings import DEFAULT_CATALOG, Settings
 
 
 @pytest.fixture(autouse=True)

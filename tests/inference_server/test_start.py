@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Llama4TextConfig, MixtralConfig, Phi3Config
 
 from inference_server.errors import ConfigurationError
-from tests.engines import collect, entry, hosting, request
-from tests.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.engines import collect, entry, hosting, request
+from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 
-from tests.servers import MODEL
+from tests.support.servers import MODEL
 
 DONE = b"data: [DONE]\n\n"
 _PATIENCE_SECONDS = 120.0

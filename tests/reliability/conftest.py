@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import Stack
-from tests.servers import write_catalog
+from tests.support.servers import write_catalog
 
 StartStack = Callable[..., AbstractContextManager[Stack]]
 _reported: list[str] = []

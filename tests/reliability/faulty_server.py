@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from inference_server import __main__ as program
-from inference_server import server
+from inference_server.grpc_api import server
 
 FAULT = Path(os.environ["TAILRACE_FAULT_FILE"])
 _import_hosting = server.import_hosting
@@ -36,7 +36,7 @@ def _faulty(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _faulty_hosting() -> ModuleType:
     hosting = _import_hosting()
-    from inference_server.runner import ModelRunner
+    from inference_server.model.runner import ModelRunner
 
     for name in ("decode", "prefill", "both", "probe"):
         setattr(ModelRunner, name, _faulty(getattr(ModelRunner, name)))

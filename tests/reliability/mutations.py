@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.reliability.client import post, run_path
-from tests.servers import MODEL
+from tests.support.servers import MODEL
 
 TOOL = {"name": "weather", "description": "tells it", "parameters": {"type": "object", "properties": {"city": {}}}}
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "s": {"enum": ["a", "b"]}}, "required": ["n"]}

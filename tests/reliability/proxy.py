@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.processes import free_address
+from tests.support.processes import free_address
 
 
 class Proxy:

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tailrace.v1 import inference_pb2_grpc
 from tests.e2e.stack import Stack
 from tests.reliability.client import Ending, Exchange, ask
-from tests.servers import chat
+from tests.support.servers import chat
 
 pytestmark = pytest.mark.reliability
 

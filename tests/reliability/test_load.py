@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.e2e.stack import Stack
-from tests.processes import free_address
 from tests.reliability.client import DONE, Ending, Exchange, ask, post, run_path
 from tests.reliability.watch import SERVICES, Memory, assert_alive, metrics
+from tests.support.processes import free_address
 
 pytestmark = pytest.mark.reliability
 

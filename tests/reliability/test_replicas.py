@@ -19,9 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tailrace.v1 import inference_pb2_grpc
 from tests.e2e.stack import Stack
-from tests.processes import ROOT, free_address
 from tests.reliability.client import Ending, Exchange
-from tests.servers import chat, write_catalog
+from tests.support.processes import ROOT, free_address
+from tests.support.servers import chat, write_catalog
 
 pytestmark = pytest.mark.reliability
 

@@ -8,9 +8,9 @@ import pytest
 
 from tailrace_cli.asking import Failure, Refusal
 from tailrace_cli.rpc import GrpcDoor
-from tests.certificates import Authority
 from tests.http_bridge.conftest import running_bridge
-from tests.servers import MODEL, running_server, write_catalog
+from tests.support.certificates import Authority
+from tests.support.servers import MODEL, running_server, write_catalog
 
 pytestmark = pytest.mark.reliability
 
@@ -26,7 +26,7 @@ def digest(token):
 @pytest.fixture
 async def secured(tiny_model, tmp_path, monkeypatch):
     """Returns the running server, its tokens file, its certificate, and the settings of its clients."""
-    for module in ("inference_server.auth", "http_bridge.credentials"):
+    for module in ("inference_server.grpc_api.auth", "http_bridge.upstream.tls"):
         monkeypatch.setattr(f"{module}.LOOK_SECONDS", 0.0)
     authority = Authority(tmp_path)
     files, client = authority.issue("server"), authority.issue("client")

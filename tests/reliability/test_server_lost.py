@@ -10,15 +10,15 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.processes import free_address
 from tests.reliability.client import DONE, Ending, Exchange, ask
 from tests.reliability.proxy import proxy
+from tests.support.processes import free_address
 
 pytestmark = pytest.mark.reliability
 
 NUM_STREAMS = 16
 SERVES_AGAIN_SECONDS = 2.0
-# The bridge pings a server that is silent for 30 s and waits 10 s for the answer (http_bridge/upstream.py).
+# The bridge pings a server that is silent for 30 s and waits 10 s for the answer (http_bridge/upstream/client.py).
 KEEPALIVE_SECONDS = 40.0
 # Greedy, because the tiny model's greedy replies do not end by themselves.
 LONG = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 3500}

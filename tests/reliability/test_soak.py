@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.e2e.stack import Stack
-from tests.processes import free_address
 from tests.reliability.client import Ending, Exchange, ask
 from tests.reliability.watch import MIB, SERVICES, Held, Memory, assert_alive, held, metrics
+from tests.support.processes import free_address
 
 pytestmark = pytest.mark.reliability
 

@@ -1,6 +1,6 @@
 """The Grafana dashboard and the alerts as data, and their queries put to a Prometheus that runs.
 
-`python -m tests.dashboard http://127.0.0.1:9090` tells which queries of the dashboard return nothing there.
+`python -m tests.support.dashboard http://127.0.0.1:9090` tells which queries of the dashboard return nothing there.
 """
 
 import json

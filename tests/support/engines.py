@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inference_server.catalog import CatalogEntry, Precision, Weights
-from inference_server.config import Settings
-from inference_server.hosting import HostedModel, load_all
-from inference_server.sequence import Completed, Delta, GenerationRequest, SamplingParams, Started
+from inference_server.engine.sequence import Completed, Delta, GenerationRequest, SamplingParams, Started
+from inference_server.serving.catalog import CatalogEntry, Precision, Weights
+from inference_server.serving.hosted_model import HostedModel, load_all
+from inference_server.settings import Settings
 
 GREEDY = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
 

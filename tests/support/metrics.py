@@ -5,7 +5,7 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 # Name, type, and the labels in the order of the alphabet.
 Names = set[tuple[str, str, tuple[str, ...]]]

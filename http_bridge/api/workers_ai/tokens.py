@@ -3,9 +3,9 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from http_bridge.auth import TokenCheck, token_id
+from http_bridge.api.workers_ai.replies import envelope
+from http_bridge.auth.bearer import TokenCheck, token_id
 from http_bridge.errors import ApiError
-from http_bridge.forms.workers_ai import envelope
 
 _ACTIVE = {"code": 10000, "message": "This API Token is valid and active", "type": None}
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
-from http_bridge.config import ConfigError
-from http_bridge.tracing import Tracing
+from http_bridge.observability.tracing.base import Tracing
+from http_bridge.settings import ConfigError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -58,7 +58,7 @@ class Exported(Tracing):
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        from http_bridge.spans import TracedApp
+        from http_bridge.observability.tracing.spans import TracedApp
 
         self._sparing = _Sparing()
         named = OTELResourceDetector().detect().attributes.get("service.name", _SERVICE_NAME)

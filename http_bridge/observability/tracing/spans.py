@@ -16,8 +16,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_bridge import attributes as names
-from http_bridge.tracing import TRACE_KEY, Call, Context, Trace, context_of
+from http_bridge.observability.tracing import attribute_names as names
+from http_bridge.observability.tracing.base import TRACE_KEY, Call, Context, Trace, context_of
 from tailrace.v1.inference_pb2 import FinishReason, RunRequest, RunResponse
 
 _METHOD = "tailrace.v1.InferenceService/Run"

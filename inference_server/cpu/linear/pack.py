@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server.catalog import Precision
-from inference_server.compiled_linear import Bf16Linear, Int4Linear, Int8Linear, can_gate, has_kernel
-from inference_server.quantized import GROUP, Int4, Int8, int4_of, int8_of
-from inference_server.weight_only import TorchLinear
+from inference_server.cpu.linear.amx.layers import Bf16Linear, Int4Linear, Int8Linear, can_gate, has_kernel
+from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8, int4_of, int8_of
+from inference_server.cpu.linear.torch_integer import TorchLinear
+from inference_server.serving.catalog import Precision
 
 # Rows from which bfloat16 products are faster than torch's of integers.
 _MANY_ROWS = 8

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server.quantized import GROUP, Int4, Int8
+from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
 
 
 class TorchLinear(nn.Module):

@@ -12,15 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Set
 
-from inference_server.admission import Room
-from inference_server.base_engine import BaseEngine, Reply, Totals
-from inference_server.blocks import BlockPool
+from inference_server.engine.admission import Room
+from inference_server.engine.base import BaseEngine, Reply, Totals
+from inference_server.engine.histogram import Tally
+from inference_server.engine.native.block_pool import BlockPool
+from inference_server.engine.native.scheduler import Policy, Scheduler
+from inference_server.engine.native.step_loop import Stepper
+from inference_server.engine.sequence import Event, Sequence
 from inference_server.errors import ServerStopping
-from inference_server.runner import ModelRunner
-from inference_server.scheduler import Policy, Scheduler
-from inference_server.sequence import Event, Sequence
-from inference_server.stepping import Stepper
-from inference_server.tally import Tally
+from inference_server.model.runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference_server import noise
-from inference_server.sequence import Candidate, SamplingParams, TokenLogprob
+from inference_server.engine.native import gumbel as noise
+from inference_server.engine.sequence import Candidate, SamplingParams, TokenLogprob
 
 # How many of the likeliest tokens are sorted before the whole vocabulary is: nearly always they hold top_p's mass.
 _SHORTLIST = 256

@@ -9,9 +9,9 @@ runs out, fewer run for a while.
 from collections import Counter
 from dataclasses import dataclass
 
-from inference_server.blocks import BlockKeys, BlockPool
-from inference_server.sequence import Sequence
-from inference_server.waiting import WaitingRoom
+from inference_server.engine.fair_queue import WaitingRoom
+from inference_server.engine.native.block_pool import BlockKeys, BlockPool
+from inference_server.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference_server.engine.histogram import STEP_TOKENS, Tally
+from inference_server.engine.native.sampler import NotFinite, PenaltyState, Row, Sample, sample
+from inference_server.engine.native.scheduler import PrefillChunk, Scheduler, Step
+from inference_server.engine.sequence import Event, Failed, FinishReason, Sequence, Started
 from inference_server.errors import GenerationFailed
-from inference_server.grammar import GrammarError
-from inference_server.runner import ModelRunner, NextToken, PromptPiece
-from inference_server.sampling import NotFinite, PenaltyState, Row, Sample, sample
-from inference_server.scheduler import PrefillChunk, Scheduler, Step
-from inference_server.sequence import Event, Failed, FinishReason, Sequence, Started
-from inference_server.tally import STEP_TOKENS, Tally
+from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
+from inference_server.text.grammar import GrammarError
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,22 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
 
-from inference_server.admission import Room
-from inference_server.base_engine import BaseEngine, Reply, Totals
+from inference_server.engine.admission import Room
+from inference_server.engine.base import BaseEngine, Reply, Totals
+from inference_server.engine.fair_queue import WaitingRoom
+from inference_server.engine.histogram import Tally
+from inference_server.engine.sequence import (
+    Event,
+    Failed,
+    FinishReason,
+    GenerationRequest,
+    Sequence,
+    Started,
+    TextStream,
+)
+from inference_server.engine.vllm.sampling_params import check_sampling, token_logprob
+from inference_server.engine.vllm.step_stats import Steps
 from inference_server.errors import GenerationFailed, ServerStopping
-from inference_server.sequence import Event, Failed, FinishReason, GenerationRequest, Sequence, Started, TextStream
-from inference_server.tally import Tally
-from inference_server.vllm_engine.sampling import check_sampling, token_logprob
-from inference_server.vllm_engine.steps import Steps
-from inference_server.waiting import WaitingRoom
 
 logger = logging.getLogger(__name__)
 

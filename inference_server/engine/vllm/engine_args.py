@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from inference_server.catalog import Precision
-from inference_server.config import Settings
 from inference_server.errors import UnsupportedModel
+from inference_server.serving.catalog import Precision
+from inference_server.settings import Settings
 
 _DTYPES = ("float32", "float16", "bfloat16")
 # Arguments that follow from something else, and from what.

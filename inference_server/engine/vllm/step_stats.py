@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from inference_server.tally import STEP_TOKENS, Tally
+from inference_server.engine.histogram import STEP_TOKENS, Tally
 
 
 class Steps:

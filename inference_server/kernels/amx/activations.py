@@ -13,8 +13,8 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
-from inference_server.kernels.elements import store_bf16
-from inference_server.kernels.vectors import (
+from inference_server.kernels.simd.elements import store_bf16
+from inference_server.kernels.simd.vectors import (
     LANES,
     add,
     fma,

@@ -9,7 +9,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 
-from inference_server.kernels.vectors import intrinsic_of
+from inference_server.kernels.simd.vectors import intrinsic_of
 
 _features = binding.get_host_cpu_features()
 HAS_INT8 = all(_features.get(name) for name in ("amx-tile", "amx-int8", "avx512f", "avx512vnni"))

@@ -12,11 +12,11 @@ from typing import Any
 from numba import types
 from numba.core import cgutils
 
-from inference_server.kernels import amx
-from inference_server.kernels.elements import rounded, store_bf16
-from inference_server.kernels.gating import gate_rows
-from inference_server.kernels.linear import OUTPUTS, W, X, number
-from inference_server.kernels.vectors import (
+from inference_server.kernels.amx import intrinsics as amx
+from inference_server.kernels.amx.linear_int8 import OUTPUTS, W, X, number
+from inference_server.kernels.simd.elements import rounded, store_bf16
+from inference_server.kernels.simd.silu import gate_rows
+from inference_server.kernels.simd.vectors import (
     LANES,
     add,
     argument,

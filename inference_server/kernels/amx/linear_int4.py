@@ -12,11 +12,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from inference_server.kernels import amx
-from inference_server.kernels.activations import GROUP, ROWS, ints_of, split_rows, sums_after, units_after
-from inference_server.kernels.gating import gate_rows
-from inference_server.kernels.linear import OUTPUTS, W, X, finish, ints_at, number
-from inference_server.kernels.vectors import (
+from inference_server.kernels.amx import intrinsics as amx
+from inference_server.kernels.amx.activations import GROUP, ROWS, ints_of, split_rows, sums_after, units_after
+from inference_server.kernels.amx.linear_int8 import OUTPUTS, W, X, finish, ints_at, number
+from inference_server.kernels.simd.silu import gate_rows
+from inference_server.kernels.simd.vectors import (
     argument,
     intrinsic_of,
     moved,

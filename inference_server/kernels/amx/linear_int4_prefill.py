@@ -13,20 +13,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from inference_server.kernels import amx
-from inference_server.kernels.activations import GROUP, ints_of, round_rows
-from inference_server.kernels.linear import OUTPUTS
-from inference_server.kernels.linear_bf16 import GATED_WIDE, WIDE, configure_first, multiply_rows
-from inference_server.kernels.linear_int4 import factors_at, halves_at
-from inference_server.kernels.vectors import (
-    argument,
-    intrinsic_of,
-    moved,
-    multiply_add,
-    pointer,
-    stack,
-    take_next,
-)
+from inference_server.kernels.amx import intrinsics as amx
+from inference_server.kernels.amx.activations import GROUP, ints_of, round_rows
+from inference_server.kernels.amx.linear_bf16 import GATED_WIDE, WIDE, configure_first, multiply_rows
+from inference_server.kernels.amx.linear_int4 import factors_at, halves_at
+from inference_server.kernels.amx.linear_int8 import OUTPUTS
+from inference_server.kernels.simd.vectors import argument, intrinsic_of, moved, multiply_add, pointer, stack, take_next
 
 _ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
 

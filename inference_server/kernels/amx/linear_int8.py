@@ -15,10 +15,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from inference_server.kernels import amx
-from inference_server.kernels.activations import ROWS, split_rows, units_after
-from inference_server.kernels.gating import gate_rows
-from inference_server.kernels.vectors import (
+from inference_server.kernels.amx import intrinsics as amx
+from inference_server.kernels.amx.activations import ROWS, split_rows, units_after
+from inference_server.kernels.simd.silu import gate_rows
+from inference_server.kernels.simd.vectors import (
     argument,
     intrinsic_of,
     moved,

@@ -14,12 +14,12 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from inference_server.kernels import amx
-from inference_server.kernels.activations import count_done, wait_until_done
-from inference_server.kernels.decode import LOWEST
-from inference_server.kernels.elements import load, store, store_bf16
-from inference_server.kernels.linear import W, X, number
-from inference_server.kernels.vectors import (
+from inference_server.kernels.amx import intrinsics as amx
+from inference_server.kernels.amx.activations import count_done, wait_until_done
+from inference_server.kernels.amx.linear_int8 import W, X, number
+from inference_server.kernels.simd.decode_attention import LOWEST
+from inference_server.kernels.simd.elements import load, store, store_bf16
+from inference_server.kernels.simd.vectors import (
     LANES,
     add,
     argument,

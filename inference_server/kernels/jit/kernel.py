@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from inference_server.kernels.arguments import BLOCK_BYTES
-from inference_server.kernels.parallel import find_start
+from inference_server.kernels.jit.arguments import BLOCK_BYTES
+from inference_server.kernels.jit.openmp import find_start
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +21,12 @@ ENOUGH_NS = 1 << 40  # for any number of threads
 
 _Block: Any = ctypes.c_int64 * (BLOCK_BYTES // 8)
 _is_broken = False
+_MODULES = {
+    "rows": "inference_server.kernels.simd.norm_rope",
+    "decode": "inference_server.kernels.simd.decode_attention",
+    "prefill": "inference_server.kernels.amx.prefill_attention",
+    "steps": "inference_server.kernels.jit.program_runner",
+}
 
 
 class Kernel:
@@ -54,10 +60,10 @@ def kernel(name: str, *forms: bool) -> Kernel | None:
     module, _, function = name.partition(".")
 
     def make() -> Any:
-        return getattr(import_module(f"inference_server.kernels.{module}"), f"make_{function}")(*forms)
+        return getattr(import_module(_MODULES[module]), f"make_{function}")(*forms)
 
     try:
-        from inference_server.kernels import objects
+        from inference_server.kernels.jit import object_cache as objects
 
         file_name = "-".join([name, *("bf16" if form else "float32" for form in forms)])
         return Kernel(objects.entry(file_name, make, objects.default_folder()))

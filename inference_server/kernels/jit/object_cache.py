@@ -39,7 +39,7 @@ def entry(name: str, make: Callable[[], Any], folder: Path) -> int:
 def _fingerprint() -> str:
     """Of everything that decides about the code: the kernels' sources, the compilers, the processor."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source.read_bytes())
     for part in (version("numba"), version("llvmlite"), binding.get_host_cpu_name(), _features()):
         digest.update(part.encode() + b"\0")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from inference_server.kernels.arguments import BLOCK_BYTES, LINEAR_SHAPES
-from inference_server.kernels.compiled import ENOUGH_NS, Kernel, kernel
-from inference_server.kernels.parallel import thread_functions
+from inference_server.kernels.jit.arguments import BLOCK_BYTES, LINEAR_SHAPES
+from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
+from inference_server.kernels.jit.openmp import thread_functions
 
 _pack = Struct(f"7q{BLOCK_BYTES - 56}x").pack
 _WORDS = BLOCK_BYTES // 8

@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import types
 
-from inference_server.kernels.vectors import argument, helper, intrinsic_of, load_int64, pointer, store_int64
+from inference_server.kernels.simd.vectors import argument, helper, intrinsic_of, load_int64, pointer, store_int64
 
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _IS_X86 = binding.get_process_triple().startswith("x86_64")

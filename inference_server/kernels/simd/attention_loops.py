@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from inference_server.kernels.vectors import (
+from inference_server.kernels.simd.vectors import (
     LANES,
     constant,
     intrinsic_of,

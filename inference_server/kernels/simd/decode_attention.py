@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from inference_server.kernels.elements import load, store
-from inference_server.kernels.inner_loops import MOST_QUERIES, TILE, dots, weigh_bf16, weigh_float32
-from inference_server.kernels.vectors import (
+from inference_server.kernels.simd.attention_loops import MOST_QUERIES, TILE, dots, weigh_bf16, weigh_float32
+from inference_server.kernels.simd.elements import load, store
+from inference_server.kernels.simd.vectors import (
     LANES,
     add,
     argument,

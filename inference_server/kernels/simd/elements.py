@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import types
 
-from inference_server.kernels.vectors import (
+from inference_server.kernels.simd.vectors import (
     LANES,
     helper,
     int_constant,

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from inference_server.kernels.elements import load, load_some, rounded, store, store_some
-from inference_server.kernels.gating import gated
-from inference_server.kernels.vectors import (
+from inference_server.kernels.simd.elements import load, load_some, rounded, store, store_some
+from inference_server.kernels.simd.silu import gated
+from inference_server.kernels.simd.vectors import (
     LANES,
     add,
     argument,

@@ -4,8 +4,8 @@
 
 import numpy as np
 
-from inference_server.kernels.elements import rounded, store
-from inference_server.kernels.vectors import add, div, exp, helper, load_float32, mul, splat, sub
+from inference_server.kernels.simd.elements import rounded, store
+from inference_server.kernels.simd.vectors import add, div, exp, helper, load_float32, mul, splat, sub
 
 
 @helper

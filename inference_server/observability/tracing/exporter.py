@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from inference_server.errors import ConfigurationError
-from inference_server.tracing import Metadata, RunTrace, Tracing
+from inference_server.observability.tracing.base import Metadata, RunTrace, Tracing
 from tailrace.v1.inference_pb2 import RunRequest
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Exported(Tracing):
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        from inference_server.spans import SpanTrace
+        from inference_server.observability.tracing.spans import SpanTrace
 
         self._sparing = _Sparing()
         named = OTELResourceDetector().detect().attributes.get("service.name", _SERVICE_NAME)

@@ -11,11 +11,11 @@ from typing import Any
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from inference_server import attributes as names
-from inference_server.messages import input_messages, output_messages
-from inference_server.sequence import Completed, Delta, Event, Started, ToolCall
-from inference_server.statuses import STATUS
-from inference_server.tracing import Metadata, RunTrace
+from inference_server.engine.sequence import Completed, Delta, Event, Started, ToolCall
+from inference_server.grpc_api.status import STATUS
+from inference_server.observability.tracing import attribute_names as names
+from inference_server.observability.tracing.base import Metadata, RunTrace
+from inference_server.observability.tracing.genai_messages import input_messages, output_messages
 from tailrace.v1.inference_pb2 import RunRequest
 
 _PHASES = (names.QUEUE, names.PREFILL, names.DECODE)

@@ -5,7 +5,7 @@ import json
 
 import httpx
 
-from tests.http_bridge.test_contract_errors import CLOUDFLARES, MODEL, OPENAIS, ROUTES, ask
+from tests.http_bridge.api.test_contract_errors import CLOUDFLARES, MODEL, OPENAIS, ROUTES, ask
 
 
 def events(response: httpx.Response) -> list[dict]:

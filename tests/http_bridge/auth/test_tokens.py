@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from http_bridge.config import ConfigError
-from http_bridge.token_file import TokenFile, read_tokens
+from http_bridge.auth.token_file import TokenFile, read_tokens
+from http_bridge.settings import ConfigError
 from tests.http_bridge.conftest import MODEL
 
 API = "/client/v4"
@@ -28,7 +28,7 @@ def bearer(token):
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    monkeypatch.setattr("http_bridge.token_file._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("http_bridge.auth.token_file._LOOK_SECONDS", 0.0)
     path = tmp_path / "tokens"
     path.write_text("# ours\n" + line("ada", "first") + "\n  " + line("bob", "second") + line("*", "any"))
     return path

@@ -39,7 +39,7 @@ async def test_dropped_connection_cancels_the_call_at_once(bridge, servicer, bod
 
 
 async def test_dropped_connection_ends_the_retries(bridge, servicer, monkeypatch):
-    monkeypatch.setattr("http_bridge.upstream.RETRY_PAUSES", (0.2, 0.2))
+    monkeypatch.setattr("http_bridge.upstream.client.RETRY_PAUSES", (0.2, 0.2))
     servicer.script = lambda reply: reply.refuse(grpc.StatusCode.UNAVAILABLE)
     _, writer = await bridge.open(PLAIN)
     await servicer.entered.wait()

@@ -7,10 +7,10 @@ import logging
 
 import pytest
 
-from http_bridge.logs import JsonLines, TextLines
+from http_bridge.observability.logs import JsonLines, TextLines
 from tests.http_bridge.conftest import RUN_URL
-from tests.metrics import documented, exposed, read_metrics, samples
-from tests.processes import free_address
+from tests.support.metrics import documented, exposed, read_metrics, samples
+from tests.support.processes import free_address
 
 # Dashboards and alerts are written against these: a change here is a change for their owners.
 _ROUTE = ("route",)

@@ -11,14 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 import pytest
 
-from http_bridge import attributes, otlp
 from http_bridge.app import create_app
-from http_bridge.config import ConfigError, Settings
-from http_bridge.tracing import context_of
-from tests.collector import collecting
-from tests.engines import until
+from http_bridge.observability.tracing import attribute_names as attributes
+from http_bridge.observability.tracing import exporter as otlp
+from http_bridge.observability.tracing.base import context_of
+from http_bridge.settings import ConfigError, Settings
 from tests.http_bridge.conftest import MODEL, new_york, running_bridge
-from tests.processes import ROOT, free_address
+from tests.support.collector import collecting
+from tests.support.engines import until
+from tests.support.processes import ROOT, free_address
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"

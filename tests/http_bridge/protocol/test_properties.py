@@ -5,13 +5,13 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from http_bridge import sse
+from http_bridge.api.binding.tensor_replies import FAMILIES, TensorForm
+from http_bridge.api.openai.replies import ChatForm, CompletionForm
+from http_bridge.api.workers_ai.replies import WorkersAiForm, enveloped
 from http_bridge.errors import ApiError
-from http_bridge.forms.openai import ChatForm, CompletionForm
-from http_bridge.forms.tensors import FAMILIES, TensorForm
-from http_bridge.forms.workers_ai import WorkersAiForm, enveloped
-from http_bridge.profiles import PROFILES
-from http_bridge.validation import load
+from http_bridge.protocol import sse
+from http_bridge.protocol.profiles import PROFILES
+from http_bridge.protocol.validation import load
 from tailrace.v1 import inference_pb2 as pb
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from http_bridge import schemas
-from http_bridge.bodies import Tool, ToolCall, Turn
 from http_bridge.errors import ApiError
-from http_bridge.validation import load
-from inference_server import checks
+from http_bridge.protocol import schemas
+from http_bridge.protocol.run_body import Tool, ToolCall, Turn
+from http_bridge.protocol.validation import load
+from inference_server.grpc_api import validation as checks
 from tests.http_bridge.conftest import BODIES
 
 NUMBERS = {

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from http_bridge import sse
-from http_bridge.profiles import PROFILES
-from http_bridge.translate import run_request
+from http_bridge.protocol import sse
+from http_bridge.protocol.profiles import PROFILES
+from http_bridge.protocol.to_grpc import run_request
 from tailrace.v1.inference_pb2 import ChatTurn
 from tests.http_bridge.conftest import BODIES
 

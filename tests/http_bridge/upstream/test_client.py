@@ -5,9 +5,9 @@ import asyncio
 import grpc
 import pytest
 
-from http_bridge.config import Settings
-from http_bridge.credentials import Credentials
-from http_bridge.upstream import Upstream
+from http_bridge.settings import Settings
+from http_bridge.upstream.client import Upstream
+from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import RunRequest
 
 

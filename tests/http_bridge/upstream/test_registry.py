@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import grpc
 import pytest
 
-from http_bridge.config import ConfigError, load_settings
+from http_bridge.settings import ConfigError, load_settings
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL, Backend, new_york
 
@@ -17,7 +17,7 @@ NAME = "servers.internal"
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
-    monkeypatch.setattr("http_bridge.servers.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("http_bridge.upstream.registry.LOOK_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import grpc
 import pytest
 
 from http_bridge.app import create_app
-from http_bridge.config import ConfigError, Settings
-from tests.certificates import Authority, Files
+from http_bridge.settings import ConfigError, Settings
 from tests.http_bridge.conftest import RUN_URL, Backend
+from tests.support.certificates import Authority, Files
 
 
 @pytest.fixture(autouse=True)
 def files_are_looked_at_for_each_call(monkeypatch):
-    monkeypatch.setattr("http_bridge.credentials.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("http_bridge.upstream.tls.LOOK_SECONDS", 0.0)
 
 
 @pytest.fixture

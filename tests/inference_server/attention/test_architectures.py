@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
 from inference_server.errors import ConfigurationError
-from tests.engines import Recorder, collect, entry, hosting, request
-from tests.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.engines import Recorder, collect, entry, hosting, request
+from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
 
 NUM_TOKENS = 24
 GPT_OSS = GptOssConfig(

@@ -4,7 +4,7 @@ import resource
 
 import torch
 
-from inference_server.kv_cache import KVCache
+from inference_server.attention.kv_cache import KVCache
 
 
 def peak_bytes() -> int:

@@ -9,12 +9,13 @@ from gguf import GGMLQuantizationType, quants
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from inference_server import compiled_linear, linears
-from inference_server import kernels as kernel_functions
-from inference_server.compiled_linear import Bf16Linear, CompiledLinear
-from inference_server.linears import pack, pack_linears
-from inference_server.quantized import int4_of, int8_of
-from inference_server.weight_only import TorchLinear
+from inference_server.cpu.linear import pack as linears
+from inference_server.cpu.linear.amx import layers as compiled_linear
+from inference_server.cpu.linear.amx.layers import Bf16Linear, CompiledLinear
+from inference_server.cpu.linear.integer_weights import int4_of, int8_of
+from inference_server.cpu.linear.pack import pack, pack_linears
+from inference_server.cpu.linear.torch_integer import TorchLinear
+from inference_server.kernels import ops as kernel_functions
 
 ROWS = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64]
 # Of the largest output. Compiled: activations have 15 bits and a sign, so rounding is at most 2**-15 of a row's largest

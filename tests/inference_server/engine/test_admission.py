@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from inference_server.admission import Admission, Room
+from inference_server.engine.admission import Admission, Room
+from inference_server.engine.rate_limit import RateLimit
 from inference_server.errors import CapacityExceeded, RateLimited
-from inference_server.rate_limit import RateLimit
 
 
 def admission(**room: int | None) -> Admission:

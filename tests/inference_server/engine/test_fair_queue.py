@@ -1,8 +1,8 @@
 """Whose turn it is: accounts one after the other, each with at most so many slots."""
 
-from inference_server.scheduler import Scheduler
-from tests.inference_server.fakes import sequence
-from tests.inference_server.test_scheduler import run, scheduler
+from inference_server.engine.native.scheduler import Scheduler
+from tests.inference_server.engine.native.test_scheduler import run, scheduler
+from tests.support.fakes import sequence
 
 
 def waiting(**counts: int):

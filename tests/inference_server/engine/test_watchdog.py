@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from inference_server.watchdog import Watchdog
+from inference_server.engine.watchdog import Watchdog
 
 
 @dataclass

@@ -6,9 +6,9 @@ import struct
 import grpc
 import pytest
 
-from inference_server.server import SERVICE
+from inference_server.grpc_api.server import SERVICE
 from tailrace.v1 import inference_pb2 as pb
-from tests.servers import MODEL, chat, running_server, write_catalog
+from tests.support.servers import MODEL, chat, running_server, write_catalog
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7

@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from inference_server import checks
+from inference_server.engine.sequence import SamplingParams
 from inference_server.errors import InvalidField, PromptTooLong
-from inference_server.requests import generation_request, prompt_ids
-from inference_server.sequence import SamplingParams
+from inference_server.grpc_api import validation as checks
+from inference_server.grpc_api.conversion import generation_request, prompt_ids
 from tailrace.v1 import inference_pb2 as pb
-from tests.inference_server.fakes import hosted_model
+from tests.support.fakes import hosted_model
 
 LIMITS = checks.Limits(max_messages=4, max_schema_depth=3)
 check = partial(checks.check, limits=LIMITS)

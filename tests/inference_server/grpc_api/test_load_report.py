@@ -7,7 +7,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
-from inference_server.load_report import IDLE, LoadReporter
+from inference_server.grpc_api.load_report import IDLE, LoadReporter
 
 METHOD = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 

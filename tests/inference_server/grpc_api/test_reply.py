@@ -4,10 +4,9 @@ import asyncio
 
 import pytest
 
-from inference_server.admission import Ticket
-from inference_server.base_engine import MAX_JOINED_DELTAS, Reply
-from inference_server.errors import GenerationFailed
-from inference_server.sequence import (
+from inference_server.engine.admission import Ticket
+from inference_server.engine.base import MAX_JOINED_DELTAS, Reply
+from inference_server.engine.sequence import (
     Candidate,
     Completed,
     Delta,
@@ -19,6 +18,7 @@ from inference_server.sequence import (
     TokenLogprob,
     Usage,
 )
+from inference_server.errors import GenerationFailed
 
 TICKET = Ticket("", 1)
 STARTED = Started(prompt_tokens=1, seed=1)

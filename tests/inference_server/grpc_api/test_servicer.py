@@ -9,11 +9,11 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from inference_server.server import SERVICE
+from inference_server.grpc_api.server import SERVICE
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.engines import until
-from tests.servers import MODEL, chat, details, running_server, write_catalog
+from tests.support.engines import until
+from tests.support.servers import MODEL, chat, details, running_server, write_catalog
 
 
 @pytest.fixture

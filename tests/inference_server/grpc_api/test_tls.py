@@ -8,15 +8,15 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inference_server.config import Settings
-from inference_server.credentials import server_credentials
 from inference_server.errors import ConfigurationError
-from inference_server.server import Server
+from inference_server.grpc_api.server import Server
+from inference_server.grpc_api.tls import server_credentials
+from inference_server.settings import Settings
 from tailrace.v1.inference_pb2 import ListModelsRequest
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.certificates import Authority
-from tests.processes import free_address
-from tests.servers import running_server
+from tests.support.certificates import Authority
+from tests.support.processes import free_address
+from tests.support.servers import running_server
 
 STATUS = health_pb2.HealthCheckResponse
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_server import kernels
+from inference_server.kernels import ops as kernels
 from inference_server.kernels import reference
-from inference_server.kernels.parallel import find_start
+from inference_server.kernels.jit.openmp import find_start
 
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -249,7 +249,7 @@ def run_alone(script: str, cache: Path) -> str:
 
 GATE = """
 import sys, torch
-from inference_server import kernels
+from inference_server.kernels import ops as kernels
 x = torch.randn(300, 6000)
 assert torch.allclose(kernels.silu_mul(x), kernels.reference.silu_mul(x), atol=1e-4)
 print(kernels.available(), "numba" in sys.modules)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_server import kernels
-from inference_server.kernels import tiles
-from inference_server.scores import Form, causal_attention, causal_mask
+from inference_server.attention.torch_attention import Form, causal_attention, causal_mask
+from inference_server.kernels import ops as kernels
+from inference_server.kernels.amx import tile_config as tiles
 
 pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
 

@@ -5,11 +5,11 @@ import asyncio
 import grpc
 import pytest
 
-from inference_server.metrics import MAX_ACCOUNTS, Metrics
-from tests.engines import until
-from tests.metrics import documented, exposed, read_metrics, samples
-from tests.processes import free_address
-from tests.servers import MODEL, chat, running_server, write_catalog
+from inference_server.observability.metrics import MAX_ACCOUNTS, Metrics
+from tests.support.engines import until
+from tests.support.metrics import documented, exposed, read_metrics, samples
+from tests.support.processes import free_address
+from tests.support.servers import MODEL, chat, running_server, write_catalog
 
 # Dashboards and alerts are written against these: a change here is a change for their owners.
 _MODEL = ("model",)

@@ -7,14 +7,14 @@ import sys
 import grpc
 import pytest
 
-from inference_server import attributes
 from inference_server.errors import ConfigurationError
-from inference_server.otlp import tracing_from_environment
+from inference_server.observability.tracing import attribute_names as attributes
+from inference_server.observability.tracing.exporter import tracing_from_environment
 from tailrace.v1 import inference_pb2 as pb
-from tests.collector import collecting
-from tests.engines import until
-from tests.processes import ROOT
-from tests.servers import MODEL, chat, running_server, write_catalog
+from tests.support.collector import collecting
+from tests.support.engines import until
+from tests.support.processes import ROOT
+from tests.support.servers import MODEL, chat, running_server, write_catalog
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PROMPT = "where is new york"
@@ -140,7 +140,7 @@ async def test_a_refused_run_is_a_span_without_phases(running, collector):
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():
     code = (
         "import asyncio, sys\n"
-        "from inference_server.config import Settings\nfrom inference_server.server import Server\n"
+        "from inference_server.settings import Settings\nfrom inference_server.grpc_api.server import Server\n"
         "async def start(): Server(Settings())\n"
         "asyncio.run(start()); print('opentelemetry' in sys.modules)"
     )

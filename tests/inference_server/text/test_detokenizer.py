@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from inference_server.detokenizer import Detokenizer, ReplyText, StopStrings
-from tests.inference_server.fakes import default_prompts, llama_prompts
+from inference_server.text.detokenizer import Detokenizer, ReplyText, StopStrings
+from tests.support.fakes import default_prompts, llama_prompts
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 PROMPTS = {"byte-level": default_prompts, "sentencepiece": llama_prompts}

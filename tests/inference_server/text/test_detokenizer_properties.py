@@ -4,8 +4,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from inference_server.detokenizer import Detokenizer, ReplyText, StopStrings
-from tests.inference_server.fakes import default_prompts, llama_prompts
+from inference_server.text.detokenizer import Detokenizer, ReplyText, StopStrings
+from tests.support.fakes import default_prompts, llama_prompts
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 QUICK = settings(max_examples=80, deadline=None, derandomize=True)

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from inference_server import tools
-from inference_server.grammar import GrammarError, Grammars
-from tests.tiny_models import sentencepiece_tokenizer
+from inference_server.text import tool_formats as tools
+from inference_server.text.grammar import GrammarError, Grammars
+from tests.support.tiny_models import sentencepiece_tokenizer
 
 SCHEMA = {
     "type": "object",

@@ -7,10 +7,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from inference_server.catalog import builtin_template
 from inference_server.errors import InvalidField, UnsupportedModel
-from inference_server.prompt import PromptEncoder, Turn
-from tests.inference_server.fakes import default_prompts, default_tokenizer, llama_prompts, llama_tokenizer
+from inference_server.serving.catalog import builtin_template
+from inference_server.text.prompt_encoder import PromptEncoder, Turn
+from tests.support.fakes import default_prompts, default_tokenizer, llama_prompts, llama_tokenizer
 
 BOS, EOS = 1, 2  # of the tiny Llama
 IM_START, IM_END = 1, 2  # of the default model

@@ -3,8 +3,8 @@
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from inference_server.token_bytes import TokenBytes
-from tests.inference_server.fakes import default_prompts, llama_prompts
+from inference_server.text.token_bytes import TokenBytes
+from tests.support.fakes import default_prompts, llama_prompts
 
 TEXTS = [
     "where is the program",

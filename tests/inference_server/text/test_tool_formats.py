@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from inference_server.tools import CallParser, Tool, call_text, format_of_template, grammar, knows_tools
+from inference_server.text.tool_formats import CallParser, Tool, call_text, format_of_template, grammar, knows_tools
 
 CALL = '{"name": "weather", "arguments": {"city": "Kyoto"}}'
 FORMS = {

@@ -20,11 +20,11 @@ from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from inference_server import loader
-from inference_server.catalog import Weights
 from inference_server.errors import ConfigurationError
-from inference_server.loader import activation_dtype, choose_device, load_model, local_folder, resolve_precision
-from tests.inference_server.fakes import llama_tokenizer
+from inference_server.serving.catalog import Weights
+from inference_server.weights import loader
+from inference_server.weights.loader import activation_dtype, choose_device, load_model, local_folder, resolve_precision
+from tests.support.fakes import llama_tokenizer
 
 CPU = torch.device("cpu")
 PROMPT = torch.tensor([[1, 300, 290, 311, 270, 333, 280, 301]])
@@ -305,9 +305,9 @@ def test_a_file_that_is_not_gguf_is_named_and_leaves_nothing_behind(tmp_path, co
 COMMIT = "a" * 40
 OUTCOMES = """
 import json, logging, pathlib, sys, torch
-from inference_server.catalog import Weights
+from inference_server.serving.catalog import Weights
 from inference_server.errors import ConfigurationError
-from inference_server.loader import load_model, silence_libraries
+from inference_server.weights.loader import load_model, silence_libraries
 
 silence_libraries()
 for name in sys.argv[1:]:

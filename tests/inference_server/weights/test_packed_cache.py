@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from inference_server import packed
-from inference_server.catalog import Weights
-from inference_server.config import Settings
-from inference_server.decoder import Decoder
-from inference_server.kernels import tiles
-from inference_server.linears import cache_dtype
-from inference_server.preparation import prepare
-from inference_server.runner import ModelRunner, NextToken, PromptPiece
+from inference_server.cpu.decoder_weights import Decoder
+from inference_server.cpu.linear.pack import cache_dtype
+from inference_server.kernels.amx import tile_config as tiles
+from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
+from inference_server.serving.catalog import Weights
+from inference_server.settings import Settings
+from inference_server.weights import packed_cache as packed
+from inference_server.weights.prepare import prepare
 
 pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
 
@@ -67,10 +67,10 @@ def test_a_second_start_does_not_import_the_models_of_transformers(prepared, sou
     prepared()
     program = f"""
 import pathlib, sys, torch
-from inference_server.catalog import Weights
-from inference_server.config import Settings
-from inference_server.preparation import prepare
-import inference_server.server
+from inference_server.serving.catalog import Weights
+from inference_server.settings import Settings
+from inference_server.weights.prepare import prepare
+import inference_server.grpc_api.server
 settings = Settings(cache_dir=pathlib.Path({str(tmp_path)!r}))
 prepare(Weights(path=pathlib.Path({str(source)!r})), "int4", torch.device("cpu"), settings)
 heavy = ("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "numba")

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server.kernels import arguments, tiles
-from inference_server.kernels.compiled import Kernel
-from inference_server.quantized import GROUP, Int4, Int8
+from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
+from inference_server.kernels.amx import tile_config as tiles
+from inference_server.kernels.jit import arguments
+from inference_server.kernels.jit.kernel import Kernel
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def _kernel(name: str) -> Kernel | None:
     if not tiles.are_usable():
         return None
     try:
-        from inference_server.kernels import objects
+        from inference_server.kernels.jit import object_cache as objects
 
         return Kernel(objects.entry(f"linear-{name}", partial(_make, name), objects.default_folder()))
     except Exception as error:  # whatever it is, torch can do the work
@@ -51,7 +52,10 @@ def _kernel(name: str) -> Kernel | None:
 
 
 def _make(name: str) -> Any:
-    from inference_server.kernels import amx, linear, linear_bf16, linear_int4, linear_int4_many
+    from inference_server.kernels.amx import intrinsics as amx
+    from inference_server.kernels.amx import linear_bf16, linear_int4
+    from inference_server.kernels.amx import linear_int4_prefill as linear_int4_many
+    from inference_server.kernels.amx import linear_int8 as linear
 
     if not (amx.HAS_INT8 and amx.HAS_BF16):
         raise RuntimeError("the compiler does not know this CPU's tile registers")

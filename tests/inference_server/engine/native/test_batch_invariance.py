@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.engines import LogitsRecorder, collect, entry, hosting, request
+from tests.support.engines import LogitsRecorder, collect, entry, hosting, request
 
 SETTINGS = {"batch_invariant": True, "max_running_seqs": 8, "prefill_chunk_tokens": 32}
 

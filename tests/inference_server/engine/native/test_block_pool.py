@@ -2,7 +2,7 @@
 
 import pytest
 
-from inference_server.blocks import SCRATCH_BLOCK, BlockKeys, BlockPool
+from inference_server.engine.native.block_pool import SCRATCH_BLOCK, BlockKeys, BlockPool
 
 
 def pool(num_blocks=8, block_size=4, **options):

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.v1 import inference_pb2 as pb
-from tests.servers import chat, details, running_server, write_catalog
+from tests.support.servers import chat, details, running_server, write_catalog
 
 SCHEMA = {
     "type": "object",

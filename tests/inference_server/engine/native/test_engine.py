@@ -5,10 +5,10 @@ import asyncio
 import pytest
 import torch
 
+from inference_server.engine.sequence import Completed, Delta, FinishReason, SamplingParams, Started
 from inference_server.errors import CapacityExceeded, GenerationFailed, PromptTooLong, ServerStopping
-from inference_server.prompt import Turn
-from inference_server.sequence import Completed, Delta, FinishReason, SamplingParams, Started
-from tests.engines import Recorder, collect, entry, hosting, request, until
+from inference_server.text.prompt_encoder import Turn
+from tests.support.engines import Recorder, collect, entry, hosting, request, until
 
 ENDLESS = {"max_tokens": 1800}
 

@@ -6,11 +6,11 @@ import threading
 import pytest
 import torch
 
+from inference_server.engine.sequence import Started
 from inference_server.errors import GenerationFailed, ModelNotReady
-from inference_server.runner import ModelRunner
-from inference_server.sequence import Started
-from tests.engines import collect, request, until
-from tests.inference_server.test_engine import prompt
+from inference_server.model.runner import ModelRunner
+from tests.inference_server.engine.native.test_engine import prompt
+from tests.support.engines import collect, request, until
 
 
 async def test_the_thread_that_hangs_is_noticed(llama, monkeypatch):

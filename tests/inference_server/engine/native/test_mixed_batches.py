@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from inference_server.kernels import tiles
-from inference_server.runner import ModelRunner
-from inference_server.sequence import Completed
-from tests.engines import collect, entry, hosting, request
+from inference_server.engine.sequence import Completed
+from inference_server.kernels.amx import tile_config as tiles
+from inference_server.model.runner import ModelRunner
+from tests.support.engines import collect, entry, hosting, request
 
 pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from inference_server import sampling
-from inference_server.noise import gumbel, key, uniform, uniform_of_all
-from inference_server.sampling import NotFinite, PenaltyState, Row, sample
-from inference_server.sequence import SamplingParams
+from inference_server.engine.native import sampler as sampling
+from inference_server.engine.native.gumbel import gumbel, key, uniform, uniform_of_all
+from inference_server.engine.native.sampler import NotFinite, PenaltyState, Row, sample
+from inference_server.engine.sequence import SamplingParams
 
 VOCAB_SIZE = 1000  # above the length of the shortlist
 

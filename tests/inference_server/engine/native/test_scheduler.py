@@ -2,9 +2,9 @@
 
 import pytest
 
-from inference_server.blocks import BlockPool
-from inference_server.scheduler import Policy, Scheduler, Step
-from tests.inference_server.fakes import sequence
+from inference_server.engine.native.block_pool import BlockPool
+from inference_server.engine.native.scheduler import Policy, Scheduler, Step
+from tests.support.fakes import sequence
 
 
 def scheduler(

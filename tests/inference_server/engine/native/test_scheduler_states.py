@@ -6,11 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from inference_server.blocks import SCRATCH_BLOCK, BlockPool
-from inference_server.scheduler import Policy, Scheduler
-from inference_server.sequence import Sequence
-from tests.inference_server.fakes import sequence
-from tests.inference_server.test_scheduler import compute
+from inference_server.engine.native.block_pool import SCRATCH_BLOCK, BlockPool
+from inference_server.engine.native.scheduler import Policy, Scheduler
+from inference_server.engine.sequence import Sequence
+from tests.inference_server.engine.native.test_scheduler import compute
+from tests.support.fakes import sequence
 
 NUM_BLOCKS, BLOCK_SIZE, MAX_RUNNING, MAX_OF_ACCOUNT = 12, 4, 4, 3
 LONGEST = (NUM_BLOCKS - 2) * BLOCK_SIZE  # one sequence alone never lacks blocks

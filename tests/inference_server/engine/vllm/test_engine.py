@@ -5,18 +5,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from inference_server.admission import Room
-from inference_server.catalog import read_catalog
-from inference_server.config import Settings
+from inference_server.engine.admission import Room
+from inference_server.engine.sequence import Completed, Delta, FinishReason, GenerationRequest, SamplingParams, Started
+from inference_server.engine.vllm.engine import VllmEngine
+from inference_server.engine.vllm.engine_args import check_names, engine_arguments
+from inference_server.engine.vllm.sampling_params import (
+    check_sampling,
+    grammar_arguments,
+    sampling_arguments,
+    token_logprob,
+)
+from inference_server.engine.vllm.step_stats import Steps
 from inference_server.errors import ConfigurationError, GenerationFailed, InvalidField
-from inference_server.grammar import Grammar
-from inference_server.hosting import load_all
-from inference_server.sequence import Completed, Delta, FinishReason, GenerationRequest, SamplingParams, Started
-from inference_server.vllm_engine.arguments import check_names, engine_arguments
-from inference_server.vllm_engine.engine import VllmEngine
-from inference_server.vllm_engine.sampling import check_sampling, grammar_arguments, sampling_arguments, token_logprob
-from inference_server.vllm_engine.steps import Steps
-from tests.engines import entry
+from inference_server.serving.catalog import read_catalog
+from inference_server.serving.hosted_model import load_all
+from inference_server.settings import Settings
+from inference_server.text.grammar import Grammar
+from tests.support.engines import entry
 
 END = 2
 
