@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "tailrace.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 # What Grafana would put in: all servers, all models, and times that a short run fills.
