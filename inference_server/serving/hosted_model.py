@@ -12,10 +12,11 @@ from functools import partial
 
 import torch
 
-from inference_server.engine.base import BaseEngine, Reply
-from inference_server.engine.sequence import Completed, GenerationRequest, SamplingParams
+from inference_server.engine.base import BaseEngine
+from inference_server.engine.reply import Reply
 from inference_server.engine.vllm.client import check_installed
 from inference_server.errors import NoRoomForReply, PromptTooLong, TailraceError, UnsupportedModel
+from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.serving.catalog import CatalogEntry, Precision, ToolFormat, builtin_template
 from inference_server.serving.engine_factory import Key, in_daemon_thread, own_engine, vllm_engine
 from inference_server.settings import Settings

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from inference_server.engine.sequence import SamplingParams
+from inference_server.generation import SamplingParams
 from inference_server.text.prompt_encoder import Turn
 from inference_server.weights.loader import resolve_precision
 from tests.exact.reference import LARGEST_GAP, MODES, default_entry, first_gap, generate, prompts

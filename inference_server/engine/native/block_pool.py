@@ -6,13 +6,11 @@ them again; what nobody uses any more stays until its room is needed, least rece
 block numbers; knows nothing of tensors.
 """
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
-Key = bytes
+from inference_server.engine.prefix_keys import Key
 
 # Padding rows of a batch are written here; no sequence gets it.
 SCRATCH_BLOCK = 0
@@ -112,24 +110,3 @@ class BlockPool:
         key = self._keys.pop(block, None)
         if key is not None:
             del self._by_key[key]
-
-
-class BlockKeys:
-    """The keys of a growing sequence's full blocks: SHA-256 over the block's tokens and the key before it.
-
-    Equal keys mean equal tokens from the beginning on (and the equal `scope`); 256 bits leave no room for chance.
-    """
-
-    def __init__(self, block_size: int, scope: str = "") -> None:
-        self._block_size = block_size
-        self._root = hashlib.sha256(scope.encode()).digest()
-        self._keys: list[Key] = []
-
-    def of(self, token_ids: Items[int], num_blocks: int) -> list[Key]:
-        """Keys of the first `num_blocks` blocks of token_ids, which only ever grow."""
-        while len(self._keys) < num_blocks:
-            start = len(self._keys) * self._block_size
-            tokens = array("q", token_ids[start : start + self._block_size])
-            before = self._keys[-1] if self._keys else self._root
-            self._keys.append(hashlib.sha256(before + tokens.tobytes()).digest())
-        return self._keys[:num_blocks]
