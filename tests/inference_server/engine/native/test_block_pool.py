@@ -2,7 +2,8 @@
 
 import pytest
 
-from inference_server.engine.native.block_pool import SCRATCH_BLOCK, BlockPool
+from inference_server.attention.kv_cache import SCRATCH_BLOCK
+from inference_server.engine.native.block_pool import BlockPool
 from inference_server.engine.prefix_keys import BlockKeys
 
 
