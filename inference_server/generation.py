@@ -81,7 +81,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request as an engine takes it: tokenised, checked, and with the model's limits applied."""
+    """Request for one reply: tokenised, checked, and with the model's limits applied."""
 
     request_id: str
     prompt_ids: Items[int]

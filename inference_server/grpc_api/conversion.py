@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import Constraint, GenerationRequest, SamplingParams, ToolCall
 from inference_server.grpc_api.validation import seconds
-from inference_server.text import tool_formats as tool_forms
+from inference_server.text import tool_formats
 from inference_server.text.grammar import GrammarError
 from inference_server.text.prompt_encoder import Turn
 from inference_server.text.tool_formats import Tool
@@ -86,7 +86,7 @@ def _constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | No
         if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
             field = "chat.tools"
             tools = [tool for tool in shown_tools(request.chat) if request.chat.tool_name in ("", tool.name)]
-            return model.grammars.lark(tool_forms.grammar(model.tool_format, tools, model.grammars.literal))
+            return model.grammars.lark(tool_formats.call_grammar(model.tool_format, tools, model.grammars.literal))
     except GrammarError as error:
         raise InvalidField(FieldViolation(field, str(error))) from None
     return None

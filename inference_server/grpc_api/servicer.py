@@ -30,7 +30,7 @@ from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import Tracing
 from inference_server.settings import Settings
 from inference_server.text.token_bytes import TokenBytes
-from inference_server.text.tool_call_stream import with_tool_calls
+from inference_server.text.tool_calls import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
@@ -79,7 +79,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 trace.accepted()
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
-                await self._send(context, trace.watched(events), request, record, model.prompts.token_bytes)
+                await self._send(context, trace.watched(events), request, record, model.prompts.decoder.token_bytes)
             record.succeed()
         except errors.TailraceError as error:
             record.fail(error)

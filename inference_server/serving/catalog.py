@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from inference_server.precision import Precision
+from inference_server.text.tool_formats import ToolFormat
 from tailrace_shared.config_errors import ConfigurationError
 
 EngineName = Literal["tailrace", "vllm"]
-ToolFormat = Literal["hermes", "llama3", "mistral"]
 
 
 @dataclass(frozen=True, slots=True)

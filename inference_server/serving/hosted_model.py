@@ -18,22 +18,19 @@ from inference_server.engine.vllm.client import check_installed
 from inference_server.errors import NoRoomForReply, PromptTooLong, TailraceError, UnsupportedModel
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.precision import Precision, choose_device, resolve_precision
-from inference_server.serving.catalog import CatalogEntry, ToolFormat, builtin_template
+from inference_server.serving.catalog import CatalogEntry, builtin_template
 from inference_server.serving.engine_factory import Key, in_daemon_thread, own_engine, vllm_engine
 from inference_server.settings import Settings
-from inference_server.text.detokenizer import Detokenizer, ReplyText
+from inference_server.text.detokenizer import reply_text
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
-from inference_server.text.tool_formats import format_of_template, shown_tokens
+from inference_server.text.tool_formats import ToolFormat, detect_tool_format, visible_control_tokens
 from inference_server.weights.loader import progress
 from inference_server.weights.packed_cache import Facts
 from inference_server.weights.prepare import Described, Prepared, describe, prepare
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-
-# As many prompt tokens as a raw reply's first token may need to be read as their continuation.
-_CONTEXT_TOKENS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +64,9 @@ class HostedModel:
 
     def submit(self, request: GenerationRequest, *, shows_calls: bool = False) -> Reply:
         """`shows_calls`: the text holds the control tokens that tool calls begin with. Raises what BaseEngine.submit raises."""
-        context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
-        decode = self.prompts.decoder(shown_tokens(self.tool_format)) if shows_calls else self.prompts.decode
-        return self.engine.submit(request, ReplyText(Detokenizer(decode, context), request.stop))
+        decoder = self.prompts.decoder
+        decode = decoder.decode_function(visible_control_tokens(self.tool_format)) if shows_calls else decoder.decode
+        return self.engine.submit(request, reply_text(decode, request))
 
 
 async def load_all(
@@ -124,7 +121,7 @@ async def _load_group(
             encoder,
             engine,
             grammars,
-            entry.tool_format or format_of_template(encoder.template),
+            entry.tool_format or detect_tool_format(encoder.template),
         )
         for entry, window, encoder in zip(group, windows, prompts, strict=True)
     ]

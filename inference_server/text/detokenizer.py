@@ -1,55 +1,64 @@
-"""Token ids to text deltas: whole characters only, and no part of a stop string.
+"""Converts token ids to text deltas of whole characters, without any part of a stop string.
 
-The decoder is passed in as a function from token ids to text; nothing here knows a tokenizer.
+The caller passes a function from token ids to text. Does not depend on a tokenizer.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
+from inference_server.generation import GenerationRequest
+
 Decode = Callable[[list[int]], str]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A character has at most 4 bytes. When more tokens than this have not made one, they are no text, and are sent as they are.
+# A character has at most 4 bytes. More held tokens than this are not text, and are sent with replacement characters.
 _MAX_HELD_TOKENS = 8
+# Prompt tokens that a raw reply needs as context, so that its first token keeps the space it begins with.
+_CONTEXT_TOKENS = 6
 
 
 class Detokenizer:
-    """Turns one sequence's token ids into text, piece by piece: the pieces together are the text of all ids.
+    """Incremental decoder of one sequence: the deltas together are the text of all its ids.
 
     A token's text depends on its neighbours: SentencePiece drops the space before the first token, and a character may
     be spread over several byte tokens. So a few tokens are decoded with and without the new one, and the difference is
-    the new text. While that ends in a replacement character, a character may be incomplete and nothing is given out.
+    the new text. While that text ends in a replacement character, a character may be incomplete and the delta is empty.
     """
 
     def __init__(self, decode: Decode, context_ids: Items[int] = ()) -> None:
-        """`context_ids`: last tokens of a prompt whose text the new text continues; empty: it stands for itself."""
+        """Start without text.
+
+        Args:
+            decode: Function from token ids to text.
+            context_ids: Last tokens of the prompt that the text continues; empty: the text is independent of it.
+        """
         self._decode = decode
         context = list(context_ids)
         while context and decode(context).startswith(_REPLACEMENT):
-            del context[0]  # the context was cut within a character, and its rest would spoil the bytes that follow
-        self._ids = context  # a few known tokens, then those not yet given out
+            del context[0]  # the context begins within a character, and would change the bytes that follow
+        self._ids = context  # a few tokens of known text, then those without
         self._num_held = 0  # tokens in a row that may have an incomplete character at their end
         self._num_known = len(self._ids)
         self._known_text = decode(self._ids) if self._ids else ""
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this token; often empty."""
+        """Append a token. Returns the text that became certain with it; often empty."""
         self._ids.append(token_id)
         text = self._decode(self._ids)
         if text.endswith(_REPLACEMENT) and self._num_held < _MAX_HELD_TOKENS:
             self._num_held += 1
             return ""
         self._num_held = 0
-        return self._give_out(text)
+        return self._release(text)
 
     def finish(self) -> str:
-        """The rest, less a last character that is incomplete."""
-        return self._give_out(self._decode(self._ids).rstrip(_REPLACEMENT))
+        """Return the rest of the text, without an incomplete last character."""
+        return self._release(self._decode(self._ids).rstrip(_REPLACEMENT))
 
-    def _give_out(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         delta = text[len(self._known_text) :]
         if delta:
-            # The tokens just given out are the context of the next: a shorter one would lose spaces.
+            # These tokens are the context of the next one: a shorter context would lose spaces.
             self._ids = self._ids[self._num_known :]
             self._num_known = len(self._ids)
             self._known_text = self._decode(self._ids)
@@ -57,18 +66,19 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends a text at the stop string that is complete first, and holds back what may become one.
+    """Filter that ends a text at the first complete stop string, and holds back a possible beginning of one.
 
-    What is complete first does not depend on how the text was cut into pieces.
+    The result does not depend on the lengths of the deltas.
     """
 
     def __init__(self, stop_strings: Items[str]) -> None:
+        """Use stop strings that are not empty."""
         self._stop_strings = stop_strings
         self._held = ""
         self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """The part of all text so far that can be sent and was not yet. After `found`, nothing more comes."""
+        """Append text. Returns the unsent text that cannot be part of a stop string; nothing after `found` is set."""
         if not self._stop_strings:
             return text
         held = self._held + text
@@ -84,35 +94,47 @@ class StopStrings:
         return held[: len(held) - keep]
 
     def finish(self) -> str:
-        """What was held back in vain."""
+        """Return the text that was held back and is not part of a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 class ReplyText:
-    """A sequence's text as it can be sent (sequence.TextStream)."""
+    """Text stream of one sequence, with stop strings applied (implements generation.TextStream)."""
 
     def __init__(self, detokenizer: Detokenizer, stop_strings: Items[str]) -> None:
+        """Pass the detokenizer's text through the stop strings."""
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(stop_strings)
 
     @property
     def stop_string(self) -> str | None:
+        """The stop string that ended the text, or None."""
         return self._stop_strings.found
 
     def push(self, token_id: int) -> str:
+        """Append a token. Returns the text that can be sent now; often empty."""
         return self._stop_strings.push(self._detokenizer.push(token_id))
 
     def finish(self) -> str:
-        """The last of the text; empty after a stop string."""
+        """Return the rest of the text; empty after a stop string."""
         if self.stop_string is not None:
             return ""
         last = self._stop_strings.push(self._detokenizer.finish())
         return last if self.stop_string is not None else last + self._stop_strings.finish()
 
 
+def reply_text(decode: Decode, request: GenerationRequest) -> ReplyText:
+    """Return the text stream of a request's reply."""
+    context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
+    return ReplyText(Detokenizer(decode, context), request.stop)
+
+
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins; `stop` as a whole is not in `text`."""
+    """Return the length of the longest suffix of `text` that is a prefix of `stop`.
+
+    `text` must not contain the whole of `stop`.
+    """
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

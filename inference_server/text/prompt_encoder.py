@@ -1,9 +1,8 @@
-"""Prompts to token ids, and ids to text: chat template, control tokens, the one beginning-of-sequence token.
+"""Converts prompts to token ids: applies the chat template, and adds control tokens and one beginning-of-sequence token.
 
-A caller's text never becomes a control token. The template's own control tokens are told apart before the caller's text
-is put in: in that text, each string that looks like one, and each end or beginning that could become one beside other
-text, is replaced by a private character while the template is rendered; what lies between the template's control tokens
-is then tokenised as plain text, with the strings put back.
+Text of a client never becomes a control token. Before the template is rendered, private characters replace parts of the
+client's text: each string that looks like a control token, and each end or beginning that could form one beside other
+text. After rendering, the text between the template's control tokens is tokenised as plain text, with the strings restored.
 
 Thread-safe: the tokenizers' settings never change after construction.
 """
@@ -21,26 +20,26 @@ from tokenizers import AddedToken, Tokenizer
 
 from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
 from inference_server.generation import ToolCall
-from inference_server.text import tool_formats as tool_forms
-from inference_server.text.token_bytes import TokenBytes
+from inference_server.text import tool_formats
+from inference_server.text.token_decoder import TokenDecoder
 from inference_server.text.tool_formats import Tool
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-# Two characters that Unicode reserves for no text at all.
+# Two Unicode noncharacters, which never occur in text.
 _MARK = "\U0010fffe\U0010ffff"
-# What the form of a message consists of; no caller wrote these names.
+# Keys and values of a message that do not come from a client.
 _NAMES = frozenset(
     ("role", "content", "tool_calls", "tool_call_id", "id", "type", "function", "name", "arguments")
     + ("description", "parameters")
 )
 
-# Messages and tools in the form that chat templates take: JSON.
+# Messages and tools as chat templates expect them: JSON.
 _Json = Any
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `tool_calls`: of an assistant's turn; the last two are of a tool's turn, and may be empty."""
+    """A message of a conversation. `tool_calls`: for an assistant; `tool_call_id` and `name`: for a tool, or empty."""
 
     role: str
     content: str
@@ -50,29 +49,35 @@ class Turn:
 
 
 class PromptEncoder:
-    def __init__(self, tokenizer: Any, *, chat_template: str | None = None, raw_control_tokens: bool = False) -> None:
-        """`tokenizer`: of transformers. `chat_template`: Jinja text that replaces the tokenizer's own.
+    """Encoder of one model's prompts."""
 
-        Raises UnsupportedModel for a tokenizer that has no `tokenizers` back end (character offsets, plain splitting).
+    def __init__(self, tokenizer: Any, *, chat_template: str | None = None, raw_control_tokens: bool = False) -> None:
+        """Prepare three variants of a tokenizer: with control tokens, without, and for text in the middle of a prompt.
+
+        Args:
+            tokenizer: Tokenizer of transformers.
+            chat_template: Jinja text that replaces the tokenizer's own template.
+            raw_control_tokens: Recognise control tokens in raw text.
+
+        Raises:
+            UnsupportedModel: The tokenizer has no `tokenizers` back end.
         """
         if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise UnsupportedModel("its tokenizer exists in slow form only")
+            raise UnsupportedModel("its tokenizer has no fast form (a tokenizer.json), which this server needs")
         self._tokenizer = tokenizer
         self._chat_template = chat_template or tokenizer.chat_template
-        self._knows_tools = tool_forms.knows_tools(self._chat_template)
+        self._supports_tools = tool_formats.supports_tools(self._chat_template)
         self._raw_control_tokens = raw_control_tokens
         self._marked: Tokenizer = tokenizer.backend_tokenizer  # control tokens in text are recognised
-        # A tokenizer's file may order both, and a prompt must neither be cut nor filled up.
+        # A tokenizer's file may enable both, but a prompt must be neither truncated nor padded.
         self._marked.no_truncation()
         self._marked.no_padding()
-        self._plain = Tokenizer.from_str(self._marked.to_str())  # they are text like any other
+        self._plain = Tokenizer.from_str(self._marked.to_str())  # control tokens in text are plain text
         self._plain.encode_special_tokens = True
-        # A copy that takes a mark for a token of its own: what follows it is not the beginning of the text, where
-        # SentencePiece puts a space.
+        # A copy with an extra token. Text after that token is not at the beginning, where SentencePiece adds a space.
         self._inner = Tokenizer.from_str(self._marked.to_str())
         self._inner.encode_special_tokens = True
         self._inner.add_tokens([AddedToken(_MARK, normalized=False)])
-        self.token_bytes = TokenBytes(self._marked)
         self._control = {
             token.content: (token_id, token)
             for token_id, token in tokenizer.added_tokens_decoder.items()
@@ -80,7 +85,8 @@ class PromptEncoder:
         }
         self._control_pattern = _any_of(self._control)
         self._look_alike_pattern = _look_alikes(self._control)
-        # Such tokens are found in normalised text, where more looks like them than we can search for.
+        self.decoder = TokenDecoder(self._marked, {text: token_id for text, (token_id, _) in self._control.items()})
+        # Such tokens match normalised text, so more strings than these patterns look like them.
         self._may_normalise = any(token.normalized for _, token in self._control.values())
 
     @property
@@ -90,21 +96,27 @@ class PromptEncoder:
 
     @property
     def has_chat_template(self) -> bool:
+        """True if the model or its catalog entry has a chat template."""
         return self._chat_template is not None
 
     def encode_text(self, text: str) -> list[int]:
-        """Raw text, with one beginning-of-sequence token if the tokenizer has one."""
+        """Return the token ids of raw text, with one beginning-of-sequence token if the tokenizer has one."""
         if not self._raw_control_tokens:
             return _ids(self._plain, text, add_special_tokens=True)
         bos = self._tokenizer.bos_token
         return _ids(self._marked, text, add_special_tokens=not (bos and text.startswith(bos)))
 
     def encode_chat(self, turns: Items[Turn], tools: Items[Tool] = ()) -> list[int]:
-        """A conversation and the opening of the assistant's turn. Raises InvalidField if the template refuses it."""
-        if self._knows_tools:
+        """Return the token ids of a conversation and of the beginning of the assistant's turn.
+
+        Raises:
+            InvalidField: The chat template rejects the conversation, or there is no template.
+            UnsupportedModel: The chat template is not valid Jinja.
+        """
+        if self._supports_tools:
             messages, shown = [_message(turn) for turn in turns], [tool.for_template() for tool in tools]
         else:
-            messages, shown = [_message(turn) for turn in _in_words(turns, tools)], []
+            messages, shown = [_message(turn) for turn in _as_plain_text(turns, tools)], []
         texts = [*_texts(messages), *_texts(shown)]
         if not self._may_normalise and not any(self._look_alike_pattern.search(text) for text in texts):
             return _ids(self._marked, self._render(messages, shown), add_special_tokens=False)
@@ -113,27 +125,11 @@ class PromptEncoder:
         rendered = self._render(_mapped(messages, disguise), _mapped(shown, disguise))
         return self._encode_disguised(rendered, {private: text for text, private in disguises.items()})
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of token ids; control tokens have none."""
-        return str(self._marked.decode(token_ids, skip_special_tokens=True))
-
-    def decoder(self, shown: Iterable[str]) -> Callable[[list[int]], str]:
-        """Like `decode`, but the control tokens in `shown` are text."""
-        texts = {self._control[token][0]: token for token in shown if token in self._control}
-        return partial(self._decode_with, texts) if texts else self.decode
-
-    def _decode_with(self, texts: dict[int, str], token_ids: list[int]) -> str:
-        pieces, start = [], 0
-        for place, token_id in enumerate(token_ids):
-            if token_id in texts:
-                pieces += [self.decode(token_ids[start:place]), texts[token_id]]
-                start = place + 1
-        return "".join([*pieces, self.decode(token_ids[start:])])
-
     def end_of_turn_ids(self) -> set[int]:
-        """The control token that the template puts after an assistant's turn, if there is one.
+        """Return the control token that the template puts after an assistant's turn, if there is one.
 
-        Raises UnsupportedModel if the template cannot even be read.
+        Raises:
+            UnsupportedModel: The chat template is not valid Jinja.
         """
         if not self.has_chat_template:
             return set()
@@ -167,11 +163,11 @@ class PromptEncoder:
             raise InvalidField(
                 FieldViolation("chat.turns", f"do not fit this model's chat template: {error}")
             ) from None
-        except Exception as error:  # a template is a program, and these turns were too much for it
+        except Exception as error:  # a template is a program, which may raise any exception
             raise InvalidField(FieldViolation("chat.turns", "do not fit this model's chat template")) from error
 
     def _disguises(self, texts: Items[str]) -> dict[str, str]:
-        """A private character, one that no text holds, for each string that looks like a control token or a part of one."""
+        """Map each string that looks like a control token, or a part of one, to a private character that no text contains."""
         look_alikes = sorted({match.group() for text in texts for match in self._look_alike_pattern.finditer(text)})
         taken = set().union(*texts)
         free = (character for codes in _PRIVATE_USE for character in map(chr, codes) if character not in taken)
@@ -225,23 +221,23 @@ def _message(turn: Turn) -> dict[str, _Json]:
     return message
 
 
-def _in_words(turns: Items[Turn], tools: Items[Tool]) -> Iterator[Turn]:
-    """The same conversation for a template that knows no tools: everything about them is text."""
+def _as_plain_text(turns: Items[Turn], tools: Items[Tool]) -> Iterator[Turn]:
+    """Yield the same conversation with tools, calls and results as text, for a template without tool support."""
     rest = list(turns)
     if tools:
         system = rest.pop(0).content + "\n\n" if rest and rest[0].role == "system" else ""
-        yield Turn("system", system + tool_forms.system_text(tools))
+        yield Turn("system", system + tool_formats.system_text(tools))
     for turn in rest:
         if turn.role == "tool":
-            yield Turn("user", tool_forms.answer_text(turn.content))
+            yield Turn("user", tool_formats.result_text(turn.content))
         elif turn.tool_calls:
-            yield Turn(turn.role, "\n".join(filter(None, (turn.content, tool_forms.call_text(turn.tool_calls)))))
+            yield Turn(turn.role, "\n".join(filter(None, (turn.content, tool_formats.call_text(turn.tool_calls)))))
         else:
             yield turn
 
 
 def _texts(value: _Json) -> Iterator[str]:
-    """Every string that a caller has written."""
+    """Yield every string that comes from the client."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -255,7 +251,7 @@ def _texts(value: _Json) -> Iterator[str]:
 
 
 def _mapped(value: _Json, change: Callable[[str], str]) -> _Json:
-    """The same with every string that a caller has written changed."""
+    """Return a copy with `change` applied to every string that comes from the client."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -269,13 +265,13 @@ def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[i
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
-    """Matches as a tokenizer does: leftmost, and of several the longest. Matches nothing if there are none."""
+    """Return a pattern that matches as a tokenizer does: the leftmost and longest string. Without strings it never matches."""
     longest_first = sorted(strings, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _look_alikes(controls: Iterable[str]) -> re.Pattern[str]:
-    """Control tokens, beginnings of one where a text ends, and ends of one where a text begins."""
+    """Return a pattern for control tokens, their beginnings at the end of a text, and their ends at its beginning."""
     controls = list(controls)
     beginnings = {control[:length] for control in controls for length in range(1, len(control))}
     ends = {control[length:] for control in controls for length in range(1, len(control))}

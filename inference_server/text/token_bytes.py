@@ -1,4 +1,4 @@
-"""The bytes of single tokens, for log probabilities: a token may hold a part of a character, which text cannot show."""
+"""Converts single tokens to bytes for log probabilities: a token may be part of a character, which text cannot represent."""
 
 import re
 from typing import Any
@@ -7,23 +7,23 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenBytes:
-    """Reads tokens of the two forms in use: byte-level BPE (GPT-2's table) and SentencePiece (▁ and <0xNN>)."""
+    """Byte values of a vocabulary's tokens: byte-level BPE (GPT-2's table) or SentencePiece (▁ and <0xNN>)."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: of the tokenizers library."""
+        """Use a tokenizer of the tokenizers library."""
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
         self._tokenizer = tokenizer
         self._is_byte_level = "ByteLevel(" in repr(tokenizer.decoder)
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
-        # Added tokens stand in the vocabulary as they are, whatever the form of the others.
+        # The vocabulary holds added tokens as plain text, whatever the encoding of the other tokens.
         self._added = {
             token_id: b"" if token.special else token.content.encode()
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
         }
 
     def __call__(self, token_id: int) -> bytes:
-        """A token's bytes; a control token has none."""
+        """Return a token's bytes; empty for a control token and for an id outside the vocabulary."""
         if token_id in self._added:
             return self._added[token_id]
         token = self._tokenizer.id_to_token(token_id)

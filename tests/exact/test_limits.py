@@ -26,7 +26,7 @@ async def test_2049_prompt_tokens_to_int8_are_413_before_any_forward_pass_and_20
         hosted.engine.runner.prefill = lambda pieces: passes.append(pieces) or prefill(pieces)
 
         async def ask(length: int):
-            text = hosted.prompts.decode(words[:length])
+            text = hosted.prompts.decoder.decode(words[:length])
             assert len(hosted.prompts.encode_text(text)) == length
             body = {"prompt": text, "raw": True, "max_tokens": 1}
             return await bridge.client.post(url, json=body, timeout=100)

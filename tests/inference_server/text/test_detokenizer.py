@@ -42,41 +42,41 @@ def plain_ids(prompts, text):
 
 
 def pieces(prompts, ids, context=()):
-    detokenizer = Detokenizer(prompts.decode, context)
+    detokenizer = Detokenizer(prompts.decoder.decode, context)
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.finish()]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_pieces_together_are_the_text_of_all_tokens(prompts, text):
     ids = plain_ids(prompts, text)
-    assert "".join(pieces(prompts, ids)) == prompts.decode(ids) == text
+    assert "".join(pieces(prompts, ids)) == prompts.decoder.decode(ids) == text
 
 
 def test_the_pieces_of_random_texts_are_whole_characters_and_lose_nothing(prompts):
     for text in random_texts(300):
         ids = plain_ids(prompts, text)
         deltas = pieces(prompts, ids)
-        assert "".join(deltas) == prompts.decode(ids) == text
+        assert "".join(deltas) == prompts.decoder.decode(ids) == text
         assert not any(REPLACEMENT in delta for delta in deltas), (text, deltas)
 
 
 def test_text_comes_with_its_own_token_and_not_later(prompts):
     ids = plain_ids(prompts, "where is the program")
-    detokenizer = Detokenizer(prompts.decode)
-    assert all(detokenizer.push(token_id) for token_id in ids[1:] if prompts.decode([token_id]).strip())
+    detokenizer = Detokenizer(prompts.decoder.decode)
+    assert all(detokenizer.push(token_id) for token_id in ids[1:] if prompts.decoder.decode([token_id]).strip())
 
 
 def test_decoding_token_by_token_would_lose_spaces():
     # The fault that the tests above would show: keep them able to.
     prompts = llama_prompts()
     ids = plain_ids(prompts, "where is the program")
-    assert "".join(prompts.decode([token_id]) for token_id in ids) == "whereistheprogram"
+    assert "".join(prompts.decoder.decode([token_id]) for token_id in ids) == "whereistheprogram"
 
 
 def test_decoding_token_by_token_would_break_characters(prompts):
     ids = plain_ids(prompts, "ᚠ")
     assert len(ids) > 1
-    assert REPLACEMENT in "".join(prompts.decode([token_id]) for token_id in ids)
+    assert REPLACEMENT in "".join(prompts.decoder.decode([token_id]) for token_id in ids)
 
 
 @pytest.mark.parametrize("num_missing", [1, 2])
@@ -87,19 +87,19 @@ def test_an_incomplete_character_at_the_end_is_dropped(prompts, num_missing):
 
 def test_nothing_is_sent_before_a_character_is_whole(prompts):
     *incomplete, last = plain_ids(prompts, "ᚠ")
-    detokenizer = Detokenizer(prompts.decode)
+    detokenizer = Detokenizer(prompts.decoder.decode)
     assert "".join(detokenizer.push(token_id) for token_id in incomplete).strip() == ""
     assert detokenizer.push(last) == "ᚠ"
 
 
 def continuation_byte(prompts):
     """A token that is no text wherever it stands."""
-    tokenizer = prompts.token_bytes._tokenizer
-    return next(i for i in range(tokenizer.get_vocab_size()) if prompts.token_bytes(i) == b"\x80")
+    tokenizer = prompts.decoder.token_bytes._tokenizer
+    return next(i for i in range(tokenizer.get_vocab_size()) if prompts.decoder.token_bytes(i) == b"\x80")
 
 
 def test_bytes_that_never_make_a_character_are_not_held_for_ever(prompts):
-    detokenizer = Detokenizer(prompts.decode)
+    detokenizer = Detokenizer(prompts.decoder.decode)
     deltas = [detokenizer.push(continuation_byte(prompts)) for _ in range(40)]
     assert len("".join(deltas)) >= 32
     assert set("".join(deltas)) == {REPLACEMENT}
@@ -121,7 +121,7 @@ def test_a_reply_that_continues_a_raw_prompt_keeps_its_first_space():
 def test_a_reply_that_continues_a_raw_prompt_is_the_difference_of_the_texts(prompts, prompt):
     before = prompts.encode_text(prompt)
     reply = plain_ids(prompts, "the program 日 🙂 is")
-    expected = prompts.decode([*before, *reply]).removeprefix(prompts.decode(before))
+    expected = prompts.decoder.decode([*before, *reply]).removeprefix(prompts.decoder.decode(before))
     assert "".join(pieces(prompts, reply, context=before[-6:])) == expected
 
 
@@ -204,7 +204,7 @@ def test_which_of_several_stop_strings_ends_a_text_does_not_depend_on_the_border
 
 
 def reply(prompts, ids, stop_strings):
-    text = ReplyText(Detokenizer(prompts.decode), stop_strings)
+    text = ReplyText(Detokenizer(prompts.decoder.decode), stop_strings)
     deltas = []
     for token_id in ids:
         deltas.append(text.push(token_id))
@@ -215,7 +215,7 @@ def reply(prompts, ids, stop_strings):
 
 def test_a_stop_string_across_three_tokens_is_never_sent(prompts):
     ids = plain_ids(prompts, "the program <#> where")
-    parts = [i for i in ids if any(c in prompts.decode([i]) for c in "<#>")]
+    parts = [i for i in ids if any(c in prompts.decoder.decode([i]) for c in "<#>")]
     assert len(parts) == 3
     assert reply(prompts, ids, ["<#>"]) == ("the program ", "<#>")
 

@@ -24,10 +24,10 @@ def prompts(request):
 def test_the_pieces_joined_are_the_text_of_all_tokens(prompts, text):
     ids = prompts.encode_text(text or "a")
     # A vocabulary may lack bytes that only characters have which nobody writes.
-    assume(REPLACEMENT not in prompts.decode(ids))
-    detokenizer = Detokenizer(prompts.decode)
+    assume(REPLACEMENT not in prompts.decoder.decode(ids))
+    detokenizer = Detokenizer(prompts.decoder.decode)
     pieces = [*map(detokenizer.push, ids), detokenizer.finish()]
-    assert "".join(pieces) == prompts.decode(ids)
+    assert "".join(pieces) == prompts.decoder.decode(ids)
     assert not any(REPLACEMENT in piece for piece in pieces)
 
 
@@ -54,7 +54,7 @@ def test_how_a_text_is_cut_into_pieces_does_not_change_where_it_stops(text, stop
 @QUICK
 def test_no_part_of_a_stop_string_is_given_out_before_it_is_known_to_be_none(prompts, text, stops):
     ids = prompts.encode_text(text or "a")
-    reply = ReplyText(Detokenizer(prompts.decode), stops)
+    reply = ReplyText(Detokenizer(prompts.decoder.decode), stops)
     given_out = ""
     for token_id in ids:
         given_out += reply.push(token_id)

@@ -7,6 +7,7 @@ import pytest
 
 from inference_server.text import tool_formats as tools
 from inference_server.text.grammar import GrammarError, Grammars
+from inference_server.text.tool_calls import CallParser
 from tests.support.tiny_models import sentencepiece_tokenizer
 
 SCHEMA = {
@@ -86,13 +87,13 @@ def test_what_is_no_schema_is_refused(grammars, schema):
 def test_a_call_that_is_forced_is_read_back(grammars, tokenizer, form):
     offered = [tools.Tool("weather", "", SCHEMA), tools.Tool("clock", "", {})]
     for seed in range(3):
-        text = drawn(grammars.lark(tools.grammar(form, offered[:1], grammars.literal)), tokenizer, seed)
-        parser = tools.CallParser(form, ["weather"], random.Random(1))
+        text = drawn(grammars.lark(tools.call_grammar(form, offered[:1], grammars.literal)), tokenizer, seed)
+        parser = CallParser(form, ["weather"], random.Random(1))
         calls = (*parser.push(text)[1], *parser.finish()[1])
         assert json.loads(calls[0].arguments)["count"] >= 1
 
 
 def test_references_within_a_tools_schema_point_into_it(grammars):
     parameters = {"$defs": {"n": {"type": "integer"}}, "properties": {"n": {"$ref": "#/$defs/n"}}}
-    text = tools.grammar("hermes", [tools.Tool("count", "", parameters)], grammars.literal)
+    text = tools.call_grammar("hermes", [tools.Tool("count", "", parameters)], grammars.literal)
     assert grammars.lark(text).allowed().any()

@@ -19,38 +19,38 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_bytes_of_byte_level_tokens_are_those_of_the_text(text):
     prompts = default_prompts()
-    assert b"".join(map(prompts.token_bytes, prompts.encode_text(text))) == text.encode()
+    assert b"".join(map(prompts.decoder.token_bytes, prompts.encode_text(text))) == text.encode()
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_bytes_of_sentencepiece_tokens_are_those_of_the_text_after_its_first_space(text):
     prompts = llama_prompts()
-    assert b"".join(map(prompts.token_bytes, prompts.encode_text(text))) == b" " + text.encode()
+    assert b"".join(map(prompts.decoder.token_bytes, prompts.encode_text(text))) == b" " + text.encode()
 
 
 @pytest.mark.parametrize("prompts", [default_prompts, llama_prompts])
 def test_a_token_of_a_part_of_a_character_has_its_byte(prompts):
-    single = [prompts().token_bytes(token_id) for token_id in prompts().encode_text("🙂")]
+    single = [prompts().decoder.token_bytes(token_id) for token_id in prompts().encode_text("🙂")]
     assert any(b"\x80" <= piece < b"\xf8" and len(piece) < 4 for piece in single)
     with pytest.raises(UnicodeDecodeError):
         single[-1].decode()
 
 
 def test_every_token_of_a_vocabulary_has_bytes_unless_it_is_a_control_token():
-    tokenizer = llama_prompts().token_bytes._tokenizer
-    without = [i for i in range(tokenizer.get_vocab_size()) if not llama_prompts().token_bytes(i)]
+    tokenizer = llama_prompts().decoder.token_bytes._tokenizer
+    without = [i for i in range(tokenizer.get_vocab_size()) if not llama_prompts().decoder.token_bytes(i)]
     assert without == [0, 1, 2]
 
 
 @pytest.mark.parametrize("token_id", [0, 1, 2])
 def test_a_control_token_has_no_bytes(token_id):
-    assert default_prompts().token_bytes(token_id) == b""
+    assert default_prompts().decoder.token_bytes(token_id) == b""
 
 
 @pytest.mark.parametrize("prompts", [default_prompts, llama_prompts])
 def test_an_id_beyond_the_vocabulary_has_no_bytes(prompts):
     # The output layer of many models has more rows than there are tokens.
-    assert prompts().token_bytes(10_000_000) == b""
+    assert prompts().decoder.token_bytes(10_000_000) == b""
 
 
 @pytest.mark.parametrize("content", ["    ", "<｜User｜>"])

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from inference_server.text.tool_formats import CallParser, Tool, call_text, format_of_template, grammar, knows_tools
+from inference_server.text.tool_calls import CallParser
+from inference_server.text.tool_formats import Tool, call_grammar, call_text, detect_tool_format, supports_tools
 
 CALL = '{"name": "weather", "arguments": {"city": "Kyoto"}}'
 FORMS = {
@@ -78,12 +79,12 @@ def test_ids_have_the_form_that_the_strictest_template_takes():
     ],
 )
 def test_the_form_is_the_one_that_the_chat_template_teaches(template, form):
-    assert format_of_template(template) == form
+    assert detect_tool_format(template) == form
 
 
 @pytest.mark.parametrize(("template", "knows"), [("{% if tools %}", True), ("{{ messages }}", False), (None, False)])
 def test_a_template_knows_tools_if_it_mentions_them(template, knows):
-    assert knows_tools(template) is knows
+    assert supports_tools(template) is knows
 
 
 def test_calls_of_earlier_turns_are_written_as_they_are_read():
@@ -94,5 +95,5 @@ def test_calls_of_earlier_turns_are_written_as_they_are_read():
 @pytest.mark.parametrize("form", FORMS)
 def test_a_grammar_names_every_tool(form):
     tools = [Tool("weather", "", {}), Tool('odd "name"', "", {"properties": {"a": {"type": "string"}}})]
-    text = grammar(form, tools, json.dumps)
+    text = call_grammar(form, tools, json.dumps)
     assert "call_0 | call_1" in text and "weather" in text

@@ -42,7 +42,7 @@ async def test_deltas_arrive_while_the_reply_is_still_generated(llama):
 async def test_joined_deltas_are_the_text_of_all_tokens(llama):
     recorder = Recorder(llama)
     reply = await collect(llama, request(prompt(10), max_tokens=200))
-    text = llama.prompts.decode(recorder.completion("test", 10))
+    text = llama.prompts.decoder.decode(recorder.completion("test", 10))
     assert reply.text == text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
@@ -50,7 +50,7 @@ async def test_raw_text_is_continued_with_its_space(llama):
     ids = llama.prompts.encode_text("where is the")
     recorder = Recorder(llama)
     reply = await collect(llama, request(ids, continues_prompt=True))
-    whole = llama.prompts.decode(ids + recorder.completion("test", len(ids)))
+    whole = llama.prompts.decoder.decode(ids + recorder.completion("test", len(ids)))
     assert ("where is the" + reply.text) == whole.rstrip("\N{REPLACEMENT CHARACTER}")
 
 

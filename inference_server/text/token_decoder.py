@@ -1,0 +1,36 @@
+"""Converts token ids to text and to bytes. Thread-safe: the tokenizer's settings never change after construction."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from tokenizers import Tokenizer
+
+from inference_server.text.detokenizer import Decode
+from inference_server.text.token_bytes import TokenBytes
+
+
+class TokenDecoder:
+    """Decoder of one model's token ids."""
+
+    def __init__(self, tokenizer: Tokenizer, control_ids: Mapping[str, int]) -> None:
+        """Use a tokenizer of the tokenizers library. `control_ids`: token ids of the control tokens by their text."""
+        self._tokenizer = tokenizer
+        self._control_ids = control_ids
+        self.token_bytes = TokenBytes(tokenizer)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Return the text of token ids, without control tokens."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def decode_function(self, visible: Iterable[str]) -> Decode:
+        """Return a function like `decode` that keeps the control tokens in `visible` as text."""
+        texts = {self._control_ids[token]: token for token in visible if token in self._control_ids}
+        return partial(self._decode_visible, texts) if texts else self.decode
+
+    def _decode_visible(self, texts: Mapping[int, str], token_ids: list[int]) -> str:
+        pieces, start = [], 0
+        for place, token_id in enumerate(token_ids):
+            if token_id in texts:
+                pieces += [self.decode(token_ids[start:place]), texts[token_id]]
+                start = place + 1
+        return "".join([*pieces, self.decode(token_ids[start:])])
