@@ -7,13 +7,14 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from inference_server.engine.sequence import GenerationRequest, SamplingParams, Sequence
-from inference_server.serving.catalog import CatalogEntry, Weights, builtin_template, read_catalog
+from inference_server.serving.catalog import CatalogEntry, builtin_template, read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import DEFAULT_CATALOG, Settings
 from inference_server.text.detokenizer import Detokenizer, ReplyText
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
-from inference_server.weights.loader import local_folder
+from inference_server.weights.download import local_folder
+from inference_server.weights.source import Weights
 from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 
