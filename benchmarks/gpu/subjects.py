@@ -12,7 +12,7 @@ from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from inference_server.engine.admission import Room
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.scheduler import Policy
-from inference_server.engine.sequence import Delta, GenerationRequest, SamplingParams
+from inference_server.generation import Delta, GenerationRequest, SamplingParams
 from inference_server.model.runner import ModelRunner
 
 MAX_TOKENS = 2048

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.launch_server import hosting_without_end_tokens
 from benchmarks.load import Load, Record, Request
 from benchmarks.workers import Answer, serve
-from inference_server.engine.sequence import Completed, Delta, Failed, GenerationRequest, SamplingParams
+from inference_server.generation import Completed, Delta, Failed, GenerationRequest, SamplingParams
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings

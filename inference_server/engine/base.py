@@ -11,76 +11,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
 
-from inference_server.engine.admission import Admission, Room, Ticket
+from inference_server.engine.admission import Admission, Room
 from inference_server.engine.histogram import Tally
-from inference_server.engine.sequence import (
-    Completed,
-    Delta,
-    Event,
-    Failed,
-    GenerationRequest,
-    Sequence,
-    Started,
-    TextStream,
-)
+from inference_server.engine.reply import Reply
+from inference_server.engine.sequence import Sequence
 from inference_server.errors import GenerationFailed, ModelNotReady, ServerStopping, TailraceError
-
-# A whole reply with its log probabilities might be more than a gRPC message may hold.
-MAX_JOINED_DELTAS = 64
-
-
-class Reply:
-    """The events of one request. Leaving the block before the last event cancels the request."""
-
-    def __init__(self, release: Callable[["Reply"], None], ticket: Ticket) -> None:
-        self.ticket = ticket
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self._release = release
-        self._is_done = False
-        self._next: Event | None = None  # taken from the queue behind joined deltas, not given out yet
-
-    async def __aenter__(self) -> "Reply":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._is_done:
-            self._release(self)
-
-    def __aiter__(self) -> "Reply":
-        return self
-
-    async def __anext__(self) -> Event:
-        """Raises GenerationFailed or ServerStopping if the reply cannot be finished."""
-        if self._is_done:
-            raise StopAsyncIteration
-        event, self._next = self._next or await self.events.get(), None
-        if isinstance(event, Delta):
-            return event if self.events.empty() else self._joined(event)
-        if isinstance(event, Failed):
-            self._is_done = True
-            raise event.error
-        self._is_done = isinstance(event, Completed)
-        return event
-
-    def _joined(self, first: Delta) -> Delta:
-        """`first` and the deltas that wait behind it, as one: a reader slower than the model need not pay for each."""
-        deltas = [first]
-        while len(deltas) < MAX_JOINED_DELTAS and not self.events.empty():
-            event = self.events.get_nowait()
-            if not isinstance(event, Delta):
-                self._next = event
-                break
-            deltas.append(event)
-        return Delta(
-            text="".join(delta.text for delta in deltas),
-            num_tokens=sum(delta.num_tokens for delta in deltas),
-            logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
-            last_token=deltas[-1].last_token,
-        )
+from inference_server.generation import Completed, Event, Failed, GenerationRequest, Started, TextStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +83,11 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def _add(self, seq: Sequence) -> None:
-        """Have a sequence wait for its slot; its events go to `seq.sink` by `_deliver`."""
+        """Have a sequence wait for its slot; its events go to `seq.reply` by `_deliver`."""
 
     @abstractmethod
     def _cancel(self, reply: Reply) -> None:
-        """Forget the sequence whose sink this is, and then the reply (`_forget`)."""
+        """Forget the sequence of this reply, and then the reply (`_forget`)."""
 
     @property
     def num_in_flight(self) -> int:
@@ -183,7 +120,7 @@ class BaseEngine(ABC):
         if not self._in_flight:
             self._last_progress = time.monotonic()
         reply = Reply(self._cancel, self.admission.enter(request.account, num_tokens))
-        seq = Sequence(request=request, text=text, sink=reply, arrived=time.monotonic())
+        seq = Sequence(request=request, text=text, reply=reply, arrived=time.monotonic())
         self._in_flight.add(reply)
         self._idle.clear()
         self._add(seq)

@@ -4,11 +4,11 @@ import json
 import random
 from typing import TYPE_CHECKING
 
-from inference_server.engine.sequence import GenerationRequest, SamplingParams, ToolCall
 from inference_server.errors import FieldViolation, InvalidField
+from inference_server.generation import Constraint, GenerationRequest, SamplingParams, ToolCall
 from inference_server.grpc_api.validation import seconds
 from inference_server.text import tool_formats as tool_forms
-from inference_server.text.grammar import Constraint, GrammarError
+from inference_server.text.grammar import GrammarError
 from inference_server.text.prompt_encoder import Turn
 from inference_server.text.tool_formats import Tool
 from tailrace.v1 import inference_pb2 as pb

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from inference_server import errors
 from inference_server.engine.rate_limit import RateLimit
-from inference_server.engine.sequence import (
+from inference_server.generation import (
     Candidate,
     Completed,
     Delta,

@@ -20,7 +20,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-from inference_server.engine.sequence import FinishReason
+from inference_server.generation import FinishReason
 from inference_server.observability.collectors import Counts, EngineState, NamedEngines, Tallies
 
 ENDS = COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"

@@ -3,8 +3,8 @@
 import logging
 import time
 
-from inference_server.engine.sequence import Completed, Delta, Event, Started, Timings
 from inference_server.errors import TailraceError
+from inference_server.generation import Completed, Delta, Event, Started, Timings
 from inference_server.grpc_api.status import STATUS
 from inference_server.observability.metrics import CANCELLED, COMPLETED, FAILED, UNKNOWN_MODEL, Metrics
 from tailrace.v1 import inference_pb2 as pb
@@ -67,8 +67,12 @@ class RunRecord:
             self._prompt_tokens.inc(event.prompt_tokens)
             # How many were admitted since it came tells whether it was passed over.
             logger.info(
-                "admitted %(request_id)s account %(account)r, turn %(turn)d",
-                {"request_id": self.request_id, "account": self._request.account, "turn": event.turn},
+                "admitted %(request_id)s account %(account)r, position %(admission_position)d",
+                {
+                    "request_id": self.request_id,
+                    "account": self._request.account,
+                    "admission_position": event.admission_position,
+                },
             )
         elif isinstance(event, Completed):
             self._completed = event

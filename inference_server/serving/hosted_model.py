@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from inference_server.engine.base import BaseEngine, Reply
-from inference_server.engine.sequence import GenerationRequest
+from inference_server.engine.base import BaseEngine
+from inference_server.engine.reply import Reply
 from inference_server.errors import NoRoomForReply, PromptTooLong
+from inference_server.generation import GenerationRequest
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry, ToolFormat
 from inference_server.text.detokenizer import Detokenizer, ReplyText

@@ -12,9 +12,9 @@ from functools import partial
 import torch
 
 from inference_server.engine.base import BaseEngine
-from inference_server.engine.sequence import Completed, GenerationRequest, SamplingParams
 from inference_server.engine.vllm.client import check_installed
 from inference_server.errors import TailraceError, UnsupportedModel
+from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.precision import choose_device, resolve_precision
 from inference_server.progress import progress
 from inference_server.serving.catalog import CatalogEntry, builtin_template

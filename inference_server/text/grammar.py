@@ -7,13 +7,12 @@ sequences.
 import json
 import re
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # it takes seconds, and who only refuses a request does not need it
-    from torch import Tensor
+from inference_server.generation import Constraint, Grammar
 
 # Between the parts of a document a model may write one line end and some spaces, or nothing; without a bound, a small
 # model may write nothing else until max_tokens.
@@ -28,31 +27,6 @@ _QUOTED = re.compile(r'"([^"]+)"')
 
 class GrammarError(ValueError):
     """A form that cannot be enforced; the message is the rest of a sentence about the field that asked for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """What a constraint was made of, for an engine that follows it in another process."""
-
-    kind: Literal["json_schema", "lark"]
-    text: str
-
-
-class Constraint(Protocol):
-    """What stepping needs of a grammar in use."""
-
-    @property
-    def grammar(self) -> Grammar: ...
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing but an end token may follow what was accepted."""
-
-    def allowed(self) -> "Tensor":
-        """(vocab_size,) uint8 on the CPU: 1 for the tokens that may come next, at least one, else 0. Raises GrammarError."""
-
-    def accept(self, token_id: int) -> None:
-        """Go on by a token that was allowed."""
 
 
 class Grammars:
@@ -130,14 +104,11 @@ class _Followed:
     def is_complete(self) -> bool:
         return bool(self._matcher.is_stopped() and not self._matcher.is_error())
 
-    def allowed(self) -> "Tensor":
-        import torch
-
+    def allowed(self) -> NDArray[np.uint8]:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         # Token i is bit i % 32 of word i // 32; words are little-endian.
-        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
-        return torch.from_numpy(allowed)
+        return np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
 
     def accept(self, token_id: int) -> None:
         # What it costs shows itself when it is asked for the next tokens.

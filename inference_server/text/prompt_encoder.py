@@ -19,8 +19,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from tokenizers import AddedToken, Tokenizer
 
-from inference_server.engine.sequence import ToolCall
 from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
+from inference_server.generation import ToolCall
 from inference_server.text import tool_formats as tool_forms
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_formats import Tool

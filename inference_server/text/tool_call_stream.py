@@ -4,7 +4,7 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 
-from inference_server.engine.sequence import Completed, Delta, Event, FinishReason
+from inference_server.generation import Completed, Delta, Event, FinishReason
 from inference_server.serving.catalog import ToolFormat
 from inference_server.text.tool_formats import CallParser
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
-from inference_server.engine.sequence import ToolCall
+from inference_server.generation import ToolCall
 from inference_server.serving.catalog import ToolFormat
 from inference_server.text.detokenizer import overlap
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from inference_server.engine.sequence import SamplingParams
+from inference_server.generation import SamplingParams
 from inference_server.precision import resolve_precision
 from inference_server.text.prompt_encoder import Turn
 from tests.exact.reference import LARGEST_GAP, MODES, default_entry, first_gap, generate, prompts

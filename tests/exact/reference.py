@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from inference_server.engine.native.gumbel import gumbel, key, uniform_of_all
-from inference_server.engine.sequence import Delta, GenerationRequest
+from inference_server.generation import Delta, GenerationRequest
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel

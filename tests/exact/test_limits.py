@@ -2,8 +2,8 @@
 
 import pytest
 
-from inference_server.engine.sequence import FinishReason
 from inference_server.errors import PromptTooLong
+from inference_server.generation import FinishReason
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import DEFAULT_CATALOG
 from tests.exact.reference import CORPUS

@@ -9,7 +9,7 @@ import asyncio
 
 import pytest
 
-from inference_server.engine.sequence import SamplingParams
+from inference_server.generation import SamplingParams
 from inference_server.text.prompt_encoder import Turn
 from tests.exact.reference import LARGEST_TIE, default_entry, prompts, reference_model, tie_gap
 from tests.support.engines import Recorder, collect, hosting, request

@@ -33,8 +33,8 @@ LONGEST_PAUSE_SECONDS = 5.0
 
 # The server's log at an admission: how many were admitted since the request came, itself included. With all slots taken
 # it is the number of the slot that it got, of those that were freed.
-ADMITTED = re.compile(r"admitted (?P<id>\S+) account '(?P<account>\S*)', turn (?P<turn>\d+)$", re.MULTILINE)
-LATEST_TURN = 2
+ADMITTED = re.compile(r"admitted (?P<id>\S+) account '(?P<account>\S*)', position (?P<position>\d+)$", re.MULTILINE)
+LATEST_POSITION = 2
 # Of the times to the first token: under load to those with eight busy slots and an empty queue.
 MOST_MEDIAN_RATIO, MOST_WORST_RATIO = 2.0, 5.0
 
@@ -251,9 +251,9 @@ def test_each_request_of_the_second_account_succeeds(load):
 
 def test_the_second_account_is_admitted_with_the_second_slot_at_the_latest(load):
     log = load.stack.log("inference_server")
-    turns = {found["id"]: int(found["turn"]) for found in ADMITTED.finditer(log) if found["account"] == STEADY}
-    assert set(turns) == set(load.steady_ids)
-    assert max(turns.values()) <= LATEST_TURN
+    positions = {found["id"]: int(found["position"]) for found in ADMITTED.finditer(log) if found["account"] == STEADY}
+    assert set(positions) == set(load.steady_ids)
+    assert max(positions.values()) <= LATEST_POSITION
 
 
 def test_the_second_account_waits_hardly_longer_than_without_the_crowd(load):

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inference_server.engine.sequence import Completed, Delta, GenerationRequest, SamplingParams, Started
+from inference_server.generation import Completed, Delta, GenerationRequest, SamplingParams, Started
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from inference_server.engine.sequence import GenerationRequest, SamplingParams, Sequence
+from inference_server.engine.sequence import Sequence
+from inference_server.generation import GenerationRequest, SamplingParams
 from inference_server.serving.catalog import CatalogEntry, builtin_template, read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import DEFAULT_CATALOG, Settings
@@ -57,7 +58,7 @@ def sequence(
         sampling=SamplingParams(seed=1),
         max_tokens=100,
     )
-    return Sequence(request=request, text=ReplyText(Detokenizer(str), ()), sink=None, arrived=0.0)
+    return Sequence(request=request, text=ReplyText(Detokenizer(str), ()), reply=None, arrived=0.0)
 
 
 def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, window: int = 3848) -> HostedModel:

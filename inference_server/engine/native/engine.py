@@ -12,14 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Set
 
+from inference_server.attention.kv_cache import NUM_SCRATCH_BLOCKS
 from inference_server.engine.admission import Room
-from inference_server.engine.base import BaseEngine, Reply, Totals
+from inference_server.engine.base import BaseEngine, Totals
 from inference_server.engine.histogram import Tally
 from inference_server.engine.native.block_pool import BlockPool
 from inference_server.engine.native.scheduler import Policy, Scheduler
 from inference_server.engine.native.step_loop import Stepper
-from inference_server.engine.sequence import Event, Sequence
+from inference_server.engine.reply import Reply
+from inference_server.engine.sequence import Sequence
 from inference_server.errors import ServerStopping
+from inference_server.generation import Event
 from inference_server.model.runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,10 @@ class Engine(BaseEngine):
         self.runner = runner
         cache = runner.cache
         pool = BlockPool(
-            num_blocks=cache.num_blocks - 1, block_size=cache.block_size, max_unused_blocks=max_unused_blocks
+            num_blocks=cache.num_blocks - NUM_SCRATCH_BLOCKS,
+            block_size=cache.block_size,
+            num_reserved=NUM_SCRATCH_BLOCKS,
+            max_unused_blocks=max_unused_blocks,
         )
         self.scheduler = Scheduler(pool, policy)
         self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit)
@@ -102,7 +108,7 @@ class Engine(BaseEngine):
     def _cancel(self, reply: Reply) -> None:
         def remove() -> None:
             for seq in [*self.scheduler.waiting, *self.scheduler.running]:
-                if seq.sink is reply:
+                if seq.reply is reply:
                     self.scheduler.remove(seq)
             self._on_loop(self._forget, reply)
 
@@ -136,7 +142,7 @@ class Engine(BaseEngine):
             command()
 
     def _emit(self, seq: Sequence, event: Event) -> None:
-        self._emitted.append((seq.sink, event))
+        self._emitted.append((seq.reply, event))
 
     def _publish(self) -> None:
         if self._emitted:

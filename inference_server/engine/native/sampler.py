@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from inference_server.engine.native import gumbel as noise
-from inference_server.engine.sequence import Candidate, SamplingParams, TokenLogprob
+from inference_server.engine.sequence import Penalties
+from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 
 # How many of the likeliest tokens are sorted before the whole vocabulary is: nearly always they hold top_p's mass.
 _SHORTLIST = 256
@@ -48,7 +49,7 @@ class Row:
 
     params: SamplingParams
     position: int
-    penalties: PenaltyState | None = None
+    penalties: Penalties | None = None  # a PenaltyState
     allowed: Tensor | None = None  # (vocab_size,) uint8 on the CPU: tokens with 0 take no part
 
 
@@ -93,7 +94,7 @@ def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
     penalised = [index for index, row in enumerate(rows) if row.penalties is not None]
     if not penalised:
         return False
-    states = [state for row in rows if (state := row.penalties) is not None]
+    states = [state for row in rows if isinstance(state := row.penalties, PenaltyState)]
     params = [rows[index].params for index in penalised]
     subset = logits[penalised]
     counts = torch.stack([state.counts for state in states])

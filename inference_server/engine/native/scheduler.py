@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from inference_server.engine.fair_queue import WaitingRoom
-from inference_server.engine.native.block_pool import BlockKeys, BlockPool
+from inference_server.engine.native.block_pool import BlockPool
+from inference_server.engine.prefix_keys import BlockKeys
 from inference_server.engine.sequence import Sequence
 
 
@@ -133,7 +134,7 @@ class Scheduler:
         size = self._pool.block_size
         before, seq.num_computed = seq.num_computed, num_computed
         if num_computed // size > before // size and self._may_register(seq):
-            keys = seq.block_keys.of(seq.token_ids, num_computed // size)
+            keys = seq.block_keys.get(seq.token_ids, num_computed // size)
             for index in range(before // size, num_computed // size):
                 self._pool.register(seq.block_ids[index], keys[index])
 
@@ -186,7 +187,7 @@ class Scheduler:
                 self.num_admitted += 1
                 self.num_queried_tokens += seq.num_prompt_tokens
                 self.num_hit_tokens += seq.num_cached_tokens
-                seq.turn = self.num_admitted - seq.num_admitted_before
+                seq.admission_position = self.num_admitted - seq.num_admitted_before
             admitted.append(seq)
         return admitted
 
@@ -215,7 +216,7 @@ class Scheduler:
     def _find_prefix(self, seq: Sequence) -> list[int]:
         # The last token is always computed: its logits are wanted.
         size = self._pool.block_size
-        found = self._pool.match(seq.block_keys.of(seq.token_ids, (len(seq.token_ids) - 1) // size))
+        found = self._pool.match(seq.block_keys.get(seq.token_ids, (len(seq.token_ids) - 1) // size))
         if self._policy.batch_invariant:
             # Further chunks must begin where they would have begun without the cache.
             chunk = max(size, self._policy.prefill_chunk_tokens // size * size)

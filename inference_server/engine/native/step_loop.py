@@ -14,8 +14,9 @@ from torch import Tensor
 from inference_server.engine.histogram import STEP_TOKENS, Tally
 from inference_server.engine.native.sampler import NotFinite, PenaltyState, Row, Sample, sample
 from inference_server.engine.native.scheduler import PrefillChunk, Scheduler, Step
-from inference_server.engine.sequence import Event, Failed, FinishReason, Sequence, Started
+from inference_server.engine.sequence import Sequence
 from inference_server.errors import GenerationFailed
+from inference_server.generation import Event, Failed, FinishReason, Started
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.text.grammar import GrammarError
 
@@ -54,7 +55,7 @@ class Stepper:
         for seq in step.admitted:
             if seq.admitted is None:  # else it is back after blocks had run out
                 seq.admitted = now
-                self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.turn))
+                self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.admission_position))
         return step
 
     def passes(self, step: Step) -> Iterator[None]:
@@ -210,7 +211,7 @@ class _NoGrammar(Exception):
 def _row(seq: Sequence) -> Row:
     constraint = seq.request.constraint
     try:
-        allowed = None if constraint is None else constraint.allowed()
+        allowed = None if constraint is None else torch.from_numpy(constraint.allowed())
     except GrammarError as error:
         raise _NoGrammar(seq, str(error)) from error
     return Row(seq.request.sampling, len(seq.token_ids), seq.penalties, allowed)

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Mapping, Set
 from multiprocessing import resource_tracker
 from typing import Any
 
-from inference_server.engine.sequence import GenerationRequest
 from inference_server.engine.vllm.engine_args import check_names
 from inference_server.engine.vllm.sampling_params import grammar_arguments, sampling_arguments
 from inference_server.engine.vllm.step_stats import Steps
 from inference_server.errors import UnsupportedModel
+from inference_server.generation import GenerationRequest
 
 # Read when vLLM is imported; what the user has set stays.
 _ENVIRONMENT = {

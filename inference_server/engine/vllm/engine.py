@@ -13,21 +13,15 @@ from functools import partial
 from typing import Any, Protocol
 
 from inference_server.engine.admission import Room
-from inference_server.engine.base import BaseEngine, Reply, Totals
+from inference_server.engine.base import BaseEngine, Totals
 from inference_server.engine.fair_queue import WaitingRoom
 from inference_server.engine.histogram import Tally
-from inference_server.engine.sequence import (
-    Event,
-    Failed,
-    FinishReason,
-    GenerationRequest,
-    Sequence,
-    Started,
-    TextStream,
-)
+from inference_server.engine.reply import Reply
+from inference_server.engine.sequence import Sequence
 from inference_server.engine.vllm.sampling_params import check_sampling, token_logprob
 from inference_server.engine.vllm.step_stats import Steps
 from inference_server.errors import GenerationFailed, ServerStopping
+from inference_server.generation import Event, Failed, FinishReason, GenerationRequest, Started, TextStream
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +102,7 @@ class VllmEngine(BaseEngine):
         await asyncio.to_thread(self._client.shut_down, 0.1 if self.is_stalled else _STOP_SECONDS)
 
     def _add(self, seq: Sequence) -> None:
-        self._seqs[seq.sink] = seq
+        self._seqs[seq.reply] = seq
         seq.num_admitted_before = self._num_admitted
         self._waiting.add(seq)
         if (seconds := seq.request.time_limit_seconds) is not None:
@@ -143,9 +137,11 @@ class VllmEngine(BaseEngine):
             self._waiting.take(seq)
             by_account[seq.request.account] += 1
             self._num_admitted += 1
-            seq.turn = self._num_admitted - seq.num_admitted_before
+            seq.admission_position = self._num_admitted - seq.num_admitted_before
             seq.admitted = time.monotonic()
-            self._deliver([(seq.sink, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.turn))])
+            self._deliver(
+                [(seq.reply, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.admission_position))]
+            )
             self._tasks[seq] = task = asyncio.create_task(self._run(seq))
             task.add_done_callback(partial(self._leave_slot, seq))
 
@@ -159,8 +155,8 @@ class VllmEngine(BaseEngine):
             async with aclosing(self._client.generate(seq.request)) as outputs:
                 async for output in outputs:
                     self._progressed()
-                    self._deliver([(seq.sink, event) for event in _events(seq, output, self._client.end_ids)])
-                    if seq.sink not in self._seqs:
+                    self._deliver([(seq.reply, event) for event in _events(seq, output, self._client.end_ids)])
+                    if seq.reply not in self._seqs:
                         return
             raise RuntimeError("vLLM gave no more outputs")
         except Exception:
@@ -169,11 +165,11 @@ class VllmEngine(BaseEngine):
                 return
             # Whatever it is, the caller gets an answer and the other sequences go on.
             logger.exception("vLLM failed on request %s", seq.request.request_id)
-            self._deliver([(seq.sink, Failed(GenerationFailed("the model failed on this request")))])
+            self._deliver([(seq.reply, Failed(GenerationFailed("the model failed on this request")))])
 
     def _expire(self, seq: Sequence) -> None:
         events = seq.last_events(FinishReason.TIME_LIMIT, seq.text.finish(), time.monotonic())
-        self._deliver([(seq.sink, event) for event in events])
+        self._deliver([(seq.reply, event) for event in events])
 
     def _progressed(self) -> None:
         self._last_progress = time.monotonic()

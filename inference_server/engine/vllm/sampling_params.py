@@ -9,9 +9,8 @@ import math
 from collections.abc import Mapping, Set
 from typing import Any
 
-from inference_server.engine.sequence import Candidate, GenerationRequest, SamplingParams, TokenLogprob
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.text.grammar import Grammar
+from inference_server.generation import Candidate, GenerationRequest, Grammar, SamplingParams, TokenLogprob
 
 _MAX_TEMPERATURE = 2.0
 # The llguidance that vLLM pins repeats a pattern of whitespace without a bound; so documents have none.

@@ -5,7 +5,7 @@ spans.py has the same classes for a server that traces; otlp.py says which are u
 
 from collections.abc import AsyncIterable, Iterable
 
-from inference_server.engine.sequence import Event
+from inference_server.generation import Event
 from tailrace.v1.inference_pb2 import RunRequest
 
 # Of gRPC: pairs of a name and a value.

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from inference_server.engine.sequence import ToolCall
+from inference_server.generation import ToolCall
 from tailrace.v1 import inference_pb2 as pb
 
 

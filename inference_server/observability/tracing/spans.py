@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from inference_server.engine.sequence import Completed, Delta, Event, Started, ToolCall
+from inference_server.generation import Completed, Delta, Event, Started, ToolCall
 from inference_server.grpc_api.status import STATUS
 from inference_server.observability.tracing.base import Metadata, RunTrace
 from inference_server.observability.tracing.genai_messages import input_messages, output_messages
@@ -76,7 +76,7 @@ class SpanTrace(RunTrace):
                     self._tool_calls += event.tool_calls
             elif isinstance(event, Started):
                 self._admitted = time.monotonic()
-                self._turn = event.turn
+                self._turn = event.admission_position
             elif isinstance(event, Completed):
                 self._completed = event
             yield event

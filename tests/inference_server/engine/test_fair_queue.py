@@ -29,7 +29,7 @@ def test_an_account_that_comes_late_has_the_next_slot_that_is_freed():
     late = sequence(name="late", account="other")
     queue.add(late)
     assert free_one(queue) + free_one(queue) == ["late", "heavy2"]
-    assert late.turn == 1
+    assert late.admission_position == 1
 
 
 def test_an_account_with_fewer_slots_has_the_next_one():

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from inference_server.engine.sequence import SamplingParams
 from inference_server.errors import InvalidField, PromptTooLong
+from inference_server.generation import SamplingParams
 from inference_server.grpc_api import validation as checks
 from inference_server.grpc_api.conversion import generation_request, prompt_ids
 from tailrace.v1 import inference_pb2 as pb

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from inference_server.engine.admission import Ticket
-from inference_server.engine.base import MAX_JOINED_DELTAS, Reply
-from inference_server.engine.sequence import (
+from inference_server.engine.reply import MAX_JOINED_DELTAS, Reply
+from inference_server.errors import GenerationFailed
+from inference_server.generation import (
     Candidate,
     Completed,
     Delta,
@@ -18,7 +19,6 @@ from inference_server.engine.sequence import (
     TokenLogprob,
     Usage,
 )
-from inference_server.errors import GenerationFailed
 
 TICKET = Ticket("", 1)
 STARTED = Started(prompt_tokens=1, seed=1)

@@ -65,7 +65,7 @@ async def test_a_run_holds_what_the_conventions_name_and_its_phases_hold_their_t
         "gen_ai.usage.output_tokens": 5,
         "gen_ai.usage.cache_read.input_tokens": 0,
     }
-    assert queue.attributes == {"tailrace.turn": 1}
+    assert queue.attributes == {"tailrace.admission_position": 1}
     assert prefill.attributes == {"tailrace.prompt_tokens": num_tokens, "tailrace.cached_tokens": 0}
     assert decode.attributes == {"tailrace.completion_tokens": 5}
 
@@ -81,7 +81,12 @@ def test_the_names_are_these():
         *("gen_ai.response.time_to_first_chunk", "gen_ai.input.messages", "gen_ai.output.messages"),
         *("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.usage.cache_read.input_tokens"),
         *("queue", "prefill", "decode"),
-        *("tailrace.turn", "tailrace.prompt_tokens", "tailrace.cached_tokens", "tailrace.completion_tokens"),
+        *(
+            "tailrace.admission_position",
+            "tailrace.prompt_tokens",
+            "tailrace.cached_tokens",
+            "tailrace.completion_tokens",
+        ),
     }
 
 

@@ -35,7 +35,7 @@ def drawn(constraint, tokenizer, seed, *, most=400):
     dice = random.Random(seed)
     ids = []
     while not constraint.is_complete and len(ids) < most:
-        token_id = dice.choice(constraint.allowed().nonzero().flatten().tolist())
+        token_id = dice.choice(constraint.allowed().nonzero()[0].tolist())
         if token_id == tokenizer.eos_token_id:
             break
         constraint.accept(token_id)

@@ -2,7 +2,9 @@
 
 import pytest
 
-from inference_server.engine.native.block_pool import SCRATCH_BLOCK, BlockKeys, BlockPool
+from inference_server.attention.kv_cache import SCRATCH_BLOCK
+from inference_server.engine.native.block_pool import BlockPool
+from inference_server.engine.prefix_keys import BlockKeys
 
 
 def pool(num_blocks=8, block_size=4, **options):
@@ -121,19 +123,19 @@ def test_a_forgotten_block_is_not_found_and_can_be_had_again():
 
 
 def test_a_key_tells_every_token_before_it():
-    one = BlockKeys(2).of([1, 2, 3, 4], 2)
-    assert BlockKeys(2).of([1, 2, 3, 4, 9], 2) == one
-    other = BlockKeys(2).of([7, 2, 3, 4], 2)
+    one = BlockKeys(2).get([1, 2, 3, 4], 2)
+    assert BlockKeys(2).get([1, 2, 3, 4, 9], 2) == one
+    other = BlockKeys(2).get([7, 2, 3, 4], 2)
     assert one[0] != other[0] and one[1] != other[1]
 
 
 def test_keys_of_different_scopes_differ():
-    assert BlockKeys(2, "a").of([1, 2], 1) != BlockKeys(2, "b").of([1, 2], 1)
+    assert BlockKeys(2, "a").get([1, 2], 1) != BlockKeys(2, "b").get([1, 2], 1)
 
 
 def test_keys_follow_a_growing_sequence():
     keys, tokens = BlockKeys(2), [1, 2, 3]
-    first = keys.of(tokens, 1)
+    first = keys.get(tokens, 1)
     tokens += [4]
-    assert keys.of(tokens, 2)[:1] == first
-    assert keys.of(tokens, 2) == BlockKeys(2).of(tokens, 2)
+    assert keys.get(tokens, 2)[:1] == first
+    assert keys.get(tokens, 2) == BlockKeys(2).get(tokens, 2)

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 import torch
 
-from inference_server.engine.sequence import Completed, Delta, FinishReason, SamplingParams, Started
 from inference_server.errors import CapacityExceeded, GenerationFailed, PromptTooLong, ServerStopping
+from inference_server.generation import Completed, Delta, FinishReason, SamplingParams, Started
 from inference_server.text.prompt_encoder import Turn
 from tests.support.engines import Recorder, collect, entry, hosting, request, until
 

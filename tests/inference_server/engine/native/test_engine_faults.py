@@ -6,8 +6,8 @@ import threading
 import pytest
 import torch
 
-from inference_server.engine.sequence import Started
 from inference_server.errors import GenerationFailed, ModelNotReady
+from inference_server.generation import Started
 from inference_server.model.runner import ModelRunner
 from tests.inference_server.engine.native.test_engine import prompt
 from tests.support.engines import collect, request, until

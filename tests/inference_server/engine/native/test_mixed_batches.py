@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from inference_server.engine.sequence import Completed
+from inference_server.generation import Completed
 from inference_server.kernels.amx import tile_config as tiles
 from inference_server.model.runner import ModelRunner
 from tests.support.engines import collect, entry, hosting, request

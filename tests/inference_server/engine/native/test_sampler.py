@@ -8,7 +8,7 @@ import torch
 from inference_server.engine.native import sampler as sampling
 from inference_server.engine.native.gumbel import gumbel, key, uniform, uniform_of_all
 from inference_server.engine.native.sampler import NotFinite, PenaltyState, Row, sample
-from inference_server.engine.sequence import SamplingParams
+from inference_server.generation import SamplingParams
 
 VOCAB_SIZE = 1000  # above the length of the shortlist
 

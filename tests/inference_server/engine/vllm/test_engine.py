@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from inference_server.engine.admission import Room
-from inference_server.engine.sequence import Completed, Delta, FinishReason, GenerationRequest, SamplingParams, Started
 from inference_server.engine.vllm.engine import VllmEngine
 from inference_server.engine.vllm.engine_args import check_names, engine_arguments
 from inference_server.engine.vllm.sampling_params import (
@@ -17,10 +16,18 @@ from inference_server.engine.vllm.sampling_params import (
 )
 from inference_server.engine.vllm.step_stats import Steps
 from inference_server.errors import GenerationFailed, InvalidField
+from inference_server.generation import (
+    Completed,
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    SamplingParams,
+    Started,
+)
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.startup import load_all
 from inference_server.settings import Settings
-from inference_server.text.grammar import Grammar
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import entry
 
