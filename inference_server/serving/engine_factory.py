@@ -21,10 +21,12 @@ from inference_server.engine.vllm.engine import VllmEngine
 from inference_server.engine.vllm.engine_args import engine_arguments
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import Precision, cache_dtype
-from inference_server.serving.catalog import EngineName, Weights
+from inference_server.progress import progress
+from inference_server.serving.catalog import EngineName
 from inference_server.settings import Settings
-from inference_server.weights.loader import progress, total_memory_bytes
-from inference_server.weights.prepare import Described, Prepared
+from inference_server.weights.loader import total_memory_bytes
+from inference_server.weights.prepare import ModelDescription, PreparedModel
+from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Key:
 
 async def own_engine(
     key: Key,
-    loaded: Prepared,
+    loaded: PreparedModel,
     max_len: int,
     end_ids: set[int],
     settings: Settings,
@@ -89,7 +91,7 @@ async def own_engine(
 
 async def vllm_engine(
     key: Key,
-    loaded: Described,
+    loaded: ModelDescription,
     max_len: int,
     end_ids: set[int],
     settings: Settings,
@@ -155,7 +157,7 @@ def _room(settings: Settings) -> Room:
 
 
 def _num_blocks(
-    block_size: int, window: int, settings: Settings, loaded: Prepared, device: torch.device, memory_share: float
+    block_size: int, window: int, settings: Settings, loaded: PreparedModel, device: torch.device, memory_share: float
 ) -> int:
     """Blocks of the KV cache; raises ConfigurationError if they do not hold the longest sequence."""
     blocks_per_window = -(-window // block_size)
@@ -171,7 +173,7 @@ def _num_blocks(
     return min(tokens // block_size, blocks_per_window * settings.max_running_seqs)
 
 
-def _free_tokens(loaded: Prepared, memory_share: float) -> int:
+def _free_tokens(loaded: PreparedModel, memory_share: float) -> int:
     """Tokens whose keys and values fit this group's share of the GPU's free memory, a tenth of it left for activations."""
     config = loaded.model.config.get_text_config()
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Folders that are made once and used by many processes: whole or not there at all."""
+"""Folders that one process makes and many use: each is complete or does not exist."""
 
 import shutil
 import tempfile
@@ -7,19 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What is made here takes minutes at most; what is older was cut off.
+from tailrace_shared.config_errors import ConfigurationError
+
+# Making a folder takes minutes at most. An older unfinished one belongs to a process that was killed.
 _UNFINISHED_SECONDS = 3600.0
 
 
 @contextmanager
-def made_once(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which then gets the name `folder`, unless another process was faster.
+def atomic_directory(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, and rename it to `folder` afterwards.
 
-    Nothing stays of it when the body raises.
+    If another process has made `folder` in the meantime, its result stays. If the body raises, nothing stays.
+
+    Raises:
+        ConfigurationError: The parent folder cannot be written; the message names TAILRACE_CACHE_DIR.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(folder.parent)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(folder.parent)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write to {folder.parent} ({error.strerror}): set TAILRACE_CACHE_DIR to a folder that can be written"
+        ) from None
     try:
         yield unfinished
         try:
@@ -32,7 +42,7 @@ def made_once(folder: Path) -> Iterator[Path]:
 
 
 def _remove_unfinished(parent: Path) -> None:
-    """What a signal cut off: up to gigabytes, and of no use."""
+    """Remove folders of processes that were killed: they may have gigabytes."""
     for folder in parent.glob(".*"):
         if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,8 @@ from inference_server.attention.torch_attention import Form
 from inference_server.cpu.decoder_weights import Decoder, Layer, Rotary
 from inference_server.cpu.linear.amx.layers import CompiledLinear, Packed, of_packed
 from inference_server.precision import Precision
-from inference_server.weights.atomic_folder import made_once
+from inference_server.weights.atomic_folder import atomic_directory
+from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class NoKernel(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ModelInfo:
     """Of a model, beside its tensors."""
 
     model_type: str  # transformers' name of the architecture
@@ -60,27 +61,27 @@ def packed_folder(cache_dir: Path, source: Path, precision: Precision, *, batch_
     return cache_dir / "packed" / f"{place}-{kind}-{digest}"
 
 
-def write(folder: Path, decoder: Decoder, facts: Facts, tokenizer: Any) -> None:
+def write(folder: Path, decoder: Decoder, facts: ModelInfo, tokenizer: Any) -> None:
     """Does nothing, and says why in the log, where the folder cannot be written or would not give the same tokenizer."""
     try:
-        with made_once(folder) as unfinished:
+        with atomic_directory(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
             if not _same(tokenizer, PreTrainedTokenizerFast.from_pretrained(unfinished)):
                 raise ValueError("its tokenizer has no form that is read faster")
             save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(_rest(decoder, facts))})
-    except (OSError, ValueError) as reason:
+    except (OSError, ValueError, ConfigurationError) as reason:
         logger.info("the packed model is not kept for the next start: %s", reason)
         return
     _remove_older(folder)
 
 
-def read(folder: Path) -> tuple[Decoder, Facts, Any]:
+def read(folder: Path) -> tuple[Decoder, ModelInfo, Any]:
     """Decoder, facts and tokenizer. Raises ValueError if this CPU lacks a kernel for it, or it is broken, which removes it."""
     try:
         with safe_open(folder / _FILE, framework="pt") as file:
             rest = json.loads(file.metadata()["tailrace"])
             decoder = _decoder(rest, file)
-        return decoder, Facts(**rest["facts"]), PreTrainedTokenizerFast.from_pretrained(folder)
+        return decoder, ModelInfo(**rest["facts"]), PreTrainedTokenizerFast.from_pretrained(folder)
     except (NoKernel, MemoryError):  # neither is the folder's fault
         raise
     except Exception as error:  # a broken file shows itself in whatever way its reader happens to stumble
@@ -108,7 +109,7 @@ def _linear_tensors(name: str, linear: CompiledLinear) -> Iterator[tuple[str, Te
         yield f"{name}.scales", packed.scales
 
 
-def _rest(decoder: Decoder, facts: Facts) -> dict[str, Any]:
+def _rest(decoder: Decoder, facts: ModelInfo) -> dict[str, Any]:
     return {
         "facts": asdict(facts),
         "eps": decoder.eps,

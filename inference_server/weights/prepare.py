@@ -1,4 +1,4 @@
-"""Weights to a model that can run: loaded, fused and packed, or as an earlier start has packed it."""
+"""Turns weights into a model that can run: loaded, fused and packed, or read from the folder of an earlier start."""
 
 import logging
 from dataclasses import dataclass
@@ -10,92 +10,132 @@ import torch
 from inference_server.attention.kv_cache import CPU_BLOCK_SIZE
 from inference_server.cpu.decoder_weights import decoder_of
 from inference_server.cpu.fused_modules import fuse
-from inference_server.cpu.linear.amx.layers import CompiledLinear
 from inference_server.model.runner import runs
 from inference_server.precision import Precision, cache_dtype
-from inference_server.serving.catalog import Weights
+from inference_server.progress import progress
 from inference_server.settings import Settings
-from inference_server.weights import packed_cache as packed
-from inference_server.weights.loader import load_description, load_model, local_folder, progress
-from inference_server.weights.packed_cache import Facts
+from inference_server.weights import packed_cache
+from inference_server.weights.download import local_folder
+from inference_server.weights.loader import load_description, load_model
+from inference_server.weights.packed_cache import ModelInfo
+from inference_server.weights.source import Weights
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    model: Any  # what ModelRunner takes
-    tokenizer: Any  # of transformers
-    facts: Facts
-    num_bytes: int  # of the weights
+class PreparedModel:
+    """A model that this server runs itself.
+
+    Attributes:
+        model: A model of transformers, or DecoderWeights; ModelRunner takes both.
+        tokenizer: Tokenizer of transformers.
+        info: Limits and end tokens.
+        num_bytes: Memory of the weights, in bytes.
+    """
+
+    model: Any
+    tokenizer: Any
+    info: ModelInfo
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """What is known of a model that another engine loads."""
+class ModelDescription:
+    """A model whose weights another engine loads.
+
+    Attributes:
+        folder: Folder with the weights, as transformers reads it.
+        tokenizer: Tokenizer of transformers.
+        info: Limits and end tokens.
+    """
 
     folder: Path
-    tokenizer: Any  # of transformers
-    facts: Facts
+    tokenizer: Any
+    info: ModelInfo
 
 
-def describe(weights: Weights, settings: Settings) -> Described:
-    """Everything but the weights. Raises what load_model raises."""
+def describe(weights: Weights, settings: Settings) -> ModelDescription:
+    """Return everything but the weights.
+
+    Raises:
+        ConfigurationError: As for `loader.load_model`.
+    """
     folder, tokenizer, config, generation_config = load_description(weights, settings.cache_dir)
-    return Described(folder, tokenizer, _facts(config, generation_config))
+    return ModelDescription(folder, tokenizer, _model_info(config, generation_config))
 
 
-def prepare(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> Prepared:
-    """`precision`: the one in force. Raises what load_model raises."""
+def prepare(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> PreparedModel:
+    """Return a model that is ready to run on `device`. On a CPU, the packed form is kept in the cache folder.
+
+    Args:
+        weights: Where the weights are.
+        precision: The precision in use on the device (see precision.resolve_precision).
+        device: A CPU or a GPU.
+        settings: The cache folder and the options that change packed weights.
+
+    Raises:
+        ConfigurationError: As for `loader.load_model`.
+    """
     if device.type != "cpu":
         return _load(weights, precision, device, settings)
     source = local_folder(weights, settings.cache_dir)
     folder = None
-    if source.is_dir():  # else loading says what is wrong with it
-        folder = packed.packed_folder(settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant)
+    if source.is_dir():  # otherwise loading raises the error
+        folder = packed_cache.packed_folder(
+            settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant
+        )
     if folder is not None and folder.is_dir():
         try:
             with progress(f"reading {weights}, packed as {precision}"):
-                decoder, facts, tokenizer = packed.read(folder)
-            return Prepared(decoder, tokenizer, facts, decoder.num_bytes)
+                decoder, info, tokenizer = packed_cache.read(folder)
+            return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
         except ValueError as reason:
-            logger.info("packing %s anew: %s", weights, reason)
-    return _packed(_load(weights, precision, device, settings), weights, precision, settings, folder)
+            logger.info("packing %s again: %s", weights, reason)
+    return _pack(_load(weights, precision, device, settings), weights, precision, settings, folder)
 
 
-def _load(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> Prepared:
+def memory_bytes(model: Any) -> int:
+    """Return the memory of a model of transformers in bytes, packed linear layers included.
+
+    Their weights are not parameters of torch, so `get_memory_footprint` does not count them.
+    """
+    packed_bytes = sum(getattr(module, "num_bytes", 0) for module in model.modules())
+    return int(model.get_memory_footprint()) + packed_bytes
+
+
+def _load(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> PreparedModel:
     loaded = load_model(
         weights, precision, device=device, cache_dir=settings.cache_dir, int8_threshold=settings.int8_threshold
     )
     model = loaded.model
-    facts = _facts(model.config, model.generation_config)
-    return Prepared(model, loaded.tokenizer, facts, model.get_memory_footprint())
+    info = _model_info(model.config, model.generation_config)
+    return PreparedModel(model, loaded.tokenizer, info, model.get_memory_footprint())
 
 
-def _packed(
-    loaded: Prepared, weights: Weights, precision: Precision, settings: Settings, folder: Path | None
-) -> Prepared:
-    """For a CPU: with every layer replaced that has a faster equal; kept in `folder` if all of the model has."""
+def _pack(
+    loaded: PreparedModel, weights: Weights, precision: Precision, settings: Settings, folder: Path | None
+) -> PreparedModel:
+    """Replace the layers that have a CPU kernel. If all of them have one, keep the result in `folder`."""
     model = loaded.model
     with progress(f"packing {weights} as {precision}"):
         fuse(model, precision, batch_invariant=settings.batch_invariant)
         try:
             decoder = decoder_of(model)
-        except ValueError:  # the runner says why
+        except ValueError:  # the runner logs the reason
             decoder = None
         if decoder is not None and runs(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
             if folder is not None:
-                packed.write(folder, decoder, loaded.facts, loaded.tokenizer)
-            return Prepared(decoder, loaded.tokenizer, loaded.facts, decoder.num_bytes)
-    kernels_bytes = sum(module.num_bytes for module in model.modules() if isinstance(module, CompiledLinear))
-    return Prepared(model, loaded.tokenizer, loaded.facts, model.get_memory_footprint() + kernels_bytes)
+                packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
+            return PreparedModel(decoder, loaded.tokenizer, loaded.info, decoder.num_bytes)
+    return PreparedModel(model, loaded.tokenizer, loaded.info, memory_bytes(model))
 
 
-def _facts(model_config: Any, generation_config: Any) -> Facts:
+def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
     config = model_config.get_text_config()
     configured = generation_config.eos_token_id
     end_ids = configured if isinstance(configured, list) else [configured]
-    return Facts(
+    return ModelInfo(
         model_type=model_config.model_type,
         max_tokens=_max_tokens(config),
         end_ids=[token for token in end_ids if token is not None],
@@ -103,10 +143,10 @@ def _facts(model_config: Any, generation_config: Any) -> Facts:
 
 
 def _max_tokens(config: Any) -> int | None:
-    """The model's own window.
+    """Return the model's own window in tokens, or None if it has no limit.
 
-    Rotary positions that change with the longest sequence of a call (longrope and dynamic scaling in transformers) are
-    used up to their original length alone: beyond it, one sequence would change the others in its batch.
+    Some rotary positions change with the longest sequence of a call: longrope and dynamic scaling in transformers. They
+    are used up to their original length only. Beyond it, one sequence would change the others in its batch.
     """
     limits = [getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from inference_server.generation import Completed, Delta, GenerationRequest, SamplingParams, Started
 from inference_server.precision import Precision
-from inference_server.serving.catalog import CatalogEntry, Weights
-from inference_server.serving.hosted_model import HostedModel, load_all
+from inference_server.serving.catalog import CatalogEntry
+from inference_server.serving.hosted_model import HostedModel
+from inference_server.serving.startup import load_all
 from inference_server.settings import Settings
+from inference_server.weights.source import Weights
 
 GREEDY = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
 

@@ -28,7 +28,7 @@ class PrepackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.register_buffer("bias", bias)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAYOUT_ROWS)
-        self.weight_bytes = weight.numel() * weight.element_size()
+        self.num_bytes = weight.numel() * weight.element_size()
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")

