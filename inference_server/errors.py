@@ -1,7 +1,7 @@
-"""Every error this server answers with, as one small tree. Knows no gRPC: servicer.py maps it to statuses.
+"""Errors that this server reports to clients, and the error for a model that cannot be served.
 
-`reason` is the google.rpc.ErrorInfo reason of the contract; the message is written for the caller and never holds
-anything of the server's inside.
+Every class has the reason and the gRPC status code of the contract (inference.proto). Messages are written for clients
+and contain no internals. Does not depend on gRPC: status codes are names.
 """
 
 from dataclasses import dataclass
@@ -11,31 +11,49 @@ from tailrace_shared.config_errors import ConfigurationError
 
 
 class TailraceError(Exception):
-    """Base of all errors that a caller may see. `str(error)` is the sentence for the caller."""
+    """Base class of all errors that a client may see. `str(error)` is the message for the client.
+
+    Attributes:
+        reason: Reason of the google.rpc.ErrorInfo.
+        grpc_code: Name of the gRPC status code, a member of grpc.StatusCode.
+    """
 
     reason: ClassVar[str]
+    grpc_code: ClassVar[str]
 
 
 class Unauthenticated(TailraceError):
-    """The call brought no token, or none that is let in."""
+    """The call has no bearer token, or one that is not in the tokens file."""
 
     reason = "UNAUTHENTICATED"
+    grpc_code = "UNAUTHENTICATED"
 
 
 class UnknownModel(TailraceError):
+    """The requested model is not in the catalog."""
+
     reason = "UNKNOWN_MODEL"
+    grpc_code = "NOT_FOUND"
 
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One wrong field: its path in the request (`sampling.top_p`) and what is wrong with it."""
+    """An invalid field of a request.
+
+    Attributes:
+        field: Its path, for example `sampling.top_p`.
+        description: The rest of a sentence that begins with the path, for example "must be above 0".
+    """
 
     field: str
     description: str
 
 
 class InvalidField(TailraceError):
+    """One or more fields of the request are invalid."""
+
     reason = "INVALID_FIELD"
+    grpc_code = "INVALID_ARGUMENT"
 
     def __init__(self, *violations: FieldViolation) -> None:
         super().__init__("; ".join(f"{violation.field} {violation.description}" for violation in violations))
@@ -43,7 +61,10 @@ class InvalidField(TailraceError):
 
 
 class PromptTooLong(TailraceError):
+    """The prompt exceeds the model's context length. Both lengths are in tokens."""
+
     reason = "PROMPT_TOO_LONG"
+    grpc_code = "INVALID_ARGUMENT"
 
     def __init__(self, prompt_tokens: int, context_length: int) -> None:
         super().__init__(f"the prompt has {prompt_tokens} tokens, this model accepts at most {context_length}")
@@ -52,9 +73,13 @@ class PromptTooLong(TailraceError):
 
 
 class NoRoomForReply(TailraceError):
-    """Prompt and max_tokens together are longer than the window, and the caller would not have the reply cut."""
+    """Prompt and max_tokens together exceed the window, and the request does not allow a shorter reply.
+
+    All three lengths are in tokens.
+    """
 
     reason = "NO_ROOM_FOR_REPLY"
+    grpc_code = "INVALID_ARGUMENT"
 
     def __init__(self, prompt_tokens: int, max_tokens: int, window: int) -> None:
         super().__init__(
@@ -66,9 +91,10 @@ class NoRoomForReply(TailraceError):
 
 
 class CapacityExceeded(TailraceError):
-    """No slot is free and the caller would not wait, or the waiting room is full."""
+    """The request cannot wait: no slot is free and it must not wait, the wait queue is full, or its deadline is too near."""
 
     reason = "CAPACITY_EXCEEDED"
+    grpc_code = "RESOURCE_EXHAUSTED"
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -76,9 +102,10 @@ class CapacityExceeded(TailraceError):
 
 
 class RateLimited(TailraceError):
-    """The account has sent more requests than it may."""
+    """The account has sent more requests than its limit per minute."""
 
     reason = "RATE_LIMITED"
+    grpc_code = "RESOURCE_EXHAUSTED"
 
     def __init__(self, *, retry_after_seconds: float) -> None:
         super().__init__("this account has sent more requests than it may")
@@ -86,24 +113,32 @@ class RateLimited(TailraceError):
 
 
 class ClientTooSlow(TailraceError):
-    """The reply was not read for so long that it was given up."""
+    """The server aborted the reply because the client did not read it for the write timeout."""
 
     reason = "CLIENT_TOO_SLOW"
+    grpc_code = "RESOURCE_EXHAUSTED"
 
 
 class ServerStopping(TailraceError):
+    """The server stops and accepts no new requests."""
+
     reason = "SERVER_STOPPING"
+    grpc_code = "UNAVAILABLE"
 
 
 class ModelNotReady(TailraceError):
+    """The models are still loading, or the engine has made no step for the stall limit."""
+
     reason = "MODEL_NOT_READY"
+    grpc_code = "UNAVAILABLE"
 
 
 class GenerationFailed(TailraceError):
-    """The forward pass raised. The log has the cause, the caller only this sentence."""
+    """The server failed on the request. The log has the cause, the client only gets a general message."""
 
     reason = "GENERATION_FAILED"
+    grpc_code = "INTERNAL"
 
 
 class UnsupportedModel(ConfigurationError):
-    """The model, or its catalog entry, needs something that its engine does not do; the message names it."""
+    """The model, or its catalog entry, needs a feature that its engine does not have. The message names the feature."""
