@@ -50,7 +50,7 @@ class FieldViolation:
 
 
 class InvalidField(TailraceError):
-    """One or more fields of the request are invalid."""
+    """At least one field of the request is invalid."""
 
     reason = "INVALID_FIELD"
     grpc_code = "INVALID_ARGUMENT"

@@ -9,7 +9,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
-from inference_server.engine.admission import Room
+from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.scheduler import Policy
 from inference_server.generation import Delta, GenerationRequest, SamplingParams
@@ -62,8 +62,8 @@ class Tailrace:
 
     async def _start(self, runner: ModelRunner) -> Engine:
         policy = Policy(max_running_seqs=MAX_SEQS, prefill_chunk_tokens=512, idle_chunk_tokens=2048)
-        room = Room(slots=MAX_SEQS, waiting_seqs=1000, waiting_tokens=10_000_000)
-        return Engine(runner, end_ids=set(), policy=policy, room=room, max_unused_blocks=0)
+        limits = CapacityLimits(slots=MAX_SEQS, waiting_seqs=1000, waiting_tokens=10_000_000)
+        return Engine(runner, end_ids=set(), policy=policy, limits=limits, max_unused_blocks=0)
 
     def run(self, prompts: Prompts, num_tokens: int) -> list[Timing]:
         async def everything() -> list[Timing]:

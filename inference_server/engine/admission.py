@@ -1,7 +1,7 @@
-"""Who may come in, decided on the event loop before anything is done: room, deadlines, and how long to stay away.
+"""Admission control: decides on the event loop whether a request may enter, before any work is done for it.
 
-Counts what is in flight and measures how fast requests leave. Knows accounts, tokens and times (seconds of
-time.monotonic); knows nothing of the model or of gRPC.
+Counts requests in flight and measures the rate at which they leave. Works with accounts, token counts and times in
+seconds of time.monotonic(). Does not depend on the model or on gRPC.
 """
 
 import time
@@ -10,17 +10,24 @@ from dataclasses import dataclass
 
 from inference_server.errors import CapacityExceeded
 
-# A client is told to come back after so many seconds at least, and at most.
-_LEAST_RETRY, _MOST_RETRY = 1.0, 60.0
-# Of the newest interval between two ends in their moving average.
+# Bounds of the delay after which a client may retry, in seconds.
+_MIN_RETRY, _MAX_RETRY = 1.0, 60.0
+# Weight of the newest interval between two ends in their moving average.
 _WEIGHT = 0.2
-# Ends that must have been seen before an estimate refuses anybody.
-_ENOUGH_ENDS = 8
+# Number of ends before an estimated wait can reject a request.
+_MIN_ENDS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """How much may be in flight: sequences that run, and requests with so many prompt tokens that wait for it."""
+class CapacityLimits:
+    """Limits for the requests in flight.
+
+    Attributes:
+        slots: Sequences that run together.
+        waiting_seqs: Requests that may wait for a slot.
+        waiting_tokens: Prompt tokens that may wait for a slot, of all requests together.
+        account_slots: Sequences of one account that run together; None: all slots.
+    """
 
     slots: int
     waiting_seqs: int
@@ -29,8 +36,8 @@ class Room:
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
-    """A request that was let in. It waits until it is admitted to a slot."""
+class AdmissionTicket:
+    """An accepted request. It waits until it gets a slot. `num_tokens`: length of its prompt."""
 
     account: str
     num_tokens: int
@@ -38,9 +45,12 @@ class Ticket:
 
 
 class Admission:
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._tickets: set[Ticket] = set()
+    """Counts of the requests in flight, and the decision on new ones."""
+
+    def __init__(self, limits: CapacityLimits) -> None:
+        """Start without requests."""
+        self._limits = limits
+        self._tickets: set[AdmissionTicket] = set()
         self._by_account: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()  # requests by account
         self._waiting_tokens = 0
@@ -50,52 +60,65 @@ class Admission:
 
     @property
     def num_in_flight(self) -> int:
+        """Requests that have entered and not left."""
         return len(self._tickets)
 
     @property
     def num_waiting(self) -> int:
+        """Requests without a slot."""
         return self._waiting.total()
 
     def check(
         self, account: str, *, num_tokens: int = 0, reject_if_busy: bool = False, deadline_seconds: float | None = None
     ) -> None:
-        """Raises CapacityExceeded. `num_tokens`: of the prompt; `deadline_seconds`: until the caller gives up."""
-        room, waiting = self._room, self.num_in_flight - self._room.slots
-        if reject_if_busy and (waiting >= 0 or self._is_at_cap(account)):
-            raise self._full("no slot is free and the request would not wait")
-        # One account that fills the room must not keep out another that has nothing yet: for those there is as much again.
-        most = room.waiting_seqs * (1 if self._by_account[account] else 2)
+        """Check whether a request may enter now.
+
+        Args:
+            account: Account of the client.
+            num_tokens: Length of the prompt.
+            reject_if_busy: Reject the request if it would have to wait.
+            deadline_seconds: Time until the client's deadline; None: no deadline.
+
+        Raises:
+            CapacityExceeded: The request may not enter.
+        """
+        limits, waiting = self._limits, self.num_in_flight - self._limits.slots
+        if reject_if_busy and (waiting >= 0 or self._is_at_limit(account)):
+            raise self._full("no slot is free and the request must not wait")
+        # An account without requests may use as many places again, so that another account cannot fill the queue alone.
+        most = limits.waiting_seqs * (1 if self._by_account[account] else 2)
         if waiting >= most:
-            raise self._full("the waiting room is full")
-        # A prompt that would wait alone is let in however long it is.
-        if self._waiting_tokens and self._waiting_tokens + num_tokens > room.waiting_tokens:
-            raise self._full("the waiting room holds as many prompt tokens as it may")
-        if deadline_seconds is not None and waiting >= 0 and self._num_ends >= _ENOUGH_ENDS:
+            raise self._full("the wait queue is full")
+        # A prompt of any length may enter an empty queue.
+        if self._waiting_tokens and self._waiting_tokens + num_tokens > limits.waiting_tokens:
+            raise self._full("the wait queue cannot take this many prompt tokens")
+        if deadline_seconds is not None and waiting >= 0 and self._num_ends >= _MIN_ENDS:
             expected = (self._num_ahead(account) + 1) * self._seconds_per_end
             if expected > deadline_seconds:
                 raise self._full("its first token would come after its deadline", expected - deadline_seconds)
 
-    def enter(self, account: str, num_tokens: int) -> Ticket:
-        ticket = Ticket(account, num_tokens)
+    def enter(self, account: str, num_tokens: int) -> AdmissionTicket:
+        """Count a request that waits for a slot. Does not check the limits."""
+        ticket = AdmissionTicket(account, num_tokens)
         self._tickets.add(ticket)
         self._by_account[account] += 1
         self._waiting[account] += 1
         self._waiting_tokens += num_tokens
         return ticket
 
-    def admitted(self, ticket: Ticket) -> None:
-        """It has a slot now. A second call does nothing."""
+    def admitted(self, ticket: AdmissionTicket) -> None:
+        """Record that a request has a slot. A second call has no effect."""
         if ticket.is_waiting and ticket in self._tickets:
             ticket.is_waiting = False
             self._waiting_tokens -= ticket.num_tokens
             _decrease(self._waiting, ticket.account)
 
-    def leave(self, ticket: Ticket) -> bool:
-        """It has ended, in whatever way. False if it had before."""
+    def leave(self, ticket: AdmissionTicket) -> bool:
+        """Record that a request has ended for any reason. Returns False if it had ended before."""
         if ticket not in self._tickets:
             return False
         now = time.monotonic()
-        if self.num_in_flight > self._room.slots:
+        if self.num_in_flight > self._limits.slots:
             self._seconds_per_end += _WEIGHT * (now - self._last_end - self._seconds_per_end)
             self._num_ends += 1
         self._last_end = now
@@ -104,22 +127,22 @@ class Admission:
         _decrease(self._by_account, ticket.account)
         return True
 
-    def _is_at_cap(self, account: str) -> bool:
-        most = self._room.account_slots
+    def _is_at_limit(self, account: str) -> bool:
+        most = self._limits.account_slots
         return most is not None and self._by_account[account] >= most
 
     def _num_ahead(self, account: str) -> int:
-        """Requests that get a slot before the account's next one: accounts have their turns one after the other."""
+        """Return the number of requests that get a slot before the account's next one, with round-robin scheduling."""
         own = self._waiting[account]
         return own + sum(min(count, own + 1) for other, count in self._waiting.items() if other != account)
 
     def _full(self, sentence: str, seconds: float | None = None) -> CapacityExceeded:
         seconds = self._seconds_per_end if seconds is None else seconds
-        return CapacityExceeded(sentence, retry_after_seconds=min(max(seconds, _LEAST_RETRY), _MOST_RETRY))
+        return CapacityExceeded(sentence, retry_after_seconds=min(max(seconds, _MIN_RETRY), _MAX_RETRY))
 
 
 def _decrease(counts: Counter[str], account: str) -> None:
-    # Accounts are what callers write: those without a request leave nothing behind.
+    # Clients choose account names, so an entry without requests must not stay in memory.
     counts[account] -= 1
     if not counts[account]:
         del counts[account]

@@ -1,9 +1,9 @@
-"""What every engine is to the rest: requests in, events out, and the part of it that lives on the event loop.
+"""Base class of all engines: accepts requests, delivers events, and tracks the requests in flight on the event loop.
 
-    async with engine.submit(request, text) as reply:  # CapacityExceeded, ServerStopping: refused, nothing happened
-        async for event in reply: ...                   # Started, Delta…, Completed; leaving early cancels
+    async with engine.submit(request, text) as reply:  # may raise CapacityExceeded or ServerStopping
+        async for event in reply: ...                   # Started, Delta…, Completed; leaving early cancels the request
 
-Knows who is in flight and who is let in; knows nothing of what computes the tokens. No gRPC and no tokenizer either.
+Subclasses compute the tokens. Does not depend on gRPC or a tokenizer.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from inference_server.engine.admission import Admission, Room
-from inference_server.engine.histogram import Tally
+from inference_server.engine.admission import Admission, CapacityLimits
+from inference_server.engine.histogram import Histogram
 from inference_server.engine.reply import Reply
 from inference_server.engine.sequence import Sequence
 from inference_server.errors import GenerationFailed, ModelNotReady, ServerStopping, TailraceError
@@ -22,20 +22,25 @@ from inference_server.generation import Completed, Event, Failed, GenerationRequ
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Since the engine's start."""
+    """Counts since the engine's start."""
 
-    queried_tokens: int  # of prompts, looked for in the prefix cache
-    hit_tokens: int  # found there
-    preemptions: int  # sequences that went back to wait because blocks or memory ran out
+    queried_tokens: int  # prompt tokens looked up in the prefix cache
+    hit_tokens: int  # prompt tokens found there
+    preemptions: int  # sequences that wait again because blocks or memory ran out
 
 
 class BaseEngine(ABC):
-    """One model and its requests. All public methods belong to the event loop's thread."""
+    """A model and its requests. All public methods must be called on the event loop's thread.
 
-    def __init__(self, room: Room, on_broken: Callable[[], None]) -> None:
-        """`on_broken` is called, on the loop, if the model failed for good."""
-        self.admission = Admission(room)
-        self.is_stalled = False  # the watchdog says so
+    Attributes:
+        admission: Counts of the requests in flight.
+        is_stalled: True if the engine makes no steps; set by the watchdog.
+    """
+
+    def __init__(self, limits: CapacityLimits, on_broken: Callable[[], None]) -> None:
+        """Start without requests. `on_broken` is called on the event loop after the model has failed for good."""
+        self.admission = Admission(limits)
+        self.is_stalled = False
         self._on_broken = on_broken
         self._is_accepting = True
         self._in_flight: set[Reply] = set()
@@ -46,12 +51,12 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Token ids that the model has logits for are below this."""
+        """Number of logits per position. Valid token ids are smaller."""
 
     @property
     @abstractmethod
     def num_running(self) -> int:
-        """Sequences that have a slot."""
+        """Sequences with a slot."""
 
     @property
     @abstractmethod
@@ -61,55 +66,61 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def num_blocks(self) -> int:
-        """All of them."""
+        """Blocks of the KV cache that sequences can get."""
 
     @property
     @abstractmethod
     def num_slots(self) -> int:
-        """Most sequences that may run at the moment."""
+        """Sequences that may run together at present."""
 
     @property
     @abstractmethod
-    def totals(self) -> Totals: ...
+    def totals(self) -> Totals:
+        """Counts since the start."""
 
     @property
     @abstractmethod
-    def step_tokens(self) -> Tally:
-        """Tokens computed in each step."""
+    def step_tokens(self) -> Histogram:
+        """Distribution of the tokens computed in each step."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """End what computes; what still runs fails with ServerStopping."""
+        """Stop the computation, and fail the requests in flight with ServerStopping."""
 
     @abstractmethod
     def _add(self, seq: Sequence) -> None:
-        """Have a sequence wait for its slot; its events go to `seq.reply` by `_deliver`."""
+        """Put a sequence into the wait queue. The subclass sends its events to `seq.reply` through `_deliver`."""
 
     @abstractmethod
     def _cancel(self, reply: Reply) -> None:
-        """Forget the sequence of this reply, and then the reply (`_forget`)."""
+        """Remove the sequence of this reply, then call `_forget`."""
 
     @property
     def num_in_flight(self) -> int:
-        """Requests accepted and neither finished nor yet cancelled."""
+        """Requests that were accepted and are neither finished nor cancelled."""
         return len(self._in_flight)
 
     @property
     def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
         return self.admission.num_waiting
 
     @property
     def utilization(self) -> float:
-        """What is in use, of slots or of the KV cache, whichever is more: 0 to 1, and above it when requests wait."""
+        """Share of the slots or of the KV cache in use, whichever is larger: 0 to 1, and above 1 while requests wait."""
         return max(self.num_in_flight / self.num_slots, self.num_blocks_in_use / max(1, self.num_blocks))
 
     @property
     def seconds_without_progress(self) -> float:
-        """How long work has been waiting for the model without a step; 0 if there is none."""
+        """Seconds since the last step; 0 without requests in flight."""
         return time.monotonic() - self._last_progress if self._in_flight else 0.0
 
     def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
-        """Accept a request into the waiting room. Raises what `check_capacity` raises; then nothing happened."""
+        """Put a request into the wait queue and return its reply.
+
+        Raises:
+            TailraceError: As for `check_capacity`. The request then has no effect.
+        """
         num_tokens = len(request.prompt_ids)
         self.check_capacity(
             request.account,
@@ -129,25 +140,34 @@ class BaseEngine(ABC):
     def check_capacity(
         self, account: str, *, num_tokens: int = 0, reject_if_busy: bool = False, deadline_seconds: float | None = None
     ) -> None:
-        """Raises what submit would raise now; asked before a prompt is tokenised for nothing.
+        """Check whether `submit` would accept a request now. Lets the server reject it before the prompt is tokenised.
 
-        CapacityExceeded, ServerStopping, or ModelNotReady while the model does not move.
+        Args:
+            account: Account of the client.
+            num_tokens: Length of the prompt; 0 if it is not known yet.
+            reject_if_busy: Reject the request if it would have to wait.
+            deadline_seconds: Time until the client's deadline; None: no deadline.
+
+        Raises:
+            CapacityExceeded: The limits are reached.
+            ServerStopping: The server stops.
+            ModelNotReady: The engine is stalled.
         """
         if not self._is_accepting:
             raise ServerStopping("this server is stopping")
         if self.is_stalled:
-            raise ModelNotReady("the model does not answer at the moment")
+            raise ModelNotReady("the model does not respond at present")
         self.admission.check(
             account, num_tokens=num_tokens, reject_if_busy=reject_if_busy, deadline_seconds=deadline_seconds
         )
 
     async def drain(self) -> None:
-        """Accept nothing more and wait until every accepted request is finished or cancelled."""
+        """Reject new requests, and wait until every accepted request is finished or cancelled."""
         self._is_accepting = False
         await self._idle.wait()
 
-    def give_up(self) -> None:
-        """What computes does not come back: tell everyone who waits."""
+    def abandon(self) -> None:
+        """Fail all requests of an engine that stays stalled, and reject new ones."""
         self._break()
 
     def _deliver(self, emitted: Iterable[tuple[Reply, Event]]) -> None:

@@ -1,7 +1,7 @@
-"""Who waits for a slot, and whose turn it is: the account that has fewest, equals one after the other.
+"""Orders the sequences that wait for a slot: fair (round-robin) scheduling across accounts.
 
-Within an account it is first come, first served. So an account's thousand requests do not keep another's one from the next
-slot. Knows accounts; knows nothing of blocks.
+The next sequence belongs to the account with the fewest running sequences, round-robin on ties. Within an account the
+order is first come, first served. A burst from one account delays another account by at most one slot.
 """
 
 from collections import OrderedDict, deque
@@ -10,43 +10,46 @@ from collections.abc import Iterator, Mapping
 from inference_server.engine.sequence import Sequence
 
 
-class WaitingRoom:
-    """What was sent back from a slot comes before everything else, whoever's it is: it has had its turn already."""
+class FairQueue:
+    """Wait queue. Preempted sequences come before all others, of any account."""
 
     def __init__(self) -> None:
-        self._returned: deque[Sequence] = deque()
-        self._by_account: OrderedDict[str, deque[Sequence]] = OrderedDict()  # next turn first; none is empty
+        """Start empty."""
+        self._preempted: deque[Sequence] = deque()
+        self._by_account: OrderedDict[str, deque[Sequence]] = OrderedDict()  # in round-robin order; no queue is empty
 
     def __len__(self) -> int:
-        return len(self._returned) + sum(map(len, self._by_account.values()))
+        return len(self._preempted) + sum(map(len, self._by_account.values()))
 
     def __iter__(self) -> Iterator[Sequence]:
-        yield from self._returned
+        yield from self._preempted
         for queue in self._by_account.values():
             yield from queue
 
     def add(self, seq: Sequence) -> None:
-        """At the end of its account's queue; an account that had none has its turn after all others."""
+        """Append a sequence to its account's queue. An account without a queue goes to the end of the round."""
         self._by_account.setdefault(seq.request.account, deque()).append(seq)
 
-    def put_back(self, seq: Sequence) -> None:
-        """Before everybody."""
-        self._returned.appendleft(seq)
+    def requeue(self, seq: Sequence) -> None:
+        """Put a preempted sequence before all others."""
+        self._preempted.appendleft(seq)
 
-    def next(self, running: Mapping[str, int], at_most: int | None = None) -> Sequence | None:
-        """Of the accounts that run fewest and fewer than `at_most`, the one whose turn it is; it stays until `take`.
+    def peek(self, running: Mapping[str, int], max_running: int | None = None) -> Sequence | None:
+        """Return the next sequence without removing it, or None.
 
-        running: sequences by account, 0 for one that has none.
+        Args:
+            running: Running sequences by account; must return 0 for an account without any.
+            max_running: Running sequences that an account may have; None: any number. Does not apply to preempted ones.
         """
-        if self._returned:
-            return self._returned[0]
-        accounts = [account for account in self._by_account if at_most is None or running[account] < at_most]
+        if self._preempted:
+            return self._preempted[0]
+        accounts = [account for account in self._by_account if max_running is None or running[account] < max_running]
         return self._by_account[min(accounts, key=running.__getitem__)][0] if accounts else None
 
-    def take(self, seq: Sequence) -> None:
-        """Remove what `next` returned; its account's turn is over."""
-        if self._returned and self._returned[0] is seq:
-            self._returned.popleft()
+    def pop(self, seq: Sequence) -> None:
+        """Remove the sequence that `peek` returned, and move its account to the end of the round."""
+        if self._preempted and self._preempted[0] is seq:
+            self._preempted.popleft()
             return
         account = seq.request.account
         self.remove(seq)
@@ -54,9 +57,9 @@ class WaitingRoom:
             self._by_account.move_to_end(account)
 
     def remove(self, seq: Sequence) -> None:
-        """Forget a sequence that waits; one that does not is ignored."""
+        """Remove a sequence that waits. Has no effect on another one."""
         account = seq.request.account
-        for queue in (self._returned, self._by_account.get(account, self._returned)):
+        for queue in (self._preempted, self._by_account.get(account, self._preempted)):
             if seq in queue:
                 queue.remove(seq)
         if account in self._by_account and not self._by_account[account]:

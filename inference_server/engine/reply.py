@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-from inference_server.engine.admission import Ticket
+from inference_server.engine.admission import AdmissionTicket
 from inference_server.generation import Completed, Delta, Event, Failed
 
 # A whole reply with its log probabilities might exceed the size limit of a gRPC message.
@@ -14,7 +14,7 @@ MAX_JOINED_DELTAS = 64
 class Reply:
     """Asynchronous iterator over one request's events. Leaving the block before the last event cancels the request."""
 
-    def __init__(self, release: Callable[["Reply"], None], ticket: Ticket) -> None:
+    def __init__(self, release: Callable[["Reply"], None], ticket: AdmissionTicket) -> None:
         """`release` is called when the reader leaves early."""
         self.ticket = ticket
         self.events: asyncio.Queue[Event] = asyncio.Queue()

@@ -1,6 +1,7 @@
-"""Looks whether the models move: work that waits without a step is told by health, and in the end by the process's end.
+"""Detects stalled engines: requests wait, but the engine makes no step.
 
-A supervisor starts the process anew; while it hangs, nobody is sent to it.
+After `stall_seconds` without a step, health turns NOT_SERVING and clients go to other servers. After `exit_seconds` more,
+the process exits, so that its supervisor restarts it.
 """
 
 import asyncio
@@ -10,39 +11,51 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-_LOOKS_PER_LIMIT = 10
+_POLLS_PER_LIMIT = 10
 
 
-class Watched(Protocol):
-    is_stalled: bool
+class StallSource(Protocol):
+    """Engine as the watchdog sees it."""
+
+    is_stalled: bool  # set by the watchdog
 
     @property
-    def seconds_without_progress(self) -> float: ...
+    def seconds_without_progress(self) -> float:
+        """Seconds since the last step while requests wait, else 0."""
 
 
 class Watchdog:
+    """Observer of all engines of a server."""
+
     def __init__(
         self,
-        engines: Callable[[], Iterable[Watched]],
+        engines: Callable[[], Iterable[StallSource]],
         *,
         stall_seconds: float,
         exit_seconds: float,
-        tell: Callable[[bool], Awaitable[None]],
-        give_up: Callable[[], None],
+        on_health: Callable[[bool], Awaitable[None]],
+        on_exit: Callable[[], None],
     ) -> None:
-        """`tell` is called with False when an engine has stood still for `stall_seconds`, and with True when all move again;
-        `give_up` once, `exit_seconds` after that."""
+        """Prepare the observation; `watch` starts it.
+
+        Args:
+            engines: Returns the engines to observe.
+            stall_seconds: Seconds without a step after which an engine is stalled.
+            exit_seconds: Further seconds after which the process must exit.
+            on_health: Called with False when an engine is stalled, and with True when no engine is any more.
+            on_exit: Called once, when the process must exit.
+        """
         self._engines = engines
         self._stall_seconds = stall_seconds
         self._exit_seconds = exit_seconds
-        self._tell = tell
-        self._give_up = give_up
+        self._on_health = on_health
+        self._on_exit = on_exit
 
     async def watch(self) -> None:
-        """Returns after `give_up`."""
+        """Poll the engines. Returns after `on_exit`."""
         was_stalled = False
         while True:
-            await asyncio.sleep(self._stall_seconds / _LOOKS_PER_LIMIT)
+            await asyncio.sleep(self._stall_seconds / _POLLS_PER_LIMIT)
             longest = 0.0
             for engine in self._engines():
                 seconds = engine.seconds_without_progress
@@ -52,11 +65,11 @@ class Watchdog:
             if is_stalled != was_stalled:
                 was_stalled = is_stalled
                 if is_stalled:
-                    logger.error("a model has made no step for %.1f s: new requests are refused", longest)
+                    logger.error("a model has made no step for %.1f s: new requests are rejected", longest)
                 else:
-                    logger.warning("the models move again")
-                await self._tell(not is_stalled)
+                    logger.warning("all models make steps again")
+                await self._on_health(not is_stalled)
             if longest >= self._stall_seconds + self._exit_seconds:
-                logger.critical("a model has made no step for %.1f s: the process ends to be started anew", longest)
-                self._give_up()
+                logger.critical("a model has made no step for %.1f s: the process exits", longest)
+                self._on_exit()
                 return

@@ -65,8 +65,8 @@ class Server:
             self._engines,
             stall_seconds=settings.stall_seconds,
             exit_seconds=settings.stall_exit_seconds,
-            tell=self._tell_progress,
-            give_up=self._give_up,
+            on_health=self._tell_progress,
+            on_exit=self._give_up,
         )
         self._watching: asyncio.Task[None] | None = None
         self.broken = asyncio.Event()  # a model failed for good
@@ -191,7 +191,7 @@ class Server:
     def _give_up(self) -> None:
         for engine in self._engines():
             if engine.is_stalled:
-                engine.give_up()
+                engine.abandon()
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE):

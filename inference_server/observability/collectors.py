@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from inference_server.engine.histogram import Tally
+from inference_server.engine.histogram import Histogram
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from inference_server.engine.base import BaseEngine
@@ -77,11 +77,11 @@ class Tallies(Collector):
         self._name = name
         self._description = description
         self._bounds = bounds
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, Histogram] = {}
 
-    def of(self, model: str) -> Tally:
+    def of(self, model: str) -> Histogram:
         if (tally := self._tallies.get(model)) is None:
-            tally = self._tallies[model] = Tally(self._bounds)
+            tally = self._tallies[model] = Histogram(self._bounds)
         return tally
 
     def collect(self) -> Iterator[Metric]:
@@ -113,7 +113,7 @@ class Counts(Collector):
         yield family
 
 
-def _histogram(name: str, description: str, tallies: list[tuple[str, Tally]]) -> Metric:
+def _histogram(name: str, description: str, tallies: list[tuple[str, Histogram]]) -> Metric:
     family = HistogramMetricFamily(name, description, labels=["model"])
     for model, tally in tallies:
         bounds = [*(str(float(bound)) for bound in tally.bounds), "+Inf"]

@@ -11,21 +11,20 @@ from functools import partial
 
 import torch
 
-from inference_server.engine.base import BaseEngine
-from inference_server.engine.vllm.client import check_installed
+from inference_server.engine.daemon_thread import in_daemon_thread
+from inference_server.engine.spec import EngineKey, EngineModel, EngineSpec
 from inference_server.errors import TailraceError, UnsupportedModel
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.precision import choose_device, resolve_precision
 from inference_server.progress import progress
 from inference_server.serving.catalog import CatalogEntry, builtin_template
-from inference_server.serving.engine_factory import Key, in_daemon_thread, own_engine, vllm_engine
+from inference_server.serving.engine_factory import BUILDERS
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.tool_formats import detect_tool_format
 from inference_server.weights.packed_cache import ModelInfo
-from inference_server.weights.prepare import ModelDescription, PreparedModel, describe, prepare
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ async def load_all(
         ConfigurationError: An entry cannot be served; the message names it.
     """
     device = choose_device(settings.device)
-    groups: dict[Key, list[CatalogEntry]] = {}
+    groups: dict[EngineKey, list[CatalogEntry]] = {}
     for entry in entries:
         groups.setdefault(_key(entry, device), []).append(entry)
     hosted: dict[str, HostedModel] = {}
@@ -69,7 +68,7 @@ async def load_all(
 
 
 async def _load_group(
-    key: Key,
+    key: EngineKey,
     group: list[CatalogEntry],
     settings: Settings,
     device: torch.device,
@@ -86,15 +85,23 @@ async def _load_group(
         memory_share: Share of the GPU's free memory that the KV cache may take, above 0 to 1.
         on_broken: Called when the engine has failed and cannot continue.
     """
-    loaded = await in_daemon_thread(partial(_prepared, key, device, settings))
+    builder = BUILDERS[group[0].engine]
+    loaded: EngineModel = await in_daemon_thread(partial(builder.load, key, device, settings))
     windows = [_window(entry, loaded.info) for entry in group]
     prompts = await in_daemon_thread(lambda: [_encoder(entry, loaded, settings) for entry in group])
     end_ids = await in_daemon_thread(lambda: _end_ids(loaded, prompts))
-    engine: BaseEngine
-    if isinstance(loaded, ModelDescription):
-        engine = await vllm_engine(key, loaded, max(windows), end_ids, settings, on_broken)
-    else:
-        engine = await own_engine(key, loaded, max(windows), end_ids, settings, device, memory_share, on_broken)
+    engine = await builder.build(
+        EngineSpec(
+            key=key,
+            model=loaded,
+            max_len=max(windows),
+            end_ids=end_ids,
+            settings=settings,
+            device=device,
+            memory_share=memory_share,
+            on_broken=on_broken,
+        )
+    )
     grammars = Grammars(loaded.tokenizer, engine.vocab_size)
     models = [
         HostedModel(
@@ -116,16 +123,9 @@ async def _load_group(
     return models
 
 
-def _key(entry: CatalogEntry, device: torch.device) -> Key:
+def _key(entry: CatalogEntry, device: torch.device) -> EngineKey:
     arguments = json.dumps(dict(entry.vllm), sort_keys=True)
-    return Key(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
-
-
-def _prepared(key: Key, device: torch.device, settings: Settings) -> PreparedModel | ModelDescription:
-    if key.engine == "vllm":
-        check_installed()
-        return describe(key.weights, settings)
-    return prepare(key.weights, key.precision, device, settings)
+    return EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
 
 
 def _window(entry: CatalogEntry, info: ModelInfo) -> int:
@@ -134,7 +134,7 @@ def _window(entry: CatalogEntry, info: ModelInfo) -> int:
     return min(wanted, info.max_tokens or wanted)
 
 
-def _encoder(entry: CatalogEntry, loaded: PreparedModel | ModelDescription, settings: Settings) -> PromptEncoder:
+def _encoder(entry: CatalogEntry, loaded: EngineModel, settings: Settings) -> PromptEncoder:
     template = entry.chat_template
     if template is None and loaded.tokenizer.chat_template is None and loaded.info.model_type == "llama":
         template = builtin_template("llama-2")
@@ -152,10 +152,10 @@ def _encoder(entry: CatalogEntry, loaded: PreparedModel | ModelDescription, sett
     return encoder
 
 
-def _end_ids(loaded: PreparedModel | ModelDescription, prompts: list[PromptEncoder]) -> set[int]:
+def _end_ids(loaded: EngineModel, prompts: list[PromptEncoder]) -> frozenset[int]:
     """Return the tokens that end a reply: of the generation config, the tokenizer, and the chat template's end of a turn."""
     ids = {*loaded.info.end_ids, loaded.tokenizer.eos_token_id}
-    return {i for i in ids if i is not None}.union(*(encoder.end_of_turn_ids() for encoder in prompts))
+    return frozenset(i for i in ids if i is not None).union(*(encoder.end_of_turn_ids() for encoder in prompts))
 
 
 async def _warm_up(model: HostedModel) -> None:

@@ -1,9 +1,9 @@
-"""Which blocks of the KV cache belong to whom, and which hold the beginning of a prompt seen before.
+"""Allocates the blocks of the KV cache to sequences, and finds blocks that earlier prompts left (prefix cache).
 
-A block holds the keys and values of `block_size` neighbouring tokens in all layers. Full blocks are registered under a
-key that stands for every token up to their end, so that a prompt that begins alike takes them over instead of computing
-them again; what nobody uses any more stays until its room is needed, least recently used first. Knows token ids and
-block numbers; knows nothing of tensors.
+A block contains the keys and values of `block_size` consecutive tokens in all layers. Full blocks are registered under a
+key of all tokens up to their end (prefix_keys.py), so that a prompt with the same beginning reuses them. A registered block
+without users stays until its memory is needed, and the least recently used one is evicted first. Works with block numbers
+only. Does not depend on tensors.
 """
 
 from collections import OrderedDict
@@ -14,35 +14,42 @@ from inference_server.engine.prefix_keys import Key
 
 
 class BlockPool:
+    """Blocks of one KV cache, with the number of their users."""
+
     def __init__(
         self, *, num_blocks: int, block_size: int, num_reserved: int = 1, max_unused_blocks: int | None = None
     ) -> None:
-        """`num_blocks`: the blocks that sequences can get. The pool never hands out the first `num_reserved` block numbers.
+        """Start with all blocks free.
 
-        `max_unused_blocks`: how many that nobody uses may be kept for later prompts while others were never touched;
-        None: any number, 0: none at all.
+        Args:
+            num_blocks: Blocks that sequences can get.
+            block_size: Tokens per block.
+            num_reserved: Number of the first block that sequences can get; smaller numbers are never allocated.
+            max_unused_blocks: Blocks without users that stay registered for later prompts; None: any number, 0: the
+                prefix cache is off.
         """
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._max_unused = num_blocks if max_unused_blocks is None else max_unused_blocks
         self._num_users = [0] * (num_reserved + num_blocks)
-        self._keys: dict[int, Key] = {}  # of registered blocks
+        self._keys: dict[int, Key] = {}  # by registered block
         self._by_key: dict[Key, int] = {}
         self._unused: OrderedDict[int, None] = OrderedDict()  # registered, without users; least recently used first
-        self._free: list[int] = []  # touched before: memory that the system has handed out already
+        self._free: list[int] = []  # used before, so their memory is already allocated by the system
         self._next_fresh = num_reserved
         self._end = num_reserved + num_blocks
 
     @property
     def num_available(self) -> int:
-        """Blocks that `allocate` could give."""
+        """Blocks that `allocate` can return."""
         return len(self._free) + len(self._unused) + self._end - self._next_fresh
 
     def blocks_for(self, num_tokens: int) -> int:
+        """Return the number of blocks that `num_tokens` tokens need."""
         return -(-num_tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` blocks of undefined content, or None (and nothing changed) if there are not so many."""
+        """Return `count` blocks of undefined content, or None, without a change, if fewer are available."""
         if count > self.num_available:
             return None
         blocks = [self._take() for _ in range(count)]
@@ -51,13 +58,13 @@ class BlockPool:
         return blocks
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more user for each of these registered blocks."""
+        """Add a user to each of these registered blocks."""
         for block in blocks:
             self._num_users[block] += 1
             self._unused.pop(block, None)
 
     def release(self, blocks: Items[int]) -> None:
-        """One user fewer for each; of a sequence's blocks the last is given up before those it builds on."""
+        """Remove a user from each block. Later blocks will be evicted before the blocks that they depend on."""
         for block in reversed(blocks):
             self._num_users[block] -= 1
             if self._num_users[block]:
@@ -70,13 +77,13 @@ class BlockPool:
             self._free.append(self._evict())
 
     def register(self, block: int, key: Key) -> None:
-        """Offer a full block, whose keys and values are computed, to later prompts. Of two alike the first stays."""
+        """Make a full, computed block available to later prompts. Has no effect if another block has the same key."""
         if self._max_unused and key not in self._by_key and block not in self._keys:
             self._by_key[key] = block
             self._keys[block] = key
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Offer these no more: what they hold came from a computation that failed."""
+        """Unregister blocks whose computation failed."""
         for block in blocks:
             self._unregister(block)
             if block in self._unused:
@@ -84,7 +91,7 @@ class BlockPool:
                 self._free.append(block)
 
     def match(self, keys: Iterable[Key]) -> list[int]:
-        """The registered blocks of a prompt's keys, from its beginning to the first that is missing."""
+        """Return the registered blocks of a prompt's keys, up to the first key without a block."""
         found = []
         for key in keys:
             block = self._by_key.get(key)

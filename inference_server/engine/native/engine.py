@@ -1,7 +1,7 @@
-"""The one thread that owns a model: commands in, steps, events out to asyncio.
+"""Tailrace's own engine: continuous batching on a thread that owns the model.
 
-asyncio and the thread exchange messages only: commands through a queue, events through call_soon_threadsafe, a few calls
-a step. Cancelling is a command like any other and takes effect before the next step. Knows no gRPC and no tokenizer.
+The event loop and the thread exchange messages only: commands through a queue, events through call_soon_threadsafe, a few
+calls per step. A cancellation is a command and takes effect before the next step. Does not depend on gRPC or a tokenizer.
 """
 
 import asyncio
@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Set
 
 from inference_server.attention.kv_cache import NUM_SCRATCH_BLOCKS
-from inference_server.engine.admission import Room
+from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.base import BaseEngine, Totals
-from inference_server.engine.histogram import Tally
+from inference_server.engine.histogram import Histogram
 from inference_server.engine.native.block_pool import BlockPool
+from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduler import Policy, Scheduler
-from inference_server.engine.native.step_loop import Stepper
+from inference_server.engine.native.step_loop import Logits, StepLoop, sample_tokens
 from inference_server.engine.reply import Reply
 from inference_server.engine.sequence import Sequence
 from inference_server.errors import ServerStopping
@@ -31,7 +32,12 @@ _Command = Callable[[], None]
 
 
 class Engine(BaseEngine):
-    """Continuous batching for one model."""
+    """Continuous batching for one model.
+
+    Attributes:
+        runner: Computes the forward passes.
+        scheduler: Sequences that wait or run. Belongs to the engine's thread.
+    """
 
     def __init__(
         self,
@@ -39,15 +45,23 @@ class Engine(BaseEngine):
         *,
         end_ids: Set[int],
         policy: Policy,
-        room: Room,
+        limits: CapacityLimits,
         max_unused_blocks: int | None = None,
         on_broken: Callable[[], None] = lambda: None,
+        sample: Callable[[Logits], list[Sample]] = sample_tokens,
     ) -> None:
-        """`end_ids`: tokens that end a reply. `max_unused_blocks`: of the prefix cache (blocks.py).
+        """Start the engine's thread. Called on the event loop.
 
-        `on_broken` is called, on the loop, if the model failed for good.
+        Args:
+            runner: Computes the forward passes; used by the engine's thread only.
+            end_ids: Tokens that end a reply.
+            policy: Limits and modes of the scheduler.
+            limits: Limits for requests in flight.
+            max_unused_blocks: Blocks that the prefix cache keeps (see BlockPool).
+            on_broken: Called on the event loop after the model has failed for good.
+            sample: Chooses a token for each row of logits; tests replace it.
         """
-        super().__init__(room, on_broken)
+        super().__init__(limits, on_broken)
         self.runner = runner
         cache = runner.cache
         pool = BlockPool(
@@ -57,19 +71,19 @@ class Engine(BaseEngine):
             max_unused_blocks=max_unused_blocks,
         )
         self.scheduler = Scheduler(pool, policy)
-        self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit)
+        self._step_loop = StepLoop(runner, self.scheduler, end_ids, self._emit, sample)
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._emitted: list[tuple[Reply, Event]] = []  # the thread's own, until published
-        # _last_progress is written by both threads: the newest counts.
+        self._emitted: list[tuple[Reply, Event]] = []  # by the thread, not yet published
+        # Both threads write _last_progress, and the newest value counts.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread after its step; what still runs fails with ServerStopping."""
+        """Stop the thread after its step, and fail the requests in flight with ServerStopping."""
         self._is_accepting = False
         self._commands.put(None)
-        # A thread that hangs does not come back.
+        # A stalled thread may never return.
         await asyncio.to_thread(self._thread.join, 0.1 if self.is_stalled else 10.0)
         self._fail_all(ServerStopping("this server is stopping"))
 
@@ -95,8 +109,8 @@ class Engine(BaseEngine):
         return Totals(scheduler.num_queried_tokens, scheduler.num_hit_tokens, scheduler.num_preemptions)
 
     @property
-    def step_tokens(self) -> Tally:
-        return self._stepper.step_tokens
+    def step_tokens(self) -> Histogram:
+        return self._step_loop.step_tokens
 
     @property
     def num_slots(self) -> int:
@@ -114,24 +128,24 @@ class Engine(BaseEngine):
 
         self._commands.put(remove)
 
-    # What follows runs on the model's thread.
+    # All methods below run on the engine's thread.
 
     def _run(self) -> None:
         try:
-            while not self._stepper.is_broken:
+            while not self._step_loop.is_broken:
                 if not self._apply_commands():
                     return
-                step = self._stepper.begin()
+                plan = self._step_loop.begin()
                 self._publish()
-                for _ in self._stepper.passes(step):
+                for _ in self._step_loop.passes(plan):
                     self._last_progress = time.monotonic()
                     self._publish()
         except Exception:
-            logger.exception("the engine itself failed")
+            logger.exception("the engine's thread failed")
         self._on_loop(self._break)
 
     def _apply_commands(self) -> bool:
-        """Do what was asked since the last step; wait for a command if there is nothing to run. False: stop."""
+        """Execute the queued commands, and wait for one if no sequence needs a step. Returns False to stop the thread."""
         while True:
             try:
                 command = self._commands.get(block=self.scheduler.is_idle)
@@ -151,5 +165,5 @@ class Engine(BaseEngine):
             self._emitted = []
 
     def _on_loop(self, function: Callable[..., None], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: events are no longer needed
             self._loop.call_soon_threadsafe(function, *args)

@@ -1,9 +1,9 @@
-"""Random numbers for drawing tokens: each depends on (seed, position, token id) and on nothing else.
+"""Random numbers for Gumbel-max sampling: each depends on seed, position and token id only.
 
-The token with the largest score plus Gumbel noise is a draw by softmax of the scores (Gumbel 1954; Maddison, Tarlow,
-Minka: A* sampling, 2014). A rounding error in the scores changes the draw only where two tokens tie within it.
+The token with the largest sum of logit and Gumbel noise is a sample from the softmax of the logits (Gumbel 1954; Maddison,
+Tarlow, Minka: A* sampling, 2014). A rounding error in the logits changes the sample only if two tokens tie within it.
 
-The numbers are a hash, so there is no state and any part of them can be computed by itself. Knows nothing of logits.
+The numbers are a hash, so there is no state, and any part of them can be computed separately. Does not depend on logits.
 """
 
 import functools
@@ -15,7 +15,7 @@ from torch import Tensor
 _MASK64 = 2**64 - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _FIRST_FACTOR, _SECOND_FACTOR = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-# Tokens are counted by another constant than draws, or seed 0 would have keys that are some tokens' own 64 bits. From
+# Tokens use another constant than positions. Otherwise some keys of seed 0 would equal the bits of a token. From
 # Steele, Vigna: Computationally easy, spectrally good multipliers for congruential generators, 2021.
 _TOKEN_GAMMA = 0xD1342543DE82EF95
 _FACTOR_32 = 0x21F0AAAD  # from lowbias32, https://github.com/skeeto/hash-prospector
@@ -23,26 +23,34 @@ _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 
 
 def key(seed: int, position: int) -> int:
-    """64 bits for the draw at a position: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
-    2014), jumped to `position`; the seed is mixed first, so that neighbouring seeds have nothing in common."""
+    """Return 64 bits for the sample at a position: SplitMix64 with a jump to `position`.
+
+    The seed is mixed first, so that the keys of neighbouring seeds are independent. Source: Steele, Lea, Flood: Fast
+    splittable pseudorandom number generators, 2014.
+    """
     return _mix64(_mix64(seed) + (position + 1) * _GOLDEN_GAMMA)
 
 
 def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
-    """Random numbers in (0, 1], float32 (num_rows, n): a key for each row, token_ids int64 (num_rows, n).
+    """Return random numbers in (0, 1], float32 of shape (num_rows, n).
 
-    32 bits, of which float32 keeps the first 24 that are not 0: small numbers, with which tokens win, are fine-grained.
+    Each number has 32 random bits, of which float32 keeps the first 24 that are not 0. So small numbers, which make a token
+    win, have a fine resolution.
+
+    Args:
+        keys: A key for each row.
+        token_ids: int64 of shape (num_rows, n).
     """
     return _uniform(keys, *_halves(token_ids))
 
 
 def uniform_of_all(keys: Iterable[int], vocab_size: int, device: torch.device) -> Tensor:
-    """The same for the tokens 0, 1, … of a vocabulary: (num_rows, vocab_size)."""
+    """Return the same for all tokens of a vocabulary: float32 of shape (num_rows, vocab_size)."""
     return _uniform(keys, *_halves_of_all(vocab_size, device))
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
-    """-log(-log(1 - u)), the standard Gumbel distribution, between -2.82 and 22.88. Never more than -log(u)."""
+    """Return -log(-log(1 - u)), standard Gumbel noise between -2.82 and 22.88. It is at most -log(u)."""
     return uniforms.clamp(max=_LARGEST_BELOW_ONE).neg_().log1p_().neg_().log_().neg_()
 
 
@@ -50,7 +58,7 @@ def _uniform(keys: Iterable[int], first: Tensor, second: Tensor) -> Tensor:
     factors = torch.tensor([[_signed32(key), _signed32(key >> 32)] for key in keys], dtype=torch.int32)
     factors = factors.to(first.device)
     # Multilinear hashing (Carter, Wegman: Universal classes of hash functions, 1979) of 64 bits of the token with 64 of
-    # the key makes good high bits; a round like those of MurmurHash3's finaliser brings them to all.
+    # the key makes good high bits. A round like those of MurmurHash3's finaliser spreads them to all bits.
     bits = torch.mul(first, factors[:, :1]).addcmul_(second, factors[:, 1:])
     shifted = bits >> 16
     bits.add_(shifted).mul_(_FACTOR_32)
@@ -60,12 +68,12 @@ def _uniform(keys: Iterable[int], first: Tensor, second: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _halves_of_all(vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # they outlive the call
+    with torch.inference_mode(False):  # the cache outlives the call
         return _halves(torch.arange(vocab_size, device=device))
 
 
 def _halves(token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """64 bits of each token, as two int32, the second one odd: its id, mixed as SplitMix64 mixes."""
+    """Return 64 bits of each token as two int32, the second one odd: its id, mixed as in SplitMix64."""
     mixed = (token_ids + 1) * _signed64(_TOKEN_GAMMA)
     mixed = (mixed ^ (mixed >> 30 & (1 << 34) - 1)) * _signed64(_FIRST_FACTOR)
     mixed = (mixed ^ (mixed >> 27 & (1 << 37) - 1)) * _signed64(_SECOND_FACTOR)

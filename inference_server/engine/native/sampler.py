@@ -1,8 +1,8 @@
-"""Logits to token ids, one row for each sequence: penalties, temperature, top_k, top_p, a draw, log probabilities.
+"""Samples a token id from each row of logits: penalties, temperature, top_k, top_p, and log probabilities.
 
-Every row is treated by its own parameters alone, so that a sequence's tokens do not depend on who else is in the batch.
-A draw is a race: logits by temperature, plus the noise that (seed, position, token id) gives each token, and the largest
-wins (noise.py). top_k and top_p only decide which tokens take part. Knows nothing of text.
+Each row uses its own parameters only, so that a sequence's tokens do not depend on the other requests in the batch. Sampling
+is Gumbel-max: the largest sum of logit / temperature and noise wins. The noise depends on seed, position and token id
+(gumbel.py). top_k and top_p only restrict the candidates. Does not depend on text.
 """
 
 import math
@@ -16,51 +16,60 @@ from inference_server.engine.native import gumbel as noise
 from inference_server.engine.sequence import Penalties
 from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 
-# How many of the likeliest tokens are sorted before the whole vocabulary is: nearly always they hold top_p's mass.
+# Likeliest tokens that are sorted first. Only if top_k or top_p needs more, the whole vocabulary is sorted.
 _SHORTLIST = 256
-# The largest of a row is looked for in pieces of so many tokens: that is several times faster than torch's own argmax.
-# Those of the shortlist are in smaller ones.
+# Tokens per piece when searching for the largest logit: several times faster than torch's own argmax.
 _PIECE = 256
+# The same when searching for the shortlist.
 _SMALL_PIECE = 32
-# How many pieces are searched for the winner of a race before all of them are: nearly always it is in these.
+# Pieces that are searched for the winner first. It is almost always in one of these.
 _NUM_PIECES = 8
-# Rows are taken together up to so many logits on a CPU, so that what is made of them stays in the core's cache.
+# Logits that are processed together on a CPU, so that intermediate results stay in the core's cache.
 _CACHED_LOGITS = 65_536
 _LARGEST_LOGIT = 1e30
-_FORBIDDEN = 1e38  # taken from the logit of a token that must not be chosen
+_FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be chosen
 
 
 class PenaltyState:
-    """Which tokens a sequence has seen. `seen` (vocab_size,) bool, `counts` (vocab_size,) float32: in the reply alone."""
+    """Tokens of one sequence, for its penalties.
+
+    Attributes:
+        seen: bool of shape (vocab_size,), True for tokens of prompt and reply.
+        counts: float32 of shape (vocab_size,), occurrences in the reply.
+    """
 
     def __init__(self, prompt_ids: Items[int], vocab_size: int, device: torch.device) -> None:
+        """Start with a prompt and an empty reply."""
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.seen[torch.tensor(list(prompt_ids), device=device)] = True
         self.counts = torch.zeros(vocab_size, dtype=torch.float32, device=device)
 
     def add(self, token_id: int) -> None:
+        """Count one token of the reply."""
         self.seen[token_id] = True
         self.counts[token_id] += 1
 
 
 @dataclass(slots=True)
 class Row:
-    """What sampling needs to know of one sequence; `position` is the index its next token will have in the sequence."""
+    """Sampling state of one sequence. `position`: index of the token to sample within prompt and reply."""
 
     params: SamplingParams
     position: int
     penalties: Penalties | None = None  # a PenaltyState
-    allowed: Tensor | None = None  # (vocab_size,) uint8 on the CPU: tokens with 0 take no part
+    allowed: Tensor | None = None  # uint8 of shape (vocab_size,) on the CPU: 0 excludes a token
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
+    """A sampled token, with log probabilities if the request wants them."""
+
     token_id: int
     logprob: TokenLogprob | None = None
 
 
 class NotFinite(Exception):
-    """Some row's logits hold NaN, or nothing but -inf. `rows` says which."""
+    """Rows of logits contain NaN or only -inf. `rows`: their indices."""
 
     def __init__(self, rows: list[int]) -> None:
         super().__init__(f"logits of rows {rows} are not finite")
@@ -68,9 +77,14 @@ class NotFinite(Exception):
 
 
 def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
-    """Choose one token for each row. logits (num_rows, vocab_size) float32.
+    """Sample one token for each row.
 
-    Raises NotFinite before anything is changed; after that logits are changed in place.
+    Args:
+        logits: float32 of shape (num_rows, vocab_size). Changed in place.
+        rows: Sampling state of each row.
+
+    Raises:
+        NotFinite: Rows cannot be sampled. The logits are then unchanged.
     """
     likeliest = _argmax(logits)  # NaN counts as largest
     largest = logits.gather(-1, likeliest[:, None]).squeeze(-1)
@@ -87,9 +101,10 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
 
 
 def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
-    """Repetition penalty as in CTRL (Keskar et al. 2019), over prompt and reply; the other two as OpenAI has them.
+    """Apply the penalties of all rows in place. Returns True if there are any.
 
-    Changes the rows that have penalties and returns whether there are any.
+    The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
+    OpenAI's API reference, over the reply.
     """
     penalised = [index for index, row in enumerate(rows) if row.penalties is not None]
     if not penalised:
@@ -103,18 +118,18 @@ def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
     subset = torch.where(seen, torch.where(subset > 0, subset / repetition, subset * repetition), subset)
     subset -= counts * _column([param.frequency_penalty for param in params], logits)
     subset -= (counts > 0) * _column([param.presence_penalty for param in params], logits)
-    # A tiny repetition penalty makes infinities, of which softmax makes NaN; the limit leaves room for a temperature.
+    # A tiny repetition penalty causes infinities, and softmax would return NaN. The limit allows a division by temperature.
     logits[penalised] = subset.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     return True
 
 
 def _forbid(logits: Tensor, rows: Items[Row]) -> bool:
-    """Take out the tokens that a grammar does not allow; returns whether any row has one."""
+    """Exclude the tokens that a grammar does not allow, in place. Returns True if any row has a grammar."""
     has_any = False
     for index, row in enumerate(rows):
         if row.allowed is not None:
             has_any = True
-            # Far below every logit. masked_fill with -inf takes ten times as long on a CPU.
+            # The result is far below every logit. masked_fill with -inf takes ten times as long on a CPU.
             out = logits[index]
             torch.add(out, row.allowed.to(logits.device).float() - 1, alpha=_FORBIDDEN, out=out)
     return has_any
@@ -142,10 +157,10 @@ def _is_narrowed(params: SamplingParams) -> bool:
 
 
 def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
-    """The winners of races among all tokens, by logit + temperature * noise: that is one pass less than dividing.
+    """Sample from all tokens: the largest logit + temperature * noise wins, which needs one pass less than a division.
 
-    Gumbel noise costs two logarithms, and -log(u), which is never less, costs one: that decides which pieces of the
-    vocabulary can hold the winner, and a row for which the best few do not settle it is computed in full.
+    Gumbel noise needs two logarithms. Its upper bound -log(u) needs one, and selects the pieces that can contain the winner.
+    A row whose winner is below the bound of another piece is computed in full.
     """
     uniforms = noise.uniform_of_all(_keys(rows), logits.shape[-1], logits.device)
     size = math.gcd(logits.shape[-1], _PIECE)
@@ -164,28 +179,33 @@ def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> li
 
 
 def _draw_from_likeliest(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
-    """Races among a sorted shortlist; rows whose top_k or top_p reaches beyond it sort their whole vocabulary."""
+    """Sample from a sorted shortlist, or from the sorted vocabulary if top_k or top_p needs more tokens."""
     scaled = logits / temperatures
     values, ids = _topk(scaled, min(_SHORTLIST, scaled.shape[-1]))
-    token_ids, is_settled = _race(values, ids, scaled, rows)
+    token_ids, is_settled = _pick_winners(values, ids, scaled, rows)
     chosen: list[int] = torch.where(is_settled.squeeze(-1), token_ids, -1).tolist()
     if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
         values, ids = torch.sort(_take(scaled, beyond), descending=True, stable=True)
-        token_ids, _ = _race(values, ids, values, [rows[index] for index in beyond])
+        token_ids, _ = _pick_winners(values, ids, values, [rows[index] for index in beyond])
         for index, token_id in zip(beyond, token_ids.tolist(), strict=True):
             chosen[index] = token_id
     return chosen
 
 
-def _race(values: Tensor, ids: Tensor, scaled: Tensor, rows: Items[Row]) -> tuple[Tensor, Tensor]:
-    """The winners among the tokens that top_k and top_p leave, and whether these are all in the list.
+def _pick_winners(values: Tensor, ids: Tensor, scaled: Tensor, rows: Items[Row]) -> tuple[Tensor, Tensor]:
+    """Return the winners among the candidates of top_k and top_p, and whether the list contains all candidates.
 
-    values (n, size) descending, those of ids; scaled (n, vocab_size), all of them. First top_k, then top_p, which counts
-    shares of what top_k left.
+    top_k applies first. top_p then refers to the probabilities of the remaining tokens.
+
+    Args:
+        values: Logits / temperature in descending order, shape (n, size).
+        ids: Their token ids, shape (n, size).
+        scaled: Logits / temperature of the whole vocabulary, shape (n, vocab_size).
+        rows: Sampling state of each row.
     """
     size = values.shape[-1]
     top_k = torch.tensor([min(row.params.top_k or 2**62, 2**62) for row in rows], device=values.device)[:, None]
-    # Without top_p nothing is left out, not even where rounding has the shares reach 1 too soon.
+    # Without top_p no token is excluded, even if the sum of probabilities is rounded up to 1 early.
     top_p = torch.tensor([row.params.top_p if row.params.top_p < 1.0 else 2.0 for row in rows], dtype=torch.float64)
     top_p = top_p.to(values.device)[:, None]
     is_kept = torch.arange(size, device=values.device) < top_k
@@ -208,12 +228,15 @@ def _keys(rows: Items[Row]) -> list[int]:
 
 
 def _take(logits: Tensor, indices: list[int]) -> Tensor:
-    """Rows of logits; a single one is not copied."""
+    """Return rows of logits. A single row is not copied."""
     return logits[indices[0]][None] if len(indices) == 1 else logits[indices]
 
 
 def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """values.topk(k) of (n, vocab_size), several times as fast: the k largest are in the k pieces with the largest."""
+    """Return values.topk(k) of shape (n, vocab_size), several times faster.
+
+    The k largest values are in the k pieces with the largest maxima.
+    """
     size = math.gcd(values.shape[-1], _SMALL_PIECE)
     if size < _SMALL_PIECE or values.shape[-1] // size <= 2 * k:
         return values.topk(k)
@@ -225,7 +248,7 @@ def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _argmax(values: Tensor) -> Tensor:
-    """values.argmax(dim=-1) of (n, vocab_size): the first of equals, and NaN counts as largest."""
+    """Return values.argmax(dim=-1) of shape (n, vocab_size): the first of equal values; NaN counts as largest."""
     size = math.gcd(values.shape[-1], _PIECE)
     if size < _PIECE // 8:
         return values.argmax(dim=-1)
@@ -235,7 +258,7 @@ def _argmax(values: Tensor) -> Tensor:
 
 
 def _logprobs_of_model(logits: Tensor, rows: Items[Row]) -> dict[int, Tensor]:
-    """Log probabilities (vocab_size,) of the rows that ask for them, before anything is applied."""
+    """Return log probabilities of shape (vocab_size,) for the rows that want them, from the unchanged logits."""
     return {
         index: torch.log_softmax(logits[index], dim=-1)
         for index, row in enumerate(rows)

@@ -1,15 +1,15 @@
-"""Decides which sequences run next, and in which blocks. Knows token counts; knows nothing of text, tensors or gRPC.
+"""Plans each step: which sequences run, in which blocks, and how many prompt tokens are prefilled.
 
-A sequence waits, then runs until it is finished. A step decodes every running sequence whose prompt is computed, by one
-token each, and computes a chunk of the prompts that are not. When blocks run out, the sequence admitted last goes back
-to the head of the waiting room; its tokens stay, and are computed again when it is its turn. When the device's memory
-runs out, fewer run for a while.
+A sequence waits, then runs until it is finished. A step decodes one token of every running sequence with a complete prompt,
+and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted: it goes to the head
+of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
+for some time. Works with token counts only. Does not depend on text, tensors or gRPC.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
-from inference_server.engine.fair_queue import WaitingRoom
+from inference_server.engine.fair_queue import FairQueue
 from inference_server.engine.native.block_pool import BlockPool
 from inference_server.engine.prefix_keys import BlockKeys
 from inference_server.engine.sequence import Sequence
@@ -17,19 +17,28 @@ from inference_server.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Numbers of sequences and tokens that a step may hold."""
+    """Limits and modes of the scheduler.
+
+    Attributes:
+        max_running_seqs: Sequences that run together.
+        prefill_chunk_tokens: Prompt tokens of a step while most running sequences decode.
+        idle_chunk_tokens: Prompt tokens of a step while no sequence decodes, so that none is delayed.
+        batch_invariant: The results of a sequence do not depend on the other requests in the batch.
+        scope_by_account: An account cannot reuse the prefix cache of another account.
+        max_account_seqs: Sequences of one account that run together; None: any number.
+    """
 
     max_running_seqs: int
-    prefill_chunk_tokens: int  # a step's share of prompts while most sequences are decoded
-    idle_chunk_tokens: int  # the same while none is: nobody waits for the end of this step
-    batch_invariant: bool = False  # nothing that a sequence computes depends on who else is there
-    scope_by_account: bool = False  # no account takes over what another one's prompts left
-    max_account_seqs: int | None = None  # sequences of one account that run together
+    prefill_chunk_tokens: int
+    idle_chunk_tokens: int
+    batch_invariant: bool = False
+    scope_by_account: bool = False
+    max_account_seqs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Tokens `start` to `end` (exclusive) of one sequence: of its prompt, or of what it lost when blocks ran out."""
+    """Tokens `start` to `end` (exclusive) of one sequence: of its prompt, after a preemption of its reply too."""
 
     seq: Sequence
     start: int
@@ -37,59 +46,77 @@ class PrefillChunk:
 
     @property
     def is_last(self) -> bool:
+        """True if the next token can be sampled after this chunk."""
         return self.end == self.seq.prefill_end
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    admitted: list[Sequence]  # waiting until now
+class StepPlan:
+    """Work of one step."""
+
+    admitted: list[Sequence]  # got a slot in this step
     prefill: list[PrefillChunk]
     decode: list[Sequence]  # in the order of admission
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that the step computes."""
         return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
 
 
-# Steps without want of memory after which one more sequence may run again.
+# Steps with enough memory after which one more sequence may run again.
 _STEPS_TO_RECOVER = 64
 
 
 class Scheduler:
-    """Accounts in turn (waiting.py). All methods are called from the engine's thread."""
+    """Scheduler of one model's sequences. All methods are called on the engine's thread.
+
+    Attributes:
+        waiting: Wait queue.
+        running: Sequences with a slot, in the order of admission.
+        num_preemptions: Preemptions since the start.
+        num_queried_tokens: Prompt tokens looked up in the prefix cache since the start, preempted sequences once.
+        num_hit_tokens: Prompt tokens found there.
+        num_admitted: Sequences admitted since the start, preempted ones once.
+        max_running: Sequences that may run together at present.
+    """
 
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
-        self.waiting = WaitingRoom()
-        self.running: list[Sequence] = []  # in the order of admission
-        # All since the start. Prompts that come back after a preemption are not looked for in the prefix cache anew.
+        """Start without sequences. The scheduler must be the only user of `pool`."""
+        self.waiting = FairQueue()
+        self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
-        self.num_admitted = 0  # since the start; who comes back after a preemption does not count again
-        self.max_running = policy.max_running_seqs  # at the moment
+        self.num_admitted = 0
+        self.max_running = policy.max_running_seqs
         self._calm_steps = 0
         self._pool = pool
         self._policy = policy
 
     @property
     def num_blocks(self) -> int:
+        """Blocks of the KV cache that sequences can get."""
         return self._pool.num_blocks
 
     @property
     def num_blocks_in_use(self) -> int:
+        """Blocks of the KV cache that sequences hold."""
         return self._pool.num_blocks - self._pool.num_available
 
     @property
     def is_idle(self) -> bool:
+        """True if no sequence waits or runs."""
         return not self.waiting and not self.running
 
     def add(self, seq: Sequence) -> None:
+        """Put a new sequence into the wait queue."""
         seq.block_keys = BlockKeys(self._pool.block_size, seq.request.account if self._policy.scope_by_account else "")
         seq.num_admitted_before = self.num_admitted
         self.waiting.add(seq)
 
     def remove(self, seq: Sequence) -> None:
-        """Forget a finished or cancelled sequence and free its blocks. One that is already gone is ignored."""
+        """Remove a finished or cancelled sequence and release its blocks. Has no effect on one that was removed before."""
         if seq in self.running:
             self.running.remove(seq)
             self._free(seq)
@@ -97,22 +124,22 @@ class Scheduler:
             self.waiting.remove(seq)
 
     def discard(self, seq: Sequence) -> None:
-        """Like `remove`, for one whose computation failed: no prompt takes over what it left."""
+        """Remove a sequence whose computation failed, so that no prompt reuses its blocks."""
         self._pool.forget(seq.block_ids)
         self.remove(seq)
 
-    def schedule(self) -> Step:
-        """Admit what fits and pick the work of the next step."""
+    def schedule(self) -> StepPlan:
+        """Admit waiting sequences as far as blocks and slots allow, and return the work of the next step."""
         self._recover()
-        self._make_room()
+        self._allocate_next_blocks()
         admitted = self._admit()
         decode = [seq for seq in self.running if not seq.is_prefilling]
-        return Step(admitted, self._prefill_chunks(len(decode)), decode)
+        return StepPlan(admitted, self._prefill_chunks(len(decode)), decode)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
-        """Memory ran out with these: they wait again, and half as many run, with small chunks of prompts.
+        """Preempt sequences with which memory ran out. From now on half as many run, with the smallest prompt chunks.
 
-        False if there is nothing less to do than one sequence alone, in small chunks.
+        Returns False, without a change, if a single sequence already ran alone.
         """
         if len(self.running) <= 1 and self.max_running == 1:
             return False
@@ -130,7 +157,7 @@ class Scheduler:
                 self.max_running += 1
 
     def computed(self, seq: Sequence, num_computed: int) -> None:
-        """The keys and values of a sequence's first `num_computed` tokens are in the cache."""
+        """Record that the keys and values of a sequence's first `num_computed` tokens are in the cache."""
         size = self._pool.block_size
         before, seq.num_computed = seq.num_computed, num_computed
         if num_computed // size > before // size and self._may_register(seq):
@@ -139,20 +166,21 @@ class Scheduler:
                 self._pool.register(seq.block_ids[index], keys[index])
 
     def _may_register(self, seq: Sequence) -> bool:
-        # Decoding rounds otherwise than prefilling: what it computed is not what a prompt would have computed.
+        # Decoding and prefilling round differently, so decoded blocks differ from those that a prompt would compute.
         return not self._policy.batch_invariant or seq.num_computed <= seq.num_prompt_tokens
 
-    def _make_room(self) -> None:
-        """A block for the next token of every sequence that is decoded, at the cost of those admitted last."""
+    def _allocate_next_blocks(self) -> None:
+        """Give every decoding sequence a block for its next token. Preempts the sequences admitted last if necessary."""
         for seq in list(self.running):
             if seq in self.running and not seq.is_prefilling:
-                while not self._has_room(seq):
+                while not self._has_next_block(seq):
                     victim = self.running[-1]
                     self._preempt(victim)
                     if victim is seq:
                         break
 
-    def _has_room(self, seq: Sequence) -> bool:
+    def _has_next_block(self, seq: Sequence) -> bool:
+        """Allocate a block for the next token if there is none. Returns False if no block is available."""
         if seq.num_computed < len(seq.block_ids) * self._pool.block_size:
             return True
         blocks = self._pool.allocate(1)
@@ -164,7 +192,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)
         self._free(seq)
-        self.waiting.put_back(seq)
+        self.waiting.requeue(seq)
         self.num_preemptions += 1
 
     def _free(self, seq: Sequence) -> None:
@@ -177,10 +205,10 @@ class Scheduler:
         by_account = Counter(seq.request.account for seq in self.running)
         most = self._policy.max_account_seqs
         while len(self.running) < self.max_running:
-            seq = self.waiting.next(by_account, most)
-            if seq is None or not self._place(seq):
+            seq = self.waiting.peek(by_account, most)
+            if seq is None or not self._allocate(seq):
                 break
-            self.waiting.take(seq)
+            self.waiting.pop(seq)
             self.running.append(seq)
             by_account[seq.request.account] += 1
             if seq.admitted is None:
@@ -191,12 +219,12 @@ class Scheduler:
             admitted.append(seq)
         return admitted
 
-    def _place(self, seq: Sequence) -> bool:
-        """Give a sequence the blocks of its tokens, the first of them from the prefix cache. False: not enough yet."""
+    def _allocate(self, seq: Sequence) -> bool:
+        """Give a sequence the blocks of its tokens, the first ones from the prefix cache. Returns False if too few are free."""
         found = self._find_prefix(seq)
         self._pool.share(found)
         blocks = self._pool.allocate(self._pool.blocks_for(self._num_tokens_reserved(seq)) - len(found))
-        # Those that run need a block each now and then: without a reserve, the newcomer would be sent back at once.
+        # Running sequences need further blocks: without a reserve of one each, this sequence would soon be preempted.
         if blocks is None or (self.running and self._pool.num_available < len(self.running)):
             self._pool.release(blocks or [])
             self._pool.release(found)
@@ -209,29 +237,32 @@ class Scheduler:
         return True
 
     def _num_tokens_reserved(self, seq: Sequence) -> int:
-        if self._policy.batch_invariant:  # what is computed twice may be rounded otherwise: never send it back
+        if self._policy.batch_invariant:  # a second computation may round differently, so preemption must not happen
             return seq.num_prompt_tokens + seq.request.max_tokens
         return len(seq.token_ids)
 
     def _find_prefix(self, seq: Sequence) -> list[int]:
-        # The last token is always computed: its logits are wanted.
+        # The last token is always computed, because its logits are needed.
         size = self._pool.block_size
         found = self._pool.match(seq.block_keys.get(seq.token_ids, (len(seq.token_ids) - 1) // size))
         if self._policy.batch_invariant:
-            # Further chunks must begin where they would have begun without the cache.
+            # Further chunks must begin at the same positions as without the cache.
             chunk = max(size, self._policy.prefill_chunk_tokens // size * size)
             found = found[: len(found) * size // chunk * chunk // size]
         return found
 
     def _prefill_budget(self, num_decoding: int) -> int:
-        """Prompt tokens of a step. They delay those that are decoded and bring on those that are not: the larger the part
-        of the latter, the more of them. A multiple of the least, or what is left over costs as much as a whole one."""
+        """Return the prompt tokens of a step: the larger the share of prefilling sequences, the more.
+
+        Prompt tokens delay the sequences that decode. The result is a multiple of the smallest chunk, because a partial
+        chunk takes as long as a whole one.
+        """
         policy = self._policy
         least, most = policy.prefill_chunk_tokens, policy.idle_chunk_tokens
         if policy.batch_invariant or self.max_running < policy.max_running_seqs:
             return least
-        part = 1 - num_decoding / max(1, len(self.running))
-        return least + int((most - least) * part * part) // least * least
+        share = 1 - num_decoding / max(1, len(self.running))
+        return least + int((most - least) * share * share) // least * least
 
     def _prefill_chunks(self, num_decoding: int) -> list[PrefillChunk]:
         budget = self._prefill_budget(num_decoding)

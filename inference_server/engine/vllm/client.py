@@ -1,4 +1,9 @@
-"""vLLM itself: its processes, and requests to them. The only module that imports it."""
+"""Starts vLLM's processes and sends requests to them. The only module that imports vLLM, when a model is loaded.
+
+vLLM provides tensor and pipeline parallelism, several nodes, and models that the native engine does not support. This
+server keeps prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and returns token
+ids. deploy/VLLM.md lists the differences.
+"""
 
 import dataclasses
 import importlib.util
@@ -11,25 +16,38 @@ from typing import Any
 
 from inference_server.engine.vllm.engine_args import check_names
 from inference_server.engine.vllm.sampling_params import grammar_arguments, sampling_arguments
-from inference_server.engine.vllm.step_stats import Steps
+from inference_server.engine.vllm.step_stats import StepStats
 from inference_server.errors import UnsupportedModel
 from inference_server.generation import GenerationRequest
 
-# Read when vLLM is imported; what the user has set stays.
+# vLLM reads these when it is imported. Values that the user has set stay.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",  # it would send them away
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit gRPC's and torch's threads, without the threads
+    "VLLM_NO_USAGE_STATS": "1",  # otherwise it sends them to its developers
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy the locks of gRPC's and torch's threads without the threads
 }
 
 
 class VllmClient:
-    """Made on a thread of its own, slowly: the model is loaded, in other processes. Its methods belong to the event loop."""
+    """A running vLLM. All methods except the constructor must be called on the event loop.
+
+    Attributes:
+        steps: Statistics of vLLM's steps.
+        vocab_size: Logits per position.
+        num_blocks: Blocks of the KV cache.
+        end_ids: Tokens that end a reply, within the vocabulary.
+    """
 
     def __init__(self, arguments: Mapping[str, Any], end_ids: Set[int], *, scope_by_account: bool) -> None:
-        """`arguments`: of AsyncEngineArgs. `scope_by_account`: no account takes over what another one's prompts left.
+        """Load the model in processes of vLLM. Blocks for a long time.
 
-        Raises UnsupportedModel if vLLM is not there, has no such arguments, or cannot start.
+        Args:
+            arguments: Arguments of vLLM's AsyncEngineArgs.
+            end_ids: Tokens that end a reply.
+            scope_by_account: An account cannot reuse the prefix cache of another account.
+
+        Raises:
+            UnsupportedModel: vLLM is not installed, does not have one of the arguments, or does not start.
         """
         check_installed()
         for name, value in _ENVIRONMENT.items():
@@ -37,17 +55,17 @@ class VllmClient:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # A terminal sends Ctrl-C to all of its processes; vLLM's, which inherit this, wait for the server to stop them.
-        # The tracker would lift it when it is started, so it is started before.
+        # A terminal sends Ctrl-C to all of its processes. vLLM's processes inherit the blocked signal, so that the server
+        # stops them. The resource tracker unblocks it when it starts, so it must start before.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         check_names(arguments, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
-        self.steps = Steps()
+        self.steps = StepStats()
         try:
             engine_arguments = AsyncEngineArgs(**arguments)
             self._llm: Any = AsyncLLM.from_engine_args(engine_arguments, stat_loggers=[self.steps.logger])
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise UnsupportedModel(f"vLLM refuses it: {_reason(error)}") from error
+            raise UnsupportedModel(f"vLLM rejects it: {_reason(error)}") from error
         except RuntimeError as error:
             raise UnsupportedModel(f"vLLM did not start (its own messages are above): {_reason(error)}") from error
         self.vocab_size: int = self._llm.model_config.get_vocab_size()
@@ -57,20 +75,22 @@ class VllmClient:
 
     @property
     def is_dead(self) -> bool:
-        """Whether its processes have ended, or can no more be reached."""
+        """True if its processes have ended or do not respond."""
         return bool(self._llm.errored)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs, each with its new tokens alone. Closing it early aborts the request."""
+        """Return an iterator over vLLM's outputs, each with its new tokens only. Closing it early aborts the request."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        form = None
+        structure = None
         if request.constraint is not None:
-            form = StructuredOutputsParams(**grammar_arguments(request.constraint.grammar))
+            structure = StructuredOutputsParams(**grammar_arguments(request.constraint.grammar))
         params = SamplingParams(
-            **sampling_arguments(request, self.end_ids), structured_outputs=form, output_kind=RequestOutputKind.DELTA
+            **sampling_arguments(request, self.end_ids),
+            structured_outputs=structure,
+            output_kind=RequestOutputKind.DELTA,
         )
         salt = request.account if self._scope_by_account else ""
         prompt = tokens_input(list(request.prompt_ids), cache_salt=salt or None)
@@ -78,18 +98,18 @@ class VllmClient:
         return outputs
 
     def shut_down(self, seconds: float) -> None:
-        """End its processes, by force after so many seconds. Blocks that long."""
+        """Stop the processes, and kill them after `seconds`. Blocks until they have ended."""
         self._llm.shutdown(timeout=seconds)
 
 
 def end_unfinished() -> None:
-    """End processes whose start is not waited for any more."""
+    """Kill processes whose start was cancelled."""
     for child in multiprocessing.active_children():
         child.kill()
 
 
 def check_installed() -> None:
-    """Raises UnsupportedModel with what to do."""
+    """Raise UnsupportedModel with instructions if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UnsupportedModel(
             'engine = "vllm" needs vLLM, which is not installed here: make an environment with '
@@ -98,6 +118,6 @@ def check_installed() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says something: pydantic's begins with how many errors there are."""
+    """Return the first line with content. pydantic's first line only counts the errors."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line and "validation error" not in line), repr(error))

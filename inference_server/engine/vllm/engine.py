@@ -1,63 +1,59 @@
-"""An engine whose tokens vLLM computes, in processes of its own. Everything here is on the event loop.
+"""Engine that computes tokens in vLLM's processes. All code of this module runs on the event loop.
 
-vLLM is given as many requests as there are slots and no more: who waits, waits here, where accounts have their turns.
+vLLM gets at most as many requests as there are slots. The other requests wait in this module's fair queue.
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from inference_server.engine.admission import Room
+from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.base import BaseEngine, Totals
-from inference_server.engine.fair_queue import WaitingRoom
-from inference_server.engine.histogram import Tally
+from inference_server.engine.fair_queue import FairQueue
+from inference_server.engine.histogram import Histogram
 from inference_server.engine.reply import Reply
 from inference_server.engine.sequence import Sequence
+from inference_server.engine.vllm.client import VllmClient
 from inference_server.engine.vllm.sampling_params import check_sampling, token_logprob
-from inference_server.engine.vllm.step_stats import Steps
 from inference_server.errors import GenerationFailed, ServerStopping
 from inference_server.generation import Event, Failed, FinishReason, GenerationRequest, Started, TextStream
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.5
-# How long vLLM's processes get to end by themselves.
+_POLL_SECONDS = 0.5
+# Time for vLLM's processes to end before they are killed.
 _STOP_SECONDS = 5.0
 
 
-class Client(Protocol):
-    """What is needed of VllmClient."""
-
-    steps: Steps
-    vocab_size: int
-    num_blocks: int
-
-    @property
-    def end_ids(self) -> Set[int]: ...
-    @property
-    def is_dead(self) -> bool: ...
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Any, None]: ...
-    def shut_down(self, seconds: float) -> None: ...
-
-
 class VllmEngine(BaseEngine):
-    def __init__(self, client: Client, *, room: Room, on_broken: Callable[[], None] = lambda: None) -> None:
-        super().__init__(room, on_broken)
+    """A model that vLLM runs."""
+
+    def __init__(
+        self, client: VllmClient, *, limits: CapacityLimits, on_broken: Callable[[], None] = lambda: None
+    ) -> None:
+        """Use a running vLLM.
+
+        Args:
+            client: The running vLLM.
+            limits: Limits for requests in flight; `slots` of them run in vLLM.
+            on_broken: Called on the event loop after vLLM's processes have ended.
+        """
+        super().__init__(limits, on_broken)
         self._client = client
-        self._slots, self._account_slots = room.slots, room.account_slots
-        self._waiting = WaitingRoom()
+        self._slots, self._account_slots = limits.slots, limits.account_slots
+        self._waiting = FairQueue()
         self._seqs: dict[Reply, Sequence] = {}
-        self._tasks: dict[Sequence, asyncio.Task[None]] = {}  # of those that have a slot
+        self._tasks: dict[Sequence, asyncio.Task[None]] = {}  # sequences with a slot
         self._time_limits: dict[Sequence, asyncio.TimerHandle] = {}
         self._num_admitted = 0
         self._is_broken = False
-        client.steps.on_step = self._progressed
-        self._looking = asyncio.create_task(self._look())
+        client.steps.on_step = self._record_progress
+        self._polling = asyncio.create_task(self._poll())
 
     @property
     def vocab_size(self) -> int:
@@ -85,18 +81,18 @@ class VllmEngine(BaseEngine):
         return Totals(steps.num_queried_tokens, steps.num_hit_tokens, steps.num_preemptions)
 
     @property
-    def step_tokens(self) -> Tally:
+    def step_tokens(self) -> Histogram:
         return self._client.steps.tokens
 
     def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
-        """Raises InvalidField too, for what vLLM does not do."""
+        """Accept a request as BaseEngine.submit does. Raises InvalidField for parameters that vLLM does not support."""
         check_sampling(request.sampling)
         return super().submit(request, text)
 
     async def stop(self) -> None:
-        """End vLLM's processes; what still runs fails with ServerStopping."""
+        """Stop vLLM's processes, and fail the requests in flight with ServerStopping."""
         self._is_accepting = False
-        self._looking.cancel()
+        self._polling.cancel()
         self._fail_all(ServerStopping("this server is stopping"))
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await asyncio.to_thread(self._client.shut_down, 0.1 if self.is_stalled else _STOP_SECONDS)
@@ -113,7 +109,7 @@ class VllmEngine(BaseEngine):
         self._forget(reply)
 
     def _forget(self, reply: Reply) -> None:
-        """It has ended, in whatever way: nothing more is computed for it."""
+        """Remove a reply that has ended for any reason, and stop its computation."""
         if (seq := self._seqs.pop(reply, None)) is not None:
             self._waiting.remove(seq)
             if (timer := self._time_limits.pop(seq, None)) is not None:
@@ -131,10 +127,10 @@ class VllmEngine(BaseEngine):
     def _fill_slots(self) -> None:
         by_account = Counter(seq.request.account for seq in self._tasks)
         while len(self._tasks) < self._slots:
-            seq = self._waiting.next(by_account, self._account_slots)
+            seq = self._waiting.peek(by_account, self._account_slots)
             if seq is None:
                 return
-            self._waiting.take(seq)
+            self._waiting.pop(seq)
             by_account[seq.request.account] += 1
             self._num_admitted += 1
             seq.admission_position = self._num_admitted - seq.num_admitted_before
@@ -150,20 +146,20 @@ class VllmEngine(BaseEngine):
         self._fill_slots()
 
     async def _run(self, seq: Sequence) -> None:
-        """Pass on what vLLM generates, until the reply has ended."""
+        """Deliver vLLM's tokens until the reply has ended."""
         try:
             async with aclosing(self._client.generate(seq.request)) as outputs:
                 async for output in outputs:
-                    self._progressed()
+                    self._record_progress()
                     self._deliver([(seq.reply, event) for event in _events(seq, output, self._client.end_ids)])
                     if seq.reply not in self._seqs:
                         return
-            raise RuntimeError("vLLM gave no more outputs")
+            raise RuntimeError("vLLM ended the request without a last token")
         except Exception:
             if self._client.is_dead:
                 self._break()
                 return
-            # Whatever it is, the caller gets an answer and the other sequences go on.
+            # Clients get an answer after any exception, and the other sequences continue.
             logger.exception("vLLM failed on request %s", seq.request.request_id)
             self._deliver([(seq.reply, Failed(GenerationFailed("the model failed on this request")))])
 
@@ -171,19 +167,19 @@ class VllmEngine(BaseEngine):
         events = seq.last_events(FinishReason.TIME_LIMIT, seq.text.finish(), time.monotonic())
         self._deliver([(seq.reply, event) for event in events])
 
-    def _progressed(self) -> None:
+    def _record_progress(self) -> None:
         self._last_progress = time.monotonic()
 
-    async def _look(self) -> None:
-        """Processes can end while nobody asks them for anything."""
+    async def _poll(self) -> None:
+        """Detect processes that end while no request runs."""
         while not self._client.is_dead:  # noqa: ASYNC110 (vLLM has no event for it)
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         logger.critical("vLLM's processes have ended")
         self._break()
 
 
 def _events(seq: Sequence, output: Any, end_ids: Set[int]) -> Iterator[Event]:
-    """What the tokens of one output bring; ends with Completed where the reply does."""
+    """Yield the events of one output's tokens, with Completed at the end of the reply."""
     completion, now, text = output.outputs[0], time.monotonic(), ""
     if seq.first_token is None:
         seq.num_cached_tokens = output.num_cached_tokens or 0

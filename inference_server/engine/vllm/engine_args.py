@@ -1,4 +1,4 @@
-"""A catalog entry in the words of vLLM's engine arguments. Knows names and numbers; imports nothing of vLLM."""
+"""Converts a catalog entry and the settings to vLLM's engine arguments. Does not import vLLM."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -10,7 +10,7 @@ from inference_server.precision import Precision
 from inference_server.settings import Settings
 
 _DTYPES = ("float32", "float16", "bfloat16")
-# Arguments that follow from something else, and from what.
+# Arguments that the catalog must not contain, with the place that decides them.
 _DECIDED = {
     "model": "`source`",
     "tokenizer": "`source`",
@@ -34,22 +34,30 @@ _DECIDED = {
 def engine_arguments(
     folder: Path, precision: Precision, max_len: int, extra: Mapping[str, Any], settings: Settings
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's AsyncEngineArgs. `max_len`: tokens of the longest sequence; `extra`: the catalog's.
+    """Return the keyword arguments of vLLM's AsyncEngineArgs.
 
-    Raises UnsupportedModel for what vLLM cannot do or the catalog may not say.
+    Args:
+        folder: Folder of the model.
+        precision: Precision in use.
+        max_len: Longest sequence, prompt and reply together, in tokens.
+        extra: Arguments from the catalog.
+        settings: Settings of the server.
+
+    Raises:
+        UnsupportedModel: vLLM does not support the precision or a setting, or the catalog must not set an argument.
     """
     if precision not in _DTYPES:
         raise UnsupportedModel(
-            f'engine = "vllm" has no precision "{precision}": take one of {", ".join(_DTYPES)} '
-            "(and for smaller weights a source that holds them quantised, as GPTQ or AWQ)"
+            f'engine = "vllm" does not support precision "{precision}": use one of {", ".join(_DTYPES)} '
+            "(for smaller weights use a source that is quantised with GPTQ or AWQ)"
         )
     if settings.batch_invariant:
-        raise UnsupportedModel('TAILRACE_BATCH_INVARIANT is not kept by engine = "vllm": unset it')
+        raise UnsupportedModel('TAILRACE_BATCH_INVARIANT is not supported by engine = "vllm": unset it')
     for name in extra:
         if name in _DECIDED:
             raise UnsupportedModel(f"[models.vllm] {name} is decided by {_DECIDED[name]}: leave it out")
     return {
-        "load_format": "safetensors",  # nothing is unpickled
+        "load_format": "safetensors",  # never unpickle weights
         **extra,
         "model": str(folder),
         "tokenizer": str(folder),
@@ -57,18 +65,18 @@ def engine_arguments(
         "max_model_len": max_len,
         "max_num_seqs": settings.max_running_seqs,
         "enable_prefix_caching": settings.prefix_cache != "off",
-        "max_logprobs": -1,  # checks.py has the limit
+        "max_logprobs": -1,  # grpc_api/validation.py has the limit
         "logprobs_mode": "raw_logprobs",
         "generation_config": "vllm",  # a model's own sampling parameters are not the contract's defaults
         "structured_outputs_config": {"backend": "guidance"},
-        "disable_log_stats": True,  # those it would print; what steps.py takes is not touched by it
+        "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets its statistics
     }
 
 
 def check_names(extra: Collection[str], known: Collection[str]) -> None:
-    """Raises UnsupportedModel for an argument that this vLLM does not have."""
+    """Raise UnsupportedModel for an argument that the installed vLLM does not have."""
     for name in extra:
         if name not in known:
             similar = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {similar[0]}?" if similar else ""
-            raise UnsupportedModel(f"[models.vllm] {name} is no engine argument of this vLLM{hint}")
+            raise UnsupportedModel(f"[models.vllm] {name} is not an engine argument of this vLLM{hint}")

@@ -1,7 +1,7 @@
-"""How a request is sampled, in the words of vLLM's sampling parameters. Imports nothing of vLLM.
+"""Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
 
-Repetition penalty (prompt and reply), frequency and presence penalty (reply), top_k before top_p, and log probabilities
-before anything is applied mean the same there; deploy/VLLM.md has what does not.
+These have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence penalty (reply), top_k
+before top_p, and log probabilities of the unchanged logits. deploy/VLLM.md lists the differences.
 """
 
 import json
@@ -13,14 +13,14 @@ from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import Candidate, GenerationRequest, Grammar, SamplingParams, TokenLogprob
 
 _MAX_TEMPERATURE = 2.0
-# The llguidance that vLLM pins repeats a pattern of whitespace without a bound; so documents have none.
+# The llguidance that vLLM pins repeats a pattern of white space without a limit, so documents contain none.
 _JSON_OPTIONS = {"whitespace_flexible": False}
-# Without it, a grammar that has no rule `start` on a line of its own would be taken for one of llama.cpp's.
+# Without this header, vLLM parses a grammar without a line `start:` as one of llama.cpp.
 _LARK_HEADER = "%llguidance {}\n"
 
 
 def check_sampling(params: SamplingParams) -> None:
-    """Raises InvalidField for what the contract allows and vLLM does not do."""
+    """Raise InvalidField for values that the contract allows and vLLM does not support."""
     if params.temperature > _MAX_TEMPERATURE:
         raise InvalidField(
             FieldViolation(
@@ -30,7 +30,7 @@ def check_sampling(params: SamplingParams) -> None:
 
 
 def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[str, Any]:
-    """Keyword arguments of vLLM's SamplingParams. `end_ids`: tokens that end a reply, all within the vocabulary."""
+    """Return the keyword arguments of vLLM's SamplingParams. `end_ids`: tokens that end a reply, within the vocabulary."""
     params = request.sampling
     return {
         "temperature": 0.0 if params.is_greedy else params.temperature,
@@ -44,21 +44,26 @@ def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[st
         "max_tokens": request.max_tokens,
         "ignore_eos": params.ignore_eos,
         "stop_token_ids": [] if params.ignore_eos else sorted(end_ids),
-        "detokenize": False,  # stop strings are found in our text
+        "detokenize": False,  # text/detokenizer.py applies the stop strings
     }
 
 
 def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
-    """Keyword arguments of vLLM's StructuredOutputsParams."""
+    """Return the keyword arguments of vLLM's StructuredOutputsParams."""
     if grammar.kind == "lark":
         return {"grammar": _LARK_HEADER + grammar.text}
     return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": _JSON_OPTIONS})}
 
 
 def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:
-    """What vLLM says of one position: for each token id a `logprob` and its `rank`, from 1.
+    """Convert vLLM's log probabilities of one position.
 
-    A token that a grammar forbids has the logarithm of 0 there, which JSON cannot write: it is left out.
+    A token that a grammar forbids has the logarithm of 0, which JSON cannot represent: it is left out.
+
+    Args:
+        token_id: The chosen token.
+        found: Objects with `logprob` and `rank` (from 1) by token id.
+        num_top: Number of the likeliest tokens to return.
     """
     likely = ((item.rank, candidate, item.logprob) for candidate, item in found.items() if math.isfinite(item.logprob))
     top = tuple(Candidate(candidate, logprob) for rank, candidate, logprob in sorted(likely) if rank <= num_top)[

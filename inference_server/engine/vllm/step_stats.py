@@ -1,28 +1,40 @@
-"""What vLLM tells of its steps: their tokens, how full the KV cache is, what was found in it. On the event loop."""
+"""Collects vLLM's statistics: tokens per step, use of the KV cache, prefix-cache hits. Runs on the event loop."""
 
 from collections.abc import Callable
 from typing import Any
 
-from inference_server.engine.histogram import STEP_TOKENS, Tally
+from inference_server.engine.histogram import STEP_TOKENS, Histogram
 
 
-class Steps:
+class StepStats:
+    """Statistics of all replicas of a model.
+
+    Attributes:
+        on_step: Called after each step; the engine sets it.
+        tokens: Distribution of the tokens computed in each step.
+        num_queried_tokens: Prompt tokens looked up in the prefix cache since the start.
+        num_hit_tokens: Prompt tokens found there.
+        num_preemptions: Preemptions since the start.
+    """
+
     def __init__(self) -> None:
+        """Start without steps."""
         self.on_step: Callable[[], None] = lambda: None
-        self._usage: dict[int, float] = {}  # by replica of the model
-        self.tokens = Tally(STEP_TOKENS)
+        self._usage: dict[int, float] = {}  # by replica
+        self.tokens = Histogram(STEP_TOKENS)
         self.num_queried_tokens = self.num_hit_tokens = self.num_preemptions = 0
 
     def logger(self, config: Any, replica: int = 0) -> "_StepLogger":
-        """A factory of loggers, as vLLM wants one."""
+        """Return a statistics logger. vLLM calls this factory once for each replica."""
         return _StepLogger(self, replica)
 
     @property
     def cache_usage(self) -> float:
-        """Part of the KV cache's blocks that sequences hold, 0 to 1."""
+        """Share of the KV cache's blocks that sequences hold, 0 to 1."""
         return sum(self._usage.values()) / len(self._usage) if self._usage else 0.0
 
     def record(self, replica: int, scheduler_stats: Any, iteration_stats: Any) -> None:
+        """Add vLLM's SchedulerStats and IterationStats of one step; each may be None."""
         if scheduler_stats is not None:
             self._usage[replica] = scheduler_stats.kv_cache_usage
             self.num_queried_tokens += scheduler_stats.prefix_cache_stats.queries
@@ -35,9 +47,9 @@ class Steps:
 
 
 class _StepLogger:
-    """vLLM's StatLoggerBase."""
+    """Implementation of vLLM's StatLoggerBase."""
 
-    def __init__(self, steps: Steps, replica: int) -> None:
+    def __init__(self, steps: StepStats, replica: int) -> None:
         self._steps = steps
         self._replica = replica
 

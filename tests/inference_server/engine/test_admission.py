@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from inference_server.engine.admission import Admission, Room
+from inference_server.engine.admission import Admission, CapacityLimits
 from inference_server.engine.rate_limit import RateLimit
 from inference_server.errors import CapacityExceeded, RateLimited
 
 
 def admission(**room: int | None) -> Admission:
-    return Admission(Room(**{"slots": 2, "waiting_seqs": 100, "waiting_tokens": 1000, **room}))
+    return Admission(CapacityLimits(**{"slots": 2, "waiting_seqs": 100, "waiting_tokens": 1000, **room}))
 
 
 def busy(admission: Admission, seconds_per_end: float, *, num_ends: int = 20):

@@ -15,13 +15,13 @@ class Standing:
 class Told:
     def __init__(self, *engines: Standing) -> None:
         self.health: list[bool] = []
-        self.gave_up = asyncio.Event()
+        self.exited = asyncio.Event()
         self.changed = asyncio.Event()
         self.dog = Watchdog(
-            lambda: engines, stall_seconds=0.05, exit_seconds=1.0, tell=self.tell, give_up=self.gave_up.set
+            lambda: engines, stall_seconds=0.05, exit_seconds=1.0, on_health=self.on_health, on_exit=self.exited.set
         )
 
-    async def tell(self, is_moving: bool) -> None:
+    async def on_health(self, is_moving: bool) -> None:
         self.health.append(is_moving)
         self.changed.set()
 
@@ -39,7 +39,7 @@ async def test_health_follows_a_model_that_stands_and_moves_again():
     assert (told.health, standing.is_stalled) == ([False], True)
     standing.seconds_without_progress = 0.0
     await told.change()
-    assert (told.health, standing.is_stalled, told.gave_up.is_set()) == ([False, True], False, False)
+    assert (told.health, standing.is_stalled, told.exited.is_set()) == ([False, True], False, False)
     watching.cancel()
 
 
@@ -47,4 +47,4 @@ async def test_one_that_stands_for_too_long_is_given_up():
     told = Told(Standing(1.06))
     async with asyncio.timeout(2):
         await told.dog.watch()
-    assert told.health == [False] and told.gave_up.is_set()
+    assert told.health == [False] and told.exited.is_set()

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from inference_server.engine.admission import Ticket
+from inference_server.engine.admission import AdmissionTicket
 from inference_server.engine.reply import MAX_JOINED_DELTAS, Reply
 from inference_server.errors import GenerationFailed
 from inference_server.generation import (
@@ -20,7 +20,7 @@ from inference_server.generation import (
     Usage,
 )
 
-TICKET = Ticket("", 1)
+TICKET = AdmissionTicket("", 1)
 STARTED = Started(prompt_tokens=1, seed=1)
 COMPLETED = Completed(FinishReason.STOP, None, Usage(1, 3), Timings(0, 0, 0))
 

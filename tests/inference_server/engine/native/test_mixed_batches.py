@@ -44,7 +44,7 @@ async def test_a_prompt_that_joins_shares_its_passes_and_changes_no_reply(hosted
     async with hosted() as models:
         together = await replies(models["tiny"])
     assert shared
-    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(ModelRunner, "supports_mixed_batch", False)
     async with hosted() as models:
         assert await replies(models["tiny"]) == together
 

@@ -3,7 +3,7 @@
 import pytest
 
 from inference_server.engine.native.block_pool import BlockPool
-from inference_server.engine.native.scheduler import Policy, Scheduler, Step
+from inference_server.engine.native.scheduler import Policy, Scheduler, StepPlan
 from tests.support.fakes import sequence
 
 
@@ -28,7 +28,7 @@ def scheduler(
     return scheduler
 
 
-def compute(queue: Scheduler, step: Step):
+def compute(queue: Scheduler, step: StepPlan):
     """What the model would have done with a step."""
     for seq in step.decode:
         queue.computed(seq, seq.num_computed + 1)
@@ -39,7 +39,7 @@ def compute(queue: Scheduler, step: Step):
             chunk.seq.token_ids.append(0)
 
 
-def run(queue: Scheduler, num_steps: int = 1) -> Step:
+def run(queue: Scheduler, num_steps: int = 1) -> StepPlan:
     """Compute some steps and return the last."""
     for _ in range(num_steps):
         step = queue.schedule()
@@ -47,7 +47,7 @@ def run(queue: Scheduler, num_steps: int = 1) -> Step:
     return step
 
 
-def chunks(step: Step):
+def chunks(step: StepPlan):
     return [(chunk.seq.request.request_id, chunk.start, chunk.end) for chunk in step.prefill]
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from inference_server.engine.admission import Room
+from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.vllm.engine import VllmEngine
 from inference_server.engine.vllm.engine_args import check_names, engine_arguments
 from inference_server.engine.vllm.sampling_params import (
@@ -177,7 +177,7 @@ async def script():
 
 @pytest.fixture
 async def engine(script):
-    engine = VllmEngine(script, room=Room(slots=2, waiting_seqs=8, waiting_tokens=100))
+    engine = VllmEngine(script, limits=CapacityLimits(slots=2, waiting_seqs=8, waiting_tokens=100))
     yield engine
     await engine.stop()
 
@@ -227,7 +227,7 @@ async def test_a_time_limit_ends_a_reply_that_runs_and_one_that_waits(engine, sc
 
 async def test_when_vllm_ends_every_reply_fails_and_the_server_is_told(script):
     told = asyncio.Event()
-    engine = VllmEngine(script, room=Room(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=told.set)
+    engine = VllmEngine(script, limits=CapacityLimits(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=told.set)
     replies = [engine.submit(request(), Letters()) for _ in range(2)]
     script.is_dead = True
     async with asyncio.timeout(5):

@@ -1,0 +1,98 @@
+"""Recovers from failed forward passes: fails the sequences involved, or preempts them if memory ran out.
+
+A failure must not affect other sequences. If the model cannot compute a single token after a failure, it is broken for
+good. Used on the engine's thread only.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+
+from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.sequence import Sequence
+from inference_server.errors import GenerationFailed
+from inference_server.generation import Event, Failed
+from inference_server.model.runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+Emit = Callable[[Sequence, Event], None]
+_Result = TypeVar("_Result")
+
+
+class FaultRecovery:
+    """Handler of failures in a step.
+
+    Attributes:
+        is_broken: True if the model cannot compute even a single token any more.
+    """
+
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler, emit: Emit) -> None:
+        """`emit` is called with the Failed event of every sequence that fails."""
+        self._runner = runner
+        self._scheduler = scheduler
+        self._emit = emit
+        self.is_broken = False
+
+    def attempt(self, forward: Callable[[], _Result]) -> _Result | None:
+        """Return the result of a mixed forward pass, or None if it failed.
+
+        No sequence fails: separate passes for decoded tokens and prompts will show which sequences are the cause.
+        """
+        try:
+            return forward()
+        except Exception:
+            logger.exception(
+                "a forward pass of decoded tokens and prompts failed: they are computed in separate passes"
+            )
+            return None
+
+    def pass_failed(self, seqs: list[Sequence], error: Exception) -> None:
+        """Fail the sequences of a forward pass that raised `error`, or preempt them if memory ran out."""
+        if _is_out_of_memory(error) and self._preempt(seqs):
+            return
+        # Clients get an answer after any exception, and the other sequences continue.
+        logger.error("a forward pass failed; requests %s", _request_ids(seqs), exc_info=error)
+        self.is_broken = self.is_broken or self._fail_and_probe(seqs)
+
+    def sampling_failed(self, seqs: list[Sequence]) -> None:
+        """Fail sequences for which no token can be chosen."""
+        logger.error("no token can be chosen for requests %s", _request_ids(seqs))
+        self._fail(seqs)
+
+    def _preempt(self, seqs: list[Sequence]) -> bool:
+        """Release cached memory and preempt sequences. Returns False if a single sequence already ran alone."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        num_running = len(self._scheduler.running)
+        if not self._scheduler.shrink(seqs):
+            return False
+        logger.warning("memory ran out with %d sequences: fewer sequences run for some time", num_running)
+        return True
+
+    def _fail_and_probe(self, seqs: list[Sequence]) -> bool:
+        """Fail the sequences, then compute one token without a sequence. Returns True if the device cannot do that."""
+        try:
+            self._fail(seqs)
+            self._runner.probe()
+        except Exception:
+            logger.exception("the model cannot compute a single token any more")
+            return True
+        return False
+
+    def _fail(self, seqs: Iterable[Sequence]) -> None:
+        for seq in seqs:
+            if seq in self._scheduler.running:  # else it was finished before the pass failed
+                self._scheduler.discard(seq)
+                self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _request_ids(seqs: list[Sequence]) -> list[str]:
+    return [seq.request.request_id for seq in seqs]

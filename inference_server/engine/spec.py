@@ -1,0 +1,102 @@
+"""Defines the interface between hosting and the engines: the properties of an engine, and the protocol of its builder.
+
+An engine is a package in this folder whose module `build` implements EngineBuilder. serving/engine_factory.py lists them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from inference_server.engine.admission import CapacityLimits
+from inference_server.engine.base import BaseEngine
+from inference_server.precision import Precision
+from inference_server.settings import Settings
+from inference_server.weights.packed_cache import ModelInfo
+from inference_server.weights.source import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKey:
+    """Properties that catalog entries must have in common to share one engine.
+
+    Attributes:
+        weights: Source of the weights.
+        precision: Precision in use on the device.
+        engine: Name of the engine in the catalog.
+        arguments: Arguments of the engine, as a JSON object with sorted keys.
+    """
+
+    weights: Weights
+    precision: Precision
+    engine: str
+    arguments: str
+
+
+class EngineModel(Protocol):
+    """A model as its engine's builder loads it."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of transformers."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Limits and end tokens."""
+
+
+ModelT = TypeVar("ModelT", bound=EngineModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec(Generic[ModelT]):
+    """Requirements of one engine.
+
+    Attributes:
+        key: Properties that the engine's catalog entries have in common.
+        model: The model that the engine's own builder has loaded.
+        max_len: Longest sequence, prompt and reply together, in tokens.
+        end_ids: Tokens that end a reply.
+        settings: Settings of the server.
+        device: Device for engines that run in this process.
+        memory_share: Share of the GPU's free memory that the KV cache may take, above 0 to 1.
+        on_broken: Called on the event loop after the engine has failed for good.
+    """
+
+    key: EngineKey
+    model: ModelT
+    max_len: int
+    end_ids: frozenset[int]
+    settings: Settings
+    device: torch.device
+    memory_share: float
+    on_broken: Callable[[], None]
+
+    def capacity_limits(self) -> CapacityLimits:
+        """Return the limits for requests in flight, from the settings."""
+        return CapacityLimits(
+            slots=self.settings.max_running_seqs,
+            waiting_seqs=self.settings.max_waiting_seqs,
+            waiting_tokens=self.settings.max_waiting_tokens,
+            account_slots=self.settings.max_account_seqs,
+        )
+
+
+class EngineBuilder(Protocol[ModelT]):
+    """Functions of an engine's module `build`."""
+
+    def load(self, key: EngineKey, device: torch.device, settings: Settings) -> ModelT:
+        """Load the model as far as this engine needs it in this process. Blocks; runs in a thread of its own.
+
+        Raises:
+            ConfigurationError: The model cannot be loaded, or a package is missing.
+        """
+
+    async def build(self, spec: EngineSpec[ModelT]) -> BaseEngine:
+        """Start the engine. Called on the event loop, which it must not block.
+
+        Raises:
+            ConfigurationError: The engine cannot run the model, or the memory is too small.
+            RuntimeError: The device's memory ran out.
+        """
