@@ -38,7 +38,7 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_0
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own.
+    """The metrics of one server, in a registry of their own.
 
     Counters and histograms have the label `model`, some of them a second one.
     """
