@@ -13,7 +13,7 @@ from inference_server.attention.paged import Projections
 from inference_server.attention.torch_attention import Form
 from inference_server.cpu.linear import pack as linears
 from inference_server.kernels import ops as kernels
-from inference_server.serving.catalog import Precision
+from inference_server.precision import Precision
 
 # Their forward is: project, rotate all of q and k in halves, attend, project. Looked up by name, not by isinstance: a
 # subclass may do something else in between.

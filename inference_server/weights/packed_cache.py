@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from inference_server.attention.torch_attention import Form
 from inference_server.cpu.decoder_weights import Decoder, Layer, Rotary
 from inference_server.cpu.linear.amx.layers import CompiledLinear, Packed, of_packed
-from inference_server.serving.catalog import Precision
+from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import made_once
 
 logger = logging.getLogger(__name__)

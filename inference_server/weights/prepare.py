@@ -11,9 +11,9 @@ from inference_server.attention.kv_cache import CPU_BLOCK_SIZE
 from inference_server.cpu.decoder_weights import decoder_of
 from inference_server.cpu.fused_modules import fuse
 from inference_server.cpu.linear.amx.layers import CompiledLinear
-from inference_server.cpu.linear.pack import cache_dtype
 from inference_server.model.runner import runs
-from inference_server.serving.catalog import Precision, Weights
+from inference_server.precision import Precision, cache_dtype
+from inference_server.serving.catalog import Weights
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
 from inference_server.weights.loader import load_description, load_model, local_folder, progress

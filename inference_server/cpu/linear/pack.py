@@ -12,25 +12,12 @@ from torch import Tensor, nn
 from inference_server.cpu.linear.amx.layers import Bf16Linear, Int4Linear, Int8Linear, can_gate, has_kernel
 from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8, int4_of, int8_of
 from inference_server.cpu.linear.torch_integer import TorchLinear
-from inference_server.serving.catalog import Precision
+from inference_server.precision import Precision, cpu_multiplies_bfloat16
 
 # Rows from which bfloat16 products are faster than torch's of integers.
 _MANY_ROWS = 8
 # oneDNN lays weights out for a number of rows; this layout is good for one row and for many.
 _LAYOUT_ROWS = 32
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """True where oneDNN may use AVX512_BF16 or AMX. Elsewhere bfloat16 products are several times slower than float32."""
-    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def cache_dtype(precision: Precision) -> torch.dtype | None:
-    """Of keys and values on this CPU, if not that of the activations: with integer weights these are float32, more than
-    keys and values need."""
-    narrow = precision in ("bitsandbytes-int8", "int4") and cpu_multiplies_bfloat16()
-    return torch.bfloat16 if narrow else None
 
 
 class PrepackedLinear(nn.Module):

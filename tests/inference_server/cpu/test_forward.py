@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 from inference_server.attention.paged import NAME, register
 from inference_server.cpu.decoder_weights import decoder_of
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm, fuse
-from inference_server.cpu.linear.pack import cache_dtype
 from inference_server.kernels.amx import tile_config as tiles
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
+from inference_server.precision import cache_dtype
 
 pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
 

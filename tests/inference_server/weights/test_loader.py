@@ -20,10 +20,12 @@ from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from inference_server import precision as precision_module
 from inference_server.errors import ConfigurationError
+from inference_server.precision import activation_dtype, choose_device, resolve_precision
 from inference_server.serving.catalog import Weights
 from inference_server.weights import loader
-from inference_server.weights.loader import activation_dtype, choose_device, load_model, local_folder, resolve_precision
+from inference_server.weights.loader import load_model, local_folder
 from tests.support.fakes import llama_tokenizer
 
 CPU = torch.device("cpu")
@@ -45,7 +47,7 @@ def logits(model):
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_float16_on_a_cpu_becomes_what_is_fast_there(monkeypatch, has_bfloat16):
-    monkeypatch.setattr(loader, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(precision_module, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
     assert resolve_precision("float16", CPU) == ("bfloat16" if has_bfloat16 else "float32")
     assert resolve_precision("float16", torch.device("cuda")) == "float16"
 
@@ -62,7 +64,7 @@ def test_other_precisions_are_kept_everywhere(precision, device):
 
 
 def test_what_is_not_quantised_has_16_bits_where_they_are_fast(monkeypatch):
-    monkeypatch.setattr(loader, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(precision_module, "cpu_multiplies_bfloat16", lambda: False)
     assert activation_dtype("bitsandbytes-int8", CPU) == torch.float32
     assert activation_dtype("bitsandbytes-int8", torch.device("cuda")) == torch.float16
     assert activation_dtype("int4", CPU) == torch.float32

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from inference_server.cpu.decoder_weights import Decoder
-from inference_server.cpu.linear.pack import cache_dtype
 from inference_server.kernels.amx import tile_config as tiles
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
+from inference_server.precision import cache_dtype
 from inference_server.serving.catalog import Weights
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
