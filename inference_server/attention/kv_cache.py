@@ -17,6 +17,10 @@ from torch import Tensor
 CPU_BLOCK_SIZE = 32
 CUDA_BLOCK_SIZE = 256
 
+# The rows that pad a batch write to this block. No sequence owns it.
+SCRATCH_BLOCK = 0
+NUM_SCRATCH_BLOCKS = 1
+
 
 class KVCache:
     def __init__(

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, KVCache
+from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, NUM_SCRATCH_BLOCKS, SCRATCH_BLOCK, KVCache
 from inference_server.attention.paged import DecodeBatch, PrefillBatch, Segment
 from inference_server.cpu.decoder_weights import Decoder, decoder_of
 from inference_server.cpu.forward import CpuForward, DecodeTokens, PromptTokens
-from inference_server.engine.native.block_pool import SCRATCH_BLOCK
 from inference_server.errors import UnsupportedModel
 from inference_server.gpu.graphs import DecodeGraphs
 
@@ -68,7 +67,9 @@ class ModelRunner:
         self._invariant_rows = invariant_rows
         is_decoder = isinstance(model, Decoder)
         self.device: torch.device = torch.device("cpu") if is_decoder else model.device
-        self.cache = KVCache(num_blocks=num_blocks + 1, block_size=block_size, device=self.device, dtype=cache_dtype)
+        self.cache = KVCache(
+            num_blocks=num_blocks + NUM_SCRATCH_BLOCKS, block_size=block_size, device=self.device, dtype=cache_dtype
+        )
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._cpu_forward: CpuForward | None = None
         if is_decoder:
