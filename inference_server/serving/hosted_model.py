@@ -25,7 +25,7 @@ from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.tool_formats import format_of_template, shown_tokens
 from inference_server.weights.loader import progress
-from inference_server.weights.packed_cache import Facts
+from inference_server.weights.packed_cache import ModelInfo
 from inference_server.weights.prepare import Described, Prepared, describe, prepare
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def _prepared(key: Key, device: torch.device, settings: Settings) -> Prepared | 
     return prepare(key.weights, key.precision, device, settings)
 
 
-def _window(entry: CatalogEntry, facts: Facts) -> int:
+def _window(entry: CatalogEntry, facts: ModelInfo) -> int:
     """Tokens of prompt and reply together: the sum of the entry's limits, or the model's own window if that is less."""
     wanted = entry.context_length + entry.sequence_length
     return min(wanted, facts.max_tokens or wanted)

@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inference_server.attention.paged import NAME, register
-from inference_server.cpu.decoder_weights import decoder_of
+from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm, fuse
-from inference_server.kernels.amx import tile_config as tiles
+from inference_server.kernels import isa
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 
-pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
+pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no tile registers")
 
 PRECISIONS = pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8", "int4"])
 
@@ -40,11 +40,15 @@ def runners(tiny_model):
 
     def make(precision):
         model = model_of(tiny_model("llama-2-heads-of-32"), precision)
-        pair = [ModelRunner(model, num_blocks=200, cache_dtype=cache_dtype(precision)) for _ in range(2)]
+        pair = [
+            ModelRunner(
+                model, num_blocks=200, cache_dtype=cache_dtype(precision), use_kernel_programs=use_kernel_programs
+            )
+            for use_kernel_programs in (True, False)
+        ]
         for runner in pair:
             runner.probe()
-        assert pair[0]._cpu_forward is not None and pair[0]._cpu_forward.has_prompts
-        pair[1]._cpu_forward = None
+        assert [runner.supports_mixed_batch for runner in pair] == [True, False]
         return pair
 
     return make
@@ -93,7 +97,7 @@ def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, 
         ]
         for runner in (listed, by_modules):
             runner.prefill(pieces(lengths))
-        both = listed.both(tokens, late).clone()
+        both = listed.mixed(tokens, late).clone()
         apart = torch.cat([by_modules.decode(tokens).clone(), by_modules.prefill(late)])
         assert torch.equal(both, apart)
         # What both passes have written is the same, too.
@@ -105,7 +109,7 @@ def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, 
 def test_prompts_of_which_none_ends_may_share_a_pass(runners):
     listed, _ = runners("bfloat16")
     piece = PromptPiece(range(1, 10), 0, list(range(40)), wants_logits=False)
-    assert listed.both([NextToken([20], 0, 3)], [piece]).shape[0] == 1
+    assert listed.mixed([NextToken([20], 0, 3)], [piece]).shape[0] == 1
 
 
 def test_the_same_list_gives_the_same_bits_again(runners):
@@ -129,4 +133,4 @@ def test_a_model_that_cannot_be_listed_is_refused(tiny_model, architecture, prec
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=torch.float32)
     fuse(model, precision, batch_invariant=False)
     with pytest.raises(ValueError, match="its"):
-        decoder_of(model)
+        extract_weights(model)

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from inference_server.cpu.decoder_weights import Decoder
-from inference_server.kernels.amx import tile_config as tiles
+from inference_server.cpu.decoder_weights import DecoderWeights
+from inference_server.kernels import isa
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 from inference_server.serving.catalog import Weights
@@ -17,7 +17,7 @@ from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
 from inference_server.weights.prepare import prepare
 
-pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
+pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no tile registers")
 
 CPU = torch.device("cpu")
 
@@ -106,7 +106,7 @@ def test_a_broken_file_is_packed_anew(prepared, tmp_path, content, caplog):
     file.unlink()
     file.write_bytes(whole[: len(whole) // 2] if content is None else content)
     found = prepared()
-    assert isinstance(found.model, Decoder)
+    assert isinstance(found.model, DecoderWeights)
     assert "packing" in caplog.text and "anew" in caplog.text
     assert all(torch.equal(*pair) for pair in zip(expected, logits(found, "int4"), strict=True))
     assert file.read_bytes() == whole
@@ -115,7 +115,7 @@ def test_a_broken_file_is_packed_anew(prepared, tmp_path, content, caplog):
 def test_a_folder_that_cannot_be_written_is_no_error(prepared, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "packed").write_text("in the way")
-    assert isinstance(prepared().model, Decoder)
+    assert isinstance(prepared().model, DecoderWeights)
     assert "not kept for the next start" in caplog.text
 
 
@@ -128,5 +128,5 @@ def test_a_tokenizer_that_would_come_back_different_is_not_kept(prepared, tmp_pa
 def test_a_model_with_sliding_windows_is_not_packed_whole(tiny_model, tmp_path):
     settings = Settings(cache_dir=tmp_path)
     found = prepare(Weights(path=tiny_model("mistral")), "bfloat16", CPU, settings)
-    assert not isinstance(found.model, Decoder)
+    assert not isinstance(found.model, DecoderWeights)
     assert not (tmp_path / "packed").exists()

@@ -47,7 +47,7 @@ async def test_when_memory_runs_out_less_is_tried_and_nobody_fails(llama, monkey
             raise torch.OutOfMemoryError("out of memory")
         return decode(tokens)
 
-    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(ModelRunner, "supports_mixed_batch", False)
     monkeypatch.setattr(llama.engine.runner, "decode", short_of_memory)
     replies = await asyncio.gather(*(collect(llama, request(prompt(20, n), max_tokens=12)) for n in range(4)))
     assert max(most) > 2
@@ -62,7 +62,7 @@ async def test_a_request_that_no_memory_is_enough_for_fails_alone(llama, monkeyp
             raise MemoryError
         return prefill(pieces)
 
-    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(ModelRunner, "supports_mixed_batch", False)
     monkeypatch.setattr(llama.engine.runner, "prefill", too_large)
     with pytest.raises(GenerationFailed):
         await collect(llama, request(prompt(60)))
