@@ -44,7 +44,7 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's weights. All norms have the shape (hidden_size,)."""
+    """The weights of one layer. All norms have the shape (hidden_size,)."""
 
     input_norm: Tensor
     qkv: KernelLinear

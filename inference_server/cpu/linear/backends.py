@@ -21,7 +21,7 @@ from inference_server.cpu.linear.torch_backend import TorchBackend
 
 
 class LinearBackend(Protocol):
-    """One way to store and multiply the weights of linear layers."""
+    """A way to store and multiply the weights of linear layers."""
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba.core import types
 
 from inference_server.kernels.simd.elements import store_bf16
+from inference_server.kernels.simd.memory import store_scalar, take_next
 from inference_server.kernels.simd.vectors import (
     LANES,
     add,
@@ -27,9 +28,7 @@ from inference_server.kernels.simd.vectors import (
     mul,
     pointer,
     splat,
-    store_scalar,
     sub,
-    take_next,
     vector,
 )
 

@@ -16,19 +16,9 @@ from numba.core import cgutils
 from inference_server.kernels.amx import intrinsics as amx
 from inference_server.kernels.amx.linear_int8 import OUTPUTS, W, X, int64_constant
 from inference_server.kernels.simd.elements import rounded, store_bf16
+from inference_server.kernels.simd.memory import argument, stack, take_next
 from inference_server.kernels.simd.silu import gate_rows
-from inference_server.kernels.simd.vectors import (
-    LANES,
-    add,
-    argument,
-    helper,
-    intrinsic_of,
-    load_float32,
-    moved,
-    stack,
-    store_float32,
-    take_next,
-)
+from inference_server.kernels.simd.vectors import LANES, add, helper, intrinsic_of, load_float32, moved, store_float32
 
 TILE_ROWS = 16
 

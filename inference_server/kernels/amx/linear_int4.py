@@ -16,17 +16,9 @@ from numba.core import cgutils
 from inference_server.kernels.amx import intrinsics as amx
 from inference_server.kernels.amx.activations import GROUP, ROWS, int_vector, row_scales_after, split_rows, sums_after
 from inference_server.kernels.amx.linear_int8 import OUTPUTS, W, X, finish, int64_constant, ints_at
+from inference_server.kernels.simd.memory import argument, stack, take_next
 from inference_server.kernels.simd.silu import gate_rows
-from inference_server.kernels.simd.vectors import (
-    argument,
-    intrinsic_of,
-    moved,
-    multiply_add,
-    pointer,
-    splatted,
-    stack,
-    take_next,
-)
+from inference_server.kernels.simd.vectors import intrinsic_of, moved, multiply_add, pointer, splatted
 
 _floats, _int32 = ir.VectorType(ir.FloatType(), 16), ir.IntType(32)
 _ints = ir.VectorType(_int32, 16)

@@ -18,7 +18,8 @@ from inference_server.kernels.amx.activations import GROUP, int_vector, round_ro
 from inference_server.kernels.amx.linear_bf16 import GATED_WIDE, WIDE, configure_first, multiply_rows
 from inference_server.kernels.amx.linear_int4 import factors_at, halves_at
 from inference_server.kernels.amx.linear_int8 import OUTPUTS
-from inference_server.kernels.simd.vectors import argument, intrinsic_of, moved, multiply_add, pointer, stack, take_next
+from inference_server.kernels.simd.memory import argument, stack, take_next
+from inference_server.kernels.simd.vectors import intrinsic_of, moved, multiply_add, pointer
 
 _ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
 

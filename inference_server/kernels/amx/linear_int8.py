@@ -6,19 +6,19 @@ Before the first panel, all threads together convert the activations to 15-bit f
 
 The argument block (int64 words):
 
-    0  panels taken
-    1  rows taken, for the conversion
-    2  rows converted
-    3  weights
-    4  scales
-    5  activations, (rows, inputs) float32
-    6  result, (rows, outputs) float32
-    7  bias, (outputs,) float32
-    8  number of rows
-    9  number of inputs
-    10  number of outputs, whole panels
-    11  workspace for the converted rows
-    12  kernel data: the tile shapes (tile_config.py)
+- word 0: panels taken
+- word 1: rows taken, for the conversion
+- word 2: rows converted
+- word 3: weights
+- word 4: scales
+- word 5: activations, (rows, inputs) float32
+- word 6: result, (rows, outputs) float32
+- word 7: bias, (outputs,) float32
+- word 8: number of rows
+- word 9: number of inputs
+- word 10: number of outputs, whole panels
+- word 11: workspace for the converted rows
+- word 12: kernel data: the tile shapes (tile_config.py)
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -31,17 +31,9 @@ from numba.core import cgutils
 
 from inference_server.kernels.amx import intrinsics as amx
 from inference_server.kernels.amx.activations import ROWS, row_scales_after, split_rows
+from inference_server.kernels.simd.memory import argument, stack, take_next
 from inference_server.kernels.simd.silu import gate_rows
-from inference_server.kernels.simd.vectors import (
-    argument,
-    intrinsic_of,
-    moved,
-    multiply_add,
-    pointer,
-    splatted,
-    stack,
-    take_next,
-)
+from inference_server.kernels.simd.vectors import intrinsic_of, moved, multiply_add, pointer, splatted
 
 OUTPUTS = 32  # outputs of a panel: two tiles
 _int64 = ir.IntType(64)

@@ -14,147 +14,49 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from inference_server.kernels.amx import intrinsics as amx
-from inference_server.kernels.amx.activations import count_done, wait_until_done
-from inference_server.kernels.amx.linear_int8 import W, X, int64_constant
+from inference_server.kernels.amx.activations import count_done, int_vector, wait_until_done
+from inference_server.kernels.amx.prefill_tiles import (
+    QUERIES,
+    ROW_BYTES,
+    TILE_BYTES,
+    accumulate_values,
+    multiply_keys,
+    store_pair,
+    transpose,
+    transpose_values,
+)
 from inference_server.kernels.simd.decode_attention import LOWEST
 from inference_server.kernels.simd.elements import load, store, store_bf16
+from inference_server.kernels.simd.memory import argument, load_int32, load_int64, real_argument, stack, take_next
 from inference_server.kernels.simd.vectors import (
     LANES,
     add,
-    argument,
     constant,
     div,
     helper,
     intrinsic_of,
     lanes_max,
     load_float32,
-    load_int32,
-    load_int64,
     maximum,
-    moved,
     mul,
     multiply_add,
-    pointer,
-    real_argument,
     splat,
     splatted,
-    stack,
     store_float32,
     sub,
-    take_next,
     vector,
 )
 
-QUERIES = 32  # columns of two tiles
 KEYS = 32  # keys of a piece, whose values are packed together; a block holds whole pieces
 STEP = 128  # keys between two updates of the softmax
 SEGMENTS, SEGMENT = 32, 48  # bytes before the table's segments, and bytes of each
-_TILE = 1024  # bytes of a tile
-_ROW = QUERIES * 4  # bytes of a row of scores or outputs
 # The reference of the softmax follows the largest score only when that exceeds it by more than this. Weights then reach
 # e**8, which float32 holds easily, and nearly all steps rescale nothing (an idea of FlashAttention-4).
 _MAX_RISE = 8.0
-_int64, _int32 = ir.IntType(64), ir.IntType(32)
-_ints, _shorts, _floats = (
-    ir.VectorType(_int32, 16),
-    ir.VectorType(ir.IntType(16), 16),
-    ir.VectorType(ir.FloatType(), 16),
-)
-
-
-def _ints_of(value: int) -> Any:
-    """Return 16 times the same int32."""
-    return ir.Constant(_ints, [value] * 16)
-
-
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """Transpose 16 vectors of 16 lanes. Each of 4 rounds swaps half of the lanes within pairs of vectors."""
-    stride = 8
-    while stride:
-        upper = [lane if not lane & stride else 16 + lane - stride for lane in range(16)]
-        lower = [lane + stride if not lane & stride else 16 + lane for lane in range(16)]
-        for first in (row for row in range(16) if not row & stride):
-            a, b = rows[first], rows[first + stride]
-            rows[first] = builder.shuffle_vector(a, b, ir.Constant(_ints, upper))
-            rows[first + stride] = builder.shuffle_vector(a, b, ir.Constant(_ints, lower))
-        stride //= 2
-    return rows
-
-
-def _store_tile(builder: Any, target: Any, rows: list[Any]) -> None:
-    """Store 16 vectors as a tile of 16 rows of 64 bytes."""
-    for index, row in enumerate(rows):
-        builder.store(row, pointer(builder, moved(builder, target, 64 * index), _ints), align=64)
-
-
-@intrinsic_of(types.void, types.int64, types.int64, types.int64)
-def _transpose(builder: Any, source: Any, stride: Any, target: Any) -> None:
-    """Store the transpose of 16 rows of 16 times 4 bytes. The rows of the source are `stride` bytes apart."""
-    places = [moved(builder, source, (stride, row)) for row in range(16)]
-    rows = [builder.load(pointer(builder, place, _ints), align=2) for place in places]
-    _store_tile(builder, target, _transposed(builder, rows))
-
-
-@intrinsic_of(types.void, *[types.int64] * 4)
-def _transpose_values(builder: Any, source: Any, stride: Any, count: Any, target: Any) -> None:
-    """Store 16 values of each of 32 keys as a tile of (16 values, 16 pairs of keys, 2 keys) bfloat16.
-
-    Keys from `count` on are zeros.
-    """
-    pairs = []
-    for pair in range(16):
-        halves = []
-        for key in (2 * pair, 2 * pair + 1):
-            values = builder.load(pointer(builder, moved(builder, source, (stride, key)), _shorts), align=2)
-            exists = builder.icmp_signed(">", count, int64_constant(key))
-            zeros = ir.Constant(_shorts, [0] * 16)
-            halves.append(builder.zext(builder.select(exists, values, zeros), _ints))
-        pairs.append(builder.or_(halves[0], builder.shl(halves[1], _ints_of(16))))
-    _store_tile(builder, target, _transposed(builder, pairs))
-
-
-@intrinsic_of(types.void, *[types.int64] * 5)
-def _multiply_keys(builder: Any, keys: Any, stride: Any, queries: Any, width: Any, scores: Any) -> None:
-    """Multiply 32 keys, `stride` bytes apart, by 32 queries. Stores scores, (32 keys, 32 queries) float32."""
-    steps = builder.lshr(width, int64_constant(5))
-    for tile in range(4):
-        amx.zero(builder, tile)
-    with cgutils.for_range(builder, steps) as loop:
-        for b in range(2):
-            amx.load(builder, X + b, moved(builder, keys, (loop.index, 64), (stride, 16 * b)), stride)
-            amx.load(
-                builder, W + b, moved(builder, queries, (loop.index, _TILE), (steps, _TILE * b)), int64_constant(64)
-            )
-        for b in range(4):
-            amx.multiply_bf16(builder, b, X + b // 2, W + b % 2)
-    for b in range(4):
-        amx.store(builder, b, moved(builder, scores, 16 * _ROW * (b // 2) + 64 * (b % 2)), _ROW)
-
-
-@intrinsic_of(types.void, *[types.int64] * 5)
-def _accumulate_values(builder: Any, weights: Any, num_steps: Any, values: Any, width: Any, outputs: Any) -> None:
-    """Add values times weights, 32 keys in a step, to outputs, (width, 32 queries) float32."""
-    tiles = builder.lshr(width, int64_constant(4))
-    with cgutils.for_range(builder, builder.lshr(width, int64_constant(5))) as columns:
-        places = [
-            moved(builder, outputs, (columns.index, 32 * _ROW), 16 * _ROW * (b // 2) + 64 * (b % 2)) for b in range(4)
-        ]
-        for b in range(4):
-            amx.load(builder, b, places[b], int64_constant(_ROW))
-        with cgutils.for_range(builder, num_steps) as loop:
-            step = moved(builder, values, (builder.mul(loop.index, tiles), _TILE), (columns.index, 2 * _TILE))
-            for b in range(2):
-                amx.load(builder, X + b, moved(builder, step, _TILE * b), int64_constant(64))
-                amx.load(
-                    builder, W + b, moved(builder, weights, (loop.index, 2 * _TILE), _TILE * b), int64_constant(64)
-                )
-            for b in range(4):
-                amx.multiply_bf16(builder, b, X + b // 2, W + b % 2)
-        for b in range(4):
-            amx.store(builder, b, places[b], _ROW)
+_ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
 
 
 @intrinsic_of(vector, vector)
@@ -170,16 +72,8 @@ def _exp(builder: Any, x: Any) -> Any:
     p = constant(0.04191753)
     for coefficient in (0.16792161, 0.49998869, 0.99996228, 1.0):
         p = multiply_add(builder, p, r, constant(coefficient))
-    exponent = builder.shl(builder.bitcast(shifted, _ints), _ints_of(23))
+    exponent = builder.shl(builder.bitcast(shifted, _ints), int_vector(23))
     return builder.bitcast(builder.add(builder.bitcast(p, _ints), exponent), _floats)
-
-
-@intrinsic_of(types.void, types.int64, vector, vector)
-def _store_pair(builder: Any, address: Any, first: Any, second: Any) -> None:
-    """Store two vectors as bfloat16, interleaved lane by lane. Ties are rounded up, as no weight is negative."""
-    low, high = (builder.add(builder.bitcast(value, _ints), _ints_of(0x8000)) for value in (first, second))
-    both = builder.or_(builder.lshr(low, _ints_of(16)), builder.and_(high, _ints_of(-65536)))
-    builder.store(both, pointer(builder, address, _ints), align=64)
 
 
 @intrinsic_of(vector, vector, types.int64, vector)
@@ -213,7 +107,7 @@ def _rescale(before, largest, state, outputs, width):
     store_float32(state, largest)
     store_float32(state + 2 * 64, mul(load_float32(state + 2 * 64), factor))
     for index in range(width):
-        place = outputs + index * _ROW
+        place = outputs + index * ROW_BYTES
         store_float32(place, mul(load_float32(place), factor))
 
 
@@ -227,24 +121,24 @@ def _softmax_update(scores, weights, first_key, num_keys, scaling, position, sta
     if first_key + num_keys - 1 > position:  # some keys come after some queries
         positions = _positions_from(position)
         for key in range(num_keys):
-            place = scores + key * _ROW
+            place = scores + key * ROW_BYTES
             seen = _mask_later_keys(positions, first_key + key, load_float32(place))
             store_float32(place, seen)
             highest = maximum(seen, highest)
     else:
         for key in range(num_keys):
-            highest = maximum(load_float32(scores + key * _ROW), highest)
+            highest = maximum(load_float32(scores + key * ROW_BYTES), highest)
     before = load_float32(state)
     largest = _new_reference(before, mul(highest, factor))
     if lanes_max(sub(largest, before)) > np.float32(0.0):
         _rescale(before, largest, state, outputs, width)
     first_sum = second_sum = splat(np.float32(0.0))
     for pair in range(num_keys // 2):
-        place = scores + pair * 2 * _ROW
+        place = scores + pair * 2 * ROW_BYTES
         first = _exp(sub(mul(load_float32(place), factor), largest))
-        second = _exp(sub(mul(load_float32(place + _ROW), factor), largest))
+        second = _exp(sub(mul(load_float32(place + ROW_BYTES), factor), largest))
         first_sum, second_sum = add(first_sum, first), add(second_sum, second)
-        _store_pair(weights + pair // 16 * 2 * _TILE + pair % 16 * 64, first, second)
+        store_pair(weights + pair // 16 * 2 * TILE_BYTES + pair % 16 * 64, first, second)
     store_float32(state + 2 * 64, add(load_float32(state + 2 * 64), add(first_sum, second_sum)))
 
 
@@ -281,7 +175,9 @@ def _pack_values(block, segments, values, num_kv_heads, width, block_size, works
         source = values + _row_offset(load_int64(segment + 24), first, block_size, stride) + head * width * 2
         count = load_int64(segment + 16) + load_int64(segment + 8) - first
         for column in range(width // 16):
-            _transpose_values(source + column * 32, stride, count, workspace + (item * (width // 16) + column) * _TILE)
+            transpose_values(
+                source + column * 32, stride, count, workspace + (item * (width // 16) + column) * TILE_BYTES
+            )
         count_done(block + 16)
     wait_until_done(block + 16, num_kv_heads * num_pieces)
 
@@ -297,11 +193,11 @@ def _start_item(source, stride, count, rows, queries, outputs, state, width, is_
     steps = width // 32
     for half in range(2):
         for step in range(steps):
-            _transpose(rows + half * 16 * width * 2 + step * 64, width * 2, queries + (half * steps + step) * _TILE)
+            transpose(rows + half * 16 * width * 2 + step * 64, width * 2, queries + (half * steps + step) * TILE_BYTES)
         store_float32(state + half * 64, splat(LOWEST))
         store_float32(state + (2 + half) * 64, splat(np.float32(0.0)))
         for index in range(width):
-            store_float32(outputs + index * _ROW + half * 64, splat(np.float32(0.0)))
+            store_float32(outputs + index * ROW_BYTES + half * 64, splat(np.float32(0.0)))
 
 
 @helper
@@ -312,9 +208,9 @@ def _finish_item(target, stride, count, outputs, state, scratch, width, is_bf16)
         factor = div(splat(np.float32(1.0)), load_float32(state + (2 + half) * 64))
         for column in range(0, width, 16):
             for index in range(column, column + 16):
-                place = outputs + index * _ROW + half * 64
+                place = outputs + index * ROW_BYTES + half * 64
                 store_float32(place, mul(load_float32(place), factor))
-            _transpose(outputs + column * _ROW + half * 64, _ROW, scratch)
+            transpose(outputs + column * ROW_BYTES + half * 64, ROW_BYTES, scratch)
             for row in range(min(16, count - half * 16)):
                 place = target + (half * 16 + row) * stride + column * size
                 store(place, load_float32(scratch + row * 64), is_bf16)
@@ -328,16 +224,16 @@ def _attend(
 
     `step_scratch` holds scores and weights of STEP keys.
     """
-    scores, weights = step_scratch, step_scratch + STEP * _ROW
+    scores, weights = step_scratch, step_scratch + STEP * ROW_BYTES
     for first in range(0, position + count, STEP):
         num_pieces = (min(STEP, position + count - first) + KEYS - 1) // KEYS
         for piece in range(num_pieces):
             source = keys + _row_offset(table, first + piece * KEYS, block_size, stride)
-            _multiply_keys(source, stride, queries, width, scores + piece * KEYS * _ROW)
+            multiply_keys(source, stride, queries, width, scores + piece * KEYS * ROW_BYTES)
         for half in range(2):
             _softmax_update(
                 scores + half * 64,
-                weights + half * _TILE,
+                weights + half * TILE_BYTES,
                 first,
                 num_pieces * KEYS,
                 scaling,
@@ -346,7 +242,7 @@ def _attend(
                 outputs + half * 64,
                 width,
             )
-        _accumulate_values(weights, num_pieces, values + first // KEYS * (width // 16) * _TILE, width, outputs)
+        accumulate_values(weights, num_pieces, values + first // KEYS * (width // 16) * TILE_BYTES, width, outputs)
 
 
 def make_attention(is_bf16: bool) -> Any:
@@ -362,8 +258,8 @@ def make_attention(is_bf16: bool) -> Any:
         segments, out = argument(block, 6), argument(block, 7)
         num_heads, num_kv_heads, width = argument(block, 8), argument(block, 9), argument(block, 10)
         block_size, scaling, kernel_data = argument(block, 11), real_argument(block, 12), argument(block, 13)
-        queries, outputs, state = stack(QUERIES * width * 2), stack(width * _ROW), stack(4 * 64)
-        step_scratch, rows, scratch = stack(STEP * _ROW * 2), stack(QUERIES * width * 2), stack(_TILE)
+        queries, outputs, state = stack(QUERIES * width * 2), stack(width * ROW_BYTES), stack(4 * 64)
+        step_scratch, rows, scratch = stack(STEP * ROW_BYTES * 2), stack(QUERIES * width * 2), stack(TILE_BYTES)
         workspace, num_pieces, num_groups = load_int64(segments), load_int64(segments + 16), load_int64(segments + 24)
         piece_bytes, stride = KEYS * width * 2, num_heads * width * size
         _pack_values(block, segments, values, num_kv_heads, width, block_size, workspace)

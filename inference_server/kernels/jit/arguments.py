@@ -131,9 +131,11 @@ def prefill_segments(
         first_row: The row of the queries where the first segment begins; the others follow it.
 
     Returns:
-        The words of the table: address of the workspace (0, set by the caller), segments, pieces of 32 keys, groups of 32
-        queries; then for each segment its first row, rows, first position, address of its block table, first piece, first
-        group. Second, the bytes of workspace for each KV head and each value of a head.
+        The words of the table, and the bytes of workspace for each KV head and each value of a head.
+
+        The table begins with the address of the workspace (0, set by the caller), the number of segments, of pieces of 32
+        keys, and of groups of 32 queries. Each segment follows with its first row, number of rows, first position, address
+        of its block table, first piece and first group.
     """
     entries: list[int] = []
     row, piece, group = first_row, 0, 0

@@ -3,11 +3,11 @@
 All threads call every kernel; inside it, they share its items of work. They meet after each kernel, so that the next one
 reads finished results. The argument block (int64 words):
 
-    0  arrivals: threads that have finished a kernel, counted over the whole program
-    3  address of the list: for each kernel its function and the address of its argument block
-    4  length of the list
-    5  address of the C function that returns the number of threads, or 0 for one thread
-    6  address of the C function that lets another process run, or 0
+- word 0: arrivals: threads that have finished a kernel, counted over the whole program
+- word 3: address of the list: for each kernel its function and the address of its argument block
+- word 4: length of the list
+- word 5: address of the C function that returns the number of threads, or 0 for one thread
+- word 6: address of the C function that lets another process run, or 0
 
 The last thread to arrive sets the kernel's own three counters to zero, so that the program can run again.
 """
@@ -20,7 +20,8 @@ from llvmlite import ir
 from numba import types
 
 from inference_server.kernels import isa
-from inference_server.kernels.simd.vectors import argument, helper, intrinsic_of, load_int64, pointer, store_int64
+from inference_server.kernels.simd.memory import argument, load_int64, store_int64
+from inference_server.kernels.simd.vectors import helper, intrinsic_of, pointer
 
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _IS_X86 = isa.is_x86()

@@ -14,10 +14,21 @@ import numpy as np
 
 from inference_server.kernels.simd.attention_loops import MAX_QUERIES, TILE, accumulate_bf16, accumulate_float32, dots
 from inference_server.kernels.simd.elements import load, store
+from inference_server.kernels.simd.memory import (
+    argument,
+    load_int32,
+    load_int64,
+    load_scalar,
+    prefetch,
+    real_argument,
+    stack,
+    store_int64,
+    store_scalar,
+    take_next,
+)
 from inference_server.kernels.simd.vectors import (
     LANES,
     add,
-    argument,
     div,
     exp,
     helper,
@@ -25,20 +36,11 @@ from inference_server.kernels.simd.vectors import (
     lanes_max,
     lanes_sum,
     load_float32,
-    load_int32,
-    load_int64,
-    load_scalar,
     maximum,
     mul,
-    prefetch,
-    real_argument,
     splat,
-    stack,
     store_float32,
-    store_int64,
-    store_scalar,
     sub,
-    take_next,
 )
 
 LOWEST = np.float32(-1e30)  # below every score, and finite: the difference of two infinities would be NaN

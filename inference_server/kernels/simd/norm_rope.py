@@ -12,21 +12,9 @@ from typing import Any
 import numpy as np
 
 from inference_server.kernels.simd.elements import load, load_some, rounded, store, store_some
+from inference_server.kernels.simd.memory import argument, load_int64, real_argument, take_next
 from inference_server.kernels.simd.silu import gated
-from inference_server.kernels.simd.vectors import (
-    LANES,
-    add,
-    argument,
-    fma,
-    helper,
-    lanes_sum,
-    load_int64,
-    mul,
-    real_argument,
-    splat,
-    sub,
-    take_next,
-)
+from inference_server.kernels.simd.vectors import LANES, add, fma, helper, lanes_sum, mul, splat, sub
 
 
 @helper
