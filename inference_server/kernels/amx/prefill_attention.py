@@ -1,9 +1,9 @@
 """The kernel of prefill attention on AMX: consecutive tokens of several sequences attend over their blocks of keys and values.
 
-First the threads copy the values into tiles. Then an item of work is 32 queries of one head, with an online softmax: scores
-of STEP keys, their weights, and the weighted values. Everything is computed transposed, one query in each lane of a vector:
-keys are tiles as they are stored in the cache, and nothing is summed or compared across lanes. The steps begin at the
-sequence's first key, so a token's result does not depend on the division of its prompt into chunks.
+First the threads copy the values into tiles. Then an item of work is 32 queries of one head, with an online softmax:
+scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. Everything is computed transposed, one query in each
+lane of a vector: keys are tiles as they are stored in the cache, and nothing is summed or compared across lanes. The first
+update begins at the sequence's first key, so a token's result does not depend on the division of its prompt into chunks.
 
 Scores are (keys, 32 queries) float32, weights bfloat16, outputs (head_dim, 32 queries) float32.
 """
@@ -51,7 +51,7 @@ from inference_server.kernels.simd.vectors import (
 )
 
 KEYS = 32  # keys of a piece, whose values are packed together; a block holds whole pieces
-STEP = 128  # keys between two updates of the softmax
+KEYS_PER_UPDATE = 128  # keys between two updates of the softmax
 SEGMENTS, SEGMENT = 32, 48  # bytes before the table's segments, and bytes of each
 # The reference of the softmax follows the largest score only when that exceeds it by more than this. Weights then reach
 # e**8, which float32 holds easily, and nearly all steps rescale nothing (an idea of FlashAttention-4).
@@ -222,11 +222,11 @@ def _attend(
 ):
     """Attend with `count` queries, the first at `position`, over all keys up to their own.
 
-    `step_scratch` holds scores and weights of STEP keys.
+    `step_scratch` holds scores and weights of KEYS_PER_UPDATE keys.
     """
-    scores, weights = step_scratch, step_scratch + STEP * ROW_BYTES
-    for first in range(0, position + count, STEP):
-        num_pieces = (min(STEP, position + count - first) + KEYS - 1) // KEYS
+    scores, weights = step_scratch, step_scratch + KEYS_PER_UPDATE * ROW_BYTES
+    for first in range(0, position + count, KEYS_PER_UPDATE):
+        num_pieces = (min(KEYS_PER_UPDATE, position + count - first) + KEYS - 1) // KEYS
         for piece in range(num_pieces):
             source = keys + _row_offset(table, first + piece * KEYS, block_size, stride)
             multiply_keys(source, stride, queries, width, scores + piece * KEYS * ROW_BYTES)
@@ -259,7 +259,11 @@ def make_attention(is_bf16: bool) -> Any:
         num_heads, num_kv_heads, width = argument(block, 8), argument(block, 9), argument(block, 10)
         block_size, scaling, kernel_data = argument(block, 11), real_argument(block, 12), argument(block, 13)
         queries, outputs, state = stack(QUERIES * width * 2), stack(width * ROW_BYTES), stack(4 * 64)
-        step_scratch, rows, scratch = stack(STEP * ROW_BYTES * 2), stack(QUERIES * width * 2), stack(TILE_BYTES)
+        step_scratch, rows, scratch = (
+            stack(KEYS_PER_UPDATE * ROW_BYTES * 2),
+            stack(QUERIES * width * 2),
+            stack(TILE_BYTES),
+        )
         workspace, num_pieces, num_groups = load_int64(segments), load_int64(segments + 16), load_int64(segments + 24)
         piece_bytes, stride = KEYS * width * 2, num_heads * width * size
         _pack_values(block, segments, values, num_kv_heads, width, block_size, workspace)

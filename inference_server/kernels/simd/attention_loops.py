@@ -19,7 +19,7 @@ from inference_server.kernels.simd.vectors import (
     vector,
 )
 
-TILE = 64  # keys between two updates of the softmax
+KEYS_PER_UPDATE = 64  # keys between two updates of the softmax
 _BYTES = LANES * 4
 MAX_QUERIES = 4  # queries for which one pass over the values suffices
 _MAX_CHUNKS = 4 if LANES == 16 else 2  # vectors of values held in registers, of which there are 32 or 16
@@ -72,7 +72,7 @@ def _accumulate_columns(
         address = moved(builder, address, (start, size))
         weights = []
         for q in range(num_queries):
-            weight = moved(builder, scores, (loop.index, 4), q * TILE * 4)
+            weight = moved(builder, scores, (loop.index, 4), q * KEYS_PER_UPDATE * 4)
             weights.append(splatted(builder, builder.load(pointer(builder, weight, ir.FloatType()), align=4)))
         for c in range(num_chunks):
             value = loaded(builder, moved(builder, address, c * LANES * size), is_bf16)
@@ -96,13 +96,13 @@ def _accumulate(is_bf16: bool) -> Any:
         width: Any,
         num_queries: Any,
     ) -> None:
-        """Compute outputs[q] += scores[q, key] * values[key] for all keys of a tile.
+        """Compute outputs[q] += scores[q, key] * values[key] for the keys of one update.
 
         Args:
             outputs: Address of (num_queries, width) float32.
-            scores: Address of (num_queries, TILE) float32.
+            scores: Address of (num_queries, KEYS_PER_UPDATE) float32.
             values: Address of (count,) int64, which are the addresses of the rows of values, (width,).
-            count: The number of keys, at most TILE.
+            count: The number of keys, at most KEYS_PER_UPDATE.
             width: The width of a row of values, a multiple of LANES.
             num_queries: At most MAX_QUERIES.
         """

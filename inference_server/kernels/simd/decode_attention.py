@@ -1,9 +1,9 @@
 """The kernel of decode attention: one new token of each sequence attends over the sequence's blocks of keys and values.
 
-An item of work is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once, TILE
-of them at a time, with an online softmax: the kernel keeps the largest score so far, and the sum of weights and the
-weighted values relative to it. One thread computes an item, in an order that depends on the sequence's length only, so the
-result depends neither on other sequences nor on the number of threads.
+An item of work is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once,
+KEYS_PER_UPDATE of them at a time, with an online softmax: the kernel keeps the largest score so far, and the sum of weights
+and the weighted values relative to it. One thread computes an item, in an order that depends on the sequence's length only,
+so the result depends neither on other sequences nor on the number of threads.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from inference_server.kernels.simd.attention_loops import MAX_QUERIES, TILE, accumulate_bf16, accumulate_float32, dots
+from inference_server.kernels.simd.attention_loops import (
+    KEYS_PER_UPDATE,
+    MAX_QUERIES,
+    accumulate_bf16,
+    accumulate_float32,
+    dots,
+)
 from inference_server.kernels.simd.elements import load, store
 from inference_server.kernels.simd.memory import (
     argument,
@@ -113,19 +119,22 @@ def _softcapped(scores, softcap):
 
 @helper
 def _score(key_rows, value_rows, count, width, value_width, group, queries, packed, scores, softcap, is_bf16):
-    """Write the scores of a tile of keys, (group, TILE) float32. Scores beyond `count` in the last vector are LOWEST."""
+    """Write the scores of the keys of one update, (group, KEYS_PER_UPDATE) float32.
+
+    Scores beyond `count` in the last vector are LOWEST.
+    """
     for first in range(0, count, LANES):
         _pack_keys(key_rows, value_rows, first, count, width, value_width, packed, is_bf16)
         for head in range(group):
             products = dots(queries + head * width * 4, packed, width // LANES)
             if softcap != np.float32(0.0):
                 products = _softcapped(products, softcap)
-            store_float32(scores + (head * TILE + first) * 4, keep_first(products, count - first, LOWEST))
+            store_float32(scores + (head * KEYS_PER_UPDATE + first) * 4, keep_first(products, count - first, LOWEST))
 
 
 @helper
 def _softmax_update(scores, count, state, outputs, value_width):
-    """Replace one head's scores of a tile by weights, and update its state and outputs.
+    """Replace one head's scores of one update by weights, and update its state and outputs.
 
     `state` is the largest score and the sum of weights so far, float32. If the largest score rises, the sum and `outputs`
     (value_width,) are multiplied by e**(before - largest), which makes them relative to the new one.
@@ -173,13 +182,13 @@ def _start_item(source, queries, outputs, state, group, width, value_width, scal
 
 @helper
 def _accumulate_values(outputs, weights, value_rows, count, value_width, group, cache_is_bf16):
-    """Add the weighted values of a tile to the outputs of all query heads, (group, value_width) float32."""
+    """Add the weighted values of one update to the outputs of all query heads, (group, value_width) float32."""
     for head in range(0, group, MAX_QUERIES):
         place, some = outputs + head * value_width * 4, min(MAX_QUERIES, group - head)
         if cache_is_bf16:
-            accumulate_bf16(place, weights + head * TILE * 4, value_rows, count, value_width, some)
+            accumulate_bf16(place, weights + head * KEYS_PER_UPDATE * 4, value_rows, count, value_width, some)
         else:
-            accumulate_float32(place, weights + head * TILE * 4, value_rows, count, value_width, some)
+            accumulate_float32(place, weights + head * KEYS_PER_UPDATE * 4, value_rows, count, value_width, some)
 
 
 @helper
@@ -207,8 +216,8 @@ def _attend(
     """
     width, value_width, group = sizes
     packed, scores, key_rows, value_rows = scratch
-    for start in range(first, length, TILE):
-        count = min(TILE, length - start)
+    for start in range(first, length, KEYS_PER_UPDATE):
+        count = min(KEYS_PER_UPDATE, length - start)
         _locate(
             table,
             block_size,
@@ -236,7 +245,7 @@ def _attend(
         )
         for head in range(group):
             place = outputs + head * value_width * 4
-            _softmax_update(scores + head * TILE * 4, count, state + head * 8, place, value_width)
+            _softmax_update(scores + head * KEYS_PER_UPDATE * 4, count, state + head * 8, place, value_width)
         _accumulate_values(outputs, scores, value_rows, count, value_width, group, cache_is_bf16)
 
 
@@ -259,10 +268,10 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
         packed = stack(width * _BYTES)
         queries = stack(group * width * 4)
         outputs = stack(group * value_width * 4)
-        scores = stack(group * TILE * 4)
+        scores = stack(group * KEYS_PER_UPDATE * 4)
         state = stack(group * 8)
-        key_rows = stack(TILE * 8)
-        value_rows = stack(TILE * 8)
+        key_rows = stack(KEYS_PER_UPDATE * 8)
+        value_rows = stack(KEYS_PER_UPDATE * 8)
         while True:
             item = take_next(block)
             if item >= num_seqs * num_kv_heads:
