@@ -218,31 +218,8 @@ def _attend(
     packed, scores, key_rows, value_rows = scratch
     for start in range(first, length, KEYS_PER_UPDATE):
         count = min(KEYS_PER_UPDATE, length - start)
-        _locate(
-            table,
-            block_size,
-            start,
-            count,
-            head_keys,
-            key_stride,
-            head_values,
-            value_stride,
-            key_rows,
-            value_rows,
-        )
-        _score(
-            key_rows,
-            value_rows,
-            count,
-            width,
-            value_width,
-            group,
-            queries,
-            packed,
-            scores,
-            softcap,
-            cache_is_bf16,
-        )
+        _locate(table, block_size, start, count, head_keys, key_stride, head_values, value_stride, key_rows, value_rows)
+        _score(key_rows, value_rows, count, width, value_width, group, queries, packed, scores, softcap, cache_is_bf16)
         for head in range(group):
             place = outputs + head * value_width * 4
             _softmax_update(scores + head * KEYS_PER_UPDATE * 4, count, state + head * 8, place, value_width)
