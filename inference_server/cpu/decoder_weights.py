@@ -125,7 +125,7 @@ def extract_weights(model: Any) -> DecoderWeights:
     if any(type(norm) is not FusedRMSNorm or norm.eps != inner.norm.eps for norm in norms):
         raise ValueError("its norms have no compiled kernel")
     if not isinstance(model.lm_head, KernelLinear):
-        raise ValueError(f"its output head has no compiled kernel{_because()}")
+        raise ValueError(f"its output head has no compiled kernel{_because(model.lm_head)}")
     attention = inner.layers[0].self_attn
     decoder = DecoderWeights(
         embedding=inner.embed_tokens.weight.detach(),
@@ -149,7 +149,7 @@ def _layer(layer: Any) -> LayerWeights:
         raise ValueError("its attention or MLP has no fused module")
     linears: list[Any] = [attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj]
     if not all(isinstance(linear, KernelLinear) for linear in linears):
-        raise ValueError(f"its linear layers have no compiled kernel{_because()}")
+        raise ValueError(f"its linear layers have no compiled kernel{_because(attention.qkv_proj)}")
     qkv, output, gate_up, down = linears
     if not gate_up.is_gated:
         raise ValueError("no kernel supports the width of its MLP")
@@ -157,9 +157,13 @@ def _layer(layer: Any) -> LayerWeights:
     return LayerWeights(norms[0], qkv, attention.spec, output, norms[1], gate_up, down)
 
 
-def _because() -> str:
-    reason = missing_kernels()
-    return f", because {reason}" if reason else ""
+def _because(linear: nn.Module) -> str:
+    """Return the reasons why a linear has no compiled kernel, or "" if only its shape has none."""
+    is_float32 = type(linear) is nn.Linear and linear.weight.dtype is torch.float32
+    reasons = ["no kernel multiplies float32 weights"] if is_float32 else []
+    if missing := missing_kernels():
+        reasons.append(missing)
+    return f", because {' and '.join(reasons)}" if reasons else ""
 
 
 def _rotary(module: Any) -> Rotary:

@@ -101,8 +101,8 @@ class ModelRunner:
             return CpuForward(extract_weights(model), self.cache)
         except ValueError as reason:
             logger.info(
-                "forward passes call the model's modules one by one, mostly torch's operations, which is slower than one"
-                " program of compiled kernels: the model cannot run as such a program: %s",
+                "the model cannot run as one program of compiled kernels: %s. Its modules run one by one instead, mostly"
+                " through torch's operations. This is slower, and prompts do not share a forward pass with decoding.",
                 reason,
             )
             return None

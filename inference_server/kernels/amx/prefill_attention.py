@@ -99,10 +99,7 @@ def _new_reference(builder: Any, before: Any, largest: Any) -> Any:
 
 @helper
 def _rescale(before, largest, state, outputs, width):
-    """Make the sums of weights and the outputs relative to the reference `largest` instead of `before`.
-
-    Lanes where both are equal do not change.
-    """
+    """Make the sums of weights and the outputs relative to the reference `largest` instead of `before`."""
     factor = _exp(sub(before, largest))
     store_float32(state, largest)
     store_float32(state + 2 * 64, mul(load_float32(state + 2 * 64), factor))

@@ -7,7 +7,7 @@ from torch import Tensor
 from inference_server.attention.torch_attention import AttentionSpec, causal_attention, causal_mask
 from inference_server.kernels import isa, ops
 
-pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no tile registers")
+pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no prefill attention kernel")
 
 BLOCK_SIZE = 32
 SPEC = AttentionSpec(0.125)
