@@ -92,7 +92,7 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
     try:
         with made_once(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
-            if not _same(tokenizer, PreTrainedTokenizerFast.from_pretrained(unfinished)):
+            if not is_same_tokenizer(tokenizer, PreTrainedTokenizerFast.from_pretrained(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")
             save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(_metadata(decoder, info))})
     except (OSError, ValueError) as reason:
@@ -101,7 +101,7 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
     _remove_older(folder)
 
 
-def read(folder: Path) -> tuple[DecoderWeights, ModelInfo, Any]:
+def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[DecoderWeights, ModelInfo, Any]:
     """Return a packed model's weights, its other properties and its tokenizer.
 
     Raises:
@@ -110,7 +110,7 @@ def read(folder: Path) -> tuple[DecoderWeights, ModelInfo, Any]:
     try:
         with safe_open(folder / _FILE, framework="pt") as file:
             metadata = json.loads(file.metadata()["tailrace"])
-            decoder = _decoder(metadata, file)
+            decoder = _decoder(metadata, file, backends)
         return decoder, ModelInfo(**metadata["info"]), PreTrainedTokenizerFast.from_pretrained(folder)
     except (NoKernel, MemoryError):  # the folder's content is not the cause
         raise
@@ -162,7 +162,7 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
     return {"layout": packed.layout, "kind": asdict(packed.kind), "shape": packed.shape}
 
 
-def _decoder(metadata: dict[str, Any], file: Any) -> DecoderWeights:
+def _decoder(metadata: dict[str, Any], file: Any, backends: Items[LinearBackend]) -> DecoderWeights:
     return DecoderWeights(
         embedding=file.get_tensor("embedding"),  # stays in the mapped file, of which few rows are read
         rotary=Rotary(_loaded(file, "inverse_frequencies"), metadata["rotary_scaling"]),
@@ -171,25 +171,25 @@ def _decoder(metadata: dict[str, Any], file: Any) -> DecoderWeights:
                 input_norm=_loaded(file, f"{index}.input_norm"),
                 post_norm=_loaded(file, f"{index}.post_norm"),
                 attention=AttentionSpec(**layer["attention"]),
-                **{name: _linear(file, f"{index}.{name}", layer[name]) for name in _LINEARS},
+                **{name: _linear(file, f"{index}.{name}", layer[name], backends) for name in _LINEARS},
             )
             for index, layer in enumerate(metadata["layers"])
         ],
         norm=_loaded(file, "norm"),
-        head=_linear(file, "head", metadata["head"]),
+        head=_linear(file, "head", metadata["head"], backends),
         eps=metadata["eps"],
         num_heads=metadata["num_heads"],
         num_kv_heads=metadata["num_kv_heads"],
     )
 
 
-def _linear(file: Any, name: str, metadata: dict[str, Any]) -> KernelLinear:
+def _linear(file: Any, name: str, metadata: dict[str, Any], backends: Items[LinearBackend]) -> KernelLinear:
     kind, (out_features, in_features) = LinearKind(**metadata["kind"]), metadata["shape"]
     scales = _loaded(file, f"{name}.scales") if f"{name}.scales" in file.keys() else None
     weights, bias = _loaded(file, f"{name}.weights"), _loaded(file, f"{name}.bias")
     packed = PackedWeights(metadata["layout"], kind, (out_features, in_features), weights, scales, bias)
     try:
-        return from_packed(packed)
+        return from_packed(packed, backends)
     except ValueError as reason:
         raise NoKernel(str(reason)) from None
 
@@ -200,7 +200,7 @@ def _loaded(file: Any, name: str) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _same(one: Any, other: Any) -> bool:
+def is_same_tokenizer(one: Any, other: Any) -> bool:
     """Return True if two tokenizers agree in everything that text/prompt_encoder.py uses."""
     return all(
         part(one) == part(other)

@@ -7,10 +7,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from inference_server.cpu.linear.backends import BACKENDS, choose_backend, from_packed, preferred_layout
-from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights, layout_name
+from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind
 from inference_server.cpu.linear.pack import pack, pack_linears
 from inference_server.cpu.linear.torch_backend import TorchBackend
-from tests.support.linears import assert_close, plain
+from tests.support.linears import OtherBackend, OtherLinear, assert_close, plain
 
 NEEDS_KERNELS = pytest.mark.skipif(BACKENDS[0].obstacle() is not None, reason="this CPU has no linear kernels")
 
@@ -54,30 +54,6 @@ def test_a_subclass_that_may_do_something_else_stays():
     pack_linears(model, "int4")
     assert isinstance(model[0], Other)
     assert type(model[1]) is not nn.Linear
-
-
-class OtherLinear(KernelLinear):
-    panel_outputs = 16
-
-
-class OtherBackend(TorchBackend):
-    """A backend that multiplies weights in bfloat16 only."""
-
-    name = "other"
-    layout_version = 7
-
-    def supports(self, weight_format, in_features):
-        return weight_format == "bf16"
-
-    def supports_gate(self, num_outputs):
-        return True
-
-    def pack(self, weight, bias, kind):
-        layout = layout_name(self.name, self.layout_version)
-        return OtherLinear(PackedWeights(layout, kind, tuple(weight.shape), weight, None, torch.zeros(len(weight))))
-
-    def from_packed(self, packed):
-        return OtherLinear(packed)
 
 
 def test_the_first_backend_that_supports_a_layer_packs_it():
