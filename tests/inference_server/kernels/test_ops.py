@@ -1,4 +1,4 @@
-"""Each compiled kernel against its plain torch version."""
+"""Each operation's compiled kernel against its plain torch version."""
 
 import ctypes
 import os
@@ -16,16 +16,20 @@ from inference_server.kernels.jit.openmp import find_start
 
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-ONE_THREAD = pytest.mark.parametrize("num_threads", [1], indirect=True)
-ROWS = pytest.mark.parametrize("num_rows", [1, 2, 7, 32])
+ROWS = [1, 2, 7, 32]
 
 
-@pytest.fixture(params=[1, 2], autouse=True)
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[1, 2])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a test with one thread and with two."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    torch.manual_seed(0)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
@@ -36,7 +40,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 
 
 class Cache:
-    """Keys and values of sequences in shuffled blocks; NaN wherever nothing was written."""
+    """Keys and values of sequences in shuffled blocks, and NaN where nothing is written."""
 
     def __init__(
         self, lengths: list[int], dtype: torch.dtype, *, kv_heads: int, width: int, value_width: int, block_size: int
@@ -79,16 +83,16 @@ def test_kernels_are_compiled_where_numba_is() -> None:
 
 
 @DTYPES
-@ROWS
-@pytest.mark.parametrize("width", [16, 64, 576, 2048])
+@pytest.mark.parametrize(
+    ("num_rows", "width"), [(1, 16), (2, 64), (7, 576), (32, 2048), (1, 2048), (2, 576), (7, 64), (32, 16)]
+)
 def test_rms_norm_is_that_of_torch(num_rows: int, width: int, dtype: torch.dtype) -> None:
     x, weight = torch.randn(num_rows, width).to(dtype) * 3, torch.randn(width).to(dtype)
     assert_close(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
 
 
 @DTYPES
-@ROWS
-@pytest.mark.parametrize("width", [16, 1536])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 16), (2, 1536), (7, 16), (32, 1536), (1, 1536), (32, 16)])
 def test_silu_mul_is_that_of_torch(num_rows: int, width: int, dtype: torch.dtype) -> None:
     gate_up = torch.randn(num_rows, 2 * width).to(dtype) * 8
     assert_close(ops.silu_mul(gate_up), reference.silu_mul(gate_up))
@@ -103,8 +107,7 @@ def test_silu_mul_survives_huge_values_and_shows_nan(dtype: torch.dtype) -> None
 
 
 @DTYPES
-@ROWS
-@pytest.mark.parametrize("width", [16, 64, 80, 128])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 16), (2, 64), (7, 80), (32, 128), (1, 80), (32, 64)])
 @pytest.mark.parametrize("angles", [torch.float32, None], ids=["float32-angles", "own-angles"])
 def test_rope_rotates_and_writes_like_torch(
     num_rows: int, width: int, dtype: torch.dtype, angles: torch.dtype | None
@@ -123,9 +126,21 @@ def test_rope_rotates_and_writes_like_torch(
 
 
 @DTYPES
-@ROWS
-@pytest.mark.parametrize("group", [1, 3, 8])
-@pytest.mark.parametrize("width", [16, 64, 80, 128])
+@pytest.mark.parametrize(
+    ("num_rows", "group", "width"),
+    [
+        (1, 1, 16),
+        (2, 3, 64),
+        (7, 8, 128),
+        (32, 3, 80),
+        (1, 8, 64),
+        (2, 1, 128),
+        (7, 1, 80),
+        (32, 8, 16),
+        (7, 3, 16),
+        (32, 1, 64),
+    ],
+)
 def test_attention_is_that_of_torch(num_rows: int, group: int, width: int, dtype: torch.dtype) -> None:
     cache = make_cache(ragged(num_rows), dtype, kv_heads=2, width=width)
     assert_attends(torch.randn(num_rows, 2 * group, width).to(dtype), cache)
@@ -152,7 +167,7 @@ def test_attention_over_thousands_of_keys_is_that_of_torch(dtype: torch.dtype) -
     assert_attends(torch.randn(2, 9, 64).to(dtype), cache, scaling=0.5)
 
 
-@ROWS
+@pytest.mark.parametrize("num_rows", ROWS)
 def test_float32_queries_take_keys_and_values_of_16_bits(num_rows: int) -> None:
     cache = make_cache(ragged(num_rows), torch.bfloat16)
     assert_attends(torch.randn(num_rows, 9, 64), cache)
@@ -188,6 +203,7 @@ def test_a_nan_within_a_sequence_shows_in_that_sequence_alone(dtype: torch.dtype
 
 
 @DTYPES
+@pytest.mark.usefixtures("num_threads")
 def test_a_sequence_has_the_same_bits_alone_and_among_others(dtype: torch.dtype) -> None:
     lengths = ragged(32)
     cache = make_cache(lengths, dtype)
@@ -203,6 +219,7 @@ def test_a_sequence_has_the_same_bits_alone_and_among_others(dtype: torch.dtype)
 
 
 @DTYPES
+@pytest.mark.usefixtures("num_threads")
 def test_rows_have_the_same_bits_alone_and_among_others(dtype: torch.dtype) -> None:
     x, weight = torch.randn(200, 576).to(dtype), torch.randn(576).to(dtype)
     normed, gated = ops.rms_norm(x, weight, 1e-5), ops.silu_mul(x)
@@ -212,7 +229,7 @@ def test_rows_have_the_same_bits_alone_and_among_others(dtype: torch.dtype) -> N
         assert torch.equal(ops.silu_mul(x[one])[0], gated[row])
 
 
-def test_what_a_kernel_does_not_take_goes_through_torch() -> None:
+def test_tensors_that_no_kernel_supports_go_through_torch() -> None:
     x, weight = torch.randn(3, 50).double(), torch.randn(50).double()
     assert torch.equal(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
     wide = torch.randn(64, 3).t()
@@ -255,7 +272,6 @@ print(ops.available(), "numba" in sys.modules)
 """
 
 
-@ONE_THREAD
 def test_a_kernel_is_compiled_once_and_then_loaded_without_numba(tmp_path: Path) -> None:
     assert run_alone(GATE, tmp_path).split() == ["True", "True"]
     assert run_alone(GATE, tmp_path).split() == ["True", "False"]
@@ -264,13 +280,11 @@ def test_a_kernel_is_compiled_once_and_then_loaded_without_numba(tmp_path: Path)
     assert run_alone(GATE, tmp_path).split() == ["True", "True"]
 
 
-@ONE_THREAD
 def test_kernels_work_where_nothing_can_be_kept(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     assert run_alone(GATE, tmp_path / "a file").split() == ["True", "True"]
 
 
-@ONE_THREAD
 def test_without_the_compiler_everything_goes_through_torch_and_one_line_is_logged(tmp_path: Path) -> None:
     without = "import sys; sys.modules['llvmlite'] = None\n"
     also = "ops.rms_norm(x, x[0], 1e-5); ops.rms_norm(x.bfloat16(), x[0].bfloat16(), 1e-5)\n"
