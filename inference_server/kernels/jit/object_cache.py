@@ -48,11 +48,16 @@ def entry(name: str, make: Callable[[], Any], folder: Path) -> int:
     return _load(code)
 
 
+def kernel_sources() -> list[Path]:
+    """Return every source file of the kernels package, sorted. A change in any of them invalidates the cache."""
+    return sorted(path for folder in kernels.__path__ for path in Path(folder).rglob("*.py"))
+
+
 @cache
 def _fingerprint() -> str:
     """Return a hash of everything the code depends on: the kernels' sources, the compilers and the CPU."""
     digest = hashlib.sha256()
-    for source in sorted(path for folder in kernels.__path__ for path in Path(folder).rglob("*.py")):
+    for source in kernel_sources():
         digest.update(source.read_bytes())
     for part in (version("numba"), version("llvmlite"), isa.llvm_cpu_name(), isa.llvm_feature_string()):
         digest.update(part.encode() + b"\0")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inference_server.kernels import ops, reference
+from inference_server.kernels.jit import object_cache
 from inference_server.kernels.jit.openmp import find_start
 
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
@@ -278,6 +279,12 @@ def test_a_kernel_is_compiled_once_and_then_loaded_without_numba(tmp_path: Path)
     (kept,) = tmp_path.glob("tailrace/kernels/*.o")
     kept.write_bytes(kept.read_bytes()[:-100])  # broken, it is compiled again
     assert run_alone(GATE, tmp_path).split() == ["True", "True"]
+
+
+def test_a_change_in_any_source_of_the_kernels_invalidates_the_cache() -> None:
+    folder = Path(reference.__file__).parent
+    assert object_cache.kernel_sources() == sorted(folder.rglob("*.py"))
+    assert {path.parent.name for path in object_cache.kernel_sources()} == {"kernels", "jit", "simd", "amx"}
 
 
 def test_kernels_work_where_nothing_can_be_kept(tmp_path: Path) -> None:
