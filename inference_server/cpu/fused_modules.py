@@ -4,6 +4,9 @@ The replacements use fewer and larger products (q, k and v in one, gate and up i
 calls several operations. They compute the same up to rounding. Modules of other classes stay unchanged.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from inference_server.attention.paged import Projections
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.pack import pack, pack_linears
 from inference_server.kernels import ops
 from inference_server.precision import Precision
@@ -22,11 +26,14 @@ _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
 _SILUS = {"SiLU", "SiLUActivation"}  # torch's; transformers' own
 _NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
+_Pack = Callable[..., nn.Module]
+
 
 class FusedAttention(nn.Module):
     """Attention with one product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
-    def __init__(self, attention: Any, precision: Precision, *, batch_invariant: bool) -> None:
+    def __init__(self, attention: Any, packed: _Pack) -> None:
+        """Replace `attention` of transformers, with linears from `packed`, which is `pack` with its options given."""
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
@@ -37,8 +44,8 @@ class FusedAttention(nn.Module):
             window = getattr(config, "sliding_window", None)
         self.spec = AttentionSpec(attention.scaling, window)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv_proj = pack(projections, precision, batch_invariant=batch_invariant)
-        self.o_proj = pack([attention.o_proj], precision, batch_invariant=batch_invariant)
+        self.qkv_proj = packed(projections)
+        self.o_proj = packed([attention.o_proj])
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], *, step_batch: Any, **_: Any
@@ -54,11 +61,12 @@ class FusedAttention(nn.Module):
 class FusedMLP(nn.Module):
     """A gated MLP with one product for gate and up, and silu(gate) * up in the same kernel where there is one."""
 
-    def __init__(self, mlp: Any, precision: Precision, *, batch_invariant: bool) -> None:
+    def __init__(self, mlp: Any, packed: _Pack) -> None:
+        """Replace `mlp` of transformers, with linears from `packed`, which is `pack` with its options given."""
         super().__init__()
         gate_up = [mlp.gate_proj, mlp.up_proj]
-        self.gate_up_proj = pack(gate_up, precision, batch_invariant=batch_invariant, is_gated=True)
-        self.down_proj = pack([mlp.down_proj], precision, batch_invariant=batch_invariant)
+        self.gate_up_proj = packed(gate_up, is_gated=True)
+        self.down_proj = packed([mlp.down_proj])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the MLP's output, in the shape of `hidden_states` (…, hidden_size)."""
@@ -84,27 +92,32 @@ class FusedRMSNorm(nn.Module):
 
 
 @torch.inference_mode()
-def fuse(model: nn.Module, precision: Precision, *, batch_invariant: bool) -> None:
+def fuse(
+    model: nn.Module, precision: Precision, *, batch_invariant: bool, backends: Items[LinearBackend] = BACKENDS
+) -> None:
     """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear.
 
     Args:
         model: A causal language model of transformers.
         precision: The precision in which linears are packed.
         batch_invariant: A row's result must have the same bits for any other rows in the batch.
+        backends: The candidates for linears, of which the first that supports a layer is used.
     """
+    packed = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if replacement := _replacement(child, precision, batch_invariant):
+            if replacement := _replacement(child, packed):
                 setattr(parent, name, replacement)
-    pack_linears(model, precision, batch_invariant=batch_invariant)
+    pack_linears(model, precision, batch_invariant=batch_invariant, backends=backends)
 
 
-def _replacement(module: nn.Module, precision: Precision, batch_invariant: bool) -> nn.Module | None:
+def _replacement(module: nn.Module, packed: _Pack) -> nn.Module | None:
+    """Return the faster module for a module of transformers, or None if there is none."""
     name = type(module).__name__
     if name in _ATTENTIONS:
-        return FusedAttention(module, precision, batch_invariant=batch_invariant)
+        return FusedAttention(module, packed)
     if name in _MLPS and type(getattr(module, "act_fn", None)).__name__ in _SILUS:
-        return FusedMLP(module, precision, batch_invariant=batch_invariant)
+        return FusedMLP(module, packed)
     if name in _NORMS:
         return FusedRMSNorm(module)
     return None

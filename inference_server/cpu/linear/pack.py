@@ -43,15 +43,24 @@ def pack(
     return backend.pack(weight, _stacked_bias(linears), kind)
 
 
-def pack_linears(model: Any, precision: Precision, *, batch_invariant: bool = False) -> None:
-    """Replace every linear of a loaded model in place. The head of an int4 model gets 8 bits, as in GGUF files."""
+def pack_linears(
+    model: Any,
+    precision: Precision,
+    *,
+    batch_invariant: bool = False,
+    backends: Items[LinearBackend] = BACKENDS,
+) -> None:
+    """Replace every linear of a loaded model in place. The head of an int4 model gets 8 bits, as in GGUF files.
+
+    The parameters are those of `pack`.
+    """
     head = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if is_packable(child):
                 used = "bitsandbytes-int8" if child is head and precision == "int4" else precision
-                is_head = child is head
-                setattr(module, name, pack([child], used, batch_invariant=batch_invariant, is_head=is_head))
+                options = {"batch_invariant": batch_invariant, "is_head": child is head}
+                setattr(module, name, pack([child], used, backends=backends, **options))
 
 
 def is_packable(module: nn.Module) -> bool:

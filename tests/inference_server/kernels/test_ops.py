@@ -1,4 +1,4 @@
-"""Each operation's compiled kernel against its plain torch version."""
+"""The compiled kernel of every operation against its plain torch version."""
 
 import ctypes
 import os
