@@ -213,7 +213,7 @@ def test_zeros_give_the_bias_and_nan_and_infinity_stay_in_their_rows(candidate, 
 
 
 @INTEGERS
-def test_batch_invariance_uses_the_same_torch_operation_for_every_row_count(precision):
+def test_batch_invariance_uses_one_torch_operation_for_every_row_count(precision):
     module, _ = packed(precision, batch_invariant=True, backends=(TorchBackend(),))
     assert type(module) is IntegerLinear
     if isa.multiplies_bfloat16():

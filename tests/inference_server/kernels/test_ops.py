@@ -292,7 +292,7 @@ def test_kernels_work_where_nothing_can_be_kept(tmp_path: Path) -> None:
     assert run_alone(GATE, tmp_path / "a file").split() == ["True", "True"]
 
 
-def test_without_the_compiler_everything_goes_through_torch_and_one_line_is_logged(tmp_path: Path) -> None:
+def test_without_the_compiler_torch_computes_everything_and_logs_once(tmp_path: Path) -> None:
     without = "import sys; sys.modules['llvmlite'] = None\n"
     also = "ops.rms_norm(x, x[0], 1e-5); ops.rms_norm(x.bfloat16(), x[0].bfloat16(), 1e-5)\n"
     output = run_alone(without + GATE + also, tmp_path)
