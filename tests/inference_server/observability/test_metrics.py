@@ -104,7 +104,7 @@ async def test_names_types_and_labels_are_those_that_others_rely_on(running):
 
 
 async def test_a_request_is_counted_token_by_token_and_phase_by_phase(running):
-    request = chat(temperature=0.0, max_tokens=5)
+    request = chat(temperature=0.0, max_tokens=50)
     request.account = "a"
     events = [event async for event in running.stub.Run(request)]
     usage = events[-1].completed.usage
