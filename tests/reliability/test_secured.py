@@ -6,8 +6,8 @@ import ssl
 
 import pytest
 
-from tailrace_cli.asking import Failure, Refusal
-from tailrace_cli.rpc import GrpcDoor
+from tailrace_cli.errors import Failure, Refusal
+from tailrace_cli.rpc import GrpcClient
 from tests.http_bridge.conftest import running_bridge
 from tests.support.certificates import Authority
 from tests.support.servers import MODEL, running_server, write_catalog
@@ -44,7 +44,7 @@ async def secured(tiny_model, tmp_path, monkeypatch):
 
 async def models(running):
     """What `tailrace models --grpc` would list, with the environment's token."""
-    return [model.name for model in await asyncio.to_thread(GrpcDoor(running.address).models)]
+    return [model.name for model in await asyncio.to_thread(GrpcClient(running.address).models)]
 
 
 async def test_certificate_and_tokens_are_replaced_while_a_stream_runs(secured, monkeypatch):
