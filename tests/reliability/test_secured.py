@@ -43,7 +43,7 @@ async def secured(tiny_model, tmp_path, monkeypatch):
 
 
 async def models(running):
-    """What `tailrace models --grpc` would list, with the environment's token."""
+    """Return the model names of `tailrace models --grpc` with the token of the environment."""
     return [model.name for model in await asyncio.to_thread(GrpcClient(running.address).models)]
 
 
@@ -69,13 +69,13 @@ async def test_certificate_and_tokens_are_replaced_while_a_stream_runs(secured, 
     assert rest.endswith(b"data: [DONE]\n\n") and b'"completion_tokens":600' in rest
 
 
-async def test_the_command_tells_what_of_its_tls_is_missing(secured, monkeypatch, tmp_path):
+async def test_the_command_explains_missing_parts_of_its_tls(secured, monkeypatch, tmp_path):
     running, *_ = secured
     monkeypatch.delenv("TAILRACE_GRPC_TLS_CLIENT_KEY")
-    with pytest.raises(Failure, match="TAILRACE_GRPC_TLS_CLIENT_CERT and TAILRACE_GRPC_TLS_CLIENT_KEY need each other"):
+    with pytest.raises(Failure, match="TAILRACE_GRPC_TLS_CLIENT_CERT and TAILRACE_GRPC_TLS_CLIENT_KEY must be set"):
         await models(running)
     monkeypatch.delenv("TAILRACE_GRPC_TLS_CLIENT_CERT")
-    with pytest.raises(Failure, match="does not trust the other's certificate"):
+    with pytest.raises(Failure, match="does not trust the certificate of the other"):
         await models(running)
     monkeypatch.setenv("TAILRACE_GRPC_TLS_CA", str(tmp_path / "none.pem"))
     with pytest.raises(Failure, match="TAILRACE_GRPC_TLS_CA=.*none.pem: No such file or directory."):

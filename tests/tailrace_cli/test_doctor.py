@@ -38,7 +38,7 @@ def test_default_settings_are_valid(report):
 def test_misspelt_protective_variable_is_wrong(report):
     code, text = report(api_token="secret")
     assert code == 1
-    assert "WRONG TAILRACE_API_TOKEN is not a setting of Tailrace: did you mean TAILRACE_API_TOKENS?" in text
+    assert "WRONG TAILRACE_API_TOKEN is not a setting of Tailrace (did you mean TAILRACE_API_TOKENS?)" in text
     assert "secret" not in text
 
 

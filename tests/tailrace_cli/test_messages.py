@@ -38,7 +38,7 @@ def test_serve_reports_another_misspelt_variable_once(environment):
     given = {"TAILRACE_PROFIL": "2026", "TAILRACE_CATALOG": "missing.toml"}
     done = tailrace("serve", environment=environment | given)
     assert done.returncode == 1
-    assert done.stderr.count("TAILRACE_PROFIL is not a setting of Tailrace: did you mean TAILRACE_PROFILE?") == 1
+    assert done.stderr.count("TAILRACE_PROFIL is not a setting of Tailrace (did you mean TAILRACE_PROFILE?)") == 1
 
 
 @pytest.mark.parametrize("command", [["token", "acme"], ["doctor"]])
