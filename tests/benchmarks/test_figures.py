@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.dialects import WorkersAi
-from benchmarks.load import Record, Request
-from benchmarks.statistics import arrival, over_rounds, percentile, summary
+from benchmarks.load.dialects import WorkersAi
+from benchmarks.load.load import Record, Request
+from benchmarks.report.statistics import arrival, over_rounds, percentile, summary
 
 
 def record(*events: float, start: float = 0.0) -> Record:
