@@ -1,4 +1,4 @@
-"""The `tailrace` command against the real stack, by both doors, and what it says when something is wrong."""
+"""The `tailrace` command with the real stack, over REST and gRPC, and its error messages."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ DOORS = [[], ["--grpc"]]
 
 
 def tailrace(*arguments, environment, text="", seconds=60):
-    """The finished command: exit code, stdout and stderr."""
+    """Run the command. Returns its exit code, stdout and stderr."""
     command = [sys.executable, "-m", "tailrace_cli", *arguments]
     return subprocess.run(
         command, input=text, capture_output=True, text=True, timeout=seconds, cwd=ROOT, env=environment
@@ -63,37 +63,37 @@ def test_a_refusal_is_one_sentence(stack, door, told):
 
 @pytest.mark.parametrize("command", [["run", MODEL, "hi"], ["models"], ["chat"]])
 @pytest.mark.parametrize("door", DOORS, ids=["rest", "grpc"])
-def test_without_a_stack_it_says_how_to_start_one(nowhere, command, door):
+def test_the_error_without_a_stack_says_how_to_start_one(nowhere, command, door):
     done = tailrace(*command, *door, environment=nowhere)
     assert done.returncode == 1
     assert "tailrace serve" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_address_that_is_none_is_told(stack):
+def test_an_invalid_address_is_reported(stack):
     done = tailrace("models", "--url", "localhost:8787", environment=stack.environment)
     assert (done.returncode, "no address of a bridge" in done.stderr) == (1, True)
 
 
-def test_doctor_finds_a_stack_that_is_well(stack):
+def test_doctor_passes_on_a_healthy_stack(stack):
     done = tailrace("doctor", environment=stack.environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"the bridge at http://{stack.http_address} is ready" in done.stdout and "the token is let in" in done.stdout
 
 
-def test_doctor_says_what_to_do_without_a_stack(nowhere):
+def test_doctor_explains_how_to_start_a_stack(nowhere):
     done = tailrace("doctor", environment=nowhere)
     assert done.returncode == 0
     assert "Start one with `tailrace serve`." in done.stdout
 
 
-def test_doctor_names_a_catalog_that_is_not_there(stack, tmp_path):
+def test_doctor_names_a_missing_catalog(stack, tmp_path):
     environment = {**stack.environment, "TAILRACE_CATALOG": str(tmp_path / "none.toml")}
     done = tailrace("doctor", environment=environment)
     assert done.returncode == 1
     assert "none.toml" in done.stdout and "WRONG" in done.stdout
 
 
-def test_token_gives_the_line_for_the_file_apart_from_the_token(stack, tmp_path):
+def test_token_prints_the_files_line_apart_from_the_token(stack, tmp_path):
     done = tailrace("token", "acme", environment=stack.environment)
     token = re.search(r"tr_[\w-]{43}$", done.stderr, re.MULTILINE)[0]
     assert done.stdout == f"acme {hashlib.sha256(token.encode()).hexdigest()}\n"
@@ -102,6 +102,6 @@ def test_token_gives_the_line_for_the_file_apart_from_the_token(stack, tmp_path)
     assert "1 tokens in" in tailrace("doctor", environment=environment).stdout
 
 
-def test_token_refuses_what_can_be_no_account(stack):
+def test_token_refuses_an_invalid_account(stack):
     done = tailrace("token", "a b", environment=stack.environment)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
