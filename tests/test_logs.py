@@ -1,4 +1,4 @@
-"""Both services' log lines: the same form, whatever stands in them."""
+"""Both services' log lines: the same format for any content."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ def test_a_callers_text_is_cut_and_stays_in_its_line(logs, form):
 
 
 @BOTH
-def test_lines_of_others_pass_with_their_arguments_and_exceptions(logs):
+def test_lines_of_libraries_keep_their_arguments_and_exceptions(logs):
     try:
         raise ValueError("no")
     except ValueError:
@@ -72,7 +72,7 @@ def test_lines_of_others_pass_with_their_arguments_and_exceptions(logs):
 
 
 @BOTH
-def test_warnings_and_lines_of_libraries_take_the_same_form(logs):
+def test_warnings_and_lines_of_libraries_have_the_same_format(logs):
     code = f"""
 import logging, warnings
 from {logs.__name__} import configure

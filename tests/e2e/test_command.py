@@ -54,11 +54,11 @@ def test_models_are_listed_with_their_limits(stack, door):
     assert MODEL in done.stdout and "2048 tokens in" in done.stdout
 
 
-@pytest.mark.parametrize(("door", "told"), [([], "No such model @cf/x/y or task"), (["--grpc"], "UNKNOWN_MODEL")])
-def test_a_refusal_is_one_sentence(stack, door, told):
+@pytest.mark.parametrize(("door", "message"), [([], "No such model @cf/x/y or task"), (["--grpc"], "UNKNOWN_MODEL")])
+def test_a_refusal_is_one_sentence(stack, door, message):
     done = tailrace("run", "@cf/x/y", "hi", *door, environment=stack.environment)
     assert (done.returncode, done.stdout) == (1, "")
-    assert told in done.stderr and len(done.stderr.splitlines()) == 1
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", [["run", MODEL, "hi"], ["models"], ["chat"]])

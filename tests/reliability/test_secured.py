@@ -15,7 +15,7 @@ from tests.support.servers import MODEL, running_server, write_catalog
 pytestmark = pytest.mark.reliability
 
 RUN_URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
-# Greedy: the tiny model's greedy replies do not end by themselves.
+# The tiny model's greedy replies end only at max_tokens.
 ASK = {"prompt": "hi", "stream": True, "temperature": 0, "max_tokens": 600}
 
 
@@ -25,7 +25,7 @@ def digest(token):
 
 @pytest.fixture
 async def secured(tiny_model, tmp_path, monkeypatch):
-    """Returns the running server, its tokens file, its certificate, and the settings of its clients."""
+    """Yield the running server, its tokens file, its certificate, and the settings of its clients."""
     for module in ("inference_server.grpc_api.auth", "http_bridge.upstream.tls"):
         monkeypatch.setattr(f"{module}.LOOK_SECONDS", 0.0)
     authority = Authority(tmp_path)
@@ -43,7 +43,7 @@ async def secured(tiny_model, tmp_path, monkeypatch):
 
 
 async def models(running):
-    """What `tailrace models --grpc` would list, with the environment's token."""
+    """Return the models of `tailrace models --grpc`, with the environment's token."""
     return [model.name for model in await asyncio.to_thread(GrpcDoor(running.address).models)]
 
 
@@ -69,7 +69,7 @@ async def test_certificate_and_tokens_are_replaced_while_a_stream_runs(secured, 
     assert rest.endswith(b"data: [DONE]\n\n") and b'"completion_tokens":600' in rest
 
 
-async def test_the_command_tells_what_of_its_tls_is_missing(secured, monkeypatch, tmp_path):
+async def test_the_command_names_missing_tls_settings(secured, monkeypatch, tmp_path):
     running, *_ = secured
     monkeypatch.delenv("TAILRACE_GRPC_TLS_CLIENT_KEY")
     with pytest.raises(Failure, match="TAILRACE_GRPC_TLS_CLIENT_CERT and TAILRACE_GRPC_TLS_CLIENT_KEY need each other"):

@@ -1,4 +1,4 @@
-"""The contract's ranges, defaults and limits, as a request meets them."""
+"""The contract's ranges, defaults and limits, applied to requests."""
 
 import math
 from functools import partial
@@ -28,7 +28,7 @@ def chat_request(*turns, **fields):
 
 
 def violations(request, check=check):
-    """Wrong fields and what is wrong with them."""
+    """Return the descriptions of the wrong fields, by field."""
     with pytest.raises(InvalidField) as caught:
         check(request)
     return {violation.field: violation.description for violation in caught.value.violations}
@@ -69,7 +69,7 @@ def test_values_beyond_the_range_are_refused(name, value, said):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", FLOATS)
-def test_what_is_no_finite_number_is_refused(name, value):
+def test_numbers_that_are_not_finite_are_refused(name, value):
     assert list(violations(run_request(sampling=pb.Sampling(**{name: value})))) == [f"sampling.{name}"]
 
 
@@ -79,7 +79,7 @@ def test_the_message_names_field_and_range():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 9_999_999_999, 2**63, 2**64 - 1])
-def test_any_seed_is_kept_as_it_is(seed):
+def test_any_seed_is_kept_unchanged(seed):
     assert accepted(run_request(sampling=pb.Sampling(seed=seed))).sampling.seed == seed
 
 
@@ -127,7 +127,7 @@ def test_fields_at_their_limits_are_accepted():
     assert request.time_limit_seconds == pytest.approx(1e-9)
 
 
-def test_all_wrong_fields_are_named_at_once():
+def test_all_wrong_fields_are_named_together():
     wrong = {name: bad[0] for name, _, bad, _ in RANGES}
     request = chat_request(
         ("", "a"),
@@ -193,7 +193,7 @@ def test_zero_is_not_unset():
     assert (request.sampling.temperature, request.sampling.seed, request.sampling.logprobs) == (0.0, 0, 0)
 
 
-def test_a_seed_is_drawn_that_the_rest_interface_can_send_back():
+def test_a_drawn_seed_is_valid_in_the_rest_interface():
     seeds = {accepted(run_request()).sampling.seed for _ in range(200)}
     assert len(seeds) == 200
     assert all(1 <= seed <= 9_999_999_999 for seed in seeds)
@@ -205,7 +205,7 @@ def test_a_raw_prompt_is_continued_and_a_conversation_is_answered():
     assert not accepted(chat_request(("user", "hello"))).continues_prompt
 
 
-def test_what_the_caller_asks_for_reaches_the_engine():
+def test_sampling_fields_reach_the_engine():
     request = run_request(time_limit=Duration(seconds=2, nanos=500_000_000), account="acme", reject_if_busy=True)
     given = accepted(request)
     assert (given.request_id, list(given.prompt_ids)) == ("id", list(range(10)))
@@ -227,12 +227,12 @@ def test_max_tokens_is_cut_to_the_sequence_length(wanted, num_prompt_tokens, exp
 @pytest.mark.parametrize(
     ("num_prompt_tokens", "expected"), [(10, 2500), (1596, 2500), (1597, 2499), (3071, 1025), (3072, 1024)]
 )
-def test_the_reply_gets_what_the_prompt_leaves_of_the_window(num_prompt_tokens, expected):
+def test_the_reply_gets_the_rest_of_the_window(num_prompt_tokens, expected):
     limits = {"context_length": 3072, "sequence_length": 2500, "window": 4096}
     assert accepted(run_request(), num_prompt_tokens=num_prompt_tokens, **limits).max_tokens == expected
 
 
-def test_a_prompt_that_is_too_long_is_told_both_numbers():
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers():
     accepted(run_request(), num_prompt_tokens=2048)
     with pytest.raises(PromptTooLong) as caught:
         accepted(run_request(), num_prompt_tokens=2049)
@@ -248,11 +248,11 @@ def test_a_window_smaller_than_the_context_leaves_room_for_one_token():
 
 
 def nested(depth: int) -> str:
-    """A schema of so many objects within each other."""
+    """Return a schema of `depth` nested objects."""
     return '{"items":' * (depth - 1) + "{}" + "}" * (depth - 1)
 
 
-def test_a_conversation_and_a_schema_have_a_bound():
+def test_a_conversation_and_a_schema_have_a_limit():
     turns = [("user", "hi")] * 4
     check(chat_request(*turns, response_format=pb.ResponseFormat(json_schema=nested(3))))
     assert violations(chat_request(*turns, ("user", "hi")))["chat.turns"] == "must have at most 4 turns"

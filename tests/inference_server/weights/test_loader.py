@@ -1,4 +1,4 @@
-"""Weights from a folder, a GGUF file and a hub; their precision; what is said when they cannot be had."""
+"""Weights from a folder, a GGUF file and a hub, their precision, and error messages."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ PROMPT = torch.tensor([[1, 300, 290, 311, 270, 333, 280, 301]])
 
 
 def load(weights, tmp_path, precision="float32", **options):
-    """Loaded with an attention that needs no engine."""
+    """Load the model with an attention that needs no engine."""
     return load_model(weights, precision, device=CPU, cache_dir=tmp_path, attention_name="sdpa", **options)
 
 
@@ -44,7 +44,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
-def test_float16_on_a_cpu_becomes_what_is_fast_there(monkeypatch, has_bfloat16):
+def test_float16_on_a_cpu_becomes_a_faster_type(monkeypatch, has_bfloat16):
     monkeypatch.setattr(loader, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
     assert resolve_precision("float16", CPU) == ("bfloat16" if has_bfloat16 else "float32")
     assert resolve_precision("float16", torch.device("cuda")) == "float16"
@@ -61,7 +61,7 @@ def test_other_precisions_are_kept_everywhere(precision, device):
     assert resolve_precision(precision, torch.device(device)) == precision
 
 
-def test_what_is_not_quantised_has_16_bits_where_they_are_fast(monkeypatch):
+def test_weights_that_are_not_quantised_have_16_bits_if_fast(monkeypatch):
     monkeypatch.setattr(loader, "cpu_multiplies_bfloat16", lambda: False)
     assert activation_dtype("bitsandbytes-int8", CPU) == torch.float32
     assert activation_dtype("bitsandbytes-int8", torch.device("cuda")) == torch.float16
@@ -70,7 +70,7 @@ def test_what_is_not_quantised_has_16_bits_where_they_are_fast(monkeypatch):
     assert activation_dtype("bfloat16", CPU) == torch.bfloat16
 
 
-def test_auto_takes_what_there_is_and_a_gpu_that_is_missing_is_said(monkeypatch):
+def test_auto_takes_the_available_device_and_logs_a_missing_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == CPU
     with pytest.raises(ConfigurationError, match="TAILRACE_DEVICE=cuda"):
@@ -95,7 +95,7 @@ def test_a_folder_is_loaded_as_it_is(tiny_model, tmp_path, precision):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_models_attention_is_the_one_asked_for(tiny_model, tmp_path):
+def test_the_model_has_the_requested_attention(tiny_model, tmp_path):
     loaded = load_model(Weights(path=tiny_model("llama-2")), "float32", device=CPU, cache_dir=tmp_path)
     assert loaded.model.config._attn_implementation == loader.attention.NAME
 
@@ -142,12 +142,12 @@ def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
         load(Weights(path=folder), tmp_path)
 
 
-def test_an_error_without_words_is_reported_as_well():
+def test_an_error_without_a_message_is_reported_as_well():
     with pytest.raises(ConfigurationError, match="cannot load weights"), loader._naming(Weights(path=Path("weights"))):
         raise OSError
 
 
-def test_an_int4_model_comes_in_float32_with_plain_linears(tiny_model, tmp_path):
+def test_an_int4_model_is_float32_with_plain_linears(tiny_model, tmp_path):
     loaded = load(Weights(path=tiny_model("llama-2")), tmp_path, "int4")
     assert (loaded.precision, loaded.model.dtype) == ("int4", torch.float32)
     assert type(loaded.model.lm_head) is torch.nn.Linear
@@ -170,7 +170,7 @@ def test_int8_quantises_every_linear_layer_but_the_last(int8):
     assert all(layer.weight.dtype == torch.int8 for layer in linear.values())
 
 
-def test_int8_has_no_outlier_threshold_unless_asked_for(int8, tiny_model, tmp_path):
+def test_int8_has_no_outlier_threshold_by_default(int8, tiny_model, tmp_path):
     asked = load(Weights(path=tiny_model("llama-2")), tmp_path, "bitsandbytes-int8", int8_threshold=6.0)
     for model, threshold in ((int8.model, 0.0), (asked.model, 6.0)):
         layers = [layer for layer in model.modules() if isinstance(layer, Linear8bitLt)]
@@ -190,7 +190,7 @@ def test_int8_answers_nearly_as_float32_does(int8, tiny_model, tmp_path):
 
 
 def write_gguf(path: Path, model) -> Path:
-    """The tiny Llama as llama.cpp keeps it: rows of queries and keys in another order, a byte-level tokenizer."""
+    """Write the tiny Llama as llama.cpp does: rows of queries and keys reordered, a byte-level tokenizer."""
     config, weights = model.config, model.state_dict()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -236,7 +236,7 @@ def converted(cache_dir):
     return sorted(path.name for path in (cache_dir / "converted").iterdir())
 
 
-def test_a_gguf_file_answers_as_the_model_it_was_made_of(gguf_file, tiny_model, tmp_path):
+def test_a_gguf_file_answers_like_its_source_model(gguf_file, tiny_model, tmp_path):
     loaded = load(Weights(path=gguf_file), tmp_path)
     original = load(Weights(path=tiny_model("llama-2")), tmp_path)
     assert torch.allclose(logits(loaded.model), logits(original.model), atol=1e-4)
@@ -265,7 +265,7 @@ def test_a_gguf_file_that_changed_is_converted_again(gguf_file, tmp_path):
 
 
 class InterruptedWhileSaving:
-    """Stands for a model: writes half of its files, then Ctrl-C."""
+    """A fake model that writes half of its files and is then interrupted."""
 
     @staticmethod
     def from_pretrained(*_, **__):
@@ -284,7 +284,7 @@ def test_an_interrupted_conversion_leaves_no_folder_behind(gguf_file, tmp_path, 
     assert (local_folder(Weights(path=gguf_file), tmp_path) / "model.safetensors").is_file()
 
 
-def test_two_that_convert_at_once_get_the_same_folder(gguf_file, tmp_path):
+def test_two_parallel_conversions_get_the_same_folder(gguf_file, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: local_folder(Weights(path=gguf_file), tmp_path), range(2))
     assert first == second
@@ -300,7 +300,7 @@ def test_a_file_that_is_not_gguf_is_named_and_leaves_nothing_behind(tmp_path, co
     assert converted(tmp_path) == []
 
 
-# A hub on this machine, read by a process of its own: the address is fixed when huggingface_hub is imported.
+# A hub on this machine, read by a separate process, because huggingface_hub fixes its address at import.
 
 COMMIT = "a" * 40
 OUTCOMES = """
@@ -325,7 +325,7 @@ for name in sys.argv[1:]:
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Answers as the hub does for models whose names say what is the matter with them."""
+    """Answers as the hub does. A model's name is the error that it causes."""
 
     def do_GET(self):
         path = urlsplit(self.path).path
@@ -333,7 +333,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if "/missing/" in path:
             self.refuse(401, "RepoNotFound")
         elif "/gated-to-everybody/" in path or ("/gated/" in path and "/resolve/" in path):
-            # Lists its files to everybody and gives none to those it does not know; with a token it knows, 403.
+            # A gated model: its files are listed, but a download is 401 without a token and 403 with one.
             self.refuse(401 if "/gated/" in path else 403, "GatedRepo")
         elif path.endswith("/revision/no-such"):
             self.refuse(404, "RevisionNotFound")
@@ -379,7 +379,7 @@ class Hub(ThreadingHTTPServer):
         self.paths = []
 
     def client(self, home, *names, **environment):
-        """A process that loads each model and prints what became of it."""
+        """Start a process that loads each model and prints the outcome."""
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home), "NO_PROXY": "*"}
         variables |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **environment}
@@ -389,7 +389,7 @@ class Hub(ThreadingHTTPServer):
 
 @pytest.fixture(scope="module")
 def hubs(tiny_model, tmp_path_factory):
-    """Two hubs, the second for a process that must not reach it."""
+    """Run two hubs, the second for a process that must not send requests to it."""
     hubs = [Hub(tiny_model("llama-2")) for _ in range(2)]
     for hub in hubs:
         threading.Thread(target=hub.serve_forever, daemon=True).start()
@@ -401,7 +401,7 @@ def hubs(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def clients(hubs, tmp_path_factory):
-    """Begun before this file's first test: they take seconds to import what they need."""
+    """Start the processes before this file's first test, because their imports take seconds."""
     online, offline = hubs
     home = tmp_path_factory.mktemp("hub")
     names = ["gated", "gated-to-everybody", "missing", "tiny@no-such", "breaks-off", "tiny"]
@@ -417,14 +417,14 @@ def clients(hubs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(clients):
-    """From a model's name to what became of it: online, offline."""
+    """Return the outcomes by model name: online, offline."""
     outputs = [client.communicate(timeout=60) for client in clients]
     for client, (_, stderr) in zip(clients, outputs, strict=True):
         assert client.returncode == 0, stderr.decode()
     return [dict(json.loads(line) for line in stdout.splitlines()) for stdout, _ in outputs]
 
 
-def test_a_model_of_the_hub_is_loaded(outcomes, hubs, tiny_model):
+def test_a_model_is_loaded_from_the_hub(outcomes, hubs, tiny_model):
     num_parameters = AutoModelForCausalLM.from_pretrained(tiny_model("llama-2")).num_parameters()
     assert outcomes[0]["owner/tiny"] == f"loaded {num_parameters} parameters, {len(llama_tokenizer())} tokens"
     downloaded = {path.rpartition("/")[2] for path in hubs[0].paths if path.startswith("/owner/tiny/resolve/")}
@@ -433,23 +433,23 @@ def test_a_model_of_the_hub_is_loaded(outcomes, hubs, tiny_model):
 
 
 @pytest.mark.parametrize("name", ["owner/gated", "owner/gated-to-everybody"])
-def test_a_gated_model_says_so_and_names_the_token(outcomes, name):
+def test_a_gated_models_error_names_the_token(outcomes, name):
     assert outcomes[0][name] == (
         f"{name} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
     )
 
 
-def test_a_model_that_the_hub_does_not_have_is_named(outcomes):
+def test_a_model_missing_on_the_hub_is_named(outcomes):
     assert outcomes[0]["owner/missing"].startswith("the hub has no model owner/missing, or it is private: ")
     assert outcomes[0]["owner/tiny@no-such"] == "owner/tiny has no revision 'no-such'"
 
 
-def test_a_name_that_is_no_hub_id_is_named(outcomes):
+def test_an_invalid_hub_id_is_named(outcomes):
     assert " no id at all" in outcomes[0]["no id at all"]
     assert ": Repo id must " in outcomes[0]["no id at all"]
 
 
-def test_offline_nothing_is_asked_and_the_switch_is_named(outcomes, hubs):
+def test_offline_sends_no_request_and_names_the_variable(outcomes, hubs):
     assert outcomes[1]["owner/tiny"].startswith("owner/tiny is not in the local cache")
     assert "unset HF_HUB_OFFLINE" in outcomes[1]["owner/tiny"]
     assert hubs[1].paths == []
@@ -462,7 +462,7 @@ def test_a_connection_that_breaks_off_is_reported_as_a_failed_download(outcomes)
 # Progress.
 
 
-def test_progress_tells_beginning_and_end_and_that_it_goes_on(caplog):
+def test_progress_logs_start_end_and_continuation(caplog):
     caplog.set_level(logging.INFO)
     with loader.progress("loading tiny", every_seconds=0.02):
         time.sleep(0.1)
@@ -473,14 +473,14 @@ def test_progress_tells_beginning_and_end_and_that_it_goes_on(caplog):
     assert messages[-1].startswith("loading tiny: done in 0.")
 
 
-def test_progress_of_something_short_is_two_lines(caplog):
+def test_progress_of_a_short_task_is_two_lines(caplog):
     caplog.set_level(logging.INFO)
     with loader.progress("loading tiny"):
         pass
     assert [record.getMessage() for record in caplog.records] == ["loading tiny", "loading tiny: done in 0.0 s"]
 
 
-def test_progress_of_something_that_fails_ends_and_is_not_done(caplog):
+def test_progress_of_a_failing_task_ends_without_done(caplog):
     caplog.set_level(logging.INFO)
     with pytest.raises(ValueError, match="broken"), loader.progress("loading tiny", every_seconds=0.02):
         raise ValueError("broken")

@@ -26,19 +26,19 @@ def tokens(logits, rows):
 
 
 def frequencies(logits, num_draws=1000, **params):
-    """How often each token of one row of logits is drawn, by as many seeds, in one call."""
+    """Return how often each token of one row of logits is drawn by `num_draws` seeds in one call."""
     rows = [row(seed=seed, **params) for seed in range(num_draws)]
     counts = torch.bincount(torch.tensor(tokens(logits.expand(num_draws, -1), rows)), minlength=logits.shape[-1])
     return counts / num_draws
 
 
 def noise(pairs, vocab_size=VOCAB_SIZE):
-    """Uniform random numbers (len(pairs), vocab_size) of pairs (seed, position)."""
+    """Return the uniform random numbers of pairs (seed, position), of shape (len(pairs), vocab_size)."""
     return uniform_of_all([key(*pair) for pair in pairs], vocab_size, torch.device("cpu"))
 
 
 def excess(counts, expected):
-    """By how many standard deviations chi-square exceeds its mean."""
+    """Return by how many standard deviations chi-square exceeds its mean."""
     degrees = len(counts) - 1
     return float(((counts - expected) ** 2 / expected).sum() - degrees) / math.sqrt(2 * degrees)
 
@@ -57,12 +57,12 @@ def test_random_numbers_fill_their_range_evenly(pairs):
     assert abs(excess(draws.histc(1000, 0, 1), draws.numel() / 1000)) < 4
     for one_row_or_token in [*draws[:50], *draws.T[:50]]:
         assert excess(one_row_or_token.histc(20, 0, 1), 50.0) < 6
-    for tail in (1e-2, 1e-4):  # where tokens win
+    for tail in (1e-2, 1e-4):  # the tail, in which the winning tokens are
         assert abs((draws < tail).sum() - tail * 1e6) < 5 * math.sqrt(tail * 1e6)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 9_999_999_999, 2**63, 2**64 - 1])
-def test_every_seed_gives_numbers_of_its_own(seed):
+def test_every_seed_has_its_own_numbers(seed):
     draws = noise([(seed, position) for position in range(10)])
     assert draws.unique().numel() > 9_990  # 2 equal pairs expected among 24 bits
     assert 0.48 < draws.mean() < 0.52
@@ -77,21 +77,21 @@ def test_every_seed_gives_numbers_of_its_own(seed):
         pytest.param([(s, 5) for s in range(1000)], [(s + 1, 4) for s in range(1000)], id="seed and position swapped"),
     ],
 )
-def test_neighbours_have_nothing_in_common(first, second):
+def test_neighbouring_seeds_are_uncorrelated(first, second):
     one, other = noise(first), noise(second)
     for x, y in [(one, other), (one[:, 1:], other[:, :-1]), (one[:, 1:], one[:, :-1])]:  # of a million pairs
         assert abs(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]).double())[0, 1]) < 0.005
     assert ((one < 0.01) & (other < 0.01)).sum() < 150  # 100 expected
 
 
-def test_no_two_tokens_and_no_two_draws_are_correlated():
+def test_tokens_and_draws_are_uncorrelated():
     draws = noise([(seed, position) for seed in range(50) for position in range(40)]) - 0.5
     for rows in (draws, draws.T):
         correlations = torch.corrcoef(rows).fill_diagonal_(0.0) * math.sqrt(rows.shape[1])
         assert correlations.abs().max() < 6  # standard deviations, of up to two million pairs
 
 
-def test_the_noise_of_a_token_does_not_depend_on_what_else_is_computed():
+def test_a_tokens_noise_does_not_depend_on_the_batch():
     pairs = [(5, 9), (5, 10), (6, 9)]
     together = noise(pairs, 5000)
     assert torch.equal(noise(pairs[1:2], 5000)[0], together[1])
@@ -158,7 +158,7 @@ def varied_rows():
             for i in range(36)]  # fmt: skip
 
 
-def test_a_row_gets_the_same_token_alone_as_among_others():
+def test_a_row_gets_the_same_token_alone_and_in_a_batch():
     logits, rows = logits_of(36), varied_rows()
     together = tokens(logits, rows)
     assert [tokens(logits[i : i + 1], [rows[i]])[0] for i in range(36)] == together
@@ -184,7 +184,7 @@ def test_another_seed_or_position_gives_another_token(narrowed):
 @pytest.mark.parametrize("vocab_size", [1000, 997, 4096, 49_152])
 @pytest.mark.parametrize("num_pieces", [8, 1])
 def test_the_winner_has_the_largest_sum_of_score_and_noise(vocab_size, num_pieces, monkeypatch):
-    monkeypatch.setattr(sampling, "_NUM_PIECES", num_pieces)  # 1: nearly always more have to be searched
+    monkeypatch.setattr(sampling, "_NUM_PIECES", num_pieces)  # with 1, nearly always more have to be searched
     logits = logits_of(20, vocab_size) * torch.linspace(0.0, 3.0, 20)[:, None]
     logits[5:10] = -math.inf
     logits[5:10, -3:] = 1.0
@@ -194,7 +194,7 @@ def test_the_winner_has_the_largest_sum_of_score_and_noise(vocab_size, num_piece
 
 
 @pytest.mark.parametrize("narrowed", [{"top_k": 50}, {"top_p": 0.8}, {"top_k": 30, "top_p": 0.9}], ids=str)
-def test_top_k_and_top_p_of_a_large_vocabulary_keep_what_sorting_it_keeps(narrowed):
+def test_top_k_and_top_p_keep_the_same_tokens_as_sorting(narrowed):
     logits = logits_of(20, 32_768, spread=4.0)
     rows = [row(seed=seed, temperature=0.9, **narrowed) for seed in range(20)]
     ordered = (logits / 0.9).sort(descending=True)
@@ -207,7 +207,7 @@ def test_top_k_and_top_p_of_a_large_vocabulary_keep_what_sorting_it_keeps(narrow
     assert tokens(logits, rows) == ordered.indices.gather(1, winners).squeeze(-1).tolist()
 
 
-def test_top_k_and_top_p_take_part_in_the_same_race():
+def test_top_k_and_top_p_draw_with_the_same_noise():
     logits = logits_of(200)
     everyone, narrowed = (
         tokens(logits, [row(seed=seed, temperature=0.7, **params) for seed in range(200)])
@@ -218,13 +218,13 @@ def test_top_k_and_top_p_take_part_in_the_same_race():
 
 
 def inverse_transform(logits):
-    """The draw that each row would be by its cumulated probabilities."""
+    """Return each row's draw by its cumulative probabilities."""
     thresholds = torch.rand(len(logits), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     cumulative = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(cumulative, thresholds * cumulative[:, -1:]).squeeze(-1)
 
 
-def test_an_error_in_the_logits_changes_a_draw_about_as_seldom_as_it_is_small():
+def test_a_small_error_in_the_logits_seldom_changes_a_draw():
     logits = logits_of(1, 2560).repeat(1000, 1)
     errors = logits_of(1000, 2560, spread=1.0, seed=2)
     rows = [row(seed=seed, temperature=1.0) for seed in range(1000)]
@@ -233,7 +233,7 @@ def test_an_error_in_the_logits_changes_a_draw_about_as_seldom_as_it_is_small():
     def flips(size):
         return sum(one != other for one, other in zip(exact, tokens(logits + size * errors, rows), strict=True))
 
-    # The two best scores lie within e of each other with a probability below e; the pair's error is about 1.4 sizes,
+    # The two best scores differ by less than e with a probability below e. The pair's error is about 1.4 sizes,
     # and half the time it widens the gap: at most 0.6 sizes, 1,000 times: 0.006 and 6 draws.
     assert flips(1e-5) <= 1
     assert flips(1e-2) <= 15
@@ -243,7 +243,7 @@ def test_an_error_in_the_logits_changes_a_draw_about_as_seldom_as_it_is_small():
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize("narrowed", [{}, {"top_k": 12}, {"top_p": 0.9999999}], ids=str)
-def test_tokens_come_as_often_as_their_probability_says(temperature, narrowed):
+def test_tokens_are_as_frequent_as_probable(temperature, narrowed):
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, 1.5, -2.0, 0.25, -0.25, 3.0, -3.0]])
     num_draws = 10_000
     rows = [row(seed=n % 200, position=n // 200, temperature=temperature, **narrowed) for n in range(num_draws)]
@@ -251,7 +251,7 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, narrowed):
     assert excess(counts, num_draws * torch.softmax(logits[0] / temperature, dim=-1)) < 5
 
 
-def test_tokens_of_a_large_vocabulary_come_as_often_as_their_probability_says():
+def test_tokens_of_a_large_vocabulary_are_as_frequent_as_probable():
     logits = logits_of(1, 2560, spread=0.5)
     num_draws = 10_000
     counts = torch.zeros(2560)
@@ -265,11 +265,11 @@ def test_tokens_of_a_large_vocabulary_come_as_often_as_their_probability_says():
     assert excess(counts.view(128, 20).sum(-1), expected.view(128, 20).sum(-1)) < 5
 
 
-def test_top_k_and_top_p_leave_the_ratios_of_what_they_keep():
+def test_top_k_and_top_p_preserve_the_ratios_of_kept_tokens():
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None]
     top_k = frequencies(logits, temperature=1.0, top_k=2)
     top_p = frequencies(logits, temperature=1.0, top_p=0.75)
-    both = frequencies(logits, temperature=1.0, top_k=3, top_p=0.7)  # of 4/9, 3/9, 2/9 the first two
+    both = frequencies(logits, temperature=1.0, top_k=3, top_p=0.7)  # the first two of 4/9, 3/9, 2/9
     assert top_k.tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.05)
     assert top_p.tolist() == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.05)
     assert both.tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.05)
@@ -291,15 +291,15 @@ def test_the_narrowest_choice_is_the_largest_logit(narrowed):
 
 @pytest.mark.parametrize("top_k", [2, 40, 256, 257, 600, VOCAB_SIZE, 2**32 - 1])
 def test_top_k_keeps_exactly_that_many(top_k):
-    logits = torch.linspace(0.0, 0.1, VOCAB_SIZE)[None]  # nearly even: the last that are kept are drawn as well
+    logits = torch.linspace(0.0, 0.1, VOCAB_SIZE)[None]  # nearly even, so that the last kept tokens are drawn as well
     least_likely = frequencies(logits, 600, temperature=1.0, top_k=top_k).nonzero().min().item()
     kept = min(top_k, VOCAB_SIZE)
     assert VOCAB_SIZE - kept <= least_likely <= VOCAB_SIZE - 0.98 * kept
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9])
-def test_top_p_reaches_beyond_the_shortlist_when_that_holds_too_little(top_p):
-    # 256 of 1000 nearly even tokens hold a quarter of the mass.
+def test_top_p_reaches_beyond_the_shortlist(top_p):
+    # 256 of 1000 nearly even tokens have a quarter of the mass.
     logits = torch.linspace(0.0, 1e-3, VOCAB_SIZE)[None]
     least_likely = frequencies(logits, 600, temperature=1.0, top_p=top_p).nonzero().min().item()
     kept = top_p * VOCAB_SIZE
@@ -317,7 +317,7 @@ def test_a_token_of_probability_zero_is_never_drawn():
 
 
 def penalised(logits, prompt_ids, reply_ids, repetition, frequency, presence):
-    """The contract's sentences, token by token."""
+    """Apply the contract's definition of penalties, token by token."""
     result = list(logits)
     for token_id in {*prompt_ids, *reply_ids}:
         result[token_id] = result[token_id] / repetition if result[token_id] > 0 else result[token_id] * repetition
@@ -376,11 +376,11 @@ def test_the_smallest_repetition_penalty_still_draws_a_likely_token(narrowed):
     assert set(drawn) <= set(likely)
 
 
-# What is not finite.
+# Logits that are not finite.
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
-def test_rows_that_are_not_finite_are_named_and_nothing_is_changed(bad):
+def test_rows_that_are_not_finite_are_reported_unchanged(bad):
     logits = logits_of(4)
     logits[1, 7] = bad
     logits[3] = -math.inf
@@ -407,7 +407,7 @@ def test_log_probabilities_are_those_of_the_model_itself(params):
     assert [c.logprob for c in chosen.logprob.top] == pytest.approx(expected.topk(5).values.tolist(), abs=1e-4)
 
 
-def test_log_probabilities_are_reported_only_to_rows_that_ask():
+def test_log_probabilities_are_reported_only_on_request():
     first, second, third = sample(logits_of(3), [row(logprobs=2), row(), row(logprobs=0)])
     assert len(first.logprob.top) == 2
     assert second.logprob is None
