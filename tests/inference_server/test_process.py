@@ -1,6 +1,5 @@
 """`python -m inference_server` as a process: how it starts, refuses to start, and stops."""
 
-import asyncio
 import signal
 import socket
 
@@ -56,7 +55,7 @@ async def test_a_second_signal_ends_the_running_reply(settings):
 async def test_a_signal_while_a_model_loads_ends_the_process():
     async with process("inference_server", grpc_address=free_address()) as server:
         await server.line_with("listening on")
-        await asyncio.sleep(0.5)
+        await server.line_with(" as ")  # loading a model as some precision
         server.send(signal.SIGTERM)
         assert await server.exit_code(seconds=5) == 0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "tailrace.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 # Values of Grafana's variables: all servers, all models, and times that fit a short run.

@@ -155,10 +155,12 @@ async def test_a_client_that_stops_reading_pauses_the_stream(bridge, servicer):
 
     servicer.script = flood
     reader, writer = await bridge.open(STREAM)
-    await asyncio.sleep(1)
-    before = sent
-    await asyncio.sleep(0.2)
-    assert sent == before < 50_000_000
+    before = -1
+    async with asyncio.timeout(10):
+        while sent == 0 or sent != before:
+            before = sent
+            await asyncio.sleep(0.2)
+    assert sent < 50_000_000
     writer.transport.abort()
     async with asyncio.timeout(1):
         await servicer.cancelled.wait()

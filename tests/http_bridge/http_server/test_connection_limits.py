@@ -176,7 +176,9 @@ async def test_closing_does_not_wait_for_a_client_that_does_not_read(start_bridg
     body = b'{"prompt": "hi"}'
     client = frozen(bridge, f"POST {RUN_URL} HTTP/1.0\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
     await servicer.entered.wait()
-    await asyncio.sleep(0.8)
+    async with asyncio.timeout(5):
+        while bridge.metrics.registry.get_sample_value("tailrace_http_connections"):
+            await asyncio.sleep(0.02)
     client.settimeout(1)
     total = 0
     while data := client.recv(100_000):  # the bytes that the kernel had already accepted

@@ -382,7 +382,7 @@ class Hub(ThreadingHTTPServer):
         """Start a process that loads each model and prints the outcome."""
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home), "NO_PROXY": "*"}
-        variables |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **environment}
+        variables |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **environment}
         command = [sys.executable, "-c", OUTCOMES, *names]
         return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
