@@ -13,10 +13,13 @@ from starlette.applications import Starlette
 
 from http_bridge.app import create_app
 from http_bridge.http_server.connection_limits import limited
-from http_bridge.observability import logs
 from http_bridge.observability.metrics import Metrics
 from http_bridge.observability.request_log import Observed
-from http_bridge.settings import PREFIX, ConfigError, Settings, load_settings, split_address
+from http_bridge.settings import Settings
+from tailrace_shared import logs
+from tailrace_shared.addresses import split_address
+from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.variables import PREFIX, check_variables
 
 _logger = logging.getLogger("http_bridge")
 # New objects between two searches for cycles (Python's default is 700). A token's objects are freed without a search.
@@ -28,20 +31,21 @@ _OTHER_FILES = 256
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after such a signal, 1 if the bridge could not start."""
     try:
-        settings = load_settings()
+        settings = Settings.from_environment()
+        logs.configure("http_bridge", settings.log_level, settings.log_format)
+        check_variables(_logger)
         listener = _listen("HTTP_ADDRESS", settings.http_address)
         binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
         metrics = Metrics()
         binding_port = None if binding is None else binding.getsockname()[1]
         app = create_app(settings, binding_port=binding_port, metrics=metrics)
         _serve(metrics, settings.http_metrics_address)
-    except ConfigError as error:
-        print(f"The bridge cannot start. {error}", file=sys.stderr)
+    except ConfigurationError as error:
+        print(f"The bridge cannot start. {str(error).rstrip('.')}.", file=sys.stderr)
         return 1
     # uvicorn drains on these signals and then raises them again for whoever handled them before: a clean end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _exit)
-    logs.configure(settings.log_level, settings.log_format)
     gc.set_threshold(_GC_THRESHOLD)
     _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
     if binding is not None:
@@ -70,10 +74,10 @@ def _serve(metrics: Metrics, address: str) -> None:
             raise _not_usable("HTTP_METRICS_ADDRESS", address, error) from None
 
 
-def _not_usable(name: str, address: str, error: OSError) -> ConfigError:
+def _not_usable(name: str, address: str, error: OSError) -> ConfigurationError:
     # Python repeats the address behind the reason.
     reason = (error.strerror or str(error)).partition(" (while ")[0]
-    return ConfigError(f"{PREFIX}{name}={address}: {reason}.")
+    return ConfigurationError(f"{PREFIX}{name}={address}: {reason}.")
 
 
 class _Server(uvicorn.Server):

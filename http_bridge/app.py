@@ -75,7 +75,7 @@ def create_app(settings: Settings, *, binding_port: int | None = None, metrics: 
 
     binding_port: of the listener on which the Worker binding is served, and nothing else, without a token. metrics: told
     which inference servers there are.
-    Raises ConfigError if a file of tokens or certificates cannot be used, or traces cannot be sent as asked for.
+    Raises ConfigurationError if a file of tokens or certificates cannot be used, or traces cannot be sent as asked for.
     """
 
     credentials = Credentials(settings)

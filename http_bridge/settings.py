@@ -1,29 +1,26 @@
 """Every setting of the bridge, read once from the environment. Knows nothing of what the settings are used for."""
 
-import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from http_bridge.protocol.profiles import ProfileName
+from tailrace_shared.addresses import is_loopback, split_address
+from tailrace_shared.logs import LogFormat, LogLevel
+from tailrace_shared.settings_base import ServiceSettings
+from tailrace_shared.variables import PREFIX
 
-PREFIX = "TAILRACE_"
 # Targets in gRPC's own notation are passed on as they are.
 GRPC_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
 _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
-class ConfigError(Exception):
-    """A setting that the bridge cannot start with; the message is one sentence that names the variable."""
-
-
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """The bridge's settings; each comes from the variable TAILRACE_ plus its name in upper case."""
 
-    # The server's settings share the prefix, so variables that are unknown here are no mistake.
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
+    secrets = frozenset({"api_tokens", "grpc_token"})
 
     http_address: str = Field(
         default="127.0.0.1:8787",
@@ -63,6 +60,11 @@ class Settings(BaseSettings):
         default=None,
         description="File of more tokens, each for one account or *: lines of an account and the token's SHA-256 in "
         "hexadecimal digits, # for comments; read again when it changes.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Host names, separated by commas, that requests may name besides localhost and loopback addresses. "
+        "They count only without API tokens; with tokens any name is accepted. * accepts any name.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -138,14 +140,14 @@ class Settings(BaseSettings):
     http_metrics_address: str = Field(
         default="", description="Where Prometheus finds the bridge's metrics, host:port. Empty: nowhere."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: LogLevel = Field(
         default="info", description="Least severity that is logged: debug, info, warning or error."
     )
-    log_format: Literal["text", "json"] = Field(
+    log_format: LogFormat = Field(
         default="text", description="How the log is written: lines of text, or a JSON object a line."
     )
 
-    @field_validator("api_tokens", "cors_origins", mode="before")
+    @field_validator("api_tokens", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -241,49 +243,9 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings() -> Settings:
-    """The settings in the environment. Raises ConfigError with one sentence about all that is wrong."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(problem) for problem in error.errors()) + ".") from None
-
-
 def split_targets(text: str) -> tuple[str, ...]:
     """The addresses of a list with commas; in gRPC's own notation these may mean something else."""
     parts = [part.strip().removeprefix("dns:///") for part in text.split(",")]
     if parts[0].startswith(GRPC_SCHEMES):
         return (text,)
     return tuple(part for part in parts if part)
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port (0 to 65535) of `host:port` or `[ipv6]:port`. Raises ValueError with what is wrong."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not host or host.startswith("[") != host.endswith("]"):
-        raise ValueError("it is not host:port, for example 127.0.0.1:8787 or [::1]:8787")
-    if ":" in host and not host.startswith("["):
-        raise ValueError("an IPv6 address needs brackets, for example [::1]:8787")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise ValueError("its port is not a number from 0 to 65535")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`; a name other than localhost counts as reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _sentence(problem: Any) -> str:
-    reason = str(problem["ctx"]["error"]) if "error" in problem.get("ctx", {}) else problem["msg"]
-    if not problem["loc"]:
-        return reason
-    name = problem["loc"][0]
-    # Tokens are secrets: what was given is not repeated.
-    given = "" if name in ("api_tokens", "grpc_token") else f"={problem['input']!s:.100}"
-    return f"{PREFIX}{name.upper()}{given}: {reason}"

@@ -1,15 +1,19 @@
 """`python -m inference_server`: serve the catalog's models over gRPC until SIGINT or SIGTERM. A second signal cuts replies."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable
 
-from inference_server.errors import ConfigurationError
 from inference_server.grpc_api.server import Server
 from inference_server.settings import Settings
 from tailrace_shared import logs
+from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.variables import check_variables
+
+logger = logging.getLogger(__name__)
 
 # How long an idle thread of OpenMP looks for work before it sleeps: a pause each, some 200 us in all, which is more than
 # lies between two kernels. The default is a hundred times that, and takes a core from whoever sends the tokens.
@@ -21,7 +25,8 @@ def main() -> int:
     limit_spinning()
     try:
         settings = Settings.from_environment()
-        logs.configure(settings.log_level, settings.log_format)
+        logs.configure("inference_server", settings.log_level, settings.log_format)
+        check_variables(logger)
         return asyncio.run(serve(settings))
     except ConfigurationError as error:
         print(f"tailrace server: {error}", file=sys.stderr)

@@ -7,6 +7,8 @@ anything of the server's inside.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tailrace_shared.config_errors import ConfigurationError
+
 
 class TailraceError(Exception):
     """Base of all errors that a caller may see. `str(error)` is the sentence for the caller."""
@@ -101,10 +103,6 @@ class GenerationFailed(TailraceError):
     """The forward pass raised. The log has the cause, the caller only this sentence."""
 
     reason = "GENERATION_FAILED"
-
-
-class ConfigurationError(Exception):
-    """A setting, the catalog or a model's files are wrong: stops the start. The message says what to change."""
 
 
 class UnsupportedModel(ConfigurationError):

@@ -1,14 +1,14 @@
 """The inference server's settings, read from the environment (`TAILRACE_*`) in one place."""
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
 
-from inference_server.errors import ConfigurationError
+from tailrace_shared.addresses import split_address
+from tailrace_shared.logs import LogFormat, LogLevel
+from tailrace_shared.settings_base import ServiceSettings
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
 
@@ -18,10 +18,8 @@ def _default_cache_dir() -> Path:
     return Path(base) / "tailrace"
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """Every setting of the inference server; README.md lists them, and a test holds the list against this class."""
-
-    model_config = SettingsConfigDict(env_prefix="TAILRACE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     grpc_address: str = Field(
         "127.0.0.1:50051", description="Host and port of the gRPC server; port 0 takes a free one"
@@ -139,19 +137,14 @@ class Settings(BaseSettings):
     metrics_address: str | None = Field(
         None, description="Where Prometheus finds the server's metrics, host:port; unset: nowhere"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged")
-    log_format: Literal["text", "json"] = Field(
-        "text", description="How the log is written: lines of text, or a JSON object a line"
-    )
+    log_level: LogLevel = Field("info", description="How much is logged")
+    log_format: LogFormat = Field("text", description="How the log is written: lines of text, or a JSON object a line")
 
     @field_validator("grpc_address", "grpc_health_address", "metrics_address")
     @classmethod
     def _has_port(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
-            raise ValueError("must be host:port, for example 127.0.0.1:50051")
+        if value is not None:
+            split_address(value)
         return value
 
     @model_validator(mode="after")
@@ -161,34 +154,3 @@ class Settings(BaseSettings):
         if self.grpc_tls_client_ca is not None and self.grpc_tls_cert is None:
             raise ValueError("TAILRACE_GRPC_TLS_CLIENT_CA needs TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY")
         return self
-
-    @classmethod
-    def from_environment(cls) -> "Settings":
-        """Raises ConfigurationError, one sentence for each wrong variable."""
-        try:
-            return cls()
-        except ValidationError as error:
-            raise ConfigurationError(describe(error)) from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`; a name other than localhost counts as reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def describe(error: ValidationError) -> str:
-    """The wrong environment variables of a pydantic error, a sentence each."""
-    problems = []
-    for detail in error.errors():
-        name = "TAILRACE_" + "_".join(str(part) for part in detail["loc"]).upper()
-        message = detail["msg"].removeprefix("Value error, ")
-        if not detail["loc"]:  # it is about several variables, and names them
-            problems.append(message)
-            continue
-        problems.append(f"{name}={detail['input']!s}: {message[0].lower()}{message[1:]}")
-    return "; ".join(problems)

@@ -103,9 +103,9 @@ def _cuda() -> Finding:
 
 def _models() -> Iterator[Finding]:
     try:
-        from inference_server.errors import ConfigurationError
         from inference_server.serving.catalog import read_catalog
         from inference_server.settings import Settings
+        from tailrace_shared.config_errors import ConfigurationError
     except ImportError:
         yield Finding(None, "the inference server is not installed here")
         return
@@ -128,13 +128,13 @@ def _tokens() -> Iterator[Finding]:
         return
     try:
         from http_bridge.auth.token_file import read_tokens
-        from http_bridge.settings import ConfigError
+        from tailrace_shared.config_errors import ConfigurationError
     except ImportError:
         yield Finding(None, "TAILRACE_API_TOKENS_FILE is set, but the bridge is not installed here")
         return
     try:
         yield Finding(True, f"{len(read_tokens(Path(path)))} tokens in {path}")
-    except ConfigError as error:
+    except ConfigurationError as error:
         yield Finding(
             False, f"{error}", "A bridge that runs goes on with the tokens it has read; a new one does not start."
         )

@@ -103,9 +103,9 @@ def _is_ready(address: str) -> bool:
 
 
 def _first_model() -> str:
-    from inference_server.errors import ConfigurationError
     from inference_server.serving.catalog import read_catalog
     from inference_server.settings import DEFAULT_CATALOG
+    from tailrace_shared.config_errors import ConfigurationError
 
     try:
         return read_catalog(Path(_setting("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))[0].name

@@ -1,9 +1,10 @@
-"""Log lines: text for a terminal, or a JSON object a line for what collects them.
+"""Log lines for both services: text for a terminal, or one JSON object per line for log collectors.
 
     logger.info("run %(request_id)s: %(outcome)s", fields)   # a single dict: the fields of the line
 
-The text form appends as name=value what the message does not show; in the JSON form all fields are keys. Fields may hold
-callers' texts: they are cut, and what a terminal would obey is replaced in the text form and escaped in the other.
+The text format appends, as name=value, every field that the message does not contain. In the JSON format all fields are
+keys. Fields may contain text from clients: values are cut to 200 characters. The text format replaces control characters,
+the JSON format escapes them.
 """
 
 import json
@@ -13,26 +14,39 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
-_SERVICE = "inference_server"
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
 _MAX_TEXT = 200
-_PLAIN = re.compile(r"[\w./@:+-]+", re.ASCII)
+_UNQUOTED = re.compile(r"[\w./@:+-]+", re.ASCII)
 
 
-def configure(level: str, form: Literal["text", "json"]) -> None:
-    """All that is logged in this process, by libraries and warnings too, goes to stderr in this form."""
+def configure(service: str, level: LogLevel, log_format: LogFormat) -> None:
+    """Send all log records of this process, and Python warnings, to stderr in `log_format`.
+
+    Args:
+        service: Name of the service: "inference_server" or "http_bridge".
+        level: Least severity that is written.
+        log_format: "text" or "json".
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonLines(service) if log_format == "json" else TextLines(service))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
 
 
 class TextLines(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s server: %(message)s", datefmt="%H:%M:%S")
+    """Formats a record as `HH:MM:SS LEVEL service: message name=value …`."""
+
+    def __init__(self, service: str) -> None:
+        # "inference_server" is shown as "server" and "http_bridge" as "bridge".
+        short = service.rpartition("_")[2]
+        super().__init__(f"%(asctime)s %(levelname)-7s {short}: %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line; fields that the message does not contain are appended."""
         if fields := _fields(record):
-            shown = {name: _harmless(value) if isinstance(value, str) else value for name, value in fields.items()}
+            shown = {name: _printable(value) if isinstance(value, str) else value for name, value in fields.items()}
             more = [
                 f" {name}={_value(value)}"
                 for name, value in shown.items()
@@ -43,13 +57,20 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
+    """Formats a record as one JSON object with time (RFC 3339, UTC), level, service, logger, message and its fields."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
     def format(self, record: logging.LogRecord) -> str:
+        """Return the JSON object as one line."""
         fields = _fields(record)
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {
             "time": time.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
-            "service": _SERVICE,
+            "service": self._service,
             "logger": record.name,
             "message": record.msg % fields if fields else record.getMessage(),
             **fields,
@@ -60,13 +81,16 @@ class JsonLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """Other libraries may log a dict as well, but their message does not name its keys."""
+    """Return the record's fields, cut to length.
+
+    Other libraries may log a dict too, but their messages do not name its keys: such records have no fields.
+    """
     if not isinstance(record.args, Mapping) or "%(" not in str(record.msg):
         return {}
     return {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in record.args.items()}
 
 
-def _harmless(text: str) -> str:
+def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -74,4 +98,4 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    return text if _UNQUOTED.fullmatch(text) else json.dumps(text, ensure_ascii=False)

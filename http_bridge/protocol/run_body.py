@@ -4,21 +4,25 @@ A body is held to its schema first, so what is read here has the right type. Kno
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from http_bridge.errors import ApiError
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.protocol.validation import MAX_DEPTH, Validator, bad_input, is_deeper
+from tailrace_shared.request_fields import SAMPLING_FIELDS
 
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
 
-_MAX_UINT32 = 2**32 - 1
-# What /ai/run allows; OpenAI's smallest values mean the same as these.
-_LEAST_TOP_P = 0.001
-_SEED_SPAN = 2**64
+# Values that a body may hold and the contract may not. No model's reply is longer than a uint32, and the server reduces
+# max_tokens to the model's limit. OpenAI's top_p of 0 means the most likely token, as the smallest of /ai/run does.
+_TO_CONTRACT: Mapping[str, Callable[[Any], float]] = {
+    "max_tokens": lambda value: min(value, 2**32 - 1),
+    "top_p": lambda value: max(value, 0.001),
+    "seed": lambda value: value % 2**64,
+}
 # A JSON Schema in OpenAI's wrapping has no other keys than these.
 _WRAPPING = {"name", "description", "schema", "strict"}
 
@@ -60,14 +64,8 @@ class RunBody:
     turns: tuple[Turn, ...] = ()
     raw: bool = False
     stream: bool = False
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
+    # Sampling parameters that the client set, by their names in the contract, in the contract's ranges.
+    sampling: Mapping[str, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     reject_if_busy: bool = False
     tools: tuple[Tool, ...] = ()
@@ -156,23 +154,24 @@ def _unmatched(*problems: str) -> str:
 def _common(document: Document) -> dict[str, Any]:
     stop = document.get("stop")
     options = document.get("options") or {}
-    top_p, seed = document.get("top_p"), _whole(document.get("seed"))
-    max_tokens = _whole(document.get("max_tokens"))
     return {
         "stream": document.get("stream") is True,
-        # Longer than any model can reply; the server clamps it to the model's own limit.
-        "max_tokens": None if max_tokens is None else min(max_tokens, _MAX_UINT32),
-        "temperature": document.get("temperature"),
-        "top_p": None if top_p is None else max(top_p, _LEAST_TOP_P),
-        "top_k": _whole(document.get("top_k")),
-        "seed": None if seed is None else seed % _SEED_SPAN,
-        "repetition_penalty": document.get("repetition_penalty"),
-        "frequency_penalty": document.get("frequency_penalty"),
-        "presence_penalty": document.get("presence_penalty"),
+        "sampling": _sampling(document),
         "stop": (stop,) if isinstance(stop, str) else tuple(stop or ()),
         "reject_if_busy": options.get("rejectIfBusy") is True,
         "json_schema": _json_schema(document.get("response_format")),
     }
+
+
+def _sampling(document: Document) -> dict[str, float]:
+    """Return the sampling parameters that the body sets, in the contract's types and ranges."""
+    values: dict[str, float] = {}
+    for parameter in SAMPLING_FIELDS:
+        if (value := document.get(parameter.name)) is not None:
+            value = int(value) if parameter.kind == "integer" else value
+            convert = _TO_CONTRACT.get(parameter.name)
+            values[parameter.name] = value if convert is None else convert(value)
+    return values
 
 
 def _whole(value: float | None) -> int | None:

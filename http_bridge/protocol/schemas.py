@@ -7,25 +7,41 @@ types and ranges; OpenAI's API reference for what its routes add.
 
 from typing import Any
 
-Schema = dict[str, Any]
+from tailrace_shared.request_fields import (
+    MAX_NAME_LENGTH,
+    MAX_ROLE_LENGTH,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    SAMPLING_FIELDS,
+    Range,
+    SamplingField,
+)
 
-MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 256
-MAX_TOP_LOGPROBS = 20
-MAX_TOOLS = 128
-_MAX_NAME = 256
+Schema = dict[str, Any]
 
 
 def _optional(kind: str, **rest: Any) -> Schema:
     return {"type": [kind, "null"], **rest}
 
 
-def _number(minimum: float, maximum: float, **rest: Any) -> Schema:
-    return _optional("number", minimum=minimum, maximum=maximum, **rest)
-
-
 def _integer(minimum: int, maximum: int | None = None, **rest: Any) -> Schema:
     return _optional("integer", minimum=minimum, **({} if maximum is None else {"maximum": maximum}), **rest)
+
+
+def _sampling(field: SamplingField, accepted: Range) -> Schema:
+    """Return the schema of one sampling parameter with the range `accepted`."""
+    schema = _optional(field.kind)
+    if accepted.minimum is not None:
+        schema["exclusiveMinimum" if accepted.is_above else "minimum"] = accepted.minimum
+    if accepted.maximum is not None:
+        schema["maximum"] = accepted.maximum
+    if field.shown_default is not None:
+        schema["default"] = field.shown_default
+    if field.description:
+        schema["description"] = field.description
+    return schema
 
 
 _TEXT_PART: Schema = {
@@ -38,27 +54,27 @@ _TOOL_CALL: Schema = {
     "type": "object",
     "description": "A call as OpenAI writes it (function) or as Workers AI does (name, arguments)",
     "properties": {
-        "id": _optional("string", maxLength=_MAX_NAME),
+        "id": _optional("string", maxLength=MAX_NAME_LENGTH),
         "type": {"enum": ["function", None]},
         "function": {
             "type": ["object", "null"],
             "properties": {
-                "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+                "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
                 "arguments": {"type": ["string", "object", "null"]},
             },
             "required": ["name"],
         },
-        "name": _optional("string", minLength=1, maxLength=_MAX_NAME),
+        "name": _optional("string", minLength=1, maxLength=MAX_NAME_LENGTH),
         "arguments": {"type": ["string", "object", "null"]},
     },
 }
 _MESSAGE: Schema = {
     "type": "object",
     "properties": {
-        "role": {"type": "string", "minLength": 1, "maxLength": 64},
+        "role": {"type": "string", "minLength": 1, "maxLength": MAX_ROLE_LENGTH},
         "content": {**_CONTENT, "type": ["string", "array", "null"]},
-        "name": _optional("string", maxLength=_MAX_NAME),
-        "tool_call_id": _optional("string", maxLength=_MAX_NAME),
+        "name": _optional("string", maxLength=MAX_NAME_LENGTH),
+        "tool_call_id": _optional("string", maxLength=MAX_NAME_LENGTH),
         "tool_calls": _optional("array", items=_TOOL_CALL, maxItems=MAX_TOOLS),
     },
     # A turn that only called a tool, or a tool that has nothing to say, has no content.
@@ -99,14 +115,7 @@ _OPTIONS: Schema = {
 }
 _SAMPLING: Schema = {
     "stream": _optional("boolean", default=False),
-    "max_tokens": _integer(1, description="256 by default; in a stream the model's sequence length"),
-    "temperature": _number(0, 5, default=0.6),
-    "top_p": _number(0.001, 1),
-    "top_k": _integer(1, 50),
-    "seed": _integer(1, 9_999_999_999),
-    "repetition_penalty": _optional("number", exclusiveMinimum=0, maximum=2),
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
+    **{field.name: _sampling(field, field.rest) for field in SAMPLING_FIELDS},
     "stop": _STOP,
     "options": _OPTIONS,
 }
@@ -138,10 +147,8 @@ _STREAM_OPTIONS: Schema = {
 }
 _ONE: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 1, "description": "One choice for each request"}
 _OPENAI: Schema = {
-    "model": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
-    # OpenAI's range; 0 and 1 mean what they mean there.
-    "top_p": _number(0, 1),
-    "seed": _integer(-(2**63), 2**63 - 1),
+    "model": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
+    **{field.name: _sampling(field, field.openai) for field in SAMPLING_FIELDS if field.openai is not None},
     "n": _ONE,
     "stream_options": _STREAM_OPTIONS,
     "logit_bias": {"type": ["object", "null"], "maxProperties": 0, "description": "Not supported"},
@@ -182,7 +189,7 @@ def _tool(max_schema_depth: int) -> Schema:
     function: Schema = {
         "type": "object",
         "properties": {
-            "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+            "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
             "description": _optional("string"),
             "parameters": _optional("object", maxDepth=max_schema_depth),
         },
@@ -263,7 +270,7 @@ _GENERIC: Schema = {
     "title": "Generic run",
     "type": "object",
     "properties": {
-        "model": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+        "model": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
         "input": {"type": "object"},
         "options": {"type": ["object", "null"]},
     },

@@ -49,17 +49,8 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
     """The contract's request for a valid body."""
     request = RunRequest(model=model, account=account, reject_if_busy=body.reject_if_busy)
     request.sampling.CopyFrom(
-        Sampling(
-            max_tokens=_max_tokens(body, profile),
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            seed=body.seed,
-            repetition_penalty=body.repetition_penalty,
-            frequency_penalty=body.frequency_penalty,
-            presence_penalty=body.presence_penalty,
-            stop=body.stop,
-        )
+        # The table of parameters and the contract have the same names; a test compares them.
+        Sampling(**{"max_tokens": _default_max_tokens(body, profile), **body.sampling}, stop=body.stop)  # type: ignore[arg-type]
     )
     if body.prompt is not None and body.raw:
         request.text = body.prompt
@@ -76,9 +67,7 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
     return request
 
 
-def _max_tokens(body: RunBody, profile: Profile) -> int | None:
-    if body.max_tokens is not None:
-        return body.max_tokens
+def _default_max_tokens(body: RunBody, profile: Profile) -> int | None:
     return profile.stream_max_tokens if body.stream else DEFAULT_MAX_TOKENS
 
 

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from http_bridge.settings import split_address
 from http_bridge.upstream.resolver import Address
 from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
+from tailrace_shared.addresses import split_address
 
 SERVICE_NAME = "tailrace.v1.InferenceService"
 # Servers that a call may go to.
@@ -81,7 +81,7 @@ class Channels:
     @asynccontextmanager
     async def for_call(self, group: Group) -> AsyncIterator[Channel]:
         """The channel of one call. One that was replaced is closed after its last."""
-        if self._credentials.renew():
+        if self._credentials.reload_if_changed():
             await self.retain(())
         channel = self._current.get(group)
         if channel is None:

@@ -9,7 +9,8 @@ import logging
 import socket
 from dataclasses import dataclass
 
-from http_bridge.settings import GRPC_SCHEMES, split_address
+from http_bridge.settings import GRPC_SCHEMES
+from tailrace_shared.addresses import split_address
 
 _logger = logging.getLogger(__name__)
 

@@ -3,23 +3,23 @@
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 
-from inference_server.errors import ConfigurationError, Unauthenticated
+from inference_server.errors import Unauthenticated
 from inference_server.grpc_api import load_report
 from inference_server.grpc_api.status import Context, abort
-from tailrace_shared.file_watcher import Watched
+from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.file_watcher import ReloadableFile
 
 # Whoever watches a process holds no token, and what gRPC asks by itself to balance carries none: both learn how it is
 # doing, no more. Everything else is denied without one, also what does not exist.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
 # Longest time for which a token that was taken out of the file is still let in.
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 # A class that takes arguments in its stubs alone.
@@ -31,8 +31,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigurationError."""
-        self._file = Watched((path,), lambda: read_digests(path))
-        self._looked = time.monotonic()
+        self._file = ReloadableFile((path,), lambda: read_digests(path), min_seconds=CHECK_SECONDS)
 
     async def intercept_service(
         self,
@@ -50,9 +49,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         token = _token(details)
         if token is None:
             raise Unauthenticated("this server asks for a token: send the metadata authorization: Bearer <token>")
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._looked = time.monotonic()
-            self._file.renew()
+        self._file.reload_if_changed()
         # Digests have one length and every one is compared, so the time taken tells nothing about the tokens.
         digest = hashlib.sha256(token).digest()
         if not sum(hmac.compare_digest(digest, known) for known in self._file.content):

@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING
 
 from inference_server.engine.sequence import GenerationRequest, SamplingParams, ToolCall
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.grpc_api.validation import SCALARS, seconds
+from inference_server.grpc_api.validation import seconds
 from inference_server.text import tool_formats as tool_forms
 from inference_server.text.grammar import Constraint, GrammarError
 from inference_server.text.prompt_encoder import Turn
 from inference_server.text.tool_formats import Tool
 from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared.request_fields import SAMPLING_FIELDS
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from inference_server.serving.hosted_model import HostedModel
 
+# Sampling parameters that are passed to the engine as they are.
+_ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
 # Seeds drawn here stay within what the REST interface can send back in.
 _MAX_DRAWN_SEED = 9_999_999_999
 
@@ -91,6 +94,6 @@ def _constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | No
 
 def _sampling_params(request: pb.RunRequest) -> SamplingParams:
     sampling = request.sampling
-    given = {name: getattr(sampling, name) for name in SCALARS if sampling.HasField(name)}
+    given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
     seed = sampling.seed if sampling.HasField("seed") else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
     return SamplingParams(seed=seed, logprobs=request.logprobs.top if request.HasField("logprobs") else None, **given)

@@ -16,7 +16,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from inference_server.engine.watchdog import Watchdog
-from inference_server.errors import ConfigurationError
 from inference_server.grpc_api.auth import TokenCheck
 from inference_server.grpc_api.load_report import LoadReporter
 from inference_server.grpc_api.malformed import Parsing
@@ -24,8 +23,10 @@ from inference_server.grpc_api.servicer import InferenceServicer
 from inference_server.grpc_api.tls import server_credentials
 from inference_server.observability.tracing.exporter import tracing_from_environment
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import Settings, is_loopback
+from inference_server.settings import Settings
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
+from tailrace_shared.addresses import is_loopback
+from tailrace_shared.config_errors import ConfigurationError
 
 if TYPE_CHECKING:
     from inference_server.engine.base import BaseEngine

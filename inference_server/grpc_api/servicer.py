@@ -33,6 +33,7 @@ from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_call_stream import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
+from tailrace_shared.request_fields import MAX_NAME_LENGTH
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from inference_server.serving.hosted_model import HostedModel
@@ -65,7 +66,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         is_known, deadline = request.model in self.models, context.time_remaining()
         record = RunRecord(self.metrics, request, request_id, is_known=is_known, deadline=deadline)
         try:
-            self._rate_limit.take(request.account[: checks.MAX_ACCOUNT_LENGTH])
+            self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
             if (hosted := self.models.get(request.model)) is not None:
                 hosted.engine.check_capacity(
                     request.account, reject_if_busy=request.reject_if_busy, deadline_seconds=context.time_remaining()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import grpc
 
-from inference_server.errors import ConfigurationError
 from inference_server.settings import Settings
-from tailrace_shared.file_watcher import Watched
+from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.file_watcher import ReloadableFile
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
@@ -28,11 +28,11 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
         _check_authorities(client_ca)
         return grpc.ssl_server_certificate_configuration([pair], authorities)
 
-    files = Watched([path for path in (cert, key, client_ca) if path is not None], read)
+    files = ReloadableFile([path for path in (cert, key, client_ca) if path is not None], read)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         """Asked before each handshake, by one thread of gRPC at a time; None means: as before."""
-        return files.content if files.renew() else None
+        return files.content if files.reload_if_changed() else None
 
     # The types know nothing of this None.
     return grpc.dynamic_ssl_server_credentials(files.content, fetch, client_ca is not None)  # type: ignore[arg-type]

@@ -4,28 +4,20 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from inference_server.errors import FieldViolation, InvalidField
 from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared.request_fields import (
+    MAX_NAME_LENGTH,
+    MAX_ROLE_LENGTH,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    SAMPLING_FIELDS,
+)
 
-_Scalar = Literal["temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty", "presence_penalty"]
-SCALARS: tuple[_Scalar, ...] = get_args(_Scalar)
-_RANGES: dict[_Scalar, tuple[float, float]] = {
-    "temperature": (0.0, 5.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "presence_penalty": (-2.0, 2.0),
-}
-_RANGES_ABOVE_ZERO: dict[_Scalar, float] = {"top_p": 1.0, "repetition_penalty": 2.0}
-_AT_LEAST_ONE: tuple[Literal["max_tokens", "top_k"], ...] = ("max_tokens", "top_k")
-_MAX_STOP_STRINGS = 16
-_MAX_STOP_LENGTH = 256
-_MAX_ROLE_LENGTH = 64
-_MAX_MODEL_LENGTH = 256
-MAX_ACCOUNT_LENGTH = 256
-_MAX_TOP_LOGPROBS = 20
-_MAX_TOOLS = 128
-_MAX_NAME_LENGTH = 256
 _MAX_SCHEMA_BYTES = 2**20
 # Of more, the first are told: a status travels in a header, and a request may hold a million wrong turns.
 _MAX_VIOLATIONS = 16
@@ -46,12 +38,12 @@ def check(request: pb.RunRequest, limits: Limits) -> None:
         *_sampling_violations(request.sampling),
         *_format_violations(request, limits),
     ]
-    if request.HasField("logprobs") and request.logprobs.top > _MAX_TOP_LOGPROBS:
-        violations.append(FieldViolation("logprobs.top", f"must be at most {_MAX_TOP_LOGPROBS}"))
+    if request.HasField("logprobs") and request.logprobs.top > MAX_TOP_LOGPROBS:
+        violations.append(FieldViolation("logprobs.top", f"must be at most {MAX_TOP_LOGPROBS}"))
     if request.HasField("time_limit") and seconds(request) <= 0:
         violations.append(FieldViolation("time_limit", "must be above 0"))
-    if len(request.account) > MAX_ACCOUNT_LENGTH:
-        violations.append(FieldViolation("account", f"must have at most {MAX_ACCOUNT_LENGTH} characters"))
+    if len(request.account) > MAX_NAME_LENGTH:
+        violations.append(FieldViolation("account", f"must have at most {MAX_NAME_LENGTH} characters"))
     if violations:
         raise InvalidField(*violations[:_MAX_VIOLATIONS])
 
@@ -64,8 +56,8 @@ def check_input(request: pb.CountTokensRequest, limits: Limits) -> None:
 
 def _input_violations(request: pb.RunRequest | pb.CountTokensRequest, limits: Limits) -> list[FieldViolation]:
     violations = []
-    if not 1 <= len(request.model) <= _MAX_MODEL_LENGTH:
-        violations.append(FieldViolation("model", f"is required, and has at most {_MAX_MODEL_LENGTH} characters"))
+    if not 1 <= len(request.model) <= MAX_NAME_LENGTH:
+        violations.append(FieldViolation("model", f"is required, and has at most {MAX_NAME_LENGTH} characters"))
     return violations + _prompt_violations(request, limits)
 
 
@@ -85,9 +77,9 @@ def _turn_violations(chat: pb.Chat, limits: Limits) -> list[FieldViolation]:
     if len(chat.turns) > limits.max_messages:
         return [FieldViolation("chat.turns", f"must have at most {limits.max_messages} turns")]
     violations = [
-        FieldViolation(f"chat.turns[{index}].role", f"must have 1 to {_MAX_ROLE_LENGTH} characters")
+        FieldViolation(f"chat.turns[{index}].role", f"must have 1 to {MAX_ROLE_LENGTH} characters")
         for index, turn in enumerate(chat.turns)
-        if not 1 <= len(turn.role) <= _MAX_ROLE_LENGTH
+        if not 1 <= len(turn.role) <= MAX_ROLE_LENGTH
     ]
     for index, turn in enumerate(chat.turns):
         if turn.tool_calls or turn.tool_call_id or turn.name:
@@ -97,29 +89,29 @@ def _turn_violations(chat: pb.Chat, limits: Limits) -> list[FieldViolation]:
 
 def _call_violations(turn: pb.ChatTurn, path: str) -> Iterator[FieldViolation]:
     for name in ("tool_call_id", "name"):
-        if len(getattr(turn, name)) > _MAX_NAME_LENGTH:
-            yield FieldViolation(f"{path}.{name}", f"must have at most {_MAX_NAME_LENGTH} characters")
-    if len(turn.tool_calls) > _MAX_TOOLS:
-        yield FieldViolation(f"{path}.tool_calls", f"must have at most {_MAX_TOOLS} calls")
+        if len(getattr(turn, name)) > MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.{name}", f"must have at most {MAX_NAME_LENGTH} characters")
+    if len(turn.tool_calls) > MAX_TOOLS:
+        yield FieldViolation(f"{path}.tool_calls", f"must have at most {MAX_TOOLS} calls")
         return
     for index, call in enumerate(turn.tool_calls):
-        if not 1 <= len(call.name) <= _MAX_NAME_LENGTH:
-            yield FieldViolation(f"{path}.tool_calls[{index}].name", f"must have 1 to {_MAX_NAME_LENGTH} characters")
-        if len(call.id) > _MAX_NAME_LENGTH:
-            yield FieldViolation(f"{path}.tool_calls[{index}].id", f"must have at most {_MAX_NAME_LENGTH} characters")
+        if not 1 <= len(call.name) <= MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.tool_calls[{index}].name", f"must have 1 to {MAX_NAME_LENGTH} characters")
+        if len(call.id) > MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.tool_calls[{index}].id", f"must have at most {MAX_NAME_LENGTH} characters")
         if not _is_object(call.arguments):
             yield FieldViolation(f"{path}.tool_calls[{index}].arguments", "must be a JSON object")
 
 
 def _tool_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
     names = [tool.name for tool in chat.tools]
-    if len(names) > _MAX_TOOLS:
-        yield FieldViolation("chat.tools", f"must have at most {_MAX_TOOLS} tools")
+    if len(names) > MAX_TOOLS:
+        yield FieldViolation("chat.tools", f"must have at most {MAX_TOOLS} tools")
         return
     for index, tool in enumerate(chat.tools):
         path = f"chat.tools[{index}]"
-        if not 1 <= len(tool.name) <= _MAX_NAME_LENGTH:
-            yield FieldViolation(f"{path}.name", f"must have 1 to {_MAX_NAME_LENGTH} characters")
+        if not 1 <= len(tool.name) <= MAX_NAME_LENGTH:
+            yield FieldViolation(f"{path}.name", f"must have 1 to {MAX_NAME_LENGTH} characters")
         elif names.index(tool.name) < index:
             yield FieldViolation(f"{path}.name", "is another tool's already")
         if tool.parameters and not _is_object(tool.parameters):
@@ -174,19 +166,14 @@ def _children(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def _sampling_violations(sampling: pb.Sampling) -> list[FieldViolation]:
     violations = []
-    for name, (low, high) in _RANGES.items():
-        if sampling.HasField(name) and not low <= getattr(sampling, name) <= high:  # NaN is in no range
-            violations.append(FieldViolation(f"sampling.{name}", f"must be {low:g} to {high:g}"))
-    for name, highest in _RANGES_ABOVE_ZERO.items():
-        if sampling.HasField(name) and not 0.0 < getattr(sampling, name) <= highest:
-            violations.append(FieldViolation(f"sampling.{name}", f"must be above 0, at most {highest:g}"))
-    for count in _AT_LEAST_ONE:
-        if sampling.HasField(count) and getattr(sampling, count) < 1:
-            violations.append(FieldViolation(f"sampling.{count}", "must be at least 1"))
-    if len(sampling.stop) > _MAX_STOP_STRINGS:
-        violations.append(FieldViolation("sampling.stop", f"must have at most {_MAX_STOP_STRINGS} strings"))
-    if any(not 1 <= len(stop) <= _MAX_STOP_LENGTH for stop in sampling.stop):
-        violations.append(FieldViolation("sampling.stop", f"must be strings of 1 to {_MAX_STOP_LENGTH} characters"))
+    given = {descriptor.name: value for descriptor, value in sampling.ListFields()}
+    for field in SAMPLING_FIELDS:
+        if field.name in given and given[field.name] not in field.grpc:
+            violations.append(FieldViolation(f"sampling.{field.name}", f"must be {field.grpc}"))
+    if len(sampling.stop) > MAX_STOP_STRINGS:
+        violations.append(FieldViolation("sampling.stop", f"must have at most {MAX_STOP_STRINGS} strings"))
+    if any(not 1 <= len(stop) <= MAX_STOP_LENGTH for stop in sampling.stop):
+        violations.append(FieldViolation("sampling.stop", f"must be strings of 1 to {MAX_STOP_LENGTH} characters"))
     return violations
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from inference_server.errors import ConfigurationError
+from tailrace_shared.config_errors import ConfigurationError
 
 EngineName = Literal["tailrace", "vllm"]
 ToolFormat = Literal["hermes", "llama3", "mistral"]

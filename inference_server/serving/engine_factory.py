@@ -20,12 +20,12 @@ from inference_server.engine.native.scheduler import Policy
 from inference_server.engine.vllm.client import VllmClient, end_unfinished
 from inference_server.engine.vllm.engine import VllmEngine
 from inference_server.engine.vllm.engine_args import engine_arguments
-from inference_server.errors import ConfigurationError
 from inference_server.model.runner import ModelRunner
 from inference_server.serving.catalog import EngineName, Precision, Weights
 from inference_server.settings import Settings
 from inference_server.weights.loader import progress, total_memory_bytes
 from inference_server.weights.prepare import Described, Prepared
+from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 

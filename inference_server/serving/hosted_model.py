@@ -15,7 +15,7 @@ import torch
 from inference_server.engine.base import BaseEngine, Reply
 from inference_server.engine.sequence import Completed, GenerationRequest, SamplingParams
 from inference_server.engine.vllm.client import check_installed
-from inference_server.errors import ConfigurationError, NoRoomForReply, PromptTooLong, TailraceError, UnsupportedModel
+from inference_server.errors import NoRoomForReply, PromptTooLong, TailraceError, UnsupportedModel
 from inference_server.serving.catalog import CatalogEntry, Precision, ToolFormat, builtin_template
 from inference_server.serving.engine_factory import Key, in_daemon_thread, own_engine, vllm_engine
 from inference_server.settings import Settings
@@ -26,6 +26,7 @@ from inference_server.text.tool_formats import format_of_template, shown_tokens
 from inference_server.weights.loader import choose_device, progress, resolve_precision
 from inference_server.weights.packed_cache import Facts
 from inference_server.weights.prepare import Described, Prepared, describe, prepare
+from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 

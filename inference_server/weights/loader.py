@@ -29,9 +29,9 @@ from huggingface_hub.utils.tqdm import enable_progress_bars
 
 from inference_server.attention import paged as attention
 from inference_server.cpu.linear.pack import cpu_multiplies_bfloat16
-from inference_server.errors import ConfigurationError
 from inference_server.serving.catalog import Precision, Weights
 from inference_server.weights.atomic_folder import made_once
+from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 

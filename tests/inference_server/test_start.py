@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Llama4TextConfig, MixtralConfig, Phi3Config
 
-from inference_server.errors import ConfigurationError
+from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import collect, entry, hosting, request
 from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 

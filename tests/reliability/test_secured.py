@@ -27,7 +27,7 @@ def digest(token):
 async def secured(tiny_model, tmp_path, monkeypatch):
     """Yield the running server, its tokens file, its certificate, and the settings of its clients."""
     for module in ("inference_server.grpc_api.auth", "http_bridge.upstream.tls"):
-        monkeypatch.setattr(f"{module}.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(f"{module}.CHECK_SECONDS", 0.0)
     authority = Authority(tmp_path)
     files, client = authority.issue("server"), authority.issue("client")
     tokens_file = tmp_path / "tokens"

@@ -16,9 +16,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_bridge.observability.tracing import attribute_names as names
 from http_bridge.observability.tracing.base import TRACE_KEY, Call, Context, Trace, context_of
 from tailrace.v1.inference_pb2 import FinishReason, RunRequest, RunResponse
+from tailrace_shared import attribute_names as names
 
 _METHOD = "tailrace.v1.InferenceService/Run"
 _W3C = TraceContextTextMapPropagator()

@@ -13,10 +13,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from inference_server.engine.sequence import Completed, Delta, Event, Started, ToolCall
 from inference_server.grpc_api.status import STATUS
-from inference_server.observability.tracing import attribute_names as names
 from inference_server.observability.tracing.base import Metadata, RunTrace
 from inference_server.observability.tracing.genai_messages import input_messages, output_messages
 from tailrace.v1.inference_pb2 import RunRequest
+from tailrace_shared import attribute_names as names
 
 _PHASES = (names.QUEUE, names.PREFILL, names.DECODE)
 _METHOD = "tailrace.v1.InferenceService/Run"
@@ -116,7 +116,7 @@ class SpanTrace(RunTrace):
 
     def _phase_attributes(self, name: str) -> dict[str, Any]:
         if name == names.QUEUE:
-            return {} if self._admitted is None else {names.TURN: self._turn}
+            return {} if self._admitted is None else {names.ADMISSION_POSITION: self._turn}
         if self._completed is None:
             return {}
         usage = self._completed.usage

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from http_bridge.auth.token_file import TokenFile, read_tokens
-from http_bridge.settings import ConfigError
+from tailrace_shared.config_errors import ConfigurationError
 from tests.http_bridge.conftest import MODEL
 
 API = "/client/v4"
@@ -28,7 +28,7 @@ def bearer(token):
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    monkeypatch.setattr("http_bridge.auth.token_file._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("http_bridge.auth.token_file._CHECK_SECONDS", 0.0)
     path = tmp_path / "tokens"
     path.write_text("# ours\n" + line("ada", "first") + "\n  " + line("bob", "second") + line("*", "any"))
     return path
@@ -95,7 +95,7 @@ def test_an_invalid_file_is_logged_once_and_its_last_tokens_stay(path, caplog):
         caplog.clear()
         assert [file.accounts() for _ in range(3)] == [before] * 3
         (record,) = caplog.records
-        assert "The tokens read before stay in force." in record.message and record.levelno == logging.ERROR
+        assert "the last valid version stays active" in record.message and record.levelno == logging.WARNING
     path.write_text(line("ada", "third"))
     assert list(file.accounts().values()) == ["ada"]
 
@@ -113,7 +113,7 @@ def test_an_invalid_file_is_logged_once_and_its_last_tokens_stay(path, caplog):
 )
 def test_a_wrong_line_is_named_and_not_repeated(path, text, message):
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         read_tokens(path)
     assert str(caught.value).startswith(f"TAILRACE_API_TOKENS_FILE={path}: {message}")
     assert "secret" not in str(caught.value)
@@ -121,7 +121,7 @@ def test_a_wrong_line_is_named_and_not_repeated(path, text, message):
 
 def test_a_missing_file_is_an_error(tmp_path):
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(ConfigError, match="there is no such file"):
+        with pytest.raises(ConfigurationError, match="there is no such file"):
             read_tokens(path)
 
 

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from http_bridge.observability.logs import JsonLines, TextLines
+from tailrace_shared.logs import JsonLines, TextLines
 from tests.http_bridge.conftest import RUN_URL
 from tests.support.metrics import documented, exposed, read_metrics, samples
 from tests.support.processes import free_address
@@ -128,7 +128,7 @@ async def test_a_run_has_one_log_line_with_all_its_fields(bridge, caplog):
         await bridge.client.get("/healthz")
         await until_value(1, bridge, "requests_total", route="health", status="200")
     (record,) = [record for record in caplog.records if record.name.startswith("http_bridge")]
-    line = json.loads(JsonLines().format(record))
+    line = json.loads(JsonLines("http_bridge").format(record))
     assert (line["level"], line["service"], line["route"], line["status"]) == ("info", "http_bridge", "run", 200)
     assert (line["request_id"], line["account"], line["stream"]) == (response.headers["cf-ai-req-id"], "acc", True)
     assert (line["prompt_tokens"], line["completion_tokens"], line["finish_reason"]) == (5, 7, "stop")
@@ -141,7 +141,7 @@ async def test_the_line_of_a_refusal_has_its_code(bridge, caplog):
         await bridge.ask({"prompt": 7})
         await until_value(1, bridge, "requests_total", route="run", status="400")
     (record,) = [record for record in caplog.records if record.name.startswith("http_bridge")]
-    text = TextLines().format(record)
+    text = TextLines("http_bridge").format(record)
     assert " INFO    bridge: run: 400 after " in text and " error_code=5006 account=acc model=@cf/meta/" in text
 
 

@@ -12,10 +12,12 @@ import grpc
 import pytest
 
 from http_bridge.app import create_app
-from http_bridge.observability.tracing import attribute_names as attributes
-from http_bridge.observability.tracing import exporter as otlp
+from http_bridge.observability.tracing import exporter
 from http_bridge.observability.tracing.base import context_of
-from http_bridge.settings import ConfigError, Settings
+from http_bridge.settings import Settings
+from tailrace_shared import attribute_names as attributes
+from tailrace_shared import otlp
+from tailrace_shared.config_errors import ConfigurationError
 from tests.http_bridge.conftest import MODEL, new_york, running_bridge
 from tests.support.collector import collecting
 from tests.support.engines import until
@@ -226,13 +228,13 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():
 def test_opentelemetrys_own_switches_are_obeyed(monkeypatch, name, value):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4317")
     monkeypatch.setenv(name, value)
-    assert not isinstance(otlp.tracing_from_environment(), otlp.Exported)
+    assert not isinstance(exporter.tracing_from_environment(), exporter.OtlpTracing)
 
 
 def test_an_endpoint_without_the_extra_stops_the_start(monkeypatch):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4317")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ConfigError, match=r"pip install '\.\[bridge,traces\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[bridge,traces\]'"):
         create_app(Settings())
 
 
@@ -249,5 +251,5 @@ def test_an_endpoint_without_the_extra_stops_the_start(monkeypatch):
 def test_a_variable_that_cannot_be_used_stops_the_start(monkeypatch, name, value):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4317")
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="OTEL_"):
-        otlp.tracing_from_environment()
+    with pytest.raises(ConfigurationError, match="OTEL_"):
+        exporter.tracing_from_environment()

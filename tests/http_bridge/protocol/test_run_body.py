@@ -5,10 +5,8 @@ import json
 import pytest
 
 from http_bridge.errors import ApiError
-from http_bridge.protocol import schemas
 from http_bridge.protocol.run_body import Tool, ToolCall, Turn
 from http_bridge.protocol.validation import load
-from inference_server.grpc_api import validation as checks
 from tests.http_bridge.conftest import BODIES
 
 NUMBERS = {
@@ -43,7 +41,7 @@ def problem(**body):
 
 @pytest.mark.parametrize(("name", "limits"), NUMBERS.items())
 def test_both_ends_of_a_range_are_accepted(name, limits):
-    assert [getattr(parse(prompt="hi", **{name: value}), name) for value in limits] == list(limits)
+    assert [parse(prompt="hi", **{name: value}).sampling[name] for value in limits] == list(limits)
 
 
 @pytest.mark.parametrize(("name", "limits"), NUMBERS.items())
@@ -61,17 +59,17 @@ def test_other_types_are_not_numbers(name, value, kind):
 
 @pytest.mark.parametrize("name", ["max_tokens", "top_k", "seed"])
 def test_integer_may_be_written_as_a_float_but_not_have_a_fraction(name):
-    value = getattr(parse(prompt="hi", **{name: 5.0}), name)
+    value = parse(prompt="hi", **{name: 5.0}).sampling[name]
     assert (value, type(value)) == (5, int)
     assert problem(prompt="hi", **{name: 5.5}) == f"Type mismatch of '/{name}', 'number' not in 'integer'"
 
 
 def test_tiny_temperature_is_accepted():
-    assert parse(prompt="hi", temperature=1e-08).temperature == 1e-08
+    assert parse(prompt="hi", temperature=1e-08).sampling["temperature"] == 1e-08
 
 
 def test_repetition_penalty_is_above_zero_to_two():
-    assert parse(prompt="hi", repetition_penalty=2).repetition_penalty == 2
+    assert parse(prompt="hi", repetition_penalty=2).sampling["repetition_penalty"] == 2
     assert problem(prompt="hi", repetition_penalty=0) == "'/repetition_penalty' must be > 0"
     assert problem(prompt="hi", repetition_penalty=2.1) == "'/repetition_penalty' must be <= 2"
     assert problem(prompt="hi", repetition_penalty=-1) == "'/repetition_penalty' must be > 0"
@@ -79,8 +77,8 @@ def test_repetition_penalty_is_above_zero_to_two():
 
 def test_max_tokens_has_only_the_contracts_upper_limit():
     assert problem(prompt="hi", max_tokens=0) == "'/max_tokens' must be >= 1"
-    assert parse(prompt="hi", max_tokens=10**30).max_tokens == 2**32 - 1
-    assert parse_body(b'{"prompt":"hi","max_tokens":1e30}').max_tokens == 2**32 - 1
+    assert parse(prompt="hi", max_tokens=10**30).sampling["max_tokens"] == 2**32 - 1
+    assert parse_body(b'{"prompt":"hi","max_tokens":1e30}').sampling["max_tokens"] == 2**32 - 1
 
 
 @pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity"])
@@ -325,14 +323,6 @@ def test_arguments_of_a_call_as_text_may_be_nested_as_a_body_may():
         assert problem(messages=[{"role": "assistant", "tool_calls": [call]}]) == (
             "'/messages/0/tool_calls/0/arguments' must be a JSON object as text, nested at most 128 deep"
         )
-
-
-def test_bridge_and_server_agree_on_stop_strings_and_tools():
-    assert (schemas.MAX_STOP_STRINGS, schemas.MAX_STOP_LENGTH) == (
-        checks._MAX_STOP_STRINGS,
-        checks._MAX_STOP_LENGTH,
-    )
-    assert (schemas.MAX_TOOLS, schemas.MAX_TOP_LOGPROBS) == (checks._MAX_TOOLS, checks._MAX_TOP_LOGPROBS)
 
 
 def test_reject_if_busy_is_in_options():

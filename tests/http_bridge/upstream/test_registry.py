@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 import grpc
 import pytest
 
-from http_bridge.settings import ConfigError, load_settings
+from http_bridge.settings import Settings
 from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared.config_errors import ConfigurationError
 from tests.http_bridge.conftest import MODEL, Backend, new_york
 
 OTHER = "@cf/other/model"
@@ -167,5 +168,5 @@ async def test_a_refusal_of_a_stopping_server_is_retried_on_another(pair, pair_b
 def test_several_addresses_with_tls_need_the_name_of_their_certificate(monkeypatch, tmp_path):
     monkeypatch.setenv("TAILRACE_GRPC_ADDRESS", "one:50051,two:50051")
     monkeypatch.setenv("TAILRACE_GRPC_TLS_CA", str(tmp_path))
-    with pytest.raises(ConfigError, match="need TAILRACE_GRPC_TLS_SERVER_NAME"):
-        load_settings()
+    with pytest.raises(ConfigurationError, match="need TAILRACE_GRPC_TLS_SERVER_NAME"):
+        Settings.from_environment()

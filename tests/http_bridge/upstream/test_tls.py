@@ -7,14 +7,15 @@ import grpc
 import pytest
 
 from http_bridge.app import create_app
-from http_bridge.settings import ConfigError, Settings
+from http_bridge.settings import Settings
+from tailrace_shared.config_errors import ConfigurationError
 from tests.http_bridge.conftest import RUN_URL, Backend
 from tests.support.certificates import Authority, Files
 
 
 @pytest.fixture(autouse=True)
 def files_are_looked_at_for_each_call(monkeypatch):
-    monkeypatch.setattr("http_bridge.upstream.tls.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("http_bridge.upstream.tls.CHECK_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ async def test_an_invalid_file_stops_the_start_in_one_sentence(tls, tmp_path, na
     path = tmp_path / "other.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ConfigError, match=f"^{reason}"):
+    with pytest.raises(ConfigurationError, match=f"^{reason}"):
         create_app(Settings(**{**tls, name: path}))
 
 

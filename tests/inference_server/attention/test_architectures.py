@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
-from inference_server.errors import ConfigurationError
+from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import Recorder, collect, entry, hosting, request
 from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
 

@@ -8,9 +8,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from inference_server.errors import ConfigurationError
 from inference_server.grpc_api.auth import read_digests
 from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared.config_errors import ConfigurationError
 from tests.support.servers import chat, details, running_server
 
 # The answer to accepted calls, because the server has no model.
@@ -31,7 +31,7 @@ def tokens_file(tmp_path):
 
 @pytest.fixture
 async def running(tokens_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("inference_server.grpc_api.auth.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("inference_server.grpc_api.auth.CHECK_SECONDS", 0.0)
     async with running_server(tmp_path / "not-read.toml", load=False, grpc_tokens_file=tokens_file) as running:
         yield running
 

@@ -117,7 +117,7 @@ async def test_every_wrong_field_is_named(running):
     error = await refused(running.stub.Run(chat(temperature=9.0, repetition_penalty=0.0, top_k=0)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     fields = [violation.field for violation in details(error)["BadRequest"].field_violations]
-    assert fields == ["sampling.temperature", "sampling.repetition_penalty", "sampling.top_k"]
+    assert fields == ["sampling.temperature", "sampling.top_k", "sampling.repetition_penalty"]
 
 
 async def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(running):

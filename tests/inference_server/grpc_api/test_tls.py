@@ -8,12 +8,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inference_server.errors import ConfigurationError
 from inference_server.grpc_api.server import Server
 from inference_server.grpc_api.tls import server_credentials
 from inference_server.settings import Settings
 from tailrace.v1.inference_pb2 import ListModelsRequest
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
+from tailrace_shared.config_errors import ConfigurationError
 from tests.support.certificates import Authority
 from tests.support.processes import free_address
 from tests.support.servers import running_server
@@ -112,7 +112,7 @@ async def test_an_invalid_certificate_is_logged_once_and_the_old_one_stays(autho
         with caplog.at_level(logging.WARNING):
             assert [await shown_certificate(running.address) for _ in range(3)] == [before] * 3
         (record,) = caplog.records
-        assert str(files.cert) in record.message and "what was read before stays in force" in record.message
+        assert str(files.cert) in record.message and "the last valid version stays active" in record.message
         authority.issue("mended", files=files)
         assert await shown_certificate(running.address) == files.cert.read_text() != before
 

@@ -7,10 +7,10 @@ import sys
 import grpc
 import pytest
 
-from inference_server.errors import ConfigurationError
-from inference_server.observability.tracing import attribute_names as attributes
 from inference_server.observability.tracing.exporter import tracing_from_environment
 from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared import attribute_names as attributes
+from tailrace_shared.config_errors import ConfigurationError
 from tests.support.collector import collecting
 from tests.support.engines import until
 from tests.support.processes import ROOT

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.errors import ConfigurationError
 from inference_server.serving.catalog import Weights, builtin_template, read_catalog
 from inference_server.settings import DEFAULT_CATALOG
+from tailrace_shared.config_errors import ConfigurationError
 
 INT8, FP16 = "@cf/meta/llama-2-7b-chat-int8", "@cf/meta/llama-2-7b-chat-fp16"
 ENTRY = """

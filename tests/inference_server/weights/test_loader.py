@@ -20,10 +20,10 @@ from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from inference_server.errors import ConfigurationError
 from inference_server.serving.catalog import Weights
 from inference_server.weights import loader
 from inference_server.weights.loader import activation_dtype, choose_device, load_model, local_folder, resolve_precision
+from tailrace_shared.config_errors import ConfigurationError
 from tests.support.fakes import llama_tokenizer
 
 CPU = torch.device("cpu")
@@ -306,7 +306,7 @@ COMMIT = "a" * 40
 OUTCOMES = """
 import json, logging, pathlib, sys, torch
 from inference_server.serving.catalog import Weights
-from inference_server.errors import ConfigurationError
+from tailrace_shared.config_errors import ConfigurationError
 from inference_server.weights.loader import load_model, silence_libraries
 
 silence_libraries()

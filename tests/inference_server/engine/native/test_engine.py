@@ -325,7 +325,7 @@ async def test_a_llama_2_without_a_template_gets_the_default_one(llama):
 
 
 async def test_a_kv_cache_setting_too_small_for_one_sequence_stops_the_start(tiny_model):
-    from inference_server.errors import ConfigurationError
+    from tailrace_shared.config_errors import ConfigurationError
 
     with pytest.raises(ConfigurationError, match="TAILRACE_KV_CACHE_TOKENS=100"):
         async with hosting(entry(tiny_model("llama-2")), kv_cache_tokens=100):

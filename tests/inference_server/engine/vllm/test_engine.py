@@ -16,11 +16,12 @@ from inference_server.engine.vllm.sampling_params import (
     token_logprob,
 )
 from inference_server.engine.vllm.step_stats import Steps
-from inference_server.errors import ConfigurationError, GenerationFailed, InvalidField
+from inference_server.errors import GenerationFailed, InvalidField
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.hosted_model import load_all
 from inference_server.settings import Settings
 from inference_server.text.grammar import Grammar
+from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import entry
 
 END = 2

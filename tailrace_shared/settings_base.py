@@ -1,0 +1,42 @@
+"""The base class of both services' settings: environment variables with the prefix TAILRACE_."""
+
+from typing import Any, ClassVar, Self
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.variables import PREFIX
+
+_MAX_SHOWN = 100  # characters of a wrong value
+
+
+class ServiceSettings(BaseSettings):
+    """Settings of one service. Each field comes from the variable TAILRACE_ plus its name in upper case."""
+
+    # Both services read the same environment: a field of the other one is not an error here.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
+
+    # Fields whose values are never shown.
+    secrets: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Return the settings in the environment.
+
+        Raises:
+            ConfigurationError: The message has one clause for each wrong variable.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(cls._clause(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def _clause(cls, problem: Any) -> str:
+        reason = str(problem["ctx"]["error"]) if "error" in problem.get("ctx", {}) else problem["msg"]
+        if not problem["loc"]:  # the check concerns several variables, and its message names them
+            return reason
+        name = problem["loc"][0]
+        given = "" if name in cls.secrets else f"={problem['input']!s:.{_MAX_SHOWN}}"
+        return f"{PREFIX}{name.upper()}{given}: {reason[0].lower()}{reason[1:]}"

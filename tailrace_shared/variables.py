@@ -1,0 +1,145 @@
+"""The environment variables that Tailrace reads, and a check for misspelt ones.
+
+The services ignore variables that they do not read, because each service also finds the other one's variables in its
+environment. This table is what tells a variable of the other service from a misspelt one.
+"""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tailrace_shared.config_errors import ConfigurationError
+
+PREFIX = "TAILRACE_"
+# Fields of the two services' Settings classes. A test compares this table with the classes.
+SETTINGS = (
+    "ACCOUNT_REQUESTS_PER_MINUTE",
+    "ALLOWED_HOSTS",
+    "API_TOKENS",
+    "API_TOKENS_FILE",
+    "BATCH_INVARIANT",
+    "BINDING_ADDRESS",
+    "BODY_TIMEOUT_SECONDS",
+    "CACHE_DIR",
+    "CATALOG",
+    "CORS_ORIGINS",
+    "DEVICE",
+    "GRPC_ADDRESS",
+    "GRPC_CONNECTION_AGE_SECONDS",
+    "GRPC_HEALTH_ADDRESS",
+    "GRPC_TLS_CA",
+    "GRPC_TLS_CERT",
+    "GRPC_TLS_CLIENT_CA",
+    "GRPC_TLS_CLIENT_CERT",
+    "GRPC_TLS_CLIENT_KEY",
+    "GRPC_TLS_KEY",
+    "GRPC_TLS_SERVER_NAME",
+    "GRPC_TOKEN",
+    "GRPC_TOKENS_FILE",
+    "HEADER_TIMEOUT_SECONDS",
+    "HTTP_ADDRESS",
+    "HTTP_METRICS_ADDRESS",
+    "HTTP_SHUTDOWN_GRACE_SECONDS",
+    "IDLE_TIMEOUT_SECONDS",
+    "INT8_THRESHOLD",
+    "KV_CACHE_TOKENS",
+    "LOG_FORMAT",
+    "LOG_LEVEL",
+    "MAX_ACCOUNT_SEQS",
+    "MAX_BODY_BYTES",
+    "MAX_CONNECTIONS",
+    "MAX_HEADER_BYTES",
+    "MAX_MESSAGES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_RUNNING_SEQS",
+    "MAX_SCHEMA_DEPTH",
+    "MAX_WAITING_SEQS",
+    "MAX_WAITING_TOKENS",
+    "METRICS_ADDRESS",
+    "PREFILL_CHUNK_TOKENS",
+    "PREFILL_IDLE_TOKENS",
+    "PREFIX_CACHE",
+    "PREFIX_CACHE_TOKENS",
+    "PROFILE",
+    "RAW_CONTROL_TOKENS",
+    "REQUEST_TIMEOUT_SECONDS",
+    "SHUTDOWN_GRACE_SECONDS",
+    "STALL_EXIT_SECONDS",
+    "STALL_SECONDS",
+    "STREAM_PADDING",
+    "WRITE_TIMEOUT_SECONDS",
+)
+# Variables that are read elsewhere: by the command and the examples, by the compose files, and by the tests.
+OTHERS = (
+    "URL",
+    "TOKEN",
+    "HTTP_PORT",
+    "GRPC_PORT",
+    "PROMETHEUS_PORT",
+    "GRAFANA_PORT",
+    "FAULT_FILE",
+    "TEST_CATALOG",
+    "TEST_SERVER",
+)
+KNOWN = tuple(PREFIX + name for name in (*SETTINGS, *OTHERS))
+
+# Kubernetes and Docker links add these for a service whose name begins with "tailrace".
+_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
+_PROTECTS = re.compile(r"TOKEN|TLS|KEY|SECRET|PASSWORD|AUTH|CERT|ALLOWED")
+_MIN_SIMILARITY = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownVariable:
+    """An environment variable that Tailrace does not read.
+
+    Attributes:
+        name: The variable; its value is never shown, because it may be a secret.
+        nearest: The most similar variable that Tailrace reads, or None.
+    """
+
+    name: str
+    nearest: str | None
+
+    @property
+    def is_protective(self) -> bool:
+        """True if the variable was probably meant to protect the services: starting without it would leave them open."""
+        return _PROTECTS.search(self.name) is not None
+
+    def __str__(self) -> str:
+        """Describe the variable in one sentence without a final period."""
+        hint = f": did you mean {self.nearest}?" if self.nearest else "; docs/configuration.md lists the settings"
+        return f"{self.name} is not a setting of Tailrace{hint}"
+
+
+def unknown_variables(names: Iterable[str]) -> list[UnknownVariable]:
+    """Return the variables among `names` that begin with TAILRACE_ and are not read, in alphabetical order."""
+    return [
+        UnknownVariable(name, _nearest(name))
+        for name in sorted(names)
+        if name.startswith(PREFIX) and name not in KNOWN and not _LINK.search(name)
+    ]
+
+
+def _nearest(name: str) -> str | None:
+    matches = difflib.get_close_matches(name.removeprefix(PREFIX), (*SETTINGS, *OTHERS), n=1, cutoff=_MIN_SIMILARITY)
+    return PREFIX + matches[0] if matches else None
+
+
+def check_variables(logger: logging.Logger, environment: Mapping[str, str] = os.environ) -> None:
+    """Log a warning for each variable that is not read.
+
+    Raises:
+        ConfigurationError: One of them was probably meant to protect the service, such as TAILRACE_API_TOKEN.
+    """
+    unknown = unknown_variables(environment)
+    if protective := [variable for variable in unknown if variable.is_protective]:
+        sentences = "; ".join(map(str, protective))
+        raise ConfigurationError(
+            f"{sentences}; correct or unset it: a setting that may protect the service is not ignored"
+        )
+    for variable in unknown:
+        logger.warning("%s", variable)
