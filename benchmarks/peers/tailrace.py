@@ -75,7 +75,7 @@ class BatchInvariant(Tailrace):
 
 
 class OneSlot(Tailrace):
-    """Where every request but one waits. What a waiting one takes is the same whatever the weights are."""
+    """Tailrace with a single slot, so that all other requests wait. Their memory does not depend on the weights."""
 
     scenarios = ("waiting",)
     is_alone = True

@@ -97,7 +97,7 @@ def test_a_time_limit_ends_with_the_text_so_far(stub):
     assert text and end.finish_reason == pb.FINISH_REASON_TIME_LIMIT
 
 
-def test_a_temperature_above_2_is_refused_and_says_why(stub):
+def test_a_temperature_above_2_is_refused_with_a_reason(stub):
     with pytest.raises(grpc.RpcError) as caught:
         reply(stub, asked(temperature=3))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "vLLM" in caught.value.details()

@@ -63,7 +63,7 @@ def test_a_refusal_is_one_sentence(stack, door, message):
 
 @pytest.mark.parametrize("command", [["run", MODEL, "hi"], ["models"], ["chat"]])
 @pytest.mark.parametrize("door", DOORS, ids=["rest", "grpc"])
-def test_the_error_without_a_stack_says_how_to_start_one(nowhere, command, door):
+def test_the_error_without_a_stack_explains_how_to_start_one(nowhere, command, door):
     done = tailrace(*command, *door, environment=nowhere)
     assert done.returncode == 1
     assert "tailrace serve" in done.stderr and "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ class Ending(enum.Enum):
     """The end of a request, as its client sees it."""
 
     COMPLETED = "completed"
-    TOLD = "told"  # an error status, or an error as the last event of a stream
+    ERROR = "error"  # an error status, or an error as the last event of a stream
     LEFT = "left"  # by the client
     BROKEN = "broken"  # the connection ended before the reply, without an error
 
@@ -108,10 +108,10 @@ class Exchange:
         if not self.is_whole:
             return Ending.BROKEN
         if self.status != 200:
-            return Ending.TOLD
+            return Ending.ERROR
         if not self.is_stream or DONE in self.body:
             return Ending.COMPLETED
-        return Ending.TOLD if b'"errors":[{' in self.body else Ending.BROKEN
+        return Ending.ERROR if b'"errors":[{' in self.body else Ending.BROKEN
 
     async def _read(self, at_most: int) -> bool:
         """Read some bytes. Returns False at the end."""

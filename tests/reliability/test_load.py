@@ -28,7 +28,7 @@ WARM_UP = 0.5
 MOST_GROWTH = 0.05
 BASELINE_SECONDS = 10.0
 CROWD, STEADY = "crowd", "steady"  # accounts
-LEAVES, READS_SLOWLY, SENDS_RUBBISH = 0.20, 0.10, 0.05
+LEAVES, READS_SLOWLY, SENDS_MALFORMED = 0.20, 0.10, 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 
 # The server's log at an admission: the number of admissions since the request's arrival, itself included. With all slots
@@ -38,7 +38,7 @@ LATEST_TURN = 2
 # Ratio of times to the first token: under load to those with eight busy slots and an empty queue.
 MOST_MEDIAN_RATIO, MOST_WORST_RATIO = 2.0, 5.0
 
-RUBBISH = [
+MALFORMED = [
     post(run_path(CROWD), b'{"prompt": "where is'),
     post(run_path(CROWD), b"\xff\xfe\x00" * 50),
     post(run_path(CROWD), {"prompt": "hi", "max_tokens": "many"}),
@@ -91,11 +91,11 @@ async def client(load: Load, number: int, until: float) -> None:
     while time.monotonic() < until:
         kind, share = "plain", dice.random()
         request, buffer_bytes = post(run_path(CROWD), body(dice)), 0
-        if share < SENDS_RUBBISH:
-            kind, request = "rubbish", dice.choice(RUBBISH)
-        elif share < SENDS_RUBBISH + READS_SLOWLY:
+        if share < SENDS_MALFORMED:
+            kind, request = "malformed", dice.choice(MALFORMED)
+        elif share < SENDS_MALFORMED + READS_SLOWLY:
             kind, buffer_bytes = "slow", 1024
-        elif share < SENDS_RUBBISH + READS_SLOWLY + LEAVES:
+        elif share < SENDS_MALFORMED + READS_SLOWLY + LEAVES:
             kind = "leaves"
         exchange = await Exchange.send(address, request, buffer_bytes=buffer_bytes)
         match kind:
@@ -200,7 +200,7 @@ def test_every_connected_client_gets_the_end_of_its_request(load):
     for (kind, ending), count in load.endings.items():
         assert (ending is Ending.LEFT) == (kind == "leaves"), (kind, ending, count)
         assert ending is not Ending.BROKEN, (kind, count)
-        assert kind != "rubbish" or ending is Ending.TOLD
+        assert kind != "malformed" or ending is Ending.ERROR
     assert load.endings["plain", Ending.COMPLETED] > NUM_CLIENTS
 
 

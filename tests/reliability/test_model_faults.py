@@ -78,7 +78,7 @@ async def test_a_model_that_hangs_for_too_long_ends_the_process(stack, fault, re
     exit_code = await asyncio.to_thread(stack.process("inference_server").wait, 10)
     seconds = time.monotonic() - started
     report(f"model hangs for good: the process ended after {seconds:.2f} s (limit {STALL_SECONDS + EXIT_SECONDS:g} s)")
-    assert (set(endings), exit_code) == ({Ending.TOLD}, 1)
+    assert (set(endings), exit_code) == ({Ending.ERROR}, 1)
     assert seconds < STALL_SECONDS + EXIT_SECONDS + 2 * GRACE_SECONDS
     assert "the process ends to be started anew" in stack.log("inference_server")
 
@@ -86,7 +86,7 @@ async def test_a_model_that_hangs_for_too_long_ends_the_process(stack, fault, re
 async def test_a_failing_pass_fails_only_its_own_streams(stack, fault):
     exchanges = await running_streams(stack)
     fault.write_text("raise 1")
-    assert {await exchange.read_rest() for exchange in exchanges} == {Ending.TOLD}
+    assert {await exchange.read_rest() for exchange in exchanges} == {Ending.ERROR}
     assert (await ask(stack.http_address, SHORT)).ending is Ending.COMPLETED
     assert await seconds_until_health(stack, SERVING) < GRACE_SECONDS
     assert "ordered" not in "".join(str(exchange.body) for exchange in exchanges)
@@ -95,5 +95,5 @@ async def test_a_failing_pass_fails_only_its_own_streams(stack, fault):
 async def test_a_broken_model_ends_the_process(stack, fault):
     exchanges = await running_streams(stack)
     fault.write_text("raise 1000")
-    assert {await exchange.read_rest() for exchange in exchanges} == {Ending.TOLD}
+    assert {await exchange.read_rest() for exchange in exchanges} == {Ending.ERROR}
     assert await asyncio.to_thread(stack.process("inference_server").wait, 10) == 1

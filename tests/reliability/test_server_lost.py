@@ -40,7 +40,7 @@ async def seconds_until_all_end_with_an_error(exchanges: list[Exchange], *, at_m
     started = time.monotonic()
     async with asyncio.timeout(at_most):
         endings = await asyncio.gather(*(exchange.read_rest() for exchange in exchanges))
-    assert set(endings) <= {Ending.TOLD, Ending.BROKEN}
+    assert set(endings) <= {Ending.ERROR, Ending.BROKEN}
     assert not any(DONE in exchange.body for exchange in exchanges)
     return time.monotonic() - started
 

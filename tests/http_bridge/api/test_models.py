@@ -20,7 +20,7 @@ async def test_models_are_listed_in_cloudflares_shape(bridge):
     assert second["source"] == 2 and first["id"] != second["id"]
 
 
-async def test_pages_come_to_an_end(bridge):
+async def test_the_page_after_the_last_is_empty(bridge):
     pages = [await found(bridge, f"?page={page}&per_page=1") for page in (1, 2, 3)]
     assert [[model["name"] for model in page["result"]] for page in pages] == [[MODEL], ["@hf/other/second"], []]
     assert pages[0]["result_info"] == {"page": 1, "per_page": 1, "count": 1, "total_count": 2, "total_pages": 2}

@@ -28,7 +28,7 @@ async def test_model_may_be_percent_encoded(bridge, servicer, path):
 
 
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "nonsense", None])
-async def test_body_is_json_whatever_the_content_type_says(bridge, content_type):
+async def test_the_body_is_json_for_any_content_type(bridge, content_type):
     headers = {} if content_type is None else {"content-type": content_type}
     response = await bridge.client.post(RUN + MODEL, content=b'{"prompt": "hi"}', headers=headers)
     assert response.status_code == 200
@@ -117,14 +117,14 @@ async def test_a_malformed_body_is_refused_and_the_next_request_works(bridge, se
 
 
 async def test_the_bridge_survives_bytes_that_are_not_http(bridge):
-    for rubbish in (
+    for malformed in (
         b"\x00\x01\x02\r\n\r\n",
         b"GET\r\n\r\n",
         b"POST / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01" + b"a" * 99_999,
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
-        writer.write(rubbish)
+        writer.write(malformed)
         await asyncio.sleep(0.02)
         writer.transport.abort()
     assert (await bridge.ask()).status_code == 200

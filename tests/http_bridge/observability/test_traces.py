@@ -214,8 +214,8 @@ async def test_an_unreachable_collector_disturbs_nothing(backend, monkeypatch, c
         await until(lambda: "export" in caplog.text)
         started = time.monotonic()
     assert time.monotonic() - started < 2
-    told = [record.msg for record in caplog.records if "export" in record.msg]
-    assert told and len(told) == len(set(told))
+    logged = [record.msg for record in caplog.records if "export" in record.msg]
+    assert logged and len(logged) == len(set(logged))
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():

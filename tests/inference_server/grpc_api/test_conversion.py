@@ -41,7 +41,7 @@ def accepted(request, *, num_prompt_tokens=10, **limits):
 
 SMALLEST = math.ulp(0.0)  # rounds to 0 as a float32
 RANGES = [
-    # field, accepted, refused, what is said
+    # field, accepted values, refused values, message
     ("temperature", [0.0, 1e-30, 0.6, 5.0], [-0.01, 5.01, 1e30], "must be 0 to 5"),
     ("top_p", [1e-30, 0.5, 1.0], [0.0, SMALLEST, -0.1, 1.01], "must be above 0, at most 1"),
     ("top_k", [1, 50, 2**32 - 1], [0], "must be at least 1"),

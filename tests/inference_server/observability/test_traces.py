@@ -87,8 +87,8 @@ def test_attribute_names_are_stable():
 
 async def test_no_text_is_in_any_span(running, collector):
     text = await reply_to(running, chat(PROMPT, max_tokens=20, seed=1))
-    told = str([span.span for span in await collector.named("chat", "queue", "prefill", "decode")])
-    assert PROMPT not in told and text.strip() not in told
+    spans = str([span.span for span in await collector.named("chat", "queue", "prefill", "decode")])
+    assert PROMPT not in spans and text.strip() not in spans
 
 
 async def test_prompt_and_reply_are_in_the_span_if_enabled(collector, tiny_model, tmp_path, monkeypatch):

@@ -117,12 +117,12 @@ def test_top_k_and_top_p_keep_the_same_tokens_as_sorting(narrowed):
 
 def test_top_k_and_top_p_draw_with_the_same_noise():
     logits = logits_of(200)
-    everyone, narrowed = (
+    unrestricted, narrowed = (
         tokens(logits, [row(seed=seed, temperature=0.7, **params) for seed in range(200)])
         for params in ({}, {"top_k": 20, "top_p": 0.95})
     )
-    kept = [token in logits[n].topk(20).indices for n, token in enumerate(everyone)]
-    assert sum(one == other for one, other in zip(everyone, narrowed, strict=True)) > 0.85 * sum(kept) > 100
+    kept = [token in logits[n].topk(20).indices for n, token in enumerate(unrestricted)]
+    assert sum(one == other for one, other in zip(unrestricted, narrowed, strict=True)) > 0.85 * sum(kept) > 100
 
 
 def inverse_transform(logits):

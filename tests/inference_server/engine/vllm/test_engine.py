@@ -120,9 +120,9 @@ def test_log_probabilities_are_ranked_without_forbidden_tokens():
         1: SimpleNamespace(logprob=-0.5, rank=1),
         3: SimpleNamespace(logprob=float("-inf"), rank=2),
     }
-    told = token_logprob(7, found, 2)
-    assert (told.token.token_id, told.token.logprob) == (7, -3.0)
-    assert [candidate.token_id for candidate in told.top] == [1]
+    reported = token_logprob(7, found, 2)
+    assert (reported.token.token_id, reported.token.logprob) == (7, -3.0)
+    assert [candidate.token_id for candidate in reported.top] == [1]
 
 
 class Letters:
@@ -219,12 +219,12 @@ async def test_a_time_limit_ends_running_and_waiting_replies(engine, script):
 
 
 async def test_when_vllm_ends_every_reply_fails_and_the_engine_is_broken(script):
-    told = asyncio.Event()
-    engine = VllmEngine(script, room=Room(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=told.set)
+    reported = asyncio.Event()
+    engine = VllmEngine(script, room=Room(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=reported.set)
     replies = [engine.submit(request(), Letters()) for _ in range(2)]
     script.is_dead = True
     async with asyncio.timeout(5):
-        await told.wait()
+        await reported.wait()
         for reply in replies:
             with pytest.raises(GenerationFailed):
                 await events(reply)
