@@ -3,7 +3,6 @@
 Every figure is a median over rounds, followed by the least and the largest round in brackets. Headings name the units.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from benchmarks.processes import ROOT
 from benchmarks.report import chart
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-CHART = ROOT / "benchmarks" / "results" / "throughput.svg"
+CHART = ROOT / "docs" / "images" / "throughput.svg"
 BEGIN = "<!-- benchmark: written by `python -m benchmarks --report`; do not edit -->"
 END = "<!-- /benchmark -->"
 NONE = "–"
@@ -29,9 +28,9 @@ def write(document: Document, results: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{PAGE} lacks the marks {BEGIN} and {END}: add them where the figures belong")
-    links = f"![Tokens per second by number of streams]({_link(CHART)})\n\n"
+    links = f"![Tokens per second by number of streams]({CHART.relative_to(PAGE.parent).as_posix()})\n\n"
     if results.resolve().is_relative_to(ROOT):
-        links += f"All figures: [{results.name}]({_link(results)}).\n"
+        links += f"All figures: `{results.resolve().relative_to(ROOT).as_posix()}`.\n"
     PAGE.write_text(f"{before}{BEGIN}\n{table(document)}\n{links}{END}{after}", encoding="utf-8")
 
 
@@ -40,10 +39,6 @@ def table(document: Document) -> str:
     parts = [_heading(document), _throughput(document), _waiting(document), _cost(document), _bridge(document)]
     parts += [_ratios(document), _missing(document)]
     return "\n".join(part for part in parts if part)
-
-
-def _link(target: Path) -> str:
-    return Path(os.path.relpath(target.resolve(), PAGE.parent)).as_posix()
 
 
 def spread(document: Document, peer: str, case: str, figure: str) -> dict[str, Any] | None:
@@ -170,8 +165,8 @@ def _bridge(document: Document) -> str:
     if len(known) == len(figures):
         speed, paced, rest, grpc = known
         text += (
-            f"\nOver an instant engine and 64 streams the bridge passes on {number(speed)} tokens per CPU second "
-            f"({number(paced)} when each stream gets one every 25 ms) and adds {number(rest - grpc)} ms to the TTFT.\n"
+            f"\nOver an instant engine and 64 streams the bridge passes on {number(speed)} tokens per CPU second, or "
+            f"{number(paced)} when each stream gets one every 25 ms. It adds {number(rest - grpc)} ms to the TTFT.\n"
         )
     text += _constraint(document)
     waiting = [median(document, "tailrace-one-slot", "waiting", f"{role}_kib_per_request") for role in _ROLES]

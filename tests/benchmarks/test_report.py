@@ -1,7 +1,6 @@
 """The report of results that are in the repository."""
 
 import json
-import re
 
 from benchmarks.processes import ROOT
 from benchmarks.report import report
@@ -10,7 +9,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "2026-11-23-full.json"
 
 
 def test_the_report_replaces_the_section_between_the_marks(tmp_path, monkeypatch):
-    page, chart = tmp_path / "docs" / "benchmarks.md", tmp_path / "throughput.svg"
+    page, chart = tmp_path / "docs" / "benchmarks.md", tmp_path / "docs" / "throughput.svg"
     page.parent.mkdir()
     page.write_text(f"# Benchmarks\n{report.BEGIN}\nold figures\n{report.END}\nThe end.\n")
     monkeypatch.setattr(report, "PAGE", page)
@@ -20,6 +19,5 @@ def test_the_report_replaces_the_section_between_the_marks(tmp_path, monkeypatch
     assert text.startswith(f"# Benchmarks\n{report.BEGIN}\nMeasured on ")
     assert text.endswith(f"{report.END}\nThe end.\n")
     assert "old figures" not in text
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    assert [(page.parent / link).resolve() for link in links] == [chart, RESULTS]
+    assert "](throughput.svg)" in text and "`benchmarks/results/2026-11-23-full.json`" in text
     assert chart.read_text().startswith("<svg ")
