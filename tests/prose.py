@@ -11,13 +11,14 @@ import sys
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = ("inference_server", "http_bridge", "tailrace_shared", "tailrace_cli")
 PYTHON = (*DOCUMENTED, "benchmarks", "examples", "tests")
 TEXT = {".proto", ".html", ".js", ".mjs", ".css", ".toml", ".yaml", ".yml", ".sh"}
+_Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 MAX_WORDS_DOCUMENT = 30
 MAX_WORDS_DOCSTRING = 35
 
@@ -33,19 +34,16 @@ _ITEM = re.compile(r"\s*(?:[-*+] |\d+\. |\*{0,2}\w+(?: \([^)]*\))?:(?:\s|$))")
 _SENTENCE_END = re.compile(r"""(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!vs\.)["')*_]*\s+""")
 
 
-@dataclass(frozen=True)
-class Violation:
+class Violation(NamedTuple):
+    """A line of a file that breaks a rule: "banned", "first word", "long" or "undocumented"."""
+
     path: str
     line: int
     rule: str
     text: str
 
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.rule}: {self.text}"
 
-
-@dataclass(frozen=True)
-class _Class:
+class _Class(NamedTuple):
     bases: list[str]
     documented: set[str]
 
@@ -120,28 +118,22 @@ def _of_document(path: str, text: str) -> Iterator[Violation]:
 def _of_python(path: str, source: str, bases: dict[str, _Class]) -> Iterator[Violation]:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.Module | _Definition):
             yield from _of_docstring(path, node)
         elif isinstance(node, ast.Call) and _is_message(node):
             given = [*node.args, *(each.value for each in node.keywords)]
             for text in (each for argument in given for each in _literals(argument)):
                 yield from _banned(path, node.lineno, text)
-    comments = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
-    blocks: list[tuple[int, list[str]]] = []
-    for comment in comments:
-        if blocks and comment.start[0] == blocks[-1][0] + len(blocks[-1][1]):
-            blocks[-1][1].append(comment.string)
-        else:
-            blocks.append((comment.start[0], [comment.string]))
-    for line, block in blocks:
-        yield from _banned(path, line, "\n".join(block))
-    if path.startswith(DOCUMENTED) and not any(_is_private(part) for part in Path(path).with_suffix("").parts):
+    comments = [""] * (source.count("\n") + 1)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            comments[token.start[0] - 1] = token.string
+    yield from _banned(path, 1, "\n".join(comments))
+    if path.startswith(DOCUMENTED) and not re.search(r"(?:^|/)_(?!_)", path):
         yield from _undocumented(path, tree, None, bases)
 
 
-def _of_docstring(
-    path: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-) -> Iterator[Violation]:
+def _of_docstring(path: str, node: ast.Module | _Definition) -> Iterator[Violation]:
     text = ast.get_docstring(node, clean=False)
     if not text:
         return
@@ -153,12 +145,8 @@ def _of_docstring(
 
 
 def _is_message(call: ast.Call) -> bool:
-    """Return True for print(), a logger's methods, the making of an exception, and whatever has a help text."""
-    function = call.func
-    name = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
-    owner = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+    """Return True for print(), a logger's methods, exceptions, and calls with a help text or description."""
+    owner, _, name = ast.unparse(call.func).rpartition(".")
     described = any(each.arg in ("help", "description", "summary") for each in call.keywords)
     return name == "print" or owner in ("logger", "_logger", "_log", "errors") or name.endswith("Error") or described
 
@@ -176,7 +164,7 @@ def _documented_methods(root: Path, paths: list[str]) -> dict[str, _Class]:
     for path in (path for path in paths if path.endswith(".py") and path.startswith((*DOCUMENTED, "proto"))):
         for node in ast.walk(ast.parse((root / path).read_text())):
             if isinstance(node, ast.ClassDef):
-                methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+                methods = [each for each in node.body if isinstance(each, _Definition)]
                 bases = [ast.unparse(base).split("[")[0].rpartition(".")[2] for base in node.bases]
                 classes[node.name] = _Class(bases, {each.name for each in methods if ast.get_docstring(each)})
     return classes
@@ -189,13 +177,9 @@ def _inherits(method: str, of: str, classes: dict[str, _Class]) -> bool:
     return any(method in classes[name].documented for name in ancestors[1:])
 
 
-def _is_private(name: str) -> bool:
-    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
-
-
 def _undocumented(path: str, owner: ast.AST, of: str | None, classes: dict[str, _Class]) -> Iterator[Violation]:
     for node in ast.iter_child_nodes(owner):
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+        if not isinstance(node, _Definition) or node.name.startswith("_"):
             continue
         decorators = {ast.unparse(each).rpartition(".")[2] for each in node.decorator_list}
         excused = decorators & {"overload", "setter"} or (of is not None and _inherits(node.name, of, classes))
@@ -209,7 +193,7 @@ def main(root: Path, below: tuple[str, ...]) -> int:
     """Print the violations and a count per rule. Return the process's exit status."""
     found = list(violations(root, below))
     for violation in found:
-        print(violation)
+        print("{}:{}: {}: {}".format(*violation))
     counts = Counter(violation.rule for violation in found)
     print(", ".join(f"{rule}: {counts[rule]}" for rule in ("banned", "first word", "long", "undocumented")))
     return int(bool(found))
