@@ -15,7 +15,7 @@ from tests.support.servers import MODEL, running_server, write_catalog
 pytestmark = pytest.mark.reliability
 
 RUN_URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
-# Greedy: the tiny model's greedy replies do not end by themselves.
+# The tiny model's greedy replies end only at max_tokens.
 ASK = {"prompt": "hi", "stream": True, "temperature": 0, "max_tokens": 600}
 
 
@@ -25,7 +25,7 @@ def digest(token):
 
 @pytest.fixture
 async def secured(tiny_model, tmp_path, monkeypatch):
-    """Returns the running server, its tokens file, its certificate, and the settings of its clients."""
+    """Yield the running server, its tokens file, its certificate, and the settings of its clients."""
     for module in ("inference_server.grpc_api.auth", "http_bridge.upstream.tls"):
         monkeypatch.setattr(f"{module}.CHECK_SECONDS", 0.0)
     authority = Authority(tmp_path)

@@ -30,7 +30,7 @@ def chat_request(*turns, **fields):
 
 
 def violations(request, check=check):
-    """Wrong fields and what is wrong with them."""
+    """Return the descriptions of the wrong fields, by field."""
     with pytest.raises(InvalidField) as caught:
         check(request)
     return {violation.field: violation.description for violation in caught.value.violations}
@@ -156,7 +156,7 @@ def test_zero_is_not_unset():
     assert (request.sampling.temperature, request.sampling.seed, request.sampling.logprobs) == (0.0, 0, 0)
 
 
-def test_a_seed_is_drawn_that_the_rest_interface_can_send_back():
+def test_a_drawn_seed_is_valid_in_the_rest_interface():
     seeds = {accepted(run_request()).sampling.seed for _ in range(200)}
     assert len(seeds) == 200
     assert all(1 <= seed <= 9_999_999_999 for seed in seeds)
@@ -168,7 +168,7 @@ def test_a_raw_prompt_is_continued_and_a_conversation_is_answered():
     assert not accepted(chat_request(("user", "hello"))).continues_prompt
 
 
-def test_what_the_caller_asks_for_reaches_the_engine():
+def test_sampling_fields_reach_the_engine():
     request = run_request(time_limit=Duration(seconds=2, nanos=500_000_000), account="acme", reject_if_busy=True)
     given = accepted(request)
     assert (given.request_id, list(given.prompt_ids)) == ("id", list(range(10)))
@@ -190,12 +190,12 @@ def test_max_tokens_is_cut_to_the_sequence_length(wanted, num_prompt_tokens, exp
 @pytest.mark.parametrize(
     ("num_prompt_tokens", "expected"), [(10, 2500), (1596, 2500), (1597, 2499), (3071, 1025), (3072, 1024)]
 )
-def test_the_reply_gets_what_the_prompt_leaves_of_the_window(num_prompt_tokens, expected):
+def test_the_reply_gets_the_rest_of_the_window(num_prompt_tokens, expected):
     limits = {"context_length": 3072, "sequence_length": 2500, "window": 4096}
     assert accepted(run_request(), num_prompt_tokens=num_prompt_tokens, **limits).max_tokens == expected
 
 
-def test_a_prompt_that_is_too_long_is_told_both_numbers():
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers():
     accepted(run_request(), num_prompt_tokens=2048)
     with pytest.raises(PromptTooLong) as caught:
         accepted(run_request(), num_prompt_tokens=2049)
@@ -211,11 +211,11 @@ def test_a_window_smaller_than_the_context_leaves_room_for_one_token():
 
 
 def nested(depth: int) -> str:
-    """A schema of so many objects within each other."""
+    """Return a schema of `depth` nested objects."""
     return '{"items":' * (depth - 1) + "{}" + "}" * (depth - 1)
 
 
-def test_a_conversation_and_a_schema_have_a_bound():
+def test_a_conversation_and_a_schema_have_a_limit():
     turns = [("user", "hi")] * 4
     check(chat_request(*turns, response_format=pb.ResponseFormat(json_schema=nested(3))))
     assert violations(chat_request(*turns, ("user", "hi")))["chat.turns"] == "must have at most 4 turns"
