@@ -41,7 +41,7 @@ def entry(
 
 @asynccontextmanager
 async def hosting(*entries: CatalogEntry, **settings: object) -> AsyncIterator[dict[str, HostedModel]]:
-    """The entries' models with running engines; stopped at the end."""
+    """Load the entries' models with running engines. Stops them at the end."""
     models = await load_all(list(entries), Settings(device="cpu", **settings), lambda: None)
     try:
         yield models
@@ -52,7 +52,7 @@ async def hosting(*entries: CatalogEntry, **settings: object) -> AsyncIterator[d
 
 @dataclass
 class Collected:
-    """A whole reply."""
+    """A complete reply."""
 
     text: str = ""
     deltas: list[Delta] = field(default_factory=list)
@@ -82,7 +82,7 @@ async def collect(model: HostedModel, generation: GenerationRequest) -> Collecte
 
 
 class Recorder:
-    """Records the token ids that an engine gives each sequence, which the stream shows as text alone."""
+    """Records the token ids of each sequence, because streams contain only text."""
 
     def __init__(self, model: HostedModel) -> None:
         self._token_ids: dict[str, list[int]] = {}
@@ -99,7 +99,7 @@ class Recorder:
 
 
 class LogitsRecorder:
-    """Records every row of logits that an engine samples from, by request id: exactly the bits."""
+    """Records the exact bits of every row of logits that an engine samples from, by request id."""
 
     def __init__(self, model: HostedModel) -> None:
         self.rows: dict[str, list[bytes]] = defaultdict(list)
@@ -118,7 +118,7 @@ class LogitsRecorder:
 
 
 async def until(condition, *, seconds: float = 5.0) -> None:
-    """Wait for a condition, looking every few milliseconds; raises TimeoutError."""
+    """Wait for a condition by polling it every few milliseconds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
