@@ -164,7 +164,6 @@ def test_a_file_that_is_not_gguf_is_named_and_leaves_nothing_behind(tmp_path, co
 COMMIT = "a" * 40
 OUTCOMES = """
 import json, logging, pathlib, sys, torch
-from inference_server.weights.loader import silence_libraries
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 from inference_server.weights.loader import load_model, silence_libraries
