@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from inference_server.precision import Precision
 from tailrace_shared.config_errors import ConfigurationError
 
 EngineName = Literal["tailrace", "vllm"]
 ToolFormat = Literal["hermes", "llama3", "mistral"]
-Precision = Literal["float32", "float16", "bfloat16", "bitsandbytes-int8", "int4"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 
 from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
-from inference_server.cpu.linear.pack import cache_dtype
 from inference_server.engine.admission import Room
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.scheduler import Policy
@@ -21,7 +20,8 @@ from inference_server.engine.vllm.client import VllmClient, end_unfinished
 from inference_server.engine.vllm.engine import VllmEngine
 from inference_server.engine.vllm.engine_args import engine_arguments
 from inference_server.model.runner import ModelRunner
-from inference_server.serving.catalog import EngineName, Precision, Weights
+from inference_server.precision import Precision, cache_dtype
+from inference_server.serving.catalog import EngineName, Weights
 from inference_server.settings import Settings
 from inference_server.weights.loader import progress, total_memory_bytes
 from inference_server.weights.prepare import Described, Prepared

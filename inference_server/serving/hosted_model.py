@@ -16,15 +16,16 @@ from inference_server.engine.base import BaseEngine, Reply
 from inference_server.engine.sequence import Completed, GenerationRequest, SamplingParams
 from inference_server.engine.vllm.client import check_installed
 from inference_server.errors import NoRoomForReply, PromptTooLong, TailraceError, UnsupportedModel
-from inference_server.serving.catalog import CatalogEntry, Precision, ToolFormat, builtin_template
+from inference_server.precision import Precision, choose_device, resolve_precision
+from inference_server.serving.catalog import CatalogEntry, ToolFormat, builtin_template
 from inference_server.serving.engine_factory import Key, in_daemon_thread, own_engine, vllm_engine
 from inference_server.settings import Settings
 from inference_server.text.detokenizer import Detokenizer, ReplyText
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.tool_formats import format_of_template, shown_tokens
-from inference_server.weights.loader import choose_device, progress, resolve_precision
-from inference_server.weights.packed_cache import Facts
+from inference_server.weights.loader import progress
+from inference_server.weights.packed_cache import ModelInfo
 from inference_server.weights.prepare import Described, Prepared, describe, prepare
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -146,7 +147,7 @@ def _prepared(key: Key, device: torch.device, settings: Settings) -> Prepared | 
     return prepare(key.weights, key.precision, device, settings)
 
 
-def _window(entry: CatalogEntry, facts: Facts) -> int:
+def _window(entry: CatalogEntry, facts: ModelInfo) -> int:
     """Tokens of prompt and reply together: the sum of the entry's limits, or the model's own window if that is less."""
     wanted = entry.context_length + entry.sequence_length
     return min(wanted, facts.max_tokens or wanted)

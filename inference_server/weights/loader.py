@@ -28,14 +28,13 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import enable_progress_bars
 
 from inference_server.attention import paged as attention
-from inference_server.cpu.linear.pack import cpu_multiplies_bfloat16
-from inference_server.serving.catalog import Precision, Weights
+from inference_server.precision import Precision, activation_dtype, resolve_precision
+from inference_server.serving.catalog import Weights
 from inference_server.weights.atomic_folder import made_once
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 # The same weights again, in another layout.
 _HUB_FILES_LEFT_OUT = ["consolidated*", "original/*"]
@@ -60,38 +59,6 @@ def silence_libraries() -> None:
     # bitsandbytes warns of a cast in every linear of every step where activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device. Raises ConfigurationError if there is no GPU to be had."""
-    has_cuda = torch.cuda.is_available()
-    if wanted == "cuda" and not has_cuda:
-        raise ConfigurationError("TAILRACE_DEVICE=cuda, but torch finds no GPU here")
-    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """The number format in force: a CPU has no use for float16, so it gets the nearest that is fast there.
-
-    int4 is multiplied on CPUs alone; a GPU gets the same weights in 16 bits.
-    """
-    if precision == "int4" and device.type == "cuda":
-        return "float16"
-    if precision == "float16" and device.type == "cpu":
-        return "bfloat16" if cpu_multiplies_bfloat16() else "float32"
-    return precision
-
-
-def activation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Of everything but the quantised products.
-
-    int8 on a GPU: float16, which is what bitsandbytes' kernels take. On a CPU: float32, which costs little beside the
-    quantised products, and whose rounding is far below that of the weights.
-    """
-    precision = resolve_precision(precision, device)
-    if precision in ("bitsandbytes-int8", "int4"):
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return _DTYPES[precision]
 
 
 def load_model(

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from inference_server.attention.kv_cache import CPU_BLOCK_SIZE
-from inference_server.cpu.decoder_weights import decoder_of
+from inference_server.cpu.decoder_weights import extract_weights
+from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
-from inference_server.cpu.linear.amx.layers import CompiledLinear
-from inference_server.cpu.linear.pack import cache_dtype
-from inference_server.model.runner import runs
-from inference_server.serving.catalog import Precision, Weights
+from inference_server.cpu.linear.kernel_linear import KernelLinear
+from inference_server.precision import Precision, cache_dtype
+from inference_server.serving.catalog import Weights
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
 from inference_server.weights.loader import load_description, load_model, local_folder, progress
-from inference_server.weights.packed_cache import Facts
+from inference_server.weights.packed_cache import ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class Prepared:
     model: Any  # what ModelRunner takes
     tokenizer: Any  # of transformers
-    facts: Facts
+    facts: ModelInfo
     num_bytes: int  # of the weights
 
 
@@ -36,7 +36,7 @@ class Described:
 
     folder: Path
     tokenizer: Any  # of transformers
-    facts: Facts
+    facts: ModelInfo
 
 
 def describe(weights: Weights, settings: Settings) -> Described:
@@ -80,22 +80,22 @@ def _packed(
     with progress(f"packing {weights} as {precision}"):
         fuse(model, precision, batch_invariant=settings.batch_invariant)
         try:
-            decoder = decoder_of(model)
+            decoder = extract_weights(model)
         except ValueError:  # the runner says why
             decoder = None
-        if decoder is not None and runs(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
+        if decoder is not None and supports_all_passes(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
             if folder is not None:
                 packed.write(folder, decoder, loaded.facts, loaded.tokenizer)
             return Prepared(decoder, loaded.tokenizer, loaded.facts, decoder.num_bytes)
-    kernels_bytes = sum(module.num_bytes for module in model.modules() if isinstance(module, CompiledLinear))
+    kernels_bytes = sum(module.num_bytes for module in model.modules() if isinstance(module, KernelLinear))
     return Prepared(model, loaded.tokenizer, loaded.facts, model.get_memory_footprint() + kernels_bytes)
 
 
-def _facts(model_config: Any, generation_config: Any) -> Facts:
+def _facts(model_config: Any, generation_config: Any) -> ModelInfo:
     config = model_config.get_text_config()
     configured = generation_config.eos_token_id
     end_ids = configured if isinstance(configured, list) else [configured]
-    return Facts(
+    return ModelInfo(
         model_type=model_config.model_type,
         max_tokens=_max_tokens(config),
         end_ids=[token for token in end_ids if token is not None],

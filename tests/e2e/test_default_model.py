@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inference_server.engine.sequence import SamplingParams
+from inference_server.precision import resolve_precision
 from inference_server.text.prompt_encoder import Turn
-from inference_server.weights.loader import resolve_precision
 from tests.exact.reference import LARGEST_GAP, MODES, default_entry, first_gap, generate, prompts
 from tests.support.engines import Recorder, collect, hosting, request
 

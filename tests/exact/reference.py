@@ -11,7 +11,8 @@ import torch
 
 from inference_server.engine.native.gumbel import gumbel, key, uniform_of_all
 from inference_server.engine.sequence import Delta, GenerationRequest
-from inference_server.serving.catalog import CatalogEntry, Precision, read_catalog
+from inference_server.precision import Precision
+from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import DEFAULT_CATALOG, Settings
 from inference_server.text.prompt_encoder import PromptEncoder

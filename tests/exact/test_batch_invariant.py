@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from inference_server.serving.catalog import Precision
+from inference_server.precision import Precision
 from tests.exact.reference import default_entry, prompts
 from tests.support.engines import LogitsRecorder, collect, hosting, request
 

@@ -7,7 +7,7 @@ batched differ from each other by as much.
 import pytest
 import torch
 
-from inference_server.weights.loader import resolve_precision
+from inference_server.precision import resolve_precision
 from tests.exact.reference import (
     LARGEST_GAP,
     MODES,

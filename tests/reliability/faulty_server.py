@@ -38,7 +38,7 @@ def _faulty_hosting() -> ModuleType:
     hosting = _import_hosting()
     from inference_server.model.runner import ModelRunner
 
-    for name in ("decode", "prefill", "both", "probe"):
+    for name in ("decode", "prefill", "mixed", "probe"):
         setattr(ModelRunner, name, _faulty(getattr(ModelRunner, name)))
     return hosting
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inference_server.engine.sequence import Completed, Delta, GenerationRequest, SamplingParams, Started
-from inference_server.serving.catalog import CatalogEntry, Precision, Weights
+from inference_server.precision import Precision
+from inference_server.serving.catalog import CatalogEntry, Weights
 from inference_server.serving.hosted_model import HostedModel, load_all
 from inference_server.settings import Settings
 

@@ -14,13 +14,12 @@ from collections.abc import Sequence as Items
 
 Key = bytes
 
-# Padding rows of a batch are written here; no sequence gets it.
-SCRATCH_BLOCK = 0
-
 
 class BlockPool:
-    def __init__(self, *, num_blocks: int, block_size: int, max_unused_blocks: int | None = None) -> None:
-        """`num_blocks`: those that can be had, beside the scratch block, which is number 0.
+    def __init__(
+        self, *, num_blocks: int, block_size: int, num_reserved: int = 1, max_unused_blocks: int | None = None
+    ) -> None:
+        """`num_blocks`: the blocks that sequences can get. The pool never hands out the first `num_reserved` block numbers.
 
         `max_unused_blocks`: how many that nobody uses may be kept for later prompts while others were never touched;
         None: any number, 0: none at all.
@@ -28,17 +27,18 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._max_unused = num_blocks if max_unused_blocks is None else max_unused_blocks
-        self._num_users = [0] * (num_blocks + 1)
+        self._num_users = [0] * (num_reserved + num_blocks)
         self._keys: dict[int, Key] = {}  # of registered blocks
         self._by_key: dict[Key, int] = {}
         self._unused: OrderedDict[int, None] = OrderedDict()  # registered, without users; least recently used first
         self._free: list[int] = []  # touched before: memory that the system has handed out already
-        self._next_fresh = SCRATCH_BLOCK + 1
+        self._next_fresh = num_reserved
+        self._end = num_reserved + num_blocks
 
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` could give."""
-        return len(self._free) + len(self._unused) + self.num_blocks + 1 - self._next_fresh
+        return len(self._free) + len(self._unused) + self._end - self._next_fresh
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -98,7 +98,7 @@ class BlockPool:
     def _take(self) -> int:
         if self._free:
             return self._free.pop()
-        if self._next_fresh <= self.num_blocks:
+        if self._next_fresh < self._end:
             self._next_fresh += 1
             return self._next_fresh - 1
         return self._evict()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Set
 
+from inference_server.attention.kv_cache import NUM_SCRATCH_BLOCKS
 from inference_server.engine.admission import Room
 from inference_server.engine.base import BaseEngine, Reply, Totals
 from inference_server.engine.histogram import Tally
@@ -48,7 +49,10 @@ class Engine(BaseEngine):
         self.runner = runner
         cache = runner.cache
         pool = BlockPool(
-            num_blocks=cache.num_blocks - 1, block_size=cache.block_size, max_unused_blocks=max_unused_blocks
+            num_blocks=cache.num_blocks - NUM_SCRATCH_BLOCKS,
+            block_size=cache.block_size,
+            num_reserved=NUM_SCRATCH_BLOCKS,
+            max_unused_blocks=max_unused_blocks,
         )
         self.scheduler = Scheduler(pool, policy)
         self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit)

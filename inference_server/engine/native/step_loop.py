@@ -62,7 +62,7 @@ class Stepper:
 
         Yields after each forward pass: its tokens do not wait for the next one.
         """
-        if step.decode and step.prefill and self._runner.does_both and (logits := self._both(step)) is not None:
+        if step.decode and step.prefill and self._runner.supports_mixed_batch and (logits := self._both(step)) is not None:
             self._guarded([*step.decode, *_seqs_of(step.prefill)], lambda: logits)
             yield
             return
@@ -102,7 +102,7 @@ class Stepper:
     def _both(self, step: Step) -> _Logits | None:
         """None if it failed: tried apart, it shows whose fault it was."""
         try:
-            logits = self._runner.both(_tokens(step), self._pieces(step))
+            logits = self._runner.mixed(_tokens(step), self._pieces(step))
         except Exception:
             logger.exception("a pass of decoded tokens and prompts failed; they are tried apart")
             return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_server.errors import UnsupportedModel
-from inference_server.serving.catalog import Precision
+from inference_server.precision import Precision
 from inference_server.settings import Settings
 
 _DTYPES = ("float32", "float16", "bfloat16")

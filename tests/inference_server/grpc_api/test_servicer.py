@@ -256,10 +256,10 @@ async def test_an_unexpected_error_reveals_no_internals(running):
 
 
 async def test_a_broken_model_ends_the_server(running):
-    def fail(*arguments):
+    def fail(**arguments):
         raise RuntimeError("device trouble")
 
-    running.engine.runner._forward = fail
+    running.engine.runner.model = fail
     error = await refused(running.stub.Run(chat()))
     assert details(error)["ErrorInfo"].reason == "GENERATION_FAILED"
     async with asyncio.timeout(2):

@@ -10,9 +10,11 @@ import torch
 from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
 
+from inference_server import precision as precision_module
+from inference_server.precision import activation_dtype, choose_device, resolve_precision
 from inference_server.serving.catalog import Weights
 from inference_server.weights import loader
-from inference_server.weights.loader import activation_dtype, choose_device, load_model, resolve_precision
+from inference_server.weights.loader import load_model
 from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.weights.loading import CPU, load, logits
 from tests.support.fakes import llama_tokenizer
@@ -22,7 +24,7 @@ from tests.support.fakes import llama_tokenizer
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_float16_on_a_cpu_becomes_a_faster_type(monkeypatch, has_bfloat16):
-    monkeypatch.setattr(loader, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(precision_module, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
     assert resolve_precision("float16", CPU) == ("bfloat16" if has_bfloat16 else "float32")
     assert resolve_precision("float16", torch.device("cuda")) == "float16"
 
@@ -39,7 +41,7 @@ def test_other_precisions_are_kept_everywhere(precision, device):
 
 
 def test_weights_that_are_not_quantised_have_16_bits_if_fast(monkeypatch):
-    monkeypatch.setattr(loader, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(precision_module, "cpu_multiplies_bfloat16", lambda: False)
     assert activation_dtype("bitsandbytes-int8", CPU) == torch.float32
     assert activation_dtype("bitsandbytes-int8", torch.device("cuda")) == torch.float16
     assert activation_dtype("int4", CPU) == torch.float32

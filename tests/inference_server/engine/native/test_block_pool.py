@@ -2,7 +2,8 @@
 
 import pytest
 
-from inference_server.engine.native.block_pool import SCRATCH_BLOCK, BlockKeys, BlockPool
+from inference_server.attention.kv_cache import SCRATCH_BLOCK
+from inference_server.engine.native.block_pool import BlockKeys, BlockPool
 
 
 def pool(num_blocks=8, block_size=4, **options):

@@ -47,7 +47,7 @@ async def test_out_of_memory_is_retried_with_smaller_batches(llama, monkeypatch)
             raise torch.OutOfMemoryError("out of memory")
         return decode(tokens)
 
-    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(ModelRunner, "supports_mixed_batch", False)
     monkeypatch.setattr(llama.engine.runner, "decode", short_of_memory)
     replies = await asyncio.gather(*(collect(llama, request(prompt(20, n), max_tokens=12)) for n in range(4)))
     assert max(most) > 2
@@ -62,7 +62,7 @@ async def test_a_request_too_large_for_memory_fails_alone(llama, monkeypatch):
             raise MemoryError
         return prefill(pieces)
 
-    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(ModelRunner, "supports_mixed_batch", False)
     monkeypatch.setattr(llama.engine.runner, "prefill", too_large)
     with pytest.raises(GenerationFailed):
         await collect(llama, request(prompt(60)))

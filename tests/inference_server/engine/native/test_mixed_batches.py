@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from inference_server.engine.sequence import Completed
-from inference_server.kernels.amx import tile_config as tiles
+from inference_server.kernels import isa
 from inference_server.model.runner import ModelRunner
 from tests.support.engines import collect, entry, hosting, request
 
-pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
+pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no tile registers")
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ async def replies(model):
 
 def counted(monkeypatch):
     calls = []
-    both = ModelRunner.both
-    monkeypatch.setattr(ModelRunner, "both", lambda *arguments: calls.append(1) or both(*arguments))
+    both = ModelRunner.mixed
+    monkeypatch.setattr(ModelRunner, "mixed", lambda *arguments: calls.append(1) or both(*arguments))
     return calls
 
 
@@ -44,7 +44,7 @@ async def test_a_prompt_that_joins_shares_its_passes_and_changes_no_reply(hosted
     async with hosted() as models:
         together = await replies(models["tiny"])
     assert shared
-    monkeypatch.setattr(ModelRunner, "does_both", False)
+    monkeypatch.setattr(ModelRunner, "supports_mixed_batch", False)
     async with hosted() as models:
         assert await replies(models["tiny"]) == together
 
@@ -63,5 +63,5 @@ async def test_a_failing_shared_pass_is_retried_separately(hosted, monkeypatch):
         def fail(*_):
             raise RuntimeError("device trouble")
 
-        monkeypatch.setattr(ModelRunner, "both", fail)
+        monkeypatch.setattr(ModelRunner, "mixed", fail)
         assert await replies(models["tiny"]) == expected

@@ -1,0 +1,71 @@
+"""Defines the number formats of weights, and maps each one to the formats that a device computes in.
+
+Importing this module does not import torch, so that the catalog can be read without it.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from inference_server.kernels import isa
+from tailrace_shared.config_errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["float32", "float16", "bfloat16", "bitsandbytes-int8", "int4"]
+
+
+def choose_device(wanted: str) -> "torch.device":
+    """Return the device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigurationError: `cuda` is requested and torch finds no GPU.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ConfigurationError("TAILRACE_DEVICE=cuda, but torch finds no GPU here")
+    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
+
+
+def resolve_precision(precision: Precision, device: "torch.device") -> Precision:
+    """Return the precision that `device` uses for a model of the catalog's precision.
+
+    A CPU replaces float16 by bfloat16, or by float32 where bfloat16 products are slow.
+    A GPU replaces int4 by float16, because only CPUs multiply int4 weights.
+    """
+    if precision == "int4" and device.type == "cuda":
+        return "float16"
+    if precision == "float16" and device.type == "cpu":
+        return "bfloat16" if cpu_multiplies_bfloat16() else "float32"
+    return precision
+
+
+def activation_dtype(precision: Precision, device: "torch.device") -> "torch.dtype":
+    """Return the dtype of activations, norms and embeddings.
+
+    With quantised weights a GPU uses float16, the dtype of bitsandbytes' kernels. A CPU uses float32: it costs little
+    beside the quantised products, and its rounding error is far below that of the weights.
+    """
+    import torch
+
+    precision = resolve_precision(precision, device)
+    if precision in ("bitsandbytes-int8", "int4"):
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Return True if this CPU multiplies bfloat16. Elsewhere such products are several times slower than float32."""
+    return isa.multiplies_bfloat16()
+
+
+def cache_dtype(precision: Precision) -> "torch.dtype | None":
+    """Return the dtype of keys and values in a CPU's KV cache, or None for the dtype of the activations.
+
+    With quantised weights the activations are float32, which is more precise than keys and values need.
+    """
+    import torch
+
+    narrow = precision in ("bitsandbytes-int8", "int4") and cpu_multiplies_bfloat16()
+    return torch.bfloat16 if narrow else None
