@@ -1,4 +1,4 @@
-"""Grafana's dashboard and Prometheus' alerts against the metrics that there are, as deploy/METRICS.md lists them."""
+"""Grafana's dashboard and Prometheus' alerts against the metrics that there are, as docs/metrics.md lists them."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ EVERYWHERE = {"instance"}
 
 def listed() -> dict[str, set[str]]:
     """Each series of the table with its labels: of a histogram the three that it consists of."""
-    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", (DEPLOY / "METRICS.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", (DEPLOY.parent / "docs" / "metrics.md").read_text(), re.MULTILINE)
     metrics = dict(OTHERS)
     for name, kind, labels in rows:
         endings = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
@@ -36,7 +36,7 @@ def test_a_query_reads_metrics_that_exist_by_labels_that_they_have(query):
     selectors = list(query.selectors())
     assert selectors
     for name, labels in selectors:
-        assert name in metrics, f"{name} is not in deploy/METRICS.md"
+        assert name in metrics, f"{name} is not in docs/metrics.md"
         assert labels <= metrics[name] | EVERYWHERE
 
 

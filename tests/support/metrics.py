@@ -1,4 +1,4 @@
-"""What a service tells Prometheus, and what deploy/METRICS.md says of it."""
+"""What a service tells Prometheus, and what docs/metrics.md says of it."""
 
 import re
 import urllib.request
@@ -35,6 +35,6 @@ def exposed(text: str) -> Names:
 
 
 def documented(service: str) -> Names:
-    section = (ROOT / "deploy" / "METRICS.md").read_text().partition(f"## {service}\n")[2].partition("\n## ")[0]
+    section = (ROOT / "docs" / "metrics.md").read_text().partition(f"## {service}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", section, re.MULTILINE)
     return {(name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels in rows}
