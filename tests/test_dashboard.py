@@ -1,4 +1,4 @@
-"""Grafana's dashboard and Prometheus' alerts against the metrics that there are, as docs/metrics.md lists them."""
+"""Grafana's dashboard and Prometheus' alerts against the metrics that there are, as deploy/METRICS.md lists them."""
 
 import re
 import shutil

@@ -46,7 +46,7 @@ _GROUP_OF = {name: group for group, names in _FALLBACK.items() for name in names
 
 @dataclass
 class Variable:
-    """One variable, as the services that read it describe it."""
+    """A variable, as the services that read it describe it."""
 
     default: str
     readers: list[str]

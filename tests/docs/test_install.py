@@ -1,4 +1,4 @@
-"""What the Makefile and pip install: `make run` installs no developers' packages, and pip's install serves."""
+"""Installing: `make run` installs no developers' packages, and a stack installed by pip alone serves."""
 
 import os
 import re

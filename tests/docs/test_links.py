@@ -1,6 +1,7 @@
 """Links between the documents of the repository lead to files and headings that exist. No link is fetched."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,20 @@ def test_links_lead_somewhere(path):
         assert file.exists(), link
         assert file.is_relative_to(ROOT), link
         assert not anchor or anchor in anchors(file), link
+
+
+def test_documents_named_in_code_and_configuration_exist():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    # The changelog names documents that have moved, the tests of the prose checker invent some.
+    files = [ROOT / name for name in listed if name not in ("CHANGELOG.md", "tests/test_prose.py", "tests/prose.py")]
+    missing = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in files
+        if file.suffix in (".py", ".toml", ".yml", ".yaml", ".sh", ".md", "") and file.is_file()
+        for name in re.findall(r"(?<![\w/.{])((?:\w+/)+[\w-]+\.md|[A-Z]{4,}\.md)\b", file.read_text(encoding="utf-8"))
+        if not any((folder / name).exists() for folder in (ROOT, file.parent))
+    ]
+    assert not missing, "\n".join(missing)
 
 
 def test_every_page_is_in_the_navigation():

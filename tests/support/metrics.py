@@ -1,4 +1,4 @@
-"""What a service tells Prometheus, and what docs/metrics.md says of it."""
+"""What a service tells Prometheus, and what deploy/METRICS.md says of it."""
 
 import re
 import urllib.request

@@ -93,7 +93,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("vllm") is None:
         raise UnsupportedModel(
             'engine = "vllm" needs vLLM, which is not installed here: make an environment with '
-            'pip install "tailrace[vllm]" (deploy/VLLM.md)'
+            'pip install '.[vllm]' in a clone of Tailrace (docs/vllm.md)'
         )
 
 
