@@ -16,13 +16,14 @@ OTHERS = {
     "process_resident_memory_bytes": {"job"},
     "process_start_time_seconds": {"job"},
 }
+PAGE = DEPLOY.parent / "docs" / "metrics.md"
 # Prometheus adds it to each series.
 EVERYWHERE = {"instance"}
 
 
 def listed() -> dict[str, set[str]]:
     """Each series of the table with its labels: of a histogram the three that it consists of."""
-    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", (DEPLOY.parent / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
     metrics = dict(OTHERS)
     for name, kind, labels in rows:
         endings = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
