@@ -18,6 +18,10 @@ WHEN = {
     (401, 1000): "a wrong token, on the routes that verify one",
     (401, 10000): "a wrong token",
     (403, 10000): "a token of another account",
+    (
+        403,
+        9109,
+    ): "the bridge has no API tokens, and `Host` is neither a name of this machine nor in `TAILRACE_ALLOWED_HOSTS`",
     (404, 3042): "the model name in the path is not valid",
     (404, 5007): "no such model, on the routes that describe one",
     (404, 7003): "the account in the path is not valid",
