@@ -92,8 +92,8 @@ def check_installed() -> None:
     """Raises UnsupportedModel with what to do."""
     if importlib.util.find_spec("vllm") is None:
         raise UnsupportedModel(
-            'engine = "vllm" needs vLLM, which is not installed here: make an environment with '
-            'pip install "tailrace[vllm]" (deploy/VLLM.md)'
+            'engine = "vllm" needs vLLM, which is not installed: create an environment for it, and in a clone of Tailrace '
+            "run pip install '.[vllm]' (docs/vllm.md)"
         )
 
 
