@@ -1,7 +1,7 @@
 """Prometheus metrics of the server: names, labels and buckets. Does not decide when a value changes.
 
 Every accepted request ends in exactly one of three ways: completed, failed (the client got an error) or cancelled (the
-client cancelled it, or its deadline passed). Accepted minus ended requests are in flight. deploy/METRICS.md has a table.
+client cancelled it, or its deadline passed). Accepted minus ended requests are in flight. docs/metrics.md has a table.
 """
 
 import tomllib
