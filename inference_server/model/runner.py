@@ -138,13 +138,13 @@ class ModelRunner:
         )[0]
 
     @property
-    def does_both(self) -> bool:
-        """Whether `both` may be called. Not where bits must not depend on company: rows of prompts would be company."""
+    def supports_mixed_batch(self) -> bool:
+        """Whether `mixed` may be called. Not where bits must not depend on company: rows of prompts would be company."""
         forward = self._cpu_forward
         return forward is not None and forward.has_prompts and self._invariant_rows is None
 
     @torch.inference_mode()
-    def both(self, tokens: Items[NextToken], pieces: Items[PromptPiece]) -> Tensor:
+    def mixed(self, tokens: Items[NextToken], pieces: Items[PromptPiece]) -> Tensor:
         """What decode and prefill return, one after the other, by one pass: the weights are read once."""
         assert self._cpu_forward is not None
         prompts, wanted = _prompts(pieces)

@@ -93,7 +93,7 @@ def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, 
         ]
         for runner in (listed, by_modules):
             runner.prefill(pieces(lengths))
-        both = listed.both(tokens, late).clone()
+        both = listed.mixed(tokens, late).clone()
         apart = torch.cat([by_modules.decode(tokens).clone(), by_modules.prefill(late)])
         assert torch.equal(both, apart)
         # What both passes have written is the same, too.
@@ -105,7 +105,7 @@ def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, 
 def test_prompts_of_which_none_ends_may_share_a_pass(runners):
     listed, _ = runners("bfloat16")
     piece = PromptPiece(range(1, 10), 0, list(range(40)), wants_logits=False)
-    assert listed.both([NextToken([20], 0, 3)], [piece]).shape[0] == 1
+    assert listed.mixed([NextToken([20], 0, 3)], [piece]).shape[0] == 1
 
 
 def test_the_same_list_gives_the_same_bits_again(runners):

@@ -34,8 +34,8 @@ async def replies(model):
 
 def counted(monkeypatch):
     calls = []
-    both = ModelRunner.both
-    monkeypatch.setattr(ModelRunner, "both", lambda *arguments: calls.append(1) or both(*arguments))
+    both = ModelRunner.mixed
+    monkeypatch.setattr(ModelRunner, "mixed", lambda *arguments: calls.append(1) or both(*arguments))
     return calls
 
 
@@ -63,5 +63,5 @@ async def test_a_shared_pass_that_fails_is_tried_apart(hosted, monkeypatch):
         def fail(*_):
             raise RuntimeError("device trouble")
 
-        monkeypatch.setattr(ModelRunner, "both", fail)
+        monkeypatch.setattr(ModelRunner, "mixed", fail)
         assert await replies(models["tiny"]) == expected
