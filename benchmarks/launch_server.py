@@ -11,20 +11,20 @@ from inference_server import __main__ as program
 from inference_server.grpc_api import server
 
 _END_IDS = "_end_ids"
-_import_hosting = server.import_hosting
+_import_startup = server.import_startup
 
 
 def hosting_without_end_tokens() -> ModuleType:
     """Raises AttributeError if the server keeps its end tokens elsewhere by now."""
-    hosting = _import_hosting()
+    hosting = _import_startup()
     if not callable(getattr(hosting, _END_IDS)):
-        raise AttributeError(f"inference_server.serving.hosted_model.{_END_IDS}")
+        raise AttributeError(f"inference_server.serving.startup.{_END_IDS}")
     setattr(hosting, _END_IDS, lambda *_: set())
     return hosting
 
 
 if __name__ == "__main__":
-    server.import_hosting = hosting_without_end_tokens
+    server.import_startup = hosting_without_end_tokens
     exit_code = program.main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,7 @@
-"""`python -m inference_server`: serve the catalog's models over gRPC until SIGINT or SIGTERM. A second signal cuts replies."""
+"""`python -m inference_server`: serves the catalog's models over gRPC until SIGINT or SIGTERM.
+
+Running replies are finished. A second signal aborts them.
+"""
 
 import asyncio
 import logging
@@ -15,13 +18,13 @@ from tailrace_shared.variables import check_variables
 
 logger = logging.getLogger(__name__)
 
-# How long an idle thread of OpenMP looks for work before it sleeps: a pause each, some 200 us in all, which is more than
-# lies between two kernels. The default is a hundred times that, and takes a core from whoever sends the tokens.
+# Iterations that an idle thread of OpenMP spins before it sleeps: about 200 us, longer than the gap between two kernels.
+# The default is a hundred times that, and takes a core from the thread that sends the tokens.
 SPIN_COUNT = "5000"
 
 
 def main() -> int:
-    """Returns the exit code: 0 after a signal, 1 after an error, which was told in one sentence."""
+    """Run the server and return the exit code: 0 after a signal, 1 after an error, which is printed in one sentence."""
     limit_spinning()
     try:
         settings = Settings.from_environment()
@@ -34,12 +37,17 @@ def main() -> int:
 
 
 def limit_spinning() -> None:
-    """Unless the user has a policy. Read when torch is imported."""
+    """Set GOMP_SPINCOUNT unless OMP_WAIT_POLICY is set. OpenMP reads it when torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 async def serve(settings: Settings) -> int:
+    """Serve until a signal arrives, and return the exit code: 0, or 1 if an engine has failed.
+
+    Raises:
+        ConfigurationError: The server cannot start.
+    """
     stopping, cutting = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -55,7 +63,7 @@ async def serve(settings: Settings) -> int:
     try:
         await _first(loading, stopping.wait())
         if loading.done():
-            await loading  # raises what went wrong
+            await loading  # raises the error of a failed load
             await _first(stopping.wait(), server.broken.wait())
         if server.broken.is_set():
             await server.drain(0)
@@ -68,7 +76,7 @@ async def serve(settings: Settings) -> int:
 
 
 async def _first(*awaitables: Awaitable[object]) -> None:
-    """Wait for the first of several awaitables and cancel the others, tasks that were passed in excepted."""
+    """Wait for the first of several awaitables and cancel the others, except tasks that were passed in."""
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task, given in zip(tasks, awaitables, strict=True):
@@ -80,5 +88,5 @@ if __name__ == "__main__":
     exit_code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: after a signal during loading, that would wait for the thread that loads.
+    # After a signal during loading, sys.exit would wait for the loading thread.
     os._exit(exit_code)

@@ -5,6 +5,7 @@ Importing this module does not import torch, so that the catalog can be read wit
 
 from typing import TYPE_CHECKING, Literal
 
+from inference_server.kernels import isa
 from tailrace_shared.config_errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -55,14 +56,8 @@ def activation_dtype(precision: Precision, device: "torch.device") -> "torch.dty
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Return True if oneDNN can use AVX512_BF16 or AMX.
-
-    On other CPUs bfloat16 products are several times slower than float32 products.
-    """
-    import torch
-
-    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Return True if this CPU multiplies bfloat16. Elsewhere such products are several times slower than float32."""
+    return isa.multiplies_bfloat16()
 
 
 def cache_dtype(precision: Precision) -> "torch.dtype | None":

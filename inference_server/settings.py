@@ -1,144 +1,253 @@
-"""The inference server's settings, read from the environment (`TAILRACE_*`) in one place."""
+"""Reads the inference server's settings from the environment (`TAILRACE_*`)."""
 
 import os
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from tailrace_shared.addresses import split_address
 from tailrace_shared.logs import LogFormat, LogLevel
 from tailrace_shared.settings_base import ServiceSettings
 
+# Headings of the list of settings in the documentation; the bridge's settings use the same names.
+Group = Literal[
+    "network",
+    "TLS and tokens",
+    "models",
+    "scheduling",
+    "cache",
+    "limits",
+    "timeouts",
+    "observability",
+    "compatibility",
+]
+
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
 
 
 def _default_cache_dir() -> Path:
+    """Return the folder `tailrace` in the user's cache folder of the XDG specification."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tailrace"
 
 
+def _group(name: Group) -> JsonDict:
+    """Return the field's metadata: its heading in the generated list of settings."""
+    return {"group": name}
+
+
 class Settings(ServiceSettings):
-    """Every setting of the inference server; README.md lists them, and a test holds the list against this class."""
+    """Settings of the inference server. Each one comes from the variable TAILRACE_ plus its name in upper case."""
 
     grpc_address: str = Field(
-        "127.0.0.1:50051", description="Host and port of the gRPC server; port 0 takes a free one"
+        "127.0.0.1:50051",
+        description="Address of the gRPC server, host:port. Port 0 selects a free port.",
+        json_schema_extra=_group("network"),
     )
     grpc_health_address: str | None = Field(
         None,
-        description="Where health alone is served without TLS, host:port, for probes that know no TLS; unset: nowhere",
-    )
-    grpc_tls_cert: Path | None = Field(
-        None, description="Certificate chain (PEM) that the gRPC server shows; with its key, callers must use TLS"
-    )
-    grpc_tls_key: Path | None = Field(None, description="Private key (PEM, unencrypted) of that certificate")
-    grpc_tls_client_ca: Path | None = Field(
-        None, description="CA certificates (PEM); set: gRPC clients must show a certificate that one of them signed"
-    )
-    grpc_tokens_file: Path | None = Field(
-        None,
-        description="File of SHA-256 digests, one a line; set: gRPC calls need a bearer token that has one of them",
+        description="Address, host:port, that serves the health service without TLS, for probes that do not support TLS. "
+        "Unset: not served.",
+        json_schema_extra=_group("network"),
     )
     grpc_connection_age_seconds: float = Field(
         300.0,
         ge=1,
         le=86_400,
         allow_inf_nan=False,
-        description="Age at which a connection is replaced, so that clients look for new servers; its replies are finished",
+        description="Age of a connection in seconds, 1 to 86400, after which it is replaced, so that clients find new "
+        "servers. Its replies are finished.",
+        json_schema_extra=_group("network"),
     )
-    catalog: Path = Field(DEFAULT_CATALOG, description="Catalog file (TOML) that names the models")
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Folder for converted and packed models")
+    grpc_tls_cert: Path | None = Field(
+        None,
+        description="File with the certificate chain (PEM) of the gRPC server. Set together with its key: clients must "
+        "use TLS.",
+        json_schema_extra=_group("TLS and tokens"),
+    )
+    grpc_tls_key: Path | None = Field(
+        None,
+        description="File with the private key (PEM, unencrypted) of the certificate.",
+        json_schema_extra=_group("TLS and tokens"),
+    )
+    grpc_tls_client_ca: Path | None = Field(
+        None,
+        description="File of CA certificates (PEM). Set: gRPC clients must present a certificate that one of them signed.",
+        json_schema_extra=_group("TLS and tokens"),
+    )
+    grpc_tokens_file: Path | None = Field(
+        None,
+        description="File of SHA-256 digests, one per line. Set: gRPC calls need a bearer token with one of these digests.",
+        json_schema_extra=_group("TLS and tokens"),
+    )
+    catalog: Path = Field(
+        DEFAULT_CATALOG,
+        description="Catalog file (TOML) with the models. Unset: the default catalog of the package.",
+        json_schema_extra=_group("models"),
+    )
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir,
+        description="Folder for downloaded, converted and packed models.",
+        json_schema_extra=_group("models"),
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where models run; `auto` takes a GPU if there is one"
+        "auto",
+        description="Device of the models: cpu, cuda or auto, which selects a GPU if there is one.",
+        json_schema_extra=_group("models"),
     )
-    max_running_seqs: int = Field(64, ge=1, le=1024, description="Sequences decoded together, for each loaded model")
+    int8_threshold: float = Field(
+        0.0,
+        ge=0.0,
+        description="Outlier threshold of bitsandbytes int8 on a GPU, from 0. Above 0, requests in one batch change each "
+        "other's results.",
+        json_schema_extra=_group("models"),
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="Compute logits that are bit-identical for any other requests in the batch, at a lower speed.",
+        json_schema_extra=_group("models"),
+    )
+    max_running_seqs: int = Field(
+        64,
+        ge=1,
+        le=1024,
+        description="Number of sequences that each engine runs at the same time (slots), 1 to 1024.",
+        json_schema_extra=_group("scheduling"),
+    )
     max_waiting_seqs: int = Field(
         256,
         ge=0,
-        description="Requests that may wait for a slot, for each loaded model; as many again of accounts that have none",
+        description="Number of requests that may wait for a slot of each engine, from 0. As many again may wait from "
+        "accounts without any waiting or running request.",
+        json_schema_extra=_group("scheduling"),
     )
     max_waiting_tokens: int = Field(
-        524_288, ge=1, description="Prompt tokens that may wait for a slot, for each loaded model"
+        524_288,
+        ge=1,
+        description="Number of prompt tokens that may wait for a slot of each engine, from 1.",
+        json_schema_extra=_group("scheduling"),
     )
     max_account_seqs: int | None = Field(
-        None, ge=1, description="Sequences of one account decoded together, for each loaded model; unset: all slots"
-    )
-    account_requests_per_minute: int | None = Field(
-        None, ge=1, description="Requests that an account may send in a minute, all models together; unset: any number"
-    )
-    kv_cache_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens of KV cache, for each loaded model; unset: full windows, on a GPU as many as fit",
-    )
-    prefix_cache: Literal["shared", "account", "off"] = Field(
-        "shared",
-        description="Whether prompts that begin alike share what is computed: all, those of one account, or none",
-    )
-    prefix_cache_tokens: int = Field(
-        32768,
-        ge=0,
-        description="Tokens of finished requests that are kept for later prompts, for each loaded model",
+        description="Number of sequences of one account that each engine runs at the same time, from 1. Unset: all slots.",
+        json_schema_extra=_group("scheduling"),
     )
     prefill_chunk_tokens: int = Field(
         64,
         ge=1,
         le=8192,
-        description="Prompt tokens computed in one step while many replies stream, which wait so long",
+        description="Number of prompt tokens per step while many replies are streamed, 1 to 8192. The replies wait for them.",
+        json_schema_extra=_group("scheduling"),
     )
     prefill_idle_tokens: int = Field(
         512,
         ge=1,
         le=8192,
-        description="Prompt tokens computed in one step while no reply streams; between both while few do",
+        description="Number of prompt tokens per step while no reply is streamed, 1 to 8192. Few streams: a number between "
+        "both.",
+        json_schema_extra=_group("scheduling"),
     )
-    batch_invariant: bool = Field(
-        False,
-        description="Bit-identical logits whoever else is in the batch, at the price of speed",
+    kv_cache_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Size of each engine's KV cache in tokens, from 1. Unset: all slots with full context, on a GPU as much "
+        "as fits.",
+        json_schema_extra=_group("cache"),
     )
-    int8_threshold: float = Field(
-        0.0,
-        ge=0.0,
-        description="Outlier threshold of bitsandbytes int8 on a GPU; above 0, requests in one batch change each other",
+    prefix_cache: Literal["shared", "account", "off"] = Field(
+        "shared",
+        description="Prompts that share cached keys and values of equal beginnings: shared (all), account (those of one "
+        "account) or off (none).",
+        json_schema_extra=_group("cache"),
     )
-    raw_control_tokens: bool = Field(
-        False,
-        description="Let control tokens written in `raw` prompts act as such, for callers that bring their own template",
+    prefix_cache_tokens: int = Field(
+        32768,
+        ge=0,
+        description="Number of tokens of finished requests that each engine keeps for later prompts, from 0.",
+        json_schema_extra=_group("cache"),
     )
-    max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Longest gRPC request, in bytes")
-    max_messages: int = Field(1_024, ge=1, le=100_000, description="Most turns of a conversation")
+    account_requests_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Number of requests per minute that one account may send to all models together, from 1. Unset: no "
+        "limit.",
+        json_schema_extra=_group("limits"),
+    )
+    max_message_bytes: int = Field(
+        4 * 1024 * 1024,
+        ge=1024,
+        description="Largest gRPC request in bytes, from 1024.",
+        json_schema_extra=_group("limits"),
+    )
+    max_messages: int = Field(
+        1_024,
+        ge=1,
+        le=100_000,
+        description="Largest number of messages in a conversation, 1 to 100000.",
+        json_schema_extra=_group("limits"),
+    )
     max_schema_depth: int = Field(
-        32, ge=1, le=100, description="How deep arrays and objects may be nested in a JSON Schema of a request"
+        32,
+        ge=1,
+        le=100,
+        description="Deepest nesting of arrays and objects in a JSON Schema of a request, 1 to 100.",
+        json_schema_extra=_group("limits"),
     )
     shutdown_grace_seconds: float = Field(
-        30.0, ge=0, allow_inf_nan=False, description="Time that running replies get to finish on SIGTERM"
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Time in seconds, from 0, for running replies to finish after SIGTERM.",
+        json_schema_extra=_group("timeouts"),
     )
     write_timeout_seconds: float = Field(
         30.0,
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Time after which a reply is given up that its client does not read",
+        description="Time in seconds, up to 3600, after which a reply is aborted if its client does not read it.",
+        json_schema_extra=_group("timeouts"),
     )
     stall_seconds: float = Field(
         30.0,
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Time without a step while work waits after which health says NOT_SERVING",
+        description="Time in seconds, up to 3600, without a step while requests wait. After it, health is NOT_SERVING.",
+        json_schema_extra=_group("timeouts"),
     )
     stall_exit_seconds: float = Field(
         60.0,
         gt=0,
         le=86_400,
         allow_inf_nan=False,
-        description="Further time without a step after which the process ends with 1, to be started anew",
+        description="Further time in seconds, up to 86400, without a step. After it, the process exits with 1 for a restart.",
+        json_schema_extra=_group("timeouts"),
     )
     metrics_address: str | None = Field(
-        None, description="Where Prometheus finds the server's metrics, host:port; unset: nowhere"
+        None,
+        description="Address, host:port, that serves the server's Prometheus metrics. Unset: not served.",
+        json_schema_extra=_group("observability"),
     )
-    log_level: LogLevel = Field("info", description="How much is logged")
-    log_format: LogFormat = Field("text", description="How the log is written: lines of text, or a JSON object a line")
+    log_level: LogLevel = Field(
+        "info",
+        description="Least severity of log lines: debug, info, warning or error.",
+        json_schema_extra=_group("observability"),
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="Format of log lines: text, or json with one object per line.",
+        json_schema_extra=_group("observability"),
+    )
+    raw_control_tokens: bool = Field(
+        False,
+        description="Treat control tokens in the text of `raw` prompts as control tokens, for clients with a chat template "
+        "of their own.",
+        json_schema_extra=_group("compatibility"),
+    )
 
     @field_validator("grpc_address", "grpc_health_address", "metrics_address")
     @classmethod
@@ -150,7 +259,7 @@ class Settings(ServiceSettings):
     @model_validator(mode="after")
     def _has_whole_pair(self) -> Self:
         if (self.grpc_tls_cert is None) != (self.grpc_tls_key is None):
-            raise ValueError("TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY need each other: set both or neither")
+            raise ValueError("TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY belong together: set both or neither")
         if self.grpc_tls_client_ca is not None and self.grpc_tls_cert is None:
             raise ValueError("TAILRACE_GRPC_TLS_CLIENT_CA needs TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY")
         return self

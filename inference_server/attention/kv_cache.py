@@ -1,9 +1,9 @@
-"""Keys and values of all sequences, in blocks of neighbouring tokens, as one paged tensor pair for each layer.
+"""Stores the keys and values of all sequences in blocks of consecutive tokens, one pair of tensors for each layer.
 
-Knows blocks and rows; knows nothing of sequences. Every layer has keys and values of shape
-(num_blocks, block_size, num_kv_heads, head_dim), allocated when the layer is first written (the engine's warm-up does
-that), because only then the model has told the real shapes: some architectures' values are narrower than their keys, or
-differ from layer to layer. Row r of a layer is token r % block_size of block r // block_size.
+Works with block and row numbers; which sequence owns a block is the block pool's matter. Every layer has keys and values
+of shape (num_blocks, block_size, num_kv_heads, head_dim). They are allocated when the layer is first written, in the
+engine's warm-up, because only then the widths are known: in some architectures values are narrower than keys, or widths
+differ between layers. Row r of a layer is token r % block_size of block r // block_size.
 """
 
 import contextlib
@@ -13,7 +13,8 @@ import mmap
 import torch
 from torch import Tensor
 
-# Tokens. Small on a CPU, where any size is as fast and small ones share more; torch's flash attention wants 256 on a GPU.
+# Tokens of a block. On a CPU every size is equally fast, and small blocks share more of a prompt. On a GPU, torch's flash
+# attention requires 256.
 CPU_BLOCK_SIZE = 32
 CUDA_BLOCK_SIZE = 256
 
@@ -23,10 +24,19 @@ NUM_SCRATCH_BLOCKS = 1
 
 
 class KVCache:
+    """The paged KV cache of one model."""
+
     def __init__(
         self, *, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype | None = None
     ) -> None:
-        """`dtype` of keys and values, if it is not that in which the model computes them."""
+        """Create a cache, whose memory is allocated layer by layer.
+
+        Args:
+            num_blocks: The number of blocks, with the scratch block.
+            block_size: Tokens of a block.
+            device: The model's device.
+            dtype: The dtype of keys and values; None for that in which the model computes them.
+        """
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.device = device
@@ -35,18 +45,22 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes reserved. On a CPU the system hands out the memory only as blocks are written."""
+        """Return the reserved bytes. On a CPU the system provides the memory only as blocks are written."""
         return sum(tensor.numel() * tensor.element_size() for layer in self._layers.values() for tensor in layer)
 
     @property
     def num_tokens(self) -> int:
+        """Return the number of tokens that fit into all blocks."""
         return self.num_blocks * self.block_size
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, each (num_blocks, block_size, num_kv_heads, head_dim).
+        """Return the keys and values of one layer, each (num_blocks, block_size, num_kv_heads, its own width).
 
-        `key` and `value` (num_tokens, num_kv_heads, head_dim) tell the widths at the first call, and the dtype if none was
-        given.
+        Args:
+            index: The layer's number.
+            key: (num_tokens, num_kv_heads, head_dim). At the first call, determines the width, and the dtype if none was
+                given.
+            value: The same for the values.
         """
         tensors = self._layers.get(index)
         if tensors is None:
@@ -54,12 +68,13 @@ class KVCache:
         return tensors
 
     def _allocate(self, like: Tensor) -> Tensor:
+        """Return zeros for all blocks, as wide as `like`."""
         dtype = self._dtype or like.dtype
         shape = (self.num_blocks, self.block_size, like.shape[-2], like.shape[-1])
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
-        # Zeroed pages of the system, of which none is touched: torch.zeros would write every byte. Nor shall the system
-        # hand out 2 MiB where a sequence writes a few tokens.
+        # Zeroed pages from the system, none of which is touched yet: torch.zeros would write every byte. Huge pages are
+        # refused, because a sequence of a few tokens would then occupy 2 MiB in each layer.
         pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):
             pages.madvise(mmap.MADV_NOHUGEPAGE)

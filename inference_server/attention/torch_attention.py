@@ -1,6 +1,7 @@
-"""Attention itself, by torch's own operations: queries against keys and values that belong to one sequence each.
+"""Computes attention by torch's own operations, on any device.
 
-Shapes: query (num_tokens, num_heads, head_dim), key and value (num_keys, num_kv_heads, …). Knows nothing of caches.
+Shapes: query (num_tokens, num_heads, head_dim), key (num_keys, num_kv_heads, head_dim) and value (num_keys, num_kv_heads,
+value_dim).
 """
 
 from dataclasses import dataclass
@@ -11,21 +12,28 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How one layer attends: the factor on the scores, the window in tokens, the soft limit of the scores."""
+class AttentionSpec:
+    """The constants of one layer's attention."""
 
-    scaling: float
-    sliding_window: int | None = None
-    softcap: float | None = None
+    scaling: float  # the factor on the scores
+    sliding_window: int | None = None  # in tokens; None attends to all keys so far
+    softcap: float | None = None  # c of c * tanh(score / c); None for no limit
 
 
-def causal_mask(num_tokens: int, num_keys: int, form: Form, like: Tensor) -> Tensor | None:
-    """What causal_attention takes for the newest `num_tokens` of `num_keys`: (num_tokens, num_keys) of the dtype of `like`.
+def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tensor) -> Tensor | None:
+    """Return the additive mask for the newest tokens of a sequence.
 
-    None where torch's own causal attention does the same without.
+    Args:
+        num_tokens: The number of queries.
+        num_keys: The number of keys, with those of the queries' own tokens, which are the last.
+        spec: The attention's constants.
+        like: A tensor with the dtype and device of the mask.
+
+    Returns:
+        (num_tokens, num_keys), or None if torch's causal attention needs no mask.
     """
-    window = form.sliding_window if form.sliding_window is not None and form.sliding_window < num_keys else None
-    if num_tokens == num_keys and window is None and form.softcap is None:
+    window = spec.sliding_window if spec.sliding_window is not None and spec.sliding_window < num_keys else None
+    if num_tokens == num_keys and window is None and spec.softcap is None:
         return None
     columns = torch.arange(num_keys, device=like.device)[None, :]
     positions = torch.arange(num_keys - num_tokens, num_keys, device=like.device)[:, None]
@@ -35,50 +43,75 @@ def causal_mask(num_tokens: int, num_keys: int, form: Form, like: Tensor) -> Ten
     return _additive(hidden, like)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, form: Form, mask: Tensor | None) -> Tensor:
-    """The queries are the newest of the keys' tokens; `mask` by causal_mask. Returns (num_tokens, num_heads, value_dim)."""
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, mask: Tensor | None) -> Tensor:
+    """Attend with the newest of the keys' tokens. `mask` is that of causal_mask.
+
+    Returns (num_tokens, num_heads, value_dim).
+    """
     query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
     if mask is None:
         grouped = query.shape[1] != key.shape[1]
         output = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=form.scaling, enable_gqa=grouped
+            query, key, value, is_causal=True, scale=spec.scaling, enable_gqa=grouped
         )
     else:
-        output = _masked_attention(query, key, value, mask, form)
+        output = _masked_attention(query, key, value, mask, spec)
     return output[0].transpose(0, 1)
 
 
 def gathered_decode_attention(
-    query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, form: Form
+    query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, spec: AttentionSpec
 ) -> Tensor:
-    """One query for each of n sequences over paged keys and values (num_blocks, block_size, num_kv_heads, …).
+    """Attend with one query for each of n sequences, on copies of their paged keys and values.
 
-    table (n, max_blocks) int, lengths (n,) int: keys that the sequence has; a row of length 0 gives something finite.
-    Copies what it reads: for devices and forms that no kernel reads in place. Returns (n, num_heads, value_dim).
+    For devices and constants without a kernel that reads the cache in place.
+
+    Args:
+        query: (n, num_heads, head_dim).
+        keys: (num_blocks, block_size, num_kv_heads, head_dim).
+        values: (num_blocks, block_size, num_kv_heads, value_dim).
+        table: (n, max_blocks) int, the block tables.
+        lengths: (n,) int, the number of keys of each sequence. The result of a row of length 0 is finite.
+        spec: The attention's constants.
+
+    Returns:
+        (n, num_heads, value_dim).
     """
     key = keys[table.long()].flatten(1, 2).transpose(1, 2)
     value = values[table.long()].flatten(1, 2).transpose(1, 2)
     columns = torch.arange(key.shape[2], device=query.device)[None, :]
     hidden = columns >= lengths[:, None].clamp(min=1)
-    # What lies beyond a sequence's end may be anything, and NaN would survive a weight of zero.
+    # Values beyond a sequence's end are undefined, and a weight of zero would not remove NaN.
     key, value = (tensor.masked_fill(hidden[:, None, :, None], 0.0) for tensor in (key, value))
-    if form.sliding_window is not None:
-        hidden = hidden | (columns < lengths[:, None] - form.sliding_window)
+    if spec.sliding_window is not None:
+        hidden = hidden | (columns < lengths[:, None] - spec.sliding_window)
     mask = _additive(hidden, query)[:, None, None, :]
-    return _masked_attention(query.unsqueeze(2), key, value, mask, form).squeeze(2)
+    return _masked_attention(query.unsqueeze(2), key, value, mask, spec).squeeze(2)
 
 
 def _additive(hidden: Tensor, like: Tensor) -> Tensor:
+    """Return 0 for visible keys and -infinity for hidden ones."""
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
 
 
-def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, form: Form) -> Tensor:
-    """(n, heads, rows, d) x (n, kv_heads, keys, d) -> (n, heads, rows, value_dim); the mask is added to the scores."""
-    if form.softcap is None:
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
+    """Attend with an additive mask.
+
+    Args:
+        query: (n, num_heads, num_rows, head_dim).
+        key: (n, num_kv_heads, num_keys, head_dim).
+        value: (n, num_kv_heads, num_keys, value_dim).
+        mask: Broadcasts to (n, num_heads, num_rows, num_keys).
+        spec: The attention's constants.
+
+    Returns:
+        (n, num_heads, num_rows, value_dim).
+    """
+    if spec.softcap is None:
         grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=form.scaling, enable_gqa=grouped)
-    # Gemma 2's form: scores are limited by softcap * tanh(scores / softcap) before the mask. No fused kernel has it.
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=spec.scaling, enable_gqa=grouped)
+    # Gemma 2 limits scores by softcap * tanh(scores / softcap) before the mask. No fused kernel of torch computes it.
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = torch.tanh(query @ key.transpose(2, 3) * form.scaling / form.softcap) * form.softcap + mask
+    scores = torch.tanh(query @ key.transpose(2, 3) * spec.scaling / spec.softcap) * spec.softcap + mask
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value

@@ -1,6 +1,7 @@
-"""A decoder of Llama's shape, taken apart into what kernels read: no modules of transformers, which take long to import.
+"""The weights of a Llama-like decoder as the kernels read them, and their extraction from a model of transformers.
 
-Each layer adds the attention of its normed input, then the gated MLP of the normed sum, and nothing else.
+Each layer adds the attention of its normed input, then the gated MLP of the normed sum, and nothing else. Does not import
+the models of transformers, which takes more than a second.
 """
 
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server.attention.torch_attention import Form
+from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm
-from inference_server.cpu.linear.amx.layers import CompiledLinear
-from inference_server.kernels import ops as kernels
+from inference_server.cpu.linear.backends import missing_kernels
+from inference_server.cpu.linear.kernel_linear import KernelLinear
+from inference_server.kernels import ops
 
 _MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
@@ -21,13 +23,19 @@ _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """Angles of rotary positions, each frequency twice (two halves). The frequencies do not change with the length."""
+    """The rotary position embedding. Its frequencies do not depend on the sequence's length."""
 
     inverse_frequencies: Tensor  # (head_dim / 2,) float32
-    scaling: float
+    scaling: float  # a factor on sines and cosines
 
     def angles(self, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """positions (n,) int64; writes into cos and sin (n, head_dim)."""
+        """Write the positions' cosines and sines, each angle in both halves of the row.
+
+        Args:
+            positions: (num_tokens,) int64.
+            cos: (num_tokens, head_dim), float32 or bfloat16, overwritten.
+            sin: The same for the sines.
+        """
         angles = positions.float()[:, None] * self.inverse_frequencies
         angles = torch.cat([angles, angles], dim=1)
         cos.copy_(angles.cos() * self.scaling)
@@ -35,74 +43,91 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    input_norm: Tensor  # (hidden_size,), as the other norms
-    qkv: CompiledLinear
-    form: Form
-    output: CompiledLinear
+class LayerWeights:
+    """The weights of one layer. All norms have the shape (hidden_size,)."""
+
+    input_norm: Tensor
+    qkv: KernelLinear
+    attention: AttentionSpec
+    output: KernelLinear
     post_norm: Tensor
-    gate_up: CompiledLinear  # gated
-    down: CompiledLinear
+    gate_up: KernelLinear  # gated
+    down: KernelLinear
 
     @property
-    def linears(self) -> list[CompiledLinear]:
+    def linears(self) -> list[KernelLinear]:
+        """Return the layer's four linears."""
         return [self.qkv, self.output, self.gate_up, self.down]
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder:
-    """All of one dtype, float32 or bfloat16, but for the insides of the linears and the head's output, float32."""
+class DecoderWeights:
+    """A decoder's weights.
+
+    Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32.
+    """
 
     embedding: Tensor  # (vocab_size, hidden_size)
     rotary: Rotary
-    layers: list[Layer]
+    layers: list[LayerWeights]
     norm: Tensor
-    head: CompiledLinear
+    head: KernelLinear
     eps: float  # of every norm
     num_heads: int
     num_kv_heads: int
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the dtype of activations."""
         return self.embedding.dtype
 
     @property
     def head_dim(self) -> int:
+        """Return the width of a head."""
         return self.layers[0].qkv.out_features // (self.num_heads + 2 * self.num_kv_heads)
 
     @property
-    def linears(self) -> Iterator[CompiledLinear]:
+    def linears(self) -> Iterator[KernelLinear]:
+        """Yield every linear, the head last."""
         for layer in self.layers:
             yield from layer.linears
         yield self.head
 
     @property
     def has_windows(self) -> bool:
-        return any(layer.form.sliding_window is not None for layer in self.layers)
+        """Return True if any layer attends within a sliding window."""
+        return any(layer.attention.sliding_window is not None for layer in self.layers)
 
     @property
     def num_bytes(self) -> int:
+        """Return the memory of all weights in bytes."""
         norms = [self.norm, *(norm for layer in self.layers for norm in (layer.input_norm, layer.post_norm))]
         return sum(tensor.nbytes for tensor in (self.embedding, *norms)) + sum(each.num_bytes for each in self.linears)
 
 
-def decoder_of(model: Any) -> Decoder:
-    """The parts of a fused model of transformers. Raises ValueError, which tells why, for one of another shape."""
-    if type(model).__name__ not in _MODELS or not kernels.available():
-        raise ValueError("its architecture is not known")
+def extract_weights(model: Any) -> DecoderWeights:
+    """Return the weights of a fused model of transformers.
+
+    Raises:
+        ValueError: No kernel program computes this model; the message is the reason, as a clause.
+    """
+    if type(model).__name__ not in _MODELS:
+        raise ValueError("kernel programs do not support its architecture")
+    if not ops.available():
+        raise ValueError("compiled kernels are not available")
     inner = model.model
     if type(inner.embed_tokens) is not nn.Embedding:
-        raise ValueError("its embedding is not plain")
+        raise ValueError("its embedding layer is not torch's")
     layers = [_layer(layer) for layer in inner.layers]
     norms = [inner.norm]
     for layer in inner.layers:
         norms += [layer.input_layernorm, layer.post_attention_layernorm]
     if any(type(norm) is not FusedRMSNorm or norm.eps != inner.norm.eps for norm in norms):
-        raise ValueError("its norms are not fused")
-    if not isinstance(model.lm_head, CompiledLinear):
-        raise ValueError("its head has no kernel")
+        raise ValueError("its norms have no compiled kernel")
+    if not isinstance(model.lm_head, KernelLinear):
+        raise ValueError(f"its output head has no compiled kernel{_because(model.lm_head)}")
     attention = inner.layers[0].self_attn
-    decoder = Decoder(
+    decoder = DecoderWeights(
         embedding=inner.embed_tokens.weight.detach(),
         rotary=_rotary(inner.rotary_emb),
         layers=layers,
@@ -116,44 +141,58 @@ def decoder_of(model: Any) -> Decoder:
     return decoder
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: Any) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     if type(layer).__name__ not in _LAYERS:
-        raise ValueError("its layers are not known")
+        raise ValueError("kernel programs do not support its layers")
     if type(attention) is not FusedAttention or type(mlp) is not FusedMLP:
-        raise ValueError("its layers are not fused")
+        raise ValueError("its attention or MLP has no fused module")
     linears: list[Any] = [attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj]
-    if not all(isinstance(linear, CompiledLinear) for linear in linears):
-        raise ValueError("its linears have no kernel")
+    if not all(isinstance(linear, KernelLinear) for linear in linears):
+        raise ValueError(f"its linear layers have no compiled kernel{_because(attention.qkv_proj)}")
     qkv, output, gate_up, down = linears
     if not gate_up.is_gated:
-        raise ValueError("its MLP has no kernel")
+        raise ValueError("no kernel supports the width of its MLP")
     norms = (layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach())
-    return Layer(norms[0], qkv, attention.form, output, norms[1], gate_up, down)
+    return LayerWeights(norms[0], qkv, attention.spec, output, norms[1], gate_up, down)
+
+
+def _because(linear: nn.Module) -> str:
+    """Return the reasons why a linear has no compiled kernel, or "" if only its shape has none."""
+    is_float32 = type(linear) is nn.Linear and linear.weight.dtype is torch.float32
+    reasons = ["no kernel multiplies float32 weights"] if is_float32 else []
+    if missing := missing_kernels():
+        reasons.append(missing)
+    return f", because {' and '.join(reasons)}" if reasons else ""
 
 
 def _rotary(module: Any) -> Rotary:
-    """longrope has two sets of frequencies; dynamic scaling begins beyond the window that is served (preparation.py)."""
+    """Return the rotary embedding.
+
+    longrope has two sets of frequencies, so it is not supported. Dynamic scaling begins beyond the context length that is
+    served (weights/prepare.py), so it needs no support here.
+    """
     if getattr(module, "rope_type", "default") == "longrope":
-        raise ValueError("its positions are not plain")
+        raise ValueError("kernel programs do not support its rotary positions (longrope)")
     return Rotary(module.inv_freq.detach().float(), float(module.attention_scaling))
 
 
-def _check(decoder: Decoder, config: Any) -> None:
+def _check(decoder: DecoderWeights, config: Any) -> None:
+    """Raise ValueError if a kernel cannot read some of the weights."""
     dtype = decoder.dtype
     if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError("its embedding is of another dtype")
+        raise ValueError("its embedding is neither float32 nor bfloat16")
     norms = [decoder.norm, *(norm for layer in decoder.layers for norm in (layer.input_norm, layer.post_norm))]
     if any(norm.dtype is not dtype for norm in norms):
-        raise ValueError("its norms are of another dtype")
+        raise ValueError("its norms and its embedding differ in dtype")
     for layer in decoder.layers:
         if any(linear.padded_features != linear.out_features for linear in layer.linears):
-            raise ValueError("its linears are of an odd width")
+            raise ValueError("the outputs of its linear layers do not fill whole panels")
         if any(not (linear.dtype is linear.out_dtype is dtype) for linear in layer.linears):
-            raise ValueError("its linears are of another dtype")
+            raise ValueError("its linear layers and its embedding differ in dtype")
     if decoder.head.dtype is not dtype or decoder.head.out_dtype is not torch.float32:
-        raise ValueError("its head is of another dtype")
+        raise ValueError("its output head has another dtype than the kernels return")
     types = getattr(config, "layer_types", None) or []
-    windows = [layer.form.sliding_window is not None for layer in decoder.layers]
+    windows = [layer.attention.sliding_window is not None for layer in decoder.layers]
     if types and [kind == "sliding_attention" for kind in types] != windows:
-        raise ValueError("its windows are not those of its configuration")
+        raise ValueError("its sliding windows differ from its configuration")

@@ -1,32 +1,39 @@
-"""Modules of transformers that have a faster equal on a CPU, and their replacement in a loaded model.
+"""Replaces modules of a loaded transformers model by faster ones for CPUs.
 
-Fewer and larger products (q, k and v in one, gate and up in one) and one kernel where transformers calls several
-operations. What is replaced computes the same up to rounding; what is not known here stays as it is.
+The replacements use fewer and larger products (q, k and v in one, gate and up in one), and one kernel where transformers
+calls several operations. They compute the same up to rounding. Modules of other classes stay unchanged.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inference_server.attention.paged import Projections
-from inference_server.attention.torch_attention import Form
-from inference_server.cpu.linear import pack as linears
-from inference_server.kernels import ops as kernels
+from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
+from inference_server.cpu.linear.pack import pack, pack_linears
+from inference_server.kernels import ops
 from inference_server.precision import Precision
 
-# Their forward is: project, rotate all of q and k in halves, attend, project. Looked up by name, not by isinstance: a
-# subclass may do something else in between.
+# Attention classes whose forward is: project, rotate all of q and k in halves, attend, project. Classes are compared by
+# name, not by isinstance, because a subclass may compute something else in between.
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
 _SILUS = {"SiLU", "SiLUActivation"}  # torch's; transformers' own
 _NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
+_Pack = Callable[..., nn.Module]
+
 
 class FusedAttention(nn.Module):
-    """q, k and v by one product; rotation and writing to the cache by one kernel."""
+    """Attention with one product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
-    def __init__(self, attention: Any, precision: Precision, *, batch_invariant: bool) -> None:
+    def __init__(self, attention: Any, packed: _Pack) -> None:
+        """Replace `attention` of transformers, with linears from `packed`, which is `pack` with its options given."""
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
@@ -35,40 +42,43 @@ class FusedAttention(nn.Module):
         window = getattr(attention, "sliding_window", None)
         if type(attention).__name__ == "MistralAttention":
             window = getattr(config, "sliding_window", None)
-        self.form = Form(attention.scaling, window)
+        self.spec = AttentionSpec(attention.scaling, window)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv_proj = linears.pack(projections, precision, batch_invariant=batch_invariant)
-        self.o_proj = linears.pack([attention.o_proj], precision, batch_invariant=batch_invariant)
+        self.qkv_proj = packed(projections)
+        self.o_proj = packed([attention.o_proj])
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], *, step_batch: Any, **_: Any
     ) -> tuple[Tensor, None]:
+        """Return the attention's output, in the shape of `hidden_states` (batch, num_tokens, hidden_size)."""
         qkv = self.qkv_proj(hidden_states).flatten(0, 1)
         cos, sin = (angles.flatten(0, 1) for angles in position_embeddings)
         parts = Projections(qkv, cos, sin, self.num_heads, self.num_kv_heads)
-        output = step_batch.attend_fused(self.layer_idx, parts, self.form)
+        output = step_batch.attend_fused(self.layer_idx, parts, self.spec)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
 
 
 class FusedMLP(nn.Module):
-    """gate and up by one product, and by the same kernel what they are for."""
+    """A gated MLP with one product for gate and up, and silu(gate) * up in the same kernel where there is one."""
 
-    def __init__(self, mlp: Any, precision: Precision, *, batch_invariant: bool) -> None:
+    def __init__(self, mlp: Any, packed: _Pack) -> None:
+        """Replace `mlp` of transformers, with linears from `packed`, which is `pack` with its options given."""
         super().__init__()
         gate_up = [mlp.gate_proj, mlp.up_proj]
-        self.gate_up_proj = linears.pack(gate_up, precision, batch_invariant=batch_invariant, is_gated=True)
-        self.down_proj = linears.pack([mlp.down_proj], precision, batch_invariant=batch_invariant)
+        self.gate_up_proj = packed(gate_up, is_gated=True)
+        self.down_proj = packed([mlp.down_proj])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the MLP's output, in the shape of `hidden_states` (…, hidden_size)."""
         product: Tensor = self.gate_up_proj(hidden_states)
         if not getattr(self.gate_up_proj, "is_gated", False):
-            product = kernels.silu_mul(product.flatten(0, -2)).view(*product.shape[:-1], -1)
+            product = ops.silu_mul(product.flatten(0, -2)).view(*product.shape[:-1], -1)
         down: Tensor = self.down_proj(product)
         return down
 
 
 class FusedRMSNorm(nn.Module):
-    """One kernel for what is several operations otherwise."""
+    """An RMS norm in one kernel."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -76,26 +86,38 @@ class FusedRMSNorm(nn.Module):
         self.eps: float = norm.variance_epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the norm of each row, in the shape of `hidden_states` (…, hidden_size)."""
         shape = hidden_states.shape
-        return kernels.rms_norm(hidden_states.flatten(0, -2), self.weight, self.eps).view(shape)
+        return ops.rms_norm(hidden_states.flatten(0, -2), self.weight, self.eps).view(shape)
 
 
 @torch.inference_mode()
-def fuse(model: nn.Module, precision: Precision, *, batch_invariant: bool) -> None:
-    """Replace in place what has a faster equal. For models on a CPU."""
+def fuse(
+    model: nn.Module, precision: Precision, *, batch_invariant: bool, backends: Items[LinearBackend] = BACKENDS
+) -> None:
+    """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear.
+
+    Args:
+        model: A causal language model of transformers.
+        precision: The precision in which linears are packed.
+        batch_invariant: A row's result must have the same bits for any other rows in the batch.
+        backends: The candidates for linears, of which the first that supports a layer is used.
+    """
+    packed = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if replacement := _replacement(child, precision, batch_invariant):
+            if replacement := _replacement(child, packed):
                 setattr(parent, name, replacement)
-    linears.pack_linears(model, precision, batch_invariant=batch_invariant)
+    pack_linears(model, precision, batch_invariant=batch_invariant, backends=backends)
 
 
-def _replacement(module: nn.Module, precision: Precision, batch_invariant: bool) -> nn.Module | None:
+def _replacement(module: nn.Module, packed: _Pack) -> nn.Module | None:
+    """Return the faster module for a module of transformers, or None if there is none."""
     name = type(module).__name__
     if name in _ATTENTIONS:
-        return FusedAttention(module, precision, batch_invariant=batch_invariant)
+        return FusedAttention(module, packed)
     if name in _MLPS and type(getattr(module, "act_fn", None)).__name__ in _SILUS:
-        return FusedMLP(module, precision, batch_invariant=batch_invariant)
+        return FusedMLP(module, packed)
     if name in _NORMS:
         return FusedRMSNorm(module)
     return None

@@ -1,4 +1,4 @@
-"""Decides which calls are let in by their bearer tokens. Knows digests of tokens; knows nothing of what is called."""
+"""Accepts or rejects calls by their bearer tokens. The tokens file contains digests; the tokens are never stored."""
 
 import hashlib
 import hmac
@@ -15,22 +15,26 @@ from inference_server.grpc_api.status import Context, abort
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.file_watcher import ReloadableFile
 
-# Whoever watches a process holds no token, and what gRPC asks by itself to balance carries none: both learn how it is
-# doing, no more. Everything else is denied without one, also what does not exist.
+# Health probes have no token, and neither do the load reports that gRPC requests by itself. Both services reveal only the
+# server's state. All other methods need a token, methods that do not exist included.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
-# Longest time for which a token that was taken out of the file is still let in.
+# Longest time in seconds for which a token that was removed from the file is still accepted.
 CHECK_SECONDS = 1.0
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
-# A class that takes arguments in its stubs alone.
+# Only the stubs of this class are generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
-    """Lets in calls with `authorization: Bearer <token>` if the token's SHA-256 digest stands in the file."""
+    """Accepts calls with `authorization: Bearer <token>` if the file contains the token's SHA-256 digest."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError."""
+        """Read the tokens file; it is read again when it changes.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or a line of it is not a digest.
+        """
         self._file = ReloadableFile((path,), lambda: read_digests(path), min_seconds=CHECK_SECONDS)
 
     async def intercept_service(
@@ -38,43 +42,47 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
+        """Return the method's handler, or one that ends the call with UNAUTHENTICATED."""
         if not details.method.startswith(_OPEN_SERVICES):
             try:
                 self._check(details)
             except Unauthenticated as error:
-                return _refusing(error)
+                return _rejecting(error)
         return await continuation(details)
 
     def _check(self, details: grpc.HandlerCallDetails) -> None:
         token = _token(details)
         if token is None:
-            raise Unauthenticated("this server asks for a token: send the metadata authorization: Bearer <token>")
+            raise Unauthenticated("this server requires a token: send the metadata authorization: Bearer <token>")
         self._file.reload_if_changed()
-        # Digests have one length and every one is compared, so the time taken tells nothing about the tokens.
+        # All digests have the same length, and every one is compared: the duration reveals nothing about the tokens.
         digest = hashlib.sha256(token).digest()
         if not sum(hmac.compare_digest(digest, known) for known in self._file.content):
-            raise Unauthenticated("the token is none of those that this server lets in")
+            raise Unauthenticated("this server does not accept the token")
 
 
 def read_digests(path: Path) -> tuple[bytes, ...]:
-    """The file's digests: a line each, with or without the ` -` of sha256sum; # begins a comment.
+    """Return the digests in the file, 32 bytes each. If there are none, no token is accepted.
 
-    Raises ConfigurationError. A file without a digest lets nobody in.
+    Format: one hexadecimal digest per line, with or without the ` -` of sha256sum; # begins a comment.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or a line is not a digest.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"TAILRACE_GRPC_TOKENS_FILE={path}: {reason}") from None
     digests = []
     for number, line in enumerate(lines, 1):
         digest, *rest = line.partition("#")[0].split() or ("",)
         if not digest:
             continue
-        # What stands there may be a token by mistake, so it is not repeated.
+        # The line may contain a token by mistake, so the message does not repeat it.
         if not _DIGEST.fullmatch(digest) or rest not in ([], ["-"]):
             raise ConfigurationError(
-                f"TAILRACE_GRPC_TOKENS_FILE={path}: line {number} is no SHA-256 digest of 64 hexadecimal digits"
+                f"TAILRACE_GRPC_TOKENS_FILE={path}: line {number} is not a SHA-256 digest of 64 hexadecimal digits"
             )
         digests.append(bytes.fromhex(digest))
     return tuple(digests)
@@ -89,10 +97,10 @@ def _token(details: grpc.HandlerCallDetails) -> bytes | None:
     return token.strip() if scheme.lower() == b"bearer" and token.strip() else None
 
 
-def _refusing(error: Unauthenticated) -> "_Handler":
-    """Ends any kind of call, before anything of it is read."""
+def _rejecting(error: Unauthenticated) -> "_Handler":
+    """Return a handler that ends any kind of call before its request is read."""
 
-    async def refuse(requests: object, context: Context) -> None:
+    async def reject(requests: object, context: Context) -> None:
         await abort(context, error)
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(reject)

@@ -1,6 +1,6 @@
-"""Refuses requests whose bytes are no message: gRPC itself would tell the caller Python's exception, as UNKNOWN.
+"""Rejects requests that are not valid protobuf. gRPC itself would send Python's exception to the client, as UNKNOWN.
 
-Knows how a call's request is parsed; knows nothing of which requests there are.
+Does not depend on the types of the requests.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,27 +12,28 @@ from google.protobuf.message import DecodeError
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.grpc_api.status import Context, abort
 
-# A class that takes arguments in its stubs alone.
+# Only the stubs of this class are generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _MALFORMED = object()
 
 
 class Parsing(grpc.aio.ServerInterceptor):
-    """For methods with one request that are coroutines: those that yield their replies are left as they are."""
+    """Applies to coroutine methods with one request. Methods that yield their replies stay unchanged."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
+        """Return the method's handler, extended by the check of its request."""
         handler: Any = await continuation(details)
         if handler is None or handler.request_streaming or handler.request_deserializer is None:
             return handler  # type: ignore[no-any-return]
         parse = _parsing(handler.request_deserializer)
         if handler.unary_stream:
-            run = _refusing_malformed(handler.unary_stream)
+            run = _rejecting_malformed(handler.unary_stream)
             return grpc.unary_stream_rpc_method_handler(run, parse, handler.response_serializer)
-        run = _refusing_malformed(handler.unary_unary)
+        run = _rejecting_malformed(handler.unary_unary)
         return grpc.unary_unary_rpc_method_handler(run, parse, handler.response_serializer)
 
 
@@ -46,12 +47,15 @@ def _parsing(parse: Callable[[bytes], object]) -> Callable[[bytes], object]:
     return parsed
 
 
-def _refusing_malformed(answer: Callable[[Any, Context], Awaitable[object]]) -> Any:
-    async def answer_or_refuse(request: object, context: Context) -> object:
+def _rejecting_malformed(answer: Callable[[Any, Context], Awaitable[object]]) -> Any:
+    async def answer_or_reject(request: object, context: Context) -> object:
         if request is _MALFORMED:
             await abort(
-                context, InvalidField(FieldViolation("the request", "cannot be read: it is no message of this method"))
+                context,
+                InvalidField(
+                    FieldViolation("the request", "cannot be parsed: its bytes are not a message of this method")
+                ),
             )
         return await answer(request, context)
 
-    return answer_or_refuse
+    return answer_or_reject

@@ -1,7 +1,7 @@
-"""The gRPC server's life: listen, load, warm up, serve, drain, stop.
+"""Life cycle of the gRPC server: listen, load, warm up, serve, drain, stop.
 
-It listens from the first second, so that whoever asks is told that the models are being loaded; the health service says
-SERVING only after every engine has generated something.
+The port is open from the start: until the models are loaded, calls are rejected with MODEL_NOT_READY. The health service
+reports SERVING after every engine has generated its first tokens.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from inference_server.observability.tracing.exporter import tracing_from_environ
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import Settings
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
-from tailrace_shared.addresses import is_loopback
+from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.config_errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -36,26 +36,39 @@ logger = logging.getLogger(__name__)
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-# Streams that never end by themselves (a health watch) get this long when all replies are done.
+# Seconds until open streams are closed after the last reply. Health watches never end by themselves.
 _LAST_STREAMS_SECONDS = 0.5
 
-# Otherwise two servers could share a port, and each would get some of the requests.
+# With SO_REUSEPORT, two servers could share a port, and each would get some of the requests.
 _OPTIONS = (("grpc.so_reuseport", 0),)
 
 
-def import_hosting() -> ModuleType:
-    """torch and transformers take seconds to import: neither a wrong setting nor a signal nor a call shall wait for them."""
-    from inference_server.serving import hosted_model as hosting
+def import_startup() -> ModuleType:
+    """Import and return the module that loads the models.
+
+    It imports torch and transformers, which takes seconds. Errors in settings, signals and calls must not wait for that.
+    """
+    from inference_server.serving import startup
     from inference_server.weights import loader
 
     loader.silence_libraries()
-    return hosting
+    return startup
 
 
 class Server:
-    """One gRPC server with the models of one catalog. Raises ConfigurationError if traces cannot be sent as asked for."""
+    """A gRPC server with the models of one catalog.
+
+    Attributes:
+        servicer: The inference service.
+        broken: Set when an engine has failed and cannot continue; the process must then end.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        """Set up the server; `listen` opens its port.
+
+        Raises:
+            ConfigurationError: The OTEL_* variables or the tokens file cannot be used.
+        """
         self._settings = settings
         self._tracing = tracing_from_environment()
         self.servicer = InferenceServicer(settings, self._tracing)
@@ -65,11 +78,11 @@ class Server:
             self._engines,
             stall_seconds=settings.stall_seconds,
             exit_seconds=settings.stall_exit_seconds,
-            on_health=self._tell_progress,
-            on_exit=self._give_up,
+            on_health=self._report_health,
+            on_exit=self._abandon_stalled,
         )
         self._watching: asyncio.Task[None] | None = None
-        self.broken = asyncio.Event()  # a model failed for good
+        self.broken = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._load_reporter = LoadReporter(self._utilization)
         self.servicer.metrics.watch_utilization(self._load_reporter.level)
@@ -83,15 +96,19 @@ class Server:
                 # Clients may ping while a long prompt is computed and nothing is sent.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-                # Clients that were told of no new servers look for them when they connect anew. Replies that run on the
-                # old connection come to their end on it, however long they take.
+                # Clients look for new servers when they connect again. Replies on the old connection are finished,
+                # however long they take.
                 ("grpc.max_connection_age_ms", int(settings.grpc_connection_age_seconds * 1000)),
             ),
         )
         self._health_server: grpc.aio.Server | None = None
 
     async def listen(self) -> int:
-        """Open the port and return its number. Raises ConfigurationError if it is taken, or a file of TLS is not usable."""
+        """Open the port and return its number.
+
+        Raises:
+            ConfigurationError: The port is in use, or a TLS file cannot be used.
+        """
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._load_reporter.add_to(self._server)
@@ -104,8 +121,9 @@ class Server:
         credentials = server_credentials(self._settings)
         port = _bind(self._server, self._settings.grpc_address, "GRPC_ADDRESS", credentials)
         await self._server.start()
-        host = self._settings.grpc_address.rpartition(":")[0]
-        logger.info("listening on %s:%d%s", host, port, "" if credentials is None else " with TLS")
+        host, _ = split_address(self._settings.grpc_address)
+        shown = self._settings.grpc_address.rpartition(":")[0]
+        logger.info("listening on %s:%d%s", shown, port, "" if credentials is None else " with TLS")
         self._warn_if_open(host)
         self._tracing.start()
         return port
@@ -120,36 +138,40 @@ class Server:
         settings = self._settings
         if settings.grpc_tokens_file is None and settings.grpc_tls_client_ca is None and not is_loopback(host):
             logger.warning(
-                "%s can be reached from other machines, and whoever reaches it is let in: "
+                "%s can be reached from other machines and accepts every client: "
                 "set TAILRACE_GRPC_TOKENS_FILE or TAILRACE_GRPC_TLS_CLIENT_CA, or listen on 127.0.0.1",
                 settings.grpc_address,
             )
 
     async def load(self) -> None:
-        """Load and warm up the catalog's models, then say SERVING. Raises ConfigurationError."""
+        """Load and warm up the catalog's models, then report SERVING.
+
+        Raises:
+            ConfigurationError: The catalog cannot be read, or one of its models cannot be served.
+        """
         started = time.monotonic()
         entries = read_catalog(self._settings.catalog)
-        hosting = await asyncio.to_thread(import_hosting)
-        self.servicer.models = await hosting.load_all(entries, self._settings, self._break)
+        startup = await asyncio.to_thread(import_startup)
+        self.servicer.models = await startup.load_all(entries, self._settings, self._break)
         self.servicer.metrics.expect(self.servicer.models)
         await self._set_health(_SERVING)
         self._watching = asyncio.create_task(self._watchdog.watch())
         logger.info("ready after %.1f s: %s", time.monotonic() - started, ", ".join(self.servicer.models))
 
     async def drain(self, grace_seconds: float) -> None:
-        """Refuse new requests and wait until the accepted ones are done, at most `grace_seconds`."""
+        """Reject new requests and wait until the accepted ones are finished, at most `grace_seconds` seconds."""
         self.servicer.is_stopping = True
         await self._set_health(_NOT_SERVING)
         running = sum(engine.num_in_flight for engine in self._engines())
-        logger.info("stopping: %d replies to finish, within %.0f s", running, grace_seconds)
+        logger.info("stopping: %d replies to finish within %.0f s", running, grace_seconds)
         try:
             async with asyncio.timeout(grace_seconds):
                 await asyncio.gather(*(engine.drain() for engine in self._engines()))
         except TimeoutError:
-            logger.warning("stopping: some replies are cut, %.0f s are over", grace_seconds)
+            logger.warning("stopping: some replies are aborted after %.0f s", grace_seconds)
 
     async def stop(self) -> None:
-        """End the model threads, whatever they do, and close the port."""
+        """Stop the engines without waiting for their replies, and close the port."""
         if self._watching is not None:
             self._watching.cancel()
         self._stop_metrics()
@@ -163,11 +185,11 @@ class Server:
         return {model.engine for model in self.servicer.models.values()}
 
     def _utilization(self) -> float:
-        """Of the engine that is busiest: all of them share the machine."""
+        """Return the utilization of the busiest engine: all engines share the machine."""
         return max((engine.utilization for engine in self._engines()), default=0.0)
 
     def _named_engines(self) -> "list[tuple[str, BaseEngine]]":
-        """Each engine once, under the name of the first model that it hosts."""
+        """Return each engine once, with the name of the first model that it serves."""
         return list(
             {model.engine: (name, model.engine) for name, model in reversed(self.servicer.models.items())}.values()
         )
@@ -176,19 +198,18 @@ class Server:
         address = self._settings.metrics_address
         if address is None:
             return
-        host, _, port = address.rpartition(":")
         try:
-            self._stop_metrics = self.servicer.metrics.serve(host.strip("[]"), int(port))
+            self._stop_metrics = self.servicer.metrics.serve(*split_address(address))
         except OSError as error:
             raise ConfigurationError(
                 f"cannot listen on {address} ({error.strerror}); set TAILRACE_METRICS_ADDRESS"
             ) from None
 
-    async def _tell_progress(self, is_moving: bool) -> None:
+    async def _report_health(self, is_moving: bool) -> None:
         if not self.servicer.is_stopping:
             await self._set_health(_SERVING if is_moving else _NOT_SERVING)
 
-    def _give_up(self) -> None:
+    def _abandon_stalled(self) -> None:
         for engine in self._engines():
             if engine.is_stalled:
                 engine.abandon()
@@ -198,7 +219,7 @@ class Server:
             await self._health.set(name, status)
 
     def _break(self) -> None:
-        """A model failed for good: say so, and let the process end with an error, so that it is started anew."""
+        """Reject new requests and set `broken`: the process ends with an error, so that its supervisor restarts it."""
         self.servicer.is_stopping = True
         self.broken.set()
 
@@ -210,6 +231,6 @@ def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.Se
         port = 0
     if port == 0:
         raise ConfigurationError(
-            f"cannot listen on {address}: the address is in use or not of this machine; set TAILRACE_{name}"
+            f"cannot listen on {address}: the address is in use or not one of this machine; set TAILRACE_{name}"
         )
     return port

@@ -1,6 +1,6 @@
-"""InferenceService: the contract's messages to and from the engine's.
+"""The InferenceService: validates and submits requests, and sends the replies' events.
 
-No policy is decided here. Anything unforeseen becomes INTERNAL with a sentence that tells nothing of the inside.
+Any unexpected exception becomes INTERNAL, with a message that contains no internals.
 """
 
 import asyncio
@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING
 
 from inference_server import errors
 from inference_server.engine.rate_limit import RateLimit
-from inference_server.generation import (
-    Candidate,
-    Completed,
-    Delta,
-    Event,
-    FinishReason,
-    GenerationRequest,
-    Started,
-    TokenLogprob,
-)
-from inference_server.grpc_api import conversion as requests
-from inference_server.grpc_api import validation as checks
-from inference_server.grpc_api.status import Context, abort, duration
+from inference_server.generation import Event, GenerationRequest
+from inference_server.grpc_api.conversion import callable_tools, generation_request, model_info, prompt_ids, response
+from inference_server.grpc_api.status import Context, abort
+from inference_server.grpc_api.validation import Limits, check, check_input
 from inference_server.observability.metrics import Metrics
 from inference_server.observability.run_record import RunRecord
-from inference_server.observability.tracing.base import Tracing
+from inference_server.observability.tracing.base import NullTracing
 from inference_server.settings import Settings
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import with_tool_calls
@@ -35,32 +26,32 @@ from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
 
-if TYPE_CHECKING:  # it imports torch, which takes seconds
+if TYPE_CHECKING:  # importing it imports torch, which takes seconds
     from inference_server.serving.hosted_model import HostedModel
 
 logger = logging.getLogger(__name__)
 
-_FINISH_REASON = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-    FinishReason.TIME_LIMIT: pb.FINISH_REASON_TIME_LIMIT,
-    FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
-}
-
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Answers with whatever `models` holds: it is empty until the models are loaded."""
+    """Serves the models in `models`, which is empty until they are loaded.
 
-    def __init__(self, settings: Settings, tracing: Tracing) -> None:
+    Attributes:
+        models: The loaded models by name.
+        is_stopping: Set by the server: new requests are rejected with SERVER_STOPPING.
+        metrics: Counters and histograms of all runs.
+    """
+
+    def __init__(self, settings: Settings, tracing: NullTracing) -> None:
         self.tracing = tracing
         self.models: dict[str, HostedModel] = {}
         self.is_stopping = False
         self.metrics = Metrics()
-        self._limits = checks.Limits(settings.max_messages, settings.max_schema_depth)
+        self._limits = Limits(settings.max_messages, settings.max_schema_depth)
         self._rate_limit = RateLimit(settings.account_requests_per_minute)
         self._write_timeout_seconds = settings.write_timeout_seconds
 
     async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]
+        """Generate a reply and write its events to `context`."""
         request_id = _request_id(context)
         trace = self.tracing.run(request, request_id, context.invocation_metadata() or ())
         is_known, deadline = request.model in self.models, context.time_remaining()
@@ -71,29 +62,29 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 hosted.engine.check_capacity(
                     request.account, reject_if_busy=request.reject_if_busy, deadline_seconds=context.time_remaining()
                 )
-            # Off the event loop: a megabyte of turns takes a second to check and tokenise.
+            # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
             model, generation = await asyncio.to_thread(self._prepare, request, request_id, context.time_remaining())
-            tools = requests.callable_tools(request)
+            tools = callable_tools(request)
             async with model.submit(generation, shows_calls=bool(tools)) as reply:
                 record.accept()
                 trace.accepted()
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
-                await self._send(context, trace.watched(events), request, record, model.prompts.decoder.token_bytes)
-            record.succeed()
+                await self._send(context, trace.observe(events), request, record, model.prompts.decoder.token_bytes)
+            record.mark_succeeded()
         except errors.TailraceError as error:
-            record.fail(error)
+            record.mark_failed(error)
             await abort(context, error)
         except Exception:
-            if context.cancelled():  # a message met the caller's cancel half way: nobody is left to be told
+            if context.cancelled():  # writing a message failed because the client has cancelled the call
                 return
             logger.exception("request %s failed", request_id)
             failure = errors.GenerationFailed("the server failed on this request")
-            record.fail(failure)
+            record.mark_failed(failure)
             await abort(context, failure)
         finally:
-            trace.end(record.outcome)
-            record.end()
+            trace.finish(record.outcome)
+            record.finish()
 
     async def _send(
         self,
@@ -103,25 +94,32 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         record: RunRecord,
         token_bytes: TokenBytes,
     ) -> None:
-        """Write every event. Raises ClientTooSlow when one cannot be written for too long, and what the events raise."""
+        """Write every event.
+
+        Raises:
+            ClientTooSlow: An event could not be written within the write timeout.
+            TailraceError: As raised by `events`.
+        """
         clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(None) as limit:
                 async for event in events:
-                    record.tell(event)
+                    record.observe(event)
                     limit.reschedule(clock() + self._write_timeout_seconds)
-                    await context.write(_response(event, request, record.request_id, token_bytes))
+                    await context.write(response(event, request, record.request_id, token_bytes))
                     limit.reschedule(None)
         except TimeoutError:
             seconds = self._write_timeout_seconds
-            raise errors.ClientTooSlow(f"the reply was not read for {seconds:g} s and was given up") from None
+            raise errors.ClientTooSlow(f"the client did not read the reply for {seconds:g} s: it was aborted") from None
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """Return the models in the order of the catalog."""
         if not self.models:
             await abort(context, errors.ModelNotReady("the models are still being loaded"))
-        return pb.ListModelsResponse(models=[_model(model) for model in self.models.values()])
+        return pb.ListModelsResponse(models=[model_info(model) for model in self.models.values()])
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+        """Return the number of tokens of a prompt, and the model's limits."""
         try:
             model, count = await asyncio.to_thread(self._count, request)
         except errors.TailraceError as error:
@@ -138,16 +136,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
     ) -> "tuple[HostedModel, GenerationRequest]":
-        checks.check(request, self._limits)
+        check(request, self._limits)
         model = self._model(request.model)
-        prompt = requests.prompt_ids(request, model)
-        generation = requests.generation_request(request, request_id, prompt, model)
+        prompt = prompt_ids(request, model)
+        generation = generation_request(request, request_id, prompt, model)
         return model, replace(generation, deadline_seconds=deadline_seconds)
 
     def _count(self, request: pb.CountTokensRequest) -> "tuple[HostedModel, int]":
-        checks.check_input(request, self._limits)
+        check_input(request, self._limits)
         model = self._model(request.model)
-        return model, len(requests.prompt_ids(request, model))
+        return model, len(prompt_ids(request, model))
 
     def _model(self, name: str) -> "HostedModel":
         if self.is_stopping:
@@ -155,80 +153,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if not self.models:
             raise errors.ModelNotReady("the models are still being loaded")
         if name not in self.models:
-            raise errors.UnknownModel(f"there is no model {name!r} here; there are {', '.join(self.models)}")
+            raise errors.UnknownModel(f"there is no model {name!r} here; the models are {', '.join(self.models)}")
         return self.models[name]
 
 
 def _request_id(context: Context) -> str:
-    """The caller's `x-request-id`, cut to 128 characters, or a new UUID."""
+    """Return the client's `x-request-id`, cut to 128 characters, or a new UUID."""
     for key, value in context.invocation_metadata() or ():
         if key == "x-request-id" and isinstance(value, str) and value:
             return value[:128]
     return str(uuid.uuid4())
-
-
-def _response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:
-    match event:
-        case Started():
-            return pb.RunResponse(
-                started=pb.Started(
-                    request_id=request_id,
-                    model=request.model,
-                    prompt_tokens=event.prompt_tokens,
-                    seed=event.seed,
-                )
-            )
-        case Delta():
-            # Filled in place, a third of the time that constructors take: this is done for every token.
-            response = pb.RunResponse()
-            delta = response.delta
-            delta.text = event.text
-            delta.tokens = event.num_tokens
-            if event.tool_calls:
-                delta.tool_calls.extend(
-                    pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in event.tool_calls
-                )
-            if event.logprobs:
-                delta.logprobs.extend(_token_logprob(logprob, token_bytes) for logprob in event.logprobs)
-            return response
-        case Completed():
-            return pb.RunResponse(completed=_completed(event))
-    raise TypeError(f"{event} is no event of a stream")
-
-
-def _completed(event: Completed) -> pb.Completed:
-    return pb.Completed(
-        finish_reason=_FINISH_REASON[event.finish_reason],
-        stop_string=event.stop_string,
-        usage=pb.Usage(
-            prompt_tokens=event.usage.prompt_tokens,
-            completion_tokens=event.usage.completion_tokens,
-            cached_tokens=event.usage.cached_tokens,
-        ),
-        timings=pb.Timings(
-            queue=duration(event.timings.queue),
-            prefill=duration(event.timings.prefill),
-            decode=duration(event.timings.decode),
-        ),
-    )
-
-
-def _token_logprob(logprob: TokenLogprob, token_bytes: TokenBytes) -> pb.TokenLogprob:
-    def candidate(item: Candidate) -> pb.Candidate:
-        return pb.Candidate(text=token_bytes(item.token_id), logprob=item.logprob)
-
-    return pb.TokenLogprob(token=candidate(logprob.token), top=[candidate(item) for item in logprob.top])
-
-
-def _model(model: "HostedModel") -> pb.Model:
-    return pb.Model(
-        name=model.entry.name,
-        description=model.entry.description,
-        context_length=model.context_length,
-        sequence_length=model.entry.sequence_length,
-        weights=str(model.entry.weights),
-        precision=model.precision,
-        window=model.window,
-        tool_format=model.tool_format,
-        stands_in=model.entry.stands_in,
-    )

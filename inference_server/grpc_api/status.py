@@ -1,4 +1,4 @@
-"""The one table from this server's errors to gRPC statuses, and how a call ends with one: google.rpc details beside it."""
+"""Ends a call with an error's gRPC status and its google.rpc details."""
 
 from typing import Any, NoReturn
 
@@ -11,24 +11,11 @@ from inference_server import errors
 DOMAIN = "tailrace"
 
 Context = grpc.aio.ServicerContext[Any, Any]
-STATUS: dict[type[errors.TailraceError], grpc.StatusCode] = {
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
-    errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.NoRoomForReply: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.CapacityExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.ClientTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
-    errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
-    errors.GenerationFailed: grpc.StatusCode.INTERNAL,
-}
 
 
 async def abort(context: Context, error: errors.TailraceError) -> NoReturn:
-    """End the call with the error's status and its google.rpc details in the trailing metadata."""
-    code = STATUS[type(error)]
+    """End the call with the error's status code and message. The google.rpc details are in the trailing metadata."""
+    code = grpc.StatusCode[error.grpc_code]
     status = status_pb2.Status(code=code.value[0], message=str(error))
     for detail in _details(error):
         packed = any_pb2.Any()
@@ -64,6 +51,7 @@ def _details(error: errors.TailraceError) -> list[Any]:
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
+    """Return `seconds` as a protobuf Duration, rounded down to nanoseconds."""
     duration = duration_pb2.Duration()
     duration.FromNanoseconds(int(seconds * 1e9))
     return duration

@@ -1,4 +1,4 @@
-"""TLS of the gRPC server: its certificate, its key, and whose clients it lets in. Knows files; knows nothing of calls."""
+"""Loads the TLS certificate, the key and the client CAs of the gRPC server."""
 
 import ssl
 from pathlib import Path
@@ -11,9 +11,12 @@ from tailrace_shared.file_watcher import ReloadableFile
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """What the port is opened with; None: without TLS. Raises ConfigurationError in one sentence.
+    """Return the credentials of the port, or None if the settings have no certificate.
 
-    Files that change count from the next connection on; those that are open stay as they are.
+    Changed files apply to new connections. Open connections continue unchanged.
+
+    Raises:
+        ConfigurationError: A file cannot be read or is not valid; the message names its variable.
     """
     cert, key, client_ca = settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca
     if cert is None or key is None:
@@ -31,10 +34,10 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     files = ReloadableFile([path for path in (cert, key, client_ca) if path is not None], read)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Asked before each handshake, by one thread of gRPC at a time; None means: as before."""
+        """Return a new configuration, or None if no file changed. gRPC calls this before each handshake, never in parallel."""
         return files.content if files.reload_if_changed() else None
 
-    # The types know nothing of this None.
+    # The stubs do not allow None as a result.
     return grpc.dynamic_ssl_server_credentials(files.content, fetch, client_ca is not None)  # type: ignore[arg-type]
 
 
@@ -45,12 +48,12 @@ def _read(name: str, path: Path) -> bytes:
         raise ConfigurationError(f"TAILRACE_GRPC_TLS_{name}={path}: {error.strerror}") from None
 
 
-# What gRPC cannot use it says in its own log and nowhere else, so Python's ssl looks at the files first.
+# gRPC reports files that it cannot use only in its own log. Python's ssl module checks them first.
 
 
 def _check_pair(cert: Path, key: Path) -> None:
     try:
-        # Without a password, an encrypted key would have one asked for on the terminal.
+        # Without this argument, OpenSSL would prompt for the password of an encrypted key on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
     except OSError as error:
         raise ConfigurationError(
@@ -64,7 +67,7 @@ def _check_authorities(client_ca: Path) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(client_ca)
     except OSError as error:
         raise ConfigurationError(
-            f"TAILRACE_GRPC_TLS_CLIENT_CA={client_ca} holds no certificates in PEM ({_reason(error)})"
+            f"TAILRACE_GRPC_TLS_CLIENT_CA={client_ca} contains no certificates in PEM ({_reason(error)})"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a request by itself, whatever the model: ranges, lengths, counts. All wrong fields are named."""
+"""Validates requests as far as that does not depend on the model: ranges, lengths and counts."""
 
 import json
 import math
@@ -19,20 +19,29 @@ from tailrace_shared.request_fields import (
 )
 
 _MAX_SCHEMA_BYTES = 2**20
-# Of more, the first are told: a status travels in a header, and a request may hold a million wrong turns.
+# Longest list of violations in an error. A status is sent in a header, and a request may have a million invalid turns.
 _MAX_VIOLATIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Those that are settings."""
+    """Limits that are settings.
+
+    Attributes:
+        max_messages: Most turns of a conversation.
+        max_schema_depth: Deepest nesting of arrays and objects in a JSON Schema.
+    """
 
     max_messages: int
     max_schema_depth: int
 
 
 def check(request: pb.RunRequest, limits: Limits) -> None:
-    """Raises InvalidField with every field that is wrong by itself, whatever the model."""
+    """Validate a request.
+
+    Raises:
+        InvalidField: The error lists the first 16 invalid fields.
+    """
     violations = [
         *_input_violations(request, limits),
         *_sampling_violations(request.sampling),
@@ -49,7 +58,11 @@ def check(request: pb.RunRequest, limits: Limits) -> None:
 
 
 def check_input(request: pb.CountTokensRequest, limits: Limits) -> None:
-    """Raises InvalidField if the prompt is missing or malformed."""
+    """Validate the model's name and the prompt of a request.
+
+    Raises:
+        InvalidField: The error lists the first 16 invalid fields.
+    """
     if violations := _input_violations(request, limits):
         raise InvalidField(*violations[:_MAX_VIOLATIONS])
 
@@ -113,7 +126,7 @@ def _tool_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
         if not 1 <= len(tool.name) <= MAX_NAME_LENGTH:
             yield FieldViolation(f"{path}.name", f"must have 1 to {MAX_NAME_LENGTH} characters")
         elif names.index(tool.name) < index:
-            yield FieldViolation(f"{path}.name", "is another tool's already")
+            yield FieldViolation(f"{path}.name", "must be unique among the tools")
         if tool.parameters and not _is_object(tool.parameters):
             yield FieldViolation(f"{path}.parameters", "must be a JSON Schema: an object")
         elif _is_too_deep(tool.parameters, limits.max_schema_depth):
@@ -123,7 +136,7 @@ def _tool_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
     if chat.tool_name and chat.tool_choice != pb.TOOL_CHOICE_REQUIRED:
         yield FieldViolation("chat.tool_name", "needs tool_choice REQUIRED")
     elif chat.tool_name and chat.tool_name not in names:
-        yield FieldViolation("chat.tool_name", "names none of the tools")
+        yield FieldViolation("chat.tool_name", "must be the name of one of the tools")
 
 
 def _format_violations(request: pb.RunRequest, limits: Limits) -> Iterator[FieldViolation]:
@@ -137,7 +150,7 @@ def _format_violations(request: pb.RunRequest, limits: Limits) -> Iterator[Field
         most = limits.max_schema_depth
         yield FieldViolation("response_format.json_schema", f"must be nested at most {most} deep")
     if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        yield FieldViolation("response_format", "does not go together with tool_choice REQUIRED")
+        yield FieldViolation("response_format", "must not be combined with tool_choice REQUIRED")
 
 
 def _is_object(text: str) -> bool:
@@ -148,7 +161,7 @@ def _is_object(text: str) -> bool:
 
 
 def _is_too_deep(text: str, most: int) -> bool:
-    """Whether a JSON text nests arrays and objects deeper than `most`; what is no JSON is told elsewhere."""
+    """Return True if a JSON text nests arrays and objects deeper than `most`. Invalid JSON counts as not too deep."""
     try:
         level = [json.loads(text)] if text else []
     except RecursionError:
@@ -178,6 +191,6 @@ def _sampling_violations(sampling: pb.Sampling) -> list[FieldViolation]:
 
 
 def seconds(request: pb.RunRequest) -> float:
-    """The time limit, in seconds; 0 if it is none."""
+    """Return the request's time limit in seconds, or 0 if it has none."""
     seconds = request.time_limit.seconds + request.time_limit.nanos / 1e9
     return seconds if math.isfinite(seconds) else 0.0

@@ -1,7 +1,7 @@
-"""Kernels for the CPU, compiled by numba when first wanted: what torch does in many small operations, in one.
+"""Operations of a forward pass on a CPU, each as one compiled kernel instead of several torch operations.
 
-Tensors in and out, float32 or bfloat16, arithmetic inside in float32. What a kernel does not take (another device or
-dtype, strange widths or strides, no numba) goes through its plain version in reference.py.
+Tensors in and out are float32 or bfloat16; arithmetic is float32. An operation whose tensors no kernel supports (another
+device or dtype, odd widths or strides, numba missing) is computed by its plain torch version in reference.py.
 """
 
 from collections.abc import Sequence as Items
@@ -10,29 +10,35 @@ import torch
 from torch import Tensor
 
 from inference_server.kernels import reference
-from inference_server.kernels.amx import tile_config as tiles
+from inference_server.kernels.amx.loader import load_prefill_attention  # the only prefill attention kernel so far
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
-_WIDEST_LANES = 16
-_WIDEST_HEAD = 256
-_SCRATCH_FLOATS = 64_000  # that a thread's stack surely has room for
+_MAX_LANES = 16  # widths are multiples of it, so that they are whole vectors on every CPU
+_MAX_PREFILL_HEAD_DIM = 256
+_STACK_FLOATS = 64_000  # that fit on a thread's stack with certainty
 
 
 def available() -> bool:
-    """Whether kernels can be compiled here. The first call takes the time to load or compile one."""
-    return kernel("rows.silu_mul", False) is not None
+    """Return True if kernels can be compiled here. The first call loads or compiles one, which can take a second."""
+    return kernel("silu_mul", False) is not None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (n, d), weight (d,) of the same dtype. Normalises in float32, casts, multiplies, as transformers' LlamaRMSNorm."""
+    """Return the RMS norm of each row times `weight`, rounded in between as by transformers' LlamaRMSNorm.
+
+    Args:
+        x: (num_rows, width).
+        weight: (width,), in x's dtype.
+        eps: Added to the mean square.
+    """
     dtype = x.dtype
     num_rows, width = x.shape
-    function = _kernel("rows.rms_norm", dtype)
+    function = _kernel("rms_norm", dtype)
     if (
         function is None
-        or width % _WIDEST_LANES
+        or width % _MAX_LANES
         or weight.dtype is not dtype
         or not (x.is_cpu and x.is_contiguous() and weight.is_contiguous())
     ):
@@ -43,10 +49,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """gate_up (n, 2 * m) -> (n, m): silu of the first half times the second."""
+    """Return silu(gate) * up, (num_rows, width), where gate_up (num_rows, 2 * width) holds the gates, then the ups."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    function = _kernel("rows.silu_mul", gate_up.dtype)
-    if function is None or width % _WIDEST_LANES or not (gate_up.is_cpu and gate_up.is_contiguous()):
+    function = _kernel("silu_mul", gate_up.dtype)
+    if function is None or width % _MAX_LANES or not (gate_up.is_cpu and gate_up.is_contiguous()):
         return reference.silu_mul(gate_up)
     out = torch.empty(num_rows, width, dtype=gate_up.dtype)
     function.run(arguments.silu_mul(gate_up, out), num_rows, num_rows * width)
@@ -56,10 +62,20 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def rope_and_write(
     qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, num_heads: int, num_kv_heads: int
 ) -> Tensor:
-    """Rotates queries and keys, writes keys and values into the cache, returns the queries (n, num_heads, D).
+    """Rotate queries and keys by their positions, and write keys and values into the KV cache.
 
-    qkv (n, (num_heads + 2 * num_kv_heads) * D); cos and sin (n, D), float32 or qkv's dtype; keys and values
-    (num_blocks, block_size, num_kv_heads, D) in a dtype of their own; rows (n,) int64: block * block_size + offset.
+    Args:
+        qkv: (num_tokens, (num_heads + 2 * num_kv_heads) * head_dim).
+        cos: (num_tokens, head_dim), float32 or qkv's dtype, each angle in both halves.
+        sin: The same for the sines.
+        keys: The layer's cache, (num_blocks, block_size, num_kv_heads, head_dim), float32 or bfloat16.
+        values: The same for the values.
+        rows: (num_tokens,) int64, the cache row of each token: block * block_size + offset.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads.
+
+    Returns:
+        The rotated queries, (num_tokens, num_heads, head_dim).
     """
     dtype = qkv.dtype
     width = keys.shape[-1]
@@ -76,7 +92,7 @@ def rope_and_write(
         and rows.is_contiguous()
         and keys.is_contiguous()
         and values.is_contiguous()
-        and (function := _kernel("rows.rope_and_write", dtype, cos.dtype, keys.dtype)) is not None
+        and (function := _kernel("rope_and_write", dtype, cos.dtype, keys.dtype)) is not None
     ):
         return reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads)
     num_rows = qkv.shape[0]
@@ -96,22 +112,32 @@ def paged_decode_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention of each sequence's newest token, at position lengths - 1, over its keys. Returns (n, num_heads, Dv).
+    """Attend with each sequence's newest token, at position length - 1, over the sequence's keys so far.
 
-    query (n, num_heads, D); keys (num_blocks, block_size, K, D), values the same with Dv, in a dtype of their own;
-    block_table (n, max_blocks) int32, its rows may lie apart; lengths (n,) int32, 0 for a row that shall be zeros. Nothing
-    beyond a length is read. A sequence's result has the same bits whoever else is in the batch and however many threads
-    there are.
+    A sequence's result has the same bits for any other sequences in the batch and any number of threads.
+
+    Args:
+        query: (num_seqs, num_heads, head_dim).
+        keys: (num_blocks, block_size, num_kv_heads, head_dim), float32 or bfloat16.
+        values: (num_blocks, block_size, num_kv_heads, value_dim), in the keys' dtype.
+        block_table: (num_seqs, max_blocks) int32; its rows need not be adjacent in memory.
+        lengths: (num_seqs,) int32. The result of a row of length 0 is zeros. Nothing beyond a length is read.
+        scaling: The factor on the scores.
+        sliding_window: The number of newest keys that are attended to; None for all.
+        softcap: The limit c of c * tanh(score / c); None for no limit.
+
+    Returns:
+        (num_seqs, num_heads, value_dim) in the queries' dtype.
     """
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
     group = num_heads // num_kv_heads
-    function = _kernel("decode.attention", query.dtype, keys.dtype)
+    function = _kernel("decode_attention", query.dtype, keys.dtype)
     if (
         function is None
-        or width % _WIDEST_LANES
-        or value_width % _WIDEST_LANES
-        or group * (width + value_width + 64) + width * _WIDEST_LANES > _SCRATCH_FLOATS
+        or width % _MAX_LANES
+        or value_width % _MAX_LANES
+        or group * (width + value_width + 64) + width * _MAX_LANES > _STACK_FLOATS
         or not _attention_tensors_fit(query, keys, values, block_table, lengths)
     ):
         return reference.paged_decode_attention(
@@ -123,59 +149,79 @@ def paged_decode_attention(
     return out
 
 
-def prefill_attention_kernel(query: torch.dtype, keys: Tensor) -> Kernel | None:
-    """Of queries of that dtype and keys (num_blocks, block_size, K, D); None where there is none."""
+def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> tuple[Kernel, Tensor] | None:
+    """Return the prefill attention kernel and its kernel data, or None if this CPU or these tensors have none.
+
+    Args:
+        query_dtype: float32 or bfloat16.
+        keys: The layer's cache, (num_blocks, block_size, num_kv_heads, head_dim). The kernel requires bfloat16, and
+            blocks and heads that are multiples of 32.
+    """
     _, block_size, _, width = keys.shape
-    fits = keys.dtype is torch.bfloat16 and width % 32 == 0 and width <= _WIDEST_HEAD and block_size % 32 == 0
-    return _kernel("prefill.attention", query) if fits and tiles.are_usable() else None
+    is_bf16 = _IS_BF16.get(query_dtype)
+    fits = keys.dtype is torch.bfloat16 and width % 32 == 0 and width <= _MAX_PREFILL_HEAD_DIM and block_size % 32 == 0
+    return None if is_bf16 is None or not fits else load_prefill_attention(is_bf16)
 
 
 def paged_prefill_attention(
     query: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, start: int, scaling: float
 ) -> Tensor | None:
-    """Causal attention of consecutive tokens of one sequence, the first at position `start`, over its keys so far.
+    """Attend causally with consecutive tokens of one sequence over the sequence's keys so far.
 
-    query (n, num_heads, D), keys and values (num_blocks, block_size, K, D), blocks (m,) int32: the sequence's, as many as
-    it needs. Returns (n, num_heads, D), or None where there is no kernel for it: it takes tiles, bfloat16 keys and
-    blocks of a multiple of 32 tokens. A token's result has the same bits however the sequence was cut into chunks.
+    A token's result has the same bits for any division of the prompt into chunks.
+
+    Args:
+        query: (num_tokens, num_heads, head_dim).
+        keys: (num_blocks, block_size, num_kv_heads, head_dim).
+        values: The same shape and dtype as `keys`.
+        blocks: The sequence's block table, (num_blocks,) int32.
+        start: The position of the first token.
+        scaling: The factor on the scores.
+
+    Returns:
+        (num_tokens, num_heads, head_dim), or None if `prefill_attention_kernel` has no kernel for these tensors.
     """
     num_rows, _, width = query.shape
-    function = prefill_attention_kernel(query.dtype, keys)
+    found = prefill_attention_kernel(query.dtype, keys)
     if (
-        function is None
+        found is None
         or keys.dtype is not values.dtype
         or keys.shape != values.shape
         or blocks.dtype is not torch.int32
         or not all(tensor.is_cpu and tensor.is_contiguous() for tensor in (query, keys, values, blocks))
     ):
         return None
+    function, kernel_data = found
     out = torch.empty_like(query)
     segments = PrefillSegments([start], [num_rows], [blocks])
-    segments.place(keys.shape[2], width)
-    shapes = tiles.full_shapes()
-    block = arguments.prefill_attention(query, keys, values, segments.table, out, shapes, scaling)
+    segments.allocate_workspace(keys.shape[2], width)
+    block = arguments.prefill_attention(query, keys, values, segments.table, out, kernel_data, scaling)
     function.run(block, num_rows, ENOUGH_NS)
     return out
 
 
 class PrefillSegments:
-    """Tokens of several sequences, one sequence after the other, as the prefill kernel wants to be told."""
+    """The table of segments that a prefill attention kernel reads: consecutive tokens of several sequences."""
 
     def __init__(self, starts: Items[int], lengths: Items[int], tables: Items[Tensor], first_row: int = 0) -> None:
-        """For each sequence the position of the first token, the number of tokens, the block table (m,) int32.
+        """Build the table.
 
-        `first_row`: of the queries and the result; those before it are left alone.
+        Args:
+            starts: The position of each segment's first token.
+            lengths: The number of tokens of each segment.
+            tables: The block table of each segment's sequence, (num_blocks,) int32.
+            first_row: The row of the queries and the result where the first segment begins. Rows before it stay unchanged.
         """
         words, self._bytes = arguments.prefill_segments(starts, lengths, tables, first_row)
         self.table = torch.tensor(words)  # int64
         self._tables = tables
-        self._memory: Tensor | None = None
+        self._workspace: Tensor | None = None
 
-    def place(self, num_kv_heads: int, width: int) -> None:
-        """Get the memory in which the kernel lays out values, `width` of each KV head."""
-        memory = torch.empty(self._bytes * num_kv_heads * width + 64, dtype=torch.int8)
-        self._memory = memory[-memory.data_ptr() % 64 :]
-        self.table[0] = self._memory.data_ptr()
+    def allocate_workspace(self, num_kv_heads: int, head_dim: int) -> None:
+        """Allocate the memory for the kernel's copy of the values, and enter its address into the table."""
+        memory = torch.empty(self._bytes * num_kv_heads * head_dim + 64, dtype=torch.int8)
+        self._workspace = memory[-memory.data_ptr() % 64 :]
+        self.table[0] = self._workspace.data_ptr()
 
 
 def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor) -> bool:
@@ -192,5 +238,6 @@ def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_ta
 
 
 def _kernel(name: str, *dtypes: torch.dtype) -> Kernel | None:
-    forms = [_IS_BF16.get(dtype) for dtype in dtypes]
-    return None if None in forms else kernel(name, *map(bool, forms))
+    """Return a kernel for tensors of these dtypes, or None if there is none."""
+    is_bf16 = [_IS_BF16.get(dtype) for dtype in dtypes]
+    return None if None in is_bf16 else kernel(name, *map(bool, is_bf16))

@@ -1,4 +1,7 @@
-"""What the kernels compute, in plain torch: the way out where they cannot run, and what tests compare them with."""
+"""Plain torch versions of the operations in ops.py: used where kernels cannot run, and as the tests' expected results.
+
+Shapes and dtypes are those of the functions of the same names in ops.py.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,18 +9,20 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return the RMS norm of each row times `weight`: the norm in float32, rounded to x's dtype before the product."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
+    """Return silu of the first half of each row times its second half."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (n, heads, D), cos and sin (n, D)."""
+    """Return each head x = (a, b) as (a cos - b sin, b cos + a sin). x (n, heads, head_dim), cos and sin (n, head_dim)."""
     low, high = x.float().chunk(2, dim=-1)
     turned = torch.cat([-high, low], dim=-1)
     return (x.float() * cos.float()[:, None] + turned * sin.float()[:, None]).to(x.dtype)
@@ -26,6 +31,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rope_and_write(
     qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, num_heads: int, num_kv_heads: int
 ) -> Tensor:
+    """Write rotated keys and values into the cache rows, and return the rotated queries."""
     width = keys.shape[-1]
     heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, width)
     query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
@@ -44,6 +50,7 @@ def paged_decode_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
+    """Return the attention of each sequence's newest token, by gathering all keys and values and masking the scores."""
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
     longest = int(lengths.max())

@@ -1,6 +1,6 @@
-"""One loaded model and its KV cache: token ids in, logits out. Runs on the engine's thread only.
+"""Runs the forward passes of one loaded model over its KV cache: token ids in, logits out.
 
-Knows blocks, positions and token ids; knows nothing of requests, text or sampling.
+Used on the engine's thread only. Works with blocks, positions and token ids; requests, text and sampling are elsewhere.
 """
 
 import logging
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, NUM_SCRATCH_BLOCKS, SCRATCH_BLOCK, KVCache
 from inference_server.attention.paged import DecodeBatch, PrefillBatch, Segment
-from inference_server.cpu.decoder_weights import Decoder, decoder_of
+from inference_server.cpu.decoder_weights import DecoderWeights, extract_weights
 from inference_server.cpu.forward import CpuForward, DecodeTokens, PromptTokens
 from inference_server.errors import UnsupportedModel
 from inference_server.gpu.graphs import DecodeGraphs
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """Consecutive tokens of the sequence in `block_ids`; the first has the position `start`."""
+    """Consecutive prompt tokens of the sequence in `block_ids`; the first has the position `start`."""
 
     block_ids: Items[int]
     start: int
     token_ids: Items[int]
-    wants_logits: bool  # of its last token
+    wants_logits: bool  # True if the logits of its last token are needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,16 @@ class NextToken:
     token_id: int
 
 
-def runs(decoder: Decoder, block_size: int, cache_dtype: torch.dtype | None) -> bool:
-    """Whether every pass of it is a list of kernels, so that a ModelRunner needs no model of transformers beside it."""
-    cache = KVCache(num_blocks=1, block_size=block_size, device=torch.device("cpu"), dtype=cache_dtype)
-    return CpuForward(decoder, cache).has_prompts
-
-
 class ModelRunner:
+    """A model with its KV cache.
+
+    Attributes:
+        device: The device of the model and the cache.
+        cache: The KV cache, whose first block is the scratch block.
+        vocab_size: The width of the logits.
+        model: The model of transformers; None if kernel programs compute every pass.
+    """
+
     def __init__(
         self,
         model: Any,
@@ -56,78 +59,93 @@ class ModelRunner:
         max_len: int | None = None,
         invariant_rows: int | None = None,
         cache_dtype: torch.dtype | None = None,
+        use_kernel_programs: bool = True,
     ) -> None:
-        """`model`: a causal language model of transformers, loaded with attention.NAME, or a Decoder that `runs` takes.
+        """Create the cache, and choose how forward passes run.
 
-        `num_blocks` of the KV cache, beside the scratch block. `max_len`: tokens of the longest sequence; with it, decode
-        passes on a GPU are recorded as CUDA graphs. `invariant_rows`: every decode pass by modules is filled up to so many
-        rows, and prompts are computed one by one, so that no product's shape tells who else is there. `cache_dtype` of keys
-        and values, if not the model's.
+        Args:
+            model: A causal language model of transformers that attends through paged.NAME, or DecoderWeights that
+                cpu.forward.supports_all_passes accepts.
+            num_blocks: Blocks of the KV cache, without the scratch block.
+            block_size: Tokens of a block.
+            max_len: Tokens of the longest sequence. If given, decode passes on a GPU are recorded as CUDA graphs.
+            invariant_rows: If given, decode passes by modules are padded to this number of rows, and prompts are computed
+                one by one, so that the shapes of products do not depend on the batch composition.
+            cache_dtype: The dtype of keys and values; None for that of the activations.
+            use_kernel_programs: False runs a model of transformers by its modules even if a kernel program supports it.
         """
         self._invariant_rows = invariant_rows
-        is_decoder = isinstance(model, Decoder)
+        is_decoder = isinstance(model, DecoderWeights)
         self.device: torch.device = torch.device("cpu") if is_decoder else model.device
         self.cache = KVCache(
             num_blocks=num_blocks + NUM_SCRATCH_BLOCKS, block_size=block_size, device=self.device, dtype=cache_dtype
         )
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._cpu_forward: CpuForward | None = None
+        self.model: Any
         if is_decoder:
             self._cpu_forward = CpuForward(model, self.cache)
-            self._model, self._head = None, model.head
+            self.model, self._head = None, model.head
         else:
-            self._model, self._head = model.eval(), model.get_output_embeddings()
-            if self.device.type == "cpu":
-                self._cpu_forward = self._kernels_of(model)
+            self.model, self._head = model.eval(), model.get_output_embeddings()
+            if self.device.type == "cpu" and use_kernel_programs:
+                self._cpu_forward = self._kernel_programs(model)
         self.vocab_size: int = self._head.out_features
         self._graphs: DecodeGraphs | None = None
         if self.device.type == "cuda" and max_len is not None:
             max_blocks = -(-max_len // block_size)
             self._graphs = DecodeGraphs(self._decode, self.cache, max_blocks=max_blocks, invariant_rows=invariant_rows)
 
-    def _kernels_of(self, model: Any) -> CpuForward | None:
+    def _kernel_programs(self, model: Any) -> CpuForward | None:
         try:
-            return CpuForward(decoder_of(model), self.cache)
+            return CpuForward(extract_weights(model), self.cache)
         except ValueError as reason:
-            logger.info("the model runs through its own modules, as %s", reason)
+            logger.info(
+                "the model cannot run as one program of compiled kernels: %s. Its modules run one by one instead, mostly"
+                " through torch's operations. This is slower, and prompts do not share a forward pass with decoding.",
+                reason,
+            )
             return None
 
     @torch.inference_mode()
     def probe(self) -> None:
-        """One token through every layer, in the scratch block; the first time, this also allocates the cache.
+        """Run one token through every layer, in the scratch block. The first call also allocates the cache.
 
-        Raises UnsupportedModel if the model attends in a way that would be got wrong here: layers that keep no keys
-        (state space, shared layers), chunked attention, windows that are told to transformers' masks alone.
+        Raises:
+            UnsupportedModel: The model attends in a way that this server would compute wrongly: layers without keys
+                (state space, shared layers), chunked attention, windows that only transformers' masks contain.
         """
-        if self._model is None:
+        if self.model is None:
             self.prefill([PromptPiece([SCRATCH_BLOCK], 0, [0], wants_logits=True)])
             return
         batch = PrefillBatch(self.cache, [Segment([SCRATCH_BLOCK], 0, 1)])
         zero = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
         self._forward(zero, zero, self._first, batch)
-        config = self._model.config.get_text_config()
+        config = self.model.config.get_text_config()
         layers = range(config.num_hidden_layers)
         if set(batch.windows) != set(layers):
             raise UnsupportedModel(f"only {len(batch.windows)} of its {len(layers)} layers keep keys and values")
         types = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
-        if strange := sorted(set(types) - {"full_attention", "sliding_attention"}):
-            raise UnsupportedModel(f"some of its layers are of type {strange[0]}")
+        if unsupported := sorted(set(types) - {"full_attention", "sliding_attention"}):
+            raise UnsupportedModel(
+                f"some of its layers are of type {unsupported[0]}, which this server does not support"
+            )
         if getattr(config, "attention_chunk_size", None):
-            raise UnsupportedModel("its attention is chunked")
+            raise UnsupportedModel("its attention is chunked, which this server does not support")
         if any(types[layer] == "sliding_attention" and batch.windows[layer] is None for layer in layers):
-            raise UnsupportedModel("its sliding windows are not told to the attention")
+            raise UnsupportedModel("it does not pass its sliding windows to the attention")
 
     @torch.inference_mode()
     def prefill(self, pieces: Items[PromptPiece]) -> Tensor:
-        """Compute prompt tokens. Returns logits (num_pieces_that_want_them, vocab_size) float32, in order."""
+        """Compute prompt tokens. Returns the logits of the pieces that need them, (num_pieces, vocab_size) float32."""
         if self._invariant_rows is None or len(pieces) == 1:
             return self._prefill(pieces)
         return torch.cat([self._prefill([piece]) for piece in pieces])
 
     def _prefill(self, pieces: Items[PromptPiece]) -> Tensor:
-        prompts, wanted = _prompts(pieces)
+        prompts, wanted = _flattened(pieces)
         columns = torch.tensor(wanted, dtype=torch.int64, device=self.device)
-        if self._cpu_forward is not None and self._cpu_forward.has_prompts:
+        if self._cpu_forward is not None and self._cpu_forward.supports_prefill:
             logits: Tensor = self._head(self._cpu_forward.prefill(prompts)[columns])
             return logits.float()
         return self._forward(
@@ -139,23 +157,29 @@ class ModelRunner:
 
     @property
     def supports_mixed_batch(self) -> bool:
-        """Whether `mixed` may be called. Not where bits must not depend on company: rows of prompts would be company."""
+        """Return True if `mixed` may be called.
+
+        Batch invariance forbids it, because decoded tokens would share products with the rows of prompts.
+        """
         forward = self._cpu_forward
-        return forward is not None and forward.has_prompts and self._invariant_rows is None
+        return forward is not None and forward.supports_prefill and self._invariant_rows is None
 
     @torch.inference_mode()
     def mixed(self, tokens: Items[NextToken], pieces: Items[PromptPiece]) -> Tensor:
-        """What decode and prefill return, one after the other, by one pass: the weights are read once."""
+        """Decode tokens and compute prompt tokens in one pass, which reads the weights once.
+
+        Returns the logits of `decode`, then those of `prefill`, (num_rows, vocab_size) float32.
+        """
         assert self._cpu_forward is not None
-        prompts, wanted = _prompts(pieces)
-        outputs = self._cpu_forward.both(_decoded(tokens), prompts)
+        prompts, wanted = _flattened(pieces)
+        outputs = self._cpu_forward.mixed(_decoded(tokens), prompts)
         columns = [*range(len(tokens)), *(len(tokens) + column for column in wanted)]
         logits: Tensor = self._head(outputs[torch.tensor(columns)])
         return logits.float()
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
-        """One token each of several sequences. Returns logits (num_seqs, vocab_size) float32."""
+        """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
         decoded = _decoded(tokens)
         if self._cpu_forward is not None:
             return self._cpu_forward.decode(decoded)
@@ -164,7 +188,7 @@ class ModelRunner:
             return logits
         num_rows = max(len(tokens), self._invariant_rows or 0)
         padding = [0] * (num_rows - len(tokens))
-        batch = DecodeBatch.of(self.cache, block_ids, positions, num_rows=num_rows)
+        batch = DecodeBatch.from_positions(self.cache, block_ids, positions, num_rows=num_rows)
         return self._decode(self._column([*token_ids, *padding]), self._column([*positions, *padding]), batch)[
             : len(tokens)
         ]
@@ -178,12 +202,19 @@ class ModelRunner:
     def _forward(
         self, token_ids: Tensor, positions: Tensor, wanted: Tensor, batch: PrefillBatch | DecodeBatch
     ) -> Tensor:
-        """token_ids and positions (num_rows, num_columns) int64, wanted (num_wanted,) int64.
+        """Run the modules of the model.
 
-        Returns logits (num_rows, num_wanted, vocab_size) float32 of the columns `wanted`.
+        Args:
+            token_ids: (num_rows, num_columns) int64.
+            positions: (num_rows, num_columns) int64.
+            wanted: (num_wanted,) int64, the columns whose logits are needed.
+            batch: The sequences' places in the KV cache.
+
+        Returns:
+            Logits (num_rows, num_wanted, vocab_size) float32.
         """
-        assert self._model is not None, "a decoder's passes are all lists of kernels"
-        logits: Tensor = self._model(
+        assert self.model is not None, "kernel programs compute every pass of DecoderWeights"
+        logits: Tensor = self.model(
             input_ids=token_ids,
             position_ids=positions,
             logits_to_keep=wanted,
@@ -201,8 +232,8 @@ def _decoded(tokens: Items[NextToken]) -> DecodeTokens:
     )
 
 
-def _prompts(pieces: Items[PromptPiece]) -> tuple[PromptTokens, list[int]]:
-    """Of prompts the tokens, and which of them want logits."""
+def _flattened(pieces: Items[PromptPiece]) -> tuple[PromptTokens, list[int]]:
+    """Flatten prompt pieces into one batch. Returns the batch and the indices of the tokens whose logits are needed."""
     prompts = PromptTokens([], [], [])
     wanted: list[int] = []
     for piece in pieces:

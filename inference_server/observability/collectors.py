@@ -1,6 +1,7 @@
-"""What is counted in plain numbers where it happens, and becomes Prometheus' only when somebody asks.
+"""Collectors that read plain numbers and convert them to Prometheus metrics at each scrape.
 
-For what is counted for each token or on the model's thread: a Counter or a Histogram takes a lock and microseconds.
+They serve values that change with every token or on the engine's thread. A Counter or a Histogram of Prometheus would
+take a lock and microseconds for each change.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from inference_server.engine.histogram import Histogram
 
-if TYPE_CHECKING:  # it imports torch, which takes seconds
+if TYPE_CHECKING:  # importing it imports torch, which takes seconds
     from inference_server.engine.base import BaseEngine
 
 NamedEngines = Callable[[], "Iterable[tuple[str, BaseEngine]]"]
@@ -50,12 +51,14 @@ _COUNTERS: _Numbers = (
 
 
 class EngineState(Collector):
-    """Engines, each under the name of the first model that it hosts."""
+    """State and counters of the engines, each labelled with the first model that it serves."""
 
     def __init__(self, engines: NamedEngines) -> None:
+        """Prepare the collector; `engines` returns pairs of a model's name and its engine."""
         self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the metrics with their current values."""
         engines = list(self._engines())
         for kind, numbers in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
             for name, description, read in numbers:
@@ -70,54 +73,68 @@ class EngineState(Collector):
         )
 
 
-class Tallies(Collector):
-    """A histogram with a tally for each model."""
+class LabeledHistograms(Collector):
+    """A histogram metric with the label `model`."""
 
     def __init__(self, name: str, description: str, bounds: tuple[float, ...]) -> None:
+        """Prepare the metric.
+
+        Args:
+            name: Full name of the metric.
+            description: Its help text.
+            bounds: Upper bounds of the buckets, ascending.
+        """
         self._name = name
         self._description = description
         self._bounds = bounds
-        self._tallies: dict[str, Histogram] = {}
+        self._histograms: dict[str, Histogram] = {}
 
     def of(self, model: str) -> Histogram:
-        if (tally := self._tallies.get(model)) is None:
-            tally = self._tallies[model] = Histogram(self._bounds)
-        return tally
+        """Return the histogram of a model, which is empty at first."""
+        if (histogram := self._histograms.get(model)) is None:
+            histogram = self._histograms[model] = Histogram(self._bounds)
+        return histogram
 
     def collect(self) -> Iterator[Metric]:
-        yield _histogram(self._name, self._description, list(self._tallies.items()))
+        """Yield the metric with its current values."""
+        yield _histogram(self._name, self._description, list(self._histograms.items()))
 
 
-class Count:
+class PlainCounter:
+    """A counter without a lock; only one thread may add to `value`."""
+
     __slots__ = ("value",)
 
     def __init__(self) -> None:
         self.value = 0
 
 
-class Counts(Collector):
-    """A counter with a plain number for each model and account."""
+class LabeledCounters(Collector):
+    """A counter metric with the labels `model` and `account`."""
 
     def __init__(self, name: str, description: str) -> None:
+        """Prepare the metric with its full name, without `_total`, and its help text."""
         self._name = name
         self._description = description
-        self._counts: dict[tuple[str, str], Count] = {}
+        self._counters: dict[tuple[str, str], PlainCounter] = {}
 
-    def of(self, model: str, account: str) -> Count:
-        return self._counts.setdefault((model, account), Count())
+    def of(self, model: str, account: str) -> PlainCounter:
+        """Return the counter of a model and an account, which is 0 at first."""
+        return self._counters.setdefault((model, account), PlainCounter())
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the metric with its current values."""
         family = CounterMetricFamily(self._name, self._description, labels=["model", "account"])
-        for labels, count in list(self._counts.items()):
-            family.add_metric(labels, count.value)
+        for labels, counter in list(self._counters.items()):
+            family.add_metric(labels, counter.value)
         yield family
 
 
-def _histogram(name: str, description: str, tallies: list[tuple[str, Histogram]]) -> Metric:
+def _histogram(name: str, description: str, histograms: list[tuple[str, Histogram]]) -> Metric:
     family = HistogramMetricFamily(name, description, labels=["model"])
-    for model, tally in tallies:
-        bounds = [*(str(float(bound)) for bound in tally.bounds), "+Inf"]
-        # Copied first: others go on adding, and a bucket may hold no fewer than the one before it.
-        counts = accumulate(tally.counts.copy())
-        family.add_metric([model], list(zip(bounds, counts, strict=True)), tally.total)
+    for model, histogram in histograms:
+        bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
+        # Copied first, because other threads continue to add: cumulative buckets must not decrease.
+        counts = accumulate(histogram.counts.copy())
+        family.add_metric([model], list(zip(bounds, counts, strict=True)), histogram.total)
     return family

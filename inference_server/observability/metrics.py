@@ -1,7 +1,7 @@
-"""What the server counts, for Prometheus. Knows names and labels; knows nothing of when something is counted.
+"""Prometheus metrics of the server: names, labels and buckets. Does not decide when a value changes.
 
-Every accepted request ends in exactly one of three ways: completed, failed (the client was told an error), cancelled (the
-client left, or its deadline passed). Accepted requests less ended ones are those in flight. deploy/METRICS.md has a table.
+Every accepted request ends in exactly one of three ways: completed, failed (the client got an error) or cancelled (the
+client cancelled it, or its deadline passed). Accepted minus ended requests are in flight. deploy/METRICS.md has a table.
 """
 
 import tomllib
@@ -21,11 +21,11 @@ from prometheus_client import (
 )
 
 from inference_server.generation import FinishReason
-from inference_server.observability.collectors import Counts, EngineState, NamedEngines, Tallies
+from inference_server.observability.collectors import EngineState, LabeledCounters, LabeledHistograms, NamedEngines
 
 ENDS = COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 UNKNOWN_MODEL = "unknown"
-# Accounts that have series of their own; anybody may name any number of them.
+# Accounts with series of their own. Clients choose the names, so their number must have a bound.
 MAX_ACCOUNTS = 100
 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
@@ -38,8 +38,14 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_0
 
 
 class Metrics:
+    """The metrics of one server, in a registry of their own.
+
+    Counters and histograms have the label `model`, some of them a second one.
+    """
+
     def __init__(self) -> None:
-        # Each counter and histogram would have one more series, of the moment it began.
+        """Create the metrics without any series."""
+        # Otherwise each counter and histogram has one more series with its time of creation.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -55,8 +61,8 @@ class Metrics:
         self.prompt_tokens = self._counter(
             "prompt_tokens", "Tokens of the prompts of requests that got a slot", "model", "account"
         )
-        self.generation_tokens = Counts("tailrace_generation_tokens", "Tokens generated")
-        self.token_gaps = Tallies(
+        self.generation_tokens = LabeledCounters("tailrace_generation_tokens", "Tokens generated")
+        self.token_gaps = LabeledHistograms(
             "tailrace_inter_token_latency_seconds", "From one token of a reply to the next", _BETWEEN_TOKENS
         )
         self.registry.register(self.generation_tokens)
@@ -98,7 +104,10 @@ class Metrics:
         return histogram
 
     def expect(self, models: Iterable[str]) -> None:
-        """Series begin with 0: a rate does not see the first of what was not there before."""
+        """Create the series of these models with the value 0.
+
+        A rate does not see the first increase of a series that did not exist before.
+        """
         for model in models:
             self.accepted.labels(model)
             for end in ENDS:
@@ -110,7 +119,7 @@ class Metrics:
             self.token_gaps.of(model)
 
     def account(self, account: str) -> str:
-        """The label of an account: its name for the first 100, then "other", and "none" for none."""
+        """Return the label of an account: its name for the first 100 accounts, then "other"; "none" for an empty name."""
         if not account:
             return "none"
         if account not in self._accounts:
@@ -120,16 +129,20 @@ class Metrics:
         return account
 
     def watch(self, engines: NamedEngines) -> None:
-        """State and counters of engines, each under the name of its first model, read when they are asked for."""
+        """Add the engines' state and counters; `engines` is called at each scrape and returns names with engines."""
         self.registry.register(EngineState(engines))
 
     def watch_utilization(self, level: Callable[[], float]) -> None:
-        """The number that balancers are told, read when it is asked for."""
+        """Add the load that load balancers get; `level` is called at each scrape."""
         gauge = Gauge("tailrace_utilization_ratio", "The load that balancers are told", registry=self.registry)
         gauge.set_function(level)
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answer Prometheus on a thread until the function that comes back is called. Raises OSError."""
+        """Serve the metrics over HTTP on a thread of its own, and return the function that ends it.
+
+        Raises:
+            OSError: The address is in use or not one of this machine.
+        """
         server, thread = start_http_server(port, host, self.registry)
 
         def stop() -> None:
@@ -143,6 +156,6 @@ class Metrics:
 def _version() -> str:
     try:
         return version("tailrace")
-    except PackageNotFoundError:  # an image holds the folders alone
+    except PackageNotFoundError:  # an image contains the folders without an installation
         project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

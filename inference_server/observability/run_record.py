@@ -1,11 +1,10 @@
-"""One Run from its arrival to its end, as the metrics and the log tell it. Seconds of time.monotonic."""
+"""Records one Run from its arrival to its end, for the metrics and the log. Times are seconds of time.monotonic()."""
 
 import logging
 import time
 
 from inference_server.errors import TailraceError
 from inference_server.generation import Completed, Delta, Event, Started, Timings
-from inference_server.grpc_api.status import STATUS
 from inference_server.observability.metrics import CANCELLED, COMPLETED, FAILED, UNKNOWN_MODEL, Metrics
 from tailrace.v1 import inference_pb2 as pb
 
@@ -13,12 +12,27 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecord:
-    """Told what happens to a Run; `end` counts and logs it. Without `succeed` or `fail` before that, it was cancelled."""
+    """The record of one Run. `finish` updates the metrics and writes the log line.
+
+    A run that is neither marked as succeeded nor as failed before `finish` was cancelled.
+
+    Attributes:
+        request_id: Id of the request.
+        outcome: "completed", "cancelled", or the reason of the error.
+    """
 
     def __init__(
         self, metrics: Metrics, request: pb.RunRequest, request_id: str, *, is_known: bool, deadline: float | None
     ) -> None:
-        """`is_known`: whether the catalog has the model. `deadline`: seconds from now until the caller gives up."""
+        """Begin the record.
+
+        Args:
+            metrics: The server's metrics.
+            request: The request, which need not be valid.
+            request_id: Its id.
+            is_known: Whether the catalog has the requested model.
+            deadline: Seconds from now until the client's deadline; None: it has none.
+        """
         self._metrics = metrics
         self._request = request
         self.request_id = request_id
@@ -36,6 +50,7 @@ class RunRecord:
         self._completed: Completed | None = None
 
     def accept(self) -> None:
+        """Count the request as accepted by the engine."""
         self._accepted = time.monotonic()
         account = self._metrics.account(self._request.account)
         self._metrics.accepted.labels(self._model).inc()
@@ -43,10 +58,10 @@ class RunRecord:
         self._generated = self._metrics.generation_tokens.of(self._model, account)
         self._gaps = self._metrics.token_gaps.of(self._model)
 
-    def tell(self, event: Event) -> None:
-        """What is about to be sent. It is called for every token of every stream."""
+    def observe(self, event: Event) -> None:
+        """Record an event that is about to be sent. This runs for every token of every stream."""
         if not isinstance(event, Delta):
-            self._tell_phase(event)
+            self._observe_phase(event)
             return
         num_tokens = event.num_tokens
         if not num_tokens:
@@ -54,18 +69,18 @@ class RunRecord:
         self._generated.value += num_tokens
         self._num_tokens += num_tokens
         if self._last_token:
-            # Tokens that were held back, or joined, came at equal distances as far as anybody can tell.
+            # An event may have several tokens. Their times are not known, so equal distances are recorded.
             self._gaps.add((event.last_token - self._last_token) / num_tokens, num_tokens)
         else:
             self._first_token = event.last_token
             self._metrics.first_token.labels(self._model).observe(event.last_token - self._arrived)
         self._last_token = event.last_token
 
-    def _tell_phase(self, event: Event) -> None:
+    def _observe_phase(self, event: Event) -> None:
         if isinstance(event, Started):
             self._started, self._admitted = event, time.monotonic()
             self._prompt_tokens.inc(event.prompt_tokens)
-            # How many were admitted since it came tells whether it was passed over.
+            # The admission position shows whether later requests were admitted first.
             logger.info(
                 "admitted %(request_id)s account %(account)r, position %(admission_position)d",
                 {
@@ -76,16 +91,19 @@ class RunRecord:
             )
         elif isinstance(event, Completed):
             self._completed = event
-            # The token that ends a reply is in no delta.
+            # The end token is not in any delta.
             self._generated.value += event.usage.completion_tokens - self._num_tokens
 
-    def succeed(self) -> None:
+    def mark_succeeded(self) -> None:
+        """Record that the whole reply was sent."""
         self.outcome, self._status = COMPLETED, "OK"
 
-    def fail(self, error: TailraceError) -> None:
-        self.outcome, self._status = error.reason, STATUS[type(error)].name
+    def mark_failed(self, error: TailraceError) -> None:
+        """Record the error that the client gets."""
+        self.outcome, self._status = error.reason, error.grpc_code
 
-    def end(self) -> None:
+    def finish(self) -> None:
+        """Update the metrics and write the log line."""
         now = time.monotonic()
         timings = None
         if self._accepted is None:
@@ -96,14 +114,17 @@ class RunRecord:
         self._log(timings, now - self._arrived)
 
     def _timings(self, accepted: float, now: float) -> Timings:
-        """Of a reply that did not come to its end: how far it came, as seen from here."""
+        """Return the durations of the phases that an unfinished reply has reached, as measured here."""
         admitted = self._admitted or now
         first = self._first_token or now
         return Timings(admitted - accepted, max(0.0, first - admitted), max(0.0, self._last_token - first))
 
     def _count_end(self, timings: Timings, seconds: float) -> None:
-        """Who failed or left counts with the phases that it came through, for to leave out those who gave up waiting would
-        make the waiting look short. When a whole reply would have ended, those do not tell."""
+        """Update the metrics of an accepted request that has ended after `seconds`.
+
+        Failed and cancelled requests count with the phases that they completed. Without the requests that were cancelled
+        in the queue, the queue time would look too short. Latencies of whole replies cover completed requests only.
+        """
         metrics, model = self._metrics, self._model
         metrics.ended.labels(model, self.outcome if self.outcome in (COMPLETED, CANCELLED) else FAILED).inc()
         metrics.queue_time.labels(model).observe(timings.queue)

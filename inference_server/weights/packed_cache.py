@@ -1,8 +1,9 @@
-"""A packed model in a folder, so that the next start neither packs it again nor imports transformers' models.
+"""Keeps packed models in folders, so that the next start neither packs again nor imports transformers' models.
 
-Format: `model.safetensors` with the decoder's tensors as the kernels read them, and in its metadata, as JSON under
-`tailrace`, what is not a tensor; beside it the tokenizer as transformers saves it. A folder is good for one source of
-weights, one precision and one version of everything that decides about its content: all of it is in the folder's name.
+Format: `model.safetensors` contains the decoder's tensors as the kernels read them; its metadata contains, as JSON under
+`tailrace`, everything else. The tokenizer is beside it, as transformers saves it. A folder belongs to one source of
+weights, one precision, one layout of the packed weights, and one version of everything else that determines its content.
+All of it is part of the folder's name.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,75 +23,104 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from inference_server.attention.torch_attention import Form
-from inference_server.cpu.decoder_weights import Decoder, Layer, Rotary
-from inference_server.cpu.linear.amx.layers import CompiledLinear, Packed, of_packed
+from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
+from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, from_packed, preferred_layout
+from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights
 from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import atomic_directory
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2  # to be counted up when what is written changes
+_FORMAT = 3  # to be counted up when the files' content changes
 _FILE = "model.safetensors"
 _LINEARS = ("qkv", "output", "gate_up", "down")
-_DECIDING = ("torch", "transformers", "bitsandbytes")
+_DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 
 class NoKernel(ValueError):
-    pass
+    """No kernel of this CPU reads the packed weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Of a model, beside its tensors."""
+    """A model's properties apart from its tensors."""
 
     model_type: str  # transformers' name of the architecture
-    max_tokens: int | None  # of prompt and reply, if the model has a limit
-    end_ids: list[int]  # of its generation config
+    max_tokens: int | None  # the limit of prompt and reply together; None for no limit
+    end_ids: list[int]  # tokens that end a reply, from its generation config
 
 
-def packed_folder(cache_dir: Path, source: Path, precision: Precision, *, batch_invariant: bool) -> Path:
-    """Where the model in the folder `source` is packed, or will be."""
-    kind = f"{precision}-invariant" if batch_invariant else precision
+def packed_folder(
+    cache_dir: Path,
+    source: Path,
+    precision: Precision,
+    *,
+    batch_invariant: bool,
+    backends: Items[LinearBackend] = BACKENDS,
+) -> Path:
+    """Return the folder in which a model is, or will be, kept packed.
+
+    Args:
+        cache_dir: The server's cache folder.
+        source: The folder with the model's own files, which must exist.
+        precision: The precision in which the model is packed.
+        batch_invariant: The setting of the same name, which changes the choice of kernels.
+        backends: The candidates for linear layers; the layout of the first that can run here is part of the name.
+    """
+    variant = f"{precision}-invariant" if batch_invariant else precision
     place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
-    facts: list[Any] = [_FORMAT, *(version(package) for package in _DECIDING)]
+    determining: list[Any] = [_FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
     for path in sorted(source.iterdir()):
         status = path.stat()
-        facts.append([path.name, status.st_size, status.st_mtime_ns])
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    return cache_dir / "packed" / f"{place}-{kind}-{digest}"
+        determining.append([path.name, status.st_size, status.st_mtime_ns])
+    digest = hashlib.sha256(json.dumps(determining).encode()).hexdigest()[:16]
+    return cache_dir / "packed" / f"{place}-{variant}.{preferred_layout(backends)}-{digest}"
 
 
-def write(folder: Path, decoder: Decoder, facts: ModelInfo, tokenizer: Any) -> None:
-    """Does nothing, and says why in the log, where the folder cannot be written or would not give the same tokenizer."""
+def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any) -> None:
+    """Write a packed model, and remove older versions of it.
+
+    Logs the reason and writes nothing if the folder cannot be written, or if a tokenizer read from it would differ.
+
+    Args:
+        folder: The path returned by `packed_folder`.
+        decoder: The packed weights.
+        info: The model's other properties.
+        tokenizer: The tokenizer of transformers.
+    """
     try:
         with atomic_directory(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
-            if not _same(tokenizer, PreTrainedTokenizerFast.from_pretrained(unfinished)):
-                raise ValueError("its tokenizer has no form that is read faster")
-            save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(_rest(decoder, facts))})
+            if not is_same_tokenizer(tokenizer, PreTrainedTokenizerFast.from_pretrained(unfinished)):
+                raise ValueError("its tokenizer changes when it is saved in the fast format")
+            save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(_metadata(decoder, info))})
     except (OSError, ValueError, ConfigurationError) as reason:
         logger.info("the packed model is not kept for the next start: %s", reason)
         return
     _remove_older(folder)
 
 
-def read(folder: Path) -> tuple[Decoder, ModelInfo, Any]:
-    """Decoder, facts and tokenizer. Raises ValueError if this CPU lacks a kernel for it, or it is broken, which removes it."""
+def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[DecoderWeights, ModelInfo, Any]:
+    """Return a packed model's weights, its other properties and its tokenizer.
+
+    Raises:
+        ValueError: No kernel of this CPU reads the weights, or the folder's content is damaged. A damaged folder is removed.
+    """
     try:
         with safe_open(folder / _FILE, framework="pt") as file:
-            rest = json.loads(file.metadata()["tailrace"])
-            decoder = _decoder(rest, file)
-        return decoder, ModelInfo(**rest["facts"]), PreTrainedTokenizerFast.from_pretrained(folder)
-    except (NoKernel, MemoryError):  # neither is the folder's fault
+            metadata = json.loads(file.metadata()["tailrace"])
+            decoder = _decoder(metadata, file, backends)
+        return decoder, ModelInfo(**metadata["info"]), PreTrainedTokenizerFast.from_pretrained(folder)
+    except (NoKernel, MemoryError):  # the folder's content is not the cause
         raise
-    except Exception as error:  # a broken file shows itself in whatever way its reader happens to stumble
+    except Exception as error:  # readers of damaged files raise errors of many types
         shutil.rmtree(folder, ignore_errors=True)
-        raise ValueError(f"what was packed cannot be read: {error}") from error
+        raise ValueError(f"the packed model cannot be read: {error}") from error
 
 
-def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+def _tensors(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
     yield "embedding", decoder.embedding
     yield "norm", decoder.norm
     yield "inverse_frequencies", decoder.rotary.inverse_frequencies
@@ -101,7 +132,7 @@ def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
             yield from _linear_tensors(f"{index}.{name}", getattr(layer, name))
 
 
-def _linear_tensors(name: str, linear: CompiledLinear) -> Iterator[tuple[str, Tensor]]:
+def _linear_tensors(name: str, linear: KernelLinear) -> Iterator[tuple[str, Tensor]]:
     packed = linear.packed
     yield f"{name}.weights", packed.weights
     yield f"{name}.bias", packed.bias
@@ -109,68 +140,72 @@ def _linear_tensors(name: str, linear: CompiledLinear) -> Iterator[tuple[str, Te
         yield f"{name}.scales", packed.scales
 
 
-def _rest(decoder: Decoder, facts: ModelInfo) -> dict[str, Any]:
+def _metadata(decoder: DecoderWeights, info: ModelInfo) -> dict[str, Any]:
     return {
-        "facts": asdict(facts),
+        "info": asdict(info),
         "eps": decoder.eps,
         "num_heads": decoder.num_heads,
         "num_kv_heads": decoder.num_kv_heads,
         "rotary_scaling": decoder.rotary.scaling,
-        "head": _named(decoder.head),
+        "head": _linear_metadata(decoder.head),
         "layers": [
-            {"form": asdict(layer.form), **{name: _named(getattr(layer, name)) for name in _LINEARS}}
+            {
+                "attention": asdict(layer.attention),
+                **{name: _linear_metadata(getattr(layer, name)) for name in _LINEARS},
+            }
             for layer in decoder.layers
         ],
     }
 
 
-def _named(linear: CompiledLinear) -> dict[str, Any]:
-    return {"kind": linear.packed.kind, "shape": linear.packed.shape}
+def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
+    packed = linear.packed
+    return {"layout": packed.layout, "kind": asdict(packed.kind), "shape": packed.shape}
 
 
-def _decoder(rest: dict[str, Any], file: Any) -> Decoder:
-    return Decoder(
-        embedding=file.get_tensor("embedding"),  # stays in the file: of many rows, few are read
-        rotary=Rotary(_loaded(file, "inverse_frequencies"), rest["rotary_scaling"]),
+def _decoder(metadata: dict[str, Any], file: Any, backends: Items[LinearBackend]) -> DecoderWeights:
+    return DecoderWeights(
+        embedding=file.get_tensor("embedding"),  # stays in the mapped file, of which few rows are read
+        rotary=Rotary(_loaded(file, "inverse_frequencies"), metadata["rotary_scaling"]),
         layers=[
-            Layer(
+            LayerWeights(
                 input_norm=_loaded(file, f"{index}.input_norm"),
                 post_norm=_loaded(file, f"{index}.post_norm"),
-                form=Form(**layer["form"]),
-                **{name: _linear(file, f"{index}.{name}", layer[name]) for name in _LINEARS},
+                attention=AttentionSpec(**layer["attention"]),
+                **{name: _linear(file, f"{index}.{name}", layer[name], backends) for name in _LINEARS},
             )
-            for index, layer in enumerate(rest["layers"])
+            for index, layer in enumerate(metadata["layers"])
         ],
         norm=_loaded(file, "norm"),
-        head=_linear(file, "head", rest["head"]),
-        eps=rest["eps"],
-        num_heads=rest["num_heads"],
-        num_kv_heads=rest["num_kv_heads"],
+        head=_linear(file, "head", metadata["head"], backends),
+        eps=metadata["eps"],
+        num_heads=metadata["num_heads"],
+        num_kv_heads=metadata["num_kv_heads"],
     )
 
 
-def _linear(file: Any, name: str, named: dict[str, Any]) -> CompiledLinear:
-    kind, (out_features, in_features) = named["kind"], named["shape"]
+def _linear(file: Any, name: str, metadata: dict[str, Any], backends: Items[LinearBackend]) -> KernelLinear:
+    kind, (out_features, in_features) = LinearKind(**metadata["kind"]), metadata["shape"]
     scales = _loaded(file, f"{name}.scales") if f"{name}.scales" in file.keys() else None
     weights, bias = _loaded(file, f"{name}.weights"), _loaded(file, f"{name}.bias")
-    packed = Packed(kind, (out_features, in_features), weights, scales, bias)
+    packed = PackedWeights(metadata["layout"], kind, (out_features, in_features), weights, scales, bias)
     try:
-        return of_packed(packed)
+        return from_packed(packed, backends)
     except ValueError as reason:
         raise NoKernel(str(reason)) from None
 
 
 def _loaded(file: Any, name: str) -> Tensor:
-    """In memory of its own: there it begins where tiles are read fastest, and in large pages."""
+    """Return a copy in memory of its own, which is aligned for the kernels and in large pages."""
     tensor: Tensor = file.get_tensor(name)
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two tokenizers are alike in all that prompt.py asks of them."""
+def is_same_tokenizer(one: Any, other: Any) -> bool:
+    """Return True if two tokenizers agree in everything that text/prompt_encoder.py uses."""
     return all(
-        of(one) == of(other)
-        for of in (
+        part(one) == part(other)
+        for part in (
             lambda each: each.backend_tokenizer.to_str(),
             lambda each: (each.bos_token, each.eos_token_id, each.chat_template),
             lambda each: {number: repr(token) for number, token in each.added_tokens_decoder.items()},
@@ -179,8 +214,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _remove_older(folder: Path) -> None:
-    """The same source in the same precision, but as it was, or as another version packed it."""
-    kind = folder.name.rpartition("-")[0]
+    """Remove what was packed from the same source in the same precision and layout, by other versions of it.
+
+    Until format 2, folders were named without the layout's name (".…").
+    """
+    group = folder.name.rpartition("-")[0]
+    groups = {group, group.rpartition(".")[0]}
     for other in folder.parent.iterdir():
-        if other != folder and other.name.rpartition("-")[0] == kind:
+        if other != folder and other.name.rpartition("-")[0] in groups:
             shutil.rmtree(other, ignore_errors=True)

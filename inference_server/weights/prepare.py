@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from inference_server.attention.kv_cache import CPU_BLOCK_SIZE
-from inference_server.cpu.decoder_weights import decoder_of
+from inference_server.cpu.decoder_weights import extract_weights
+from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
-from inference_server.model.runner import runs
 from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
 from inference_server.settings import Settings
@@ -121,10 +121,10 @@ def _pack(
     with progress(f"packing {weights} as {precision}"):
         fuse(model, precision, batch_invariant=settings.batch_invariant)
         try:
-            decoder = decoder_of(model)
+            decoder = extract_weights(model)
         except ValueError:  # the runner logs the reason
             decoder = None
-        if decoder is not None and runs(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
+        if decoder is not None and supports_all_passes(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
             if folder is not None:
                 packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
             return PreparedModel(decoder, loaded.tokenizer, loaded.info, decoder.num_bytes)

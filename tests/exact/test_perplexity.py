@@ -44,7 +44,7 @@ def engine_logits(model: HostedModel) -> Callable[[TokenIds], Tensor]:
 
     def chunk_logits(window: TokenIds, start: int) -> Tensor:
         positions = list(range(start, min(start + CHUNK, len(window))))
-        if runner._cpu_forward is not None and runner._cpu_forward.has_prompts:
+        if runner._cpu_forward is not None and runner._cpu_forward.supports_prefill:
             segments = [Segment(block_ids, start, len(positions))]
             outputs = runner._cpu_forward.prefill(PromptTokens(window[start : positions[-1] + 1], positions, segments))
             return runner._head(outputs).float()

@@ -1,10 +1,11 @@
-"""Settings: what is read from the environment, and what a wrong value is told."""
+"""Settings: reading from the environment, and messages about wrong values."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings import DEFAULT_CATALOG, Group, Settings
 from tailrace_shared.config_errors import ConfigurationError
 
 
@@ -154,7 +155,7 @@ def test_all_wrong_values_are_named_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["GRPC_TLS_CERT", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA"])
-def test_half_of_what_tls_needs_is_told(monkeypatch, name):
+def test_an_incomplete_tls_configuration_is_reported(monkeypatch, name):
     message = complaint(monkeypatch, **{name: "/etc/tls/file"})
     assert message.startswith("TAILRACE_GRPC_TLS_C") and "TAILRACE_GRPC_TLS_KEY" in message
 
@@ -171,11 +172,11 @@ def test_the_cache_follows_the_convention_of_the_desktop(monkeypatch):
 
 @pytest.mark.parametrize("unset", [True, False], ids=["unset", "empty"])
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch, unset):
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/home/user")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     if unset:
         monkeypatch.delenv("XDG_CACHE_HOME")
-    assert settings(monkeypatch).cache_dir == Path("/home/somebody/.cache/tailrace")
+    assert settings(monkeypatch).cache_dir == Path("/home/user/.cache/tailrace")
 
 
 def test_settings_cannot_be_changed(monkeypatch):
@@ -185,3 +186,9 @@ def test_settings_cannot_be_changed(monkeypatch):
 
 def test_empty_variables_are_unset(monkeypatch):
     assert settings(monkeypatch, KV_CACHE_TOKENS="", DEVICE="", CACHE_DIR="") == Settings()
+
+
+def test_every_setting_has_a_group_and_a_description():
+    groups = {field.json_schema_extra["group"] for field in Settings.model_fields.values()}
+    assert groups == set(get_args(Group))
+    assert all(field.description.endswith(".") for field in Settings.model_fields.values())

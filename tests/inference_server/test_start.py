@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Llama4TextConfig, MixtralConfig, Phi3Config
 
+from inference_server.serving.catalog import builtin_template
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import collect, entry, hosting, request
 from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
@@ -77,3 +78,16 @@ async def test_a_mixture_of_experts_is_served(tmp_path):
     async with hosting(entry(write(config, tmp_path))) as models:
         reply = await collect(models["tiny"], request(torch.arange(3, 20).tolist(), max_tokens=5))
     assert reply.completed.usage.completion_tokens == 5
+
+
+async def test_llama_2s_template_for_lack_of_another_is_logged(tiny_model, caplog):
+    async with hosting(entry(tiny_model("llama-2"))) as models:
+        assert models["tiny"].prompts.has_chat_template
+    assert "tiny has no chat template: Llama 2's is used, with [INST]" in caplog.text
+    assert "set chat_template in the catalog" in caplog.text
+
+
+async def test_a_chosen_template_is_not_logged(tiny_model, caplog):
+    async with hosting(entry(tiny_model("llama-2"), chat_template=builtin_template("llama-2"))):
+        pass
+    assert "chat template" not in caplog.text

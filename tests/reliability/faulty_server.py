@@ -16,7 +16,7 @@ from inference_server import __main__ as program
 from inference_server.grpc_api import server
 
 FAULT = Path(os.environ["TAILRACE_FAULT_FILE"])
-_import_hosting = server.import_hosting
+_import_startup = server.import_startup
 
 
 def _faulty(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,16 +35,16 @@ def _faulty(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _faulty_hosting() -> ModuleType:
-    hosting = _import_hosting()
+    hosting = _import_startup()
     from inference_server.model.runner import ModelRunner
 
-    for name in ("decode", "prefill", "both", "probe"):
+    for name in ("decode", "prefill", "mixed", "probe"):
         setattr(ModelRunner, name, _faulty(getattr(ModelRunner, name)))
     return hosting
 
 
 if __name__ == "__main__":
-    server.import_hosting = _faulty_hosting
+    server.import_startup = _faulty_hosting
     exit_code = program.main()
     sys.stdout.flush()
     sys.stderr.flush()

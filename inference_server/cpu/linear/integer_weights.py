@@ -1,4 +1,4 @@
-"""Integer codes of linear weights: those of bitsandbytes, those of a GGUF file, and plain rounding for anything else."""
+"""Converts linear weights to integer codes: bitsandbytes' own, those of a GGUF file, or rounded ones for other weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,41 +11,42 @@ GROUP = 32
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """weight = codes * scales[:, None]"""
+    """Weights in int8 with one scale for each output: weight = codes * scales[:, None]."""
 
     codes: Tensor  # (out_features, in_features) int8
     scales: Tensor  # (out_features,) float32
 
     def dequantize(self) -> Tensor:
-        """(out_features, in_features) float32"""
+        """Return the weights, (out_features, in_features) float32."""
         return self.codes * self.scales[:, None]
 
 
 @dataclass(frozen=True, slots=True)
 class Int4:
-    """weight = codes * scale + minimum, for each group of consecutive inputs"""
+    """Weights in int4 with a scale and a minimum for each group of inputs: weight = codes * scale + minimum."""
 
     codes: Tensor  # (out_features, in_features) uint8, 0 to 15
-    scales: Tensor  # (out_features, in_features / group) float32, each a float16 number
+    scales: Tensor  # (out_features, in_features / group) float32, values that float16 represents exactly
     minima: Tensor  # the same
     group: int = GROUP
 
     def dequantize(self) -> Tensor:
-        """(out_features, in_features) float32"""
+        """Return the weights, (out_features, in_features) float32."""
         groups = self.codes.view(*self.scales.shape, self.group).float()
         return (groups * self.scales[..., None] + self.minima[..., None]).view(self.codes.shape)
 
 
-def int8_of(linears: list[Any]) -> Int8:
-    parts = [_int8_of(linear) for linear in linears]
+def int8_weights(linears: list[Any]) -> Int8:
+    """Return the linears' weights, concatenated: bitsandbytes' own integers, or rounded by each output's largest weight."""
+    parts = [_int8_weights(linear) for linear in linears]
     return Int8(torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]))
 
 
-def _int8_of(linear: Any) -> Int8:
+def _int8_weights(linear: Any) -> Int8:
     state = getattr(linear, "state", None)
     if (
         state is not None
-    ):  # Linear8bitLt of bitsandbytes: integers and row maxima wait in the weight until its first call
+    ):  # Linear8bitLt of bitsandbytes: before its first call, the weight holds integers and row maxima
         codes = state.CB if state.CB is not None else linear.weight.CB
         maxima = state.SCB if state.SCB is not None else linear.weight.SCB
         return Int8(codes.contiguous(), maxima.float().reshape(-1) / 127)
@@ -54,10 +55,11 @@ def _int8_of(linear: Any) -> Int8:
     return Int8((weight / scales[:, None]).round_().to(torch.int8), scales)
 
 
-def int4_of(linears: list[Any]) -> Int4:
-    """Codes in groups of 32. Exactly the weights if they come from Q4_1, else the nearest by each group's range.
+def int4_weights(linears: list[Any]) -> Int4:
+    """Return the linears' weights, concatenated, as codes in groups of 32 inputs.
 
-    Q4_1 maps the minimum of each group to 0 and the maximum to 15, so both float16 numbers of a group can be read off.
+    Weights that come from GGUF's format Q4_1 are reproduced exactly: it maps the minimum of each group to 0 and the
+    maximum to 15, so scale and minimum follow from the group's range. Other weights are rounded to the nearest code.
     """
     weight = torch.cat([linear.weight.detach().float() for linear in linears])
     groups = weight.view(weight.shape[0], -1, GROUP)

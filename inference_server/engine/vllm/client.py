@@ -112,8 +112,8 @@ def check_installed() -> None:
     """Raise UnsupportedModel with instructions if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UnsupportedModel(
-            'engine = "vllm" needs vLLM, which is not installed here: make an environment with '
-            'pip install "tailrace[vllm]" (deploy/VLLM.md)'
+            'engine = "vllm" needs vLLM, which is not installed here: in a new virtual environment, '
+            "run pip install '.[vllm]' in the clone (deploy/VLLM.md)"
         )
 
 

@@ -1,7 +1,8 @@
-"""Linear layers with int4 weights: for many rows on the tile registers of AMX, for few on vectors, with the same bits.
+"""Linear layers with int4 weights: on AMX for more than four rows, on vectors for fewer, with the same bits.
 
-A weight is code * scale + minimum, and both numbers change with every group of 32 inputs: the whole products of a group
-are scaled before the next begin. The block of a kernel and the split of activations are those of linear.py.
+A weight is code * scale + minimum, and both factors change with every group of 32 inputs. The integer sum of a group is
+therefore scaled before the next group begins: result += sum * scale + (sum of the group's activations) * minimum.
+Argument block and conversion of activations are those of linear_int8.py.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,19 +14,11 @@ from numba import types
 from numba.core import cgutils
 
 from inference_server.kernels.amx import intrinsics as amx
-from inference_server.kernels.amx.activations import GROUP, ROWS, ints_of, split_rows, sums_after, units_after
-from inference_server.kernels.amx.linear_int8 import OUTPUTS, W, X, finish, ints_at, number
+from inference_server.kernels.amx.activations import GROUP, ROWS, int_vector, row_scales_after, split_rows, sums_after
+from inference_server.kernels.amx.linear_int8 import OUTPUTS, W, X, finish, int64_constant, ints_at
+from inference_server.kernels.simd.memory import argument, stack, take_next
 from inference_server.kernels.simd.silu import gate_rows
-from inference_server.kernels.simd.vectors import (
-    argument,
-    intrinsic_of,
-    moved,
-    multiply_add,
-    pointer,
-    splatted,
-    stack,
-    take_next,
-)
+from inference_server.kernels.simd.vectors import intrinsic_of, moved, multiply_add, pointer, splatted
 
 _floats, _int32 = ir.VectorType(ir.FloatType(), 16), ir.IntType(32)
 _ints = ir.VectorType(_int32, 16)
@@ -33,7 +26,7 @@ _halves, _codes = ir.VectorType(ir.HalfType(), 16), ir.VectorType(ir.IntType(8),
 
 
 def halves_at(builder: Any, address: Any) -> tuple[Any, Any]:
-    """64 bytes of codes: their low and their high halves."""
+    """Load 64 bytes of codes. Returns their low and their high half bytes, as vectors of int8."""
     codes = builder.load(pointer(builder, address, _codes), align=1)
     low = builder.and_(codes, ir.Constant(_codes, [15] * 64))
     return low, builder.lshr(codes, ir.Constant(_codes, [4] * 64))
@@ -41,7 +34,7 @@ def halves_at(builder: Any, address: Any) -> tuple[Any, Any]:
 
 @intrinsic_of(types.void, types.int64, types.int64, types.int64)
 def _unpack(builder: Any, source: Any, target: Any, count: Any) -> None:
-    """`count` times 256 bytes: their low halves become 256 bytes, then their high halves."""
+    """Unpack `count` times 256 bytes of codes to 256 bytes of low half bytes, then 256 bytes of high half bytes."""
     with cgutils.for_range(builder, count) as loop:
         for piece in range(0, 256, 64):
             low, high = halves_at(builder, moved(builder, source, (loop.index, 256), piece))
@@ -51,10 +44,13 @@ def _unpack(builder: Any, source: Any, target: Any, count: Any) -> None:
 
 
 def _products_by_tiles(builder: Any, num_rows: int, rows: Any, codes: Any, scratch: Any) -> list[Any]:
-    """Of one group, unpacked: high and low parts for each row and half a strip, (16 outputs) int32 each."""
-    amx.load(builder, X, rows, number(GROUP))
+    """Multiply one group by AMX, with unpacked codes.
+
+    Returns, for each row and half a panel, the sums of the high and of the low digits, each (16 outputs,) int32.
+    """
+    amx.load(builder, X, rows, int64_constant(GROUP))
     for o in range(2):
-        amx.load(builder, W + o, moved(builder, codes, 512 * o), number(64))
+        amx.load(builder, W + o, moved(builder, codes, 512 * o), int64_constant(64))
         amx.zero(builder, o)
         amx.multiply(builder, o, X, W + o)
         amx.store(builder, o, moved(builder, scratch, 64 * o), 128)
@@ -63,10 +59,13 @@ def _products_by_tiles(builder: Any, num_rows: int, rows: Any, codes: Any, scrat
 
 
 def _products_by_vectors(builder: Any, num_rows: int, rows: Any, codes: Any, _scratch: Any) -> list[Any]:
-    """The same of a group as it lies in memory: four inputs of 16 outputs in one instruction."""
-    form = ir.FunctionType(_ints, [_ints] * 3)
-    multiply = cgutils.get_or_insert_function(builder.module, form, "llvm.x86.avx512.vpdpbusd.512")
-    totals = [[ints_of(0), ints_of(0)] for _ in range(2 * num_rows)]
+    """Multiply one group by AVX512-VNNI, with packed codes: one instruction multiplies 4 inputs of 16 outputs.
+
+    Returns the same as `_products_by_tiles`.
+    """
+    signature = ir.FunctionType(_ints, [_ints] * 3)
+    multiply = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.vpdpbusd.512")
+    totals = [[int_vector(0), int_vector(0)] for _ in range(2 * num_rows)]
     for piece in range(4):
         weights = [halves_at(builder, moved(builder, codes, 256 * o + 64 * piece)) for o in range(2)]
         for half in range(2):
@@ -75,7 +74,7 @@ def _products_by_vectors(builder: Any, num_rows: int, rows: Any, codes: Any, _sc
                     place = moved(builder, rows, GROUP * (row + ROWS * part) + 4 * piece + 16 * half)
                     four = builder.load(pointer(builder, place, _int32), align=1)
                     single = builder.insert_element(ir.Constant(_ints, ir.Undefined), four, ir.Constant(_int32, 0))
-                    inputs = builder.shuffle_vector(single, single, ints_of(0))
+                    inputs = builder.shuffle_vector(single, single, int_vector(0))
                     for o in range(2):
                         total = totals[2 * row + o]
                         weight = builder.bitcast(weights[o][half], _ints)
@@ -84,17 +83,20 @@ def _products_by_vectors(builder: Any, num_rows: int, rows: Any, codes: Any, _sc
 
 
 def factors_at(builder: Any, scales: Any) -> list[Any]:
-    """Scale, minimum, scale, minimum of one group, for 16 outputs each."""
+    """Load scale, minimum, scale and minimum of one group, as float32 for 16 outputs each."""
     places = [moved(builder, scales, 32 * index) for index in (0, 2, 1, 3)]
     return [builder.fpext(builder.load(pointer(builder, place, _halves), align=2), _floats) for place in places]
 
 
-def _strip(num_rows: int, products: Any, group_bytes: int) -> Any:
+def _panel_product(num_rows: int, products: Any, group_bytes: int) -> Any:
     @intrinsic_of(types.void, *[types.int64] * 7)
-    def multiply_strip(
+    def multiply_panel(
         builder: Any, rows: Any, codes: Any, scales: Any, sums: Any, groups: Any, scratch: Any, totals: Any
     ) -> None:
-        """`num_rows` rows times a strip, a group at a time: each is scaled by itself. Totals: (row, 32 outputs) float32."""
+        """Multiply `num_rows` rows by a panel, group by group. `totals` is the result, (row, 32 outputs) float32.
+
+        The result is in units of the row scale.
+        """
         registers = [cgutils.alloca_once(builder, _floats) for _ in range(2 * num_rows)]
         for register in registers:
             builder.store(ir.Constant(_floats, [0.0] * 16), register)
@@ -106,7 +108,7 @@ def _strip(num_rows: int, products: Any, group_bytes: int) -> Any:
             for index, register in enumerate(registers):
                 row, part = divmod(index, 2)
                 high, low = pairs[index]
-                both = builder.sitofp(builder.add(builder.shl(high, ints_of(7)), low), _floats)
+                both = builder.sitofp(builder.add(builder.shl(high, int_vector(7)), low), _floats)
                 group_sum = builder.load(
                     pointer(builder, moved(builder, sums, (group, 4), (groups, 4 * row)), ir.FloatType()), align=4
                 )
@@ -117,21 +119,23 @@ def _strip(num_rows: int, products: Any, group_bytes: int) -> Any:
             place = pointer(builder, moved(builder, totals, 64 * index), _floats)
             builder.store(builder.load(register), place, align=4)
 
-    return multiply_strip
+    return multiply_panel
 
 
-_FEW_ROWS = 4
-_FEW_1, _FEW_2, _FEW_4 = (_strip(num_rows, _products_by_vectors, 512) for num_rows in (1, 2, 4))
-_MANY_4, _MANY_8 = (_strip(num_rows, _products_by_tiles, 1024) for num_rows in (4, 8))
+_FEW_ROWS = 4  # rows up to which vectors are faster than tiles
+_FEW_1, _FEW_2, _FEW_4 = (_panel_product(num_rows, _products_by_vectors, 512) for num_rows in (1, 2, 4))
+_MANY_4, _MANY_8 = (_panel_product(num_rows, _products_by_tiles, 1024) for num_rows in (4, 8))
 
 
 _finish = finish(False)
 
 
 def make_int4(is_gated: bool) -> Any:
-    """`is_gated`: as for int8.
+    """Return the int4 kernel for few rows, which also serves all rows if batch invariance is required.
 
-    Weights: for each strip and group two tiles of 8 rows, in half bytes; scales: 32 scales and 32 minima float16."""
+    Weights are, for each panel and group of 32 inputs, two tiles of 8 rows in half bytes; scales are 32 scales and 32
+    minima in float16. `is_gated` is that of linear_int8.make_int8.
+    """
 
     def linear_int4(block):
         weights, scales, x, out = (
@@ -141,24 +145,24 @@ def make_int4(is_gated: bool) -> Any:
             argument(block, 6),
         )
         bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
-        num_outputs, memory = argument(block, 10), argument(block, 11)
+        num_outputs, workspace = argument(block, 10), argument(block, 11)
         scratch, totals, codes, finished = stack(2048), stack(1024), stack(width * OUTPUTS), stack(ROWS * 128)
         out_bytes = num_outputs * 2 if is_gated else num_outputs * 4
         groups = width // GROUP
-        units = units_after(memory, num_rows, width)
-        sums = sums_after(units, num_rows)
-        split_rows(block, x, memory, num_rows, width, GROUP)
+        row_scales = row_scales_after(workspace, num_rows, width)
+        sums = sums_after(row_scales, num_rows)
+        split_rows(block, x, workspace, num_rows, width, GROUP)
         amx.configure(argument(block, 12))
         while True:
-            strip = take_next(block)
-            if strip >= num_outputs // OUTPUTS:
+            panel = take_next(block)
+            if panel >= num_outputs // OUTPUTS:
                 break
-            packed = weights + strip * groups * 512
-            factors, place = scales + strip * groups * 128, strip * OUTPUTS * 4
+            packed = weights + panel * groups * 512
+            factors, place = scales + panel * groups * 128, panel * OUTPUTS * 4
             if num_rows > _FEW_ROWS:
                 _unpack(packed, codes, groups * 2)
             for first in range(0, num_rows, ROWS):
-                rows, row_sums, count = memory + first * 2 * width, sums + first * groups * 4, num_rows - first
+                rows, row_sums, count = workspace + first * 2 * width, sums + first * groups * 4, num_rows - first
                 if num_rows == 1:
                     _FEW_1(rows, packed, factors, row_sums, groups, scratch, totals)
                 elif num_rows == 2:
@@ -169,13 +173,13 @@ def make_int4(is_gated: bool) -> Any:
                     _MANY_4(rows, codes, factors, row_sums, groups, scratch, totals)
                 else:
                     _MANY_8(rows, codes, factors, row_sums, groups, scratch, totals)
-                count, target, rows_units = min(count, ROWS), out + first * out_bytes, units + first * 4
-                # The scales are in the totals already.
+                count, target, scales_of_rows = min(count, ROWS), out + first * out_bytes, row_scales + first * 4
+                # The totals contain the weights' scales already, so the argument for them is not read.
                 if is_gated:
-                    _finish(totals, rows_units, totals, bias + place, finished, 128, count)
+                    _finish(totals, scales_of_rows, totals, bias + place, finished, 128, count)
                     gate_rows(finished, target + place // 2, out_bytes, count, False)
                 else:
-                    _finish(totals, rows_units, totals, bias + place, target + place, out_bytes, count)
+                    _finish(totals, scales_of_rows, totals, bias + place, target + place, out_bytes, count)
         amx.release()
 
     return linear_int4

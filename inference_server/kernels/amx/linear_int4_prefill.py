@@ -1,8 +1,8 @@
-"""Linear layers with int4 weights for more rows than a few: as bfloat16, strip by strip, on the tile registers of AMX.
+"""Linear layers with int4 weights for many rows (prompts): weights are widened to bfloat16 and multiplied on AMX.
 
-Weights become bfloat16 where they are used, so that memory is read once in 5 bits a weight. Activations are rounded to
-bfloat16; results stay float32. The block of the kernel is that of linear.py, weights and scales lie as linear_int4.py
-says, the shapes are those of linear_bf16.py.
+A panel is widened just before it is used, so that memory is read once, at 5 bits a weight. Activations are rounded to
+bfloat16; results are float32. The argument block is that of linear_int8.py, the layout of weights and scales that of
+linear_int4.py, and the kernel data those of linear_bf16.py.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,29 +14,32 @@ from numba import types
 from numba.core import cgutils
 
 from inference_server.kernels.amx import intrinsics as amx
-from inference_server.kernels.amx.activations import GROUP, ints_of, round_rows
+from inference_server.kernels.amx.activations import GROUP, int_vector, round_rows
 from inference_server.kernels.amx.linear_bf16 import GATED_WIDE, WIDE, configure_first, multiply_rows
 from inference_server.kernels.amx.linear_int4 import factors_at, halves_at
 from inference_server.kernels.amx.linear_int8 import OUTPUTS
-from inference_server.kernels.simd.vectors import argument, intrinsic_of, moved, multiply_add, pointer, stack, take_next
+from inference_server.kernels.simd.memory import argument, stack, take_next
+from inference_server.kernels.simd.vectors import intrinsic_of, moved, multiply_add, pointer
 
 _ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
 
 
 def _pair(builder: Any, fours: Any, first: int, scale: Any, minimum: Any) -> Any:
-    """Of four codes in each lane two, the one at `first` and the next, as two bfloat16 in that lane."""
+    """Convert two of the four codes in each lane, number `first` and the next, to two bfloat16 weights in that lane."""
     parts = []
     for index in (first, first + 1):
-        code = builder.and_(builder.lshr(fours, ints_of(8 * index)), ints_of(255))
+        code = builder.and_(builder.lshr(fours, int_vector(8 * index)), int_vector(255))
         value = multiply_add(builder, builder.sitofp(code, _floats), scale, minimum)
-        parts.append(builder.add(builder.bitcast(value, _ints), ints_of(0x8000)))  # to nearest; weights are finite
-    low = builder.lshr(parts[0], ints_of(16))
-    return builder.or_(low, builder.and_(parts[1], ints_of(-65536)))
+        parts.append(
+            builder.add(builder.bitcast(value, _ints), int_vector(0x8000))
+        )  # rounds to nearest; weights are finite
+    low = builder.lshr(parts[0], int_vector(16))
+    return builder.or_(low, builder.and_(parts[1], int_vector(-65536)))
 
 
 @intrinsic_of(types.void, *[types.int64] * 4)
 def _widen(builder: Any, packed: Any, scales: Any, groups: Any, target: Any) -> None:
-    """One strip: for each group of 32 inputs two tiles of 16 pairs of inputs for 16 outputs."""
+    """Widen one panel to the layout of linear_bf16.py."""
     with cgutils.for_range(builder, groups) as loop:
         factors = factors_at(builder, moved(builder, scales, (loop.index, 128)))
         for o in range(2):
@@ -53,25 +56,36 @@ def _widen(builder: Any, packed: Any, scales: Any, groups: Any, target: Any) -> 
 
 
 def make_int4_many(is_gated: bool) -> Any:
-    """`is_gated`: as for int8."""
-    form = GATED_WIDE if is_gated else WIDE
+    """Return the int4 kernel for many rows. `is_gated` is that of linear_int8.make_int8."""
+    output_format = GATED_WIDE if is_gated else WIDE
 
     def linear_int4_many(block):
         weights, scales, x, out = argument(block, 3), argument(block, 4), argument(block, 5), argument(block, 6)
         bias, num_rows, width = argument(block, 7), argument(block, 8), argument(block, 9)
-        num_outputs, memory, shapes = argument(block, 10), argument(block, 11), argument(block, 12)
+        num_outputs, workspace, kernel_data = argument(block, 10), argument(block, 11), argument(block, 12)
         totals, wide = stack(4096), stack(width * OUTPUTS * 2)
         groups = width // GROUP
-        round_rows(block, x, memory, num_rows, width)
-        configure_first(shapes, num_rows)
+        round_rows(block, x, workspace, num_rows, width)
+        configure_first(kernel_data, num_rows)
         while True:
-            strip = take_next(block)
-            if strip >= num_outputs // OUTPUTS:
+            panel = take_next(block)
+            if panel >= num_outputs // OUTPUTS:
                 break
-            place = strip * OUTPUTS * 4
+            place = panel * OUTPUTS * 4
             column, out_bytes = (place // 2, num_outputs * 2) if is_gated else (place, num_outputs * 4)
-            _widen(weights + strip * groups * 512, scales + strip * groups * 128, groups, wide)
-            multiply_rows(memory, wide, shapes, totals, bias + place, out + column, num_rows, width, out_bytes, form)
+            _widen(weights + panel * groups * 512, scales + panel * groups * 128, groups, wide)
+            multiply_rows(
+                workspace,
+                wide,
+                kernel_data,
+                totals,
+                bias + place,
+                out + column,
+                num_rows,
+                width,
+                out_bytes,
+                output_format,
+            )
         amx.release()
 
     return linear_int4_many

@@ -1,4 +1,4 @@
-"""Whether this processor's tile registers (AMX) may be used, and what they are told to hold."""
+"""Builds the shapes that the instruction ldtilecfg gives the eight tile registers of AMX."""
 
 from functools import cache
 
@@ -6,21 +6,23 @@ import torch
 from torch import Tensor
 
 
+def tile_shapes(row_bytes: list[int], num_rows: list[int]) -> Tensor:
+    """Return the 64-byte operand of ldtilecfg, (64,) uint8, for the eight registers' row lengths and row counts.
+
+    Format: Intel 64 and IA-32 Architectures Software Developer's Manual, instruction LDTILECFG.
+
+    Args:
+        row_bytes: For each register, the bytes of a row, at most 64.
+        num_rows: For each register, the number of rows, at most 16.
+    """
+    operand = torch.zeros(64, dtype=torch.uint8)
+    operand[0] = 1  # palette 1: eight registers of at most 16 rows of 64 bytes
+    operand[16:32:2] = torch.tensor(row_bytes)
+    operand[48:56] = torch.tensor(num_rows)
+    return operand
+
+
 @cache
-def are_usable() -> bool:
-    """The processor multiplies int8 and bfloat16 tiles, and the system lets this process do so."""
-    return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
-
-
-def shapes(row_bytes: list[int], rows: list[int]) -> Tensor:
-    """Of the 8 registers, in the form of the instruction ldtilecfg: (64,) uint8."""
-    told = torch.zeros(64, dtype=torch.uint8)
-    told[0] = 1
-    told[16:32:2] = torch.tensor(row_bytes)
-    told[48:56] = torch.tensor(rows)
-    return told
-
-
-@cache
-def full_shapes() -> Tensor:
-    return shapes([64] * 8, [16] * 8)
+def full_tiles() -> Tensor:
+    """Return the operand with 16 rows of 64 bytes in every register."""
+    return tile_shapes([64] * 8, [16] * 8)

@@ -1,7 +1,7 @@
-"""What each kernel is called with: its block of int64 as bytes, three counters (zeros) before the arguments.
+"""Builds the argument blocks of the kernels: 24 words of int64 as bytes, three counters (zeros) before the arguments.
 
-Tensors are told by their addresses: whoever runs the kernel keeps them alive, and has checked shapes, dtypes and strides.
-X_ROWS is where the block of kernel X tells the number of rows.
+Tensors are passed by address. The caller keeps them alive and has checked their shapes, dtypes and strides. X_ROWS is the
+index of the word with the number of rows in the block of kernel X.
 """
 
 from collections.abc import Sequence as Items
@@ -10,17 +10,18 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 192  # room for every kernel's arguments, whole cache lines
-_EVERYTHING = 1 << 40
+BLOCK_BYTES = 192  # enough for every kernel's arguments, in whole cache lines
+_NO_WINDOW = 1 << 40  # a sliding window longer than any sequence
 
 
 def _layout(arguments: str) -> Struct:
-    form = f"3q{arguments}"
-    return Struct(f"{form}{BLOCK_BYTES - Struct(form).size}x")
+    """Return the format of a block with these arguments (q: int64, d: double), padded to BLOCK_BYTES."""
+    words = f"3q{arguments}"
+    return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
-LINEAR_SHAPES = 12
+LINEAR_KERNEL_DATA = 12  # the word with the address of the kernel data in the block of a linear
 
 _RMS_NORM = _layout("5qd")
 _ADD_RMS_NORM = _layout("6qd")
@@ -32,17 +33,20 @@ _LINEAR = _layout("10q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
+    """Return the block of `rms_norm`: x and out (rows, width), weight (width,)."""
     num_rows, width = x.shape
     return _RMS_NORM.pack(0, 0, 0, x.data_ptr(), weight.data_ptr(), out.data_ptr(), num_rows, width, eps)
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
+    """Return the block of `add_rms_norm`: x, delta and out (rows, width), weight (width,). x becomes x + delta."""
     num_rows, width = x.shape
     addresses = (x.data_ptr(), delta.data_ptr(), weight.data_ptr(), out.data_ptr())
     return _ADD_RMS_NORM.pack(0, 0, 0, *addresses, num_rows, width, eps)
 
 
 def silu_mul(gate_up: Tensor, out: Tensor) -> bytes:
+    """Return the block of `silu_mul`: gate_up (rows, 2 * width), out (rows, width)."""
     num_rows, width = out.shape
     return _SILU_MUL.pack(0, 0, 0, gate_up.data_ptr(), out.data_ptr(), num_rows, width)
 
@@ -50,6 +54,7 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> bytes:
 def rope_and_write(
     qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, query: Tensor
 ) -> bytes:
+    """Return the block of `rope_and_write`, with shapes as in ops.rope_and_write. `query` receives the result."""
     num_rows, num_heads, width = query.shape
     tensors = (qkv, cos, sin, query, keys, values, rows)
     addresses = [tensor.data_ptr() for tensor in tensors]
@@ -67,6 +72,7 @@ def attention(
     sliding_window: int | None,
     softcap: float | None,
 ) -> bytes:
+    """Return the block of `decode_attention`. Shapes as in ops.paged_decode_attention; out is the result."""
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
     return _ATTENTION.pack(
@@ -81,34 +87,56 @@ def attention(
         value_width,
         block_size,
         block_table.stride(0),
-        _EVERYTHING if sliding_window is None else sliding_window,
+        _NO_WINDOW if sliding_window is None else sliding_window,
         scaling,
         softcap or 0.0,
     )
 
 
 def prefill_attention(
-    query: Tensor, keys: Tensor, values: Tensor, segments: Tensor, out: Tensor, shapes: Tensor, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, segments: Tensor, out: Tensor, kernel_data: Tensor, scaling: float
 ) -> bytes:
-    """`segments`: of prefill_segments."""
+    """Return the block of a prefill attention kernel.
+
+    Args:
+        query: (rows, num_heads, head_dim).
+        keys: (num_blocks, block_size, num_kv_heads, head_dim), and `values` the same.
+        values: See `keys`.
+        segments: The words of `prefill_segments`, int64.
+        out: The result, (rows, num_heads, head_dim).
+        kernel_data: A tensor that the kernel's own module defines.
+        scaling: The factor on the scores.
+    """
     _, num_heads, width = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
     addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
     sizes = (num_heads, num_kv_heads, width, block_size)
-    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, shapes.data_ptr())
+    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, kernel_data.data_ptr())
 
 
 def segment_words(num_segments: int) -> int:
-    """Of a table for so many."""
+    """Return the length of the table of `num_segments` segments, in int64 words."""
     return 4 + 6 * num_segments
 
 
 def prefill_segments(
     starts: Items[int], lengths: Items[int], tables: Items[Tensor], first_row: int
 ) -> tuple[list[int], int]:
-    """Of several sequences' tokens, one sequence after the other, from `first_row` of the queries on: the words of the
-    table, the first of which is to become the address of memory, and how many bytes of memory a kernel wants for each KV
-    head and value of a head."""
+    """Build the table of segments of a prefill attention kernel. A segment is the consecutive tokens of one sequence.
+
+    Args:
+        starts: The position of each segment's first token.
+        lengths: The number of tokens of each segment.
+        tables: The block table of each segment's sequence, (num_blocks,) int32.
+        first_row: The row of the queries where the first segment begins; the others follow it.
+
+    Returns:
+        The words of the table, and the bytes of workspace for each KV head and each value of a head.
+
+        The table begins with the address of the workspace (0, set by the caller), the number of segments, of pieces of 32
+        keys, and of groups of 32 queries. Each segment follows with its first row, number of rows, first position, address
+        of its block table, first piece and first group.
+    """
     entries: list[int] = []
     row, piece, group = first_row, 0, 0
     for start, length, table in zip(starts, lengths, tables, strict=True):
@@ -127,9 +155,23 @@ def linear(
     bias: int,
     num_rows: int,
     width: int,
-    outputs: int,
-    memory: int,
-    shapes: int,
+    num_outputs: int,
+    workspace: int,
+    kernel_data: int,
 ) -> bytes:
-    """Addresses and sizes; `memory` for what the kernel makes of its activations, `shapes` of the tile registers."""
-    return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, num_rows, width, outputs, memory, shapes)
+    """Return the block of a linear kernel.
+
+    Args:
+        weights: Address of the packed weights.
+        scales: Address of their scales, or 0.
+        x: Address of the activations, (num_rows, width).
+        out: Address of the result.
+        bias: Address of the bias, (num_outputs,) float32.
+        num_rows: Rows of activations.
+        width: Inputs of the layer.
+        num_outputs: Outputs of the layer, whole panels.
+        workspace: Address of memory for the kernel's form of the activations.
+        kernel_data: Address of data that the kernel's own module defines.
+    """
+    sizes = (num_rows, width, num_outputs)
+    return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace, kernel_data)

@@ -1,7 +1,7 @@
-"""Kernels as machine code in files: compiled by numba once, afterwards loaded by llvmlite alone.
+"""Keeps the kernels' machine code in files: numba compiles a kernel once, later starts load it with llvmlite alone.
 
-numba has a cache of its own, but to use it numba must be imported and its tables of types be filled, most of a second at
-every start; and it does not notice a change in a function that a kernel calls.
+numba has a cache of its own. Using it takes most of a second at every start, because numba has to be imported and its
+tables of types filled. It also misses a change in a function that a kernel calls.
 """
 
 import contextlib
@@ -16,42 +16,56 @@ from typing import Any
 
 from llvmlite import binding
 
+from inference_server import kernels
+from inference_server.kernels import isa
+
 _ENTRY = "tailrace_kernel"
-_engines: list[Any] = []  # the machine code lives as long as these
+_engines: list[Any] = []  # the owners of the loaded machine code, never released
 
 
 def default_folder() -> Path:
+    """Return the cache folder of this user: $XDG_CACHE_HOME/tailrace/kernels, by default below ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tailrace" / "kernels"
 
 
 def entry(name: str, make: Callable[[], Any], folder: Path) -> int:
-    """The address of the kernel that `make` describes, from `folder` if it is there. An unwritable folder is no error."""
+    """Load a kernel from `folder`, or compile it and keep it there. A folder that cannot be written is ignored.
+
+    Args:
+        name: The kernel's name, the first part of the file's name.
+        make: Returns the Python function that numba compiles.
+        folder: The cache folder.
+
+    Returns:
+        The address of the machine code, which stays loaded until the process ends.
+    """
     path = folder / f"{name}-{_fingerprint()}.o"
-    code = _kept(path)
+    code = _read(path)
     if code is None:
         code = _compile(make())
-        _keep(path, code)
+        _write(path, code)
     return _load(code)
+
+
+def kernel_sources() -> list[Path]:
+    """Return every source file of the kernels package, sorted. A change in any of them invalidates the cache."""
+    return sorted(path for folder in kernels.__path__ for path in Path(folder).rglob("*.py"))
 
 
 @cache
 def _fingerprint() -> str:
-    """Of everything that decides about the code: the kernels' sources, the compilers, the processor."""
+    """Return a hash of everything the code depends on: the kernels' sources, the compilers and the CPU."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for source in kernel_sources():
         digest.update(source.read_bytes())
-    for part in (version("numba"), version("llvmlite"), binding.get_host_cpu_name(), _features()):
+    for part in (version("numba"), version("llvmlite"), isa.llvm_cpu_name(), isa.llvm_feature_string()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:24]
 
 
-def _features() -> str:
-    return str(binding.get_host_cpu_features().flatten())
-
-
-def _kept(path: Path) -> bytes | None:
-    """What _keep wrote there, if it is still whole: broken code could end the process."""
+def _read(path: Path) -> bytes | None:
+    """Return the code that _write stored, or None if it is missing or damaged: damaged code could end the process."""
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:
@@ -59,8 +73,8 @@ def _kept(path: Path) -> bytes | None:
     return None
 
 
-def _keep(path: Path, code: bytes) -> None:
-    """Whole or not at all, also when two processes do it at once."""
+def _write(path: Path, code: bytes) -> None:
+    """Store the code with its checksum in one step, so that no other process reads half a file."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -70,13 +84,13 @@ def _keep(path: Path, code: bytes) -> None:
 
 @cache
 def _machine() -> Any:
-    """As numba sets it up: this processor, code that may lie anywhere."""
+    """Return LLVM's description of this CPU, set up as numba does: code that may be loaded at any address."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     target = binding.Target.from_triple(binding.get_process_triple())
     return target.create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=_features(),
+        cpu=isa.llvm_cpu_name(),
+        features=isa.llvm_feature_string(),
         opt=3,
         reloc="static" if target.name.startswith("x86") else "default",
         codemodel="jitdefault",
@@ -85,7 +99,10 @@ def _machine() -> Any:
 
 
 def _compile(function: Any) -> bytes:
-    """`function` takes the address of its arguments. Its C entry calls numba's function and nothing of Python."""
+    """Compile `function`, which takes the address of its argument block, to an object file with a C entry point.
+
+    The entry point calls numba's function and nothing of Python.
+    """
     from numba import cfunc, types
 
     compiled = cfunc(types.void(types.int64), error_model="numpy")(function)
@@ -101,7 +118,7 @@ def _compile(function: Any) -> bytes:
               ret void
             }}''')
     )
-    # numba's own C entry needs parts of numba at run time: without linkage it is dropped.
+    # numba's own C entry point needs parts of numba at run time. Internal linkage lets the optimiser remove it.
     for defined in module.functions:
         if not defined.is_declaration and defined.name != _ENTRY:
             defined.linkage = "internal"
@@ -112,6 +129,7 @@ def _compile(function: Any) -> bytes:
 
 
 def _load(code: bytes) -> int:
+    """Load an object file into this process and return the address of its entry point."""
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine())
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()

@@ -1,8 +1,8 @@
-"""Runs a kernel on the threads that torch already has, so that there is one pool of threads in the process.
+"""Finds the OpenMP functions that run a kernel on torch's own threads, so that the process has one thread pool.
 
-torch's threads on Linux belong to GNU's OpenMP library, whose GOMP_parallel calls a C function once on each of them.
-There may be other copies of that library in the process, with threads of their own: what counts is the one torch is
-linked with. Where there is none (macOS, Windows), kernels run on the calling thread alone.
+On Linux, torch's threads belong to GNU's OpenMP library, whose GOMP_parallel calls a C function once on each of them.
+The process may contain other copies of that library with threads of their own; only the copy that torch is linked with is
+used. On systems without it (macOS, Windows), kernels run on the calling thread alone.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ Start = Callable[[int, object, int, int], None]
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """torch's own, already loaded: symbols are looked for in it, then in what it was linked with."""
+    """Return torch's CPU library, already loaded. Symbols are searched in it, then in the libraries it is linked with."""
     try:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if _IS_LINUX else None
     except OSError:
@@ -28,7 +28,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def find_start() -> Start | None:
-    """GOMP_parallel(function, argument, number of threads, flags)."""
+    """Return GOMP_parallel(function, argument, number of threads, flags), or None if torch is not linked with it."""
     try:
         start = _library().GOMP_parallel  # type: ignore[union-attr]
     except AttributeError:
@@ -39,7 +39,7 @@ def find_start() -> Start | None:
 
 
 def thread_functions() -> tuple[int, int]:
-    """Addresses of omp_get_num_threads and sched_yield; 0 for what is not there."""
+    """Return the addresses of omp_get_num_threads and sched_yield, 0 for a function that does not exist."""
     return _address(_library(), "omp_get_num_threads"), _address(ctypes.CDLL(None), "sched_yield")
 
 

@@ -1,4 +1,4 @@
-"""The two inner loops of attention, as LLVM code whose accumulators stay in registers."""
+"""The two inner loops of decode attention, as LLVM code whose sums stay in registers: scores, and weighted values."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ from inference_server.kernels.simd.vectors import (
     vector,
 )
 
-TILE = 64  # keys between two looks at the largest score
+KEYS_PER_UPDATE = 64  # keys between two updates of the softmax
 _BYTES = LANES * 4
-MOST_QUERIES = 4
-_MOST_CHUNKS = 4 if LANES == 16 else 2  # vectors of values in registers at once: there are 32 or 16 registers
+MAX_QUERIES = 4  # queries for which one pass over the values suffices
+_MAX_CHUNKS = 4 if LANES == 16 else 2  # vectors of values held in registers, of which there are 32 or 16
 
 
 def _accumulators(builder: Any, starts: list[Any]) -> list[Any]:
-    """Variables on the stack, which LLVM makes registers."""
+    """Return variables with these initial values. LLVM keeps them in registers."""
     variables = [cgutils.alloca_once(builder, start.type) for start in starts]
     for variable, start in zip(variables, starts, strict=True):
         builder.store(start, variable)
@@ -35,9 +35,12 @@ def _accumulators(builder: Any, starts: list[Any]) -> list[Any]:
 
 @intrinsic_of(vector, types.int64, types.int64, types.int64)
 def dots(builder: Any, query: Any, keys: Any, num_chunks: Any) -> Any:
-    """The products of one query with LANES keys, one in each lane.
+    """Return the products of one query with LANES keys, one in each lane.
 
-    `query` is (num_chunks * LANES,) float32, `keys` (num_chunks, LANES keys, LANES) float32.
+    Args:
+        query: Address of (num_chunks * LANES,) float32.
+        keys: Address of (num_chunks, LANES keys, LANES) float32.
+        num_chunks: The width of a head in vectors.
     """
     sums = _accumulators(builder, [constant(0.0)] * LANES)
     with cgutils.for_range(builder, num_chunks) as loop:
@@ -49,7 +52,7 @@ def dots(builder: Any, query: Any, keys: Any, num_chunks: Any) -> Any:
     return sums_by_lane(builder, [builder.load(total) for total in sums])
 
 
-def _weigh_columns(
+def _accumulate_columns(
     builder: Any,
     is_bf16: bool,
     shape: tuple[int, int],  # queries, vectors of each
@@ -59,6 +62,7 @@ def _weigh_columns(
     count: Any,
     start: Any,
 ) -> None:
+    """Add the weighted values of some columns, from column `start` on, to the outputs of all queries."""
     size = 2 if is_bf16 else 4
     num_queries, num_chunks = shape
     places = [moved(builder, outputs[q], (start, 4), c * _BYTES) for q in range(num_queries) for c in range(num_chunks)]
@@ -68,7 +72,7 @@ def _weigh_columns(
         address = moved(builder, address, (start, size))
         weights = []
         for q in range(num_queries):
-            weight = moved(builder, scores, (loop.index, 4), q * TILE * 4)
+            weight = moved(builder, scores, (loop.index, 4), q * KEYS_PER_UPDATE * 4)
             weights.append(splatted(builder, builder.load(pointer(builder, weight, ir.FloatType()), align=4)))
         for c in range(num_chunks):
             value = loaded(builder, moved(builder, address, c * LANES * size), is_bf16)
@@ -79,9 +83,11 @@ def _weigh_columns(
         stored(builder, place, builder.load(total))
 
 
-def _weigh(is_bf16: bool) -> Any:
+def _accumulate(is_bf16: bool) -> Any:
+    """Return the loop for values in bfloat16 or float32."""
+
     @intrinsic_of(types.void, *[types.int64] * 6)
-    def weigh(
+    def accumulate(
         builder: Any,
         outputs: Any,
         scores: Any,
@@ -90,33 +96,38 @@ def _weigh(is_bf16: bool) -> Any:
         width: Any,
         num_queries: Any,
     ) -> None:
-        """outputs[q] += scores[q, key] * values[key], for the `count` keys of a tile and at most 4 queries.
+        """Compute outputs[q] += scores[q, key] * values[key] for the keys of one update.
 
-        `outputs` is (num_queries, width) float32, `scores` (num_queries, TILE) float32, `values` (count,) int64, the
-        addresses of rows (width,).
+        Args:
+            outputs: Address of (num_queries, width) float32.
+            scores: Address of (num_queries, KEYS_PER_UPDATE) float32.
+            values: Address of (count,) int64, which are the addresses of the rows of values, (width,).
+            count: The number of keys, at most KEYS_PER_UPDATE.
+            width: The width of a row of values, a multiple of LANES.
+            num_queries: At most MAX_QUERIES.
         """
-        wide = ir.Constant(width.type, _MOST_CHUNKS * LANES)
+        wide = ir.Constant(width.type, _MAX_CHUNKS * LANES)
         narrow = ir.Constant(width.type, LANES)
         whole = builder.mul(builder.udiv(width, wide), wide)
         zero = ir.Constant(width.type, 0)
-        rows = [builder.add(outputs, builder.mul(width, ir.Constant(width.type, 4 * q))) for q in range(MOST_QUERIES)]
-        done = builder.append_basic_block("weighed")
+        rows = [builder.add(outputs, builder.mul(width, ir.Constant(width.type, 4 * q))) for q in range(MAX_QUERIES)]
+        done = builder.append_basic_block("accumulated")
         cases = builder.switch(num_queries, done)
-        for number in range(1, MOST_QUERIES + 1):
-            case = builder.append_basic_block(f"weigh_{number}")
+        for number in range(1, MAX_QUERIES + 1):
+            case = builder.append_basic_block(f"accumulate_{number}")
             cases.add_case(ir.Constant(width.type, number), case)
             builder.position_at_end(case)
             for chunks, start, stop, step in (
-                (_MOST_CHUNKS, zero, whole, wide),
+                (_MAX_CHUNKS, zero, whole, wide),
                 (1, whole, width, narrow),
             ):
                 with cgutils.for_range_slice(builder, start, stop, step, width.type) as (index, _):
-                    _weigh_columns(builder, is_bf16, (number, chunks), rows, scores, values, count, index)
+                    _accumulate_columns(builder, is_bf16, (number, chunks), rows, scores, values, count, index)
             builder.branch(done)
         builder.position_at_end(done)
 
-    return weigh
+    return accumulate
 
 
-weigh_float32 = _weigh(False)
-weigh_bf16 = _weigh(True)
+accumulate_float32 = _accumulate(False)
+accumulate_bf16 = _accumulate(True)

@@ -1,9 +1,9 @@
-"""Attention of one new token of each sequence over its blocks of keys and values.
+"""The kernel of decode attention: one new token of each sequence attends over the sequence's blocks of keys and values.
 
-An item of work is one sequence and one KV head, with the `group` of query heads that share it: its keys are read once,
-TILE of them at a time, and the softmax is kept up while they pass (the largest score so far, the sum and the weighted
-values relative to it). An item is computed by one thread in an order that its own length fixes, so its result depends
-on no neighbour and no number of threads.
+An item of work is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once,
+KEYS_PER_UPDATE of them at a time, with an online softmax: the kernel keeps the largest score so far, and the sum of weights
+and the weighted values relative to it. One thread computes an item, in an order that depends on the sequence's length only,
+so the result depends neither on other sequences nor on the number of threads.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -12,12 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from inference_server.kernels.simd.attention_loops import MOST_QUERIES, TILE, dots, weigh_bf16, weigh_float32
+from inference_server.kernels.simd.attention_loops import (
+    KEYS_PER_UPDATE,
+    MAX_QUERIES,
+    accumulate_bf16,
+    accumulate_float32,
+    dots,
+)
 from inference_server.kernels.simd.elements import load, store
+from inference_server.kernels.simd.memory import (
+    argument,
+    load_int32,
+    load_int64,
+    load_scalar,
+    prefetch,
+    real_argument,
+    stack,
+    store_int64,
+    store_scalar,
+    take_next,
+)
 from inference_server.kernels.simd.vectors import (
     LANES,
     add,
-    argument,
     div,
     exp,
     helper,
@@ -25,28 +42,20 @@ from inference_server.kernels.simd.vectors import (
     lanes_max,
     lanes_sum,
     load_float32,
-    load_int32,
-    load_int64,
-    load_scalar,
     maximum,
     mul,
-    prefetch,
-    real_argument,
     splat,
-    stack,
     store_float32,
-    store_int64,
-    store_scalar,
     sub,
-    take_next,
 )
 
-LOWEST = np.float32(-1e30)  # below every score, and finite, so that no infinity meets another
+LOWEST = np.float32(-1e30)  # below every score, and finite: the difference of two infinities would be NaN
 _BYTES = LANES * 4
 
 
 @helper
 def _scale_queries(source, queries, total, scaling, is_bf16):
+    """Write `total` values of the queries times `scaling`, as float32."""
     size = 2 if is_bf16 else 4
     factor = splat(scaling)
     for index in range(0, total, LANES):
@@ -55,6 +64,7 @@ def _scale_queries(source, queries, total, scaling, is_bf16):
 
 @helper
 def _clear(outputs, total, is_bf16):
+    """Write `total` zeros."""
     size = 2 if is_bf16 else 4
     for index in range(0, total, LANES):
         store(outputs + index * size, splat(np.float32(0.0)), is_bf16)
@@ -62,7 +72,7 @@ def _clear(outputs, total, is_bf16):
 
 @helper
 def _locate(table, block_size, start, count, keys, key_stride, values, value_stride, key_rows, value_rows):
-    """Addresses of the keys and values at the positions start, …, start + count - 1."""
+    """Write the addresses of the keys and values at the positions start, …, start + count - 1."""
     done = 0
     while done < count:
         block = (start + done) // block_size
@@ -77,16 +87,17 @@ def _locate(table, block_size, start, count, keys, key_stride, values, value_str
 
 @helper
 def _prefetch_row(rows, index, num_bytes):
+    """Start loading the row at the address rows[index]."""
     row = load_int64(rows + index * 8)
     for line in range(0, num_bytes, 64):
         prefetch(row + line)
 
 
 @helper
-def _pack(key_rows, value_rows, first, count, width, value_width, packed, is_bf16):
-    """LANES keys as float32, (width / LANES, LANES keys, LANES); keys beyond `count` repeat the last one.
+def _pack_keys(key_rows, value_rows, first, count, width, value_width, packed, is_bf16):
+    """Write LANES keys as float32, (width / LANES, LANES keys, LANES). Keys beyond `count` repeat the last one.
 
-    Meanwhile their values and the next keys are fetched: across rows and blocks the processor does not foresee them.
+    Prefetches their values and the next keys, because the CPU does not predict accesses across rows and blocks.
     """
     size = 2 if is_bf16 else 4
     for key in range(LANES):
@@ -99,8 +110,8 @@ def _pack(key_rows, value_rows, first, count, width, value_width, packed, is_bf1
 
 
 @helper
-def _soft_limited(scores, softcap):
-    """softcap * tanh(scores / softcap), as tanh(x) = 1 - 2 / (e**2x + 1)."""
+def _softcapped(scores, softcap):
+    """Return softcap * tanh(scores / softcap), with tanh(x) = 1 - 2 / (e**2x + 1)."""
     one, two = splat(np.float32(1.0)), splat(np.float32(2.0))
     raised = exp(mul(scores, splat(np.float32(2.0) / softcap)))
     return mul(sub(one, div(two, add(raised, one))), splat(softcap))
@@ -108,19 +119,26 @@ def _soft_limited(scores, softcap):
 
 @helper
 def _score(key_rows, value_rows, count, width, value_width, group, queries, packed, scores, softcap, is_bf16):
-    """scores (group, TILE); those beyond `count`, as far as the last vector reaches, are LOWEST."""
+    """Write the scores of the keys of one update, (group, KEYS_PER_UPDATE) float32.
+
+    Scores beyond `count` in the last vector are LOWEST.
+    """
     for first in range(0, count, LANES):
-        _pack(key_rows, value_rows, first, count, width, value_width, packed, is_bf16)
+        _pack_keys(key_rows, value_rows, first, count, width, value_width, packed, is_bf16)
         for head in range(group):
-            found = dots(queries + head * width * 4, packed, width // LANES)
+            products = dots(queries + head * width * 4, packed, width // LANES)
             if softcap != np.float32(0.0):
-                found = _soft_limited(found, softcap)
-            store_float32(scores + (head * TILE + first) * 4, keep_first(found, count - first, LOWEST))
+                products = _softcapped(products, softcap)
+            store_float32(scores + (head * KEYS_PER_UPDATE + first) * 4, keep_first(products, count - first, LOWEST))
 
 
 @helper
-def _soften(scores, count, state, outputs, value_width):
-    """Turns one head's scores into weights. `state` is (largest score, sum of weights) so far."""
+def _softmax_update(scores, count, state, outputs, value_width):
+    """Replace one head's scores of one update by weights, and update its state and outputs.
+
+    `state` is the largest score and the sum of weights so far, float32. If the largest score rises, the sum and `outputs`
+    (value_width,) are multiplied by e**(before - largest), which makes them relative to the new one.
+    """
     highest = splat(LOWEST)
     for index in range(0, count, LANES):
         highest = maximum(load_float32(scores + index * 4), highest)
@@ -128,10 +146,10 @@ def _soften(scores, count, state, outputs, value_width):
     largest = max(before, lanes_max(highest))
     total = load_scalar(state + 4)
     if largest > before:
-        shrink = exp(splat(before - largest))
-        total *= lanes_max(shrink)
+        factor = exp(splat(before - largest))
+        total *= lanes_max(factor)
         for index in range(0, value_width, LANES):
-            store_float32(outputs + index * 4, mul(load_float32(outputs + index * 4), shrink))
+            store_float32(outputs + index * 4, mul(load_float32(outputs + index * 4), factor))
     base, weights = splat(largest), splat(np.float32(0.0))
     for index in range(0, count, LANES):
         weight = exp(sub(load_float32(scores + index * 4), base))
@@ -142,7 +160,8 @@ def _soften(scores, count, state, outputs, value_width):
 
 
 @helper
-def _finish(outputs, state, target, group, width, is_bf16):
+def _finish_item(outputs, state, target, group, width, is_bf16):
+    """Divide the weighted values by the sums of weights, and write the result."""
     size = 2 if is_bf16 else 4
     for head in range(group):
         factor = splat(np.float32(1.0) / load_scalar(state + head * 8 + 4))
@@ -152,8 +171,8 @@ def _finish(outputs, state, target, group, width, is_bf16):
 
 
 @helper
-def _begin(source, queries, outputs, state, group, width, value_width, scaling, is_bf16):
-    """The queries of one item as float32, nothing weighed yet."""
+def _start_item(source, queries, outputs, state, group, width, value_width, scaling, is_bf16):
+    """Write the queries of one item as scaled float32, and set outputs and state to those of no keys."""
     _scale_queries(source, queries, group * width, scaling, is_bf16)
     _clear(outputs, group * value_width, False)
     for head in range(group):
@@ -162,13 +181,14 @@ def _begin(source, queries, outputs, state, group, width, value_width, scaling, 
 
 
 @helper
-def _weigh(outputs, weights, value_rows, count, value_width, group, cache_is_bf16):
-    for head in range(0, group, MOST_QUERIES):
-        place, some = outputs + head * value_width * 4, min(MOST_QUERIES, group - head)
+def _accumulate_values(outputs, weights, value_rows, count, value_width, group, cache_is_bf16):
+    """Add the weighted values of one update to the outputs of all query heads, (group, value_width) float32."""
+    for head in range(0, group, MAX_QUERIES):
+        place, some = outputs + head * value_width * 4, min(MAX_QUERIES, group - head)
         if cache_is_bf16:
-            weigh_bf16(place, weights + head * TILE * 4, value_rows, count, value_width, some)
+            accumulate_bf16(place, weights + head * KEYS_PER_UPDATE * 4, value_rows, count, value_width, some)
         else:
-            weigh_float32(place, weights + head * TILE * 4, value_rows, count, value_width, some)
+            accumulate_float32(place, weights + head * KEYS_PER_UPDATE * 4, value_rows, count, value_width, some)
 
 
 @helper
@@ -183,51 +203,36 @@ def _attend(
     value_stride,
     sizes,
     queries,
-    memory,
+    scratch,
     state,
     outputs,
     softcap,
     cache_is_bf16,
 ):
-    """The keys from `first` to `length` of one sequence and KV head. `sizes`: width, value width, group; `memory`: packed
-    keys, scores, rows of keys, rows of values."""
+    """Attend over the keys from position `first` to `length` of one sequence and KV head.
+
+    `sizes` are width, value width and group. `scratch` contains the addresses of: packed keys, scores, addresses of keys,
+    addresses of values.
+    """
     width, value_width, group = sizes
-    packed, scores, key_rows, value_rows = memory
-    for start in range(first, length, TILE):
-        count = min(TILE, length - start)
-        _locate(
-            table,
-            block_size,
-            start,
-            count,
-            head_keys,
-            key_stride,
-            head_values,
-            value_stride,
-            key_rows,
-            value_rows,
-        )
-        _score(
-            key_rows,
-            value_rows,
-            count,
-            width,
-            value_width,
-            group,
-            queries,
-            packed,
-            scores,
-            softcap,
-            cache_is_bf16,
-        )
+    packed, scores, key_rows, value_rows = scratch
+    for start in range(first, length, KEYS_PER_UPDATE):
+        count = min(KEYS_PER_UPDATE, length - start)
+        _locate(table, block_size, start, count, head_keys, key_stride, head_values, value_stride, key_rows, value_rows)
+        _score(key_rows, value_rows, count, width, value_width, group, queries, packed, scores, softcap, cache_is_bf16)
         for head in range(group):
             place = outputs + head * value_width * 4
-            _soften(scores + head * TILE * 4, count, state + head * 8, place, value_width)
-        _weigh(outputs, scores, value_rows, count, value_width, group, cache_is_bf16)
+            _softmax_update(scores + head * KEYS_PER_UPDATE * 4, count, state + head * 8, place, value_width)
+        _accumulate_values(outputs, scores, value_rows, count, value_width, group, cache_is_bf16)
 
 
 def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
-    """`is_bf16`: the queries and the result, `cache_is_bf16`: keys and values."""
+    """Return the kernel `decode_attention`.
+
+    Args:
+        is_bf16: Queries and result are bfloat16, else float32.
+        cache_is_bf16: Keys and values are bfloat16, else float32.
+    """
     size, cache_size = 2 if is_bf16 else 4, 2 if cache_is_bf16 else 4
 
     def attention(block):
@@ -240,10 +245,10 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
         packed = stack(width * _BYTES)
         queries = stack(group * width * 4)
         outputs = stack(group * value_width * 4)
-        scores = stack(group * TILE * 4)
+        scores = stack(group * KEYS_PER_UPDATE * 4)
         state = stack(group * 8)
-        key_rows = stack(TILE * 8)
-        value_rows = stack(TILE * 8)
+        key_rows = stack(KEYS_PER_UPDATE * 8)
+        value_rows = stack(KEYS_PER_UPDATE * 8)
         while True:
             item = take_next(block)
             if item >= num_seqs * num_kv_heads:
@@ -256,7 +261,7 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
                 _clear(target, group * value_width, is_bf16)
                 continue
             source = query + item * group * width * size
-            _begin(source, queries, outputs, state, group, width, value_width, scaling, is_bf16)
+            _start_item(source, queries, outputs, state, group, width, value_width, scaling, is_bf16)
             _attend(
                 max(0, length - window),
                 length,
@@ -274,6 +279,6 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
                 softcap,
                 cache_is_bf16,
             )
-            _finish(outputs, state, target, group, value_width, is_bf16)
+            _finish_item(outputs, state, target, group, value_width, is_bf16)
 
     return attention

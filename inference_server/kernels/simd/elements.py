@@ -1,12 +1,13 @@
-"""Values in memory that are float32 or bfloat16, as vectors of float32: where `is_bf16` says so, they are converted."""
+"""Loads and stores float32 or bfloat16 values as vectors of float32; `is_bf16` selects the format in memory."""
 
 # mypy: disable-error-code="no-untyped-def"
 
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import types
 
+from inference_server.kernels import isa
 from inference_server.kernels.simd.vectors import (
     LANES,
     helper,
@@ -23,11 +24,11 @@ from inference_server.kernels.simd.vectors import (
 _float, _int16, _int32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 _vector, _bits = ir.VectorType(_float, LANES), ir.VectorType(_int32, LANES)
 _shorts = ir.VectorType(_int16, LANES)
-_HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16"))
+_CONVERTS_BF16 = isa.converts_bfloat16()
 
 
 def _bf16_bits(builder: Any, value: Any) -> Any:
-    """Rounded to nearest, ties to even, as int32 with the bf16 in the upper half; a NaN stays one."""
+    """Round to the nearest bfloat16, ties to even. Returns int32 with the result in the upper half; NaN stays NaN."""
     bits = builder.bitcast(value, _bits)
     odd = builder.and_(builder.lshr(bits, int_constant(16)), int_constant(1))
     rounded = builder.add(builder.add(bits, int_constant(0x7FFF)), odd)
@@ -37,7 +38,7 @@ def _bf16_bits(builder: Any, value: Any) -> Any:
 
 
 class _Bfloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite does not know."""
+    """LLVM's type bfloat, which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -50,40 +51,49 @@ class _Bfloat(ir.Type):  # type: ignore[misc]
 
 
 def _shorts_of(builder: Any, value: Any) -> Any:
-    """Rounded to nearest, ties to even, as int16. In one instruction where there is one; it takes denormals for zeros."""
-    if _HAS_BF16:
+    """Round to the nearest bfloat16, ties to even, as int16.
+
+    If the CPU has an instruction for it, that is used. It treats denormals as zeros.
+    """
+    if _CONVERTS_BF16:
         return builder.bitcast(builder.fptrunc(value, ir.VectorType(_Bfloat(), LANES)), _shorts)
     return builder.trunc(builder.lshr(_bf16_bits(builder, value), int_constant(16)), _shorts)
 
 
 @intrinsic_of(vector, types.int64)
 def load_bf16(builder: Any, address: Any) -> Any:
+    """Load LANES consecutive bfloat16 as float32."""
     return loaded(builder, address, True)
 
 
 @intrinsic_of(types.void, types.int64, vector)
 def store_bf16(builder: Any, address: Any, value: Any) -> None:
+    """Store LANES consecutive bfloat16, rounded to nearest."""
     builder.store(_shorts_of(builder, value), pointer(builder, address, _shorts), align=2)
 
 
 @intrinsic_of(vector, types.int64)
 def load_one_float32(builder: Any, address: Any) -> Any:
+    """Load one float32 into every lane."""
     return splatted(builder, builder.load(pointer(builder, address, _float), align=4))
 
 
 @intrinsic_of(vector, types.int64)
 def load_one_bf16(builder: Any, address: Any) -> Any:
+    """Load one bfloat16 into every lane, as float32."""
     bits = builder.zext(builder.load(pointer(builder, address, _int16), align=2), _int32)
     return splatted(builder, builder.bitcast(builder.shl(bits, ir.Constant(_int32, 16)), _float))
 
 
 @intrinsic_of(types.void, types.int64, vector)
 def store_one_float32(builder: Any, address: Any, value: Any) -> None:
+    """Store the first lane as one float32."""
     builder.store(builder.extract_element(value, ir.Constant(_int32, 0)), pointer(builder, address, _float), align=4)
 
 
 @intrinsic_of(types.void, types.int64, vector)
 def store_one_bf16(builder: Any, address: Any, value: Any) -> None:
+    """Store the first lane as one bfloat16, rounded to nearest."""
     bits = builder.extract_element(_bf16_bits(builder, value), ir.Constant(_int32, 0))
     short = builder.trunc(builder.lshr(bits, ir.Constant(_int32, 16)), _int16)
     builder.store(short, pointer(builder, address, _int16), align=2)
@@ -91,7 +101,8 @@ def store_one_bf16(builder: Any, address: Any, value: Any) -> None:
 
 @intrinsic_of(vector, vector)
 def rounded_to_bf16(builder: Any, value: Any) -> Any:
-    if _HAS_BF16:
+    """Return the values rounded to bfloat16, as float32."""
+    if _CONVERTS_BF16:
         wide = builder.zext(_shorts_of(builder, value), _bits)
         return builder.bitcast(builder.shl(wide, int_constant(16)), _vector)
     return builder.bitcast(_bf16_bits(builder, value), _vector)
@@ -99,6 +110,7 @@ def rounded_to_bf16(builder: Any, value: Any) -> Any:
 
 @helper
 def load(address, is_bf16):
+    """Load LANES consecutive values."""
     if is_bf16:
         return load_bf16(address)
     return load_float32(address)
@@ -106,6 +118,7 @@ def load(address, is_bf16):
 
 @helper
 def store(address, value, is_bf16):
+    """Store LANES consecutive values."""
     if is_bf16:
         store_bf16(address, value)
     else:
@@ -114,7 +127,7 @@ def store(address, value, is_bf16):
 
 @helper
 def load_some(address, all_lanes, is_bf16):
-    """`load`, or where not `all_lanes` a single value, the same in every lane."""
+    """Load LANES consecutive values, or if not `all_lanes`, one value into every lane."""
     if all_lanes:
         return load(address, is_bf16)
     if is_bf16:
@@ -124,7 +137,7 @@ def load_some(address, all_lanes, is_bf16):
 
 @helper
 def store_some(address, value, all_lanes, is_bf16):
-    """`store`, or where not `all_lanes` the first lane alone."""
+    """Store LANES consecutive values, or if not `all_lanes`, only the first lane."""
     if all_lanes:
         store(address, value, is_bf16)
     elif is_bf16:
@@ -135,7 +148,7 @@ def store_some(address, value, all_lanes, is_bf16):
 
 @helper
 def rounded(value, is_bf16):
-    """As it would come back after a store."""
+    """Return the values as a load after a store returns them."""
     if is_bf16:
         return rounded_to_bf16(value)
     return value

@@ -1,6 +1,7 @@
-"""The kernels that work on rows: norm, gate, rotation. Each thread takes the next rows until none is left.
+"""The kernels for rows of activations: RMS norm, gate, and rotary positions with the write to the KV cache.
 
-Each kernel gets the address of one block of int64: block[0] counts the items taken, its arguments begin at block[3].
+A row is an item of work: each thread takes the next row until none is left. Word 0 of the argument block counts the rows
+taken; the arguments begin at word 3 (see arguments.py). `size` is the bytes of a value.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -11,26 +12,14 @@ from typing import Any
 import numpy as np
 
 from inference_server.kernels.simd.elements import load, load_some, rounded, store, store_some
+from inference_server.kernels.simd.memory import argument, load_int64, real_argument, take_next
 from inference_server.kernels.simd.silu import gated
-from inference_server.kernels.simd.vectors import (
-    LANES,
-    add,
-    argument,
-    fma,
-    helper,
-    lanes_sum,
-    load_int64,
-    mul,
-    real_argument,
-    splat,
-    sub,
-    take_next,
-)
+from inference_server.kernels.simd.vectors import LANES, add, fma, helper, lanes_sum, mul, splat, sub
 
 
 @helper
 def _square_sum(row, width, size, is_bf16):
-    """Over four sums of their own, so that additions need not wait for each other."""
+    """Return the sum of a row's squares, from four partial sums, so that additions need not wait for each other."""
     first = second = third = fourth = splat(np.float32(0.0))
     step = LANES * size
     position, end = row, row + width * size
@@ -48,6 +37,7 @@ def _square_sum(row, width, size, is_bf16):
 
 @helper
 def _normalise(source, weight, target, width, eps, is_bf16):
+    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the product."""
     size = 2 if is_bf16 else 4
     mean = _square_sum(source, width, size, is_bf16) / np.float32(width)
     factor = splat(np.float32(1.0) / math.sqrt(mean + eps))
@@ -57,6 +47,7 @@ def _normalise(source, weight, target, width, eps, is_bf16):
 
 
 def make_rms_norm(is_bf16: bool) -> Any:
+    """Return the kernel `rms_norm`. `is_bf16`: x, weight and out are bfloat16, else float32."""
     size = 2 if is_bf16 else 4
 
     def rms_norm(block):
@@ -72,7 +63,7 @@ def make_rms_norm(is_bf16: bool) -> Any:
 
 
 def make_add_rms_norm(is_bf16: bool) -> Any:
-    """x becomes x + delta before."""
+    """Return the kernel `add_rms_norm`, which adds delta to x and writes the norm of the sum to out."""
     size = 2 if is_bf16 else 4
 
     def add_rms_norm(block):
@@ -91,6 +82,7 @@ def make_add_rms_norm(is_bf16: bool) -> Any:
 
 
 def make_silu_mul(is_bf16: bool) -> Any:
+    """Return the kernel `silu_mul`. `is_bf16`: gate_up and out are bfloat16, else float32."""
     size = 2 if is_bf16 else 4
 
     def silu_mul(block):
@@ -111,6 +103,7 @@ def make_silu_mul(is_bf16: bool) -> Any:
 
 @helper
 def _rotate_some(source, target, cos, sin, start, half, all_lanes, cos_is_bf16, is_bf16, target_is_bf16):
+    """Rotate LANES pairs of values from `start` on, or if not `all_lanes`, a single pair."""
     size, target_size = 2 if is_bf16 else 4, 2 if target_is_bf16 else 4
     angle_size = 2 if cos_is_bf16 else 4
     low_angle, high_angle = start * angle_size, (start + half) * angle_size
@@ -126,7 +119,7 @@ def _rotate_some(source, target, cos, sin, start, half, all_lanes, cos_is_bf16, 
 
 @helper
 def _rotate(source, target, cos, sin, half, cos_is_bf16, is_bf16, target_is_bf16):
-    """One head: (a, b) -> (a cos - b sin, b cos + a sin), where a and b are its halves of `half` values."""
+    """Rotate one head (a, b) to (a cos - b sin, b cos + a sin), where a and b are its halves of `half` values."""
     whole = half - half % LANES
     for start in range(0, whole, LANES):
         _rotate_some(source, target, cos, sin, start, half, True, cos_is_bf16, is_bf16, target_is_bf16)
@@ -136,6 +129,7 @@ def _rotate(source, target, cos, sin, half, cos_is_bf16, is_bf16, target_is_bf16
 
 @helper
 def _copy(source, target, width, is_bf16, target_is_bf16):
+    """Copy `width` values, converted to the target's dtype."""
     size, target_size = 2 if is_bf16 else 4, 2 if target_is_bf16 else 4
     whole = width - width % LANES
     for index in range(0, whole, LANES):
@@ -146,6 +140,13 @@ def _copy(source, target, width, is_bf16, target_is_bf16):
 
 
 def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -> Any:
+    """Return the kernel `rope_and_write`.
+
+    Args:
+        is_bf16: qkv and the rotated queries are bfloat16, else float32.
+        cos_is_bf16: Cosines and sines are bfloat16, else float32.
+        cache_is_bf16: Keys and values in the cache are bfloat16, else float32.
+    """
     size = 2 if is_bf16 else 4
     angle_size = 2 if cos_is_bf16 else 4
     cache_size = 2 if cache_is_bf16 else 4

@@ -1,4 +1,4 @@
-"""The gate of a gated MLP: silu(gate) * up, where gate * sigmoid(gate) is silu."""
+"""Computes the gate of a gated MLP: silu(gate) * up, where silu(x) = x * sigmoid(x)."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -10,14 +10,17 @@ from inference_server.kernels.simd.vectors import add, div, exp, helper, load_fl
 
 @helper
 def gated(gate, up, is_bf16):
-    """`is_bf16`: silu is rounded before it is multiplied, as by two operations of torch."""
+    """Return silu(gate) * up. If `is_bf16`, silu is rounded to bfloat16 first, as by two operations of torch."""
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
     return mul(rounded(div(gate, add(one, exp(sub(zero, gate)))), is_bf16), up)
 
 
 @helper
 def gate_rows(values, out, out_bytes, count, is_bf16):
-    """`count` rows of 16 gates and their 16 ups, float32, to 16 results each, bfloat16 or float32."""
+    """Gate `count` rows of 16 gates and their 16 ups, float32.
+
+    Writes 16 results for each row, bfloat16 or float32, to rows that are `out_bytes` apart.
+    """
     for row in range(count):
         place = values + row * 128
         store(out + row * out_bytes, gated(load_float32(place), load_float32(place + 64), is_bf16), is_bf16)

@@ -1,20 +1,22 @@
-"""A vector of float32 as a type of numba's, and what the kernels do with it, each as the LLVM code wanted.
+"""Defines a numba type for vectors of float32, and the operations of the kernels on it as LLVM code.
 
-numba's own loops vectorise when LLVM likes them; these always do. A vector has as many lanes as the processor's widest
-registers. Addresses are plain int64. Nothing here is marked fast-math: NaN stays NaN, and the order of sums is fixed.
+LLVM vectorises only some of numba's loops; these operations are always vector code. A vector has as many lanes as the
+CPU's widest registers. Addresses are plain int64. Nothing is marked fast-math: NaN stays NaN, and the order of sums is
+fixed.
 """
 
 from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-_features = binding.get_host_cpu_features()
-LANES = 16 if _features.get("avx512f") else 8 if _features.get("avx2") else 4
+from inference_server.kernels import isa
+
+LANES = isa.num_float32_lanes()
 
 _float, _int16, _int32, _int64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _vector, _bits = ir.VectorType(_float, LANES), ir.VectorType(_int32, LANES)
@@ -22,11 +24,13 @@ _shorts = ir.VectorType(_int16, LANES)
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """Makes a function one that kernels can call; its code goes into theirs."""
+    """Make a function callable from kernels; it is always inlined."""
     return njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True)(function)
 
 
 class VectorType(types.Type):
+    """numba's type of a vector of LANES float32."""
+
     def __init__(self) -> None:
         super().__init__(name=f"Vector({LANES})")
 
@@ -41,7 +45,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def intrinsic_of(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Makes `emit(builder, *values) -> value` an intrinsic of that signature."""
+    """Make `emit(builder, *values) -> value` a numba intrinsic with these numba types."""
     signature = result(*arguments)
 
     def wrap(emit: Callable[..., Any]) -> Any:
@@ -61,11 +65,12 @@ def intrinsic_of(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]],
 
 
 def pointer(builder: Any, address: Any, to: Any) -> Any:
+    """Return an int64 address as a pointer to the LLVM type `to`."""
     return builder.inttoptr(address, to.as_pointer())
 
 
 def moved(builder: Any, address: Any, *terms: Any) -> Any:
-    """The address plus each term: a number of bytes, or (value, bytes for each)."""
+    """Return the address plus all terms. A term is a number of bytes, or a pair (int64 value, bytes per unit)."""
     for term in terms:
         value, each = term if isinstance(term, tuple) else (ir.Constant(_int64, term), 1)
         address = builder.add(address, builder.mul(value, ir.Constant(_int64, each)))
@@ -73,26 +78,30 @@ def moved(builder: Any, address: Any, *terms: Any) -> Any:
 
 
 def constant(value: float) -> Any:
+    """Return a vector with the same float32 in every lane."""
     return ir.Constant(_vector, [value] * LANES)
 
 
 def int_constant(value: int) -> Any:
+    """Return a vector with the same int32 in every lane."""
     return ir.Constant(_bits, [value] * LANES)
 
 
 def splatted(builder: Any, scalar: Any) -> Any:
+    """Return a vector with the float32 `scalar` in every lane."""
     single = builder.insert_element(ir.Constant(_vector, ir.Undefined), scalar, ir.Constant(_int32, 0))
     return builder.shuffle_vector(single, single, ir.Constant(_bits, [0] * LANES))
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, in one instruction where the processor has it."""
-    form = ir.FunctionType(_vector, [_vector] * 3)
-    function = cgutils.get_or_insert_function(builder.module, form, f"llvm.fmuladd.v{LANES}f32")
+    """Return a * b + c, in one instruction if the CPU has it."""
+    signature = ir.FunctionType(_vector, [_vector] * 3)
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fmuladd.v{LANES}f32")
     return builder.call(function, [a, b, c])
 
 
 def loaded(builder: Any, address: Any, is_bf16: bool) -> Any:
+    """Load LANES consecutive float32, or bfloat16 converted to float32."""
     if not is_bf16:
         return builder.load(pointer(builder, address, _vector), align=4)
     shorts = builder.load(pointer(builder, address, _shorts), align=2)
@@ -100,68 +109,77 @@ def loaded(builder: Any, address: Any, is_bf16: bool) -> Any:
 
 
 def stored(builder: Any, address: Any, value: Any) -> None:
+    """Store a vector as LANES consecutive float32."""
     builder.store(value, pointer(builder, address, _vector), align=4)
 
 
 @intrinsic_of(vector, types.int64)
 def load_float32(builder: Any, address: Any) -> Any:
+    """Load LANES consecutive float32."""
     return loaded(builder, address, False)
 
 
 @intrinsic_of(types.void, types.int64, vector)
 def store_float32(builder: Any, address: Any, value: Any) -> None:
+    """Store LANES consecutive float32."""
     stored(builder, address, value)
 
 
 @intrinsic_of(vector, types.float32)
 def splat(builder: Any, scalar: Any) -> Any:
+    """Return a vector with `scalar` in every lane."""
     return splatted(builder, scalar)
 
 
 @intrinsic_of(vector, vector, vector, vector)
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c, in one instruction if the CPU has it."""
     return multiply_add(builder, a, b, c)
 
 
 @intrinsic_of(vector, vector, vector)
 def add(builder: Any, a: Any, b: Any) -> Any:
+    """Return a + b, lane by lane."""
     return builder.fadd(a, b)
 
 
 @intrinsic_of(vector, vector, vector)
 def sub(builder: Any, a: Any, b: Any) -> Any:
+    """Return a - b, lane by lane."""
     return builder.fsub(a, b)
 
 
 @intrinsic_of(vector, vector, vector)
 def mul(builder: Any, a: Any, b: Any) -> Any:
+    """Return a * b, lane by lane."""
     return builder.fmul(a, b)
 
 
 @intrinsic_of(vector, vector, vector)
 def div(builder: Any, a: Any, b: Any) -> Any:
+    """Return a / b, lane by lane."""
     return builder.fdiv(a, b)
 
 
 @intrinsic_of(vector, vector, vector)
 def maximum(builder: Any, a: Any, b: Any) -> Any:
-    """The larger of both; b where one is NaN."""
+    """Return the larger of a and b, lane by lane; b if one of them is NaN."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def sums_by_lane(builder: Any, values: list[Any]) -> Any:
-    """LANES vectors -> one with the sum of vector i in lane i.
+    """Return, from LANES vectors, one vector with the sum of vector i's lanes in lane i.
 
-    Each round folds two vectors into one: a blend keeps a half of each, a shuffle brings the other halves beside them.
+    Each round folds two vectors into one: a blend keeps half of each, a shuffle aligns the other halves with it.
     """
     stride = LANES // 2
     while stride:
         keep = [lane if not lane & stride else LANES + lane for lane in range(LANES)]
-        bring = [lane ^ stride if not lane & stride else LANES + (lane ^ stride) for lane in range(LANES)]
+        align = [lane ^ stride if not lane & stride else LANES + (lane ^ stride) for lane in range(LANES)]
         values = [
             builder.fadd(
                 builder.shuffle_vector(a, b, ir.Constant(_bits, keep)),
-                builder.shuffle_vector(a, b, ir.Constant(_bits, bring)),
+                builder.shuffle_vector(a, b, ir.Constant(_bits, align)),
             )
             for a, b in zip(values[:stride], values[stride:], strict=True)
         ]
@@ -170,7 +188,7 @@ def sums_by_lane(builder: Any, values: list[Any]) -> Any:
 
 
 def _halved(builder: Any, value: Any, join: Any) -> Any:
-    """All lanes joined into one, in the order of a tree."""
+    """Combine all lanes into one scalar by `join`, pairwise like a tree."""
     stride = LANES // 2
     while stride:
         swapped = ir.Constant(_bits, [lane ^ stride for lane in range(LANES)])
@@ -181,11 +199,14 @@ def _halved(builder: Any, value: Any, join: Any) -> Any:
 
 @intrinsic_of(types.float32, vector)
 def lanes_sum(builder: Any, value: Any) -> Any:
+    """Return the sum of all lanes."""
     return _halved(builder, value, builder.fadd)
 
 
 @intrinsic_of(types.float32, vector)
 def lanes_max(builder: Any, value: Any) -> Any:
+    """Return the largest lane; NaN lanes may be ignored."""
+
     def larger(a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
@@ -194,7 +215,7 @@ def lanes_max(builder: Any, value: Any) -> Any:
 
 @intrinsic_of(vector, vector, types.int64, types.float32)
 def keep_first(builder: Any, value: Any, count: Any, other: Any) -> Any:
-    """`value` in the first `count` lanes, `other` in the rest."""
+    """Return `value` in the first `count` lanes and the scalar `other` in the rest."""
     short = builder.trunc(count, _int32)
     counts = builder.bitcast(splatted(builder, builder.bitcast(short, _float)), _bits)
     lanes = ir.Constant(_bits, list(range(LANES)))
@@ -203,9 +224,10 @@ def keep_first(builder: Any, value: Any, count: Any, other: Any) -> Any:
 
 @intrinsic_of(vector, vector)
 def exp(builder: Any, x: Any) -> Any:
-    """e**x within 2 units in the last place; below -87 as at -87, above 88.3 infinite; NaN is kept.
+    """Return e**x within 2 units in the last place. Below -87 it is e**-87, above 88.3 infinity; NaN stays NaN.
 
-    x = n ln 2 + r: adding 1.5 * 2**23 rounds n to an integer and leaves it in the low bits, ready to become an exponent.
+    With x = n ln 2 + r, e**x = 2**n * e**r. Adding 1.5 * 2**23 rounds n to an integer and leaves it in the low bits,
+    from which it is shifted into the exponent. e**r is the polynomial of Cephes' expf.
     """
     x = builder.select(builder.fcmp_ordered("<", x, constant(-87.0)), constant(-87.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, constant(89.0)), constant(89.0), x)
@@ -213,71 +235,10 @@ def exp(builder: Any, x: Any) -> Any:
     n = builder.fsub(shifted, constant(12582912.0))
     r = multiply_add(builder, n, constant(-0.693359375), x)
     r = multiply_add(builder, n, constant(2.12194440054690583e-4), r)
-    p = constant(1.9875691500e-4)  # Cephes' expf
+    p = constant(1.9875691500e-4)
     for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         p = multiply_add(builder, p, r, constant(coefficient))
     p = multiply_add(builder, builder.fmul(r, r), p, builder.fadd(r, constant(1.0)))
     exponent = builder.shl(builder.bitcast(shifted, _bits), int_constant(23))
     power = builder.bitcast(builder.add(exponent, int_constant(0x3F800000)), _vector)
     return builder.fmul(p, power)
-
-
-@intrinsic_of(types.int64, types.int64)
-def load_int64(builder: Any, address: Any) -> Any:
-    return builder.load(pointer(builder, address, _int64), align=8)
-
-
-@intrinsic_of(types.int64, types.int64)
-def load_int32(builder: Any, address: Any) -> Any:
-    return builder.sext(builder.load(pointer(builder, address, _int32), align=4), _int64)
-
-
-@intrinsic_of(types.float32, types.int64)
-def load_scalar(builder: Any, address: Any) -> Any:
-    return builder.load(pointer(builder, address, _float), align=4)
-
-
-@intrinsic_of(types.void, types.int64, types.float32)
-def store_scalar(builder: Any, address: Any, value: Any) -> None:
-    builder.store(value, pointer(builder, address, _float), align=4)
-
-
-@intrinsic_of(types.void, types.int64, types.int64)
-def store_int64(builder: Any, address: Any, value: Any) -> None:
-    builder.store(value, pointer(builder, address, _int64), align=8)
-
-
-@intrinsic_of(types.int64, types.int64, types.int64)
-def argument(builder: Any, block: Any, index: Any) -> Any:
-    """What a kernel was called with: the block's integer at `index`."""
-    return builder.load(pointer(builder, moved(builder, block, (index, 8)), _int64), align=8)
-
-
-@intrinsic_of(types.float32, types.int64, types.int64)
-def real_argument(builder: Any, block: Any, index: Any) -> Any:
-    """The block's double at `index`."""
-    address = moved(builder, block, (index, 8))
-    return builder.fptrunc(builder.load(pointer(builder, address, ir.DoubleType()), align=8), _float)
-
-
-@intrinsic_of(types.void, types.int64)
-def prefetch(builder: Any, address: Any) -> None:
-    """Asks for the cache line at `address` without waiting for it."""
-    form = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _int32, _int32, _int32])
-    function = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")
-    hints = [ir.Constant(_int32, hint) for hint in (0, 3, 1)]  # to read, nearest level, data
-    builder.call(function, [pointer(builder, address, ir.IntType(8)), *hints])
-
-
-@intrinsic_of(types.int64, types.int64)
-def stack(builder: Any, num_bytes: Any) -> Any:
-    """The address of that many bytes, which live until the kernel returns. Not to be called in a loop or a helper."""
-    memory = builder.alloca(ir.IntType(8), num_bytes)
-    memory.align = 64
-    return builder.ptrtoint(memory, _int64)
-
-
-@intrinsic_of(types.int64, types.int64)
-def take_next(builder: Any, address: Any) -> Any:
-    """The number at `address`, which is one more for whoever asks next, on whatever thread."""
-    return builder.atomic_rmw("add", pointer(builder, address, _int64), ir.Constant(_int64, 1), "monotonic")

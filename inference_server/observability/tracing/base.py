@@ -1,6 +1,6 @@
-"""A run's place in a trace, as far as the server does not trace: nowhere.
+"""Tracing that does nothing, which is also the interface of tracing.
 
-spans.py has the same classes for a server that traces; otlp.py says which are used.
+spans.py and exporter.py have the classes that record spans. exporter.py chooses between them and these.
 """
 
 from collections.abc import AsyncIterable, Iterable
@@ -8,36 +8,42 @@ from collections.abc import AsyncIterable, Iterable
 from inference_server.generation import Event
 from tailrace.v1.inference_pb2 import RunRequest
 
-# Of gRPC: pairs of a name and a value.
+# Metadata of a gRPC call: pairs of a name and a value.
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class RunTrace:
-    """One run."""
+    """The trace of a run. This class records nothing."""
 
     def accepted(self) -> None:
-        """It waits for a slot from now on."""
+        """Record that the request waits for a slot from now on."""
 
-    def watched(self, events: AsyncIterable[Event]) -> AsyncIterable[Event]:
-        """The reply's events as they are; a run that is traced looks at them."""
+    def observe(self, events: AsyncIterable[Event]) -> AsyncIterable[Event]:
+        """Return the reply's events unchanged, and record them when they are iterated."""
         return events
 
-    def end(self, outcome: str) -> None:
-        """outcome: completed, cancelled, or the reason of an error."""
+    def finish(self, outcome: str) -> None:
+        """Finish the trace. `outcome` is "completed", "cancelled", or the reason of an error."""
 
 
 _UNTRACED = RunTrace()
 
 
-class Tracing:
-    """What all runs share."""
+class NullTracing:
+    """The factory of traces. This class makes traces that record nothing."""
 
     def run(self, request: RunRequest, request_id: str, metadata: Metadata) -> RunTrace:
-        """A run begins; nothing about the request was checked yet. metadata: with the caller's W3C context, if it has one."""
+        """Return the trace of a run that begins now.
+
+        Args:
+            request: The request, which is not validated yet.
+            request_id: Its id.
+            metadata: Metadata of the call; it may contain the W3C context of the client's trace.
+        """
         return _UNTRACED
 
     def start(self) -> None:
-        """Say where traces go."""
+        """Log the destination of the traces."""
 
     async def close(self) -> None:
-        """Send what is not sent yet; some seconds at most."""
+        """Send the remaining spans, which takes a few seconds at most."""

@@ -3,7 +3,7 @@
 import logging
 from functools import partial
 
-from inference_server.observability.tracing.base import Metadata, RunTrace, Tracing
+from inference_server.observability.tracing.base import Metadata, NullTracing, RunTrace
 from tailrace.v1.inference_pb2 import RunRequest
 from tailrace_shared import otlp
 
@@ -11,16 +11,16 @@ logger = logging.getLogger(__name__)
 _TEXT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 
-def tracing_from_environment() -> Tracing:
+def tracing_from_environment() -> NullTracing:
     """Return tracing with export if the environment has an OTLP endpoint, else tracing that does nothing.
 
     Raises:
         ConfigurationError: OpenTelemetry is not installed, or its variables are wrong.
     """
-    return otlp.tracing_from_environment(Tracing, OtlpTracing, extra="server")
+    return otlp.tracing_from_environment(NullTracing, OtlpTracing, extra="server")
 
 
-class OtlpTracing(Tracing):
+class OtlpTracing(NullTracing):
     """Spans that are sent to a collector."""
 
     def __init__(self, endpoint: str) -> None:

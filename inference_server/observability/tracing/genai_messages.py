@@ -1,6 +1,6 @@
-"""Prompt and reply as GenAI messages, the JSON text that spans show where it was asked for.
+"""Converts prompts and replies to GenAI messages: JSON text for spans, recorded only on request.
 
-The conventions' schemas: gen-ai-input-messages.json and gen-ai-output-messages.json of semantic-conventions-genai.
+Schemas: gen-ai-input-messages.json and gen-ai-output-messages.json of semantic-conventions-genai.
 """
 
 import json
@@ -12,14 +12,20 @@ from tailrace.v1 import inference_pb2 as pb
 
 
 def input_messages(request: pb.RunRequest) -> str:
-    """One message for each turn; raw text is a user's."""
+    """Return a JSON array with a message for each turn. Raw text is a message of the user."""
     if request.WhichOneof("input") == "chat":
         return _json([{"role": turn.role, "parts": _parts(turn)} for turn in request.chat.turns])
     return _json([{"role": "user", "parts": [_text(request.text)]}])
 
 
 def output_messages(text: str, calls: Iterable[ToolCall], finish_reason: str) -> str:
-    """finish_reason: also for a reply that was not finished."""
+    """Return a JSON array with the assistant's message.
+
+    Args:
+        text: Text of the reply.
+        calls: Tool calls of the reply.
+        finish_reason: The finish reason, or the outcome of an unfinished reply.
+    """
     parts = [*([_text(text)] if text else []), *(_call(call) for call in calls)]
     return _json([{"role": "assistant", "parts": parts, "finish_reason": finish_reason}])
 

@@ -1,6 +1,6 @@
-"""The server's spans: the run, and in it the queue, the prefill and the decode. Imports OpenTelemetry's API.
+"""Spans of the server: a run, and inside it the phases queue, prefill and decode.
 
-Knows what spans hold, and when each began and ended; knows nothing of where they go.
+Imports OpenTelemetry's API. Does not export the spans.
 """
 
 import time
@@ -11,31 +11,41 @@ from typing import Any
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from inference_server.errors import TailraceError
 from inference_server.generation import Completed, Delta, Event, Started, ToolCall
-from inference_server.grpc_api.status import STATUS
 from inference_server.observability.tracing.base import Metadata, RunTrace
 from inference_server.observability.tracing.genai_messages import input_messages, output_messages
 from tailrace.v1.inference_pb2 import RunRequest
-from tailrace_shared import attribute_names as names
+from tailrace_shared import attribute_names
 
-_PHASES = (names.QUEUE, names.PREFILL, names.DECODE)
+_PHASES = (attribute_names.QUEUE, attribute_names.PREFILL, attribute_names.DECODE)
 _METHOD = "tailrace.v1.InferenceService/Run"
 _COMPLETED = "completed"
-_CODES = {_COMPLETED: "OK", "cancelled": "CANCELLED"} | {error.reason: code.name for error, code in STATUS.items()}
+_CODES = {_COMPLETED: "OK", "cancelled": "CANCELLED"} | {
+    error.reason: error.grpc_code for error in TailraceError.__subclasses__()
+}
 _W3C = TraceContextTextMapPropagator()
-# A request is described before it is checked.
+# Longest text and list in attributes: the request is recorded before it is validated.
 _MAX_TEXT, _MAX_ITEMS = 256, 16
-# OTLP's integers are signed; a seed beyond them would cost the whole batch of spans.
+# OTLP's integers are signed. A larger seed would make the exporter drop the whole batch of spans.
 _MAX_INT = 2**63 - 1
 
 
 class SpanTrace(RunTrace):
-    """Times are seconds of time.monotonic, which spans are told as nanoseconds since 1970."""
+    """The trace of a run as OpenTelemetry spans. Spans get the times of time.monotonic() as nanoseconds since 1970."""
 
     def __init__(
         self, tracer: Tracer, request: RunRequest, request_id: str, metadata: Metadata, *, has_text: bool
     ) -> None:
-        """has_text: whether the span shows prompt and reply."""
+        """Start the span of the run.
+
+        Args:
+            tracer: Makes the spans.
+            request: The request, which is not validated yet.
+            request_id: Its id.
+            metadata: Metadata of the call, with the W3C context of the client's trace if there is one.
+            has_text: Whether the span contains the text of prompt and reply.
+        """
         self._tracer = tracer
         self._has_text = has_text
         self._texts: list[str] = []
@@ -44,30 +54,33 @@ class SpanTrace(RunTrace):
         self._epoch = time.time_ns() - int(self._began * 1e9)
         self._accepted: float | None = None
         self._admitted: float | None = None
-        self._turn = 0
+        self._admission_position = 0
         self._first: float | None = None
         self._completed: Completed | None = None
-        described = _request_attributes(request) | {names.RESPONSE_ID: request_id}
+        described = _request_attributes(request) | {attribute_names.RESPONSE_ID: request_id}
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
-        self._model = described[names.REQUEST_MODEL]
+        self._model = described[attribute_names.REQUEST_MODEL]
         self._span = tracer.start_span(
-            f"{described[names.OPERATION]} {self._model}",
+            f"{described[attribute_names.OPERATION]} {self._model}",
             _W3C.extract(carrier),
             kind=SpanKind.SERVER,
             attributes=described,
             start_time=self._time(self._began),
         )
         if has_text and self.is_recording:
-            self._span.set_attribute(names.INPUT_MESSAGES, input_messages(request))
+            self._span.set_attribute(attribute_names.INPUT_MESSAGES, input_messages(request))
 
     @property
     def is_recording(self) -> bool:
+        """True unless the client's trace is not sampled."""
         return self._span.is_recording()
 
     def accepted(self) -> None:
+        """Record the begin of the queue phase."""
         self._accepted = time.monotonic()
 
-    async def watched(self, events: AsyncIterable[Event]) -> AsyncIterator[Event]:
+    async def observe(self, events: AsyncIterable[Event]) -> AsyncIterator[Event]:
+        """Yield the events, and record their times and, if wanted, their text."""
         async for event in events:
             if isinstance(event, Delta):
                 self._first = self._first or time.monotonic()
@@ -76,16 +89,17 @@ class SpanTrace(RunTrace):
                     self._tool_calls += event.tool_calls
             elif isinstance(event, Started):
                 self._admitted = time.monotonic()
-                self._turn = event.admission_position
+                self._admission_position = event.admission_position
             elif isinstance(event, Completed):
                 self._completed = event
             yield event
 
-    def end(self, outcome: str) -> None:
+    def finish(self, outcome: str) -> None:
+        """End the span of the run, and add the spans of its phases."""
         now = time.monotonic()
         points = self._points(now)
         if len(points) > len(_PHASES):
-            self._span.set_attribute(names.TIME_TO_FIRST_CHUNK, points[-2] - self._began)
+            self._span.set_attribute(attribute_names.TIME_TO_FIRST_CHUNK, points[-2] - self._began)
         self._add_phases(points, outcome)
         self._span.set_attributes(self._response_attributes(outcome))
         if outcome != _COMPLETED:
@@ -93,7 +107,7 @@ class SpanTrace(RunTrace):
         self._span.end(self._time(now))
 
     def _points(self, now: float) -> list[float]:
-        """When the phases began, as far as they did, and when the last of them ended."""
+        """Return the beginnings of the phases that were reached, and the end of the last one."""
         if self._accepted is None:
             return []
         if self._completed is None:
@@ -115,26 +129,31 @@ class SpanTrace(RunTrace):
             span.end(self._time(end))
 
     def _phase_attributes(self, name: str) -> dict[str, Any]:
-        if name == names.QUEUE:
-            return {} if self._admitted is None else {names.ADMISSION_POSITION: self._turn}
+        if name == attribute_names.QUEUE:
+            return {} if self._admitted is None else {attribute_names.ADMISSION_POSITION: self._admission_position}
         if self._completed is None:
             return {}
         usage = self._completed.usage
-        if name == names.PREFILL:
-            return {names.PROMPT_TOKENS: usage.prompt_tokens, names.CACHED_PROMPT_TOKENS: usage.cached_tokens}
-        return {names.COMPLETION_TOKENS: usage.completion_tokens}
+        if name == attribute_names.PREFILL:
+            return {
+                attribute_names.PROMPT_TOKENS: usage.prompt_tokens,
+                attribute_names.CACHED_PROMPT_TOKENS: usage.cached_tokens,
+            }
+        return {attribute_names.COMPLETION_TOKENS: usage.completion_tokens}
 
     def _response_attributes(self, outcome: str) -> dict[str, Any]:
-        attributes: dict[str, Any] = {names.RPC_STATUS: _CODES.get(outcome, "INTERNAL")}
+        attributes: dict[str, Any] = {attribute_names.RPC_STATUS: _CODES.get(outcome, "INTERNAL")}
         if (completed := self._completed) is not None:
-            attributes[names.RESPONSE_MODEL] = self._model
-            attributes[names.FINISH_REASONS] = [completed.finish_reason.value]
-            attributes[names.INPUT_TOKENS] = completed.usage.prompt_tokens
-            attributes[names.OUTPUT_TOKENS] = completed.usage.completion_tokens
-            attributes[names.CACHED_TOKENS] = completed.usage.cached_tokens
+            attributes[attribute_names.RESPONSE_MODEL] = self._model
+            attributes[attribute_names.FINISH_REASONS] = [completed.finish_reason.value]
+            attributes[attribute_names.INPUT_TOKENS] = completed.usage.prompt_tokens
+            attributes[attribute_names.OUTPUT_TOKENS] = completed.usage.completion_tokens
+            attributes[attribute_names.CACHED_TOKENS] = completed.usage.cached_tokens
         if self._has_text and self._admitted is not None:
             reason = outcome if completed is None else completed.finish_reason.value
-            attributes[names.OUTPUT_MESSAGES] = output_messages("".join(self._texts), self._tool_calls, reason)
+            attributes[attribute_names.OUTPUT_MESSAGES] = output_messages(
+                "".join(self._texts), self._tool_calls, reason
+            )
         return attributes
 
     def _time(self, seconds: float) -> int:
@@ -142,25 +161,31 @@ class SpanTrace(RunTrace):
 
 
 def _fail(span: Span, outcome: str) -> None:
-    span.set_attribute(names.ERROR_TYPE, outcome)
+    span.set_attribute(attribute_names.ERROR_TYPE, outcome)
     span.set_status(StatusCode.ERROR)
 
 
 def _request_attributes(request: RunRequest) -> dict[str, Any]:
     sampling = request.sampling
-    given = {field.name: value for field, value in sampling.ListFields() if field.name in names.REQUEST_SAMPLING}
+    given = {
+        field.name: value for field, value in sampling.ListFields() if field.name in attribute_names.REQUEST_SAMPLING
+    }
     stop = [text[:_MAX_TEXT] for text in sampling.stop[:_MAX_ITEMS]]
     return {
-        names.RPC_SYSTEM: "grpc",
-        names.RPC_METHOD: _METHOD,
-        names.OPERATION: "chat" if request.HasField("chat") else "text_completion",
-        names.PROVIDER: "tailrace",
-        names.REQUEST_MODEL: request.model[:_MAX_TEXT],
-        **{names.REQUEST_SAMPLING[name]: _rounded(value) for name, value in given.items() if value <= _MAX_INT},
-        **({names.REQUEST_STOP_SEQUENCES: stop} if stop else {}),
+        attribute_names.RPC_SYSTEM: "grpc",
+        attribute_names.RPC_METHOD: _METHOD,
+        attribute_names.OPERATION: "chat" if request.HasField("chat") else "text_completion",
+        attribute_names.PROVIDER: "tailrace",
+        attribute_names.REQUEST_MODEL: request.model[:_MAX_TEXT],
+        **{
+            attribute_names.REQUEST_SAMPLING[name]: _rounded(value)
+            for name, value in given.items()
+            if value <= _MAX_INT
+        },
+        **({attribute_names.REQUEST_STOP_SEQUENCES: stop} if stop else {}),
     }
 
 
 def _rounded(value: float) -> float:
-    """0.7 as the contract's 32 bits hold it, without the digits that 64 bits add to it."""
+    """Return a 32-bit number without the digits that 64 bits add: 0.7 instead of 0.699999988."""
     return value if isinstance(value, int) else round(value, 6)

@@ -26,7 +26,7 @@ MAMBA = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=64, num_hidden_layers=2)
 
 
 def prompts() -> list[list[int]]:
-    """Of 1 to 150 tokens, longer than every sliding window and than a prefill chunk."""
+    """Returns prompts of 1 to 150 tokens; the longest exceed every sliding window and a prefill chunk."""
     generator = torch.Generator().manual_seed(7)
     return [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (1, 5, 23, 24, 25, 60, 150)]
 

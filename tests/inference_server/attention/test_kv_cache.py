@@ -1,4 +1,4 @@
-"""The cache's memory: reserved at once, taken from the system as it is written."""
+"""The cache reserves its memory when it is created, and the system provides it as blocks are written."""
 
 import resource
 

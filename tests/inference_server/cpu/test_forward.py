@@ -1,24 +1,34 @@
-"""Passes as one list of kernels against the same model run by its modules: the same bits."""
+"""Forward passes as one kernel program against the same model run by its modules: the same bits."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, NUM_SCRATCH_BLOCKS
 from inference_server.attention.paged import NAME, register
-from inference_server.cpu.decoder_weights import decoder_of
+from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm, fuse
-from inference_server.kernels.amx import tile_config as tiles
+from inference_server.cpu.linear.backends import BACKENDS, missing_kernels
+from inference_server.cpu.linear.torch_backend import TorchBackend
+from inference_server.kernels import ops
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
+from tests.support.callback_kernels import CallbackBackend, prefill_attention
 
-pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
+NEEDS_KERNELS = pytest.mark.skipif(bool(missing_kernels()), reason="this CPU has no linear kernels")
 
-PRECISIONS = pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8", "int4"])
+# "callback": linears and prefill attention in Python, which run on every CPU.
+COMPILED = [
+    pytest.param(precision, marks=NEEDS_KERNELS, id=precision)
+    for precision in ("bfloat16", "bitsandbytes-int8", "int4")
+]
+PRECISIONS = pytest.mark.parametrize("precision", [*COMPILED, "callback"])
 
 
-@pytest.fixture(params=[1, 2], autouse=True)
+@pytest.fixture(params=[1, 2])
 def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -28,23 +38,32 @@ def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def model_of(folder, precision):
     register()
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    is_callback = precision == "callback"
+    dtype = torch.bfloat16 if precision in ("bfloat16", "callback") else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=NAME)
-    fuse(model, precision, batch_invariant=False)
+    backends = (CallbackBackend(), TorchBackend()) if is_callback else BACKENDS
+    fuse(model, "bfloat16" if is_callback else precision, batch_invariant=False, backends=backends)
     return model
 
 
 @pytest.fixture
-def runners(tiny_model):
-    """makes (with the list of kernels, without it) for a precision: two runners of one model."""
+def runners(tiny_model, monkeypatch, num_threads):
+    """Returns a function from a precision to two runners of one model: with kernel programs, and without."""
 
     def make(precision):
+        if precision == "callback":
+            torch.set_num_threads(1)
+            shape = (200 + NUM_SCRATCH_BLOCKS, CPU_BLOCK_SIZE, 2, 32)
+            monkeypatch.setattr(ops, "load_prefill_attention", lambda is_bf16: prefill_attention(shape))
         model = model_of(tiny_model("llama-2-heads-of-32"), precision)
-        pair = [ModelRunner(model, num_blocks=200, cache_dtype=cache_dtype(precision)) for _ in range(2)]
+        dtype = None if precision == "callback" else cache_dtype(precision)
+        pair = [
+            ModelRunner(model, num_blocks=200, cache_dtype=dtype, use_kernel_programs=use_kernel_programs)
+            for use_kernel_programs in (True, False)
+        ]
         for runner in pair:
             runner.probe()
-        assert pair[0]._cpu_forward is not None and pair[0]._cpu_forward.has_prompts
-        pair[1]._cpu_forward = None
+        assert [runner.supports_mixed_batch for runner in pair] == [True, False]
         return pair
 
     return make
@@ -59,10 +78,10 @@ def pieces(lengths, start=0):
 
 @PRECISIONS
 def test_prompts_have_the_same_logits(runners, precision):
-    listed, by_modules = runners(precision)
+    by_kernels, by_modules = runners(precision)
     for lengths in ([1], [40], [3, 70, 1, 31], [5] * 20):
-        assert torch.equal(listed.prefill(pieces(lengths)), by_modules.prefill(pieces(lengths)))
-        assert torch.equal(listed.prefill(pieces(lengths, start=70)), by_modules.prefill(pieces(lengths, start=70)))
+        assert torch.equal(by_kernels.prefill(pieces(lengths)), by_modules.prefill(pieces(lengths)))
+        assert torch.equal(by_kernels.prefill(pieces(lengths, start=70)), by_modules.prefill(pieces(lengths, start=70)))
 
 
 @PRECISIONS
@@ -81,9 +100,9 @@ def test_decoded_tokens_have_the_same_logits(runners, precision):
         assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8"])
+@pytest.mark.parametrize("precision", [*COMPILED[:2], "callback"])
 def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, precision):
-    listed, by_modules = runners(precision)
+    by_kernels, by_modules = runners(precision)
     lengths = [1 + 7 * row for row in range(12)]
     for count, prompts in ((1, [40]), (12, [3, 70, 1]), (5, [33])):
         tokens = [NextToken(range(1 + 9 * row, 10 + 9 * row), lengths[row], 30 + row) for row in range(count)]
@@ -91,29 +110,31 @@ def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, 
             PromptPiece(range(120 + 9 * row, 129 + 9 * row), 0, [(5 * row + k) % 400 for k in range(length)], True)
             for row, length in enumerate(prompts)
         ]
-        for runner in (listed, by_modules):
+        for runner in (by_kernels, by_modules):
             runner.prefill(pieces(lengths))
-        both = listed.mixed(tokens, late).clone()
+        both = by_kernels.mixed(tokens, late).clone()
         apart = torch.cat([by_modules.decode(tokens).clone(), by_modules.prefill(late)])
         assert torch.equal(both, apart)
         # What both passes have written is the same, too.
         after = [NextToken(token.block_ids, token.position + 1, 9) for token in tokens]
         after += [NextToken(piece.block_ids, len(piece.token_ids), 8) for piece in late]
-        assert torch.equal(listed.decode(after).clone(), by_modules.decode(after))
+        assert torch.equal(by_kernels.decode(after).clone(), by_modules.decode(after))
 
 
-def test_prompts_of_which_none_ends_may_share_a_pass(runners):
-    listed, _ = runners("bfloat16")
+@pytest.mark.parametrize("precision", [COMPILED[0], "callback"])
+def test_prompts_of_which_none_ends_may_share_a_pass(runners, precision):
+    by_kernels, _ = runners(precision)
     piece = PromptPiece(range(1, 10), 0, list(range(40)), wants_logits=False)
-    assert listed.mixed([NextToken([20], 0, 3)], [piece]).shape[0] == 1
+    assert by_kernels.mixed([NextToken([20], 0, 3)], [piece]).shape[0] == 1
 
 
-def test_the_same_list_gives_the_same_bits_again(runners):
-    listed, _ = runners("int4")
+@pytest.mark.parametrize("precision", [COMPILED[2], "callback"])
+def test_the_same_program_gives_the_same_bits_again(runners, precision):
+    by_kernels, _ = runners(precision)
     tokens = [NextToken([row + 1], 0, row) for row in range(10)]
-    first = listed.decode(tokens).clone()
-    listed.decode(tokens[:2])
-    assert torch.equal(listed.decode(tokens), first)
+    first = by_kernels.decode(tokens).clone()
+    by_kernels.decode(tokens[:2])
+    assert torch.equal(by_kernels.decode(tokens), first)
 
 
 def test_a_model_of_todays_transformers_is_fused_throughout(tiny_model):
@@ -125,8 +146,19 @@ def test_a_model_of_todays_transformers_is_fused_throughout(tiny_model):
 
 
 @pytest.mark.parametrize(("architecture", "precision"), [("gemma-2", "bfloat16"), ("llama-2", "float32")])
-def test_a_model_that_cannot_be_listed_is_refused(tiny_model, architecture, precision):
+def test_a_model_that_no_kernel_program_computes_is_refused(tiny_model, architecture, precision):
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=torch.float32)
     fuse(model, precision, batch_invariant=False)
     with pytest.raises(ValueError, match="its"):
-        decoder_of(model)
+        extract_weights(model)
+
+
+def test_the_log_says_why_kernels_are_missing_and_what_replaces_them(tiny_model, caplog):
+    caplog.set_level(logging.INFO)
+    ModelRunner(model_of(tiny_model("llama-2-heads-of-32"), "float32"), num_blocks=4)
+    assert (
+        "cannot run as one program of compiled kernels: its linear layers have no compiled kernel, because no kernel"
+        " multiplies float32 weights" in caplog.text
+    )
+    assert missing_kernels() in caplog.text
+    assert "Its modules run one by one instead" in caplog.text

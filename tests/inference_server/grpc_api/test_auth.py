@@ -123,8 +123,8 @@ async def test_a_file_that_breaks_leaves_the_old_tokens_and_is_told_once(running
     ("content", "reason"),
     [
         (None, "No such file or directory"),
-        ("# one\nhush\n", "line 2 is no SHA-256 digest of 64 hexadecimal digits"),
-        (f"{digest('a')} {digest('b')}", "line 1 is no SHA-256 digest"),
+        ("# one\nhush\n", "line 2 is not a SHA-256 digest of 64 hexadecimal digits"),
+        (f"{digest('a')} {digest('b')}", "line 1 is not a SHA-256 digest"),
     ],
 )
 def test_a_file_that_is_none_is_told_without_its_content(tmp_path, content, reason):

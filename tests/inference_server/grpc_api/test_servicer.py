@@ -254,10 +254,10 @@ async def test_an_unforeseen_error_tells_nothing_of_the_inside(running):
 
 
 async def test_a_model_that_computes_nothing_any_more_ends_the_server(running):
-    def fail(*arguments):
+    def fail(**arguments):
         raise RuntimeError("device trouble")
 
-    running.engine.runner._forward = fail
+    running.engine.runner.model = fail
     error = await refused(running.stub.Run(chat()))
     assert details(error)["ErrorInfo"].reason == "GENERATION_FAILED"
     async with asyncio.timeout(2):

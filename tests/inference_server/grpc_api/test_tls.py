@@ -124,7 +124,7 @@ async def test_a_certificate_and_the_key_of_another_stop_the_start_in_one_senten
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "No such file or directory"), ("rubbish", "holds no certificates in PEM")]
+    ("content", "reason"), [(None, "No such file or directory"), ("rubbish", "contains no certificates in PEM")]
 )
 async def test_a_client_ca_that_is_none_stops_the_start_in_one_sentence(authority, tmp_path, content, reason):
     files, path = authority.issue("server"), tmp_path / "none.pem"

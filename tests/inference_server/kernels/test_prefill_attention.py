@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_server.attention.torch_attention import Form, causal_attention, causal_mask
-from inference_server.kernels import ops as kernels
-from inference_server.kernels.amx import tile_config as tiles
+from inference_server.attention.torch_attention import AttentionSpec, causal_attention, causal_mask
+from inference_server.kernels import isa, ops
 
-pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
+pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no prefill attention kernel")
 
 BLOCK_SIZE = 32
-FORM = Form(0.125)
+SPEC = AttentionSpec(0.125)
 
 
 class Prompt:
@@ -31,14 +30,14 @@ class Prompt:
         self.keys[rows], self.values[rows] = self.key, self.value
 
     def attend(self, query: Tensor, start: int) -> Tensor:
-        found = kernels.paged_prefill_attention(query, self.keys, self.values, self.blocks, start, FORM.scaling)
+        found = ops.paged_prefill_attention(query, self.keys, self.values, self.blocks, start, SPEC.scaling)
         assert found is not None
         return found
 
     def wanted(self, query: Tensor) -> Tensor:
         """In float32; the queries are the newest."""
         rows, key, value = (each.bfloat16().float() for each in (query, self.key, self.value))
-        return causal_attention(rows, key, value, FORM, causal_mask(len(rows), len(key), FORM, rows))
+        return causal_attention(rows, key, value, SPEC, causal_mask(len(rows), len(key), SPEC, rows))
 
 
 def queries(num_tokens: int, dtype: torch.dtype, *, heads: int = 9, width: int = 64) -> Tensor:
@@ -79,7 +78,7 @@ def test_what_the_kernel_does_not_take_is_left_to_torch(dtype: torch.dtype, widt
     keys = torch.zeros(2, block_size, 3, width, dtype=dtype)
     query = torch.zeros(4, 9, width, dtype=dtype)
     blocks = torch.zeros(1, dtype=torch.int32)
-    assert kernels.paged_prefill_attention(query, keys, keys, blocks, 0, 0.1) is None
+    assert ops.paged_prefill_attention(query, keys, keys, blocks, 0, 0.1) is None
 
 
 def test_scores_that_rise_and_fall_by_hundreds_are_weighed_like_torchs() -> None:

@@ -1,4 +1,4 @@
-"""A model packed once: the next start reads it, and finds out when it may not."""
+"""A model is packed once; later starts read it unless something that determines its content has changed."""
 
 import logging
 import os
@@ -8,16 +8,19 @@ import sys
 import pytest
 import torch
 
-from inference_server.cpu.decoder_weights import Decoder
-from inference_server.kernels.amx import tile_config as tiles
+from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
+from inference_server.cpu.linear.backends import missing_kernels
+from inference_server.cpu.linear.kernel_linear import LinearKind
+from inference_server.cpu.linear.torch_backend import TorchBackend
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
-
-pytestmark = pytest.mark.skipif(not tiles.are_usable(), reason="this CPU has no tile registers")
+from tests.support.fakes import llama_tokenizer
+from tests.support.linears import OtherBackend
 
 CPU = torch.device("cpu")
 
@@ -29,6 +32,9 @@ def source(tiny_model):
 
 @pytest.fixture
 def prepared(source, tmp_path):
+    if missing_kernels():
+        pytest.skip("this CPU has no linear kernels")
+
     def make(precision="int4", **settings):
         return prepare(Weights(path=source), precision, CPU, Settings(cache_dir=tmp_path, **settings))
 
@@ -80,7 +86,7 @@ print(*(name for name in heavy if name in sys.modules))
     assert found.stdout.strip() == ""
 
 
-def test_a_changed_source_is_packed_anew_and_the_old_one_removed(prepared, source, tmp_path):
+def test_a_changed_source_is_packed_again_and_the_old_one_removed(prepared, source, tmp_path):
     prepared()
     before = folders(tmp_path)
     os.utime(source / "config.json", (1, 1))
@@ -98,7 +104,7 @@ def test_precisions_and_batch_invariance_are_kept_apart(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
-def test_a_broken_file_is_packed_anew(prepared, tmp_path, content, caplog):
+def test_a_damaged_file_is_packed_again(prepared, tmp_path, content, caplog):
     caplog.set_level(logging.INFO)
     expected = logits(prepared(), "int4")
     (file,) = (tmp_path / "packed").glob("*/model.safetensors")
@@ -106,8 +112,8 @@ def test_a_broken_file_is_packed_anew(prepared, tmp_path, content, caplog):
     file.unlink()
     file.write_bytes(whole[: len(whole) // 2] if content is None else content)
     found = prepared()
-    assert isinstance(found.model, Decoder)
-    assert "packing" in caplog.text and "anew" in caplog.text
+    assert isinstance(found.model, DecoderWeights)
+    assert "the packed model cannot be read" in caplog.text
     assert all(torch.equal(*pair) for pair in zip(expected, logits(found, "int4"), strict=True))
     assert file.read_bytes() == whole
 
@@ -115,12 +121,12 @@ def test_a_broken_file_is_packed_anew(prepared, tmp_path, content, caplog):
 def test_a_folder_that_cannot_be_written_is_no_error(prepared, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "packed").write_text("in the way")
-    assert isinstance(prepared().model, Decoder)
+    assert isinstance(prepared().model, DecoderWeights)
     assert "not kept for the next start" in caplog.text
 
 
 def test_a_tokenizer_that_would_come_back_different_is_not_kept(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "_same", lambda *_: False)
+    monkeypatch.setattr(packed, "is_same_tokenizer", lambda *_: False)
     prepared()
     assert folders(tmp_path) == []
 
@@ -128,5 +134,71 @@ def test_a_tokenizer_that_would_come_back_different_is_not_kept(prepared, tmp_pa
 def test_a_model_with_sliding_windows_is_not_packed_whole(tiny_model, tmp_path):
     settings = Settings(cache_dir=tmp_path)
     found = prepare(Weights(path=tiny_model("mistral")), "bfloat16", CPU, settings)
-    assert not isinstance(found.model, Decoder)
+    assert not isinstance(found.model, DecoderWeights)
     assert not (tmp_path / "packed").exists()
+
+
+def test_two_layouts_of_packed_weights_never_share_a_folder(source, tmp_path):
+    class NextLayout(OtherBackend):
+        layout_version = 8
+
+    names = [
+        packed.packed_folder(tmp_path, source, "int4", batch_invariant=False, backends=(backend,)).name
+        for backend in (OtherBackend(), NextLayout(), TorchBackend())
+    ]
+    assert len(set(names)) == 3
+    assert [name.rpartition("-")[0].partition(".")[2] for name in names] == ["other7", "other8", "torch1"]
+
+
+def decoder_of_other_linears():
+    """Returns random weights of one layer: 2 heads of 32, hidden size 64, MLP of 96."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        return torch.randn(*shape, generator=generator).bfloat16()
+
+    def linear(outputs, inputs, **kind):
+        return OtherBackend().pack(tensor(outputs, inputs), None, LinearKind("bf16", **kind))
+
+    layer = LayerWeights(
+        input_norm=tensor(64),
+        qkv=linear(192, 64),
+        attention=AttentionSpec(0.25, sliding_window=17),
+        output=linear(64, 64),
+        post_norm=tensor(64),
+        gate_up=linear(192, 64, is_gated=True),
+        down=linear(64, 96, is_invariant=True),
+    )
+    rotary = Rotary(torch.rand(16, generator=generator), 0.5)
+    return DecoderWeights(tensor(300, 64), rotary, [layer], tensor(64), linear(300, 64, is_head=True), 1e-5, 2, 2)
+
+
+def test_packed_weights_of_any_layout_are_read_as_they_were_written(source, tmp_path):
+    decoder, info = decoder_of_other_linears(), packed.ModelInfo("llama", 2048, [2])
+    folder = packed.packed_folder(tmp_path, source, "bfloat16", batch_invariant=False, backends=(OtherBackend(),))
+    packed.write(folder, decoder, info, llama_tokenizer())
+    found, found_info, _ = packed.read(folder, (OtherBackend(),))
+    assert found_info == info
+    assert (found.eps, found.num_heads, found.rotary.scaling) == (1e-5, 2, 0.5)
+    assert found.layers[0].attention == decoder.layers[0].attention
+    assert found.num_bytes == decoder.num_bytes
+    for one, other in zip(found.linears, decoder.linears, strict=True):
+        assert (one.packed.layout, one.packed.kind, one.packed.shape) == (
+            "other7",
+            other.packed.kind,
+            other.packed.shape,
+        )
+        assert torch.equal(one.packed.weights, other.packed.weights)
+    with pytest.raises(packed.NoKernel, match="no kernel on this CPU reads the packed weights' layout other7"):
+        packed.read(folder)
+    assert folder.is_dir()
+
+
+def test_folders_of_an_older_format_are_removed(source, tmp_path):
+    folder = packed.packed_folder(tmp_path, source, "bfloat16", batch_invariant=False, backends=(OtherBackend(),))
+    place = folder.name.partition("-")[0]
+    old, others = f"{place}-bfloat16-0123456789abcdef", [f"{place}-int4-0123456789abcdef", f"{place}-bfloat16.x1-01"]
+    for name in (old, *others):
+        (folder.parent / name).mkdir(parents=True)
+    packed.write(folder, decoder_of_other_linears(), packed.ModelInfo("llama", None, []), llama_tokenizer())
+    assert folders(tmp_path) == sorted([folder.name, *others])

@@ -247,10 +247,10 @@ async def test_an_engine_that_computes_nothing_any_more_says_that_it_is_broken(t
         engine = models["tiny"].engine
         engine._on_broken = broken.set
 
-        def fail(*arguments):
+        def fail(**arguments):
             raise RuntimeError("device trouble")
 
-        engine.runner._forward = fail
+        engine.runner.model = fail
         with pytest.raises(GenerationFailed):
             await collect(models["tiny"], request(prompt(5)))
         async with asyncio.timeout(2):
