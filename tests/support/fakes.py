@@ -1,4 +1,4 @@
-"""What several files of this folder need: sequences without a model, the default model's tokenizer, hosted models."""
+"""Fakes for tests: sequences without a model, tokenizers, and hosted models without an engine."""
 
 from functools import cache
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 @cache
 def default_tokenizer() -> Any:
-    """Of the default model: byte-level BPE. Its weights are converted if no server has done it yet, but not loaded."""
+    """Return the default model's tokenizer: byte-level BPE. Converts the weights if no server has done so, but does not load them."""
     weights = read_catalog(DEFAULT_CATALOG)[0].weights
     return AutoTokenizer.from_pretrained(local_folder(weights, Settings.from_environment().cache_dir))
 

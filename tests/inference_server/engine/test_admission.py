@@ -1,4 +1,4 @@
-"""Who may come in: room, deadlines, and when to come back."""
+"""Admission control: limits, deadlines and retry delays."""
 
 import time
 
@@ -43,7 +43,7 @@ def test_an_account_waits_for_its_own_and_for_one_turn_of_the_others():
         room.check("a", deadline_seconds=4.0)
 
 
-def test_without_experience_nobody_is_refused_for_a_deadline():
+def test_no_deadline_rejection_before_enough_ends():
     room = admission()
     busy(room, seconds_per_end=100.0, num_ends=2)
     room.check("b", deadline_seconds=0.1)

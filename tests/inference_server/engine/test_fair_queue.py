@@ -1,4 +1,4 @@
-"""Whose turn it is: accounts one after the other, each with at most so many slots."""
+"""Fair scheduling across accounts, with a limit of slots for each."""
 
 from inference_server.engine.native.scheduler import Scheduler
 from tests.inference_server.engine.native.test_scheduler import run, scheduler
@@ -10,7 +10,7 @@ def waiting(**counts: int):
 
 
 def free_one(queue: Scheduler) -> list[str]:
-    """One slot becomes free; who gets it."""
+    """Free one slot and return the request that gets it."""
     queue.remove(queue.running[0])
     return [seq.request.request_id for seq in queue.schedule().admitted]
 

@@ -1,4 +1,4 @@
-"""A model that does not move is told by health, and ends the process in the end."""
+"""The watchdog reports a stalled model through health and lets the process exit after a longer stall."""
 
 import asyncio
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Told:
         self.changed.clear()
 
 
-async def test_health_follows_a_model_that_stands_and_moves_again():
+async def test_health_follows_a_stall():
     standing = Standing(0.06)
     told = Told(Standing(), standing)
     watching = asyncio.create_task(told.dog.watch())
@@ -43,7 +43,7 @@ async def test_health_follows_a_model_that_stands_and_moves_again():
     watching.cancel()
 
 
-async def test_one_that_stands_for_too_long_is_given_up():
+async def test_process_exits_after_a_long_stall():
     told = Told(Standing(1.06))
     async with asyncio.timeout(2):
         await told.dog.watch()

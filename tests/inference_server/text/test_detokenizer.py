@@ -147,7 +147,7 @@ def test_control_tokens_have_no_text():
 
 
 def sent(stop_strings, texts):
-    """What is sent of `texts`, one entry a text, then what was held back in vain; and the stop string found."""
+    """Return the sent part of each text with the final rest, and the stop string found."""
     stops = StopStrings(stop_strings)
     deltas = []
     for text in texts:

@@ -23,7 +23,7 @@ def prompts(request):
 @QUICK
 def test_the_pieces_joined_are_the_text_of_all_tokens(prompts, text):
     ids = prompts.encode_text(text or "a")
-    # A vocabulary may lack bytes that only characters have which nobody writes.
+    # A vocabulary may lack bytes of unassigned characters.
     assume(REPLACEMENT not in prompts.decoder.decode(ids))
     detokenizer = Detokenizer(prompts.decoder.decode)
     pieces = [*map(detokenizer.push, ids), detokenizer.finish()]

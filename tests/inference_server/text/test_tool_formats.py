@@ -48,7 +48,7 @@ def test_text_before_a_call_is_kept_and_the_space_between_calls_is_not(cut):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("text", ["a < b and <tool", "plain", "[TOOL", '{"a": 1}', "{not json", "<|python"])
 @pytest.mark.parametrize("cut", [1, 10_000])
-def test_what_is_no_call_stays_text(form, text, cut):
+def test_malformed_tool_call_is_plain_text(form, text, cut):
     assert parsed(form, text, cut=cut) == (text, [])
 
 

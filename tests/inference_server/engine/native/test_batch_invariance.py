@@ -1,4 +1,4 @@
-"""With TAILRACE_BATCH_INVARIANT the logits of a request are the same bits whoever else is there."""
+"""With TAILRACE_BATCH_INVARIANT, logits do not depend on the other requests in the batch, bit by bit."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ def prompt(length: int, first: int = 1) -> list[int]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "bitsandbytes-int8", "int4"])
-async def test_logits_are_the_same_bits_alone_and_in_company(tiny_model, precision):
+async def test_logits_have_the_same_bits_alone_and_in_a_batch(tiny_model, precision):
     prompts = [prompt(5 + 9 * n, first=n) for n in range(12)]
     recorder = LogitsRecorder()
     tiny = entry(tiny_model("llama-2"), precision=precision)
@@ -30,7 +30,7 @@ async def test_logits_are_the_same_bits_alone_and_in_company(tiny_model, precisi
         assert recorder.take(str(n)) == rows, f"prompt {n}"
 
 
-async def test_logits_are_the_same_bits_with_a_prefix_from_the_cache(tiny_model):
+async def test_logits_have_the_same_bits_with_a_cached_prefix(tiny_model):
     recorder = LogitsRecorder()
     async with hosting(entry(tiny_model("llama-2")), builder=recorder, **SETTINGS) as models:
         model = models["tiny"]

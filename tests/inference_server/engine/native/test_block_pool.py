@@ -12,7 +12,7 @@ def pool(num_blocks=8, block_size=4, **options):
 
 
 def registered(blocks: BlockPool, *names: str) -> list[int]:
-    """Blocks that are registered under these names, and used by nobody."""
+    """Return registered blocks without users, one for each name."""
     taken = blocks.allocate(len(names))
     for block, name in zip(taken, names, strict=True):
         blocks.register(block, name.encode())

@@ -16,7 +16,7 @@ SCHEMA = {
     "required": ["a", "b"],
     "additionalProperties": False,
 }
-WEATHER = pb.Tool(name="weather", description="Tells it", parameters=json.dumps(SCHEMA))
+WEATHER = pb.Tool(name="weather", description="Current weather", parameters=json.dumps(SCHEMA))
 CLOCK = pb.Tool(name="clock")
 
 

@@ -138,7 +138,7 @@ async def test_a_waiting_request_is_admitted_when_another_finishes(llama):
     assert max(reply.completed.timings.queue for reply in replies) > 0
 
 
-async def test_a_full_waiting_room_refuses_and_names_a_time_to_retry(llama):
+async def test_full_wait_queue_rejects_with_a_retry_delay(llama):
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(collect(llama, request(prompt(5), max_tokens=50))) for _ in range(7)]
         await until(lambda: llama.engine.num_in_flight == 7)
@@ -178,7 +178,7 @@ async def test_a_time_limit_returns_the_text_so_far(llama):
     assert reply.text
 
 
-async def test_a_time_limit_that_ends_in_the_waiting_room_completes_without_text(llama):
+async def test_time_limit_in_the_wait_queue_completes_without_text(llama):
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):
             tasks.create_task(collect(llama, request(prompt(5), time_limit_seconds=1.0, **ENDLESS)))

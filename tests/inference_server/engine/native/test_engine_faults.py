@@ -13,7 +13,7 @@ from tests.inference_server.engine.native.test_engine import prompt
 from tests.support.engines import collect, request, until
 
 
-async def test_the_thread_that_hangs_is_noticed(llama, monkeypatch):
+async def test_stalled_thread_rejects_new_requests(llama, monkeypatch):
     hung = threading.Event()
     monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
     assert llama.engine.seconds_without_progress == 0
@@ -25,7 +25,7 @@ async def test_the_thread_that_hangs_is_noticed(llama, monkeypatch):
         hung.set()
 
 
-async def test_given_up_requests_are_told(llama, monkeypatch):
+async def test_abandon_fails_requests_in_flight(llama, monkeypatch):
     hung = threading.Event()
     monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
     async with llama.submit(request(prompt(5))) as reply:
@@ -37,7 +37,7 @@ async def test_given_up_requests_are_told(llama, monkeypatch):
     hung.set()
 
 
-async def test_when_memory_runs_out_less_is_tried_and_nobody_fails(llama, monkeypatch):
+async def test_out_of_memory_preempts_and_all_replies_finish(llama, monkeypatch):
     alone = [await collect(llama, request(prompt(20, n), max_tokens=12)) for n in range(4)]
     decode, most = llama.engine.runner.decode, []
 
@@ -54,7 +54,7 @@ async def test_when_memory_runs_out_less_is_tried_and_nobody_fails(llama, monkey
     assert [reply.text for reply in replies] == [reply.text for reply in alone]
 
 
-async def test_a_request_that_no_memory_is_enough_for_fails_alone(llama, monkeypatch):
+async def test_request_too_large_for_memory_fails_alone(llama, monkeypatch):
     prefill = llama.engine.runner.prefill
 
     def too_large(pieces):

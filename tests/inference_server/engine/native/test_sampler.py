@@ -26,7 +26,7 @@ def tokens(logits, rows):
 
 
 def frequencies(logits, num_draws=1000, **params):
-    """How often each token of one row of logits is drawn, by as many seeds, in one call."""
+    """Count the samples of each token in one row of logits, with many seeds in one call."""
     rows = [row(seed=seed, **params) for seed in range(num_draws)]
     counts = torch.bincount(torch.tensor(tokens(logits.expand(num_draws, -1), rows)), minlength=logits.shape[-1])
     return counts / num_draws

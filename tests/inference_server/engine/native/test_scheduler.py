@@ -29,7 +29,7 @@ def scheduler(
 
 
 def compute(queue: Scheduler, step: StepPlan):
-    """What the model would have done with a step."""
+    """Record a step as computed, as the step loop does after the forward pass."""
     for seq in step.decode:
         queue.computed(seq, seq.num_computed + 1)
         seq.token_ids.append(0)
@@ -163,7 +163,7 @@ def test_removing_twice_makes_room_for_one(was_admitted):
     assert queue.schedule().admitted == later[:1]
 
 
-def test_it_is_idle_only_when_nobody_waits_or_runs():
+def test_idle_only_without_waiting_and_running_sequences():
     seq = sequence()
     queue = scheduler()
     assert queue.is_idle
@@ -281,7 +281,7 @@ def test_one_that_lost_its_blocks_computes_all_its_tokens_again_and_goes_on():
     assert queue.schedule().decode == [young]
 
 
-def test_batch_invariant_chunks_end_at_fixed_positions_whoever_else_is_there():
+def test_batch_invariant_chunks_end_at_fixed_positions():
     first, second = sequence(25, name="first"), sequence(25, start=100, name="second")
     queue = scheduler(prefill_chunk_tokens=8, batch_invariant=True, waiting=[first, second])
     seen = [chunk for _ in range(9) for chunk in chunks(run(queue))]

@@ -18,7 +18,7 @@ LONGEST = (NUM_BLOCKS - 2) * BLOCK_SIZE  # one sequence alone never lacks blocks
 
 
 class SchedulerStates(RuleBasedStateMachine):
-    """Prompts begin alike or not, so that blocks are shared; there are too few for all, so that sequences are sent back."""
+    """Some prompts have a common beginning, so blocks are shared. There are too few blocks, so sequences are preempted."""
 
     seqs = Bundle("seqs")
 

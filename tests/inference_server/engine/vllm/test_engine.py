@@ -63,7 +63,7 @@ def test_a_catalog_with_another_engine_is_refused(tmp_path, lines, said):
 async def test_without_vllm_the_start_says_what_to_install(tiny_model):
     model = entry(tiny_model("llama-2"))
     model = type(model)(**{name: getattr(model, name) for name in model.__slots__} | {"engine": "vllm"})
-    with pytest.raises(ConfigurationError, match=r"tiny.*tailrace\[vllm\]"):
+    with pytest.raises(ConfigurationError, match=r"tiny.*\.\[vllm\]"):
         await load_all([model], Settings(device="cpu"), lambda: None)
 
 
@@ -90,7 +90,7 @@ def test_what_vllm_does_not_do_is_refused_by_name(tmp_path, precision, extra, se
         engine_arguments(tmp_path, precision, 300, extra, Settings(**settings))
 
 
-def test_an_argument_that_vllm_does_not_have_is_told_with_the_one_that_is_meant():
+def test_unknown_vllm_argument_is_reported_with_a_similar_name():
     with pytest.raises(ConfigurationError, match="did you mean tensor_parallel_size"):
         check_names(["tensor_parallel"], {"tensor_parallel_size", "seed"})
 
@@ -102,7 +102,7 @@ def request(account="", seed=1, **fields):
     )
 
 
-def test_sampling_is_told_in_vllms_words():
+def test_sampling_arguments_for_vllm():
     sampling = {"temperature": 1e-6, "top_k": None, "repetition_penalty": 1.5, "logprobs": 0}
     arguments = sampling_arguments(request(sampling=sampling), {END, 9})
     assert (arguments["temperature"], arguments["top_k"], arguments["repetition_penalty"]) == (0.0, 0, 1.5)
@@ -116,7 +116,7 @@ def test_a_temperature_that_vllm_does_not_take_is_refused():
         check_sampling(SamplingParams(seed=1, temperature=2.1))
 
 
-def test_a_grammar_is_told_in_vllms_words():
+def test_grammar_arguments_for_vllm():
     assert grammar_arguments(Grammar("lark", "start: /a/"))["grammar"].endswith("start: /a/")
     assert '"type": "object"' in grammar_arguments(Grammar("json_schema", '{"type": "object"}'))["json"]
 
@@ -225,7 +225,7 @@ async def test_a_time_limit_ends_a_reply_that_runs_and_one_that_waits(engine, sc
     assert [type(event) for event in ended[0]] == [Started, Delta, Completed] and len(ended[2]) == 1
 
 
-async def test_when_vllm_ends_every_reply_fails_and_the_server_is_told(script):
+async def test_end_of_vllm_fails_every_reply_and_calls_on_broken(script):
     told = asyncio.Event()
     engine = VllmEngine(script, limits=CapacityLimits(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=told.set)
     replies = [engine.submit(request(), Letters()) for _ in range(2)]
