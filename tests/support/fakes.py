@@ -21,7 +21,7 @@ from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 @cache
 def default_tokenizer() -> Any:
-    """Return the default model's tokenizer: byte-level BPE. Converts the weights if no server has done so, but does not load them."""
+    """Return the default model's tokenizer: byte-level BPE. Converts the weights if necessary, but does not load them."""
     weights = read_catalog(DEFAULT_CATALOG)[0].weights
     return AutoTokenizer.from_pretrained(local_folder(weights, Settings.from_environment().cache_dir))
 
