@@ -1,6 +1,7 @@
-"""Tailrace measured beside what a user would pick instead, on one machine and in one run: `make bench`.
+"""Measures Tailrace beside the alternatives a user would consider, on one machine and in one run: `make bench`.
 
 __main__ (command line) -> environments (the peers' virtual environments) -> rounds (peer by peer, in turn)
--> peers (how each is started) -> scenarios (what is asked of them) -> client, workers (who ask, in processes of their
-own) -> statistics -> results/*.json -> report (README table) and chart (SVG).
+-> peers (how each is started) -> scenarios (which requests they get). Those use load/ and workers/ (clients and engines
+in processes of their own) and report/statistics. The results in results/*.json become the tables of docs/benchmarks.md
+(report/report) and an SVG (report/chart).
 """

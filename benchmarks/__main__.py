@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: set up the peers, measure them and Tailrace in turn, write JSON, chart and README table."""
+"""`python -m benchmarks`: sets up the peers, measures them and Tailrace in turn, writes JSON, chart and table."""
 
 import argparse
 import json
@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Never
 
-from benchmarks import machine, report
-from benchmarks.peers import all_peers
+from benchmarks import machine
+from benchmarks.peers.all import all_peers
 from benchmarks.peers.base import Model, Peer
 from benchmarks.processes import ROOT, Child
-from benchmarks.rounds import Results, prepare, run_rounds, tell
+from benchmarks.report import report
+from benchmarks.rounds import Results, log_progress, prepare, run_rounds
 from benchmarks.scenarios import FULL, QUICK, Size
 
 SCENARIOS = ["short", "long", "turns", "arrival", "constraint", "share", "waiting", "instant"]
@@ -44,7 +45,7 @@ def main() -> int:
     model = _model()
     peers = [peer for peer in all_peers(model) if not arguments.peers or peer.name in arguments.peers]
     results = Results()
-    tell("preparing")
+    log_progress("preparing")
     ready = prepare(peers, results)
     if arguments.setup_only:
         return 0 if len(ready) == len(peers) else 1
@@ -62,7 +63,7 @@ def main() -> int:
             document = _merged(json.loads(path.read_text()), document)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n")
-        tell(f"results: {path}")
+        log_progress(f"results: {path}")
     print(report.table(document))
     if not arguments.quick and not arguments.output:
         report.write(document, path)
@@ -77,13 +78,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scenarios", type=_names, default=SCENARIOS, help=f"of {','.join(SCENARIOS)}")
     parser.add_argument("--streams", type=_numbers, help="streams with short prompts, such as 1,8,32,64")
     parser.add_argument("--long-streams", type=_numbers, help="streams with long prompts")
-    parser.add_argument("--output", type=Path, help="JSON file to write; then README and chart stay as they are")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file to write; docs/benchmarks.md and the chart then stay unchanged"
+    )
     parser.add_argument("--setup-only", action="store_true", help="install the peers and stop")
     parser.add_argument(
-        "--into", type=Path, metavar="JSON", help="results of an earlier run, in which these peers' stand"
+        "--into",
+        type=Path,
+        metavar="JSON",
+        help="results of an earlier run, in which these peers' results are replaced",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="JSON", help="only write README table and chart from these results"
+        "--report", type=Path, metavar="JSON", help="only write docs/benchmarks.md and the chart from these results"
     )
     arguments = parser.parse_args()
     if wrong := set(arguments.scenarios) - set(SCENARIOS):
@@ -106,7 +112,10 @@ def _size(arguments: argparse.Namespace) -> Size:
 
 
 def _model() -> Model:
-    """The default model's files; converted now if no server has done it yet. In a process of its own: torch is large."""
+    """Return the default model's files, converting them now if no server has done it yet.
+
+    Runs in a process of its own, because importing torch takes much memory.
+    """
     done = subprocess.run([sys.executable, "-c", _MODEL_CODE], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = json.loads(done.stdout.splitlines()[-1])
     return Model(gguf=Path(paths["gguf"]), folder=Path(paths["folder"]))
@@ -133,14 +142,14 @@ def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results
 
 
 def _merged(earlier: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """An earlier run's results with this run's peers in place of its own. Rivals are only compared within one run."""
+    """Return an earlier run's results with this run's peers replaced. Rivals are only compared within one run."""
     peers = {**earlier["peers"], **document["peers"]}
     imports = earlier["imports"] or document["imports"]
     return {**document, "started": earlier["started"], "imports": imports, "peers": peers}
 
 
 def _exit(number: int, frame: FrameType | None) -> Never:
-    """By way of the `finally` blocks and atexit, which end every child."""
+    """Exit through the `finally` blocks and atexit, which end every child process."""
     sys.exit(128 + number)
 
 

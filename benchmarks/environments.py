@@ -1,4 +1,4 @@
-"""The peers' virtual environments under `.bench/`: made once, each step logged, and a failure told in one sentence.
+"""Creates the peers' virtual environments under `.bench/` once, logs each step, and reports a failure in one sentence.
 
 torch is always installed first, by itself and at one pinned version: an unpinned one would bring gigabytes.
 """
@@ -16,11 +16,11 @@ _SETUP_SECONDS = 3600.0
 
 
 class SetupFailed(Exception):
-    """A peer cannot be had on this machine; the message says why."""
+    """Raised if a peer cannot be installed on this machine. The message contains the reason."""
 
 
 class Environment:
-    """A virtual environment of one peer. `recipe` changes when its contents should: then it is made again."""
+    """A peer's virtual environment. It is created again when `recipe` changes."""
 
     def __init__(self, name: str, recipe: str) -> None:
         self.name = name
@@ -32,26 +32,31 @@ class Environment:
 
     @property
     def is_ready(self) -> bool:
+        """True if the environment was completed with the same recipe."""
         return self._stamp.is_file() and self._stamp.read_text() == self._recipe
 
     def create(self) -> None:
+        """Create the environment with a current pip. Raises SetupFailed."""
         LOGS.mkdir(parents=True, exist_ok=True)
         print(f"  setting up .bench/{self.name} (once; log: .bench/logs/{self.log.name})", flush=True)
         self._run([sys.executable, "-m", "venv", "--clear", str(self.folder)], {})
         self.pip("install", "--upgrade", "pip>=25")
 
     def finish(self) -> None:
+        """Mark the environment as complete."""
         self._stamp.write_text(self._recipe)
 
     def install_torch(self) -> None:
+        """Install torch from TORCH_INDEX_URL or pip's default. Raises SetupFailed."""
         index = os.environ.get("TORCH_INDEX_URL")
         self.pip("install", *(["--index-url", index] if index else []), f"torch=={TORCH_VERSION}")
 
     def pip(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Run pip with these arguments. Raises SetupFailed."""
         self._run([str(self.python), "-m", "pip", "--disable-pip-version-check", *arguments], environment or {})
 
     def output(self, code: str) -> str:
-        """What a line of Python prints in this environment."""
+        """Return the output of a line of Python in this environment. Raises SetupFailed."""
         command = [str(self.python), "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if done.returncode:
@@ -76,7 +81,7 @@ class Environment:
 
 
 def cpu_flags() -> set[str]:
-    """The CPU's instruction sets as Linux names them; empty elsewhere."""
+    """Return the CPU's instruction sets as Linux names them; empty elsewhere."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,6 +1,6 @@
-"""The contract over an engine that takes no time: what the bridge costs shows when nothing else does.
+"""Serves the gRPC contract with an engine that takes no time, so that measurements show the bridge's cost alone.
 
-A prompt whose text begins with "paced" gets a token every 25 ms, as a real batch would send them; any other gets all its
+A prompt that begins with "paced" gets a token every 25 ms, as a real batch would send them. Any other gets all its
 tokens as fast as gRPC takes them. A process of its own; the address comes from TAILRACE_GRPC_ADDRESS.
 """
 
@@ -21,7 +21,7 @@ _DELTA = RunResponse(delta=Delta(text=" token", tokens=1))
 
 
 class InstantServicer(InferenceServiceServicer):
-    """`Run` alone."""
+    """A servicer that implements `Run` alone."""
 
     async def Run(self, request: RunRequest, context: Any) -> AsyncIterator[RunResponse]:
         request_id = dict(context.invocation_metadata()).get("x-request-id", "instant")
@@ -30,7 +30,7 @@ class InstantServicer(InferenceServiceServicer):
         loop = asyncio.get_running_loop()
         is_paced = request.text.startswith("paced")
         for _ in range(request.sampling.max_tokens):
-            if is_paced:  # all streams on one beat
+            if is_paced:  # all streams send at the same moments, as a batch does
                 await asyncio.sleep(PACE_SECONDS - loop.time() % PACE_SECONDS)
             yield _DELTA
         usage = Usage(prompt_tokens=1, completion_tokens=request.sampling.max_tokens)
@@ -39,7 +39,7 @@ class InstantServicer(InferenceServiceServicer):
 
 async def serve() -> None:
     server = grpc.aio.server()
-    add_InferenceServiceServicer_to_server(InstantServicer(), server)  # type: ignore[abstract]  # Run alone is asked
+    add_InferenceServiceServicer_to_server(InstantServicer(), server)  # type: ignore[abstract]  # only Run is called
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     await checks.set("tailrace.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)

@@ -1,6 +1,6 @@
-"""`python -m inference_server` with end tokens ignored: every reply of the benchmark has the length that was asked for.
+"""Runs `python -m inference_server` with end tokens ignored, so that every reply has the requested length.
 
-The public API has no such field, and a benchmark of replies that end when they like compares nothing.
+The public API has no such field, and replies of different lengths cannot be compared.
 """
 
 import os
@@ -15,7 +15,10 @@ _import_startup = server.import_startup
 
 
 def hosting_without_end_tokens() -> ModuleType:
-    """Raises AttributeError if the server keeps its end tokens elsewhere by now."""
+    """Return the module that loads models, with end tokens disabled.
+
+    Raises AttributeError if the module has no function for end tokens any more.
+    """
     hosting = _import_startup()
     if not callable(getattr(hosting, _END_IDS)):
         raise AttributeError(f"inference_server.serving.startup.{_END_IDS}")

@@ -1,4 +1,4 @@
-"""The machine and its software, for the results. Names no host, no user and no path."""
+"""Describes the machine and its software for the results. Contains no host, user or path."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import psutil
 
 from benchmarks.environments import cpu_flags
 
-_TELLING_FLAGS = (
+_RELEVANT_FLAGS = (
     "avx2",
     "avx512f",
     "avx512_vnni",
@@ -22,11 +22,12 @@ _TELLING_FLAGS = (
 
 
 def describe() -> dict[str, object]:
+    """Return CPU, cores, instruction sets, memory in GiB, system and Python version."""
     flags = cpu_flags()
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "instructions": [flag for flag in _TELLING_FLAGS if flag in flags],
+        "instructions": [flag for flag in _RELEVANT_FLAGS if flag in flags],
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

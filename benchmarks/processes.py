@@ -1,4 +1,4 @@
-"""Child processes: started in sessions of their own, logged, measured (CPU seconds, memory) and ended whatever happens."""
+"""Starts child processes in sessions of their own, logs and measures them (CPU, memory), and always ends them."""
 
 import atexit
 import contextlib
@@ -22,23 +22,23 @@ LOGS = BENCH / "logs"
 _MIB = 2**20
 _SAMPLE_SECONDS = 0.5
 _STOP_SECONDS = 15.0
-# This machine is asked directly, whatever proxy leads out of it.
+# Requests to this machine bypass any proxy that the environment names.
 _OPENER = build_opener(ProxyHandler({}))
 
 
 class PeerFailed(Exception):
-    """A peer did not do what was asked; the message is the reason that stands in the results."""
+    """Raised if a peer failed. The message is the reason that the results contain."""
 
 
 class Child:
-    """A process with its own descendants."""
+    """A process and its descendants, in a session of their own."""
 
     _running: "set[Child]" = set()
 
     def __init__(
         self, command: list[str], log: Path, environment: Mapping[str, str], *, piped: bool = False, cwd: Path = ROOT
     ) -> None:
-        """`piped`: stdin and stdout are pipes for a conversation; else everything goes to the log."""
+        """Start `command`. With `piped`, stdin and stdout are pipes; else all output goes to the log."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         with log.open("ab") as output:
@@ -55,15 +55,16 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """The process's id, which is also that of its session."""
         return self.process.pid
 
     def check(self) -> None:
-        """Raises PeerFailed, with the log's last line, if the process ended."""
+        """Raise PeerFailed with the log's last line if the process has ended."""
         if self.process.poll() is not None:
             raise PeerFailed(f"its process ended with {self.process.returncode}: {last_line(self.log)}")
 
     def stop(self) -> None:
-        """Ask the process to end; then end what is left of its session."""
+        """Ask the process to end, then kill the rest of its session."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -79,6 +80,7 @@ class Child:
 
     @classmethod
     def stop_all(cls) -> None:
+        """Stop every child that is still running."""
         for child in list(cls._running):
             child.stop()
 
@@ -87,11 +89,13 @@ atexit.register(Child.stop_all)
 
 
 def last_line(log: Path) -> str:
+    """Return the log's last line that is not empty, at most 300 characters."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "its log is empty"
 
 
 def free_port() -> int:
+    """Return a TCP port on 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -99,7 +103,7 @@ def free_port() -> int:
 
 
 def wait_for(url: str, children: list[Child], timeout_s: float) -> None:
-    """Until `url` answers 200. Raises PeerFailed if a process ends before or the time is over."""
+    """Wait until `url` answers 200. Raises PeerFailed if a process ends before, or after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for child in children:
@@ -111,6 +115,7 @@ def wait_for(url: str, children: list[Child], timeout_s: float) -> None:
 
 
 def tree(pid: int) -> list[psutil.Process]:
+    """Return a process and its living descendants; empty if it has ended."""
     try:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
@@ -127,12 +132,12 @@ def _sum(pid: int, value: Callable[[psutil.Process], float]) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its living descendants."""
+    """Return the user and system time of a process and its living descendants."""
     return _sum(pid, lambda process: sum(process.cpu_times()[:2]))
 
 
 def peak_mib(pids: Mapping[str, int]) -> float:
-    """Of process trees by role: the largest resident memory that each living process ever had, all added up."""
+    """Return the sum of the peak resident memory of all living processes of these trees, in MiB."""
     total = 0.0
     for pid in pids.values():
         for process in tree(pid):
@@ -143,22 +148,24 @@ def peak_mib(pids: Mapping[str, int]) -> float:
 
 
 class MemoryWatch:
-    """Resident memory of several process trees, looked at twice a second. Pages that processes share are counted once for
-    each of them."""
+    """Resident memory of several process trees, sampled twice a second. Shared pages count once for each process."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
-        """`pids`: of the roots, by role."""
+        """`pids` are those of the trees' roots, by role."""
         self._pids = pids
         self._stopping = threading.Event()
         self._samples: list[tuple[float, dict[str, float]]] = []  # time.perf_counter(), MiB by role
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def mib_before(self, moment: float) -> dict[str, float]:
-        """By role, at the last look before `moment` of time.perf_counter. Raises PeerFailed if there was none."""
-        looks = [mib for seconds, mib in self._samples if seconds < moment]
-        if not looks:
-            raise PeerFailed("it was over before its memory was looked at")
-        return looks[-1]
+        """Return the MiB by role in the last sample before `moment` (time.perf_counter).
+
+        Raises PeerFailed if there was no sample.
+        """
+        samples = [mib for seconds, mib in self._samples if seconds < moment]
+        if not samples:
+            raise PeerFailed("it ended before its memory was sampled")
+        return samples[-1]
 
     def _watch(self) -> None:
         while True:
@@ -172,6 +179,7 @@ class MemoryWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
+        """Sample until the block ends."""
         self._thread.start()
         try:
             yield

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.replicas`: what a second inference server adds, each pinned to one core, behind one bridge.
+"""`python -m benchmarks.replicas`: measures the gain from a second inference server, each pinned to a core, behind one bridge.
 
 Bridge and clients run on the last core in every run, so that the only difference is the second server. There are more
-clients than both servers have slots. Linux alone.
+clients than both servers have slots. Requires Linux.
 """
 
 import argparse
@@ -63,10 +63,14 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each of one and of two servers (default 3)")
-    parser.add_argument("--slots", type=int, default=8, help="of each server (default 8)")
-    parser.add_argument("--clients", type=int, default=32, help="each asks one request after the other (default 32)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring, after a warm-up (default 20)")
-    parser.add_argument("--reply", type=int, default=64, help="tokens of each (default 64)")
+    parser.add_argument("--slots", type=int, default=8, help="slots of each server (default 8)")
+    parser.add_argument(
+        "--clients", type=int, default=32, help="clients that send one request after the other (default 32)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="seconds of measurement, after a warm-up (default 20)"
+    )
+    parser.add_argument("--reply", type=int, default=64, help="tokens of each reply (default 64)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/replicas.json"))
     return parser.parse_args()
 
@@ -77,7 +81,10 @@ def _measure(server_cores: list[int], other_core: int, arguments: argparse.Names
 
 
 async def _load(url: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Clients that ask one request after the other; what ends within the measured time counts, wherever it began."""
+    """Run clients that send one request after the other.
+
+    Counts the replies that end within the measured time, also those that began before it.
+    """
     ends: list[tuple[float, int]] = []
     limits = httpx.Limits(max_connections=arguments.clients)
     async with httpx.AsyncClient(timeout=300, limits=limits, trust_env=False) as http:
@@ -106,7 +113,7 @@ async def _client(http: httpx.AsyncClient, url: str, number: int, reply: int, en
 
 @contextmanager
 def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str]:
-    """Servers, one on each of the cores, and a bridge before them, all ready: the URL of a run."""
+    """Start a server on each of the cores and a bridge before them. Yields the URL of a run when all are ready."""
     log = LOGS / "replicas.log"
     addresses = [f"127.0.0.1:{free_port()}" for _ in server_cores]
     http_port = free_port()
@@ -122,7 +129,7 @@ def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str
         for core, address in zip(server_cores, addresses, strict=True):
             command = _pinned(core, "benchmarks.launch_server")
             children.append(Child(command, log, environment | {"TAILRACE_GRPC_ADDRESS": address}))
-        for address in addresses:  # a bridge of its own would be ready as soon as one of them is
+        for address in addresses:  # the bridge is ready as soon as one of them is
             _wait_for_server(address, children)
         bridge = _pinned(other_core, "http_bridge")
         children.append(Child(bridge, log, environment | {"TAILRACE_GRPC_ADDRESS": ",".join(addresses)}))
@@ -140,7 +147,7 @@ def _pinned(core: int, module: str) -> list[str]:
 
 @contextmanager
 def _only_on(core: int) -> Iterator[None]:
-    """This process, and the clients that it starts, on one core."""
+    """Run this process, and the clients that it starts, on one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:

@@ -1,6 +1,6 @@
-"""What is asked of a running peer, and the figures that come of it.
+"""Sends each scenario's requests to a running peer and computes its figures.
 
-A scenario gives one set of figures for each of its cases, such as `short-8`: 8 streams with short prompts.
+A scenario has a set of figures for each of its cases, such as `short-8`: 8 streams with short prompts.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Load, Outcome, Request
+from benchmarks.load.load import Load, Outcome, Request
+from benchmarks.load.workload import LONG_TOKENS, SHORT_TOKENS, Workload
 from benchmarks.peers.base import Running
 from benchmarks.processes import MemoryWatch, cpu_seconds
-from benchmarks.statistics import Figures, arrival, percentile, step_ms, summary
-from benchmarks.workload import LONG_TOKENS, SHORT_TOKENS, Workload
+from benchmarks.report.statistics import Figures, arrival, percentile, step_ms, summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much is asked. Replies in tokens."""
+    """Numbers of rounds, streams and requests, and lengths of replies in tokens."""
 
     rounds: int
     streams: tuple[int, ...] = (1, 8, 32, 64)
@@ -53,7 +53,7 @@ QUICK = Size(
     timeout_s=120.0,
 )
 
-# Long enough for any reply, and of most kinds of value that a grammar must look into.
+# Longer than any reply, with most kinds of value that a grammar must constrain.
 _SCHEMA: dict[str, Any] = {
     "type": "array",
     "minItems": 500,
@@ -70,15 +70,17 @@ _SCHEMA: dict[str, Any] = {
     },
 }
 
-# Between the last request and its being counted among those that wait.
+# Time from the last request until the servers have queued it.
 _SETTLING_SECONDS = 2.0
 
 Cases = Iterator[tuple[str, Callable[[], Figures]]]
 
 
-class Questions:
-    """One peer's share of a round. Each method is a scenario; each case draws prompts of its own, which are the same for
-    every peer of the round and occur in no other case or round."""
+class Scenarios:
+    """The scenarios of a round on one peer: each public method yields a scenario's cases.
+
+    Each case has prompts of its own. They are the same for every peer of the round and occur in no other case or round.
+    """
 
     def __init__(self, running: Running, model_folder: Path, round_number: int, size: Size) -> None:
         self._running = running
@@ -91,7 +93,7 @@ class Questions:
         return Workload(self._model_folder, f"{case} {self._round_number}")
 
     def warm_up(self) -> float:
-        """Each kind of work once. Returns the TTFT of the very first request, in seconds."""
+        """Run each kind of work once. Returns the TTFT of the very first request, in seconds."""
         first = self._run([self._request(SHORT_TOKENS, 8)])
         self._run([self._request(SHORT_TOKENS, 4) for _ in range(min(8, max(self._size.streams)))])
         self._run([self._request(LONG_TOKENS, 4)])
@@ -119,14 +121,14 @@ class Questions:
         yield self._case("waiting", self._waiting)
 
     def share(self) -> Cases:
-        for door in self._running.doors:
-            yield self._case(f"share-{door}-1", self._one_by_one, door)
+        for client in self._running.clients:
+            yield self._case(f"share-{client}-1", self._one_by_one, client)
             for streams in self._size.streams[1:]:
-                yield self._case(f"share-{door}-{streams}", self._at_once, door, streams)
+                yield self._case(f"share-{client}-{streams}", self._parallel, client, streams)
 
     def instant(self) -> Cases:
-        for door in self._running.doors:
-            yield self._case(f"instant-{door}-1", self._one_by_one, door)
+        for client in self._running.clients:
+            yield self._case(f"instant-{client}-1", self._one_by_one, client)
         for kind in ("unpaced", "paced"):
             yield self._case(f"instant-{kind}-64", self._through_bridge, kind)
 
@@ -141,15 +143,15 @@ class Questions:
         text, ids = self._workload.prompt(num_tokens)
         return Request(text=text, prompt_ids=ids, max_tokens=max_tokens, after_events=after_events)
 
-    def _run(self, requests: list[Request], door: str | None = None, *, sequential: bool = False) -> Outcome:
+    def _run(self, requests: list[Request], client: str | None = None, *, sequential: bool = False) -> Outcome:
         load = Load(requests=requests, timeout_s=self._size.timeout_s, sequential=sequential)
-        return self._running.run(load, door)
+        return self._running.run(load, client)
 
-    def _measured(self, requests: list[Request], door: str | None = None) -> Figures:
-        """The load's summary, and CPU seconds for 1,000 tokens: of each process, of all, and of the client beside them."""
+    def _measured(self, requests: list[Request], client: str | None = None) -> Figures:
+        """Return the load's summary with the CPU seconds for 1,000 tokens of each process, of all, and of the client."""
         children = self._running.children
         before = {role: cpu_seconds(child.pid) for role, child in children.items()}
-        outcome = self._run(requests, door)
+        outcome = self._run(requests, client)
         spent = {role: cpu_seconds(child.pid) - before[role] for role, child in children.items()}
         figures = summary(outcome.records)
         thousands = figures["tokens"] / 1e3
@@ -165,7 +167,7 @@ class Questions:
         return self._measured([self._request(prompt_tokens, reply_tokens) for _ in range(streams)])
 
     def _turns(self) -> Figures:
-        """A conversation with a long first question; the second turn repeats all of it, with the reply it got."""
+        """Measure a conversation with a long first question. The second turn repeats it and its reply."""
         first_question, _ = self._workload.prompt(LONG_TOKENS)
         second_question, _ = self._workload.prompt(SHORT_TOKENS)
         messages = [{"role": "user", "content": first_question}]
@@ -191,7 +193,7 @@ class Questions:
         return arrival(records[:-1], records[-1])
 
     def _constrained(self, streams: int) -> Figures:
-        """The same number of streams without a schema and with one: the time of a step, and what each token costs more."""
+        """Return a step's time without and with a schema at the same number of streams, and the extra cost of each token."""
         steps = []
         for schema in (None, _SCHEMA):
             requests = [
@@ -207,9 +209,9 @@ class Questions:
         }
 
     def _waiting(self) -> Figures:
-        """What each process takes for a request that waits for the only slot."""
+        """Return the memory of each process for a request that waits for the only slot, in KiB."""
         size = self._size
-        # Keys and values are written to memory that was used before: its growth is not that of the waiting.
+        # These fill the KV cache first, so that its growth is not counted as that of waiting requests.
         self._run([self._request(LONG_TOKENS, 1) for _ in range(4)])
         late = [self._request(SHORT_TOKENS, 1) for _ in range(size.waiting_requests)]
         late[0] = replace(late[0], after_events=20)
@@ -220,18 +222,18 @@ class Questions:
         before, after = watch.mib_before(waited[0].start), watch.mib_before(settled)
         return {f"{role}_kib_per_request": (after[role] - before[role]) * 1024 / len(waited) for role in after}
 
-    def _one_by_one(self, door: str) -> Figures:
-        """Single requests in sequence: TTFT without company."""
+    def _one_by_one(self, client: str) -> Figures:
+        """Return the TTFT of single requests, one after the other."""
         requests = [self._request(SHORT_TOKENS, 8) for _ in range(self._size.share_requests)]
-        records = self._run(requests, door, sequential=True).records
+        records = self._run(requests, client, sequential=True).records
         return {"ttft_p50_ms": percentile([record.ttft_s * 1e3 for record in records], 50)}
 
-    def _at_once(self, door: str, streams: int) -> Figures:
+    def _parallel(self, client: str, streams: int) -> Figures:
         requests = [self._request(SHORT_TOKENS, self._size.short_reply) for _ in range(streams)]
-        return self._measured(requests, door)
+        return self._measured(requests, client)
 
     def _through_bridge(self, kind: str) -> Figures:
-        """64 streams over the instant engine; tokens for a CPU second of the bridge's process."""
+        """Run 64 streams over the instant engine. Adds the tokens per CPU second of the bridge's process."""
         tokens = self._size.instant_tokens if kind == "unpaced" else max(1, self._size.instant_tokens // 8)
         figures = self._measured([Request(text=f"{kind} {number}", max_tokens=tokens) for number in range(64)], "rest")
         figures["tokens_per_bridge_cpu_s"] = 1e3 / figures["cpu_bridge_s_per_1000_tokens"]

@@ -1,1 +1,1 @@
-"""Small clients of Tailrace, to read and to run; README.md in this folder says how."""
+"""Small clients of Tailrace, to read and to run. README.md in this folder explains how."""

@@ -1,6 +1,6 @@
-"""A client of the gRPC API in one screen: `python -m examples.stream where is new york`.
+"""A small client of the gRPC API: `python -m examples.stream where is new york`.
 
-Needs the contract's stubs and nothing else of Tailrace. Ctrl-C cancels the run on the server too. For daily use there is
+Needs only the contract's stubs of Tailrace. Ctrl-C cancels the run on the server too. For daily use there is
 `tailrace run --grpc`.
 """
 
@@ -17,19 +17,19 @@ from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 
 ADDRESS = os.environ.get("TAILRACE_GRPC_ADDRESS") or "127.0.0.1:50051"
 MODEL = os.environ.get("MODEL") or "@cf/meta/llama-2-7b-chat-int8"
-# What a shell reports for a program that Ctrl-C ended.
+# A shell's exit code for a program that Ctrl-C ended.
 EXIT_INTERRUPTED = 130
 
 
 def main() -> int:
-    """Returns the exit code: 0, 1 after an error that was told in one sentence, 130 after Ctrl-C."""
+    """Run the prompt. Returns the exit code: 0, 1 after an error, which is printed in one sentence, 130 after Ctrl-C."""
     prompt = " ".join(sys.argv[1:]) or "where is new york?"
     chat = pb.Chat(turns=[pb.ChatTurn(role="user", content=prompt)])
-    # What is not set takes the server's default.
+    # Unset fields take the server's defaults.
     request = pb.RunRequest(model=MODEL, chat=chat, sampling=pb.Sampling(seed=1, max_tokens=256))
     with grpc.insecure_channel(ADDRESS) as channel:
         call = InferenceServiceStub(channel).Run(request)
-        # The server frees the slot at once; a KeyboardInterrupt raised inside gRPC can get lost.
+        # Cancelling frees the server's slot immediately. A KeyboardInterrupt raised inside gRPC can get lost.
         signal.signal(signal.SIGINT, lambda *_: call.cancel())
         try:
             for event in call:
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def show(event: pb.RunResponse) -> None:
-    """First comes `started`, then deltas, last `completed`."""
+    """Print an event. The first is `started`, then follow deltas, the last is `completed`."""
     if event.HasField("delta"):
         print(event.delta.text, end="", flush=True)
     elif event.HasField("completed"):
@@ -52,7 +52,7 @@ def show(event: pb.RunResponse) -> None:
 
 
 def explain(call: grpc.Call) -> str:
-    """The reason stands in the details of the status (google.rpc): for programs a word, for people the message."""
+    """Return the error as one sentence: the reason is in the status details (google.rpc), next to the message."""
     info = error_details_pb2.ErrorInfo()
     status = rpc_status.from_call(call)
     for detail in status.details if status else ():

@@ -1,1 +1,0 @@
-"""The `tailrace` command: starts both services, asks models from a terminal, and finds out what is wrong."""

@@ -1,29 +1,37 @@
-"""`tailrace`, or `python -m tailrace_cli`: reads the command line and hands over. Every mistake ends in one sentence."""
+"""The command `tailrace`, also `python -m tailrace_cli`: parses the command line and runs one subcommand.
+
+Every error ends the command with one sentence on stderr. The services are imported only by `serve` and `doctor`.
+"""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
-from tailrace_cli.asking import Ask, Door, Failure, Refusal, chat, models, run
+from tailrace_cli import environment
+from tailrace_cli.client import Client, Request, chat, models, run
+from tailrace_cli.errors import Failure, Refusal
 
-DEFAULT_URL = "http://127.0.0.1:8787"
-DEFAULT_GRPC_ADDRESS = "127.0.0.1:50051"
-# What a shell reports for a program that Ctrl-C ended.
+# Exit code that a shell reports for a program that Ctrl-C ended.
 EXIT_INTERRUPTED = 130
+
+_Command = Callable[[argparse.Namespace], int]
 
 
 def main() -> int:
-    """Returns the exit code: 0, 1 after an error that was told in one sentence, 2 for wrong usage, 130 after Ctrl-C."""
+    """Run the command line's subcommand.
+
+    Returns:
+        The exit code: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C.
+    """
     options = _parser().parse_args()
     try:
+        if sys.stdout is None and options.command is not _serve:  # the services need only stderr
+            raise Failure("Standard output is closed, so the result cannot be written.")
         return int(options.command(options))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has enough. Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of the output has ended, such as head
         return 1
     except (Failure, Refusal) as error:
         print(error, file=sys.stderr)
@@ -34,17 +42,17 @@ def _run(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == ["-"] else " ".join(options.prompt)
     if not prompt.strip():
         raise Failure("The prompt is empty.")
-    run(_door(options), _ask(options, prompt), shows_figures=options.stats)
+    run(_client(options), _request(options, prompt), shows_stats=options.stats)
     return 0
 
 
 def _chat(options: argparse.Namespace) -> int:
-    chat(_door(options), _ask(options, ""))
+    chat(_client(options), _request(options, ""))
     return 0
 
 
 def _models(options: argparse.Namespace) -> int:
-    models(_door(options))
+    models(_client(options))
     return 0
 
 
@@ -55,7 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from tailrace_cli.doctor import doctor
+    from tailrace_cli.doctor.command import doctor
 
     return doctor(options.url, options.token)
 
@@ -67,18 +75,18 @@ def _token(options: argparse.Namespace) -> int:
     return 0
 
 
-def _door(options: argparse.Namespace) -> Door:
+def _client(options: argparse.Namespace) -> Client:
     if options.grpc:
-        from tailrace_cli.rpc import GrpcDoor
+        from tailrace_cli.rpc import GrpcClient
 
-        return GrpcDoor(options.grpc_address)
-    from tailrace_cli.rest import RestDoor
+        return GrpcClient(options.grpc_address)
+    from tailrace_cli.rest import RestClient
 
-    return RestDoor(options.url, options.token)
+    return RestClient(options.url or environment.bridge_url(), options.token)
 
 
-def _ask(options: argparse.Namespace, prompt: str) -> Ask:
-    return Ask(
+def _request(options: argparse.Namespace, prompt: str) -> Request:
+    return Request(
         model=options.model,
         prompt=prompt,
         system=options.system,
@@ -90,71 +98,98 @@ def _ask(options: argparse.Namespace, prompt: str) -> Ask:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tailrace", description="Workers AI text generation on your own hardware.")
+    parser = argparse.ArgumentParser(
+        prog="tailrace",
+        description="Workers AI text generation on your own hardware.",
+        epilog=environment.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"tailrace {version('tailrace')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="start the inference server and the bridge")
-    serve.set_defaults(command=_serve)
-
-    asked = commands.add_parser("run", help="ask a model and show its reply as it grows")
-    asked.add_argument("model", type=_text, metavar="MODEL", help="its name, as `tailrace models` shows it")
-    asked.add_argument(
-        "prompt", nargs="+", type=_text, metavar="PROMPT", help="several words become one; - reads stdin"
+    run_parser = _add_command(
+        commands, "run", _run, "send a prompt to a model and print the reply while it is generated"
     )
-    asked.add_argument("--raw", action="store_true", help="let the model continue the text: no chat template")
-    asked.add_argument("--stats", action="store_true", help="tell tokens and times on stderr")
-    asked.set_defaults(command=_run)
-
-    talk = commands.add_parser("chat", help="talk to a model; an empty line or Ctrl-D ends")
-    talk.add_argument("model", nargs="?", default="", type=_text, metavar="MODEL", help="the first one by default")
-    talk.set_defaults(command=_chat)
-
-    for command in (asked, talk):
-        command.add_argument("--system", type=_text, default="", help="a system turn before everything")
-        command.add_argument("--max-tokens", type=_whole(2**32 - 1), help="longest reply, in tokens")
-        command.add_argument("--temperature", type=float, help="0 to 5; 0 always takes the likeliest token")
-        command.add_argument("--seed", type=_whole(9_999_999_999), help="the same seed gives the same reply")
-
-    listed = commands.add_parser("models", help="name the models that can be asked")
-    listed.set_defaults(command=_models)
-    checked = commands.add_parser("doctor", help="check this machine and the stack, and say what to do")
-    checked.set_defaults(command=_doctor)
-    token = commands.add_parser("token", help="make an API token, and its line for TAILRACE_API_TOKENS_FILE")
-    token.add_argument("account", type=_text, metavar="ACCOUNT", help="the one that it is for; '*' is every account")
-    token.set_defaults(command=_token)
-    for command in (asked, talk, listed):
-        command.add_argument("--grpc", action="store_true", help="ask the inference server itself, not the bridge")
-        # Of several servers, the first.
-        address = (os.environ.get("TAILRACE_GRPC_ADDRESS") or DEFAULT_GRPC_ADDRESS).partition(",")[0]
-        command.add_argument("--grpc-address", default=address, help="host:port for --grpc (%(default)s)")
-    for command in (asked, talk, listed, checked):
-        command.add_argument("--url", default=_default_url(), help="the bridge (%(default)s)")
-        known = os.environ.get("TAILRACE_TOKEN", "")
-        command.add_argument("--token", default=known, help="API token; TAILRACE_TOKEN keeps it out of the history")
+    run_parser.add_argument("model", type=_text, metavar="MODEL", help="name of the model, as in `tailrace models`")
+    run_parser.add_argument(
+        "prompt", nargs="+", type=_text, metavar="PROMPT", help="words are joined by spaces; - reads stdin"
+    )
+    run_parser.add_argument("--raw", action="store_true", help="continue the text, without a chat template")
+    run_parser.add_argument("--stats", action="store_true", help="report token counts and times on stderr")
+    chat_parser = _add_command(commands, "chat", _chat, "talk to a model; an empty line or Ctrl-D ends")
+    chat_parser.add_argument(
+        "model", nargs="?", default="", type=_text, metavar="MODEL", help="name of the model; by default the first one"
+    )
+    models_parser = _add_command(commands, "models", _models, "list the models with their limits")
+    _add_command(commands, "serve", _serve, "start the inference server and the bridge")
+    doctor_parser = _add_command(commands, "doctor", _doctor, "check this machine, the settings and the services")
+    token_parser = _add_command(
+        commands, "token", _token, "make an API token, and its line for TAILRACE_API_TOKENS_FILE"
+    )
+    token_parser.add_argument(
+        "account", type=_text, metavar="ACCOUNT", help="account that the token is for; '*' is every account"
+    )
+    for command in (run_parser, chat_parser):
+        _add_request_options(command)
+    for command in (run_parser, chat_parser, models_parser):
+        _add_grpc_options(command)
+    for command in (run_parser, chat_parser, models_parser, doctor_parser):
+        _add_bridge_options(command)
     return parser
 
 
-def _default_url() -> str:
-    address = os.environ.get("TAILRACE_HTTP_ADDRESS")
-    if not address:
-        return os.environ.get("TAILRACE_URL") or DEFAULT_URL
-    host, _, port = address.rpartition(":")
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, function: _Command, summary: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_request_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--system", type=_text, default="", help="system message before the conversation")
+    command.add_argument("--max-tokens", type=_integer(2**32 - 1), help="longest reply, in tokens")
+    command.add_argument("--temperature", type=float, help="0 to 5; 0 always selects the most likely token")
+    command.add_argument(
+        "--seed", type=_integer(9_999_999_999), help="seed of the random numbers; the same seed repeats the reply"
+    )
+
+
+def _add_grpc_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--grpc", action="store_true", help="call the inference server directly, not the bridge")
+    command.add_argument(
+        "--grpc-address",
+        default=environment.grpc_address(),
+        help="inference server for --grpc as host:port; by default TAILRACE_GRPC_ADDRESS (%(default)s)",
+    )
+
+
+def _add_bridge_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--url",
+        help=f"URL of the bridge; by default TAILRACE_HTTP_ADDRESS, else TAILRACE_URL, else {environment.DEFAULT_URL}",
+    )
+    command.add_argument(
+        "--token",
+        default=environment.variable("TAILRACE_TOKEN"),
+        help="API token; by default TAILRACE_TOKEN, which keeps it out of the shell's history",
+    )
 
 
 def _text(argument: str) -> str:
-    # Bytes that are no UTF-8 reach Python as lone surrogates, which no message can hold.
+    # Python represents bytes that are not UTF-8 as lone surrogates, which neither JSON nor protobuf can carry.
     return argument.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _whole(maximum: int) -> Callable[[str], int]:
+def _integer(maximum: int) -> Callable[[str], int]:
+    """Return a parser of integers from 1 to `maximum`."""
+
     def parse(text: str) -> int:
         number = int(text)
         if not 1 <= number <= maximum:
             raise argparse.ArgumentTypeError(f"must be 1 to {maximum}")
         return number
 
-    parse.__name__ = "whole number"
+    parse.__name__ = "integer"  # argparse names it in its message
     return parse
 
 

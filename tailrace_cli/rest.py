@@ -1,4 +1,4 @@
-"""The way through the bridge: Workers AI's REST interface, by the standard library alone."""
+"""Client of the bridge: Workers AI's REST interface, with the standard library alone."""
 
 import http.client
 import json
@@ -6,61 +6,83 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from tailrace_cli.asking import Ask, Failure, Figures, ModelLine, Refusal
+from tailrace_cli.client import ModelLine, ReplyStats, Request
+from tailrace_cli.errors import Failure, Refusal
 
 _API = "/client/v4/accounts/local/ai"
 _CONNECT_SECONDS = 10.0
 _NUMBERS = ("max_tokens", "temperature", "seed")
 
 
-class RestDoor:
-    """A bridge at `url`."""
+class RestClient:
+    """A client of one bridge. Opens a connection for each request."""
 
     def __init__(self, url: str, token: str) -> None:
-        """url: http:// or https://, with a host and perhaps a port and a path. Raises Failure for anything else."""
+        """Check the URL without opening a connection.
+
+        Args:
+            url: http:// or https:// with a host, and optionally a port and a path.
+            token: API token; empty: a bridge without tokens is expected.
+
+        Raises:
+            Failure: `url` has another form.
+        """
         self._url = url.rstrip("/")
-        self._parts = urlsplit(self._url)
+        try:
+            self._parts = urlsplit(self._url)
+            self._port = self._parts.port
+        except ValueError as error:
+            raise Failure(f"{url} is not the URL of a bridge: {error}.") from None
         if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
-            raise Failure(f"{url} is no address of a bridge; one looks like http://127.0.0.1:8787")
+            raise Failure(f"{url} is not the URL of a bridge; an example is http://127.0.0.1:8787")
         self._headers = {"content-type": "application/json", "authorization": f"Bearer {token or 'any-token'}"}
 
-    def stream(self, ask: Ask, figures: Figures) -> Iterator[str]:
-        body: dict[str, object] = {name: getattr(ask, name) for name in _NUMBERS if getattr(ask, name) is not None}
+    def stream(self, request: Request, stats: ReplyStats) -> Iterator[str]:
+        """Yield the reply's text piece by piece; see Client."""
+        numbers = {name: getattr(request, name) for name in _NUMBERS}
+        body: dict[str, object] = {name: value for name, value in numbers.items() if value is not None}
         body["stream"] = True
-        if ask.raw:
-            body |= {"prompt": ask.prompt, "raw": True}
+        if request.raw:
+            body |= {"prompt": request.prompt, "raw": True}
         else:
-            body["messages"] = [{"role": role, "content": content} for role, content in ask.messages]
-        connection, response = self._ask("POST", f"/run/{quote(ask.model, safe='/@')}", json.dumps(body).encode())
+            body["messages"] = [{"role": role, "content": content} for role, content in request.messages]
+        connection, response = self._send("POST", f"/run/{quote(request.model, safe='/@')}", json.dumps(body).encode())
         try:
-            yield from _texts(response, figures)
+            yield from _texts(response, stats)
         except (OSError, http.client.HTTPException) as error:
             raise Failure(f"The connection to {self._url} broke: {error}.") from None
         finally:
             connection.close()
 
     def models(self) -> list[ModelLine]:
-        connection, response = self._ask("GET", "/models/search?per_page=1000")
+        """Return the models that the bridge lists, 1000 at most."""
+        connection, response = self._send("GET", "/models/search?per_page=1000")
         try:
             found = json.load(response)["result"]
         finally:
             connection.close()
-        return [_line(model) for model in found]
+        return [_model_line(model) for model in found]
 
-    def _ask(
+    def _send(
         self, method: str, path: str, body: bytes | None = None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send one request. Return the connection and the response, which has status 200.
+
+        Raises:
+            Failure: The bridge cannot be reached.
+            Refusal: The response has another status.
+        """
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=_CONNECT_SECONDS)
+        connection = kind(self._parts.hostname or "", self._port, timeout=_CONNECT_SECONDS)
         try:
             connection.connect()
-            # A reply takes as long as it takes.
+            # The time limit is for connecting: a reply has none.
             connection.sock.settimeout(None)
             connection.request(method, f"{self._parts.path}{_API}{path}", body, self._headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise Failure(f"No bridge answers at {self._url} ({error}): start one with `tailrace serve`.") from None
+            raise Failure(f"No bridge answers at {self._url} ({error}). Start one with `tailrace serve`.") from None
         if response.status != 200:
             refusal = _refusal(response)
             connection.close()
@@ -68,7 +90,8 @@ class RestDoor:
         return connection, response
 
 
-def _texts(response: http.client.HTTPResponse, figures: Figures) -> Iterator[str]:
+def _texts(response: http.client.HTTPResponse, stats: ReplyStats) -> Iterator[str]:
+    """Yield the text of each event of a stream. Raises Refusal if the stream fails or ends without [DONE]."""
     for line in response:
         data = line.removeprefix(b"data: ").strip()
         if data == b"[DONE]":
@@ -79,10 +102,10 @@ def _texts(response: http.client.HTTPResponse, figures: Figures) -> Iterator[str
         if errors := event.get("errors"):
             raise Refusal(f"The reply failed: {errors[0]['message']} ({errors[0]['code']})")
         if usage := event.get("usage"):
-            figures.prompt_tokens, figures.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+            stats.prompt_tokens, stats.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
         if text := event.get("response"):
             yield text
-    raise Refusal("The reply ended too early.")
+    raise Refusal("The bridge ended the reply too early.")
 
 
 def _refusal(response: http.client.HTTPResponse) -> Refusal:
@@ -91,11 +114,11 @@ def _refusal(response: http.client.HTTPResponse) -> Refusal:
     except (ValueError, LookupError, TypeError):
         return Refusal(f"The bridge answered {response.status} {response.reason}.")
     if error["code"] in (9106, 10000):
-        return Refusal("The bridge asks for an API token: give one with --token or TAILRACE_TOKEN.")
+        return Refusal("The bridge requires an API token. Pass one with --token or TAILRACE_TOKEN.")
     return Refusal(f"{error['message']} ({error['code']})")
 
 
-def _line(model: dict[str, Any]) -> ModelLine:
+def _model_line(model: dict[str, Any]) -> ModelLine:
     values = {item["property_id"]: item["value"] for item in model.get("properties", [])}
     context, sequence = (int(values.get(f"{kind}_length_limit", 0)) for kind in ("context", "sequence"))
     return ModelLine(model["name"], model.get("description", ""), context, sequence)

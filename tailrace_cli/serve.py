@@ -1,11 +1,13 @@
-"""`tailrace serve`: server and bridge on this machine, as two processes; prints the curl to try once both are ready.
+"""The command `tailrace serve`: starts both services as processes and prints a curl command once both are ready.
 
-Ctrl-C and SIGTERM stop both: the bridge first, so that it still gets the ends of its replies, then the server. Each
-finishes what it has accepted, within its own grace period; a second signal is passed on and cuts that short.
+Ctrl-C and SIGTERM stop both. The bridge stops first, so that it still receives the ends of its replies, then the server.
+Each finishes accepted requests within its own grace period. A second signal is passed on and shortens it.
 """
 
+import http.client
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,36 +16,50 @@ import time
 import urllib.request
 from pathlib import Path
 
-from tailrace_cli.asking import HOW_TO_INSTALL, Failure
+from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, http_address, variable
+from tailrace_cli.errors import Failure
+from tailrace_cli.output import write
+from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.variables import check_variables, unknown_variables
+
+HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
 
 _POLL_SECONDS = 0.2
-# What the client alone does not need.
-_NEEDED = ("torch", "transformers", "starlette", "uvicorn")
-# This machine is asked directly, whatever proxy leads out of it.
+# Packages that the base installation, which contains the clients, does not have.
+_REQUIRED = ("torch", "transformers", "starlette", "uvicorn")
+# Requests to this machine bypass proxies.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+logger = logging.getLogger(__name__)
 
 Process = subprocess.Popen[bytes]
 
 
 class _Stopped(Exception):
-    """A signal asked for the end."""
+    """SIGINT or SIGTERM arrived."""
 
 
 def serve() -> int:
-    """Returns 0 after a signal, else the exit code of the process that ended by itself."""
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    """Start both services and wait until a signal arrives or one of them ends.
+
+    Returns:
+        0 after a signal, else the exit code of the process that ended, or 1 if that is 0.
+
+    Raises:
+        Failure: The services are not installed, or a setting is wrong.
+    """
+    if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         names = ", ".join(missing)
         raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
-    address = _http_address()
+    address = http_address()
+    environment = _services_environment()
     if _is_ready(address):
-        print(f"Something answers on {address} already; set TAILRACE_HTTP_ADDRESS to another address.", file=sys.stderr)
-        return 1
-    _on_signals(_stop_by_exception)
+        raise Failure(f"{address} is in use already. Set TAILRACE_HTTP_ADDRESS to another address.")
+    _on_signals(_raise_stopped)
     processes: list[Process] = []
     try:
         for module in ("inference_server", "http_bridge"):
-            # A session of its own: Ctrl-C in a terminal reaches this process alone, which then stops both in order.
-            processes.append(subprocess.Popen([sys.executable, "-m", module], start_new_session=True))
+            # In sessions of their own: Ctrl-C then reaches only this process, which stops both in order.
+            processes.append(subprocess.Popen([sys.executable, "-m", module], start_new_session=True, env=environment))
         return _watch(processes, address)
     except _Stopped:
         return 0
@@ -54,12 +70,28 @@ def serve() -> int:
             process.wait()
 
 
+def _services_environment() -> dict[str, str]:
+    """Report unknown TAILRACE_* variables, and return the environment without them.
+
+    The services would report the same variables again, once each.
+
+    Raises:
+        Failure: An unknown variable was probably meant to protect the services.
+    """
+    try:
+        check_variables(logger)
+    except ConfigurationError as error:
+        raise Failure(f"{error}.") from None
+    unknown = {each.name for each in unknown_variables(os.environ)}
+    return {name: value for name, value in os.environ.items() if name not in unknown}
+
+
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 
 
-def _stop_by_exception(number: int, frame: object) -> None:
+def _raise_stopped(number: int, frame: object) -> None:
     raise _Stopped
 
 
@@ -70,63 +102,48 @@ def _terminate(processes: list[Process]) -> None:
 
 
 def _watch(processes: list[Process], address: str) -> int:
-    """Wait until one process ends; tell when both are ready."""
+    """Wait until one process ends and return its exit code. Print the curl command when both are ready."""
     started = time.monotonic()
-    announced = False
+    is_announced = False
     while True:
         for process in processes:
             if process.poll() is not None:
                 return process.returncode or 1
-        if not announced and _is_ready(address):
-            announced = True
+        if not is_announced and _is_ready(address):
+            is_announced = True
             _announce(address, time.monotonic() - started)
         time.sleep(_POLL_SECONDS)
-
-
-def _setting(name: str, default: str) -> str:
-    """A setting as the services read it: an empty variable is an unset one."""
-    return os.environ.get(name) or default
-
-
-def _http_address() -> str:
-    """Where a client on this machine finds the bridge."""
-    host, _, port = _setting("TAILRACE_HTTP_ADDRESS", "127.0.0.1:8787").rpartition(":")
-    return f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"
 
 
 def _is_ready(address: str) -> bool:
     try:
         with _OPENER.open(f"http://{address}/readyz", timeout=2.0) as response:
             return json.load(response) is not None
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
 def _first_model() -> str:
     from inference_server.serving.catalog import read_catalog
     from inference_server.settings import DEFAULT_CATALOG
-    from tailrace_shared.config_errors import ConfigurationError
 
     try:
-        return read_catalog(Path(_setting("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))[0].name
-    except ConfigurationError:  # the server has read it, so it was changed since
+        return read_catalog(Path(variable("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))[0].name
+    except ConfigurationError:  # the file has changed since the server read it
         return "<model>"
 
 
 def _announce(address: str, seconds: float) -> None:
-    token = "$TOKEN" if any(os.environ.get(f"TAILRACE_API_TOKENS{name}") for name in ("", "_FILE")) else "any-token"
-    print(
-        f"""
+    has_tokens = any(variable(name) for name in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"))
+    write(f"""
 Tailrace is ready after {seconds:.1f} s. Try it:
 
 curl -N -X POST \\
   "http://{address}/client/v4/accounts/local/ai/run/{_first_model()}" \\
-  -H "Authorization: Bearer {token}" \\
+  -H "Authorization: Bearer {"$TOKEN" if has_tokens else "any-token"}" \\
   -H "Content-Type:application/json" \\
   -d '{{ "prompt": "where is new york?", "stream": true }}'
 
 A playground is at http://{address}/
-gRPC listens on {_setting("TAILRACE_GRPC_ADDRESS", "127.0.0.1:50051")}. Ctrl-C stops both.
-""",
-        flush=True,
-    )
+gRPC listens on {variable("TAILRACE_GRPC_ADDRESS", DEFAULT_GRPC_ADDRESS)}. Ctrl-C stops both.
+""")

@@ -1,26 +1,34 @@
-"""`tailrace token`: makes an API token and the line by which the bridge knows it. Knows the file's form; asks nobody."""
+"""The command `tailrace token`: makes an API token and its line for the bridge's file of tokens.
+
+The token is random; neither service takes part.
+"""
 
 import hashlib
 import re
 import secrets
 import sys
 
-from tailrace_cli.asking import Failure
+from tailrace_cli.errors import Failure
+from tailrace_cli.output import write
 
-# As http_bridge/auth/token_file.py reads it.
+# The same pattern as in http_bridge/auth/token_file.py, which reads the line.
 _ACCOUNT = re.compile(r"\*|[\w.-]{1,128}", re.ASCII)
 _PREFIX = "tr_"
 _RANDOM_BYTES = 32
 
 
 def make_token(account: str) -> None:
-    """Print a new token for `account`, once, to stderr and its line to stdout, so that `>> FILE` adds the line alone.
+    """Print a new token for `account` to stderr and its line to stdout, so that `>> FILE` adds only the line.
 
-    Raises Failure for an account that can be none.
+    Raises:
+        Failure: `account` is not a valid account name.
     """
     if not _ACCOUNT.fullmatch(account):
-        raise Failure("An account is 1 to 128 letters, digits, dots, dashes and underscores; '*' is every account.")
+        raise Failure(
+            f"{account!r} is not an account name. Use 1 to 128 letters, digits, dots, dashes and underscores, "
+            "or '*' for every account."
+        )
     token = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
-    print(f"The token, which is shown this once: {token}", file=sys.stderr)
-    print("Its line for the file of TAILRACE_API_TOKENS_FILE:", file=sys.stderr, flush=True)
-    print(f"{account} {hashlib.sha256(token.encode()).hexdigest()}")
+    print(f"The token, which is shown only once: {token}", file=sys.stderr)
+    print("Its line for the file that TAILRACE_API_TOKENS_FILE names:", file=sys.stderr, flush=True)
+    write(f"{account} {hashlib.sha256(token.encode()).hexdigest()}")

@@ -26,7 +26,7 @@ def configure(service: str, level: LogLevel, log_format: LogFormat) -> None:
 
     Args:
         service: Name of the service: "inference_server" or "http_bridge".
-        level: Least severity that is written.
+        level: Lowest severity that is written.
         log_format: "text" or "json".
     """
     handler = logging.StreamHandler()

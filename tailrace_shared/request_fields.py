@@ -21,7 +21,13 @@ DEFAULT_TEMPERATURE = 0.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """An interval of numbers; None means unbounded. `is_above`: `minimum` itself is outside."""
+    """An interval of numbers.
+
+    Attributes:
+        minimum: Lower bound; None: unbounded.
+        maximum: Upper bound, which is inside; None: unbounded.
+        is_above: True if `minimum` itself is outside.
+    """
 
     minimum: float | None = None
     maximum: float | None = None
@@ -46,7 +52,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingField:
-    """One sampling parameter.
+    """A sampling parameter.
 
     Attributes:
         name: Its name in JSON bodies, in the contract and in SamplingParams.
@@ -58,8 +64,8 @@ class SamplingField:
         openai: Range that OpenAI's routes accept; None: the same as `rest`.
         shown_default: `default` of the REST schemas; None: the schemas have none.
         description: Description in the REST schemas; empty: none.
-        is_engine_default: Whether SamplingParams has a default of its own, so that only given values are passed on.
-        is_traced: Whether OpenTelemetry's conventions define gen_ai.request.<name>.
+        is_engine_default: True if SamplingParams has a default of its own, so that only given values are passed on.
+        is_traced: True if OpenTelemetry's conventions define gen_ai.request.<name>.
     """
 
     name: str

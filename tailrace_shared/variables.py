@@ -1,7 +1,7 @@
 """The environment variables that Tailrace reads, and a check for misspelt ones.
 
 The services ignore variables that they do not read, because each service also finds the other one's variables in its
-environment. This table is what tells a variable of the other service from a misspelt one.
+environment. This table separates variables of the other service from misspelt ones.
 """
 
 import difflib
@@ -111,8 +111,8 @@ class UnknownVariable:
 
     def __str__(self) -> str:
         """Describe the variable in one sentence without a final period."""
-        hint = f": did you mean {self.nearest}?" if self.nearest else "; docs/configuration.md lists the settings"
-        return f"{self.name} is not a setting of Tailrace{hint}"
+        hint = f"did you mean {self.nearest}?" if self.nearest else "docs/configuration.md lists the settings"
+        return f"{self.name} is not a setting of Tailrace ({hint})"
 
 
 def unknown_variables(names: Iterable[str]) -> list[UnknownVariable]:
@@ -137,9 +137,9 @@ def check_variables(logger: logging.Logger, environment: Mapping[str, str] = os.
     """
     unknown = unknown_variables(environment)
     if protective := [variable for variable in unknown if variable.is_protective]:
-        sentences = "; ".join(map(str, protective))
+        sentences = ". ".join(map(str, protective))
         raise ConfigurationError(
-            f"{sentences}; correct or unset it: a setting that may protect the service is not ignored"
+            f"{sentences}. Correct or unset it: a variable that may be meant to protect the service is not ignored"
         )
     for variable in unknown:
         logger.warning("%s", variable)

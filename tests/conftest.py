@@ -1,4 +1,4 @@
-"""Fixtures for every folder: tiny models on disk, made once a run."""
+"""Fixtures for every folder: tiny models on disk, created once per test run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function from an architecture's name (tiny_models.ARCHITECTURES) to a model folder."""
+    """Return a function from an architecture's name (tiny_models.ARCHITECTURES) to a model folder."""
     from tests.support.tiny_models import write_model
 
     folders: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""Grafana's dashboard and Prometheus' alerts against the metrics that there are, as deploy/METRICS.md lists them."""
+"""Grafana's dashboard and Prometheus' alerts compared with the metrics that deploy/METRICS.md lists."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.dashboard import ALERTS, DEPLOY, alert_queries, dashboard_queries, panels
 
-# Of Prometheus itself, and of prometheus_client's collector for processes.
+# Metrics of Prometheus itself, and of prometheus_client's collector for processes.
 OTHERS = {
     "up": {"job"},
     "ALERTS": {"alertname", "alertstate"},
@@ -21,7 +21,7 @@ EVERYWHERE = {"instance"}
 
 
 def listed() -> dict[str, set[str]]:
-    """Each series of the table with its labels: of a histogram the three that it consists of."""
+    """Return the labels of each series of the table. A histogram has three series."""
     rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", (DEPLOY / "METRICS.md").read_text(), re.MULTILINE)
     metrics = dict(OTHERS)
     for name, kind, labels in rows:

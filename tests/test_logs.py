@@ -54,7 +54,7 @@ def test_a_callers_text_is_cut_and_stays_in_its_line(form):
     assert line.isprintable() and len(line) < 700
 
 
-def test_lines_of_others_pass_with_their_arguments_and_exceptions():
+def test_lines_of_libraries_keep_their_arguments_and_exceptions():
     try:
         raise ValueError("no")
     except ValueError:
@@ -65,7 +65,7 @@ def test_lines_of_others_pass_with_their_arguments_and_exceptions():
     assert logs.TextLines("http_bridge").format(with_fields("%s", a=1)).endswith("{'a': 1}")
 
 
-def test_warnings_and_lines_of_libraries_take_the_same_form():
+def test_warnings_and_lines_of_libraries_have_the_same_format():
     code = """
 import logging, warnings
 from tailrace_shared.logs import configure

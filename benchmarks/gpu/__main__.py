@@ -24,7 +24,7 @@ Results = dict[str, Any]
 
 def main() -> None:
     arguments = _arguments()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a cast in every linear of every step
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast in every linear of every step
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + arguments.seconds
     results: Results = {"machine": _machine(device), "date": date.today().isoformat(), "figures": {}}
@@ -47,9 +47,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--path", help="folder or hub id of real weights; without it they are random")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script itself (CPU too)")
-    parser.add_argument("--seconds", type=float, default=440.0, help="no load is begun after so long")
+    parser.add_argument("--seconds", type=float, default=440.0, help="start no load after this time")
     parser.add_argument("--tokens", type=int, default=128, help="length of every reply")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"), help="where results go")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"), help="file for the results")
     return parser.parse_args()
 
 
@@ -63,7 +63,7 @@ def _measure(
     deadline: float,
     results: Results,
 ) -> Results:
-    """One subject's figures; what fails is recorded with its reason, and the run goes on."""
+    """Return one subject's figures. A failure is recorded with its reason, and the run continues."""
     figures: Results = {}
     try:
         model = models.make(device, path=arguments.path, tiny=arguments.tiny, int8=int8, attention=attention)
@@ -105,7 +105,7 @@ def _loads(vocab_size: int) -> dict[str, list[list[int]]]:
 
 
 def _figures(rounds: list[list[Timing]]) -> Results:
-    """Tokens/s of the whole load, and while decoding; time to the first token in milliseconds."""
+    """Return tokens/s of the whole load and of decoding, and the time to the first token in milliseconds."""
     whole = [sum(one.count for one in timings) / max(one.last for one in timings) for timings in rounds]
     decode = [
         sum(one.count - 1 for one in timings) / max(one.last - one.first for one in timings) for timings in rounds
@@ -119,7 +119,7 @@ def _figures(rounds: list[list[Timing]]) -> Results:
 
 
 def _copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy reads and writes."""
+    """Return the bytes per second that a copy reads and writes."""
     size = 2**31 if device.type == "cuda" else 2**28
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

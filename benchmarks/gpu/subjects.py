@@ -1,4 +1,4 @@
-"""What is measured: each subject takes prompts and a length, and tells when every token came. Times in seconds."""
+"""Runs prompts on each of the compared engines and measures when tokens arrive. Times in seconds."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ MAX_SEQS = 64
 
 @dataclass
 class Timing:
-    """`first`: of the reply's first token, `last`: of its last, both from the start of the load; `count`: of tokens."""
+    """Times of a reply's first and last token, from the start of the load, and its number of tokens."""
 
     first: float
     last: float
@@ -32,7 +32,7 @@ Prompts = list[list[int]]
 
 
 class NoText:
-    """Every token is one character: the engine without a tokenizer."""
+    """A decoder that makes one character of each token, so that the engine runs without a tokenizer."""
 
     stop_string = None
 
@@ -45,6 +45,8 @@ class NoText:
 
 @dataclass
 class Tailrace:
+    """Tailrace's engine, without its servers."""
+
     model: Any
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
@@ -131,7 +133,7 @@ class ContinuousBatching:
         manager = self.model.init_continuous_batching(generation_config=config, continuous_batching_config=batching)
         manager.start()
         try:
-            self._drive(manager, prompts[:1], 8)  # it warms up at its first request
+            self._drive(manager, prompts[:1], 8)  # its first request is a warm-up
             return self._drive(manager, prompts, num_tokens)
         finally:
             manager.stop(block=True)

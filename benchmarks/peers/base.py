@@ -1,4 +1,4 @@
-"""What every peer has in common: it is prepared once, and started for each round with its processes and its doors."""
+"""Base classes of the peers: a peer is installed once, and started for each round with its processes and its clients."""
 
 import json
 import subprocess
@@ -11,39 +11,39 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import OUT_OF_TIME, Load, Outcome
+from benchmarks.load.load import OUT_OF_TIME, Load, Outcome
 from benchmarks.processes import BENCH, Child, PeerFailed
 
-# Beyond a load's own limit: what a client needs to start and to write its answer.
+# Added to a load's own limit: the time for a client to start and to write its answer.
 _CLIENT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """The files that hold the one model: equal weights, in the format that each peer reads."""
+    """Files of the benchmark's only model, in the formats that the peers read."""
 
     gguf: Path
     folder: Path  # safetensors, converted from the GGUF file by Tailrace's loader
 
 
-class Door(ABC):
-    """A way to ask a running peer."""
+class Client(ABC):
+    """Sends loads to a running peer by one protocol."""
 
     @abstractmethod
     def run(self, load: Load) -> Outcome:
-        """Raises PeerFailed if the load was not answered in time."""
+        """Return the load's records. Raises PeerFailed if they did not arrive in time."""
 
 
 class Peer(ABC):
-    """One row of the results."""
+    """A row of the results: a server or an engine that is measured."""
 
     name: str
     title: str
     weights: str  # "int4", "int8", "16-bit", or "" if it has none
     scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
-    is_alone = False  # no other peer is up beside it: it works also while nobody asks, or has no rival
+    is_alone = False  # runs without other peers, because it uses CPU while idle or has no rival
     has_warm_up = True
-    # Why a scenario has no meaning here, by its name; it stands in the results.
+    # Reasons why scenarios do not apply, by scenario. The results contain them.
     not_applicable: dict[str, str] = {}
 
     def __init__(self, model: Model, python: Path = Path(sys.executable)) -> None:
@@ -51,33 +51,34 @@ class Peer(ABC):
         self.python = python
 
     def prepare(self) -> None:
-        """Install what is missing. Raises SetupFailed."""
+        """Install missing dependencies. Raises SetupFailed."""
         return
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of the peer's software, by name."""
         return {}
 
     @abstractmethod
     @contextmanager
     def running(self, log: Path) -> Iterator["Running"]:
-        """Started and ready; stopped on leaving."""
+        """Start the peer, and yield it when it is ready. Stops it at the end of the block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A peer that is ready. `ready_s`: from its start to the moment when it said so."""
+    """A peer that is ready. `ready_s` are the seconds from its start until it was ready."""
 
     children: Mapping[str, Child]
-    doors: Mapping[str, Door]
+    clients: Mapping[str, Client]
     ready_s: float
 
     def pids(self) -> dict[str, int]:
-        """Of the processes, by role."""
+        """Return the ids of the processes, by role."""
         return {role: child.pid for role, child in self.children.items()}
 
-    def run(self, load: Load, door: str | None = None) -> Outcome:
-        """Ask by `door`, by default the first. Raises PeerFailed if any reply failed."""
-        outcome = self.doors[door or next(iter(self.doors))].run(load)
+    def run(self, load: Load, client: str | None = None) -> Outcome:
+        """Send a load by `client`, by default the first. Raises PeerFailed if any reply failed."""
+        outcome = self.clients[client or next(iter(self.clients))].run(load)
         for child in self.children.values():
             child.check()
         for record, request in zip(outcome.records, load.requests, strict=True):
@@ -88,8 +89,8 @@ class Running:
         return outcome
 
 
-class ClientDoor(Door):
-    """Asks a server from a process of its own, so that the client's work is told apart from the server's."""
+class ProcessClient(Client):
+    """Sends loads from a process of its own, so that the client's CPU time is measured separately."""
 
     def __init__(self, module: str, options: dict[str, Any], log: Path) -> None:
         self._command = [sys.executable, "-m", module]
@@ -110,14 +111,15 @@ class ClientDoor(Door):
         return Outcome.from_json(json.loads(answer))
 
 
-class HttpDoor(ClientDoor):
-    """`dialect`: how the server's events look (see client.py)."""
+class HttpClient(ProcessClient):
+    """Sends loads over HTTP. `dialect` is the format of the server's requests and events (see load/dialects.py)."""
 
     def __init__(self, port: int, dialect: str, log: Path, **fields: Any) -> None:
-        super().__init__("benchmarks.client", {"port": port, "dialect": dialect, "fields": fields}, log)
+        super().__init__("benchmarks.load.client", {"port": port, "dialect": dialect, "fields": fields}, log)
 
 
 def log_path(name: str, round_number: int) -> Path:
+    """Return the log file of a peer's processes in a round."""
     return BENCH / "logs" / f"{name}-round{round_number}.log"
 
 

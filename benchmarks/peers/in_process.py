@@ -1,4 +1,4 @@
-"""Peers without a server: a worker process answers loads over its pipes (workers/)."""
+"""Runs peers without a server: a worker process answers loads over its pipes (workers/)."""
 
 import json
 import select
@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import OUT_OF_TIME, Load, Outcome
-from benchmarks.peers.base import Door, Model, Peer, Running, Stopwatch
+from benchmarks.load.load import OUT_OF_TIME, Load, Outcome
+from benchmarks.peers.base import Client, Model, Peer, Running, Stopwatch
 from benchmarks.peers.tailrace import one_entry_catalog
 from benchmarks.processes import Child, PeerFailed
 from inference_server.__main__ import SPIN_COUNT
@@ -21,7 +21,7 @@ _READY_SECONDS = 300.0
 _ANSWER_SECONDS = 30.0
 
 
-class WorkerDoor(Door):
+class WorkerClient(Client):
     def __init__(self, child: Child) -> None:
         self._child = child
 
@@ -59,22 +59,22 @@ def _running(module: str, options: dict[str, Any], environment: Mapping[str, str
     watch = Stopwatch()
     child = Child([sys.executable, "-m", f"benchmarks.workers.{module}"], log, environment, piped=True)
     try:
-        door = WorkerDoor(child)
-        door.send(options)
-        door.answer(_READY_SECONDS)
-        yield Running(children={"process": child}, doors={"process": door}, ready_s=watch.seconds())
+        client = WorkerClient(child)
+        client.send(options)
+        client.answer(_READY_SECONDS)
+        yield Running(children={"process": child}, clients={"process": client}, ready_s=watch.seconds())
     finally:
         child.stop()
 
 
 class Transformers(Peer):
-    """`module`: generate or continuous."""
+    """transformers' own generation. `module` is "generate" or "continuous"."""
 
     def __init__(self, model: Model, name: str, title: str, weights: str, module: str, precision: str) -> None:
         super().__init__(model)
         self.name, self.title, self.weights = name, title, weights
         self._module, self._precision = module, precision
-        self.is_alone = module == "continuous"  # its loop looks for work all the time
+        self.is_alone = module == "continuous"  # its loop uses CPU while idle
         if module == "generate":
             self.not_applicable = {"arrival": "nothing can join a static batch"}
 
@@ -89,7 +89,7 @@ class Transformers(Peer):
 
 
 class BareEngine(Peer):
-    """Tailrace without gRPC and HTTP, for what these two cost."""
+    """Tailrace's engine without gRPC and HTTP, to measure the cost of these two."""
 
     scenarios = ("share",)
 

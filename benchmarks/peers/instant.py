@@ -1,11 +1,11 @@
-"""The bridge over an engine that takes no time (instant_server.py)."""
+"""Runs the bridge before an engine that takes no time (instant_server.py)."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.peers.base import ClientDoor, HttpDoor, Peer, Running, Stopwatch
+from benchmarks.peers.base import HttpClient, Peer, ProcessClient, Running, Stopwatch
 from benchmarks.processes import Child, free_port, wait_for
 
 _READY_SECONDS = 60.0
@@ -29,11 +29,11 @@ class Instant(Peer):
             for role, module in (("server", "benchmarks.instant_server"), ("bridge", "http_bridge")):
                 children[role] = Child([sys.executable, "-m", module], log, environment)
             wait_for(f"http://127.0.0.1:{port}/readyz", list(children.values()), _READY_SECONDS)
-            doors = {
-                "rest": HttpDoor(port, "workers-ai", log, model=_MODEL),
-                "grpc": ClientDoor("benchmarks.grpc_client", {"address": address, "model": _MODEL}, log),
+            clients = {
+                "rest": HttpClient(port, "workers-ai", log, model=_MODEL),
+                "grpc": ProcessClient("benchmarks.load.grpc_client", {"address": address, "model": _MODEL}, log),
             }
-            yield Running(children=children, doors=doors, ready_s=watch.seconds())
+            yield Running(children=children, clients=clients, ready_s=watch.seconds())
         finally:
             for child in reversed(children.values()):
                 child.stop()

@@ -1,4 +1,4 @@
-"""llama.cpp: llama-cpp-python's own server on the GGUF file itself, built for the vector units of this machine."""
+"""Runs llama.cpp as llama-cpp-python's own server on the GGUF file, built for the vector units of this machine."""
 
 import os
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.environments import Environment, cpu_flags
-from benchmarks.peers.base import HttpDoor, Model, Peer, Running, Stopwatch
+from benchmarks.peers.base import HttpClient, Model, Peer, Running, Stopwatch
 from benchmarks.processes import BENCH, Child, free_port, wait_for
 
 VERSION = "0.3.36"
 _READY_SECONDS = 120.0
-# CMake's option by the CPU flag that it needs.
+# CMake's options, by the CPU flag that each requires.
 _OPTIONS = {
     "avx": "GGML_AVX",
     "avx2": "GGML_AVX2",
@@ -24,13 +24,13 @@ _OPTIONS = {
     "avx512_vnni": "GGML_AVX512_VNNI",
     "avx512_bf16": "GGML_AVX512_BF16",
 }
-# AMX: some virtual machines show it and then crash in it.
+# Some virtual machines report AMX and then crash in it.
 _NEVER = ("GGML_AMX_TILE", "GGML_AMX_INT8", "GGML_AMX_BF16")
 _VERSIONS = "from importlib.metadata import version; print(version('llama-cpp-python'))"
 
 
 def cmake_args(flags: set[str]) -> str:
-    """What llama.cpp is built with on a CPU that has `flags`. Elsewhere than on x86 its own choice stands."""
+    """Return CMake's options for a CPU that has `flags`. Empty on CPUs without AVX2: then llama.cpp chooses itself."""
     if "avx2" not in flags:
         return ""
     wanted = sorted({option for flag, option in _OPTIONS.items() if flag in flags})
@@ -73,7 +73,7 @@ class LlamaCpp(Peer):
             str(self.python),
             *("-m", "llama_cpp.server", "--model", str(self.model.gguf)),
             *("--n_ctx", "4096", "--n_threads", threads, "--n_threads_batch", threads),
-            # Else a new request cuts off the one that runs.
+            # Otherwise a new request aborts the running one.
             *("--interrupt_requests", "false"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ]
@@ -81,7 +81,7 @@ class LlamaCpp(Peer):
         child = Child(command, log, {}, cwd=BENCH)
         try:
             wait_for(f"http://127.0.0.1:{port}/v1/models", [child], _READY_SECONDS)
-            door = HttpDoor(port, "llama-cpp", log, logit_bias={"0": -100.0, "2": -100.0})
-            yield Running(children={"server": child}, doors={"rest": door}, ready_s=watch.seconds())
+            client = HttpClient(port, "llama-cpp", log, logit_bias={"0": -100.0, "2": -100.0})
+            yield Running(children={"server": child}, clients={"rest": client}, ready_s=watch.seconds())
         finally:
             child.stop()

@@ -1,4 +1,4 @@
-"""Tailrace as a user runs it: server and bridge as two processes, one catalog entry at a time."""
+"""Runs Tailrace as a user does: server and bridge as two processes, one catalog entry at a time."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.peers.base import ClientDoor, HttpDoor, Model, Peer, Running, Stopwatch
+from benchmarks.peers.base import HttpClient, Model, Peer, ProcessClient, Running, Stopwatch
 from benchmarks.processes import BENCH, ROOT, Child, free_port, wait_for
 
 _READY_SECONDS = 300.0
@@ -17,7 +17,10 @@ _CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
 
 
 class Tailrace(Peer):
-    """Several entries in one process would be several engines, each with threads of its own."""
+    """Server and bridge with a single catalog entry.
+
+    Several entries in one process would be several engines, each with threads of its own.
+    """
 
     scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
     settings: ClassVar[dict[str, str]] = {}
@@ -45,9 +48,11 @@ class Tailrace(Peer):
             ready_s = watch.seconds()
             yield Running(
                 children=children,
-                doors={
-                    "rest": HttpDoor(http_port, "workers-ai", log, model=self._entry),
-                    "grpc": ClientDoor("benchmarks.grpc_client", {"address": grpc_address, "model": self._entry}, log),
+                clients={
+                    "rest": HttpClient(http_port, "workers-ai", log, model=self._entry),
+                    "grpc": ProcessClient(
+                        "benchmarks.load.grpc_client", {"address": grpc_address, "model": self._entry}, log
+                    ),
                 },
                 ready_s=ready_s,
             )
@@ -57,20 +62,20 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Asked by gRPC too, for the bridge's own share, and for replies that a schema holds to."""
+    """Measured over gRPC too, for the bridge's share of the cost, and with replies that follow a JSON Schema."""
 
     scenarios = (*Tailrace.scenarios, "constraint", "share")
 
 
 class BatchInvariant(Tailrace):
-    """What bit-identical logits cost."""
+    """Measures the cost of bit-identical logits."""
 
     scenarios = ("short",)
     settings: ClassVar = {"TAILRACE_BATCH_INVARIANT": "true"}
 
 
 class OneSlot(Tailrace):
-    """Where every request but one waits. What a waiting one takes is the same whatever the weights are."""
+    """Tailrace with a single slot, so that all other requests wait. Their memory does not depend on the weights."""
 
     scenarios = ("waiting",)
     is_alone = True

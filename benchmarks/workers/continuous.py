@@ -1,12 +1,12 @@
-"""transformers' continuous batching: requests join the running batch, and tokens come one by one."""
+"""Runs transformers' continuous batching: requests join the running batch, and tokens arrive one by one."""
 
 import time
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.load import Load, Record, Request
-from benchmarks.workers import Answer, serve
+from benchmarks.load.load import Load, Record, Request
+from benchmarks.workers.serve import Answer, serve
 from benchmarks.workers.transformers_model import END_NEVER, LoadedModel
 
 # 64 sequences of 2,048 tokens, in blocks of 32.
@@ -15,7 +15,7 @@ _NUM_BLOCKS = 64 * 2048 // _BLOCK_TOKENS
 
 
 class _Batch:
-    """The replies of one load as they grow."""
+    """Replies of one load while they are generated."""
 
     def __init__(self, loaded: LoadedModel, manager: Any) -> None:
         self._loaded = loaded
@@ -34,9 +34,9 @@ class _Batch:
         return min(len(record.events) for record in self._records.values())
 
     def take(self, deadline: float) -> bool:
-        """Wait for one event; True while some reply is unfinished. Raises TimeoutError."""
+        """Wait for one event. Returns True while a reply is unfinished. Raises TimeoutError."""
         if time.perf_counter() > deadline:
-            raise TimeoutError("no end in time")
+            raise TimeoutError("the load did not end in time")
         output = self._manager.get_result(timeout=1.0)
         if output is not None and output.request_id in self._records:
             self._note(output)

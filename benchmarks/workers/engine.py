@@ -1,12 +1,12 @@
-"""Tailrace's engine by itself: no gRPC, no HTTP, the same requests."""
+"""Runs the same requests on Tailrace's engine, without gRPC and HTTP."""
 
 import asyncio
 import time
 from typing import Any
 
 from benchmarks.launch_server import hosting_without_end_tokens
-from benchmarks.load import Load, Record, Request
-from benchmarks.workers import Answer, serve
+from benchmarks.load.load import Load, Record, Request
+from benchmarks.workers.serve import Answer, serve
 from inference_server.generation import Completed, Delta, Failed, GenerationRequest, SamplingParams
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.hosted_model import HostedModel

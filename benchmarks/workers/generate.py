@@ -1,4 +1,4 @@
-"""transformers' `generate`: all requests of a load as one static batch, and none can join it."""
+"""Runs transformers' `generate`: all requests of a load as one static batch, which none can join later."""
 
 import time
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.load import Load, Record, Request
-from benchmarks.workers import Answer, serve
+from benchmarks.load.load import Load, Record, Request
+from benchmarks.workers.serve import Answer, serve
 from benchmarks.workers.transformers_model import LoadedModel
 
 
 class _Clock(StoppingCriteria):  # type: ignore[misc]
-    """Called after each step; stops nothing."""
+    """Notes the time after each step. Never stops the generation."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -24,7 +24,9 @@ class _Clock(StoppingCriteria):  # type: ignore[misc]
 
 def _batch(loaded: LoadedModel, requests: list[Request]) -> list[Record]:
     start = time.perf_counter()
-    prompts = torch.tensor([loaded.ids(request) for request in requests])  # (requests, prompt tokens), of one length
+    prompts = torch.tensor(
+        [loaded.ids(request) for request in requests]
+    )  # (requests, prompt tokens); all have the same length
     clock = _Clock()
     with torch.inference_mode():
         tokens = loaded.model.generate(

@@ -1,4 +1,4 @@
-"""The model as transformers itself loads it, and prompts as it takes them."""
+"""Loads the model as transformers itself does, and encodes prompts for it."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from benchmarks.load import Request
+from benchmarks.load.load import Request
 from inference_server.weights.loader import silence_libraries
 
 END_NEVER = -1
 
 
 class LoadedModel:
-    """`precision`: bfloat16 or bitsandbytes-int8 (threshold 0.0, activations in float32 as Tailrace has them)."""
+    """The model in `precision`: "bfloat16" or "bitsandbytes-int8" (threshold 0.0, float32 activations as in Tailrace)."""
 
     def __init__(self, folder: str, precision: str) -> None:
         silence_libraries()

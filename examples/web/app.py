@@ -1,12 +1,12 @@
-"""The Worker's part, played on this machine: two pages, and an endpoint that passes a model's event stream on to them.
+"""Serves two pages, and an endpoint that forwards a model's event stream to them, as a Worker would.
 
 `python -m examples.web.app`, then open the address it prints. A Worker does the same in three lines; here its
 `ai.run(model, { prompt, stream: true })` is a call of the bridge's REST API.
 
-    WEB_ADDRESS             where this server listens; 127.0.0.1:8788 if unset
-    MODEL                   which model answers
-    TAILRACE_HTTP_ADDRESS   where the bridge listens; 127.0.0.1:8787 if unset
-    TAILRACE_TOKEN          one of the bridge's API tokens; if it has none, any will do
+    WEB_ADDRESS             address of this server; 127.0.0.1:8788 if unset
+    MODEL                   name of the model
+    TAILRACE_HTTP_ADDRESS   address of the bridge; 127.0.0.1:8787 if unset
+    TAILRACE_TOKEN          an API token of the bridge; any text if it has no tokens
 """
 
 import json
@@ -27,24 +27,24 @@ from starlette.types import Receive, Scope, Send
 
 DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
 FOLDER = Path(__file__).parent
-# What a page may decide; everything else of the request is this server's business.
+# Fields that a page may set. This server sets all others.
 FIELDS = ("prompt", "seed", "max_tokens")
-# A reply takes as long as it takes; only a bridge that is not there is noticed by the clock.
+# Replies may take any time. Only connecting to the bridge has a timeout.
 TIMEOUT = httpx.Timeout(None, connect=5.0)
 
 
 class State(TypedDict):
-    """What the lifespan shares with every request."""
+    """State that the lifespan shares with every request."""
 
     client: httpx.AsyncClient
 
 
 def create_app(run_url: str, token: str) -> Starlette:
-    """run_url: the bridge's address of the model that answers."""
+    """Return the app. `run_url` is the bridge's URL that runs the model."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        # The stream is passed on as it is, so it must not be compressed on the way here.
+        # The stream is forwarded unchanged, so the bridge must not compress it.
         headers = {"authorization": f"Bearer {token}", "accept-encoding": "identity"}
         async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT, trust_env=False) as client:
             yield {"client": client}
@@ -64,7 +64,7 @@ def create_app(run_url: str, token: str) -> Starlette:
                 return Response(content, upstream.status_code, headers)
         except httpx.HTTPError:
             return _error(502, f"The bridge at {upstream_request.url.netloc.decode()} does not answer.")
-        return PassedOn(upstream)
+        return ForwardedStream(upstream)
 
     return Starlette(
         routes=[
@@ -77,11 +77,11 @@ def create_app(run_url: str, token: str) -> Starlette:
     )
 
 
-class PassedOn(StreamingResponse):
-    """The upstream's event stream, byte for byte; the upstream is closed however this ends."""
+class ForwardedStream(StreamingResponse):
+    """The upstream's event stream, byte for byte. Always closes the upstream at its end."""
 
     def __init__(self, upstream: httpx.Response) -> None:
-        # Given as a header, not as media_type, to which Starlette would add a charset.
+        # Set as a header, because Starlette would add a charset to media_type.
         super().__init__(_chunks(upstream), headers={"content-type": "text/event-stream"})
         self._upstream = upstream
 
@@ -89,7 +89,7 @@ class PassedOn(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Starlette stops sending when the browser leaves. The bridge learns it from this, and cancels the run.
+            # Starlette stops sending when the browser disconnects. Closing the upstream makes the bridge cancel the run.
             await self._upstream.aclose()
 
 
@@ -98,12 +98,12 @@ async def _chunks(upstream: httpx.Response) -> AsyncIterator[bytes]:
         async for chunk in upstream.aiter_raw():
             yield chunk
     except httpx.HTTPError:
-        # The bridge is gone. A stream that ends without [DONE] says so to the page.
+        # The connection to the bridge is lost. The page detects that the stream ends without [DONE].
         return
 
 
 async def _fields(request: Request) -> dict[str, object]:
-    """The fields for the bridge, which checks them. Raises ValueError if a body is no JSON object."""
+    """Return the fields for the bridge, which validates them. Raises ValueError if a body is not a JSON object."""
     given: Mapping[str, object]
     if request.method == "POST":
         given = json.loads(await request.body())

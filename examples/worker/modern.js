@@ -1,4 +1,4 @@
-// A Worker of today: the runtime itself has the AI class.
+// A current Worker: the runtime itself has the AI class.
 
 export default {
   async fetch(request, env) {

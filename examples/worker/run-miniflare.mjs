@@ -1,4 +1,4 @@
-// miniflare 4: its remote bindings, pointed at the bridge.
+// Runs miniflare 4 with its remote bindings directed to the bridge.
 
 import { readFileSync } from "node:fs";
 import { Miniflare } from "miniflare";

@@ -1,4 +1,4 @@
-// Plain workerd: node run-workerd.mjs WORKER. The runtime's own AI class is bound over a service outside.
+// Runs plain workerd: node run-workerd.mjs WORKER. The runtime's own AI class is bound to an external service.
 
 import { spawn } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";

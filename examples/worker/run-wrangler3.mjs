@@ -1,4 +1,4 @@
-// Stock wrangler 3, led to the bridge by environment variables alone.
+// Runs stock wrangler 3, directed to the bridge only by environment variables.
 
 import { spawn } from "node:child_process";
 

@@ -23,28 +23,28 @@ _Numbers = tuple[tuple[str, str, "Callable[[BaseEngine], float]"], ...]
 _GAUGES: _Numbers = (
     ("requests_running", "Sequences that have a slot", lambda engine: engine.num_running),
     ("requests_waiting", "Requests that wait for a slot", lambda engine: engine.num_waiting),
-    ("slots", "Sequences that may run together; fewer after memory ran out", lambda engine: engine.num_slots),
-    ("kv_blocks_in_use", "Blocks of the KV cache that sequences hold", lambda engine: engine.num_blocks_in_use),
+    ("slots", "Sequences that can run together; fewer after memory ran out", lambda engine: engine.num_slots),
+    ("kv_blocks_in_use", "KV cache blocks in use by sequences", lambda engine: engine.num_blocks_in_use),
     (
         "kv_cache_usage_ratio",
-        "The part of the KV cache's blocks that sequences hold, 0 to 1",
+        "Share of the KV cache blocks in use by sequences, 0 to 1",
         lambda engine: engine.num_blocks_in_use / engine.num_blocks,
     ),
 )
 _COUNTERS: _Numbers = (
     (
         "prefix_cache_queried_tokens",
-        "Prompt tokens that were looked for in the prefix cache",
+        "Prompt tokens looked up in the prefix cache",
         lambda engine: engine.totals.queried_tokens,
     ),
     (
         "prefix_cache_hit_tokens",
-        "Prompt tokens that were found there and not computed again",
+        "Prompt tokens found in the prefix cache and not computed again",
         lambda engine: engine.totals.hit_tokens,
     ),
     (
         "preemptions",
-        "Sequences that went back to wait because blocks or memory ran out",
+        "Sequences that were preempted because blocks or memory ran out",
         lambda engine: engine.totals.preemptions,
     ),
 )
@@ -68,7 +68,7 @@ class EngineState(Collector):
                 yield family
         yield _histogram(
             "tailrace_step_tokens",
-            "Tokens computed in one step of an engine: one for each sequence that is decoded, and those of prompts",
+            "Tokens computed in one step of an engine: one per decoded sequence, and prompt tokens",
             [(model, engine.step_tokens) for model, engine in engines],
         )
 

@@ -49,21 +49,21 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        Info("tailrace_build", "What runs here", registry=self.registry).info({"version": _version()})
+        Info("tailrace_build", "Version of the server", registry=self.registry).info({"version": _version()})
         self._accounts: set[str] = set()
         self._histograms: list[Histogram] = []
-        self.accepted = self._counter("requests_accepted", "Requests let in", "model")
-        self.ended = self._counter("requests_ended", "Accepted requests by their end", "model", "end")
-        self.finished = self._counter("requests_finished", "Completed requests by the reason", "model", "finish_reason")
-        self.refused = self._counter(
-            "requests_refused", "Requests not let in, by the reason of the refusal", "model", "reason"
+        self.accepted = self._counter("requests_accepted", "Requests accepted", "model")
+        self.ended = self._counter("requests_ended", "Accepted requests by outcome", "model", "end")
+        self.finished = self._counter(
+            "requests_finished", "Completed requests by finish reason", "model", "finish_reason"
         )
+        self.refused = self._counter("requests_refused", "Rejected requests by reason", "model", "reason")
         self.prompt_tokens = self._counter(
-            "prompt_tokens", "Tokens of the prompts of requests that got a slot", "model", "account"
+            "prompt_tokens", "Prompt tokens of requests that got a slot", "model", "account"
         )
         self.generation_tokens = LabeledCounters("tailrace_generation_tokens", "Tokens generated")
         self.token_gaps = LabeledHistograms(
-            "tailrace_inter_token_latency_seconds", "From one token of a reply to the next", _BETWEEN_TOKENS
+            "tailrace_inter_token_latency_seconds", "Time from one token of a reply to the next", _BETWEEN_TOKENS
         )
         self.registry.register(self.generation_tokens)
         self.registry.register(self.token_gaps)
@@ -71,28 +71,28 @@ class Metrics:
 
     def _add_histograms(self) -> None:
         self.first_token = self._histogram(
-            "time_to_first_token_seconds", "From the arrival of a request to its first token", _FIRST_TOKEN
+            "time_to_first_token_seconds", "Time from the arrival of a request to its first token", _FIRST_TOKEN
         )
         self.latency = self._histogram(
-            "e2e_request_latency_seconds", "From the arrival of a request to its end, of completed ones", _SECONDS
+            "e2e_request_latency_seconds", "Time from the arrival of a completed request to its end", _SECONDS
         )
         self.queue_time = self._histogram(
-            "request_queue_time_seconds", "How long a request waited for a slot", _SECONDS
+            "request_queue_time_seconds", "Time that a request waited for a slot", _SECONDS
         )
         self.prefill_time = self._histogram(
-            "request_prefill_time_seconds", "From the slot to the first token", _SECONDS
+            "request_prefill_time_seconds", "Time from the slot to the first token", _SECONDS
         )
         self.decode_time = self._histogram(
-            "request_decode_time_seconds", "From the first token to the last, of completed requests", _SECONDS
+            "request_decode_time_seconds", "Time from the first token of a completed request to its last", _SECONDS
         )
         self.inference_time = self._histogram(
-            "request_inference_time_seconds", "From the slot to the last token, of completed requests", _SECONDS
+            "request_inference_time_seconds", "Time from the slot of a completed request to its last token", _SECONDS
         )
         self.request_prompt_tokens = self._histogram(
-            "request_prompt_tokens", "Tokens of a completed request's prompt", _TOKENS
+            "request_prompt_tokens", "Prompt tokens of a completed request", _TOKENS
         )
         self.request_generation_tokens = self._histogram(
-            "request_generation_tokens", "Tokens of a completed request's reply", _TOKENS
+            "request_generation_tokens", "Reply tokens of a completed request", _TOKENS
         )
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
@@ -134,7 +134,11 @@ class Metrics:
 
     def watch_utilization(self, level: Callable[[], float]) -> None:
         """Add the load that load balancers get; `level` is called at each scrape."""
-        gauge = Gauge("tailrace_utilization_ratio", "The load that balancers are told", registry=self.registry)
+        gauge = Gauge(
+            "tailrace_utilization_ratio",
+            "Load that is reported to load balancers: 0.2 idle, 1 full, more when requests wait",
+            registry=self.registry,
+        )
         gauge.set_function(level)
 
     def serve(self, host: str, port: int) -> Callable[[], None]:

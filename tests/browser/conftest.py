@@ -38,7 +38,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, stack: Stack) -> Iterator[Page]:
-    """A page whose relative addresses lead to the web app; a script error on it fails the test."""
+    """Open a page with relative addresses below the web app. A script error on it fails the test."""
     context = browser.new_context(base_url=f"http://{stack.web_address}")
     context.set_default_timeout(_TIMEOUT_MILLISECONDS)
     page = context.new_page()

@@ -1,4 +1,4 @@
-"""A running stack for every test of this folder, with replies of full length, and its address as clients want it."""
+"""A running stack for the tests of this folder, with replies of full length, and its address in the clients' form."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from inference_server.settings import DEFAULT_CATALOG
 from tests.e2e.stack import OTHER_SERVER, Stack
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
-# Generated requests that were sent, by the model they were sent to: what the tests are worth depends on how many.
+# Numbers of generated requests, by model. They show how thorough the tests were.
 generated: Counter[str] = Counter()
 
 
@@ -40,5 +40,5 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def api(stack: Stack) -> str:
-    """In place of https://api.cloudflare.com/client/v4."""
+    """Return the base URL that replaces https://api.cloudflare.com/client/v4."""
     return f"http://{stack.http_address}/client/v4"

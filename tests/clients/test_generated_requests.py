@@ -1,4 +1,4 @@
-"""Thousands of requests made from the API's own description: no answer is a 5xx, and none is of an undescribed kind."""
+"""Thousands of requests generated from the API's description: no answer is a 5xx or missing in the description."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ CHECKS = [
 ]
 PATIENT = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
-# For each operation: over 5,000 and 500 in all.
+# Requests for each operation: over 5,000 and 500 in total.
 MANY, FEW = 200, 6
 
 description = schemathesis.openapi.from_dict(document(Inputs(max_messages=1024, max_schema_depth=32)))
@@ -35,7 +35,7 @@ description = schemathesis.openapi.from_dict(document(Inputs(max_messages=1024, 
 
 @pytest.fixture(scope="session")
 def instant(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The real bridge, gRPC and scheduler over a model that answers at once: a tiny one, of at most 8 tokens."""
+    """Start the real bridge, gRPC and scheduler over a tiny model that answers with at most 8 tokens."""
     folder = tmp_path_factory.mktemp("instant")
     catalog = write_catalog(folder / "tiny.toml", tiny_model("llama-2"), context=512, sequence=8)
     stack = Stack(folder, catalog.read_text())
@@ -47,7 +47,7 @@ def instant(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 
 def ask(case: schemathesis.Case, stack: Stack, model: str) -> None:
-    """Send it, for three of four to a model that there is, and hold the answer to the description."""
+    """Send a request, three of four to an existing model, and check the answer against the description."""
     if generated.total() % 4:
         if "model" in (case.path_parameters or {}):
             case.path_parameters["model"] = model
@@ -63,7 +63,7 @@ def ask(case: schemathesis.Case, stack: Stack, model: str) -> None:
 @description.parametrize()
 @settings(max_examples=MANY, deadline=None, suppress_health_check=PATIENT, derandomize=True)
 @pytest.mark.timeout(600)
-def test_over_a_model_that_answers_at_once(case: schemathesis.Case, instant: Stack) -> None:
+def test_over_an_instant_model(case: schemathesis.Case, instant: Stack) -> None:
     ask(case, instant, MODEL)
 
 

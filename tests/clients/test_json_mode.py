@@ -1,4 +1,4 @@
-"""JSON mode on the default model at temperature 1: what it says parses and fits, streamed and not."""
+"""JSON mode on the default model at temperature 1: replies parse and fit the schema, streamed or not."""
 
 import json
 
@@ -34,7 +34,7 @@ def fits(document, schema):
     return jsonschema_rs.Draft202012Validator(schema, validate_formats=True).is_valid(document)
 
 
-def test_there_are_fifty():
+def test_there_are_fifty_schemas():
     assert len(SCHEMAS) == 50 and len({json.dumps(schema) for schema in SCHEMAS}) == 50
 
 
@@ -54,7 +54,7 @@ def test_a_streamed_reply_fits_its_schema(api, number):
 
 
 @pytest.mark.parametrize("number", range(len(UNBOUNDED)))
-def test_an_unbounded_reply_that_ends_by_itself_fits(stack, number):
+def test_a_complete_reply_fits_an_unbounded_schema(stack, number):
     given = {"type": "json_schema", "json_schema": {"name": "x", "schema": UNBOUNDED[number]}}
     fields = {"model": MODEL, "messages": [{"role": "user", "content": "Make something up."}], "temperature": 1}
     for seed in range(1, 6):
@@ -67,7 +67,7 @@ def test_an_unbounded_reply_that_ends_by_itself_fits(stack, number):
             assert choice["finish_reason"] == "length"
 
 
-def test_any_json_object_is_one(api):
+def test_json_object_mode_replies_are_objects(api):
     response = ask(api, {"prompt": "hi", "response_format": {"type": "json_object"}, "max_tokens": 300, "seed": 3})
     if response.status_code == 200:
         assert isinstance(response.json()["result"]["response"], dict)
@@ -75,7 +75,7 @@ def test_any_json_object_is_one(api):
         assert response.json()["errors"][0]["code"] == 5024
 
 
-def test_a_reply_that_is_cut_is_told_as_such(api):
+def test_a_cut_reply_is_an_error(api):
     response = ask(api, body(SCHEMAS[20], max_tokens=2))
     assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 5024)
     assert "JSON Mode couldn't be met" in response.json()["errors"][0]["message"]
@@ -89,7 +89,7 @@ def test_a_reply_that_is_cut_is_told_as_such(api):
         ({"type": "object", "dependentSchemas": {}}, "dependentSchemas"),
     ],
 )
-def test_a_keyword_that_is_not_supported_is_named(api, schema, keyword):
+def test_an_unsupported_keyword_is_named(api, schema, keyword):
     response = ask(api, body(schema))
     assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 5006)
     assert f"'{keyword}'" in response.json()["errors"][0]["message"]

@@ -1,4 +1,4 @@
-"""What a server with engine = "vllm" does over gRPC: the sampling of the contract, and the differences of deploy/VLLM.md."""
+"""A server with engine = "vllm" over gRPC: the contract's sampling, and the documented differences."""
 
 import json
 import signal
@@ -36,14 +36,14 @@ def asked(text="What is the capital of Japan?", **sampling):
 
 
 def reply(stub, request):
-    """The text, the log probabilities and the last event of a run."""
+    """Return the text, the log probabilities and the last event of a run."""
     events = list(stub.Run(request, timeout=120))
     deltas = [event.delta for event in events if event.HasField("delta")]
     assert events[0].HasField("started") and events[-1].HasField("completed")
     return "".join(d.text for d in deltas), [item for d in deltas for item in d.logprobs], events[-1].completed
 
 
-def test_the_likeliest_tokens_are_the_answer(stub):
+def test_greedy_replies_take_the_most_likely_tokens(stub):
     text, _, end = reply(stub, asked(temperature=0))
     assert "Tokyo" in text and end.finish_reason == pb.FINISH_REASON_STOP and end.usage.completion_tokens > 5
 
@@ -53,7 +53,7 @@ def test_a_seed_repeats_itself_and_another_one_does_not(stub):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_stop_string_ends_the_text_before_it_and_is_told(stub):
+def test_a_stop_string_ends_the_text_before_it_and_is_reported(stub):
     request = asked(temperature=0, stop=["Japan is"])
     text, _, end = reply(stub, request)
     assert text == "The capital of " and end.stop_string == "Japan is"
@@ -65,7 +65,7 @@ def test_max_tokens_is_the_length(stub):
     assert (end.finish_reason, end.usage.completion_tokens) == (pb.FINISH_REASON_LENGTH, 5)
 
 
-def test_every_token_has_its_log_probability_and_the_likeliest_beside_it(stub):
+def test_every_token_has_log_probabilities(stub):
     request = asked(temperature=0, max_tokens=4)
     request.logprobs.top = 3
     text, logprobs, _ = reply(stub, request)
@@ -73,7 +73,7 @@ def test_every_token_has_its_log_probability_and_the_likeliest_beside_it(stub):
     assert all(item.top[0] == item.token and len(item.top) == 3 for item in logprobs)
 
 
-def test_a_penalty_changes_what_is_likeliest(stub):
+def test_a_penalty_changes_the_most_likely_token(stub):
     plain, penalised = (
         reply(stub, asked("Say la la la la la la", temperature=0, max_tokens=24, repetition_penalty=penalty))[0]
         for penalty in (1.0, 1.9)
@@ -97,13 +97,13 @@ def test_a_time_limit_ends_with_the_text_so_far(stub):
     assert text and end.finish_reason == pb.FINISH_REASON_TIME_LIMIT
 
 
-def test_a_temperature_above_2_is_refused_and_says_why(stub):
+def test_a_temperature_above_2_is_refused_with_a_reason(stub):
     with pytest.raises(grpc.RpcError) as caught:
         reply(stub, asked(temperature=3))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "vLLM" in caught.value.details()
 
 
-def test_a_caller_that_leaves_frees_its_slot(stack, stub):
+def test_a_caller_that_cancels_frees_its_slot(stack, stub):
     num_runs = len(stack.runs())
     calls = [stub.Run(asked("Write a long story", max_tokens=1500)) for _ in range(8)]
     for call in calls:
@@ -115,7 +115,7 @@ def test_a_caller_that_leaves_frees_its_slot(stack, stub):
     reply(stub, request)
 
 
-def test_a_second_prompt_takes_over_whole_blocks_of_the_first(stub):
+def test_a_second_prompt_reuses_full_blocks_of_the_first(stub):
     words = " ".join(f"word{number}" for number in range(200))
     first, second = (reply(stub, asked(words, max_tokens=1))[2].usage for _ in range(2))
     assert first.cached_tokens < second.cached_tokens <= second.prompt_tokens
@@ -123,7 +123,7 @@ def test_a_second_prompt_takes_over_whole_blocks_of_the_first(stub):
 
 @pytest.fixture
 def lone_server(tmp_path):
-    """A server by itself, whose processes a test may end."""
+    """Start a separate server, so that a test may end its processes."""
     stack = Stack(tmp_path, catalog_text(), server=OTHER_SERVER)
     stack.spawn("inference_server")
     try:
@@ -135,7 +135,7 @@ def lone_server(tmp_path):
         stack.stop()
 
 
-def test_when_vllms_processes_end_replies_fail_and_the_server_exits_with_1(lone_server):
+def test_the_server_exits_with_1_when_vllms_processes_end(lone_server):
     server = lone_server.process("inference_server")
     with grpc.insecure_channel(lone_server.grpc_address) as channel:
         call = inference_pb2_grpc.InferenceServiceStub(channel).Run(asked("Write a long story", max_tokens=1500))

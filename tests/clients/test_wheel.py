@@ -20,10 +20,10 @@ def finished(*command: object, **options) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The folder with the commands of the environment that the wheel is installed in."""
+    """Install the wheel in an environment. Returns the folder of its commands."""
     folder = tmp_path_factory.mktemp("wheel")
     source, wheels, environment = folder / "source", folder / "wheels", folder / "environment"
-    # Built from what git knows: what lies about in a working folder is no part of a wheel.
+    # Built from tracked files alone, so that other files of the working folder cannot enter the wheel.
     names = finished("git", "ls-files", "-z", cwd=ROOT, check=True).stdout.split("\0")
     for name in filter(None, names):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,25 +37,25 @@ def installed(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tailrace(installed, stack, tmp_path):
-    """Runs the command in an empty folder, with nothing but the stack's addresses in its environment."""
+    """Run the command in an empty folder, with only the stack's addresses in its environment."""
     known = {name: value for name, value in stack.environment.items() if name.endswith("_ADDRESS")}
     environment = {"PATH": os.defpath, "HOME": str(tmp_path), **known}
     return lambda *arguments: finished(installed / "tailrace", *arguments, cwd=tmp_path, env=environment)
 
 
-def test_the_base_install_holds_what_a_client_needs_and_no_more(installed):
+def test_the_base_install_contains_only_the_client(installed):
     listed = finished(installed / "pip", "list", "--format", "freeze").stdout.split()
     names = {line.partition("==")[0].replace("_", "-") for line in listed} - {"pip", "setuptools", "wheel"}
     assert names == {"tailrace", "grpcio", "grpcio-status", "protobuf", "googleapis-common-protos", "typing-extensions"}
 
 
 @pytest.mark.parametrize("door", [[], ["--grpc"]], ids=["rest", "grpc"])
-def test_it_asks_a_model(tailrace, door):
+def test_the_command_runs_a_model(tailrace, door):
     done = tailrace("run", MODEL, "What is the capital of Japan?", "--temperature", "0", "--max-tokens", "12", *door)
     assert (done.returncode, done.stderr, "Tokyo" in done.stdout) == (0, "", True)
 
 
-def test_it_says_how_to_install_what_serves(tailrace):
+def test_serve_without_its_extra_names_the_install_command(tailrace):
     done = tailrace("serve")
     assert (done.returncode, "pip install '.[server,bridge]'" in done.stderr) == (1, True)
 

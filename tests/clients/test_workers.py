@@ -1,4 +1,4 @@
-"""Workers, unmodified, on every runtime that a developer has: streams, whole replies and errors."""
+"""Unmodified Workers on every runtime that developers use: streams, complete replies and errors."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def streamed(url, prompt=PROMPT):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_modern_worker_runs_as_it_is(examples, stack, runtime):
+def test_a_modern_worker_runs_unmodified(examples, stack, runtime):
     with worker(examples, stack, RUNTIMES[runtime]) as url:
         text, num_chunks = streamed(url)
         assert len(text) > 10 and num_chunks > 3
@@ -53,7 +53,7 @@ def test_a_modern_worker_runs_as_it_is(examples, stack, runtime):
 
 
 @pytest.mark.parametrize("version", ["1.0.35", "1.1.0"])
-def test_the_announcements_worker_runs_as_it_is(examples, stack, tmp_path_factory, version):
+def test_the_announcements_worker_runs_unmodified(examples, stack, tmp_path_factory, version):
     packages = tmp_path_factory.mktemp("package")
     (packages / "package.json").write_text(json.dumps({"dependencies": {"@cloudflare/ai": version}}))
     folder = install(packages, packages / "installed")

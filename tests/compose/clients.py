@@ -1,4 +1,4 @@
-"""Clients that stream numbers through the bridge: they end where max_tokens says, so it is known how long they take."""
+"""Clients that stream numbers through the bridge. Replies end at max_tokens, so their duration is known."""
 
 import json
 import threading
@@ -12,13 +12,13 @@ import httpx
 
 from tests.compose.stack import MODELS
 
-# Greedy and raw, a sequence of numbers does not end by itself.
+# With a raw prompt and greedy sampling, a sequence of numbers ends only at max_tokens.
 NUMBERS = {"prompt": "1, 2, 3, 4, 5, 6, 7, 8,", "raw": True, "temperature": 0, "stream": True}
 
 
 @dataclass
 class Reply:
-    """What one client has received, while it receives it."""
+    """The part of a reply that a client has received so far."""
 
     status: int = 0
     events: list[str] = field(default_factory=list)
@@ -30,12 +30,12 @@ class Reply:
 
     @property
     def num_tokens(self) -> int:
-        """As the last event before the end tells."""
+        """The completion tokens by the usage event, which is the last but one."""
         return int(json.loads(self.events[-2].removeprefix("data: "))["usage"]["completion_tokens"])
 
     @property
     def failed_with_an_event(self) -> bool:
-        """Whether an error was the last that was told: nothing after it looks like an end."""
+        """True if an error was the last event, with no end of the stream after it."""
         return self.begun.is_set() and "errors" in json.loads(self.events[-1].removeprefix("data: "))
 
 
@@ -50,7 +50,7 @@ def ask(http: httpx.Client, reply: Reply, *, max_tokens: int) -> Reply:
 
 @contextmanager
 def streams(http: httpx.Client, number: int, *, max_tokens: int) -> Iterator[list[Future[Reply]]]:
-    """So many streams at once, all of which have begun."""
+    """Open `number` streams in parallel. Yields when all have begun."""
     replies = [Reply() for _ in range(number)]
     with ThreadPoolExecutor(number) as threads:
         futures = [threads.submit(ask, http, reply, max_tokens=max_tokens) for reply in replies]
@@ -62,7 +62,7 @@ def streams(http: httpx.Client, number: int, *, max_tokens: int) -> Iterator[lis
 def load(
     http: httpx.Client, clients: int, *, max_tokens: int = 20, pause_seconds: float = 0.0
 ) -> Iterator[list[Reply]]:
-    """Clients that each send one request after the other until the block is left; the list has what they received.
+    """Run clients that each send one request after the other until the block ends. Yields the list of their replies.
 
     Without pauses they take as much of the processor as the servers that start meanwhile."""
     over = threading.Event()
@@ -85,7 +85,7 @@ def load(
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float) -> float:
-    """How long it took in seconds. Raises AssertionError if it takes longer than `seconds`."""
+    """Wait for the condition. Returns the time in seconds, or raises AssertionError after `seconds`."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds, f"not within {seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""One stack for all files of this folder, which run in the order of their names."""
+"""A single stack for all files of this folder, which run in the order of their names."""
 
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def unstarted() -> Stack:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Built and started, one server, gRPC published."""
+    """Build and start the stack with one server and gRPC published."""
     _need_docker(["docker", "compose", "version"], ["docker", "info"])
     stack = Stack()
     stack.overrides = ["docker-compose.grpc.yml"]
@@ -44,7 +44,7 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def http(stack: Stack) -> Iterator[httpx.Client]:
-    """Speaks to the published port as an API client with the default token."""
+    """Return an API client of the published port with the default token."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     base = f"http://{stack.http_address}{RUN_PATH}"
     with httpx.Client(base_url=base, headers=headers, timeout=REPLY_SECONDS, trust_env=False) as client:

@@ -1,4 +1,4 @@
-"""The stack of docker-compose.yml under a name of its own, and Docker as the tests use it."""
+"""Runs the stack of docker-compose.yml under a name of its own, and Docker commands for the tests."""
 
 import json
 import os
@@ -28,12 +28,12 @@ print(connection.getresponse().read().decode())
 
 
 class Stack:
-    """Project, ports, containers, volumes and images of its own, and none of the developer's settings."""
+    """A stack with its own project, ports, containers, volumes and images, and without the developer's settings."""
 
     def __init__(self) -> None:
         self.http_address, self.grpc_address = free_address(), free_address()
         self.first_start_seconds = 0.0
-        # Files beside docker-compose.yml that are read after it.
+        # Compose files that are read after docker-compose.yml.
         self.overrides: Sequence[str] = ()
         self._project = f"tailrace-test-{secrets.token_hex(4)}"
         self._environment = {name: value for name, value in os.environ.items() if not _ASIDE.match(name)} | {
@@ -45,7 +45,7 @@ class Stack:
         }
 
     def compose(self, *arguments: str, seconds: float) -> str:
-        """What `docker compose …` printed. Raises AssertionError, with its end and the services' logs, if it fails."""
+        """Return the output of `docker compose …`. Raises AssertionError with its end and the services' logs if it fails."""
         files = [f"--file={ROOT / name}" for name in ("docker-compose.yml", *self.overrides)]
         options = [f"--project-name={self._project}", *files, f"--env-file={os.devnull}"]
         done = self._docker("compose", *options, *arguments, seconds=seconds)
@@ -62,20 +62,20 @@ class Stack:
         return took
 
     def scale(self, replicas: int) -> None:
-        """So many healthy servers; those that are there already are left alone."""
+        """Start servers until `replicas` are healthy, without touching the running ones."""
         self.timed("up", "--wait", "--no-recreate", f"--scale={SERVER}={replicas}", seconds=START_SECONDS)
 
     def containers(self, service: str) -> list[str]:
-        """Their ids, stopped ones too."""
+        """Return the ids of a service's containers, stopped ones too."""
         return self.compose("ps", "--all", "--quiet", service, seconds=60).split()
 
     def inspect(self, service: str, template: str) -> str:
-        """`docker inspect --format` of a service's one container."""
+        """Return the output of `docker inspect --format` for a service's only container."""
         (container,) = self.containers(service)
         return self.docker("inspect", f"--format={template}", container)
 
     def healthy_after_seconds(self, service: str) -> float:
-        """From the start of a service's one container to the first check that it passed."""
+        """Return the seconds from the start of a service's only container to its first passed health check."""
         state = json.loads(self.inspect(service, "{{json .State}}"))
         passed = next(check["Start"] for check in state["Health"]["Log"] if check["ExitCode"] == 0)
         return (datetime.fromisoformat(passed) - datetime.fromisoformat(state["StartedAt"])).total_seconds()
@@ -84,19 +84,19 @@ class Stack:
         return int(self.docker("image", "inspect", "--format={{.Size}}", self.inspect(service, "{{.Image}}")))
 
     def run(self, service: str, *command: str) -> str:
-        """What a command prints in a service's container, or in the first of them."""
+        """Return the output of a command in the first container of a service."""
         return self.compose("exec", "-T", service, *command, seconds=60).strip()
 
     def python(self, service: str, code: str) -> str:
         return self.run(service, "python", "-c", code)
 
     def metric(self, container: str, name: str) -> float:
-        """The sum of a server's samples of that name, whatever their labels. 0: there are none."""
+        """Return the sum of a server's samples of that name over all labels; 0 if there are none."""
         text = self.docker("exec", container, "python", "-c", _METRICS)
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
     def docker(self, *arguments: str, seconds: float = 60) -> str:
-        """What `docker …` printed. Raises AssertionError if it fails."""
+        """Return the output of `docker …`. Raises AssertionError if it fails."""
         done = self._docker(*arguments, seconds=seconds)
         assert done.returncode == 0, f"docker {' '.join(arguments)}:\n{done.stderr[-4000:]}"
         return done.stdout.strip()

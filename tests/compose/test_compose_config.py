@@ -1,4 +1,4 @@
-"""What `docker compose config` makes of docker-compose.yml and of the files beside it. Needs the plugin, not an engine."""
+"""The output of `docker compose config` for every compose file. Needs the plugin, but no Docker engine."""
 
 import json
 
@@ -14,7 +14,7 @@ OBSERVERS = ["collector", "grafana", "prometheus"]
 
 @pytest.fixture
 def services(unstarted, request):
-    """The services as they would be started, with the files and the profile that the test names."""
+    """Return the services as they would be started with these files and this profile."""
     overrides, profiles = request.param
     unstarted.overrides = overrides
     arguments = [f"--profile={profile}" for profile in profiles]
@@ -29,7 +29,7 @@ EVERYTHING = (["docker-compose.grpc.yml", "docker-compose.gpu.yml"], ["observabi
 
 
 @pytest.mark.parametrize("services", [DEFAULT], indirect=True)
-def test_the_servers_port_is_not_published_so_that_there_can_be_several(services):
+def test_the_servers_port_is_not_published(services):
     assert services.keys() == {SERVER, BRIDGE}
     assert "ports" not in services[SERVER] and "container_name" not in services[SERVER]
 
@@ -50,7 +50,7 @@ def test_an_override_gives_the_server_a_gpu_and_llama_2(services):
 
 
 @pytest.mark.parametrize("services", [OBSERVED], indirect=True)
-def test_a_profile_adds_what_observes_in_fixed_versions_and_with_files_that_exist(services):
+def test_the_observability_profile_has_fixed_versions_and_files(services):
     assert sorted(services.keys() - {SERVER, BRIDGE}) == OBSERVERS
     for name in OBSERVERS:
         assert services[name]["image"].partition(":")[2][:1] in "v0123456789"
@@ -58,7 +58,7 @@ def test_a_profile_adds_what_observes_in_fixed_versions_and_with_files_that_exis
 
 
 @pytest.mark.parametrize("services", [EVERYTHING], indirect=True)
-def test_nothing_is_published_beyond_this_machine_and_no_container_may_change_itself(services):
+def test_ports_are_on_loopback_and_containers_are_read_only(services):
     for service in services.values():
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", []))
         assert service["read_only"] and service["cap_drop"] == ["ALL"]

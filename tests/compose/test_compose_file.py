@@ -1,4 +1,4 @@
-"""docker-compose.yml against the code, read only; needs no Docker."""
+"""docker-compose.yml compared with the code's settings. Needs no Docker."""
 
 import re
 
@@ -8,13 +8,13 @@ import http_bridge.settings
 import inference_server.settings
 from tests.support.processes import ROOT
 
-# Inside a container these are facts, not choices.
+# Inside a container these have fixed values.
 FIXED = {
     "TAILRACE_GRPC_ADDRESS",
     "TAILRACE_GRPC_HEALTH_ADDRESS",
     "TAILRACE_HTTP_ADDRESS",
     "TAILRACE_CACHE_DIR",
-    # On loopback, which nobody outside the container reaches.
+    # On loopback, which cannot be reached from outside the container.
     "TAILRACE_BINDING_ADDRESS",
 }
 

@@ -1,5 +1,6 @@
-"""`docker compose up --scale inference_server=3`: who comes gets work, who is killed takes its own streams along, who is
-stopped none.
+"""`docker compose up --scale inference_server=3`: servers join, are killed and are stopped.
+
+A new server gets work, a killed server loses its own streams, and a stopped server loses none.
 
 The tests run in this order, after those of test_compose.py.
 """
@@ -17,11 +18,11 @@ REPLICAS = 3
 @pytest.fixture(scope="module")
 def replicas(stack):
     stack.overrides = []
-    stack.compose("up", "--wait", seconds=START_SECONDS)  # where this file runs alone
+    stack.compose("up", "--wait", seconds=START_SECONDS)  # if this file runs alone
     return stack
 
 
-def test_new_servers_have_work_within_10_seconds_of_being_healthy(replicas, http):
+def test_new_servers_get_work_within_10_seconds(replicas, http):
     with load(http, clients=3, pause_seconds=0.3) as replies:
         replicas.scale(REPLICAS)
         containers = replicas.containers(SERVER)
@@ -34,12 +35,12 @@ def test_new_servers_have_work_within_10_seconds_of_being_healthy(replicas, http
     assert all(reply.is_whole for reply in replies)
 
 
-def test_the_name_that_prometheus_asks_for_stands_for_each_of_them(replicas):
+def test_the_name_that_prometheus_scrapes_resolves_to_each_server(replicas):
     code = f"import socket; print(len(socket.getaddrinfo({SERVER!r}, 9464, socket.AF_INET, socket.SOCK_STREAM)))"
     assert replicas.python(BRIDGE, code) == str(REPLICAS)
 
 
-def test_a_killed_server_loses_its_own_streams_alone(replicas, http):
+def test_a_killed_server_loses_only_its_own_streams(replicas, http):
     victim, *others = replicas.containers(SERVER)
 
     def accepted_by_others() -> float:
@@ -55,7 +56,7 @@ def test_a_killed_server_loses_its_own_streams_alone(replicas, http):
     assert all(reply.num_tokens == 200 for reply in whole)
 
 
-def test_the_others_go_on_serving_and_a_new_one_takes_its_place(replicas, http):
+def test_the_other_servers_continue_and_a_new_one_replaces_it(replicas, http):
     with load(http, clients=3, pause_seconds=0.3) as replies:
         replicas.scale(REPLICAS)
     assert all(reply.is_whole for reply in replies)

@@ -1,4 +1,4 @@
-"""Envoy itself with the project's configuration before two real servers, on ports of this machine."""
+"""Runs Envoy with the project's configuration before two real servers, on ports of this machine."""
 
 import asyncio
 import json
@@ -25,12 +25,12 @@ from tests.support.processes import ROOT, Process, free_address, process
 
 CONFIGURATION = ROOT / "deploy" / "envoy" / "envoy.yaml"
 MODEL = "@cf/huggingfacetb/smollm2-135m-instruct"
-# Each pass of the model takes so much longer: a reply's length in seconds is then more than that of its tokens.
+# Extra seconds for each forward pass, so that replies last long enough for the tests.
 STEP_SECONDS = 0.03
 
 
 def envoy_binary() -> str:
-    """Beside this Python, or wherever the system finds it; ENVOY names another."""
+    """Return Envoy's path: ENVOY, beside this Python, or from PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     found = shutil.which(os.environ.get("ENVOY", "envoy"), path=path)
     assert found, "there is no Envoy here: make test-deploy installs it"
@@ -39,7 +39,7 @@ def envoy_binary() -> str:
 
 @dataclass
 class Replica:
-    """A server that a test can slow down, hold up and end."""
+    """A server that a test can slow down, hang and stop."""
 
     process: Process
     address: str
@@ -54,7 +54,7 @@ class Replica:
         return (await asyncio.to_thread(metrics, self.metrics_address)).get(f"tailrace_{name}", 0.0)
 
     def set_fault(self, words: str) -> None:
-        # In one go: the server reads it before each pass.
+        # Replaced atomically, because the server reads it before each pass.
         new = self.fault.with_suffix(".new")
         new.write_text(words)
         new.rename(self.fault)
@@ -62,7 +62,7 @@ class Replica:
 
 @dataclass
 class Front:
-    """Envoy before its replicas, and a client of it."""
+    """Envoy before its replicas, with a client of it."""
 
     replicas: list[Replica]
     stub: "inference_pb2_grpc.InferenceServiceAsyncStub"
@@ -70,14 +70,14 @@ class Front:
     names: Names
 
     async def wait_until_healthy(self, number: int, *, seconds: float) -> None:
-        """Until Envoy sends new streams to so many servers."""
+        """Wait until Envoy sends new streams to `number` servers."""
         name = "cluster.inference_servers.membership_healthy"
         async with asyncio.timeout(seconds):
             while json.loads(await self.admin(f"/stats?format=json&filter=^{name}$"))["stats"][0]["value"] != number:
                 await asyncio.sleep(0.05)
 
     async def admin(self, path: str, method: str = "GET") -> bytes:
-        """The answer of Envoy's administration interface."""
+        """Return the answer of Envoy's administration interface."""
         request = urllib.request.Request(f"http://{self.admin_address}{path}", method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -89,7 +89,7 @@ class Front:
 
 
 def no_fault(folder: Path) -> Path:
-    """The file for faulty_server's faults, in a new folder."""
+    """Return the file for faulty_server's faults, in a new folder."""
     folder.mkdir()
     fault = folder / "fault"
     fault.write_text("")
@@ -108,7 +108,7 @@ async def replica(folder: Path, catalog: Path, address: str) -> AsyncIterator[Re
 
 
 def configuration_for(*, servers_port: int, names_port: int, listener: str, admin: str) -> dict[str, Any]:
-    """The project's, with this machine's ports and name server in it and nothing else changed."""
+    """Return the project's configuration with only this machine's ports and name server changed."""
 
     def socket_address(address: str) -> dict[str, Any]:
         host, _, port = address.rpartition(":")
@@ -158,12 +158,12 @@ async def envoy(configuration: dict[str, Any], folder: Path) -> AsyncIterator[as
 
 @pytest.fixture
 async def front(tmp_path: Path) -> AsyncIterator[Front]:
-    """Both servers host the default catalog's int4 entry alone, which starts in seconds."""
+    """Start Envoy before two servers that host only the default catalog's int4 entry, which loads in seconds."""
     catalog = tmp_path / "catalog.toml"
     (entry,) = re.findall(rf'\[\[models\]\]\nname = "{MODEL}"\n(?:.+\n)+', DEFAULT_CATALOG.read_text())
     catalog.write_text(entry)
     listener, admin = free_address(), free_address()
-    # As behind a headless Service: several addresses with the same port.
+    # As with a headless Service, several addresses have the same port.
     port = int(free_address().rpartition(":")[2])
     addresses = ["127.0.0.2", "127.0.0.3"]
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes as documents, and the small questions that tests ask of them."""
+"""Reads the manifests of deploy/kubernetes as documents, with small helpers for the tests."""
 
 import shutil
 import subprocess
@@ -17,9 +17,9 @@ from tests.support.processes import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 BASE, GPU = KUBERNETES / "base", KUBERNETES / "overlays" / "gpu"
-# The oldest that knows all that is used here, and the newest that the schemas are of.
+# The oldest version that has all used fields, and the newest version with schemas.
 VERSIONS = ("1.30", "1.37")
-# By the workload's name, which is that of its container too.
+# By workload, which has the same name as its container.
 SERVICES = {"inference-server": "inference_server", "http-bridge": "http_bridge"}
 
 Document = dict[str, Any]
@@ -30,7 +30,7 @@ def read(path: Path) -> list[Document]:
 
 
 def listed(folder: Path, key: str) -> list[Path]:
-    """The files that a kustomization names."""
+    """Return the files that a kustomization names."""
     (kustomization,) = read(folder / "kustomization.yaml")
     names = [entry["path"] if isinstance(entry, dict) else entry for entry in kustomization.get(key, [])]
     return [path for name in names if (path := folder / name).is_file()]
@@ -38,7 +38,7 @@ def listed(folder: Path, key: str) -> list[Path]:
 
 @cache
 def rendered(folder: Path) -> tuple[Document, ...]:
-    """As kustomize builds it, where there is one; the base is made so that it can be read without."""
+    """Return the documents of a folder: as kustomize builds them if it is installed, else as they are in the files."""
     command = (
         ["kustomize", "build"]
         if shutil.which("kustomize")
@@ -56,7 +56,7 @@ def rendered(folder: Path) -> tuple[Document, ...]:
 
 
 def problems(document: Document, version: str, *, is_patch: bool = False) -> list[str]:
-    """What the schema of that Kubernetes finds, unknown fields included. A patch need not be complete."""
+    """Return the errors by that Kubernetes' schema, unknown fields included. A patch may be incomplete."""
     folder = f"kubernetes-json-schema/v{version}.0-local-strict"
     group, _, api = document["apiVersion"].rpartition("/")
     kind = "-".join(filter(None, [document["kind"].lower(), group.partition(".")[0], api]))
@@ -70,7 +70,7 @@ def problems(document: Document, version: str, *, is_patch: bool = False) -> lis
 
 
 def of_kind(documents: tuple[Document, ...], kind: str) -> dict[str, Document]:
-    """By name."""
+    """Return the documents of that kind by name."""
     return {one["metadata"]["name"]: one for one in documents if one["kind"] == kind}
 
 
@@ -86,12 +86,12 @@ def container(workload: Document) -> Document:
 
 
 def settings(workload: Document) -> dict[str, str]:
-    """The container's environment as far as it is written down."""
+    """Return the container's environment variables that have a literal value."""
     return {entry["name"]: entry["value"] for entry in container(workload)["env"] if "value" in entry}
 
 
 def walk(document: Any, key: str) -> Iterator[Any]:
-    """Every value under that key, at any depth."""
+    """Yield every value under that key, at any depth."""
     if isinstance(document, dict):
         for name, value in document.items():
             if name == key:

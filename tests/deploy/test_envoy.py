@@ -1,4 +1,4 @@
-"""Envoy with deploy/envoy/envoy.yaml before two real servers with the default model: what its clients may rely on."""
+"""Envoy with deploy/envoy/envoy.yaml before two real servers with the default model."""
 
 import asyncio
 import signal
@@ -18,19 +18,19 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 class Reply:
     """A stream as its client saw it."""
 
-    arrivals: list[float] = field(default_factory=list)  # of its deltas, in seconds
+    arrivals: list[float] = field(default_factory=list)  # arrival times of its deltas, in seconds
     tokens: int = 0
     is_completed: bool = False
 
 
 def numbers(max_tokens: int) -> pb.RunRequest:
-    """A greedy reply that does not end by itself."""
+    """Return a request with a greedy reply that ends only at max_tokens."""
     text = ", ".join(str(number) for number in range(1, 30)) + ","
     return pb.RunRequest(model=MODEL, text=text, sampling=pb.Sampling(temperature=0.0, max_tokens=max_tokens))
 
 
 async def collect(front: Front, max_tokens: int) -> Reply:
-    """Raises grpc.aio.AioRpcError if the stream fails."""
+    """Read the stream to its end. Raises grpc.aio.AioRpcError if it fails."""
     reply = Reply()
     async for event in front.stub.Run(numbers(max_tokens)):
         if event.HasField("delta"):
@@ -45,13 +45,13 @@ async def total(front: Front, metric: str) -> float:
 
 
 async def wait_for(front: Front, metric: str, value: float, *, seconds: float = 5.0) -> None:
-    """Of both servers together."""
+    """Wait until the sum of the metric over both servers is `value`."""
     async with asyncio.timeout(seconds):
         while await total(front, metric) != value:
             await asyncio.sleep(0.05)
 
 
-async def test_the_configuration_is_valid_and_nothing_in_it_is_deprecated():
+async def test_the_configuration_is_valid_without_deprecated_fields():
     child = await asyncio.create_subprocess_exec(
         envoy_binary(),
         *("--mode", "validate", "-c", CONFIGURATION),
@@ -63,18 +63,18 @@ async def test_the_configuration_is_valid_and_nothing_in_it_is_deprecated():
     assert b"[warning]" not in output, output.decode()
 
 
-async def test_each_delta_passes_at_once(front):
+async def test_each_delta_passes_immediately(front):
     for one in front.replicas:
         one.set_fault(f"slow {STEP_SECONDS}")
     reply = await collect(front, 40)
     assert reply.is_completed
     gaps = [later - earlier for earlier, later in zip(reply.arrivals, reply.arrivals[1:], strict=False)]
     assert len(gaps) >= 20
-    # As far apart as they were made: none waited for the next.
+    # As far apart as they were generated, so none was buffered.
     assert sorted(gaps)[len(gaps) // 2] > STEP_SECONDS / 2
 
 
-async def test_streams_go_where_fewest_run(front):
+async def test_streams_go_to_the_server_with_the_fewest(front):
     for one in front.replicas:
         one.set_fault(f"slow {STEP_SECONDS}")
     streams = []
@@ -96,7 +96,7 @@ async def test_a_client_that_cancels_frees_its_slot(front):
     await wait_for(front, "requests_ended_total cancelled", 1)
 
 
-async def test_a_stream_of_more_than_15_seconds_goes_on_to_its_end(front):
+async def test_a_stream_of_more_than_15_seconds_completes(front):
     for one in front.replicas:
         one.set_fault(f"slow {STEP_SECONDS}")
     max_tokens = int(18 / STEP_SECONDS)
@@ -105,10 +105,10 @@ async def test_a_stream_of_more_than_15_seconds_goes_on_to_its_end(front):
     assert reply.arrivals[-1] - reply.arrivals[0] > 15
 
 
-async def test_a_server_that_says_not_serving_gets_nothing_until_it_serves_again(front):
+async def test_a_server_that_is_not_serving_gets_no_streams(front):
     stalled, other = front.replicas
     stalled.set_fault("hang")
-    # Until one is with the server whose model hangs, which then says so.
+    # Repeat until one is on the server whose model hangs. That server then reports NOT_SERVING.
     held = [asyncio.create_task(collect(front, 20)) for _ in range(8)]
     await front.wait_until_healthy(1, seconds=10)
     before = await stalled.metric("requests_accepted_total")
@@ -121,13 +121,13 @@ async def test_a_server_that_says_not_serving_gets_nothing_until_it_serves_again
     await front.wait_until_healthy(2, seconds=10)
 
 
-async def test_a_server_whose_address_leaves_the_name_gets_nothing_new_and_finishes_what_it_has(front):
+async def test_a_server_removed_from_the_name_finishes_its_streams(front):
     leaving, staying = front.replicas
     for one in front.replicas:
         one.set_fault(f"slow {STEP_SECONDS}")
     running = [asyncio.create_task(collect(front, 250)) for _ in range(8)]
     await wait_for(front, "requests_accepted_total", 8)
-    # What Kubernetes does with a pod that ends: its address goes first, then comes SIGTERM.
+    # As Kubernetes ends a pod: it removes the address first, then sends SIGTERM.
     front.names.addresses = [staying.host]
     await front.wait_until_healthy(1, seconds=10)
     share = await leaving.metric("requests_accepted_total")
@@ -149,7 +149,7 @@ async def test_a_new_address_behind_the_name_gets_work_within_10_seconds(front):
     assert await new.metric("requests_accepted_total") > 0
 
 
-async def test_a_server_that_drains_loses_no_stream_and_no_client_sees_an_error(front):
+async def test_a_draining_server_loses_no_stream(front):
     leaving = front.replicas[0]
     for one in front.replicas:
         one.set_fault(f"slow {STEP_SECONDS}")
@@ -157,7 +157,7 @@ async def test_a_server_that_drains_loses_no_stream_and_no_client_sees_an_error(
     await wait_for(front, "requests_accepted_total", 8)
     assert await leaving.metric("requests_accepted_total") > 0
     leaving.process.send(signal.SIGTERM)
-    # From the very first moment, before Envoy can know: what the server refuses is taken to the other.
+    # Immediately, before Envoy notices: it retries refused streams on the other server.
     for _ in range(20):
         assert (await collect(front, 2)).is_completed
     assert all(reply.is_completed for reply in await asyncio.gather(*running))
@@ -165,7 +165,7 @@ async def test_a_server_that_drains_loses_no_stream_and_no_client_sees_an_error(
     assert (await collect(front, 2)).is_completed
 
 
-async def test_a_server_that_dies_loses_its_own_streams_alone(front):
+async def test_a_killed_server_loses_only_its_own_streams(front):
     dying = front.replicas[0]
     for one in front.replicas:
         one.set_fault(f"slow {STEP_SECONDS}")
@@ -182,7 +182,7 @@ async def test_a_server_that_dies_loses_its_own_streams_alone(front):
     assert {error.code() for error in failed} == {grpc.StatusCode.INTERNAL}
 
 
-async def test_envoy_itself_drains_without_a_loss(front):
+async def test_envoy_drains_without_losing_streams(front):
     for one in front.replicas:
         one.set_fault(f"slow {STEP_SECONDS}")
     running = [asyncio.create_task(collect(front, 200)) for _ in range(4)]
@@ -190,13 +190,13 @@ async def test_envoy_itself_drains_without_a_loss(front):
     await front.admin("/drain_listeners?graceful", "POST")
     replies = await asyncio.gather(*running)
     assert all(reply.is_completed for reply in replies)
-    # Longer than Envoy was told to drain, after which it takes no new connection.
+    # Longer than Envoy's drain time, after which it accepts no new connection.
     assert min(reply.arrivals[-1] - reply.arrivals[0] for reply in replies) > 3
     filtered = "/stats?filter=http.grpc.downstream_rq_active"
     async with asyncio.timeout(5):
         while (await front.admin(filtered)).split()[-1] != b"0":
             await asyncio.sleep(0.05)
     with pytest.raises(grpc.aio.AioRpcError):
-        # Over the connection that there is still, replies come with the advice to leave it.
+        # On the open connection, replies still arrive, with the request to close it.
         for _ in range(3):
             assert (await collect(front, 2)).is_completed

@@ -1,4 +1,4 @@
-"""deploy/kubernetes against Kubernetes' schemas, against itself and against the code; needs no cluster."""
+"""deploy/kubernetes compared with Kubernetes' schemas, with itself and with the code. Needs no cluster."""
 
 import re
 import tomllib
@@ -54,7 +54,7 @@ def test_every_document_is_valid(documents, version):
 
 
 @pytest.mark.parametrize("path", [*listed(GPU, "resources"), *listed(GPU, "patches")], ids=lambda path: path.name)
-def test_the_overlay_sets_only_fields_that_there_are(path):
+def test_the_overlay_sets_only_existing_fields(path):
     for document in read(path):
         assert problems(document, VERSIONS[-1], is_patch=path in listed(GPU, "patches")) == []
 
@@ -71,7 +71,7 @@ def test_every_file_is_in_the_kustomization():
         assert named == set(folder.glob("*.yaml"))
 
 
-def test_every_selector_means_the_pods_of_a_workload(documents):
+def test_every_selector_matches_the_pods_of_a_workload(documents):
     pods = [one["spec"]["template"]["metadata"]["labels"] for one in of_kind(documents, "Deployment").values()]
     local = [{**one, "metadata": None} for one in documents]
     selectors = [
@@ -87,14 +87,14 @@ def test_every_selector_means_the_pods_of_a_workload(documents):
             assert sum(selector.items() <= labels.items() for labels in pods) == 1, selector
 
 
-def test_what_belongs_to_a_workload_selects_it(documents, service):
+def test_objects_of_a_workload_select_it(documents, service):
     for kind in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"):
         spec = of_kind(documents, kind)[service]["spec"]
         selector = spec.get("podSelector") or spec["selector"]
         assert selector.get("matchLabels", selector) == {NAME: service}
 
 
-def test_every_port_that_is_named_is_one_of_the_container(documents, workload, service):
+def test_every_named_port_is_a_port_of_the_container(documents, workload, service):
     ports = {port["name"]: port["containerPort"] for port in container(workload)["ports"]}
     for port in of_kind(documents, "Service")[service]["spec"]["ports"]:
         assert port["targetPort"] in ports
@@ -115,11 +115,11 @@ def test_the_service_listens_on_the_ports_of_its_container(workload):
 
 
 def fields(workload) -> dict[str, str]:
-    """The settings of the container that are not empty, which would be as good as unset."""
+    """Return the container's settings that are not empty. An empty setting is the same as an unset one."""
     return {name.removeprefix("TAILRACE_").lower(): value for name, value in settings(workload).items() if value}
 
 
-def test_every_setting_is_one_of_the_service_and_has_a_value_that_it_takes(workload, service):
+def test_every_setting_exists_and_has_a_valid_value(workload, service):
     assert fields(workload).keys() <= SETTINGS[service].model_fields.keys()
     assert SETTINGS[service](**fields(workload))
 
@@ -132,7 +132,7 @@ def test_a_pod_gets_the_time_to_finish_the_longest_reply(workload, service):
     assert pod(workload)["terminationGracePeriodSeconds"] >= leaving + drain + 10
 
 
-def test_the_server_may_end_by_itself_before_the_kubelet_ends_it(documents):
+def test_the_watchdog_may_act_before_the_kubelet(documents):
     probe = container(of_kind(documents, "Deployment")["inference-server"])["livenessProbe"]
     exit_seconds = inference_server.settings.Settings.model_fields["stall_exit_seconds"].default
     assert probe["periodSeconds"] * (probe["failureThreshold"] - 1) > exit_seconds
@@ -143,7 +143,7 @@ def test_a_rollout_waits_as_long_as_a_start_may_take(workload):
     assert workload["spec"].get("progressDeadlineSeconds", 600) > probe["periodSeconds"] * probe["failureThreshold"]
 
 
-def test_probes_and_envoy_ask_health_for_the_service_that_tells_it(documents):
+def test_probes_and_envoy_check_the_health_of_the_right_service(documents):
     probed = container(of_kind(documents, "Deployment")["inference-server"])
     assert {probed[name]["grpc"]["service"] for name in PROBES} == {SERVICE}
     envoy = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
@@ -160,13 +160,13 @@ def test_the_bridge_calls_the_headless_service_of_the_servers(documents):
     assert all(ports[one["targetPort"]] == one["port"] for one in spec["ports"])
 
 
-def test_the_autoscaler_asks_for_what_the_server_tells_and_the_adapter_passes_on(documents):
+def test_the_autoscalers_metrics_exist_and_are_adapted(documents):
     (scaler,) = of_kind(documents, "HorizontalPodAutoscaler").values()
     targets = {
         one["pods"]["metric"]["name"]: int(one["pods"]["target"]["averageValue"]) for one in scaler["spec"]["metrics"]
     }
     source = "".join(path.read_text() for path in (ROOT / "inference_server").rglob("*.py"))
-    assert all(f'"{name.removeprefix("tailrace_")}"' in source for name in targets)
+    assert targets and all(f'"{name.removeprefix("tailrace_")}"' in source for name in targets)
     (rule,) = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     (pattern,) = re.findall(r'__name__=~"(.+?)"', rule["seriesQuery"])
     assert all(re.fullmatch(pattern, name) for name in targets)
@@ -179,11 +179,11 @@ def test_the_autoscaler_adds_a_server_before_the_last_slot_is_taken(documents):
         one["pods"]["metric"]["name"]: int(one["pods"]["target"]["averageValue"]) for one in scaler["spec"]["metrics"]
     }
     assert targets["tailrace_requests_running"] < int(settings(server)["TAILRACE_MAX_RUNNING_SEQS"])
-    # Two that decide about the number would undo each other's work.
+    # Two controllers of the same number of replicas would undo each other's changes.
     assert "replicas" not in server["spec"]
 
 
-def test_containers_have_no_rights_that_they_do_not_need(workload, service):
+def test_containers_have_no_unnecessary_rights(workload, service):
     spec, only = pod(workload), container(workload)
     dockerfile = (ROOT / SERVICES[service] / "Dockerfile").read_text()
     assert str(spec["securityContext"]["runAsUser"]) in re.findall(r"useradd .*--uid (\d+)", dockerfile)
@@ -202,7 +202,7 @@ def test_every_volume_is_mounted_and_every_mount_has_its_volume(workload):
     assert mounts == {volume["name"] for volume in pod(workload)["volumes"]}
 
 
-def test_files_that_settings_name_are_on_a_volume_or_in_the_image(workload):
+def test_files_named_by_settings_are_on_a_volume_or_in_the_image(workload):
     mounts = [mount["mountPath"] for mount in container(workload)["volumeMounts"]]
     for name, value in settings(workload).items():
         if value.startswith("/app/"):

@@ -1,4 +1,4 @@
-"""The running stack, for every test of this folder that asks for it."""
+"""Fixture of the running stack for the tests of this folder."""
 
 from tests.e2e.stack import stack
 

@@ -1,7 +1,7 @@
-"""The whole of Tailrace as a user starts it: server, bridge and example web app, a process each, on the default model.
+"""Tailrace as a user starts it: server, bridge and example web app, a process each, on the default model.
 
-Only the catalog is not the default one: the same names and weights, but 16-bit for all, so that one engine is loaded
-within seconds, and short replies. A conftest that imports `stack` has it as a fixture; it is started once a test run.
+Only the catalog differs from the default: the same names and weights, but 16-bit for all and short replies, so that a
+single engine loads within seconds. A conftest that imports `stack` has it as a fixture, started once per test run.
 """
 
 import os
@@ -25,10 +25,10 @@ MODELS = (
     "@cf/meta/llama-2-7b-chat-fp16",
     "@cf/huggingfacetb/smollm2-135m-instruct",
 )
-# Enough to cancel a reply in the middle, and not much to wait for where nothing can ask for less.
+# Long enough to cancel a reply in the middle, and short enough to wait for.
 SEQUENCE_LENGTH = 64
 _DEFAULT_CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
-# The inference server may be another: a command, started with the same settings (make test-vllm).
+# Another inference server: a command that is started with the same settings (make test-vllm).
 OTHER_SERVER = shlex.split(os.environ.get("TAILRACE_TEST_SERVER", ""))
 # Converting the default model for the first time takes half a minute, loading it seconds. vLLM takes a minute for that.
 _START_SECONDS = 600 if OTHER_SERVER else 110
@@ -39,7 +39,7 @@ _SETTING = re.compile(r"TAILRACE_|(https?|all|no)_proxy$|MODEL$|WEB_ADDRESS$", r
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that ended, as the inference server's log tells it."""
+    """A completed run, read from the inference server's log."""
 
     request_id: str
     model: str
@@ -47,10 +47,10 @@ class Run:
 
 
 class Stack:
-    """Addresses are host:port. Every process logs to a file of its own in `folder`."""
+    """The running processes. Addresses are host:port. Each process logs to a file of its own in `folder`."""
 
     def __init__(self, folder: Path, catalog: str = "", *, server: Sequence[str] = ()) -> None:
-        """catalog: its text; empty: the default catalog with short replies. server: another command than ours."""
+        """Create a stack. `catalog` is its text, by default the default catalog with short replies. `server` is a command."""
         self._server = list(server)
         self._folder = folder
         self._catalog = folder / "catalog.toml"
@@ -60,7 +60,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Leads any of the project's programs to this stack; nothing of the developer's own settings is in it."""
+        """Return the environment of a client of this stack, without the developer's own settings."""
         kept = {name: value for name, value in os.environ.items() if not _SETTING.match(name)}
         return {
             **kept,
@@ -90,7 +90,7 @@ class Stack:
                 process.wait()
 
     def start_web_app(self, **settings: str) -> str:
-        """Another web app with settings of its own; returns its address."""
+        """Start another web app with these settings. Returns its address."""
         address = free_address()
         self.spawn("examples.web.app", name=f"web app {address}", WEB_ADDRESS=address, **settings)
         self.wait_until_answered(f"http://{address}/")
@@ -101,34 +101,34 @@ class Stack:
         command = [sys.executable, "-m", module]
         if self._server and module == "inference_server":
             command = self._server
-        # One that is started again goes on in the log of the one before.
+        # A restarted process appends to the log of the one before.
         with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command, cwd=ROOT, env=self.environment | settings, stdout=log, stderr=log
             )
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
-        """The newest of that name."""
+        """Return the newest process of that name."""
         return self._processes[name]
 
     def log(self, name: str) -> str:
-        """What the process, and those before it of the same name, have written so far."""
+        """Return the output so far of the process and of earlier ones of the same name."""
         return self._log(name).read_text(errors="replace")
 
     def runs(self) -> list[Run]:
-        """Every run that ended so far, in that order."""
+        """Return the runs that have ended, in that order."""
         text = self.log("inference_server")
         return [Run(found["id"], found["model"], found["outcome"]) for found in _RUN_LOGGED.finditer(text)]
 
     def wait_for_runs(self, number: int, *, timeout_seconds: float) -> list[Run]:
-        """Wait until `number` runs have ended since the start of the stack, or the time is over; returns all of them."""
+        """Wait until `number` runs have ended since the start of the stack, or a timeout. Returns all of them."""
         deadline = time.monotonic() + timeout_seconds
         while len(self.runs()) < number and time.monotonic() < deadline:
             time.sleep(0.02)
         return self.runs()
 
     def wait_until_answered(self, url: str) -> None:
-        """Wait until the URL is answered with 200. Raises RuntimeError with the logs if a process ends or time is over."""
+        """Wait until the URL answers 200. Raises RuntimeError with the logs if a process ends or after a timeout."""
         deadline = time.monotonic() + _START_SECONDS
         while not _is_answered(url):
             ended = [name for name, process in self._processes.items() if process.poll() is not None]

@@ -10,7 +10,7 @@ from tests.support.engines import until
 from tests.support.servers import MODEL, Running, running_server, write_catalog
 
 URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
-# Greedy, and the tiny model's greedy replies do not end by themselves.
+# The tiny model's greedy replies end only at max_tokens.
 ENDLESS = {"prompt": "hello", "temperature": 0, "stream": True}
 
 
@@ -28,7 +28,7 @@ async def bridge(running: Running):
 
 
 def words(count: int) -> str:
-    """Text of `count` tokens, to which the tokenizer adds its <s>."""
+    """Return a text of `count` tokens, to which the tokenizer adds its <s>."""
     return " ".join(["the"] * count)
 
 
@@ -62,7 +62,7 @@ async def test_the_events_joined_are_the_reply_without_stream(bridge):
     assert streamed
 
 
-async def test_2049_prompt_tokens_are_refused_with_413_before_any_forward_pass(bridge, running):
+async def test_2049_prompt_tokens_are_413_before_any_forward_pass(bridge, running):
     running.engine.runner.prefill = None  # calling it would fail with another status
     response = await bridge.client.post(URL, json={"prompt": words(2048), "raw": True, "stream": True})
     assert response.status_code == 413
@@ -71,7 +71,7 @@ async def test_2049_prompt_tokens_are_refused_with_413_before_any_forward_pass(b
     assert "2049" in error["message"] and "2048" in error["message"]
 
 
-async def test_2048_prompt_tokens_pass_and_the_reply_stops_at_the_sequence_length(bridge):
+async def test_2048_prompt_tokens_are_accepted(bridge):
     body = {"prompt": words(2047), "raw": True, "temperature": 0, "max_tokens": 1_000_000}
     result = (await bridge.client.post(URL, json=body, timeout=100)).json()["result"]
     assert result["usage"] == {"prompt_tokens": 2048, "completion_tokens": 1800, "total_tokens": 3848}
@@ -92,7 +92,7 @@ async def test_a_full_queue_is_429_with_retry_after(bridge, running):
         writer.close()
 
 
-async def test_reject_if_busy_is_429_where_others_wait(bridge, running):
+async def test_reject_if_busy_is_429_instead_of_waiting(bridge, running):
     connections = [await connect(bridge, ENDLESS) for _ in range(2)]
     await until(lambda: running.engine.num_in_flight == 2)
     response = await bridge.client.post(URL, json={**ENDLESS, "options": {"rejectIfBusy": True}})
@@ -124,7 +124,7 @@ async def test_a_dropped_connection_frees_its_slot_within_half_a_second(bridge, 
         other.close()
 
 
-async def test_32_concurrent_streams_of_different_lengths_each_equal_their_solo_run(tiny_model, tmp_path):
+async def test_32_concurrent_streams_equal_their_solo_runs(tiny_model, tmp_path):
     catalog = write_catalog(tmp_path / "catalog.toml", tiny_model("llama-2"))
 
     async def ask(bridge: Bridge, number: int) -> str:
@@ -144,7 +144,7 @@ def text_of(stream: str) -> str:
     return "".join(json.loads(event)["response"] for event in events)
 
 
-async def test_a_server_that_dies_ends_the_stream_without_done(bridge, running):
+async def test_a_killed_server_ends_the_stream_without_done(bridge, running):
     reader, writer = await connect(bridge, ENDLESS)
     await reader.readuntil(b"data: ")
     await running.server.stop()

@@ -1,4 +1,4 @@
-"""The default model itself, briefly: what tests/exact shows at length."""
+"""A short version of tests/exact on the default model."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.exact.reference import LARGEST_GAP, MODES, default_entry, first_gap, 
 from tests.support.engines import Recorder, collect, hosting, request
 
 SHORT_PROMPTS = [5, 70]
-# In float32 nothing may differ; in the others the first token that differs must have been nearly as likely.
+# In float32 nothing may differ. In the others the first differing token must have been nearly as likely.
 CASES = [("float32", "joining"), ("float16", "eight at a time")]
 
 
@@ -28,7 +28,7 @@ async def test_short_prompts_get_the_greedy_tokens_of_generate(precision, mode):
     assert max(0.0 if gap is None else max(gap, 1e-9) for gap in gaps) <= LARGEST_GAP[in_force]
 
 
-async def test_two_seeds_give_the_same_text_alone_and_in_company():
+async def test_two_seeds_give_the_same_text_alone_and_in_a_batch():
     async with hosting(default_entry("float32"), max_running_seqs=8) as models:
         model = models["default"]
         prompt = model.prompts.encode_chat([Turn("user", "Tell me a story about a river.")])
@@ -52,4 +52,4 @@ async def test_the_model_knows_the_capital_of_japan_in_8_bits():
         params = SamplingParams(seed=1, temperature=0.0)
         reply = await collect(model, request(prompt, sampling=params, max_tokens=20))
     assert reply.text == "The capital of Japan is Tokyo."
-    assert recorder.completion("test", len(prompt))[-1] == 2  # <|im_end|>, which is no text
+    assert recorder.completion("test", len(prompt))[-1] == 2  # <|im_end|>, which has no text

@@ -1,4 +1,4 @@
-"""The examples against a running stack: what they print, how they end, and that they leave no run behind."""
+"""The examples with a running stack: their output, their exit codes, and that their runs end."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def story_query(*, max_tokens):
     return {"prompt": STORY, "seed": "1", "max_tokens": str(max_tokens)}
 
 
-async def test_curl_streams_and_then_answers_at_once(stack):
+async def test_curl_streams_and_then_prints_a_complete_reply(stack):
     process = await asyncio.create_subprocess_exec(
         ROOT / "examples" / "curl.sh", env=stack.environment, stdout=asyncio.subprocess.PIPE
     )
@@ -47,7 +47,7 @@ async def test_curl_streams_and_then_answers_at_once(stack):
     assert json.loads(reply)["result"]["response"]
 
 
-def test_curl_tells_an_error_and_fails(stack):
+def test_curl_prints_an_error_and_fails(stack):
     environment = stack.environment | {"TAILRACE_HTTP_ADDRESS": free_address()}
     command = [ROOT / "examples" / "curl.sh"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
@@ -63,7 +63,7 @@ def test_stream_prints_the_reply_and_a_line_about_it(stack):
     )
 
 
-def test_stream_tells_a_refusal_in_one_sentence(stack):
+def test_stream_prints_a_refusal_in_one_sentence(stack):
     result = run_stream(stack, "hello", MODEL="@cf/none/such")
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(
@@ -71,7 +71,7 @@ def test_stream_tells_a_refusal_in_one_sentence(stack):
     )
 
 
-def test_stream_tells_that_no_server_answers(stack):
+def test_stream_reports_an_unreachable_server(stack):
     address = free_address()
     result = run_stream(stack, "hello", TAILRACE_GRPC_ADDRESS=address)
     assert (result.returncode, result.stdout) == (1, "")
@@ -97,7 +97,7 @@ async def test_stream_cancels_its_run_on_ctrl_c(stack):
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_web_app_passes_the_stream_on_as_it_comes(stack, web, method):
+def test_web_app_forwards_the_stream_unbuffered(stack, web, method):
     num_runs = len(stack.runs())
     body = {"prompt": STORY, "seed": 1, "max_tokens": 10}
     fields = {"params": story_query(max_tokens=10)} if method == "GET" else {"json": body}
@@ -114,7 +114,7 @@ def test_web_app_passes_the_stream_on_as_it_comes(stack, web, method):
     assert stream == web.post(url, json={**body, "stream": True}).content
 
 
-def test_web_app_cancels_the_run_when_the_client_leaves(stack, web):
+def test_web_app_cancels_the_run_when_the_client_disconnects(stack, web):
     num_runs = len(stack.runs())
     with web.stream("GET", "/worker-endpoint", params=story_query(max_tokens=1000)) as response:
         next(response.iter_raw())
@@ -129,7 +129,7 @@ def test_web_app_keeps_status_and_body_of_a_refusal(web):
     assert response.json()["errors"][0]["code"] == 5006
 
 
-def test_web_app_tells_that_the_bridge_does_not_answer(stack):
+def test_web_app_reports_an_unreachable_bridge(stack):
     bridge = free_address()
     web = stack.start_web_app(TAILRACE_HTTP_ADDRESS=bridge)
     response = httpx.get(f"http://{web}/worker-endpoint", params={"prompt": "hello"}, trust_env=False)
@@ -137,7 +137,7 @@ def test_web_app_tells_that_the_bridge_does_not_answer(stack):
     assert response.json()["errors"] == [{"message": f"The bridge at {bridge} does not answer."}]
 
 
-def test_web_app_refuses_a_body_that_is_no_object(web):
+def test_web_app_refuses_a_body_that_is_not_an_object(web):
     response = web.post("/worker-endpoint", content=b"[]")
     assert response.status_code == 400
     assert response.json()["errors"] == [{"message": "The body must be a JSON object."}]

@@ -22,12 +22,12 @@ def settings(tiny_model, tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    """Process ids of what `pid` started, in that order."""
+    """Return the ids of the children of `pid`, in the order of their start."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, timeout=5)
     return sorted(int(line) for line in found.stdout.split())
 
 
-async def test_it_prints_a_curl_that_streams_as_it_stands_and_stops_both_on_ctrl_c(settings):
+async def test_it_prints_a_working_curl_and_stops_both_on_ctrl_c(settings):
     async with process("tailrace_cli", "serve", **settings) as stack:
         await stack.line_with("Tailrace is ready")
         await stack.line_with('"stream": true')
@@ -47,7 +47,7 @@ async def test_it_prints_a_curl_that_streams_as_it_stands_and_stops_both_on_ctrl
             os.kill(pid, 0)
 
 
-async def test_a_service_that_dies_takes_the_other_with_it_and_is_told_by_the_exit_code(settings):
+async def test_a_service_that_exits_stops_the_other_and_sets_the_exit_code(settings):
     async with process("tailrace_cli", "serve", **settings) as stack:
         await stack.line_with("Tailrace is ready")
         server, bridge = await asyncio.to_thread(children, stack.pid)

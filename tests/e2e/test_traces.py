@@ -1,4 +1,4 @@
-"""One request's trace through the real bridge and the real server, taken by a real collector."""
+"""A request's trace through the real bridge and the real server, received by a real collector."""
 
 from tests.http_bridge.conftest import running_bridge
 from tests.support.collector import collecting
@@ -7,7 +7,7 @@ from tests.support.servers import MODEL, running_server, write_catalog
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-async def test_the_spans_of_a_request_continue_its_callers_trace_down_to_the_decode(tiny_model, tmp_path, monkeypatch):
+async def test_a_requests_spans_continue_its_callers_trace(tiny_model, tmp_path, monkeypatch):
     catalog = write_catalog(tmp_path / "catalog.toml", tiny_model("llama-2"))
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}
     with collecting(monkeypatch) as collector:

@@ -1,4 +1,4 @@
-"""transformers' own model and `generate`, for the default model, as the measure of the engine's tokens."""
+"""Runs the default model in transformers' `generate`, as the reference for the engine's tokens."""
 
 import asyncio
 import math
@@ -21,10 +21,10 @@ from tests.support.engines import GREEDY, Recorder, collect, request
 
 NUM_TOKENS = 64
 PROMPT_LENGTHS = [5, 8, 12, 17, 25, 36, 50, 70, 100, 140, 190, 256, 257, 330, 450, 600, 800, 1024, 1250, 1500]
-# Logits that a first differing token may lie below the reference's: transformers alone and batched differ by as much.
+# The first differing token may be this much below the reference's logit. transformers alone and batched differ as much.
 LARGEST_GAP = {"float32": 0.0, "bfloat16": 0.25, "bitsandbytes-int8": 1.0}
-# Scores (logit by temperature, plus noise) that two float32 runs' first differing tokens may lie apart: with another
-# number of rows, the default model's logits differ by 6e-6 (standard deviation) and by 4e-5 at most.
+# The scores (logit by temperature, plus noise) of two float32 runs' first differing tokens may differ by this much. With
+# another number of rows, the default model's logits differ by 6e-6 (standard deviation) and by 4e-5 at most.
 LARGEST_TIE = 5e-4
 CORPUS = Path(__file__).parent / "corpus.txt"
 
@@ -32,7 +32,7 @@ TokenIds = list[int]
 
 
 def default_entry(precision: Precision) -> CatalogEntry:
-    """The default model in a precision of our choice, with limits that every prompt here keeps."""
+    """Return the default model's entry in a precision, with limits that fit every prompt here."""
     entry = read_catalog(DEFAULT_CATALOG)[2]
     return CatalogEntry(
         name="default",
@@ -47,7 +47,7 @@ def default_entry(precision: Precision) -> CatalogEntry:
 
 
 def prompts(encoder: PromptEncoder, lengths: list[int]) -> list[TokenIds]:
-    """Pieces of the corpus, each from another place, in tokens."""
+    """Return the token ids of pieces of the corpus, each from another place."""
     corpus = encoder.encode_text(CORPUS.read_text())
     starts = [(index * 97) % (len(corpus) - length) for index, length in enumerate(lengths)]
     return [corpus[start : start + length] for start, length in zip(starts, lengths, strict=True)]
@@ -55,21 +55,21 @@ def prompts(encoder: PromptEncoder, lengths: list[int]) -> list[TokenIds]:
 
 @dataclass
 class Reference:
-    """Greedy tokens of `generate`, and the logits (num_tokens, vocab_size) float32 they were chosen from."""
+    """Greedy tokens of `generate`, and their logits as float32 of shape (num_tokens, vocab_size)."""
 
     token_ids: TokenIds
     logits: torch.Tensor
 
 
 def reference_model(precision: Precision) -> Any:
-    """The default model with transformers' default attention."""
+    """Load the default model with transformers' default attention."""
     weights = default_entry(precision).weights
     cpu = torch.device("cpu")
     return load_model(weights, precision, device=cpu, cache_dir=Settings().cache_dir, attention_name="sdpa").model
 
 
 def generate(precision: Precision, prompts: list[TokenIds]) -> list[Reference]:
-    """Each prompt by itself."""
+    """Generate the reply to each prompt by itself."""
     model = reference_model(precision)
     references = []
     for prompt in prompts:
@@ -90,9 +90,9 @@ def generate(precision: Precision, prompts: list[TokenIds]) -> list[Reference]:
 
 @torch.inference_mode()
 def tie_gap(model: Any, generation: GenerationRequest, one: TokenIds, other: TokenIds) -> float:
-    """How far apart the scores of two replies' first differing tokens are, by `model`; infinity if one is not allowed.
+    """Return the difference of the scores of two replies' first differing tokens; infinity if one is not allowed.
 
-    The sentences of the contract, in float64 and over a sorted vocabulary, with the noise of the position.
+    Scores are computed by the contract's definition in float64, over a sorted vocabulary, with the position's noise.
     """
     place = next(place for place, (ours, theirs) in enumerate(zip(one, other, strict=True)) if ours != theirs)
     prefix = [*generation.prompt_ids, *one[:place]]
@@ -110,7 +110,7 @@ def tie_gap(model: Any, generation: GenerationRequest, one: TokenIds, other: Tok
 
 
 def first_gap(reference: Reference, token_ids: TokenIds) -> float | None:
-    """How far the engine's first differing token lies below the reference's, in logits; None if all are equal."""
+    """Return how many logits the engine's first differing token is below the reference's. None if all are equal."""
     assert len(token_ids) == NUM_TOKENS
     for position, (ours, theirs) in enumerate(zip(token_ids, reference.token_ids, strict=True)):
         if ours != theirs:
@@ -135,7 +135,7 @@ async def eight_at_a_time(model: HostedModel, prompts: list[TokenIds]) -> list[T
 
 
 async def joining(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]:
-    """Each prompt joins when the one before it has sent some deltas: 1, 4, 7, 10, 1, …"""
+    """Start each prompt after the one before it has sent some deltas: 1, 4, 7, 10, 1, …"""
     recorder = Recorder(model)
 
     async def run(index: int) -> None:

@@ -14,7 +14,7 @@ NUM_PROMPTS = 20
 
 @pytest.mark.exact
 @pytest.mark.parametrize("precision", ["bitsandbytes-int8", "int4", "bfloat16"])
-async def test_logits_are_the_same_bits_whoever_else_is_there(precision: Precision):
+async def test_logits_do_not_depend_on_the_batch(precision: Precision):
     settings = {"batch_invariant": True, "max_running_seqs": 32, "prefix_cache": "off"}
     recorder = LogitsRecorder()
     async with hosting(default_entry(precision), builder=recorder, **settings) as models:
@@ -22,7 +22,7 @@ async def test_logits_are_the_same_bits_whoever_else_is_there(precision: Precisi
         texts = prompts(model.prompts, [5 + 11 * n for n in range(32)])
 
         async def together(first: int, count: int) -> list[list[bytes]]:
-            """Logits of the prompts from `first` on, all at once."""
+            """Return the logits of the prompts from `first` on, all in one batch."""
             asked = [request(ids, request_id=str(n), max_tokens=NUM_TOKENS) for n, ids in enumerate(texts)]
             await asyncio.gather(*(collect(model, one) for one in asked[first : first + count]))
             return [recorder.take(str(n)) for n in range(first, first + count)]

@@ -1,7 +1,7 @@
-"""Greedy replies of the default model are those of transformers' `generate`, in every precision and company.
+"""Greedy replies of the default model equal those of transformers' `generate`, in every precision and batch.
 
-Where rounding differs (16 bits, int8), the first token that differs must have been nearly as likely: transformers alone
-and transformers batched differ from each other by as much.
+Where rounding differs (16 bits, int8), the first differing token must have been nearly as likely. transformers alone and
+batched differ from each other by as much.
 """
 
 import pytest

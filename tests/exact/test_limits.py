@@ -15,7 +15,7 @@ LIMITS = {"@cf/meta/llama-2-7b-chat-int8": (2048, 1800), "@cf/meta/llama-2-7b-ch
 
 
 @pytest.mark.exact
-async def test_2049_prompt_tokens_to_int8_are_413_before_any_forward_pass_and_2048_pass():
+async def test_int8_accepts_2048_prompt_tokens_and_refuses_2049():
     model = "@cf/meta/llama-2-7b-chat-int8"
     url = f"/client/v4/accounts/local/ai/run/{model}"
     async with running_server(DEFAULT_CATALOG, max_running_seqs=2) as server, running_bridge(server.address) as bridge:
@@ -40,7 +40,7 @@ async def test_2049_prompt_tokens_to_int8_are_413_before_any_forward_pass_and_20
 
 
 @pytest.mark.exact
-async def test_both_models_take_and_give_exactly_what_was_announced():
+async def test_both_models_have_exactly_the_announced_limits():
     entries = [entry for entry in read_catalog(DEFAULT_CATALOG) if entry.name in LIMITS]
     async with hosting(*entries, max_running_seqs=1) as models:
         for name, limits in LIMITS.items():

@@ -1,4 +1,4 @@
-"""What few bits cost in quality: perplexity of a fixed text, through the engine's own forward pass, against more bits."""
+"""The quality of quantized weights: perplexity of a fixed text through the engine's own forward pass."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,10 @@ TokenIds = list[int]
 
 @torch.inference_mode()
 def perplexity(token_ids: TokenIds, logits: Callable[[TokenIds], Tensor]) -> float:
-    """Over consecutive windows of the text, each with its own context; `logits` gives (len(window), vocab_size)."""
+    """Return the perplexity over consecutive windows of the text, each with its own context.
+
+    `logits` returns (len(window), vocab_size).
+    """
     assert len(token_ids) >= 2000
     losses = []
     for first in range(0, len(token_ids), WINDOW):
@@ -64,7 +67,7 @@ async def measure(precision: str, **settings: bool) -> float:
 
 @pytest.mark.exact
 @pytest.mark.timeout(600)
-async def test_int8_is_within_one_percent_of_16_bits_and_better_than_bitsandbytes_own_product():
+async def test_int8_is_close_to_16_bits_and_better_than_bitsandbytes():
     async with hosting(default_entry("float16"), max_running_seqs=1) as models:
         token_ids = corpus(models["default"])
         sixteen_bits = perplexity(token_ids, engine_logits(models["default"]))
@@ -81,7 +84,7 @@ async def test_int8_is_within_one_percent_of_16_bits_and_better_than_bitsandbyte
 
 @pytest.mark.exact
 @pytest.mark.timeout(600)
-async def test_int4_of_a_q4_1_file_is_float32_but_for_the_rounding_of_the_head():
+async def test_int4_of_a_q4_1_file_differs_only_by_the_rounded_head():
     float32 = await measure("float32")
     # Prompts are multiplied as integers, or in bfloat16, which is faster for many rows.
     for invariant in (True, False):

@@ -1,8 +1,8 @@
-"""Seeded replies of the default model in float32 do not depend on who else is in the batch.
+"""Seeded replies of the default model in float32 do not depend on other requests in the batch.
 
-What is random does not at all. What is left is rounding: a product's last bits depend on its number of rows. So replies
-are equal, and where ever one is not, the first tokens that differ must have tied within rounding, by transformers' own
-logits (tie_gap), and such replies must be as rare as ties are.
+The random numbers never depend on them. A product's last bits do depend on its number of rows. So replies are equal,
+except where the first differing tokens tied within rounding by transformers' own logits (tie_gap). Such replies must be
+as rare as ties are.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ def seeded(prompt, seed: int, max_tokens: int, **sampling):
 
 
 def check(pairs, most_that_differ: int) -> None:
-    """pairs: (generation, token ids alone, token ids in company)."""
+    """Check the replies. `pairs` are (generation, token ids alone, token ids in a batch)."""
     differing = [pair for pair in pairs if pair[1] != pair[2]]
     model = reference_model("float32") if differing else None
     gaps = {generation.request_id: tie_gap(model, generation, *both) for generation, *both in differing}
@@ -31,7 +31,7 @@ def check(pairs, most_that_differ: int) -> None:
 
 
 @pytest.mark.exact
-async def test_ten_seeds_give_the_same_text_alone_and_among_sixteen_others():
+async def test_ten_seeds_give_the_same_text_alone_and_with_sixteen_others():
     pairs = []
     async with hosting(default_entry("float32")) as models:
         model = models["default"]
@@ -51,7 +51,7 @@ async def test_ten_seeds_give_the_same_text_alone_and_among_sixteen_others():
 
 
 @pytest.mark.exact
-async def test_32_streams_of_different_lengths_each_equal_their_solo_run():
+async def test_32_streams_of_different_lengths_equal_their_solo_runs():
     pairs = []
     async with hosting(default_entry("float32"), max_running_seqs=32) as models:
         model = models["default"]

@@ -1,4 +1,4 @@
-"""A real bridge under uvicorn in front of a real gRPC server whose replies a test writes down."""
+"""Runs a real bridge under uvicorn before a real gRPC server with replies that a test scripts."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ Script = Callable[["Reply"], Awaitable[None]]
 
 
 class Reply:
-    """One call as a script sees it: what was asked, and the ways to answer."""
+    """A call in a script: its request, and methods to answer it."""
 
     def __init__(self, request: pb.RunRequest, context: grpc.aio.ServicerContext) -> None:
         self.request = request
@@ -76,12 +76,12 @@ async def new_york(reply: Reply) -> None:
 
 
 class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Answers each Run by `script`; `scripts` holds those of the next calls, if they shall differ."""
+    """A servicer that answers each Run by `script`, or by the next of `scripts` if there are any."""
 
     def __init__(self) -> None:
         self.script: Script = new_york
         self.scripts: list[Script] = []
-        self.token = ""  # what ListModels asks for
+        self.token = ""  # the models of ListModels
         self.models: list[pb.Model] = [
             pb.Model(name=MODEL, description="First", context_length=20, sequence_length=10, window=30, stands_in=True),
             pb.Model(name="@hf/other/second", description="Second", window=40),
@@ -104,7 +104,7 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
         try:
             await (self.scripts.pop(0) if self.scripts else self.script)(reply)
         except (asyncio.CancelledError, grpc.aio.InternalError):
-            # A cancel that meets a write in flight is an InternalError of gRPC.
+            # gRPC raises InternalError if a cancel meets a write in flight.
             self.cancelled.set()
 
 
@@ -130,7 +130,7 @@ class Backend:
 
 
 class Bridge:
-    """A running bridge, asked through httpx or over a bare socket."""
+    """A running bridge, with an httpx client and bare sockets to send requests."""
 
     def __init__(self, port: int, client: httpx.AsyncClient, metrics: Metrics) -> None:
         self.port = port
@@ -141,7 +141,7 @@ class Bridge:
         return await self.client.post(url, json={"prompt": "hi"} if body is None else body, **options)
 
     async def open(self, body: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Send a run over a connection of its own, which the test reads and drops as it likes."""
+        """Send a run over a connection of its own, which the test reads and closes itself."""
         data = json.dumps(body).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(f"POST {RUN_URL} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
@@ -149,7 +149,7 @@ class Bridge:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, told to stop by an event instead of a look at a flag ten times a second."""
+    """A uvicorn server that stops on an event, instead of polling a flag ten times a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -176,7 +176,7 @@ async def running_bridge(grpc_address: str, **settings) -> AsyncIterator[Bridge]
 
 
 class _Hurried:
-    """asyncio as uvicorn's server sees it here: when it stops, it would sleep a tenth of a second, connections or none."""
+    """A replacement of asyncio in uvicorn's server without the sleep of a tenth of a second when it stops."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(asyncio, name)
@@ -207,7 +207,7 @@ def servicer(backend):
 
 @pytest.fixture
 async def start_bridge(backend):
-    """Starts a bridge with the settings given; it is stopped at the end of the test."""
+    """Return a function that starts a bridge with the given settings. It is stopped at the end of the test."""
     async with AsyncExitStack() as stack:
 
         async def start(**settings) -> Bridge:

@@ -1,4 +1,4 @@
-"""What became an advisory elsewhere, tried on the bridge; SECURITY.md has the list."""
+"""Attacks from advisories on other servers, tried on the bridge. SECURITY.md has the list."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ async def test_more_than_one_reply_at_once_is_refused_or_never_made(bridge, serv
     assert len(servicer.requests) == (response.status_code == 200)
 
 
-async def test_a_template_from_the_wire_is_never_looked_at(bridge, servicer, route):
+async def test_a_template_in_a_request_is_ignored(bridge, servicer, route):
     url, body = route
     template = {"chat_template": "{{ 1/0 }}", "chat_template_kwargs": {"tokenize": True, "chat_template": "{{ 1/0 }}"}}
     for sent in (body, {**body, **template}):
@@ -97,7 +97,7 @@ async def test_no_url_of_a_request_is_fetched(bridge, servicer):
     assert len(servicer.requests) == 1
 
 
-async def test_a_form_with_many_parts_is_a_body_that_is_no_json(bridge):
+async def test_a_form_with_many_parts_is_refused_as_not_json(bridge):
     parts = b"".join(b'--b\r\ncontent-disposition: form-data; name="f%d"\r\n\r\nx\r\n' % n for n in range(20_000))
     headers = {"content-type": "multipart/form-data; boundary=b"}
     response = await bridge.client.post(RUN_URL, content=parts + b"--b--\r\n", headers=headers)
@@ -105,7 +105,7 @@ async def test_a_form_with_many_parts_is_a_body_that_is_no_json(bridge):
     assert response.elapsed.total_seconds() < 1
 
 
-async def test_a_file_of_the_pages_with_a_thousand_ranges_is_sent_whole(bridge):
+async def test_a_page_requested_in_a_thousand_ranges_is_sent_whole(bridge):
     ranges = ",".join(f"{n}-{n + 1}" for n in range(0, 10_000, 2))
     response = await bridge.client.get("/playground/main.js", headers={"range": f"bytes={ranges}"})
     assert (response.status_code, "content-range" in response.headers) == (200, False)
@@ -120,7 +120,7 @@ async def test_no_path_leads_out_of_the_pages(bridge, path):
 
 
 @pytest.mark.parametrize("name", ["run", "messages", "chat"])
-async def test_a_schema_that_is_nested_too_deeply_is_refused_before_the_server_sees_it(bridge, servicer, name):
+async def test_a_deeply_nested_schema_never_reaches_the_server(bridge, servicer, name):
     url, body = ROUTES[name]
     schema = json.loads('{"not":' * 90 + "{}" + "}" * 90)
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}

@@ -1,4 +1,4 @@
-"""What each failure of the inference server looks like to an HTTP client."""
+"""The HTTP responses to failures of the inference server."""
 
 import asyncio
 
@@ -69,13 +69,13 @@ async def test_retry_after_is_rounded_up(bridge, servicer):
     assert response.headers["retry-after"] == "3"
 
 
-async def test_reason_of_another_domain_does_not_count(bridge, servicer):
+async def test_a_reason_of_another_domain_is_ignored(bridge, servicer):
     info = error_details_pb2.ErrorInfo(reason="UNKNOWN_MODEL", domain="elsewhere")
     servicer.script = lambda reply: reply.refuse(Code.INTERNAL, "", info)
     assert (await bridge.ask()).status_code == 500
 
 
-async def test_details_that_cannot_be_read_leave_the_status_code(bridge, servicer):
+async def test_unreadable_details_leave_the_status_code(bridge, servicer):
     async def refuse(reply):
         await reply.context.abort(Code.RESOURCE_EXHAUSTED, "x", (("grpc-status-details-bin", b"\xff\xff"),))
 
@@ -83,7 +83,7 @@ async def test_details_that_cannot_be_read_leave_the_status_code(bridge, service
     assert (await bridge.ask()).status_code == 413
 
 
-async def test_failure_while_a_json_reply_is_awaited_keeps_its_status(bridge, servicer):
+async def test_a_failure_before_the_json_reply_keeps_its_status(bridge, servicer):
     async def fail(reply):
         await reply.accept()
         await reply.say("New")
@@ -151,7 +151,7 @@ async def test_other_refusals_are_not_tried_again(bridge, servicer, code):
     assert len(servicer.requests) == 1
 
 
-async def test_server_that_is_not_there_is_unavailable(start_bridge):
+async def test_a_missing_server_is_unavailable(start_bridge):
     bridge = await start_bridge(grpc_address="127.0.0.1:1")
     response = await bridge.ask({"prompt": "hi", "stream": True})
     assert response.status_code == 503

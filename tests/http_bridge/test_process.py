@@ -19,7 +19,7 @@ RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"
 
 @pytest.fixture
 async def spawn():
-    """Starts `python -m http_bridge` with the settings given; what still runs at the end is killed."""
+    """Return a function that starts `python -m http_bridge` with settings. Kills remaining processes at the end."""
     processes = []
 
     async def start(**settings):
@@ -57,7 +57,7 @@ async def test_signal_ends_the_bridge_cleanly(spawn, signal_number):
         assert (await process.stderr.read(), await process.wait()) == (b"", 0)
 
 
-async def test_the_second_listener_serves_the_binding_alone_and_asks_for_no_token(spawn, backend):
+async def test_the_second_listener_serves_only_the_binding(spawn, backend):
     addresses = {"http_address": "127.0.0.1:0", "binding_address": "127.0.0.1:0", "grpc_address": backend.address}
     process = await spawn(**addresses, api_tokens="secret")
     first = await listening_url(process)
@@ -114,13 +114,13 @@ async def test_stream_beyond_the_grace_is_cancelled(spawn, backend, servicer):
     writer.close()
 
 
-async def test_metrics_are_answered_at_an_address_of_their_own_and_the_log_can_be_json(spawn):
+async def test_metrics_have_their_own_address_and_logs_can_be_json(spawn):
     address = free_address()
     process = await spawn(
         http_address="127.0.0.1:0", http_metrics_address=address, log_format="json", log_level="debug"
     )
     assert await get_healthz(await listening_url(process)) == 200
-    # The client has its answer a moment before that is counted.
+    # A request is counted a moment after its client has the answer.
     lines = []
     async with asyncio.timeout(10):
         while not (lines and lines[-1]["message"].startswith("health: 200 ")):

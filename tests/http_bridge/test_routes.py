@@ -20,7 +20,7 @@ def router_envelope(error):
 
 
 @pytest.mark.parametrize("token", ["first", "second"])
-async def test_each_token_is_let_in(start_bridge, token):
+async def test_each_token_is_accepted(start_bridge, token):
     bridge = await start_bridge(api_tokens=("first", "second"))
     assert (await bridge.ask(headers={"authorization": f"Bearer {token}"})).status_code == 200
     assert (await bridge.ask(headers={"authorization": f"bearer {token}"})).status_code == 200
@@ -49,8 +49,8 @@ async def test_other_credentials_are_refused(start_bridge, servicer, header, sta
     assert not servicer.requests
 
 
-async def test_without_tokens_anyone_is_let_in(bridge):
-    for headers in ({}, {"authorization": "Bearer anything"}, {"authorization": "rubbish"}):
+async def test_without_tokens_every_client_is_accepted(bridge):
+    for headers in ({}, {"authorization": "Bearer anything"}, {"authorization": "malformed"}):
         assert (await bridge.ask(headers=headers)).status_code == 200
 
 
@@ -87,7 +87,7 @@ async def test_no_browser_takes_json_for_a_page(bridge):
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_unknown_route_says_so(bridge):
+async def test_an_unknown_route_is_error_7000(bridge):
     run = "/client/v4/accounts/acc/ai/run"
     for url in ("/nowhere", f"{run}/", "/healthz/", "//healthz"):
         response = await bridge.ask(url=url)
@@ -98,14 +98,14 @@ async def test_unknown_route_says_so(bridge):
 
 
 @pytest.mark.parametrize("account", ["a%20b", "a:b", "x" * 129, "%00"])
-async def test_an_account_that_cannot_be_one_is_told(bridge, servicer, account):
+async def test_an_invalid_account_is_refused(bridge, servicer, account):
     response = await bridge.ask(url=f"/client/v4/accounts/{account}/ai/run/@cf/m")
     assert (response.status_code, response.json()["errors"][0]["code"]) == (404, 7003)
     assert "perhaps your object identifier is invalid?" in response.json()["errors"][0]["message"]
     assert not servicer.requests
 
 
-async def test_a_name_that_no_model_can_have_is_told(bridge, servicer):
+async def test_an_invalid_model_name_is_refused(bridge, servicer):
     for name in ("a%0Ab", "a%07b", "x" * 257):
         response = await bridge.ask(url=f"/client/v4/accounts/acc/ai/run/{name}")
         assert (response.status_code, response.json()["errors"][0]["code"]) == (404, 3042)
@@ -118,7 +118,7 @@ async def test_a_key_beside_an_address_is_a_token_too(start_bridge):
         assert (await bridge.ask(headers={"x-auth-email": "a@b.example", "x-auth-key": key})).status_code == status
 
 
-async def test_wrong_method_says_so_and_names_the_right_one(bridge):
+async def test_a_wrong_method_names_the_right_one(bridge):
     for method in ("GET", "PUT", "DELETE", "OPTIONS"):
         response = await bridge.client.request(method, RUN_URL)
         assert response.status_code == 405
@@ -180,20 +180,20 @@ async def test_readyz_follows_the_health_of_the_server(bridge, backend):
     assert "not serving" in response.json()["reason"]
 
 
-async def test_readyz_says_that_the_server_cannot_be_reached(start_bridge):
+async def test_readyz_reports_an_unreachable_server(start_bridge):
     bridge = await start_bridge(grpc_address="127.0.0.1:1")
     response = await bridge.client.get("/readyz")
     assert response.status_code == 503
     assert response.json() == {"status": "not ready", "reason": "The inference server cannot be reached."}
 
 
-async def test_readyz_says_that_another_server_was_reached(bridge):
+async def test_readyz_reports_a_wrong_server(bridge):
     response = await bridge.client.get("/readyz")
     assert response.status_code == 503
     assert "does not offer tailrace.v1.InferenceService" in response.json()["reason"]
 
 
-async def test_exception_within_the_bridge_shows_nothing_of_itself(bridge, monkeypatch):
+async def test_an_exception_in_a_run_reveals_no_internals(bridge, monkeypatch):
     def crash(*args, **kwargs):
         raise ValueError("secret detail")
 
@@ -204,7 +204,7 @@ async def test_exception_within_the_bridge_shows_nothing_of_itself(bridge, monke
     assert "secret" not in response.text
 
 
-async def test_exception_in_another_route_shows_nothing_of_itself(bridge, monkeypatch):
+async def test_an_exception_in_another_route_reveals_no_internals(bridge, monkeypatch):
     async def crash(self):
         raise ValueError("secret detail")
 

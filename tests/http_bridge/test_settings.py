@@ -1,4 +1,4 @@
-"""Settings: what is read from the environment, and what a wrong value is told."""
+"""Settings: values from the environment, and the messages for wrong ones."""
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_grpc_token_is_not_repeated(monkeypatch):
         ({"GRPC_TLS_SERVER_NAME": "server"}, "need TAILRACE_GRPC_TLS_CA"),
     ],
 )
-def test_half_of_what_tls_needs_is_told(monkeypatch, variables, reason):
+def test_incomplete_tls_settings_are_reported(monkeypatch, variables, reason):
     text = sentence(monkeypatch, **variables)
     assert text.startswith("TAILRACE_GRPC_TLS_CLIENT_CERT") and text.endswith(reason)
 
@@ -117,7 +117,7 @@ def test_open_address_with_a_token_file_is_accepted(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_is_known(host):
+def test_loopback_addresses_are_recognized(host):
     assert is_loopback(host)
 
 
@@ -125,7 +125,7 @@ def test_tokens_are_not_in_the_representation():
     assert "hush" not in repr(Settings(api_tokens=("hush",), grpc_token="hush"))
 
 
-def test_brackets_of_ipv6_are_taken_off():
+def test_brackets_of_ipv6_are_removed():
     assert split_address("[::1]:8787") == ("::1", 8787)
 
 

@@ -8,7 +8,7 @@ from tests.support.engines import entry, hosting
 
 @pytest.fixture
 async def llama(tiny_model) -> AsyncIterator[HostedModel]:
-    """The tiny Llama with the limits of llama-2-7b-chat-int8, four slots and a short wait queue."""
+    """Host the tiny Llama with the limits of llama-2-7b-chat-int8, four slots and a short wait queue."""
     settings = {"max_running_seqs": 4, "max_waiting_seqs": 3, "prefill_chunk_tokens": 64, "prefill_idle_tokens": 64}
     async with hosting(entry(tiny_model("llama-2")), **settings) as models:
         yield models["tiny"]

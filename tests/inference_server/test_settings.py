@@ -1,4 +1,4 @@
-"""Settings: reading from the environment, and messages about wrong values."""
+"""Settings: values from the environment, and the messages for wrong ones."""
 
 from pathlib import Path
 from typing import get_args
@@ -145,7 +145,7 @@ def test_a_wrong_value_is_named_with_its_variable(monkeypatch, name, value, reas
     assert "\n" not in message
 
 
-def test_all_wrong_values_are_named_at_once(monkeypatch):
+def test_all_wrong_values_are_named_together(monkeypatch):
     message = complaint(monkeypatch, DEVICE="tpu", LOG_LEVEL="loud", MAX_RUNNING_SEQS="0")
     assert [part.split("=")[0] for part in message.split("; ")] == [
         "TAILRACE_DEVICE",
@@ -155,7 +155,7 @@ def test_all_wrong_values_are_named_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["GRPC_TLS_CERT", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA"])
-def test_an_incomplete_tls_configuration_is_reported(monkeypatch, name):
+def test_incomplete_tls_settings_are_reported(monkeypatch, name):
     message = complaint(monkeypatch, **{name: "/etc/tls/file"})
     assert message.startswith("TAILRACE_GRPC_TLS_C") and "TAILRACE_GRPC_TLS_KEY" in message
 

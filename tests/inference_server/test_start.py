@@ -1,4 +1,4 @@
-"""What a start looks at before it serves: weights that are whole, memory, positions that one sequence changes for all."""
+"""Checks at startup: complete weights, supported attention and rotary positions."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def write(config, folder):
     return folder
 
 
-async def test_weights_that_lack_a_tensor_are_refused_by_its_name(tiny_model, tmp_path):
+async def test_a_missing_tensor_is_named(tiny_model, tmp_path):
     folder = write(AutoModelForCausalLM.from_pretrained(tiny_model("llama-2")).config, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -58,7 +58,7 @@ async def test_chunked_attention_is_refused_by_name(tmp_path):
             pass
 
 
-async def test_positions_that_depend_on_the_longest_sequence_are_used_up_to_their_original_length(tmp_path):
+async def test_dynamic_rotary_positions_end_at_their_original_length(tmp_path):
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

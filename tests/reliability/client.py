@@ -1,4 +1,4 @@
-"""A light client of the REST interface: bytes over a socket, so that hundreds of them leave the cores to who is tested."""
+"""A light client of the REST interface: bytes over a socket, so that hundreds of them leave the CPU to the servers."""
 
 import asyncio
 import enum
@@ -13,12 +13,12 @@ _PATIENCE_SECONDS = 120.0
 
 
 class Ending(enum.Enum):
-    """How a request ended, as its client sees it."""
+    """The end of a request, as its client sees it."""
 
     COMPLETED = "completed"
-    TOLD = "told"  # an error: a status, or the last event of a stream
+    ERROR = "error"  # an error status, or an error as the last event of a stream
     LEFT = "left"  # by the client
-    BROKEN = "broken"  # the connection ended before the reply did, and nothing was said
+    BROKEN = "broken"  # the connection ended before the reply, without an error
 
 
 def run_path(account: str, model: str = MODEL) -> str:
@@ -26,13 +26,13 @@ def run_path(account: str, model: str = MODEL) -> str:
 
 
 def post(path: str, body: object) -> bytes:
-    """A request as it goes over the wire. body: bytes, or what becomes JSON."""
+    """Return a request's bytes. `body` is bytes, or a value that becomes JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
 
 
 class Exchange:
-    """One request on a connection of its own, read as slowly and left as early as a test likes."""
+    """A request on its own connection, with a test that controls how slowly it reads and when it disconnects."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -41,12 +41,12 @@ class Exchange:
         self.request_id = ""
         self.retry_after = 0
         self.head = b""
-        self.body = b""  # as it came, with the framing of its chunks
+        self.body = b""  # as received, with the framing of its chunks
         self.first_event_seconds: float | None = None  # after the request was sent
 
     @classmethod
     async def send(cls, address: str, request: bytes, *, buffer_bytes: int = 0) -> "Exchange":
-        """buffer_bytes: what the client's side of the connection takes in unread; 0: as much as the system gives."""
+        """Connect and send `request`. `buffer_bytes` is the size of the receive buffer; 0 is the system's default."""
         host, _, port = address.rpartition(":")
         connection = socket.socket()
         connection.setblocking(False)
@@ -74,12 +74,12 @@ class Exchange:
         return self.status
 
     async def read_events(self, count: int) -> None:
-        """Read on until `count` events are there, or the reply ends."""
+        """Read until `count` events have arrived, or the reply ends."""
         while self.body.count(b"data: ") < count and await self._read(2**16):
             pass
 
     async def read_rest(self, *, bytes_at_once: int = 2**16, pause_seconds: float = 0.0) -> Ending:
-        """Read to the end of the reply, from its head on if that was not read yet, and close the connection."""
+        """Read to the end of the reply, including an unread head, and close the connection."""
         if self.status or await self.read_head():
             while await self._read(bytes_at_once):
                 await asyncio.sleep(pause_seconds)
@@ -96,7 +96,7 @@ class Exchange:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the reply has come to the end that HTTP says it has."""
+        """True if the reply is complete by its length or its last chunk."""
         if not self.status:
             return False
         if self.is_stream:
@@ -108,13 +108,13 @@ class Exchange:
         if not self.is_whole:
             return Ending.BROKEN
         if self.status != 200:
-            return Ending.TOLD
+            return Ending.ERROR
         if not self.is_stream or DONE in self.body:
             return Ending.COMPLETED
-        return Ending.TOLD if b'"errors":[{' in self.body else Ending.BROKEN
+        return Ending.ERROR if b'"errors":[{' in self.body else Ending.BROKEN
 
     async def _read(self, at_most: int) -> bool:
-        """False: there is no more."""
+        """Read some bytes. Returns False at the end."""
         if self.is_whole:
             return False
         try:
@@ -136,7 +136,7 @@ class Exchange:
 
 
 async def ask(address: str, body: object, *, account: str = "acc") -> Exchange:
-    """Ask and read the whole answer."""
+    """Send a run and read the whole answer."""
     exchange = await Exchange.run(address, body, account=account)
     await exchange.read_rest()
     return exchange

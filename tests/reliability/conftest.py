@@ -1,4 +1,4 @@
-"""Server and bridge as processes over a tiny model: what is slow there is theirs, and nothing of it is the model's."""
+"""Server and bridge as processes over a tiny model, so that any slowness is theirs and not the model's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,10 +17,10 @@ _reported: list[str] = []
 def start_stack(
     tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., AbstractContextManager[Stack]]:
-    """A function that starts server and bridge with eight slots and the settings given; they are stopped at its end.
+    """Return a context manager that starts server and bridge with eight slots, and stops them at its end.
 
-    context, sequence: the model's limits in tokens; together at most 4096. server, bridge: settings of one of them, by
-    their environment variables. server_module: what to start in place of the server.
+    Its arguments: `context` and `sequence` are the model's limits in tokens, together at most 4096. `server` and `bridge`
+    are settings of one of them, by environment variable. `server_module` is started instead of the server.
     """
 
     @contextmanager
@@ -48,7 +48,7 @@ def start_stack(
 
 @pytest.fixture(scope="session")
 def report() -> Callable[[str], None]:
-    """Writes a figure below the tests' results: what was measured is worth as much as that it passed."""
+    """Return a function that prints a figure below the tests' results."""
     return _reported.append
 
 

@@ -1,7 +1,7 @@
-"""`python -m inference_server` whose model has a fault while the file TAILRACE_FAULT_FILE holds its name.
+"""Runs `python -m inference_server` with a fault in its model while the file TAILRACE_FAULT_FILE contains its name.
 
-Faults are hang, raise and slow. A fault of a `raise` happens in as many passes as the file's second word says, and then no
-more; with `slow` each pass takes as many seconds longer.
+Faults are hang, raise and slow. The file's second word is a number: `raise` fails in that many forward passes, and with
+`slow` each pass takes that many seconds longer.
 """
 
 import os

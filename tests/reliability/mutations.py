@@ -1,4 +1,4 @@
-"""Requests that are nearly right: bodies, whole HTTP requests and protobuf messages, changed at random in a few places."""
+"""Makes nearly valid requests: bodies, whole HTTP requests and protobuf messages with a few random changes."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "s": {"enum
 CHAT = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "where is new york?"}]}
 SAMPLING = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 7, "repetition_penalty": 1.1, "max_tokens": 1}
 RUN = run_path("acc")
-# Path and body of requests that are right.
+# Path and body of valid requests.
 RIGHT: list[tuple[str, dict[str, Any]]] = [
     (RUN, {"prompt": "where is new york?", "stream": True, "max_tokens": 1}),
     (RUN, {"prompt": "where is", "raw": True, "frequency_penalty": 0.5, "presence_penalty": -0.5, **SAMPLING}),
@@ -46,15 +46,15 @@ TEXTS = [
 NUMBERS = [0, -1, 1, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**40, 0.5, -0.0, 1e308, -1e308, 5e-324, float("nan")]
 VALUES: list[Any] = [None, True, False, *TEXTS, *NUMBERS, [], {}, [[]], [None] * 50, {"": {}}, {"type": "text"}]
 KEYS = ["prompt", "messages", "stream", "n", "tools", "tool_choice", "response_format", "stop", "best_of", "image", "p"]
-# One body of megabytes would leave the process larger than any growth that is looked for; more is cut off.
+# Larger bodies are cut off: one of megabytes would grow the process more than any leak that the test detects.
 LONGEST_BODY = 200_000
-# Completes a request that was made longer than it is, and is the start of no other.
+# Completes a request whose declared length is too large, and does not begin another one.
 FILLING = b"x" * 200 + b"\r\n\r\n"
 BYTES = [b"\0", b"\xff", b"\r\n", b"\r\n\r\n", b'"', b"{", b"[" * 500, b"}", b":", b"-", b"9" * 30, b"%00", b"\x1f\x8b"]
 
 
 def json_request(dice: random.Random) -> bytes:
-    """A POST whose body is JSON with a few parts replaced, removed or added; of four one is no JSON any more."""
+    """Return a POST with a JSON body in which a few parts are replaced, removed or added. One of four is invalid JSON."""
     path, document = dice.choice(RIGHT)
     document = json.loads(json.dumps(document))
     for _ in range(dice.choice((1, 1, 2, 4))):
@@ -64,13 +64,13 @@ def json_request(dice: random.Random) -> bytes:
 
 
 def http_request(dice: random.Random) -> bytes:
-    """A POST with bytes changed anywhere in its head or body; how long it is may be a lie."""
+    """Return a POST with bytes changed anywhere in its head or body. Its declared length may be wrong."""
     path, document = dice.choice(RIGHT)
     return changed_bytes(post(path, document), dice) + FILLING
 
 
 def message(dice: random.Random) -> bytes:
-    """A RunRequest with fields changed; of three one is no message any more."""
+    """Return a RunRequest with changed fields. One of three is not a valid message."""
     sampling = pb.Sampling(max_tokens=1, temperature=0.5, top_p=0.9, top_k=5, seed=7, stop=["\n"])
     request = pb.RunRequest(model=MODEL, sampling=sampling)
     if dice.random() < 0.5:
@@ -104,7 +104,7 @@ def changed_bytes(data: bytes, dice: random.Random) -> bytes:
 
 
 def _change(document: Any, dice: random.Random) -> None:
-    """One change somewhere within a JSON object or array."""
+    """Change a random place within a JSON object or array."""
     inside = document
     while True:
         keys: list[Any] = list(inside) if isinstance(inside, dict) else list(range(len(inside)))

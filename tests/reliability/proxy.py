@@ -9,7 +9,7 @@ from tests.support.processes import free_address
 
 
 class Proxy:
-    """Passes TCP on, from its own address to another."""
+    """Forwards TCP from its own address to another."""
 
     def __init__(self, target: str) -> None:
         self.address = free_address()
@@ -20,7 +20,7 @@ class Proxy:
         self._passes.set()
 
     async def heal(self) -> None:
-        """From now on everything passes; what was held up in silence, too."""
+        """Forward everything, including data that was held back in silence."""
         self._passes.set()
         if self._server is None:
             host, _, port = self.address.rpartition(":")
@@ -35,12 +35,12 @@ class Proxy:
             writer.transport.abort()
 
     def silence(self) -> None:
-        """Let nothing pass and tell nobody: connections stay, as when a cable is pulled somewhere on the way."""
+        """Forward nothing, and keep connections open, as when a cable is pulled."""
         self._passes.clear()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        # A test may end while a connection is being served.
+        # A test may end while the proxy still forwards.
         with contextlib.suppress(OSError, asyncio.CancelledError):
             await self._passes.wait()
             host, _, port = self._target.rpartition(":")
@@ -63,7 +63,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy(target: str) -> AsyncIterator[Proxy]:
-    """A proxy before `target` (host:port) through which everything passes."""
+    """Run a proxy before `target` (host:port) that forwards everything."""
     between = Proxy(target)
     await between.heal()
     try:

@@ -1,4 +1,4 @@
-"""SIGTERM: what runs is finished within the grace, what comes is refused, and the exit code is 0."""
+"""SIGTERM: running replies finish within the grace time, new requests are refused, and the exit code is 0."""
 
 import asyncio
 import signal
@@ -19,16 +19,16 @@ pytestmark = pytest.mark.reliability
 
 NUM_STREAMS = 16  # twice as many as there are slots
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-# Greedy, because the tiny model's greedy replies do not end by themselves.
+# The tiny model's greedy replies end only at max_tokens.
 MIDDLING = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 400}
 ENDLESS = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 4000}
-# The last streams that have no end by themselves (a health watch), the model's step, the process' end.
+# Time for endless streams (a health watch), the model's step, and the end of the process.
 SLACK_SECONDS = 3.0
 
 
 @asynccontextmanager
 async def streams(stack: Stack, body: dict[str, object]) -> AsyncIterator[list[Exchange]]:
-    """All are accepted, and as many as there are slots have begun."""
+    """Open all streams. Yields when all are accepted, and as many as there are slots have begun."""
     exchanges = [await Exchange.run(stack.http_address, body) for _ in range(NUM_STREAMS)]
     await asyncio.gather(*(exchange.read_head() for exchange in exchanges))
     await asyncio.gather(*(exchange.read_events(1) for exchange in exchanges[:8]))
@@ -61,7 +61,7 @@ async def test_all_streams_are_finished_and_the_exit_code_is_0(start_stack, serv
         assert [run.outcome for run in stack.runs()] == ["completed"] * NUM_STREAMS
 
 
-async def test_during_the_drain_health_says_so_and_new_work_is_refused(start_stack):
+async def test_a_draining_server_is_not_serving_and_refuses_requests(start_stack):
     with start_stack(context=64, sequence=4000) as stack:
         async with grpc.aio.insecure_channel(stack.grpc_address) as channel, streams(stack, ENDLESS):
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -83,7 +83,7 @@ async def test_during_the_drain_health_says_so_and_new_work_is_refused(start_sta
         ("http_bridge", {"bridge": {"TAILRACE_HTTP_SHUTDOWN_GRACE_SECONDS": "2"}}),
     ],
 )
-async def test_endless_streams_end_at_the_grace_and_the_exit_code_is_0(start_stack, service, setting):
+async def test_endless_streams_end_with_the_grace_time(start_stack, service, setting):
     with start_stack(context=64, sequence=4000, **setting) as stack:
         async with streams(stack, ENDLESS) as exchanges:
             started = time.monotonic()
@@ -92,7 +92,7 @@ async def test_endless_streams_end_at_the_grace_and_the_exit_code_is_0(start_sta
         assert await exit_code(stack, service, within_seconds=SLACK_SECONDS) == 0
         assert 2 <= time.monotonic() - started < 2 + SLACK_SECONDS
         assert Ending.COMPLETED not in ended
-        # Every run that was accepted has told its end: to the client, or, where that is gone, to the log.
+        # Every accepted run reported its end to the client or, if that is gone, to the log.
         assert len(await asyncio.to_thread(stack.wait_for_runs, NUM_STREAMS, timeout_seconds=5)) == NUM_STREAMS
 
 

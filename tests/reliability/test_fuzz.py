@@ -1,4 +1,4 @@
-"""100,000 requests that are nearly right, over a model that answers at once: none is a 5xx, none hangs, nothing grows."""
+"""100,000 nearly valid requests to an instant model: none is a 5xx, none hangs, and memory does not grow."""
 
 import asyncio
 import os
@@ -22,19 +22,19 @@ NUM_REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "100000"))
 SEED = int(os.environ.get("FUZZ_SEED", "20"))
 NUM_AT_ONCE = 24
 ANSWER_SECONDS = 30.0
-# A request whose length is a large lie is not complete for long: the client gives up, not the bridge.
+# A request with a declared length that is far too large stays incomplete, so that the client has to time out.
 INCOMPLETE_SECONDS = 0.5
-# The part after which memory may grow no more, and by how much it may.
+# The fraction of requests after which memory must stay flat, and the allowed growth.
 WARM_UP = 0.6
 MOST_GROWTH = 0.05
 SERVER_ERROR = re.compile(rb"HTTP/1\.1 5\d\d")
-# What no caller's mistake may lead to.
+# Statuses that a client's mistake must never cause.
 SERVER_CODES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
 Send = Callable[[bytes], Awaitable[str]]
 
 
 class KeptAlive:
-    """One connection after the other to the bridge, each used as long as it lasts."""
+    """Connections to the bridge, each used until it is closed."""
 
     def __init__(self, address: str) -> None:
         self._host, _, port = address.rpartition(":")
@@ -42,7 +42,7 @@ class KeptAlive:
         self._writer: asyncio.StreamWriter | None = None
 
     async def send(self, request: bytes) -> str:
-        """The status of the answer, which was read to its end. Raises AssertionError if it is a 5xx or not whole."""
+        """Return the status of a complete answer. Raises AssertionError if it is a 5xx or incomplete."""
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
         self._writer.write(request)
@@ -63,7 +63,7 @@ class KeptAlive:
 
 
 async def send_once(address: str, request: bytes) -> str:
-    """On a connection of its own, which is closed when nothing more is said. Returns the first status, or a dash."""
+    """Send a request on its own connection until it is closed. Returns the first status, or a dash."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
@@ -93,7 +93,7 @@ async def call(run: grpc.aio.UnaryStreamMultiCallable, request: bytes) -> str:
 
 
 async def flood(make: Callable[[random.Random], bytes], senders: list[Send], count: int, seen: Counter[str]) -> None:
-    """Send `count` requests, by all senders at once. A failure tells the request that it follows."""
+    """Send `count` requests by all senders in parallel. A failure's message contains the request."""
 
     async def send_many(number: int, send: Send) -> None:
         for index in range(number, count, len(senders)):
@@ -110,7 +110,7 @@ async def flood(make: Callable[[random.Random], bytes], senders: list[Send], cou
 
 @pytest.fixture(scope="module")
 def instant(start_stack):
-    """Replies have at most 2 tokens. Only errors are logged: 100,000 lines each would be measured too."""
+    """Start a stack with replies of at most 2 tokens that logs only errors, because log lines would be measured too."""
     quiet = {"TAILRACE_LOG_LEVEL": "error"}
     with start_stack(context=512, sequence=2, server=quiet, bridge=quiet) as stack:
         asyncio.run(flood(json_request, rest_senders(stack), 200, Counter()))
@@ -133,7 +133,7 @@ async def assert_plain_request_works(stack: Stack) -> None:
     [(json_request, 0.6), (http_request, 0.15), (message, 0.25)],
     ids=["json", "http", "protobuf"],
 )
-async def test_no_request_is_answered_with_a_server_error_or_not_at_all(instant, report, make, share):
+async def test_every_request_gets_an_answer_that_is_not_a_server_error(instant, report, make, share):
     count = int(NUM_REQUESTS * share)
     seen: Counter[str] = Counter()
     async with grpc.aio.insecure_channel(instant.grpc_address) as channel:

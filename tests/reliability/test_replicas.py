@@ -1,6 +1,6 @@
-"""Three servers behind one bridge: work goes where there is room, and who dies, leaves or comes costs nobody else a reply.
+"""Three servers behind one bridge: requests go to free slots, and a server that dies, leaves or joins loses no others.
 
-Their model is the tiny one with a pause in each pass, as if a GPU computed: three of them fit on two cores.
+The tiny model pauses in each forward pass, as if a GPU computed it, so that three servers fit on two cores.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ NUM_SERVERS = 3
 NUM_CLIENTS = 15  # of 24 slots
 LOAD_SECONDS = 12.0
 PASS_SECONDS, SLOW_PASS_SECONDS = 0.010, 0.040
-# Of the mean of all, for servers that are alike.
+# Share of the mean, for servers of equal speed.
 MOST_UNEVEN = 0.15
-# Of what each of the others gets, for one whose passes take four times as long.
+# Share of each other server's requests, for a server with passes that take four times as long.
 MOST_OF_A_SLOW_ONE = 0.85
 NEW_WORK_SECONDS = 10.0
 ADMITTED = re.compile(r"admitted (?P<id>\S+) account")
@@ -48,7 +48,7 @@ class Replicas:
         settings = {
             "TAILRACE_GRPC_ADDRESS": self.addresses[number],
             "TAILRACE_FAULT_FILE": str(self._fault(number)),
-            # Connections are replaced all the time, and nobody may notice.
+            # Connections are replaced all the time, which clients must not notice.
             "TAILRACE_GRPC_CONNECTION_AGE_SECONDS": "2",
         }
         self.stack.spawn("tests.reliability.faulty_server", name=f"server {number}", **settings)
@@ -60,11 +60,11 @@ class Replicas:
         self.stack.process(f"server {number}").send_signal(signal_number)
 
     def admitted(self, number: int) -> list[str]:
-        """Ids of the requests that got a slot there."""
+        """Return the ids of the requests that got a slot on a server."""
         return ADMITTED.findall(self.stack.log(f"server {number}"))
 
     def shares(self, since: list[int]) -> list[float]:
-        """What each was given of all, in multiples of an even share."""
+        """Return the share of each server, in multiples of an even share."""
         counts = [len(self.admitted(number)) - since[number] for number in range(NUM_SERVERS)]
         return [count * NUM_SERVERS / sum(counts) for count in counts]
 
@@ -88,7 +88,7 @@ class Replicas:
 
 @dataclass
 class Load:
-    """Clients that ask one request after the other. `endings` by request id."""
+    """Clients that send one request after the other. `endings` is by request id."""
 
     address: str
     endings: dict[str, Ending] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Load:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Leaving waits for the end of every reply."""
+        """Run the clients. The end of the block waits for the end of every reply."""
         stopping = asyncio.Event()
         clients = [asyncio.create_task(self._client(random.Random(number), stopping)) for number in range(NUM_CLIENTS)]
         try:
@@ -140,7 +140,7 @@ def replicas(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPat
 @pytest.fixture
 async def load(replicas: Replicas) -> Load:
     await asyncio.gather(*(replicas.until_serving(number) for number in range(NUM_SERVERS)))
-    await asyncio.sleep(3)  # the bridge has looked, and has had reports
+    await asyncio.sleep(3)  # the bridge has polled the servers and has load reports
     return Load(replicas.stack.http_address)
 
 
@@ -158,7 +158,7 @@ async def test_a_slower_server_gets_less(replicas, load, report):
     replicas.set_pass(0, SLOW_PASS_SECONDS)
     try:
         async with load.running():
-            await asyncio.sleep(3)  # until the load of the slow one shows
+            await asyncio.sleep(3)  # until the slow server's load is reported
             before = replicas.counts()
             await asyncio.sleep(LOAD_SECONDS)
             shares = replicas.shares(before)
@@ -187,7 +187,7 @@ async def test_any_client_with_the_examples_service_config_uses_all_servers(repl
     assert min(shares) > 0.5, shares
 
 
-async def test_a_killed_server_loses_its_own_streams_and_no_others(replicas, load, report):
+async def test_a_killed_server_loses_only_its_own_streams(replicas, load, report):
     async with load.running():
         await asyncio.sleep(2)
         replicas.send(1, signal.SIGKILL)
@@ -210,7 +210,7 @@ async def test_a_drained_server_loses_no_stream(replicas, load, report):
     assert not load.broken and not load.refused
 
 
-async def test_a_server_that_comes_gets_work_within_ten_seconds(replicas, load, report):
+async def test_a_new_server_gets_work_within_ten_seconds(replicas, load, report):
     replicas.send(0, signal.SIGKILL)
     await asyncio.to_thread(replicas.stack.process("server 0").wait, 10)
     async with load.running():

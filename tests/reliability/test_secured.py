@@ -6,8 +6,8 @@ import ssl
 
 import pytest
 
-from tailrace_cli.asking import Failure, Refusal
-from tailrace_cli.rpc import GrpcDoor
+from tailrace_cli.errors import Failure, Refusal
+from tailrace_cli.rpc import GrpcClient
 from tests.http_bridge.conftest import running_bridge
 from tests.support.certificates import Authority
 from tests.support.servers import MODEL, running_server, write_catalog
@@ -15,7 +15,7 @@ from tests.support.servers import MODEL, running_server, write_catalog
 pytestmark = pytest.mark.reliability
 
 RUN_URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
-# Greedy: the tiny model's greedy replies do not end by themselves.
+# The tiny model's greedy replies end only at max_tokens.
 ASK = {"prompt": "hi", "stream": True, "temperature": 0, "max_tokens": 600}
 
 
@@ -25,7 +25,7 @@ def digest(token):
 
 @pytest.fixture
 async def secured(tiny_model, tmp_path, monkeypatch):
-    """Returns the running server, its tokens file, its certificate, and the settings of its clients."""
+    """Yield the running server, its tokens file, its certificate, and the settings of its clients."""
     for module in ("inference_server.grpc_api.auth", "http_bridge.upstream.tls"):
         monkeypatch.setattr(f"{module}.CHECK_SECONDS", 0.0)
     authority = Authority(tmp_path)
@@ -43,8 +43,8 @@ async def secured(tiny_model, tmp_path, monkeypatch):
 
 
 async def models(running):
-    """What `tailrace models --grpc` would list, with the environment's token."""
-    return [model.name for model in await asyncio.to_thread(GrpcDoor(running.address).models)]
+    """Return the model names of `tailrace models --grpc` with the token of the environment."""
+    return [model.name for model in await asyncio.to_thread(GrpcClient(running.address).models)]
 
 
 async def test_certificate_and_tokens_are_replaced_while_a_stream_runs(secured, monkeypatch):
@@ -69,13 +69,13 @@ async def test_certificate_and_tokens_are_replaced_while_a_stream_runs(secured, 
     assert rest.endswith(b"data: [DONE]\n\n") and b'"completion_tokens":600' in rest
 
 
-async def test_the_command_tells_what_of_its_tls_is_missing(secured, monkeypatch, tmp_path):
+async def test_the_command_explains_missing_parts_of_its_tls(secured, monkeypatch, tmp_path):
     running, *_ = secured
     monkeypatch.delenv("TAILRACE_GRPC_TLS_CLIENT_KEY")
-    with pytest.raises(Failure, match="TAILRACE_GRPC_TLS_CLIENT_CERT and TAILRACE_GRPC_TLS_CLIENT_KEY need each other"):
+    with pytest.raises(Failure, match="TAILRACE_GRPC_TLS_CLIENT_CERT and TAILRACE_GRPC_TLS_CLIENT_KEY must be set"):
         await models(running)
     monkeypatch.delenv("TAILRACE_GRPC_TLS_CLIENT_CERT")
-    with pytest.raises(Failure, match="does not trust the other's certificate"):
+    with pytest.raises(Failure, match="does not trust the certificate of the other"):
         await models(running)
     monkeypatch.setenv("TAILRACE_GRPC_TLS_CA", str(tmp_path / "none.pem"))
     with pytest.raises(Failure, match="TAILRACE_GRPC_TLS_CA=.*none.pem: No such file or directory."):

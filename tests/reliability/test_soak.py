@@ -1,4 +1,4 @@
-"""Full load for ten minutes: when it ends, both processes hold what they held after its first minute, and no block."""
+"""Full load for ten minutes: afterwards both processes have the memory of its first minute, and no block in use."""
 
 import asyncio
 import os
@@ -18,11 +18,11 @@ from tests.support.processes import free_address
 pytestmark = pytest.mark.reliability
 
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
-# Of the load, at the beginning: threads are started, caches filled, the allocator's pools grow to what the load needs.
+# The first minute of load: threads start, caches fill, and the allocator's pools grow.
 WARM_UP_SECONDS = SOAK_SECONDS / 10
-NUM_CLIENTS = 24  # eight slots are always taken
+NUM_CLIENTS = 24  # eight slots are always in use
 MOST_GROWTH = 0.05
-# Connections that are being closed, and what a pool of threads may still start.
+# Allows for closing connections, and for threads that a pool may still start.
 SLACK = 4
 
 
@@ -40,7 +40,7 @@ class Soak:
 
 
 async def client(soak: Soak, number: int, until: float) -> None:
-    """Prompts that nobody has sent before, so that the prefix cache turns over; one of four leaves in the middle."""
+    """Send new prompts, so that the prefix cache is evicted. One of four requests disconnects in the middle."""
     dice = random.Random(number)
     while time.monotonic() < until:
         words = dice.choices(("the", "city", "york", "program", "people", "time"), k=dice.choice((5, 40, 200)))
@@ -68,7 +68,7 @@ async def observe(soak: Soak, metrics_address: str) -> None:
 
 
 async def at_rest(soak: Soak, metrics_address: str) -> tuple[dict[str, Held], dict[str, float]]:
-    """What is held when nobody asks for anything, after a moment for what was left to be cleared away."""
+    """Return the processes' resources and the server's metrics without load, after a moment for cleaning up."""
     await ask(soak.stack.http_address, {"prompt": "hello", "max_tokens": 1})
     await asyncio.sleep(3)
     return {service: held(soak.stack, service) for service in SERVICES}, metrics(metrics_address)
@@ -126,7 +126,7 @@ def test_memory_returns_to_its_start_and_is_flat_meanwhile(soak, service):
     assert growth <= MOST_GROWTH
 
 
-def test_no_block_and_no_place_stays_taken(soak):
+def test_no_block_and_no_slot_stays_in_use(soak):
     assert soak.most_blocks > 0
     for name in ("tailrace_kv_blocks_in_use", "tailrace_requests_running", "tailrace_requests_waiting"):
         assert (soak.counted_before[name], soak.counted_after[name]) == (0, 0), name

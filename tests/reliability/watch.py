@@ -1,4 +1,4 @@
-"""What processes hold of the machine (memory, file descriptors, threads), and what the server counts."""
+"""Measures the resources of processes (memory, file descriptors, threads), and reads the server's metrics."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """By one process."""
+    """Resources of one process."""
 
     rss: int  # bytes
     descriptors: int
@@ -30,7 +30,7 @@ def held(stack: Stack, service: str) -> Held:
 
 
 def metrics(address: str) -> dict[str, float]:
-    """The server's, from TAILRACE_METRICS_ADDRESS: sums by name, and by name and the value of one label."""
+    """Return the server's metrics, as sums by name, and by name and the value of one label."""
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(read_metrics(address)):
         for sample in family.samples:
@@ -57,8 +57,10 @@ class Memory:
             samples.append((now, held(self.stack, service).rss))
 
     def growth(self, service: str, *, after: float, window: float = 10.0) -> tuple[float, float]:
-        """How far the medians of later windows lie above the first `window` seconds from `after` on (monotonic time):
-        the largest, as a fraction, and the median of that first window in MiB."""
+        """Return the largest growth over the first `window` seconds from `after` (monotonic time) on.
+
+        The growth is a fraction of the first window's median, which is returned too, in MiB.
+        """
         windows: dict[int, list[int]] = {}
         for moment, rss in self.samples[service]:
             if moment >= after:

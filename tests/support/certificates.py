@@ -1,4 +1,4 @@
-"""Certificates for tests, made on the spot by an authority of their own."""
+"""Creates certificates for tests, signed by an authority of their own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import trustme
 
 @dataclass(frozen=True)
 class Files:
-    """Where a certificate and its key lie, in PEM."""
+    """Files of a certificate and its key, in PEM."""
 
     cert: Path
     key: Path
@@ -24,7 +24,7 @@ class Authority:
         self._authority.cert_pem.write_to_path(self.path)
 
     def issue(self, name: str, *, host: str = "127.0.0.1", files: Files | None = None) -> Files:
-        """A certificate of the common name `name` for `host`, in files of that name or in place of what is in `files`."""
+        """Write a certificate with the common name `name` for `host`, to new files of that name or over `files`."""
         files = files or Files(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         issued = self._authority.issue_cert(host, common_name=name)
         issued.cert_chain_pems[0].write_to_path(files.cert)

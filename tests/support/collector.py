@@ -1,4 +1,4 @@
-"""A collector for tests: a real gRPC server that takes spans over OTLP and keeps them."""
+"""A collector for tests: a real gRPC server that receives spans over OTLP and keeps them."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 
 class Collected:
-    """One span as it came."""
+    """A span as it was received."""
 
     def __init__(self, span: Span, service: str) -> None:
         self.span = span
@@ -41,7 +41,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     async def named(self, *names: str) -> list[Collected]:
-        """A span each whose name is this word, or begins with it; waits for them. Raises TimeoutError."""
+        """Wait for spans by the words of `_word`, and return one for each. Raises TimeoutError."""
         async with asyncio.timeout(5):
             while not set(names) <= set(found := {_word(span.span.name): span for span in [*self.spans]}):
                 await asyncio.sleep(0.01)
@@ -50,7 +50,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 @contextmanager
 def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """A collector that whatever starts meanwhile sends its spans to, at once."""
+    """Run a collector to which services started in the block send their spans without delay."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
@@ -65,7 +65,7 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 
 def _word(name: str) -> str:
-    """The operation in a span's name: POST, chat, queue; of a gRPC method its last part."""
+    """Return the operation in a span's name: POST, chat, queue, or a gRPC method's last part."""
     return name.partition(" ")[0].rpartition("/")[2]
 
 

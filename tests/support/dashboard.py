@@ -1,6 +1,6 @@
-"""The Grafana dashboard and the alerts as data, and their queries put to a Prometheus that runs.
+"""Reads the Grafana dashboard and the alerts, and sends their queries to a running Prometheus.
 
-`python -m tests.support.dashboard http://127.0.0.1:9090` tells which queries of the dashboard return nothing there.
+`python -m tests.support.dashboard http://127.0.0.1:9090` prints the queries of the dashboard that return nothing.
 """
 
 import json
@@ -17,7 +17,7 @@ import yaml
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "tailrace.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
-# What Grafana would put in: all servers, all models, and times that a short run fills.
+# Values of Grafana's variables: all servers, all models, and times that fit a short run.
 VARIABLES = {"$__rate_interval": "1m", "$__range": "5m", "$instance": ".*", "$model": ".*"}
 # A name with its labels, if it has any in braces.
 _SELECTOR = re.compile(r"\b((?:tailrace|process)_\w+|up|ALERTS)\b(?:{([^}]*)})?")
@@ -31,7 +31,7 @@ class Query:
     expression: str
 
     def selectors(self) -> Iterator[tuple[str, set[str]]]:
-        """The metrics that it reads, each with the labels by which it chooses."""
+        """Yield the metrics that the query reads, each with the labels of its selector."""
         for name, labels in _SELECTOR.findall(self.expression):
             yield name, set(_LABEL.findall(re.sub(r'"[^"]*"', "", labels)))
 
@@ -43,7 +43,7 @@ class Query:
 
 
 def panels() -> list[dict]:
-    """Those that show something; rows are headings."""
+    """Return the dashboard's panels without its rows, which are headings."""
     return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
 
 
@@ -61,14 +61,14 @@ def alert_queries() -> list[Query]:
 
 
 def ask(prometheus: str, expression: str) -> list[dict]:
-    """What an instant query returns: one object for each series."""
+    """Return the result of an instant query: an object for each series."""
     url = f"{prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
     with urllib.request.urlopen(url, timeout=30) as response:
         return json.load(response)["data"]["result"]
 
 
 def main(prometheus: str) -> int:
-    """Returns the exit code: 0 if each query returns data, else 1."""
+    """Print the queries without data. Returns the exit code: 0 if each query returns data, else 1."""
     empty = 0
     for query in dashboard_queries():
         values = [series["value"][1] for series in ask(prometheus, query.filled())]

@@ -49,7 +49,7 @@ def entry(
 async def hosting(
     *entries: CatalogEntry, builder: EngineBuilder[PreparedModel] = native, **settings: object
 ) -> AsyncIterator[dict[str, HostedModel]]:
-    """The entries' models with running engines; stopped at the end."""
+    """Load the entries' models with running engines. Stops them at the end."""
     builders = {"tailrace": builder}
     models = await load_all(list(entries), Settings(device="cpu", **settings), lambda: None, builders)
     try:
@@ -61,7 +61,7 @@ async def hosting(
 
 @dataclass
 class Collected:
-    """A whole reply."""
+    """A complete reply."""
 
     text: str = ""
     deltas: list[Delta] = field(default_factory=list)
@@ -91,7 +91,7 @@ async def collect(model: HostedModel, generation: GenerationRequest) -> Collecte
 
 
 class Recorder:
-    """Records the token ids that an engine gives each sequence, which the stream shows as text alone."""
+    """Records the token ids of each sequence, because streams contain only text."""
 
     def __init__(self, model: HostedModel) -> None:
         self._token_ids: dict[str, list[int]] = {}
@@ -108,9 +108,9 @@ class Recorder:
 
 
 class LogitsRecorder:
-    """Records every row of logits that native engines sample from, by request id: exactly the bits.
+    """Records the exact bits of every row of logits that native engines sample from, by request id.
 
-    Is the builder of the engines that it records (`hosting(…, builder=recorder)`).
+    It is the builder of the engines that it records: `hosting(…, builder=recorder)`.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class LogitsRecorder:
 
 
 async def until(condition, *, seconds: float = 5.0) -> None:
-    """Wait for a condition, looking every few milliseconds; raises TimeoutError."""
+    """Wait for a condition by polling it every few milliseconds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Fakes for tests: sequences without a model, tokenizers, and hosted models without an engine."""
+"""Objects for tests without an engine: sequences, hosted models, and real tokenizers."""
 
 from functools import cache
 from types import SimpleNamespace
@@ -21,14 +21,17 @@ from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 @cache
 def default_tokenizer() -> Any:
-    """Return the default model's tokenizer: byte-level BPE. Converts the weights if necessary, but does not load them."""
+    """Return the default model's tokenizer, a byte-level BPE.
+
+    Converts the model's weights if no server has done it yet, but does not load them.
+    """
     weights = read_catalog(DEFAULT_CATALOG)[0].weights
     return AutoTokenizer.from_pretrained(local_folder(weights, Settings.from_environment().cache_dir))
 
 
 @cache
 def llama_tokenizer() -> Any:
-    """Llama 2's kind, tiny. Do not change it: every test gets the same."""
+    """Return a tiny tokenizer of Llama 2's kind. All tests share it, so do not change it."""
     return sentencepiece_tokenizer()
 
 
@@ -50,7 +53,7 @@ def sequence(
     start: int = 0,
     prompt_ids: list[int] | None = None,
 ) -> Sequence:
-    """A sequence as the engine's thread gets it; its prompt is start, start + 1, … unless it is given."""
+    """Return a sequence as the engine's thread gets it. Without `prompt_ids`, its prompt is start, start + 1, …"""
     request = GenerationRequest(
         request_id=name,
         account=account,
@@ -62,7 +65,7 @@ def sequence(
 
 
 def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, window: int = 3848) -> HostedModel:
-    """A catalog entry with its limits. Nothing that is asked of it here reaches an engine, so it has none."""
+    """Return a hosted model with these limits in tokens and without an engine."""
     entry = CatalogEntry(
         name="tiny",
         description="",

@@ -1,4 +1,4 @@
-"""What a service tells Prometheus, and what deploy/METRICS.md says of it."""
+"""Reads the metrics of a service, and their table in deploy/METRICS.md."""
 
 import re
 import urllib.request
@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import ROOT
 
-# Name, type, and the labels in the order of the alphabet.
+# Name, type, and the labels in alphabetical order.
 Names = set[tuple[str, str, tuple[str, ...]]]
 
 
@@ -18,13 +18,13 @@ def read_metrics(address: str) -> str:
 
 
 def samples(text: str) -> dict[str, float]:
-    """Values by name and labels, as they stand there."""
+    """Return the values by name and labels, in Prometheus' text form."""
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}
 
 
 def exposed(text: str) -> Names:
-    """Tailrace's own."""
+    """Return name, type and labels of Tailrace's own metrics."""
     names = set()
     for family in text_string_to_metric_families(text):
         if family.name.startswith("tailrace_"):

@@ -1,4 +1,4 @@
-"""Tailrace's processes as a user starts them: their output line by line, and what a signal does to them."""
+"""Starts Tailrace's processes as a user does, reads their output by line, and sends them signals."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ def free_address() -> str:
 
 
 class Process:
-    """A child with stdout and stderr in one stream of lines."""
+    """A child process with stdout and stderr in one stream of lines."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self._child = child
@@ -27,7 +27,7 @@ class Process:
         self.lines: list[str] = []
 
     async def line_with(self, text: str, *, seconds: float = 60.0) -> str:
-        """The next line that holds `text`. Raises AssertionError, with all output, if the process ends before."""
+        """Return the next line that contains `text`. Raises AssertionError with all output if the process ends before."""
         assert self._child.stdout is not None
         async with asyncio.timeout(seconds):
             while line := (await self._child.stdout.readline()).decode():
@@ -38,7 +38,7 @@ class Process:
 
     async def exit_code(self, *, seconds: float = 30.0) -> int:
         assert self._child.stdout is not None
-        # asyncio takes a process for ended when its output is, and that may be shared with children of its own.
+        # asyncio waits for the end of the output, which the process may share with its own children.
         async with asyncio.timeout(seconds):
             self.lines += (await self._child.stdout.read()).decode().splitlines(keepends=True)
             return await self._child.wait()
@@ -47,7 +47,7 @@ class Process:
         self._child.send_signal(number)
 
     async def end(self) -> None:
-        """Stop it as a user would, so that it can stop its own children; kill it if that takes too long."""
+        """Stop the process with SIGTERM, so that it can stop its own children. Kill it if that takes too long."""
         if self._child.returncode is None:
             self.send(signal.SIGTERM)
             self.send(signal.SIGTERM)
@@ -59,7 +59,7 @@ class Process:
 
 @asynccontextmanager
 async def process(module: str, *arguments: str, **environment: str) -> AsyncIterator[Process]:
-    """`python -m module arguments…` with TAILRACE_* settings; killed at the end if it still runs."""
+    """Run `python -m module arguments…` with TAILRACE_* settings. Kills it at the end if it is still running."""
     settings = {f"TAILRACE_{name.upper()}": value for name, value in environment.items()}
     child = await asyncio.create_subprocess_exec(
         sys.executable,

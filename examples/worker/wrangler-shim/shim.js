@@ -1,4 +1,4 @@
-// Stands in for the AI binding where wrangler insists on Cloudflare's own: the same methods, over REST.
+// Replaces the AI binding if wrangler requires Cloudflare's own: the same methods, over REST.
 
 import { WorkerEntrypoint } from "cloudflare:workers";
 

@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """InferenceService generates text with the language models of one server's catalog. Reply streams open with initial
-    metadata (which repeats the caller's `x-request-id`, or brings a new one) as soon as the request is accepted into the
-    waiting room; what is refused is refused before that.
+    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
+    has an `x-request-id`: the caller's, or a new one.
     """
 
     def __init__(self, channel):
@@ -55,9 +55,9 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """InferenceService generates text with the language models of one server's catalog. Reply streams open with initial
-    metadata (which repeats the caller's `x-request-id`, or brings a new one) as soon as the request is accepted into the
-    waiting room; what is refused is refused before that.
+    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
+    has an `x-request-id`: the caller's, or a new one.
     """
 
     def Run(self, request, context):
@@ -75,8 +75,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """CountTokens says how many prompt tokens a Run with the same input would have. Nothing is generated, and a prompt that
-        is too long is counted, not refused.
+        """CountTokens returns the number of prompt tokens that a Run with the same input would have. It generates nothing, and
+        it counts a prompt that is too long instead of refusing it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,9 +109,9 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """InferenceService generates text with the language models of one server's catalog. Reply streams open with initial
-    metadata (which repeats the caller's `x-request-id`, or brings a new one) as soon as the request is accepted into the
-    waiting room; what is refused is refused before that.
+    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
+    has an `x-request-id`: the caller's, or a new one.
     """
 
     @staticmethod

@@ -42,7 +42,7 @@ async def test_the_runtime_gets_the_stream_of_the_rest_interface(bridge):
     assert response.text.startswith('data: {"response":"New"}\n\n') and response.text.endswith("data: [DONE]\n\n")
 
 
-async def test_sdk_1_1_0_gets_gzip_that_no_header_tells_of(bridge):
+async def test_sdk_1_1_0_gets_gzip_without_a_header(bridge):
     response = await run(
         bridge, MODERN, url="/run?version=2", headers={**HEADERS, "content-encoding": "application/json"}
     )
@@ -50,7 +50,7 @@ async def test_sdk_1_1_0_gets_gzip_that_no_header_tells_of(bridge):
     assert json.loads(gzip.decompress(response.content))["response"] == "New York\n“é”"
 
 
-async def test_the_first_sdks_get_a_tensor_under_both_names_they_may_wait_for(bridge, servicer):
+async def test_the_first_sdks_get_a_tensor_under_both_names(bridge, servicer):
     body = zipped({"input": [tensor("INPUT_0", "hi"), tensor("INPUT_1", 7, "uint32")]})
     response = await run(bridge, body, url="/run", headers={**HEADERS, "content-encoding": "gzip"})
     assert response.json() == {"result": [tensor(name, "New York\n“é”") for name in ("name", "generated_text")]}
@@ -61,7 +61,7 @@ async def test_the_first_sdks_get_a_tensor_under_both_names_they_may_wait_for(br
     ("version", "prompt", "is_raw"),
     [(None, "hi", False), ("1.0.35", "hi", False), ("1.0.35", "[INST]hi[/INST]", True), ("1.0.53", "hi", True)],
 )
-async def test_a_prompt_that_no_sdk_has_templated_is_a_users_turn(bridge, servicer, version, prompt, is_raw):
+async def test_a_prompt_without_the_sdks_template_is_a_users_turn(bridge, servicer, version, prompt, is_raw):
     headers = {**HEADERS, **({"cf-consn-sdk-version": version} if version else {})}
     await run(bridge, zipped({"input": [tensor("INPUT_0", prompt)]}), url="/run", headers=headers)
     turns = [turn.content for turn in servicer.requests[0].chat.turns]
@@ -76,7 +76,7 @@ async def test_the_sdks_other_family_gets_its_prompt_back_before_the_reply(bridg
 
 
 @pytest.mark.parametrize(("name", "before"), [("INPUT_0", []), ("text_input", [["hi"]])])
-async def test_the_first_sdks_get_a_stream_of_tensors_whose_end_they_write_themselves(bridge, name, before):
+async def test_the_first_sdks_get_a_stream_of_tensors_without_done(bridge, name, before):
     body = zipped({"input": [tensor(name, "hi")], "stream": True})
     response = await run(bridge, body, url="/run")
     events = [json.loads(event.removeprefix("data: ")) for event in response.text.strip().split("\n\n")]
@@ -117,7 +117,7 @@ async def test_the_binding_gets_flat_errors(bridge, servicer):
         ({**MODERN, "options": {"queueRequest": True}}, HEADERS, 5006),
     ],
 )
-async def test_rubbish_is_told_what_is_wrong(bridge, servicer, body, headers, code):
+async def test_malformed_bodies_are_explained(bridge, servicer, body, headers, code):
     response = await run(bridge, body, headers=headers)
     assert (response.status_code, response.json()["internalCode"]) == (400, code)
     assert not servicer.requests
@@ -144,7 +144,7 @@ async def test_wrangler_3_is_unwrapped(bridge, servicer):
     assert json.loads(gzip.decompress(response.content))["response"] == "New York\n“é”"
 
 
-async def test_old_wrangler_says_nothing_and_means_a_run(bridge):
+async def test_a_proxied_request_of_old_wrangler_is_a_run(bridge):
     assert (await run(bridge, MODERN, url=PROXY_URL)).json()["response"] == "New York\n“é”"
 
 

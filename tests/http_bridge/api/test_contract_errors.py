@@ -1,6 +1,6 @@
-"""Every error of Workers AI that can occur here, on every route that it can occur on: status, code, sentence, envelope.
+"""Every error of Workers AI that can occur here, on every route where it can occur: status, code, sentence, envelope.
 
-An error of the model's server is told by the fake server, everything else is provoked.
+The fake server sends the errors of the model's server. All other errors are provoked.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ WINDOW = "The estimated number of input and maximum output tokens ({}) exceeded 
 
 @dataclass(frozen=True)
 class Ask:
-    """How one route is asked: where, and what stands around the fields of a run."""
+    """A route's requests: the URL, and the JSON around the fields of a run."""
 
     url: str
     wrap: Callable[[dict], dict]
@@ -44,8 +44,8 @@ CLOUDFLARES = ("run", "generic", "binding", "miniflare", "wrangler")
 OPENAIS = ("chat", "completions")
 
 
-def told(route: str, response) -> tuple[int, int, str]:
-    """Status, code and sentence, after a look at the envelope of the route and the bare content type."""
+def error_of(route: str, response) -> tuple[int, int, str]:
+    """Return status, code and sentence, after checking the route's envelope and the bare content type."""
     body = response.json()
     assert response.headers["content-type"] == "application/json"
     request_id = response.headers["cf-ai-req-id"]
@@ -96,11 +96,11 @@ SERVERS = [
 
 
 @pytest.mark.parametrize(("code", "status", "sentence", "grpc_code", "reason", "metadata"), SERVERS)
-async def test_what_the_server_refuses(bridge, servicer, code, status, sentence, grpc_code, reason, metadata):
+async def test_refusals_of_the_server(bridge, servicer, code, status, sentence, grpc_code, reason, metadata):
     servicer.script = lambda reply: reply.refuse(grpc_code, reason, **metadata)
     for route in ROUTES:
         for stream in (False, True):
-            answer = told(route, await ask(bridge, route, {"stream": stream}))
+            answer = error_of(route, await ask(bridge, route, {"stream": stream}))
             assert (route, answer) == (route, (status, code, sentence))
 
 
@@ -115,13 +115,13 @@ FIELDS = [
 @pytest.mark.parametrize(("fields", "problem"), FIELDS)
 async def test_a_field_out_of_its_range_is_5006(bridge, servicer, fields, problem):
     for route in ROUTES:
-        status, code, sentence = told(route, await ask(bridge, route, fields))
+        status, code, sentence = error_of(route, await ask(bridge, route, fields))
         assert (route, status, code) == (route, 400, 5006)
         assert sentence.startswith("Bad input: Error: ") and problem in sentence
     assert not servicer.requests
 
 
-async def test_a_body_of_neither_form_is_told_what_lacks_in_both(bridge, servicer):
+async def test_a_body_of_neither_form_names_the_missing_fields(bridge, servicer):
     bad = {"prompt": None, "messages": [{"role": "user", "content": 5}, {}]}
     sentence = (
         "Bad input: Error: oneOf at '/' not met, 0 matches: required properties at '/' are 'prompt', "
@@ -129,13 +129,13 @@ async def test_a_body_of_neither_form_is_told_what_lacks_in_both(bridge, service
         "required properties at '/messages/1' are 'role,content'"
     )
     for route in CLOUDFLARES:
-        assert (route, told(route, await ask(bridge, route, bad))) == (route, (400, 5006, sentence))
+        assert (route, error_of(route, await ask(bridge, route, bad))) == (route, (400, 5006, sentence))
     assert not servicer.requests
 
 
 async def test_a_request_without_a_body_is_3003(bridge, servicer):
     for route in ROUTES:
-        answer = told(route, await ask(bridge, route, content=b""))
+        answer = error_of(route, await ask(bridge, route, content=b""))
         assert (route, answer) == (route, (400, 3003, "Request is missing headers or body: body"))
     assert not servicer.requests
 
@@ -143,7 +143,7 @@ async def test_a_request_without_a_body_is_3003(bridge, servicer):
 async def test_a_binding_without_its_model_is_3003(bridge, servicer):
     for route in ("binding", "wrangler"):
         way = ROUTES[route]
-        answer = told(route, await bridge.client.post(way.url, json=way.wrap(way.fields)))
+        answer = error_of(route, await bridge.client.post(way.url, json=way.wrap(way.fields)))
         assert (route, answer) == (route, (400, 3003, "Request is missing headers or body: cf-consn-model-id"))
     assert not servicer.requests
 
@@ -151,7 +151,7 @@ async def test_a_binding_without_its_model_is_3003(bridge, servicer):
 async def test_a_request_that_is_too_large_is_3006(start_bridge, servicer):
     bridge = await start_bridge(max_body_bytes=1000)
     for route in ROUTES:
-        status, code, sentence = told(route, await ask(bridge, route, {"prompt": "x" * 1000}))
+        status, code, sentence = error_of(route, await ask(bridge, route, {"prompt": "x" * 1000}))
         assert (route, status, code) == (route, 413, 3006)
         assert sentence.startswith("Request is too large")
     assert not servicer.requests
@@ -162,12 +162,12 @@ async def test_a_request_that_takes_too_long_is_3007(start_bridge, servicer):
     bridge = await start_bridge(request_timeout_seconds=0.2)
     answers = await asyncio.gather(*(ask(bridge, route) for route in ROUTES))
     for route, response in zip(ROUTES, answers, strict=True):
-        assert (route, told(route, response)) == (route, (408, 3007, "Request timeout"))
+        assert (route, error_of(route, response)) == (route, (408, 3007, "Request timeout"))
 
 
 async def test_lora_is_5005(bridge, servicer):
     for route in CLOUDFLARES:
-        answer = told(route, await ask(bridge, route, {"lora": "my-finetune"}))
+        answer = error_of(route, await ask(bridge, route, {"lora": "my-finetune"}))
         assert (route, answer) == (route, (405, 5005, f"The model {MODEL} does not support LoRa inference"))
     assert not servicer.requests
 
@@ -179,11 +179,11 @@ async def test_a_name_that_no_model_can_have_is_3042(bridge, servicer):
         ("chat", await bridge.ask({"model": "a\ab", **CHAT}, url="/v1/chat/completions")),
         ("binding", await ask(bridge, "binding", **{"cf-consn-model-id": "a\tb"})),
     ):
-        assert told(route, response) == (404, 3042, "The model name is invalid")
+        assert error_of(route, response) == (404, 3042, "The model name is invalid")
     assert not servicer.requests
 
 
-async def test_a_document_that_max_tokens_cut_is_told(bridge, servicer):
+async def test_a_document_cut_by_max_tokens_is_an_error(bridge, servicer):
     async def half(reply):
         await reply.accept()
         await reply.say('{"a":')
@@ -191,7 +191,7 @@ async def test_a_document_that_max_tokens_cut_is_told(bridge, servicer):
 
     servicer.script = half
     for route in CLOUDFLARES:
-        answer = told(route, await ask(bridge, route, {"response_format": {"type": "json_object"}}))
+        answer = error_of(route, await ask(bridge, route, {"response_format": {"type": "json_object"}}))
         assert (route, answer) == (route, (400, 5024, "JSON Mode couldn't be met"))
 
 
@@ -199,7 +199,7 @@ MISSING = "Missing X-Auth-Key, X-Auth-Email or Authorization headers"
 
 
 def refusal(body: dict) -> tuple[int, str]:
-    """Code and sentence of a refusal before any model, which carries no request id."""
+    """Return code and sentence of a refusal before any model, which has no request id."""
     if "internalCode" in body:
         return body["internalCode"], body["description"]
     (error,) = body["errors"]
@@ -214,7 +214,7 @@ def refusal(body: dict) -> tuple[int, str]:
         ({"authorization": "Bearer other"}, 401, 10000, "Authentication error"),
     ],
 )
-async def test_credentials_are_asked_for(start_bridge, servicer, credentials, status, code, sentence):
+async def test_credentials_are_required(start_bridge, servicer, credentials, status, code, sentence):
     bridge = await start_bridge(api_tokens=("secret",))
     for route in ROUTES:
         response = await ask(bridge, route, **credentials)
@@ -237,7 +237,7 @@ ROUTERS = [
 
 
 @pytest.mark.parametrize(("method", "url", "status", "code", "sentence"), ROUTERS)
-async def test_what_no_route_leads_to(bridge, method, url, status, code, sentence):
+async def test_paths_without_a_route(bridge, method, url, status, code, sentence):
     response = await bridge.client.request(method, url)
     assert response.status_code == status
     error = {"code": code, "message": sentence}

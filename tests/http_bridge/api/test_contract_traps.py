@@ -1,4 +1,7 @@
-"""What real clients stumble over, on every route that runs a model. Traps of one route alone are tested with that route."""
+"""Requests and replies that break real clients, on every route that runs a model.
+
+Traps of a single route are tested with that route.
+"""
 
 import gzip
 import json
@@ -14,21 +17,21 @@ def events(response: httpx.Response) -> list[dict]:
     return [json.loads(document.removeprefix("data: ")) for document in documents]
 
 
-async def test_content_types_are_bare_or_the_runtime_takes_an_object_for_a_stream(bridge):
+async def test_content_types_have_no_parameters(bridge):
     for route in ROUTES:
         for stream, kind in ((False, "application/json"), (True, "text/event-stream")):
             response = await ask(bridge, route, {"stream": stream})
             assert (route, response.headers["content-type"]) == (route, kind)
 
 
-async def test_what_langchain_sends_with_every_call_is_no_mistake(bridge, servicer):
+async def test_fields_of_langchain_are_accepted(bridge, servicer):
     for route in ROUTES:
         response = await ask(bridge, route, {"stop": None, "temperature": 1e-08, "model": MODEL, "tool_choice": None})
         assert (route, response.status_code) == (route, 200)
     assert {request.sampling.temperature < 1e-7 for request in servicer.requests} == {True}
 
 
-async def test_fields_and_query_keys_nobody_knows_are_ignored(bridge):
+async def test_unknown_fields_and_query_keys_are_ignored(bridge):
     for route, way in ROUTES.items():
         body = way.wrap({**way.fields, "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}})
         url = f"{way.url}{'&' if '?' in way.url else '?'}max_tokens=5&x=y"
@@ -37,15 +40,15 @@ async def test_fields_and_query_keys_nobody_knows_are_ignored(bridge):
 
 
 async def test_a_stream_has_one_usage_and_it_is_the_sum(bridge):
-    # One client adds the counters of all events up, another takes the last: both are right only if there is one.
+    # Some clients sum the counters of all events, others take the last. Both are right only if there is one.
     for route in ROUTES:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         usages = [event["usage"] for event in events(await ask(bridge, route, options)) if event.get("usage")]
         assert (route, [usage["total_tokens"] for usage in usages]) == (route, [12])
 
 
-async def test_openais_streams_hold_chunks_alone(bridge):
-    # An event without choices becomes a chunk whose choices are None, and the user's loop crashes.
+async def test_openais_streams_contain_only_chunks(bridge):
+    # The SDK turns an event without choices into a chunk with choices None, which crashes the user's loop.
     for route in OPENAIS:
         for event in events(await ask(bridge, route, {"stream": True})):
             assert isinstance(event["choices"], list)
@@ -66,7 +69,7 @@ async def test_a_token_that_is_json_stays_a_string(bridge, servicer):
         assert (route, response_of(await ask(bridge, route))) == (route, "6nulltrue{}")
 
 
-async def test_a_failure_within_a_stream_is_told_and_no_end_is_sent(bridge, servicer):
+async def test_a_failure_within_a_stream_is_sent_without_an_end(bridge, servicer):
     async def fail(reply):
         await reply.accept()
         await reply.say("New")
@@ -80,12 +83,12 @@ async def test_a_failure_within_a_stream_is_told_and_no_end_is_sent(bridge, serv
         assert "error" in last if route in OPENAIS else last["success"] is False
 
 
-async def test_the_bindings_host_is_no_mistake(bridge):
+async def test_the_bindings_host_is_accepted(bridge):
     for host in ("workers-binding.ai", "ai.cloudflare.com"):
         assert (await ask(bridge, "binding", host=host)).status_code == 200
 
 
-async def test_a_body_is_unzipped_by_its_first_bytes_and_not_by_its_header(bridge):
+async def test_gzip_is_detected_by_its_first_bytes(bridge):
     body = json.dumps({"inputs": {"prompt": "hi"}, "options": {}}).encode()
     for content, encoding in ((gzip.compress(body), {}), (body, {"content-encoding": "application/json"})):
         response = await ask(bridge, "binding", content=content, **encoding)

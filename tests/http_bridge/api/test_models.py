@@ -1,4 +1,4 @@
-"""Models, schemas, tasks and tokens, as Cloudflare's and OpenAI's clients ask for them."""
+"""Models, schemas, tasks and tokens, as Cloudflare's and OpenAI's clients request them."""
 
 import pytest
 
@@ -20,7 +20,7 @@ async def test_models_are_listed_in_cloudflares_shape(bridge):
     assert second["source"] == 2 and first["id"] != second["id"]
 
 
-async def test_pages_come_to_an_end(bridge):
+async def test_the_page_after_the_last_is_empty(bridge):
     pages = [await found(bridge, f"?page={page}&per_page=1") for page in (1, 2, 3)]
     assert [[model["name"] for model in page["result"]] for page in pages] == [[MODEL], ["@hf/other/second"], []]
     assert pages[0]["result_info"] == {"page": 1, "per_page": 1, "count": 1, "total_count": 2, "total_pages": 2}
@@ -43,19 +43,19 @@ async def test_models_are_narrowed_by_the_query(bridge, query, number):
 
 
 @pytest.mark.parametrize("query", ["page=0", "page=x", "per_page=-1", "per_page=1001", "page=1e3"])
-async def test_a_page_that_is_none_is_refused(bridge, query):
+async def test_an_invalid_page_is_refused(bridge, query):
     response = await bridge.client.get(f"{AI}/models/search?{query}")
     assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 5006)
 
 
-async def test_the_schema_is_the_one_that_bodies_are_held_to(bridge):
+async def test_the_schema_is_that_of_the_validation(bridge):
     result = (await bridge.client.get(f"{AI}/models/schema", params={"model": MODEL})).json()["result"]
     prompt, messages = result["input"]["anyOf"]
     assert prompt["properties"]["top_k"]["maximum"] == 50 and messages["required"] == ["messages"]
     assert (await bridge.ask({"prompt": "hi", "top_k": 51})).status_code == 400
 
 
-async def test_the_schema_of_an_unknown_model_is_not_told(bridge):
+async def test_the_schema_of_an_unknown_model_is_an_error(bridge):
     response = await bridge.client.get(f"{AI}/models/schema", params={"model": "@cf/x/y"})
     error = {"code": 5007, "message": "No such model @cf/x/y or task"}
     assert (response.status_code, response.json()["errors"]) == (400, [error])

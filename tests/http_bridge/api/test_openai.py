@@ -20,7 +20,7 @@ def base(request):
 
 
 def chunks(response):
-    """Payloads of a stream's events; the last must be [DONE]."""
+    """Return the payloads of a stream's events. The last event must be [DONE]."""
     *events, done = response.text.strip().split("\n\n")
     assert done == "data: [DONE]"
     return [json.loads(event.removeprefix("data: ")) for event in events]
@@ -73,7 +73,7 @@ async def test_a_completion_has_openais_shape(bridge, base):
     assert body["choices"] == [{"index": 0, "text": "New York\n“é”", "logprobs": None, "finish_reason": "stop"}]
 
 
-async def test_chat_chunks_open_with_the_role_and_end_with_the_reason(bridge):
+async def test_chat_chunks_begin_with_the_role_and_end_with_the_reason(bridge):
     events = chunks(await bridge.ask({**CHAT, "stream": True}, url="/v1/chat/completions"))
     deltas = [event["choices"][0]["delta"] for event in events]
     assert deltas == [
@@ -88,21 +88,21 @@ async def test_chat_chunks_open_with_the_role_and_end_with_the_reason(bridge):
     assert all("usage" not in event for event in events)
 
 
-async def test_usage_comes_in_a_chunk_without_choices_when_it_is_asked_for(bridge):
+async def test_usage_on_request_is_a_chunk_without_choices(bridge):
     body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
     *others, last = chunks(await bridge.ask(body, url="/v1/chat/completions"))
     assert last["choices"] == [] and last["usage"]["total_tokens"] == 12
     assert all(event["usage"] is None for event in others)
 
 
-async def test_at_cloudflares_place_usage_comes_unasked_with_the_finish_reason(bridge):
+async def test_usage_on_cloudflares_route_is_with_the_finish_reason(bridge):
     for route, body in (("chat/completions", CHAT), ("completions", TEXT)):
         *others, last = chunks(await bridge.ask({**body, "stream": True}, url=f"{ACCOUNT_URL}/{route}"))
         assert (last["choices"][0]["finish_reason"], last["usage"]["total_tokens"]) == ("stop", 12)
         assert all("usage" not in event for event in others)
 
 
-async def test_a_streamed_completion_repeats_the_prompt_if_asked_to(bridge):
+async def test_a_streamed_completion_echoes_the_prompt(bridge):
     events = chunks(await bridge.ask({**TEXT, "stream": True, "echo": True}, url="/v1/completions"))
     assert "".join(event["choices"][0]["text"] for event in events) == "OnceNew York\n“é”"
 
@@ -128,7 +128,7 @@ async def test_log_probabilities_have_openais_shape(bridge, servicer):
     assert servicer.requests[0].logprobs.top == 1
 
 
-async def test_log_probabilities_of_a_completion_tell_where_tokens_begin(bridge, servicer):
+async def test_log_probabilities_of_a_completion_have_text_offsets(bridge, servicer):
     servicer.script = with_logprobs
     body = (await bridge.ask({**TEXT, "logprobs": 1, "echo": True}, url="/v1/completions")).json()
     assert body["choices"][0]["logprobs"] == {
@@ -194,7 +194,7 @@ async def test_a_refusal_has_both_worlds_shapes(bridge, servicer, base):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "enum image_url not in text"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_and_not_dropped(bridge, servicer, fields, complaint):
+async def test_unsupported_features_are_refused_and_not_ignored(bridge, servicer, fields, complaint):
     response = await bridge.ask({**CHAT, **fields}, url="/v1/chat/completions")
     assert (response.status_code, complaint in response.json()["error"]["message"]) == (400, True)
     assert not servicer.requests
@@ -217,7 +217,7 @@ async def test_max_completion_tokens_is_max_tokens(bridge, servicer):
     assert servicer.requests[0].sampling.max_tokens == 9
 
 
-async def test_what_is_not_text_generation_says_so(bridge, base):
+async def test_routes_of_other_tasks_are_refused(bridge, base):
     for name in ("embeddings", "responses", "images/generations"):
         response = await bridge.ask({"model": MODEL}, url=f"{base}/{name}")
         assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 7000)

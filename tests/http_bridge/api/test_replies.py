@@ -1,4 +1,4 @@
-"""Replies that are not streamed, and what a run makes of a request."""
+"""Replies that are not streamed, and the gRPC requests that runs become."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ async def test_model_may_be_percent_encoded(bridge, servicer, path):
 
 
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "nonsense", None])
-async def test_body_is_json_whatever_the_content_type_says(bridge, content_type):
+async def test_the_body_is_json_for_any_content_type(bridge, content_type):
     headers = {} if content_type is None else {"content-type": content_type}
     response = await bridge.client.post(RUN + MODEL, content=b'{"prompt": "hi"}', headers=headers)
     assert response.status_code == 200
@@ -70,7 +70,7 @@ async def test_body_over_the_limit_is_refused_without_a_content_length_too(start
     assert response.status_code == 413
 
 
-async def test_body_that_never_ends_runs_into_the_timeout(start_bridge):
+async def test_an_endless_body_ends_in_the_timeout(start_bridge):
     bridge = await start_bridge(request_timeout_seconds=0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
     writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
@@ -106,7 +106,7 @@ RUBBISH = [
 ]
 
 
-async def test_rubbish_is_refused_and_the_next_request_works(bridge, servicer):
+async def test_a_malformed_body_is_refused_and_the_next_request_works(bridge, servicer):
     for body in RUBBISH:
         response = await bridge.client.post(RUN + MODEL, content=body)
         assert response.status_code == 400, body[:50]
@@ -116,21 +116,21 @@ async def test_rubbish_is_refused_and_the_next_request_works(bridge, servicer):
     assert (await bridge.ask()).status_code == 200
 
 
-async def test_bytes_that_are_no_http_do_not_hurt(bridge):
-    for rubbish in (
+async def test_the_bridge_survives_bytes_that_are_not_http(bridge):
+    for malformed in (
         b"\x00\x01\x02\r\n\r\n",
         b"GET\r\n\r\n",
         b"POST / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01" + b"a" * 99_999,
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
-        writer.write(rubbish)
+        writer.write(malformed)
         await asyncio.sleep(0.02)
         writer.transport.abort()
     assert (await bridge.ask()).status_code == 200
 
 
-async def test_large_body_does_not_hold_up_others(start_bridge, servicer):
+async def test_a_large_body_does_not_delay_others(start_bridge, servicer):
     bridge = await start_bridge(max_messages=100_000)
     body = json.dumps({"messages": [{"role": "u", "content": ""}] * 100_000})
     large = asyncio.create_task(bridge.client.post(RUN + MODEL, content=body))
@@ -142,7 +142,7 @@ async def test_large_body_does_not_hold_up_others(start_bridge, servicer):
         longest, last = max(longest, now - last), now
     assert large.result().status_code == 200
     assert len(servicer.requests[0].chat.turns) == 100_000
-    assert longest < (last - began) / 2  # answered meanwhile, and not only after it
+    assert longest < (last - began) / 2  # answered before the large body is
 
 
 async def test_large_prompt_passes(bridge, servicer):

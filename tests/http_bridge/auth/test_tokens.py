@@ -1,4 +1,4 @@
-"""API tokens for one account: the file, what its tokens are let in for, and how it is read again."""
+"""API tokens for one account: the file, the accounts that its tokens may use, and its reload."""
 
 import hashlib
 import logging
@@ -34,7 +34,7 @@ def path(tmp_path, monkeypatch):
     return path
 
 
-async def test_a_token_is_let_in_for_its_account_alone(start_bridge, servicer, path):
+async def test_a_token_is_valid_for_its_account_alone(start_bridge, servicer, path):
     bridge = await start_bridge(api_tokens_file=path, api_tokens=("plain",))
     asked = {("first", "ada"): 200, ("first", "bob"): 403, ("second", "bob"): 200, ("any", "bob"): 200}
     for (token, account), status in {**asked, ("plain", "ada"): 200, ("wrong", "ada"): 401}.items():
@@ -46,7 +46,7 @@ async def test_a_token_is_let_in_for_its_account_alone(start_bridge, servicer, p
     assert [request.account for request in servicer.requests] == ["ada", "bob", "bob", "ada"]
 
 
-async def test_without_an_account_in_the_path_that_of_the_token_is_told_to_the_server(start_bridge, servicer, path):
+async def test_without_an_account_in_the_path_the_tokens_account_is_used(start_bridge, servicer, path):
     bridge = await start_bridge(api_tokens_file=path)
     headers = {**bearer("second"), "cf-consn-model-id": MODEL}
     wrapped = {"mf-url": "http://workers-binding.ai/run?version=3", "mf-header-cf-consn-model-id": MODEL}
@@ -60,7 +60,7 @@ async def test_without_an_account_in_the_path_that_of_the_token_is_told_to_the_s
     assert [request.account for request in servicer.requests] == ["bob", "bob", "bob", ""]
 
 
-async def test_where_usage_stands_depends_on_the_path_and_not_on_the_token(start_bridge, path):
+async def test_the_place_of_usage_depends_on_the_path(start_bridge, path):
     bridge = await start_bridge(api_tokens_file=path)
     response = await bridge.ask({**CHAT, "stream": True}, url="/v1/chat/completions", headers=bearer("first"))
     assert "usage" not in response.text
@@ -76,7 +76,7 @@ async def test_tokens_of_the_file_are_verified(start_bridge, path):
     assert (response.status_code, response.json()["errors"][0]["code"]) == (401, 1000)
 
 
-async def test_tokens_are_exchanged_while_the_bridge_runs(start_bridge, path):
+async def test_tokens_are_replaced_while_the_bridge_runs(start_bridge, path):
     bridge = await start_bridge(api_tokens_file=path)
     path.write_text(line("ada", "third"))
     statuses = [
@@ -87,7 +87,7 @@ async def test_tokens_are_exchanged_while_the_bridge_runs(start_bridge, path):
     assert (await bridge.ask(url=run_url("ada"), headers=bearer("third"))).status_code == 401
 
 
-def test_a_file_that_turns_wrong_is_told_once_and_the_tokens_before_it_stay(path, caplog):
+def test_an_invalid_file_is_logged_once_and_its_last_tokens_stay(path, caplog):
     file = TokenFile(path)
     before = dict(file.accounts())
     for damage in (lambda: path.write_text("ada first\n"), path.unlink):
@@ -101,7 +101,7 @@ def test_a_file_that_turns_wrong_is_told_once_and_the_tokens_before_it_stay(path
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (line("ada", "t") + "ada secret-token\n", "line 2 is not `<account> <SHA-256 of the token"),
         ("ada\n", "line 1 is not"),
@@ -111,23 +111,23 @@ def test_a_file_that_turns_wrong_is_told_once_and_the_tokens_before_it_stay(path
         ("\udcff", "it is not UTF-8"),
     ],
 )
-def test_a_wrong_line_is_named_and_not_repeated(path, text, told):
+def test_a_wrong_line_is_named_and_not_repeated(path, text, message):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigurationError) as caught:
         read_tokens(path)
-    assert str(caught.value).startswith(f"TAILRACE_API_TOKENS_FILE={path}: {told}")
+    assert str(caught.value).startswith(f"TAILRACE_API_TOKENS_FILE={path}: {message}")
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ConfigurationError, match="there is no such file"):
             read_tokens(path)
 
 
-def test_thousands_of_tokens_are_looked_up_at_once(path):
+def test_a_lookup_among_thousands_of_tokens_is_fast(path):
     path.write_text("".join(line("ada", f"token {index}") for index in range(5000)))
     file, digest = TokenFile(path), hashlib.sha256(b"token 4999").digest()
     started = time.perf_counter()
     assert all(file.accounts()[digest] == "ada" for _ in range(1000))
-    assert time.perf_counter() - started < 1.0  # a millisecond each, and it takes hundredths of one
+    assert time.perf_counter() - started < 1.0  # a millisecond each; hundredths of one are usual

@@ -1,4 +1,4 @@
-"""A client that leaves cancels its call, wherever the request is."""
+"""A client that disconnects cancels its call at every stage of the request."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ async def while_generating(reply):
 @pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "json"])
 @pytest.mark.parametrize("script", [before_acceptance, in_the_queue, while_generating])
 @pytest.mark.parametrize("way", ["close", "abort"])
-async def test_dropped_connection_cancels_the_call_at_once(bridge, servicer, body, script, way):
+async def test_a_closed_connection_cancels_the_call_immediately(bridge, servicer, body, script, way):
     servicer.script = script
     _, writer = await bridge.open(body)
     await servicer.entered.wait()
@@ -38,7 +38,7 @@ async def test_dropped_connection_cancels_the_call_at_once(bridge, servicer, bod
         await servicer.cancelled.wait()
 
 
-async def test_dropped_connection_ends_the_retries(bridge, servicer, monkeypatch):
+async def test_a_closed_connection_ends_the_retries(bridge, servicer, monkeypatch):
     monkeypatch.setattr("http_bridge.upstream.client.RETRY_PAUSES", (0.2, 0.2))
     servicer.script = lambda reply: reply.refuse(grpc.StatusCode.UNAVAILABLE)
     _, writer = await bridge.open(PLAIN)
@@ -48,7 +48,7 @@ async def test_dropped_connection_ends_the_retries(bridge, servicer, monkeypatch
     assert len(servicer.requests) == 1
 
 
-async def test_client_that_leaves_within_its_body_is_no_request(bridge, servicer):
+async def test_a_client_that_disconnects_within_its_body_starts_no_run(bridge, servicer):
     _, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
     writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
     await asyncio.sleep(0.05)
@@ -57,7 +57,7 @@ async def test_client_that_leaves_within_its_body_is_no_request(bridge, servicer
     assert len(servicer.requests) == 1
 
 
-async def test_reply_that_was_read_to_its_end_is_not_cancelled(bridge, servicer):
+async def test_a_complete_reply_is_not_cancelled(bridge, servicer):
     for body in (STREAM, PLAIN):
         await bridge.ask(body)
     await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Streams on the wire: chunks, connections that are used again, clients that know no chunks, headers without an end."""
+"""Streams on the wire: chunks, reused connections, HTTP/1.0 clients, endless headers."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def test_each_event_is_a_chunk_and_the_stream_ends_with_the_empty_one(brid
     writer.close()
 
 
-async def test_next_request_on_the_same_connection_has_a_framing_of_its_own(bridge):
+async def test_the_next_request_on_a_connection_has_its_own_framing(bridge):
     reader, writer = await connect(bridge)
     async with asyncio.timeout(5):
         for _ in range(2):

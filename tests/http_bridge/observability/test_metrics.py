@@ -1,4 +1,4 @@
-"""What the bridge counts and logs of each request."""
+"""The bridge's metrics and log lines of requests."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ from tests.http_bridge.conftest import RUN_URL
 from tests.support.metrics import documented, exposed, read_metrics, samples
 from tests.support.processes import free_address
 
-# Dashboards and alerts are written against these: a change here is a change for their owners.
+# Dashboards and alerts of users depend on these names.
 _ROUTE = ("route",)
 NAMES = {
     ("tailrace_build_info", "gauge", ("version",)),
@@ -44,7 +44,7 @@ async def until_value(wanted: float, bridge, name: str, **labels: str) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_names_types_and_labels_are_those_that_others_rely_on(bridge):
+async def test_names_types_and_labels_are_stable(bridge):
     await bridge.ask()
     await until_value(1, bridge, "requests_total", route="run", status="200")
     text = await scraped(bridge)
@@ -77,14 +77,14 @@ async def test_a_request_is_counted_by_its_route_and_status(bridge, method, url,
     assert value(bridge, "requests_in_flight", route=route) == 0
 
 
-async def test_the_first_event_of_a_stream_is_timed_and_a_whole_reply_has_none(bridge):
+async def test_only_streams_have_a_time_to_first_event(bridge):
     await bridge.ask()
     assert value(bridge, "time_to_first_event_seconds_count", route="run") == 0
     await bridge.ask({"prompt": "hi", "stream": True})
     assert value(bridge, "time_to_first_event_seconds_count", route="run") == 1
 
 
-async def test_a_client_that_leaves_is_counted_and_its_connection_is_not(bridge, servicer):
+async def test_a_disconnected_client_is_counted_and_its_connection_is_not(bridge, servicer):
     async def one_word(reply):
         await reply.accept()
         await reply.say("one")
@@ -100,7 +100,7 @@ async def test_a_client_that_leaves_is_counted_and_its_connection_is_not(bridge,
     assert value(bridge, "requests_in_flight", route="run") == value(bridge, "connections") == 0
 
 
-async def test_one_who_leaves_before_there_is_an_answer_has_the_status_of_that(bridge, servicer):
+async def test_disconnecting_before_the_answer_has_its_own_status(bridge, servicer):
     async def silence(reply):
         await reply.forever()
 
@@ -111,7 +111,7 @@ async def test_one_who_leaves_before_there_is_an_answer_has_the_status_of_that(b
     await until_value(1, bridge, "requests_total", route="run", status="499")
 
 
-async def test_connections_beyond_the_most_are_counted(start_bridge):
+async def test_connections_beyond_the_limit_are_counted(start_bridge):
     bridge = await start_bridge(max_connections=1)
     _, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
     await until_value(1, bridge, "connections")
@@ -122,7 +122,7 @@ async def test_connections_beyond_the_most_are_counted(start_bridge):
     second.close()
 
 
-async def test_a_run_has_one_line_in_the_log_with_what_is_known_of_it(bridge, caplog):
+async def test_a_run_has_one_log_line_with_all_its_fields(bridge, caplog):
     with caplog.at_level(logging.INFO):
         response = await bridge.ask({"prompt": "a secret", "stream": True})
         await bridge.client.get("/healthz")
@@ -145,8 +145,8 @@ async def test_the_line_of_a_refusal_has_its_code(bridge, caplog):
     assert " INFO    bridge: run: 400 after " in text and " error_code=5006 account=acc model=@cf/meta/" in text
 
 
-async def test_a_request_leaves_no_circle_of_objects_behind(bridge):
-    # The bridge seldom looks for circles; what hangs in one would pile up to megabytes.
+async def test_a_request_leaves_no_reference_cycle(bridge):
+    # The bridge seldom collects cycles, so that objects in one would accumulate to megabytes.
     await bridge.ask({"prompt": "hi", "stream": True})
     await until_value(1, bridge, "requests_total", route="run", status="200")
     gc.collect()

@@ -13,14 +13,14 @@ def profile(name):
     return {"tailrace-profile": name}
 
 
-async def test_the_announcements_stream_is_its_bytes_and_nothing_more(bridge):
+async def test_the_announcements_stream_has_exactly_its_bytes(bridge):
     response = await bridge.ask(STREAM, headers=profile("2023-11"))
     assert response.content.decode() == (
         'data: {"response":"New"}\n\ndata: {"response":" York"}\n\ndata: {"response":"\\n“é”"}\n\ndata: [DONE]\n\n'
     )
 
 
-async def test_the_announcements_reply_holds_the_response_alone(bridge):
+async def test_the_announcements_reply_contains_only_the_response(bridge):
     assert (await bridge.ask(headers=profile("2023-11"))).json()["result"] == {"response": "New York\n“é”"}
 
 
@@ -31,7 +31,7 @@ async def test_todays_stream_is_padded_and_counts_cached_tokens(bridge):
     assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
-async def test_today_a_stream_has_256_tokens_too_and_must_fit_the_window(bridge, servicer):
+async def test_todays_stream_has_256_tokens_and_must_fit_the_window(bridge, servicer):
     await bridge.ask(STREAM, headers=profile("2026"))
     assert (servicer.requests[0].sampling.max_tokens, servicer.requests[0].max_tokens_must_fit) == (256, True)
 
@@ -56,7 +56,7 @@ async def test_an_unknown_profile_is_refused(bridge, servicer):
         ("NO_ROOM_FOR_REPLY", {"prompt_tokens": "2000", "max_tokens": "256", "window": "2048"}, ("2256", "2048")),
     ],
 )
-async def test_too_many_tokens_are_told_in_cloudflares_sentence(bridge, servicer, reason, metadata, numbers):
+async def test_too_many_tokens_are_cloudflares_sentence(bridge, servicer, reason, metadata, numbers):
     async def refuse(reply):
         await reply.refuse(grpc.StatusCode.INVALID_ARGUMENT, reason, **metadata)
 

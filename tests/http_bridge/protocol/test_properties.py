@@ -1,4 +1,4 @@
-"""Any text and any JSON: events keep it, stay one event each, and what a client sends arrives as it was meant."""
+"""Any text and any JSON: a text stays one event, and a client's values arrive unchanged."""
 
 import json
 
@@ -15,7 +15,7 @@ from http_bridge.protocol.validation import load
 from tailrace.v1 import inference_pb2 as pb
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
-# Half of a surrogate pair is no character: no gRPC message holds one.
+# Half of a surrogate pair is not a character, so that gRPC messages cannot contain one.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.floats(-1e300, 1e300) | texts,
@@ -25,7 +25,7 @@ values = st.recursive(
 
 
 def payloads(stream: bytes) -> list[dict]:
-    """The events of a stream by the rules of HTML's specification, cut into lines as Python's clients do."""
+    """Return a stream's events by HTML's specification, split into lines as Python's clients do."""
     blocks = stream.decode().split("\n\n")
     assert blocks.pop() == ""
     for block in blocks:
@@ -63,14 +63,14 @@ def test_every_form_of_a_stream_keeps_any_text(pieces):
 
 @given(text=texts)
 @QUICK
-def test_text_in_its_short_way_is_the_same_event(text):
+def test_the_fast_path_for_text_gives_the_same_event(text):
     assert sse.text_event(text, None) == sse.event({"response": text})
     assert sse.text_event(text, "p1") == sse.event({"response": text, "p": "p1"})
 
 
 @given(description=texts, name=texts)
 @QUICK
-def test_a_failure_is_one_event_whatever_it_says(description, name):
+def test_a_failure_with_any_text_is_one_event(description, name):
     for form in forms():
         assert len(payloads(form.failure(ApiError(500, 3000, description), name))) == 1
 
@@ -85,7 +85,7 @@ def test_json_survives_an_event_and_a_body(payload):
 
 @given(data=st.binary(max_size=100) | st.text(max_size=50).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @QUICK
-def test_any_body_is_read_or_refused(data):
+def test_any_body_is_parsed_or_refused(data):
     try:
         assert isinstance(load(data, 1000), dict)
     except ApiError as error:

@@ -1,4 +1,7 @@
-"""Request bodies: what is accepted, and what each wrong field is told."""
+"""Request bodies: accepted forms, and the message about each wrong field.
+
+tests/tailrace_shared/test_request_fields.py has the ranges of the sampling parameters.
+"""
 
 import json
 
@@ -7,16 +10,9 @@ import pytest
 from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import Tool, ToolCall, Turn
 from http_bridge.protocol.validation import load
+from tailrace_shared.request_fields import SAMPLING_FIELDS
 from tests.http_bridge.conftest import BODIES
 
-NUMBERS = {
-    "temperature": (0, 5),
-    "top_p": (0.001, 1),
-    "frequency_penalty": (-2, 2),
-    "presence_penalty": (-2, 2),
-    "top_k": (1, 50),
-    "seed": (1, 9999999999),
-}
 UNMATCHED = "oneOf at '/' not met, 0 matches: "
 SURROGATE = "holds half of a surrogate pair, which is no character"
 
@@ -30,30 +26,18 @@ def parse(**body):
 
 
 def problem(**body):
-    """What is told of the form that the body has; that it has not the other one is told before."""
+    """Return the message about the body's own form. The message about the other form precedes it."""
     with pytest.raises(ApiError) as caught:
         parse(**body)
     assert (caught.value.status, caught.value.code) == (400, 5006)
-    told = caught.value.description.removeprefix("Bad input: Error: ").removeprefix(UNMATCHED)
+    message = caught.value.description.removeprefix("Bad input: Error: ").removeprefix(UNMATCHED)
     other = "prompt" if body.get("messages") is not None else "messages"
-    return told.removeprefix(f"required properties at '/' are '{other}', ")
+    return message.removeprefix(f"required properties at '/' are '{other}', ")
 
 
-@pytest.mark.parametrize(("name", "limits"), NUMBERS.items())
-def test_both_ends_of_a_range_are_accepted(name, limits):
-    assert [parse(prompt="hi", **{name: value}).sampling[name] for value in limits] == list(limits)
-
-
-@pytest.mark.parametrize(("name", "limits"), NUMBERS.items())
-def test_beyond_a_range_the_field_and_its_limit_are_named(name, limits):
-    low, high = limits
-    assert problem(prompt="hi", **{name: low - 1}) == f"'/{name}' must be >= {low}"
-    assert problem(prompt="hi", **{name: high + 1}) == f"'/{name}' must be <= {high}"
-
-
-@pytest.mark.parametrize("name", [*NUMBERS, "max_tokens", "repetition_penalty"])
+@pytest.mark.parametrize("name", [field.name for field in SAMPLING_FIELDS])
 @pytest.mark.parametrize(("value", "kind"), [("1", "string"), (True, "boolean"), ([1], "array"), ({}, "object")])
-def test_other_types_are_no_numbers(name, value, kind):
+def test_other_types_are_not_numbers(name, value, kind):
     assert problem(prompt="hi", **{name: value}).startswith(f"Type mismatch of '/{name}', '{kind}' not in ")
 
 
@@ -68,21 +52,13 @@ def test_tiny_temperature_is_accepted():
     assert parse(prompt="hi", temperature=1e-08).sampling["temperature"] == 1e-08
 
 
-def test_repetition_penalty_is_above_zero_to_two():
-    assert parse(prompt="hi", repetition_penalty=2).sampling["repetition_penalty"] == 2
-    assert problem(prompt="hi", repetition_penalty=0) == "'/repetition_penalty' must be > 0"
-    assert problem(prompt="hi", repetition_penalty=2.1) == "'/repetition_penalty' must be <= 2"
-    assert problem(prompt="hi", repetition_penalty=-1) == "'/repetition_penalty' must be > 0"
-
-
 def test_max_tokens_has_no_upper_end_but_that_of_the_contract():
-    assert problem(prompt="hi", max_tokens=0) == "'/max_tokens' must be >= 1"
     assert parse(prompt="hi", max_tokens=10**30).sampling["max_tokens"] == 2**32 - 1
     assert parse_body(b'{"prompt":"hi","max_tokens":1e30}').sampling["max_tokens"] == 2**32 - 1
 
 
 @pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity"])
-def test_words_that_are_no_json_numbers_are_refused(word):
+def test_words_that_are_not_json_numbers_are_refused(word):
     with pytest.raises(ApiError, match="is no JSON number"):
         parse_body(b'{"prompt":"hi","temperature":%s}' % word)
 
@@ -99,12 +75,12 @@ def test_null_is_absent_and_unknown_keys_are_ignored():
     assert parse(prompt="hi", **dict.fromkeys(names), model="x", tool_choice=1, lora=None) == parse(prompt="hi")
 
 
-def test_all_wrong_fields_are_told_at_once():
-    told = problem(prompt="hi", top_k=51, stream="yes")
-    assert "'/top_k' must be <= 50" in told and "Type mismatch of '/stream', 'string' not in 'boolean'" in told
+def test_all_wrong_fields_are_reported_together():
+    message = problem(prompt="hi", top_k=51, stream="yes")
+    assert "'/top_k' must be <= 50" in message and "Type mismatch of '/stream', 'string' not in 'boolean'" in message
 
 
-def test_a_body_of_neither_form_is_told_what_each_needs():
+def test_a_body_of_neither_form_names_the_required_fields():
     assert problem(top_k=51) == ("required properties at '/' are 'prompt', required properties at '/' are 'messages'")
 
 
@@ -130,7 +106,7 @@ def test_an_empty_body_is_missing():
     assert (caught.value.status, caught.value.code) == (400, 3003)
 
 
-def test_of_many_wrong_fields_the_first_eight_are_told_and_the_rest_is_not_read():
+def test_only_the_first_eight_wrong_fields_are_reported():
     message = problem(messages=[1] * 1_000_000)
     assert message.startswith("'/messages' must hold at most 1024 items, Type mismatch of '/messages/0'")
     assert message.endswith("'/messages/6', 'integer' not in 'object', and more")
@@ -153,7 +129,7 @@ def test_content_may_be_text_parts():
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "message"),
     [
         ({"type": "image_url", "text": ""}, "enum image_url not in text at '/messages/0/content/0/type'"),
         ({"type": "text"}, "required properties at '/messages/0/content/0' are 'type,text'"),
@@ -161,12 +137,12 @@ def test_content_may_be_text_parts():
         ("hi", "Type mismatch of '/messages/0/content/0', 'string' not in 'object'"),
     ],
 )
-def test_other_parts_are_named(part, told):
-    assert problem(messages=[{"role": "user", "content": [part]}]) == told
+def test_other_parts_are_named(part, message):
+    assert problem(messages=[{"role": "user", "content": [part]}]) == message
 
 
 @pytest.mark.parametrize("role", ["assistant", "tool"])
-def test_an_assistant_and_a_tool_may_have_said_nothing(role):
+def test_content_of_an_assistant_or_tool_may_be_empty(role):
     assert parse(messages=[{"role": role, "content": None}, {"role": role}]).turns == (Turn(role=role),) * 2
 
 
@@ -201,7 +177,7 @@ def test_a_json_object_has_no_schema():
 
 
 @pytest.mark.parametrize(
-    ("messages", "told"),
+    ("messages", "message"),
     [
         ([], "'/messages' must hold at least 1 items"),
         ("hi", "Type mismatch of '/messages', 'string' not in 'array'"),
@@ -219,8 +195,8 @@ def test_a_json_object_has_no_schema():
         ),
     ],
 )
-def test_wrong_messages_are_named(messages, told):
-    assert problem(messages=messages) == told
+def test_wrong_messages_are_named(messages, message):
+    assert problem(messages=messages) == message
 
 
 def test_stop_is_a_string_or_an_array_of_strings():
@@ -230,7 +206,7 @@ def test_stop_is_a_string_or_an_array_of_strings():
 
 
 @pytest.mark.parametrize(
-    ("stop", "told"),
+    ("stop", "message"),
     [
         ("", "'/stop' must not be empty"),
         ("x" * 257, "'/stop' must be at most 256 characters long"),
@@ -240,8 +216,8 @@ def test_stop_is_a_string_or_an_array_of_strings():
         (1, "Type mismatch of '/stop', 'integer' not in 'string' or 'array'"),
     ],
 )
-def test_wrong_stop_strings_are_named(stop, told):
-    assert problem(prompt="hi", stop=stop) == told
+def test_wrong_stop_strings_are_named(stop, message):
+    assert problem(prompt="hi", stop=stop) == message
 
 
 @pytest.mark.parametrize(
@@ -265,23 +241,23 @@ def test_whole_surrogate_pair_is_a_character():
     assert parse_body(b'{"prompt": "\\ud83d\\ude00"}').prompt == "\U0001f600"
 
 
-def test_a_wrong_item_far_behind_is_told_too():
+def test_a_wrong_item_far_behind_is_reported_too():
     message = {"role": "user", "content": [{"type": "text", "text": "hi"}] * 5000 + [1]}
     assert problem(messages=[message]) == ("Type mismatch of '/messages/0/content/5000', 'integer' not in 'object'")
 
 
 def deep(levels, inside='"x"'):
-    """JSON text of objects within each other."""
+    """Return the JSON text of nested objects."""
     return '{"a":' * levels + inside + "}" * levels
 
 
-def test_a_conversation_has_at_most_as_many_messages_as_the_setting_says():
+def test_a_conversation_has_a_configurable_number_of_messages():
     message = {"role": "user", "content": "hi"}
     assert len(parse(messages=[message] * 1024).turns) == 1024
     assert problem(messages=[message] * 1025) == "'/messages' must hold at most 1024 items"
 
 
-def test_at_most_128_tools_are_taken():
+def test_at_most_128_tools_are_accepted():
     tools = [{"name": f"t{index}"} for index in range(129)]
     given = {"messages": [{"role": "user", "content": "hi"}]}
     assert len(parse(**given, tools=tools[:128]).tools) == 128
@@ -309,7 +285,7 @@ def test_a_json_schema_may_be_nested_32_deep():
 
 @pytest.mark.parametrize("levels", [128, 300, 900, 100_000])
 @pytest.mark.parametrize("text", ["", "\\ud83d\\ude00"])
-def test_a_body_nested_too_deeply_is_told(levels, text):
+def test_a_body_nested_too_deeply_is_reported(levels, text):
     for nested in ("[" * levels + "]" * levels, deep(levels)):
         with pytest.raises(ApiError, match="'/' must be nested at most 128 deep") as caught:
             parse_body(f'{{"prompt": "hi{text}", "x": {nested}}}'.encode())
@@ -325,7 +301,7 @@ def test_arguments_of_a_call_as_text_may_be_nested_as_a_body_may():
         )
 
 
-def test_reject_if_busy_stands_in_options():
+def test_reject_if_busy_is_in_options():
     assert parse(prompt="hi", options={"rejectIfBusy": True, "other": 1}).reject_if_busy
     assert problem(prompt="hi", options=[]) == "Type mismatch of '/options', 'array' not in 'object'"
     assert problem(prompt="hi", options={"rejectIfBusy": 1}).startswith("Type mismatch of '/options/rejectIfBusy'")
@@ -335,6 +311,6 @@ def test_byte_order_mark_is_skipped():
     assert parse_body(b'\xef\xbb\xbf{"prompt": "hi"}').prompt == "hi"
 
 
-def test_place_of_a_json_error_is_told():
+def test_the_place_of_a_json_error_is_reported():
     with pytest.raises(ApiError, match=r"the body is not JSON \(line 2, column 1\)"):
         parse_body(b'{"prompt":\n}')

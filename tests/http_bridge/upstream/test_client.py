@@ -1,4 +1,4 @@
-"""The gRPC side alone: leaving a run ends its call."""
+"""The gRPC client by itself: leaving a run ends its call."""
 
 import asyncio
 
@@ -44,7 +44,7 @@ async def test_exception_within_a_run_cancels_its_call(upstream, servicer):
     assert kept.traceback
 
 
-async def test_status_that_comes_with_the_acceptance_is_no_reason_to_try_again(upstream, servicer):
+async def test_a_status_after_the_acceptance_is_not_retried(upstream, servicer):
     async def accept_and_stop(reply):
         await reply.accept()
         await reply.refuse(grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
@@ -55,12 +55,12 @@ async def test_status_that_comes_with_the_acceptance_is_no_reason_to_try_again(u
                 await anext(events)
 
     servicer.script = accept_and_stop
-    # Side by side, so that in some of them both are there before the bridge looks.
+    # In parallel, so that in some of them both have arrived before the bridge reads.
     await asyncio.gather(*(run() for _ in range(50)))
     assert len(servicer.requests) == 50
 
 
-async def test_the_conversation_a_request_belongs_to_is_passed_on(bridge, servicer):
+async def test_the_conversation_id_is_forwarded(bridge, servicer):
     seen = []
 
     async def look(reply):

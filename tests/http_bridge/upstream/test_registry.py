@@ -1,4 +1,4 @@
-"""Several inference servers: behind one name, behind several addresses, with different models, coming and going."""
+"""Several inference servers: behind one name, behind several addresses, with different models, joining and leaving."""
 
 import asyncio
 import socket
@@ -58,7 +58,7 @@ def calls(*backends):
 
 
 def num_serving(bridge):
-    """Servers that the bridge has seen to serve when it last looked."""
+    """Return the number of servers that were serving at the bridge's last health check."""
     return bridge.metrics.registry.get_sample_value("tailrace_upstream_servers", {"state": "serving"})
 
 
@@ -68,22 +68,22 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
-async def test_servers_that_say_nothing_of_their_load_get_calls_in_turn(pair, pair_bridge):
+async def test_servers_without_load_reports_get_calls_in_turn(pair, pair_bridge):
     assert await ask(pair_bridge, 10) == [200] * 10
-    assert min(calls(*pair)) >= 4  # the first may come before both are connected
+    assert min(calls(*pair)) >= 4  # the first may arrive before both are connected
 
 
-async def test_server_whose_health_says_not_serving_gets_no_calls(pair, pair_bridge):
+async def test_a_server_that_is_not_serving_gets_no_calls(pair, pair_bridge):
     await ask(pair_bridge, 2)
     await pair[0].set_serving(False)
     await until(lambda: num_serving(pair_bridge) == 1)
-    await asyncio.sleep(0.2)  # gRPC's own watch has been told, too
+    await asyncio.sleep(0.2)  # gRPC's own health watch has received it too
     before = calls(*pair)
     await ask(pair_bridge, 6)
     assert calls(*pair) == [before[0], before[1] + 6]
 
 
-async def test_stream_goes_on_when_its_server_says_not_serving(pair, pair_bridge):
+async def test_a_stream_continues_when_its_server_stops_serving(pair, pair_bridge):
     left = asyncio.Event()
 
     async def slowly(reply):
@@ -133,9 +133,7 @@ async def test_bridge_is_ready_while_one_of_two_servers_serves(pair, pair_bridge
     assert (await pair_bridge.client.get("/readyz")).status_code == 503
 
 
-async def test_server_that_joins_under_the_same_name_gets_work_and_one_that_left_none(
-    start_backend, start_bridge, monkeypatch
-):
+async def test_only_servers_behind_the_name_get_work(start_backend, start_bridge, monkeypatch):
     first = await start_backend()
     second = await start_backend(f"127.0.0.2:{first.port}")
     there = ["127.0.0.1"]
@@ -159,7 +157,7 @@ async def test_server_that_joins_under_the_same_name_gets_work_and_one_that_left
     assert calls(first, second) == [before[0], before[1] + 2]
 
 
-async def test_refusal_of_one_server_that_stops_is_taken_to_another(pair, pair_bridge):
+async def test_a_refusal_of_a_stopping_server_is_retried_on_another(pair, pair_bridge):
     async def stop(reply):
         await reply.refuse(grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
 

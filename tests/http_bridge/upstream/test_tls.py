@@ -1,4 +1,4 @@
-"""What the bridge shows the inference server, and whom it takes for it: certificates and a token."""
+"""Certificates and token between the bridge and the inference server."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ def authority(tmp_path):
 
 @pytest.fixture
 async def secured(authority):
-    """A server for the host inference.internal that takes only clients with a certificate, and keeps their names."""
+    """Run a server for the host inference.internal that requires client certificates and records their names."""
     files = authority.issue("server", host="inference.internal")
     pairs = [(files.key.read_bytes(), files.cert.read_bytes())]
     backend = Backend(grpc.ssl_server_credentials(pairs, authority.path.read_bytes(), require_client_auth=True))
@@ -45,7 +45,7 @@ async def secured(authority):
 
 @pytest.fixture
 def tls(authority, secured):
-    """The settings of a bridge that may call it."""
+    """Return the settings of a bridge that may call it."""
     client = authority.issue("bridge")
     return {
         "grpc_address": secured.address,
@@ -60,7 +60,7 @@ def error_code(response):
     return response.status_code, response.json()["errors"][0]["code"]
 
 
-async def test_the_bridge_shows_its_certificate(start_bridge, secured, tls):
+async def test_the_bridge_sends_its_certificate(start_bridge, secured, tls):
     bridge = await start_bridge(**tls)
     assert ((await bridge.ask()).status_code, secured.callers) == (200, [b"bridge"])
     assert (await bridge.client.get("/readyz")).status_code == 200
@@ -78,7 +78,7 @@ async def test_a_server_of_another_authority_is_not_called(start_bridge, secured
     assert (error_code(await bridge.ask()), secured.callers) == ((503, 7009), [])
 
 
-async def test_a_new_certificate_is_shown_by_new_calls_while_a_stream_goes_on(start_bridge, secured, tls, authority):
+async def test_new_calls_send_a_new_certificate(start_bridge, secured, tls, authority):
     go_on = asyncio.Event()
 
     async def wait_between(reply):
@@ -102,7 +102,7 @@ async def test_a_new_certificate_is_shown_by_new_calls_while_a_stream_goes_on(st
     assert secured.callers == [b"bridge", b"renewed", b"renewed"]
 
 
-async def test_files_that_break_leave_the_old_ones_in_force_and_are_told_once(start_bridge, secured, tls, caplog):
+async def test_invalid_files_are_logged_once_and_the_old_ones_stay(start_bridge, secured, tls, caplog):
     bridge = await start_bridge(**tls)
     tls["grpc_tls_client_key"].write_text("rubbish")
     with caplog.at_level(logging.WARNING):
@@ -120,7 +120,7 @@ async def test_files_that_break_leave_the_old_ones_in_force_and_are_told_once(st
         ("grpc_tls_client_cert", "rubbish", r"TAILRACE_GRPC_TLS_CLIENT_CERT=\S+ and \S+ are not a certificate and its"),
     ],
 )
-async def test_a_file_that_cannot_be_used_stops_the_start_in_one_sentence(tls, tmp_path, name, content, reason):
+async def test_an_invalid_file_stops_the_start_in_one_sentence(tls, tmp_path, name, content, reason):
     path = tmp_path / "other.pem"
     if content is not None:
         path.write_text(content)
@@ -128,7 +128,7 @@ async def test_a_file_that_cannot_be_used_stops_the_start_in_one_sentence(tls, t
         create_app(Settings(**{**tls, name: path}))
 
 
-async def test_the_token_goes_with_each_run(start_bridge, servicer):
+async def test_the_token_is_sent_with_each_run(start_bridge, servicer):
     seen = []
 
     async def look(reply):
@@ -142,7 +142,7 @@ async def test_the_token_goes_with_each_run(start_bridge, servicer):
     assert seen == ["Bearer secret", None]
 
 
-async def test_a_refused_token_is_told_in_the_log_and_not_to_the_client(start_bridge, servicer, caplog):
+async def test_a_refused_token_is_logged_and_hidden_from_the_client(start_bridge, servicer, caplog):
     servicer.script = lambda reply: reply.refuse(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
     bridge = await start_bridge(grpc_token="hush")
     with caplog.at_level(logging.WARNING):
@@ -151,7 +151,7 @@ async def test_a_refused_token_is_told_in_the_log_and_not_to_the_client(start_br
     assert "TAILRACE_GRPC_TOKEN must be a token whose digest stands" in caplog.text and "hush" not in caplog.text
 
 
-async def test_a_bridge_whose_token_is_refused_is_not_ready(start_bridge, backend, servicer):
+async def test_a_bridge_with_a_refused_token_is_not_ready(start_bridge, backend, servicer):
     servicer.token = "right"
     await backend.set_serving(True)
     right, wrong = [await start_bridge(grpc_token=token) for token in ("right", "wrong")]

@@ -1,4 +1,4 @@
-"""Admission control: limits, deadlines and retry delays."""
+"""Admission of requests: capacity, deadlines, and the time to retry."""
 
 import time
 
@@ -14,7 +14,7 @@ def admission(**room: int | None) -> Admission:
 
 
 def busy(admission: Admission, seconds_per_end: float, *, num_ends: int = 20):
-    """Full slots and one that waits, and so much time between the ends seen before."""
+    """Fill the slots and the queue with one request, after `num_ends` ends in intervals of `seconds_per_end`."""
     tickets = [admission.enter("a", 1) for _ in range(3)]
     for _ in range(num_ends):
         admission._last_end = time.monotonic() - seconds_per_end
@@ -24,7 +24,7 @@ def busy(admission: Admission, seconds_per_end: float, *, num_ends: int = 20):
         admission.admitted(ticket)
 
 
-def test_what_would_come_after_its_deadline_is_refused_at_once():
+def test_a_deadline_that_cannot_be_met_is_refused_immediately():
     room = admission()
     busy(room, seconds_per_end=2.0)
     room.check("b", deadline_seconds=10.0)
@@ -33,7 +33,7 @@ def test_what_would_come_after_its_deadline_is_refused_at_once():
     assert 1.0 <= refused.value.retry_after_seconds <= 2.0
 
 
-def test_an_account_waits_for_its_own_and_for_one_turn_of_the_others():
+def test_an_accounts_wait_includes_one_turn_of_the_others():
     room = admission()
     busy(room, seconds_per_end=1.0)
     for _ in range(20):
@@ -43,13 +43,13 @@ def test_an_account_waits_for_its_own_and_for_one_turn_of_the_others():
         room.check("a", deadline_seconds=4.0)
 
 
-def test_no_deadline_rejection_before_enough_ends():
+def test_without_measurements_no_deadline_is_refused():
     room = admission()
     busy(room, seconds_per_end=100.0, num_ends=2)
     room.check("b", deadline_seconds=0.1)
 
 
-def test_the_time_to_come_back_follows_the_ends_that_were_seen():
+def test_the_retry_time_follows_the_measured_ends():
     room = admission(waiting_seqs=1)
     busy(room, seconds_per_end=20.0)
     with pytest.raises(CapacityExceeded, match="full") as refused:
@@ -57,7 +57,7 @@ def test_the_time_to_come_back_follows_the_ends_that_were_seen():
     assert 15.0 <= refused.value.retry_after_seconds <= 20.5
 
 
-def test_an_account_that_fills_the_room_does_not_keep_others_out():
+def test_an_account_that_fills_the_queue_does_not_block_others():
     room = admission(slots=1, waiting_seqs=2)
     for account in "aaa":
         room.enter(account, 1)
@@ -89,7 +89,7 @@ def test_a_ticket_is_counted_until_it_leaves_and_once():
     assert (room.num_in_flight, room._by_account, room._waiting, room._waiting_tokens) == (0, {}, {}, 0)
 
 
-def test_an_account_may_send_a_minutes_requests_at_once_and_then_waits():
+def test_an_account_may_send_a_minutes_requests_in_a_burst():
     limit = RateLimit(requests_per_minute=3)
     for _ in range(3):
         limit.take("a")

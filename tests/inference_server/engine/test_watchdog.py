@@ -1,4 +1,4 @@
-"""The watchdog reports a stalled model through health and lets the process exit after a longer stall."""
+"""A stalled model is reported by health, and finally ends the process."""
 
 import asyncio
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Told:
         self.changed.clear()
 
 
-async def test_health_follows_a_stall():
+async def test_health_follows_a_model_that_stalls_and_recovers():
     standing = Standing(0.06)
     told = Told(Standing(), standing)
     watching = asyncio.create_task(told.dog.watch())
@@ -43,7 +43,7 @@ async def test_health_follows_a_stall():
     watching.cancel()
 
 
-async def test_process_exits_after_a_long_stall():
+async def test_a_model_that_stalls_for_too_long_ends_the_process():
     told = Told(Standing(1.06))
     async with asyncio.timeout(2):
         await told.dog.watch()

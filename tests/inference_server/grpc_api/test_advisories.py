@@ -1,4 +1,4 @@
-"""What became an advisory elsewhere, tried on the server; SECURITY.md has the list."""
+"""Attacks from advisories on other servers, tried on the inference server. SECURITY.md has the list."""
 
 import asyncio
 import struct
@@ -38,7 +38,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def call(stream: int, message: bytes, **metadata: bytes) -> bytes:
-    """The frames of a call; its headers are literals, without a table and without Huffman's code."""
+    """Return the frames of a call. Its headers are literals, without a table and without Huffman's code."""
     pseudo = {":method": b"POST", ":scheme": b"http", ":path": f"/{SERVICE}/Run".encode(), ":authority": b"x"}
     headers = {**pseudo, "te": b"trailers", "content-type": b"application/grpc"}
     headers |= {name.replace("_", "-"): value for name, value in metadata.items()}
@@ -50,12 +50,12 @@ def call(stream: int, message: bytes, **metadata: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("value", [b"!!! no base64 !!!", b"AAAA=AAAA", b"=", b"\xff\xfe", b"%00"])
-async def test_a_binary_header_that_is_rubbish_harms_no_other_stream_of_its_connection(running, value):
+async def test_a_malformed_binary_header_ends_only_its_own_stream(running, value):
     host, _, port = running.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     good = chat(max_tokens=100, temperature=0.0).SerializeToString()
     writer.write(PREFACE + frame(SETTINGS, 0, 0) + call(1, good))
-    ended: dict[int, int] = {}  # stream to the kind of frame that ended it
+    ended: dict[int, int] = {}  # the kind of frame that ended each stream
     sent_bad = False
     async with asyncio.timeout(20):
         while 1 not in ended:
@@ -75,7 +75,7 @@ async def test_a_binary_header_that_is_rubbish_harms_no_other_stream_of_its_conn
     await assert_next_request_works(running)
 
 
-async def test_huge_metadata_is_refused_and_the_connection_goes_on(running):
+async def test_huge_metadata_is_refused_and_the_connection_continues(running):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in running.stub.Run(chat(), metadata=[("x-large", "x" * 100_000)]):
             pass
@@ -84,13 +84,13 @@ async def test_huge_metadata_is_refused_and_the_connection_goes_on(running):
 
 
 @pytest.mark.parametrize("data", [b"\x0b" * 100_000, b"\xa3\x06" * 50_000, b"\x12\xff\xff\xff\xff\x7f", b"\xff" * 1000])
-async def test_bytes_that_nest_without_end_or_lie_about_their_length_are_an_invalid_argument(running, data):
+async def test_bytes_with_endless_nesting_or_wrong_lengths_are_refused(running, data):
     assert await refusal(running, data) is grpc.StatusCode.INVALID_ARGUMENT
     await assert_next_request_works(running)
 
 
 @pytest.mark.parametrize("depth", [100, 5_000, 100_000])
-async def test_a_schema_or_arguments_without_end_are_an_invalid_argument(running, depth):
+async def test_deeply_nested_schemas_and_arguments_are_refused(running, depth):
     nested = '{"not":' * depth + "{}" + "}" * depth
     schema = pb.RunRequest(model=MODEL, text="hi", response_format=pb.ResponseFormat(json_schema=nested))
     tool = chat()

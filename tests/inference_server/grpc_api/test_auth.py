@@ -1,4 +1,4 @@
-"""Tokens of gRPC calls: who is let in where, and how the file is replaced while the server runs. No model is loaded."""
+"""Tokens of gRPC calls: which calls need one, and replacing the file while the server runs. No model is loaded."""
 
 import hashlib
 import logging
@@ -13,7 +13,7 @@ from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.servers import chat, details, running_server
 
-# What the server answers to whom it lets in as long as it has no model.
+# The answer to accepted calls, because the server has no model.
 LET_IN = (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
 REFUSED = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
 
@@ -70,20 +70,20 @@ async def test_a_call_without_a_known_token_is_refused(running, metadata):
 
 
 @pytest.mark.parametrize("metadata", [bearer("bridge"), bearer("cron"), (("authorization", "bearer  bridge "),)])
-async def test_a_call_with_a_known_token_is_let_in(running, metadata):
+async def test_a_call_with_a_known_token_is_accepted(running, metadata):
     assert await models(running, metadata) == LET_IN
 
 
-async def test_every_method_asks_for_the_token(running):
+async def test_every_method_requires_the_token(running):
     count = running.stub.CountTokens(pb.CountTokensRequest(model="m", text="x"), timeout=5)
     assert [await answer(running.stub.Run(chat(), timeout=5)), await answer(count)] == [REFUSED, REFUSED]
 
 
-async def test_a_method_that_does_not_exist_asks_for_the_token(running):
+async def test_an_unknown_method_requires_the_token(running):
     assert await answer(running.channel.unary_unary("/tailrace.v2.No/Such")(b"", timeout=5)) == REFUSED
 
 
-async def test_reflection_asks_for_the_token_before_it_reads_anything(running):
+async def test_reflection_requires_the_token_before_it_reads_anything(running):
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
     assert await answer(stub.ServerReflectionInfo(timeout=5)) == REFUSED
     call = stub.ServerReflectionInfo(metadata=bearer("bridge"), timeout=5)
@@ -91,7 +91,7 @@ async def test_reflection_asks_for_the_token_before_it_reads_anything(running):
     assert (await call.read()).list_services_response.service
 
 
-async def test_health_asks_for_no_token(running):
+async def test_health_requires_no_token(running):
     reply = await health_pb2_grpc.HealthStub(running.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -105,7 +105,7 @@ async def test_tokens_are_replaced_without_a_restart(running, tokens_file):
 
 
 @pytest.mark.parametrize("content", [None, b"bridge\n", b"\xff\xfe"])
-async def test_a_file_that_breaks_leaves_the_old_tokens_and_is_told_once(running, tokens_file, caplog, content):
+async def test_an_invalid_file_is_logged_once_and_the_old_tokens_stay(running, tokens_file, caplog, content):
     tokens_file.unlink()
     if content is not None:
         tokens_file.write_bytes(content)
@@ -127,7 +127,7 @@ async def test_a_file_that_breaks_leaves_the_old_tokens_and_is_told_once(running
         (f"{digest('a')} {digest('b')}", "line 1 is not a SHA-256 digest"),
     ],
 )
-def test_a_file_that_is_none_is_told_without_its_content(tmp_path, content, reason):
+def test_an_invalid_file_is_reported_without_its_content(tmp_path, content, reason):
     path = tmp_path / "tokens"
     if content is not None:
         path.write_text(content)

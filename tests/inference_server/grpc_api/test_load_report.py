@@ -1,4 +1,4 @@
-"""What balancers are told of a server's load, as gRPC's own clients ask for it. No model is loaded."""
+"""The load reports that balancers get, requested as gRPC's own clients do. No model is loaded."""
 
 import asyncio
 import struct
@@ -31,7 +31,7 @@ async def reporting():
 
 @pytest.fixture
 async def reports(reporting):
-    """The stream of somebody who asked for a report every 100 ms."""
+    """Return the stream of a client that requested a report every 100 ms."""
     request = RetryInfo()
     request.retry_delay.FromMilliseconds(100)
     async with grpc.aio.insecure_channel(reporting.address) as channel:
@@ -44,11 +44,11 @@ async def test_report_is_a_constant_rate_and_the_utilisation(reporting, reports)
     assert struct.unpack("<BdBd", report) == (0x31, 1.0, 0x49, 0.2 + 0.8 * 0.375)
 
 
-async def test_idle_server_reports_a_little_since_nothing_would_count_as_unknown(reporting, reports):
+async def test_an_idle_server_reports_a_small_load(reporting, reports):
     assert (await reports.read())[-8:] == struct.pack("<d", IDLE)
 
 
-async def test_next_report_follows_at_the_interval_asked_for(reporting, reports):
+async def test_reports_have_the_requested_interval(reporting, reports):
     await reports.read()
     reporting.utilization = 2.5
     async with asyncio.timeout(1):

@@ -1,4 +1,4 @@
-"""What a reader of a reply gets when it is slower than the model: deltas that wait are joined, and nothing else changes."""
+"""A reader that is slower than the model gets joined deltas with the same content."""
 
 import asyncio
 
@@ -48,19 +48,19 @@ async def test_log_probabilities_of_joined_deltas_stay_in_order():
     assert events[0] == Delta("ab", 3, (first, second, third))
 
 
-async def test_delta_that_is_alone_is_given_out_at_once_and_unchanged():
+async def test_a_single_delta_is_sent_immediately_and_unchanged():
     alone = Delta("a", 1)
     reply = reply_with(alone)
     async with asyncio.timeout(1):
         assert await anext(reply) is alone
 
 
-async def test_so_many_deltas_are_joined_and_no_more():
+async def test_a_limited_number_of_deltas_is_joined():
     events = await read(reply_with(*(Delta(".", 1) for _ in range(2 * MAX_JOINED_DELTAS + 1)), COMPLETED))
     assert [event.num_tokens for event in events[:-1]] == [MAX_JOINED_DELTAS, MAX_JOINED_DELTAS, 1]
 
 
-async def test_failure_behind_deltas_comes_after_their_text():
+async def test_a_failure_after_deltas_follows_their_text():
     reply = reply_with(Delta("a", 1), Delta("b", 1), Failed(GenerationFailed("no")))
     async with asyncio.timeout(1):
         assert await anext(reply) == Delta("ab", 2)
@@ -70,7 +70,7 @@ async def test_failure_behind_deltas_comes_after_their_text():
             await anext(reply)
 
 
-async def test_leaving_with_the_end_still_unread_cancels_the_request():
+async def test_leaving_before_reading_the_end_cancels_the_request():
     released: list[Reply] = []
     async with Reply(released.append, TICKET) as reply:
         for event in (Delta("a", 1), Delta("b", 1), COMPLETED):

@@ -1,4 +1,4 @@
-"""TLS of the gRPC server: who is let in, and how certificates are replaced while it runs. No model is loaded."""
+"""TLS of the gRPC server: accepted clients, and replacing certificates while it runs. No model is loaded."""
 
 import asyncio
 import logging
@@ -27,19 +27,19 @@ def authority(tmp_path):
 
 
 def serving(files, tmp_path, **settings):
-    """The server with a certificate and without a model."""
+    """Run the server with a certificate and without a model."""
     catalog = tmp_path / "not-read.toml"
     return running_server(catalog, load=False, grpc_tls_cert=files.cert, grpc_tls_key=files.key, **settings)
 
 
 def calling(address, authority, files=None):
-    """A channel that trusts the authority; with files, it shows that certificate."""
+    """Return a channel that trusts the authority, with a client certificate from `files`."""
     pair = (files.key.read_bytes(), files.cert.read_bytes()) if files else (None, None)
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(authority.path.read_bytes(), *pair))
 
 
 async def health(channel):
-    """The status, or the code of the refusal."""
+    """Return the health status, or the code of the refusal."""
     try:
         return (await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)).status
     except grpc.aio.AioRpcError as error:
@@ -69,7 +69,7 @@ async def test_a_client_without_a_certificate_of_the_client_ca_is_refused(author
     assert seen == [STATUS.NOT_SERVING, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
 
 
-async def test_probes_that_know_no_tls_find_health_alone_at_an_address_of_its_own(authority, tmp_path):
+async def test_the_plaintext_health_address_serves_only_health(authority, tmp_path):
     address = free_address()
     async with serving(authority.issue("server"), tmp_path, grpc_health_address=address):
         async with grpc.aio.insecure_channel(address) as channel:
@@ -79,7 +79,7 @@ async def test_probes_that_know_no_tls_find_health_alone_at_an_address_of_its_ow
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_new_certificate_counts_for_new_connections_while_a_stream_goes_on(authority, tmp_path):
+async def test_new_connections_get_a_new_certificate(authority, tmp_path):
     files = authority.issue("server")
     async with serving(files, tmp_path) as running, calling(running.address, authority) as channel:
         stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
@@ -90,7 +90,7 @@ async def test_a_new_certificate_counts_for_new_connections_while_a_stream_goes_
         assert (await stream.read()).status == STATUS.SERVING
 
 
-async def test_a_client_ca_that_is_replaced_counts_for_new_connections(authority, tmp_path):
+async def test_new_connections_are_checked_by_a_new_client_ca(authority, tmp_path):
     clients, others = Authority(tmp_path, "clients"), Authority(tmp_path, "others")
     seen = []
     async with serving(authority.issue("server"), tmp_path, grpc_tls_client_ca=clients.path) as running:
@@ -102,7 +102,7 @@ async def test_a_client_ca_that_is_replaced_counts_for_new_connections(authority
 
 
 @pytest.mark.parametrize("broken", ["", "-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n", None])
-async def test_a_certificate_that_breaks_leaves_the_old_one_and_is_told_once(authority, tmp_path, caplog, broken):
+async def test_an_invalid_certificate_is_logged_once_and_the_old_one_stays(authority, tmp_path, caplog, broken):
     files = authority.issue("server")
     before = files.cert.read_text()
     async with serving(files, tmp_path) as running:
@@ -117,7 +117,7 @@ async def test_a_certificate_that_breaks_leaves_the_old_one_and_is_told_once(aut
         assert await shown_certificate(running.address) == files.cert.read_text() != before
 
 
-async def test_a_certificate_and_the_key_of_another_stop_the_start_in_one_sentence(authority, tmp_path):
+async def test_a_wrong_key_stops_the_start_in_one_sentence(authority, tmp_path):
     one, other = authority.issue("one"), authority.issue("other")
     with pytest.raises(ConfigurationError, match=r"one\.crt .*other\.key are not a .*\(key values mismatch\)$"):
         server_credentials(Settings(grpc_tls_cert=one.cert, grpc_tls_key=other.key))
@@ -126,7 +126,7 @@ async def test_a_certificate_and_the_key_of_another_stop_the_start_in_one_senten
 @pytest.mark.parametrize(
     ("content", "reason"), [(None, "No such file or directory"), ("rubbish", "contains no certificates in PEM")]
 )
-async def test_a_client_ca_that_is_none_stops_the_start_in_one_sentence(authority, tmp_path, content, reason):
+async def test_an_invalid_client_ca_stops_the_start_in_one_sentence(authority, tmp_path, content, reason):
     files, path = authority.issue("server"), tmp_path / "none.pem"
     if content is not None:
         path.write_text(content)
@@ -134,10 +134,10 @@ async def test_a_client_ca_that_is_none_stops_the_start_in_one_sentence(authorit
         server_credentials(Settings(grpc_tls_cert=files.cert, grpc_tls_key=files.key, grpc_tls_client_ca=path))
 
 
-@pytest.mark.parametrize(("host", "is_told"), [("0.0.0.0", True), ("127.0.0.1", False)])
-async def test_a_server_that_anyone_may_call_says_so(caplog, host, is_told):
+@pytest.mark.parametrize(("host", "is_logged"), [("0.0.0.0", True), ("127.0.0.1", False)])
+async def test_a_server_open_to_everyone_logs_a_warning(caplog, host, is_logged):
     server = Server(Settings(grpc_address=f"{host}:0"))
     with caplog.at_level(logging.WARNING):
         await server.listen()
     await server.stop()
-    assert any("set TAILRACE_GRPC_TOKENS_FILE" in record.message for record in caplog.records) == is_told
+    assert any("set TAILRACE_GRPC_TOKENS_FILE" in record.message for record in caplog.records) == is_logged

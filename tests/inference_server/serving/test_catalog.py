@@ -1,4 +1,4 @@
-"""The catalog file: what it may say, and what is said of a wrong one."""
+"""The catalog file: its keys, and the messages for wrong ones."""
 
 from pathlib import Path
 
@@ -44,12 +44,12 @@ def test_the_catalogs_in_the_package_have_the_limits_of_the_announcement(name):
     assert (fp16.context_length, fp16.sequence_length, fp16.precision) == (3072, 2500, "float16")
 
 
-def test_the_small_model_under_its_own_name_has_the_precision_of_its_file():
+def test_the_small_model_has_the_precision_of_its_file():
     entry = read_catalog(DEFAULT_CATALOG)[2]
     assert (entry.precision, "Q4_1" in str(entry.weights), entry.stands_in) == ("int4", True, False)
 
 
-def test_the_default_catalog_says_where_other_weights_stand_in():
+def test_the_default_catalog_marks_substitute_models():
     entries = read_catalog(DEFAULT_CATALOG)
     stand_ins = [entry for entry in entries if entry.stands_in]
     assert [entry.name for entry in stand_ins] == [INT8, FP16]
@@ -64,7 +64,7 @@ def test_the_llama_2_catalog_names_the_real_weights():
     assert not any(entry.stands_in for entry in entries)
 
 
-def test_every_key_of_an_entry_is_read(tmp_path):
+def test_every_key_of_an_entry_is_parsed(tmp_path):
     (entry,) = read_catalog(
         catalog(tmp_path, ENTRY + 'description = "small"\nchat_template = "llama-2"\nstands_in = true\n')
     )
@@ -138,7 +138,7 @@ def test_there_is_no_builtin_template_of_another_name():
         builtin_template("llama-3")
 
 
-# What is wrong is said, with the file and the key.
+# Messages name the file and the key.
 
 
 def test_a_missing_catalog_is_named(tmp_path):
@@ -188,12 +188,12 @@ def test_every_wrong_key_is_named(tmp_path):
     assert "models.0.precision: " in message
 
 
-def test_a_wrong_precision_is_told_the_right_ones(tmp_path):
+def test_a_wrong_precision_names_the_valid_ones(tmp_path):
     message = complaint(catalog(tmp_path, ENTRY.replace("float32", "int3")))
     assert all(precision in message for precision in ("float32", "float16", "bfloat16", "bitsandbytes-int8", "int4"))
 
 
-def test_a_mixed_source_is_told_the_possible_forms(tmp_path):
+def test_a_mixed_source_names_the_possible_forms(tmp_path):
     message = complaint(catalog(tmp_path, with_source('{ hub = "a/b", path = "c" }')))
     assert "must be one of {hub}, {hub, revision}, {path}, {gguf}, {package, file}" in message
 
@@ -209,7 +209,7 @@ def test_a_missing_model_is_named_with_its_entry_and_path(tmp_path):
     assert str(tmp_path / "nowhere") in message
 
 
-def test_a_package_that_is_not_installed_is_told_how_to_get_it(tmp_path):
+def test_a_missing_package_names_its_install_command(tmp_path):
     message = complaint(catalog(tmp_path, with_source('{ package = "no_such_package", file = "a.gguf" }')))
     assert "'no_such_package', which is not installed" in message
     assert "pip install --no-deps no-such-package" in message
@@ -225,7 +225,7 @@ def test_a_missing_chat_template_is_named(tmp_path):
     assert "chat_template 'own.jinja': No such file or directory" in message
 
 
-def test_a_chat_template_that_is_no_text_is_named(tmp_path):
+def test_a_chat_template_that_is_not_text_is_named(tmp_path):
     (tmp_path / "own.jinja").write_bytes(b"\xff\xfe")
     assert "chat_template 'own.jinja'" in complaint(catalog(tmp_path, ENTRY + 'chat_template = "own.jinja"'))
 
@@ -249,7 +249,7 @@ def test_an_empty_source_is_refused(tmp_path, source):
     ],
     ids=["path", "package", "chat template"],
 )
-def test_the_file_and_the_entry_are_named_whatever_is_missing(tmp_path, text):
+def test_the_file_and_the_entry_are_always_named(tmp_path, text):
     path = catalog(tmp_path, text)
     message = complaint(path)
     assert str(path) in message

@@ -1,4 +1,4 @@
-"""Token ids to text: whole characters, no lost spaces, stop strings across any border."""
+"""Token ids to text: complete characters, no lost spaces, stop strings across token borders."""
 
 import random
 
@@ -36,7 +36,7 @@ def prompts(request):
 
 
 def plain_ids(prompts, text):
-    """A reply's tokens: no <s> before them."""
+    """Return a reply's token ids, without <s> before them."""
     ids = prompts.encode_text(text)
     return ids[1:] if prompts is llama_prompts() else ids
 
@@ -52,7 +52,7 @@ def test_the_pieces_together_are_the_text_of_all_tokens(prompts, text):
     assert "".join(pieces(prompts, ids)) == prompts.decoder.decode(ids) == text
 
 
-def test_the_pieces_of_random_texts_are_whole_characters_and_lose_nothing(prompts):
+def test_pieces_of_random_texts_are_complete(prompts):
     for text in random_texts(300):
         ids = plain_ids(prompts, text)
         deltas = pieces(prompts, ids)
@@ -60,14 +60,14 @@ def test_the_pieces_of_random_texts_are_whole_characters_and_lose_nothing(prompt
         assert not any(REPLACEMENT in delta for delta in deltas), (text, deltas)
 
 
-def test_text_comes_with_its_own_token_and_not_later(prompts):
+def test_text_is_sent_with_its_own_token(prompts):
     ids = plain_ids(prompts, "where is the program")
     detokenizer = Detokenizer(prompts.decoder.decode)
     assert all(detokenizer.push(token_id) for token_id in ids[1:] if prompts.decoder.decode([token_id]).strip())
 
 
 def test_decoding_token_by_token_would_lose_spaces():
-    # The fault that the tests above would show: keep them able to.
+    # Shows that the tests above can detect this fault.
     prompts = llama_prompts()
     ids = plain_ids(prompts, "where is the program")
     assert "".join(prompts.decoder.decode([token_id]) for token_id in ids) == "whereistheprogram"
@@ -85,7 +85,7 @@ def test_an_incomplete_character_at_the_end_is_dropped(prompts, num_missing):
     assert "".join(pieces(prompts, ids)).rstrip() == "the end"
 
 
-def test_nothing_is_sent_before_a_character_is_whole(prompts):
+def test_nothing_is_sent_before_a_character_is_complete(prompts):
     *incomplete, last = plain_ids(prompts, "ᚠ")
     detokenizer = Detokenizer(prompts.decoder.decode)
     assert "".join(detokenizer.push(token_id) for token_id in incomplete).strip() == ""
@@ -93,24 +93,24 @@ def test_nothing_is_sent_before_a_character_is_whole(prompts):
 
 
 def continuation_byte(prompts):
-    """A token that is no text wherever it stands."""
+    """Return the id of a token that is not valid text in any place."""
     tokenizer = prompts.decoder.token_bytes._tokenizer
     return next(i for i in range(tokenizer.get_vocab_size()) if prompts.decoder.token_bytes(i) == b"\x80")
 
 
-def test_bytes_that_never_make_a_character_are_not_held_for_ever(prompts):
+def test_invalid_bytes_are_not_held_back_forever(prompts):
     detokenizer = Detokenizer(prompts.decoder.decode)
     deltas = [detokenizer.push(continuation_byte(prompts)) for _ in range(40)]
     assert len("".join(deltas)) >= 32
     assert set("".join(deltas)) == {REPLACEMENT}
 
 
-def test_text_after_bytes_that_are_no_character_is_sent_unharmed(prompts):
+def test_text_after_invalid_bytes_is_unchanged(prompts):
     ids = [continuation_byte(prompts)] * 3 + plain_ids(prompts, " the program")
     assert "".join(pieces(prompts, ids)).lstrip(REPLACEMENT).endswith(" the program")
 
 
-def test_a_reply_that_continues_a_raw_prompt_keeps_its_first_space():
+def test_a_reply_to_raw_text_keeps_its_first_space():
     prompts = llama_prompts()
     reply = plain_ids(prompts, "the program")
     assert "".join(pieces(prompts, reply, context=prompts.encode_text("where is"))) == " the program"
@@ -118,7 +118,7 @@ def test_a_reply_that_continues_a_raw_prompt_keeps_its_first_space():
 
 
 @pytest.mark.parametrize("prompt", ["a", "where is", "the 日", "the 日本語", "the 🙂", "ends in spaces  "])
-def test_a_reply_that_continues_a_raw_prompt_is_the_difference_of_the_texts(prompts, prompt):
+def test_a_reply_to_raw_text_is_the_difference_of_the_texts(prompts, prompt):
     before = prompts.encode_text(prompt)
     reply = plain_ids(prompts, "the program 日 🙂 is")
     expected = prompts.decoder.decode([*before, *reply]).removeprefix(prompts.decoder.decode(before))
@@ -126,13 +126,13 @@ def test_a_reply_that_continues_a_raw_prompt_is_the_difference_of_the_texts(prom
 
 
 @pytest.mark.parametrize("prompt", ["the 🙂🙂", "ᚠ🙂", "the 🙂日"])
-def test_a_context_cut_within_a_character_does_not_harm_the_reply(prompt):
+def test_a_context_cut_within_a_character_keeps_the_reply(prompt):
     prompts = llama_prompts()
     reply = plain_ids(prompts, "🙂 the program")[1:]
     assert "".join(pieces(prompts, reply, context=prompts.encode_text(prompt)[-6:])) == "🙂 the program"
 
 
-def test_a_character_is_whole_also_after_many_tokens_without_text():
+def test_a_character_is_complete_after_many_tokens_without_text():
     prompts = llama_prompts()
     text = plain_ids(prompts, "the")
     assert "".join(pieces(prompts, [*text, *[1] * 20, *plain_ids(prompts, "🙂 end")[1:]])) == "the🙂 end"
@@ -147,7 +147,7 @@ def test_control_tokens_have_no_text():
 
 
 def sent(stop_strings, texts):
-    """Return the sent part of each text with the final rest, and the stop string found."""
+    """Return the sent part of each of `texts`, then the text that was held back, and the stop string found."""
     stops = StopStrings(stop_strings)
     deltas = []
     for text in texts:
@@ -182,7 +182,7 @@ def test_stop_strings_end_the_text_where_they_begin(stop_strings, texts, deltas,
     assert sent(stop_strings, texts) == (deltas, found)
 
 
-def test_nothing_is_sent_that_belongs_to_a_match_wherever_the_borders_are():
+def test_no_part_of_a_match_is_sent_for_any_borders():
     generator = random.Random(5)
     for _ in range(500):
         text = "".join(generator.choices("ab", k=20))
@@ -194,7 +194,7 @@ def test_nothing_is_sent_that_belongs_to_a_match_wherever_the_borders_are():
         assert found == (stop if stop in text else None)
 
 
-def test_which_of_several_stop_strings_ends_a_text_does_not_depend_on_the_borders():
+def test_the_matching_stop_string_does_not_depend_on_borders():
     generator = random.Random(6)
     for _ in range(500):
         text = "".join(generator.choices("ab", k=20))
@@ -220,7 +220,7 @@ def test_a_stop_string_across_three_tokens_is_never_sent(prompts):
     assert reply(prompts, ids, ["<#>"]) == ("the program ", "<#>")
 
 
-def test_a_stop_string_may_hold_characters_of_several_tokens(prompts):
+def test_a_stop_string_may_contain_characters_of_several_tokens(prompts):
     assert reply(prompts, plain_ids(prompts, "the 🙂ᚠ program"), ["🙂ᚠ"]) == ("the ", "🙂ᚠ")
 
 
@@ -230,12 +230,12 @@ def test_without_a_match_the_whole_text_is_sent(prompts):
 
 
 def bytes_decoder(*tokens):
-    """A decoder of tokens that are bytes, for borders that no real vocabulary is sure to have."""
+    """Return a decoder of tokens that are bytes, for borders that real vocabularies might not have."""
     return lambda ids: b"".join(tokens[i] for i in ids).decode(errors="replace")
 
 
 def test_a_stop_string_in_the_last_flushed_text_is_found():
-    # The second token holds the rest of the stop string and the first byte of a character that never ends.
+    # The second token has the rest of the stop string and the first byte of an incomplete character.
     text = ReplyText(Detokenizer(bytes_decoder(b"one EN", b"D\xe6")), ["END"])
     assert [text.push(0), text.push(1)] == ["one ", ""]
     assert (text.finish(), text.stop_string) == ("", "END")
@@ -247,12 +247,12 @@ def test_text_before_a_stop_string_in_the_last_flushed_text_is_sent():
     assert (text.finish(), text.stop_string) == ("two ", "END")
 
 
-def test_what_was_held_back_in_vain_is_sent_with_the_last_text():
+def test_text_held_back_without_a_match_is_sent_at_the_end():
     text = ReplyText(Detokenizer(bytes_decoder(b"one E", b"N\xe6")), ["END"])
     assert [text.push(0), text.push(1)] == ["one ", ""]
     assert (text.finish(), text.stop_string) == ("EN", None)
 
 
-def test_nothing_comes_after_a_stop_string():
+def test_nothing_is_sent_after_a_stop_string():
     text = ReplyText(Detokenizer(bytes_decoder(b"one END", b" two")), ["END"])
     assert [text.push(0), text.finish(), text.finish()] == ["one ", "", ""]

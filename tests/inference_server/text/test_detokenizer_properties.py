@@ -1,4 +1,4 @@
-"""Any text, in any pieces: what the detokenizer gives out is the text of all tokens, and stop strings end it at one place."""
+"""Any text in any pieces: the detokenizer's output is the text of all tokens, and stop strings end it at the same place."""
 
 import pytest
 from hypothesis import assume, given, settings
@@ -23,7 +23,7 @@ def prompts(request):
 @QUICK
 def test_the_pieces_joined_are_the_text_of_all_tokens(prompts, text):
     ids = prompts.encode_text(text or "a")
-    # A vocabulary may lack bytes of unassigned characters.
+    # A vocabulary may lack bytes that occur only in unused characters.
     assume(REPLACEMENT not in prompts.decoder.decode(ids))
     detokenizer = Detokenizer(prompts.decoder.decode)
     pieces = [*map(detokenizer.push, ids), detokenizer.finish()]
@@ -33,7 +33,7 @@ def test_the_pieces_joined_are_the_text_of_all_tokens(prompts, text):
 
 @given(text=few_letters, stops=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), data=st.data())
 @QUICK
-def test_how_a_text_is_cut_into_pieces_does_not_change_where_it_stops(text, stops, data):
+def test_the_place_of_a_stop_does_not_depend_on_the_pieces(text, stops, data):
     borders = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=10)))
     cut = StopStrings(stops)
     whole = StopStrings(stops)
@@ -52,7 +52,7 @@ def test_how_a_text_is_cut_into_pieces_does_not_change_where_it_stops(text, stop
 
 @given(text=few_letters, stops=st.lists(st.text("ab\n", min_size=1, max_size=3), min_size=1, max_size=2))
 @QUICK
-def test_no_part_of_a_stop_string_is_given_out_before_it_is_known_to_be_none(prompts, text, stops):
+def test_no_part_of_a_stop_string_is_sent(prompts, text, stops):
     ids = prompts.encode_text(text or "a")
     reply = ReplyText(Detokenizer(prompts.decoder.decode), stops)
     given_out = ""

@@ -1,4 +1,4 @@
-"""Grammars over the default model's tokenizer: what may come next, and which forms are refused."""
+"""Grammars over the default model's tokenizer: allowed tokens, and refused schemas."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def grammars(tokenizer):
 
 
 def drawn(constraint, tokenizer, seed, *, most=400):
-    """A reply made of random allowed tokens, until only an end token may follow or one is drawn."""
+    """Return a reply of random allowed tokens, until an end token is drawn or only end tokens are allowed."""
     dice = random.Random(seed)
     ids = []
     while not constraint.is_complete and len(ids) < most:
@@ -45,12 +45,12 @@ def drawn(constraint, tokenizer, seed, *, most=400):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_reply_that_is_allowed_fits_the_schema(grammars, tokenizer, seed):
+def test_any_allowed_reply_fits_the_schema(grammars, tokenizer, seed):
     reply = json.loads(drawn(grammars.json_schema(json.dumps(SCHEMA)), tokenizer, seed))
     assert len(reply["city"]) <= 5 and 1 <= reply["count"] <= 9
 
 
-def test_white_space_comes_to_an_end(grammars, tokenizer):
+def test_white_space_is_limited(grammars, tokenizer):
     constraint = grammars.json_schema('{"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 1}')
     bracket, space = tokenizer.convert_tokens_to_ids(["<0x5B>", "<0x20>"])
     constraint.accept(bracket)
@@ -68,7 +68,7 @@ def test_white_space_comes_to_an_end(grammars, tokenizer):
         ({"not": {"type": "string"}}, "not"),
     ],
 )
-def test_a_keyword_that_is_not_supported_is_named(grammars, schema, named):
+def test_an_unsupported_keyword_is_named(grammars, schema, named):
     with pytest.raises(GrammarError, match=f"'{named}'"):
         grammars.json_schema(json.dumps(schema))
 
@@ -78,13 +78,13 @@ def test_the_schema_true_allows_any_document(grammars, tokenizer):
 
 
 @pytest.mark.parametrize("schema", ["{", "[]", "false", '"string"', '{"type": "nothing"}', '{"$ref": "#/nowhere"}'])
-def test_what_is_no_schema_is_refused(grammars, schema):
+def test_an_invalid_schema_is_refused(grammars, schema):
     with pytest.raises(GrammarError):
         grammars.json_schema(schema)
 
 
 @pytest.mark.parametrize("form", ["hermes", "llama3", "mistral"])
-def test_a_call_that_is_forced_is_read_back(grammars, tokenizer, form):
+def test_a_forced_call_is_parsed_again(grammars, tokenizer, form):
     offered = [tools.Tool("weather", "", SCHEMA), tools.Tool("clock", "", {})]
     for seed in range(3):
         text = drawn(grammars.lark(tools.call_grammar(form, offered[:1], grammars.literal)), tokenizer, seed)

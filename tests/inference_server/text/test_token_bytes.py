@@ -1,4 +1,4 @@
-"""The bytes of single tokens: together they are the text's own, whatever borders the tokens have."""
+"""The bytes of single tokens: joined, they are the text's own bytes."""
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -23,7 +23,7 @@ def test_the_bytes_of_byte_level_tokens_are_those_of_the_text(text):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_bytes_of_sentencepiece_tokens_are_those_of_the_text_after_its_first_space(text):
+def test_the_bytes_of_sentencepiece_tokens_are_those_of_the_text(text):
     prompts = llama_prompts()
     assert b"".join(map(prompts.decoder.token_bytes, prompts.encode_text(text))) == b" " + text.encode()
 
@@ -36,7 +36,7 @@ def test_a_token_of_a_part_of_a_character_has_its_byte(prompts):
         single[-1].decode()
 
 
-def test_every_token_of_a_vocabulary_has_bytes_unless_it_is_a_control_token():
+def test_every_token_except_control_tokens_has_bytes():
     tokenizer = llama_prompts().decoder.token_bytes._tokenizer
     without = [i for i in range(tokenizer.get_vocab_size()) if not llama_prompts().decoder.token_bytes(i)]
     assert without == [0, 1, 2]

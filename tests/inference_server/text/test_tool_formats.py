@@ -1,4 +1,4 @@
-"""Tool calls in the models' own forms: what is found in a reply's text, and what stays text."""
+"""Tool calls in the models' own formats: calls that are parsed from a reply, and text that is not a call."""
 
 import json
 import random
@@ -21,7 +21,7 @@ CASES = [(form, text) for form, texts in FORMS.items() for text in texts]
 
 
 def parsed(form, text, *, cut=10_000, names=("weather",)):
-    """Text and calls of a reply that comes in pieces of `cut` characters."""
+    """Return the text and calls of a reply that arrives in pieces of `cut` characters."""
     parser = CallParser(form, names, random.Random(1))
     pieces = [parser.push(text[start : start + cut]) for start in range(0, len(text), cut)]
     pieces.append(parser.finish())
@@ -30,7 +30,7 @@ def parsed(form, text, *, cut=10_000, names=("weather",)):
 
 @pytest.mark.parametrize(("form", "text"), CASES)
 @pytest.mark.parametrize("cut", [1, 3, 10_000])
-def test_a_call_is_found_however_the_reply_is_cut(form, text, cut):
+def test_a_call_is_parsed_from_any_pieces(form, text, cut):
     shown, calls = parsed(form, text, cut=cut)
     assert (shown, [(call.name, json.loads(call.arguments)) for call in calls]) == (
         "",
@@ -39,7 +39,7 @@ def test_a_call_is_found_however_the_reply_is_cut(form, text, cut):
 
 
 @pytest.mark.parametrize("cut", [1, 10_000])
-def test_text_before_a_call_is_kept_and_the_space_between_calls_is_not(cut):
+def test_text_before_a_call_is_kept_but_not_spaces_between(cut):
     call = FORMS["hermes"][0]
     shown, calls = parsed("hermes", f"Let me see.{call}\n{call}", cut=cut)
     assert (shown, len(calls)) == ("Let me see.", 2)
@@ -53,16 +53,16 @@ def test_malformed_tool_call_is_plain_text(form, text, cut):
 
 
 @pytest.mark.parametrize(("form", "text"), CASES)
-def test_a_call_of_a_tool_that_was_not_offered_stays_text(form, text):
+def test_a_call_of_an_unknown_tool_stays_text(form, text):
     assert parsed(form, text, names=("other",)) == (text, [])
 
 
 @pytest.mark.parametrize(("form", "text"), CASES)
-def test_a_call_that_was_cut_stays_text(form, text):
+def test_an_incomplete_call_stays_text(form, text):
     assert parsed(form, text[:-3]) == (text[:-3], [])
 
 
-def test_ids_have_the_form_that_the_strictest_template_takes():
+def test_ids_are_valid_in_the_strictest_template():
     _, calls = parsed("hermes", FORMS["hermes"][0] * 2)
     assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
     assert calls[0].id != calls[1].id
@@ -78,16 +78,16 @@ def test_ids_have_the_form_that_the_strictest_template_takes():
         (None, "hermes"),
     ],
 )
-def test_the_form_is_the_one_that_the_chat_template_teaches(template, form):
+def test_the_format_is_that_of_the_chat_template(template, form):
     assert detect_tool_format(template) == form
 
 
 @pytest.mark.parametrize(("template", "knows"), [("{% if tools %}", True), ("{{ messages }}", False), (None, False)])
-def test_a_template_knows_tools_if_it_mentions_them(template, knows):
+def test_a_template_supports_tools_if_it_mentions_them(template, knows):
     assert supports_tools(template) is knows
 
 
-def test_calls_of_earlier_turns_are_written_as_they_are_read():
+def test_calls_of_earlier_turns_are_formatted_as_parsed():
     _, calls = parsed("hermes", FORMS["hermes"][0])
     assert parsed("hermes", call_text(calls))[1][0].arguments == calls[0].arguments
 

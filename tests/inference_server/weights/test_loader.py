@@ -1,53 +1,29 @@
-"""Loading weights from a folder, a GGUF file and a hub: precision, conversion and error messages."""
+"""Weights from a folder: precision and error messages."""
 
-import json
-import logging
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import gguf
 import pytest
 import torch
 from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from inference_server import precision as precision_module
+from inference_server import precision
 from inference_server.precision import activation_dtype, choose_device, resolve_precision
 from inference_server.weights import loader
-from inference_server.weights.download import local_folder, naming_source
+from inference_server.weights.download import naming_source
 from inference_server.weights.loader import load_model
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
+from tests.inference_server.weights.loading import CPU, load, logits
 from tests.support.fakes import llama_tokenizer
-
-CPU = torch.device("cpu")
-PROMPT = torch.tensor([[1, 300, 290, 311, 270, 333, 280, 301]])
-
-
-def load(weights, tmp_path, precision="float32", **options):
-    """Loaded with an attention that needs no engine."""
-    return load_model(weights, precision, device=CPU, cache_dir=tmp_path, attention_name="sdpa", **options)
-
-
-@torch.inference_mode()
-def logits(model):
-    return model(PROMPT).logits[0].float()
-
 
 # Precision.
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
-def test_float16_on_a_cpu_becomes_what_is_fast_there(monkeypatch, has_bfloat16):
-    monkeypatch.setattr(precision_module, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
+def test_float16_on_a_cpu_becomes_a_faster_type(monkeypatch, has_bfloat16):
+    monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
     assert resolve_precision("float16", CPU) == ("bfloat16" if has_bfloat16 else "float32")
     assert resolve_precision("float16", torch.device("cuda")) == "float16"
 
@@ -63,8 +39,8 @@ def test_other_precisions_are_kept_everywhere(precision, device):
     assert resolve_precision(precision, torch.device(device)) == precision
 
 
-def test_what_is_not_quantised_has_16_bits_where_they_are_fast(monkeypatch):
-    monkeypatch.setattr(precision_module, "cpu_multiplies_bfloat16", lambda: False)
+def test_weights_that_are_not_quantised_have_16_bits_if_fast(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda: False)
     assert activation_dtype("bitsandbytes-int8", CPU) == torch.float32
     assert activation_dtype("bitsandbytes-int8", torch.device("cuda")) == torch.float16
     assert activation_dtype("int4", CPU) == torch.float32
@@ -72,7 +48,7 @@ def test_what_is_not_quantised_has_16_bits_where_they_are_fast(monkeypatch):
     assert activation_dtype("bfloat16", CPU) == torch.bfloat16
 
 
-def test_auto_takes_what_there_is_and_a_gpu_that_is_missing_is_said(monkeypatch):
+def test_auto_takes_the_available_device_and_logs_a_missing_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == CPU
     with pytest.raises(ConfigurationError, match="TAILRACE_DEVICE=cuda"):
@@ -97,7 +73,7 @@ def test_a_folder_is_loaded_as_it_is(tiny_model, tmp_path, precision):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_models_attention_is_the_one_asked_for(tiny_model, tmp_path):
+def test_the_model_has_the_requested_attention(tiny_model, tmp_path):
     loaded = load_model(Weights(path=tiny_model("llama-2")), "float32", device=CPU, cache_dir=tmp_path)
     assert loaded.model.config._attn_implementation == loader.attention.NAME
 
@@ -144,12 +120,12 @@ def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
         load(Weights(path=folder), tmp_path)
 
 
-def test_an_error_without_words_is_reported_as_well():
+def test_an_error_without_a_message_is_reported_as_well():
     with pytest.raises(ConfigurationError, match="cannot load weights"), naming_source(Weights(path=Path("weights"))):
         raise OSError
 
 
-def test_an_int4_model_comes_in_float32_with_plain_linears(tiny_model, tmp_path):
+def test_an_int4_model_is_float32_with_plain_linears(tiny_model, tmp_path):
     loaded = load(Weights(path=tiny_model("llama-2")), tmp_path, "int4")
     assert (loaded.precision, loaded.model.dtype) == ("int4", torch.float32)
     assert type(loaded.model.lm_head) is torch.nn.Linear
@@ -172,7 +148,7 @@ def test_int8_quantises_every_linear_layer_but_the_last(int8):
     assert all(layer.weight.dtype == torch.int8 for layer in linear.values())
 
 
-def test_int8_has_no_outlier_threshold_unless_asked_for(int8, tiny_model, tmp_path):
+def test_int8_has_no_outlier_threshold_by_default(int8, tiny_model, tmp_path):
     asked = load(Weights(path=tiny_model("llama-2")), tmp_path, "bitsandbytes-int8", int8_threshold=6.0)
     for model, threshold in ((int8.model, 0.0), (asked.model, 6.0)):
         layers = [layer for layer in model.modules() if isinstance(layer, Linear8bitLt)]
@@ -186,296 +162,3 @@ def test_int8_answers_nearly_as_float32_does(int8, tiny_model, tmp_path):
     assert likeness.mean() > 0.97
     assert likeness.min() > 0.9
     assert likeness.max() < 0.99999  # it is quantised
-
-
-# GGUF.
-
-
-def write_gguf(path: Path, model) -> Path:
-    """The tiny Llama as llama.cpp keeps it: rows of queries and keys in another order, a byte-level tokenizer."""
-    config, weights = model.config, model.state_dict()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    words = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), "ab"]
-    words += [f"word{index}" for index in range(config.vocab_size - len(words))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(words)
-    writer.add_token_types([3, 3, 3, *[1] * (len(words) - 3)])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in weights.items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = config.num_attention_heads
-            tensor = tensor.reshape(heads, 2, -1, tensor.shape[-1]).swapaxes(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def gguf_file(tiny_model, tmp_path_factory):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama-2"))
-    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", model)
-
-
-def converted(cache_dir):
-    return sorted(path.name for path in (cache_dir / "converted").iterdir())
-
-
-def test_a_gguf_file_answers_as_the_model_it_was_made_of(gguf_file, tiny_model, tmp_path):
-    loaded = load(Weights(path=gguf_file), tmp_path)
-    original = load(Weights(path=tiny_model("llama-2")), tmp_path)
-    assert torch.allclose(logits(loaded.model), logits(original.model), atol=1e-4)
-    assert loaded.tokenizer.decode(loaded.tokenizer("a cab 🙂")["input_ids"]) == "a cab 🙂"
-    assert len(converted(tmp_path)) == 1
-
-
-def test_a_gguf_file_is_converted_once(gguf_file, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    folder = local_folder(Weights(path=gguf_file), tmp_path)
-    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert folder.parent == tmp_path / "converted"
-    assert "converting tiny.gguf (once; " in caplog.text
-    caplog.clear()
-    assert local_folder(Weights(path=gguf_file), tmp_path) == folder
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
-    assert caplog.text == ""
-
-
-def test_a_gguf_file_that_changed_is_converted_again(gguf_file, tmp_path):
-    copy = Path(shutil.copy2(gguf_file, tmp_path / "tiny.gguf"))
-    first = local_folder(Weights(path=copy), tmp_path)
-    os.utime(copy, ns=(1, 1))
-    assert local_folder(Weights(path=copy), tmp_path) != first
-    assert len(converted(tmp_path)) == 2
-
-
-class InterruptedWhileSaving:
-    """Stands for a model: writes half of its files, then Ctrl-C."""
-
-    @staticmethod
-    def from_pretrained(*_, **__):
-        return InterruptedWhileSaving()
-
-    def save_pretrained(self, folder):
-        (folder / "config.json").write_text("{}")
-        raise KeyboardInterrupt
-
-
-def test_an_interrupted_conversion_leaves_no_folder_behind(gguf_file, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(AutoModelForCausalLM, "from_pretrained", InterruptedWhileSaving.from_pretrained)
-        local_folder(Weights(path=gguf_file), tmp_path)
-    assert converted(tmp_path) == []
-    assert (local_folder(Weights(path=gguf_file), tmp_path) / "model.safetensors").is_file()
-
-
-def test_two_that_convert_at_once_get_the_same_folder(gguf_file, tmp_path):
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: local_folder(Weights(path=gguf_file), tmp_path), range(2))
-    assert first == second
-    assert converted(tmp_path) == [first.name]
-
-
-def test_a_cut_gguf_file_is_reported_as_cut(gguf_file, tmp_path):
-    path = tmp_path / "tiny.gguf"
-    content = gguf_file.read_bytes()
-    path.write_bytes(content[: len(content) * 3 // 4])
-    with pytest.raises(ConfigurationError, match="^cannot load tiny.gguf: the file is cut or is not a GGUF file"):
-        load(Weights(path=path), tmp_path)
-
-
-def test_a_cache_that_cannot_be_written_is_reported_with_its_variable(gguf_file, tmp_path):
-    (tmp_path / "cache").write_text("a file in the place of the folder")
-    with pytest.raises(ConfigurationError, match="set TAILRACE_CACHE_DIR"):
-        local_folder(Weights(path=gguf_file), tmp_path / "cache")
-
-
-def test_converting_draws_no_progress_bar(gguf_file, tmp_path, capfd):
-    loader.silence_libraries()
-    local_folder(Weights(path=gguf_file), tmp_path)
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize("content", [b"not GGUF", b"GGUF\3\0\0\0" + bytes(16)], ids=["other", "empty"])
-def test_a_file_that_is_not_gguf_is_named_and_leaves_nothing_behind(tmp_path, content):
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match="^cannot load tiny.gguf: "):
-        load(Weights(path=path), tmp_path)
-    assert converted(tmp_path) == []
-
-
-# A hub on this machine, read by a process of its own: the address is fixed when huggingface_hub is imported.
-
-COMMIT = "a" * 40
-OUTCOMES = """
-import json, logging, pathlib, sys, torch
-from inference_server.weights.source import Weights
-from tailrace_shared.config_errors import ConfigurationError
-from inference_server.weights.loader import load_model, silence_libraries
-
-silence_libraries()
-for name in sys.argv[1:]:
-    hub, _, revision = name.partition("@")
-    weights = Weights(hub=hub, revision=revision or None)
-    try:
-        loaded = load_model(weights, "float32", device=torch.device("cpu"), cache_dir=pathlib.Path("unused"))
-        outcome = f"loaded {loaded.model.num_parameters()} parameters, {len(loaded.tokenizer)} tokens"
-    except ConfigurationError as error:
-        outcome = str(error)
-    except Exception as error:
-        outcome = f"uncaught {type(error).__name__}"
-    print(json.dumps([name, outcome]), flush=True)
-"""
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """Answers as the hub does for models whose names say what is the matter with them."""
-
-    def do_GET(self):
-        path = urlsplit(self.path).path
-        self.server.paths.append(path)
-        if "/missing/" in path:
-            self.refuse(401, "RepoNotFound")
-        elif "/gated-to-everybody/" in path or ("/gated/" in path and "/resolve/" in path):
-            # Lists its files to everybody and gives none to those it does not know; with a token it knows, 403.
-            self.refuse(401 if "/gated/" in path else 403, "GatedRepo")
-        elif path.endswith("/revision/no-such"):
-            self.refuse(404, "RevisionNotFound")
-        elif "/breaks-off/" in path:
-            self.close_connection = True
-        elif path.startswith("/api/models/") and "/revision/" in path:
-            self.answer(json.dumps({"id": "owner/tiny", "sha": COMMIT, "siblings": []}).encode())
-        elif "/tree/" in path:
-            files = [*self.server.folder.iterdir(), Path(__file__)]  # a file that no server needs
-            entries = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
-            self.answer(json.dumps(entries).encode())
-        elif "/resolve/" in path:
-            self.answer((self.server.folder / path.rpartition("/")[2]).read_bytes(), etag=path.rpartition("/")[2])
-        else:
-            self.refuse(404, "EntryNotFound")
-
-    do_HEAD = do_GET
-
-    def answer(self, body, *, etag="x"):
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{etag}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def refuse(self, status, code):
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-class Hub(ThreadingHTTPServer):
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.folder = folder
-        self.paths = []
-
-    def client(self, home, *names, **environment):
-        """A process that loads each model and prints what became of it."""
-        variables = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home), "NO_PROXY": "*"}
-        variables |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **environment}
-        command = [sys.executable, "-c", OUTCOMES, *names]
-        return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@pytest.fixture(scope="module")
-def hubs(tiny_model, tmp_path_factory):
-    """Two hubs, the second for a process that must not reach it."""
-    hubs = [Hub(tiny_model("llama-2")) for _ in range(2)]
-    for hub in hubs:
-        threading.Thread(target=hub.serve_forever, daemon=True).start()
-    yield hubs
-    for hub in hubs:
-        hub.shutdown()
-        hub.server_close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def clients(hubs, tmp_path_factory):
-    """Begun before this file's first test: they take seconds to import what they need."""
-    online, offline = hubs
-    home = tmp_path_factory.mktemp("hub")
-    names = ["gated", "gated-to-everybody", "missing", "tiny@no-such", "breaks-off", "tiny"]
-    clients = [
-        online.client(home / "online", *(f"owner/{name}" for name in names), "no id at all"),
-        offline.client(home / "offline", "owner/tiny", HF_HUB_OFFLINE="1"),
-    ]
-    yield clients
-    for client in clients:
-        client.kill()
-        client.communicate()
-
-
-@pytest.fixture(scope="module")
-def outcomes(clients):
-    """From a model's name to what became of it: online, offline."""
-    outputs = [client.communicate(timeout=60) for client in clients]
-    for client, (_, stderr) in zip(clients, outputs, strict=True):
-        assert client.returncode == 0, stderr.decode()
-    return [dict(json.loads(line) for line in stdout.splitlines()) for stdout, _ in outputs]
-
-
-def test_a_model_of_the_hub_is_loaded(outcomes, hubs, tiny_model):
-    num_parameters = AutoModelForCausalLM.from_pretrained(tiny_model("llama-2")).num_parameters()
-    assert outcomes[0]["owner/tiny"] == f"loaded {num_parameters} parameters, {len(llama_tokenizer())} tokens"
-    downloaded = {path.rpartition("/")[2] for path in hubs[0].paths if path.startswith("/owner/tiny/resolve/")}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= downloaded
-    assert Path(__file__).name not in downloaded
-
-
-@pytest.mark.parametrize("name", ["owner/gated", "owner/gated-to-everybody"])
-def test_a_gated_model_says_so_and_names_the_token(outcomes, name):
-    assert outcomes[0][name] == (
-        f"{name} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
-    )
-
-
-def test_a_model_that_the_hub_does_not_have_is_named(outcomes):
-    assert outcomes[0]["owner/missing"].startswith("the hub has no model owner/missing, or it is private: ")
-    assert outcomes[0]["owner/tiny@no-such"] .startswith("owner/tiny has no revision 'no-such': ")
-
-
-def test_a_name_that_is_no_hub_id_is_named(outcomes):
-    assert " no id at all" in outcomes[0]["no id at all"]
-    assert ": Repo id must " in outcomes[0]["no id at all"]
-
-
-def test_offline_nothing_is_asked_and_the_switch_is_named(outcomes, hubs):
-    assert outcomes[1]["owner/tiny"].startswith("owner/tiny is not in the local cache")
-    assert "unset HF_HUB_OFFLINE" in outcomes[1]["owner/tiny"]
-    assert hubs[1].paths == []
-
-
-def test_a_connection_that_breaks_off_is_reported_as_a_failed_download(outcomes):
-    assert outcomes[0]["owner/breaks-off"].startswith("downloading owner/breaks-off failed: ")

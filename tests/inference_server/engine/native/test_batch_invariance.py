@@ -1,4 +1,4 @@
-"""With TAILRACE_BATCH_INVARIANT, logits do not depend on the other requests in the batch, bit by bit."""
+"""With TAILRACE_BATCH_INVARIANT the logits of a request are the same bits in every batch."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ def prompt(length: int, first: int = 1) -> list[int]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "bitsandbytes-int8", "int4"])
-async def test_logits_have_the_same_bits_alone_and_in_a_batch(tiny_model, precision):
+async def test_logits_are_the_same_bits_alone_and_in_a_batch(tiny_model, precision):
     prompts = [prompt(5 + 9 * n, first=n) for n in range(12)]
     recorder = LogitsRecorder()
     tiny = entry(tiny_model("llama-2"), precision=precision)
@@ -30,7 +30,7 @@ async def test_logits_have_the_same_bits_alone_and_in_a_batch(tiny_model, precis
         assert recorder.take(str(n)) == rows, f"prompt {n}"
 
 
-async def test_logits_have_the_same_bits_with_a_cached_prefix(tiny_model):
+async def test_logits_are_the_same_bits_with_a_prefix_from_the_cache(tiny_model):
     recorder = LogitsRecorder()
     async with hosting(entry(tiny_model("llama-2")), builder=recorder, **SETTINGS) as models:
         model = models["tiny"]
@@ -40,7 +40,7 @@ async def test_logits_have_the_same_bits_with_a_cached_prefix(tiny_model):
     assert recorder.take("again") == recorder.take("first")
 
 
-async def test_a_request_that_fits_the_window_runs_even_if_it_needs_every_block(tiny_model):
+async def test_a_request_may_use_every_block(tiny_model):
     limits = {"context_length": 100, "sequence_length": 100}
     async with hosting(entry(tiny_model("llama-2"), **limits), kv_cache_tokens=224, **SETTINGS) as models:
         replies = await asyncio.gather(

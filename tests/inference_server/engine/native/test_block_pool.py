@@ -1,4 +1,4 @@
-"""Blocks of the KV cache: given, shared, kept for later prompts, and taken back, least recently used first."""
+"""Blocks of the KV cache: allocated, shared, cached for later prompts, and evicted, least recently used first."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def pool(num_blocks=8, block_size=4, **options):
 
 
 def registered(blocks: BlockPool, *names: str) -> list[int]:
-    """Return registered blocks without users, one for each name."""
+    """Register unused blocks under these names. Returns them."""
     taken = blocks.allocate(len(names))
     for block, name in zip(taken, names, strict=True):
         blocks.register(block, name.encode())
@@ -21,7 +21,7 @@ def registered(blocks: BlockPool, *names: str) -> list[int]:
     return taken
 
 
-def test_all_blocks_but_the_scratch_block_can_be_had_once():
+def test_all_blocks_except_the_scratch_block_are_available_once():
     blocks = pool(num_blocks=5)
     taken = blocks.allocate(5)
     assert sorted(taken) == [1, 2, 3, 4, 5]
@@ -37,18 +37,18 @@ def test_asking_for_too_many_changes_nothing():
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(1, 1), (4, 1), (5, 2), (8, 2)])
-def test_a_begun_block_counts_as_a_whole_one(tokens, count):
+def test_a_partial_block_counts_as_a_whole_one(tokens, count):
     assert pool(block_size=4).blocks_for(tokens) == count
 
 
-def test_memory_that_was_touched_is_given_again_before_fresh_memory():
+def test_used_memory_is_allocated_before_fresh_memory():
     blocks = pool()
     first = blocks.allocate(2)
     blocks.release(first)
     assert sorted(blocks.allocate(2)) == sorted(first)
 
 
-def test_a_registered_block_is_found_after_its_user_has_gone():
+def test_a_registered_block_is_found_after_its_release():
     blocks = pool()
     (block,) = registered(blocks, "a")
     assert blocks.match([b"a", b"b"]) == [block]
@@ -60,7 +60,7 @@ def test_a_match_ends_at_the_first_missing_key():
     assert blocks.match([b"a", b"b", b"c"]) == [first]
 
 
-def test_a_block_that_somebody_uses_is_not_evicted():
+def test_a_block_in_use_is_not_evicted():
     blocks = pool(num_blocks=2)
     shared, _ = registered(blocks, "a", "b")
     blocks.share([shared])
@@ -79,7 +79,7 @@ def test_the_least_recently_used_block_is_evicted_first():
     assert blocks.match([b"b"]) == []
 
 
-def test_of_a_sequence_the_end_is_evicted_before_the_beginning():
+def test_a_sequences_end_is_evicted_before_its_beginning():
     blocks = pool(num_blocks=3)
     taken = blocks.allocate(3)
     for index, block in enumerate(taken):
@@ -97,13 +97,13 @@ def test_no_more_unused_blocks_are_kept_than_allowed():
     assert blocks.num_available == 8
 
 
-def test_nothing_is_kept_where_the_cache_is_off():
+def test_nothing_is_cached_if_the_cache_is_off():
     blocks = pool(max_unused_blocks=0)
     registered(blocks, "a")
     assert blocks.match([b"a"]) == []
 
 
-def test_of_two_blocks_with_the_same_tokens_the_first_is_kept():
+def test_the_first_of_two_blocks_with_the_same_tokens_is_kept():
     blocks = pool()
     first, second = blocks.allocate(2)
     blocks.register(first, b"a")
@@ -114,7 +114,7 @@ def test_of_two_blocks_with_the_same_tokens_the_first_is_kept():
     assert blocks.num_available == 8
 
 
-def test_a_forgotten_block_is_not_found_and_can_be_had_again():
+def test_a_forgotten_block_is_not_found_and_is_available_again():
     blocks = pool(num_blocks=1)
     (block,) = registered(blocks, "a")
     blocks.forget([block])
@@ -122,7 +122,7 @@ def test_a_forgotten_block_is_not_found_and_can_be_had_again():
     assert blocks.allocate(1) == [block]
 
 
-def test_a_key_tells_every_token_before_it():
+def test_a_key_depends_on_every_token_before_it():
     one = BlockKeys(2).get([1, 2, 3, 4], 2)
     assert BlockKeys(2).get([1, 2, 3, 4, 9], 2) == one
     other = BlockKeys(2).get([7, 2, 3, 4], 2)

@@ -1,4 +1,4 @@
-"""Replies that must have a form, over a real connection on a tiny Llama: JSON documents, tool calls, room for the reply."""
+"""Constrained replies over a real connection on a tiny Llama: JSON documents, tool calls, reply lengths."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ SCHEMA = {
     "required": ["a", "b"],
     "additionalProperties": False,
 }
-WEATHER = pb.Tool(name="weather", description="Current weather", parameters=json.dumps(SCHEMA))
+WEATHER = pb.Tool(name="weather", description="Returns the weather", parameters=json.dumps(SCHEMA))
 CLOCK = pb.Tool(name="clock")
 
 
@@ -45,7 +45,7 @@ def tool_request(*tools, choice=pb.TOOL_CHOICE_REQUIRED, name="", **sampling):
 
 
 async def reply(running, request):
-    """Text, tool calls and the end of a reply."""
+    """Return text, tool calls and the last event of a reply."""
     events = [event async for event in running.stub.Run(request)]
     text = "".join(event.delta.text for event in events)
     return text, [call for event in events for call in event.delta.tool_calls], events[-1].completed
@@ -60,13 +60,13 @@ async def refusal(running, request):
 @pytest.mark.parametrize(
     "fields", [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.5}, {"repetition_penalty": 1.5}]
 )
-async def test_a_reply_fits_its_schema_however_it_is_drawn(running, fields):
+async def test_a_reply_fits_its_schema_for_any_seed(running, fields):
     text, _, completed = await reply(running, json_request(**fields))
     assert set(json.loads(text)) == {"a", "b"}
     assert completed.finish_reason == pb.FINISH_REASON_STOP
 
 
-async def test_replies_with_and_without_a_form_run_together(running):
+async def test_constrained_and_free_replies_share_a_batch(running):
     requests = [json_request(seed=seed) for seed in range(1, 5)] + [chat(max_tokens=30, seed=9)] * 2
     alone = await reply(running, chat(max_tokens=30, seed=9))
     together = await asyncio.gather(*(reply(running, request) for request in requests))
@@ -91,7 +91,7 @@ async def test_a_cut_document_ends_by_length(running):
     assert completed.finish_reason == pb.FINISH_REASON_LENGTH
 
 
-async def test_log_probabilities_are_those_of_the_model_itself(running):
+async def test_log_probabilities_ignore_the_constraint(running):
     request = json_request(max_tokens=3)
     request.logprobs.top = 3
     events = [event async for event in running.stub.Run(request)]
@@ -100,20 +100,20 @@ async def test_log_probabilities_are_those_of_the_model_itself(running):
 
 
 @pytest.mark.parametrize("name", ["", "weather"])
-async def test_a_required_call_is_one_that_fits_its_tool(running, name):
+async def test_a_required_call_fits_its_tool(running, name):
     text, calls, completed = await reply(running, tool_request(WEATHER, CLOCK, name=name))
     assert (text, len(calls), completed.finish_reason) == ("", 1, pb.FINISH_REASON_TOOL_CALLS)
     assert calls[0].name in ((name,) if name else ("weather", "clock")) and len(calls[0].id) == 9
     assert isinstance(json.loads(calls[0].arguments), dict)
 
 
-async def test_without_a_choice_the_model_may_answer_in_words(running):
+async def test_without_a_required_call_the_model_may_answer_with_text(running):
     request = tool_request(WEATHER, choice=pb.TOOL_CHOICE_AUTO, temperature=0.0, max_tokens=10)
     text, calls, completed = await reply(running, request)
     assert text and not calls and completed.finish_reason == pb.FINISH_REASON_LENGTH
 
 
-async def test_tools_cost_prompt_tokens_unless_none_shall_be_called(running):
+async def test_tools_add_prompt_tokens_unless_calls_are_off(running):
     counts = []
     for tools, choice in [((), 0), ((WEATHER,), pb.TOOL_CHOICE_NONE), ((WEATHER,), pb.TOOL_CHOICE_AUTO)]:
         request = tool_request(*tools, choice=choice)
@@ -122,7 +122,7 @@ async def test_tools_cost_prompt_tokens_unless_none_shall_be_called(running):
     assert counts[0] == counts[1] < counts[2]
 
 
-async def test_a_conversation_with_calls_and_answers_is_taken(running):
+async def test_a_conversation_with_calls_and_answers_is_accepted(running):
     request = chat(max_tokens=3, seed=1)
     call = pb.ToolCall(id="abcdefghi", name="weather", arguments='{"a": "Oslo", "b": 1}')
     request.chat.turns.append(pb.ChatTurn(role="assistant", tool_calls=[call]))
@@ -131,17 +131,17 @@ async def test_a_conversation_with_calls_and_answers_is_taken(running):
 
 
 @pytest.mark.parametrize(
-    ("schema", "field", "told"),
+    ("schema", "field", "message"),
     [
         ({"type": "array", "uniqueItems": True}, "response_format.json_schema", "'uniqueItems'"),
         ("{", "response_format.json_schema", "is not JSON"),
         ("[]", "response_format.json_schema", "is not a JSON Schema"),
     ],
 )
-async def test_a_form_that_cannot_be_enforced_is_refused(running, schema, field, told):
+async def test_a_schema_that_cannot_be_enforced_is_refused(running, schema, field, message):
     error = await refusal(running, json_request(schema))
     (violation,) = details(error)["BadRequest"].field_violations
-    assert (violation.field, told in violation.description) == (field, True)
+    assert (violation.field, message in violation.description) == (field, True)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ async def test_wrong_tools_are_named(running, request_, field):
     assert [violation.field for violation in details(error)["BadRequest"].field_violations] == [field]
 
 
-async def test_a_form_and_a_required_call_do_not_go_together(running):
+async def test_a_schema_and_a_required_call_exclude_each_other(running):
     request = tool_request(CLOCK)
     request.response_format.json_object = True
     error = await refusal(running, request)
     assert details(error)["BadRequest"].field_violations[0].field == "response_format"
 
 
-async def test_a_reply_that_must_fit_and_does_not_is_refused_with_the_numbers(running):
+async def test_a_reply_that_cannot_fit_is_refused_with_the_numbers(running):
     request = chat(max_tokens=5000)
     request.max_tokens_must_fit = True
     info = details(await refusal(running, request))["ErrorInfo"]

@@ -1,4 +1,4 @@
-"""The engine on a tiny Llama: streaming, limits, cancelling, failing alone."""
+"""The engine on a tiny Llama: streaming, limits, cancelling, isolated failures."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ async def read_until_delta(reply) -> None:
             return
 
 
-async def test_events_come_as_started_deltas_completed(llama):
+async def test_events_are_started_deltas_completed(llama):
     kinds = []
     async with llama.submit(request(prompt(10))) as reply:
         async for event in reply:
@@ -60,7 +60,7 @@ async def test_length_ends_a_reply(llama):
     assert reply.completed.usage.completion_tokens == 7
 
 
-async def test_an_end_token_ends_a_reply_and_is_no_text(llama):
+async def test_an_end_token_ends_a_reply_and_has_no_text(llama):
     recorder = Recorder(llama)
     sampling = SamplingParams(seed=3, temperature=5.0)
     reply = await collect(llama, request(prompt(10), sampling=sampling, max_tokens=1800))
@@ -69,7 +69,7 @@ async def test_an_end_token_ends_a_reply_and_is_no_text(llama):
     assert "</s>" not in reply.text
 
 
-async def test_the_token_counts_of_deltas_add_up(llama):
+async def test_token_counts_of_deltas_sum_to_the_usage(llama):
     reply = await collect(
         llama, request(prompt(10), max_tokens=30, sampling=SamplingParams(seed=1, logprobs=2, ignore_eos=True))
     )
@@ -77,7 +77,7 @@ async def test_the_token_counts_of_deltas_add_up(llama):
     assert sum(len(delta.logprobs) for delta in reply.deltas) == 30
 
 
-async def test_a_stop_string_ends_a_reply_without_any_part_of_it(llama):
+async def test_a_stop_string_ends_a_reply_and_is_never_sent(llama):
     whole = (await collect(llama, request(prompt(10), max_tokens=60))).text
     stop = whole[10:14]
     reply = await collect(llama, request(prompt(10), max_tokens=60, stop=(stop,)))
@@ -89,7 +89,7 @@ async def test_a_stop_string_ends_a_reply_without_any_part_of_it(llama):
     ("context_length", "sequence_length", "own_window", "expected_max"),
     [(3072, 2500, 8192, 2500), (2048, 1800, 4096, 1800), (3072, 2500, 4096, 1024)],
 )
-async def test_a_full_prompt_leaves_what_the_catalog_and_the_window_leave(
+async def test_a_full_prompt_leaves_the_rest_of_the_window(
     tiny_model, context_length, sequence_length, own_window, expected_max
 ):
     folder = tiny_model("llama-3" if own_window == 8192 else "llama-2")
@@ -138,7 +138,7 @@ async def test_a_waiting_request_is_admitted_when_another_finishes(llama):
     assert max(reply.completed.timings.queue for reply in replies) > 0
 
 
-async def test_full_wait_queue_rejects_with_a_retry_delay(llama):
+async def test_a_full_wait_queue_refuses_with_a_retry_time(llama):
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(collect(llama, request(prompt(5), max_tokens=50))) for _ in range(7)]
         await until(lambda: llama.engine.num_in_flight == 7)
@@ -148,7 +148,7 @@ async def test_full_wait_queue_rejects_with_a_retry_delay(llama):
     assert all(task.result().completed for task in running)
 
 
-async def test_prompts_that_wait_have_a_bound_in_tokens(tiny_model):
+async def test_waiting_prompts_have_a_limit_in_tokens(tiny_model):
     settings = {"max_running_seqs": 1, "max_waiting_tokens": 40}
     async with hosting(entry(tiny_model("llama-2")), **settings) as models, asyncio.TaskGroup() as tasks:
         llama = models["tiny"]
@@ -162,7 +162,7 @@ async def test_prompts_that_wait_have_a_bound_in_tokens(tiny_model):
             task.cancel()
 
 
-async def test_reject_if_busy_refuses_rather_than_waits(llama):
+async def test_reject_if_busy_refuses_instead_of_waiting(llama):
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):
             tasks.create_task(collect(llama, request(prompt(5), max_tokens=50)))
@@ -178,7 +178,7 @@ async def test_a_time_limit_returns_the_text_so_far(llama):
     assert reply.text
 
 
-async def test_time_limit_in_the_wait_queue_completes_without_text(llama):
+async def test_a_time_limit_in_the_wait_queue_completes_without_text(llama):
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):
             tasks.create_task(collect(llama, request(prompt(5), time_limit_seconds=1.0, **ENDLESS)))
@@ -189,8 +189,8 @@ async def test_time_limit_in_the_wait_queue_completes_without_text(llama):
     assert waiting.completed.usage.completion_tokens == 0
 
 
-async def test_a_long_prompt_does_not_hold_up_running_streams(llama):
-    """Between two tokens of a running stream lies at most one chunk of the long prompt."""
+async def test_a_long_prompt_does_not_stall_running_streams(llama):
+    """At most one chunk of the long prompt runs between two tokens of a running stream."""
     chunks = []
     prefill = llama.engine.runner.prefill
     llama.engine.runner.prefill = lambda pieces: chunks.append(sum(len(p.token_ids) for p in pieces)) or prefill(pieces)
@@ -234,14 +234,14 @@ async def test_logits_that_are_not_finite_fail_their_own_sequence_only(llama):
 
     async with llama.submit(request(prompt(5), max_tokens=40)) as healthy:
         await read_until_delta(healthy)
-        first_blocks = llama.engine.scheduler.running[0].block_ids  # grows in place
+        first_blocks = llama.engine.scheduler.running[0].block_ids  # the list grows in place
         llama.engine.runner.decode = poison
         with pytest.raises(GenerationFailed):
             await collect(llama, request(prompt(6)))
         assert isinstance([event async for event in healthy][-1], Completed)
 
 
-async def test_an_engine_that_computes_nothing_any_more_says_that_it_is_broken(tiny_model):
+async def test_an_engine_whose_every_pass_fails_is_broken(tiny_model):
     broken = asyncio.Event()
     async with hosting(entry(tiny_model("llama-2"))) as models:
         engine = models["tiny"].engine
@@ -259,7 +259,7 @@ async def test_an_engine_that_computes_nothing_any_more_says_that_it_is_broken(t
             models["tiny"].submit(request(prompt(5)))
 
 
-async def test_draining_refuses_new_requests_and_finishes_the_old(llama):
+async def test_draining_refuses_new_requests_and_finishes_running_ones(llama):
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(collect(llama, request(prompt(5), max_tokens=60)))
         await until(lambda: llama.engine.num_in_flight == 1)
@@ -272,7 +272,7 @@ async def test_draining_refuses_new_requests_and_finishes_the_old(llama):
     assert running.result().completed.usage.completion_tokens == 60
 
 
-async def test_stopping_fails_what_still_runs(tiny_model):
+async def test_stopping_fails_running_requests(tiny_model):
     async with hosting(entry(tiny_model("llama-2"))) as models:
         async with models["tiny"].submit(request(prompt(5), **ENDLESS)) as reply:
             await read_until_delta(reply)
@@ -282,7 +282,7 @@ async def test_stopping_fails_what_still_runs(tiny_model):
                     pass
 
 
-async def test_seeded_replies_are_the_same_alone_and_in_a_crowd(llama):
+async def test_seeded_replies_are_the_same_alone_and_in_a_batch(llama):
     def seeded(seed: int):
         return request(prompt(12), sampling=SamplingParams(seed=seed, temperature=1.0, ignore_eos=True), max_tokens=40)
 
@@ -318,7 +318,7 @@ async def test_entries_with_equal_weights_share_one_engine(tiny_model):
         assert models["b"].context_length == 100
 
 
-async def test_a_model_without_a_template_gets_that_of_llama_2_by_its_architecture(llama):
+async def test_a_llama_2_without_a_template_gets_the_default_one(llama):
     ids = llama.prompts.encode_chat([Turn("user", "where is the program")])
     assert llama.prompts._plain.decode(ids, skip_special_tokens=False) == "<s> [INST] where is the program [/INST]"
     assert ids.count(1) == 1
@@ -332,7 +332,7 @@ async def test_a_kv_cache_setting_too_small_for_one_sequence_stops_the_start(tin
             pass
 
 
-async def test_replies_are_the_same_when_blocks_run_out_and_sequences_start_over(tiny_model):
+async def test_preempted_sequences_have_the_same_replies(tiny_model):
     prompts = [prompt(40 + n) for n in range(6)]
     limits = {"context_length": 200, "sequence_length": 200}
     replies = {}
@@ -346,7 +346,7 @@ async def test_replies_are_the_same_when_blocks_run_out_and_sequences_start_over
     assert all(reply.completed.usage.completion_tokens == 120 for reply in replies[512])
 
 
-async def test_usage_tells_how_much_of_the_prompt_was_taken_from_the_prefix_cache(llama):
+async def test_usage_reports_cached_prompt_tokens(llama):
     first = await collect(llama, request(prompt(100)))
     again = await collect(llama, request(prompt(100)))
     assert first.completed.usage.cached_tokens == 0
@@ -354,7 +354,7 @@ async def test_usage_tells_how_much_of_the_prompt_was_taken_from_the_prefix_cach
     assert again.text == first.text
 
 
-async def test_a_conversation_that_goes_on_reuses_its_reply_as_well(llama):
+async def test_the_next_turn_reuses_the_reply_as_well(llama):
     recorder = Recorder(llama)
     first = await collect(llama, request(prompt(50), request_id="first", max_tokens=60))
     history = prompt(50) + recorder.completion("first", 50)

@@ -1,4 +1,4 @@
-"""The engine when its model hangs or memory runs out: noticed, told, and tried with less."""
+"""The engine when its model hangs or memory runs out: detected, reported, and retried with smaller batches."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from tests.inference_server.engine.native.test_engine import prompt
 from tests.support.engines import collect, request, until
 
 
-async def test_stalled_thread_rejects_new_requests(llama, monkeypatch):
+async def test_a_hanging_thread_is_detected(llama, monkeypatch):
     hung = threading.Event()
     monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
     assert llama.engine.seconds_without_progress == 0
@@ -25,7 +25,7 @@ async def test_stalled_thread_rejects_new_requests(llama, monkeypatch):
         hung.set()
 
 
-async def test_abandon_fails_requests_in_flight(llama, monkeypatch):
+async def test_aborted_requests_get_an_error(llama, monkeypatch):
     hung = threading.Event()
     monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
     async with llama.submit(request(prompt(5))) as reply:
@@ -37,7 +37,7 @@ async def test_abandon_fails_requests_in_flight(llama, monkeypatch):
     hung.set()
 
 
-async def test_out_of_memory_preempts_and_all_replies_finish(llama, monkeypatch):
+async def test_out_of_memory_is_retried_with_smaller_batches(llama, monkeypatch):
     alone = [await collect(llama, request(prompt(20, n), max_tokens=12)) for n in range(4)]
     decode, most = llama.engine.runner.decode, []
 
@@ -54,7 +54,7 @@ async def test_out_of_memory_preempts_and_all_replies_finish(llama, monkeypatch)
     assert [reply.text for reply in replies] == [reply.text for reply in alone]
 
 
-async def test_request_too_large_for_memory_fails_alone(llama, monkeypatch):
+async def test_a_request_too_large_for_memory_fails_alone(llama, monkeypatch):
     prefill = llama.engine.runner.prefill
 
     def too_large(pieces):

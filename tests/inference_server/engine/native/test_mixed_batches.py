@@ -1,4 +1,4 @@
-"""Mixed batches: decoded tokens and prompts in one forward pass."""
+"""Decode and prefill in one forward pass, where the engine supports it."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ def prompt(length):
 
 
 async def replies(model):
-    """Return the texts of a running stream, and of a long and a short prompt that arrive later."""
+    """Return the replies to a running stream, and to a long prompt and a short one that arrive later."""
     async with model.submit(request(prompt(5), max_tokens=60)) as running:
         events = aiter(running)
         await anext(events)
@@ -39,7 +39,7 @@ def counted(monkeypatch):
     return calls
 
 
-async def test_mixed_passes_change_no_reply(hosted, monkeypatch):
+async def test_a_prompt_that_joins_shares_its_passes_and_changes_no_reply(hosted, monkeypatch):
     shared = counted(monkeypatch)
     async with hosted() as models:
         together = await replies(models["tiny"])
@@ -49,14 +49,14 @@ async def test_mixed_passes_change_no_reply(hosted, monkeypatch):
         assert await replies(models["tiny"]) == together
 
 
-async def test_batch_invariance_disables_mixed_passes(hosted, monkeypatch):
+async def test_batch_invariant_passes_are_not_shared(hosted, monkeypatch):
     shared = counted(monkeypatch)
     async with hosted(batch_invariant=True) as models:
         await replies(models["tiny"])
     assert not shared
 
 
-async def test_failed_mixed_pass_is_repeated_in_separate_passes(hosted, monkeypatch):
+async def test_a_failing_shared_pass_is_retried_separately(hosted, monkeypatch):
     async with hosted() as models:
         expected = await replies(models["tiny"])
 

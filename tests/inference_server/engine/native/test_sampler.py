@@ -1,4 +1,4 @@
-"""Logits to tokens: what is drawn, how often, and that neither a row's neighbours nor rounding matter."""
+"""Logits to tokens: the drawn tokens, their frequency, and no influence of other rows or of rounding."""
 
 import math
 
@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from inference_server.engine.native import sampler as sampling
-from inference_server.engine.native.gumbel import gumbel, key, uniform, uniform_of_all
+from inference_server.engine.native.gumbel import gumbel
 from inference_server.engine.native.sampler import NotFinite, PenaltyState, Row, sample
 from inference_server.generation import SamplingParams
-
-VOCAB_SIZE = 1000  # above the length of the shortlist
+from tests.inference_server.engine.native.random_numbers import VOCAB_SIZE, excess, noise
 
 
 def logits_of(num_rows, vocab_size=VOCAB_SIZE, *, spread=3.0, seed=0):
@@ -26,101 +25,10 @@ def tokens(logits, rows):
 
 
 def frequencies(logits, num_draws=1000, **params):
-    """Count the samples of each token in one row of logits, with many seeds in one call."""
+    """Return how often each token of one row of logits is drawn by `num_draws` seeds in one call."""
     rows = [row(seed=seed, **params) for seed in range(num_draws)]
     counts = torch.bincount(torch.tensor(tokens(logits.expand(num_draws, -1), rows)), minlength=logits.shape[-1])
     return counts / num_draws
-
-
-def noise(pairs, vocab_size=VOCAB_SIZE):
-    """Uniform random numbers (len(pairs), vocab_size) of pairs (seed, position)."""
-    return uniform_of_all([key(*pair) for pair in pairs], vocab_size, torch.device("cpu"))
-
-
-def excess(counts, expected):
-    """By how many standard deviations chi-square exceeds its mean."""
-    degrees = len(counts) - 1
-    return float(((counts - expected) ** 2 / expected).sum() - degrees) / math.sqrt(2 * degrees)
-
-
-SEEDS = [(seed, 7) for seed in range(1000)]
-POSITIONS = [(7, position) for position in range(1000)]
-
-
-# Random numbers.
-
-
-@pytest.mark.parametrize("pairs", [SEEDS, POSITIONS], ids=["seeds", "positions"])
-def test_random_numbers_fill_their_range_evenly(pairs):
-    draws = noise(pairs).double()
-    assert 0.0 < draws.min() and draws.max() <= 1.0
-    assert abs(excess(draws.histc(1000, 0, 1), draws.numel() / 1000)) < 4
-    for one_row_or_token in [*draws[:50], *draws.T[:50]]:
-        assert excess(one_row_or_token.histc(20, 0, 1), 50.0) < 6
-    for tail in (1e-2, 1e-4):  # where tokens win
-        assert abs((draws < tail).sum() - tail * 1e6) < 5 * math.sqrt(tail * 1e6)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2**32, 9_999_999_999, 2**63, 2**64 - 1])
-def test_every_seed_gives_numbers_of_its_own(seed):
-    draws = noise([(seed, position) for position in range(10)])
-    assert draws.unique().numel() > 9_990  # 2 equal pairs expected among 24 bits
-    assert 0.48 < draws.mean() < 0.52
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        pytest.param(SEEDS, [(s + 1, p) for s, p in SEEDS], id="neighbouring seeds"),
-        pytest.param(POSITIONS, [(s, p + 1) for s, p in POSITIONS], id="neighbouring positions"),
-        pytest.param(SEEDS, [(s + 2**32, p) for s, p in SEEDS], id="high bits of the seed"),
-        pytest.param([(s, 5) for s in range(1000)], [(s + 1, 4) for s in range(1000)], id="seed and position swapped"),
-    ],
-)
-def test_neighbours_have_nothing_in_common(first, second):
-    one, other = noise(first), noise(second)
-    for x, y in [(one, other), (one[:, 1:], other[:, :-1]), (one[:, 1:], one[:, :-1])]:  # of a million pairs
-        assert abs(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]).double())[0, 1]) < 0.005
-    assert ((one < 0.01) & (other < 0.01)).sum() < 150  # 100 expected
-
-
-def test_no_two_tokens_and_no_two_draws_are_correlated():
-    draws = noise([(seed, position) for seed in range(50) for position in range(40)]) - 0.5
-    for rows in (draws, draws.T):
-        correlations = torch.corrcoef(rows).fill_diagonal_(0.0) * math.sqrt(rows.shape[1])
-        assert correlations.abs().max() < 6  # standard deviations, of up to two million pairs
-
-
-def test_the_noise_of_a_token_does_not_depend_on_what_else_is_computed():
-    pairs = [(5, 9), (5, 10), (6, 9)]
-    together = noise(pairs, 5000)
-    assert torch.equal(noise(pairs[1:2], 5000)[0], together[1])
-    assert torch.equal(noise(pairs, 777), together[:, :777])
-    ids = torch.randperm(5000, generator=torch.Generator().manual_seed(1))[:333].expand(3, -1)
-    assert torch.equal(uniform([key(*pair) for pair in pairs], ids), together.gather(1, ids))
-    assert torch.equal(gumbel(together.gather(1, ids)), gumbel(together).gather(1, ids))
-
-
-def test_gumbel_noise_is_finite_and_fine_grained_in_its_tail():
-    ends = torch.tensor([2.0**-33, 2.0**-32, 1e-9, 1.0000001e-9, 0.5, 1.0 - 2.0**-24, 1.0])
-    expected = -torch.log(-torch.log1p(-ends.double().clamp(max=1.0 - 2.0**-24)))
-    assert gumbel(ends).tolist() == pytest.approx(expected.tolist(), abs=2e-6)
-    assert (gumbel(ends) <= -ends.log() + 2e-6).all()
-
-
-def test_the_random_numbers_of_a_seed_and_position_never_change():
-    # A release that changed these would change every seeded reply.
-    assert noise([(42, 0)], 4)[0].tolist() == [
-        0.7342141270637512,
-        0.1852858066558838,
-        0.48483192920684814,
-        0.36520496010780334,
-    ]
-    assert noise([(2**64 - 1, 4095)], 50_000)[0, -3:].tolist() == [
-        0.9972859621047974,
-        0.34220245480537415,
-        0.6630812287330627,
-    ]
 
 
 # Choosing.
@@ -158,7 +66,7 @@ def varied_rows():
             for i in range(36)]  # fmt: skip
 
 
-def test_a_row_gets_the_same_token_alone_as_among_others():
+def test_a_row_gets_the_same_token_alone_and_in_a_batch():
     logits, rows = logits_of(36), varied_rows()
     together = tokens(logits, rows)
     assert [tokens(logits[i : i + 1], [rows[i]])[0] for i in range(36)] == together
@@ -184,7 +92,7 @@ def test_another_seed_or_position_gives_another_token(narrowed):
 @pytest.mark.parametrize("vocab_size", [1000, 997, 4096, 49_152])
 @pytest.mark.parametrize("num_pieces", [8, 1])
 def test_the_winner_has_the_largest_sum_of_score_and_noise(vocab_size, num_pieces, monkeypatch):
-    monkeypatch.setattr(sampling, "_NUM_PIECES", num_pieces)  # 1: nearly always more have to be searched
+    monkeypatch.setattr(sampling, "_NUM_PIECES", num_pieces)  # with 1, nearly always more have to be searched
     logits = logits_of(20, vocab_size) * torch.linspace(0.0, 3.0, 20)[:, None]
     logits[5:10] = -math.inf
     logits[5:10, -3:] = 1.0
@@ -194,7 +102,7 @@ def test_the_winner_has_the_largest_sum_of_score_and_noise(vocab_size, num_piece
 
 
 @pytest.mark.parametrize("narrowed", [{"top_k": 50}, {"top_p": 0.8}, {"top_k": 30, "top_p": 0.9}], ids=str)
-def test_top_k_and_top_p_of_a_large_vocabulary_keep_what_sorting_it_keeps(narrowed):
+def test_top_k_and_top_p_keep_the_same_tokens_as_sorting(narrowed):
     logits = logits_of(20, 32_768, spread=4.0)
     rows = [row(seed=seed, temperature=0.9, **narrowed) for seed in range(20)]
     ordered = (logits / 0.9).sort(descending=True)
@@ -207,24 +115,24 @@ def test_top_k_and_top_p_of_a_large_vocabulary_keep_what_sorting_it_keeps(narrow
     assert tokens(logits, rows) == ordered.indices.gather(1, winners).squeeze(-1).tolist()
 
 
-def test_top_k_and_top_p_take_part_in_the_same_race():
+def test_top_k_and_top_p_draw_with_the_same_noise():
     logits = logits_of(200)
-    everyone, narrowed = (
+    unrestricted, narrowed = (
         tokens(logits, [row(seed=seed, temperature=0.7, **params) for seed in range(200)])
         for params in ({}, {"top_k": 20, "top_p": 0.95})
     )
-    kept = [token in logits[n].topk(20).indices for n, token in enumerate(everyone)]
-    assert sum(one == other for one, other in zip(everyone, narrowed, strict=True)) > 0.85 * sum(kept) > 100
+    kept = [token in logits[n].topk(20).indices for n, token in enumerate(unrestricted)]
+    assert sum(one == other for one, other in zip(unrestricted, narrowed, strict=True)) > 0.85 * sum(kept) > 100
 
 
 def inverse_transform(logits):
-    """The draw that each row would be by its cumulated probabilities."""
+    """Return each row's draw by its cumulative probabilities."""
     thresholds = torch.rand(len(logits), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     cumulative = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(cumulative, thresholds * cumulative[:, -1:]).squeeze(-1)
 
 
-def test_an_error_in_the_logits_changes_a_draw_about_as_seldom_as_it_is_small():
+def test_a_small_error_in_the_logits_seldom_changes_a_draw():
     logits = logits_of(1, 2560).repeat(1000, 1)
     errors = logits_of(1000, 2560, spread=1.0, seed=2)
     rows = [row(seed=seed, temperature=1.0) for seed in range(1000)]
@@ -233,7 +141,7 @@ def test_an_error_in_the_logits_changes_a_draw_about_as_seldom_as_it_is_small():
     def flips(size):
         return sum(one != other for one, other in zip(exact, tokens(logits + size * errors, rows), strict=True))
 
-    # The two best scores lie within e of each other with a probability below e; the pair's error is about 1.4 sizes,
+    # The two best scores differ by less than e with a probability below e. The pair's error is about 1.4 sizes,
     # and half the time it widens the gap: at most 0.6 sizes, 1,000 times: 0.006 and 6 draws.
     assert flips(1e-5) <= 1
     assert flips(1e-2) <= 15
@@ -243,7 +151,7 @@ def test_an_error_in_the_logits_changes_a_draw_about_as_seldom_as_it_is_small():
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize("narrowed", [{}, {"top_k": 12}, {"top_p": 0.9999999}], ids=str)
-def test_tokens_come_as_often_as_their_probability_says(temperature, narrowed):
+def test_tokens_are_as_frequent_as_probable(temperature, narrowed):
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, 1.5, -2.0, 0.25, -0.25, 3.0, -3.0]])
     num_draws = 10_000
     rows = [row(seed=n % 200, position=n // 200, temperature=temperature, **narrowed) for n in range(num_draws)]
@@ -251,7 +159,7 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, narrowed):
     assert excess(counts, num_draws * torch.softmax(logits[0] / temperature, dim=-1)) < 5
 
 
-def test_tokens_of_a_large_vocabulary_come_as_often_as_their_probability_says():
+def test_tokens_of_a_large_vocabulary_are_as_frequent_as_probable():
     logits = logits_of(1, 2560, spread=0.5)
     num_draws = 10_000
     counts = torch.zeros(2560)
@@ -265,11 +173,11 @@ def test_tokens_of_a_large_vocabulary_come_as_often_as_their_probability_says():
     assert excess(counts.view(128, 20).sum(-1), expected.view(128, 20).sum(-1)) < 5
 
 
-def test_top_k_and_top_p_leave_the_ratios_of_what_they_keep():
+def test_top_k_and_top_p_preserve_the_ratios_of_kept_tokens():
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None]
     top_k = frequencies(logits, temperature=1.0, top_k=2)
     top_p = frequencies(logits, temperature=1.0, top_p=0.75)
-    both = frequencies(logits, temperature=1.0, top_k=3, top_p=0.7)  # of 4/9, 3/9, 2/9 the first two
+    both = frequencies(logits, temperature=1.0, top_k=3, top_p=0.7)  # the first two of 4/9, 3/9, 2/9
     assert top_k.tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.05)
     assert top_p.tolist() == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.05)
     assert both.tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.05)
@@ -291,15 +199,15 @@ def test_the_narrowest_choice_is_the_largest_logit(narrowed):
 
 @pytest.mark.parametrize("top_k", [2, 40, 256, 257, 600, VOCAB_SIZE, 2**32 - 1])
 def test_top_k_keeps_exactly_that_many(top_k):
-    logits = torch.linspace(0.0, 0.1, VOCAB_SIZE)[None]  # nearly even: the last that are kept are drawn as well
+    logits = torch.linspace(0.0, 0.1, VOCAB_SIZE)[None]  # nearly even, so that the last kept tokens are drawn as well
     least_likely = frequencies(logits, 600, temperature=1.0, top_k=top_k).nonzero().min().item()
     kept = min(top_k, VOCAB_SIZE)
     assert VOCAB_SIZE - kept <= least_likely <= VOCAB_SIZE - 0.98 * kept
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9])
-def test_top_p_reaches_beyond_the_shortlist_when_that_holds_too_little(top_p):
-    # 256 of 1000 nearly even tokens hold a quarter of the mass.
+def test_top_p_reaches_beyond_the_shortlist(top_p):
+    # 256 of 1000 nearly even tokens have a quarter of the mass.
     logits = torch.linspace(0.0, 1e-3, VOCAB_SIZE)[None]
     least_likely = frequencies(logits, 600, temperature=1.0, top_p=top_p).nonzero().min().item()
     kept = top_p * VOCAB_SIZE
@@ -317,7 +225,7 @@ def test_a_token_of_probability_zero_is_never_drawn():
 
 
 def penalised(logits, prompt_ids, reply_ids, repetition, frequency, presence):
-    """The contract's sentences, token by token."""
+    """Apply the contract's definition of penalties, token by token."""
     result = list(logits)
     for token_id in {*prompt_ids, *reply_ids}:
         result[token_id] = result[token_id] / repetition if result[token_id] > 0 else result[token_id] * repetition
@@ -376,11 +284,11 @@ def test_the_smallest_repetition_penalty_still_draws_a_likely_token(narrowed):
     assert set(drawn) <= set(likely)
 
 
-# What is not finite.
+# Logits that are not finite.
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
-def test_rows_that_are_not_finite_are_named_and_nothing_is_changed(bad):
+def test_rows_that_are_not_finite_are_reported_unchanged(bad):
     logits = logits_of(4)
     logits[1, 7] = bad
     logits[3] = -math.inf
@@ -407,7 +315,7 @@ def test_log_probabilities_are_those_of_the_model_itself(params):
     assert [c.logprob for c in chosen.logprob.top] == pytest.approx(expected.topk(5).values.tolist(), abs=1e-4)
 
 
-def test_log_probabilities_are_reported_only_to_rows_that_ask():
+def test_log_probabilities_are_reported_only_on_request():
     first, second, third = sample(logits_of(3), [row(logprobs=2), row(), row(logprobs=0)])
     assert len(first.logprob.top) == 2
     assert second.logprob is None

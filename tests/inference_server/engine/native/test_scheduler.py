@@ -1,4 +1,4 @@
-"""Which sequences run next: admission, blocks, the prompt tokens of a step, cancelling at any moment, preemption."""
+"""The scheduler: admission, blocks, the prompt tokens of a step, cancelling at any moment, preemption."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def scheduler(
 
 
 def compute(queue: Scheduler, step: StepPlan):
-    """Record a step as computed, as the step loop does after the forward pass."""
+    """Mark a step as computed, as the model would."""
     for seq in step.decode:
         queue.computed(seq, seq.num_computed + 1)
         seq.token_ids.append(0)
@@ -40,7 +40,7 @@ def compute(queue: Scheduler, step: StepPlan):
 
 
 def run(queue: Scheduler, num_steps: int = 1) -> StepPlan:
-    """Compute some steps and return the last."""
+    """Compute `num_steps` steps and return the last."""
     for _ in range(num_steps):
         step = queue.schedule()
         compute(queue, step)
@@ -51,7 +51,7 @@ def chunks(step: StepPlan):
     return [(chunk.seq.request.request_id, chunk.start, chunk.end) for chunk in step.prefill]
 
 
-def test_the_first_to_come_are_admitted_first():
+def test_requests_are_admitted_in_the_order_of_arrival():
     seqs = [sequence() for _ in range(5)]
     queue = scheduler(max_running_seqs=2, waiting=seqs)
     assert queue.schedule().admitted == seqs[:2]
@@ -125,7 +125,7 @@ def test_running_sequences_decode_while_a_long_prompt_is_computed():
         compute(queue, step)
 
 
-def test_one_cancelled_while_waiting_is_never_admitted():
+def test_a_request_cancelled_while_waiting_is_never_admitted():
     running, cancelled, next_one = sequence(), sequence(), sequence()
     queue = scheduler(max_running_seqs=1, waiting=[running, cancelled, next_one])
     queue.schedule()
@@ -135,7 +135,7 @@ def test_one_cancelled_while_waiting_is_never_admitted():
 
 
 @pytest.mark.parametrize("num_steps", [1, 4], ids=["prefilling", "decoding"])
-def test_one_cancelled_while_running_makes_room_for_the_next(num_steps):
+def test_cancelling_a_running_sequence_frees_its_slot(num_steps):
     cancelled, next_one = sequence(25), sequence(5)
     queue = scheduler(max_running_seqs=1, prefill_chunk_tokens=10, waiting=[cancelled, next_one])
     for _ in range(num_steps):
@@ -149,7 +149,7 @@ def test_one_cancelled_while_running_makes_room_for_the_next(num_steps):
 
 
 @pytest.mark.parametrize("was_admitted", [True, False])
-def test_removing_twice_makes_room_for_one(was_admitted):
+def test_removing_twice_frees_one_slot(was_admitted):
     seq = sequence()
     queue = scheduler(max_running_seqs=1, waiting=[seq])
     if was_admitted:
@@ -163,7 +163,7 @@ def test_removing_twice_makes_room_for_one(was_admitted):
     assert queue.schedule().admitted == later[:1]
 
 
-def test_idle_only_without_waiting_and_running_sequences():
+def test_it_is_idle_only_without_waiting_and_running_sequences():
     seq = sequence()
     queue = scheduler()
     assert queue.is_idle
@@ -175,7 +175,7 @@ def test_idle_only_without_waiting_and_running_sequences():
     assert queue.is_idle
 
 
-def test_a_prompt_is_computed_in_larger_chunks_while_nothing_is_decoded():
+def test_prefill_chunks_are_larger_without_decoding():
     long, short = sequence(50, name="long"), sequence(1, start=500, name="short")
     queue = scheduler(prefill_chunk_tokens=10, idle_chunk_tokens=20, waiting=[long])
     assert chunks(run(queue)) == [("long", 0, 20)]
@@ -184,7 +184,7 @@ def test_a_prompt_is_computed_in_larger_chunks_while_nothing_is_decoded():
     assert chunks(run(queue)) == [("long", 40, 50), ("short", 0, 1)]
 
 
-def test_the_more_sequences_wait_for_their_prompts_the_more_tokens_a_step_computes():
+def test_more_sequences_in_prefill_enlarge_the_step():
     first = sequence(1)
     queue = scheduler(num_blocks=600, prefill_chunk_tokens=10, idle_chunk_tokens=110, waiting=[first])
     run(queue)
@@ -195,7 +195,7 @@ def test_the_more_sequences_wait_for_their_prompts_the_more_tokens_a_step_comput
     assert sum(chunk.end - chunk.start for chunk in run(queue).prefill) == 60
 
 
-def test_a_prompt_that_begins_like_an_earlier_one_is_computed_from_where_they_part():
+def test_only_the_rest_after_a_cached_prefix_is_computed():
     first, second = sequence(14, name="first"), sequence(30, name="second")
     queue = scheduler(block_size=4, waiting=[first])
     run(queue)
@@ -205,7 +205,7 @@ def test_a_prompt_that_begins_like_an_earlier_one_is_computed_from_where_they_pa
     assert second.block_ids[:3] == first.block_ids[:3]
 
 
-def test_the_last_token_of_a_prompt_is_computed_even_if_all_of_it_is_cached():
+def test_the_last_prompt_token_is_computed_even_if_cached():
     first, again = sequence(12, name="first"), sequence(12, name="again")
     queue = scheduler(block_size=4, waiting=[first])
     run(queue)
@@ -216,14 +216,14 @@ def test_the_last_token_of_a_prompt_is_computed_even_if_all_of_it_is_cached():
 def test_the_reply_of_a_finished_sequence_is_found_by_the_next_turn():
     first = sequence(6, name="first")
     queue = scheduler(block_size=4, waiting=[first])
-    run(queue, 7)  # 6 of the prompt, then six zeros computed
+    run(queue, 7)  # 6 prompt tokens, then six computed zeros
     queue.remove(first)
     turn = sequence(0, name="turn", prompt_ids=[*range(6), 0, 0, 0, 0, 0, 0, 77, 78])
     queue.add(turn)
     assert chunks(queue.schedule()) == [("turn", 12, 14)]
 
 
-def test_accounts_share_nothing_where_the_cache_is_scoped_by_account():
+def test_accounts_share_nothing_if_the_cache_is_scoped_by_account():
     first, stranger = sequence(9, account="a"), sequence(9, account="b")
     friend = sequence(9, account="a")
     queue = scheduler(block_size=4, scope_by_account=True, waiting=[first])
@@ -234,7 +234,7 @@ def test_accounts_share_nothing_where_the_cache_is_scoped_by_account():
     assert (stranger.num_cached_tokens, friend.num_cached_tokens) == (0, 8)
 
 
-def test_what_a_failed_sequence_computed_is_not_taken_over():
+def test_blocks_of_a_failed_sequence_are_not_reused():
     failed, later = sequence(9), sequence(9)
     queue = scheduler(block_size=4, waiting=[failed])
     run(queue)
@@ -253,10 +253,10 @@ def test_a_sequence_waits_until_there_are_blocks_for_its_prompt():
     assert queue.schedule().admitted == [second]
 
 
-def test_the_last_admitted_goes_back_to_the_head_of_the_queue_when_blocks_run_out():
+def test_the_last_admitted_is_preempted_when_blocks_run_out():
     old, young, waiting = sequence(4), sequence(4, start=50), sequence(4, start=90)
     queue = scheduler(num_blocks=4, block_size=4, waiting=[old, young])
-    run(queue, 2)  # each holds two blocks now
+    run(queue, 2)  # each has two blocks now
     queue.add(waiting)
     run(queue, 3)
     assert queue.running == [old, young]
@@ -266,7 +266,7 @@ def test_the_last_admitted_goes_back_to_the_head_of_the_queue_when_blocks_run_ou
     assert queue.num_preemptions == 1
 
 
-def test_one_that_lost_its_blocks_computes_all_its_tokens_again_and_goes_on():
+def test_a_preempted_sequence_computes_all_its_tokens_again():
     old, young = sequence(4), sequence(4, start=50)
     queue = scheduler(num_blocks=4, block_size=4, waiting=[old, young])
     run(queue, 6)
@@ -290,7 +290,7 @@ def test_batch_invariant_chunks_end_at_fixed_positions():
         assert [(start, end) for owner, start, end in seen if owner == name] == borders
 
 
-def test_batch_invariant_prompts_begin_at_chunk_borders_also_behind_a_cached_prefix():
+def test_batch_invariant_prompts_begin_at_chunk_borders():
     first, second = sequence(25, name="first"), sequence(25, name="second")
     queue = scheduler(block_size=4, prefill_chunk_tokens=8, batch_invariant=True, waiting=[first])
     run(queue, 4)

@@ -14,11 +14,11 @@ from tests.inference_server.engine.native.test_scheduler import compute
 from tests.support.fakes import sequence
 
 NUM_BLOCKS, BLOCK_SIZE, MAX_RUNNING, MAX_OF_ACCOUNT = 12, 4, 4, 3
-LONGEST = (NUM_BLOCKS - 2) * BLOCK_SIZE  # one sequence alone never lacks blocks
+LONGEST = (NUM_BLOCKS - 2) * BLOCK_SIZE  # a single sequence never lacks blocks
 
 
 class SchedulerStates(RuleBasedStateMachine):
-    """Some prompts have a common beginning, so blocks are shared. There are too few blocks, so sequences are preempted."""
+    """A scheduler with prompts that share prefixes, and too few blocks, so that sequences are preempted."""
 
     seqs = Bundle("seqs")
 
@@ -43,7 +43,7 @@ class SchedulerStates(RuleBasedStateMachine):
         step = self.scheduler.schedule()
         for seq in step.admitted:
             seq.admitted = seq.admitted or 1.0
-        # Nothing is computed for who has no blocks for it.
+        # Every computed token has a block.
         for seq in step.decode:
             assert seq.num_computed + 1 <= len(seq.block_ids) * BLOCK_SIZE
         for chunk in step.prefill:
@@ -54,7 +54,7 @@ class SchedulerStates(RuleBasedStateMachine):
 
     @rule(seq=consumes(seqs))
     def end(self, seq: Sequence) -> None:
-        """It is finished, or cancelled, wherever it is; perhaps it was before."""
+        """Finish or cancel a sequence in any state, perhaps not for the first time."""
         self.scheduler.remove(seq)
         if seq in self.alive:
             self.alive.remove(seq)
@@ -95,7 +95,7 @@ class SchedulerStates(RuleBasedStateMachine):
         assert self.scheduler.num_blocks_in_use == len(owned)
 
     def teardown(self) -> None:
-        """Whatever happened: all that is left comes to its end, and every block comes back."""
+        """Run all remaining sequences to their end, and check that every block is free again."""
         for _ in range(2000):
             if self.scheduler.is_idle:
                 break

@@ -1,4 +1,4 @@
-"""Catalog entries with engine = "vllm", without vLLM: its arguments, and the engine around a client of a script."""
+"""Catalog entries with engine = "vllm", without vLLM: its arguments, and the engine with a scripted client."""
 
 import asyncio
 from types import SimpleNamespace
@@ -60,10 +60,10 @@ def test_a_catalog_with_another_engine_is_refused(tmp_path, lines, said):
         read_catalog(catalog(tmp_path, lines))
 
 
-async def test_without_vllm_the_start_says_what_to_install(tiny_model):
+async def test_without_vllm_the_error_names_the_extra(tiny_model):
     model = entry(tiny_model("llama-2"))
     model = type(model)(**{name: getattr(model, name) for name in model.__slots__} | {"engine": "vllm"})
-    with pytest.raises(ConfigurationError, match=r"tiny.*\.\[vllm\]"):
+    with pytest.raises(ConfigurationError, match=r"tiny.*tailrace\[vllm\]"):
         await load_all([model], Settings(device="cpu"), lambda: None)
 
 
@@ -85,12 +85,12 @@ def test_arguments_follow_from_the_entry_and_the_settings(tmp_path):
         ("float16", {}, {"batch_invariant": True}, "TAILRACE_BATCH_INVARIANT"),
     ],
 )
-def test_what_vllm_does_not_do_is_refused_by_name(tmp_path, precision, extra, settings, said):
+def test_settings_that_vllm_lacks_are_refused_by_name(tmp_path, precision, extra, settings, said):
     with pytest.raises(ConfigurationError, match=said):
         engine_arguments(tmp_path, precision, 300, extra, Settings(**settings))
 
 
-def test_unknown_vllm_argument_is_reported_with_a_similar_name():
+def test_an_unknown_vllm_argument_is_named_with_a_suggestion():
     with pytest.raises(ConfigurationError, match="did you mean tensor_parallel_size"):
         check_names(["tensor_parallel"], {"tensor_parallel_size", "seed"})
 
@@ -102,7 +102,7 @@ def request(account="", seed=1, **fields):
     )
 
 
-def test_sampling_arguments_for_vllm():
+def test_sampling_becomes_vllms_parameters():
     sampling = {"temperature": 1e-6, "top_k": None, "repetition_penalty": 1.5, "logprobs": 0}
     arguments = sampling_arguments(request(sampling=sampling), {END, 9})
     assert (arguments["temperature"], arguments["top_k"], arguments["repetition_penalty"]) == (0.0, 0, 1.5)
@@ -110,30 +110,30 @@ def test_sampling_arguments_for_vllm():
     assert sampling_arguments(request(sampling={"ignore_eos": True}), {END})["stop_token_ids"] == []
 
 
-def test_a_temperature_that_vllm_does_not_take_is_refused():
+def test_a_temperature_that_vllm_does_not_support_is_refused():
     check_sampling(SamplingParams(seed=1, temperature=2.0))
     with pytest.raises(InvalidField, match=r"sampling\.temperature must be at most 2"):
         check_sampling(SamplingParams(seed=1, temperature=2.1))
 
 
-def test_grammar_arguments_for_vllm():
+def test_a_grammar_becomes_vllms_parameters():
     assert grammar_arguments(Grammar("lark", "start: /a/"))["grammar"].endswith("start: /a/")
     assert '"type": "object"' in grammar_arguments(Grammar("json_schema", '{"type": "object"}'))["json"]
 
 
-def test_log_probabilities_are_ranked_and_forbidden_tokens_left_out():
+def test_log_probabilities_are_ranked_without_forbidden_tokens():
     found = {
         7: SimpleNamespace(logprob=-3.0, rank=4),
         1: SimpleNamespace(logprob=-0.5, rank=1),
         3: SimpleNamespace(logprob=float("-inf"), rank=2),
     }
-    told = token_logprob(7, found, 2)
-    assert (told.token.token_id, told.token.logprob) == (7, -3.0)
-    assert [candidate.token_id for candidate in told.top] == [1]
+    reported = token_logprob(7, found, 2)
+    assert (reported.token.token_id, reported.token.logprob) == (7, -3.0)
+    assert [candidate.token_id for candidate in reported.top] == [1]
 
 
 class Letters:
-    """A TextStream: each token is a letter."""
+    """A TextStream in which each token is a letter."""
 
     stop_string = None
 
@@ -145,7 +145,7 @@ class Letters:
 
 
 class Script:
-    """In place of VllmClient: every request is given the tokens 0, 1, 2… when the test says `go`, and then its end."""
+    """A fake of VllmClient that gives every request the tokens 0, 1, 2… and its end after `go`."""
 
     vocab_size, num_blocks, end_ids = 26, 10, frozenset({25})
 
@@ -207,7 +207,7 @@ async def test_slots_go_to_accounts_in_turn_and_vllm_has_no_queue(engine, script
     assert engine.num_running == engine.num_waiting == engine.num_in_flight == 0
 
 
-async def test_who_leaves_is_aborted_and_the_next_one_starts(engine, script):
+async def test_a_cancelled_request_is_aborted_and_the_next_one_starts(engine, script):
     first = [engine.submit(request("a"), Letters()) for _ in range(2)]
     engine.submit(request("b"), Letters())
     await asyncio.sleep(0.01)
@@ -217,7 +217,7 @@ async def test_who_leaves_is_aborted_and_the_next_one_starts(engine, script):
     assert (script.closed, script.started) == (["a"], ["a", "a", "b"])
 
 
-async def test_a_time_limit_ends_a_reply_that_runs_and_one_that_waits(engine, script):
+async def test_a_time_limit_ends_running_and_waiting_replies(engine, script):
     replies = [engine.submit(request(time_limit_seconds=0.05), Letters()) for _ in range(3)]
     async with asyncio.timeout(5):
         ended = await asyncio.gather(*map(events, replies))
@@ -225,13 +225,15 @@ async def test_a_time_limit_ends_a_reply_that_runs_and_one_that_waits(engine, sc
     assert [type(event) for event in ended[0]] == [Started, Delta, Completed] and len(ended[2]) == 1
 
 
-async def test_end_of_vllm_fails_every_reply_and_calls_on_broken(script):
-    told = asyncio.Event()
-    engine = VllmEngine(script, limits=CapacityLimits(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=told.set)
+async def test_when_vllm_ends_every_reply_fails_and_the_engine_is_broken(script):
+    reported = asyncio.Event()
+    engine = VllmEngine(
+        script, limits=CapacityLimits(slots=1, waiting_seqs=8, waiting_tokens=100), on_broken=reported.set
+    )
     replies = [engine.submit(request(), Letters()) for _ in range(2)]
     script.is_dead = True
     async with asyncio.timeout(5):
-        await told.wait()
+        await reported.wait()
         for reply in replies:
             with pytest.raises(GenerationFailed):
                 await events(reply)

@@ -1,4 +1,4 @@
-"""Tokens per second by number of streams as an SVG: one panel for each kind of weights, one line for each peer."""
+"""Draws tokens per second by number of streams as an SVG: one panel for each kind of weights, one line for each peer."""
 
 from typing import Any
 from xml.sax.saxutils import escape
@@ -12,6 +12,7 @@ _Series = list[tuple[int, dict[str, Any]]]  # position on the x axis, tokens/s w
 
 
 def throughput(document: Document) -> str:
+    """Return the chart as SVG. `document` is a file of results."""
     streams: list[int] = document["size"]["streams"]
     panels = {weights: _series(document, weights, streams) for weights in _PANELS}
     panels = {weights: lines for weights, lines in panels.items() if lines}
@@ -77,7 +78,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _round_up(value: float) -> float:
-    """To 1, 2, 4, 6 or 8 times a power of ten, which halves well."""
+    """Round up to 1, 2, 4, 6, 8 or 10 times a power of ten, so that half of it is a round number too."""
     power = 1.0
     while value > power * 10:
         power *= 10

@@ -1,4 +1,4 @@
-"""What is asked of a peer and what came back, as values that travel between processes as JSON.
+"""Requests to a peer and records of its replies, as values that travel between processes as JSON.
 
 Times are seconds of time.perf_counter, which all processes of one machine share; counts are tokens.
 """
@@ -12,14 +12,14 @@ OUT_OF_TIME = "no end after"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt: `text` with its token ids, or a conversation (`messages`), which the peer puts into its chat template."""
+    """A prompt: `text` with its token ids, or a conversation (`messages`), to which the peer applies its chat template."""
 
     max_tokens: int  # the reply's forced length
     text: str = ""
     prompt_ids: list[int] = field(default_factory=list)
     messages: list[dict[str, str]] | None = None
-    schema: dict[str, Any] | None = None  # the reply must begin a document of it; Tailrace alone is asked for that
-    after_events: int = 0  # start when each earlier request has had this many events; 0: at once
+    schema: dict[str, Any] | None = None  # JSON Schema that the reply follows; sent to Tailrace alone
+    after_events: int = 0  # start when each earlier request has had this many events; 0: immediately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,29 +38,29 @@ class Load:
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """One reply as its client saw it."""
+    """A reply as its client saw it. Times in seconds of time.perf_counter."""
 
     start: float
     events: list[float] = field(default_factory=list)  # arrival of each event that carried text
     completion_tokens: int = 0
-    prompt_tokens: int | None = None  # as the peer counted them; None: it did not say
+    prompt_tokens: int | None = None  # as the peer counted them; None if it sent no count
     text: str = ""
     error: str | None = None
 
     @property
     def ttft_s(self) -> float:
-        """Time to first token."""
+        """Time to first token, in seconds."""
         return self.events[0] - self.start
 
     @property
     def gaps_s(self) -> list[float]:
-        """Inter-token latencies. An event that carries several tokens counts as one event."""
+        """Inter-token latencies in seconds. An event that carries several tokens counts as one event."""
         return [after - before for before, after in zip(self.events, self.events[1:], strict=False)]
 
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """A load's records in the order of its requests, and the CPU seconds that asking took."""
+    """A load's records in the order of its requests, and the CPU seconds that the client took."""
 
     records: list[Record]
     client_cpu_s: float

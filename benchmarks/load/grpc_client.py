@@ -1,4 +1,5 @@
-"""Asks the inference server directly over gRPC, as an internal service would. A process of its own; JSON in and out."""
+"""Requests streams from the inference server over gRPC, as an internal service would. A process of its own; JSON in and
+out."""
 
 import asyncio
 import json
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from benchmarks.load import Load, Outcome, Record, Request
+from benchmarks.load.load import Load, Outcome, Record, Request
 from tailrace.v1.inference_pb2 import Chat, ChatTurn, RunRequest, Sampling
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 

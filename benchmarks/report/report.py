@@ -1,16 +1,16 @@
-"""Results (JSON) to the README's section and to the chart. Pure but for `write`; every figure is a median over rounds.
+"""Writes results (JSON) as the tables of docs/benchmarks.md and as the chart. Only `write` does I/O.
 
-Times in milliseconds or seconds as the heading says; after each median, the least and the largest round in brackets.
+Every figure is a median over rounds, followed by the least and the largest round in brackets. Headings name the units.
 """
 
 from pathlib import Path
 from typing import Any
 
-from benchmarks import chart
 from benchmarks.processes import ROOT
+from benchmarks.report import chart
 
-README = ROOT / "README.md"
-CHART = Path(__file__).parent / "results" / "throughput.svg"
+PAGE = ROOT / "docs" / "benchmarks.md"
+CHART = ROOT / "docs" / "images" / "throughput.svg"
 BEGIN = "<!-- benchmark: written by `python -m benchmarks --report`; do not edit -->"
 END = "<!-- /benchmark -->"
 NONE = "–"
@@ -21,39 +21,40 @@ Document = dict[str, Any]
 
 
 def write(document: Document, results: Path) -> None:
-    """The chart, and the README's section between its two marks, which must be there."""
+    """Write the chart, and the section of docs/benchmarks.md between its two marks. Exits if a mark is missing."""
     CHART.write_text(chart.throughput(document), encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"README.md lacks the marks {BEGIN} and {END}: put them where the figures belong")
-    links = f"![Tokens per second by number of streams]({CHART.relative_to(ROOT).as_posix()})\n\n"
+        raise SystemExit(f"{PAGE} lacks the marks {BEGIN} and {END}: add them where the figures belong")
+    links = f"![Tokens per second by number of streams]({CHART.relative_to(PAGE.parent).as_posix()})\n\n"
     if results.resolve().is_relative_to(ROOT):
-        links += f"All figures: [{results.name}]({results.resolve().relative_to(ROOT).as_posix()}).\n"
-    README.write_text(f"{before}{BEGIN}\n{table(document)}\n{links}{END}{after}", encoding="utf-8")
+        links += f"All figures: `{results.resolve().relative_to(ROOT).as_posix()}`.\n"
+    PAGE.write_text(f"{before}{BEGIN}\n{table(document)}\n{links}{END}{after}", encoding="utf-8")
 
 
 def table(document: Document) -> str:
-    """The README's section in Markdown, without the chart."""
+    """Return the section in Markdown, without the chart."""
     parts = [_heading(document), _throughput(document), _waiting(document), _cost(document), _bridge(document)]
     parts += [_ratios(document), _missing(document)]
     return "\n".join(part for part in parts if part)
 
 
 def spread(document: Document, peer: str, case: str, figure: str) -> dict[str, Any] | None:
-    """Median, min and max, or None where nothing was measured."""
+    """Return median, min and max, or None if nothing was measured."""
     found: dict[str, Any] | None = document["peers"].get(peer, {}).get("cases", {}).get(case, {}).get(figure)
     return found
 
 
 def median(document: Document, peer: str, case: str, figure: str) -> float | None:
+    """Return the median, or None if nothing was measured."""
     found = spread(document, peer, case, figure)
     return None if found is None else found["median"]
 
 
 def number(value: float) -> str:
-    """Three digits that mean something, thousands with commas."""
+    """Format a value with three significant digits, thousands with commas."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -70,7 +71,7 @@ def _cell(document: Document, peer: str, case: str, figure: str) -> str:
 
 
 def _rows(document: Document, columns: list[tuple[str, str, str]]) -> str:
-    """`columns`: heading, case, figure. Peers without any of them have no row."""
+    """Return a table. `columns` are heading, case and figure. Peers without any of the figures have no row."""
     lines = [
         "| weights | | " + " | ".join(heading for heading, _, _ in columns) + " |",
         "|---|---|" + "---|" * len(columns),
@@ -141,9 +142,9 @@ def _cost(document: Document) -> str:
 def _bridge(document: Document) -> str:
     lines = []
     ways = [("REST and SSE", "tailrace-16bit", "rest"), ("gRPC", "tailrace-16bit", "grpc")]
-    for title, peer, door in [*ways, ("engine in process", "engine-16bit", "process")]:
-        cells = [_cell(document, peer, f"share-{door}-1", "ttft_p50_ms")]
-        cells += [_cell(document, peer, f"share-{door}-{n}", "tokens_per_s") for n in document["size"]["streams"][1:]]
+    for title, peer, client in [*ways, ("engine in process", "engine-16bit", "process")]:
+        cells = [_cell(document, peer, f"share-{client}-1", "ttft_p50_ms")]
+        cells += [_cell(document, peer, f"share-{client}-{n}", "tokens_per_s") for n in document["size"]["streams"][1:]]
         if any(cell != NONE for cell in cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     if lines:
@@ -164,8 +165,8 @@ def _bridge(document: Document) -> str:
     if len(known) == len(figures):
         speed, paced, rest, grpc = known
         text += (
-            f"\nOver an instant engine and 64 streams the bridge passes on {number(speed)} tokens per CPU second "
-            f"({number(paced)} when each stream gets one every 25 ms) and adds {number(rest - grpc)} ms to the TTFT.\n"
+            f"\nOver an instant engine and 64 streams the bridge passes on {number(speed)} tokens per CPU second, or "
+            f"{number(paced)} when each stream gets one every 25 ms. It adds {number(rest - grpc)} ms to the TTFT.\n"
         )
     text += _constraint(document)
     waiting = [median(document, "tailrace-one-slot", "waiting", f"{role}_kib_per_request") for role in _ROLES]
@@ -188,7 +189,7 @@ def _constraint(document: Document) -> str:
     return f"\nHolding a reply to a JSON Schema costs for each token {', '.join(parts)}.\n" if parts else ""
 
 
-# What is divided by what: title, case, figure, over which peers.
+# Ratios of one peer's figure to another's: title, case, figure, both peers.
 _OVER_PEERS = [
     ("1 stream, int4, tokens/s: Tailrace to llama.cpp", "short-1", "tokens_per_s", "tailrace-int4", "llama.cpp"),
     ("1 stream, int8, tokens/s: Tailrace to bitsandbytes", "short-1", "tokens_per_s", "tailrace-int8", "generate-int8"),
@@ -201,7 +202,7 @@ _OVER_PEERS = [
     ("TTFT of 1,500 tokens, 16-bit: Tailrace to vLLM", "long-1", "ttft_p50_ms", "tailrace-16bit", "vllm"),
     ("TTFT of 1,500 tokens, int4: Tailrace to llama.cpp", "long-1", "ttft_p50_ms", "tailrace-int4", "llama.cpp"),
 ]
-# The same over two figures of one peer: title, peer, case and figure above and below.
+# Ratios of two figures of one peer: title, peer, case and figure of numerator and denominator.
 _WITHIN = [
     ("Tailrace, 16-bit, TTFT: second turn to first", "tailrace-16bit", "turns/second_ttft_ms", "turns/first_ttft_ms"),
     ("Tailrace, int4, TTFT: second turn to first", "tailrace-int4", "turns/second_ttft_ms", "turns/first_ttft_ms"),

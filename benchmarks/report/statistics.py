@@ -1,4 +1,4 @@
-"""Figures from records, and medians with spreads from rounds. Pure; knows no peer.
+"""Computes figures from records, and medians with spreads from rounds. Does no I/O and does not depend on the peers.
 
 Units are in the names: _s seconds, _ms milliseconds, _mib mebibytes.
 """
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.load import Record
+from benchmarks.load.load import Record
 
 Figures = dict[str, float]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear interpolation between the two nearest ranks. Raises ValueError without values."""
+    """Interpolate linearly between the two nearest ranks. Raises ValueError if `values` is empty."""
     if not values:
         raise ValueError("no values")
     ordered = sorted(values)
@@ -24,7 +24,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def summary(records: Sequence[Record]) -> Figures:
-    """What a load shows: tokens/s over the whole load (from the first start to the last event), TTFT and ITL."""
+    """Return tokens/s over the whole load (from the first start to the last event), TTFT and ITL."""
     tokens = sum(record.completion_tokens for record in records)
     seconds = max(record.events[-1] for record in records) - min(record.start for record in records)
     ttfts = [record.ttft_s * 1e3 for record in records]
@@ -42,12 +42,12 @@ def summary(records: Sequence[Record]) -> Figures:
 
 
 def step_ms(records: Sequence[Record]) -> float:
-    """Median over the replies of the time that one token took after the first; needs replies of two tokens or more."""
+    """Return the median over the replies of the time per token after the first. Each reply needs two tokens or more."""
     return median((record.events[-1] - record.events[0]) / (record.completion_tokens - 1) * 1e3 for record in records)
 
 
 def arrival(streams: Sequence[Record], late: Record) -> Figures:
-    """How running streams fare while a long prompt arrives: gaps before it, and gaps that overlap its prefill."""
+    """Return the gaps of running streams before a long prompt arrives, and those that overlap its prefill."""
     before, during = [], []
     for record in streams:
         for start, end in zip(record.events, record.events[1:], strict=False):
@@ -68,7 +68,7 @@ def arrival(streams: Sequence[Record], late: Record) -> Figures:
 
 
 def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, Any]]:
-    """Median, least, largest and all values of each figure that the rounds have."""
+    """Return median, least, largest and all values of each figure that the rounds have."""
     names = dict.fromkeys(name for figures in rounds for name in figures)
     return {name: _spread([figures[name] for figures in rounds if name in figures]) for name in names}
 

@@ -1,7 +1,7 @@
-"""Asks one HTTP server for many streams at once and notes when their events arrive. A process of its own; JSON in and out.
+"""Requests many streams from one HTTP server and notes when their events arrive. A process of its own; JSON in and out.
 
-While the streams run it only keeps the bytes and their times: what they mean is read afterwards, so that the client takes
-as little as it can of the CPU that the server needs.
+While the streams run it only keeps the bytes and their times, and parses them afterwards. So the client takes as little
+as possible of the CPU that the server needs.
 """
 
 import asyncio
@@ -10,14 +10,14 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.dialects import Dialect, dialect
-from benchmarks.load import OUT_OF_TIME, Load, Outcome, Record, Request
+from benchmarks.load.dialects import Dialect, dialect
+from benchmarks.load.load import OUT_OF_TIME, Load, Outcome, Record, Request
 
 _DONE = b"data: [DONE]"
 
 
 class Stream(asyncio.Protocol):
-    """One request on one connection."""
+    """A connection with a single request."""
 
     def __init__(self, request: bytes, progress: asyncio.Event) -> None:
         self._request = request
@@ -59,7 +59,7 @@ def _http(port: int, path: str, body: dict[str, Any]) -> bytes:
 
 
 async def ask(port: int, style: Dialect, load: Load) -> list[Record]:
-    """One record for each request; what did not end in time has an error."""
+    """Return a record for each request. A request that did not end in time has an error."""
     loop = asyncio.get_running_loop()
     progress = asyncio.Event()
     streams: list[Stream] = []

@@ -1,25 +1,27 @@
-"""How each HTTP server is asked for a stream of forced length, and how its events are read. Pure."""
+"""Builds each HTTP server's request for a stream of forced length, and parses its events. Does no I/O."""
 
 import json
 from abc import ABC, abstractmethod
 from typing import Any
 
-from benchmarks.load import Record, Request
+from benchmarks.load.load import Record, Request
 
 Reads = list[tuple[float, bytes]]
 
 
 class Dialect(ABC):
+    """Requests and events of one kind of HTTP server."""
+
     def __init__(self, fields: dict[str, Any]) -> None:
         self.fields = fields
 
     @abstractmethod
     def request(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """Path and body."""
+        """Return the request's path and JSON body."""
 
     @abstractmethod
     def text(self, event: dict[str, Any]) -> str:
-        """What an event adds to the reply; may be empty."""
+        """Return the text that an event adds to the reply; may be empty."""
 
     def count(self, event: dict[str, Any], request: Request, record: Record) -> None:
         """Take the token counts from an event that has them."""
@@ -28,6 +30,7 @@ class Dialect(ABC):
             record.completion_tokens = usage["completion_tokens"]
 
     def record(self, request: Request, start: float, reads: Reads) -> Record:
+        """Return the reply's record from the bytes that arrived."""
         record = Record(start=start)
         status, events = events_of(reads)
         for arrived, event in events:
@@ -46,7 +49,7 @@ class Dialect(ABC):
 
 
 class WorkersAi(Dialect):
-    """Tailrace's bridge. The length is forced by a server that was started to ignore end tokens (launch_server.py)."""
+    """Tailrace's bridge. The server ignores end tokens (launch_server.py), so that replies have the requested length."""
 
     def request(self, request: Request) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {"stream": True, "max_tokens": request.max_tokens, "temperature": 0}
@@ -63,7 +66,7 @@ class WorkersAi(Dialect):
 
 
 class Vllm(Dialect):
-    """vLLM takes token ids and ignores end tokens when asked to."""
+    """vLLM's server, which takes token ids and ignores end tokens on request."""
 
     def request(self, request: Request) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {
@@ -84,8 +87,10 @@ class Vllm(Dialect):
 
 
 class LlamaCpp(Vllm):
-    """llama-cpp-python's server takes text, and end tokens are kept out by a bias. It sends no usage with a stream: a
-    reply that it ended for its length has the length that was asked for."""
+    """llama-cpp-python's server, which takes text. A logit bias prevents end tokens.
+
+    It sends no usage with a stream: a reply that it ended for its length has the requested length.
+    """
 
     def request(self, request: Request) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {
@@ -109,11 +114,12 @@ _DIALECTS: dict[str, type[Dialect]] = {"workers-ai": WorkersAi, "vllm": Vllm, "l
 
 
 def dialect(name: str, fields: dict[str, Any]) -> Dialect:
+    """Return the dialect `name`. `fields` are those of the server, such as its model."""
     return _DIALECTS[name](fields)
 
 
 def events_of(reads: Reads) -> tuple[int, list[tuple[float, str]]]:
-    """HTTP status and server-sent events, each with the time at which its last byte had arrived."""
+    """Return the HTTP status and the server-sent events, each with the arrival time of its last byte."""
     head, separator, _ = b"".join(data for _, data in reads).partition(b"\r\n\r\n")
     if not separator:
         return 0, []
@@ -130,12 +136,12 @@ def events_of(reads: Reads) -> tuple[int, list[tuple[float, str]]]:
 
 
 class _Body:
-    """Takes the framing off a chunked body, piece by piece."""
+    """Removes the framing of a chunked body, piece by piece."""
 
     def __init__(self, *, is_chunked: bool) -> None:
         self._is_chunked = is_chunked
         self._waiting = b""
-        self._left = 0  # bytes of the chunk that have not come yet, its line end included
+        self._left = 0  # bytes of the chunk that have not arrived yet, its line end included
 
     def feed(self, data: bytes) -> bytes:
         if not self._is_chunked:

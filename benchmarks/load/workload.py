@@ -1,6 +1,6 @@
-"""Prompts of exact lengths in tokens, cut from shuffled sentences of the corpus; no two begin alike.
+"""Cuts prompts of exact lengths in tokens from shuffled sentences of the corpus. No two begin alike.
 
-A prompt that began like an earlier one would be served from a prefix cache: only the scenario that is about that does so.
+A prompt that began like an earlier one would be served from a prefix cache. Only the scenario `turns` measures that.
 """
 
 import random
@@ -11,21 +11,21 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-CORPUS = Path(__file__).parent.parent / "tests" / "exact" / "corpus.txt"
+CORPUS = Path(__file__).parents[2] / "tests" / "exact" / "corpus.txt"
 SHORT_TOKENS = 30
 LONG_TOKENS = 1500
 
 
 class Workload:
-    """Everything follows from `seed`: the same prompts in the same order."""
+    """A source of prompts. The same `seed` gives the same prompts in the same order."""
 
     def __init__(self, folder: Path, seed: str) -> None:
-        """`folder`: of the model that every peer serves, with its tokenizer.json."""
+        """`folder` is that of the model that every peer serves, with its tokenizer.json."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._random = random.Random(seed)
 
     def prompt(self, num_tokens: int) -> tuple[str, list[int]]:
-        """A text and its ids, `num_tokens` of them however it is tokenised again."""
+        """Return a text and its ids, `num_tokens` of them, also when the text is tokenized again."""
         for words in self._texts():
             ids = self._encode(words)[:num_tokens]
             text = self._tokenizer.decode(ids)

@@ -1,0 +1,178 @@
+"""The commands run, chat and models: send requests through a `Client` and show the replies in a terminal.
+
+Does not depend on a transport: rest.py and rpc.py contain the clients.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from tailrace_cli.errors import Failure, Refusal
+from tailrace_cli.output import write
+
+# Control characters, which a terminal would execute. A reply keeps its line ends and tabs.
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request for a reply. Where a field is None or empty, the server's default applies.
+
+    Attributes:
+        model: Name of the model.
+        prompt: The newest message of the user, or the text to continue if `raw`.
+        system: The system message; empty: none.
+        raw: True to continue `prompt` without a chat template.
+        max_tokens: Longest reply, in tokens.
+        temperature: 0 to 5.
+        seed: Seed of the random numbers.
+        turns: Role and content of the earlier messages, oldest first.
+    """
+
+    model: str
+    prompt: str
+    system: str = ""
+    raw: bool = False
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:
+        """Role and content of every message of the conversation, the prompt last."""
+        system = [("system", self.system)] if self.system else []
+        return [*system, *self.turns, ("user", self.prompt)]
+
+
+@dataclass(slots=True)
+class ReplyStats:
+    """Token counts and times of one reply, as this process measures them.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt; known when the reply is complete.
+        completion_tokens: Tokens of the reply; known when the reply is complete.
+        started: `time.monotonic` of the request, in seconds.
+        first: The same of the first piece of text; None before it.
+        last: The same of the last piece of text; None before it.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    last: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.prompt_tokens} prompt + {self.completion_tokens} completion tokens"]
+        if self.first is not None and self.last is not None:
+            parts.append(f"first token after {self.first - self.started:.2f} s")
+            if self.completion_tokens > 1 and self.last > self.first:
+                parts.append(f"{(self.completion_tokens - 1) / (self.last - self.first):.1f} tokens/s")
+        return " · ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLine:
+    """A model as `tailrace models` lists it. Lengths are in tokens; 0 means unknown."""
+
+    name: str
+    description: str
+    context_length: int
+    sequence_length: int
+
+
+class Client(Protocol):
+    """A connection to the models. Both methods raise Failure and Refusal."""
+
+    def stream(self, request: Request, stats: ReplyStats) -> Iterator[str]:
+        """Yield the reply's text piece by piece, and set the token counts of `stats` at the end.
+
+        Closing the iterator cancels the request.
+        """
+
+    def models(self) -> list[ModelLine]:
+        """Return the models that the server has, in the order of its catalog."""
+
+
+def run(client: Client, request: Request, *, shows_stats: bool) -> None:
+    """Print one reply while it is generated; with `shows_stats`, its token counts and times on stderr."""
+    stats = ReplyStats()
+    _print_reply(client, request, stats)
+    if shows_stats:
+        print(_dim(str(stats)), file=sys.stderr)
+
+
+def chat(client: Client, request: Request) -> None:
+    """Hold a conversation until an empty line or the end of the input.
+
+    A refused message is reported on stderr, and the conversation continues without it.
+
+    Args:
+        client: Connection to the models.
+        request: The options; its prompt and turns are not used. Without a model, the first one is used.
+    """
+    model = request.model or _first_model(client)
+    print(_dim(f"Talking to {model}. An empty line ends, Ctrl-C cuts a reply short."), file=sys.stderr)
+    turns: list[tuple[str, str]] = []
+    while prompt := _read_line():
+        stats = ReplyStats()
+        try:
+            text = _print_reply(client, replace(request, model=model, prompt=prompt, turns=tuple(turns)), stats)
+        except Refusal as error:
+            print(error, file=sys.stderr)
+            continue
+        except KeyboardInterrupt:
+            write()
+            continue
+        turns += [("user", prompt), ("assistant", text)]
+        print(_dim(str(stats)), file=sys.stderr)
+
+
+def models(client: Client) -> None:
+    """Print every model with its description and its limits in tokens."""
+    for model in client.models():
+        write(model.name)
+        if model.description:
+            write(f"    {model.description}")
+        write(f"    {model.context_length} tokens in, {model.sequence_length} out")
+
+
+def _first_model(client: Client) -> str:
+    known = client.models()
+    if not known:
+        raise Failure("This server has no models.")
+    return known[0].name
+
+
+def _read_line() -> str:
+    try:
+        return input(_dim("> ") if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _print_reply(client: Client, request: Request, stats: ReplyStats) -> str:
+    """Print the reply and return its text."""
+    pieces = []
+    stream = client.stream(request, stats)
+    try:
+        for piece in stream:
+            stats.last = time.monotonic()
+            stats.first = stats.first or stats.last
+            pieces.append(piece)
+            write(piece.translate(_CONTROLS) if sys.stdout.isatty() else piece, end="")
+    finally:
+        # After Ctrl-C or a failed write no more text is read. Closing the stream frees the server's slot immediately.
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+        if pieces:
+            write()
+    return "".join(pieces)
+
+
+def _dim(text: str) -> str:
+    return f"\033[2m{text}\033[0m" if sys.stderr.isatty() else text

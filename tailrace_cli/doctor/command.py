@@ -1,0 +1,39 @@
+"""The command `tailrace doctor`: checks this machine, the settings and the running services, and prints a report."""
+
+from functools import partial
+
+from tailrace_cli.doctor import configuration, machine, network
+from tailrace_cli.doctor.finding import Check
+from tailrace_cli.output import write
+
+_MARKS = {True: "ok", False: "WRONG", None: ""}
+
+
+def doctor(url: str | None, token: str) -> int:
+    """Print every finding as soon as its check is done.
+
+    Args:
+        url: URL of the bridge; None: the environment's.
+        token: API token to try; empty: none.
+
+    Returns:
+        The exit code: 1 if the user must change something, else 0.
+    """
+    sections: list[tuple[str, Check]] = [
+        ("This machine", machine.machine),
+        ("Packages", machine.packages),
+        ("Settings", configuration.settings),
+        ("Models", configuration.models),
+        ("API tokens", configuration.tokens),
+        ("Addresses", network.addresses),
+        ("The running stack", partial(network.stack, url, token)),
+    ]
+    is_healthy = True
+    for title, check in sections:
+        write(title)
+        for finding in check():
+            is_healthy = is_healthy and finding.is_ok is not False
+            write(f"  {_MARKS[finding.is_ok]:5} {finding.text}")
+            if finding.advice:
+                write(f"        {finding.advice}")
+    return 0 if is_healthy else 1

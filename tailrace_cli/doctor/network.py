@@ -1,0 +1,92 @@
+"""Checks of the network: the addresses of the services, the running bridge, the API token."""
+
+import http.client
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+from tailrace_cli.doctor.finding import Finding
+from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, bridge_url, variable
+from tailrace_cli.errors import Failure
+from tailrace_shared.addresses import split_address
+
+# Requests bypass proxies: the bridge is near.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_TIMEOUT_SECONDS = 5.0
+_ANY_HOSTS = ("0.0.0.0", "::")
+
+
+def addresses() -> Iterator[Finding]:
+    """Report which addresses of the services are in use on this machine."""
+    for name, default in {
+        "TAILRACE_HTTP_ADDRESS": DEFAULT_HTTP_ADDRESS,
+        "TAILRACE_GRPC_ADDRESS": DEFAULT_GRPC_ADDRESS,
+    }.items():
+        address = variable(name, default)
+        try:
+            host, port = split_address(address)
+        except ValueError as error:
+            yield Finding(None, f"{name}={address} is not checked: {error}")
+            continue
+        if _is_in_use(host, port):
+            yield Finding(None, f"{address} is in use", f"If another program than Tailrace listens there, set {name}.")
+        else:
+            yield Finding(None, f"{address} is free")
+
+
+def stack(url: str | None, token: str) -> Iterator[Finding]:
+    """Check whether the bridge is ready and accepts the token.
+
+    Args:
+        url: URL of the bridge; None: the environment's.
+        token: API token; empty: none.
+    """
+    try:
+        url = url or bridge_url()
+    except Failure:
+        yield Finding(None, "not checked, because TAILRACE_HTTP_ADDRESS is wrong")
+        return
+    status, answer = _get(f"{url}/readyz", token)
+    if status is None:
+        yield Finding(None, f"no bridge answers at {url}", "Start one with `tailrace serve`.")
+        return
+    if status != 200:
+        yield Finding(False, f"{url}: {answer.get('reason', status)}", "The server's log has the details.")
+        return
+    yield Finding(True, f"the bridge at {url} is ready")
+    status, answer = _get(f"{url}/client/v4/user/tokens/verify", token or "any-token")
+    if status == 200:
+        yield Finding(True, "the token is accepted")
+        return
+    errors: Any = answer.get("errors") or [{}]
+    advice = "Pass a valid one with --token or TAILRACE_TOKEN. `tailrace token ACCOUNT` makes one."
+    yield Finding(False, f"the token is refused: {errors[0].get('message')}", advice)
+
+
+def _is_in_use(host: str, port: int) -> bool:
+    """Return True if a program accepts connections at the address."""
+    try:
+        with socket.create_connection(("127.0.0.1" if host in _ANY_HOSTS else host, port), timeout=_TIMEOUT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _get(url: str, token: str) -> tuple[int | None, dict[str, object]]:
+    """Return status and JSON of a response; no status if the server does not answer in HTTP."""
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the user's own address)
+        with _OPENER.open(request, timeout=_TIMEOUT_SECONDS) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            try:
+                return error.code, json.load(error)
+            except ValueError:
+                return error.code, {}
+    except (OSError, ValueError, http.client.HTTPException):
+        return None, {}

@@ -1,0 +1,60 @@
+"""Environment variables that the command reads itself, with their defaults. An empty variable counts as unset."""
+
+import os
+
+from tailrace_cli.errors import Failure
+from tailrace_shared.addresses import split_address
+
+DEFAULT_URL = "http://127.0.0.1:8787"
+DEFAULT_HTTP_ADDRESS = "127.0.0.1:8787"
+DEFAULT_GRPC_ADDRESS = "127.0.0.1:50051"
+# The address to call where a service listens on all interfaces.
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
+
+HELP = """\
+environment variables:
+  TAILRACE_URL            URL of the bridge, for run, chat, models and doctor
+  TAILRACE_TOKEN          API token, for run, chat, models and doctor
+  TAILRACE_HTTP_ADDRESS   address of the bridge as host:port; takes precedence over TAILRACE_URL
+  TAILRACE_GRPC_ADDRESS   address of the inference server as host:port, for --grpc
+  TAILRACE_GRPC_TOKEN     bearer token of the inference server, for --grpc
+  TAILRACE_GRPC_TLS_CA, TAILRACE_GRPC_TLS_CLIENT_CERT, TAILRACE_GRPC_TLS_CLIENT_KEY, TAILRACE_GRPC_TLS_SERVER_NAME
+                          TLS to the inference server, for --grpc, as the bridge uses it
+`tailrace serve` passes all settings (TAILRACE_*) to both services. Options take precedence over variables."""
+
+
+def variable(name: str, default: str = "") -> str:
+    """Return the value of an environment variable, or `default` if it is unset or empty."""
+    return os.environ.get(name) or default
+
+
+def http_address() -> str:
+    """Return host:port at which a client on this machine reaches the bridge.
+
+    Raises:
+        Failure: TAILRACE_HTTP_ADDRESS is not an address.
+    """
+    name = "TAILRACE_HTTP_ADDRESS"
+    address = variable(name, DEFAULT_HTTP_ADDRESS)
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise Failure(f"{name}={address}: {error}.") from None
+    host = _ANY_HOST.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def bridge_url() -> str:
+    """Return the URL of the bridge by TAILRACE_HTTP_ADDRESS, else TAILRACE_URL, else the default.
+
+    Raises:
+        Failure: TAILRACE_HTTP_ADDRESS is not an address.
+    """
+    if variable("TAILRACE_HTTP_ADDRESS"):
+        return f"http://{http_address()}"
+    return variable("TAILRACE_URL", DEFAULT_URL)
+
+
+def grpc_address() -> str:
+    """Return host:port of the inference server; of several servers, the first."""
+    return variable("TAILRACE_GRPC_ADDRESS", DEFAULT_GRPC_ADDRESS).partition(",")[0]

@@ -1,0 +1,319 @@
+"""Weights from a GGUF file and from a hub."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from inference_server.weights.download import local_folder
+from inference_server.weights.loader import silence_libraries
+from inference_server.weights.source import Weights
+from tailrace_shared.config_errors import ConfigurationError
+from tests.inference_server.weights.loading import load, logits
+from tests.support.fakes import llama_tokenizer
+
+# GGUF.
+
+
+def write_gguf(path: Path, model) -> Path:
+    """Write the tiny Llama as llama.cpp does: rows of queries and keys reordered, a byte-level tokenizer."""
+    config, weights = model.config, model.state_dict()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    words = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), "ab"]
+    words += [f"word{index}" for index in range(config.vocab_size - len(words))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(words)
+    writer.add_token_types([3, 3, 3, *[1] * (len(words) - 3)])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in weights.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config.num_attention_heads
+            tensor = tensor.reshape(heads, 2, -1, tensor.shape[-1]).swapaxes(1, 2).reshape(tensor.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tiny_model, tmp_path_factory):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama-2"))
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", model)
+
+
+def converted(cache_dir):
+    return sorted(path.name for path in (cache_dir / "converted").iterdir())
+
+
+def test_a_gguf_file_answers_like_its_source_model(gguf_file, tiny_model, tmp_path):
+    loaded = load(Weights(path=gguf_file), tmp_path)
+    original = load(Weights(path=tiny_model("llama-2")), tmp_path)
+    assert torch.allclose(logits(loaded.model), logits(original.model), atol=1e-4)
+    assert loaded.tokenizer.decode(loaded.tokenizer("a cab 🙂")["input_ids"]) == "a cab 🙂"
+    assert len(converted(tmp_path)) == 1
+
+
+def test_a_gguf_file_is_converted_once(gguf_file, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = local_folder(Weights(path=gguf_file), tmp_path)
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert folder.parent == tmp_path / "converted"
+    assert "converting tiny.gguf (once; " in caplog.text
+    caplog.clear()
+    assert local_folder(Weights(path=gguf_file), tmp_path) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert caplog.text == ""
+
+
+def test_a_gguf_file_that_changed_is_converted_again(gguf_file, tmp_path):
+    copy = Path(shutil.copy2(gguf_file, tmp_path / "tiny.gguf"))
+    first = local_folder(Weights(path=copy), tmp_path)
+    os.utime(copy, ns=(1, 1))
+    assert local_folder(Weights(path=copy), tmp_path) != first
+    assert len(converted(tmp_path)) == 2
+
+
+class InterruptedWhileSaving:
+    """A fake model that writes half of its files and is then interrupted."""
+
+    @staticmethod
+    def from_pretrained(*_, **__):
+        return InterruptedWhileSaving()
+
+    def save_pretrained(self, folder):
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_conversion_leaves_no_folder_behind(gguf_file, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", InterruptedWhileSaving.from_pretrained)
+        local_folder(Weights(path=gguf_file), tmp_path)
+    assert converted(tmp_path) == []
+    assert (local_folder(Weights(path=gguf_file), tmp_path) / "model.safetensors").is_file()
+
+
+def test_two_parallel_conversions_get_the_same_folder(gguf_file, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: local_folder(Weights(path=gguf_file), tmp_path), range(2))
+    assert first == second
+    assert converted(tmp_path) == [first.name]
+
+
+def test_a_cut_gguf_file_is_reported_as_cut(gguf_file, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    content = gguf_file.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(ConfigurationError, match="^cannot load tiny.gguf: the file is cut or is not a GGUF file"):
+        load(Weights(path=path), tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_reported_with_its_variable(gguf_file, tmp_path):
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    with pytest.raises(ConfigurationError, match="set TAILRACE_CACHE_DIR"):
+        local_folder(Weights(path=gguf_file), tmp_path / "cache")
+
+
+def test_converting_draws_no_progress_bar(gguf_file, tmp_path, capfd):
+    silence_libraries()
+    local_folder(Weights(path=gguf_file), tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"not GGUF", b"GGUF\3\0\0\0" + bytes(16)], ids=["other", "empty"])
+def test_a_file_that_is_not_gguf_is_named_and_leaves_nothing_behind(tmp_path, content):
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="^cannot load tiny.gguf: "):
+        load(Weights(path=path), tmp_path)
+    assert converted(tmp_path) == []
+
+
+# A hub on this machine, read by a separate process, because huggingface_hub fixes its address at import.
+
+COMMIT = "a" * 40
+OUTCOMES = """
+import json, logging, pathlib, sys, torch
+from inference_server.weights.loader import silence_libraries
+from inference_server.weights.source import Weights
+from tailrace_shared.config_errors import ConfigurationError
+from inference_server.weights.loader import load_model, silence_libraries
+
+silence_libraries()
+for name in sys.argv[1:]:
+    hub, _, revision = name.partition("@")
+    weights = Weights(hub=hub, revision=revision or None)
+    try:
+        loaded = load_model(weights, "float32", device=torch.device("cpu"), cache_dir=pathlib.Path("unused"))
+        outcome = f"loaded {loaded.model.num_parameters()} parameters, {len(loaded.tokenizer)} tokens"
+    except ConfigurationError as error:
+        outcome = str(error)
+    except Exception as error:
+        outcome = f"uncaught {type(error).__name__}"
+    print(json.dumps([name, outcome]), flush=True)
+"""
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """Answers as the hub does. A model's name is the error that it causes."""
+
+    def do_GET(self):
+        path = urlsplit(self.path).path
+        self.server.paths.append(path)
+        if "/missing/" in path:
+            self.refuse(401, "RepoNotFound")
+        elif "/gated-to-everybody/" in path or ("/gated/" in path and "/resolve/" in path):
+            # A gated model: its files are listed, but a download is 401 without a token and 403 with one.
+            self.refuse(401 if "/gated/" in path else 403, "GatedRepo")
+        elif path.endswith("/revision/no-such"):
+            self.refuse(404, "RevisionNotFound")
+        elif "/breaks-off/" in path:
+            self.close_connection = True
+        elif path.startswith("/api/models/") and "/revision/" in path:
+            self.answer(json.dumps({"id": "owner/tiny", "sha": COMMIT, "siblings": []}).encode())
+        elif "/tree/" in path:
+            files = [*self.server.folder.iterdir(), Path(__file__)]  # a file that no server needs
+            entries = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
+            self.answer(json.dumps(entries).encode())
+        elif "/resolve/" in path:
+            self.answer((self.server.folder / path.rpartition("/")[2]).read_bytes(), etag=path.rpartition("/")[2])
+        else:
+            self.refuse(404, "EntryNotFound")
+
+    do_HEAD = do_GET
+
+    def answer(self, body, *, etag="x"):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def refuse(self, status, code):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class Hub(ThreadingHTTPServer):
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.folder = folder
+        self.paths = []
+
+    def client(self, home, *names, **environment):
+        """Start a process that loads each model and prints the outcome."""
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home), "NO_PROXY": "*"}
+        variables |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **environment}
+        command = [sys.executable, "-c", OUTCOMES, *names]
+        return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def hubs(tiny_model, tmp_path_factory):
+    """Run two hubs, the second for a process that must not send requests to it."""
+    hubs = [Hub(tiny_model("llama-2")) for _ in range(2)]
+    for hub in hubs:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+    yield hubs
+    for hub in hubs:
+        hub.shutdown()
+        hub.server_close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clients(hubs, tmp_path_factory):
+    """Start the processes before this file's first test, because their imports take seconds."""
+    online, offline = hubs
+    home = tmp_path_factory.mktemp("hub")
+    names = ["gated", "gated-to-everybody", "missing", "tiny@no-such", "breaks-off", "tiny"]
+    clients = [
+        online.client(home / "online", *(f"owner/{name}" for name in names), "no id at all"),
+        offline.client(home / "offline", "owner/tiny", HF_HUB_OFFLINE="1"),
+    ]
+    yield clients
+    for client in clients:
+        client.kill()
+        client.communicate()
+
+
+@pytest.fixture(scope="module")
+def outcomes(clients):
+    """Return the outcomes by model name: online, offline."""
+    outputs = [client.communicate(timeout=60) for client in clients]
+    for client, (_, stderr) in zip(clients, outputs, strict=True):
+        assert client.returncode == 0, stderr.decode()
+    return [dict(json.loads(line) for line in stdout.splitlines()) for stdout, _ in outputs]
+
+
+def test_a_model_is_loaded_from_the_hub(outcomes, hubs, tiny_model):
+    num_parameters = AutoModelForCausalLM.from_pretrained(tiny_model("llama-2")).num_parameters()
+    assert outcomes[0]["owner/tiny"] == f"loaded {num_parameters} parameters, {len(llama_tokenizer())} tokens"
+    downloaded = {path.rpartition("/")[2] for path in hubs[0].paths if path.startswith("/owner/tiny/resolve/")}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= downloaded
+    assert Path(__file__).name not in downloaded
+
+
+@pytest.mark.parametrize("name", ["owner/gated", "owner/gated-to-everybody"])
+def test_a_gated_models_error_names_the_token(outcomes, name):
+    assert outcomes[0][name] == (
+        f"{name} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
+    )
+
+
+def test_a_model_missing_on_the_hub_is_named(outcomes):
+    assert outcomes[0]["owner/missing"].startswith("the hub has no model owner/missing, or it is private: ")
+    assert outcomes[0]["owner/tiny@no-such"].startswith("owner/tiny has no revision 'no-such': ")
+
+
+def test_an_invalid_hub_id_is_named(outcomes):
+    assert " no id at all" in outcomes[0]["no id at all"]
+    assert ": Repo id must " in outcomes[0]["no id at all"]
+
+
+def test_offline_sends_no_request_and_names_the_variable(outcomes, hubs):
+    assert outcomes[1]["owner/tiny"].startswith("owner/tiny is not in the local cache")
+    assert "unset HF_HUB_OFFLINE" in outcomes[1]["owner/tiny"]
+    assert hubs[1].paths == []
+
+
+def test_a_connection_that_breaks_off_is_reported_as_a_failed_download(outcomes):
+    assert outcomes[0]["owner/breaks-off"].startswith("downloading owner/breaks-off failed: ")
