@@ -1,4 +1,4 @@
-"""Grafana's dashboard and Prometheus' alerts compared with the metrics that deploy/METRICS.md lists."""
+"""Grafana's dashboard and Prometheus' alerts compared with the metrics that docs/metrics.md lists."""
 
 import re
 import shutil
@@ -16,13 +16,14 @@ OTHERS = {
     "process_resident_memory_bytes": {"job"},
     "process_start_time_seconds": {"job"},
 }
+PAGE = DEPLOY.parent / "docs" / "metrics.md"
 # Prometheus adds it to each series.
 EVERYWHERE = {"instance"}
 
 
 def listed() -> dict[str, set[str]]:
     """Return the labels of each series of the table. A histogram has three series."""
-    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", (DEPLOY / "METRICS.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(tailrace_\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
     metrics = dict(OTHERS)
     for name, kind, labels in rows:
         endings = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
@@ -36,7 +37,7 @@ def test_a_query_reads_metrics_that_exist_by_labels_that_they_have(query):
     selectors = list(query.selectors())
     assert selectors
     for name, labels in selectors:
-        assert name in metrics, f"{name} is not in deploy/METRICS.md"
+        assert name in metrics, f"{name} is not in docs/metrics.md"
         assert labels <= metrics[name] | EVERYWHERE
 
 

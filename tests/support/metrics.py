@@ -1,4 +1,4 @@
-"""Reads the metrics of a service, and their table in deploy/METRICS.md."""
+"""Reads the metrics of a service, and their table in docs/metrics.md."""
 
 import re
 import urllib.request
@@ -35,6 +35,6 @@ def exposed(text: str) -> Names:
 
 
 def documented(service: str) -> Names:
-    section = (ROOT / "deploy" / "METRICS.md").read_text().partition(f"## {service}\n")[2].partition("\n## ")[0]
+    section = (ROOT / "docs" / "metrics.md").read_text().partition(f"## {service}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", section, re.MULTILINE)
     return {(name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels in rows}

@@ -2,7 +2,7 @@
 
 vLLM provides tensor and pipeline parallelism, several nodes, and models that the native engine does not support. This
 server keeps prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and returns token
-ids. deploy/VLLM.md lists the differences.
+ids. docs/vllm.md lists the differences.
 """
 
 import dataclasses
@@ -112,8 +112,8 @@ def check_installed() -> None:
     """Raise UnsupportedModel with instructions if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UnsupportedModel(
-            'engine = "vllm" needs vLLM, which is not installed here: in a new virtual environment, '
-            "run pip install '.[vllm]' in the clone (deploy/VLLM.md)"
+            'engine = "vllm" needs vLLM, which is not installed: create an environment for it, and in a clone of Tailrace '
+            "run pip install '.[vllm]' (docs/vllm.md)"
         )
 
 

@@ -1,7 +1,7 @@
 """Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
 
 These have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence penalty (reply), top_k
-before top_p, and log probabilities of the unchanged logits. deploy/VLLM.md lists the differences.
+before top_p, and log probabilities of the unchanged logits. docs/vllm.md lists the differences.
 """
 
 import json

@@ -63,7 +63,7 @@ def test_a_catalog_with_another_engine_is_refused(tmp_path, lines, said):
 async def test_without_vllm_the_error_names_the_extra(tiny_model):
     model = entry(tiny_model("llama-2"))
     model = type(model)(**{name: getattr(model, name) for name in model.__slots__} | {"engine": "vllm"})
-    with pytest.raises(ConfigurationError, match=r"tiny.*tailrace\[vllm\]"):
+    with pytest.raises(ConfigurationError, match=r"tiny.*'\.\[vllm\]'"):
         await load_all([model], Settings(device="cpu"), lambda: None)
 
 

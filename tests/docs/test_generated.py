@@ -1,0 +1,34 @@
+"""The generated sections of README.md and docs/ are those of the code. `make docs-generate` writes them."""
+
+import re
+
+import pytest
+
+from tests.docs import errors, generate, settings
+from tests.support.processes import ROOT
+
+
+@pytest.mark.parametrize("name", generate.SECTIONS)
+def test_a_generated_section_is_up_to_date(name):
+    assert generate.section(name) == generate.SECTIONS[name][1](), "run make docs-generate"
+
+
+def test_the_contract_lists_the_reasons_of_the_server():
+    assert {reason for reason, _, _ in errors.contract()} == errors.reasons()
+
+
+def test_a_field_names_its_own_group():
+    class Field:
+        json_schema_extra = {"group": "cache"}
+
+    assert settings.group_of("http_address", Field()) == "cache"
+
+
+def test_every_setting_in_the_documents_exists():
+    known = set(re.findall(r"`TAILRACE_(\w+)`", generate.section("settings")))
+    # Read by the command and by the compose files alone.
+    known |= {"URL", "TOKEN", "HTTP_PORT", "GRPC_PORT"}
+    for path in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"\bTAILRACE_(\w+)\b", path.read_text()):
+            # The misspelt example of the pages about unknown variables.
+            assert name in known or name == "API_TOKEN" or name.endswith("_"), f"{path.name}: TAILRACE_{name}"
