@@ -7,7 +7,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence as Items
 
-Key = bytes
+PrefixKey = bytes
 
 
 class BlockKeys:
@@ -25,9 +25,9 @@ class BlockKeys:
         """
         self._block_size = block_size
         self._root = hashlib.sha256(scope.encode()).digest()
-        self._keys: list[Key] = []
+        self._keys: list[PrefixKey] = []
 
-    def get(self, token_ids: Items[int], num_blocks: int) -> list[Key]:
+    def get(self, token_ids: Items[int], num_blocks: int) -> list[PrefixKey]:
         """Return the keys of the first `num_blocks` blocks of `token_ids`, which may only grow between calls."""
         while len(self._keys) < num_blocks:
             start = len(self._keys) * self._block_size

@@ -1,6 +1,6 @@
-"""How many requests an account may send: a token bucket for each, filled evenly over a minute.
+"""Limits the requests of each account per minute with token buckets of throttled-py.
 
-The buckets are throttled-py's; the accounts that were heard of longest ago are forgotten first, so memory has a bound.
+The number of buckets is limited. The accounts that have been inactive longest lose theirs first.
 """
 
 from throttled import RateLimiterType, Throttled, rate_limiter, store
@@ -11,8 +11,10 @@ _MAX_ACCOUNTS = 100_000
 
 
 class RateLimit:
+    """Token buckets of all accounts."""
+
     def __init__(self, requests_per_minute: int | None) -> None:
-        """None: as many as they like. A bucket holds a minute's worth, so that much may come at once."""
+        """Start with full buckets. A bucket allows a burst of one minute's requests. None: no limit."""
         self._limiter = None
         if requests_per_minute is not None:
             self._limiter = Throttled(
@@ -23,7 +25,7 @@ class RateLimit:
             )
 
     def take(self, account: str) -> None:
-        """Count one request. Raises RateLimited, and then does not count it."""
+        """Count one request. Raises RateLimited if the bucket is empty."""
         if self._limiter is None:
             return
         # A key may not be empty.

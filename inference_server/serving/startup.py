@@ -6,18 +6,19 @@ requests run in one batch.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
 from inference_server.engine.daemon_thread import in_daemon_thread
-from inference_server.engine.spec import EngineKey, EngineModel, EngineSpec
+from inference_server.engine.spec import EngineBuilder, EngineKey, EngineModel, EngineSpec
 from inference_server.errors import TailraceError, UnsupportedModel
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.precision import choose_device, resolve_precision
 from inference_server.progress import progress
-from inference_server.serving.catalog import CatalogEntry, builtin_template
+from inference_server.serving.catalog import CatalogEntry, EngineName, builtin_template
 from inference_server.serving.engine_factory import BUILDERS
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings
@@ -31,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 async def load_all(
-    entries: list[CatalogEntry], settings: Settings, on_broken: Callable[[], None]
+    entries: list[CatalogEntry],
+    settings: Settings,
+    on_broken: Callable[[], None],
+    builders: Mapping[EngineName, EngineBuilder[Any]] = BUILDERS,
 ) -> dict[str, HostedModel]:
     """Load every entry, start the engines, and generate a few tokens with each engine.
 
@@ -39,6 +43,7 @@ async def load_all(
         entries: The catalog's entries.
         settings: The server's settings.
         on_broken: Called when an engine has failed and cannot continue.
+        builders: Builder of each engine; tests replace them.
 
     Returns:
         The loaded models by name, in the order of `entries`.
@@ -54,7 +59,7 @@ async def load_all(
     for number, (key, group) in enumerate(groups.items()):
         share = 1 / (len(groups) - number)
         try:
-            for model in await _load_group(key, group, settings, device, share, on_broken):
+            for model in await _load_group(builders[group[0].engine], group, settings, device, share, on_broken):
                 hosted[model.entry.name] = model
         except (UnsupportedModel, TailraceError) as error:
             raise ConfigurationError(f"{group[0].name} ({key.weights}) cannot be served: {error}") from error
@@ -68,7 +73,7 @@ async def load_all(
 
 
 async def _load_group(
-    key: EngineKey,
+    builder: EngineBuilder[Any],
     group: list[CatalogEntry],
     settings: Settings,
     device: torch.device,
@@ -78,14 +83,14 @@ async def _load_group(
     """Load the entries that share one engine.
 
     Args:
-        key: The properties that the entries share.
+        builder: Builder of the engine.
         group: The entries.
         settings: The server's settings.
         device: Device of the native engine.
         memory_share: Share of the GPU's free memory that the KV cache may take, above 0 to 1.
         on_broken: Called when the engine has failed and cannot continue.
     """
-    builder = BUILDERS[group[0].engine]
+    key = _key(group[0], device)
     loaded: EngineModel = await in_daemon_thread(partial(builder.load, key, device, settings))
     windows = [_window(entry, loaded.info) for entry in group]
     prompts = await in_daemon_thread(lambda: [_encoder(entry, loaded, settings) for entry in group])

@@ -78,7 +78,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """Append text. Returns the unsent text that cannot be part of a stop string; nothing after `found` is set."""
+        """Append text. Returns the unsent text before a possible stop string; empty after `found` is set."""
         if not self._stop_strings:
             return text
         held = self._held + text

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from inference_server.generation import Constraint, Grammar
 
-# Between the parts of a document a model may write one line end and some spaces, or nothing; without a bound, a small
-# model may write nothing else until max_tokens.
+# Between the parts of a document a model may write one line end and up to eight spaces. Without a limit, a small model may
+# write white space until max_tokens.
 JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
 _WORD_BITS = 32
 # Limits for a client's schema, beside llguidance's own limits on the work for a mask (some 20 ms). A state takes up to 2 KB.

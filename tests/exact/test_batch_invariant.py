@@ -16,9 +16,9 @@ NUM_PROMPTS = 20
 @pytest.mark.parametrize("precision", ["bitsandbytes-int8", "int4", "bfloat16"])
 async def test_logits_do_not_depend_on_the_batch(precision: Precision):
     settings = {"batch_invariant": True, "max_running_seqs": 32, "prefix_cache": "off"}
-    async with hosting(default_entry(precision), **settings) as models:
+    recorder = LogitsRecorder()
+    async with hosting(default_entry(precision), builder=recorder, **settings) as models:
         model = models["default"]
-        recorder = LogitsRecorder(model)
         texts = prompts(model.prompts, [5 + 11 * n for n in range(32)])
 
         async def together(first: int, count: int) -> list[list[bytes]]:

@@ -7,12 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inference_server.engine.native import build as native
+from inference_server.engine.native.engine import Engine
+from inference_server.engine.native.sampler import Sample
+from inference_server.engine.native.step_loop import Logits, sample_tokens
+from inference_server.engine.spec import EngineBuilder, EngineSpec
 from inference_server.generation import Completed, Delta, GenerationRequest, SamplingParams, Started
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
 from inference_server.settings import Settings
+from inference_server.weights.prepare import PreparedModel
 from inference_server.weights.source import Weights
 
 GREEDY = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
@@ -40,9 +46,12 @@ def entry(
 
 
 @asynccontextmanager
-async def hosting(*entries: CatalogEntry, **settings: object) -> AsyncIterator[dict[str, HostedModel]]:
+async def hosting(
+    *entries: CatalogEntry, builder: EngineBuilder[PreparedModel] = native, **settings: object
+) -> AsyncIterator[dict[str, HostedModel]]:
     """Load the entries' models with running engines. Stops them at the end."""
-    models = await load_all(list(entries), Settings(device="cpu", **settings), lambda: None)
+    builders = {"tailrace": builder}
+    models = await load_all(list(entries), Settings(device="cpu", **settings), lambda: None, builders)
     try:
         yield models
     finally:
@@ -99,19 +108,22 @@ class Recorder:
 
 
 class LogitsRecorder:
-    """Records the exact bits of every row of logits that an engine samples from, by request id."""
+    """Records the exact bits of every row of logits that native engines sample from, by request id.
 
-    def __init__(self, model: HostedModel) -> None:
+    It is the builder of the engines that it records: `hosting(…, builder=recorder)`.
+    """
+
+    def __init__(self) -> None:
         self.rows: dict[str, list[bytes]] = defaultdict(list)
-        stepper = model.engine._stepper
-        advance = stepper._advance
+        self.load = native.load
 
-        def record(logits) -> None:
-            for seq, row in zip(logits.seqs, logits.rows, strict=True):
-                self.rows[seq.request.request_id].append(row.numpy().tobytes())
-            advance(logits)
+    async def build(self, spec: EngineSpec[PreparedModel]) -> Engine:
+        return await native.build(spec, self._sample)
 
-        stepper._advance = record
+    def _sample(self, logits: Logits) -> list[Sample]:
+        for seq, row in zip(logits.seqs, logits.rows, strict=True):
+            self.rows[seq.request.request_id].append(row.numpy().tobytes())
+        return sample_tokens(logits)
 
     def take(self, request_id: str) -> list[bytes]:
         return self.rows.pop(request_id)

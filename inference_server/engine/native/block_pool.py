@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
-from inference_server.engine.prefix_keys import Key
+from inference_server.engine.prefix_keys import PrefixKey
 
 
 class BlockPool:
@@ -32,8 +32,8 @@ class BlockPool:
         self.block_size = block_size
         self._max_unused = num_blocks if max_unused_blocks is None else max_unused_blocks
         self._num_users = [0] * (num_reserved + num_blocks)
-        self._keys: dict[int, Key] = {}  # by registered block
-        self._by_key: dict[Key, int] = {}
+        self._keys: dict[int, PrefixKey] = {}  # by registered block
+        self._by_key: dict[PrefixKey, int] = {}
         self._unused: OrderedDict[int, None] = OrderedDict()  # registered, without users; least recently used first
         self._free: list[int] = []  # used before, so their memory is already allocated by the system
         self._next_fresh = num_reserved
@@ -76,7 +76,7 @@ class BlockPool:
         while len(self._unused) > self._max_unused:
             self._free.append(self._evict())
 
-    def register(self, block: int, key: Key) -> None:
+    def register(self, block: int, key: PrefixKey) -> None:
         """Make a full, computed block available to later prompts. Has no effect if another block has the same key."""
         if self._max_unused and key not in self._by_key and block not in self._keys:
             self._by_key[key] = block
@@ -90,7 +90,7 @@ class BlockPool:
                 del self._unused[block]
                 self._free.append(block)
 
-    def match(self, keys: Iterable[Key]) -> list[int]:
+    def match(self, keys: Iterable[PrefixKey]) -> list[int]:
         """Return the registered blocks of a prompt's keys, up to the first key without a block."""
         found = []
         for key in keys:

@@ -1,13 +1,16 @@
 """Builds Tailrace's own engine: loads the model into this process and sizes the KV cache (implements EngineBuilder)."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 
 from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.native.engine import Engine
+from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduler import Policy
+from inference_server.engine.native.step_loop import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
@@ -28,8 +31,8 @@ def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedMo
     return prepare(key.weights, key.precision, device, settings)
 
 
-async def build(spec: EngineSpec[PreparedModel]) -> Engine:
-    """Start the engine after one forward pass as a check.
+async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list[Sample]] = sample_tokens) -> Engine:
+    """Start the engine after one forward pass as a check. `sample`: see StepLoop.
 
     Raises:
         ConfigurationError: The KV cache does not hold the longest sequence.
@@ -64,6 +67,7 @@ async def build(spec: EngineSpec[PreparedModel]) -> Engine:
         limits=spec.capacity_limits(),
         max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // block_size,
         on_broken=spec.on_broken,
+        sample=sample,
     )
 
 

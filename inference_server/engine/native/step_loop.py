@@ -108,12 +108,9 @@ class StepLoop:
 
         Yields after each forward pass, so that its tokens need not wait for the next pass.
         """
-        if plan.decode and plan.prefill and self._runner.supports_mixed_batch:
-            logits = self._recovery.attempt(lambda: self._mixed(plan))
-            if logits is not None:
-                self._run_pass([*plan.decode, *_seqs_of(plan.prefill)], lambda: logits)
-                yield
-                return
+        if plan.decode and plan.prefill and self._runner.supports_mixed_batch and self._run_mixed_pass(plan):
+            yield
+            return
         if plan.decode:
             self._run_pass(plan.decode, lambda: self._decode(plan))
             yield
@@ -121,30 +118,34 @@ class StepLoop:
             self._run_pass(_seqs_of(plan.prefill), lambda: self._prefill(plan))
             yield
 
+    def _run_mixed_pass(self, plan: StepPlan) -> bool:
+        """Run one pass for decoded tokens and prompts. Returns False if it failed and separate passes must follow."""
+        logits = self._recovery.attempt(lambda: self._mixed(plan))
+        if logits is None:
+            return False
+        self._run_pass([*plan.decode, *_seqs_of(plan.prefill)], lambda: logits)
+        return True
+
     @torch.inference_mode()
     def _run_pass(self, seqs: list[Sequence], forward: Callable[[], Logits]) -> None:
         """Run a forward pass, sample, and append the tokens. An exception affects only the sequences of this pass."""
         try:
-            self._append_tokens(forward())
+            sampled, samples = self._sample_rows(forward())
+            now = time.monotonic()
+            for seq, chosen in zip(sampled, samples, strict=True):
+                self._append(seq, chosen, now)
         except Exception as error:
             self._recovery.pass_failed(seqs, error)
 
-    def _append_tokens(self, logits: Logits) -> None:
+    def _sample_rows(self, logits: Logits) -> tuple[list[Sequence], list[Sample]]:
+        """Sample a token for each row. Sequences whose row cannot be sampled fail and are left out."""
         while logits.seqs:
             try:
-                samples = self._sample(logits)
+                return logits.seqs, self._sample(logits)
             except (NotFinite, GrammarLimit) as error:
-                logits = self._drop_rows(logits, error.rows)
-                continue
-            now = time.monotonic()
-            for seq, chosen in zip(logits.seqs, samples, strict=True):
-                self._append(seq, chosen, now)
-            return
-
-    def _drop_rows(self, logits: Logits, bad: list[int]) -> Logits:
-        """Fail the sequences of some rows and return the other rows."""
-        self._recovery.sampling_failed([logits.seqs[row] for row in bad])
-        return logits.without(bad)
+                self._recovery.sampling_failed([logits.seqs[row] for row in error.rows])
+                logits = logits.without(error.rows)
+        return [], []
 
     def _append(self, seq: Sequence, chosen: Sample, now: float) -> None:
         if seq.penalties is not None:

@@ -16,9 +16,10 @@ def prompt(length: int, first: int = 1) -> list[int]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "bitsandbytes-int8", "int4"])
 async def test_logits_are_the_same_bits_alone_and_in_a_batch(tiny_model, precision):
     prompts = [prompt(5 + 9 * n, first=n) for n in range(12)]
-    async with hosting(entry(tiny_model("llama-2"), precision=precision), prefix_cache="off", **SETTINGS) as models:
+    recorder = LogitsRecorder()
+    tiny = entry(tiny_model("llama-2"), precision=precision)
+    async with hosting(tiny, builder=recorder, prefix_cache="off", **SETTINGS) as models:
         model = models["tiny"]
-        recorder = LogitsRecorder(model)
         alone = []
         for ids in prompts:
             await collect(model, request(ids, request_id="alone"))
@@ -30,9 +31,9 @@ async def test_logits_are_the_same_bits_alone_and_in_a_batch(tiny_model, precisi
 
 
 async def test_logits_are_the_same_bits_with_a_prefix_from_the_cache(tiny_model):
-    async with hosting(entry(tiny_model("llama-2")), **SETTINGS) as models:
+    recorder = LogitsRecorder()
+    async with hosting(entry(tiny_model("llama-2")), builder=recorder, **SETTINGS) as models:
         model = models["tiny"]
-        recorder = LogitsRecorder(model)
         first = await collect(model, request(prompt(100), request_id="first", max_tokens=40))
         again = await collect(model, request(prompt(100), request_id="again", max_tokens=40))
     assert (first.completed.usage.cached_tokens, again.completed.usage.cached_tokens) == (0, 96)

@@ -14,7 +14,7 @@ from inference_server.engine.vllm.sampling_params import (
     sampling_arguments,
     token_logprob,
 )
-from inference_server.engine.vllm.step_stats import Steps
+from inference_server.engine.vllm.step_stats import StepStats
 from inference_server.errors import GenerationFailed, InvalidField
 from inference_server.generation import (
     Completed,
@@ -78,8 +78,8 @@ def test_arguments_follow_from_the_entry_and_the_settings(tmp_path):
 @pytest.mark.parametrize(
     ("precision", "extra", "settings", "said"),
     [
-        ("bitsandbytes-int8", {}, {}, "no precision"),
-        ("int4", {}, {}, "no precision"),
+        ("bitsandbytes-int8", {}, {}, "does not support precision"),
+        ("int4", {}, {}, "does not support precision"),
         ("float16", {"dtype": "half"}, {}, "decided by `precision`"),
         ("float16", {"trust_remote_code": True}, {}, "no code of a model"),
         ("float16", {}, {"batch_invariant": True}, "TAILRACE_BATCH_INVARIANT"),
@@ -150,7 +150,7 @@ class Script:
     vocab_size, num_blocks, end_ids = 26, 10, frozenset({25})
 
     def __init__(self):
-        self.steps, self.is_dead = Steps(), False
+        self.steps, self.is_dead = StepStats(), False
         self.go, self.started, self.closed = asyncio.Event(), [], []
 
     async def generate(self, request):
