@@ -29,6 +29,7 @@ from http_bridge.api.workers_ai import models as directory
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericSurface, RestSurface
 from http_bridge.api.workers_ai.tokens import VerifyToken
+from http_bridge.auth.allowed_hosts import AllowedHosts, HostNames
 from http_bridge.auth.bearer import ACCOUNT_KEY, TokenCheck
 from http_bridge.auth.token_file import TokenFile
 from http_bridge.errors import ApiError
@@ -50,6 +51,9 @@ _ACCOUNT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 # OpenAI's routes, at Cloudflare's place and where any OpenAI client looks for them.
 _OPENAI_BASES = (f"{_ACCOUNT}/ai/v1", "/v1")
 _NOT_SERVED = ("embeddings", "responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+
+_HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
+_BINDING_PATHS = frozenset({"/run", "/ai-gateway/run", "/ai-api/models/search"})
 
 
 class _Name(PathConvertor):
@@ -95,9 +99,10 @@ def create_app(settings: Settings, *, binding_port: int | None = None, metrics: 
             await upstream.close()
             await tracing.close()
 
+    routes = _routes(settings, binding_port, tracing)
     app = Starlette(
-        routes=_routes(settings, binding_port, tracing),
-        middleware=_middleware(settings),
+        routes=routes,
+        middleware=[_allowed_hosts(settings, binding_port, routes), *_cors(settings)],
         # Starlette's types want handlers of Exception; each gets only what it is registered for.
         exception_handlers={HTTPException: refusals.unrouted, ApiError: refusals.refused, Exception: refusals.failed},
         lifespan=lifespan,
@@ -192,7 +197,24 @@ def _binding_routes(binding: ASGIApp, check: TokenCheck) -> list[BaseRoute]:
     ]
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def _allowed_hosts(settings: Settings, binding_port: int | None, routes: list[BaseRoute]) -> Middleware:
+    def refuse(scope: Scope, error: ApiError) -> ASGIApp:
+        route = next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
+        app = getattr(route, "app", None)
+        return refusals.answering(error, app.errors if isinstance(app, _Speaking) else None)
+
+    return Middleware(
+        AllowedHosts,
+        names=HostNames(settings.allowed_hosts),
+        has_tokens=bool(settings.api_tokens) or settings.api_tokens_file is not None,
+        binding_port=binding_port,
+        open_paths=_HEALTH_PATHS,
+        binding_paths=_BINDING_PATHS,
+        refuse=refuse,
+    )
+
+
+def _cors(settings: Settings) -> list[Middleware]:
     if not settings.cors_origins:
         return []
     return [
@@ -227,10 +249,10 @@ class _Speaking:
 
     def __init__(self, app: ASGIApp, errors: ErrorForm) -> None:
         self._app = app
-        self._errors = errors
+        self.errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"][refusals.ERRORS_KEY] = self._errors
+        scope["state"][refusals.ERRORS_KEY] = self.errors
         await self._app(scope, receive, send)
 
 
@@ -239,7 +261,7 @@ class _OnPort(BaseRoute):
 
     def __init__(self, port: int, app: ASGIApp) -> None:
         self._port = port
-        self._app = app
+        self.app = app
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         server = scope.get("server")
@@ -247,7 +269,7 @@ class _OnPort(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         record_of(scope).enter("binding")
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 class _Answering:

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge.api.reply_writer import ErrorForm, JsonObject
 from http_bridge.api.workers_ai.replies import RestErrors
@@ -56,6 +57,17 @@ def _answer(request: Request, error: ApiError, headers: dict[str, str] | None = 
     payload = dict(_form(request, _RouterErrors()).payload(error, str(uuid.uuid4())))
     more = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
     return JSONResponse(payload, error.status, {**(headers or {}), **more})
+
+
+def answering(error: ApiError, form: ErrorForm | None) -> ASGIApp:
+    """Return an application that answers with `error`, written as `form` does; without one, as Cloudflare's router does."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if form is not None:
+            scope["state"][ERRORS_KEY] = form
+        await _answer(Request(scope), error)(scope, receive, send)
+
+    return answer
 
 
 def _form(request: Request, default: ErrorForm) -> ErrorForm:

@@ -1,5 +1,6 @@
 """Every setting of the bridge, read once from the environment. Knows nothing of what the settings are used for."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,6 +15,8 @@ from tailrace_shared.variables import PREFIX
 
 # Targets in gRPC's own notation are passed on as they are.
 GRPC_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
+# A name, an IP address, or `.name` for every name below it; `*` for any.
+_HOST = re.compile(r"\*|\.?[\w-]+(\.[\w-]+)*\.?|\[?[0-9a-fA-F]*:[0-9a-fA-F:.]+\]?", re.ASCII)
 _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -211,6 +214,16 @@ class Settings(ServiceSettings):
             scheme, separator, host = origin.partition("://")
             if origin != "*" and not (scheme and separator and host and "/" not in host):
                 raise ValueError(f"{origin!r} is no origin; one looks like https://example.com")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"{host!r} is not a host name; write it like tailrace.example, .example.com or 10.0.0.5, without scheme and port"
+                )
         return value
 
     @model_validator(mode="after")

@@ -62,6 +62,8 @@ def test_empty_variables_are_unset(monkeypatch):
         ("STREAM_PADDING", "maybe", "Input should be a valid boolean"),
         ("LOG_LEVEL", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
         ("CORS_ORIGINS", "example.com", "'example.com' is no origin"),
+        ("ALLOWED_HOSTS", "http://tailrace.example", "'http://tailrace.example' is not a host name"),
+        ("ALLOWED_HOSTS", "tailrace.example:80", "'tailrace.example:80' is not a host name"),
         ("HTTP_SHUTDOWN_GRACE_SECONDS", "-1", "Input should be greater than or equal to 0"),
     ],
 )
@@ -132,6 +134,11 @@ def test_brackets_of_ipv6_are_taken_off():
 @pytest.mark.parametrize("address", ["dns:///server:50051", "unix:/run/tailrace.sock", "[::1]:50051", "server:50051"])
 def test_grpc_targets_are_accepted(address):
     assert Settings(grpc_address=address).grpc_address == address
+
+
+def test_hosts_are_names_addresses_and_suffixes():
+    text = "tailrace.example, .lan,10.0.0.5,[fe80::1],*"
+    assert Settings(allowed_hosts=text).allowed_hosts == ("tailrace.example", ".lan", "10.0.0.5", "[fe80::1]", "*")
 
 
 def test_every_setting_is_described():
