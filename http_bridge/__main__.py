@@ -12,16 +12,16 @@ import uvicorn
 from starlette.applications import Starlette
 
 from http_bridge.app import create_app
-from http_bridge.http_server.connection_limits import limited
+from http_bridge.http_server.connection_limits import limited_protocol
 from http_bridge.observability.metrics import Metrics
-from http_bridge.observability.request_log import Observed
+from http_bridge.observability.request_log import RequestLogMiddleware
 from http_bridge.settings import Settings
 from tailrace_shared import logs
 from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX, check_variables
 
-_logger = logging.getLogger("http_bridge")
+logger = logging.getLogger("http_bridge")
 # New objects between two searches for cycles (Python's default is 700). A token's objects are freed without a search.
 _GC_THRESHOLD = 50_000
 # Open files that are no connections of clients: modules, listeners, gRPC, refused connections that linger.
@@ -33,7 +33,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         logs.configure("http_bridge", settings.log_level, settings.log_format)
-        check_variables(_logger)
+        check_variables(logger)
         listener = _listen("HTTP_ADDRESS", settings.http_address)
         binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
         metrics = Metrics()
@@ -47,9 +47,9 @@ def main() -> int:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _exit)
     gc.set_threshold(_GC_THRESHOLD)
-    _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
+    logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
     if binding is not None:
-        _logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
+        logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
     _allow_files(settings.max_connections + _OTHER_FILES)
     server = _Server(uvicorn_config(app, settings, metrics))
     server.run(sockets=[listener] if binding is None else [listener, binding])
@@ -92,8 +92,8 @@ def uvicorn_config(app: Starlette, settings: Settings, metrics: Metrics) -> uvic
     """How uvicorn serves the application."""
     is_verbose = settings.log_level == "debug"
     return uvicorn.Config(
-        Observed(app, metrics),
-        http=limited(settings, metrics),
+        RequestLogMiddleware(app, metrics),
+        http=limited_protocol(settings, metrics),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -119,7 +119,7 @@ def _allow_files(wanted: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
-        _logger.warning("the system allows %d open files: too few for %sMAX_CONNECTIONS", allowed, PREFIX)
+        logger.warning("the system allows %d open files: too few for %sMAX_CONNECTIONS", allowed, PREFIX)
 
 
 def _url_host(listener: socket.socket) -> str:

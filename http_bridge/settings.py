@@ -222,7 +222,8 @@ class Settings(ServiceSettings):
         for host in value:
             if not _HOST.fullmatch(host):
                 raise ValueError(
-                    f"{host!r} is not a host name; write it like tailrace.example, .example.com or 10.0.0.5, without scheme and port"
+                    f"{host!r} is not a host name; write it like tailrace.example, .example.com or 10.0.0.5, without "
+                    "scheme and port"
                 )
         return value
 
@@ -241,14 +242,18 @@ class Settings(ServiceSettings):
         return self
 
     @property
+    def has_tokens(self) -> bool:
+        """True if requests need an API token."""
+        return bool(self.api_tokens) or self.api_tokens_file is not None
+
+    @property
     def grpc_targets(self) -> tuple[str, ...]:
         """The parts of `grpc_address`."""
         return split_targets(self.grpc_address)
 
     @model_validator(mode="after")
     def _protect_public_address(self) -> Self:
-        has_tokens = self.api_tokens or self.api_tokens_file is not None
-        if not has_tokens and not is_loopback(split_address(self.http_address)[0]):
+        if not self.has_tokens and not is_loopback(split_address(self.http_address)[0]):
             raise ValueError(
                 f"{PREFIX}HTTP_ADDRESS={self.http_address} is open to other machines and {PREFIX}API_TOKENS is empty: "
                 f"set tokens there or in {PREFIX}API_TOKENS_FILE, or listen on 127.0.0.1"

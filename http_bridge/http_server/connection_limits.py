@@ -28,21 +28,21 @@ _RETRY_AFTER_SECONDS = 1
 _LINGER_SECONDS = 1.0
 _MAX_LINGERING = 128
 _TELL_SECONDS = 60.0
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Shared:
+class ConnectionLimits:
     """What the connections of one bridge share. `told_at`: when the log last told that there are too many."""
 
     settings: Settings
     metrics: Metrics
-    lingering: set["Protocol"] = field(default_factory=set)
+    lingering: set["LimitedProtocol"] = field(default_factory=set)
     told_at: float = -math.inf
 
 
-class Protocol(H11Protocol):
-    """uvicorn's protocol within the limits of one bridge. Made by `limited`.
+class LimitedProtocol(H11Protocol):
+    """uvicorn's protocol within the limits of one bridge. Made by `limited_protocol`.
 
     A connection beyond the largest number is answered 503 with code 7009 and closed, whatever it is for: a health check on a
     new connection too, because nobody knows what it asks before it is read. The log tells it, at most once a minute. Who
@@ -50,7 +50,7 @@ class Protocol(H11Protocol):
     """
 
     conn: Connection
-    shared: ClassVar[Shared]
+    shared: ClassVar[ConnectionLimits]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -157,7 +157,7 @@ class Protocol(H11Protocol):
         now = self.loop.time()
         if now - self.shared.told_at > _TELL_SECONDS:
             self.shared.told_at = now
-            _logger.warning("all %d connections are taken: more are refused with 503", self.settings.max_connections)
+            logger.warning("all %d connections are taken: more are refused with 503", self.settings.max_connections)
         self._end(ApiError(503, 7009, "Too many connections", retry_after_seconds=_RETRY_AFTER_SECONDS))
 
     def _end(self, error: ApiError) -> None:
@@ -192,13 +192,13 @@ class Protocol(H11Protocol):
             self._write_timer = None
 
 
-def limited(settings: Settings, metrics: Metrics) -> type[Protocol]:
+def limited_protocol(settings: Settings, metrics: Metrics) -> type[LimitedProtocol]:
     """The protocol for the connections of one bridge."""
 
-    class Limited(Protocol):
+    class Limited(LimitedProtocol):
         pass
 
-    Limited.shared = Shared(settings, metrics)
+    Limited.shared = ConnectionLimits(settings, metrics)
     return Limited
 
 

@@ -19,7 +19,7 @@ SESSION_KEY = "x-session-affinity"
 RETRY_PAUSES = (0.1, 0.4)
 HEALTH_TIMEOUT_SECONDS = 2.0
 LIST_TIMEOUT_SECONDS = 10.0
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Upstream:
@@ -140,7 +140,7 @@ async def _prepended(first: RunResponse | None, rest: AsyncIterator[RunResponse]
 def _log_refusal(error: grpc.aio.AioRpcError) -> None:
     """The bridge's own token is no matter of its clients, who are told that the server is not there for them."""
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-        _logger.error(
+        logger.error(
             "the inference server refuses this bridge: TAILRACE_GRPC_TOKEN must be a token whose digest stands in the "
             "server's TAILRACE_GRPC_TOKENS_FILE"
         )

@@ -16,10 +16,10 @@ from http_bridge.upstream.resolver import Address, Addresses
 from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import ListModelsRequest, Model
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 # A server that takes longer to answer is not asked anew before it has.
 _ANSWER_SECONDS = 2.0
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -44,9 +44,9 @@ class Servers:
         """Look up the names once, and from then on look every other second. Call it once."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await self._addresses.look()
+                await self._addresses.refresh()
         except TimeoutError:
-            _logger.warning("looking up the inference server's name takes long")
+            logger.warning("looking up the inference server's name takes long")
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -91,13 +91,13 @@ class Servers:
     async def _watch(self) -> None:
         while True:
             try:
-                await self._look()
+                await self._poll()
             except Exception:
-                _logger.exception("looking for inference servers failed")
-            await asyncio.sleep(LOOK_SECONDS)
+                logger.exception("looking for inference servers failed")
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _look(self) -> None:
-        await self._addresses.look()
+    async def _poll(self) -> None:
+        await self._addresses.refresh()
         there = self.all
         self._servers = {address: self._servers.get(address, _Server()) for address in there}
         await asyncio.gather(*(self._ask(address, server) for address, server in self._servers.items()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http_bridge.settings import GRPC_SCHEMES
 from tailrace_shared.addresses import split_address
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,7 +37,7 @@ class Addresses:
         """In the order of the targets."""
         return tuple(dict.fromkeys(address for addresses in self._found.values() for address in addresses))
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Look up every name. What cannot be looked up at the moment stays as it was."""
         await asyncio.gather(*(self._look_up(target) for target in self._names))
 
@@ -47,7 +47,7 @@ class Addresses:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             if target not in self._missing:
-                _logger.warning("the name %s cannot be looked up: %s", host, error.strerror)
+                logger.warning("the name %s cannot be looked up: %s", host, error.strerror)
             self._missing.add(target)
             return
         self._missing.discard(target)
@@ -56,7 +56,7 @@ class Addresses:
         ips = {str(sockaddr[0]) for kind, *_, sockaddr in found if kind == family}
         addresses = tuple(sorted(Address(_joined(ip, port), host) for ip in ips))
         if addresses != self._found[target]:
-            _logger.info("%s is %s", target, ", ".join(address.target for address in addresses))
+            logger.info("%s is %s", target, ", ".join(address.target for address in addresses))
             self._found[target] = addresses
 
 
