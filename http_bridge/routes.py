@@ -199,6 +199,10 @@ _BINDING_ROUTES = (
 )
 
 
+def _openai_list(path: str, endpoint: Endpoint, summary: str) -> RouteSpec:
+    return RouteSpec(label="models", path=path, endpoint=as_asgi(endpoint), errors=OpenAiErrors(), summary=summary)
+
+
 def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
     errors = OpenAiErrors()
     return (
@@ -222,16 +226,8 @@ def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
             request_schema=lambda inputs: inputs.completion,
             reply_schema=OPENAI_REPLY,
         ),
-        RouteSpec(
-            label="models", path=f"{base}/models", endpoint=as_asgi(openai_models), errors=errors, summary="Models"
-        ),
-        RouteSpec(
-            label="models",
-            path=f"{base}/models/{{model:name}}",
-            endpoint=as_asgi(openai_model),
-            errors=errors,
-            summary="One model",
-        ),
+        _openai_list(f"{base}/models", openai_models, "Models"),
+        _openai_list(f"{base}/models/{{model:name}}", openai_model, "One model"),
         *(
             RouteSpec(
                 label=OTHER_ROUTE,

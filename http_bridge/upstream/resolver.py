@@ -9,7 +9,7 @@ import logging
 import socket
 from dataclasses import dataclass
 
-from http_bridge.settings import GRPC_SCHEMES
+from http_bridge.protocol.grpc_targets import GRPC_SCHEMES
 from tailrace_shared.addresses import split_address
 
 logger = logging.getLogger(__name__)
