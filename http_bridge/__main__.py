@@ -1,4 +1,4 @@
-"""`python -m http_bridge`: settings, socket, application, server. Everything is wired together here."""
+"""Starts the bridge with `python -m http_bridge`: settings, sockets, application, server."""
 
 import gc
 import logging
@@ -22,9 +22,10 @@ from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX, check_variables
 
 logger = logging.getLogger("http_bridge")
-# New objects between two searches for cycles (Python's default is 700). A token's objects are freed without a search.
+# Allocations between two runs of the cyclic garbage collector (Python's default is 700). The objects of a token are freed
+# by reference counting.
 _GC_THRESHOLD = 50_000
-# Open files that are no connections of clients: modules, listeners, gRPC, refused connections that linger.
+# Open files besides the clients' connections: modules, listeners, gRPC, refused connections that are still being closed.
 _OTHER_FILES = 256
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"The bridge cannot start. {str(error).rstrip('.')}.", file=sys.stderr)
         return 1
-    # uvicorn drains on these signals and then raises them again for whoever handled them before: a clean end.
+    # uvicorn drains on these signals and then raises them again for the previous handler, which ends the process with 0.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _exit)
     gc.set_threshold(_GC_THRESHOLD)
@@ -75,13 +76,13 @@ def _serve(metrics: Metrics, address: str) -> None:
 
 
 def _not_usable(name: str, address: str, error: OSError) -> ConfigurationError:
-    # Python repeats the address behind the reason.
+    # Python appends the address to the reason.
     reason = (error.strerror or str(error)).partition(" (while ")[0]
     return ConfigurationError(f"{PREFIX}{name}={address}: {reason}.")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which a second signal ends at once, whichever it is: uvicorn itself heeds Ctrl+C alone."""
+    """uvicorn's server, which any second signal stops immediately. uvicorn itself does that for Ctrl+C only."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.force_exit or self.should_exit
@@ -89,7 +90,13 @@ class _Server(uvicorn.Server):
 
 
 def uvicorn_config(app: Starlette, settings: Settings, metrics: Metrics) -> uvicorn.Config:
-    """How uvicorn serves the application."""
+    """Return uvicorn's configuration for the application.
+
+    Args:
+        app: The application.
+        settings: Log level, limits and timeouts.
+        metrics: Counts requests and connections.
+    """
     is_verbose = settings.log_level == "debug"
     return uvicorn.Config(
         RequestLogMiddleware(app, metrics),
@@ -100,16 +107,16 @@ def uvicorn_config(app: Starlette, settings: Settings, metrics: Metrics) -> uvic
         log_level="debug" if is_verbose else "warning",
         access_log=is_verbose,
         server_header=False,
-        # No browser shall take JSON for a page, whatever text is in it.
+        # Browsers must not interpret JSON as a page, whatever text it contains.
         headers=[("x-content-type-options", "nosniff")],
-        # Who called is of no interest here, and a header must not decide what the log says about it.
+        # The bridge does not use the client's address, and a header must not change it in the log.
         proxy_headers=False,
         timeout_graceful_shutdown=settings.http_shutdown_grace_seconds,
     )
 
 
 def _allow_files(wanted: int) -> None:
-    """Let this process have as many open files as its connections need, if the system's hard limit allows it."""
+    """Raise the limit of open files to `wanted`, or to the system's hard limit if that is lower."""
     if sys.platform == "win32":
         return
     import resource
@@ -119,7 +126,7 @@ def _allow_files(wanted: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
-        logger.warning("the system allows %d open files: too few for %sMAX_CONNECTIONS", allowed, PREFIX)
+        logger.warning("the system allows %d open files, which is too few for %sMAX_CONNECTIONS", allowed, PREFIX)
 
 
 def _url_host(listener: socket.socket) -> str:

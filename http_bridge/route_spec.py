@@ -41,7 +41,7 @@ MakeApp = Callable[[Services], ASGIApp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSpec:
-    """One route.
+    """The description of one route.
 
     Attributes:
         label: Label of the route in metrics and log lines; never a path, because the number of paths is unlimited.

@@ -18,7 +18,7 @@ _UNSUPPORTED_ENCODINGS = ("br", "compress", "deflate", "zstd")
 
 @dataclass(frozen=True, slots=True)
 class IncomingRequest:
-    """One HTTP request whose body has been read.
+    """An HTTP request whose body has been read.
 
     Attributes:
         request_id: UUID that the bridge gave the request.

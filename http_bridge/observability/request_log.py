@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class RequestLog:
-    """One request's log line and metrics. The handlers of the request set the public attributes.
+    """The log line and the metrics of one request. The handlers of the request set the public attributes.
 
     Attributes:
         request_id: UUID of a run, or of a request that failed unexpectedly.

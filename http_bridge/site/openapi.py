@@ -28,7 +28,7 @@ _LIST_STATUSES = {status: _RUN_STATUSES[status] for status in (400, 401, 403, 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path in the description.
+    """A method of a path in the description.
 
     Attributes:
         path: The path, parameters in braces.

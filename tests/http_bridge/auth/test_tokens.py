@@ -107,7 +107,7 @@ def test_a_file_that_turns_wrong_is_told_once_and_the_tokens_before_it_stay(path
         ("ada\n", "line 1 is not"),
         (line("a b", "t"), "line 1 is not"),
         (line("a/b", "t"), "line 1 is not"),
-        (line("ada", "t") + "\n" + line("bob", "t"), "the token of line 3 stands in an earlier line too"),
+        (line("ada", "t") + "\n" + line("bob", "t"), "the token of line 3 is also in an earlier line"),
         ("\udcff", "it is not UTF-8"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_wrong_line_is_named_and_not_repeated(path, text, told):
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(ConfigurationError, match="there is no such file"):
+        with pytest.raises(ConfigurationError, match="the file does not exist"):
             read_tokens(path)
 
 
