@@ -1,4 +1,4 @@
-"""A running stack and a headless Chromium of the system, for every test of this folder."""
+"""Fixtures for every test of this folder: a running stack and the system's Chromium without a window."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ expect.set_options(timeout=_TIMEOUT_MILLISECONDS)
 
 @pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Browser]]:
-    """Return a function that starts a browser, with the command-line arguments given beside the usual ones."""
+    """Return a function that starts a browser, with additional command-line arguments."""
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if not executable:
         pytest.fail("Chromium is not installed: install Debian's package chromium, or set CHROMIUM to another's path.")
@@ -50,7 +50,7 @@ def browser(launch: Callable[..., Browser]) -> Browser:
 
 @pytest.fixture
 def page(browser: Browser, stack: Stack) -> Iterator[Page]:
-    """A page whose relative addresses lead to the web app; a script error on it fails the test."""
+    """A page with the web app as its base address. A script error fails the test."""
     context = browser.new_context(base_url=f"http://{stack.web_address}")
     context.set_default_timeout(_TIMEOUT_MILLISECONDS)
     page = context.new_page()

@@ -1,4 +1,4 @@
-"""The examples' pages in a real browser against the real stack: text that grows, one run each, Stop, errors."""
+"""The examples' pages in a real browser against the real stack: growing text, one run per question, Stop, errors."""
 
 import json
 import re
@@ -14,10 +14,10 @@ STORY = "Write a long story about a river and the people who live beside it."
 MARKUP = (
     '<b id="markup">bold</b><script>document.title = "run"</script><img src="x" onerror="document.title = \'run\'">'
 )
-# A browser opens a lost EventSource again after about three seconds.
+# A browser reconnects a lost EventSource after about three seconds.
 RECONNECT_SECONDS = 4
 
-# Notes every length that the reply's text has had.
+# Records every length of the reply's text.
 WATCH_LENGTHS = """() => {
     const reply = document.querySelector("#reply");
     window.lengths = [];
@@ -25,7 +25,7 @@ WATCH_LENGTHS = """() => {
         .observe(reply, {childList: true, characterData: true, subtree: true});
 }"""
 
-# The announcement's code, with the one mistake it warns of.
+# The announcement's code with the mistake that it warns of.
 UNCLOSED_PAGE = """<!doctype html><title>unclosed</title><div id="reply"></div><script>
 const el = document.querySelector("#reply");
 const source = new EventSource("/worker-endpoint?prompt=hello&seed=1&max_tokens=3");
@@ -44,14 +44,14 @@ def send(page: Page, prompt: str, *, seed: int = 1, max_tokens: int | None = Non
 
 
 def ask(page: Page, prompt: str, *, seed: int = 1, max_tokens: int) -> str:
-    """Ask and wait for the end; returns the reply as it stands on the page."""
+    """Send the prompt, wait for the end, and return the reply's text on the page."""
     send(page, prompt, seed=seed, max_tokens=max_tokens)
     expect(page.get_by_role("status")).to_have_text("Done.")
     return page.locator("#reply").text_content() or ""
 
 
 def answer_with(page: Page, text: str) -> None:
-    """Let the endpoint answer with `text` as a whole reply, as a model might write it."""
+    """Let the endpoint answer with `text` as the whole reply."""
     body = f"data: {json.dumps({'response': text})}\n\ndata: [DONE]\n\n"
     page.route(
         re.compile("/worker-endpoint"),
@@ -71,7 +71,7 @@ def test_text_grows_and_the_prompt_runs_once(stack, page, path):
     assert lengths == sorted(lengths)
     assert lengths[-1] == len(reply)
     time.sleep(RECONNECT_SECONDS)
-    page.close()  # ends, and so logs, a second run that still goes on
+    page.close()  # ends a second run that may still be running, so that it is logged
     time.sleep(0.5)
     assert [run.outcome for run in stack.runs()[num_runs:]] == ["completed"]
 
@@ -181,7 +181,7 @@ def test_stream_that_breaks_off_is_shown_as_a_sentence(stack, page, path):
 
 
 @PAGES
-def test_server_that_is_gone_is_shown_as_a_sentence(stack, page, path):
+def test_an_unreachable_server_is_shown_as_a_sentence(stack, page, path):
     page.route(re.compile("/worker-endpoint"), lambda route: route.abort("connectionrefused"))
     page.goto(path)
     send(page, "hello")
@@ -200,7 +200,7 @@ def test_markup_in_prompt_and_reply_stays_text(stack, page, path):
 
 
 @PAGES
-def test_page_asks_nothing_of_other_hosts(stack, page, path):
+def test_a_page_requests_nothing_from_other_hosts(stack, page, path):
     hosts = set()
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
     page.goto(path)

@@ -19,7 +19,7 @@ RUN = re.compile("/ai/run/")
 
 @pytest.fixture
 def playground(browser: Browser, stack: Stack) -> Iterator[Page]:
-    """The page, on a desktop; a script error on it fails the test, and so does anything it asks of another host."""
+    """The playground on a desktop. A script error or a request to another host fails the test."""
     context = browser.new_context(base_url=f"http://{stack.http_address}", viewport=DESKTOP)
     context.set_default_timeout(20_000)
     page = context.new_page()
@@ -54,7 +54,7 @@ def answer_with(page: Page, events: list[object], *, end: str = "data: [DONE]\n\
     page.route(RUN, lambda route: route.fulfill(status=200, headers=headers, body=body))
 
 
-def test_a_reply_grows_and_its_speed_is_told(playground):
+def test_a_reply_grows_and_its_speed_is_shown(playground):
     say(playground, "Tell me a story about a river.", max_tokens=40)
     done(playground)
     assert len(replies(playground).inner_text()) > 20
@@ -63,7 +63,7 @@ def test_a_reply_grows_and_its_speed_is_told(playground):
     )
 
 
-def test_the_conversation_is_sent_with_its_earlier_turns_and_the_system_prompt(playground):
+def test_the_conversation_is_sent_with_earlier_turns_and_system_prompt(playground):
     playground.get_by_label("System prompt").fill("Be brief.")
     say(playground, "one")
     done(playground)
@@ -104,7 +104,7 @@ def test_escape_stops_and_enter_sends(playground):
     expect(playground.get_by_role("status")).to_have_text("Stopped.")
 
 
-def test_the_events_are_shown_as_they_came(playground):
+def test_the_events_are_shown_unchanged(playground):
     say(playground, "hi", max_tokens=3)
     done(playground)
     events = playground.locator("#events").inner_text()
@@ -114,7 +114,7 @@ def test_the_events_are_shown_as_they_came(playground):
 @pytest.mark.parametrize(
     ("tab", "told"), [("curl", "curl -N"), ("Python", "import requests"), ("Worker", "env.AI.run")]
 )
-def test_the_code_is_that_of_the_settings(playground, tab, told):
+def test_the_code_contains_the_settings(playground, tab, told):
     playground.get_by_label("Seed").fill("41")
     playground.get_by_role("tab", name=tab).click()
     code = playground.locator("#code")
@@ -129,7 +129,7 @@ def test_tabs_follow_the_arrow_keys(playground):
     expect(playground.locator("#code")).to_be_visible()
 
 
-def test_what_a_model_writes_stays_text(playground):
+def test_markup_of_a_model_stays_text(playground):
     answer_with(
         playground, [{"response": "<b id='markup'>x</b>"}, {"response": "<script>document.title='run'</script>"}]
     )
@@ -139,7 +139,7 @@ def test_what_a_model_writes_stays_text(playground):
     assert playground.title() == "Tailrace playground" and playground.locator("#markup").count() == 0
 
 
-def test_a_failure_during_the_stream_is_told(playground):
+def test_a_failure_during_the_stream_is_shown(playground):
     error = {"response": "", "errors": [{"code": 3000, "message": "it broke"}], "success": False}
     answer_with(playground, [{"response": "one"}, error], end="")
     say(playground, "hi")
@@ -147,7 +147,7 @@ def test_a_failure_during_the_stream_is_told(playground):
     expect(playground.get_by_role("button", name="Send")).to_be_enabled()
 
 
-def test_a_refusal_is_told(playground):
+def test_a_refusal_is_shown(playground):
     playground.get_by_label("Longest reply").evaluate("box => box.removeAttribute('min')")
     say(playground, "hi", max_tokens=0)
     expect(playground.get_by_role("status")).to_contain_text("'/max_tokens' must be >= 1")
