@@ -121,7 +121,7 @@ def _verify(path: str) -> RouteSpec:
         path=path,
         endpoint=lambda services: EndpointApp(VerifyToken(services.check)),
         guard="endpoint",
-        summary="Whether the token is valid",
+        summary="Verify the token",
         reply_schema=ENVELOPE,
     )
 
@@ -160,7 +160,7 @@ _WORKERS_AI_ROUTES = (
         label="models",
         path=f"{_ACCOUNT}/ai/models/schema",
         endpoint=lambda services: EndpointApp(ModelSchema(services.inputs)),
-        summary="What a model accepts",
+        summary="JSON Schemas of a model's input and output",
         reply_schema=ENVELOPE,
         parameters=(query("model", _TEXT, required=True),),
     ),
@@ -247,16 +247,16 @@ _HEALTH_ROUTES = (
         path="/healthz",
         endpoint=as_asgi(healthz),
         guard="none",
-        summary="Whether the bridge runs",
-        statuses={200: "It does"},
+        summary="Liveness of the bridge",
+        statuses={200: "The bridge runs"},
     ),
     RouteSpec(
         label="health",
         path="/readyz",
         endpoint=as_asgi(readyz),
         guard="none",
-        summary="Whether it can serve",
-        statuses={200: "It can", 503: "It cannot, and why"},
+        summary="Readiness of the bridge",
+        statuses={200: "An inference server serves", 503: "No inference server serves; `reason` is a sentence"},
     ),
 )
 

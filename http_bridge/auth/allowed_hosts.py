@@ -55,8 +55,8 @@ class HostNames:
 class AllowedHosts:
     """ASGI middleware that answers 403 where the Host header, or the authority of an absolute target, is not accepted.
 
-    A request without a Host header is let through: HTTP/1.1 requests without one are refused earlier, and browsers always
-    send one.
+    A request without a Host header is accepted: browsers always send one, and HTTP/1.1 requests without one are refused
+    earlier.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class AllowedHosts:
             has_tokens: Whether requests need an API token. A page of another site has none, so no name is checked then.
             binding_port: Port of the listener of the Worker binding. It never needs a token, so it is always checked.
             open_paths: Paths that are never checked: health probes, which use a pod's or a container's own address and
-                whose answers hold no data.
+                whose answers contain no data.
             binding_paths: Paths that the Workers runtime requests under its own names for the binding.
             refuse: Answers a request that is not accepted.
         """

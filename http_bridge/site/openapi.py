@@ -14,14 +14,14 @@ _DESCRIPTION = (
 _RUN_STATUSES = {
     400: "A field is wrong or missing, or there is no such model, route or token",
     401: "Wrong token",
-    403: "Another account's token",
-    404: "What the path names cannot exist",
+    403: "Another account's token, or a host name that is not accepted without tokens",
+    404: "No account or model can have the name in the path",
     405: "Wrong method, or the model does not support LoRA",
     408: "The request took too long",
     413: "The body is too large, or the prompt is longer than the model's context",
-    429: "No capacity; Retry-After says when to come back",
+    429: "No capacity; Retry-After is the number of seconds to wait",
     500: "The model failed",
-    503: "The inference server is not there, still loading, or stopping",
+    503: "The inference server cannot be reached, is still loading, or is stopping",
 }
 _LIST_STATUSES = {status: _RUN_STATUSES[status] for status in (400, 401, 403, 404, 408, 500, 503)}
 
@@ -104,7 +104,7 @@ def _described(operation: Operation) -> Schema:
 def _run_reply(schema: Schema) -> Schema:
     # The content of an event depends on the profile and on the request's fields.
     content = {"application/json": {"schema": schema}, "text/event-stream": {"schema": {}}}
-    return {"description": "The reply, whole or as server-sent events", "content": content}
+    return {"description": "The reply, as one object or as server-sent events", "content": content}
 
 
 def _errors(statuses: Mapping[int, str], schema: Schema) -> Schema:

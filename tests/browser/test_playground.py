@@ -112,13 +112,13 @@ def test_the_events_are_shown_unchanged(playground):
 
 
 @pytest.mark.parametrize(
-    ("tab", "told"), [("curl", "curl -N"), ("Python", "import requests"), ("Worker", "env.AI.run")]
+    ("tab", "text"), [("curl", "curl -N"), ("Python", "import requests"), ("Worker", "env.AI.run")]
 )
-def test_the_code_contains_the_settings(playground, tab, told):
+def test_the_code_contains_the_settings(playground, tab, text):
     playground.get_by_label("Seed").fill("41")
     playground.get_by_role("tab", name=tab).click()
     code = playground.locator("#code")
-    expect(code).to_contain_text(told)
+    expect(code).to_contain_text(text)
     expect(code).to_contain_text('"seed": 41')
 
 

@@ -74,7 +74,7 @@ def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> R
     tensors = _values(document["input"])
     family = next((family for family in FAMILIES if family.prompt in tensors), None)
     if family is None:
-        raise bad_input("'/input' holds no tensor with a prompt: INPUT_0 or text_input")
+        raise bad_input("'/input' has no tensor with a prompt: INPUT_0 or text_input")
     prompt = _text(tensors[family.prompt])
     fields = {
         "prompt": prompt,
