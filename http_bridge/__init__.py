@@ -1,1 +1,0 @@
-"""The bridge: Cloudflare's public Workers AI API (REST and SSE) in front, gRPC `Run` behind."""

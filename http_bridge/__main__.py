@@ -1,4 +1,4 @@
-"""`python -m http_bridge`: settings, socket, application, server. Everything is wired together here."""
+"""Starts the bridge with `python -m http_bridge`: settings, sockets, application, server."""
 
 import gc
 import logging
@@ -12,19 +12,20 @@ import uvicorn
 from starlette.applications import Starlette
 
 from http_bridge.app import create_app
-from http_bridge.http_server.connection_limits import limited
+from http_bridge.http_server.connection_limits import limited_protocol
 from http_bridge.observability.metrics import Metrics
-from http_bridge.observability.request_log import Observed
+from http_bridge.observability.request_log import RequestLogMiddleware
 from http_bridge.settings import Settings
 from tailrace_shared import logs
 from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX, check_variables
 
-_logger = logging.getLogger("http_bridge")
-# New objects between two searches for cycles (Python's default is 700). A token's objects are freed without a search.
+logger = logging.getLogger("http_bridge")
+# Allocations between two runs of the cyclic garbage collector (Python's default is 700). The objects of a token are freed
+# by reference counting.
 _GC_THRESHOLD = 50_000
-# Open files that are no connections of clients: modules, listeners, gRPC, refused connections that linger.
+# Open files besides the clients' connections: modules, listeners, gRPC, refused connections that are still being closed.
 _OTHER_FILES = 256
 
 
@@ -33,7 +34,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         logs.configure("http_bridge", settings.log_level, settings.log_format)
-        check_variables(_logger)
+        check_variables(logger)
         listener = _listen("HTTP_ADDRESS", settings.http_address)
         binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
         metrics = Metrics()
@@ -43,13 +44,13 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"The bridge cannot start. {str(error).rstrip('.')}.", file=sys.stderr)
         return 1
-    # uvicorn drains on these signals and then raises them again for whoever handled them before: a clean end.
+    # uvicorn drains on these signals and then raises them again for the previous handler, which ends the process with 0.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _exit)
     gc.set_threshold(_GC_THRESHOLD)
-    _logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
+    logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
     if binding is not None:
-        _logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
+        logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
     _allow_files(settings.max_connections + _OTHER_FILES)
     server = _Server(uvicorn_config(app, settings, metrics))
     server.run(sockets=[listener] if binding is None else [listener, binding])
@@ -75,13 +76,13 @@ def _serve(metrics: Metrics, address: str) -> None:
 
 
 def _not_usable(name: str, address: str, error: OSError) -> ConfigurationError:
-    # Python repeats the address behind the reason.
+    # Python appends the address to the reason.
     reason = (error.strerror or str(error)).partition(" (while ")[0]
     return ConfigurationError(f"{PREFIX}{name}={address}: {reason}.")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which a second signal ends at once, whichever it is: uvicorn itself heeds Ctrl+C alone."""
+    """uvicorn's server, which any second signal stops immediately. uvicorn itself does that for Ctrl+C only."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.force_exit or self.should_exit
@@ -89,27 +90,33 @@ class _Server(uvicorn.Server):
 
 
 def uvicorn_config(app: Starlette, settings: Settings, metrics: Metrics) -> uvicorn.Config:
-    """How uvicorn serves the application."""
+    """Return uvicorn's configuration for the application.
+
+    Args:
+        app: The application.
+        settings: Log level, limits and timeouts.
+        metrics: Counts requests and connections.
+    """
     is_verbose = settings.log_level == "debug"
     return uvicorn.Config(
-        Observed(app, metrics),
-        http=limited(settings, metrics),
+        RequestLogMiddleware(app, metrics),
+        http=limited_protocol(settings, metrics),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level="debug" if is_verbose else "warning",
         access_log=is_verbose,
         server_header=False,
-        # No browser shall take JSON for a page, whatever text is in it.
+        # Browsers must not interpret JSON as a page, whatever text it contains.
         headers=[("x-content-type-options", "nosniff")],
-        # Who called is of no interest here, and a header must not decide what the log says about it.
+        # The bridge does not use the client's address, and a header must not change it in the log.
         proxy_headers=False,
         timeout_graceful_shutdown=settings.http_shutdown_grace_seconds,
     )
 
 
 def _allow_files(wanted: int) -> None:
-    """Let this process have as many open files as its connections need, if the system's hard limit allows it."""
+    """Raise the limit of open files to `wanted`, or to the system's hard limit if that is lower."""
     if sys.platform == "win32":
         return
     import resource
@@ -119,7 +126,7 @@ def _allow_files(wanted: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
-        _logger.warning("the system allows %d open files: too few for %sMAX_CONNECTIONS", allowed, PREFIX)
+        logger.warning("the system allows %d open files, which is too few for %sMAX_CONNECTIONS", allowed, PREFIX)
 
 
 def _url_host(listener: socket.socket) -> str:

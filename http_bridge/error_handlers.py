@@ -1,4 +1,4 @@
-"""Errors that no run explains: unknown routes, wrong methods and tokens, and what nobody foresaw. One answer for each."""
+"""Answers errors outside of runs: unknown routes, wrong methods, refused credentials and unexpected exceptions."""
 
 import logging
 import uuid
@@ -7,20 +7,34 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from http_bridge.api.reply_writer import ErrorForm, JsonObject
+from http_bridge.api.reply_writer import ErrorWriter, JsonObject
 from http_bridge.api.workers_ai.replies import RestErrors
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.observability.request_log import record_of
+from http_bridge.observability.request_log import request_log
+from http_bridge.protocol.reply_schemas import REST_ERROR
 
-# Under this name the state of a request holds the ErrorForm of its route; without one, Cloudflare's router speaks.
-ERRORS_KEY = "errors"
 REQUEST_ID_HEADER = "cf-ai-req-id"
-_logger = logging.getLogger(__name__)
+# Key in the state of a request: the ErrorWriter of its route. Without one, the form of Cloudflare's router is used.
+_ERRORS_KEY = "errors"
+logger = logging.getLogger(__name__)
+
+
+class WithErrorFormat:
+    """ASGI application: `app`, with its errors written by `errors`."""
+
+    def __init__(self, app: ASGIApp, errors: ErrorWriter) -> None:
+        self._app = app
+        self.errors = errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"][_ERRORS_KEY] = self.errors
+        await self._app(scope, receive, send)
 
 
 async def unrouted(request: Request, error: Exception) -> Response:
-    """No route, or none with this method."""
+    """Answer a request without a route (400/7000) or with a method that its route does not have (405/7001)."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         refusal = ApiError(405, 7001, f"{request.method} not supported for requested URI.")
         return _answer(request, refusal, dict(error.headers or {}))
@@ -28,37 +42,50 @@ async def unrouted(request: Request, error: Exception) -> Response:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """An ApiError on the way to an endpoint, or in one that runs no model."""
+    """Answer an ApiError that was raised before or in an endpoint that runs no model."""
     return _answer(request, error) if isinstance(error, ApiError) else await failed(request, error)
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """What nobody foresaw. Starlette raises it again after this answer, and the HTTP server logs it with its cause."""
-    request_id = record_of(request.scope).request_id = str(uuid.uuid4())
-    _logger.error("request %s to %r failed: %r", request_id, request.scope["path"], error)
-    payload = dict(_form(request, RestErrors()).payload(internal_error(), request_id))
+    """Answer an unexpected exception. Starlette raises it again afterwards, and the HTTP server logs its cause."""
+    request_id = request_log(request.scope).request_id = str(uuid.uuid4())
+    logger.error("request %s to %r failed: %r", request_id, request.scope["path"], error)
+    payload = dict(_errors(request, RestErrors()).payload(internal_error(), request_id))
     return JSONResponse(payload, 500, {REQUEST_ID_HEADER: request_id})
 
 
+def refusal(error: ApiError, errors: ErrorWriter | None) -> ASGIApp:
+    """Return an ASGI application that answers with `error`, written by `errors` or in the form of Cloudflare's router."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        if errors is not None:
+            scope["state"][_ERRORS_KEY] = errors
+        await _answer(Request(scope), error)(scope, receive, send)
+
+    return refuse
+
+
 def router_payload(error: ApiError) -> JsonObject:
-    """The body of an error before any model: routes, methods, credentials."""
+    """Return the body of an error of Cloudflare's router, before any model: routes, methods, credentials."""
     entry = {"code": error.code, "message": error.description}
     return {"result": None, "success": False, "errors": [entry], "messages": []}
 
 
-class _RouterErrors(ErrorForm):
+class _RouterErrors(ErrorWriter):
+    schema = REST_ERROR
+
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
         return router_payload(error)
 
 
 def _answer(request: Request, error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    record_of(request.scope).error_code = error.code
-    payload = dict(_form(request, _RouterErrors()).payload(error, str(uuid.uuid4())))
+    request_log(request.scope).error_code = error.code
+    payload = dict(_errors(request, _RouterErrors()).payload(error, str(uuid.uuid4())))
     more = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
     return JSONResponse(payload, error.status, {**(headers or {}), **more})
 
 
-def _form(request: Request, default: ErrorForm) -> ErrorForm:
+def _errors(request: Request, default: ErrorWriter) -> ErrorWriter:
     state: dict[str, Any] = request.scope.get("state", {})
-    form = state.get(ERRORS_KEY)
-    return form if isinstance(form, ErrorForm) else default
+    errors = state.get(_ERRORS_KEY)
+    return errors if isinstance(errors, ErrorWriter) else default

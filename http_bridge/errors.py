@@ -1,13 +1,14 @@
-"""What a client gets instead of a reply, as a value. Knows nothing of gRPC, of envelopes or of how it is sent."""
+"""The error that a client receives instead of a reply, as a value. Does not depend on gRPC or on an error's JSON form."""
 
 
 class ApiError(Exception):
     """A request that is refused or has failed.
 
-    status: HTTP status, 400 to 599.
-    code: Cloudflare's number for this kind of error.
-    description: one sentence for the client; never the text of an exception.
-    retry_after_seconds: whole seconds, at least 1, after which trying again may help; None if nothing is known.
+    Attributes:
+        status: HTTP status, 400 to 599.
+        code: Cloudflare's number for this kind of error.
+        description: One sentence for the client; never the text of an exception.
+        retry_after_seconds: Whole seconds, at least 1, after which a retry may succeed; None if unknown.
     """
 
     def __init__(self, status: int, code: int, description: str, *, retry_after_seconds: int | None = None) -> None:
@@ -19,4 +20,5 @@ class ApiError(Exception):
 
 
 def internal_error() -> ApiError:
+    """Return the error for every unexpected failure: 500 with code 3000. Its cause is only in the log."""
     return ApiError(500, 3000, "Internal error; the log of the server has the cause under this request id.")

@@ -1,27 +1,37 @@
-"""What a surface is given and what it makes of it."""
+"""The input and the result of request parsing, which every public API shares."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers, QueryParams
 
-from http_bridge.api.reply_writer import ErrorForm, ReplyForm
+from http_bridge.api.reply_writer import ErrorWriter, ReplyWriter
 from http_bridge.errors import ApiError
 from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
 from http_bridge.protocol.run_body import BodyReader
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.validation import bad_input, load
 from tailrace.v1.inference_pb2 import RunRequest
 
-_MAX_MODEL = 256
+_MAX_MODEL = 256  # characters
+_UNSUPPORTED_ENCODINGS = ("br", "compress", "deflate", "zstd")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One HTTP request whose body was read.
+class IncomingRequest:
+    """An HTTP request whose body has been read.
 
-    account: who asks: the path's account, else the token's; empty if neither names one.
-    is_at_account: whether the path names the account, as Cloudflare's do.
-    model: of the path; empty where the path has none.
+    Attributes:
+        request_id: UUID that the bridge gave the request.
+        account: Account of the path, otherwise of the token; empty if neither names one.
+        is_at_account: Whether the path names the account, as Cloudflare's paths do.
+        model: Model of the path; empty if the path has none.
+        headers: The request's headers.
+        query: The request's query parameters.
+        data: The body as received, perhaps gzipped.
+        max_bytes: Largest body in bytes, also after it is unpacked.
+        has_padding: Whether the settings ask for padding in streams.
+        default_profile: Profile of a request without the profile header.
+        bodies: Reads the fields of the body.
     """
 
     request_id: str
@@ -31,47 +41,75 @@ class Call:
     headers: Headers
     query: QueryParams
     data: bytes
-    max_bytes: int  # of the body, also when it is unpacked
+    max_bytes: int
     has_padding: bool
     default_profile: ProfileName
     bodies: BodyReader
 
     @property
     def profile(self) -> Profile:
-        """The one that the request's header names, or the bridge's own. Raises ApiError 400/5006 for an unknown one."""
+        """The profile that the header names, otherwise the bridge's own.
+
+        Raises:
+            ApiError: 400/5006 for an unknown profile.
+        """
         name = self.headers.get(PROFILE_HEADER, self.default_profile)
         for known in PROFILE_NAMES:
             if name == known:
                 return PROFILES[known]
         raise bad_input(f"the header {PROFILE_HEADER} must be one of {', '.join(PROFILE_NAMES)}")
 
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of the body, which may be gzipped.
+
+        Raises:
+            ApiError: 400/3003 for an empty body, 413/3006 for one that is too large when unpacked, 400/5006 for another error.
+        """
+        try:
+            return load(self.data, self.max_bytes)
+        except ApiError:
+            # Only a body that cannot be read counts: SDKs send a wrong Content-Encoding with plain JSON.
+            encoding = self.headers.get("content-encoding", "").strip().lower()
+            if self.data and encoding in _UNSUPPORTED_ENCODINGS:
+                raise bad_input(f"the content-encoding {encoding} is not supported: send gzip or no encoding") from None
+            raise
+
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What to ask of the inference server, and how its reply is to be written."""
+class RunJob:
+    """A parsed request: the message to the inference server, and the writer of the reply."""
 
     request: RunRequest
-    form: ReplyForm
+    writer: ReplyWriter
     stream: bool
 
     @property
     def is_plain(self) -> bool:
-        """Whether deltas hold nothing but text."""
+        """True if every delta contains text only: the request has neither tools nor log probabilities."""
         return not self.request.chat.tools and not self.request.HasField("logprobs")
 
 
-class Surface(Protocol):
-    """One kind of route."""
+class RequestParser(Protocol):
+    """Reads the requests of one kind of route."""
 
     @property
-    def errors(self) -> ErrorForm: ...
+    def errors(self) -> ErrorWriter:
+        """The form of this route's errors."""
 
-    def read(self, call: Call) -> Job:
-        """Raises ApiError for a request that is refused."""
+    def parse(self, incoming: IncomingRequest) -> RunJob:
+        """Return the parsed request.
+
+        Raises:
+            ApiError: The request is refused.
+        """
 
 
 def check_model_name(name: str) -> str:
-    """Raises ApiError 404/3042 for what can be no model's name."""
+    """Return `name`.
+
+    Raises:
+        ApiError: 404/3042 if no model can have this name: it is empty, not printable, or longer than 256 characters.
+    """
     if not name or len(name) > _MAX_MODEL or not name.isprintable():
         raise ApiError(404, 3042, "The model name is invalid")
     return name

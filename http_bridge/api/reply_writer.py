@@ -1,4 +1,4 @@
-"""What every form of a reply has, and what they share."""
+"""The interface of reply and error formats, and the parts that several formats share."""
 
 import secrets
 import string
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from http_bridge.errors import ApiError
+from http_bridge.protocol.schemas import Schema
 from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 
 JsonObject = dict[str, object]
@@ -19,8 +20,8 @@ _PADDING_LETTERS = string.ascii_lowercase + string.digits
 
 
 @dataclass(slots=True)
-class Whole:
-    """A reply that is complete, collected for a client that did not ask for a stream."""
+class CompleteReply:
+    """A whole reply, collected for a client that did not request a stream."""
 
     completed: Completed
     text: str
@@ -28,46 +29,53 @@ class Whole:
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
-class ErrorForm(ABC):
-    """How a refusal is written where a route's replies have this form."""
+class ErrorWriter(ABC):
+    """The form of a route's errors before the first byte of a reply. `schema`: JSON Schema of the payload."""
+
+    schema: ClassVar[Schema]
 
     @abstractmethod
     def payload(self, error: ApiError, request_id: str) -> Mapping[str, object]:
-        """The JSON body of an answer that is an error."""
+        """Return the JSON body of the error."""
 
 
-class ReplyForm(ABC):
-    """How one reply is written. Each method returns the bytes to send, perhaps none."""
+class ReplyWriter(ABC):
+    """The form of one reply. Each method returns the bytes to send, which may be empty."""
 
     stream_type: ClassVar[str] = EVENT_STREAM
-    whole_type: ClassVar[str] = JSON
+    complete_type: ClassVar[str] = JSON
 
     @abstractmethod
-    def whole(self, reply: Whole) -> bytes:
-        """The body of a reply that is not streamed. Raises ApiError if it cannot be given in this form."""
+    def complete(self, reply: CompleteReply) -> bytes:
+        """Return the body of a reply that is not streamed.
 
-    def opening(self, started: Started) -> bytes:
-        """What precedes all text."""
+        Raises:
+            ApiError: The reply cannot be written in this form.
+        """
+
+    def start(self, started: Started) -> bytes:
+        """Return the events before all text."""
         return b""
 
     @abstractmethod
     def text(self, text: str) -> bytes:
-        """A piece of text. It is called for each token of every stream."""
+        """Return the event for a piece of text. Called for each token of every stream."""
 
     @abstractmethod
     def delta(self, delta: Delta) -> bytes:
-        """A delta that holds more than text: tool calls or log probabilities."""
+        """Return the events for a delta that may contain tool calls or log probabilities besides text."""
 
     @abstractmethod
-    def end(self, completed: Completed) -> bytes:
-        """What follows all text, the end of the stream included."""
+    def finish(self, completed: Completed) -> bytes:
+        """Return the events after all text, including the end of the stream."""
 
     @abstractmethod
-    def failure(self, error: ApiError, request_id: str) -> bytes:
-        """The last event of a stream that failed; no end follows it."""
+    def error(self, error: ApiError, request_id: str) -> bytes:
+        """Return the last event of a stream that failed; `finish` is not called then."""
 
 
 def usage_payload(completed: Completed, *, counts_cached: bool) -> JsonObject:
+    """Return the token counts of a reply. `counts_cached`: add the prompt tokens that the prefix cache held."""
     usage = completed.usage
     payload: JsonObject = {
         "prompt_tokens": usage.prompt_tokens,
@@ -80,9 +88,10 @@ def usage_payload(completed: Completed, *, counts_cached: bool) -> JsonObject:
 
 
 def error_message(error: ApiError, request_id: str) -> str:
+    """Return the error's sentence as Workers AI writes it, with the request id at the end."""
     return f"AiError: AiError: {error.description} ({request_id})"
 
 
 def padding() -> str:
-    """1 to 50 random characters, so that the size of a packet says little about the token in it."""
+    """Return 1 to 50 random characters, so that the size of a packet does not reveal the length of its token."""
     return "".join(secrets.choice(_PADDING_LETTERS) for _ in range(1 + secrets.randbelow(_MAX_PADDING)))

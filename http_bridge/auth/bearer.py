@@ -1,32 +1,44 @@
-"""Decides whether a request's credentials are let in, and for which account. Knows tokens; knows nothing of routes."""
+"""Checks the credentials of requests and finds the account of a token. Does not depend on routes."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge.auth.token_file import EVERY_ACCOUNT, TokenFile
 from http_bridge.errors import ApiError
 
-# Under this name the state of a request holds the account of its token, if that is for one account.
+# Key in the state of a request: the account of its token, or an empty string.
 ACCOUNT_KEY = "account"
 
+_ACCOUNT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _Headers = Sequence[tuple[bytes, bytes]]
 
 
 class TokenCheck:
-    """Lets in who sends a known token as a bearer token or, beside X-Auth-Email, as X-Auth-Key."""
+    """Accepts requests with a known token, sent as a bearer token or as X-Auth-Key beside X-Auth-Email."""
 
     def __init__(self, tokens: Iterable[str], file: TokenFile | None = None) -> None:
-        """tokens: for every account. file: tokens for theirs. Without both, everyone is let in, with any token or none."""
+        """Accept the given tokens; without any, accept every request, with any token or none.
+
+        Args:
+            tokens: Tokens for every account.
+            file: Tokens for one account each.
+        """
         self._digests = frozenset(_digest(token.encode()) for token in tokens)
         self._file = file
 
     def check(self, headers: _Headers, account: str | None = None) -> str:
-        """The account that the token is for; empty if it is for every one, or if nobody needs one.
+        """Return the account of the request's token; empty if it is for every account or no token is needed.
 
-        headers: the request's, names in lower case. account: the one that the path names, if it does.
+        Args:
+            headers: The request's headers, names in lower case.
+            account: Account in the path, if the path has one.
 
-        Raises ApiError: 400/9106 for a missing or malformed header, 401/10000 for an unknown token, 403/10000 for a token
-        of another account.
+        Raises:
+            ApiError: 400/9106 for a missing or malformed header, 401/10000 for an unknown token, 403/10000 for a token of
+                another account.
         """
         if not self._digests and self._file is None:
             return ""
@@ -40,15 +52,35 @@ class TokenCheck:
         return granted
 
     def _account(self, digest: bytes) -> str | None:
-        # Looked up, not compared one by one. What a lookup's time could tell is how a digest's hash, keyed anew in each
-        # process, lies to those of the known digests: nothing about a digest, and from a digest no token follows.
+        # A lookup in a hash table. Its time depends on the digest's hash, which has a random key in each process, and
+        # reveals nothing about a known digest. No token can be computed from a digest either.
         if digest in self._digests:
             return EVERY_ACCOUNT
         return None if self._file is None else self._file.accounts().get(digest)
 
 
+class RequireToken:
+    """ASGI application: `app`, for requests whose credentials pass `check` and whose account is valid."""
+
+    def __init__(self, app: ASGIApp, check: TokenCheck) -> None:
+        self._app = app
+        self._check = check
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        account = scope["path_params"].get("account")
+        scope["state"][ACCOUNT_KEY] = self._check.check(scope["headers"], account)
+        if account is not None and not _ACCOUNT_ID.fullmatch(account):
+            path = scope["path"]
+            raise ApiError(404, 7003, f"Could not route to {path:.200}, perhaps your object identifier is invalid?")
+        await self._app(scope, receive, send)
+
+
 def token_id(headers: _Headers) -> str:
-    """Names the token of a request without giving it away: 32 hexadecimal digits. Raises like TokenCheck.check."""
+    """Return an id of the request's token that does not reveal the token: 32 hexadecimal digits.
+
+    Raises:
+        ApiError: 400/9106 for a missing or malformed header.
+    """
     return _digest(_token(headers)).hex()[:32]
 
 

@@ -1,6 +1,6 @@
-"""The file of API tokens: whose token is let in, known by its digest alone. Knows the file; knows no requests.
+"""Reads the file of API tokens, which contains the tokens' SHA-256 digests. Does not depend on requests.
 
-# account, and SHA-256 of the token in hexadecimal digits; * is every account
+# account and SHA-256 of its token in hexadecimal digits; * is every account
 acme  2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b
 """
 
@@ -22,7 +22,11 @@ class TokenFile:
     """The tokens of a file, reloaded when it changes. If a changed file is invalid, the last valid tokens stay active."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError if the file cannot be read or one of its lines is wrong."""
+        """Read the file.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or one of its lines is invalid.
+        """
         self._file = ReloadableFile((path,), lambda: read_tokens(path), min_seconds=_CHECK_SECONDS)
 
     def accounts(self) -> Mapping[bytes, str]:
@@ -32,23 +36,27 @@ class TokenFile:
 
 
 def read_tokens(path: Path) -> dict[bytes, str]:
-    """Accounts by digest. Raises ConfigurationError, a sentence with the number of the line that is wrong."""
+    """Return the accounts by the SHA-256 of their tokens.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or a line is invalid; the message has the line's number.
+    """
     name = f"{PREFIX}API_TOKENS_FILE={path}"
     try:
-        # Opening a pipe would wait for somebody to write.
+        # Opening a pipe would block until another process writes to it.
         text = path.read_text("utf-8") if path.is_file() else None
     except OSError as error:
         raise ConfigurationError(f"{name}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{name}: it is not UTF-8.") from None
     if text is None:
-        raise ConfigurationError(f"{name}: there is no such file.")
+        raise ConfigurationError(f"{name}: the file does not exist.")
     accounts: dict[bytes, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.partition("#")[0].split()
         if not fields:
             continue
-        # The line may hold a token, put there by mistake: it is not repeated.
+        # The line may contain a token by mistake, so the message does not repeat it.
         if len(fields) != 2 or not _ACCOUNT.fullmatch(fields[0]) or not _DIGEST.fullmatch(fields[1]):
             raise ConfigurationError(
                 f"{name}: line {number} is not `<account> <SHA-256 of the token, 64 hexadecimal digits>`; "
@@ -56,6 +64,6 @@ def read_tokens(path: Path) -> dict[bytes, str]:
             )
         digest = bytes.fromhex(fields[1])
         if digest in accounts:
-            raise ConfigurationError(f"{name}: the token of line {number} stands in an earlier line too.")
+            raise ConfigurationError(f"{name}: the token of line {number} is also in an earlier line.")
         accounts[digest] = fields[0]
     return accounts

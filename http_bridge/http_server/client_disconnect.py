@@ -1,4 +1,4 @@
-"""Ends work for a client that is gone. Knows ASGI's `receive`; knows nothing of the work."""
+"""Cancels work when its client disconnects. Uses ASGI's `receive` and does not depend on the work."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,16 +7,16 @@ from starlette.types import Receive
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[object, object, None]) -> None:
-    """Do `work`, and cancel it the moment the client disconnects. The request's body must have been read before.
+    """Await `work`, and cancel it as soon as the client disconnects. The request's body must have been read before.
 
-    Raises what `work` raises; a client that left is no error.
+    Exceptions of `work` are raised; a disconnect is not an error.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # Also the way out when the server cancels the request itself, at the end of its grace period.
+        # This also runs when the server cancels the request at the end of its grace period.
         working.cancel()
         watching.cancel()
         await asyncio.wait((working, watching))

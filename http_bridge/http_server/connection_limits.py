@@ -1,10 +1,10 @@
-"""What a connection may take from the bridge: uvicorn's protocol, with an end to everything that a client can keep open.
+"""Limits the number of connections and the time of each of their phases, as an extension of uvicorn's protocol.
 
     connecting ─► headers ─► body ─► reply ─► idle ─► headers …
             header timeout   │      write      idle timeout
-                          body timeout (of a run: in run.py, which tells it in the route's form)
+                          body timeout (for runs: in run_endpoint.py, in the form of the route)
 
-Timers are set when one of these begins, never for a token. Knows connections; knows nothing of routes or runs.
+Timers are set at the start of a phase, never for a token. Does not depend on routes or runs.
 """
 
 import asyncio
@@ -24,45 +24,53 @@ from http_bridge.observability.metrics import Metrics
 from http_bridge.settings import Settings
 
 _RETRY_AFTER_SECONDS = 1
-# A connection that is refused is given so long to hear of it, and so many are at once.
+# A refused connection stays open so long that the client can read the answer, and at most so many of them are kept.
 _LINGER_SECONDS = 1.0
 _MAX_LINGERING = 128
-_TELL_SECONDS = 60.0
-_logger = logging.getLogger(__name__)
+# Shortest time in seconds between two warnings about refused connections.
+_WARNING_SECONDS = 60.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Shared:
-    """What the connections of one bridge share. `told_at`: when the log last told that there are too many."""
+class ConnectionLimits:
+    """The state that all connections of one bridge share.
+
+    Attributes:
+        settings: Limits and timeouts.
+        metrics: Counts connections.
+        lingering: Refused connections that are still open.
+        warned_at: Time of the last warning about refused connections, on the event loop's clock.
+    """
 
     settings: Settings
     metrics: Metrics
-    lingering: set["Protocol"] = field(default_factory=set)
-    told_at: float = -math.inf
+    lingering: set["LimitedProtocol"] = field(default_factory=set)
+    warned_at: float = -math.inf
 
 
-class Protocol(H11Protocol):
-    """uvicorn's protocol within the limits of one bridge. Made by `limited`.
+class LimitedProtocol(H11Protocol):
+    """uvicorn's protocol with the limits of one bridge. `limited_protocol` creates its subclass.
 
-    A connection beyond the largest number is answered 503 with code 7009 and closed, whatever it is for: a health check on a
-    new connection too, because nobody knows what it asks before it is read. The log tells it, at most once a minute. Who
-    probes on a connection that is kept is not affected.
+    A connection beyond the limit is answered with 503/7009 and closed before its request is read, so a health check on a new
+    connection is refused too. A probe that reuses a connection is not affected. A warning is logged at most once a minute.
     """
 
     conn: Connection
-    shared: ClassVar[Shared]
+    shared: ClassVar[ConnectionLimits]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.settings = self.shared.settings
         self.conn = Connection(self.settings.max_header_bytes)
-        self.timeout_keep_alive = self.settings.idle_timeout_seconds  # type: ignore[assignment]  # any number does
+        self.timeout_keep_alive = self.settings.idle_timeout_seconds  # type: ignore[assignment]  # uvicorn accepts any number
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        # What the timer for reading belongs to: the headers or the body that follow this request.
+        # The phase of the read timer, "headers" or "body", and the request before it.
         self._reading: tuple[str, object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Accept the connection, or refuse it if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             self.connections.discard(self)
@@ -72,6 +80,7 @@ class Protocol(H11Protocol):
             self.shared.metrics.connections.set(len(self.connections))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timers and count the connection as closed."""
         self.shared.lingering.discard(self)
         self._watch_reading(None)
         self._stop_write_timer()
@@ -80,32 +89,38 @@ class Protocol(H11Protocol):
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
+        """Process received bytes; those of a refused connection are ignored."""
         if self not in self.shared.lingering:
             super().data_received(data)
-            self._look()
+            self._update_timers()
 
     def on_response_complete(self) -> None:
+        """Start the timer of the next phase after a reply."""
         super().on_response_complete()
-        self._look()
+        self._update_timers()
 
     def pause_writing(self) -> None:
-        # `send` waits from now on, and with it the reading of the reply from the server: no more than the transport's
-        # high-water mark and one event are kept here.
+        """Start the write timer: the client reads more slowly than the reply arrives.
+
+        `send` then waits, and with it the call to the inference server, so memory holds at most the transport's high-water
+        mark and one event.
+        """
         super().pause_writing()
         self._start_write_timer()
 
     def resume_writing(self) -> None:
+        """Stop the write timer, unless the connection is closing: its last bytes have a time limit too."""
         super().resume_writing()
-        # The last bytes of a connection that is being closed are waited for no longer either.
         if not self.transport.is_closing():
             self._stop_write_timer()
 
     def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection."""
         super().timeout_keep_alive_handler()
-        self._look()
+        self._update_timers()
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP, or its headers are too long."""
+        """Refuse a request that is not valid HTTP, or whose headers are too large."""
         self._end(
             ApiError(
                 400,
@@ -115,38 +130,38 @@ class Protocol(H11Protocol):
             )
         )
 
-    def _look(self) -> None:
-        """After everything that may have brought the connection from one state into the next."""
+    def _update_timers(self) -> None:
+        """Set the timers for the current phase. Called after every event that can change the phase."""
         if self in self.shared.lingering:
             return
         if self.transport.is_closing():
             self._watch_reading(None)
-            # What is still to be written keeps a closing connection open.
+            # Unsent bytes keep a closing connection open.
             if self.transport.get_write_buffer_size():
                 self._start_write_timer()
         elif self.conn.is_in_headers:
             self._watch_reading("headers")
         elif self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
-            # Answered before its end, as too long or too slow: uvicorn throws the rest away, but not for ever.
+            # The request was refused before its end. uvicorn discards the rest of its body; the timer limits that time.
             self._watch_reading("body")
         else:
             self._watch_reading(None)
 
-    def _watch_reading(self, what: str | None) -> None:
-        reading = None if what is None else (what, self.cycle)
-        if reading == self._reading and what is not None:
+    def _watch_reading(self, phase: str | None) -> None:
+        reading = None if phase is None else (phase, self.cycle)
+        if reading == self._reading and phase is not None:
             return
         self._reading = reading
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
-        if what == "headers":
+        if phase == "headers":
             self._read_timer = self.loop.call_later(self.settings.header_timeout_seconds, self._end_headers)
-        elif what == "body":
+        elif phase == "body":
             self._read_timer = self.loop.call_later(self.settings.body_timeout_seconds, self._close)
 
     def _end_headers(self) -> None:
-        # Browsers connect ahead of requests, and would take an answer for that to the next one.
+        # Browsers open connections in advance, and would take an answer as that to their next request.
         if self.conn.is_in_headers:
             self._end(ApiError(408, 3007, "Request timeout"))
         else:
@@ -155,16 +170,18 @@ class Protocol(H11Protocol):
     def _refuse_connection(self) -> None:
         self.shared.metrics.connections_refused.inc()
         now = self.loop.time()
-        if now - self.shared.told_at > _TELL_SECONDS:
-            self.shared.told_at = now
-            _logger.warning("all %d connections are taken: more are refused with 503", self.settings.max_connections)
+        if now - self.shared.warned_at > _WARNING_SECONDS:
+            self.shared.warned_at = now
+            logger.warning(
+                "all %d connections are in use: further ones are refused with 503", self.settings.max_connections
+            )
         self._end(ApiError(503, 7009, "Too many connections", retry_after_seconds=_RETRY_AFTER_SECONDS))
 
     def _end(self, error: ApiError) -> None:
-        """Answer what never came to the application, and close.
+        """Answer a request that did not reach the application, and close the connection.
 
-        Closed at once, the kernel would reset the connection because of what the client still sends, and the answer could
-        be lost: for a moment that is read, and thrown away.
+        An immediate close would reset the connection while the client still sends, and the client could lose the answer. The
+        connection therefore reads and discards data for a short time.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(_answer(error))
@@ -179,11 +196,11 @@ class Protocol(H11Protocol):
 
     def _close(self) -> None:
         self.transport.close()
-        self._look()
+        self._update_timers()
 
     def _start_write_timer(self) -> None:
         if self._write_timer is None:
-            # Whoever runs for this connection is told of its end, and cancels.
+            # The run of this connection receives the disconnect and cancels its call.
             self._write_timer = self.loop.call_later(self.settings.write_timeout_seconds, self.transport.abort)
 
     def _stop_write_timer(self) -> None:
@@ -192,13 +209,16 @@ class Protocol(H11Protocol):
             self._write_timer = None
 
 
-def limited(settings: Settings, metrics: Metrics) -> type[Protocol]:
-    """The protocol for the connections of one bridge."""
+def limited_protocol(settings: Settings, metrics: Metrics) -> type[LimitedProtocol]:
+    """Return the protocol class for the connections of one bridge.
 
-    class Limited(Protocol):
+    uvicorn creates an instance for each connection, so the shared state is an attribute of the class.
+    """
+
+    class Limited(LimitedProtocol):
         pass
 
-    Limited.shared = Shared(settings, metrics)
+    Limited.shared = ConnectionLimits(settings, metrics)
     return Limited
 
 

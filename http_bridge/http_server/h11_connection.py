@@ -1,6 +1,6 @@
-"""HTTP/1.1 towards clients: h11, a short way for the chunks of a stream, and a limit on headers that holds.
+"""Extends h11's connection with fast framing of stream chunks and a strict limit on the size of headers.
 
-Knows no ASGI and no events.
+Does not depend on ASGI.
 """
 
 from typing import Any
@@ -9,28 +9,40 @@ import h11
 
 
 class Connection(h11.Connection):
-    """Frames chunks by itself once h11 has framed one: its state stays the same from one to the next, yet it takes long."""
+    """h11's connection. After h11 has framed one chunk, further chunks are framed here: h11's state does not change, and its
+    framing is slow."""
 
     _is_chunking = False
 
     def __init__(self, max_header_bytes: int) -> None:
-        """max_header_bytes: of request line and headers together; beyond it `next_event` raises RemoteProtocolError."""
+        """Create a server's connection.
+
+        Args:
+            max_header_bytes: Largest size of request line and headers together; beyond it, `next_event` raises
+                RemoteProtocolError.
+        """
         super().__init__(h11.SERVER, max_header_bytes)
         self._max_header_bytes = max_header_bytes
 
     @property
     def is_in_headers(self) -> bool:
-        """Whether a request has begun, and its headers have not come to their end."""
+        """True if a request has begun and its headers are not complete."""
         return self.their_state is h11.IDLE and bool(self.trailing_data[0])
 
     def next_event(self) -> Any:  # h11's union of events
+        """Return h11's next event.
+
+        Raises:
+            RemoteProtocolError: The client sent invalid HTTP or too large headers.
+        """
         event = super().next_event()
-        # h11 looks at the size only while the end is missing: what comes in one piece would pass.
+        # h11 checks the size of incomplete headers only, so large headers in one packet would pass.
         if isinstance(event, h11.Request) and _size(event) > self._max_header_bytes:
             raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
         return event
 
     def send(self, event: Any) -> Any:  # h11's overloads
+        """Return the bytes to send for h11's event."""
         if not isinstance(event, h11.Data):
             self._is_chunking = False
             return super().send(event)

@@ -1,13 +1,9 @@
-"""What the bridge counts, for Prometheus. Knows names and labels; knows nothing of when something is counted.
-
-deploy/METRICS.md has a table.
-"""
+"""The bridge's Prometheus metrics: names, labels and buckets. deploy/METRICS.md documents them."""
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,25 +16,25 @@ from prometheus_client import (
     start_http_server,
 )
 
-RouteLabel = Literal["run", "chat_completions", "completions", "binding", "models", "health", "pages", "other"]
-
 _DURATION = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 _FIRST_EVENT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 
 
 class Metrics:
+    """The metrics of one bridge, in a registry of their own. Times are in seconds."""
+
     def __init__(self) -> None:
-        # Each counter and histogram would have one more series, of the moment it began.
+        # Without this call, each counter and histogram has one more series with its time of creation.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        Info("tailrace_build", "What runs here", registry=registry).info({"version": _version()})
+        Info("tailrace_build", "Version of Tailrace", registry=registry).info({"version": _version()})
         self.requests = Counter(
             "tailrace_http_requests", "Requests by the status of their answer", ["route", "status"], registry=registry
         )
         self.clients_gone = Counter(
             "tailrace_http_clients_gone",
-            "Clients that left before their answer was whole",
+            "Clients that disconnected before their answer was complete",
             ["route"],
             registry=registry,
         )
@@ -59,34 +55,40 @@ class Metrics:
             buckets=_FIRST_EVENT,
             registry=registry,
         )
-        self.connections = Gauge("tailrace_http_connections", "Connections that are open", registry=registry)
+        self.connections = Gauge("tailrace_http_connections", "Open connections", registry=registry)
         self.connections_refused = Counter(
-            "tailrace_http_connections_refused", "Connections that were one too many", registry=registry
+            "tailrace_http_connections_refused", "Connections refused because of the limit", registry=registry
         )
         self.servers = Gauge(
             "tailrace_upstream_servers",
-            "Inference servers that were found, by what they say",
+            "Inference servers by the state that they report",
             ["state"],
             registry=registry,
         )
-        # Series begin with 0: a rate does not see the first of what was not there before.
-        for route in get_args(RouteLabel):
+
+    def add_routes(self, labels: Iterable[str]) -> None:
+        """Create the series of each route label with 0. A rate would miss the first event of a new series."""
+        for label in labels:
             for family in (self.clients_gone, self.in_flight, self.duration, self.first_event):
-                family.labels(route)
+                family.labels(label)
 
     def watch_servers(self, num_serving: Callable[[], int], num_found: Callable[[], int]) -> None:
-        """Numbers of inference servers, read when they are asked for."""
+        """Report the numbers of inference servers; both functions are called at each scrape."""
         self.servers.labels("serving").set_function(num_serving)
         self.servers.labels("not_serving").set_function(lambda: num_found() - num_serving())
 
     def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus on a thread as long as the process lives. Raises OSError."""
+        """Answer Prometheus on a thread until the process ends.
+
+        Raises:
+            OSError: The address cannot be used.
+        """
         start_http_server(port, host, self.registry)
 
 
 def _version() -> str:
     try:
         return version("tailrace")
-    except PackageNotFoundError:  # an image holds the folders alone
+    except PackageNotFoundError:  # a container image contains the folders only
         project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

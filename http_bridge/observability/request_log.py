@@ -1,31 +1,39 @@
-"""Each HTTP request from its headers to its end, as the metrics and the log tell it.
+"""Measures and logs each HTTP request, from its headers to its end.
 
-Observed(app, metrics)      around the whole application: one record for each request
-Route("run", path, …)       names the route; never the path, of which there is any number
-record_of(scope)            for whoever learns more about the request on the way
+RequestLogMiddleware(app, metrics)   wraps the whole application and creates one RequestLog for each request
+request_log(scope)                   returns it to the code that learns the route, the model or the error
 """
 
 import logging
 import time
-from collections.abc import Awaitable, Sequence
-from typing import Any
+from collections.abc import Awaitable
 
-from starlette import routing
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_bridge.observability.metrics import Metrics, RouteLabel
+from http_bridge.observability.metrics import Metrics
 from tailrace.v1.inference_pb2 import Completed, FinishReason
 
-_RECORD_KEY = "record"
-# What proxies call the status of a request whose client did not wait for one.
+# Label of requests without a route, and of routes without a label of their own.
+OTHER_ROUTE = "other"
+_LOG_KEY = "record"
+# Proxies use this status for a request whose client disconnected before the answer.
 _CLIENT_CLOSED_REQUEST = 499
-# Probes and pages would drown everything else.
-_QUIET: tuple[RouteLabel, ...] = ("health", "pages")
-_logger = logging.getLogger(__name__)
+# Probes and pages are logged at the level debug, because they would hide the runs.
+_QUIET = ("health", "pages")
+logger = logging.getLogger(__name__)
 
 
-class Record:
-    """One request. What is public is filled in by those who handle it."""
+class RequestLog:
+    """The log line and the metrics of one request. The handlers of the request set the public attributes.
+
+    Attributes:
+        request_id: UUID of a run, or of a request that failed unexpectedly.
+        account: Account of the request; empty if it has none.
+        model: Model of the request; empty if it has none.
+        stream: Whether the client requested a stream.
+        error_code: Cloudflare's number of the error, if the answer is one.
+        completed: The inference server's last message of a run.
+    """
 
     def __init__(self, metrics: Metrics, receive: Receive, send: Send) -> None:
         self.request_id: str | None = None
@@ -37,7 +45,7 @@ class Record:
         self._metrics = metrics
         self._receive = receive
         self._send = send
-        self._route: RouteLabel = "other"
+        self._route = OTHER_ROUTE
         self._began = time.monotonic()
         self._status = 0
         self._first_event: float | None = None
@@ -45,25 +53,28 @@ class Record:
         self._is_gone = False
         self._is_in_flight = False
 
-    def enter(self, route: RouteLabel) -> None:
+    def enter(self, route: str) -> None:
+        """Set the route's label and count the request as in flight."""
         self._route = route
         self._is_in_flight = True
         self._metrics.in_flight.labels(route).inc()
 
     async def receive(self) -> Message:
+        """Pass on a message from the client and note whether the client disconnected before the answer's end."""
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self._is_answered:
             self._is_gone = True
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
-        # It is called for each token of every stream: no coroutine of its own, and after the first event no more than this.
+        """Pass on a message to the client and note its status and the time of the first event."""
+        # Called for each token of every stream, so it is not a coroutine and does little after the first event.
         if self._first_event is None:
-            self._look(message)
+            self._examine(message)
         self._last = message
         return self._send(message)
 
-    def _look(self, message: Message) -> None:
+    def _examine(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
         elif message.get("more_body") and message.get("body"):
@@ -74,9 +85,10 @@ class Record:
     def _is_answered(self) -> bool:
         return self._last["type"] == "http.response.body" and not self._last.get("more_body", False)
 
-    def end(self) -> None:
+    def finish(self) -> None:
+        """Count the request and log its line."""
         metrics, route, seconds = self._metrics, self._route, time.monotonic() - self._began
-        # Where the application raises instead of answering, the HTTP server answers for it.
+        # If the application raised instead of answering, the HTTP server answers 500.
         status = self._status or (_CLIENT_CLOSED_REQUEST if self._is_gone else 500)
         metrics.requests.labels(route, status).inc()
         metrics.duration.labels(route).observe(seconds)
@@ -85,9 +97,9 @@ class Record:
         if self._is_in_flight:
             metrics.in_flight.labels(route).dec()
         level = logging.DEBUG if route in _QUIET else logging.INFO
-        if _logger.isEnabledFor(level):
+        if logger.isEnabledFor(level):
             message = "%(route)s: %(status)d after %(total_seconds).2f s"
-            _logger.log(level, message, self._fields(status, seconds))
+            logger.log(level, message, self._fields(status, seconds))
 
     def _fields(self, status: int, seconds: float) -> dict[str, object]:
         return {
@@ -101,11 +113,11 @@ class Record:
             "total_seconds": round(seconds, 6),
             "first_event_seconds": None if self._first_event is None else round(self._first_event, 6),
             "client_gone": self._is_gone or None,
-            **_told_by_server(self.completed),
+            **_server_fields(self.completed),
         }
 
 
-def _told_by_server(completed: Completed | None) -> dict[str, object]:
+def _server_fields(completed: Completed | None) -> dict[str, object]:
     names = ("finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens")
     phases = ("queue", "prefill", "decode")
     if completed is None:
@@ -118,8 +130,8 @@ def _told_by_server(completed: Completed | None) -> dict[str, object]:
     }
 
 
-class Observed:
-    """ASGI application: `app`, with a record of each request."""
+class RequestLogMiddleware:
+    """ASGI application: `app`, with a RequestLog for each request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -129,28 +141,18 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(self._metrics, receive, send)
-        scope.setdefault("state", {})[_RECORD_KEY] = record
+        log = RequestLog(self._metrics, receive, send)
+        scope.setdefault("state", {})[_LOG_KEY] = log
         try:
-            await self._app(scope, record.receive, record.send)
+            await self._app(scope, log.receive, log.send)
         finally:
-            record.end()
-            # It holds the connection, which holds the scope: a circle, and those are looked for seldom.
-            del scope["state"][_RECORD_KEY]
+            log.finish()
+            # The log refers to the connection, which refers to the scope. This breaks the reference cycle, because the
+            # garbage collector runs rarely.
+            del scope["state"][_LOG_KEY]
 
 
-class Route(routing.Route):
-    """A route and its label in the metrics."""
-
-    def __init__(self, label: RouteLabel, path: str, endpoint: Any, *, methods: Sequence[str] | None = None) -> None:
-        super().__init__(path, endpoint, methods=methods)
-        self._label = label
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).enter(self._label)
-        await super().handle(scope, receive, send)
-
-
-def record_of(scope: Scope) -> Record:
-    record: Record = scope["state"][_RECORD_KEY]
-    return record
+def request_log(scope: Scope) -> RequestLog:
+    """Return the log of the request with this scope."""
+    log: RequestLog = scope["state"][_LOG_KEY]
+    return log

@@ -1,4 +1,4 @@
-"""Which Workers AI a client is spoken to: the announcement's, today's, or the default between them. Knows no transport."""
+"""Compatibility profiles: the API versions of Workers AI that a client can select. Does not depend on HTTP or gRPC."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,13 +10,14 @@ PROFILE_HEADER = "tailrace-profile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What differs between the ages of the service.
+    """The differences between API versions.
 
-    has_usage: replies, and streams in an event of their own before [DONE], tell the token counts.
-    counts_cached: the token counts tell what the prefix cache held.
-    has_padding: the events of a stream hold random text as `p`.
-    stream_max_tokens: what a stream without `max_tokens` may have; None: the model's sequence length.
-    must_fit: a prompt that leaves less than `max_tokens` of the window is refused.
+    Attributes:
+        has_usage: Replies have token counts; streams have them in an event before [DONE].
+        counts_cached: The token counts contain the prompt tokens from the prefix cache.
+        has_padding: The events of a stream contain random text as `p`.
+        stream_max_tokens: Default of `max_tokens` in a stream; None: the model's sequence length.
+        must_fit: A prompt that leaves less than `max_tokens` of the window is refused.
     """
 
     has_usage: bool = True
@@ -26,7 +27,7 @@ class Profile:
     must_fit: bool = False
 
 
-# Without `max_tokens`, a reply that is not streamed stays short enough to wait for, in each age.
+# Default of `max_tokens` for a reply that is not streamed, in every profile: short enough to wait for.
 DEFAULT_MAX_TOKENS = 256
 
 PROFILES: dict[ProfileName, Profile] = {

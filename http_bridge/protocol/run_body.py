@@ -1,6 +1,6 @@
-"""Turns a request body into a RunBody, whichever of the three forms it has: /ai/run's, or one of OpenAI's two.
+"""Converts a request body to a RunBody, from /ai/run's form or from one of OpenAI's two forms.
 
-A body is held to its schema first, so what is read here has the right type. Knows fields; knows nothing of HTTP or gRPC.
+A body is validated against its schema first, so the fields have the right types here. Does not depend on HTTP or gRPC.
 """
 
 import json
@@ -16,20 +16,20 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
 
-# Values that a body may hold and the contract may not. No model's reply is longer than a uint32, and the server reduces
-# max_tokens to the model's limit. OpenAI's top_p of 0 means the most likely token, as the smallest of /ai/run does.
+# Values that a body may contain and the contract may not. The server reduces max_tokens to the model's limit, so the largest
+# uint32 serves as well. OpenAI's top_p of 0 selects the most likely token, as the smallest top_p of /ai/run does.
 _TO_CONTRACT: Mapping[str, Callable[[Any], float]] = {
     "max_tokens": lambda value: min(value, 2**32 - 1),
     "top_p": lambda value: max(value, 0.001),
     "seed": lambda value: value % 2**64,
 }
-# A JSON Schema in OpenAI's wrapping has no other keys than these.
+# Keys of OpenAI's object around a JSON Schema.
 _WRAPPING = {"name", "description", "schema", "strict"}
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments`: a JSON object as text."""
+    """A tool call in an earlier message. `arguments`: a JSON object as text."""
 
     id: str
     name: str
@@ -38,7 +38,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One message: who speaks (1 to 64 characters) and what was said (may be empty)."""
+    """A message of a conversation. `role`: 1 to 64 characters. `content` may be empty."""
 
     role: str
     content: str = ""
@@ -49,7 +49,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """`parameters`: a JSON Schema as text, or empty."""
+    """A tool that the model may call. `parameters`: a JSON Schema as text, or empty."""
 
     name: str
     description: str
@@ -58,29 +58,46 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunBody:
-    """A valid body. Exactly one of `prompt` and `turns` is not empty; None means that the client left a field out."""
+    """A valid body. Exactly one of `prompt` and `turns` is set; None means that the body does not have the field.
+
+    Attributes:
+        prompt: Text of the prompt.
+        turns: Messages of the conversation.
+        raw: Whether the prompt is used without the model's chat template.
+        stream: Whether the client requested a stream.
+        sampling: Sampling parameters of the body by their names in the contract, in the contract's ranges.
+        stop: Strings that end the reply.
+        reject_if_busy: Refuse the request with 429 instead of queueing it.
+        tools: Tools that the model may call.
+        tool_choice: Whether a tool may or must be called.
+        tool_name: The only tool that must be called; empty: any.
+        json_schema: JSON Schema of the reply as text; empty: any JSON object; None: the reply is text.
+        logprobs: Number of alternatives per token; None: no log probabilities.
+        includes_usage: Whether a stream ends with a chunk that has the usage.
+        echoes: Whether the reply begins with the prompt.
+    """
 
     prompt: str | None = None
     turns: tuple[Turn, ...] = ()
     raw: bool = False
     stream: bool = False
-    # Sampling parameters that the client set, by their names in the contract, in the contract's ranges.
     sampling: Mapping[str, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     reject_if_busy: bool = False
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
-    tool_name: str = ""  # the one tool that must be called
-    json_schema: str | None = None  # the form of the reply, as JSON text; empty: any JSON object
-    logprobs: int | None = None  # alternatives for each token; None: no log probabilities
+    tool_name: str = ""
+    json_schema: str | None = None
+    logprobs: int | None = None
     includes_usage: bool = False
     echoes: bool = False
 
 
 class BodyReader:
-    """Reads the bodies that `inputs` describes. Thread-safe; every method raises ApiError 400/5006 for a wrong field."""
+    """Reads the bodies of one bridge. Thread-safe. Every method raises ApiError 400/5006 for a wrong field."""
 
     def __init__(self, inputs: Inputs) -> None:
+        """Compile the schemas of `inputs`."""
         self._prompt = Validator(inputs.prompt)
         self._messages = Validator(inputs.messages)
         self._generic = Validator(inputs.generic)
@@ -88,9 +105,10 @@ class BodyReader:
         self._completion = Validator(inputs.completion)
 
     def run(self, document: Document, *, model: str) -> RunBody:
-        """A body of /ai/run. `messages` win over `prompt`, and over `raw`, which belongs to it.
+        """Return the fields of a body of /ai/run. If it has `messages`, its `prompt` and `raw` are ignored.
 
-        Raises ApiError: 400/5006 that names the wrong fields (the first 8) by their paths, 405/5005 for `lora`.
+        Raises:
+            ApiError: 400/5006 with the paths of the first 8 wrong fields, 405/5005 for `lora`.
         """
         has_messages = document.get("messages") is not None
         has_prompt = document.get("prompt") is not None
@@ -110,14 +128,14 @@ class BodyReader:
         return RunBody(**common, prompt=document["prompt"], raw=document.get("raw") is True)
 
     def generic(self, document: Document) -> tuple[str, dict[str, Any]]:
-        """Model and inputs of a body of /ai/run without a model in its path."""
-        _hold_to(self._generic, document)
+        """Return the model and the input of a body of /ai/run without a model in its path."""
+        _validate(self._generic, document)
         options = {"options": document["options"]} if document.get("options") else {}
         return document["model"], {**document["input"], **options}
 
     def chat(self, document: Document) -> RunBody:
-        """A body of /chat/completions."""
-        _hold_to(self._chat, document)
+        """Return the fields of a body of /chat/completions."""
+        _validate(self._chat, document)
         wanted = document.get("max_completion_tokens") or document.get("max_tokens")
         logprobs = _whole(document.get("top_logprobs") or 0) if document.get("logprobs") else None
         return RunBody(
@@ -128,8 +146,8 @@ class BodyReader:
         )
 
     def completion(self, document: Document) -> RunBody:
-        """A body of /completions; the prompt is raw text, as there."""
-        _hold_to(self._completion, document)
+        """Return the fields of a body of /completions. The prompt is raw text, as in OpenAI's API."""
+        _validate(self._completion, document)
         prompt = document["prompt"]
         return RunBody(
             **_common(document),
@@ -141,13 +159,13 @@ class BodyReader:
         )
 
 
-def _hold_to(validator: Validator, document: Document) -> None:
+def _validate(validator: Validator, document: Document) -> None:
     if problems := validator.problems(document):
         raise bad_input(", ".join(problems))
 
 
 def _unmatched(*problems: str) -> str:
-    """Workers AI holds a body to both of its forms, and tells what is in the way of each."""
+    """Return Workers AI's sentence for a body that fits neither of its two forms, with the problems of both."""
     return f"oneOf at '/' not met, 0 matches: {', '.join(problems)}"
 
 
@@ -175,7 +193,7 @@ def _sampling(document: Document) -> dict[str, float]:
 
 
 def _whole(value: float | None) -> int | None:
-    """5.0 is a whole number too, as in JSON Schema."""
+    """Return the value as an integer; JSON Schema accepts 5.0 as one."""
     return None if value is None else int(value)
 
 
@@ -185,7 +203,7 @@ def _conversation(document: Document) -> dict[str, Any]:
     tool_name = choice["function"]["name"] if is_named else ""
     tools = tuple(_tool(tool) for tool in document.get("tools") or ())
     if is_named and tool_name not in [tool.name for tool in tools]:
-        raise bad_input("'/tool_choice/function/name' names none of the tools")
+        raise bad_input("'/tool_choice/function/name' is not the name of one of the tools")
     if choice == "required" and not tools:
         raise bad_input("'/tool_choice' needs tools")
     return {

@@ -1,8 +1,8 @@
-"""What the routes accept, as JSON Schemas: they are what bodies are held to, and what /ai/models/schema and /openapi.json show.
+"""JSON Schemas of request bodies: bodies are validated against them, and /ai/models/schema and /openapi.json publish them.
 
-Draft 2020-12, without $ref, and a keyword of ours: `maxDepth`, how deep arrays and objects may be nested. null is as good as
-absent everywhere, and unknown keys are no mistake. Sources: Workers AI's published schema of llama-2-7b-chat-int8 for names,
-types and ranges; OpenAI's API reference for what its routes add.
+Draft 2020-12 without $ref, plus one keyword of Tailrace: `maxDepth`, the deepest nesting of arrays and objects. A field that
+is null counts as absent, and unknown keys are accepted. Sources: Workers AI's published schema of llama-2-7b-chat-int8 for
+names, types and ranges; OpenAI's API reference for the fields that its routes add.
 """
 
 from typing import Any
@@ -77,7 +77,7 @@ _MESSAGE: Schema = {
         "tool_call_id": _optional("string", maxLength=MAX_NAME_LENGTH),
         "tool_calls": _optional("array", items=_TOOL_CALL, maxItems=MAX_TOOLS),
     },
-    # A turn that only called a tool, or a tool that has nothing to say, has no content.
+    # A message that only calls a tool, and the message of a tool without output, may have no content.
     "if": {"properties": {"role": {"enum": ["assistant", "tool"]}}, "required": ["role"]},
     "else": {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
 }
@@ -121,26 +121,6 @@ _SAMPLING: Schema = {
 }
 _NEVER_LORA: Schema = _optional("string", description="Accepted by no model here: 405 with code 5005")
 
-_USAGE: Schema = {
-    "type": "object",
-    "properties": {name: {"type": "integer"} for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
-}
-RUN_OUTPUT: Schema = {
-    "oneOf": [
-        {
-            "type": "object",
-            "contentType": "application/json",
-            "properties": {
-                "response": {"type": ["string", "object", "array", "number", "boolean", "null"]},
-                "tool_calls": {"type": "array", "items": {"type": "object"}},
-                "usage": _USAGE,
-            },
-            "required": ["response"],
-        },
-        {"type": "string", "contentType": "text/event-stream", "format": "binary"},
-    ]
-}
-
 _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
     "properties": {"include_usage": _optional("boolean"), "include_obfuscation": _optional("boolean")},
@@ -156,9 +136,24 @@ _OPENAI: Schema = {
 
 
 class Inputs:
-    """The bodies that one bridge takes: `prompt` and `messages` of /ai/run (`run`: either), `generic`, `chat`, `completion`."""
+    """The schemas of one bridge's request bodies.
+
+    Attributes:
+        prompt: Body of /ai/run with `prompt`.
+        messages: Body of /ai/run with `messages`.
+        run: Body of /ai/run: `prompt` or `messages`.
+        generic: Body of /ai/run without a model in the path.
+        chat: Body of OpenAI's chat completions.
+        completion: Body of OpenAI's completions.
+    """
 
     def __init__(self, *, max_messages: int, max_schema_depth: int) -> None:
+        """Build the schemas.
+
+        Args:
+            max_messages: Largest number of messages in a conversation.
+            max_schema_depth: Deepest nesting of a JSON Schema inside a request.
+        """
         sampling = {**_SAMPLING, "response_format": _response_format(max_schema_depth)}
         openai = {**sampling, **_OPENAI}
         conversation: Schema = {

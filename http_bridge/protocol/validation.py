@@ -1,6 +1,6 @@
-"""Checks a JSON document against a JSON Schema, and says what is wrong with it in Workers AI's words.
+"""Parses bodies and validates them against a JSON Schema; errors have the sentences of Workers AI.
 
-Knows JSON Schema and the sentences; knows nothing of which fields there are.
+Does not depend on the fields of a body.
 """
 
 import gzip
@@ -16,11 +16,11 @@ from http_bridge.errors import ApiError
 
 Schema = Mapping[str, Any]
 
-# A body can hold a million wrong fields; its author reads a few, and nobody else shall wait for the rest.
+# A body can have a million wrong fields. The client needs a few of them, and other requests must not wait for the rest.
 MAX_PROBLEMS = 8
-# jsonschema_rs looks for all of them before it tells the first: among so many items of arrays.
+# jsonschema_rs collects all errors before it returns the first one, so only this many array items are examined.
 _MAX_ITEMS = 4_096
-# Arrays and objects within each other, in a whole body. Far below Python's limit on recursion, and deeper than anybody writes.
+# Deepest nesting of arrays and objects in a body: far below Python's recursion limit, and more than clients need.
 MAX_DEPTH = 128
 _GZIP_MAGIC = b"\x1f\x8b"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -28,41 +28,43 @@ _LARGEST_NUMBER = 1e300
 
 
 def bad_input(problem: str) -> ApiError:
+    """Return the error for a wrong field or body: 400/5006 with `problem`, a clause without a full stop."""
     return ApiError(400, 5006, f"Bad input: Error: {problem}")
 
 
 def load(data: bytes, max_bytes: int) -> dict[str, Any]:
-    """The JSON object of a body, which may be gzipped, whatever its headers say.
+    """Return the JSON object of a body. The first bytes decide whether it is gzipped, not the headers.
 
-    Raises ApiError: 400/3003 for an empty body, 413/3006 for one that unpacks to more than max_bytes, 400/5006 for anything
-    else that is no JSON object.
+    Raises:
+        ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 if it is not a JSON
+            object.
     """
     if not data:
         raise ApiError(400, 3003, "Request is missing headers or body: body")
     if data.startswith(_GZIP_MAGIC):
         data = _unzipped(data, max_bytes)
     document = _parsed(data)
-    # A document is no deeper than it has opening brackets, and most have fewer than would be too many.
+    # The number of opening brackets bounds the depth. In most documents it is small enough to skip the check.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
         raise _too_deep()
     if not isinstance(document, dict):
         raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
-    # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can hold it.
+    # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can contain it.
     if _SURROGATE.search(data) and (path := _path_of_surrogate(document, "")) is not None:
-        raise bad_input(f"'{path or '/'}' holds half of a surrogate pair, which is no character")
+        raise bad_input(f"'{path or '/'}' contains half of a surrogate pair, which is not a character")
     return document
 
 
 class Validator:
-    """Holds documents to one schema. Thread-safe."""
+    """Validates documents against one schema. Thread-safe."""
 
     def __init__(self, schema: Schema) -> None:
-        """schema: JSON Schema, draft 2020-12, without $ref; `maxDepth` is a keyword too."""
+        """Compile `schema`: JSON Schema, draft 2020-12, without $ref, plus the keyword `maxDepth`."""
         self._schema = schema
         self._validator = jsonschema_rs.Draft202012Validator(dict(schema), keywords={"maxDepth": _MaxDepth})
 
     def problems(self, document: Mapping[str, Any]) -> list[str]:
-        """What is wrong, in sentences without a full stop: the first MAX_PROBLEMS, then "and more"."""
+        """Return the errors as clauses without a full stop: the first MAX_PROBLEMS, then "and more"."""
         if self._validator.is_valid(document):
             return []
         found: list[str] = []
@@ -76,7 +78,7 @@ class Validator:
         return found
 
     def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:
-        """All errors of a small document; of a large one those of its beginning, and the first of the whole."""
+        """Return all errors of a small document; for a large one, the first error and those of its beginning."""
         room = iter(range(_MAX_ITEMS))
         errors = list(self._validator.iter_errors(_beginning(document, room)))
         if next(room, None) is not None:
@@ -95,7 +97,7 @@ class Validator:
         return describe(path, error.instance, self._keyword(error.schema_path))
 
     def _keyword(self, path: list[str | int]) -> Any:
-        """What the schema holds at the keyword that failed."""
+        """Return the schema's value of the keyword that failed."""
         value: Any = self._schema
         for part in path:
             value = value[part]
@@ -103,7 +105,7 @@ class Validator:
 
 
 class _MaxDepth:
-    """The keyword `maxDepth`, as jsonschema_rs asks for it."""
+    """Implements the keyword `maxDepth` for jsonschema_rs."""
 
     def __init__(self, parent: Mapping[str, Any], limit: int, path: list[str | int]) -> None:
         self._limit = limit
@@ -114,7 +116,7 @@ class _MaxDepth:
 
 
 def _beginning(value: object, room: Iterator[int]) -> object:
-    """A copy whose arrays end where there is no more room."""
+    """Return a copy without the array items beyond the length of `room`, counted over all arrays."""
     if isinstance(value, dict):
         return {name: _beginning(item, room) for name, item in value.items()}
     if isinstance(value, list):
@@ -123,7 +125,7 @@ def _beginning(value: object, room: Iterator[int]) -> object:
 
 
 def is_deeper(value: object, limit: int) -> bool:
-    """Whether more than `limit` arrays and objects stand within each other; one by itself counts 1. Does not recurse."""
+    """Return True if arrays and objects are nested deeper than `limit`; a flat one has depth 1. Does not recurse."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(limit):
         level = [
@@ -138,7 +140,7 @@ def is_deeper(value: object, limit: int) -> bool:
 
 
 def type_name(value: object) -> str:
-    """JSON's name for the type of a parsed value."""
+    """Return JSON's name for the type of a parsed value."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
     return names.get(type(value), "null")
 
@@ -150,7 +152,7 @@ def _types(value: Any) -> str:
 
 def _enum(path: str, value: Any, options: Any) -> str:
     given = value if isinstance(value, str) else json.dumps(value)
-    # What was given may be as long as the body.
+    # The value may be as long as the body, so it is cut.
     return f"enum {given:.100} not in {','.join(map(str, options))} at '{path}'"
 
 
@@ -179,7 +181,7 @@ def _unzipped(data: bytes, max_bytes: int) -> bytes:
     try:
         unpacked = unpacker.decompress(data, max_bytes + 1)
     except zlib.error:
-        raise bad_input("the body is not gzip, though it begins so") from None
+        raise bad_input("the body begins like gzip but is not valid gzip") from None
     if len(unpacked) > max_bytes:
         raise ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
     if not unpacker.eof:
@@ -188,6 +190,7 @@ def _unzipped(data: bytes, max_bytes: int) -> bytes:
 
 
 def zipped(data: bytes) -> bytes:
+    """Return `data` gzipped, with the fastest compression."""
     return gzip.compress(data, compresslevel=1, mtime=0)
 
 
@@ -208,11 +211,11 @@ def _too_deep() -> ApiError:
 
 
 def _refuse_constant(name: str) -> Never:
-    raise bad_input(f"the body is not JSON ({name} is no JSON number)")
+    raise bad_input(f"the body is not JSON ({name} is not a JSON number)")
 
 
 def _parse_integer(digits: str) -> int | float:
-    # int() refuses thousands of digits with an error of its own; as a float such a number only fails its range.
+    # int() raises its own error for thousands of digits. As a float, such a number fails the check of its range instead.
     return int(digits) if len(digits) <= 18 else _parse_float(digits)
 
 

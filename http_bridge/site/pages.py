@@ -1,23 +1,21 @@
-"""The pages for people: the playground at /, the API reference at /docs. They need nothing from elsewhere.
+"""Serves the pages for people: the playground at / and the API reference at /docs. They load nothing from other hosts.
 
-Their few files are read once and served from memory, whole: no ranges, no paths of a file system.
+The few files are read when the process starts and served from memory as a whole. Byte ranges and paths of the file system
+are never used.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
-from http_bridge.observability.request_log import Route
-from http_bridge.protocol.schemas import Inputs
-from http_bridge.site.openapi import openapi
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 _FOLDER = Path(__file__).parent / "playground"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# Whatever a model writes is shown as text; this holds even if that fails once: no script but ours, and nowhere to send to.
+# The pages show a model's text as text. If that ever fails, this policy still allows no other script and no other host.
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -40,24 +38,19 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-_Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def routes(inputs: Inputs) -> list[BaseRoute]:
-    """inputs: what the reference describes."""
-    return [
-        Route("pages", "/", _without_websocket(_page("index.html")), methods=["GET"]),
-        Route("pages", "/docs", _page("docs.html"), methods=["GET"]),
-        Route("pages", "/openapi.json", openapi(inputs), methods=["GET"]),
-        *(
-            Route("pages", f"/playground/{path.name}", _page(path.name), methods=["GET"])
-            for path in sorted(_FOLDER.iterdir())
-            if path.suffix in _TYPES
-        ),
-    ]
+def pages() -> Mapping[str, Endpoint]:
+    """Return the endpoints of all pages and their files by their paths."""
+    files = [path for path in sorted(_FOLDER.iterdir()) if path.suffix in _TYPES]
+    return {
+        "/": _without_websocket(_page("index.html")),
+        "/docs": _page("docs.html"),
+        **{f"/playground/{path.name}": _page(path.name) for path in files},
+    }
 
 
-def _page(name: str) -> _Endpoint:
+def _page(name: str) -> Endpoint:
     path = _FOLDER / name
     content, media_type = path.read_bytes(), _TYPES[path.suffix]
 
@@ -67,9 +60,9 @@ def _page(name: str) -> _Endpoint:
     return page
 
 
-def _without_websocket(page: _Endpoint) -> _Endpoint:
+def _without_websocket(page: Endpoint) -> Endpoint:
     async def answer(request: Request) -> Response:
-        # miniflare's remote bindings try a WebSocket here first, and go on without one when it is refused.
+        # miniflare's remote bindings first try a WebSocket on this path, and continue with HTTP after a refusal.
         if "upgrade" in request.headers:
             raise HTTPException(404)
         return await page(request)

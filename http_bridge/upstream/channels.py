@@ -1,7 +1,7 @@
-"""The channels to the inference servers, and how others take their place when the credentials change.
+"""Opens the gRPC channels to the inference servers, and replaces them when the credentials change.
 
-A channel to several servers balances by the load that they report, with what gRPC brings along (gRFC A58 and A51), and
-leaves out those whose health says NOT_SERVING before they refuse anybody.
+A channel to several servers balances by the load that they report (gRFC A58 and A51). It skips servers whose health is
+NOT_SERVING.
 """
 
 import ipaddress
@@ -18,29 +18,29 @@ from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 from tailrace_shared.addresses import split_address
 
 SERVICE_NAME = "tailrace.v1.InferenceService"
-# Servers that a call may go to.
+# The servers that may receive a call.
 Group = tuple[Address, ...]
 
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
-    # A server or a network that vanished without a word is noticed within 40 s, and only while a call waits for it.
+    # A connection that was lost without notice is detected within 40 s, while a call uses it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # The same for the pings with which gRPC measures the network: while one is out, no other is sent.
+    # The same timeout for the pings that measure the network's bandwidth, which delay the keepalive pings.
     ("grpc.http2.ping_timeout_ms", 10_000),
-    # gRPC would wait up to two minutes before it looks again for a server that is back.
+    # By default, gRPC waits up to two minutes before it connects to a restarted server.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    # The server is a neighbour; a proxy for the way out must not stand between.
+    # The servers are in the same network; an HTTP proxy for outgoing traffic must not be used.
     ("grpc.enable_http_proxy", 0),
-    # What is retried is decided in upstream.py, and nowhere else.
+    # client.py alone decides about retries.
     ("grpc.enable_retries", 0),
 )
 _BALANCING = {
     "loadBalancingConfig": [
         {
             "weighted_round_robin": {
-                # A report with each reply would come at its end, and that of a long one much too late.
+                # Load reports with replies arrive at their ends, which is too late for long replies.
                 "enableOobLoadReport": True,
                 "oobReportingPeriod": "0.5s",
                 "weightUpdatePeriod": "0.5s",
@@ -53,7 +53,7 @@ _BALANCING = {
 
 
 class Channel:
-    """One channel with its stubs."""
+    """A gRPC channel with its stubs and the number of calls that use it."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.inference = InferenceServiceStub(channel)
@@ -63,10 +63,7 @@ class Channel:
 
 
 class Channels:
-    """Gives each call its channel: one for each group of servers, until the credentials are new.
-
-    Make it inside the event loop that uses it.
-    """
+    """The open channels, one for each group of servers. Create it inside the event loop that uses it."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -74,13 +71,13 @@ class Channels:
         self._replaced: set[Channel] = set()  # calls still run on these
 
     async def close(self) -> None:
-        """Calls that still run end at once."""
+        """Close every channel. Running calls end immediately."""
         for channel in (*self._current.values(), *self._replaced):
             await channel.close()
 
     @asynccontextmanager
     async def for_call(self, group: Group) -> AsyncIterator[Channel]:
-        """The channel of one call. One that was replaced is closed after its last."""
+        """Yield the channel for one call. A replaced channel is closed after its last call."""
         if self._credentials.reload_if_changed():
             await self.retain(())
         channel = self._current.get(group)
@@ -95,7 +92,7 @@ class Channels:
                 await self._close_idle()
 
     async def retain(self, groups: Collection[Group]) -> None:
-        """Take no more calls for other groups than these."""
+        """Replace the channels of all groups except `groups`: they accept no new calls."""
         for group in [group for group in self._current if group not in groups]:
             self._replaced.add(self._current.pop(group))
         await self._close_idle()
@@ -116,7 +113,7 @@ class Channels:
 
 
 def _target(group: Group) -> str:
-    """All of them in gRPC's notation, which has one for each of IP's versions: version 6 can write those of version 4."""
+    """Return all addresses as one target in gRPC's notation. It cannot mix IP versions, so IPv4 is mapped into IPv6."""
     pairs = [split_address(address.target) for address in group]
     if not any(":" in ip for ip, _ in pairs):
         return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in pairs)

@@ -1,4 +1,4 @@
-"""The inference servers as the bridge calls them: runs, retries, health. Knows nothing of HTTP."""
+"""Calls the inference servers: runs with retries, model lists, health. Does not depend on HTTP."""
 
 import asyncio
 import logging
@@ -15,26 +15,26 @@ from tailrace.v1.inference_pb2 import Model, RunRequest, RunResponse
 
 REQUEST_ID_KEY = "x-request-id"
 SESSION_KEY = "x-session-affinity"
-# Pauses before the second and the third attempt, in seconds: long enough for a restarted server's listener to be there.
+# Pauses in seconds before the second and the third attempt: long enough for a restarted server to listen again.
 RETRY_PAUSES = (0.1, 0.4)
 HEALTH_TIMEOUT_SECONDS = 2.0
 LIST_TIMEOUT_SECONDS = 10.0
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Upstream:
-    """The inference servers as the bridge sees them. Make it inside the event loop that uses it."""
+    """The bridge's client of all inference servers. Create it inside the event loop that uses it."""
 
     def __init__(self, targets: tuple[str, ...], credentials: Credentials) -> None:
         self._credentials = credentials
         self.servers = Servers(targets, credentials)
 
     async def start(self) -> None:
-        """Find the servers, and go on looking for them. Without it, names are left to gRPC."""
+        """Find the servers and start polling them. Without this call, gRPC looks up the names."""
         await self.servers.start()
 
     async def close(self) -> None:
-        """Close the connections; calls that still run end at once."""
+        """Close the connections. Running calls end immediately."""
         await self.servers.close()
 
     @asynccontextmanager
@@ -47,12 +47,18 @@ class Upstream:
         session: str = "",
         trace_context: Sequence[tuple[str, str]] = (),
     ) -> AsyncIterator[AsyncIterator[RunResponse]]:
-        """Enter once the server has accepted the request, with the reply's events; leaving cancels what still runs.
+        """Send the request and yield the reply's events once a server has accepted it. Leaving the context cancels the call.
 
-        timeout_seconds: for everything, from the first attempt to the last event. session: the conversation that the
-        request belongs to, if the client said so; who spreads calls over replicas can keep it where its prefix is cached.
-        trace_context: what W3C's headers say, as metadata.
-        Raises AioRpcError on entering if the request is refused, and from the events if the reply fails.
+        Args:
+            request: The request.
+            request_id: Id of the request, sent as metadata.
+            timeout_seconds: Longest time from the first attempt to the last event, in seconds.
+            session: The client's id of the conversation; empty if it has none. A load balancer can use it to select the
+                replica with the conversation's prefix in its cache.
+            trace_context: W3C trace context, sent as metadata.
+
+        Raises:
+            AioRpcError: On entering, if the request is refused; from the events, if the reply fails.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
@@ -72,12 +78,16 @@ class Upstream:
                         yield events
                         return
                 finally:
-                    # An abandoned call would keep its place in the server's batch: garbage collection is no cancel.
+                    # Without this, an abandoned call would keep its slot on the server: garbage collection does not cancel.
                     call.cancel()
             await asyncio.sleep(pause)
 
     async def list_models(self) -> Sequence[Model]:
-        """Every model that a server hosts, once. Raises AioRpcError if no server answers."""
+        """Return every model that at least one server hosts, without duplicates.
+
+        Raises:
+            AioRpcError: No server answers.
+        """
         found = [self.servers.models_of(address, LIST_TIMEOUT_SECONDS) for address in self.servers.all]
         answers = await asyncio.gather(*found, return_exceptions=True)
         lists = [answer for answer in answers if not isinstance(answer, BaseException)]
@@ -89,7 +99,7 @@ class Upstream:
         return list({model.name: model for models in reversed(lists) for model in reversed(models)}.values())[::-1]
 
     async def why_not_ready(self) -> str | None:
-        """None if a server says that it serves, else a sentence that says what is in the way."""
+        """Return None if a server serves, otherwise the reason as a sentence."""
         reasons = await asyncio.gather(*(self._why_not_ready(address) for address in self.servers.all))
         return None if None in reasons else reasons[0]
 
@@ -100,7 +110,7 @@ class Upstream:
         except grpc.aio.AioRpcError as error:
             return self._health_failure(error.code())
         try:
-            # Health is told to everyone: whether the bridge itself is let in, something else must show.
+            # Health needs no token. This call shows whether the server accepts the bridge's token.
             await self.servers.models_of(address, HEALTH_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -124,9 +134,9 @@ _HEALTH_FAILURES = {
 async def _accepted(call: "grpc.aio.UnaryStreamCall[RunRequest, RunResponse]") -> AsyncIterator[RunResponse]:
     await call.wait_for_connection()
     events = aiter(call)
-    if _says_accepted(await call.initial_metadata()):
+    if _is_accepted(await call.initial_metadata()):
         return events
-    # A refusal's status can arrive a moment after its headers: see what comes first, status or event.
+    # A refusal's status can arrive after its headers, so wait for the first event or the status.
     return _prepended(await anext(events, None), events)
 
 
@@ -138,18 +148,18 @@ async def _prepended(first: RunResponse | None, rest: AsyncIterator[RunResponse]
 
 
 def _log_refusal(error: grpc.aio.AioRpcError) -> None:
-    """The bridge's own token is no matter of its clients, who are told that the server is not there for them."""
+    """Log that the server refuses the bridge's own token. Clients cannot correct it and receive 503."""
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-        _logger.error(
-            "the inference server refuses this bridge: TAILRACE_GRPC_TOKEN must be a token whose digest stands in the "
-            "server's TAILRACE_GRPC_TOKENS_FILE"
+        logger.error(
+            "the inference server refuses this bridge: set TAILRACE_GRPC_TOKEN to a token whose digest is in the server's "
+            "TAILRACE_GRPC_TOKENS_FILE"
         )
 
 
 def _may_retry(error: grpc.aio.AioRpcError) -> bool:
-    """Whether another attempt can do no harm: the server was not there, or refused before it accepted."""
-    return error.code() is grpc.StatusCode.UNAVAILABLE and not _says_accepted(error.initial_metadata())
+    """Return True if another attempt is safe: no server was reached, or it refused before it accepted the request."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and not _is_accepted(error.initial_metadata())
 
 
-def _says_accepted(metadata: grpc.aio.Metadata | None) -> bool:
+def _is_accepted(metadata: grpc.aio.Metadata | None) -> bool:
     return any(key == REQUEST_ID_KEY for key, _ in metadata or ())

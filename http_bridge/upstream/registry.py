@@ -1,6 +1,6 @@
-"""Which inference servers there are and which of them hosts which model, looked at every other second.
+"""Polls the inference servers every 2 s: their addresses, their health and the models that they host.
 
-Knows what servers say of themselves; knows nothing of runs.
+Does not depend on runs.
 """
 
 import asyncio
@@ -16,22 +16,22 @@ from http_bridge.upstream.resolver import Address, Addresses
 from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import ListModelsRequest, Model
 
-LOOK_SECONDS = 2.0
-# A server that takes longer to answer is not asked anew before it has.
+POLL_SECONDS = 2.0
+# Longest time in seconds for one answer. A slow server delays the next poll.
 _ANSWER_SECONDS = 2.0
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Server:
-    """What one said when it last answered."""
+    """The last answers of one server. `models`: None until its first answer."""
 
     models: frozenset[str] | None = None
     is_serving: bool = False
 
 
 class Servers:
-    """Make it inside the event loop that uses it."""
+    """The registry of inference servers. Create it inside the event loop that uses it."""
 
     def __init__(self, targets: tuple[str, ...], credentials: Credentials) -> None:
         self._addresses = Addresses(targets)
@@ -41,36 +41,37 @@ class Servers:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look up the names once, and from then on look every other second. Call it once."""
+        """Look up the names, then poll every 2 s in the background. Call it once."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await self._addresses.look()
+                await self._addresses.refresh()
         except TimeoutError:
-            _logger.warning("looking up the inference server's name takes long")
+            logger.warning("looking up the name of the inference server takes longer than %g s", _ANSWER_SECONDS)
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Calls that still run end at once."""
+        """Stop polling and close the channels. Running calls end immediately."""
         if self._watching is not None:
             self._watching.cancel()
         await self.channels.close()
 
     @property
     def all(self) -> Group:
-        """Never empty."""
+        """The addresses of all servers; never empty."""
         return self._addresses.current
 
     @property
     def num_serving(self) -> int:
+        """Number of servers whose health was SERVING at the last poll."""
         return sum(server.is_serving for server in self._servers.values())
 
     def hosting(self, model: str) -> Group:
-        """Those that said that they host the model; all, if none did: they know better what is wrong with the name."""
+        """Return the servers that host the model; all servers if none does, so that their error reaches the client."""
         known = tuple(address for address in self.all if model in (self._models(address) or ()))
         return known or self.all
 
     async def models_of(self, address: Address, timeout_seconds: float) -> Sequence[Model]:
-        """The catalog of one server. Raises AioRpcError."""
+        """Return the models of one server. Raises AioRpcError if it does not answer in time."""
         async with self.channels.for_call((address,)) as channel:
             reply = await channel.inference.ListModels(
                 ListModelsRequest(), metadata=self._credentials.metadata, timeout=timeout_seconds
@@ -78,7 +79,7 @@ class Servers:
         return reply.models
 
     async def is_serving(self, address: Address, timeout_seconds: float) -> bool:
-        """What the server's health says. Raises AioRpcError."""
+        """Return True if the server's health is SERVING. Raises AioRpcError if it does not answer in time."""
         request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
         async with self.channels.for_call((address,)) as channel:
             reply = await channel.health.Check(request, metadata=self._credentials.metadata, timeout=timeout_seconds)
@@ -91,23 +92,23 @@ class Servers:
     async def _watch(self) -> None:
         while True:
             try:
-                await self._look()
+                await self._poll()
             except Exception:
-                _logger.exception("looking for inference servers failed")
-            await asyncio.sleep(LOOK_SECONDS)
+                logger.exception("polling the inference servers failed")
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _look(self) -> None:
-        await self._addresses.look()
-        there = self.all
-        self._servers = {address: self._servers.get(address, _Server()) for address in there}
+    async def _poll(self) -> None:
+        await self._addresses.refresh()
+        addresses = self.all
+        self._servers = {address: self._servers.get(address, _Server()) for address in addresses}
         await asyncio.gather(*(self._ask(address, server) for address, server in self._servers.items()))
         groups = {self.hosting(model) for server in self._servers.values() for model in server.models or ()}
-        await self.channels.retain({there, *((address,) for address in there), *groups})
+        await self.channels.retain({addresses, *((address,) for address in addresses), *groups})
 
     async def _ask(self, address: Address, server: _Server) -> None:
         try:
             server.is_serving = await self.is_serving(address, _ANSWER_SECONDS)
-            # What it hosted is remembered while it does not answer: gRPC itself sees who is gone.
+            # The models of a server that does not answer stay known: gRPC itself notices a lost connection.
             server.models = frozenset(model.name for model in await self.models_of(address, _ANSWER_SECONDS))
         except grpc.aio.AioRpcError:
             server.is_serving = False

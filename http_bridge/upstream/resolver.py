@@ -1,6 +1,6 @@
-"""Which addresses stand behind the names in TAILRACE_GRPC_ADDRESS, asked again and again. Knows names; knows no calls.
+"""Resolves the names in TAILRACE_GRPC_ADDRESS, repeatedly. Does not depend on calls.
 
-gRPC itself looks up a name only when a connection is lost, so a server that joins the others would never be found.
+gRPC itself looks up a name only when a connection is lost, so it would never find a server that is added later.
 """
 
 import asyncio
@@ -9,36 +9,41 @@ import logging
 import socket
 from dataclasses import dataclass
 
-from http_bridge.settings import GRPC_SCHEMES
+from http_bridge.protocol.grpc_targets import GRPC_SCHEMES
 from tailrace_shared.addresses import split_address
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
-    """Of one server. `target`: ip:port, [ip]:port, or what gRPC shall find out; `name`: the host it was found under."""
+    """The address of one server.
+
+    Attributes:
+        target: ip:port, [ip]:port, or a target that gRPC resolves.
+        name: Host name that was resolved to this address; empty if there was none.
+    """
 
     target: str
     name: str = ""
 
 
 class Addresses:
-    """The addresses of all targets; names that were never found stand for themselves."""
+    """The addresses of all targets. A name that was never resolved stays a target for gRPC."""
 
     def __init__(self, targets: tuple[str, ...]) -> None:
-        """`targets`: host:port each, or a single one in gRPC's own notation, which is left to gRPC."""
-        self._found = {target: _as_it_is(target) for target in targets}
+        """Resolve `targets`: host:port each, or a single target in gRPC's notation, which is left to gRPC."""
+        self._found = {target: _unresolved(target) for target in targets}
         self._names = [target for target in targets if _is_name(target)]
         self._missing: set[str] = set()
 
     @property
     def current(self) -> tuple[Address, ...]:
-        """In the order of the targets."""
+        """The addresses in the order of the targets, without duplicates."""
         return tuple(dict.fromkeys(address for addresses in self._found.values() for address in addresses))
 
-    async def look(self) -> None:
-        """Look up every name. What cannot be looked up at the moment stays as it was."""
+    async def refresh(self) -> None:
+        """Look up every name. A name that cannot be looked up keeps its last addresses."""
         await asyncio.gather(*(self._look_up(target) for target in self._names))
 
     async def _look_up(self, target: str) -> None:
@@ -47,25 +52,25 @@ class Addresses:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             if target not in self._missing:
-                _logger.warning("the name %s cannot be looked up: %s", host, error.strerror)
+                logger.warning("the name %s cannot be looked up: %s", host, error.strerror)
             self._missing.add(target)
             return
         self._missing.discard(target)
-        # A host with addresses of both kinds is one server, not two.
+        # A host with IPv4 and IPv6 addresses is one server, not two.
         family = min(family for family, *_ in found)
         ips = {str(sockaddr[0]) for kind, *_, sockaddr in found if kind == family}
         addresses = tuple(sorted(Address(_joined(ip, port), host) for ip in ips))
         if addresses != self._found[target]:
-            _logger.info("%s is %s", target, ", ".join(address.target for address in addresses))
+            logger.info("%s is %s", target, ", ".join(address.target for address in addresses))
             self._found[target] = addresses
 
 
-def _as_it_is(target: str) -> tuple[Address, ...]:
+def _unresolved(target: str) -> tuple[Address, ...]:
     return (Address(f"dns:///{target}" if _is_name(target) else target),)
 
 
 def _is_name(target: str) -> bool:
-    """Whether what stands behind it may change. What localhost is never does."""
+    """Return True if the target is a name whose addresses can change; those of localhost cannot."""
     if target.startswith(GRPC_SCHEMES):
         return False
     host = split_address(target)[0]

@@ -1,4 +1,4 @@
-"""What the bridge shows the inference server, and whom it takes for it: certificates and a token. Knows nothing of calls."""
+"""The bridge's credentials for the inference server: certificates, the CA and a token. Does not depend on calls."""
 
 import ssl
 from collections.abc import Sequence
@@ -17,10 +17,14 @@ _Options = Sequence[tuple[str, int | str]]
 
 
 class Credentials:
-    """Opens channels with what the files hold: once that was good, it stays in force until there is something as good."""
+    """Opens channels with the certificates in the files. After a change to invalid files, the last valid ones stay active."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigurationError with one sentence about a file that cannot be used."""
+        """Read the files.
+
+        Raises:
+            ConfigurationError: A file cannot be used.
+        """
         token = settings.grpc_token
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._ca = settings.grpc_tls_ca
@@ -31,12 +35,16 @@ class Credentials:
 
     @property
     def has_tls(self) -> bool:
+        """True if channels use TLS."""
         return self._files.content is not None
 
     def channel(self, target: str, options: _Options, host: str = "") -> grpc.aio.Channel:
-        """`host`: whom the server's certificate is for, unless a setting says so; empty: what the target says.
+        """Open a channel. Call it inside the event loop that uses the channel.
 
-        Call it inside the event loop that uses the channel.
+        Args:
+            target: The server, in gRPC's notation.
+            options: gRPC's channel options.
+            host: Name that the server's certificate must contain unless a setting has one; empty: the target's host.
         """
         if host:
             options = (*options, ("grpc.default_authority", host))
@@ -55,19 +63,19 @@ class Credentials:
         if self._ca is None:
             return None
         authorities = _bytes("CA", self._ca)
-        # gRPC would say in its own log alone what it cannot use, and call in vain, so Python's ssl looks first.
+        # gRPC reports an unusable file in its own log only, and its calls fail. Python's ssl reports it here.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
             context.load_verify_locations(self._ca)
         except OSError as error:
             raise ConfigurationError(
-                f"{PREFIX}GRPC_TLS_CA={self._ca} holds no certificates in PEM ({_reason(error)})."
+                f"{PREFIX}GRPC_TLS_CA={self._ca} contains no certificates in PEM ({_reason(error)})."
             ) from None
         if self._cert is None or self._key is None:
             return grpc.ssl_channel_credentials(authorities)
         pair = (_bytes("CLIENT_KEY", self._key), _bytes("CLIENT_CERT", self._cert))
         try:
-            # Without a password, an encrypted key would have one asked for on the terminal.
+            # Without a password, Python would ask for one on the terminal if the key is encrypted.
             context.load_cert_chain(self._cert, self._key, password="")
         except OSError as error:
             raise ConfigurationError(

@@ -1,8 +1,8 @@
-"""A running stack and a headless Chromium of the system, for every test of this folder."""
+"""Fixtures for every test of this folder: a running stack and the system's Chromium without a window."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -26,14 +26,26 @@ expect.set_options(timeout=_TIMEOUT_MILLISECONDS)
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def launch() -> Iterator[Callable[..., Browser]]:
+    """Return a function that starts a browser, with additional command-line arguments."""
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if not executable:
-        pytest.fail("There is no Chromium: install Debian's package chromium, or name another's path in CHROMIUM.")
+        pytest.fail("Chromium is not installed: install Debian's package chromium, or set CHROMIUM to another's path.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
-        yield browser
-        browser.close()
+        browsers: list[Browser] = []
+
+        def start(*arguments: str) -> Browser:
+            browsers.append(playwright.chromium.launch(executable_path=executable, args=[*_ARGUMENTS, *arguments]))
+            return browsers[-1]
+
+        yield start
+        for browser in browsers:
+            browser.close()
+
+
+@pytest.fixture(scope="session")
+def browser(launch: Callable[..., Browser]) -> Browser:
+    return launch()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The examples' pages in a real browser against the real stack: text that grows, one run each, Stop, errors."""
+"""The examples' pages in a real browser against the real stack: growing text, one run per question, Stop, errors."""
 
 import json
 import re

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.site.openapi import document
+from http_bridge.routes import description as describe
 from tests.clients.conftest import generated
 from tests.e2e.stack import Stack
 from tests.support.servers import MODEL, write_catalog
@@ -30,7 +30,7 @@ DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
 # Requests for each operation: over 5,000 and 500 in total.
 MANY, FEW = 200, 6
 
-description = schemathesis.openapi.from_dict(document(Inputs(max_messages=1024, max_schema_depth=32)))
+description = schemathesis.openapi.from_dict(describe(Inputs(max_messages=1024, max_schema_depth=32)))
 
 
 @pytest.fixture(scope="session")

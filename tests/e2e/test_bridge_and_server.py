@@ -35,7 +35,7 @@ def words(count: int) -> str:
 async def connect(bridge: Bridge, body: dict) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
     data = json.dumps(body).encode()
-    writer.write(f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
+    writer.write(f"POST {URL} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
     return reader, writer
 
 

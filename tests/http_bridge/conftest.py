@@ -132,8 +132,9 @@ class Backend:
 class Bridge:
     """A running bridge, with an httpx client and bare sockets to send requests."""
 
-    def __init__(self, port: int, client: httpx.AsyncClient, metrics: Metrics) -> None:
+    def __init__(self, port: int, client: httpx.AsyncClient, metrics: Metrics, binding_port: int | None) -> None:
         self.port = port
+        self.binding_port = binding_port
         self.client = client
         self.metrics = metrics
 
@@ -144,7 +145,9 @@ class Bridge:
         """Send a run over a connection of its own, which the test reads and closes itself."""
         data = json.dumps(body).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(f"POST {RUN_URL} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
+        writer.write(
+            f"POST {RUN_URL} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
+        )
         return reader, writer
 
 
@@ -164,13 +167,13 @@ class Server(uvicorn.Server):
 async def running_bridge(grpc_address: str, **settings) -> AsyncIterator[Bridge]:
     defaults = {"http_address": "127.0.0.1:0", "http_shutdown_grace_seconds": 1}
     chosen = Settings(grpc_address=grpc_address, **{**defaults, **settings})
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2 if chosen.binding_address else 1)]
+    port, binding_port = (*(listener.getsockname()[1] for listener in listeners), None)[:2]
     metrics = Metrics()
-    server = Server(uvicorn_config(create_app(chosen, metrics=metrics), chosen, metrics))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    server = Server(uvicorn_config(create_app(chosen, binding_port=binding_port, metrics=metrics), chosen, metrics))
+    serving = asyncio.create_task(server.serve(sockets=listeners))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
-        yield Bridge(port, client, metrics)
+        yield Bridge(port, client, metrics, binding_port)
     server.stopping.set()
     await serving
 

@@ -1,11 +1,14 @@
 """The HTTP responses to failures of the inference server."""
 
 import asyncio
+import zlib
 
 import grpc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
+
+from tests.http_bridge.conftest import RUN_URL
 
 Code = grpc.StatusCode
 FIELD = error_details_pb2.BadRequest(
@@ -18,13 +21,16 @@ RETRY = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2,
 TOO_LONG = (
     "The estimated number of input and maximum output tokens (2049) exceeded this model context window limit (2048)."
 )
+LOADING = (
+    "The inference server is still loading the model @cf/meta/llama-2-7b-chat-int8; please try again in a few seconds."
+)
 INTERNAL = "Internal error; the log of the server has the cause under this request id."
 ROWS = [
     (Code.NOT_FOUND, "UNKNOWN_MODEL", 400, 5007, "No such model @cf/meta/llama-2-7b-chat-int8 or task"),
     (Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG", 413, 5021, TOO_LONG),
     (Code.RESOURCE_EXHAUSTED, "CAPACITY_EXCEEDED", 429, 3040, "Capacity temporarily exceeded, please try again."),
     (Code.UNAVAILABLE, "SERVER_STOPPING", 503, 7009, "Upstream service unavailable"),
-    (Code.UNAVAILABLE, "MODEL_NOT_READY", 503, 7009, "Upstream service unavailable"),
+    (Code.UNAVAILABLE, "MODEL_NOT_READY", 503, 7009, LOADING),
     (Code.INTERNAL, "GENERATION_FAILED", 500, 3000, "The model failed while generating this reply."),
     (Code.UNAVAILABLE, "", 503, 7009, "Upstream service unavailable"),
     (Code.DEADLINE_EXCEEDED, "", 408, 3007, "Request timeout"),
@@ -61,6 +67,21 @@ async def test_invalid_field_of_the_server_names_the_fields(bridge, servicer):
     response = await bridge.ask()
     assert response.status_code == 400
     assert "Bad input: Error: '/top_k' must be >= 1, '/messages/3/role' is too long (" in response.text
+
+
+async def test_a_loading_model_has_a_retry_after(bridge, servicer):
+    servicer.script = lambda reply: reply.refuse(Code.UNAVAILABLE, "MODEL_NOT_READY")
+    response = await bridge.ask()
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+
+
+async def test_an_unsupported_content_encoding_is_named(bridge, servicer):
+    for encoding, content in (("deflate", zlib.compress(b'{"prompt":"hi"}')), ("br", b"\x8b\x07\x80{}\x03")):
+        response = await bridge.client.post(RUN_URL, content=content, headers={"content-encoding": encoding})
+        assert response.status_code == 400
+        assert f"the content-encoding {encoding} is not supported" in response.json()["errors"][0]["message"]
+    response = await bridge.client.post(RUN_URL, content=b'{"prompt":"hi"}', headers={"content-encoding": "br"})
+    assert response.status_code == 200
 
 
 async def test_retry_after_is_rounded_up(bridge, servicer):

@@ -39,7 +39,7 @@ def test_empty_variables_are_unset(monkeypatch):
     ("name", "value", "reason"),
     [
         ("HTTP_ADDRESS", "8787", "it is not host:port"),
-        ("BINDING_ADDRESS", "0.0.0.0:8789", "it is served without a token, so it must be on loopback"),
+        ("BINDING_ADDRESS", "0.0.0.0:8789", "it needs no token, so it must be a loopback address"),
         ("PROFILE", "2024", "Input should be 'default', '2023-11' or '2026'"),
         ("HTTP_ADDRESS", ":8787", "it is not host:port"),
         ("HTTP_ADDRESS", "localhost:http", "its port is not a number from 0 to 65535"),
@@ -49,8 +49,8 @@ def test_empty_variables_are_unset(monkeypatch):
         ("GRPC_ADDRESS", "server", "it is not host:port"),
         ("GRPC_ADDRESS", "server:0", "port 0 cannot be called"),
         ("GRPC_ADDRESS", "one:50051,two", "it is not host:port"),
-        ("GRPC_ADDRESS", "one:50051,unix:two", "unix:two is in gRPC's notation, which can only stand alone"),
-        ("GRPC_ADDRESS", ",", "there is no address in it"),
+        ("GRPC_ADDRESS", "one:50051,unix:two", "unix:two is in gRPC's notation, which must be the only target"),
+        ("GRPC_ADDRESS", ",", "it contains no address"),
         ("REQUEST_TIMEOUT_SECONDS", "0", "Input should be greater than 0"),
         ("REQUEST_TIMEOUT_SECONDS", "nan", "Input should be a finite number"),
         ("MAX_BODY_BYTES", "1e9", "Input should be a valid integer"),
@@ -61,7 +61,9 @@ def test_empty_variables_are_unset(monkeypatch):
         ("IDLE_TIMEOUT_SECONDS", "inf", "Input should be"),
         ("STREAM_PADDING", "maybe", "Input should be a valid boolean"),
         ("LOG_LEVEL", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
-        ("CORS_ORIGINS", "example.com", "'example.com' is no origin"),
+        ("CORS_ORIGINS", "example.com", "'example.com' is not an origin"),
+        ("ALLOWED_HOSTS", "http://tailrace.example", "'http://tailrace.example' is not a host name"),
+        ("ALLOWED_HOSTS", "tailrace.example:80", "'tailrace.example:80' is not a host name"),
         ("HTTP_SHUTDOWN_GRACE_SECONDS", "-1", "Input should be greater than or equal to 0"),
     ],
 )
@@ -73,13 +75,13 @@ def test_wrong_value_is_one_sentence_that_names_the_variable(monkeypatch, name, 
 
 def test_wrong_token_is_not_repeated(monkeypatch):
     text = sentence(monkeypatch, API_TOKENS="sécret")
-    assert text.startswith("TAILRACE_API_TOKENS: a token may hold printable ASCII characters only")
+    assert text.startswith("TAILRACE_API_TOKENS: a token may contain printable ASCII characters only")
     assert "cret" not in text
 
 
 def test_grpc_token_is_not_repeated(monkeypatch):
     text = sentence(monkeypatch, GRPC_TOKEN="hush hush")
-    assert text == "TAILRACE_GRPC_TOKEN: a token may hold printable ASCII characters only, and no space"
+    assert text == "TAILRACE_GRPC_TOKEN: a token may contain printable ASCII characters only, and no space"
 
 
 @pytest.mark.parametrize(
@@ -134,5 +136,15 @@ def test_grpc_targets_are_accepted(address):
     assert Settings(grpc_address=address).grpc_address == address
 
 
+def test_hosts_are_names_addresses_and_suffixes():
+    text = "tailrace.example, .lan,10.0.0.5,[fe80::1],*"
+    assert Settings(allowed_hosts=text).allowed_hosts == ("tailrace.example", ".lan", "10.0.0.5", "[fe80::1]", "*")
+
+
 def test_every_setting_is_described():
     assert all(field.description and field.description.endswith(".") for field in Settings.model_fields.values())
+
+
+def test_every_setting_is_in_a_group_of_the_documentation():
+    groups = {(field.json_schema_extra or {})["group"] for field in Settings.model_fields.values()}
+    assert groups <= {"network", "TLS and tokens", "limits", "timeouts", "observability", "compatibility"}

@@ -28,7 +28,7 @@ def run_path(account: str, model: str = MODEL) -> str:
 def post(path: str, body: object) -> bytes:
     """Return a request's bytes. `body` is bytes, or a value that becomes JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
 
 
 class Exchange:

@@ -46,7 +46,7 @@ MALFORMED = [
     post(run_path(CROWD), {"prompt": "the " * 600, "raw": True}),
     post(run_path(CROWD, "@cf/no/such"), {"prompt": "hi"}),
     post("/client/v4/accounts/crowd/no/such/route", {"prompt": "hi"}),
-    b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: many\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n",
     b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",
 ]

@@ -1,18 +1,17 @@
-"""POST /run: what a Worker's AI binding asks, in every generation of its protocol.
+"""Parses POST /run, the request of a Worker's AI binding, in every version of its protocol.
 
     @cloudflare/ai up to 1.0.53   tensors, gzipped        {"input": [tensor…], "stream": …}
-    @cloudflare/ai 1.1.0          ?version=2              {"inputs": {…}, "options": {…}}, the reply gzipped by hand
+    @cloudflare/ai 1.1.0          ?version=2              {"inputs": {…}, "options": {…}}, the reply gzipped without a header
     the Workers runtime           ?version=3              {"inputs": {…}, "options": {…}}, the reply a bare object
 
-The generation is read from the request itself: wrangler's proxy does not always pass the URL on. The model stands in a
-header.
+The body decides the version, because wrangler's proxy does not always pass the URL on. A header names the model.
 """
 
 from typing import Any
 
-from http_bridge.api.base import Call, Job, check_model_name
-from http_bridge.api.binding.tensor_replies import FAMILIES, TensorForm
-from http_bridge.api.workers_ai.replies import BindingErrors, WorkersAiForm, bare, bare_zipped
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.binding.tensor_replies import FAMILIES, TensorWriter
+from http_bridge.api.workers_ai.replies import BindingErrors, WorkersAiWriter, bare, bare_zipped
 from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
@@ -26,98 +25,103 @@ _LLAMA_2_MARK = "[INST]"
 _Document = dict[str, Any]
 
 
-class BindingSurface:
-    """All generations."""
+class BindingParser:
+    """Parses the requests of all protocol versions."""
 
     errors = BindingErrors()
 
-    def read(self, call: Call) -> Job:
-        model = _model(call)
-        if call.query.get("userInputs") is not None:
+    def parse(self, incoming: IncomingRequest) -> RunJob:
+        """Return the parsed request. Raises ApiError for a request that is refused."""
+        model = _model(incoming)
+        if incoming.query.get("userInputs") is not None:
             raise bad_input("text generation takes JSON, not a stream of bytes")
-        document = load(call.data, call.max_bytes)
+        document = incoming.document()
         if isinstance(document.get("input"), list):
-            return _tensor_job(call, document, model)
+            return _tensor_job(incoming, document, model)
         inputs = document.get("inputs")
         if not isinstance(inputs, dict):
             raise bad_input("required properties at '/' are 'inputs'")
         options = document.get("options") or {}
         if isinstance(options, dict) and options.get("queueRequest"):
             raise bad_input("batches (queueRequest) are not supported: send each request by itself")
-        return _object_job(call, {**inputs, "options": options}, model)
+        return _object_job(incoming, {**inputs, "options": options}, model)
 
 
-def _model(call: Call) -> str:
-    name = call.headers.get(_MODEL_HEADER)
+def _model(incoming: IncomingRequest) -> str:
+    name = incoming.headers.get(_MODEL_HEADER)
     if not name:
         raise ApiError(400, 3003, f"Request is missing headers or body: {_MODEL_HEADER}")
-    # A prefix stands before the first colon, if its author gave one.
+    # The Worker's author may configure a prefix, which ends at the first colon.
     prefix, colon, rest = name.partition(":")
     return check_model_name(rest if colon and not prefix.startswith("@") else name)
 
 
-def _object_job(call: Call, document: _Document, model: str) -> Job:
-    profile = call.profile
-    body = call.bodies.run(document, model=model)
-    packs_itself = call.query.get("version") == "2" or call.headers.get(_SDK_HEADER) == _SECOND_GENERATION
-    form = WorkersAiForm(
+def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:
+    profile = incoming.profile
+    body = incoming.bodies.run(document, model=model)
+    is_zipped = incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
+    writer = WorkersAiWriter(
         profile,
-        bare_zipped if packs_itself else bare,
-        has_padding=call.has_padding,
+        bare_zipped if is_zipped else bare,
+        has_padding=incoming.has_padding,
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),
     )
-    return Job(run_request(body, profile, model=model, account=call.account), form, body.stream)
+    return RunJob(run_request(body, profile, model=model, account=incoming.account), writer, body.stream)
 
 
-def _tensor_job(call: Call, document: _Document, model: str) -> Job:
+def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:
     tensors = _values(document["input"])
     family = next((family for family in FAMILIES if family.prompt in tensors), None)
     if family is None:
-        raise bad_input("'/input' holds no tensor with a prompt: INPUT_0 or text_input")
+        raise bad_input("'/input' has no tensor with a prompt: INPUT_0 or text_input")
     prompt = _text(tensors[family.prompt])
     fields = {
         "prompt": prompt,
-        "raw": _is_templated(call, prompt),
+        "raw": _is_templated(incoming, prompt),
         "stream": document.get("stream"),
         "max_tokens": _max_tokens(tensors),
     }
-    body: RunBody = call.bodies.run(fields, model=model)
-    return Job(
-        run_request(body, call.profile, model=model, account=call.account), TensorForm(family, prompt), body.stream
+    body: RunBody = incoming.bodies.run(fields, model=model)
+    return RunJob(
+        run_request(body, incoming.profile, model=model, account=incoming.account),
+        TensorWriter(family, prompt),
+        body.stream,
     )
 
 
-def _is_templated(call: Call, prompt: str) -> bool:
-    """Whether the prompt has been put into the model's template. Up to 1.0.35 the SDK did so with `messages` alone, by
-    Llama 2's; a bare `prompt` is then the user's own words, as over REST."""
-    version = call.headers.get(_SDK_HEADER, "0").split(".")
+def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
+    """Return True if the prompt is already formatted with the model's chat template.
+
+    Up to 1.0.35 the SDK formatted `messages` only, with Llama 2's template. A bare `prompt` is the user's text there.
+    """
+    version = incoming.headers.get(_SDK_HEADER, "0").split(".")
     if all(part.isdigit() for part in version) and [int(part) for part in version] <= _BARE_UP_TO:
         return _LLAMA_2_MARK in prompt
     return True
 
 
 def _values(tensors: list[Any]) -> dict[str, Any]:
-    """The first value of each tensor by its name. Raises ApiError 400/5006 for what is no tensor."""
+    """Return the value of each tensor by its name. Raises ApiError 400/5006 for an item that is not a tensor."""
     values = {}
     for index, tensor in enumerate(tensors):
         value = tensor.get("value") if isinstance(tensor, dict) else None
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if value is None or isinstance(value, list | dict) or not isinstance(tensor.get("name"), str):
-            raise bad_input(f"'/input/{index}' is no tensor of one value")
+            raise bad_input(f"'/input/{index}' is not a tensor of one value")
         values[tensor["name"]] = value
     return values
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise bad_input("Type mismatch of the prompt's tensor, it holds no 'string'")
+        raise bad_input("Type mismatch of the prompt's tensor: its value is not a 'string'")
     return value
 
 
 def _max_tokens(tensors: dict[str, Any]) -> Any:
-    """In a tensor of its own, or in a JSON text of parameters."""
+    """Return `max_tokens` from its own tensor or from a JSON text of parameters, otherwise None."""
     if "INPUT_1" in tensors:
         return tensors["INPUT_1"]
     for name in ("sampling_parameters", "parameters"):

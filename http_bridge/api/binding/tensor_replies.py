@@ -1,12 +1,12 @@
 """Replies as lists of tensors, which the Workers SDK of 2023 (@cloudflare/ai up to 1.0.53) turns into `{"response": …}`.
 
-A tensor is `{"name", "type", "shape", "value"}`. The SDK takes a reply apart by its name and appends [DONE] to a stream
-itself. Which names it asks with and waits for depends on the family that it counts the model to.
+A tensor is `{"name", "type", "shape", "value"}`. The SDK picks a tensor by its name and appends [DONE] to a stream itself.
+The names of request and reply depend on the family that the SDK assigns to the model.
 """
 
 from dataclasses import dataclass
 
-from http_bridge.api.reply_writer import JsonObject, ReplyForm, Whole, error_message
+from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, error_message
 from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
@@ -15,9 +15,12 @@ from tailrace.v1.inference_pb2 import Completed, Delta, Started
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """prompt: name of the tensor that asks. replies: names of those that answer; the SDK takes the one it knows.
+    """Tensor names of one family of models in the SDK.
 
-    echoes: the SDK cuts the prompt off what answers, so it must precede the reply.
+    Attributes:
+        prompt: Name of the tensor with the prompt.
+        replies: Names of the tensors with the reply; the SDK picks one of them.
+        echoes: Whether the SDK cuts the prompt off the reply, so that the prompt must precede it.
     """
 
     prompt: str
@@ -31,29 +34,35 @@ FAMILIES = (
 )
 
 
-class TensorForm(ReplyForm):
-    """`{"result": [tensor…]}`."""
+class TensorWriter(ReplyWriter):
+    """Writes `{"result": [tensor…]}`."""
 
     def __init__(self, family: Family, prompt: str) -> None:
         self._names = family.replies
         self._echo = prompt if family.echoes else ""
 
-    def whole(self, reply: Whole) -> bytes:
+    def complete(self, reply: CompleteReply) -> bytes:
+        """Return the tensors with the whole text."""
         return json_bytes(self._result(self._echo + reply.text))
 
-    def opening(self, started: Started) -> bytes:
+    def start(self, started: Started) -> bytes:
+        """Return an event with the prompt, if the family echoes it."""
         return self.text(self._echo) if self._echo else b""
 
     def text(self, text: str) -> bytes:
+        """Return one event with the text."""
         return sse.event(self._result(text))
 
     def delta(self, delta: Delta) -> bytes:
+        """Return one event with the text, or nothing without text."""
         return self.text(delta.text) if delta.text else b""
 
-    def end(self, completed: Completed) -> bytes:
+    def finish(self, completed: Completed) -> bytes:
+        """Return nothing: the SDK ends the stream itself."""
         return b""
 
-    def failure(self, error: ApiError, request_id: str) -> bytes:
+    def error(self, error: ApiError, request_id: str) -> bytes:
+        """Return an event with the error and without tensors."""
         return sse.event({"result": [], "errors": [{"code": error.code, "message": error_message(error, request_id)}]})
 
     def _result(self, text: str) -> JsonObject:

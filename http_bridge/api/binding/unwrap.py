@@ -1,11 +1,11 @@
-"""The Worker binding's own little service, and the three ways to it: directly, through miniflare, through wrangler 3.
+"""The Worker binding's endpoints, and the three ways in which requests reach them.
 
     directly       POST /run, GET /ai-api/models/search          the Workers runtime over a plain service
     miniflare      POST / with MF-URL and MF-Header-* headers    its remote bindings
-    wrangler 3     …/ai/run/proxy with X-Forwarded               by environment variables alone
+    wrangler 3     …/ai/run/proxy with X-Forwarded               configured by environment variables
 
-The other two wrap the first: the wrapped request is unwrapped and handled as if it had come directly. Knows paths and
-headers; knows nothing of what is asked.
+miniflare and wrangler wrap the direct request. It is unwrapped here and then handled like a direct one.
+Does not depend on the content of a request.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,14 @@ _Header = tuple[bytes, bytes]
 
 
 class Binding:
-    """ASGI application: answers by the path alone, whatever the host. Anything else raises HTTPException 404 or 405."""
+    """ASGI application that selects an endpoint by method and path, whatever the host.
+
+    Raises:
+        HTTPException: 404 for an unknown path, 405 for a wrong method.
+    """
 
     def __init__(self, endpoints: Mapping[tuple[str, str], ASGIApp]) -> None:
-        """endpoints: by method and path."""
+        """Serve `endpoints`, by their method and path."""
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,7 +42,7 @@ class Binding:
 
 
 class Miniflare:
-    """Unwraps what miniflare's remote bindings send; what is not wrapped goes to `other`."""
+    """ASGI application that unwraps requests of miniflare's remote bindings; other requests go to `other`."""
 
     def __init__(self, binding: ASGIApp, other: ASGIApp) -> None:
         self._binding = binding
@@ -58,7 +62,7 @@ class Miniflare:
 
 
 class Wrangler:
-    """Unwraps what wrangler 3 sends. Before 3.90 it does not say which URL was asked for: then it was a run."""
+    """ASGI application that unwraps requests of wrangler 3. Before 3.90 they have no URL: every request is a run."""
 
     def __init__(self, binding: ASGIApp) -> None:
         self._binding = binding

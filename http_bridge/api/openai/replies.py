@@ -1,14 +1,22 @@
-"""Replies as OpenAI writes them: chat completions and completions, whole and in chunks, and errors in both worlds' shapes."""
+"""Replies as OpenAI writes them: chat completions and completions, complete or in chunks, and errors."""
 
 import json
 import time
 from abc import abstractmethod
 from typing import Literal
 
-from http_bridge.api.reply_writer import ErrorForm, JsonObject, ReplyForm, Whole, error_message, usage_payload
+from http_bridge.api.reply_writer import (
+    CompleteReply,
+    ErrorWriter,
+    JsonObject,
+    ReplyWriter,
+    error_message,
+    usage_payload,
+)
 from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
+from http_bridge.protocol.reply_schemas import OPENAI_ERROR
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 
@@ -18,16 +26,19 @@ _FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_TIME_LIMIT: "length",
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
-# Where a stream tells its usage: in a chunk of its own without choices, as asked for; in the one with the finish reason,
-# where clients of Cloudflare's own address expect it unasked; nowhere.
+# Place of the usage in a stream. own_chunk: a chunk without choices, if the client set include_usage. last_choice: the chunk
+# with the finish reason, where clients of Cloudflare's address expect it without asking. nowhere: not in the stream.
 UsagePlace = Literal["own_chunk", "last_choice", "nowhere"]
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class OpenAiErrors(ErrorForm):
-    """OpenAI's `error` object beside Cloudflare's envelope, so that clients of either find what they look for."""
+class OpenAiErrors(ErrorWriter):
+    """OpenAI's `error` object beside Cloudflare's envelope, so that clients of either API can read the error."""
+
+    schema = OPENAI_ERROR
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
+        """Return both forms in one object."""
         entry = {"message": error_message(error, request_id), "code": error.code}
         return {"error": _error(error), "errors": [entry], "success": False, "result": {}, "messages": []}
 
@@ -37,10 +48,10 @@ def _error(error: ApiError) -> JsonObject:
     return {"message": error.description, "type": kind, "param": None, "code": str(error.code)}
 
 
-class _OpenAiForm(ReplyForm):
-    """What chat completions and completions share: the head of every object, and its usage."""
+class _OpenAiWriter(ReplyWriter):
+    """The common part of chat completions and completions: the head of every object, and the usage."""
 
-    whole_object: str
+    complete_object: str
     chunk_object: str
 
     def __init__(self, *, request_id: str, model: str, usage: UsagePlace) -> None:
@@ -51,7 +62,8 @@ class _OpenAiForm(ReplyForm):
 
     @property
     @abstractmethod
-    def id_prefix(self) -> str: ...
+    def id_prefix(self) -> str:
+        """Prefix of the reply's id."""
 
     @abstractmethod
     def _chunk(
@@ -69,7 +81,7 @@ class _OpenAiForm(ReplyForm):
 
     def _answer(self, choice: JsonObject, completed: Completed) -> bytes:
         usage = usage_payload(completed, counts_cached=True)
-        return json_bytes({**self._head(self.whole_object), "choices": [choice], "usage": usage})
+        return json_bytes({**self._head(self.complete_object), "choices": [choice], "usage": usage})
 
     def _end(self, completed: Completed) -> bytes:
         if self._usage != "own_chunk":
@@ -77,21 +89,29 @@ class _OpenAiForm(ReplyForm):
         return self._event([], usage=usage_payload(completed, counts_cached=True)) + sse.DONE
 
     def _last_usage(self, completed: Completed) -> JsonObject:
-        told = self._usage == "last_choice"
-        return {"usage": usage_payload(completed, counts_cached=True)} if told else {}
+        has_usage = self._usage == "last_choice"
+        return {"usage": usage_payload(completed, counts_cached=True)} if has_usage else {}
 
-    def failure(self, error: ApiError, request_id: str) -> bytes:
+    def error(self, error: ApiError, request_id: str) -> bytes:
+        """Return an event with OpenAI's error object."""
         return sse.event({"error": _error(error)})
 
 
-class ChatForm(_OpenAiForm):
-    """`chat.completion` and its chunks."""
+class ChatWriter(_OpenAiWriter):
+    """Writes `chat.completion` and its chunks."""
 
     id_prefix = "chatcmpl-"
-    whole_object = "chat.completion"
+    complete_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
     def __init__(self, *, request_id: str, model: str, usage: UsagePlace) -> None:
+        """Prepare the constant parts of the chunks.
+
+        Args:
+            request_id: Becomes the reply's id, behind a prefix.
+            model: Name of the model as the client wrote it.
+            usage: Place of the usage in a stream.
+        """
         super().__init__(request_id=request_id, model=model, usage=usage)
         self._num_calls = 0
         head = json.dumps(self._head(self.chunk_object), separators=(",", ":"), ensure_ascii=False)
@@ -99,7 +119,8 @@ class ChatForm(_OpenAiForm):
         no_usage = ',"usage":null' if usage == "own_chunk" else ""
         self._after = f'}},"logprobs":null,"finish_reason":null}}]{no_usage}}}\n\n'
 
-    def whole(self, reply: Whole) -> bytes:
+    def complete(self, reply: CompleteReply) -> bytes:
+        """Return the `chat.completion` object."""
         message: JsonObject = {"role": "assistant", "content": reply.text, "refusal": None}
         if reply.tool_calls:
             message["content"] = reply.text or None
@@ -112,14 +133,16 @@ class ChatForm(_OpenAiForm):
         }
         return self._answer(choice, reply.completed)
 
-    def opening(self, started: Started) -> bytes:
+    def start(self, started: Started) -> bytes:
+        """Return the chunk with the role."""
         return self._chunk({"role": "assistant", "content": ""})
 
     def text(self, text: str) -> bytes:
-        # Only the text differs from chunk to chunk: the rest was made once.
+        """Return one chunk. Only the text differs from chunk to chunk, so the rest is prepared once."""
         return f"{self._before}{sse.literal(text)}{self._after}".encode()
 
     def delta(self, delta: Delta) -> bytes:
+        """Return one chunk with text, tool calls and log probabilities, or nothing for an empty delta."""
         content: JsonObject = {"content": delta.text} if delta.text or delta.logprobs else {}
         if delta.tool_calls:
             content["tool_calls"] = [
@@ -131,7 +154,8 @@ class ChatForm(_OpenAiForm):
         logprobs = {"content": [_logprob(item) for item in delta.logprobs]} if delta.logprobs else None
         return self._chunk(content, logprobs=logprobs)
 
-    def end(self, completed: Completed) -> bytes:
+    def finish(self, completed: Completed) -> bytes:
+        """Return the chunk with the finish reason, the usage and the end of the stream."""
         reason = _FINISH_REASONS[completed.finish_reason]
         return self._chunk({}, reason, **self._last_usage(completed)) + self._end(completed)
 
@@ -142,19 +166,27 @@ class ChatForm(_OpenAiForm):
         return self._event([choice], **rest)
 
 
-class CompletionForm(_OpenAiForm):
-    """`text_completion`, whole and in chunks, which have the same shape."""
+class CompletionWriter(_OpenAiWriter):
+    """Writes `text_completion`, complete or in chunks, which have the same shape."""
 
     id_prefix = "cmpl-"
-    whole_object = chunk_object = "text_completion"
+    complete_object = chunk_object = "text_completion"
 
     def __init__(self, *, request_id: str, model: str, usage: UsagePlace, echo: str) -> None:
-        """`echo`: the prompt, if it is to precede the reply."""
+        """Set the form of the reply.
+
+        Args:
+            request_id: Becomes the reply's id, behind a prefix.
+            model: Name of the model as the client wrote it.
+            usage: Place of the usage in a stream.
+            echo: Text before the reply: the prompt, if the client set `echo`; otherwise empty.
+        """
         super().__init__(request_id=request_id, model=model, usage=usage)
         self._echo = echo
         self._offset = len(echo)
 
-    def whole(self, reply: Whole) -> bytes:
+    def complete(self, reply: CompleteReply) -> bytes:
+        """Return the `text_completion` object."""
         choice: JsonObject = {
             "index": 0,
             "text": self._echo + reply.text,
@@ -163,18 +195,22 @@ class CompletionForm(_OpenAiForm):
         }
         return self._answer(choice, reply.completed)
 
-    def opening(self, started: Started) -> bytes:
+    def start(self, started: Started) -> bytes:
+        """Return the chunk with the echo, if there is one."""
         return self.text(self._echo) if self._echo else b""
 
     def text(self, text: str) -> bytes:
+        """Return one chunk with the text."""
         return self._chunk({"text": text})
 
     def delta(self, delta: Delta) -> bytes:
+        """Return one chunk with text and log probabilities, or nothing for an empty delta."""
         if not delta.text and not delta.logprobs:
             return b""
         return self._chunk({"text": delta.text}, logprobs=self._logprobs(list(delta.logprobs)))
 
-    def end(self, completed: Completed) -> bytes:
+    def finish(self, completed: Completed) -> bytes:
+        """Return the chunk with the finish reason, the usage and the end of the stream."""
         reason = _FINISH_REASONS[completed.finish_reason]
         return self._chunk({"text": ""}, reason, **self._last_usage(completed)) + self._end(completed)
 
@@ -210,5 +246,5 @@ def _candidate(candidate: pb.Candidate) -> JsonObject:
 
 
 def _text(token: bytes) -> str:
-    """A token may hold a part of a character; then a replacement character stands for it."""
+    """Return the token's text; a token may end within a character, which then becomes a replacement character."""
     return token.decode(errors="replace")

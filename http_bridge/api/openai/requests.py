@@ -1,45 +1,51 @@
-"""/chat/completions and /completions: OpenAI's interface."""
+"""Parses the requests of /chat/completions and /completions, OpenAI's API."""
 
-from http_bridge.api.base import Call, Job, check_model_name
-from http_bridge.api.openai.replies import ChatForm, CompletionForm, OpenAiErrors, UsagePlace
-from http_bridge.api.reply_writer import ReplyForm
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.openai.replies import ChatWriter, CompletionWriter, OpenAiErrors, UsagePlace
+from http_bridge.api.reply_writer import ReplyWriter
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
-from http_bridge.protocol.validation import load
 
 
-class ChatSurface:
-    """Chat completions."""
+class ChatParser:
+    """Parses chat completions."""
 
     errors = OpenAiErrors()
 
-    def read(self, call: Call) -> Job:
-        document = load(call.data, call.max_bytes)
-        body = call.bodies.chat(document)
+    def parse(self, incoming: IncomingRequest) -> RunJob:
+        """Return the parsed request. Raises ApiError for a request that is refused."""
+        document = incoming.document()
+        body = incoming.bodies.chat(document)
         model = check_model_name(document["model"])
-        form = ChatForm(request_id=call.request_id, model=model, usage=_usage_place(call, body))
-        return _job(call, body, model, form)
+        writer = ChatWriter(request_id=incoming.request_id, model=model, usage=_usage_place(incoming, body))
+        return _job(incoming, body, model, writer)
 
 
-class CompletionSurface:
-    """Completions: raw text in, its continuation out."""
+class CompletionParser:
+    """Parses completions: raw text in, its continuation out."""
 
     errors = OpenAiErrors()
 
-    def read(self, call: Call) -> Job:
-        document = load(call.data, call.max_bytes)
-        body = call.bodies.completion(document)
+    def parse(self, incoming: IncomingRequest) -> RunJob:
+        """Return the parsed request. Raises ApiError for a request that is refused."""
+        document = incoming.document()
+        body = incoming.bodies.completion(document)
         model = check_model_name(document["model"])
         echo = body.prompt or "" if body.echoes else ""
-        form = CompletionForm(request_id=call.request_id, model=model, usage=_usage_place(call, body), echo=echo)
-        return _job(call, body, model, form)
+        usage = _usage_place(incoming, body)
+        return _job(
+            incoming,
+            body,
+            model,
+            CompletionWriter(request_id=incoming.request_id, model=model, usage=usage, echo=echo),
+        )
 
 
-def _usage_place(call: Call, body: RunBody) -> UsagePlace:
+def _usage_place(incoming: IncomingRequest, body: RunBody) -> UsagePlace:
     if body.includes_usage:
         return "own_chunk"
-    return "last_choice" if call.is_at_account else "nowhere"
+    return "last_choice" if incoming.is_at_account else "nowhere"
 
 
-def _job(call: Call, body: RunBody, model: str, form: ReplyForm) -> Job:
-    return Job(run_request(body, call.profile, model=model, account=call.account), form, body.stream)
+def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: ReplyWriter) -> RunJob:
+    return RunJob(run_request(body, incoming.profile, model=model, account=incoming.account), writer, body.stream)

@@ -1,36 +1,53 @@
-"""Replies as Workers AI writes them, to REST in Cloudflare's envelope and to a Worker's binding without it."""
+"""Replies and errors as Workers AI writes them: in Cloudflare's envelope over REST, without it for a Worker's binding."""
 
 import json
 from collections.abc import Callable, Mapping
 
-from http_bridge.api.reply_writer import ErrorForm, JsonObject, ReplyForm, Whole, error_message, padding, usage_payload
+from http_bridge.api.reply_writer import (
+    CompleteReply,
+    ErrorWriter,
+    JsonObject,
+    ReplyWriter,
+    error_message,
+    padding,
+    usage_payload,
+)
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from http_bridge.protocol.profiles import Profile
+from http_bridge.protocol.reply_schemas import BINDING_ERROR, REST_ERROR
 from http_bridge.protocol.validation import zipped
 from tailrace.v1.inference_pb2 import Completed, Delta, ToolCall
 
 
 def json_bytes(payload: Mapping[str, object]) -> bytes:
+    """Return compact JSON in UTF-8."""
     return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def envelope(result: object) -> JsonObject:
+    """Return Cloudflare's envelope of a successful reply."""
     return {"result": result, "success": True, "errors": [], "messages": []}
 
 
-class RestErrors(ErrorForm):
-    """Cloudflare's envelope of an error on the way to a model or in it."""
+class RestErrors(ErrorWriter):
+    """Cloudflare's envelope for an error that concerns a model."""
+
+    schema = REST_ERROR
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
+        """Return the envelope with one error."""
         entry = {"message": error_message(error, request_id), "code": error.code}
         return {"errors": [entry], "success": False, "result": {}, "messages": []}
 
 
-class BindingErrors(ErrorForm):
+class BindingErrors(ErrorWriter):
     """The flat object that the Workers runtime turns into an exception."""
 
+    schema = BINDING_ERROR
+
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
+        """Return the flat object."""
         return {
             "name": "AiError",
             "internalCode": error.code,
@@ -42,33 +59,47 @@ class BindingErrors(ErrorForm):
 
 
 def bare(result: object) -> bytes:
-    """The binding's result, as it is."""
+    """Return the binding's result as JSON, without an envelope."""
     return json_bytes(result) if isinstance(result, dict) else json.dumps(result).encode()
 
 
 def enveloped(result: object) -> bytes:
+    """Return the result in Cloudflare's envelope as JSON."""
     return json_bytes(envelope(result))
 
 
 def bare_zipped(result: object) -> bytes:
-    """For @cloudflare/ai 1.1.0, which unpacks what is not streamed itself, whatever the headers say."""
+    """Return the gzipped result for @cloudflare/ai 1.1.0, which unpacks complete replies whatever their headers say."""
     return zipped(bare(result))
 
 
-class WorkersAiForm(ReplyForm):
-    """`{"response": …}`, whole or piece by piece."""
+class WorkersAiWriter(ReplyWriter):
+    """Writes `{"response": …}`, complete or in events."""
 
     def __init__(
         self, profile: Profile, wrap: Callable[[object], bytes], *, has_padding: bool, is_json: bool, has_tools: bool
     ) -> None:
-        """`is_json`: the reply is a JSON document, given as such. `has_tools`: calls are told, also that there are none."""
+        """Set the form of the reply.
+
+        Args:
+            profile: The API version that decides about usage and padding.
+            wrap: Encodes the result of a complete reply.
+            has_padding: Whether the settings ask for padding in streams.
+            is_json: Whether the reply's text is a JSON document and is written as one.
+            has_tools: Whether the reply always has the field `tool_calls`, even if it is empty.
+        """
         self._profile = profile
         self._wrap = wrap
         self._has_padding = has_padding or profile.has_padding
         self._is_json = is_json
         self._has_tools = has_tools
 
-    def whole(self, reply: Whole) -> bytes:
+    def complete(self, reply: CompleteReply) -> bytes:
+        """Return the reply as one object.
+
+        Raises:
+            ApiError: 400/5024 if `max_tokens` cut a JSON document.
+        """
         response: object = _document(reply.text) if self._is_json else reply.text
         result: JsonObject = {"response": None if reply.tool_calls and not response else response}
         if self._has_tools:
@@ -78,20 +109,23 @@ class WorkersAiForm(ReplyForm):
         return self._wrap(result)
 
     def text(self, text: str) -> bytes:
+        """Return one event with the text."""
         return sse.text_event(text, padding() if self._has_padding else None)
 
     def delta(self, delta: Delta) -> bytes:
+        """Return an event with the text and one with the tool calls, as far as the delta has them."""
         calls = [_streamed(call) for call in delta.tool_calls]
         text = self.text(delta.text) if delta.text else b""
         return text + sse.event({"response": "", "tool_calls": calls}) if calls else text
 
-    def end(self, completed: Completed) -> bytes:
+    def finish(self, completed: Completed) -> bytes:
+        """Return the usage, if the profile has one, and the end of the stream."""
         if not self._profile.has_usage:
             return sse.DONE
         return sse.event({"response": "", "usage": self._usage(completed)}) + sse.DONE
 
-    def failure(self, error: ApiError, request_id: str) -> bytes:
-        # Its empty `response` adds nothing to a page that appends it.
+    def error(self, error: ApiError, request_id: str) -> bytes:
+        """Return an event with the error. Its empty `response` adds nothing to a page that appends every response."""
         entry = {"code": error.code, "message": error_message(error, request_id)}
         return sse.event({"response": "", "errors": [entry], "success": False})
 
@@ -102,7 +136,7 @@ class WorkersAiForm(ReplyForm):
 def _document(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:  # it was cut by max_tokens
+    except ValueError:  # cut by max_tokens
         raise ApiError(400, 5024, "JSON Mode couldn't be met") from None
 
 

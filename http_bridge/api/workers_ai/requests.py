@@ -1,50 +1,52 @@
-"""/ai/run/{model} and /ai/run: Workers AI's REST interface."""
+"""Parses the requests of /ai/run/{model} and /ai/run, Workers AI's REST API."""
 
 from typing import Any
 
-from http_bridge.api.base import Call, Job, check_model_name
-from http_bridge.api.workers_ai.replies import RestErrors, WorkersAiForm, enveloped
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.workers_ai.replies import RestErrors, WorkersAiWriter, enveloped
 from http_bridge.protocol.to_grpc import run_request
-from http_bridge.protocol.validation import bad_input, load
+from http_bridge.protocol.validation import bad_input
 
 
-class RestSurface:
-    """The model stands in the path."""
+class RestParser:
+    """Parses requests whose path names the model."""
 
     errors = RestErrors()
 
-    def read(self, call: Call) -> Job:
-        document = load(call.data, call.max_bytes)
+    def parse(self, incoming: IncomingRequest) -> RunJob:
+        """Return the parsed request. Raises ApiError for a request that is refused."""
+        document = incoming.document()
         if (
             document.get("messages") is None
             and document.get("prompt") is None
             and isinstance(document.get("input"), dict)
         ):
-            # As the documentation of the first weeks had it.
+            # In its first weeks, Workers AI documented this form.
             document = document["input"]
-        return _job(call, document, check_model_name(call.model))
+        return _job(incoming, document, check_model_name(incoming.model))
 
 
-class GenericSurface:
-    """Model and input stand in the body."""
+class GenericParser:
+    """Parses requests whose body contains the model and its input."""
 
     errors = RestErrors()
 
-    def read(self, call: Call) -> Job:
-        model, document = call.bodies.generic(load(call.data, call.max_bytes))
-        return _job(call, document, check_model_name(model))
+    def parse(self, incoming: IncomingRequest) -> RunJob:
+        """Return the parsed request. Raises ApiError for a request that is refused."""
+        model, document = incoming.bodies.generic(incoming.document())
+        return _job(incoming, document, check_model_name(model))
 
 
-def _job(call: Call, document: dict[str, Any], model: str) -> Job:
-    if call.query.get("queueRequest") == "true" or document.get("requests") is not None:
+def _job(incoming: IncomingRequest, document: dict[str, Any], model: str) -> RunJob:
+    if incoming.query.get("queueRequest") == "true" or document.get("requests") is not None:
         raise bad_input("batches (queueRequest) are not supported: send each request by itself")
-    profile = call.profile
-    body = call.bodies.run(document, model=model)
-    form = WorkersAiForm(
+    profile = incoming.profile
+    body = incoming.bodies.run(document, model=model)
+    writer = WorkersAiWriter(
         profile,
         enveloped,
-        has_padding=call.has_padding,
+        has_padding=incoming.has_padding,
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),
     )
-    return Job(run_request(body, profile, model=model, account=call.account), form, body.stream)
+    return RunJob(run_request(body, profile, model=model, account=incoming.account), writer, body.stream)

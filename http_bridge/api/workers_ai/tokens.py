@@ -1,4 +1,4 @@
-"""/user/tokens/verify and /accounts/{id}/tokens/verify: what tools ask before they believe in a token."""
+"""Endpoint of /user/tokens/verify and /accounts/{id}/tokens/verify, which tools call before they use a token."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,12 +11,13 @@ _ACTIVE = {"code": 10000, "message": "This API Token is valid and active", "type
 
 
 class VerifyToken:
-    """Endpoint; a wrong token is told in other words than on the other routes."""
+    """Endpoint that reports whether the request's token is valid."""
 
     def __init__(self, check: TokenCheck) -> None:
         self._check = check
 
     async def __call__(self, request: Request) -> Response:
+        """Answer with the token's id. A wrong token has another error here than on the other routes: 401/1000."""
         headers = request.scope["headers"]
         try:
             self._check.check(headers, request.path_params.get("account"))

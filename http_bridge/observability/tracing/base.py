@@ -1,6 +1,6 @@
-"""A run's place in a trace, as far as the bridge does not trace: the caller's W3C context is passed on, and that is all.
+"""Tracing without export: a run passes the client's W3C trace context on to the inference server, and records nothing.
 
-spans.py has the same classes for a bridge that traces; otlp.py says which are used.
+spans.py has the same classes with spans; exporter.py selects the ones to use.
 """
 
 import re
@@ -10,65 +10,70 @@ from starlette.types import ASGIApp, Scope
 
 from tailrace.v1.inference_pb2 import RunRequest, RunResponse
 
-# Under this name the state of a request holds its Trace, if it has one.
+# Key in the state of a request: its RequestTrace, if spans are recorded.
 TRACE_KEY = "trace"
-# What goes with a call to the inference server, as gRPC's metadata.
-Context = tuple[tuple[str, str], ...]
+# gRPC metadata of a call to the inference server.
+TraceContext = tuple[tuple[str, str], ...]
 
-# W3C: version 00 ends with the flags; later ones may have more behind them.
+# W3C Trace Context: version 00 ends with the flags; later versions may have more fields.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,64})?")
 _MAX_TRACESTATE = 512
 
 
-class Call:
-    """One call to the inference server."""
+class CallTrace:
+    """The trace of one call to the inference server. Use it as a context manager around the call.
 
-    def __init__(self, context: Context) -> None:
+    Attributes:
+        context: Metadata that continues the trace on the server.
+    """
+
+    def __init__(self, context: TraceContext) -> None:
         self.context = context
 
-    async def __aenter__(self) -> "Call":
+    async def __aenter__(self) -> "CallTrace":
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         pass
 
-    def watched(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
-        """The reply's events as they are; a call that is traced looks at them."""
+    def observe(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
+        """Return the reply's events unchanged; a subclass may record them."""
         return events
 
 
-class Trace:
-    """One HTTP request."""
+class RequestTrace:
+    """The trace of one HTTP request."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
 
-    def call(self, request: RunRequest, *, request_id: str, is_stream: bool) -> Call:
-        """Enter it around the call to the server."""
-        return Call(context_of(self._scope["headers"]))
+    def call(self, request: RunRequest, *, request_id: str, is_stream: bool) -> CallTrace:
+        """Return the trace of the call that sends `request`."""
+        return CallTrace(trace_context(self._scope["headers"]))
 
 
-class Tracing:
-    """What all requests share."""
+class NullTracing:
+    """Tracing that records nothing."""
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The endpoint of a run, with a trace for each request if there are traces."""
+        """Return the endpoint of a run, with spans for each request if spans are recorded."""
         return app
 
     def start(self) -> None:
-        """Say where traces go."""
+        """Log the destination of the spans."""
 
     async def close(self) -> None:
-        """Send what is not sent yet; some seconds at most."""
+        """Send the remaining spans; takes a few seconds at most."""
 
 
-def trace_of(scope: Scope) -> Trace:
-    trace: Trace | None = scope["state"].get(TRACE_KEY)
-    return trace or Trace(scope)
+def request_trace(scope: Scope) -> RequestTrace:
+    """Return the trace of the request with this scope."""
+    trace: RequestTrace | None = scope["state"].get(TRACE_KEY)
+    return trace or RequestTrace(scope)
 
 
-def context_of(headers: Iterable[tuple[bytes, bytes]]) -> Context:
-    """The caller's traceparent and tracestate, if they are what W3C says they are; nothing else may pass."""
+def trace_context(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext:
+    """Return the client's traceparent and tracestate if they are valid by W3C's rules; empty otherwise."""
     given = [(name, value.decode("latin-1")) for name, value in headers if name in (b"traceparent", b"tracestate")]
     parents = [value for name, value in given if name == b"traceparent"]
     found = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None

@@ -5,22 +5,22 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from http_bridge.observability.tracing.base import Tracing
+from http_bridge.observability.tracing.base import NullTracing
 from tailrace_shared import otlp
 
 logger = logging.getLogger(__name__)
 
 
-def tracing_from_environment() -> Tracing:
+def tracing_from_environment() -> NullTracing:
     """Return tracing with export if the environment has an OTLP endpoint, else tracing that does nothing.
 
     Raises:
         ConfigurationError: OpenTelemetry is not installed, or its variables are wrong.
     """
-    return otlp.tracing_from_environment(Tracing, OtlpTracing, extra="bridge")
+    return otlp.tracing_from_environment(NullTracing, OtlpTracing, extra="bridge")
 
 
-class OtlpTracing(Tracing):
+class OtlpTracing(NullTracing):
     """Spans that are sent to a collector."""
 
     def __init__(self, endpoint: str) -> None:

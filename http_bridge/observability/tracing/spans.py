@@ -1,6 +1,6 @@
-"""The bridge's spans: the HTTP request, and in it the call to the inference server. Imports OpenTelemetry's API.
+"""Records the bridge's spans: one for the HTTP request, and within it one for the call to the inference server.
 
-Knows what spans hold and when they end; knows nothing of where they go.
+Imports OpenTelemetry's API. Does not depend on the exporter.
 """
 
 import asyncio
@@ -16,21 +16,21 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_bridge.observability.tracing.base import TRACE_KEY, Call, Context, Trace, context_of
+from http_bridge.observability.tracing.base import TRACE_KEY, CallTrace, RequestTrace, TraceContext, trace_context
 from tailrace.v1.inference_pb2 import FinishReason, RunRequest, RunResponse
 from tailrace_shared import attribute_names as names
 
 _METHOD = "tailrace.v1.InferenceService/Run"
 _W3C = TraceContextTextMapPropagator()
-# The kind of a parameter in a route's path: {model:name}.
+# The convertor of a parameter in a route's path, such as {model:name}.
 _CONVERTOR = re.compile(r":\w+}")
 _MAX_PATH = 1024
-# OTLP's integers are signed; a seed beyond them would cost the whole batch of spans.
+# OTLP's integers are signed 64-bit; a larger seed would make the exporter drop the whole batch of spans.
 _MAX_INT = 2**63 - 1
 
 
 class TracedApp:
-    """The endpoint of a run, in a span of its own for each request."""
+    """ASGI application: the endpoint of a run, with a span for each request."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
@@ -40,7 +40,7 @@ class TracedApp:
         route = _CONVERTOR.sub("}", str(getattr(scope.get("route"), "path", scope["path"])))
         span = self._tracer.start_span(
             f"{scope['method']} {route}",
-            _W3C.extract(dict(context_of(scope["headers"]))),
+            _W3C.extract(dict(trace_context(scope["headers"]))),
             kind=SpanKind.SERVER,
             attributes={
                 names.HTTP_METHOD: scope["method"],
@@ -49,68 +49,72 @@ class TracedApp:
                 names.URL_SCHEME: scope["scheme"],
             },
         )
-        scope["state"][TRACE_KEY] = SpanTrace(scope, self._tracer, span)
+        scope["state"][TRACE_KEY] = RequestSpans(scope, self._tracer, span)
         response = _Response(span, send)
         try:
             await self._app(scope, receive, response.send)
         except HTTPException as error:
-            response.has_status(error.status_code)
+            response.set_status(error.status_code)
             raise
         finally:
-            response.end()
-            del scope["state"][TRACE_KEY]  # it holds the scope: a circle, and those are looked for seldom
+            response.finish()
+            del scope["state"][TRACE_KEY]  # breaks a reference cycle: the trace refers to the scope
 
 
 class _Response:
-    """The status of an answer, and whether it came to its end."""
+    """Notes the status of an answer and whether it was sent completely."""
 
     def __init__(self, span: Span, send: Send) -> None:
         self._span = span
         self._send = send
-        self._is_whole = False
+        self._is_complete = False
 
     def send(self, message: Message) -> Awaitable[None]:
-        # No coroutine of its own: this is called for every token of every stream.
+        # Not a coroutine: this is called for every token of every stream.
         if message["type"] == "http.response.start":
             self._span.set_attribute(names.HTTP_STATUS, message["status"])
             if message["status"] >= 500:
                 _fail(self._span, str(message["status"]))
         elif not message.get("more_body"):
-            self._is_whole = True
+            self._is_complete = True
         return self._send(message)
 
-    def has_status(self, status: int) -> None:
-        """The answer is written by somebody else."""
+    def set_status(self, status: int) -> None:
+        """Note the status of an answer that an exception handler writes."""
         self._span.set_attribute(names.HTTP_STATUS, status)
-        self._is_whole = True
+        self._is_complete = True
 
-    def end(self) -> None:
-        if not self._is_whole:
-            _fail(self._span, "cancelled", "the client left before the end of the answer")
+    def finish(self) -> None:
+        if not self._is_complete:
+            _fail(self._span, "cancelled", "the client disconnected before the end of the answer")
         self._span.end()
 
 
-class SpanTrace(Trace):
+class RequestSpans(RequestTrace):
+    """The trace of one HTTP request, with its span."""
+
     def __init__(self, scope: Scope, tracer: Tracer, span: Span) -> None:
         super().__init__(scope)
         self._tracer = tracer
         self._span = span
 
-    def call(self, request: RunRequest, *, request_id: str, is_stream: bool) -> Call:
+    def call(self, request: RunRequest, *, request_id: str, is_stream: bool) -> CallTrace:
+        """Return the trace of the call that sends `request`, with a new client span."""
         parent = set_span_in_context(self._span)
         attributes = _request_attributes(request) | {names.RESPONSE_ID: request_id, names.REQUEST_STREAM: is_stream}
         span = self._tracer.start_span(_METHOD, parent, kind=SpanKind.CLIENT, attributes=attributes)
-        return SpanCall(span, _injected(set_span_in_context(span)))
+        return CallSpan(span, _injected(set_span_in_context(span)))
 
 
-class SpanCall(Call):
-    def __init__(self, span: Span, context: Context) -> None:
+class CallSpan(CallTrace):
+    """The span of one call to the inference server."""
+
+    def __init__(self, span: Span, context: TraceContext) -> None:
         super().__init__(context)
         self._span = span
         self._began = time.monotonic()
-        self._error: BaseException | None = (
-            None  # of the events: in a stream it becomes the last event, and goes no further
-        )
+        # Error of the events. In a stream it becomes the last event and does not reach __aexit__.
+        self._error: BaseException | None = None
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         error = error or self._error
@@ -124,10 +128,11 @@ class SpanCall(Call):
             _fail(self._span, type(error).__name__)
         self._span.end()
 
-    def watched(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
-        return self._watched(events) if self._span.is_recording() else events
+    def observe(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
+        """Return the reply's events and record the first token, the finish reason and an error."""
+        return self._observe(events) if self._span.is_recording() else events
 
-    async def _watched(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
+    async def _observe(self, events: AsyncIterator[RunResponse]) -> AsyncIterator[RunResponse]:
         has_begun = False
         try:
             async for event in events:
@@ -153,7 +158,7 @@ def _fail(span: Span, kind: str, description: str | None = None) -> None:
     span.set_status(StatusCode.ERROR, description)
 
 
-def _injected(context: SpanContext) -> Context:
+def _injected(context: SpanContext) -> TraceContext:
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, context)
     return tuple(carrier.items())
@@ -174,5 +179,5 @@ def _request_attributes(request: RunRequest) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """0.7 as the contract's 32 bits hold it, without the digits that 64 bits add to it."""
+    """Return the value without the digits that a 32-bit float gains as a 64-bit one: 0.7, not 0.699999988."""
     return value if isinstance(value, int) else round(value, 6)

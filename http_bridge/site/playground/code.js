@@ -1,4 +1,4 @@
-// The same request as it would be written elsewhere.
+// Writes the current request as code for curl, Python and a Worker.
 
 const shellQuoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 

@@ -1,4 +1,4 @@
-// openapi.json as a page: one section for each path, its fields in a table.
+// Shows openapi.json as a page: a section for each path, with its fields in a table.
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);

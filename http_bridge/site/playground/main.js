@@ -1,4 +1,4 @@
-// The page: settings, the conversation, and what goes over the wire.
+// The playground: settings, the conversation, and a view of the requests and events.
 
 import { snippets } from "./code.js";
 import { Refused, events, get } from "./stream.js";
@@ -8,8 +8,8 @@ const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "seed", "repetit
 const MOST_EVENTS = 400;
 const $ = (id) => document.getElementById(id);
 
-let turns = []; // the conversation so far: {role, content}
-let running = null; // AbortController of the reply that is being written
+let turns = []; // messages of the conversation: {role, content}
+let running = null; // AbortController of the running reply, or null
 let shownTab = "events";
 
 /* Settings */
@@ -40,7 +40,7 @@ async function listModels() {
 }
 
 function explained(error) {
-  if (error.code === 9106 || error.code === 10000) return "The bridge asks for an API token: enter it under Settings.";
+  if (error.code === 9106 || error.code === 10000) return "The bridge requires an API token: enter it under Settings.";
   return `${error.message} (${error.code})`;
 }
 
@@ -115,7 +115,7 @@ function setRunning(isRunning) {
   if (!isRunning) $("prompt").focus();
 }
 
-/** Time to first token and speed, as they happen. */
+/** Measures and shows the time to the first token and the speed of one reply. */
 class Meter {
   #started = performance.now();
   #first = null;
@@ -139,7 +139,7 @@ class Meter {
   }
 }
 
-/* What goes over the wire */
+/* Events and code */
 
 const shown = [];
 
@@ -178,7 +178,7 @@ function showTab(tab) {
   showCode();
 }
 
-/* Wiring */
+/* Event listeners */
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,6 +1,6 @@
-// The events of one run, read from the body of a POST: EventSource can only GET, and would ask again at the end.
+// Reads the events of a run from the body of a POST. EventSource can only GET, and it repeats a request after its end.
 
-/** What the bridge answered instead of a reply. `code` is Cloudflare's number, or the HTTP status. */
+/** An error from the bridge. `code` is Cloudflare's number, or the HTTP status. */
 export class Refused extends Error {
   constructor(code, message) {
     super(message);
@@ -8,7 +8,7 @@ export class Refused extends Error {
   }
 }
 
-/** Yields the data of each event as text. Throws Refused for an answer that is no stream. */
+/** Yields the data of each event as text. Throws Refused if the answer is not a stream. */
 export async function* events(url, { body, token, signal }) {
   const response = await fetch(url, {
     method: "POST",
@@ -28,7 +28,7 @@ export async function* events(url, { body, token, signal }) {
   }
 }
 
-/** The answer of a GET in Cloudflare's envelope. */
+/** Returns the result of a GET from Cloudflare's envelope. Throws Refused for an error. */
 export async function get(url, token) {
   const response = await fetch(url, { headers: token ? { authorization: `Bearer ${token}` } : {} });
   if (!response.ok) throw await refusal(response);

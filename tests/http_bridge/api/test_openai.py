@@ -189,8 +189,11 @@ async def test_a_refusal_has_both_worlds_shapes(bridge, servicer, base):
             {"tool_choice": {"type": "function", "function": {"name": ""}}},
             "'/tool_choice/function/name' must not be empty",
         ),
-        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "names none of the tools"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "names none of the tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "is not the name of one of the tools"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+            "is not the name of one of the tools",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "enum image_url not in text"),
     ],
 )

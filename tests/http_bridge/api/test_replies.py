@@ -73,7 +73,7 @@ async def test_body_over_the_limit_is_refused_without_a_content_length_too(start
 async def test_an_endless_body_ends_in_the_timeout(start_bridge):
     bridge = await start_bridge(request_timeout_seconds=0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
-    writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
+    writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{")
     async with asyncio.timeout(2):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()

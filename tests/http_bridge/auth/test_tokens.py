@@ -107,7 +107,7 @@ def test_an_invalid_file_is_logged_once_and_its_last_tokens_stay(path, caplog):
         ("ada\n", "line 1 is not"),
         (line("a b", "t"), "line 1 is not"),
         (line("a/b", "t"), "line 1 is not"),
-        (line("ada", "t") + "\n" + line("bob", "t"), "the token of line 3 stands in an earlier line too"),
+        (line("ada", "t") + "\n" + line("bob", "t"), "the token of line 3 is also in an earlier line"),
         ("\udcff", "it is not UTF-8"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_wrong_line_is_named_and_not_repeated(path, text, message):
 
 def test_a_missing_file_is_an_error(tmp_path):
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(ConfigurationError, match="there is no such file"):
+        with pytest.raises(ConfigurationError, match="the file does not exist"):
             read_tokens(path)
 
 

@@ -50,7 +50,7 @@ async def test_a_closed_connection_ends_the_retries(bridge, servicer, monkeypatc
 
 async def test_a_client_that_disconnects_within_its_body_starts_no_run(bridge, servicer):
     _, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
-    writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
+    writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{")
     await asyncio.sleep(0.05)
     writer.transport.abort()
     assert (await bridge.ask()).status_code == 200

@@ -16,7 +16,7 @@ CHUNKS = b"".join(b"%x\r\n%b\r\n" % (len(event.encode()), event.encode()) for ev
 
 
 def request(version: str = "1.1") -> bytes:
-    return f"POST {RUN_URL} HTTP/{version}\r\nhost: x\r\ncontent-length: {len(BODY)}\r\n\r\n".encode() + BODY
+    return f"POST {RUN_URL} HTTP/{version}\r\nhost: localhost\r\ncontent-length: {len(BODY)}\r\n\r\n".encode() + BODY
 
 
 async def connect(bridge) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -40,7 +40,7 @@ async def test_the_next_request_on_a_connection_has_its_own_framing(bridge):
             writer.write(request())
             await reader.readuntil(b"\r\n\r\n")
             assert await reader.readexactly(len(CHUNKS)) == CHUNKS
-            writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert b"content-length: 15" in await reader.readuntil(b"\r\n\r\n")
             assert await reader.readexactly(15) == b'{"status":"ok"}'
     writer.close()

@@ -13,7 +13,7 @@ import pytest
 
 from http_bridge.app import create_app
 from http_bridge.observability.tracing import exporter
-from http_bridge.observability.tracing.base import context_of
+from http_bridge.observability.tracing.base import trace_context
 from http_bridge.settings import Settings
 from tailrace_shared import otlp
 from tailrace_shared.config_errors import ConfigurationError
@@ -178,13 +178,13 @@ async def test_an_unsampled_trace_is_continued_but_not_sent(collector, start_bri
     ],
 )
 def test_an_invalid_trace_context_is_not_forwarded(headers):
-    assert context_of([(name.encode(), value.encode()) for name, value in headers]) == ()
+    assert trace_context([(name.encode(), value.encode()) for name, value in headers]) == ()
 
 
 @pytest.mark.parametrize("state", ["vendor=" + "x" * 512, "vendor=é", "vendor=\n"])
 def test_a_trace_state_that_gRPC_cannot_carry_is_left_out(state):
     given = [(b"traceparent", CALLER.encode()), (b"tracestate", state.encode("latin-1"))]
-    assert context_of(given) == (("traceparent", CALLER),)
+    assert trace_context(given) == (("traceparent", CALLER),)
 
 
 async def test_an_unreachable_collector_disturbs_nothing(backend, monkeypatch, caplog):

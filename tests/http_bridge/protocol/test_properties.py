@@ -5,9 +5,9 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from http_bridge.api.binding.tensor_replies import FAMILIES, TensorForm
-from http_bridge.api.openai.replies import ChatForm, CompletionForm
-from http_bridge.api.workers_ai.replies import WorkersAiForm, enveloped
+from http_bridge.api.binding.tensor_replies import FAMILIES, TensorWriter
+from http_bridge.api.openai.replies import ChatWriter, CompletionWriter
+from http_bridge.api.workers_ai.replies import WorkersAiWriter, enveloped
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from http_bridge.protocol.profiles import PROFILES
@@ -33,15 +33,15 @@ def payloads(stream: bytes) -> list[dict]:
     return [json.loads(block.removeprefix("data: ")) for block in blocks if block != "data: [DONE]"]
 
 
-def forms():
+def writers():
     for profile in PROFILES.values():
-        yield WorkersAiForm(profile, enveloped, has_padding=False, is_json=False, has_tools=False)
-    yield WorkersAiForm(PROFILES["default"], enveloped, has_padding=True, is_json=False, has_tools=True)
+        yield WorkersAiWriter(profile, enveloped, has_padding=False, is_json=False, has_tools=False)
+    yield WorkersAiWriter(PROFILES["default"], enveloped, has_padding=True, is_json=False, has_tools=True)
     for usage in ("own_chunk", "last_choice", "nowhere"):
-        yield ChatForm(request_id="a-b", model="m", usage=usage)
-        yield CompletionForm(request_id="a-b", model="m", usage=usage, echo="")
+        yield ChatWriter(request_id="a-b", model="m", usage=usage)
+        yield CompletionWriter(request_id="a-b", model="m", usage=usage, echo="")
     for family in FAMILIES:
-        yield TensorForm(family, "prompt")
+        yield TensorWriter(family, "prompt")
 
 
 def text_of(payload: dict) -> str:
@@ -54,11 +54,11 @@ def text_of(payload: dict) -> str:
 
 @given(pieces=st.lists(texts, max_size=5))
 @QUICK
-def test_every_form_of_a_stream_keeps_any_text(pieces):
+def test_every_writer_keeps_any_text_in_its_stream(pieces):
     completed = pb.Completed(finish_reason=pb.FINISH_REASON_STOP)
-    for form in forms():
-        stream = b"".join([*map(form.text, pieces), form.end(completed)])
-        assert "".join(map(text_of, payloads(stream))) == "".join(pieces), type(form)
+    for writer in writers():
+        stream = b"".join([*map(writer.text, pieces), writer.finish(completed)])
+        assert "".join(map(text_of, payloads(stream))) == "".join(pieces), type(writer)
 
 
 @given(text=texts)
@@ -71,8 +71,8 @@ def test_the_fast_path_for_text_gives_the_same_event(text):
 @given(description=texts, name=texts)
 @QUICK
 def test_a_failure_with_any_text_is_one_event(description, name):
-    for form in forms():
-        assert len(payloads(form.failure(ApiError(500, 3000, description), name))) == 1
+    for writer in writers():
+        assert len(payloads(writer.error(ApiError(500, 3000, description), name))) == 1
 
 
 @given(payload=st.dictionaries(texts, values, max_size=4))

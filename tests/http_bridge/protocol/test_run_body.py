@@ -14,7 +14,7 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 from tests.http_bridge.conftest import BODIES
 
 UNMATCHED = "oneOf at '/' not met, 0 matches: "
-SURROGATE = "holds half of a surrogate pair, which is no character"
+SURROGATE = "contains half of a surrogate pair, which is not a character"
 
 
 def parse_body(data):
@@ -59,7 +59,7 @@ def test_max_tokens_has_no_upper_end_but_that_of_the_contract():
 
 @pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity"])
 def test_words_that_are_not_json_numbers_are_refused(word):
-    with pytest.raises(ApiError, match="is no JSON number"):
+    with pytest.raises(ApiError, match="is not a JSON number"):
         parse_body(b'{"prompt":"hi","temperature":%s}' % word)
 
 

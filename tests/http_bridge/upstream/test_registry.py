@@ -18,7 +18,7 @@ NAME = "servers.internal"
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
-    monkeypatch.setattr("http_bridge.upstream.registry.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("http_bridge.upstream.registry.POLL_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ async def test_invalid_files_are_logged_once_and_the_old_ones_stay(start_bridge,
     ("name", "content", "reason"),
     [
         ("grpc_tls_ca", None, r"TAILRACE_GRPC_TLS_CA=\S+: No such file or directory\.$"),
-        ("grpc_tls_ca", "rubbish", r"TAILRACE_GRPC_TLS_CA=\S+ holds no certificates in PEM \(.+\)\.$"),
+        ("grpc_tls_ca", "rubbish", r"TAILRACE_GRPC_TLS_CA=\S+ contains no certificates in PEM \(.+\)\.$"),
         ("grpc_tls_client_key", None, r"TAILRACE_GRPC_TLS_CLIENT_KEY=\S+: No such file or directory\.$"),
         ("grpc_tls_client_cert", "rubbish", r"TAILRACE_GRPC_TLS_CLIENT_CERT=\S+ and \S+ are not a certificate and its"),
     ],
@@ -148,7 +148,7 @@ async def test_a_refused_token_is_logged_and_hidden_from_the_client(start_bridge
     with caplog.at_level(logging.WARNING):
         response = await bridge.ask()
     assert error_code(response) == (503, 7009) and "token" not in response.text
-    assert "TAILRACE_GRPC_TOKEN must be a token whose digest stands" in caplog.text and "hush" not in caplog.text
+    assert "set TAILRACE_GRPC_TOKEN to a token whose digest is in" in caplog.text and "hush" not in caplog.text
 
 
 async def test_a_bridge_with_a_refused_token_is_not_ready(start_bridge, backend, servicer):

@@ -1,0 +1,29 @@
+"""Lists the models of the inference servers, for every API that publishes them."""
+
+from collections.abc import Sequence
+
+import grpc
+from starlette.requests import Request
+
+from http_bridge.protocol.grpc_errors import rpc_api_error
+from http_bridge.upstream.client import Upstream
+from tailrace.v1.inference_pb2 import Model
+
+
+async def list_models(request: Request) -> Sequence[Model]:
+    """Return the models that the inference servers host at the moment.
+
+    Raises:
+        ApiError: No server answers.
+    """
+    upstream: Upstream = request.state.upstream
+    try:
+        return await upstream.list_models()
+    except grpc.aio.AioRpcError as error:
+        raise rpc_api_error(error, model="") from error
+
+
+def author(name: str) -> str:
+    """Return the author in a model's name, such as meta in @cf/meta/llama-2-7b-chat-int8; "tailrace" without one."""
+    parts = name.split("/")
+    return parts[1] if len(parts) > 2 else "tailrace"

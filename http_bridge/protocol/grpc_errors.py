@@ -1,0 +1,148 @@
+"""Converts gRPC errors of the inference server to the errors that clients receive. Pure: no connection, no JSON form.
+
+The ErrorInfo's reason decides; without a reason the status code does. The text of an error never decides.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from http_bridge.errors import ApiError, internal_error
+from http_bridge.protocol.validation import bad_input
+
+ERROR_DOMAIN = "tailrace"
+_DETAILS_KEY = "grpc-status-details-bin"
+_LOADING_RETRY_SECONDS = 5
+# Field names that differ between the gRPC contract and a body; the first prefix that matches is replaced.
+_BODY_NAMES = (
+    ("sampling.", ""),
+    ("chat.turns", "messages"),
+    ("chat.tools", "tools"),
+    ("chat.tool_", "tool_"),
+    ("chat", "messages"),
+    ("text", "prompt"),
+    ("response_format", "response_format"),
+)
+
+
+def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
+    """Return the client's error for a failed call. `model`: the model of the request, for the message."""
+    details = _Details(error)
+    convert = _BY_REASON.get(details.reason)
+    api_error = convert(details, model) if convert else _by_code(error.code())
+    if details.retry_after_seconds is not None:
+        api_error.retry_after_seconds = details.retry_after_seconds
+    return api_error
+
+
+def request_timeout() -> ApiError:
+    """Return the error for a request that took too long: 408/3007."""
+    return ApiError(408, 3007, "Request timeout")
+
+
+class _Details:
+    """The google.rpc details of a failed call; empty if the call has none or they cannot be decoded."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self.info = error_details_pb2.ErrorInfo()
+        self.bad_request = error_details_pb2.BadRequest()
+        self.retry_info = error_details_pb2.RetryInfo()
+        for packed in _status(error).details:
+            for message in (self.info, self.bad_request, self.retry_info):
+                packed.Unpack(message)
+
+    @property
+    def reason(self) -> str:
+        return self.info.reason if self.info.domain == ERROR_DOMAIN else ""
+
+    @property
+    def retry_after_seconds(self) -> int | None:
+        delay = self.retry_info.retry_delay
+        return max(1, math.ceil(delay.seconds + delay.nanos / 1e9)) if self.retry_info.HasField("retry_delay") else None
+
+
+def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    value = (error.trailing_metadata() or {}).get(_DETAILS_KEY)
+    try:
+        return status_pb2.Status.FromString(value) if isinstance(value, bytes) else status_pb2.Status()
+    except DecodeError:
+        return status_pb2.Status()
+
+
+def _invalid_field(details: _Details) -> ApiError:
+    violations = [f"'{_body_path(wrong.field)}' {wrong.description}" for wrong in details.bad_request.field_violations]
+    return bad_input(", ".join(violations) or "the model server refused a field")
+
+
+def _body_path(field: str) -> str:
+    """Return the path in a body for a field of the contract, such as /messages/0/role for chat.turns[0].role."""
+    path = re.sub(r"\[(\d+)\]", r".\1", field)
+    for contract_name, body_name in _BODY_NAMES:
+        if path.startswith(contract_name):
+            path = body_name + path.removeprefix(contract_name)
+            break
+    return "/" + path.replace(".", "/")
+
+
+def _too_many_tokens(tokens: str, limit: str) -> ApiError:
+    # Clients parse this sentence, so it names the output also where the prompt alone is too long.
+    return ApiError(
+        413,
+        5021,
+        f"The estimated number of input and maximum output tokens ({tokens}) exceeded this model context window limit "
+        f"({limit}).",
+    )
+
+
+def _prompt_too_long(details: _Details) -> ApiError:
+    metadata = details.info.metadata
+    return _too_many_tokens(metadata.get("prompt_tokens", "?"), metadata.get("context_length", "?"))
+
+
+def _no_room_for_reply(details: _Details) -> ApiError:
+    metadata = details.info.metadata
+    tokens = sum(int(metadata.get(key, "0")) for key in ("prompt_tokens", "max_tokens"))
+    return _too_many_tokens(str(tokens), metadata.get("window", "?"))
+
+
+def _capacity_exceeded() -> ApiError:
+    return ApiError(429, 3040, "Capacity temporarily exceeded, please try again.")
+
+
+def _unavailable() -> ApiError:
+    return ApiError(503, 7009, "Upstream service unavailable")
+
+
+def _still_loading(model: str) -> ApiError:
+    sentence = f"The inference server is still loading the model {model}; please try again in a few seconds."
+    return ApiError(503, 7009, sentence, retry_after_seconds=_LOADING_RETRY_SECONDS)
+
+
+_BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
+    "UNKNOWN_MODEL": lambda details, model: ApiError(400, 5007, f"No such model {model} or task"),
+    "INVALID_FIELD": lambda details, model: _invalid_field(details),
+    "PROMPT_TOO_LONG": lambda details, model: _prompt_too_long(details),
+    "NO_ROOM_FOR_REPLY": lambda details, model: _no_room_for_reply(details),
+    "CAPACITY_EXCEEDED": lambda details, model: _capacity_exceeded(),
+    "RATE_LIMITED": lambda details, model: ApiError(429, 3021, "rate limiting: inference request per min rate reached"),
+    "CLIENT_TOO_SLOW": lambda details, model: request_timeout(),
+    "SERVER_STOPPING": lambda details, model: _unavailable(),
+    "MODEL_NOT_READY": lambda details, model: _still_loading(model),
+    "GENERATION_FAILED": lambda details, model: ApiError(500, 3000, "The model failed while generating this reply."),
+}
+
+
+def _by_code(code: grpc.StatusCode) -> ApiError:
+    # UNAUTHENTICATED concerns the bridge's own token. The client did nothing wrong.
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED):
+        return _unavailable()
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return request_timeout()
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # A full server has a reason; without one, the message exceeded gRPC's own size limit.
+        return ApiError(413, 3006, "Request is too large")
+    return internal_error()

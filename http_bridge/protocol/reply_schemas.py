@@ -1,0 +1,81 @@
+"""JSON Schemas of replies and errors, for /openapi.json and /ai/models/schema. Replies are not checked against them."""
+
+from http_bridge.protocol.schemas import Schema
+
+ANY_OBJECT: Schema = {"type": "object"}
+
+_USAGE: Schema = {
+    "type": "object",
+    "properties": {name: {"type": "integer"} for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
+}
+# The reply of /ai/run: an object, or a stream of server-sent events.
+RUN_OUTPUT: Schema = {
+    "oneOf": [
+        {
+            "type": "object",
+            "contentType": "application/json",
+            "properties": {
+                "response": {"type": ["string", "object", "array", "number", "boolean", "null"]},
+                "tool_calls": {"type": "array", "items": {"type": "object"}},
+                "usage": _USAGE,
+            },
+            "required": ["response"],
+        },
+        {"type": "string", "contentType": "text/event-stream", "format": "binary"},
+    ]
+}
+# Cloudflare's envelope of a success, around any result.
+ENVELOPE: Schema = {
+    "type": "object",
+    "properties": {
+        "result": {},
+        "success": {"const": True},
+        "errors": {"type": "array", "maxItems": 0},
+        "messages": {"type": "array"},
+    },
+    "required": ["result", "success", "errors", "messages"],
+}
+RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": RUN_OUTPUT["oneOf"][0]}}
+# A complete reply of OpenAI's two routes.
+OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
+
+_ENTRY: Schema = {
+    "type": "object",
+    "properties": {"code": {"type": "integer"}, "message": {"type": "string"}},
+    "required": ["code", "message"],
+}
+# Cloudflare's envelope of an error, from its router (`result` is null) or from a model (`result` is empty).
+REST_ERROR: Schema = {
+    "type": "object",
+    "properties": {
+        "success": {"const": False},
+        "errors": {"type": "array", "minItems": 1, "items": _ENTRY},
+        "result": {"type": ["object", "null"]},
+        "messages": {"type": "array"},
+    },
+    "required": ["success", "errors", "result", "messages"],
+}
+OPENAI_ERROR: Schema = {
+    **REST_ERROR,
+    "properties": {
+        **REST_ERROR["properties"],
+        "error": {
+            "type": "object",
+            "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "code": {"type": "string"}},
+            "required": ["message", "type", "code"],
+        },
+    },
+    "required": [*REST_ERROR["required"], "error"],
+}
+BINDING_ERROR: Schema = {
+    "type": "object",
+    "properties": {
+        "name": {"const": "AiError"},
+        "internalCode": {"type": "integer"},
+        "httpCode": {"type": "integer"},
+        "message": {"type": "string"},
+        "description": {"type": "string"},
+        "requestId": {"type": "string"},
+    },
+    "required": ["name", "internalCode", "httpCode", "message", "description", "requestId"],
+}
