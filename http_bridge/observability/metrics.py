@@ -1,4 +1,4 @@
-"""The bridge's Prometheus metrics: names, labels and buckets. deploy/METRICS.md documents them."""
+"""The bridge's Prometheus metrics: names, labels and buckets. docs/metrics.md documents them."""
 
 import tomllib
 from collections.abc import Callable, Iterable

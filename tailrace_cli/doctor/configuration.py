@@ -59,7 +59,7 @@ def model_finding(name: str, weights: Any, cache_dir: Path) -> Finding:
         weights: The source of its weights, from the catalog.
         cache_dir: The server's cache folder.
     """
-    if package := getattr(weights, "package", None):
+    if package := weights.package:
         return Finding(
             None,
             f"{name}: the Python package {package}, which contains its weights, is not installed",

@@ -55,7 +55,7 @@ def _cpu_kernels() -> Finding:
 def _amx_obstacle() -> str | None:
     """Return the reason why this CPU cannot run the kernels for AMX, as a clause; None if it can."""
     try:
-        from inference_server.kernels.isa import amx_obstacle  # type: ignore[import-not-found, unused-ignore]
+        from inference_server.kernels.isa import amx_obstacle
 
         obstacle: str | None = amx_obstacle()
         return obstacle

@@ -57,7 +57,9 @@ async def test_a_hostile_host_header_opens_no_route(start_bridge, servicer, host
 )
 async def test_a_hostile_target_opens_no_route(start_bridge, servicer, target):
     bridge = await start_bridge(api_tokens=("secret",))
-    assert (await raw_answer(bridge, b"POST %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % target)).startswith(b"HTTP/1.1 400 ")
+    assert (await raw_answer(bridge, b"POST %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % target)).startswith(
+        b"HTTP/1.1 400 "
+    )
     assert not servicer.requests
 
 

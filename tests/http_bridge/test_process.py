@@ -105,7 +105,9 @@ async def test_stream_beyond_the_grace_is_cancelled(spawn, backend, servicer):
     port = int((await listening_url(process)).rpartition(":")[2])
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"prompt":"hi"}'
-    writer.write(b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % (RUN_URL.encode(), len(body)) + body)
+    writer.write(
+        b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % (RUN_URL.encode(), len(body)) + body
+    )
     await servicer.entered.wait()
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(5):

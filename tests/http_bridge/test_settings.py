@@ -3,7 +3,6 @@
 import pytest
 
 from http_bridge.settings import Settings
-from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.config_errors import ConfigurationError
 
 
@@ -118,17 +117,8 @@ def test_open_address_with_a_token_file_is_accepted(monkeypatch):
     assert str(Settings.from_environment().api_tokens_file) == "/run/secrets/tokens"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_addresses_are_recognized(host):
-    assert is_loopback(host)
-
-
 def test_tokens_are_not_in_the_representation():
     assert "hush" not in repr(Settings(api_tokens=("hush",), grpc_token="hush"))
-
-
-def test_brackets_of_ipv6_are_removed():
-    assert split_address("[::1]:8787") == ("::1", 8787)
 
 
 @pytest.mark.parametrize("address", ["dns:///server:50051", "unix:/run/tailrace.sock", "[::1]:50051", "server:50051"])
