@@ -114,7 +114,7 @@ def _size(arguments: argparse.Namespace) -> Size:
 def _model() -> Model:
     """Return the default model's files, converting them now if no server has done it yet.
 
-    Runs in a process of its own, because importing torch takes much memory.
+    Runs in a separate process, because importing torch takes much memory.
     """
     done = subprocess.run([sys.executable, "-c", _MODEL_CODE], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = json.loads(done.stdout.splitlines()[-1])
@@ -142,7 +142,7 @@ def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results
 
 
 def _merged(earlier: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """Return an earlier run's results with this run's peers replaced. Rivals are only compared within one run."""
+    """Return an earlier run's results with this run's peers replaced. Rival peers are only compared within one run."""
     peers = {**earlier["peers"], **document["peers"]}
     imports = earlier["imports"] or document["imports"]
     return {**document, "started": earlier["started"], "imports": imports, "peers": peers}

@@ -1,6 +1,6 @@
 """Creates the peers' virtual environments under `.bench/` once, logs each step, and reports a failure in one sentence.
 
-torch is always installed first, by itself and at one pinned version: an unpinned one would bring gigabytes.
+torch is always installed first, by itself and at one pinned version: an unpinned one would download gigabytes.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Serves the gRPC contract with an engine that takes no time, so that measurements show the bridge's cost alone.
+"""Serves the gRPC contract with an engine that takes no time, so that measurements show only the cost of the bridge.
 
 A prompt that begins with "paced" gets a token every 25 ms, as a real batch would send them. Any other gets all its
-tokens as fast as gRPC takes them. A process of its own; the address comes from TAILRACE_GRPC_ADDRESS.
+tokens as fast as gRPC takes them. Runs as a separate process; the address comes from TAILRACE_GRPC_ADDRESS.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _DELTA = RunResponse(delta=Delta(text=" token", tokens=1))
 
 
 class InstantServicer(InferenceServiceServicer):
-    """A servicer that implements `Run` alone."""
+    """A servicer that implements only `Run`."""
 
     async def Run(self, request: RunRequest, context: Any) -> AsyncIterator[RunResponse]:
         request_id = dict(context.invocation_metadata()).get("x-request-id", "instant")

@@ -1,4 +1,4 @@
-"""Describes the machine and its software for the results. Contains no host, user or path."""
+"""Describes the machine and its software for the results. The description contains no host name, user name or path."""
 
 import os
 import platform

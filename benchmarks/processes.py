@@ -1,4 +1,4 @@
-"""Starts child processes in sessions of their own, logs and measures them (CPU, memory), and always ends them."""
+"""Starts child processes in separate sessions, logs and measures them (CPU, memory), and always terminates them."""
 
 import atexit
 import contextlib
@@ -22,7 +22,7 @@ LOGS = BENCH / "logs"
 _MIB = 2**20
 _SAMPLE_SECONDS = 0.5
 _STOP_SECONDS = 15.0
-# Requests to this machine bypass any proxy that the environment names.
+# Requests to this machine bypass any proxy that is set in the environment.
 _OPENER = build_opener(ProxyHandler({}))
 
 
@@ -31,7 +31,7 @@ class PeerFailed(Exception):
 
 
 class Child:
-    """A process and its descendants, in a session of their own."""
+    """A process and its descendants, in a separate session."""
 
     _running: "set[Child]" = set()
 
@@ -55,7 +55,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process's id, which is also that of its session."""
+        """The process id, which is also the id of its session."""
         return self.process.pid
 
     def check(self) -> None:
@@ -64,7 +64,7 @@ class Child:
             raise PeerFailed(f"its process ended with {self.process.returncode}: {last_line(self.log)}")
 
     def stop(self) -> None:
-        """Ask the process to end, then kill the rest of its session."""
+        """Send SIGTERM to the process, then kill the rest of its session."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,7 +151,7 @@ class MemoryWatch:
     """Resident memory of several process trees, sampled twice a second. Shared pages count once for each process."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
-        """`pids` are those of the trees' roots, by role."""
+        """`pids`: process ids of the roots of the trees, by role."""
         self._pids = pids
         self._stopping = threading.Event()
         self._samples: list[tuple[float, dict[str, float]]] = []  # time.perf_counter(), MiB by role

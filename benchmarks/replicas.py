@@ -83,7 +83,7 @@ def _measure(server_cores: list[int], other_core: int, arguments: argparse.Names
 async def _load(url: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run clients that send one request after the other.
 
-    Counts the replies that end within the measured time, also those that began before it.
+    Counts the replies that end within the measured time, including replies that began before it.
     """
     ends: list[tuple[float, int]] = []
     limits = httpx.Limits(max_connections=arguments.clients)
@@ -113,7 +113,7 @@ async def _client(http: httpx.AsyncClient, url: str, number: int, reply: int, en
 
 @contextmanager
 def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str]:
-    """Start a server on each of the cores and a bridge before them. Yields the URL of a run when all are ready."""
+    """Start a server on each of the cores and a bridge in front of them. Yields the URL of a run when all are ready."""
     log = LOGS / "replicas.log"
     addresses = [f"127.0.0.1:{free_port()}" for _ in server_cores]
     http_port = free_port()

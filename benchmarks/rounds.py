@@ -1,4 +1,4 @@
-"""Runs the rounds: rivals are up at the same time and get each case in turn, one at a time.
+"""Runs the rounds: rival peers are started together and run each case in turn, one at a time.
 
 The order rotates from round to round, so that no peer is always first. The results contain failures with their reasons,
 and the run continues.
@@ -40,7 +40,7 @@ class Results:
         self.slow: Counter[tuple[str, str]] = Counter()  # rounds by peer and case
 
     def note(self, peer: str, case: str, figures: Figures) -> None:
-        """Add a round's figures of a case."""
+        """Record a round's figures for a case."""
         self.figures.setdefault(peer, {}).setdefault(case, []).append(figures)
 
     def fail(self, peer: str, case: str, reason: str) -> None:
@@ -51,7 +51,10 @@ class Results:
             reasons.append(reason)
 
     def reason_to_skip(self, peer: str, case: str) -> str | None:
-        """Return why a case is not tried: it, or the same with fewer streams, ran out of time before. Else None."""
+        """Return the reason to skip a case: it, or the same case with fewer streams, timed out before.
+
+        Otherwise None.
+        """
         kind, streams = _kind_and_streams(case)
         for failed, reasons in self.failures.get(peer, {}).items():
             failed_kind, fewer = _kind_and_streams(failed)
@@ -69,7 +72,7 @@ class Results:
 
 
 def _kind_and_streams(case: str) -> tuple[str, int]:
-    """Split `short-8` into short and 8. `turns` becomes itself and 0."""
+    """Split `short-8` into short and 8. `turns` becomes `turns` and 0."""
     kind, _, streams = case.rpartition("-")
     return (kind, int(streams)) if streams.isdigit() else (case, 0)
 
@@ -104,7 +107,7 @@ def run_rounds(peers: list[Peer], scenarios: list[str], size: Size, results: Res
 
 
 def _groups_of_rivals(peers: list[Peer]) -> list[list[Peer]]:
-    """Group the peers that run at the same time and get each case in turn, so that changes of the machine affect both."""
+    """Group the rivals: they run at the same time, so that load changes on the machine affect all of them."""
     groups: dict[str, list[Peer]] = {}
     for peer in peers:
         groups.setdefault(peer.name if peer.is_alone else peer.weights, []).append(peer)
@@ -139,7 +142,7 @@ class _PeerRun:
         self._is_out = False
 
     def begin(self, number: int) -> None:
-        """Begin a round. A peer that starts within SLOW_SECONDS is started again."""
+        """Begin a round. A peer whose start takes less than SLOW_SECONDS is restarted."""
         self._number = number
         if self._running is not None and self._running.ready_s < SLOW_SECONDS:
             self.stop()
@@ -153,7 +156,7 @@ class _PeerRun:
             self._warmed_up()
 
     def stop(self) -> None:
-        """Stop the processes, and note their peak memory."""
+        """Stop the processes, and record their peak memory."""
         if self._running is not None:
             mib = peak_mib(self._running.pids())
             self._results.note(self._peer.name, "memory", {"peak_mib": mib})
@@ -171,7 +174,7 @@ class _PeerRun:
         return [case for case, _ in getattr(self._scenarios(), scenario)()]
 
     def measure(self, scenario: str, case: str) -> None:
-        """Measure a case, and note its figures or the reason of its failure."""
+        """Measure a case, and record its figures or the reason for its failure."""
         name = self._peer.name
         if reason := self._results.reason_to_skip(name, case):
             self._results.fail(name, case, reason)

@@ -29,7 +29,7 @@ class Size:
     arrival_streams: int = 16
     arrival_reply: int = 200
     waiting_requests: int = 800
-    running_reply: int = 1500  # of the request that the others wait for
+    running_reply: int = 1500  # reply length of the request that the others wait for
     share_requests: int = 30
     instant_tokens: int = 1500
     timeout_s: float = 300.0
@@ -79,7 +79,7 @@ Cases = Iterator[tuple[str, Callable[[], Figures]]]
 class Scenarios:
     """The scenarios of a round on one peer: each public method yields a scenario's cases.
 
-    Each case has prompts of its own. They are the same for every peer of the round and occur in no other case or round.
+    Each case has its own prompts. They are the same for every peer of the round and occur in no other case or round.
     """
 
     def __init__(self, running: Running, model_folder: Path, round_number: int, size: Size) -> None:
@@ -93,7 +93,7 @@ class Scenarios:
         return Workload(self._model_folder, f"{case} {self._round_number}")
 
     def warm_up(self) -> float:
-        """Run each kind of work once. Returns the TTFT of the very first request, in seconds."""
+        """Run each kind of request once. Returns the TTFT of the very first request, in seconds."""
         first = self._run([self._request(SHORT_TOKENS, 8)])
         self._run([self._request(SHORT_TOKENS, 4) for _ in range(min(8, max(self._size.streams)))])
         self._run([self._request(LONG_TOKENS, 4)])

@@ -107,7 +107,7 @@ def uvicorn_config(app: Starlette, settings: Settings, metrics: Metrics) -> uvic
         log_level="debug" if is_verbose else "warning",
         access_log=is_verbose,
         server_header=False,
-        # Browsers must not interpret JSON as a page, whatever text it contains.
+        # Browsers must not interpret JSON as a page, regardless of its text.
         headers=[("x-content-type-options", "nosniff")],
         # The bridge does not use the client's address, and a header must not change it in the log.
         proxy_headers=False,
@@ -116,7 +116,7 @@ def uvicorn_config(app: Starlette, settings: Settings, metrics: Metrics) -> uvic
 
 
 def _allow_files(wanted: int) -> None:
-    """Raise the limit of open files to `wanted`, or to the system's hard limit if that is lower."""
+    """Raise the limit on open files to `wanted`, or to the system's hard limit if that is lower."""
     if sys.platform == "win32":
         return
     import resource

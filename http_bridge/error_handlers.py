@@ -16,13 +16,13 @@ from http_bridge.observability.request_log import request_log
 from http_bridge.protocol.reply_schemas import REST_ERROR
 
 REQUEST_ID_HEADER = "cf-ai-req-id"
-# Key in the state of a request: the ErrorWriter of its route. Without one, the form of Cloudflare's router is used.
+# Key in the state of a request: the ErrorWriter of its route. Without one, the format of Cloudflare's router is used.
 _ERRORS_KEY = "errors"
 logger = logging.getLogger(__name__)
 
 
 class WithErrorFormat:
-    """ASGI application: `app`, with its errors written by `errors`."""
+    """ASGI application that calls `app` and formats its errors with `errors`."""
 
     def __init__(self, app: ASGIApp, errors: ErrorWriter) -> None:
         self._app = app
@@ -55,7 +55,7 @@ async def failed(request: Request, error: Exception) -> Response:
 
 
 def refusal(error: ApiError, errors: ErrorWriter | None) -> ASGIApp:
-    """Return an ASGI application that answers with `error`, written by `errors` or in the form of Cloudflare's router."""
+    """Return an ASGI application that answers with `error`, formatted by `errors` or as Cloudflare's router does."""
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         if errors is not None:

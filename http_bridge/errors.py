@@ -1,4 +1,4 @@
-"""The error that a client receives instead of a reply, as a value. Does not depend on gRPC or on an error's JSON form."""
+"""The error that a client receives instead of a reply. Does not depend on gRPC or on the JSON format of errors."""
 
 
 class ApiError(Exception):
@@ -6,7 +6,7 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP status, 400 to 599.
-        code: Cloudflare's number for this kind of error.
+        code: Cloudflare's error code.
         description: One sentence for the client; never the text of an exception.
         retry_after_seconds: Whole seconds, at least 1, after which a retry may succeed; None if unknown.
     """

@@ -1,4 +1,4 @@
-"""The description of one route, and Starlette's route that is made of it. The table of routes is in routes.py."""
+"""The description of one route, and the Starlette route that is made from it. The table of routes is in routes.py."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The objects that endpoints are made of."""
+    """The objects that endpoints need."""
 
     settings: Settings
     check: TokenCheck
@@ -49,7 +49,7 @@ class RouteSpec:
         endpoint: Makes the endpoint's ASGI application.
         methods: HTTP methods. HEAD is added to GET.
         guard: "token" checks the token before the endpoint, "endpoint" leaves the check to it, "none" makes the route public.
-        errors: Form of the errors before the endpoint; None: the form of Cloudflare's router.
+        errors: Format of the errors before the endpoint; None: the format of Cloudflare's router.
         summary: One line for the OpenAPI description; empty: the description does not contain the route.
         request_schema: Returns the schema of the body; None: the route has no body.
         reply_schema: Schema of a successful JSON reply.
@@ -100,7 +100,7 @@ class LabeledRoute(routing.Route):
         self.spec = spec
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Note the label, then call the endpoint."""
+        """Record the label, then call the endpoint."""
         request_log(scope).enter(self.spec.label)
         await super().handle(scope, receive, send)
 
@@ -116,5 +116,5 @@ class EndpointApp:
 
 
 def as_asgi(endpoint: Endpoint) -> MakeApp:
-    """Return the maker of an ASGI application that calls `endpoint`."""
+    """Return a factory for an ASGI application that calls `endpoint`."""
     return lambda services: EndpointApp(endpoint)

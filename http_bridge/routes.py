@@ -127,7 +127,7 @@ def _verify(path: str) -> RouteSpec:
 
 
 _WORKERS_AI_ROUTES = (
-    # Wrangler 3's proxy of the binding. It must precede the route of a model, whose pattern fits too.
+    # Wrangler 3's proxy of the binding. It must precede the route of a model, whose pattern matches too.
     RouteSpec(
         label="binding",
         path=f"{_ACCOUNT}/ai/run/proxy",
@@ -289,7 +289,7 @@ def description(inputs: Inputs) -> Schema:
 
 
 def error_format(routes: list[BaseRoute], scope: Scope) -> ErrorWriter | None:
-    """Return the form of the errors of the request's route; None: the form of Cloudflare's router."""
+    """Return the error format of the request's route; None: the format of Cloudflare's router."""
     route = next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
     if isinstance(route, BindingListener):
         return route.errors

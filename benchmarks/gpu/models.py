@@ -17,7 +17,7 @@ _LLAMA_2_7B = {
     "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
 }
-# To try the script itself, on a CPU.
+# A small model, to test the script itself on a CPU.
 _TINY = {**_LLAMA_2_7B, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TINY |= {"num_key_value_heads": 2, "vocab_size": 4096}
 
@@ -25,7 +25,7 @@ _TINY |= {"num_key_value_heads": 2, "vocab_size": 4096}
 def make(device: torch.device, *, path: str | None, tiny: bool, int8: bool, attention: str) -> Any:
     """Return a model on `device`, in float16 (bfloat16 on a CPU).
 
-    With `int8` its linears are those of bitsandbytes at threshold 0.0.
+    With `int8`, its linear layers come from bitsandbytes, with threshold 0.0.
     """
     register()
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
@@ -45,7 +45,7 @@ def make(device: torch.device, *, path: str | None, tiny: bool, int8: bool, atte
 
 
 def weight_bytes(model: Any) -> int:
-    """Return the bytes that a decode step reads: every weight except the embedding table, of which it reads a row."""
+    """Return the bytes that a decode step reads: every weight except the embedding table, of which it reads one row."""
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
     skipped = 0 if tied else embedding.numel() * embedding.element_size()
@@ -54,7 +54,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def _quantise(model: nn.Module, device: torch.device) -> None:
-    """Quantize every linear except the head, as transformers does when it loads a model."""
+    """Quantize every linear layer except the head, as transformers does when it loads a model."""
     import bitsandbytes
 
     for parent in list(model.modules()):

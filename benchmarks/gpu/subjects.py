@@ -1,4 +1,4 @@
-"""Runs prompts on each of the compared engines and measures when tokens arrive. Times in seconds."""
+"""Runs prompts on each of the compared engines and measures when tokens arrive. Times are in seconds."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ Prompts = list[list[int]]
 
 
 class NoText:
-    """A decoder that makes one character of each token, so that the engine runs without a tokenizer."""
+    """A decoder that turns each token into one character, so that the engine runs without a tokenizer."""
 
     stop_string = None
 

@@ -1,7 +1,7 @@
-"""Requests many streams from one HTTP server and notes when their events arrive. A process of its own; JSON in and out.
+"""Requests many streams from one HTTP server and records when their events arrive. Runs as a separate process.
 
-While the streams run it only keeps the bytes and their times, and parses them afterwards. So the client takes as little
-as possible of the CPU that the server needs.
+Reads JSON from stdin and writes JSON to stdout. While the streams run, it only stores the bytes and their times, and
+parses them afterwards. The client therefore uses little of the CPU time that the server needs.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Builds each HTTP server's request for a stream of forced length, and parses its events. Does no I/O."""
+"""Builds each HTTP server's request for a stream of a fixed length, and parses its events. Does no I/O."""
 
 import json
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def text(self, event: dict[str, Any]) -> str:
-        """Return the text that an event adds to the reply; may be empty."""
+        """Return the text that an event adds to the reply. It may be empty."""
 
     def count(self, event: dict[str, Any], request: Request, record: Record) -> None:
         """Take the token counts from an event that has them."""
@@ -89,7 +89,7 @@ class Vllm(Dialect):
 class LlamaCpp(Vllm):
     """llama-cpp-python's server, which takes text. A logit bias prevents end tokens.
 
-    It sends no usage with a stream: a reply that it ended for its length has the requested length.
+    It sends no usage with a stream. A reply that ended because of its length has the requested length.
     """
 
     def request(self, request: Request) -> tuple[str, dict[str, Any]]:
@@ -114,7 +114,7 @@ _DIALECTS: dict[str, type[Dialect]] = {"workers-ai": WorkersAi, "vllm": Vllm, "l
 
 
 def dialect(name: str, fields: dict[str, Any]) -> Dialect:
-    """Return the dialect `name`. `fields` are those of the server, such as its model."""
+    """Return the dialect `name`. `fields`: constant request fields for this server, such as the model."""
     return _DIALECTS[name](fields)
 
 

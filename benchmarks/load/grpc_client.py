@@ -1,5 +1,7 @@
-"""Requests streams from the inference server over gRPC, as an internal service would. A process of its own; JSON in and
-out."""
+"""Requests streams from the inference server over gRPC, as an internal service would.
+
+Runs as a separate process with JSON input and output.
+"""
 
 import asyncio
 import json
@@ -13,7 +15,7 @@ from benchmarks.load.load import Load, Outcome, Record, Request
 from tailrace.v1.inference_pb2 import Chat, ChatTurn, RunRequest, Sampling
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 
-if TYPE_CHECKING:  # the stubs of grpc.aio exist for type checkers alone
+if TYPE_CHECKING:  # the stubs of grpc.aio exist for type checkers only
     from tailrace.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 

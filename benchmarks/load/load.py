@@ -6,7 +6,7 @@ Times are seconds of time.perf_counter, which all processes of one machine share
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# How the reason begins when a load did not end in time.
+# Beginning of the error of a load that did not end in time.
 OUT_OF_TIME = "no end after"
 
 
@@ -14,12 +14,12 @@ OUT_OF_TIME = "no end after"
 class Request:
     """A prompt: `text` with its token ids, or a conversation (`messages`), to which the peer applies its chat template."""
 
-    max_tokens: int  # the reply's forced length
+    max_tokens: int  # exact length of the reply
     text: str = ""
     prompt_ids: list[int] = field(default_factory=list)
     messages: list[dict[str, str]] | None = None
-    schema: dict[str, Any] | None = None  # JSON Schema that the reply follows; sent to Tailrace alone
-    after_events: int = 0  # start when each earlier request has had this many events; 0: immediately
+    schema: dict[str, Any] | None = None  # JSON Schema that the reply follows; sent to Tailrace only
+    after_events: int = 0  # start after each earlier request has received this many events; 0: immediately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Load:
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """A reply as its client saw it. Times in seconds of time.perf_counter."""
+    """A reply as its client received it. Times are in seconds of time.perf_counter."""
 
     start: float
     events: list[float] = field(default_factory=list)  # arrival of each event that carried text
@@ -60,7 +60,7 @@ class Record:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """A load's records in the order of its requests, and the CPU seconds that the client took."""
+    """A load's records in the order of its requests, and the CPU seconds that the client used."""
 
     records: list[Record]
     client_cpu_s: float

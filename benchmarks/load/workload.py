@@ -1,6 +1,7 @@
-"""Cuts prompts of exact lengths in tokens from shuffled sentences of the corpus. No two begin alike.
+"""Cuts prompts of exact lengths in tokens from shuffled sentences of the corpus. No two have the same beginning.
 
-A prompt that began like an earlier one would be served from a prefix cache. Only the scenario `turns` measures that.
+A prompt with the beginning of an earlier one would be served from a prefix cache. Only the scenario `turns` measures
+that.
 """
 
 import random
@@ -20,7 +21,7 @@ class Workload:
     """A source of prompts. The same `seed` gives the same prompts in the same order."""
 
     def __init__(self, folder: Path, seed: str) -> None:
-        """`folder` is that of the model that every peer serves, with its tokenizer.json."""
+        """`folder`: the folder of the model that every peer serves. It contains tokenizer.json."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._random = random.Random(seed)
 
@@ -29,7 +30,8 @@ class Workload:
         for words in self._texts():
             ids = self._encode(words)[:num_tokens]
             text = self._tokenizer.decode(ids)
-            # It ends within a sentence: after a whole one the first token may be an end token, which has no text.
+            # The text ends within a sentence: after a whole sentence, the first token may be an end token, which has
+            # no text.
             if len(ids) == num_tokens and text[-1].isalpha() and self._encode(text) == ids:
                 return text, ids
         raise AssertionError("unreachable")

@@ -43,7 +43,7 @@ class Peer(ABC):
     scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
     is_alone = False  # runs without other peers, because it uses CPU while idle or has no rival
     has_warm_up = True
-    # Reasons why scenarios do not apply, by scenario. The results contain them.
+    # Reasons why scenarios do not apply, by scenario. The results contain these reasons.
     not_applicable: dict[str, str] = {}
 
     def __init__(self, model: Model, python: Path = Path(sys.executable)) -> None:
@@ -77,7 +77,7 @@ class Running:
         return {role: child.pid for role, child in self.children.items()}
 
     def run(self, load: Load, client: str | None = None) -> Outcome:
-        """Send a load by `client`, by default the first. Raises PeerFailed if any reply failed."""
+        """Send a load through `client`, by default the first one. Raises PeerFailed if any reply failed."""
         outcome = self.clients[client or next(iter(self.clients))].run(load)
         for child in self.children.values():
             child.check()
@@ -90,7 +90,7 @@ class Running:
 
 
 class ProcessClient(Client):
-    """Sends loads from a process of its own, so that the client's CPU time is measured separately."""
+    """Sends loads from a separate process, so that the client's CPU time is measured separately."""
 
     def __init__(self, module: str, options: dict[str, Any], log: Path) -> None:
         self._command = [sys.executable, "-m", module]

@@ -1,4 +1,4 @@
-"""Runs llama.cpp as llama-cpp-python's own server on the GGUF file, built for the vector units of this machine."""
+"""Runs llama.cpp through llama-cpp-python's own server on the GGUF file, built for the vector units of this machine."""
 
 import os
 from collections.abc import Iterator

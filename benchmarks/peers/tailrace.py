@@ -19,7 +19,7 @@ _CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
 class Tailrace(Peer):
     """Server and bridge with a single catalog entry.
 
-    Several entries in one process would be several engines, each with threads of its own.
+    Several entries in one process would be several engines, each with its own threads.
     """
 
     scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
@@ -62,7 +62,7 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Measured over gRPC too, for the bridge's share of the cost, and with replies that follow a JSON Schema."""
+    """Tailrace, measured over HTTP and gRPC for the bridge's share of the cost, and with JSON Schemas."""
 
     scenarios = (*Tailrace.scenarios, "constraint", "share")
 

@@ -1,6 +1,7 @@
 """Writes results (JSON) as the tables of docs/benchmarks.md and as the chart. Only `write` does I/O.
 
-Every figure is a median over rounds, followed by the least and the largest round in brackets. Headings name the units.
+Every figure is a median over rounds, followed by the smallest and the largest round in brackets. Headings name the
+units.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ BEGIN = "<!-- benchmark: written by `python -m benchmarks --report`; do not edit
 END = "<!-- /benchmark -->"
 NONE = "–"
 _ROLES = ("server", "bridge")
-_TOOLS = ("instant", "engine-16bit", "tailrace-one-slot")  # no rows of their own
+_TOOLS = ("instant", "engine-16bit", "tailrace-one-slot")  # without separate rows
 
 Document = dict[str, Any]
 

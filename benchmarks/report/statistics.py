@@ -47,7 +47,7 @@ def step_ms(records: Sequence[Record]) -> float:
 
 
 def arrival(streams: Sequence[Record], late: Record) -> Figures:
-    """Return the gaps of running streams before a long prompt arrives, and those that overlap its prefill."""
+    """Return the gaps of running streams before a long prompt arrives, and the gaps that overlap its prefill."""
     before, during = [], []
     for record in streams:
         for start, end in zip(record.events, record.events[1:], strict=False):
@@ -68,7 +68,7 @@ def arrival(streams: Sequence[Record], late: Record) -> Figures:
 
 
 def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, Any]]:
-    """Return median, least, largest and all values of each figure that the rounds have."""
+    """Return the median, the smallest, the largest and all values of each figure in the rounds."""
     names = dict.fromkeys(name for figures in rounds for name in figures)
     return {name: _spread([figures[name] for figures in rounds if name in figures]) for name in names}
 

@@ -1,4 +1,4 @@
-"""Runs transformers' `generate`: all requests of a load as one static batch, which none can join later."""
+"""Runs transformers' `generate`: all requests of a load as one static batch, which no request can join later."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from benchmarks.workers.transformers_model import LoadedModel
 
 
 class _Clock(StoppingCriteria):  # type: ignore[misc]
-    """Notes the time after each step. Never stops the generation."""
+    """A stopping criterion that records the time after each step and never stops the generation."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

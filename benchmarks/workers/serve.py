@@ -1,4 +1,4 @@
-"""Serves loads to engines without a server of their own, in a process each: a line of JSON in, a line of JSON out."""
+"""Runs loads on an engine without a server: reads each load from stdin and writes its result to stdout, as JSON."""
 
 import json
 import os

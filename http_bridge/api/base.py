@@ -22,14 +22,14 @@ class IncomingRequest:
 
     Attributes:
         request_id: UUID that the bridge gave the request.
-        account: Account of the path, otherwise of the token; empty if neither names one.
+        account: Account of the path, otherwise of the token; empty if neither has one.
         is_at_account: Whether the path names the account, as Cloudflare's paths do.
         model: Model of the path; empty if the path has none.
         headers: The request's headers.
         query: The request's query parameters.
         data: The body as received, perhaps gzipped.
         max_bytes: Largest body in bytes, also after it is unpacked.
-        has_padding: Whether the settings ask for padding in streams.
+        has_padding: Whether the settings enable padding in streams.
         default_profile: Profile of a request without the profile header.
         bodies: Reads the fields of the body.
     """
@@ -94,7 +94,7 @@ class RequestParser(Protocol):
 
     @property
     def errors(self) -> ErrorWriter:
-        """The form of this route's errors."""
+        """The format of this route's errors."""
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
         """Return the parsed request.

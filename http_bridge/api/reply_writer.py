@@ -30,7 +30,7 @@ class CompleteReply:
 
 
 class ErrorWriter(ABC):
-    """The form of a route's errors before the first byte of a reply. `schema`: JSON Schema of the payload."""
+    """The format of a route's errors before the first byte of a reply. `schema`: JSON Schema of the payload."""
 
     schema: ClassVar[Schema]
 
@@ -40,7 +40,7 @@ class ErrorWriter(ABC):
 
 
 class ReplyWriter(ABC):
-    """The form of one reply. Each method returns the bytes to send, which may be empty."""
+    """The format of one reply. Each method returns the bytes to send, which may be empty."""
 
     stream_type: ClassVar[str] = EVENT_STREAM
     complete_type: ClassVar[str] = JSON
@@ -50,7 +50,7 @@ class ReplyWriter(ABC):
         """Return the body of a reply that is not streamed.
 
         Raises:
-            ApiError: The reply cannot be written in this form.
+            ApiError: The reply cannot be written in this format.
         """
 
     def start(self, started: Started) -> bytes:
@@ -63,7 +63,7 @@ class ReplyWriter(ABC):
 
     @abstractmethod
     def delta(self, delta: Delta) -> bytes:
-        """Return the events for a delta that may contain tool calls or log probabilities besides text."""
+        """Return the events for a delta that may contain tool calls or log probabilities in addition to text."""
 
     @abstractmethod
     def finish(self, completed: Completed) -> bytes:
@@ -88,7 +88,7 @@ def usage_payload(completed: Completed, *, counts_cached: bool) -> JsonObject:
 
 
 def error_message(error: ApiError, request_id: str) -> str:
-    """Return the error's sentence as Workers AI writes it, with the request id at the end."""
+    """Return the error message in Workers AI's wording, with the request id at the end."""
     return f"AiError: AiError: {error.description} ({request_id})"
 
 

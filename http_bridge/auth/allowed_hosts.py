@@ -4,7 +4,7 @@ A page of evil.example may let its name resolve to 127.0.0.1. To the browser, th
 page reads every reply. Such requests still carry `Host: evil.example`. Without API tokens the bridge therefore accepts only
 the names of this machine: localhost, names that end in .localhost, loopback addresses, and TAILRACE_ALLOWED_HOSTS.
 
-Does not depend on the form in which a route writes its errors.
+Does not depend on the error format of a route.
 """
 
 import ipaddress
@@ -19,11 +19,12 @@ from tailrace_shared.variables import PREFIX
 # `host`, `host:port` or `[ipv6]:port`; a port may be empty, as in RFC 3986.
 _AUTHORITY = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:@/?#\s]+))(?::\d{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
-# The Workers runtime and Cloudflare's SDKs address the AI binding by these names, whatever service it is bound to.
+# The Workers runtime and Cloudflare's SDKs address the AI binding by these names, regardless of the service that it is
+# bound to.
 _BINDING_HOSTS = ("workers-binding.ai", "ai.cloudflare.com")
 _MAX_SHOWN = 100  # characters of a refused name
 
-# Returns the ASGI application that answers a request with an error, in the form of the request's route.
+# Returns the ASGI application that answers a request with an error, in the error format of the request's route.
 Refuse = Callable[[Scope, ApiError], ASGIApp]
 
 
@@ -53,7 +54,7 @@ class HostNames:
 
 
 class AllowedHosts:
-    """ASGI middleware that answers 403 where the Host header, or the authority of an absolute target, is not accepted.
+    """ASGI middleware that answers 403 if the Host header, or the authority of an absolute target, is not accepted.
 
     A request without a Host header is accepted: browsers always send one, and HTTP/1.1 requests without one are refused
     earlier.
@@ -73,7 +74,7 @@ class AllowedHosts:
         """Check the requests to `app`.
 
         Args:
-            app: The application behind the check.
+            app: The application that receives accepted requests.
             names: The names that are accepted.
             has_tokens: Whether requests need an API token. A page of another site has none, so no name is checked then.
             binding_port: Port of the listener of the Worker binding. It never needs a token, so it is always checked.

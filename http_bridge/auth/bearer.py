@@ -17,10 +17,10 @@ _Headers = Sequence[tuple[bytes, bytes]]
 
 
 class TokenCheck:
-    """Accepts requests with a known token, sent as a bearer token or as X-Auth-Key beside X-Auth-Email."""
+    """Accepts requests with a known token, sent as a bearer token, or as X-Auth-Key together with X-Auth-Email."""
 
     def __init__(self, tokens: Iterable[str], file: TokenFile | None = None) -> None:
-        """Accept the given tokens; without any, accept every request, with any token or none.
+        """Accept the given tokens. If there are none, accept every request, with or without a token.
 
         Args:
             tokens: Tokens for every account.
@@ -60,7 +60,7 @@ class TokenCheck:
 
 
 class RequireToken:
-    """ASGI application: `app`, for requests whose credentials pass `check` and whose account is valid."""
+    """ASGI application that passes a request to `app` if its credentials pass `check` and its account is valid."""
 
     def __init__(self, app: ASGIApp, check: TokenCheck) -> None:
         self._app = app

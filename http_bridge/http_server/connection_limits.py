@@ -2,7 +2,7 @@
 
     connecting ─► headers ─► body ─► reply ─► idle ─► headers …
             header timeout   │      write      idle timeout
-                          body timeout (for runs: in run_endpoint.py, in the form of the route)
+                          body timeout (for runs: in run_endpoint.py, in the route's error format)
 
 Timers are set at the start of a phase, never for a token. Does not depend on routes or runs.
 """
@@ -24,8 +24,9 @@ from http_bridge.observability.metrics import Metrics
 from http_bridge.settings import Settings
 
 _RETRY_AFTER_SECONDS = 1
-# A refused connection stays open so long that the client can read the answer, and at most so many of them are kept.
+# Time that a refused connection stays open, so that the client can read the answer.
 _LINGER_SECONDS = 1.0
+# Largest number of refused connections that stay open.
 _MAX_LINGERING = 128
 # Shortest time in seconds between two warnings about refused connections.
 _WARNING_SECONDS = 60.0
@@ -161,7 +162,7 @@ class LimitedProtocol(H11Protocol):
             self._read_timer = self.loop.call_later(self.settings.body_timeout_seconds, self._close)
 
     def _end_headers(self) -> None:
-        # Browsers open connections in advance, and would take an answer as that to their next request.
+        # Browsers open connections in advance, and would mistake an answer for the answer to their next request.
         if self.conn.is_in_headers:
             self._end(ApiError(408, 3007, "Request timeout"))
         else:

@@ -21,7 +21,7 @@ _FIRST_EVENT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75
 
 
 class Metrics:
-    """The metrics of one bridge, in a registry of their own. Times are in seconds."""
+    """The metrics of one bridge, in a separate registry. Times are in seconds."""
 
     def __init__(self) -> None:
         # Without this call, each counter and histogram has one more series with its time of creation.
@@ -89,6 +89,6 @@ class Metrics:
 def _version() -> str:
     try:
         return version("tailrace")
-    except PackageNotFoundError:  # a container image contains the folders only
+    except PackageNotFoundError:  # a container image contains the source folders without an installed package
         project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

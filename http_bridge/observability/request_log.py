@@ -1,7 +1,7 @@
 """Measures and logs each HTTP request, from its headers to its end.
 
 RequestLogMiddleware(app, metrics)   wraps the whole application and creates one RequestLog for each request
-request_log(scope)                   returns it to the code that learns the route, the model or the error
+request_log(scope)                   returns it to the code that determines the route, the model or the error
 """
 
 import logging
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from http_bridge.observability.metrics import Metrics
 from tailrace.v1.inference_pb2 import Completed, FinishReason
 
-# Label of requests without a route, and of routes without a label of their own.
+# Label of requests without a route, and of routes that have no label.
 OTHER_ROUTE = "other"
 _LOG_KEY = "record"
 # Proxies use this status for a request whose client disconnected before the answer.
@@ -31,7 +31,7 @@ class RequestLog:
         account: Account of the request; empty if it has none.
         model: Model of the request; empty if it has none.
         stream: Whether the client requested a stream.
-        error_code: Cloudflare's number of the error, if the answer is one.
+        error_code: Cloudflare's error code, if the answer is an error.
         completed: The inference server's last message of a run.
     """
 
@@ -60,14 +60,14 @@ class RequestLog:
         self._metrics.in_flight.labels(route).inc()
 
     async def receive(self) -> Message:
-        """Pass on a message from the client and note whether the client disconnected before the answer's end."""
+        """Pass on a message from the client and record whether the client disconnected before the end of the answer."""
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self._is_answered:
             self._is_gone = True
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass on a message to the client and note its status and the time of the first event."""
+        """Pass on a message to the client and record its status and the time of the first event."""
         # Called for each token of every stream, so it is not a coroutine and does little after the first event.
         if self._first_event is None:
             self._examine(message)
@@ -131,7 +131,7 @@ def _server_fields(completed: Completed | None) -> dict[str, object]:
 
 
 class RequestLogMiddleware:
-    """ASGI application: `app`, with a RequestLog for each request."""
+    """ASGI application that calls `app` with a RequestLog for each request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

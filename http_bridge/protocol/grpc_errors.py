@@ -1,6 +1,7 @@
-"""Converts gRPC errors of the inference server to the errors that clients receive. Pure: no connection, no JSON form.
+"""Converts gRPC errors of the inference server to the errors that clients receive.
 
-The ErrorInfo's reason decides; without a reason the status code does. The text of an error never decides.
+Does not use connections and does not depend on the JSON format. The result depends on the reason in ErrorInfo, or on the status code if there is no reason, and never on the error's
+text.
 """
 
 import math
@@ -89,7 +90,7 @@ def _body_path(field: str) -> str:
 
 
 def _too_many_tokens(tokens: str, limit: str) -> ApiError:
-    # Clients parse this sentence, so it names the output also where the prompt alone is too long.
+    # Clients parse this sentence, so it mentions the output even if the prompt alone is too long.
     return ApiError(
         413,
         5021,
@@ -143,6 +144,6 @@ def _by_code(code: grpc.StatusCode) -> ApiError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return request_timeout()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        # A full server has a reason; without one, the message exceeded gRPC's own size limit.
+        # A full server sends a reason. Without a reason, the message exceeded gRPC's own size limit.
         return ApiError(413, 3006, "Request is too large")
     return internal_error()

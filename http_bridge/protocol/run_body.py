@@ -1,4 +1,4 @@
-"""Converts a request body to a RunBody, from /ai/run's form or from one of OpenAI's two forms.
+"""Converts a request body to a RunBody, from the format of /ai/run or from one of OpenAI's two formats.
 
 A body is validated against its schema first, so the fields have the right types here. Does not depend on HTTP or gRPC.
 """
@@ -16,8 +16,9 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
 
-# Values that a body may contain and the contract may not. The server reduces max_tokens to the model's limit, so the largest
-# uint32 serves as well. OpenAI's top_p of 0 selects the most likely token, as the smallest top_p of /ai/run does.
+# Values that a body may contain and the contract may not. The server reduces max_tokens to the model's limit, so the
+# largest uint32 has the same effect. OpenAI's top_p of 0 selects the most likely token, as the smallest top_p of
+# /ai/run does.
 _TO_CONTRACT: Mapping[str, Callable[[Any], float]] = {
     "max_tokens": lambda value: min(value, 2**32 - 1),
     "top_p": lambda value: max(value, 0.001),
@@ -165,7 +166,7 @@ def _validate(validator: Validator, document: Document) -> None:
 
 
 def _unmatched(*problems: str) -> str:
-    """Return Workers AI's sentence for a body that fits neither of its two forms, with the problems of both."""
+    """Return Workers AI's message for a body that matches neither of its two schemas, with the problems of both."""
     return f"oneOf at '/' not met, 0 matches: {', '.join(problems)}"
 
 

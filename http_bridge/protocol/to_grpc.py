@@ -1,4 +1,4 @@
-"""Converts a parsed body to the gRPC request. Pure: does not depend on HTTP or on connections."""
+"""Converts a parsed body to the gRPC request. Does not depend on HTTP or on connections."""
 
 from http_bridge.protocol.profiles import DEFAULT_MAX_TOKENS, Profile
 from http_bridge.protocol.run_body import RunBody

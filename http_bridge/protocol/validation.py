@@ -1,4 +1,4 @@
-"""Parses bodies and validates them against a JSON Schema; errors have the sentences of Workers AI.
+"""Parses bodies and validates them against a JSON Schema; error messages have Workers AI's wording.
 
 Does not depend on the fields of a body.
 """
@@ -16,7 +16,7 @@ from http_bridge.errors import ApiError
 
 Schema = Mapping[str, Any]
 
-# A body can have a million wrong fields. The client needs a few of them, and other requests must not wait for the rest.
+# A body can have a million wrong fields. The error lists a few of them, and other requests must not wait for the rest.
 MAX_PROBLEMS = 8
 # jsonschema_rs collects all errors before it returns the first one, so only this many array items are examined.
 _MAX_ITEMS = 4_096
@@ -125,7 +125,10 @@ def _beginning(value: object, room: Iterator[int]) -> object:
 
 
 def is_deeper(value: object, limit: int) -> bool:
-    """Return True if arrays and objects are nested deeper than `limit`; a flat one has depth 1. Does not recurse."""
+    """Return True if arrays and objects are nested deeper than `limit`; a value without nesting has depth 1.
+
+    Does not recurse.
+    """
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(limit):
         level = [
@@ -152,7 +155,7 @@ def _types(value: Any) -> str:
 
 def _enum(path: str, value: Any, options: Any) -> str:
     given = value if isinstance(value, str) else json.dumps(value)
-    # The value may be as long as the body, so it is cut.
+    # The value may be as long as the body, so it is truncated.
     return f"enum {given:.100} not in {','.join(map(str, options))} at '{path}'"
 
 

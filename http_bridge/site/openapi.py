@@ -1,4 +1,4 @@
-"""Builds the OpenAPI 3.1 description of the routes. Its request schemas are those that bodies are validated against."""
+"""Builds the OpenAPI 3.1 description of the routes. Bodies are validated against the same request schemas."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ class Operation:
     Attributes:
         path: The path, parameters in braces.
         method: HTTP method.
-        summary: One line for people.
+        summary: Summary in one line.
         reply_schema: Schema of a successful JSON reply.
         error_schema: Schema of an error.
         request_schema: Schema of the body; a route with a body runs a model and can answer with a stream.
-        parameters: OpenAPI parameters of query and header; those of the path follow from it.
+        parameters: OpenAPI parameters of query and header. Path parameters are derived from `path`.
         statuses: Descriptions by status, for a route that needs no token; empty for the usual statuses.
     """
 

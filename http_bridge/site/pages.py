@@ -1,4 +1,5 @@
-"""Serves the pages for people: the playground at / and the API reference at /docs. They load nothing from other hosts.
+"""Serves the pages for browsers: the playground at / and the API reference at /docs. They load nothing from other
+hosts.
 
 The few files are read when the process starts and served from memory as a whole. Byte ranges and paths of the file system
 are never used.

@@ -30,7 +30,7 @@ class Upstream:
         self.servers = Servers(targets, credentials)
 
     async def start(self) -> None:
-        """Find the servers and start polling them. Without this call, gRPC looks up the names."""
+        """Find the servers and start polling them. If `start` is not called, gRPC resolves the names."""
         await self.servers.start()
 
     async def close(self) -> None:

@@ -108,7 +108,7 @@ class Servers:
     async def _ask(self, address: Address, server: _Server) -> None:
         try:
             server.is_serving = await self.is_serving(address, _ANSWER_SECONDS)
-            # The models of a server that does not answer stay known: gRPC itself notices a lost connection.
+            # The models of a server that does not answer stay registered: gRPC itself detects a lost connection.
             server.models = frozenset(model.name for model in await self.models_of(address, _ANSWER_SECONDS))
         except grpc.aio.AioRpcError:
             server.is_serving = False

@@ -32,7 +32,7 @@ class Addresses:
     """The addresses of all targets. A name that was never resolved stays a target for gRPC."""
 
     def __init__(self, targets: tuple[str, ...]) -> None:
-        """Resolve `targets`: host:port each, or a single target in gRPC's notation, which is left to gRPC."""
+        """Resolve `targets`: host:port each, or a single target in gRPC's notation, which gRPC resolves."""
         self._found = {target: _unresolved(target) for target in targets}
         self._names = [target for target in targets if _is_name(target)]
         self._missing: set[str] = set()

@@ -75,7 +75,7 @@ class Credentials:
             return grpc.ssl_channel_credentials(authorities)
         pair = (_bytes("CLIENT_KEY", self._key), _bytes("CLIENT_CERT", self._cert))
         try:
-            # Without a password, Python would ask for one on the terminal if the key is encrypted.
+            # Without a password, Python would prompt for one on the terminal if the key is encrypted.
             context.load_cert_chain(self._cert, self._key, password="")
         except OSError as error:
             raise ConfigurationError(

@@ -93,7 +93,8 @@ def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> R
 def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
     """Return True if the prompt is already formatted with the model's chat template.
 
-    Up to 1.0.35 the SDK formatted `messages` only, with Llama 2's template. A bare `prompt` is the user's text there.
+    Up to 1.0.35 the SDK formatted `messages` only, with Llama 2's template. A `prompt` without `messages` is plain
+    text of the user there.
     """
     version = incoming.headers.get(_SDK_HEADER, "0").split(".")
     if all(part.isdigit() for part in version) and [int(part) for part in version] <= _BARE_UP_TO:

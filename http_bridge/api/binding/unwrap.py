@@ -23,7 +23,7 @@ _Header = tuple[bytes, bytes]
 
 
 class Binding:
-    """ASGI application that selects an endpoint by method and path, whatever the host.
+    """ASGI application that selects an endpoint by method and path, regardless of the host.
 
     Raises:
         HTTPException: 404 for an unknown path, 405 for a wrong method.

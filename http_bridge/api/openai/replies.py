@@ -27,18 +27,19 @@ _FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 # Place of the usage in a stream. own_chunk: a chunk without choices, if the client set include_usage. last_choice: the chunk
-# with the finish reason, where clients of Cloudflare's address expect it without asking. nowhere: not in the stream.
+# with the finish reason, where clients of Cloudflare's address expect it even without include_usage. nowhere: not in
+# the stream.
 UsagePlace = Literal["own_chunk", "last_choice", "nowhere"]
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class OpenAiErrors(ErrorWriter):
-    """OpenAI's `error` object beside Cloudflare's envelope, so that clients of either API can read the error."""
+    """OpenAI's `error` object together with Cloudflare's envelope, so that clients of either API can read the error."""
 
     schema = OPENAI_ERROR
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
-        """Return both forms in one object."""
+        """Return both formats in one object."""
         entry = {"message": error_message(error, request_id), "code": error.code}
         return {"error": _error(error), "errors": [entry], "success": False, "result": {}, "messages": []}
 
@@ -108,7 +109,7 @@ class ChatWriter(_OpenAiWriter):
         """Prepare the constant parts of the chunks.
 
         Args:
-            request_id: Becomes the reply's id, behind a prefix.
+            request_id: Used as the reply's id, after a prefix.
             model: Name of the model as the client wrote it.
             usage: Place of the usage in a stream.
         """
@@ -173,10 +174,10 @@ class CompletionWriter(_OpenAiWriter):
     complete_object = chunk_object = "text_completion"
 
     def __init__(self, *, request_id: str, model: str, usage: UsagePlace, echo: str) -> None:
-        """Set the form of the reply.
+        """Set the reply format.
 
         Args:
-            request_id: Becomes the reply's id, behind a prefix.
+            request_id: Used as the reply's id, after a prefix.
             model: Name of the model as the client wrote it.
             usage: Place of the usage in a stream.
             echo: Text before the reply: the prompt, if the client set `echo`; otherwise empty.

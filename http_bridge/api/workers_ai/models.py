@@ -31,7 +31,7 @@ _TASK = {
 }
 _KNOWN_IDS = {"@cf/meta/llama-2-7b-chat-int8": "9c95c39d-45b3-4163-9631-22f0c0dc3b14"}
 _SOURCES = {"@cf": 1, "@hf": 2}
-# Value of a public API: clients may look for it.
+# A value of Cloudflare's public API: clients may compare with it.
 _SUBSTITUTE_TAG = "stand-in"
 _STARTED = time.time()
 

@@ -69,7 +69,7 @@ def enveloped(result: object) -> bytes:
 
 
 def bare_zipped(result: object) -> bytes:
-    """Return the gzipped result for @cloudflare/ai 1.1.0, which unpacks complete replies whatever their headers say."""
+    """Return the gzipped result for @cloudflare/ai 1.1.0, which unpacks every complete reply itself."""
     return zipped(bare(result))
 
 
@@ -79,12 +79,12 @@ class WorkersAiWriter(ReplyWriter):
     def __init__(
         self, profile: Profile, wrap: Callable[[object], bytes], *, has_padding: bool, is_json: bool, has_tools: bool
     ) -> None:
-        """Set the form of the reply.
+        """Set the reply format.
 
         Args:
             profile: The API version that decides about usage and padding.
             wrap: Encodes the result of a complete reply.
-            has_padding: Whether the settings ask for padding in streams.
+            has_padding: Whether the settings enable padding in streams.
             is_json: Whether the reply's text is a JSON document and is written as one.
             has_tools: Whether the reply always has the field `tool_calls`, even if it is empty.
         """
@@ -98,7 +98,7 @@ class WorkersAiWriter(ReplyWriter):
         """Return the reply as one object.
 
         Raises:
-            ApiError: 400/5024 if `max_tokens` cut a JSON document.
+            ApiError: 400/5024 if `max_tokens` truncated a JSON document.
         """
         response: object = _document(reply.text) if self._is_json else reply.text
         result: JsonObject = {"response": None if reply.tool_calls and not response else response}
@@ -136,7 +136,7 @@ class WorkersAiWriter(ReplyWriter):
 def _document(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:  # cut by max_tokens
+    except ValueError:  # truncated by max_tokens
         raise ApiError(400, 5024, "JSON Mode couldn't be met") from None
 
 

@@ -21,7 +21,7 @@ class RestParser:
             and document.get("prompt") is None
             and isinstance(document.get("input"), dict)
         ):
-            # In its first weeks, Workers AI documented this form.
+            # In its first weeks, Workers AI documented this body.
             document = document["input"]
         return _job(incoming, document, check_model_name(incoming.model))
 

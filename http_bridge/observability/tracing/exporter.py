@@ -1,4 +1,4 @@
-"""Traces of the bridge's runs, exported with OpenTelemetry if its variables name an endpoint."""
+"""Traces of the bridge's runs, exported with OpenTelemetry if its variables set an endpoint."""
 
 import logging
 from functools import partial
@@ -34,7 +34,7 @@ class OtlpTracing(NullTracing):
         return self._around(app)
 
     def start(self) -> None:
-        """Log where the traces are sent."""
+        """Log the destination of the traces."""
         logger.info("traces go to %s", self._sender.destination)
 
     async def close(self) -> None:

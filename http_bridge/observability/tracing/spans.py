@@ -30,7 +30,7 @@ _MAX_INT = 2**63 - 1
 
 
 class TracedApp:
-    """ASGI application: the endpoint of a run, with a span for each request."""
+    """ASGI application that calls the endpoint of a run and records a span for each request."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
@@ -62,7 +62,7 @@ class TracedApp:
 
 
 class _Response:
-    """Notes the status of an answer and whether it was sent completely."""
+    """Records the status of an answer and whether it was sent completely."""
 
     def __init__(self, span: Span, send: Send) -> None:
         self._span = span
@@ -80,7 +80,7 @@ class _Response:
         return self._send(message)
 
     def set_status(self, status: int) -> None:
-        """Note the status of an answer that an exception handler writes."""
+        """Record the status of an answer that an exception handler writes."""
         self._span.set_attribute(names.HTTP_STATUS, status)
         self._is_complete = True
 

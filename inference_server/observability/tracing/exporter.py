@@ -1,4 +1,4 @@
-"""Traces of the server's runs, exported with OpenTelemetry if its variables name an endpoint."""
+"""Traces of the server's runs, exported with OpenTelemetry if its variables set an endpoint."""
 
 import logging
 from functools import partial
@@ -37,7 +37,7 @@ class OtlpTracing(NullTracing):
         return trace if trace.is_recording else super().run(request, request_id, metadata)
 
     def start(self) -> None:
-        """Log where the traces are sent."""
+        """Log the destination of the traces."""
         text = ", with the text of prompts and replies" if self._has_text else ""
         logger.info("traces go to %s%s", self._sender.destination, text)
 
