@@ -1,6 +1,6 @@
 """`python -m inference_server`: serves the catalog's models over gRPC until SIGINT or SIGTERM.
 
-Running replies are finished. A second signal aborts them.
+After the first signal, running replies are finished. A second signal aborts them.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tailrace_shared.variables import check_variables
 logger = logging.getLogger(__name__)
 
 # Iterations that an idle thread of OpenMP spins before it sleeps: about 200 us, longer than the gap between two kernels.
-# The default is a hundred times that, and takes a core from the thread that sends the tokens.
+# The default is a hundred times as long, and keeps a core from the thread that sends the tokens.
 SPIN_COUNT = "5000"
 
 

@@ -88,7 +88,7 @@ class GenerationRequest:
     sampling: SamplingParams
     max_tokens: int  # within the model's limits, at least 1
     stop: tuple[str, ...] = ()
-    continues_prompt: bool = False  # raw text: the reply's first token keeps the space it begins with
+    continues_prompt: bool = False  # raw text: the reply's first token keeps its leading space
     time_limit_seconds: float | None = None
     account: str = ""
     reject_if_busy: bool = False

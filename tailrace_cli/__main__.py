@@ -31,7 +31,7 @@ def main() -> int:
         return int(options.command(options))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of the output has ended, such as head
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
         return 1
     except (Failure, Refusal) as error:
         print(error, file=sys.stderr)
@@ -176,7 +176,7 @@ def _add_bridge_options(command: argparse.ArgumentParser) -> None:
 
 
 def _text(argument: str) -> str:
-    # Python represents bytes that are not UTF-8 as lone surrogates, which neither JSON nor protobuf can carry.
+    # Python represents bytes that are not UTF-8 as lone surrogates, which neither JSON nor protobuf can represent.
     return argument.encode(errors="surrogateescape").decode(errors="replace")
 
 

@@ -18,7 +18,7 @@ _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request for a reply. Where a field is None or empty, the server's default applies.
+    """A request for a reply. The server's default applies to a field that is None or empty.
 
     Attributes:
         model: Name of the model.

@@ -8,7 +8,7 @@ from tailrace_shared.addresses import split_address
 DEFAULT_URL = "http://127.0.0.1:8787"
 DEFAULT_HTTP_ADDRESS = "127.0.0.1:8787"
 DEFAULT_GRPC_ADDRESS = "127.0.0.1:50051"
-# The address to call where a service listens on all interfaces.
+# The address to call if a service listens on all interfaces.
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
 
 HELP = """\

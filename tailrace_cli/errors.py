@@ -2,7 +2,7 @@
 
 
 class Failure(Exception):
-    """A missing part, or an operation that does not work. The message is a sentence for the user."""
+    """A missing package or setting, or an operation that failed. The message is a sentence for the user."""
 
 
 class Refusal(Exception):

@@ -1,4 +1,7 @@
-"""Standard output of the command: writes text and turns a failed write into a sentence. Does not depend on a service."""
+"""Standard output of the command: writes text and converts a failed write to an error message.
+
+Does not depend on a service.
+"""
 
 import os
 import sys

@@ -25,7 +25,7 @@ class RestClient:
             token: API token; empty: a bridge without tokens is expected.
 
         Raises:
-            Failure: `url` has another form.
+            Failure: `url` is not such a URL.
         """
         self._url = url.rstrip("/")
         try:

@@ -1,7 +1,7 @@
 """The command `tailrace serve`: starts both services as processes and prints a curl command once both are ready.
 
 Ctrl-C and SIGTERM stop both. The bridge stops first, so that it still receives the ends of its replies, then the server.
-Each finishes accepted requests within its own grace period. A second signal is passed on and shortens it.
+Each service finishes accepted requests within its grace period. A second signal is forwarded and ends that period.
 """
 
 import http.client
@@ -58,7 +58,7 @@ def serve() -> int:
     processes: list[Process] = []
     try:
         for module in ("inference_server", "http_bridge"):
-            # In sessions of their own: Ctrl-C then reaches only this process, which stops both in order.
+            # In separate sessions: Ctrl-C then reaches only this process, which stops both in order.
             processes.append(subprocess.Popen([sys.executable, "-m", module], start_new_session=True, env=environment))
         return _watch(processes, address)
     except _Stopped:

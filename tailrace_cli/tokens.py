@@ -1,6 +1,6 @@
 """The command `tailrace token`: makes an API token and its line for the bridge's file of tokens.
 
-The token is random; neither service takes part.
+The token is random and is made without either service.
 """
 
 import hashlib

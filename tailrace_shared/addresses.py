@@ -9,7 +9,7 @@ def split_address(address: str) -> tuple[str, int]:
     """Split `host:port` or `[ipv6]:port` into the host without brackets and the port, 0 to 65535.
 
     Raises:
-        ValueError: The address has another form; the message is a clause such as "its port is not a number".
+        ValueError: The address is not valid; the message is a clause such as "its port is not a number".
     """
     host, separator, port = address.rpartition(":")
     if not separator or not host or host.startswith("[") != host.endswith("]"):

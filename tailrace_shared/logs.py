@@ -3,8 +3,8 @@
     logger.info("run %(request_id)s: %(outcome)s", fields)   # a single dict: the fields of the line
 
 The text format appends, as name=value, every field that the message does not contain. In the JSON format all fields are
-keys. Fields may contain text from clients: values are cut to 200 characters. The text format replaces control characters,
-the JSON format escapes them.
+keys. Fields may contain text from clients: values are truncated to 200 characters. The text format replaces control
+characters, the JSON format escapes them.
 """
 
 import json
@@ -81,7 +81,7 @@ class JsonLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return the record's fields, cut to length.
+    """Return the record's fields, truncated to the maximum length.
 
     Other libraries may log a dict too, but their messages do not name its keys: such records have no fields.
     """

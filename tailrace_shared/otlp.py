@@ -35,7 +35,7 @@ def tracing_from_environment(
     """Return `enabled(endpoint)` if the environment has an OTLP endpoint and OpenTelemetry is not disabled.
 
     Args:
-        disabled: Makes the result where there are no traces.
+        disabled: Makes the result if traces are off.
         enabled: Makes the result for an endpoint; imports OpenTelemetry.
         extra: The service's extra of the Python package, for the message about a missing installation.
 
@@ -130,5 +130,5 @@ class _RateLimitedHandler(logging.Handler):
         key = (record.name, str(record.msg))
         if now - self._logged.get(key, -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
             self._logged[key] = now
-            record.exc_info = None  # the sentence is enough
+            record.exc_info = None  # the message suffices without a traceback
             logger.handle(record)

@@ -25,8 +25,8 @@ class Range:
 
     Attributes:
         minimum: Lower bound; None: unbounded.
-        maximum: Upper bound, which is inside; None: unbounded.
-        is_above: True if `minimum` itself is outside.
+        maximum: Upper bound, inclusive; None: unbounded.
+        is_above: True if `minimum` is exclusive.
     """
 
     minimum: float | None = None
@@ -34,7 +34,7 @@ class Range:
     is_above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """Return True if `value` is inside; NaN never is."""
+        """Return True if `value` is in the interval; False for NaN."""
         if self.minimum is not None and not (value > self.minimum if self.is_above else value >= self.minimum):
             return False
         return value == value and (self.maximum is None or value <= self.maximum)
@@ -58,13 +58,13 @@ class SamplingField:
         name: Its name in JSON bodies, in the contract and in SamplingParams.
         kind: JSON type.
         meaning: Its effect, one sentence for the documentation.
-        default: Value in force where the request has none, as the documentation describes it.
+        default: Value that applies if the request has none, in the documentation's words.
         grpc: Range that the gRPC validation accepts.
         rest: Range that /ai/run accepts.
         openai: Range that OpenAI's routes accept; None: the same as `rest`.
         shown_default: `default` of the REST schemas; None: the schemas have none.
         description: Description in the REST schemas; empty: none.
-        is_engine_default: True if SamplingParams has a default of its own, so that only given values are passed on.
+        is_engine_default: True if SamplingParams has its own default, so that only given values are passed on.
         is_traced: True if OpenTelemetry's conventions define gen_ai.request.<name>.
     """
 

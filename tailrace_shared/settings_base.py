@@ -8,13 +8,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX
 
-_MAX_SHOWN = 100  # characters of a wrong value
+_MAX_SHOWN = 100  # characters of a wrong value that the error message shows
 
 
 class ServiceSettings(BaseSettings):
     """Settings of one service. Each field comes from the variable TAILRACE_ plus its name in upper case."""
 
-    # Both services read the same environment: a field of the other one is not an error here.
+    # Both services read the same environment, so a variable of the other service is not an error here.
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
 
     # Fields whose values are never shown.

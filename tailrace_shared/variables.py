@@ -72,7 +72,7 @@ SETTINGS = (
     "STREAM_PADDING",
     "WRITE_TIMEOUT_SECONDS",
 )
-# Variables that are read elsewhere: by the command and the examples, by the compose files, and by the tests.
+# Variables of other readers: the command and the examples, by the compose files, and by the tests.
 OTHERS = (
     "URL",
     "TOKEN",

@@ -1,9 +1,9 @@
 """Stores the keys and values of all sequences in blocks of consecutive tokens, one pair of tensors for each layer.
 
-Works with block and row numbers; which sequence owns a block is the block pool's matter. Every layer has keys and values
+Works with block and row numbers; the block pool assigns blocks to sequences. Every layer has keys and values
 of shape (num_blocks, block_size, num_kv_heads, head_dim). They are allocated when the layer is first written, in the
-engine's warm-up, because only then the widths are known: in some architectures values are narrower than keys, or widths
-differ between layers. Row r of a layer is token r % block_size of block r // block_size.
+engine's warm-up, because the widths are not known before: in some architectures values are narrower than keys, or
+widths differ between layers. Row r of a layer is token r % block_size of block r // block_size.
 """
 
 import contextlib

@@ -277,7 +277,7 @@ def decode_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return table, lengths and rows of a DecodeBatch, on the CPU.
 
-    Padding rows are zeros: length 0, cache row 0 of the scratch block. The parameters are those of
+    Padding rows are zeros: length 0, cache row 0 of the scratch block. The parameters are the same as for
     DecodeBatch.from_positions.
     """
     num_blocks = max(num_blocks, max(positions) // block_size + 1)

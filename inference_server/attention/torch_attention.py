@@ -25,7 +25,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
 
     Args:
         num_tokens: The number of queries.
-        num_keys: The number of keys, with those of the queries' own tokens, which are the last.
+        num_keys: The number of keys, including the keys of the query tokens, which are the last.
         spec: The attention's constants.
         like: A tensor with the dtype and device of the mask.
 
@@ -44,7 +44,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, mask: Tensor | None) -> Tensor:
-    """Attend with the newest of the keys' tokens. `mask` is that of causal_mask.
+    """Attend with queries of the newest tokens. `mask` is the result of causal_mask.
 
     Returns (num_tokens, num_heads, value_dim).
     """

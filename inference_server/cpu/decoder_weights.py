@@ -158,7 +158,7 @@ def _layer(layer: Any) -> LayerWeights:
 
 
 def _because(linear: nn.Module) -> str:
-    """Return the reasons why a linear has no compiled kernel, or "" if only its shape has none."""
+    """Return the reasons why a linear has no compiled kernel, or "" if only its shape is not supported."""
     is_float32 = type(linear) is nn.Linear and linear.weight.dtype is torch.float32
     reasons = ["no kernel multiplies float32 weights"] if is_float32 else []
     if missing := missing_kernels():

@@ -1,7 +1,7 @@
 """Replaces modules of a loaded transformers model by faster ones for CPUs.
 
 The replacements use fewer and larger products (q, k and v in one, gate and up in one), and one kernel where transformers
-calls several operations. They compute the same up to rounding. Modules of other classes stay unchanged.
+calls several operations. Their results are the same up to rounding. Modules of other classes stay unchanged.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from inference_server.precision import Precision
 # name, not by isinstance, because a subclass may compute something else in between.
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
-_SILUS = {"SiLU", "SiLUActivation"}  # torch's; transformers' own
+_SILUS = {"SiLU", "SiLUActivation"}  # torch's class and transformers' class
 _NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
 _Pack = Callable[..., nn.Module]
@@ -33,7 +33,7 @@ class FusedAttention(nn.Module):
     """Attention with one product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
     def __init__(self, attention: Any, packed: _Pack) -> None:
-        """Replace `attention` of transformers, with linears from `packed`, which is `pack` with its options given."""
+        """Replace `attention` of transformers, with linears from `packed`, which is `pack` with its options bound."""
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
@@ -59,10 +59,10 @@ class FusedAttention(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """A gated MLP with one product for gate and up, and silu(gate) * up in the same kernel where there is one."""
+    """A gated MLP with one product for gate and up, and silu(gate) * up in the same kernel if one exists."""
 
     def __init__(self, mlp: Any, packed: _Pack) -> None:
-        """Replace `mlp` of transformers, with linears from `packed`, which is `pack` with its options given."""
+        """Replace `mlp` of transformers, with linears from `packed`, which is `pack` with its options bound."""
         super().__init__()
         gate_up = [mlp.gate_proj, mlp.up_proj]
         self.gate_up_proj = packed(gate_up, is_gated=True)

@@ -34,7 +34,7 @@ class BaseEngine(ABC):
 
     Attributes:
         admission: Counts of the requests in flight.
-        is_stalled: True if the engine makes no steps; set by the watchdog.
+        is_stalled: True if the engine has stopped making steps; set by the watchdog.
     """
 
     def __init__(self, limits: CapacityLimits, on_broken: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Runs a blocking function in a daemon thread, so that a signal during a long load need not wait for its end."""
+"""Runs a blocking function in a daemon thread, so that a signal takes effect during a long load."""
 
 import asyncio
 import contextlib

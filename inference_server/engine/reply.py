@@ -48,7 +48,7 @@ class Reply:
         return event
 
     def _joined(self, first: Delta) -> Delta:
-        """Join `first` with the deltas queued behind it, so that a slow reader does not pay for each of them."""
+        """Join `first` with the deltas queued behind it, so that a slow reader receives one event instead of many."""
         deltas = [first]
         while len(deltas) < MAX_JOINED_DELTAS and not self.events.empty():
             event = self.events.get_nowait()

@@ -88,7 +88,7 @@ class Sequence:
 
         Args:
             token_id: The token.
-            logprob: Its log probabilities, if the request wants them.
+            logprob: Its log probabilities, if the request includes them.
             end_ids: Tokens that end a reply.
             now: Time at which the token was sampled.
 

@@ -87,7 +87,7 @@ class EngineBuilder(Protocol[ModelT]):
     """Functions of an engine's module `build`."""
 
     def load(self, key: EngineKey, device: torch.device, settings: Settings) -> ModelT:
-        """Load the model as far as this engine needs it in this process. Blocks; runs in a thread of its own.
+        """Load the model as far as this engine needs it in this process. A blocking call, made on a separate thread.
 
         Raises:
             ConfigurationError: The model cannot be loaded, or a package is missing.

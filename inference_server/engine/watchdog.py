@@ -15,7 +15,7 @@ _POLLS_PER_LIMIT = 10
 
 
 class StallSource(Protocol):
-    """Engine as the watchdog sees it."""
+    """The interface of an engine that the watchdog uses."""
 
     is_stalled: bool  # set by the watchdog
 
@@ -42,7 +42,7 @@ class Watchdog:
             engines: Returns the engines to observe.
             stall_seconds: Seconds without a step after which an engine is stalled.
             exit_seconds: Further seconds after which the process must exit.
-            on_health: Called with False when an engine is stalled, and with True when no engine is any more.
+            on_health: Called with False when an engine is stalled, and with True when no engine is stalled any longer.
             on_exit: Called once, when the process must exit.
         """
         self._engines = engines

@@ -22,8 +22,8 @@ IDLE = 0.2
 LEAST_INTERVAL_SECONDS = 0.1
 _DEFAULT_INTERVAL_SECONDS = 1.0
 
-# OrcaLoadReport on the wire: rps_fractional (field 6) and application_utilization (field 9), both doubles. A weight is
-# their quotient. With a constant rate it is the inverse of the utilization.
+# The encoding of OrcaLoadReport: rps_fractional (field 6) and application_utilization (field 9), both doubles. A
+# weight is their quotient. With a constant rate it is the inverse of the utilization.
 _REPORT = struct.Struct("<BdBd")
 _RPS_TAG, _UTILIZATION_TAG = 6 << 3 | 1, 9 << 3 | 1
 _RATE = 1.0

@@ -96,8 +96,8 @@ class Server:
                 # Clients may ping while a long prompt is computed and nothing is sent.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-                # Clients look for new servers when they connect again. Replies on the old connection are finished,
-                # however long they take.
+                # Clients discover new servers when they reconnect. Replies on the old connection are finished,
+                # regardless of their duration.
                 ("grpc.max_connection_age_ms", int(settings.grpc_connection_age_seconds * 1000)),
             ),
         )

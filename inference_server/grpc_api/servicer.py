@@ -158,7 +158,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
 
 def _request_id(context: Context) -> str:
-    """Return the client's `x-request-id`, cut to 128 characters, or a new UUID."""
+    """Return the client's `x-request-id`, truncated to 128 characters, or a new UUID."""
     for key, value in context.invocation_metadata() or ():
         if key == "x-request-id" and isinstance(value, str) and value:
             return value[:128]

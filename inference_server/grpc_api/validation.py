@@ -1,4 +1,4 @@
-"""Validates requests as far as that does not depend on the model: ranges, lengths and counts."""
+"""Validates the parts of requests that do not depend on the model: ranges, lengths and counts."""
 
 import json
 import math
@@ -25,10 +25,10 @@ _MAX_VIOLATIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits that are settings.
+    """Limits that the settings define.
 
     Attributes:
-        max_messages: Most turns of a conversation.
+        max_messages: Largest number of turns in a conversation.
         max_schema_depth: Deepest nesting of arrays and objects in a JSON Schema.
     """
 
@@ -161,7 +161,7 @@ def _is_object(text: str) -> bool:
 
 
 def _is_too_deep(text: str, most: int) -> bool:
-    """Return True if a JSON text nests arrays and objects deeper than `most`. Invalid JSON counts as not too deep."""
+    """Return True if a JSON text nests arrays and objects deeper than `most`. Returns False for invalid JSON."""
     try:
         level = [json.loads(text)] if text else []
     except RecursionError:

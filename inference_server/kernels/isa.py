@@ -1,4 +1,4 @@
-"""Detects which instruction sets this CPU offers. Every other module asks this one, and no other source.
+"""Detects which instruction sets this CPU offers. All other modules use this module and no other source.
 
 LLVM's feature names ("avx512f", "amx-int8") decide which instructions the kernels contain. Tile registers (AMX) need the
 operating system's permission as well, which torch requests. Importing this module imports neither torch nor llvmlite.

@@ -17,7 +17,7 @@ from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
 _MAX_LANES = 16  # widths are multiples of it, so that they are whole vectors on every CPU
 _MAX_PREFILL_HEAD_DIM = 256
-_STACK_FLOATS = 64_000  # that fit on a thread's stack with certainty
+_STACK_FLOATS = 64_000  # as many always fit on a thread's stack
 
 
 def available() -> bool:
@@ -26,7 +26,7 @@ def available() -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return the RMS norm of each row times `weight`, rounded in between as by transformers' LlamaRMSNorm.
+    """Return the RMS norm of each row times `weight`, rounded in between like transformers' LlamaRMSNorm.
 
     Args:
         x: (num_rows, width).
@@ -49,7 +49,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """Return silu(gate) * up, (num_rows, width), where gate_up (num_rows, 2 * width) holds the gates, then the ups."""
+    """Return silu(gate) * up, (num_rows, width), where gate_up (num_rows, 2 * width) is gate, then up."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     function = _kernel("silu_mul", gate_up.dtype)
     if function is None or width % _MAX_LANES or not (gate_up.is_cpu and gate_up.is_contiguous()):

@@ -1,6 +1,6 @@
 """Plain torch versions of the operations in ops.py: used where kernels cannot run, and as the tests' expected results.
 
-Shapes and dtypes are those of the functions of the same names in ops.py.
+Shapes and dtypes are the same as for the functions of the same names in ops.py.
 """
 
 import torch

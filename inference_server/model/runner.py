@@ -208,7 +208,7 @@ class ModelRunner:
             token_ids: (num_rows, num_columns) int64.
             positions: (num_rows, num_columns) int64.
             wanted: (num_wanted,) int64, the columns whose logits are needed.
-            batch: The sequences' places in the KV cache.
+            batch: The sequences' rows and blocks in the KV cache.
 
         Returns:
             Logits (num_rows, num_wanted, vocab_size) float32.

@@ -25,7 +25,7 @@ from inference_server.observability.collectors import EngineState, LabeledCounte
 
 ENDS = COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 UNKNOWN_MODEL = "unknown"
-# Accounts with series of their own. Clients choose the names, so their number must have a bound.
+# Largest number of accounts with separate series. Clients choose the names, so the number must be limited.
 MAX_ACCOUNTS = 100
 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
@@ -38,7 +38,7 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_0
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own.
+    """The metrics of one server, in a separate registry.
 
     Counters and histograms have the label `model`, some of them a second one.
     """
@@ -106,7 +106,7 @@ class Metrics:
     def expect(self, models: Iterable[str]) -> None:
         """Create the series of these models with the value 0.
 
-        A rate does not see the first increase of a series that did not exist before.
+        A rate does not include the first increase of a series that did not exist before.
         """
         for model in models:
             self.accepted.labels(model)
@@ -142,7 +142,7 @@ class Metrics:
         gauge.set_function(level)
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Serve the metrics over HTTP on a thread of its own, and return the function that ends it.
+        """Serve the metrics over HTTP on a separate thread, and return the function that stops it.
 
         Raises:
             OSError: The address is in use or not one of this machine.
@@ -160,6 +160,6 @@ class Metrics:
 def _version() -> str:
     try:
         return version("tailrace")
-    except PackageNotFoundError:  # an image contains the folders without an installation
+    except PackageNotFoundError:  # a container image contains the source folders without an installed package
         project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

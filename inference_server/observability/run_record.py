@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 class RunRecord:
     """The record of one Run. `finish` updates the metrics and writes the log line.
 
-    A run that is neither marked as succeeded nor as failed before `finish` was cancelled.
+    A run that is marked as neither succeeded nor failed before `finish` was cancelled.
 
     Attributes:
         request_id: Id of the request.
@@ -69,7 +69,7 @@ class RunRecord:
         self._generated.value += num_tokens
         self._num_tokens += num_tokens
         if self._last_token:
-            # An event may have several tokens. Their times are not known, so equal distances are recorded.
+            # An event may have several tokens. Their times are not known, so equal intervals are recorded.
             self._gaps.add((event.last_token - self._last_token) / num_tokens, num_tokens)
         else:
             self._first_token = event.last_token

@@ -1,4 +1,4 @@
-"""Reads the catalog file: the models that this server hosts, the place of their weights, and their limits.
+"""Reads the catalog file: the models that this server hosts, the sources of their weights, and their limits.
 
 Format: TOML, an array of `[[models]]` tables; catalogs/default.toml explains every key. Does not load models and does not
 import torch.
@@ -28,12 +28,12 @@ class CatalogEntry:
     Attributes:
         name: The name that clients request.
         description: A sentence for the model list.
-        weights: Where the weights are.
+        weights: The source of the weights.
         precision: Number format of the weights; a device may use another one (see precision.resolve_precision).
         context_length: Longest prompt, in tokens.
         sequence_length: Longest reply, in tokens.
         chat_template: Jinja source of the chat template; None: the model's own template.
-        stands_in: True if the weights are those of another model than `name` says.
+        stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.

@@ -52,7 +52,7 @@ class HostedModel:
         return max(0, limit if wanted is None else min(limit, wanted))
 
     def check_length(self, num_prompt_tokens: int, max_tokens: int | None = None) -> None:
-        """Check that a prompt fits, and `max_tokens` beside it if it is not None. Both are in tokens.
+        """Check that a prompt fits, together with `max_tokens` if that is not None. Both are in tokens.
 
         Raises:
             PromptTooLong: The prompt is longer than `context_length`.

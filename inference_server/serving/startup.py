@@ -158,7 +158,7 @@ def _encoder(entry: CatalogEntry, loaded: EngineModel, settings: Settings) -> Pr
 
 
 def _end_ids(loaded: EngineModel, prompts: list[PromptEncoder]) -> frozenset[int]:
-    """Return the tokens that end a reply: of the generation config, the tokenizer, and the chat template's end of a turn."""
+    """Return the tokens that end a reply, from the generation config, the tokenizer and the chat template."""
     ids = {*loaded.info.end_ids, loaded.tokenizer.eos_token_id}
     return frozenset(i for i in ids if i is not None).union(*(encoder.end_of_turn_ids() for encoder in prompts))
 

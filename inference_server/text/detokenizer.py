@@ -13,7 +13,7 @@ Decode = Callable[[list[int]], str]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character has at most 4 bytes. More held tokens than this are not text, and are sent with replacement characters.
 _MAX_HELD_TOKENS = 8
-# Prompt tokens that a raw reply needs as context, so that its first token keeps the space it begins with.
+# Prompt tokens that a raw reply needs as context, so that its first token keeps its leading space.
 _CONTEXT_TOKENS = 6
 
 

@@ -17,7 +17,8 @@ from inference_server.generation import Constraint, Grammar
 # write white space until max_tokens.
 JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
 _WORD_BITS = 32
-# Limits for a client's schema, beside llguidance's own limits on the work for a mask (some 20 ms). A state takes up to 2 KB.
+# Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A state
+# takes up to 2 KB.
 _MAX_STATES, _MAX_SYMBOLS = 20_000, 100_000
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys?: \[(?P<keys>[^\]]*)\]")
 _QUOTED = re.compile(r'"([^"]+)"')
@@ -142,7 +143,7 @@ def _parsed(schema: str) -> dict[str, Any]:
 
 
 def _explained(error: str) -> str:
-    """Return the essential part of llguidance's message: the unsupported keywords, or its first line."""
+    """Return the useful part of llguidance's message: the unsupported keywords, or its first line."""
     if found := _UNIMPLEMENTED.search(error):
         keywords = ", ".join(f"'{key}'" for key in _QUOTED.findall(found["keys"]))
         return f"holds keywords that are not supported: {keywords}"

@@ -3,7 +3,7 @@
 The formats, and the models that write them:
 
     hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call>, an object or an array of them: Hermes, Qwen, SmolLM2
-    llama3    the whole reply is {"name": …, "parameters": {…}}, perhaps behind <|python_tag|>: Llama 3.1 and later
+    llama3    the whole reply is {"name": …, "parameters": {…}}, optionally after <|python_tag|>: Llama 3.1 and later
     mistral   [TOOL_CALLS][{"name": …, "arguments": {…}}], or [TOOL_CALLS]name[ARGS]{…}: Mistral
 
 If a chat template does not support tools, the prompt describes them in hermes format. tool_calls.py parses the calls.
@@ -21,7 +21,7 @@ from inference_server.generation import ToolCall
 
 ToolFormat = Literal["hermes", "llama3", "mistral"]
 
-# First characters of a call. Where the tokenizer has a control token for them, the model writes that token.
+# First characters of a call. If the tokenizer has a control token for them, the model writes that token.
 CALL_MARKERS: Mapping[ToolFormat, str] = {
     "hermes": "<tool_call>",
     "llama3": "<|python_tag|>",
@@ -46,7 +46,7 @@ class Tool:
 
 
 def detect_tool_format(template: object) -> ToolFormat:
-    """Return the format that a chat template uses for calls; hermes if it shows no other."""
+    """Return the format that a chat template uses for calls; hermes if it contains no other."""
     text = str(template)
     if CALL_MARKERS["mistral"] in text:
         return "mistral"
@@ -118,6 +118,6 @@ def call_grammar(tool_format: ToolFormat, tools: Items[Tool], literal: Callable[
 def _rule(index: int, tool: Tool, tool_format: ToolFormat) -> str:
     key = "parameters" if tool_format == "llama3" else "arguments"
     opening = json.dumps(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{key}": ', ensure_ascii=False)
-    # Each tool's arguments are a document of their own, so that $refs within it still resolve.
+    # Each tool's arguments are a separate document, so that $refs within it still resolve.
     schema = {"type": "object", **tool.parameters}
     return f'call_{index}: {opening} arguments_{index} "}}"\narguments_{index}: %json {json.dumps(schema)}'

@@ -1,4 +1,4 @@
-"""Brings weights to a folder on disk that transformers can load: from the hub, a package or a GGUF file.
+"""Provides weights from the hub, a package or a GGUF file in a folder that transformers can load.
 
 Slow phases are logged. No code from the hub is run, and only safetensors and GGUF files are read.
 """
@@ -29,7 +29,7 @@ from tailrace_shared.config_errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-# The same weights again, in another layout.
+# Files that contain the same weights in another layout.
 _IGNORED_HUB_FILES = ["consolidated*", "original/*"]
 
 
@@ -50,10 +50,10 @@ def local_folder(weights: Weights, cache_dir: Path) -> Path:
 
     Args:
         weights: The source.
-        cache_dir: Folder for downloaded packages and converted models. The hub has a cache of its own.
+        cache_dir: Folder for downloaded packages and converted models. The hub has its own cache.
 
     Raises:
-        ConfigurationError: The weights are not available; the message says what to do.
+        ConfigurationError: The weights are not available; the message contains the remedy.
     """
     with naming_source(weights):
         if weights.hub is not None:
@@ -102,7 +102,7 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
-    # This module ignores transformers' switch for progress bars, which would break into the log.
+    # This module ignores transformers' switch for progress bars, which would be printed between log lines.
     modeling_gguf_pytorch_utils.tqdm = transformers.logging.tqdm
     with (
         atomic_directory(folder) as unfinished,
@@ -122,7 +122,7 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
 
 @contextmanager
 def _explaining_damage(path: Path) -> Iterator[None]:
-    """After a failure of the body, raise ConfigurationError if the GGUF file is cut or is not a GGUF file."""
+    """After a failure of the body, raise ConfigurationError if the file is truncated or is not a GGUF file."""
     try:
         yield
     except Exception:
@@ -130,7 +130,7 @@ def _explaining_damage(path: Path) -> Iterator[None]:
 
         try:
             GGUFReader(path)
-        except Exception as damage:  # the reader has no exception class of its own
+        except Exception as damage:  # the reader does not define its own exception class
             raise ConfigurationError(
                 f"cannot load {path.name}: the file is cut or is not a GGUF file ({_first_line(damage)}): download it again"
             ) from None

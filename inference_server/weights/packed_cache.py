@@ -1,9 +1,9 @@
 """Keeps packed models in folders, so that the next start neither packs again nor imports transformers' models.
 
 Format: `model.safetensors` contains the decoder's tensors as the kernels read them; its metadata contains, as JSON under
-`tailrace`, everything else. The tokenizer is beside it, as transformers saves it. A folder belongs to one source of
-weights, one precision, one layout of the packed weights, and one version of everything else that determines its content.
-All of it is part of the folder's name.
+`tailrace`, everything else. The tokenizer is in the same folder, as transformers saves it. A folder belongs to one
+source of weights, one precision, one layout of the packed weights, and one version of everything else that determines
+its content. All of it is part of the folder's name.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3  # to be counted up when the files' content changes
+_FORMAT = 3  # increment when the files' content changes
 _FILE = "model.safetensors"
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
@@ -113,7 +113,7 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
             metadata = json.loads(file.metadata()["tailrace"])
             decoder = _decoder(metadata, file, backends)
         return decoder, ModelInfo(**metadata["info"]), PreTrainedTokenizerFast.from_pretrained(folder)
-    except (NoKernel, MemoryError):  # the folder's content is not the cause
+    except (NoKernel, MemoryError):  # not caused by damaged files
         raise
     except Exception as error:  # readers of damaged files raise errors of many types
         shutil.rmtree(folder, ignore_errors=True)
@@ -196,7 +196,7 @@ def _linear(file: Any, name: str, metadata: dict[str, Any], backends: Items[Line
 
 
 def _loaded(file: Any, name: str) -> Tensor:
-    """Return a copy in memory of its own, which is aligned for the kernels and in large pages."""
+    """Return a copy in newly allocated memory, aligned for the kernels and in large pages."""
     tensor: Tensor = file.get_tensor(name)
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -214,7 +214,7 @@ def is_same_tokenizer(one: Any, other: Any) -> bool:
 
 
 def _remove_older(folder: Path) -> None:
-    """Remove what was packed from the same source in the same precision and layout, by other versions of it.
+    """Remove folders that other versions packed from the same source in the same precision and layout.
 
     Until format 2, folders were named without the layout's name (".…").
     """

@@ -69,7 +69,7 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
     """Return a model that is ready to run on `device`. On a CPU, the packed form is kept in the cache folder.
 
     Args:
-        weights: Where the weights are.
+        weights: The source of the weights.
         precision: The precision in use on the device (see precision.resolve_precision).
         device: A CPU or a GPU.
         settings: The cache folder and the options that change packed weights.

@@ -1,4 +1,4 @@
-"""Names the place where a model's weights are. Importing this module imports neither torch nor transformers."""
+"""Describes the source of a model's weights. Importing this module imports neither torch nor transformers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Weights:
 
     @property
     def availability(self) -> str:
-        """Where the weights come from at the next start, in words: "on disk", "from the hub", …"""
+        """A phrase for the location from which the next start reads the weights: "on disk", "from the hub", …"""
         if self.path is not None:
             return "on disk"
         return "downloaded at the first start" if self.package else "from the hub"

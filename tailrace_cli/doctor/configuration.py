@@ -1,6 +1,6 @@
 """Checks of the settings (TAILRACE_*), the cache folder, the catalog and the API tokens.
 
-The checks use the services' own classes where the services are installed.
+The checks use the services' own classes if the services are installed.
 """
 
 import importlib.util
@@ -118,7 +118,7 @@ def _bridge_settings() -> Iterator[Finding]:
 
 
 def _cache_finding(folder: Path) -> Finding:
-    """Return the finding about the cache folder, which the server makes if it does not exist."""
+    """Return the finding about the cache folder, which the server creates if it does not exist."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return Finding(True, f"the cache folder {folder} is writable")

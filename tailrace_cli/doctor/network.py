@@ -13,7 +13,7 @@ from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS,
 from tailrace_cli.errors import Failure
 from tailrace_shared.addresses import split_address
 
-# Requests bypass proxies: the bridge is near.
+# Requests bypass proxies, because the bridge is on this machine or in its network.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _TIMEOUT_SECONDS = 5.0
 _ANY_HOSTS = ("0.0.0.0", "::")

@@ -29,7 +29,7 @@ class LinearBackend(Protocol):
 
     @property
     def layout_version(self) -> int:
-        """The version of the weights' order in memory, counted up when it changes."""
+        """The version of the weights' order in memory, incremented when it changes."""
 
     def obstacle(self) -> str | None:
         """Return the reason why this backend cannot run on this CPU, as a clause; None if it can."""
@@ -41,7 +41,7 @@ class LinearBackend(Protocol):
         """Check whether gate and up of `num_outputs` outputs each can be one gated layer."""
 
     def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> nn.Module:
-        """Return a layer with these weights, in a layout of its own.
+        """Return a layer with these weights, in this backend's layout.
 
         Args:
             weight: (out_features, in_features) in the format `kind` names, which `supports` accepts.

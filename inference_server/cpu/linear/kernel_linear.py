@@ -18,7 +18,7 @@ WeightFormat = Literal["float32", "bf16", "int8", "int4"]  # float32: any plain 
 
 @dataclass(frozen=True, slots=True)
 class LinearKind:
-    """The properties of a linear layer that decide about its layout and its kernel."""
+    """The properties of a linear layer that determine its layout and its kernel."""
 
     weight_format: WeightFormat
     is_head: bool = False  # the output may be float32, rounded to the activations' dtype
@@ -30,8 +30,8 @@ class LinearKind:
 class PackedWeights:
     """A linear layer's weights in the layout that its kernel reads.
 
-    Outputs are stored in panels, padded to whole panels with zeros. Of each panel of a gated layer, the first half of the
-    outputs are gates and the second half their ups.
+    Outputs are stored in panels, padded to whole panels with zeros. In each panel of a gated layer, the first half are
+    gate outputs and the second half the matching up outputs.
     """
 
     layout: str  # layout_name of the backend that packed them

@@ -52,7 +52,7 @@ def pack_linears(
 ) -> None:
     """Replace every linear of a loaded model in place. The head of an int4 model gets 8 bits, as in GGUF files.
 
-    The parameters are those of `pack`.
+    The parameters are the same as for `pack`.
     """
     head = model.get_output_embeddings()
     for module in list(model.modules()):

@@ -64,7 +64,10 @@ class BlockPool:
             self._unused.pop(block, None)
 
     def release(self, blocks: Items[int]) -> None:
-        """Remove a user from each block. Later blocks will be evicted before the blocks that they depend on."""
+        """Remove a user from each block.
+
+        Blocks at the end of a sequence will be evicted before the blocks that they depend on.
+        """
         for block in reversed(blocks):
             self._num_users[block] -= 1
             if self._num_users[block]:

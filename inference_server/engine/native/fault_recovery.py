@@ -26,7 +26,7 @@ class FaultRecovery:
     """Handler of failures in a step.
 
     Attributes:
-        is_broken: True if the model cannot compute even a single token any more.
+        is_broken: True if the model can no longer compute even a single token.
     """
 
     def __init__(self, runner: ModelRunner, scheduler: Scheduler, emit: Emit) -> None:
@@ -39,7 +39,7 @@ class FaultRecovery:
     def attempt(self, forward: Callable[[], _Result]) -> _Result | None:
         """Return the result of a mixed forward pass, or None if it failed.
 
-        No sequence fails: separate passes for decoded tokens and prompts will show which sequences are the cause.
+        No sequence fails: separate passes for decoded tokens and prompts will identify the cause.
         """
         try:
             return forward()

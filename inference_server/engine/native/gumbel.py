@@ -34,8 +34,8 @@ def key(seed: int, position: int) -> int:
 def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     """Return random numbers in (0, 1], float32 of shape (num_rows, n).
 
-    Each number has 32 random bits, of which float32 keeps the first 24 that are not 0. So small numbers, which make a token
-    win, have a fine resolution.
+    Each number has 32 random bits, of which float32 keeps the first 24 that are not 0. Small numbers, with which a
+    token is selected, therefore have a fine resolution.
 
     Args:
         keys: A key for each row.
@@ -45,7 +45,7 @@ def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
 
 
 def uniform_of_all(keys: Iterable[int], vocab_size: int, device: torch.device) -> Tensor:
-    """Return the same for all tokens of a vocabulary: float32 of shape (num_rows, vocab_size)."""
+    """Return the random numbers of all tokens of a vocabulary: float32 of shape (num_rows, vocab_size)."""
     return _uniform(keys, *_halves_of_all(vocab_size, device))
 
 
@@ -58,11 +58,12 @@ def _uniform(keys: Iterable[int], first: Tensor, second: Tensor) -> Tensor:
     factors = torch.tensor([[_signed32(key), _signed32(key >> 32)] for key in keys], dtype=torch.int32)
     factors = factors.to(first.device)
     # Multilinear hashing (Carter, Wegman: Universal classes of hash functions, 1979) of 64 bits of the token with 64 of
-    # the key makes good high bits. A round like those of MurmurHash3's finaliser spreads them to all bits.
+    # the key produces well-distributed high bits. A round like those of MurmurHash3's finaliser spreads them to all
+    # bits.
     bits = torch.mul(first, factors[:, :1]).addcmul_(second, factors[:, 1:])
     shifted = bits >> 16
     bits.add_(shifted).mul_(_FACTOR_32)
-    numbers = shifted.view(torch.float32).copy_(bits.view(torch.uint32))  # in the same memory
+    numbers = shifted.view(torch.float32).copy_(bits.view(torch.uint32))  # in the memory of `shifted`
     return torch.add(torch.tensor(2.0**-33), numbers, alpha=2.0**-32, out=numbers)
 
 

@@ -1,8 +1,8 @@
 """Samples a token id from each row of logits: penalties, temperature, top_k, top_p, and log probabilities.
 
 Each row uses its own parameters only, so that a sequence's tokens do not depend on the other requests in the batch. Sampling
-is Gumbel-max: the largest sum of logit / temperature and noise wins. The noise depends on seed, position and token id
-(gumbel.py). top_k and top_p only restrict the candidates. Does not depend on text.
+is Gumbel-max: the token with the largest sum of logit / temperature and noise is sampled. The noise depends on seed,
+position and token id (gumbel.py). top_k and top_p only restrict the candidates. Does not depend on text.
 """
 
 import math
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sampled token, with log probabilities if the request wants them."""
+    """A sampled token, with log probabilities if the request includes them."""
 
     token_id: int
     logprob: TokenLogprob | None = None
@@ -157,7 +157,8 @@ def _is_narrowed(params: SamplingParams) -> bool:
 
 
 def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
-    """Sample from all tokens: the largest logit + temperature * noise wins, which needs one pass less than a division.
+    """Sample from all tokens: the largest logit + temperature * noise wins, which takes one pass over the logits less
+    than a division.
 
     Gumbel noise needs two logarithms. Its upper bound -log(u) needs one, and selects the pieces that can contain the winner.
     A row whose winner is below the bound of another piece is computed in full.
@@ -258,7 +259,7 @@ def _argmax(values: Tensor) -> Tensor:
 
 
 def _logprobs_of_model(logits: Tensor, rows: Items[Row]) -> dict[int, Tensor]:
-    """Return log probabilities of shape (vocab_size,) for the rows that want them, from the unchanged logits."""
+    """Return log probabilities of shape (vocab_size,) for the rows that need them, from the unchanged logits."""
     return {
         index: torch.log_softmax(logits[index], dim=-1)
         for index, row in enumerate(rows)

@@ -85,7 +85,7 @@ class StepLoop:
 
     @property
     def is_broken(self) -> bool:
-        """True if the model cannot compute even a single token any more."""
+        """True if the model can no longer compute even a single token."""
         return self._recovery.is_broken
 
     def begin(self) -> StepPlan:

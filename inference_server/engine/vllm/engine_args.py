@@ -10,7 +10,7 @@ from inference_server.precision import Precision
 from inference_server.settings import Settings
 
 _DTYPES = ("float32", "float16", "bfloat16")
-# Arguments that the catalog must not contain, with the place that decides them.
+# Arguments that the catalog must not contain, each with the part of the server that determines it.
 _DECIDED = {
     "model": "`source`",
     "tokenizer": "`source`",

@@ -41,7 +41,7 @@ _ints, _bytes, _floats = ir.VectorType(_int32, 16), ir.VectorType(_int8, 16), ir
 
 
 def int_vector(value: int) -> Any:
-    """Return 16 times the same int32."""
+    """Return a vector with the same int32 in all 16 lanes."""
     return ir.Constant(_ints, [value] * 16)
 
 
@@ -119,7 +119,7 @@ def sums_after(row_scales, num_rows):
 
 @helper
 def split_rows(block, x, workspace, num_rows, width, tile_inputs):
-    """Convert all rows, shared among the threads. Word 1 of the block counts rows taken, word 2 rows done.
+    """Convert all rows, shared among the threads. Word 1 of the argument block counts rows taken, word 2 rows done.
 
     Returns when all rows are done.
     """

@@ -1,9 +1,10 @@
 """Linear layers with bfloat16 weights on AMX.
 
 A row's result has the same bits for any other rows in the batch: its sums are added in the order of the inputs, 32 at a
-time. An item of work is a panel of 32 outputs. The argument block is that of linear_int8.py, with activations and result in
-bfloat16 and without scales and workspace. The kernel data are two sets of tile shapes: for groups of 32 rows, and for the
-remaining rows. The weights of a panel are, for every 32 inputs, two tiles of (16 pairs of inputs, 16 outputs, 2 inputs).
+time. An item of work is a panel of 32 outputs. The argument block is the same as in linear_int8.py, with activations
+and result in bfloat16 and without scales and workspace. The kernel data are two sets of tile shapes: for groups of 32
+rows, and for the remaining rows. The weights of a panel are, for every 32 inputs, two tiles of (16 pairs of inputs, 16
+outputs, 2 inputs).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -51,7 +52,8 @@ _ONE, _TWO = _panel_product(1), _panel_product(2)
 
 # Output formats: bfloat16, float32 rounded to bfloat16, float32.
 NARROW, ROUNDED, WIDE = 0, 1, 2
-# Output formats of a gated MLP, where 16 gates and their ups become 16 results: bfloat16 from rounded sums, float32.
+# Output formats of a gated MLP, where 16 gate outputs and 16 up outputs become 16 results: bfloat16 from rounded sums,
+# float32.
 GATED_NARROW, GATED_WIDE = 3, 4
 
 

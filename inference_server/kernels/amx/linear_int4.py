@@ -2,7 +2,7 @@
 
 A weight is code * scale + minimum, and both factors change with every group of 32 inputs. The integer sum of a group is
 therefore scaled before the next group begins: result += sum * scale + (sum of the group's activations) * minimum.
-Argument block and conversion of activations are those of linear_int8.py.
+Argument block and conversion of activations are the same as in linear_int8.py.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -26,7 +26,7 @@ _halves, _codes = ir.VectorType(ir.HalfType(), 16), ir.VectorType(ir.IntType(8),
 
 
 def halves_at(builder: Any, address: Any) -> tuple[Any, Any]:
-    """Load 64 bytes of codes. Returns their low and their high half bytes, as vectors of int8."""
+    """Load 64 bytes of codes. Returns their low and their high nibbles, as vectors of int8."""
     codes = builder.load(pointer(builder, address, _codes), align=1)
     low = builder.and_(codes, ir.Constant(_codes, [15] * 64))
     return low, builder.lshr(codes, ir.Constant(_codes, [4] * 64))
@@ -34,7 +34,7 @@ def halves_at(builder: Any, address: Any) -> tuple[Any, Any]:
 
 @intrinsic_of(types.void, types.int64, types.int64, types.int64)
 def _unpack(builder: Any, source: Any, target: Any, count: Any) -> None:
-    """Unpack `count` times 256 bytes of codes to 256 bytes of low half bytes, then 256 bytes of high half bytes."""
+    """Unpack `count` times 256 bytes of codes to 256 bytes of low nibbles, then 256 bytes of high nibbles."""
     with cgutils.for_range(builder, count) as loop:
         for piece in range(0, 256, 64):
             low, high = halves_at(builder, moved(builder, source, (loop.index, 256), piece))
@@ -133,8 +133,8 @@ _finish = finish(False)
 def make_int4(is_gated: bool) -> Any:
     """Return the int4 kernel for few rows, which also serves all rows if batch invariance is required.
 
-    Weights are, for each panel and group of 32 inputs, two tiles of 8 rows in half bytes; scales are 32 scales and 32
-    minima in float16. `is_gated` is that of linear_int8.make_int8.
+    Weights are, for each panel and group of 32 inputs, two tiles of 8 rows in nibbles; scales are 32 scales and 32
+    minima in float16. `is_gated`: see linear_int8.make_int8.
     """
 
     def linear_int4(block):

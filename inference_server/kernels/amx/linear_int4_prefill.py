@@ -1,8 +1,8 @@
 """Linear layers with int4 weights for many rows (prompts): weights are widened to bfloat16 and multiplied on AMX.
 
 A panel is widened just before it is used, so that memory is read once, at 5 bits a weight. Activations are rounded to
-bfloat16; results are float32. The argument block is that of linear_int8.py, the layout of weights and scales that of
-linear_int4.py, and the kernel data those of linear_bf16.py.
+bfloat16; results are float32. The argument block is the same as in linear_int8.py, the layout of weights and scales as
+in linear_int4.py, and the kernel data as in linear_bf16.py.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -56,7 +56,7 @@ def _widen(builder: Any, packed: Any, scales: Any, groups: Any, target: Any) -> 
 
 
 def make_int4_many(is_gated: bool) -> Any:
-    """Return the int4 kernel for many rows. `is_gated` is that of linear_int8.make_int8."""
+    """Return the int4 kernel for many rows. `is_gated`: see linear_int8.make_int8."""
     output_format = GATED_WIDE if is_gated else WIDE
 
     def linear_int4_many(block):

@@ -43,7 +43,7 @@ X, W = 4, 6
 
 
 def int64_constant(value: int) -> Any:
-    """Return an int64."""
+    """Return an int64 constant of the generated code."""
     return ir.Constant(_int64, value)
 
 
@@ -122,8 +122,8 @@ _INT8_ONE, _INT8_TWO = _panel_product(1), _panel_product(2)
 def make_int8(is_gated: bool) -> Any:
     """Return the int8 kernel.
 
-    Weights are, for each panel and 64 inputs, two tiles of codes; scales are (outputs,) float32. If `is_gated`, 16 outputs
-    of each panel are gates and 16 their ups, and the result has half as many columns.
+    Weights are, for each panel and 64 inputs, two tiles of codes; scales are (outputs,) float32. If `is_gated`, 16
+    outputs of each panel are gate outputs and 16 the matching up outputs, and the result has half as many columns.
     """
 
     def linear_int8(block):

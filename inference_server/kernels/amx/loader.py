@@ -49,7 +49,7 @@ def amx_kernel(name: str) -> Kernel | None:
         return None
     try:
         return load_kernel(name, lambda: _makers()[name]())
-    except Exception as error:  # torch's operations replace the kernel, whatever the error is
+    except Exception as error:  # torch's operations replace the kernel after any error
         message = "the AMX kernel %s cannot be compiled, so torch's slower operations replace it: %s: %s"
         logger.warning(message, name, type(error).__name__, error)
         return None

@@ -1,9 +1,9 @@
 """The kernel of prefill attention on AMX: consecutive tokens of several sequences attend over their blocks of keys and values.
 
 First the threads copy the values into tiles. Then an item of work is 32 queries of one head, with an online softmax:
-scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. Everything is computed transposed, one query in each
-lane of a vector: keys are tiles as they are stored in the cache, and nothing is summed or compared across lanes. The first
-update begins at the sequence's first key, so a token's result does not depend on the division of its prompt into chunks.
+scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. All matrices are transposed, one query in each
+lane of a vector: keys are tiles as they are stored in the cache, and nothing is summed or compared across lanes. The
+first update begins at the sequence's first key, so a token's result does not depend on how its prompt is chunked.
 
 Scores are (keys, 32 queries) float32, weights bfloat16, outputs (head_dim, 32 queries) float32.
 """
@@ -54,7 +54,7 @@ KEYS = 32  # keys of a piece, whose values are packed together; a block holds wh
 KEYS_PER_UPDATE = 128  # keys between two updates of the softmax
 SEGMENTS, SEGMENT = 32, 48  # bytes before the table's segments, and bytes of each
 # The reference of the softmax follows the largest score only when that exceeds it by more than this. Weights then reach
-# e**8, which float32 holds easily, and nearly all steps rescale nothing (an idea of FlashAttention-4).
+# e**8, which is well within float32's range, and nearly all steps skip rescaling (a technique of FlashAttention-4).
 _MAX_RISE = 8.0
 _ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
 
@@ -63,7 +63,7 @@ _ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType()
 def _exp(builder: Any, x: Any) -> Any:
     """Return e**x with a relative error of 4e-6, far below that of bfloat16, for x <= 80. e**0 is exactly 1.
 
-    The method is that of vectors.exp. The polynomial is fitted at 4,000 Chebyshev nodes between -ln 2 / 2 and ln 2 / 2.
+    The method is as in vectors.exp. The polynomial is fitted at 4,000 Chebyshev nodes between -ln 2 / 2 and ln 2 / 2.
     """
     x = builder.select(builder.fcmp_ordered("<", x, constant(-87.0)), constant(-87.0), x)
     shifted = multiply_add(builder, x, constant(1.44269504088896341), constant(12582912.0))
@@ -245,7 +245,7 @@ def _attend(
 def make_attention(is_bf16: bool) -> Any:
     """Return the prefill attention kernel for keys and values in bfloat16.
 
-    `is_bf16`: queries and result are bfloat16, else float32. The table of segments is that of arguments.prefill_segments.
+    `is_bf16`: queries and result are bfloat16, else float32. arguments.prefill_segments builds the table of segments.
     The kernel data are full tile shapes.
     """
     size = 2 if is_bf16 else 4

@@ -1,4 +1,4 @@
-"""Loads or compiles a kernel when it is first needed, and runs it on as many threads as shorten the run."""
+"""Loads or compiles a kernel when it is first needed, and runs it on as many threads as make it faster."""
 
 import ctypes
 import logging
@@ -13,8 +13,8 @@ from inference_server.kernels.jit.openmp import find_start
 
 logger = logging.getLogger(__name__)
 
-# With less work than this, waking a second thread costs more than it saves. Python's lock is then kept as well:
-# releasing it could mean waiting for another Python thread to return it.
+# With less work than this, waking a second thread costs more time than it saves. Python's global lock is then kept as
+# well, because acquiring it again could take longer than the kernel.
 _SMALL_NS = 8_000
 
 ENOUGH_NS = 1 << 40  # a duration long enough for any number of threads
@@ -27,7 +27,7 @@ class Kernel:
     """A compiled function whose only argument is the address of an argument block (see arguments.py)."""
 
     def __init__(self, address: int) -> None:
-        """`address`: of the machine code, which must stay loaded."""
+        """`address`: address of the machine code, which must stay loaded."""
         self.address = address
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         self._call_with_lock = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(address)
@@ -81,7 +81,7 @@ def kernel(name: str, *is_bf16: bool) -> Kernel | None:
     try:
         file_name = "-".join([name, *("bf16" if bf16 else "float32" for bf16 in is_bf16)])
         return load_kernel(file_name, lambda: _makers()[name](*is_bf16))
-    except Exception as error:  # torch's operations replace the kernels, whatever the error is
+    except Exception as error:  # torch's operations replace the kernels after any error
         _is_broken = True
         message = "compiled kernels are not available, so torch's slower operations replace them: %s: %s"
         logger.warning(message, type(error).__name__, error)

@@ -1,7 +1,7 @@
 """Keeps the kernels' machine code in files: numba compiles a kernel once, later starts load it with llvmlite alone.
 
-numba has a cache of its own. Using it takes most of a second at every start, because numba has to be imported and its
-tables of types filled. It also misses a change in a function that a kernel calls.
+numba has its own cache. Using it takes most of a second at every start, because numba has to be imported and its
+tables of types filled. It also does not detect a change in a function that a kernel calls.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def _machine() -> Any:
 def _compile(function: Any) -> bytes:
     """Compile `function`, which takes the address of its argument block, to an object file with a C entry point.
 
-    The entry point calls numba's function and nothing of Python.
+    The entry point calls numba's function, without using Python's C API.
     """
     from numba import cfunc, types
 

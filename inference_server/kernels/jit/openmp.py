@@ -1,7 +1,7 @@
 """Finds the OpenMP functions that run a kernel on torch's own threads, so that the process has one thread pool.
 
 On Linux, torch's threads belong to GNU's OpenMP library, whose GOMP_parallel calls a C function once on each of them.
-The process may contain other copies of that library with threads of their own; only the copy that torch is linked with is
+The process may contain other copies of that library with separate threads; only the copy that torch is linked with is
 used. On systems without it (macOS, Windows), kernels run on the calling thread alone.
 """
 

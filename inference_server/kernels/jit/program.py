@@ -25,7 +25,7 @@ class KernelCall:
     plan: Callable[[int], tuple[Kernel, torch.Tensor]] | None = (
         None  # number of rows -> kernel and kernel data (linears)
     )
-    is_decode: bool = False  # the number of rows is that of the decoded sequences, whose rows come first
+    is_decode: bool = False  # covers only the rows of the decoded sequences, which come first
 
 
 class Program:
@@ -76,6 +76,6 @@ class Program:
 
 
 def _rows_at(calls: list[KernelCall], is_decode: bool) -> torch.Tensor:
-    """Return the indices, in words from the first block on, where the calls of one sort hold their number of rows."""
+    """Return the word indices, counted from the first block, at which calls of one kind hold their number of rows."""
     places = [(index * _WORDS, call) for index, call in enumerate(calls) if call.is_decode is is_decode]
     return torch.tensor([at + call.rows_at for at, call in places if call.rows_at is not None], dtype=torch.int64)

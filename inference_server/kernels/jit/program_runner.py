@@ -1,7 +1,7 @@
 """The kernel that runs a kernel program: it calls a list of kernels in order, on threads that are started once.
 
-All threads call every kernel; inside it, they share its items of work. They meet after each kernel, so that the next one
-reads finished results. The argument block (int64 words):
+All threads call every kernel; inside it, they share its items of work. A barrier after each kernel ensures that the
+next one reads finished results. The argument block (int64 words):
 
 - word 0: arrivals: threads that have finished a kernel, counted over the whole program
 - word 3: address of the list: for each kernel its function and the address of its argument block
@@ -25,7 +25,7 @@ from inference_server.kernels.simd.vectors import helper, intrinsic_of, pointer
 
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _IS_X86 = isa.is_x86()
-# Pauses before a waiting thread lets other processes run: some 100 µs, about as long as a short kernel.
+# Pauses before a waiting thread lets other processes run: about 100 µs, about as long as a short kernel.
 _MAX_PAUSES = 2_000
 
 
@@ -56,7 +56,7 @@ def _arrivals(builder: Any, address: Any) -> Any:
 
 @intrinsic_of(types.void)
 def _pause(builder: Any) -> None:
-    """Wait some 50 ns without taking resources from the core's other thread (x86 only)."""
+    """Wait about 50 ns without taking resources from the core's other thread (x86 only)."""
     if _IS_X86:
         signature = ir.FunctionType(ir.VoidType(), [])
         name = "llvm.x86.sse2.pause"

@@ -17,7 +17,7 @@ def gated(gate, up, is_bf16):
 
 @helper
 def gate_rows(values, out, out_bytes, count, is_bf16):
-    """Gate `count` rows of 16 gates and their 16 ups, float32.
+    """Gate `count` rows of 16 gate outputs and their 16 up outputs, float32.
 
     Writes 16 results for each row, bfloat16 or float32, to rows that are `out_bytes` apart.
     """

@@ -70,7 +70,10 @@ def pointer(builder: Any, address: Any, to: Any) -> Any:
 
 
 def moved(builder: Any, address: Any, *terms: Any) -> Any:
-    """Return the address plus all terms. A term is a number of bytes, or a pair (int64 value, bytes per unit)."""
+    """Return the sum of the address and all terms.
+
+    A term is a number of bytes, or a pair (int64 value, bytes per unit).
+    """
     for term in terms:
         value, each = term if isinstance(term, tuple) else (ir.Constant(_int64, term), 1)
         address = builder.add(address, builder.mul(value, ir.Constant(_int64, each)))

@@ -1,8 +1,8 @@
 """Linear layers on AMX, with weights in bfloat16, int8 or int4.
 
 A row's result has the same bits for any other rows in the batch and any number of them. The exception is int4 outside
-`is_invariant`, where few rows and many rows have a kernel each. Integer kernels convert activations to 15-bit fixed point
-and compute exactly from there. The int4 kernel for many rows rounds activations and weights to bfloat16.
+`is_invariant`, where few rows and many rows use different kernels. Integer kernels convert activations to 15-bit fixed
+point and compute exactly from there. The int4 kernel for many rows rounds activations and weights to bfloat16.
 """
 
 from abc import abstractmethod
@@ -18,7 +18,7 @@ from inference_server.kernels.amx.tile_config import tile_shapes
 from inference_server.kernels.jit.kernel import Kernel
 
 NAME = "amx"
-LAYOUT_VERSION = 1  # to be counted up when the order of the weights below changes
+LAYOUT_VERSION = 1  # increment when the order of the weights below changes
 PANEL_OUTPUTS = 32  # two tiles of 16 outputs
 _BLOCK_ROWS = 8  # rows of activations in a tile of the integer kernels: 8 high digits and 8 low digits
 _TILE_ROWS = 16
