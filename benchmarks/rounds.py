@@ -26,7 +26,7 @@ from benchmarks.scenarios import Scenarios, Size
 SLOW_SECONDS = 30.0
 SLOW_ROUNDS = 2
 _IMPORTS = "import torch, transformers"
-# The figures of a case that are printed during the run.
+# The figures that are printed during the run.
 _SHOWN = ["tokens_per_s", "ttft_p50_ms", "itl_p50_ms", "itl_p99_ms", "cpu_s_per_1000_tokens", "first_ttft_ms"]
 _SHOWN += ["second_ttft_ms", "itl_during_p99_ms", "tokens_per_bridge_cpu_s", "cost_us_per_token"]
 

@@ -42,7 +42,7 @@ def create_app(settings: Settings, *, binding_port: int | None = None, metrics: 
         metrics: Receives the route labels and the number of inference servers.
 
     Raises:
-        ConfigurationError: A file of tokens or certificates cannot be used, or OpenTelemetry's variables are wrong.
+        ConfigurationError: A file of tokens or certificates cannot be used, or OpenTelemetry's variables are invalid.
     """
     credentials = Credentials(settings)
     services = _services(settings)

@@ -1,4 +1,4 @@
-"""Answers errors outside of runs: unknown routes, wrong methods, refused credentials and unexpected exceptions."""
+"""Answers errors outside of runs: unknown routes, unsupported methods, refused credentials, unexpected exceptions."""
 
 import logging
 import uuid

@@ -1,6 +1,6 @@
 """Generation requests, their sampling parameters, and the events of a reply.
 
-Every engine takes these types and yields them. Contains token ids, text, counts, and times in seconds of
+Every engine accepts these requests and yields these events. Contains token ids, text, counts, and times in seconds of
 time.monotonic(). Does not depend on torch, a tokenizer or gRPC.
 """
 

@@ -22,7 +22,7 @@ def main() -> int:
     """Run the command line's subcommand.
 
     Returns:
-        The exit code: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C.
+        The exit code: 0, 1 after an error, 2 for invalid usage, 130 after Ctrl-C.
     """
     options = _parser().parse_args()
     try:
@@ -189,7 +189,7 @@ def _integer(maximum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be 1 to {maximum}")
         return number
 
-    parse.__name__ = "integer"  # argparse names it in its message
+    parse.__name__ = "integer"  # argparse shows this name in its message
     return parse
 
 

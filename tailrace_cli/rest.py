@@ -1,4 +1,4 @@
-"""Client of the bridge: Workers AI's REST interface, with the standard library alone."""
+"""Client of the bridge: Workers AI's REST interface, with the standard library only."""
 
 import http.client
 import json
@@ -76,7 +76,7 @@ class RestClient:
         connection = kind(self._parts.hostname or "", self._port, timeout=_CONNECT_SECONDS)
         try:
             connection.connect()
-            # The time limit is for connecting: a reply has none.
+            # The timeout applies to connecting only, because a reply may take any time.
             connection.sock.settimeout(None)
             connection.request(method, f"{self._parts.path}{_API}{path}", body, self._headers)
             response = connection.getresponse()

@@ -25,7 +25,7 @@ class GrpcClient:
             address: The server as host:port.
 
         Raises:
-            Failure: A TAILRACE_GRPC_* variable is wrong, or a file that it names cannot be read.
+            Failure: A TAILRACE_GRPC_* variable is invalid, or a file that it names cannot be read.
         """
         self._address = address
         self._has_tls = bool(variable("TAILRACE_GRPC_TLS_CA"))

@@ -45,7 +45,7 @@ def serve() -> int:
         0 after a signal, else the exit code of the process that ended, or 1 if that is 0.
 
     Raises:
-        Failure: The services are not installed, or a setting is wrong.
+        Failure: The services are not installed, or a setting is invalid.
     """
     if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         names = ", ".join(missing)

@@ -40,7 +40,7 @@ def tracing_from_environment(
         extra: The service's extra of the Python package, for the message about a missing installation.
 
     Raises:
-        ConfigurationError: OpenTelemetry is not installed, or its variables are wrong.
+        ConfigurationError: OpenTelemetry is not installed, or its variables are invalid.
     """
     endpoint = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or variable("OTEL_EXPORTER_OTLP_ENDPOINT")
     if not endpoint or variable("OTEL_SDK_DISABLED").lower() == "true" or variable("OTEL_TRACES_EXPORTER") == "none":

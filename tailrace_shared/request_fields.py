@@ -3,8 +3,8 @@
 The REST schemas, the gRPC validation, the conversions and the documentation are made from this table. A sampling parameter
 has the same name everywhere: in a JSON body, in `tailrace.v1.Sampling`, and in the engine's SamplingParams.
 
-Sources: Workers AI's published schema of llama-2-7b-chat-int8 for the REST ranges, OpenAI's API reference for those of its
-routes, inference.proto for gRPC.
+Sources: Workers AI's published schema of llama-2-7b-chat-int8 for the REST ranges, OpenAI's API reference for the
+    ranges of its routes, inference.proto for gRPC.
 """
 
 from dataclasses import dataclass

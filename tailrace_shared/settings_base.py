@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX
 
-_MAX_SHOWN = 100  # characters of a wrong value that the error message shows
+_MAX_SHOWN = 100  # characters of an invalid value that the error message shows
 
 
 class ServiceSettings(BaseSettings):
@@ -25,7 +25,7 @@ class ServiceSettings(BaseSettings):
         """Return the settings in the environment.
 
         Raises:
-            ConfigurationError: The message has one clause for each wrong variable.
+            ConfigurationError: The message has one clause for each invalid variable.
         """
         try:
             return cls()

@@ -27,7 +27,7 @@ class IncomingRequest:
         model: Model of the path; empty if the path has none.
         headers: The request's headers.
         query: The request's query parameters.
-        data: The body as received, perhaps gzipped.
+        data: The body as received, possibly gzipped.
         max_bytes: Largest body in bytes, also after it is unpacked.
         has_padding: Whether the settings enable padding in streams.
         default_profile: Profile of a request without the profile header.
@@ -68,7 +68,7 @@ class IncomingRequest:
         try:
             return load(self.data, self.max_bytes)
         except ApiError:
-            # Only a body that cannot be read counts: SDKs send a wrong Content-Encoding with plain JSON.
+            # Only a body that cannot be parsed is an error: some SDKs send a wrong Content-Encoding with plain JSON.
             encoding = self.headers.get("content-encoding", "").strip().lower()
             if self.data and encoding in _UNSUPPORTED_ENCODINGS:
                 raise bad_input(f"the content-encoding {encoding} is not supported: send gzip or no encoding") from None

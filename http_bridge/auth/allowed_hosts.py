@@ -32,7 +32,7 @@ class HostNames:
     """The host names that requests may use."""
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
-        """Accept the names of this machine and those of `allowed`.
+        """Accept the names of this machine and the names in `allowed`.
 
         Args:
             allowed: Names or IP addresses without a port. `.example.com` accepts every name below example.com, `*` any name.
@@ -76,7 +76,8 @@ class AllowedHosts:
         Args:
             app: The application that receives accepted requests.
             names: The names that are accepted.
-            has_tokens: Whether requests need an API token. A page of another site has none, so no name is checked then.
+            has_tokens: Whether requests need an API token. Pages of other sites have no token, so names are not
+                checked then.
             binding_port: Port of the listener of the Worker binding. It never needs a token, so it is always checked.
             open_paths: Paths that are never checked: health probes, which use a pod's or a container's own address and
                 whose answers contain no data.
@@ -122,7 +123,7 @@ def _authorities(scope: Scope) -> list[str]:
 
 
 def _normalized(name: str) -> str:
-    # A final dot marks a name as complete; the name is the same without it.
+    # A final dot marks a fully qualified name. It is removed before names are compared.
     return name.lower().removesuffix(".")
 
 

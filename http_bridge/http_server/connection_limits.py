@@ -90,7 +90,7 @@ class LimitedProtocol(H11Protocol):
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        """Process received bytes; those of a refused connection are ignored."""
+        """Process received bytes; bytes of a refused connection are ignored."""
         if self not in self.shared.lingering:
             super().data_received(data)
             self._update_timers()

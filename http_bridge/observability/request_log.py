@@ -147,7 +147,7 @@ class RequestLogMiddleware:
             await self._app(scope, log.receive, log.send)
         finally:
             log.finish()
-            # The log refers to the connection, which refers to the scope. This breaks the reference cycle, because the
+            # The log refers to the connection, which refers to the scope. The cycle is broken here, because the
             # garbage collector runs rarely.
             del scope["state"][_LOG_KEY]
 

@@ -90,7 +90,7 @@ def _body_path(field: str) -> str:
 
 
 def _too_many_tokens(tokens: str, limit: str) -> ApiError:
-    # Clients parse this sentence, so it mentions the output even if the prompt alone is too long.
+    # Clients parse this message, so it mentions the output even if the prompt alone is too long.
     return ApiError(
         413,
         5021,
@@ -138,7 +138,7 @@ _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
 
 
 def _by_code(code: grpc.StatusCode) -> ApiError:
-    # UNAUTHENTICATED concerns the bridge's own token. The client did nothing wrong.
+    # UNAUTHENTICATED refers to the bridge's own token. The client did not cause the error.
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED):
         return _unavailable()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -95,7 +95,7 @@ class RunBody:
 
 
 class BodyReader:
-    """Reads the bodies of one bridge. Thread-safe. Every method raises ApiError 400/5006 for a wrong field."""
+    """Reads the bodies of one bridge. Thread-safe. Every method raises ApiError 400/5006 for an invalid field."""
 
     def __init__(self, inputs: Inputs) -> None:
         """Compile the schemas of `inputs`."""
@@ -109,7 +109,7 @@ class BodyReader:
         """Return the fields of a body of /ai/run. If it has `messages`, its `prompt` and `raw` are ignored.
 
         Raises:
-            ApiError: 400/5006 with the paths of the first 8 wrong fields, 405/5005 for `lora`.
+            ApiError: 400/5006 with the paths of the first 8 invalid fields, 405/5005 for `lora`.
         """
         has_messages = document.get("messages") is not None
         has_prompt = document.get("prompt") is not None

@@ -25,7 +25,8 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
 
     Args:
         body: The body; its values are in the contract's ranges.
-        profile: API version, which decides the default of `max_tokens` and whether prompt and reply must fit the window.
+        profile: API version, which determines the default of `max_tokens` and whether prompt and reply must fit the
+            window.
         model: Name of the model.
         account: Account of the request; may be empty.
     """

@@ -16,7 +16,8 @@ from http_bridge.errors import ApiError
 
 Schema = Mapping[str, Any]
 
-# A body can have a million wrong fields. The error lists a few of them, and other requests must not wait for the rest.
+# A body can have a million invalid fields. The error lists a few of them, and other requests must not wait for the
+# rest.
 MAX_PROBLEMS = 8
 # jsonschema_rs collects all errors before it returns the first one, so only this many array items are examined.
 _MAX_ITEMS = 4_096
@@ -28,12 +29,12 @@ _LARGEST_NUMBER = 1e300
 
 
 def bad_input(problem: str) -> ApiError:
-    """Return the error for a wrong field or body: 400/5006 with `problem`, a clause without a full stop."""
+    """Return the error for an invalid field or body: 400/5006 with `problem`, a clause without a full stop."""
     return ApiError(400, 5006, f"Bad input: Error: {problem}")
 
 
 def load(data: bytes, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a body. The first bytes decide whether it is gzipped, not the headers.
+    """Return the JSON object of a body. The first bytes determine whether it is gzipped, not the headers.
 
     Raises:
         ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 if it is not a JSON
@@ -78,7 +79,7 @@ class Validator:
         return found
 
     def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:
-        """Return all errors of a small document; for a large one, the first error and those of its beginning."""
+        """Return all errors of a small document; for a large one, the first error and the errors near its beginning."""
         room = iter(range(_MAX_ITEMS))
         errors = list(self._validator.iter_errors(_beginning(document, room)))
         if next(room, None) is not None:

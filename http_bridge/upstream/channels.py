@@ -33,7 +33,7 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.min_reconnect_backoff_ms", 5_000),
     # The servers are in the same network; an HTTP proxy for outgoing traffic must not be used.
     ("grpc.enable_http_proxy", 0),
-    # client.py alone decides about retries.
+    # Only client.py retries calls.
     ("grpc.enable_retries", 0),
 )
 _BALANCING = {

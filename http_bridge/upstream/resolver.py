@@ -70,7 +70,7 @@ def _unresolved(target: str) -> tuple[Address, ...]:
 
 
 def _is_name(target: str) -> bool:
-    """Return True if the target is a name whose addresses can change; those of localhost cannot."""
+    """Return True if the target is a name whose addresses can change. localhost is not such a name."""
     if target.startswith(GRPC_SCHEMES):
         return False
     host = split_address(target)[0]

@@ -44,7 +44,8 @@ class Credentials:
         Args:
             target: The server, in gRPC's notation.
             options: gRPC's channel options.
-            host: Name that the server's certificate must contain unless a setting has one; empty: the target's host.
+            host: Name that the server's certificate must contain unless a setting overrides it; empty: the target's
+                host.
         """
         if host:
             options = (*options, ("grpc.default_authority", host))

@@ -101,7 +101,7 @@ class CpuForward:
     def mixed(self, tokens: DecodeTokens, prompts: PromptTokens) -> Tensor:
         """Compute decoded and prompt tokens in one pass, which reads the weights once.
 
-        Returns the head's inputs, (num_tokens, hidden_size), first those of the decoded tokens.
+        Returns the head's inputs, (num_tokens, hidden_size), with the decoded tokens first.
         """
         return self._run(tokens, prompts).normed[: len(tokens.token_ids) + len(prompts.token_ids)]
 
@@ -265,5 +265,5 @@ def supports_all_passes(decoder: DecoderWeights, block_size: int, cache_dtype: t
 
 
 def _rounded_up(number: int) -> int:
-    """Return the next power of two, at least 8, so that buffers seldom grow. 0 stays 0."""
+    """Return the next power of two, at least 8, so that buffers rarely grow. Returns 0 for 0."""
     return max(8, 1 << (number - 1).bit_length()) if number else 0

@@ -1,6 +1,6 @@
 """Detects which instruction sets this CPU offers. All other modules use this module and no other source.
 
-LLVM's feature names ("avx512f", "amx-int8") decide which instructions the kernels contain. Tile registers (AMX) need the
+LLVM's feature names ("avx512f", "amx-int8") determine the instructions in the kernels. Tile registers (AMX) need the
 operating system's permission as well, which torch requests. Importing this module imports neither torch nor llvmlite.
 """
 
@@ -11,7 +11,7 @@ _AMX_FEATURES = ("amx-tile", "amx-int8", "amx-bf16", "avx512f", "avx512vnni")
 
 @cache
 def llvm_features() -> dict[str, bool]:
-    """Return LLVM's name of every feature of this architecture, with True for those this CPU has.
+    """Return LLVM's name of every feature of this architecture, with True for the features of this CPU.
 
     Raises:
         ImportError: llvmlite is not installed.

@@ -168,7 +168,7 @@ class ModelRunner:
     def mixed(self, tokens: Items[NextToken], pieces: Items[PromptPiece]) -> Tensor:
         """Decode tokens and compute prompt tokens in one pass, which reads the weights once.
 
-        Returns the logits of `decode`, then those of `prefill`, (num_rows, vocab_size) float32.
+        Returns the logits of `decode`, then the logits of `prefill`, (num_rows, vocab_size) float32.
         """
         assert self._cpu_forward is not None
         prompts, wanted = _flattened(pieces)

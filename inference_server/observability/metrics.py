@@ -1,4 +1,4 @@
-"""Prometheus metrics of the server: names, labels and buckets. Does not decide when a value changes.
+"""Prometheus metrics of the server: names, labels and buckets. Other modules change the values.
 
 Every accepted request ends in exactly one of three ways: completed, failed (the client got an error) or cancelled (the
 client cancelled it, or its deadline passed). Accepted minus ended requests are in flight. docs/metrics.md has a table.

@@ -1,4 +1,4 @@
-"""Folders that one process makes and many use: each is complete or does not exist."""
+"""Creates folders atomically: other processes see a complete folder or none."""
 
 import shutil
 import tempfile
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tailrace_shared.config_errors import ConfigurationError
 
-# Making a folder takes minutes at most. An older unfinished one belongs to a process that was killed.
+# Filling a folder takes a few minutes at most. An older unfinished folder belongs to a process that was killed.
 _UNFINISHED_SECONDS = 3600.0
 
 
@@ -17,7 +17,7 @@ _UNFINISHED_SECONDS = 3600.0
 def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, and rename it to `folder` afterwards.
 
-    If another process has made `folder` in the meantime, its result stays. If the body raises, nothing stays.
+    If another process has made `folder` in the meantime, that folder is kept. If the body raises, no folder is created.
 
     Raises:
         ConfigurationError: The parent folder cannot be written; the message names TAILRACE_CACHE_DIR.
@@ -42,7 +42,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
 
 def _remove_unfinished(parent: Path) -> None:
-    """Remove folders of processes that were killed: they may have gigabytes."""
+    """Remove folders of processes that were killed: they may occupy gigabytes."""
     for folder in parent.glob(".*"):
         if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)

@@ -40,7 +40,7 @@ def naming_source(weights: Weights) -> Iterator[None]:
         yield
     except ConfigurationError:
         raise
-    except Exception as error:  # a damaged file makes its reader raise any kind of exception
+    except Exception as error:  # the reader of a damaged file may raise any exception
         logger.debug("loading %s failed", weights, exc_info=True)
         raise ConfigurationError(f"cannot load {weights}: {_first_line(error)}") from error
 
@@ -138,7 +138,7 @@ def _explaining_damage(path: Path) -> Iterator[None]:
 
 
 def _fingerprint(path: Path) -> str:
-    """Return a digest that changes with the file and with the version of transformers, which decides the result's format."""
+    """Return a digest of the file and of transformers' version, which determines the result's format."""
     status = path.stat()
     version = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
     return hashlib.sha256(version.encode()).hexdigest()[:16]

@@ -63,13 +63,13 @@ class PackageModel:
     """A model file inside a wheel, kept in the cache folder."""
 
     def __init__(self, package: str, file: str, cache_dir: Path, *, wheel: ModelWheel | None = None) -> None:
-        """Describe the file without looking for it.
+        """Describe the file without accessing it.
 
         Args:
             package: Import name of the package.
             file: Path of the model file below the package's folder.
             cache_dir: The server's cache folder.
-            wheel: The wheel to download; None: the pinned one of WHEELS.
+            wheel: The wheel to download; None: the pinned wheel in WHEELS.
         """
         self._wheel = wheel or WHEELS[package]
         self._member = f"{package}/{file}"

@@ -4,7 +4,7 @@
     @cloudflare/ai 1.1.0          ?version=2              {"inputs": {…}, "options": {…}}, the reply gzipped without a header
     the Workers runtime           ?version=3              {"inputs": {…}, "options": {…}}, the reply a bare object
 
-The body decides the version, because wrangler's proxy does not always pass the URL on. A header names the model.
+The body determines the version, because wrangler's proxy does not always pass the URL on. A header names the model.
 """
 
 from typing import Any

@@ -26,7 +26,7 @@ class Binding:
     """ASGI application that selects an endpoint by method and path, regardless of the host.
 
     Raises:
-        HTTPException: 404 for an unknown path, 405 for a wrong method.
+        HTTPException: 404 for an unknown path, 405 for an unsupported method.
     """
 
     def __init__(self, endpoints: Mapping[tuple[str, str], ASGIApp]) -> None:

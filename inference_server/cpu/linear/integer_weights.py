@@ -1,4 +1,4 @@
-"""Converts linear weights to integer codes: bitsandbytes' own, those of a GGUF file, or rounded ones for other weights."""
+"""Converts linear weights to integer codes: those of bitsandbytes or a GGUF file, or else by rounding."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -34,8 +34,8 @@ def key(seed: int, position: int) -> int:
 def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     """Return random numbers in (0, 1], float32 of shape (num_rows, n).
 
-    Each number has 32 random bits, of which float32 keeps the first 24 that are not 0. Small numbers, with which a
-    token is selected, therefore have a fine resolution.
+    Each number has 32 random bits, of which float32 keeps the first 24 that are not 0. Small numbers, which decide the
+    sample, therefore have a fine resolution.
 
     Args:
         keys: A key for each row.
@@ -58,8 +58,7 @@ def _uniform(keys: Iterable[int], first: Tensor, second: Tensor) -> Tensor:
     factors = torch.tensor([[_signed32(key), _signed32(key >> 32)] for key in keys], dtype=torch.int32)
     factors = factors.to(first.device)
     # Multilinear hashing (Carter, Wegman: Universal classes of hash functions, 1979) of 64 bits of the token with 64 of
-    # the key produces well-distributed high bits. A round like those of MurmurHash3's finaliser spreads them to all
-    # bits.
+    # the key produces well-distributed high bits. A round as in MurmurHash3's finaliser spreads them to all bits.
     bits = torch.mul(first, factors[:, :1]).addcmul_(second, factors[:, 1:])
     shifted = bits >> 16
     bits.add_(shifted).mul_(_FACTOR_32)

@@ -22,7 +22,7 @@ _SHORTLIST = 256
 _PIECE = 256
 # The same when searching for the shortlist.
 _SMALL_PIECE = 32
-# Pieces that are searched for the winner first. It is almost always in one of these.
+# Number of pieces that are searched first. The sampled token is almost always in one of them.
 _NUM_PIECES = 8
 # Logits that are processed together on a CPU, so that intermediate results stay in the core's cache.
 _CACHED_LOGITS = 65_536

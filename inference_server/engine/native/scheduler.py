@@ -64,7 +64,7 @@ class StepPlan:
         return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
 
 
-# Steps with enough memory after which one more sequence may run again.
+# Number of steps with enough memory after which one more sequence may run.
 _STEPS_TO_RECOVER = 64
 
 
@@ -137,7 +137,7 @@ class Scheduler:
         return StepPlan(admitted, self._prefill_chunks(len(decode)), decode)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
-        """Preempt sequences with which memory ran out. From now on half as many run, with the smallest prompt chunks.
+        """Preempt sequences after memory ran out. From now on half as many run, with the smallest prompt chunks.
 
         Returns False, without a change, if a single sequence already ran alone.
         """
@@ -166,7 +166,7 @@ class Scheduler:
                 self._pool.register(seq.block_ids[index], keys[index])
 
     def _may_register(self, seq: Sequence) -> bool:
-        # Decoding and prefilling round differently, so decoded blocks differ from those that a prompt would compute.
+        # Decoding and prefilling round differently, so decoded blocks differ from blocks that a prompt would compute.
         return not self._policy.batch_invariant or seq.num_computed <= seq.num_prompt_tokens
 
     def _allocate_next_blocks(self) -> None:

@@ -193,7 +193,7 @@ class StepLoop:
         return plan.decode
 
     def _prefilled(self, plan: StepPlan) -> list[Sequence]:
-        """Record the computed tokens. Returns the sequences of the rows of logits: those with a complete prompt."""
+        """Record the computed tokens. Returns the sequences of the rows of logits, which have a complete prompt."""
         for chunk in plan.prefill:
             self._scheduler.computed(chunk.seq, chunk.end)
         return [chunk.seq for chunk in plan.prefill if chunk.is_last]

@@ -55,8 +55,8 @@ def ints_at(builder: Any, address: Any) -> Any:
 def finish(has_digits: bool) -> Any:
     """Return the function that scales the sums of `count` rows of a panel, adds the bias, and writes the result.
 
-    result = row_scale * (scale * sum) + bias. If `has_digits`, sums are (row, 32 outputs) int32, those of the low digits
-    ROWS rows after those of the high digits. Otherwise they are float32 and contain the scale already.
+    result = row_scale * (scale * sum) + bias. If `has_digits`, sums are (row, 32 outputs) int32: the sums of the low
+    digits are ROWS rows after the sums of the high digits. Otherwise sums are float32 and already scaled.
     """
 
     @intrinsic_of(types.void, *[types.int64] * 7)

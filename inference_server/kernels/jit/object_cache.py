@@ -1,4 +1,4 @@
-"""Keeps the kernels' machine code in files: numba compiles a kernel once, later starts load it with llvmlite alone.
+"""Keeps the kernels' machine code in files: numba compiles a kernel once, later starts load it with llvmlite only.
 
 numba has its own cache. Using it takes most of a second at every start, because numba has to be imported and its
 tables of types filled. It also does not detect a change in a function that a kernel calls.
@@ -84,7 +84,7 @@ def _write(path: Path, code: bytes) -> None:
 
 @cache
 def _machine() -> Any:
-    """Return LLVM's description of this CPU, set up as numba does: code that may be loaded at any address."""
+    """Return LLVM's target machine of this CPU, configured as in numba: for position-independent code."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     target = binding.Target.from_triple(binding.get_process_triple())

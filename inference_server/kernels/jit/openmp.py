@@ -2,7 +2,7 @@
 
 On Linux, torch's threads belong to GNU's OpenMP library, whose GOMP_parallel calls a C function once on each of them.
 The process may contain other copies of that library with separate threads; only the copy that torch is linked with is
-used. On systems without it (macOS, Windows), kernels run on the calling thread alone.
+used. On systems without it (macOS, Windows), kernels run on the calling thread only.
 """
 
 import ctypes

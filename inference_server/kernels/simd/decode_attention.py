@@ -172,7 +172,7 @@ def _finish_item(outputs, state, target, group, width, is_bf16):
 
 @helper
 def _start_item(source, queries, outputs, state, group, width, value_width, scaling, is_bf16):
-    """Write the queries of one item as scaled float32, and set outputs and state to those of no keys."""
+    """Write the queries of one item as scaled float32, and initialise outputs and state."""
     _scale_queries(source, queries, group * width, scaling, is_bf16)
     _clear(outputs, group * value_width, False)
     for head in range(group):

@@ -15,7 +15,7 @@ def tracing_from_environment() -> NullTracing:
     """Return tracing with export if the environment has an OTLP endpoint, else tracing that does nothing.
 
     Raises:
-        ConfigurationError: OpenTelemetry is not installed, or its variables are wrong.
+        ConfigurationError: OpenTelemetry is not installed, or its variables are invalid.
     """
     return otlp.tracing_from_environment(NullTracing, OtlpTracing, extra="server")
 
