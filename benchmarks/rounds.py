@@ -44,7 +44,7 @@ class Results:
         self.figures.setdefault(peer, {}).setdefault(case, []).append(figures)
 
     def fail(self, peer: str, case: str, reason: str) -> None:
-        """Add a reason, without folders of this machine, because results are published."""
+        """Record a failure. Local paths are removed, because results are published."""
         reason = reason.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
         reasons = self.failures.setdefault(peer, {}).setdefault(case, [])
         if reason not in reasons:

@@ -183,7 +183,7 @@ class TextStream(Protocol):
     """Converter from token ids to text deltas (text/detokenizer.py)."""
 
     def push(self, token_id: int) -> str:
-        """Return the text that became certain with this token; often empty."""
+        """Return the text that is final after this token; often empty."""
 
     def finish(self) -> str:
         """Return the rest of the text."""

@@ -72,7 +72,7 @@ SETTINGS = (
     "STREAM_PADDING",
     "WRITE_TIMEOUT_SECONDS",
 )
-# Variables of other readers: the command and the examples, by the compose files, and by the tests.
+# Variables that the command, the examples, the compose files or the tests read.
 OTHERS = (
     "URL",
     "TOKEN",

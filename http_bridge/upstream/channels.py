@@ -40,7 +40,7 @@ _BALANCING = {
     "loadBalancingConfig": [
         {
             "weighted_round_robin": {
-                # Load reports with replies arrive at their ends, which is too late for long replies.
+                # Load reports inside replies arrive at the end of each reply, which is too late for long replies.
                 "enableOobLoadReport": True,
                 "oobReportingPeriod": "0.5s",
                 "weightUpdatePeriod": "0.5s",

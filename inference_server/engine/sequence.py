@@ -93,7 +93,7 @@ class Sequence:
             now: Time at which the token was sampled.
 
         Returns:
-            The text that became certain with it, and the finish reason if the reply ends here.
+            The text that is final after it, and the finish reason if the reply ends here.
         """
         self.first_token = self.first_token or now
         self.last_token = now

@@ -66,7 +66,7 @@ class DecodeGraphs:
     """The recordings for 1, 2, 4, 8, … rows, each made when it is first needed."""
 
     def __init__(self, forward: Forward, cache: KVCache, *, max_blocks: int, invariant_rows: int | None) -> None:
-        """Record nothing yet.
+        """Start without recordings.
 
         Args:
             forward: Runs a decode pass.

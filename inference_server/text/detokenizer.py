@@ -42,7 +42,7 @@ class Detokenizer:
         self._known_text = decode(self._ids) if self._ids else ""
 
     def push(self, token_id: int) -> str:
-        """Append a token. Returns the text that became certain with it; often empty."""
+        """Append a token. Returns the text that is now final; often empty."""
         self._ids.append(token_id)
         text = self._decode(self._ids)
         if text.endswith(_REPLACEMENT) and self._num_held < _MAX_HELD_TOKENS:

@@ -71,7 +71,7 @@ class CallParser:
         self.num_calls = 0
 
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
-        """Append text of the reply. Returns the text and the calls that became certain with it."""
+        """Append text of the reply. Returns the text and the calls that are final after it."""
         self._held += text
         if self._format == "llama3" and not self.num_calls and self._may_be_bare_call():
             return "", ()

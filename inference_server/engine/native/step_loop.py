@@ -55,7 +55,7 @@ class StepLoop:
     """Executor of step plans.
 
     Attributes:
-        step_tokens: Tokens computed in each step that had any.
+        step_tokens: Tokens computed in each step, without empty steps.
     """
 
     def __init__(
