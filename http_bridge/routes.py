@@ -64,7 +64,7 @@ class BindingListener(BaseRoute):
 
 
 class _NameConvertor(PathConvertor):
-    """The rest of a path, line ends included: they make the model's name invalid, not the route."""
+    """The rest of a path, including line ends: they make the model's name invalid, not the route."""
 
     regex = r"[\s\S]*"
 

@@ -145,7 +145,7 @@ class Started:
 
     prompt_tokens: int
     seed: int
-    admission_position: int = 1  # requests admitted since this one arrived, itself included
+    admission_position: int = 1  # requests admitted since this one arrived, including itself
 
 
 @dataclass(frozen=True, slots=True)

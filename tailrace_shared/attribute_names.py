@@ -37,7 +37,7 @@ INPUT_MESSAGES = "gen_ai.input.messages"
 OUTPUT_MESSAGES = "gen_ai.output.messages"
 
 # No convention covers the following. The spans of phases do not use gen_ai.usage.*, which viewers would count twice.
-ADMISSION_POSITION = "tailrace.admission_position"  # admissions since the request arrived, its own included
+ADMISSION_POSITION = "tailrace.admission_position"  # admissions since the request arrived, including its own
 PROMPT_TOKENS = "tailrace.prompt_tokens"
 CACHED_PROMPT_TOKENS = "tailrace.cached_tokens"
 COMPLETION_TOKENS = "tailrace.completion_tokens"

@@ -141,7 +141,7 @@ class _Body:
     def __init__(self, *, is_chunked: bool) -> None:
         self._is_chunked = is_chunked
         self._waiting = b""
-        self._left = 0  # bytes of the chunk that have not arrived yet, its line end included
+        self._left = 0  # bytes of the chunk that have not arrived yet, including its line end
 
     def feed(self, data: bytes) -> bytes:
         if not self._is_chunked:

@@ -41,7 +41,7 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)  # KV cache blocks, in token order
     block_keys: BlockKeys = field(init=False)  # set by the native scheduler
     num_admitted_before: int = 0  # requests admitted before this one arrived
-    admission_position: int = 0  # requests admitted since this one arrived, itself included
+    admission_position: int = 0  # requests admitted since this one arrived, including itself
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_cached_tokens: int = 0
     prefill_end: int = field(init=False)  # tokens to compute before the next one can be sampled
@@ -68,7 +68,7 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        """True until all tokens before the next one are computed: the prompt, after a preemption the reply too."""
+        """True until all tokens before the next one are computed: the prompt, and after a preemption also the reply."""
         return self.num_computed < self.prefill_end
 
     @property

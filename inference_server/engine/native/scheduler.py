@@ -38,7 +38,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Tokens `start` to `end` (exclusive) of one sequence: of its prompt, after a preemption of its reply too."""
+    """Tokens `start` to `end` (exclusive) of one sequence.
+
+    They are prompt tokens, and after a preemption also reply tokens.
+    """
 
     seq: Sequence
     start: int

@@ -44,7 +44,8 @@ def engine_arguments(
         settings: Settings of the server.
 
     Raises:
-        UnsupportedModel: vLLM does not support the precision or a setting, or the catalog must not set an argument.
+        UnsupportedModel: vLLM does not support the precision or a setting, or the catalog sets an argument that it
+            must not set.
     """
     if precision not in _DTYPES:
         raise UnsupportedModel(
