@@ -142,3 +142,8 @@ class GenerationFailed(TailraceError):
 
 class UnsupportedModel(ConfigurationError):
     """The model, or its catalog entry, needs a feature that its engine does not have. The message names the feature."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its class if it has no message."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -42,12 +42,12 @@ class Range:
     def __str__(self) -> str:
         """Describe the interval as an error message does: "0 to 5", "above 0, at most 2", "at least 1"."""
         if self.minimum is None:
-            return "any number" if self.maximum is None else f"at most {self.maximum:.10g}"
+            return "any number" if self.maximum is None else f"at most {self.maximum}"
         if self.maximum is None:
-            return f"above {self.minimum:.10g}" if self.is_above else f"at least {self.minimum:.10g}"
+            return f"above {self.minimum}" if self.is_above else f"at least {self.minimum}"
         if self.is_above:
-            return f"above {self.minimum:.10g}, at most {self.maximum:.10g}"
-        return f"{self.minimum:.10g} to {self.maximum:.10g}"
+            return f"above {self.minimum}, at most {self.maximum}"
+        return f"{self.minimum} to {self.maximum}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

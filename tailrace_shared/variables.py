@@ -89,6 +89,8 @@ KNOWN = tuple(PREFIX + name for name in (*SETTINGS, *OTHERS))
 # Kubernetes and Docker links add these for a service whose name begins with "tailrace".
 _LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 _PROTECTS = re.compile(r"TOKEN|TLS|KEY|SECRET|PASSWORD|AUTH|CERT|ALLOWED")
+# Settings that count tokens of text, not API tokens.
+_COUNTS = re.compile(r"CACHE|PREFI|WAITING|CONTROL")
 _MIN_SIMILARITY = 0.6
 
 
@@ -107,7 +109,7 @@ class UnknownVariable:
     @property
     def is_protective(self) -> bool:
         """True if the variable was probably meant to protect the services: starting without it would leave them open."""
-        return _PROTECTS.search(self.name) is not None
+        return _PROTECTS.search(self.name) is not None and _COUNTS.search(self.name) is None
 
     def __str__(self) -> str:
         """Describe the variable in one sentence without a final period."""

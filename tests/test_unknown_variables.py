@@ -51,6 +51,11 @@ def test_a_misspelt_setting_is_a_warning_without_its_value(caplog):
     assert "TAILRACE_PROFILE" in record.message and "2026" not in record.message
 
 
+def test_a_misspelt_count_of_tokens_is_a_warning(caplog):
+    check_variables(logger, {"TAILRACE_KV_CACHE_TOKEN": "4096"})
+    assert "TAILRACE_KV_CACHE_TOKENS" in caplog.text
+
+
 def test_a_misspelt_protective_setting_stops_the_start():
     with pytest.raises(ConfigurationError, match="did you mean TAILRACE_API_TOKENS") as caught:
         check_variables(logger, {"TAILRACE_API_TOKEN": "secret"})

@@ -16,6 +16,8 @@ from prometheus_client import (
     start_http_server,
 )
 
+_REQUESTS_HELP = "Requests by the status of their response; 499: the client disconnected before the response"
+
 _DURATION = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 _FIRST_EVENT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 
@@ -28,22 +30,18 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        Info("tailrace_build", "Version of Tailrace", registry=registry).info({"version": _version()})
-        self.requests = Counter(
-            "tailrace_http_requests", "Requests by the status of their answer", ["route", "status"], registry=registry
-        )
+        Info("tailrace_build", "Version of the bridge; the value is 1", registry=registry).info({"version": _version()})
+        self.requests = Counter("tailrace_http_requests", _REQUESTS_HELP, ["route", "status"], registry=registry)
         self.clients_gone = Counter(
             "tailrace_http_clients_gone",
-            "Clients that disconnected before their answer was complete",
+            "Clients that disconnected before their response was complete",
             ["route"],
             registry=registry,
         )
-        self.in_flight = Gauge(
-            "tailrace_http_requests_in_flight", "Requests that are being answered", ["route"], registry=registry
-        )
+        self.in_flight = Gauge("tailrace_http_requests_in_flight", "Requests in progress", ["route"], registry=registry)
         self.duration = Histogram(
             "tailrace_http_request_duration_seconds",
-            "From the headers of a request to the end of its answer",
+            "From the headers of a request to the end of its response",
             ["route"],
             buckets=_DURATION,
             registry=registry,
@@ -55,13 +53,13 @@ class Metrics:
             buckets=_FIRST_EVENT,
             registry=registry,
         )
-        self.connections = Gauge("tailrace_http_connections", "Open connections", registry=registry)
+        self.connections = Gauge("tailrace_http_connections", "Open connections, idle ones included", registry=registry)
         self.connections_refused = Counter(
-            "tailrace_http_connections_refused", "Connections refused because of the limit", registry=registry
+            "tailrace_http_connections_refused", "Connections beyond the limit, answered with 503", registry=registry
         )
         self.servers = Gauge(
             "tailrace_upstream_servers",
-            "Inference servers by the state that they report",
+            "Inference servers by the state that they report: serving, not_serving",
             ["state"],
             registry=registry,
         )

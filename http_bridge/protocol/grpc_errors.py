@@ -118,8 +118,10 @@ def _unavailable() -> ApiError:
     return ApiError(503, 7009, "Upstream service unavailable")
 
 
-def _still_loading(model: str) -> ApiError:
-    sentence = f"The inference server is still loading the model {model}; please try again in a few seconds."
+def _not_ready(model: str) -> ApiError:
+    sentence = (
+        f"The model {model} is not ready: it is still loading or does not respond. Please try again in a few seconds."
+    )
     return ApiError(503, 7009, sentence, retry_after_seconds=_LOADING_RETRY_SECONDS)
 
 
@@ -132,7 +134,7 @@ _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
     "RATE_LIMITED": lambda details, model: ApiError(429, 3021, "rate limiting: inference request per min rate reached"),
     "CLIENT_TOO_SLOW": lambda details, model: request_timeout(),
     "SERVER_STOPPING": lambda details, model: _unavailable(),
-    "MODEL_NOT_READY": lambda details, model: _still_loading(model),
+    "MODEL_NOT_READY": lambda details, model: _not_ready(model),
     "GENERATION_FAILED": lambda details, model: ApiError(500, 3000, "The model failed while generating this reply."),
 }
 

@@ -26,6 +26,7 @@ MAX_DEPTH = 128
 _GZIP_MAGIC = b"\x1f\x8b"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGEST_NUMBER = 1e300
+_MAX_DIGITS = 20  # of -2**63, with its sign, and of 2**64 - 1
 
 
 def bad_input(problem: str) -> ApiError:
@@ -220,7 +221,7 @@ def _refuse_constant(name: str) -> Never:
 
 def _parse_integer(digits: str) -> int | float:
     # int() raises its own error for thousands of digits. As a float, such a number fails the check of its range instead.
-    return int(digits) if len(digits) <= 18 else _parse_float(digits)
+    return int(digits) if len(digits) <= _MAX_DIGITS else _parse_float(digits)
 
 
 def _parse_float(digits: str) -> float:

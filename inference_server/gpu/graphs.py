@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference_server.attention.kv_cache import KVCache
 from inference_server.attention.paged import DecodeBatch, decode_inputs
+from inference_server.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class DecodeGraphs:
             try:
                 self._recordings[num_rows] = _Recording(self._forward, self._cache, num_rows, self._max_blocks)
             except RuntimeError as error:
-                logger.warning("decoding runs without CUDA graphs: %s", str(error).splitlines()[0])
+                logger.warning("decoding runs without CUDA graphs: %s", first_line(error))
                 self._is_off = True
         recording = self._recordings.get(num_rows)
         return None if recording is None else recording.replay(token_ids, positions, block_ids)

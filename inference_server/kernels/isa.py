@@ -76,6 +76,8 @@ def amx_obstacle() -> str | None:
         missing = [name for name in _AMX_FEATURES if not llvm_features().get(name)]
     except ImportError:
         return "llvmlite, which compiles the kernels, is not installed"
+    except (OSError, RuntimeError) as error:  # its library cannot be loaded, or it does not support this system
+        return f"llvmlite, which compiles the kernels, cannot be used ({error})"
     if missing:
         return f"the compiler does not find {', '.join(missing)} on this CPU"
     if not torch.cpu._init_amx():

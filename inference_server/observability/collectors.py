@@ -23,11 +23,15 @@ _Numbers = tuple[tuple[str, str, "Callable[[BaseEngine], float]"], ...]
 _GAUGES: _Numbers = (
     ("requests_running", "Sequences that have a slot", lambda engine: engine.num_running),
     ("requests_waiting", "Requests that wait for a slot", lambda engine: engine.num_waiting),
-    ("slots", "Sequences that can run together; fewer after memory ran out", lambda engine: engine.num_slots),
-    ("kv_blocks_in_use", "KV cache blocks in use by sequences", lambda engine: engine.num_blocks_in_use),
+    (
+        "slots",
+        "Sequences that can run together; temporarily fewer after memory ran out",
+        lambda engine: engine.num_slots,
+    ),
+    ("kv_blocks_in_use", "Blocks of the KV cache that sequences hold", lambda engine: engine.num_blocks_in_use),
     (
         "kv_cache_usage_ratio",
-        "Share of the KV cache blocks in use by sequences, 0 to 1",
+        "Share of the KV cache's blocks that sequences hold, 0 to 1",
         lambda engine: engine.num_blocks_in_use / engine.num_blocks,
     ),
 )
@@ -44,7 +48,7 @@ _COUNTERS: _Numbers = (
     ),
     (
         "preemptions",
-        "Sequences that were preempted because blocks or memory ran out",
+        "Sequences preempted because blocks or memory ran out",
         lambda engine: engine.totals.preemptions,
     ),
 )

@@ -28,6 +28,19 @@ UNKNOWN_MODEL = "unknown"
 # Largest number of accounts with separate series. Clients choose the names, so the number must be limited.
 MAX_ACCOUNTS = 100
 
+_ENDED_HELP = (
+    "Accepted requests by their end: completed, failed (the client received an error), cancelled (the client disconnected, or "
+    "its deadline passed)"
+)
+_REFUSED_HELP = (
+    "Refused requests by the reason in the contract's ErrorInfo, or cancelled: the client disconnected before acceptance. A "
+    "model that is not in the catalog is unknown"
+)
+_GAPS_HELP = (
+    "Time from one token of a reply to the next, one value for each; tokens sent together count with equal gaps"
+)
+_QUEUE_TIME_HELP = "Time from acceptance to the slot, or to the end of a request that ended before"
+
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _BETWEEN_TOKENS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.05, 0.075),
@@ -49,22 +62,27 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        Info("tailrace_build", "Version of the server", registry=self.registry).info({"version": _version()})
+        Info("tailrace_build", "Version of the server; the value is 1", registry=self.registry).info(
+            {"version": _version()}
+        )
         self._accounts: set[str] = set()
         self._histograms: list[Histogram] = []
         self.accepted = self._counter("requests_accepted", "Requests accepted", "model")
-        self.ended = self._counter("requests_ended", "Accepted requests by outcome", "model", "end")
+        self.ended = self._counter("requests_ended", _ENDED_HELP, "model", "end")
         self.finished = self._counter(
-            "requests_finished", "Completed requests by finish reason", "model", "finish_reason"
+            "requests_finished",
+            "Completed requests by finish reason: stop, length, time_limit, tool_calls",
+            "model",
+            "finish_reason",
         )
-        self.refused = self._counter("requests_refused", "Rejected requests by reason", "model", "reason")
+        self.refused = self._counter("requests_refused", _REFUSED_HELP, "model", "reason")
         self.prompt_tokens = self._counter(
             "prompt_tokens", "Prompt tokens of requests that got a slot", "model", "account"
         )
-        self.generation_tokens = LabeledCounters("tailrace_generation_tokens", "Tokens generated")
-        self.token_gaps = LabeledHistograms(
-            "tailrace_inter_token_latency_seconds", "Time from one token of a reply to the next", _BETWEEN_TOKENS
+        self.generation_tokens = LabeledCounters(
+            "tailrace_generation_tokens", "Tokens generated, counted as they are sent"
         )
+        self.token_gaps = LabeledHistograms("tailrace_inter_token_latency_seconds", _GAPS_HELP, _BETWEEN_TOKENS)
         self.registry.register(self.generation_tokens)
         self.registry.register(self.token_gaps)
         self._add_histograms()
@@ -76,9 +94,7 @@ class Metrics:
         self.latency = self._histogram(
             "e2e_request_latency_seconds", "Time from the arrival of a completed request to its end", _SECONDS
         )
-        self.queue_time = self._histogram(
-            "request_queue_time_seconds", "Time that a request waited for a slot", _SECONDS
-        )
+        self.queue_time = self._histogram("request_queue_time_seconds", _QUEUE_TIME_HELP, _SECONDS)
         self.prefill_time = self._histogram(
             "request_prefill_time_seconds", "Time from the slot to the first token", _SECONDS
         )

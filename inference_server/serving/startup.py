@@ -14,7 +14,7 @@ import torch
 
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.spec import EngineBuilder, EngineKey, EngineModel, EngineSpec
-from inference_server.errors import TailraceError, UnsupportedModel
+from inference_server.errors import TailraceError, UnsupportedModel, first_line
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.precision import choose_device, resolve_precision
 from inference_server.progress import progress
@@ -66,7 +66,7 @@ async def load_all(
         except (RuntimeError, MemoryError) as error:
             logger.debug("loading %s failed", key.weights, exc_info=True)
             raise ConfigurationError(
-                f"{group[0].name} ({key.weights}) cannot be served: {str(error).splitlines()[0] or 'out of memory'}; "
+                f"{group[0].name} ({key.weights}) cannot be served: {first_line(error)}; "
                 "if memory is short, lower TAILRACE_MAX_RUNNING_SEQS or TAILRACE_KV_CACHE_TOKENS"
             ) from error
     return {entry.name: hosted[entry.name] for entry in entries}

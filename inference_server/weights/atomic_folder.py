@@ -1,5 +1,6 @@
 """Creates folders atomically: other processes see a complete folder or none."""
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -44,5 +45,6 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 def _remove_unfinished(parent: Path) -> None:
     """Remove folders of processes that were killed: they may occupy gigabytes."""
     for folder in parent.glob(".*"):
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process has renamed or removed it in the meantime
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

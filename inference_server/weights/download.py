@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from inference_server.errors import first_line
 from inference_server.progress import progress
 from inference_server.weights.atomic_folder import atomic_directory
 from inference_server.weights.package_model import PackageModel
@@ -42,7 +43,7 @@ def naming_source(weights: Weights) -> Iterator[None]:
         raise
     except Exception as error:  # the reader of a damaged file may raise any exception
         logger.debug("loading %s failed", weights, exc_info=True)
-        raise ConfigurationError(f"cannot load {weights}: {_first_line(error)}") from error
+        raise ConfigurationError(f"cannot load {weights}: {first_line(error)}") from error
 
 
 def local_folder(weights: Weights, cache_dir: Path) -> Path:
@@ -89,7 +90,7 @@ def _download_from_hub(hub_id: str, revision: str | None) -> Path:
         ) from None
     except Exception as error:  # the HTTP client's exceptions have no common class, and they change between releases
         logger.debug("downloading %s failed", hub_id, exc_info=True)
-        raise ConfigurationError(f"downloading {hub_id} failed: {_first_line(error)}") from None
+        raise ConfigurationError(f"downloading {hub_id} failed: {first_line(error)}") from None
 
 
 def _convert_gguf(path: Path, cache_dir: Path) -> Path:
@@ -132,7 +133,7 @@ def _explaining_damage(path: Path) -> Iterator[None]:
             GGUFReader(path)
         except Exception as damage:  # the reader does not define its own exception class
             raise ConfigurationError(
-                f"cannot load {path.name}: the file is cut or is not a GGUF file ({_first_line(damage)}): download it again"
+                f"cannot load {path.name}: the file is cut or is not a GGUF file ({first_line(damage)}): download it again"
             ) from None
         raise
 
@@ -142,7 +143,3 @@ def _fingerprint(path: Path) -> str:
     status = path.stat()
     version = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
     return hashlib.sha256(version.encode()).hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

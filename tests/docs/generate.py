@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tailrace_shared.request_fields import SAMPLING_FIELDS
-from tests.docs import errors, settings
+from tests.docs import errors, metrics, settings
 from tests.support.processes import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,6 +58,8 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings.tables),
     "http errors": ("docs/errors.md", errors.http_table),
     "grpc errors": ("docs/errors.md", errors.grpc_table),
+    "server metrics": ("docs/metrics.md", metrics.server_table),
+    "bridge metrics": ("docs/metrics.md", metrics.bridge_table),
     "sampling": ("docs/rest-api.md", sampling),
     "performance": ("README.md", performance),
 }

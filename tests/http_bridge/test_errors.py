@@ -22,7 +22,8 @@ TOO_LONG = (
     "The estimated number of input and maximum output tokens (2049) exceeded this model context window limit (2048)."
 )
 LOADING = (
-    "The inference server is still loading the model @cf/meta/llama-2-7b-chat-int8; please try again in a few seconds."
+    "The model @cf/meta/llama-2-7b-chat-int8 is not ready: it is still loading or does not respond. "
+    "Please try again in a few seconds."
 )
 INTERNAL = "Internal error; the log of the server has the cause under this request id."
 ROWS = [

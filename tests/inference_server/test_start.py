@@ -49,6 +49,20 @@ async def test_weights_that_compute_nan_stop_the_start_in_one_sentence(tiny_mode
             pass
 
 
+class NoMemory:
+    """Builder of an engine whose model does not fit into the memory."""
+
+    @staticmethod
+    def load(key, device, settings):
+        raise MemoryError
+
+
+async def test_an_error_without_a_message_is_named(tiny_model):
+    with pytest.raises(ConfigurationError, match="cannot be served: MemoryError; if memory is short, lower"):
+        async with hosting(entry(tiny_model("llama-2")), builder=NoMemory):
+            pass
+
+
 async def test_chunked_attention_is_refused_by_name(tmp_path):
     config = Llama4TextConfig(
         **SIZES, intermediate_size_mlp=64, head_dim=16, num_local_experts=2, attention_chunk_size=24

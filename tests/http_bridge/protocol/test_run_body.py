@@ -70,6 +70,25 @@ def test_huge_numbers_are_refused_like_others(name, digits):
         parse_body(b'{"prompt":"hi","%s":%s}' % (name, digits))
 
 
+@pytest.mark.parametrize("seed", [10**18 + 1, 2**63 - 1, -(10**18) - 1, -(2**63)])
+def test_long_seeds_of_openai_keep_all_digits(seed):
+    data = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"seed":%d}' % seed
+    assert BODIES.chat(load(data, 10_000)).sampling["seed"] == seed % 2**64
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64, -(2**63) - 1, -(2**64)])
+def test_seeds_beyond_the_range_of_openai_are_refused(seed):
+    data = b'{"model":"m","prompt":"hi","seed":%d}' % seed
+    with pytest.raises(ApiError, match="'/seed' must be "):
+        BODIES.completion(load(data, 10_000))
+
+
+def test_long_integers_in_tool_arguments_keep_all_digits():
+    call = {"name": "f", "arguments": {"id": 12345678901234567890}}
+    turns = parse(messages=[{"role": "assistant", "tool_calls": [call]}]).turns
+    assert turns[0].tool_calls[0].arguments == '{"id": 12345678901234567890}'
+
+
 def test_null_is_absent_and_unknown_keys_are_ignored():
     names = ["messages", "raw", "stream", "max_tokens", "temperature", "top_k", "seed", "stop", "options"]
     assert parse(prompt="hi", **dict.fromkeys(names), model="x", tool_choice=1, lora=None) == parse(prompt="hi")
