@@ -107,7 +107,7 @@ check: install check-proto docs ## Format, lint, types, import rules, contract, 
 docs: install ## Build the documentation into build/site
 	$(BIN)/properdocs build --quiet --strict --config-file mkdocs.yml
 
-docs-generate: install ## Write the generated pages of docs/ (settings, errors, metrics) again
+docs-generate: install ## Write the generated tables: settings, errors, sampling parameters, README figures
 	$(BIN)/python -m tests.docs.generate
 
 format: install ## Rewrite the code in the project's format

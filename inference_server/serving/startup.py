@@ -18,8 +18,8 @@ from inference_server.errors import TailraceError, UnsupportedModel, first_line
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.precision import choose_device, resolve_precision
 from inference_server.progress import progress
-from inference_server.serving.catalog import CatalogEntry, EngineName, builtin_template
-from inference_server.serving.engine_factory import BUILDERS
+from inference_server.serving.catalog import CatalogEntry, builtin_template
+from inference_server.serving.engine_factory import BUILDERS, EngineName, GetBuilder
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings
 from inference_server.text.grammar import Grammars
@@ -35,7 +35,7 @@ async def load_all(
     entries: list[CatalogEntry],
     settings: Settings,
     on_broken: Callable[[], None],
-    builders: Mapping[EngineName, EngineBuilder[Any]] = BUILDERS,
+    builders: Mapping[EngineName, GetBuilder] = BUILDERS,
 ) -> dict[str, HostedModel]:
     """Load every entry, start the engines, and generate a few tokens with each engine.
 
@@ -43,7 +43,7 @@ async def load_all(
         entries: The catalog's entries.
         settings: The server's settings.
         on_broken: Called when an engine has failed and cannot continue.
-        builders: Builder of each engine; tests replace them.
+        builders: Returns the builder of each engine; tests replace them.
 
     Returns:
         The loaded models by name, in the order of `entries`.
@@ -59,7 +59,8 @@ async def load_all(
     for number, (key, group) in enumerate(groups.items()):
         share = 1 / (len(groups) - number)
         try:
-            for model in await _load_group(builders[group[0].engine], group, settings, device, share, on_broken):
+            builder = await in_daemon_thread(builders[group[0].engine])
+            for model in await _load_group(builder, group, settings, device, share, on_broken):
                 hosted[model.entry.name] = model
         except (UnsupportedModel, TailraceError) as error:
             raise ConfigurationError(f"{group[0].name} ({key.weights}) cannot be served: {error}") from error

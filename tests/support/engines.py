@@ -50,7 +50,7 @@ async def hosting(
     *entries: CatalogEntry, builder: EngineBuilder[PreparedModel] = native, **settings: object
 ) -> AsyncIterator[dict[str, HostedModel]]:
     """Load the entries' models with running engines. Stops them at the end."""
-    builders = {"tailrace": builder}
+    builders = {"tailrace": lambda: builder}
     models = await load_all(list(entries), Settings(device="cpu", **settings), lambda: None, builders)
     try:
         yield models
