@@ -33,7 +33,7 @@ LONGEST_PAUSE_SECONDS = 5.0
 
 # The server's log at an admission: the number of admissions since the request's arrival, itself included. With all slots
 # in use, it is the number of the freed slot that the request got.
-ADMITTED = re.compile(r"admitted (?P<id>\S+) account '(?P<account>\S*)', turn (?P<turn>\d+)$", re.MULTILINE)
+ADMITTED = re.compile(r"admitted (?P<id>\S+) account '(?P<account>\S*)', position (?P<position>\d+)$", re.MULTILINE)
 LATEST_POSITION = 2
 # Ratio of times to the first token: under load to those with eight busy slots and an empty queue.
 MOST_MEDIAN_RATIO, MOST_WORST_RATIO = 2.0, 5.0
