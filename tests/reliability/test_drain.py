@@ -17,7 +17,8 @@ from tests.support.servers import chat
 
 pytestmark = pytest.mark.reliability
 
-NUM_STREAMS = 16  # twice as many as there are slots
+NUM_SLOTS = 8
+NUM_STREAMS = 16
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 # The tiny model's greedy replies end only at max_tokens.
 MIDDLING = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 400}
@@ -26,12 +27,19 @@ ENDLESS = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 40
 SLACK_SECONDS = 3.0
 
 
+async def _open(body: dict[str, object], stack: Stack, count: int) -> list[Exchange]:
+    exchanges = [await Exchange.run(stack.http_address, body) for _ in range(count)]
+    await asyncio.gather(*(exchange.read_head() for exchange in exchanges))
+    return exchanges
+
+
 @asynccontextmanager
 async def streams(stack: Stack, body: dict[str, object]) -> AsyncIterator[list[Exchange]]:
     """Open all streams. Yields when all are accepted, and as many as there are slots have begun."""
-    exchanges = [await Exchange.run(stack.http_address, body) for _ in range(NUM_STREAMS)]
-    await asyncio.gather(*(exchange.read_head() for exchange in exchanges))
-    await asyncio.gather(*(exchange.read_events(1) for exchange in exchanges[:8]))
+    # The others follow when the slots are taken: else one of them might be admitted first, and hold a slot to its end.
+    running = await _open(body, stack, NUM_SLOTS)
+    await asyncio.gather(*(exchange.read_events(1) for exchange in running))
+    exchanges = [*running, *await _open(body, stack, NUM_STREAMS - NUM_SLOTS)]
     yield exchanges
     for exchange in exchanges:
         exchange.leave()
