@@ -1,6 +1,6 @@
 """The command `tailrace serve`: starts both services as processes and prints a curl command once both are ready.
 
-Ctrl-C and SIGTERM stop both. The bridge stops first, so that it still receives the ends of its replies, then the server.
+Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first, so that it still receives the ends of its replies, then the server.
 Each service finishes accepted requests within its grace period. A second signal is forwarded and ends that period.
 """
 
@@ -35,7 +35,7 @@ Process = subprocess.Popen[bytes]
 
 
 class _Stopped(Exception):
-    """SIGINT or SIGTERM arrived."""
+    """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
 def serve() -> int:
@@ -89,6 +89,9 @@ def _services_environment() -> dict[str, str]:
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
+    # nohup starts the command with SIGHUP ignored, so that it outlives its terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def _raise_stopped(number: int, frame: object) -> None:
