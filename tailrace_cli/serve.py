@@ -4,21 +4,24 @@ Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first
 Each service finishes accepted requests within its grace period. A second signal is forwarded and ends that period.
 """
 
+import errno
 import http.client
 import importlib.util
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
-from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, http_address, variable
+from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, http_address, variable
 from tailrace_cli.errors import Failure
 from tailrace_cli.output import write
+from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import check_variables, unknown_variables
 
@@ -45,15 +48,14 @@ def serve() -> int:
         0 after a signal, else the exit code of the process that ended, or 1 if that is 0.
 
     Raises:
-        Failure: The services are not installed, or a setting is invalid.
+        Failure: The services are not installed, a setting is invalid, or an address is in use.
     """
     if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         names = ", ".join(missing)
         raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
     address = http_address()
     environment = _services_environment()
-    if _is_ready(address):
-        raise Failure(f"{address} is in use already. Set TAILRACE_HTTP_ADDRESS to another address.")
+    _check_addresses()
     _on_signals(_raise_stopped)
     processes: list[Process] = []
     try:
@@ -86,6 +88,37 @@ def _services_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in unknown}
 
 
+def _check_addresses() -> None:
+    """Raise Failure if another program listens at an address of the services.
+
+    The bridge would otherwise reach the server of another stack, and report that this stack is ready.
+    """
+    addresses = {"TAILRACE_GRPC_ADDRESS": DEFAULT_GRPC_ADDRESS, "TAILRACE_HTTP_ADDRESS": DEFAULT_HTTP_ADDRESS}
+    for name, default in addresses.items():
+        address = variable(name, default)
+        if _is_in_use(address):
+            (other,) = addresses.keys() - {name}
+            raise Failure(
+                f"{address} is in use already. Set {name} (and {other}) to other addresses for a second stack."
+            )
+
+
+def _is_in_use(address: str) -> bool:
+    """Return True if a service cannot listen at `address` because another program does.
+
+    Other obstacles, such as an address of another machine, are left to the service, which reports them.
+    """
+    try:
+        host, port = split_address(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    except ValueError:
+        return False
+    return False
+
+
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
@@ -112,7 +145,8 @@ def _watch(processes: list[Process], address: str) -> int:
         for process in processes:
             if process.poll() is not None:
                 return process.returncode or 1
-        if not is_announced and _is_ready(address):
+        # The addresses were free before the start. A service that cannot listen ends, so both must still be alive.
+        if not is_announced and _is_ready(address) and all(process.poll() is None for process in processes):
             is_announced = True
             _announce(address, time.monotonic() - started)
         time.sleep(_POLL_SECONDS)

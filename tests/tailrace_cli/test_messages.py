@@ -1,5 +1,6 @@
 """Errors of the command end in one sentence and a non-zero exit code, never in a traceback."""
 
+import socket
 import subprocess
 import sys
 
@@ -39,6 +40,20 @@ def test_serve_reports_another_misspelt_variable_once(environment):
     done = tailrace("serve", environment=environment | given)
     assert done.returncode == 1
     assert done.stderr.count("TAILRACE_PROFIL is not a setting of Tailrace (did you mean TAILRACE_PROFILE?)") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("TAILRACE_GRPC_ADDRESS", "TAILRACE_HTTP_ADDRESS"), ("TAILRACE_HTTP_ADDRESS", "TAILRACE_GRPC_ADDRESS")],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_serve_refuses_an_address_that_is_in_use(environment, name, other, host):
+    with socket.create_server((host, 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = tailrace("serve", environment=environment | {name: address})
+    assert_sentence(
+        done, f"{address} is in use already. Set {name} (and {other}) to other addresses for a second stack."
+    )
 
 
 @pytest.mark.parametrize("command", [["token", "acme"], ["doctor"]])
