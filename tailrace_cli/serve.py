@@ -28,6 +28,9 @@ from tailrace_shared.variables import check_variables, unknown_variables
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
 
 _POLL_SECONDS = 0.2
+# Shells report 128 + n for a program that signal n killed.
+_SIGNAL_EXIT_CODE = 128
+_NAMES = ("inference server", "bridge")
 # Packages that the base installation, which contains the clients, does not have.
 _REQUIRED = ("torch", "transformers", "starlette", "uvicorn")
 # Requests to this machine bypass proxies.
@@ -45,7 +48,7 @@ def serve() -> int:
     """Start both services and wait until a signal arrives or one of them ends.
 
     Returns:
-        0 after a signal, else the exit code of the process that ended, or 1 if that is 0.
+        0 after a signal, else the exit code of the service that ended, or 1 if that is 0. 128 + n if signal n killed it.
 
     Raises:
         Failure: The services are not installed, a setting is invalid, or an address is in use.
@@ -138,18 +141,33 @@ def _terminate(processes: list[Process]) -> None:
 
 
 def _watch(processes: list[Process], address: str) -> int:
-    """Wait until one process ends and return its exit code. Print the curl command when both are ready."""
+    """Wait until one process ends and return the exit code of `serve`. Print the curl command when both are ready.
+
+    Args:
+        processes: The inference server and the bridge.
+        address: The bridge as host:port.
+    """
     started = time.monotonic()
     is_announced = False
     while True:
-        for process in processes:
-            if process.poll() is not None:
-                return process.returncode or 1
+        for process, name, other in zip(processes, _NAMES, reversed(_NAMES), strict=True):
+            code = process.poll()
+            if code is not None and code < 0:
+                logger.error("%s", _death(name, other, -code))
+                return _SIGNAL_EXIT_CODE - code
+            if code is not None:
+                return code or 1
         # The addresses were free before the start. A service that cannot listen ends, so both must still be alive.
         if not is_announced and _is_ready(address) and all(process.poll() is None for process in processes):
             is_announced = True
             _announce(address, time.monotonic() - started)
         time.sleep(_POLL_SECONDS)
+
+
+def _death(name: str, other: str, number: int) -> str:
+    """Return the log line about a service that signal `number` killed. `other` is the service that is still running."""
+    cause = "; the system may have run out of memory" if number == signal.SIGKILL else ""
+    return f"The {name} was killed by signal {number}{cause}. Stopping the {other}."
 
 
 def _is_ready(address: str) -> bool:
