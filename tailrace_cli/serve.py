@@ -195,7 +195,7 @@ Tailrace is ready after {seconds:.1f} s. Try it:
 
 curl -N -X POST \\
   "http://{address}/client/v4/accounts/local/ai/run/{_first_model()}" \\
-  -H "Authorization: Bearer {"$TOKEN" if has_tokens else "any-token"}" \\
+  -H "Authorization: Bearer {"$TAILRACE_TOKEN" if has_tokens else "any-token"}" \\
   -H "Content-Type:application/json" \\
   -d '{{ "prompt": "where is new york?", "stream": true }}'
 
