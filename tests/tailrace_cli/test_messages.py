@@ -3,7 +3,9 @@
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from tests.support.processes import ROOT
@@ -26,6 +28,17 @@ def test_wrong_bridge_address_names_variable_and_form(environment, command):
 @pytest.mark.parametrize("url", ["localhost:8787", "http://", "http://host:port", "http://[::1"])
 def test_wrong_url_is_named(environment, url):
     assert_sentence(tailrace("models", "--url", url, environment=environment), f"{url} is not the URL of a bridge")
+
+
+def test_url_of_a_grpc_server_is_named(environment):
+    server = grpc.server(ThreadPoolExecutor(1))
+    url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        done = tailrace("models", "--url", url, environment=environment)
+    finally:
+        server.stop(None).wait()
+    assert_sentence(done, f"{url} does not speak HTTP/1.1; is it the gRPC address?")
 
 
 def test_serve_refuses_a_misspelt_protective_variable(environment):
