@@ -82,12 +82,18 @@ class RestClient:
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise Failure(f"No bridge answers at {self._url} ({error}). Start one with `tailrace serve`.") from None
+            raise self._explain(error) from None
         if response.status != 200:
             refusal = _refusal(response)
             connection.close()
             raise refusal
         return connection, response
+
+    def _explain(self, error: Exception) -> Failure:
+        # A closed connection (RemoteDisconnected) is both an OSError and a BadStatusLine, and its message is readable.
+        if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+            return Failure(f"{self._url} does not speak HTTP/1.1; is it the gRPC address?")
+        return Failure(f"No bridge answers at {self._url} ({error}). Start one with `tailrace serve`.")
 
 
 def _texts(response: http.client.HTTPResponse, stats: ReplyStats) -> Iterator[str]:

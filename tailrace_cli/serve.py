@@ -1,30 +1,37 @@
 """The command `tailrace serve`: starts both services as processes and prints a curl command once both are ready.
 
-Ctrl-C and SIGTERM stop both. The bridge stops first, so that it still receives the ends of its replies, then the server.
-Each service finishes accepted requests within its grace period. A second signal is forwarded and ends that period.
+Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first, so that it still receives the ends of
+its replies, then the server. Each service finishes accepted requests within its grace period. A second signal is
+forwarded and ends that period.
 """
 
+import errno
 import http.client
 import importlib.util
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
-from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, http_address, variable
+from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, http_address, variable
 from tailrace_cli.errors import Failure
 from tailrace_cli.output import write
+from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import check_variables, unknown_variables
 
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
 
 _POLL_SECONDS = 0.2
+# Shells report 128 + n for a program that signal n killed.
+_SIGNAL_EXIT_CODE = 128
+_NAMES = ("inference server", "bridge")
 # Packages that the base installation, which contains the clients, does not have.
 _REQUIRED = ("torch", "transformers", "starlette", "uvicorn")
 # Requests to this machine bypass proxies.
@@ -35,25 +42,24 @@ Process = subprocess.Popen[bytes]
 
 
 class _Stopped(Exception):
-    """SIGINT or SIGTERM arrived."""
+    """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
 def serve() -> int:
     """Start both services and wait until a signal arrives or one of them ends.
 
     Returns:
-        0 after a signal, else the exit code of the process that ended, or 1 if that is 0.
+        0 after a signal, else the exit code of the service that ended, or 1 if that is 0. 128 + n if signal n killed it.
 
     Raises:
-        Failure: The services are not installed, or a setting is invalid.
+        Failure: The services are not installed, a setting is invalid, or an address is in use.
     """
     if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         names = ", ".join(missing)
         raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
     address = http_address()
     environment = _services_environment()
-    if _is_ready(address):
-        raise Failure(f"{address} is in use already. Set TAILRACE_HTTP_ADDRESS to another address.")
+    _check_addresses()
     _on_signals(_raise_stopped)
     processes: list[Process] = []
     try:
@@ -86,9 +92,43 @@ def _services_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in unknown}
 
 
+def _check_addresses() -> None:
+    """Raise Failure if another program listens at an address of the services.
+
+    The bridge would otherwise reach the server of another stack, and report that this stack is ready.
+    """
+    addresses = {"TAILRACE_GRPC_ADDRESS": DEFAULT_GRPC_ADDRESS, "TAILRACE_HTTP_ADDRESS": DEFAULT_HTTP_ADDRESS}
+    for name, default in addresses.items():
+        address = variable(name, default)
+        if _is_in_use(address):
+            (other,) = addresses.keys() - {name}
+            raise Failure(
+                f"{address} is in use already. Set {name} (and {other}) to other addresses for a second stack."
+            )
+
+
+def _is_in_use(address: str) -> bool:
+    """Return True if a service cannot listen at `address` because another program does.
+
+    Other obstacles, such as an address of another machine, are left to the service, which reports them.
+    """
+    try:
+        host, port = split_address(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    except ValueError:
+        return False
+    return False
+
+
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
+    # nohup starts the command with SIGHUP ignored, so that it outlives its terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def _raise_stopped(number: int, frame: object) -> None:
@@ -102,17 +142,33 @@ def _terminate(processes: list[Process]) -> None:
 
 
 def _watch(processes: list[Process], address: str) -> int:
-    """Wait until one process ends and return its exit code. Print the curl command when both are ready."""
+    """Wait until one process ends and return the exit code of `serve`. Print the curl command when both are ready.
+
+    Args:
+        processes: The inference server and the bridge.
+        address: The bridge as host:port.
+    """
     started = time.monotonic()
     is_announced = False
     while True:
-        for process in processes:
-            if process.poll() is not None:
-                return process.returncode or 1
-        if not is_announced and _is_ready(address):
+        for process, name, other in zip(processes, _NAMES, reversed(_NAMES), strict=True):
+            code = process.poll()
+            if code is not None and code < 0:
+                logger.error("%s", _death(name, other, -code))
+                return _SIGNAL_EXIT_CODE - code
+            if code is not None:
+                return code or 1
+        # The addresses were free before the start. A service that cannot listen ends, so both must still be alive.
+        if not is_announced and _is_ready(address) and all(process.poll() is None for process in processes):
             is_announced = True
             _announce(address, time.monotonic() - started)
         time.sleep(_POLL_SECONDS)
+
+
+def _death(name: str, other: str, number: int) -> str:
+    """Return the log line about a service that signal `number` killed. `other` is the service that is still running."""
+    cause = "; the system may have run out of memory" if number == signal.SIGKILL else ""
+    return f"The {name} was killed by signal {number}{cause}. Stopping the {other}."
 
 
 def _is_ready(address: str) -> bool:
@@ -140,7 +196,7 @@ Tailrace is ready after {seconds:.1f} s. Try it:
 
 curl -N -X POST \\
   "http://{address}/client/v4/accounts/local/ai/run/{_first_model()}" \\
-  -H "Authorization: Bearer {"$TOKEN" if has_tokens else "any-token"}" \\
+  -H "Authorization: Bearer {"$TAILRACE_TOKEN" if has_tokens else "any-token"}" \\
   -H "Content-Type:application/json" \\
   -d '{{ "prompt": "where is new york?", "stream": true }}'
 

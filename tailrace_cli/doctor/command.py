@@ -6,8 +6,6 @@ from tailrace_cli.doctor import configuration, machine, network
 from tailrace_cli.doctor.finding import Check
 from tailrace_cli.output import write
 
-_MARKS = {True: "ok", False: "WRONG", None: ""}
-
 
 def doctor(url: str | None, token: str) -> int:
     """Print every finding as soon as its check is done.
@@ -33,7 +31,7 @@ def doctor(url: str | None, token: str) -> int:
         write(title)
         for finding in check():
             is_healthy = is_healthy and finding.is_ok is not False
-            write(f"  {_MARKS[finding.is_ok]:5} {finding.text}")
+            write(f"  {finding.mark:5} {finding.text}")
             if finding.advice:
                 write(f"        {finding.advice}")
     return 0 if is_healthy else 1

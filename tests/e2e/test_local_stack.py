@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.support.processes import free_address, process
+from tests.support.processes import Process, free_address, process
 from tests.support.servers import MODEL, write_catalog
 
 
@@ -25,6 +25,22 @@ def children(pid: int) -> list[int]:
     """Return the ids of the children of `pid`, in the order of their start."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, timeout=5)
     return sorted(int(line) for line in found.stdout.split())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def started_services(stack: Process) -> list[int]:
+    """Return the ids of the server and the bridge, once both exist."""
+    async with asyncio.timeout(30):
+        while len(found := await asyncio.to_thread(children, stack.pid)) < 2:
+            await asyncio.sleep(0.1)
+    return found
 
 
 async def test_it_prints_a_working_curl_and_stops_both_on_ctrl_c(settings):
@@ -52,6 +68,28 @@ async def test_a_service_that_exits_stops_the_other_and_sets_the_exit_code(setti
         await stack.line_with("Tailrace is ready")
         server, bridge = await asyncio.to_thread(children, stack.pid)
         os.kill(server, signal.SIGKILL)
-        assert await stack.exit_code() != 0
+        assert await stack.exit_code() == 137
+        reason = "killed by signal 9; the system may have run out of memory"
+        assert f"The inference server was {reason}. Stopping the bridge.\n" in stack.lines
         with pytest.raises(ProcessLookupError):
             os.kill(bridge, 0)
+
+
+async def test_a_closed_terminal_stops_both_services(settings):
+    async with process("tailrace_cli", "serve", **settings) as stack:
+        await stack.line_with("Tailrace is ready")
+        services = await started_services(stack)
+        stack.send(signal.SIGHUP)
+        assert await stack.exit_code() == 0
+    assert not any(map(is_running, services))
+
+
+async def test_under_nohup_a_closed_terminal_stops_nothing(settings):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with process("tailrace_cli", "serve", **settings) as stack:
+            await started_services(stack)
+            stack.send(signal.SIGHUP)
+            await stack.line_with("Tailrace is ready")
+    finally:
+        signal.signal(signal.SIGHUP, before)

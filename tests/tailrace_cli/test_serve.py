@@ -1,0 +1,21 @@
+"""The text that `tailrace serve` prints once both services are ready."""
+
+import pytest
+
+from tailrace_cli import serve
+
+
+@pytest.mark.parametrize(
+    ("name", "token"),
+    [
+        ("TAILRACE_API_TOKENS", "$TAILRACE_TOKEN"),
+        ("TAILRACE_API_TOKENS_FILE", "$TAILRACE_TOKEN"),
+        ("TAILRACE_URL", "any-token"),
+    ],
+)
+def test_curl_reads_the_token_from_the_variable_of_the_command(monkeypatch, capsys, name, token):
+    for each in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "value")
+    serve._announce("127.0.0.1:8787", 1.0)
+    assert f'-H "Authorization: Bearer {token}"' in capsys.readouterr().out
