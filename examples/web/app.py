@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import TypedDict
 from urllib.parse import quote
 
-import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+
+try:
+    import httpx
+except ModuleNotFoundError:
+    raise SystemExit(
+        "The web app needs httpx, which `make run` does not install. Install it with `make install`."
+    ) from None
 
 DEFAULT_MODEL = "@cf/meta/llama-2-7b-chat-int8"
 FOLDER = Path(__file__).parent

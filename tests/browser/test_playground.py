@@ -122,6 +122,23 @@ def test_the_code_is_that_of_the_settings(playground, tab, expected):
     expect(code).to_contain_text('"seed": 41')
 
 
+def test_with_an_empty_box_the_code_is_that_of_the_latest_request(playground):
+    playground.get_by_role("tab", name="curl").click()
+    code = playground.locator("#code")
+    expect(code).to_contain_text("where is new york?")
+    say(playground, "Name a river.")
+    done(playground)
+    expect(code).to_contain_text('"content": "Name a river."')
+    expect(code).not_to_contain_text("where is new york?")
+    expect(code).not_to_contain_text("assistant")
+    playground.get_by_label("Your message").fill("Another.")
+    expect(code).to_contain_text('"content": "Another."')
+    expect(code).to_contain_text("assistant")
+    playground.get_by_role("button", name="New chat").click()
+    playground.get_by_label("Your message").fill("")
+    expect(code).to_contain_text("where is new york?")
+
+
 def test_tabs_follow_the_arrow_keys(playground):
     playground.get_by_role("tab", name="Events").focus()
     playground.keyboard.press("ArrowRight")
@@ -187,3 +204,4 @@ def test_the_reference_names_every_route(playground):
     headings = playground.get_by_role("heading", level=2)
     expect(headings.filter(has_text="/v1/chat/completions")).to_have_count(2)
     expect(headings.filter(has_text="POST /client/v4/accounts/{account}/ai/run/{model}")).to_have_count(1)
+    expect(playground.locator("body")).not_to_contain_text(re.compile(r"\b1 characters"))

@@ -13,7 +13,7 @@ ELSEWHERE = {
     r"make run TORCH_INDEX_URL=https://\S+$": "tests/docs/test_install.py",
     r"make test( +#.*)?$": "tests/docs/test_install.py",
     r"docker compose up --build --wait$": "tests/compose/test_compose.py",
-    r"pip install '\.\[server,bridge\]'$": "tests/docs/test_install.py",
+    r"pip install -c constraints\.txt '\.\[server,bridge\]'$": "tests/docs/test_install.py",
     r"tailrace serve$": "tests/e2e/test_local_stack.py",
     r"tailrace doctor$": "tests/e2e/test_command.py",
     r"(CLOUDFLARE_\w+=\S+ +)*npx wrangler@3 dev$": "tests/clients/test_workers.py",

@@ -13,7 +13,8 @@ from tests.support.processes import ROOT
 
 # Pages repeat some blocks: each text is executed once.
 BLOCKS = list({script(block): block for block in reversed(list(programs())) if script(block)}.values())
-# Programs that a block may call. `make run &` finds the stack of the tests running; tests/e2e/test_local_stack.py starts one.
+# Programs that a block may call. In place of `make run`, a program that waits: the stack of the tests is already running.
+# tests/e2e/test_local_stack.py runs the real one.
 PROGRAMS = {
     ".venv/bin/tailrace": f'exec {sys.executable} -m tailrace_cli "$@"',
     "bin/make": "exec sleep 100",
@@ -41,7 +42,7 @@ def test_the_commands_of_a_block_succeed(block, stack, folder):
         "HOME": str(folder / "home"),
     }
     text = text.replace("127.0.0.1:8787", stack.http_address).replace("REPOSITORY_URL", str(ROOT))
-    command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-emc", text]
+    command = [sys.executable, "-c", text] if block.language == "python" else ["sh", "-ec", text]
     child = subprocess.Popen(
         command,
         cwd=folder,

@@ -18,7 +18,8 @@ const LIMITS = { minimum: "≥", exclusiveMinimum: ">", maximum: "≤", maxLengt
 
 function limitsOf(schema) {
   const limits = Object.entries(LIMITS).filter(([key]) => key in schema);
-  const texts = limits.map(([key, sign]) => `${sign} ${schema[key]}${key.endsWith("Length") ? " characters" : ""}`);
+  const unit = (key) => (key.endsWith("Length") ? ` character${schema[key] === 1 ? "" : "s"}` : "");
+  const texts = limits.map(([key, sign]) => `${sign} ${schema[key]}${unit(key)}`);
   if ("default" in schema) texts.push(`default ${JSON.stringify(schema.default)}`);
   return texts.join(", ");
 }

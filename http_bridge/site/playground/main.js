@@ -9,6 +9,7 @@ const MOST_EVENTS = 400;
 const $ = (id) => document.getElementById(id);
 
 let turns = []; // messages of the conversation: {role, content}
+let sent = []; // messages of the latest request
 let running = null; // AbortController of the running reply, or null
 let shownTab = "events";
 
@@ -53,6 +54,7 @@ function say(text, isWrong = false) {
 
 async function ask(prompt) {
   const messages = [...turns, { role: "user", content: prompt }];
+  sent = messages;
   addTurn("user", prompt);
   const item = addTurn("assistant", "");
   item.classList.add("running");
@@ -155,8 +157,10 @@ function showEvent(data) {
 function showCode() {
   if (shownTab === "events") return;
   const model = $("model").value;
-  const prompt = $("prompt").value || "where is new york?";
-  const fields = body([...turns, { role: "user", content: prompt }]);
+  const prompt = $("prompt").value;
+  // With an empty box: the latest request, or the example before the first one.
+  const latest = sent.length ? sent : [{ role: "user", content: "where is new york?" }];
+  const fields = body(prompt ? [...turns, { role: "user", content: prompt }] : latest);
   $("code").textContent = snippets[shownTab]({
     origin: location.origin,
     path: `/client/v4/accounts/local/ai/run/${model}`,
@@ -197,6 +201,7 @@ document.addEventListener("keydown", (event) => event.key === "Escape" && runnin
 $("clear").addEventListener("click", () => {
   running?.abort();
   turns = [];
+  sent = [];
   for (const id of ["turns", "events", "figures"]) $(id).replaceChildren();
   showCode();
   $("prompt").focus();
