@@ -140,3 +140,21 @@ async def ask(address: str, body: object, *, account: str = "acc") -> Exchange:
     exchange = await Exchange.run(address, body, account=account)
     await exchange.read_rest()
     return exchange
+
+
+async def open_streams(
+    address: str, body: dict[str, object], *, num_slots: int, total: int, num_events: int = 1
+) -> list[Exchange]:
+    """Open `total` streams. Returns when all are accepted and those that hold a slot have sent `num_events` events.
+
+    The streams without a slot follow when the slots are taken. Otherwise one of them might be admitted first, and the wait
+    for an event of another stream would last until a reply has ended.
+    """
+    exchanges: list[Exchange] = []
+    for count in (num_slots, total - num_slots):
+        opened = [await Exchange.run(address, body) for _ in range(count)]
+        await asyncio.gather(*(exchange.read_head() for exchange in opened))
+        if not exchanges:
+            await asyncio.gather(*(exchange.read_events(num_events) for exchange in opened))
+        exchanges += opened
+    return exchanges

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tailrace.v1 import inference_pb2_grpc
 from tests.e2e.stack import Stack
-from tests.reliability.client import Ending, Exchange, ask
+from tests.reliability.client import Ending, Exchange, ask, open_streams
 from tests.support.servers import chat
 
 pytestmark = pytest.mark.reliability
@@ -27,19 +27,10 @@ ENDLESS = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 40
 SLACK_SECONDS = 3.0
 
 
-async def _open(body: dict[str, object], stack: Stack, count: int) -> list[Exchange]:
-    exchanges = [await Exchange.run(stack.http_address, body) for _ in range(count)]
-    await asyncio.gather(*(exchange.read_head() for exchange in exchanges))
-    return exchanges
-
-
 @asynccontextmanager
 async def streams(stack: Stack, body: dict[str, object]) -> AsyncIterator[list[Exchange]]:
     """Open all streams. Yields when all are accepted, and as many as there are slots have begun."""
-    # The others follow when the slots are taken: else one of them might be admitted first, and hold a slot to its end.
-    running = await _open(body, stack, NUM_SLOTS)
-    await asyncio.gather(*(exchange.read_events(1) for exchange in running))
-    exchanges = [*running, *await _open(body, stack, NUM_STREAMS - NUM_SLOTS)]
+    exchanges = await open_streams(stack.http_address, body, num_slots=NUM_SLOTS, total=NUM_STREAMS)
     yield exchanges
     for exchange in exchanges:
         exchange.leave()

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.reliability.client import DONE, Ending, Exchange, ask
+from tests.reliability.client import DONE, Ending, Exchange, ask, open_streams
 from tests.reliability.proxy import proxy
 from tests.support.processes import free_address
 
@@ -28,9 +28,7 @@ SHORT = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 4}
 @asynccontextmanager
 async def streams(http_address: str) -> AsyncIterator[list[Exchange]]:
     """Open streams. Yields when as many as there are slots have begun. Closes them at the end."""
-    exchanges = [await Exchange.run(http_address, LONG) for _ in range(NUM_STREAMS)]
-    await asyncio.gather(*(exchange.read_head() for exchange in exchanges))
-    await asyncio.gather(*(exchange.read_events(2) for exchange in exchanges[:8]))
+    exchanges = await open_streams(http_address, LONG, num_slots=8, total=NUM_STREAMS, num_events=2)
     yield exchanges
     for exchange in exchanges:
         exchange.leave()
