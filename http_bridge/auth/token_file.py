@@ -15,7 +15,7 @@ from tailrace_shared.variables import PREFIX
 EVERY_ACCOUNT = "*"
 _ACCOUNT = re.compile(r"\*|[\w.-]{1,128}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-_CHECK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 
 class TokenFile:
@@ -27,7 +27,7 @@ class TokenFile:
         Raises:
             ConfigurationError: The file cannot be read, or one of its lines is invalid.
         """
-        self._file = ReloadableFile((path,), lambda: read_tokens(path), min_seconds=_CHECK_SECONDS)
+        self._file = ReloadableFile((path,), lambda: read_tokens(path), min_seconds=CHECK_SECONDS)
 
     def accounts(self) -> Mapping[bytes, str]:
         """Return the accounts by the SHA-256 of their tokens, at most a second old."""

@@ -13,8 +13,6 @@ from tailrace_cli.serve import HOW_TO_INSTALL
 
 _GIB = 2**30
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "starlette", "uvicorn")
-# Linux's names of the CPU features that the compiled kernels need.
-_AMX_FLAGS = ("amx_tile", "amx_int8", "amx_bf16", "avx512f", "avx512_vnni")
 
 
 def machine() -> Iterator[Finding]:
@@ -42,34 +40,18 @@ def packages() -> Iterator[Finding]:
 
 
 def _cpu_kernels() -> Finding:
-    obstacle = _amx_obstacle()
-    if obstacle is None:
-        return Finding(True, "models on this CPU use the compiled kernels for AMX")
+    try:
+        from inference_server.cpu.linear.backends import missing_kernels
+    except ImportError:
+        return Finding(None, "the inference server is not installed here: the kernels for this CPU are not checked")
+    reason = missing_kernels()
+    if not reason:
+        return Finding(True, "models on this CPU use the fastest compiled kernels")
     return Finding(
         None,
-        f"models on this CPU do not use the compiled kernels for AMX: {obstacle}",
+        f"models on this CPU do not use the fastest compiled kernels: {reason}",
         "Their linear layers use torch's operations instead, which are slower.",
     )
-
-
-def _amx_obstacle() -> str | None:
-    """Return the reason why this CPU cannot run the kernels for AMX, as a clause; None if it can."""
-    try:
-        from inference_server.kernels.isa import amx_obstacle
-
-        obstacle: str | None = amx_obstacle()
-        return obstacle
-    except ImportError:  # without torch only Linux's list of features is available
-        missing = [flag for flag in _AMX_FLAGS if flag not in _cpu_flags()]
-        return f"this CPU lacks {', '.join(missing)}" if missing else None
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return set(next((line for line in lines if line.startswith("flags")), "").split())
-    except OSError:
-        return set()
 
 
 def _gpu() -> Finding:

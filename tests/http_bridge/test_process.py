@@ -37,6 +37,19 @@ async def spawn():
             await process.wait()
 
 
+async def refuses_connections(url):
+    """Wait until the bridge has closed its listener, the first step of its shutdown."""
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                return
+            writer.close()
+            await asyncio.sleep(0.01)
+
+
 async def listening_url(process):
     async with asyncio.timeout(20):
         line = (await process.stderr.readline()).decode()
@@ -91,7 +104,7 @@ async def test_running_stream_may_finish_after_sigterm(spawn, backend, servicer)
             chunks = response.aiter_bytes()
             await anext(chunks)
             process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.3)
+            await refuses_connections(url)
             go_on.set()
             rest = b"".join([chunk async for chunk in chunks])
     assert rest.endswith(b"data: [DONE]\n\n")

@@ -50,11 +50,13 @@ class Running:
 async def running_server(catalog: Path, *, load: bool = True, **settings: object) -> AsyncIterator[Running]:
     server = Server(Settings(grpc_address="127.0.0.1:0", catalog=catalog, device="cpu", **settings))
     address = f"127.0.0.1:{await server.listen()}"
-    if load:
-        await server.load()
-    async with grpc.aio.insecure_channel(address) as channel:
-        yield Running(server, address, channel, inference_pb2_grpc.InferenceServiceStub(channel))
-    await server.stop()
+    try:
+        if load:
+            await server.load()
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Running(server, address, channel, inference_pb2_grpc.InferenceServiceStub(channel))
+    finally:
+        await server.stop()
 
 
 def chat(text: str = "where is new york", **sampling: object) -> pb.RunRequest:

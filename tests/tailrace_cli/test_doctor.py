@@ -201,28 +201,30 @@ def test_missing_token_is_not_a_refused_one(token, is_ok, text):
 # CPU kernels.
 
 
-def isa(monkeypatch, obstacle):
-    """Replace the server's detection of CPU features."""
-    module = ModuleType("inference_server.kernels.isa")
-    module.amx_obstacle = lambda: obstacle
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+BACKENDS = "inference_server.cpu.linear.backends"
 
 
-def test_cpu_with_amx_uses_the_compiled_kernels(monkeypatch):
-    isa(monkeypatch, None)
+def backends(monkeypatch, reason):
+    """Replace the server's choice of linear backends."""
+    module = ModuleType(BACKENDS)
+    module.missing_kernels = lambda: reason
+    monkeypatch.setitem(sys.modules, BACKENDS, module)
+
+
+def test_cpu_with_all_features_uses_the_fastest_kernels(monkeypatch):
+    backends(monkeypatch, "")
     finding = list(machine.machine())[-1]
-    assert (finding.is_ok, "use the compiled kernels for AMX" in finding.text) == (True, True)
+    assert (finding.is_ok, "use the fastest compiled kernels" in finding.text) == (True, True)
 
 
-def test_cpu_without_amx_uses_slower_operations_of_torch(monkeypatch):
-    isa(monkeypatch, "this CPU lacks AMX")
+def test_cpu_without_a_feature_uses_slower_operations_of_torch(monkeypatch):
+    backends(monkeypatch, "this CPU lacks tiles")
     finding = list(machine.machine())[-1]
     assert finding.is_ok is None
-    assert finding.text.endswith(": this CPU lacks AMX") and "torch's operations" in finding.advice
+    assert finding.text.endswith(": this CPU lacks tiles") and "torch's operations" in finding.advice
 
 
-def test_missing_cpu_features_are_named_without_torch(monkeypatch):
-    monkeypatch.setitem(sys.modules, "inference_server.kernels.isa", None)
-    monkeypatch.setattr(machine, "_cpu_flags", lambda: {"amx_tile", "avx512f", "avx512_vnni", "avx2"})
+def test_kernels_are_not_checked_without_the_server(monkeypatch):
+    monkeypatch.setitem(sys.modules, BACKENDS, None)
     finding = list(machine.machine())[-1]
-    assert finding.text.endswith("this CPU lacks amx_int8, amx_bf16")
+    assert finding.is_ok is None and "not installed here" in finding.text

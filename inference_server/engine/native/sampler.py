@@ -23,7 +23,7 @@ _PIECE = 256
 # The same when searching for the shortlist.
 _SMALL_PIECE = 32
 # Number of pieces that are searched first. The sampled token is almost always in one of them.
-_NUM_PIECES = 8
+NUM_PIECES = 8
 # Logits that are processed together on a CPU, so that intermediate results stay in the core's cache.
 _CACHED_LOGITS = 65_536
 _LARGEST_LOGIT = 1e30
@@ -165,11 +165,11 @@ def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> li
     """
     uniforms = noise.uniform_of_all(_keys(rows), logits.shape[-1], logits.device)
     size = math.gcd(logits.shape[-1], _PIECE)
-    if size < _PIECE // 8 or logits.shape[-1] // size <= _NUM_PIECES:
+    if size < _PIECE // 8 or logits.shape[-1] // size <= NUM_PIECES:
         token_ids: list[int] = _argmax(logits + temperatures * noise.gumbel(uniforms)).tolist()
         return token_ids
     limits = torch.addcmul(logits, uniforms.log(), -temperatures)
-    limits, pieces = limits.view(len(rows), -1, size).amax(dim=-1).topk(_NUM_PIECES + 1)
+    limits, pieces = limits.view(len(rows), -1, size).amax(dim=-1).topk(NUM_PIECES + 1)
     ids = (pieces[:, :-1, None] * size + torch.arange(size, device=logits.device)).flatten(1)
     best, places = (logits.gather(-1, ids) + temperatures * noise.gumbel(uniforms.gather(-1, ids))).max(dim=-1)
     winners = ids.gather(-1, places[:, None]).squeeze(-1)

@@ -28,7 +28,7 @@ def bearer(token):
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    monkeypatch.setattr("http_bridge.auth.token_file._CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("http_bridge.auth.token_file.CHECK_SECONDS", 0.0)
     path = tmp_path / "tokens"
     path.write_text("# ours\n" + line("ada", "first") + "\n  " + line("bob", "second") + line("*", "any"))
     return path

@@ -39,12 +39,12 @@ async def test_a_closed_connection_cancels_the_call_immediately(bridge, servicer
 
 
 async def test_a_closed_connection_ends_the_retries(bridge, servicer, monkeypatch):
-    monkeypatch.setattr("http_bridge.upstream.client.RETRY_PAUSES", (0.2, 0.2))
+    monkeypatch.setattr("http_bridge.upstream.client.RETRY_PAUSES", (0.05, 0.05))
     servicer.script = lambda reply: reply.refuse(grpc.StatusCode.UNAVAILABLE)
     _, writer = await bridge.open(PLAIN)
     await servicer.entered.wait()
     writer.transport.abort()
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.15)  # longer than both pauses
     assert len(servicer.requests) == 1
 
 

@@ -92,7 +92,7 @@ def test_another_seed_or_position_gives_another_token(narrowed):
 @pytest.mark.parametrize("vocab_size", [1000, 997, 4096, 49_152])
 @pytest.mark.parametrize("num_pieces", [8, 1])
 def test_the_winner_has_the_largest_sum_of_score_and_noise(vocab_size, num_pieces, monkeypatch):
-    monkeypatch.setattr(sampling, "_NUM_PIECES", num_pieces)  # with 1, nearly always more have to be searched
+    monkeypatch.setattr(sampling, "NUM_PIECES", num_pieces)  # with 1, nearly always more have to be searched
     logits = logits_of(20, vocab_size) * torch.linspace(0.0, 3.0, 20)[:, None]
     logits[5:10] = -math.inf
     logits[5:10, -3:] = 1.0
