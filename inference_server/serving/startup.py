@@ -25,7 +25,7 @@ from inference_server.settings import Settings
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.tool_formats import detect_tool_format
-from inference_server.weights.packed_cache import ModelInfo
+from inference_server.weights.model_info import ModelInfo
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, from_p
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights
 from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.model_info import ModelInfo
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -41,15 +42,6 @@ _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 class NoKernel(ValueError):
     """No kernel of this CPU reads the packed weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model's properties apart from its tensors."""
-
-    model_type: str  # transformers' name of the architecture
-    max_tokens: int | None  # the limit of prompt and reply together; None for no limit
-    end_ids: list[int]  # tokens that end a reply, from its generation config
 
 
 def packed_folder(

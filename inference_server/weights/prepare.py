@@ -17,7 +17,7 @@ from inference_server.settings import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.download import local_folder
 from inference_server.weights.loader import load_description, load_model
-from inference_server.weights.packed_cache import ModelInfo
+from inference_server.weights.model_info import ModelInfo
 from inference_server.weights.source import Weights
 
 logger = logging.getLogger(__name__)
