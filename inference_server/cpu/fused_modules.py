@@ -1,6 +1,6 @@
 """Replaces modules of a loaded transformers model by faster ones for CPUs.
 
-The replacements use fewer and larger products (q, k and v in one, gate and up in one), and one kernel where transformers
+The replacements use fewer and larger matrix products (q, k and v in one, gate and up in one), and one kernel where transformers
 calls several operations. Their results are the same up to rounding. Modules of other classes stay unchanged.
 """
 
@@ -30,7 +30,7 @@ _Pack = Callable[..., nn.Module]
 
 
 class FusedAttention(nn.Module):
-    """Attention with one product for q, k and v, and one kernel for rotation and writing to the KV cache."""
+    """Attention with one matrix product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
     def __init__(self, attention: Any, packed: _Pack) -> None:
         """Replace `attention` of transformers, with linears from `packed`, which is `pack` with its options bound."""
@@ -59,7 +59,7 @@ class FusedAttention(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """A gated MLP with one product for gate and up, and silu(gate) * up in the same kernel if one exists."""
+    """A gated MLP with one matrix product for gate and up, and silu(gate) * up in the same kernel if one exists."""
 
     def __init__(self, mlp: Any, packed: _Pack) -> None:
         """Replace `mlp` of transformers, with linears from `packed`, which is `pack` with its options bound."""
@@ -100,7 +100,7 @@ def fuse(
     Args:
         model: A causal language model of transformers.
         precision: The precision in which linears are packed.
-        batch_invariant: A row's result must have the same bits for any other rows in the batch.
+        batch_invariant: A row's result must be bit-identical for every batch composition.
         backends: The candidates for linears, of which the first that supports a layer is used.
     """
     packed = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)

@@ -49,7 +49,7 @@ class LoadReporter:
         server.add_generic_rpc_handlers((handlers,))
 
     def stop(self) -> None:
-        """End every stream. An open one would delay the end of the server."""
+        """End every stream. An open stream would delay the server's shutdown."""
         self._stopping.set()
 
     def level(self) -> float:

@@ -98,7 +98,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
         Raises:
             ClientTooSlow: An event could not be written within the write timeout.
-            TailraceError: As raised by `events`.
+            TailraceError: Raised by `events`.
         """
         clock = asyncio.get_running_loop().time
         try:

@@ -112,7 +112,7 @@ class ModelRunner:
         """Run one token through every layer, in the scratch block. The first call also allocates the cache.
 
         Raises:
-            UnsupportedModel: The model attends in a way that this server would compute wrongly: layers without keys
+            UnsupportedModel: The model uses a kind of attention that this server does not support: layers without keys
                 (state space, shared layers), chunked attention, windows that only transformers' masks contain.
         """
         if self.model is None:

@@ -72,7 +72,7 @@ class StopStrings:
     """
 
     def __init__(self, stop_strings: Items[str]) -> None:
-        """Use stop strings that are not empty."""
+        """Create a filter. None of the stop strings may be empty."""
         self._stop_strings = stop_strings
         self._held = ""
         self.found: str | None = None
@@ -103,7 +103,7 @@ class ReplyText:
     """Text stream of one sequence, with stop strings applied (implements generation.TextStream)."""
 
     def __init__(self, detokenizer: Detokenizer, stop_strings: Items[str]) -> None:
-        """Pass the detokenizer's text through the stop strings."""
+        """Create a stream that filters the detokenizer's text by the stop strings."""
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(stop_strings)
 

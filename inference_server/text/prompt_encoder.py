@@ -39,7 +39,7 @@ _Json = Any
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A message of a conversation. `tool_calls`: for an assistant; `tool_call_id` and `name`: for a tool, or empty."""
+    """A message of a conversation. `tool_calls` belongs to an assistant, `tool_call_id` and `name` to a tool."""
 
     role: str
     content: str

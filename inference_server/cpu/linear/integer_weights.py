@@ -27,7 +27,7 @@ class Int4:
 
     codes: Tensor  # (out_features, in_features) uint8, 0 to 15
     scales: Tensor  # (out_features, in_features / group) float32, values that float16 represents exactly
-    minima: Tensor  # the same
+    minima: Tensor  # same shape, dtype and precision as scales
     group: int = GROUP
 
     def dequantize(self) -> Tensor:

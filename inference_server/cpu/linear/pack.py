@@ -30,7 +30,7 @@ def pack(
     Args:
         linears: torch's linears, or bitsandbytes' Linear8bitLt, which is packed from its own integers for any precision.
         precision: The precision of these linears (the output head of an int4 model is packed as int8).
-        batch_invariant: A row's result must have the same bits for any number of rows.
+        batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, rounded to the activations' dtype.
         is_gated: The two linears are gate and up of an MLP. The module may then return silu(gate) * up; if it does, its
             attribute `is_gated` is True.

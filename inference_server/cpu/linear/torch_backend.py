@@ -19,7 +19,7 @@ _LAYOUT_ROWS = 32
 
 
 class TorchBackend:
-    """Layers that use torch's operations. They are not kept in the packed cache."""
+    """Backend whose layers use torch's operations. The packed cache does not store them."""
 
     name = "torch"
     layout_version = 1
@@ -64,7 +64,7 @@ class TorchBackend:
 
 
 class PrepackedLinear(nn.Module):
-    """A 16-bit product with weights that oneDNN has reordered once, instead of at each call."""
+    """A linear layer in bfloat16 whose weights oneDNN reorders once, instead of at each call."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Reorder `weight`, (out_features, in_features) bfloat16. `bias`: (out_features,) bfloat16."""
@@ -75,13 +75,13 @@ class PrepackedLinear(nn.Module):
         self.num_bytes = weight.numel() * weight.element_size()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product of x (…, in_features) bfloat16: (…, out_features) bfloat16."""
+        """Apply the layer to x, (…, in_features) bfloat16. Returns (…, out_features) bfloat16."""
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return output
 
 
 class ByRowsLinear(nn.Module):
-    """Integer weights for few rows (decode), and the same weights in bfloat16 for many rows (prompts)."""
+    """A linear layer with integer weights for few rows (decode), and the same weights in bfloat16 for many (prompts)."""
 
     def __init__(self, few: nn.Module, many: PrepackedLinear, min_rows: int) -> None:
         """`min_rows`: the number of rows from which `many` is used."""
@@ -91,7 +91,7 @@ class ByRowsLinear(nn.Module):
         self._min_rows = min_rows
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product of x (…, in_features) float32: (…, out_features) float32."""
+        """Apply the layer to x, (…, in_features) float32. Returns (…, out_features) float32."""
         output: Tensor
         if x.numel() < self._min_rows * self.in_features:
             output = self.few(x)
@@ -101,7 +101,7 @@ class ByRowsLinear(nn.Module):
 
 
 class IntegerLinear(nn.Module):
-    """A product of activations, rounded to bfloat16, with int8 or int4 weights."""
+    """A linear layer with int8 or int4 weights, which rounds its activations to bfloat16."""
 
     def __init__(self, weight: Int8 | Int4, bias: Tensor | None) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class IntegerLinear(nn.Module):
         self.register_buffer("scales", scales.bfloat16())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product of x (…, in_features) float32: (…, out_features) float32."""
+        """Apply the layer to x, (…, in_features) float32. Returns (…, out_features) float32."""
         rows = x.reshape(-1, self.in_features).bfloat16()
         output: Tensor
         if self._is_int8:
@@ -131,7 +131,7 @@ class IntegerLinear(nn.Module):
 
 
 def _plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return torch's linear with these tensors, without copying them."""
+    """Return torch's linear layer with these tensors, without copying them."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

@@ -58,7 +58,7 @@ class Engine(BaseEngine):
             policy: Limits and modes of the scheduler.
             limits: Limits for requests in flight.
             max_unused_blocks: Blocks that the prefix cache keeps (see BlockPool).
-            on_broken: Called on the event loop after the model has failed for good.
+            on_broken: Called on the event loop after the model has failed permanently.
             sample: Chooses a token for each row of logits; tests replace it.
         """
         super().__init__(limits, on_broken)

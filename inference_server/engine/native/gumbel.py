@@ -73,7 +73,7 @@ def _halves_of_all(vocab_size: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _halves(token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 64 bits of each token as two int32, the second one odd: its id, mixed as in SplitMix64."""
+    """Hash each token id to 64 bits as in SplitMix64. Returns them as two int32, of which the second is odd."""
     mixed = (token_ids + 1) * _signed64(_TOKEN_GAMMA)
     mixed = (mixed ^ (mixed >> 30 & (1 << 34) - 1)) * _signed64(_FIRST_FACTOR)
     mixed = (mixed ^ (mixed >> 27 & (1 << 37) - 1)) * _signed64(_SECOND_FACTOR)

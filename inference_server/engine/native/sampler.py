@@ -157,8 +157,9 @@ def _is_narrowed(params: SamplingParams) -> bool:
 
 
 def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
-    """Sample from all tokens: the largest logit + temperature * noise wins, which takes one pass over the logits less
-    than a division.
+    """Sample from all tokens: the largest logit + temperature * noise wins.
+
+    This avoids the additional pass over the logits that dividing them by the temperature would take.
 
     Gumbel noise needs two logarithms. Its upper bound -log(u) needs one, and selects the pieces that can contain the winner.
     A row whose winner is below the bound of another piece is computed in full.
@@ -234,7 +235,7 @@ def _take(logits: Tensor, indices: list[int]) -> Tensor:
 
 
 def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return values.topk(k) of shape (n, vocab_size), several times faster.
+    """Return the same as values.topk(k), several times faster. Shape of `values`: (n, vocab_size).
 
     The k largest values are in the k pieces with the largest maxima.
     """

@@ -57,7 +57,7 @@ class PrefillChunk:
 class StepPlan:
     """Work of one step."""
 
-    admitted: list[Sequence]  # got a slot in this step
+    admitted: list[Sequence]  # sequences that received a slot in this step
     prefill: list[PrefillChunk]
     decode: list[Sequence]  # in the order of admission
 
@@ -78,9 +78,9 @@ class Scheduler:
         waiting: Wait queue.
         running: Sequences with a slot, in the order of admission.
         num_preemptions: Preemptions since the start.
-        num_queried_tokens: Prompt tokens looked up in the prefix cache since the start, preempted sequences once.
+        num_queried_tokens: Prompt tokens looked up in the prefix cache since the start. Preempted sequences count once.
         num_hit_tokens: Prompt tokens found there.
-        num_admitted: Sequences admitted since the start, preempted ones once.
+        num_admitted: Sequences admitted since the start. Preempted ones count once.
         max_running: Sequences that may run together at present.
     """
 

@@ -98,7 +98,7 @@ class StepLoop:
         if num_tokens := plan.num_tokens:
             self.step_tokens.add(num_tokens)
         for seq in plan.admitted:
-            if seq.admitted is None:  # else it was preempted before
+            if seq.admitted is None:  # Started is sent only once, not after a preemption
                 seq.admitted = now
                 self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.admission_position))
         return plan

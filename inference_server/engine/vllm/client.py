@@ -23,7 +23,7 @@ from inference_server.generation import GenerationRequest
 # vLLM reads these when it is imported. Values that the user has set stay.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",  # otherwise it sends them to its developers
+    "VLLM_NO_USAGE_STATS": "1",  # disables usage reports to vLLM's developers
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy the locks of gRPC's and torch's threads without the threads
 }
 

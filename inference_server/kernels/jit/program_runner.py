@@ -1,6 +1,6 @@
 """The kernel that runs a kernel program: it calls a list of kernels in order, on threads that are started once.
 
-All threads call every kernel; inside it, they share its items of work. A barrier after each kernel ensures that the
+All threads call every kernel; inside it, they share its work items. A barrier after each kernel ensures that the
 next one reads finished results. The argument block (int64 words):
 
 - word 0: arrivals: threads that have finished a kernel, counted over the whole program

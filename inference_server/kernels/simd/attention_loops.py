@@ -35,7 +35,7 @@ def _accumulators(builder: Any, starts: list[Any]) -> list[Any]:
 
 @intrinsic_of(vector, types.int64, types.int64, types.int64)
 def dots(builder: Any, query: Any, keys: Any, num_chunks: Any) -> Any:
-    """Return the products of one query with LANES keys, one in each lane.
+    """Return the dot products of one query with LANES keys, one in each lane.
 
     Args:
         query: Address of (num_chunks * LANES,) float32.

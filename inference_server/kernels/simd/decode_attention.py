@@ -1,6 +1,6 @@
 """The kernel of decode attention: one new token of each sequence attends over the sequence's blocks of keys and values.
 
-An item of work is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once,
+A work item is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once,
 KEYS_PER_UPDATE of them at a time, with an online softmax: the kernel keeps the largest score so far, and the sum of weights
 and the weighted values relative to it. One thread computes an item, in an order that depends on the sequence's length only,
 so the result depends neither on other sequences nor on the number of threads.
@@ -134,10 +134,10 @@ def _score(key_rows, value_rows, count, width, value_width, group, queries, pack
 
 @helper
 def _softmax_update(scores, count, state, outputs, value_width):
-    """Replace one head's scores of one update by weights, and update its state and outputs.
+    """Replace one head's scores of one update by softmax weights, and update its state and outputs.
 
     `state` is the largest score and the sum of weights so far, float32. If the largest score rises, the sum and `outputs`
-    (value_width,) are multiplied by e**(before - largest), which makes them relative to the new one.
+    (value_width,) are multiplied by e**(before - largest), which makes them relative to the new largest score.
     """
     highest = splat(LOWEST)
     for index in range(0, count, LANES):

@@ -312,7 +312,7 @@ def test_a_body_nested_too_deeply_is_reported(levels, text):
     assert parse_body(f'{{"prompt": "hi{text}", "x": {deep(127)}}}'.encode())
 
 
-def test_arguments_of_a_call_as_text_may_be_nested_as_a_body_may():
+def test_arguments_of_a_tool_call_have_the_nesting_limit_of_a_body():
     for levels in (129, 100_000):
         call = {"name": "t", "arguments": deep(levels)}
         assert problem(messages=[{"role": "assistant", "tool_calls": [call]}]) == (

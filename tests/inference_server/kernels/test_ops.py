@@ -247,7 +247,7 @@ def test_kernels_find_torchs_threads_among_other_copies_of_openmp() -> None:
 
 
 def library_of(function: object) -> str:
-    """Where a C function was loaded from."""
+    """Return the path of the library that contains a C function."""
     address = ctypes.cast(function, ctypes.c_void_p).value
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(part, 16) for part in line.split()[0].split("-"))

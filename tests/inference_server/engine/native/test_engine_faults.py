@@ -1,4 +1,4 @@
-"""The engine when its model hangs or memory runs out: detected, reported, and retried with smaller batches."""
+"""Tests that the engine detects and reports a hung model, and retries smaller batches after memory ran out."""
 
 import asyncio
 import threading
