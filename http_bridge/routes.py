@@ -64,7 +64,7 @@ class BindingListener(BaseRoute):
 
 
 class _NameConvertor(PathConvertor):
-    """The rest of a path, including line ends: they make the model's name invalid, not the route."""
+    """Convertor that matches the rest of a path. Line ends match too: the model's name is then invalid, not the route."""
 
     regex = r"[\s\S]*"
 

@@ -25,12 +25,12 @@ class Totals:
     """Counts since the engine's start."""
 
     queried_tokens: int  # prompt tokens looked up in the prefix cache
-    hit_tokens: int  # prompt tokens found there
+    hit_tokens: int  # prompt tokens found in the prefix cache
     preemptions: int  # sequences that wait again because blocks or memory ran out
 
 
 class BaseEngine(ABC):
-    """Base class of an engine: a model and its requests in flight. All public methods must be called on the event loop's thread.
+    """Base class of engines: a model and its requests. All public methods must be called on the event loop's thread.
 
     Attributes:
         admission: Counts of the requests in flight.
@@ -38,7 +38,7 @@ class BaseEngine(ABC):
     """
 
     def __init__(self, limits: CapacityLimits, on_broken: Callable[[], None]) -> None:
-        """Create an engine without requests. `on_broken` is called on the event loop after the model has failed permanently."""
+        """Create an idle engine. `on_broken` is called on the event loop after the model has failed permanently."""
         self.admission = Admission(limits)
         self.is_stalled = False
         self._on_broken = on_broken

@@ -57,7 +57,7 @@ class FairQueue:
             self._by_account.move_to_end(account)
 
     def remove(self, seq: Sequence) -> None:
-        """Remove a sequence that waits. Has no effect on another one."""
+        """Remove a waiting sequence. Has no effect if the sequence does not wait."""
         account = seq.request.account
         for queue in (self._preempted, self._by_account.get(account, self._preempted)):
             if seq in queue:

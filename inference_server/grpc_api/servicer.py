@@ -1,6 +1,6 @@
 """The InferenceService: validates and submits requests, and sends the replies' events.
 
-Any unexpected exception becomes INTERNAL, with a message that contains no internals.
+Any unexpected exception is reported as INTERNAL, with a message that contains no internals.
 """
 
 import asyncio

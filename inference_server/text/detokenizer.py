@@ -72,7 +72,7 @@ class StopStrings:
     """
 
     def __init__(self, stop_strings: Items[str]) -> None:
-        """Create a filter. None of the stop strings may be empty."""
+        """Create a filter for these stop strings, none of which may be empty."""
         self._stop_strings = stop_strings
         self._held = ""
         self.found: str | None = None

@@ -32,7 +32,7 @@ class Grammars:
     """Factory for the constraints of one model's replies. Thread-safe."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
-        """Create a factory for a tokenizer of transformers with a `tokenizers` back end. `vocab_size`: logits per position."""
+        """Create a factory. `tokenizer` has a `tokenizers` back end. `vocab_size`: logits per position."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._num_tokens = max(vocab_size, tokenizer.backend_tokenizer.get_vocab_size())

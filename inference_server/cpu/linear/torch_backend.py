@@ -1,6 +1,6 @@
 """The linear backend of torch's own operations, for layers and CPUs without a compiled kernel.
 
-torch's products with integer weights are fast in bfloat16 only, so they round activations to it.
+torch's matrix products with integer weights are fast in bfloat16 only, so they round activations to it.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights, WeightFormat
 from inference_server.kernels import isa
 
-# The number of rows from which bfloat16 products are faster than torch's integer products.
+# The number of rows from which bfloat16 matrix products are faster than torch's integer ones.
 _MANY_ROWS = 8
 # oneDNN chooses a layout of the weights for a number of rows. This choice is fast for one row and for many.
 _LAYOUT_ROWS = 32
@@ -25,7 +25,7 @@ class TorchBackend:
     layout_version = 1
 
     def __init__(self, *, has_bfloat16: bool | None = None) -> None:
-        """`has_bfloat16`: True if bfloat16 products are fast, None to detect it."""
+        """`has_bfloat16`: True if bfloat16 matrix products are fast, None to detect it."""
         self._has_bfloat16 = has_bfloat16
 
     def obstacle(self) -> str | None:
@@ -33,7 +33,7 @@ class TorchBackend:
         return None
 
     def supports(self, weight_format: WeightFormat, in_features: int) -> bool:
-        """Return True: weights that no integer product takes are multiplied in float32."""
+        """Return True: weights without a suitable integer operation are multiplied in float32."""
         return True
 
     def supports_gate(self, num_outputs: int) -> bool:
@@ -46,7 +46,7 @@ class TorchBackend:
             is_prepacked = weight.dtype is torch.bfloat16 and self._multiplies_bfloat16()
             return PrepackedLinear(weight, bias) if is_prepacked else _plain_linear(weight, bias)
         out_features, in_features = weight.codes.shape
-        # torch's integer products require these multiples. The one for int8 does not check them.
+        # torch's integer matrix products require these multiples. The one for int8 does not check them.
         if in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
             return _plain_linear(weight.dequantize(), bias)
         few = IntegerLinear(weight, bias)
@@ -81,7 +81,7 @@ class PrepackedLinear(nn.Module):
 
 
 class ByRowsLinear(nn.Module):
-    """A linear layer with integer weights for few rows (decode), and the same weights in bfloat16 for many (prompts)."""
+    """Linear layer that uses integer weights for few rows (decode), and the same in bfloat16 for many (prompts)."""
 
     def __init__(self, few: nn.Module, many: PrepackedLinear, min_rows: int) -> None:
         """`min_rows`: the number of rows from which `many` is used."""

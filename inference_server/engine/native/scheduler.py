@@ -79,7 +79,7 @@ class Scheduler:
         running: Sequences with a slot, in the order of admission.
         num_preemptions: Preemptions since the start.
         num_queried_tokens: Prompt tokens looked up in the prefix cache since the start. Preempted sequences count once.
-        num_hit_tokens: Prompt tokens found there.
+        num_hit_tokens: Prompt tokens found in the prefix cache.
         num_admitted: Sequences admitted since the start. Preempted ones count once.
         max_running: Sequences that may run together at present.
     """

@@ -34,7 +34,7 @@ class Logits:
 
 
 class GrammarLimit(Exception):
-    """The grammar of a sequence exceeds its limits. `rows`: index of the sequence."""
+    """The grammar of a sequence exceeds its limits. `rows`: index of its row."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(reason)

@@ -13,7 +13,7 @@ class StepStats:
         on_step: Called after each step; the engine sets it.
         tokens: Distribution of the tokens computed in each step.
         num_queried_tokens: Prompt tokens looked up in the prefix cache since the start.
-        num_hit_tokens: Prompt tokens found there.
+        num_hit_tokens: Prompt tokens found in the prefix cache.
         num_preemptions: Preemptions since the start.
     """
 

@@ -1,4 +1,4 @@
-"""The tile operations of prefill attention: transpositions into tiles, and the two products.
+"""The tile operations of prefill attention: transpositions into tiles, and the two matrix products.
 
 Used by prefill_attention.py, which defines the shapes.
 """

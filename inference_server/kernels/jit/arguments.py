@@ -39,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
-    """Return the argument block of `add_rms_norm`: x, delta and out (rows, width), weight (width,). x becomes x + delta."""
+    """Return the argument block of `add_rms_norm`: x, delta, out (rows, width), weight (width,). Adds delta to x."""
     num_rows, width = x.shape
     addresses = (x.data_ptr(), delta.data_ptr(), weight.data_ptr(), out.data_ptr())
     return _ADD_RMS_NORM.pack(0, 0, 0, *addresses, num_rows, width, eps)
@@ -54,7 +54,7 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> bytes:
 def rope_and_write(
     qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, query: Tensor
 ) -> bytes:
-    """Return the argument block of `rope_and_write`, with shapes as in ops.rope_and_write. `query` receives the result."""
+    """Return the argument block of `rope_and_write`, with ops.rope_and_write's shapes. `query` receives the result."""
     num_rows, num_heads, width = query.shape
     tensors = (qkv, cos, sin, query, keys, values, rows)
     addresses = [tensor.data_ptr() for tensor in tensors]

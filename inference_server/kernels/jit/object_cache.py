@@ -20,7 +20,7 @@ from inference_server import kernels
 from inference_server.kernels import isa
 
 _ENTRY = "tailrace_kernel"
-_engines: list[Any] = []  # the owners of the loaded machine code, never released
+_engines: list[Any] = []  # LLVM engines that own the loaded machine code; kept until the process ends
 
 
 def default_folder() -> Path:

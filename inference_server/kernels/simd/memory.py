@@ -72,5 +72,5 @@ def stack(builder: Any, num_bytes: Any) -> Any:
 
 @intrinsic_of(types.int64, types.int64)
 def take_next(builder: Any, address: Any) -> Any:
-    """Return the counter at `address` and add 1 to it atomically: each caller, on any thread, gets a different number."""
+    """Return the counter at `address` and add 1 to it atomically: every call, on any thread, returns a different number."""
     return builder.atomic_rmw("add", pointer(builder, address, _int64), ir.Constant(_int64, 1), "monotonic")

@@ -19,7 +19,7 @@ from inference_server.kernels.simd.vectors import LANES, add, fma, helper, lanes
 
 @helper
 def _square_sum(row, width, size, is_bf16):
-    """Return the sum of a row's squares, from four partial sums, so that additions need not wait for each other."""
+    """Return the sum of a row's squares, from four independent partial sums, which hide the latency of additions."""
     first = second = third = fourth = splat(np.float32(0.0))
     step = LANES * size
     position, end = row, row + width * size
@@ -37,7 +37,7 @@ def _square_sum(row, width, size, is_bf16):
 
 @helper
 def _normalise(source, weight, target, width, eps, is_bf16):
-    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the product."""
+    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the multiplication."""
     size = 2 if is_bf16 else 4
     mean = _square_sum(source, width, size, is_bf16) / np.float32(width)
     factor = splat(np.float32(1.0) / math.sqrt(mean + eps))

@@ -61,7 +61,6 @@ class Bf16Linear(_AmxLinear):
     """Linear layer with bfloat16 weights.
 
     For every 32 inputs, a panel contains two tiles of (16 pairs of inputs, 16 outputs, 2 inputs).
-
     The output of a head is float32, rounded to bfloat16.
     """
 
