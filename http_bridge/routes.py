@@ -64,7 +64,7 @@ class BindingListener(BaseRoute):
 
 
 class _NameConvertor(PathConvertor):
-    """Convertor that matches the rest of a path. Line ends match too: the model's name is then invalid, not the route."""
+    """Convertor that matches the rest of a path. Line ends match too: then the name is invalid, not the route."""
 
     regex = r"[\s\S]*"
 

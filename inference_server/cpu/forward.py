@@ -71,7 +71,7 @@ _EMPTY = (torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32
 
 
 class CpuForward:
-    """Forward passes of decoded tokens and, if `supports_prefill`, of prompt tokens, and of both in one pass.
+    """Runs forward passes of decoded tokens and, if `supports_prefill`, of prompt tokens, separately or in one pass.
 
     The returned tensors are overwritten by the next call.
     """

@@ -1,7 +1,7 @@
 """Replaces modules of a loaded transformers model by faster ones for CPUs.
 
 The replacements use fewer and larger matrix products: q, k and v in one, gate and up in one. They use one kernel where
-transformers calls several operations. Their results are the same up to rounding. Modules of other classes stay unchanged.
+transformers calls several operations. Their results are the same up to rounding. Other modules stay unchanged.
 """
 
 from collections.abc import Callable

@@ -48,7 +48,7 @@ class Admission:
     """Counts of the requests in flight, and the decision on new ones."""
 
     def __init__(self, limits: CapacityLimits) -> None:
-        """Start without requests."""
+        """Create the counts of an engine without requests."""
         self._limits = limits
         self._tickets: set[AdmissionTicket] = set()
         self._by_account: Counter[str] = Counter()

@@ -14,7 +14,7 @@ class FairQueue:
     """Wait queue. Preempted sequences come before all others, of any account."""
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Create an empty queue."""
         self._preempted: deque[Sequence] = deque()
         self._by_account: OrderedDict[str, deque[Sequence]] = OrderedDict()  # in round-robin order; no queue is empty
 

@@ -33,7 +33,7 @@ class LoadReporter:
     """The OpenRcaService of ORCA."""
 
     def __init__(self, utilization: Callable[[], float]) -> None:
-        """Prepare the service.
+        """Create the service.
 
         Args:
             utilization: Returns the part of the slots that is in use, from 0; above 1 when requests wait.

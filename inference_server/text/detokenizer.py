@@ -26,7 +26,7 @@ class Detokenizer:
     """
 
     def __init__(self, decode: Decode, context_ids: Items[int] = ()) -> None:
-        """Start without text.
+        """Create a decoder for a new reply.
 
         Args:
             decode: Function from token ids to text.

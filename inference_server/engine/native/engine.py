@@ -74,7 +74,7 @@ class Engine(BaseEngine):
         self._step_loop = StepLoop(runner, self.scheduler, end_ids, self._emit, sample)
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._emitted: list[tuple[Reply, Event]] = []  # by the thread, not yet published
+        self._emitted: list[tuple[Reply, Event]] = []  # emitted by the thread, not yet published
         # Both threads write _last_progress, and the newest value counts.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()

@@ -20,7 +20,7 @@ from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 _SHORTLIST = 256
 # Tokens per piece when searching for the largest logit: several times faster than torch's own argmax.
 _PIECE = 256
-# The same when searching for the shortlist.
+# Tokens per piece when searching for the shortlist of likeliest tokens.
 _SMALL_PIECE = 32
 # Number of pieces that are searched first. The sampled token is almost always in one of them.
 _NUM_PIECES = 8
@@ -39,7 +39,7 @@ class PenaltyState:
     """
 
     def __init__(self, prompt_ids: Items[int], vocab_size: int, device: torch.device) -> None:
-        """Start with a prompt and an empty reply."""
+        """Create the state of a prompt with an empty reply."""
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.seen[torch.tensor(list(prompt_ids), device=device)] = True
         self.counts = torch.zeros(vocab_size, dtype=torch.float32, device=device)

@@ -85,7 +85,7 @@ class Scheduler:
     """
 
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
-        """Start without sequences. The scheduler must be the only user of `pool`."""
+        """Create a scheduler without sequences. The scheduler must be the only user of `pool`."""
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0

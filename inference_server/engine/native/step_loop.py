@@ -66,7 +66,7 @@ class StepLoop:
         emit: Emit,
         sample: Callable[[Logits], list[Sample]] = sample_tokens,
     ) -> None:
-        """Prepare a loop without sequences.
+        """Create a loop without sequences.
 
         Args:
             runner: The model.
@@ -183,13 +183,13 @@ class StepLoop:
         return pieces
 
     def _decoded(self, plan: StepPlan) -> list[Sequence]:
-        """Record the computed tokens. Returns the sequences of the rows of logits."""
+        """Record the computed tokens. Returns the decoded sequences, one for each row of logits."""
         for seq in plan.decode:
             self._scheduler.computed(seq, seq.num_computed + 1)
         return plan.decode
 
     def _prefilled(self, plan: StepPlan) -> list[Sequence]:
-        """Record the computed tokens. Returns the sequences of the rows of logits, which have a complete prompt."""
+        """Record the computed tokens. Returns the sequences whose prompt is complete, one for each row of logits."""
         for chunk in plan.prefill:
             self._scheduler.computed(chunk.seq, chunk.end)
         return [chunk.seq for chunk in plan.prefill if chunk.is_last]

@@ -18,9 +18,9 @@ class StepStats:
     """
 
     def __init__(self) -> None:
-        """Start without steps."""
+        """Create statistics without steps."""
         self.on_step: Callable[[], None] = lambda: None
-        self._usage: dict[int, float] = {}  # by replica
+        self._usage: dict[int, float] = {}  # share of the KV cache in use, by replica
         self.tokens = Histogram(STEP_TOKENS)
         self.num_queried_tokens = self.num_hit_tokens = self.num_preemptions = 0
 

@@ -52,8 +52,8 @@ _ONE, _TWO = _panel_product(1), _panel_product(2)
 
 # Output formats: bfloat16, float32 rounded to bfloat16, float32.
 NARROW, ROUNDED, WIDE = 0, 1, 2
-# Output formats of a gated MLP, where 16 gate outputs and 16 up outputs become 16 results: bfloat16 from rounded sums,
-# float32.
+# Output formats of a gated MLP, where 16 gate outputs and 16 up outputs become 16 results: bfloat16
+# (computed from rounded sums) and float32.
 GATED_NARROW, GATED_WIDE = 3, 4
 
 

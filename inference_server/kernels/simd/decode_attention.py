@@ -230,8 +230,8 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
     """Return the kernel `decode_attention`.
 
     Args:
-        is_bf16: Queries and result are bfloat16, else float32.
-        cache_is_bf16: Keys and values are bfloat16, else float32.
+        is_bf16: True if queries and result are bfloat16, False for float32.
+        cache_is_bf16: True if keys and values are bfloat16, False for float32.
     """
     size, cache_size = 2 if is_bf16 else 4, 2 if cache_is_bf16 else 4
 

@@ -47,7 +47,7 @@ def _normalise(source, weight, target, width, eps, is_bf16):
 
 
 def make_rms_norm(is_bf16: bool) -> Any:
-    """Return the kernel `rms_norm`. `is_bf16`: x, weight and out are bfloat16, else float32."""
+    """Return the kernel `rms_norm`. `is_bf16`: True if x, weight and out are bfloat16, False for float32."""
     size = 2 if is_bf16 else 4
 
     def rms_norm(block):
@@ -82,7 +82,7 @@ def make_add_rms_norm(is_bf16: bool) -> Any:
 
 
 def make_silu_mul(is_bf16: bool) -> Any:
-    """Return the kernel `silu_mul`. `is_bf16`: gate_up and out are bfloat16, else float32."""
+    """Return the kernel `silu_mul`. `is_bf16`: True if gate_up and out are bfloat16, False for float32."""
     size = 2 if is_bf16 else 4
 
     def silu_mul(block):
@@ -143,9 +143,9 @@ def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -
     """Return the kernel `rope_and_write`.
 
     Args:
-        is_bf16: qkv and the rotated queries are bfloat16, else float32.
-        cos_is_bf16: Cosines and sines are bfloat16, else float32.
-        cache_is_bf16: Keys and values in the cache are bfloat16, else float32.
+        is_bf16: True if qkv and the rotated queries are bfloat16, False for float32.
+        cos_is_bf16: True if cosines and sines are bfloat16, False for float32.
+        cache_is_bf16: True if keys and values in the cache are bfloat16, False for float32.
     """
     size = 2 if is_bf16 else 4
     angle_size = 2 if cos_is_bf16 else 4
