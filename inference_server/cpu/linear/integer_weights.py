@@ -37,7 +37,7 @@ class Int4:
 
 
 def int8_weights(linears: list[Any]) -> Int8:
-    """Return the linears' weights, concatenated: bitsandbytes' own integers, or rounded with one scale for each output."""
+    """Return the linears' weights, concatenated: bitsandbytes' own integers, or rounded with one scale per output."""
     parts = [_int8_weights(linear) for linear in linears]
     return Int8(torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]))
 

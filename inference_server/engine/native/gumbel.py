@@ -62,7 +62,7 @@ def _uniform(keys: Iterable[int], first: Tensor, second: Tensor) -> Tensor:
     bits = torch.mul(first, factors[:, :1]).addcmul_(second, factors[:, 1:])
     shifted = bits >> 16
     bits.add_(shifted).mul_(_FACTOR_32)
-    numbers = shifted.view(torch.float32).copy_(bits.view(torch.uint32))  # in the memory of `shifted`
+    numbers = shifted.view(torch.float32).copy_(bits.view(torch.uint32))  # reuses the memory of `shifted`
     return torch.add(torch.tensor(2.0**-33), numbers, alpha=2.0**-32, out=numbers)
 
 

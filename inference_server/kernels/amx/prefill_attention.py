@@ -245,7 +245,7 @@ def _attend(
 def make_attention(is_bf16: bool) -> Any:
     """Return the prefill attention kernel for keys and values in bfloat16.
 
-    `is_bf16`: queries and result are bfloat16, otherwise float32. arguments.prefill_segments builds the table of segments.
+    `is_bf16`: queries and result are bfloat16, otherwise float32. arguments.prefill_segments builds the table.
     The kernel data are full tile shapes.
     """
     size = 2 if is_bf16 else 4

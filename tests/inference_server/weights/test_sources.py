@@ -130,7 +130,7 @@ def test_two_parallel_conversions_get_the_same_folder(gguf_file, tmp_path):
     assert converted(tmp_path) == [first.name]
 
 
-def test_a_cut_gguf_file_is_reported_as_cut(gguf_file, tmp_path):
+def test_a_truncated_gguf_file_is_reported_as_truncated(gguf_file, tmp_path):
     path = tmp_path / "tiny.gguf"
     content = gguf_file.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])

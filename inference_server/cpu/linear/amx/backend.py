@@ -15,7 +15,7 @@ from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, 
 from inference_server.kernels import isa
 from inference_server.kernels.amx.loader import amx_kernel
 
-# Inputs must be a multiple of these.
+# The number of inputs must be a multiple of these.
 _DIVISORS = {"bf16": 32, "int8": 64, "int4": GROUP}
 # With more inputs, sums of int8 products could overflow int32, and a panel of int4 codes could overflow the stack.
 _MAX_INPUTS = 32768

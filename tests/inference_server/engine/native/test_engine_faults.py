@@ -13,7 +13,7 @@ from tests.inference_server.engine.native.test_engine import prompt
 from tests.support.engines import collect, request, until
 
 
-async def test_a_hanging_thread_is_detected(llama, monkeypatch):
+async def test_a_stalled_thread_is_detected(llama, monkeypatch):
     hung = threading.Event()
     monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
     assert llama.engine.seconds_without_progress == 0
