@@ -75,7 +75,7 @@ class PromptTooLong(TailraceError):
 class NoRoomForReply(TailraceError):
     """Prompt and max_tokens together exceed the window, and the request does not allow a shorter reply.
 
-    All three lengths are in tokens.
+    Prompt, max_tokens and window are in tokens.
     """
 
     reason = "NO_ROOM_FOR_REPLY"

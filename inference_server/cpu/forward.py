@@ -45,7 +45,7 @@ class _Buffers:
     lengths: Tensor  # (decoded sequences,) int32
     logits: Tensor  # (decoded sequences, vocabulary) float32
     segments: Tensor  # int64, the table of prompt segments, at most one for each row
-    workspace: Tensor  # int8, for the linears
+    workspace: Tensor  # int8, for the linear layers
 
 
 @dataclass(frozen=True, slots=True)

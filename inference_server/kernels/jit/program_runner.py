@@ -25,7 +25,7 @@ from inference_server.kernels.simd.vectors import helper, intrinsic_of, pointer
 
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _IS_X86 = isa.is_x86()
-# Pauses before a waiting thread lets other processes run: about 100 µs, about as long as a short kernel.
+# Number of pauses before a waiting thread yields its core: about 100 µs, about as long as a short kernel.
 _MAX_PAUSES = 2_000
 
 
