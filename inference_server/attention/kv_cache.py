@@ -74,7 +74,7 @@ class KVCache:
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
         # Zeroed pages from the system, none of which is touched yet: torch.zeros would write every byte. Huge pages are
-        # refused, because a sequence of a few tokens would then occupy 2 MiB in each layer.
+        # disabled, because a sequence of a few tokens would then occupy 2 MiB in each layer.
         pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):
             pages.madvise(mmap.MADV_NOHUGEPAGE)

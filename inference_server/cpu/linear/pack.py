@@ -64,7 +64,7 @@ def pack_linears(
 
 
 def is_packable(module: nn.Module) -> bool:
-    """Return True for torch's plain linear layer and bitsandbytes' int8 layer, but not for subclasses, which may differ."""
+    """Return True for torch's linear layer and bitsandbytes' int8 layer, but not for subclasses."""
     return type(module) is nn.Linear or _is_int8(module)
 
 

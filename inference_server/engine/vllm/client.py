@@ -55,8 +55,8 @@ class VllmClient:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # A terminal sends Ctrl-C to all of its processes. vLLM's processes inherit the blocked signal, so that the server
-        # stops them. The resource tracker unblocks it when it starts, so it must start before.
+        # A terminal sends Ctrl-C (SIGINT) to all of its processes. vLLM's processes inherit the blocked signal, so that
+        # only the server stops them. Starting the resource tracker unblocks SIGINT, so it is started first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         check_names(arguments, {field.name for field in dataclasses.fields(AsyncEngineArgs)})

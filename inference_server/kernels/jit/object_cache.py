@@ -74,7 +74,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, code: bytes) -> None:
-    """Store the code with its checksum in one step, so that no other process reads half a file."""
+    """Store the code with its checksum in one step, so that no other process reads a partial file."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
