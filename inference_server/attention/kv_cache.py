@@ -35,7 +35,7 @@ class KVCache:
             num_blocks: The number of blocks, with the scratch block.
             block_size: Tokens of a block.
             device: The model's device.
-            dtype: The dtype of keys and values; None for that in which the model computes them.
+            dtype: The dtype of keys and values; None for the dtype of the model's own output.
         """
         self.num_blocks = num_blocks
         self.block_size = block_size

@@ -258,7 +258,7 @@ def supports_all_passes(decoder: DecoderWeights, block_size: int, cache_dtype: t
     Args:
         decoder: The weights.
         block_size: The KV cache's block size in tokens.
-        cache_dtype: The KV cache's dtype; None for that of the activations.
+        cache_dtype: The KV cache's dtype; None for the activations' dtype.
     """
     cache = KVCache(num_blocks=1, block_size=block_size, device=torch.device("cpu"), dtype=cache_dtype)
     return CpuForward(decoder, cache).supports_prefill

@@ -71,7 +71,7 @@ class ModelRunner:
             max_len: Tokens of the longest sequence. If given, decode passes on a GPU are recorded as CUDA graphs.
             invariant_rows: If given, decode passes by modules are padded to this number of rows, and prompts are computed
                 one by one, so that the shapes of matrix products do not depend on the batch composition.
-            cache_dtype: The dtype of keys and values; None for that of the activations.
+            cache_dtype: The dtype of keys and values; None for the activations' dtype.
             use_kernel_programs: False runs a model of transformers by its modules even if a kernel program supports it.
         """
         self._invariant_rows = invariant_rows

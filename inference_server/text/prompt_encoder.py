@@ -86,7 +86,7 @@ class PromptEncoder:
         self._control_pattern = _any_of(self._control)
         self._look_alike_pattern = _look_alikes(self._control)
         self.decoder = TokenDecoder(self._marked, {text: token_id for text, (token_id, _) in self._control.items()})
-        # Such tokens match normalised text, so more strings than these patterns look like them.
+        # Normalised tokens also match variants of their text, which these patterns do not find.
         self._may_normalise = any(token.normalized for _, token in self._control.values())
 
     @property

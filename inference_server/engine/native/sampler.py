@@ -2,7 +2,7 @@
 
 Each row uses its own parameters only, so that a sequence's tokens do not depend on the other requests in the batch. Sampling
 is Gumbel-max: the token with the largest sum of logit / temperature and noise is sampled. The noise depends on seed,
-position and token id (gumbel.py). top_k and top_p only restrict the candidates. Does not depend on text.
+position and token id (gumbel.py). top_k and top_p only restrict the candidates. Works on token ids, not on text.
 """
 
 import math
