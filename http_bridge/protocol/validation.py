@@ -118,7 +118,7 @@ class _MaxDepth:
 
 
 def _beginning(value: object, room: Iterator[int]) -> object:
-    """Return a copy without the array items beyond the length of `room`, counted over all arrays."""
+    """Return a copy with as many array items, over all arrays together, as `room` has elements."""
     if isinstance(value, dict):
         return {name: _beginning(item, room) for name, item in value.items()}
     if isinstance(value, list):

@@ -36,7 +36,7 @@ class Detokenizer:
         context = list(context_ids)
         while context and decode(context).startswith(_REPLACEMENT):
             del context[0]  # the context begins within a character, and would change the bytes that follow
-        self._ids = context  # a few tokens whose text is returned, then the others
+        self._ids = context  # a few context tokens with known text, then the new tokens
         self._num_held = 0  # tokens in a row that may have an incomplete character at their end
         self._num_known = len(self._ids)
         self._known_text = decode(self._ids) if self._ids else ""
