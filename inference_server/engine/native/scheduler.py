@@ -140,7 +140,7 @@ class Scheduler:
         return StepPlan(admitted, self._prefill_chunks(len(decode)), decode)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
-        """Preempt sequences after memory ran out. From now on half as many run, with the smallest prompt chunks.
+        """Preempt sequences after memory ran out. Afterwards at most half as many run, with the smallest prompt chunks.
 
         Returns False, without a change, if a single sequence already ran alone.
         """
