@@ -33,7 +33,7 @@ class FusedAttention(nn.Module):
     """Attention with one matrix product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
     def __init__(self, attention: Any, packed: _Pack) -> None:
-        """Replace `attention` of transformers. `packed`: `pack` with its options bound, which creates the linear layers."""
+        """Replace `attention` of transformers. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
@@ -62,7 +62,7 @@ class FusedMLP(nn.Module):
     """A gated MLP with one matrix product for gate and up, and silu(gate) * up in the same kernel if one exists."""
 
     def __init__(self, mlp: Any, packed: _Pack) -> None:
-        """Replace `mlp` of transformers. `packed`: `pack` with its options bound, which creates the linear layers."""
+        """Replace `mlp` of transformers. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
         gate_up = [mlp.gate_proj, mlp.up_proj]
         self.gate_up_proj = packed(gate_up, is_gated=True)
