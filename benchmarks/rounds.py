@@ -51,9 +51,9 @@ class Results:
             reasons.append(reason)
 
     def reason_to_skip(self, peer: str, case: str) -> str | None:
-        """Return the reason to skip a case: it, or the same case with fewer streams, timed out before.
+        """Return the reason to skip a case, or None.
 
-        Otherwise None.
+        A case is skipped if it, or the same case with fewer streams, timed out before.
         """
         kind, streams = _kind_and_streams(case)
         for failed, reasons in self.failures.get(peer, {}).items():

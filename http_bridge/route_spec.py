@@ -106,7 +106,7 @@ class LabeledRoute(routing.Route):
 
 
 class EndpointApp:
-    """An endpoint as an ASGI application. Starlette would treat a plain function as an endpoint again."""
+    """An endpoint as an ASGI application. Starlette's Route would wrap a plain function instead of calling it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._app = request_response(endpoint)

@@ -64,7 +64,7 @@ class BindingListener(BaseRoute):
 
 
 class _NameConvertor(PathConvertor):
-    """The rest of a path, including line ends: they make the model's name invalid, not the route."""
+    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
 
     regex = r"[\s\S]*"
 

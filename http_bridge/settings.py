@@ -21,7 +21,7 @@ _Words = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(ServiceSettings):
-    """The bridge's settings. Each comes from the variable TAILRACE_ plus its name in upper case.
+    """The bridge's settings, read from environment variables: TAILRACE_ plus the field's name in upper case.
 
     The group of a field is its section in the documentation.
     """

@@ -19,7 +19,8 @@ from tailrace_shared.variables import check_variables
 logger = logging.getLogger(__name__)
 
 # Iterations that an idle thread of OpenMP spins before it sleeps: about 200 us, longer than the gap between two kernels.
-# The default is a hundred times as long, and keeps a core from the thread that sends the tokens.
+# The default is a hundred times as long, so the spinning threads would occupy the core of the thread that
+# sends the tokens.
 SPIN_COUNT = "5000"
 
 

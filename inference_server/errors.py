@@ -75,7 +75,7 @@ class PromptTooLong(TailraceError):
 class NoRoomForReply(TailraceError):
     """Prompt and max_tokens together exceed the window, and the request does not allow a shorter reply.
 
-    All three lengths are in tokens.
+    Prompt, max_tokens and window are in tokens.
     """
 
     reason = "NO_ROOM_FOR_REPLY"
@@ -113,7 +113,7 @@ class RateLimited(TailraceError):
 
 
 class ClientTooSlow(TailraceError):
-    """The server aborted the reply because the client did not read it for the write timeout."""
+    """The server aborted the reply because the client did not read it within the write timeout."""
 
     reason = "CLIENT_TOO_SLOW"
     grpc_code = "RESOURCE_EXHAUSTED"
@@ -127,14 +127,14 @@ class ServerStopping(TailraceError):
 
 
 class ModelNotReady(TailraceError):
-    """The models are still loading, or the engine has made no step for the stall limit."""
+    """The models are still loading, or the engine has made no step within the stall limit."""
 
     reason = "MODEL_NOT_READY"
     grpc_code = "UNAVAILABLE"
 
 
 class GenerationFailed(TailraceError):
-    """The server failed on the request. The log has the cause, the client only gets a general message."""
+    """The server failed to generate the reply. The log contains the cause, and the client gets a general message."""
 
     reason = "GENERATION_FAILED"
     grpc_code = "INTERNAL"

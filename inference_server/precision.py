@@ -31,7 +31,7 @@ def choose_device(wanted: str) -> "torch.device":
 def resolve_precision(precision: Precision, device: "torch.device") -> Precision:
     """Return the precision that `device` uses for a model of the catalog's precision.
 
-    A CPU replaces float16 by bfloat16, or by float32 if bfloat16 products are slow.
+    A CPU replaces float16 by bfloat16, or by float32 if bfloat16 matrix products are slow.
     A GPU replaces int4 by float16, because only CPUs multiply int4 weights.
     """
     if precision == "int4" and device.type == "cuda":
@@ -45,7 +45,7 @@ def activation_dtype(precision: Precision, device: "torch.device") -> "torch.dty
     """Return the dtype of activations, norms and embeddings.
 
     With quantised weights a GPU uses float16, the dtype of bitsandbytes' kernels. A CPU uses float32: it costs little
-    compared with the quantised products, and its rounding error is far below that of the weights.
+    compared with the quantised matrix products, and its rounding error is far below that of the weights.
     """
     import torch
 
@@ -56,7 +56,7 @@ def activation_dtype(precision: Precision, device: "torch.device") -> "torch.dty
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Return True if this CPU multiplies bfloat16. Elsewhere such products are several times slower than float32."""
+    """Return True if this CPU multiplies bfloat16. Otherwise, bfloat16 is several times slower than float32."""
     return isa.multiplies_bfloat16()
 
 

@@ -39,7 +39,7 @@ def _group(name: Group) -> JsonDict:
 
 
 class Settings(ServiceSettings):
-    """Settings of the inference server. Each one comes from the variable TAILRACE_ plus its name in upper case."""
+    """The server's settings, read from environment variables: TAILRACE_ plus the field's name in upper case."""
 
     grpc_address: str = Field(
         "127.0.0.1:50051",

@@ -85,7 +85,7 @@ class ModelLine:
 
 
 class Client(Protocol):
-    """A connection to the models. Both methods raise Failure and Refusal."""
+    """Interface of a client of the models. Both methods may raise Failure or Refusal."""
 
     def stream(self, request: Request, stats: ReplyStats) -> Iterator[str]:
         """Yield the reply's text piece by piece, and set the token counts of `stats` at the end.

@@ -4,5 +4,5 @@
 class ConfigurationError(Exception):
     """A setting, or a file that a setting names, cannot be used.
 
-    The message is one sentence for the operator: it contains the variable or the file, and the remedy.
+    The message is one sentence for the operator: it names the variable or the file, and the remedy.
     """

@@ -117,7 +117,7 @@ def _exporter() -> "SpanExporter":
 
 
 class _RateLimitedHandler(logging.Handler):
-    """Passes on OpenTelemetry's log records, equal ones only once in ten minutes: a collector may be down for days."""
+    """Passes on OpenTelemetry's log records, each distinct one at most once in ten minutes."""
 
     def __init__(self) -> None:
         super().__init__()

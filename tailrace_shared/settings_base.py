@@ -12,7 +12,7 @@ _MAX_SHOWN = 100  # characters of an invalid value that the error message shows
 
 
 class ServiceSettings(BaseSettings):
-    """Settings of one service. Each field comes from the variable TAILRACE_ plus its name in upper case."""
+    """Settings of one service, read from environment variables: TAILRACE_ plus the field's name in upper case."""
 
     # Both services read the same environment, so a variable of the other service is not an error here.
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")

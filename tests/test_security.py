@@ -68,7 +68,7 @@ def test_nothing_that_comes_from_outside_is_run_or_unpickled(path):
                     assert value is (keyword.arg == "weights_only"), ast.unparse(node)
 
 
-def test_every_test_that_security_md_names_is_there():
+def test_every_test_that_security_md_names_exists():
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     for file in re.findall(r"`(tests/[\w/]+\.py)`", text):
         assert (ROOT / file).is_file(), file

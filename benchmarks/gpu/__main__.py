@@ -24,7 +24,7 @@ Results = dict[str, Any]
 
 def main() -> None:
     arguments = _arguments()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about a cast in every step
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # bitsandbytes warns about a cast in every step
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + arguments.seconds
     results: Results = {"machine": _machine(device), "date": date.today().isoformat(), "figures": {}}

@@ -1,4 +1,4 @@
-"""Runs peers without a server: a worker process answers loads over its pipes (workers/)."""
+"""Runs peers without a server: a worker process reads loads from a pipe and runs them (workers/)."""
 
 import json
 import select

@@ -100,7 +100,7 @@ class RequestParser(Protocol):
         """Return the parsed request.
 
         Raises:
-            ApiError: The request is refused.
+            ApiError: The request is invalid.
         """
 
 

@@ -12,7 +12,7 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Answer 200 if an inference server serves, otherwise 503 with the reason."""
+    """Answer 200 if an inference server is serving, otherwise 503 with the reason."""
     upstream: Upstream = request.state.upstream
     reason = await upstream.why_not_ready()
     if reason is None:

@@ -67,7 +67,7 @@ class LimitedProtocol(H11Protocol):
         self.timeout_keep_alive = self.settings.idle_timeout_seconds  # type: ignore[assignment]  # uvicorn accepts any number
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        # The phase of the read timer, "headers" or "body", and the request before it.
+        # The phase of the read timer ("headers" or "body"), and the request that preceded this phase.
         self._reading: tuple[str, object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it

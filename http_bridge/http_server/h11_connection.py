@@ -29,7 +29,7 @@ class Connection(h11.Connection):
         """True if a request has begun and its headers are not complete."""
         return self.their_state is h11.IDLE and bool(self.trailing_data[0])
 
-    def next_event(self) -> Any:  # h11's union of events
+    def next_event(self) -> Any:  # h11 does not export the union of its events
         """Return h11's next event.
 
         Raises:
@@ -41,7 +41,7 @@ class Connection(h11.Connection):
             raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
         return event
 
-    def send(self, event: Any) -> Any:  # h11's overloads
+    def send(self, event: Any) -> Any:  # the overloads of h11's method are not repeated here
         """Return the bytes to send for h11's event."""
         if not isinstance(event, h11.Data):
             self._is_chunking = False

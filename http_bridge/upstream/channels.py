@@ -68,7 +68,7 @@ class Channels:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._current: dict[Group, Channel] = {}
-        self._replaced: set[Channel] = set()  # calls still run on these
+        self._replaced: set[Channel] = set()  # replaced channels with running calls
 
     async def close(self) -> None:
         """Close every channel. Running calls end immediately."""

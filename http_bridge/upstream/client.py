@@ -99,7 +99,7 @@ class Upstream:
         return list({model.name: model for models in reversed(lists) for model in reversed(models)}.values())[::-1]
 
     async def why_not_ready(self) -> str | None:
-        """Return None if a server serves, otherwise the reason as a sentence."""
+        """Return None if a server is serving, otherwise the reason as a sentence."""
         reasons = await asyncio.gather(*(self._why_not_ready(address) for address in self.servers.all))
         return None if None in reasons else reasons[0]
 

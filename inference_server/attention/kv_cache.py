@@ -35,7 +35,7 @@ class KVCache:
             num_blocks: The number of blocks, with the scratch block.
             block_size: Tokens of a block.
             device: The model's device.
-            dtype: The dtype of keys and values; None for that in which the model computes them.
+            dtype: The dtype of keys and values; None for the dtype of the model's own output.
         """
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -74,7 +74,7 @@ class KVCache:
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
         # Zeroed pages from the system, none of which is touched yet: torch.zeros would write every byte. Huge pages are
-        # refused, because a sequence of a few tokens would then occupy 2 MiB in each layer.
+        # disabled, because a sequence of a few tokens would then occupy 2 MiB in each layer.
         pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):
             pages.madvise(mmap.MADV_NOHUGEPAGE)

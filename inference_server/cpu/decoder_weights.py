@@ -1,6 +1,6 @@
 """The weights of a Llama-like decoder as the kernels read them, and their extraction from a model of transformers.
 
-Each layer adds the attention of its normed input, then the gated MLP of the normed sum, and nothing else. Does not import
+Each layer computes x += attention(norm(x)), then x += gated_mlp(norm(x)), and nothing else. Does not import
 the models of transformers, which takes more than a second.
 """
 
@@ -51,12 +51,12 @@ class LayerWeights:
     attention: AttentionSpec
     output: KernelLinear
     post_norm: Tensor
-    gate_up: KernelLinear  # gated
+    gate_up: KernelLinear  # a gated layer
     down: KernelLinear
 
     @property
     def linears(self) -> list[KernelLinear]:
-        """Return the layer's four linears."""
+        """Return the layer's four linear layers."""
         return [self.qkv, self.output, self.gate_up, self.down]
 
 
@@ -72,7 +72,7 @@ class DecoderWeights:
     layers: list[LayerWeights]
     norm: Tensor
     head: KernelLinear
-    eps: float  # of every norm
+    eps: float  # epsilon of all norms
     num_heads: int
     num_kv_heads: int
 
@@ -88,7 +88,7 @@ class DecoderWeights:
 
     @property
     def linears(self) -> Iterator[KernelLinear]:
-        """Yield every linear, the head last."""
+        """Yield every linear layer, the head last."""
         for layer in self.layers:
             yield from layer.linears
         yield self.head
@@ -158,7 +158,7 @@ def _layer(layer: Any) -> LayerWeights:
 
 
 def _because(linear: nn.Module) -> str:
-    """Return the reasons why a linear has no compiled kernel, or "" if only its shape is not supported."""
+    """Return the reasons why a linear layer has no compiled kernel, or "" if only its shape is not supported."""
     is_float32 = type(linear) is nn.Linear and linear.weight.dtype is torch.float32
     reasons = ["no kernel multiplies float32 weights"] if is_float32 else []
     if missing := missing_kernels():

@@ -45,7 +45,7 @@ class _Buffers:
     lengths: Tensor  # (decoded sequences,) int32
     logits: Tensor  # (decoded sequences, vocabulary) float32
     segments: Tensor  # int64, the table of prompt segments, at most one for each row
-    workspace: Tensor  # int8, for the linears
+    workspace: Tensor  # int8, for the linear layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ _EMPTY = (torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32
 
 
 class CpuForward:
-    """Forward passes of decoded tokens and, if `supports_prefill`, of prompt tokens, and of both in one pass.
+    """Runs forward passes of decoded tokens and, if `supports_prefill`, of prompt tokens, separately or in one pass.
 
     The returned tensors are overwritten by the next call.
     """
@@ -202,7 +202,7 @@ class CpuForward:
         return found
 
     def _norm(self, weight: Tensor, buffers: _Buffers, *, is_first: bool = False) -> KernelCall:
-        """Return the norm of hidden, after delta is added to it unless it `is_first`."""
+        """Return the call that normalizes hidden. The kernel adds delta to hidden first, unless `is_first`."""
         hidden, delta, normed, eps = buffers.hidden, buffers.delta, buffers.normed, self._decoder.eps
         if is_first:
             return KernelCall(self._kernel("rms_norm"), arguments.rms_norm(hidden, weight, normed, eps), RMS_NORM_ROWS)
@@ -218,7 +218,7 @@ class CpuForward:
             _linear(layer.qkv, b.normed, b.qkv, b),
             KernelCall(self._kernel("rope_and_write", b.cos.dtype, keys.dtype), rotate, ROPE_ROWS),
         ]
-        if has_prompts:  # before decode: it takes longer, and its threads finish at more equal times
+        if has_prompts:  # first: it takes longer, and its threads finish at similar times
             calls.append(self._prefill_attention(layer.attention, keys, values, b))
         if has_decode:
             calls.append(self._decode_attention(layer.attention, keys, values, b))
@@ -234,7 +234,7 @@ class CpuForward:
         assert self._prefill_kernel is not None
         kernel, kernel_data = self._prefill_kernel
         block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, kernel_data, spec.scaling)
-        return KernelCall(kernel, block)  # the number of rows is in the segments
+        return KernelCall(kernel, block)  # the table of segments contains the number of rows
 
     def _keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
         decoder = self._decoder
@@ -258,7 +258,7 @@ def supports_all_passes(decoder: DecoderWeights, block_size: int, cache_dtype: t
     Args:
         decoder: The weights.
         block_size: The KV cache's block size in tokens.
-        cache_dtype: The KV cache's dtype; None for that of the activations.
+        cache_dtype: The KV cache's dtype; None for the activations' dtype.
     """
     cache = KVCache(num_blocks=1, block_size=block_size, device=torch.device("cpu"), dtype=cache_dtype)
     return CpuForward(decoder, cache).supports_prefill

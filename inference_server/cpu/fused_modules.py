@@ -1,7 +1,7 @@
 """Replaces modules of a loaded transformers model by faster ones for CPUs.
 
-The replacements use fewer and larger products (q, k and v in one, gate and up in one), and one kernel where transformers
-calls several operations. Their results are the same up to rounding. Modules of other classes stay unchanged.
+The replacements use fewer and larger matrix products: q, k and v in one, gate and up in one. They use one kernel where
+transformers calls several operations. Their results are the same up to rounding. Other modules stay unchanged.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,10 @@ _Pack = Callable[..., nn.Module]
 
 
 class FusedAttention(nn.Module):
-    """Attention with one product for q, k and v, and one kernel for rotation and writing to the KV cache."""
+    """Attention with one matrix product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
     def __init__(self, attention: Any, packed: _Pack) -> None:
-        """Replace `attention` of transformers, with linears from `packed`, which is `pack` with its options bound."""
+        """Replace `attention` of transformers. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
@@ -59,10 +59,10 @@ class FusedAttention(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """A gated MLP with one product for gate and up, and silu(gate) * up in the same kernel if one exists."""
+    """A gated MLP with one matrix product for gate and up, and silu(gate) * up in the same kernel if one exists."""
 
     def __init__(self, mlp: Any, packed: _Pack) -> None:
-        """Replace `mlp` of transformers, with linears from `packed`, which is `pack` with its options bound."""
+        """Replace `mlp` of transformers. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
         gate_up = [mlp.gate_proj, mlp.up_proj]
         self.gate_up_proj = packed(gate_up, is_gated=True)
@@ -95,13 +95,13 @@ class FusedRMSNorm(nn.Module):
 def fuse(
     model: nn.Module, precision: Precision, *, batch_invariant: bool, backends: Items[LinearBackend] = BACKENDS
 ) -> None:
-    """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear.
+    """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear layer.
 
     Args:
         model: A causal language model of transformers.
-        precision: The precision in which linears are packed.
-        batch_invariant: A row's result must have the same bits for any other rows in the batch.
-        backends: The candidates for linears, of which the first that supports a layer is used.
+        precision: The precision in which linear layers are packed.
+        batch_invariant: A row's result must be bit-identical for every batch composition.
+        backends: The candidates for linear layers, of which the first that supports a layer is used.
     """
     packed = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
     for parent in list(model.modules()):

@@ -12,9 +12,9 @@ from inference_server.errors import CapacityExceeded
 
 # Bounds of the delay after which a client may retry, in seconds.
 _MIN_RETRY, _MAX_RETRY = 1.0, 60.0
-# Weight of the newest interval between two ends in their moving average.
+# Weight of the newest interval between two completions in the moving average.
 _WEIGHT = 0.2
-# Number of ends before an estimated wait can reject a request.
+# Number of completions before an estimated wait can reject a request.
 _MIN_ENDS = 8
 
 
@@ -48,13 +48,13 @@ class Admission:
     """Counts of the requests in flight, and the decision on new ones."""
 
     def __init__(self, limits: CapacityLimits) -> None:
-        """Start without requests."""
+        """Create the counts of an engine without requests."""
         self._limits = limits
         self._tickets: set[AdmissionTicket] = set()
         self._by_account: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()  # requests by account
         self._waiting_tokens = 0
-        self._seconds_per_end = 1.0  # between two ends, while requests wait
+        self._seconds_per_end = 1.0  # average interval between two completions while requests wait
         self._num_ends = 0
         self._last_end = time.monotonic()
 

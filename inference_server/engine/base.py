@@ -25,12 +25,12 @@ class Totals:
     """Counts since the engine's start."""
 
     queried_tokens: int  # prompt tokens looked up in the prefix cache
-    hit_tokens: int  # prompt tokens found there
+    hit_tokens: int  # prompt tokens found in the prefix cache
     preemptions: int  # sequences that wait again because blocks or memory ran out
 
 
 class BaseEngine(ABC):
-    """A model and its requests. All public methods must be called on the event loop's thread.
+    """Base class of engines: a model and its requests. All public methods must be called on the event loop's thread.
 
     Attributes:
         admission: Counts of the requests in flight.
@@ -38,7 +38,7 @@ class BaseEngine(ABC):
     """
 
     def __init__(self, limits: CapacityLimits, on_broken: Callable[[], None]) -> None:
-        """Start without requests. `on_broken` is called on the event loop after the model has failed for good."""
+        """Create an idle engine. `on_broken` is called on the event loop after the model has failed permanently."""
         self.admission = Admission(limits)
         self.is_stalled = False
         self._on_broken = on_broken
@@ -119,7 +119,7 @@ class BaseEngine(ABC):
         """Put a request into the wait queue and return its reply.
 
         Raises:
-            TailraceError: As for `check_capacity`. The request then has no effect.
+            TailraceError: For the same reasons as `check_capacity`. The request then has no effect.
         """
         num_tokens = len(request.prompt_ids)
         self.check_capacity(

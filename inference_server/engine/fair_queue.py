@@ -14,7 +14,7 @@ class FairQueue:
     """Wait queue. Preempted sequences come before all others, of any account."""
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Create an empty queue."""
         self._preempted: deque[Sequence] = deque()
         self._by_account: OrderedDict[str, deque[Sequence]] = OrderedDict()  # in round-robin order; no queue is empty
 
@@ -57,7 +57,7 @@ class FairQueue:
             self._by_account.move_to_end(account)
 
     def remove(self, seq: Sequence) -> None:
-        """Remove a sequence that waits. Has no effect on another one."""
+        """Remove a waiting sequence. Has no effect if the sequence does not wait."""
         account = seq.request.account
         for queue in (self._preempted, self._by_account.get(account, self._preempted)):
             if seq in queue:

@@ -18,7 +18,7 @@ class Histogram:
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        """Start with empty buckets. `bounds` must be in ascending order."""
+        """Create a histogram with empty buckets. `bounds` must be in ascending order."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0

@@ -17,7 +17,7 @@ class BlockKeys:
     """
 
     def __init__(self, block_size: int, scope: str = "") -> None:
-        """Start without keys.
+        """Create the keys of a sequence without tokens.
 
         Args:
             block_size: Tokens per block.

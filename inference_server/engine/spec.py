@@ -1,4 +1,4 @@
-"""Defines the interface between hosting and the engines: the properties of an engine, and the protocol of its builder.
+"""Defines the interface between serving/ and the engines: the properties of an engine, and the protocol of its builder.
 
 An engine is a package in this folder whose module `build` implements EngineBuilder. serving/engine_factory.py lists them.
 """
@@ -51,7 +51,7 @@ ModelT = TypeVar("ModelT", bound=EngineModel)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec(Generic[ModelT]):
-    """Requirements of one engine.
+    """Parameters for building one engine.
 
     Attributes:
         key: Properties that the engine's catalog entries have in common.
@@ -61,7 +61,7 @@ class EngineSpec(Generic[ModelT]):
         settings: Settings of the server.
         device: Device for engines that run in this process.
         memory_share: Share of the GPU's free memory that the KV cache may take, above 0 to 1.
-        on_broken: Called on the event loop after the engine has failed for good.
+        on_broken: Called on the event loop after the engine has failed permanently.
     """
 
     key: EngineKey

@@ -36,7 +36,7 @@ class Watchdog:
         on_health: Callable[[bool], Awaitable[None]],
         on_exit: Callable[[], None],
     ) -> None:
-        """Prepare the observation; `watch` starts it.
+        """Create a watchdog, which `watch` starts.
 
         Args:
             engines: Returns the engines to observe.

@@ -67,7 +67,7 @@ class DecodeGraphs:
     """The recordings for 1, 2, 4, 8, … rows, each made when it is first needed."""
 
     def __init__(self, forward: Forward, cache: KVCache, *, max_blocks: int, invariant_rows: int | None) -> None:
-        """Start without recordings.
+        """Create the cache of recordings, which is empty at first.
 
         Args:
             forward: Runs a decode pass.

@@ -76,7 +76,7 @@ def generation_request(
 
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
-        NoRoomForReply: max_tokens must fit and does not.
+        NoRoomForReply: max_tokens must fit into the window and does not.
         InvalidField: The reply's grammar cannot be enforced.
     """
     sampling = request.sampling

@@ -33,7 +33,7 @@ class LoadReporter:
     """The OpenRcaService of ORCA."""
 
     def __init__(self, utilization: Callable[[], float]) -> None:
-        """Prepare the service.
+        """Create the service.
 
         Args:
             utilization: Returns the part of the slots that is in use, from 0; above 1 when requests wait.
@@ -49,7 +49,7 @@ class LoadReporter:
         server.add_generic_rpc_handlers((handlers,))
 
     def stop(self) -> None:
-        """End every stream. An open one would delay the end of the server."""
+        """End every stream. An open stream would delay the server's shutdown."""
         self._stopping.set()
 
     def level(self) -> float:

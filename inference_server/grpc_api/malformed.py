@@ -18,14 +18,14 @@ _MALFORMED = object()
 
 
 class Parsing(grpc.aio.ServerInterceptor):
-    """Applies to coroutine methods with one request. Methods that yield their replies stay unchanged."""
+    """Interceptor for coroutine methods with a single request. Methods that yield their replies are not changed."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
-        """Return the method's handler, extended by the check of its request."""
+        """Return the method's handler, wrapped so that it rejects malformed requests."""
         handler: Any = await continuation(details)
         if handler is None or handler.request_streaming or handler.request_deserializer is None:
             return handler  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """The InferenceService: validates and submits requests, and sends the replies' events.
 
-Any unexpected exception becomes INTERNAL, with a message that contains no internals.
+Any unexpected exception is reported as INTERNAL, with a message that contains no internals.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
         Raises:
             ClientTooSlow: An event could not be written within the write timeout.
-            TailraceError: As raised by `events`.
+            TailraceError: Raised by `events`.
         """
         clock = asyncio.get_running_loop().time
         try:

@@ -1,4 +1,4 @@
-"""Detects which instruction sets this CPU offers. All other modules use this module and no other source.
+"""Detects which instruction sets this CPU offers. No other module detects them by itself.
 
 LLVM's feature names ("avx512f", "amx-int8") determine the instructions in the kernels. Tile registers (AMX) need the
 operating system's permission as well, which torch requests. Importing this module imports neither torch nor llvmlite.
@@ -43,7 +43,7 @@ def is_x86() -> bool:
 
 
 def num_float32_lanes() -> int:
-    """Return how many float32 values the widest vector registers hold: 16, 8 or 4."""
+    """Return the number of float32 values in the widest vector register: 16, 8 or 4."""
     features = llvm_features()
     return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
 

@@ -114,7 +114,7 @@ def paged_decode_attention(
 ) -> Tensor:
     """Attend with each sequence's newest token, at position length - 1, over the sequence's keys so far.
 
-    A sequence's result has the same bits for any other sequences in the batch and any number of threads.
+    A sequence's result is bit-identical for every batch composition and any number of threads.
 
     Args:
         query: (num_seqs, num_heads, head_dim).
@@ -168,7 +168,7 @@ def paged_prefill_attention(
 ) -> Tensor | None:
     """Attend causally with consecutive tokens of one sequence over the sequence's keys so far.
 
-    A token's result has the same bits for any division of the prompt into chunks.
+    A token's result is bit-identical for any division of the prompt into chunks.
 
     Args:
         query: (num_tokens, num_heads, head_dim).

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return the RMS norm of each row times `weight`: the norm in float32, rounded to x's dtype before the product."""
+    """Return the RMS norm of each row, computed in float32 and rounded to x's dtype, times `weight`."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)

@@ -70,8 +70,8 @@ class ModelRunner:
             block_size: Tokens of a block.
             max_len: Tokens of the longest sequence. If given, decode passes on a GPU are recorded as CUDA graphs.
             invariant_rows: If given, decode passes by modules are padded to this number of rows, and prompts are computed
-                one by one, so that the shapes of products do not depend on the batch composition.
-            cache_dtype: The dtype of keys and values; None for that of the activations.
+                one by one, so that the shapes of matrix products do not depend on the batch composition.
+            cache_dtype: The dtype of keys and values; None for the activations' dtype.
             use_kernel_programs: False runs a model of transformers by its modules even if a kernel program supports it.
         """
         self._invariant_rows = invariant_rows
@@ -112,7 +112,7 @@ class ModelRunner:
         """Run one token through every layer, in the scratch block. The first call also allocates the cache.
 
         Raises:
-            UnsupportedModel: The model attends in a way that this server would compute wrongly: layers without keys
+            UnsupportedModel: The model uses a kind of attention that this server does not support: layers without keys
                 (state space, shared layers), chunked attention, windows that only transformers' masks contain.
         """
         if self.model is None:
@@ -159,7 +159,7 @@ class ModelRunner:
     def supports_mixed_batch(self) -> bool:
         """Return True if `mixed` may be called.
 
-        Batch invariance forbids it, because decoded tokens would share products with the rows of prompts.
+        Batch invariance forbids it, because decoded tokens would share matrix products with prompt tokens.
         """
         forward = self._cpu_forward
         return forward is not None and forward.supports_prefill and self._invariant_rows is None

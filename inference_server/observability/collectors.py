@@ -58,7 +58,7 @@ class EngineState(Collector):
     """State and counters of the engines, each labelled with the first model that it serves."""
 
     def __init__(self, engines: NamedEngines) -> None:
-        """Prepare the collector; `engines` returns pairs of a model's name and its engine."""
+        """Create the collector. `engines` returns pairs of a model's name and its engine."""
         self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
@@ -81,7 +81,7 @@ class LabeledHistograms(Collector):
     """A histogram metric with the label `model`."""
 
     def __init__(self, name: str, description: str, bounds: tuple[float, ...]) -> None:
-        """Prepare the metric.
+        """Create the metric.
 
         Args:
             name: Full name of the metric.
@@ -117,7 +117,7 @@ class LabeledCounters(Collector):
     """A counter metric with the labels `model` and `account`."""
 
     def __init__(self, name: str, description: str) -> None:
-        """Prepare the metric with its full name, without `_total`, and its help text."""
+        """Create the metric with its full name, without `_total`, and its help text."""
         self._name = name
         self._description = description
         self._counters: dict[tuple[str, str], PlainCounter] = {}

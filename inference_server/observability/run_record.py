@@ -24,7 +24,7 @@ class RunRecord:
     def __init__(
         self, metrics: Metrics, request: pb.RunRequest, request_id: str, *, is_known: bool, deadline: float | None
     ) -> None:
-        """Begin the record.
+        """Create the record of a call that has just arrived.
 
         Args:
             metrics: The server's metrics.

@@ -71,7 +71,7 @@ class HostedModel:
             shows_calls: Whether the reply's text contains the control tokens that tool calls begin with.
 
         Raises:
-            TailraceError: As for BaseEngine.submit.
+            TailraceError: For the same reasons as BaseEngine.submit.
         """
         decoder = self.prompts.decoder
         decode = decoder.decode_function(visible_control_tokens(self.tool_format)) if shows_calls else decoder.decode

@@ -26,7 +26,7 @@ class Detokenizer:
     """
 
     def __init__(self, decode: Decode, context_ids: Items[int] = ()) -> None:
-        """Start without text.
+        """Create a decoder for a new reply.
 
         Args:
             decode: Function from token ids to text.
@@ -36,7 +36,7 @@ class Detokenizer:
         context = list(context_ids)
         while context and decode(context).startswith(_REPLACEMENT):
             del context[0]  # the context begins within a character, and would change the bytes that follow
-        self._ids = context  # a few tokens whose text is returned, then the others
+        self._ids = context  # a few context tokens with known text, then the new tokens
         self._num_held = 0  # tokens in a row that may have an incomplete character at their end
         self._num_known = len(self._ids)
         self._known_text = decode(self._ids) if self._ids else ""
@@ -72,7 +72,7 @@ class StopStrings:
     """
 
     def __init__(self, stop_strings: Items[str]) -> None:
-        """Use stop strings that are not empty."""
+        """Create a filter for these stop strings, none of which may be empty."""
         self._stop_strings = stop_strings
         self._held = ""
         self.found: str | None = None
@@ -103,7 +103,7 @@ class ReplyText:
     """Text stream of one sequence, with stop strings applied (implements generation.TextStream)."""
 
     def __init__(self, detokenizer: Detokenizer, stop_strings: Items[str]) -> None:
-        """Pass the detokenizer's text through the stop strings."""
+        """Create a stream that filters the detokenizer's text by the stop strings."""
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(stop_strings)
 

@@ -32,7 +32,7 @@ class Grammars:
     """Factory for the constraints of one model's replies. Thread-safe."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
-        """Use a tokenizer of transformers with a `tokenizers` back end. `vocab_size`: logits per position."""
+        """Create a factory. `tokenizer` has a `tokenizers` back end. `vocab_size`: logits per position."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._num_tokens = max(vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
@@ -52,7 +52,7 @@ class Grammars:
         return self._matcher(serialized, Grammar("json_schema", json.dumps(parsed)))
 
     def lark(self, grammar: str) -> Constraint:
-        """Return a constraint from a grammar in llguidance's dialect of Lark. Raises GrammarError."""
+        """Return the constraint of a grammar in llguidance's dialect of Lark. Raises GrammarError."""
         from llguidance import LLMatcher
 
         return self._matcher(LLMatcher.grammar_from_lark(grammar), Grammar("lark", grammar))
@@ -94,7 +94,7 @@ class GrammarMatcher:
     """Constraint of one reply (implements generation.Constraint)."""
 
     def __init__(self, grammar: Grammar, matcher: Any, vocab_size: int, num_tokens: int) -> None:
-        """Start before the first token.
+        """Create a matcher for a new reply.
 
         Args:
             grammar: Source of the grammar.
@@ -120,7 +120,7 @@ class GrammarMatcher:
         return np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
 
     def accept(self, token_id: int) -> None:
-        """Advance by an allowed token. An exceeded limit is raised by the next call of `allowed`."""
+        """Advance by an allowed token. If a limit is exceeded, the next call of `allowed` raises GrammarError."""
         self._matcher.consume_token(token_id)
 
     def _check(self) -> None:

@@ -39,7 +39,7 @@ _Json = Any
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A message of a conversation. `tool_calls`: for an assistant; `tool_call_id` and `name`: for a tool, or empty."""
+    """A message of a conversation. `tool_calls` belongs to an assistant, `tool_call_id` and `name` to a tool."""
 
     role: str
     content: str
@@ -86,7 +86,7 @@ class PromptEncoder:
         self._control_pattern = _any_of(self._control)
         self._look_alike_pattern = _look_alikes(self._control)
         self.decoder = TokenDecoder(self._marked, {text: token_id for text, (token_id, _) in self._control.items()})
-        # Such tokens match normalised text, so more strings than these patterns look like them.
+        # Normalised tokens also match variants of their text, which these patterns do not find.
         self._may_normalise = any(token.normalized for _, token in self._control.values())
 
     @property

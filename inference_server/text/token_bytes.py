@@ -10,7 +10,7 @@ class TokenBytes:
     """Byte values of a vocabulary's tokens: byte-level BPE (GPT-2's table) or SentencePiece (▁ and <0xNN>)."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Use a tokenizer of the tokenizers library."""
+        """Create the table for a tokenizer of the tokenizers library."""
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
         self._tokenizer = tokenizer

@@ -13,7 +13,7 @@ class TokenDecoder:
     """Decoder of one model's token ids."""
 
     def __init__(self, tokenizer: Tokenizer, control_ids: Mapping[str, int]) -> None:
-        """Use a tokenizer of the tokenizers library. `control_ids`: token ids of the control tokens by their text."""
+        """Create a decoder. `control_ids`: token ids of the tokenizer's control tokens by their text."""
         self._tokenizer = tokenizer
         self._control_ids = control_ids
         self.token_bytes = TokenBytes(tokenizer)

@@ -29,7 +29,7 @@ async def with_tool_calls(
     Args:
         events: Events of one reply.
         tool_format: Format in which the model writes calls.
-        names: Tools that may be called; calls of other tools stay text.
+        names: Names of the tools that may be called; calls of other tools stay text.
         seed: Seed of the calls' ids, so that a repeated request has the same ids.
     """
     parser = CallParser(tool_format, names, random.Random(seed))  # noqa: S311 (repeatable, not a secret)
@@ -55,11 +55,11 @@ class CallParser:
     """Incremental parser for the tool calls in a reply's text. Text that is not a call is passed on unchanged."""
 
     def __init__(self, tool_format: ToolFormat, names: Iterable[str], ids: random.Random) -> None:
-        """Start before the first character of a reply.
+        """Create a parser for a new reply.
 
         Args:
             tool_format: Format in which the model writes calls.
-            names: Tools of the request; calls of other tools stay text.
+            names: Names of the request's tools; calls of other tools stay text.
             ids: Source of the calls' ids.
         """
         self._format = tool_format

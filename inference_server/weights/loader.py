@@ -107,7 +107,7 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
     """Return folder, tokenizer, config and generation config of a model, without loading its weights.
 
     Raises:
-        ConfigurationError: As for `load_model`.
+        ConfigurationError: For the same reasons as `load_model`.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 

@@ -56,10 +56,10 @@ class ModelDescription:
 
 
 def describe(weights: Weights, settings: Settings) -> ModelDescription:
-    """Return everything but the weights.
+    """Return the model's folder, tokenizer and properties, without loading its weights.
 
     Raises:
-        ConfigurationError: As for `loader.load_model`.
+        ConfigurationError: For the same reasons as `loader.load_model`.
     """
     folder, tokenizer, config, generation_config = load_description(weights, settings.cache_dir)
     return ModelDescription(folder, tokenizer, _model_info(config, generation_config))
@@ -75,7 +75,7 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
         settings: The cache folder and the options that change packed weights.
 
     Raises:
-        ConfigurationError: As for `loader.load_model`.
+        ConfigurationError: For the same reasons as `loader.load_model`.
     """
     if device.type != "cpu":
         return _load(weights, precision, device, settings)
@@ -146,7 +146,7 @@ def _max_tokens(config: Any) -> int | None:
     """Return the model's own window in tokens, or None if it has no limit.
 
     Some rotary positions change with the longest sequence of a call: longrope and dynamic scaling in transformers. They
-    are used up to their original length only. Beyond it, one sequence would change the others in its batch.
+    are used up to their original length only. Beyond it, one sequence would change the results of other sequences.
     """
     limits = [getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}

@@ -48,7 +48,7 @@ def test_greedy_replies_take_the_most_likely_tokens(stub):
     assert "Tokyo" in text and end.finish_reason == pb.FINISH_REASON_STOP and end.usage.completion_tokens > 5
 
 
-def test_a_seed_repeats_itself_and_another_one_does_not(stub):
+def test_the_same_seed_repeats_a_reply_and_another_seed_does_not(stub):
     texts = [reply(stub, asked("Tell me a story", seed=s, temperature=1.0, max_tokens=24))[0] for s in (7, 7, 8)]
     assert texts[0] == texts[1] != texts[2]
 

@@ -60,6 +60,6 @@ def test_serve_without_its_extra_names_the_install_command(tailrace):
     assert (done.returncode, "pip install '.[server,bridge]'" in done.stderr) == (1, True)
 
 
-def test_doctor_looks_at_the_stack_without_the_services(tailrace):
+def test_doctor_checks_the_stack_without_the_services_installed(tailrace):
     done = tailrace("doctor")
     assert (done.returncode, done.stderr, "is ready" in done.stdout) == (0, "", True)

@@ -30,7 +30,7 @@ class Reply:
 
     @property
     def num_tokens(self) -> int:
-        """The completion tokens by the usage event, which is the last but one."""
+        """The completion tokens that the usage event reports. It is the last event but one."""
         return int(json.loads(self.events[-2].removeprefix("data: "))["usage"]["completion_tokens"])
 
     @property

@@ -25,7 +25,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path):
+def test_links_point_to_existing_files_and_headings(path):
     for link in _LINK.findall(_CODE.sub("", path.read_text())):
         target, _, anchor = link.partition("#")
         if re.match(r"[a-z]+:", link):

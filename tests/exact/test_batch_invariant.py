@@ -1,4 +1,4 @@
-"""With TAILRACE_BATCH_INVARIANT the default model's logits are the same bits alone, among 7 and among 31 others."""
+"""With TAILRACE_BATCH_INVARIANT the default model's logits are bit-identical alone, with 7 and with 31 others."""
 
 import asyncio
 

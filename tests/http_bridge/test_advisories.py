@@ -64,7 +64,7 @@ async def test_a_hostile_target_opens_no_route(start_bridge, servicer, target):
 
 
 @pytest.mark.parametrize("field", ["n", "best_of"])
-async def test_more_than_one_reply_at_once_is_refused_or_never_made(bridge, servicer, route, field):
+async def test_more_than_one_reply_per_request_is_refused_or_never_made(bridge, servicer, route, field):
     url, body = route
     response = await bridge.ask({**body, field: 10**9}, url=url)
     assert response.status_code in (200, 400)

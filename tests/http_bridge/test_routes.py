@@ -82,7 +82,7 @@ async def test_pages_and_their_files_have_a_strict_policy_and_no_ranges(bridge):
     assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 7000)
 
 
-async def test_no_browser_takes_json_for_a_page(bridge):
+async def test_browsers_do_not_interpret_json_as_a_page(bridge):
     for response in (await bridge.ask(), await bridge.client.get("/healthz"), await bridge.ask(url="/nowhere")):
         assert response.headers["x-content-type-options"] == "nosniff"
 

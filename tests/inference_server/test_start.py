@@ -94,7 +94,7 @@ async def test_a_mixture_of_experts_is_served(tmp_path):
     assert reply.completed.usage.completion_tokens == 5
 
 
-async def test_llama_2s_template_for_lack_of_another_is_logged(tiny_model, caplog):
+async def test_a_fallback_to_llama_2s_template_is_logged(tiny_model, caplog):
     async with hosting(entry(tiny_model("llama-2"))) as models:
         assert models["tiny"].prompts.has_chat_template
     assert "tiny has no chat template: Llama 2's is used, with [INST]" in caplog.text

@@ -1,4 +1,4 @@
-"""A network between two processes that a test can cut, silence and heal."""
+"""A TCP proxy between two processes that a test can disconnect, block and restore."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ class Proxy:
             writer.transport.abort()
 
     def silence(self) -> None:
-        """Forward nothing, and keep connections open, as when a cable is pulled."""
+        """Forward nothing, and keep connections open, as a network that drops all packets does."""
         self._passes.clear()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

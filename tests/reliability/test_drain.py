@@ -96,7 +96,7 @@ async def test_endless_streams_end_with_the_grace_time(start_stack, service, set
 
 
 @pytest.mark.parametrize("service", ["inference_server", "http_bridge"])
-async def test_a_second_signal_ends_the_process_at_once(start_stack, service):
+async def test_a_second_signal_ends_the_process_immediately(start_stack, service):
     with start_stack(context=64, sequence=4000) as stack:
         async with streams(stack, ENDLESS) as exchanges:
             stack.process(service).send_signal(signal.SIGTERM)

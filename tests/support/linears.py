@@ -21,7 +21,7 @@ def int8_linear(linear):
 
 
 def q4_1_linear(out_features, in_features=576, bias=False):
-    """Weights as they come out of a Q4_1 tensor of a GGUF file, and the bytes in that file."""
+    """Return weights read from a Q4_1 tensor of a GGUF file, and the bytes in that file."""
     weight = np.random.default_rng(0).normal(size=(out_features, in_features)).astype(np.float32) + 0.1
     raw = quants.quantize(weight, GGMLQuantizationType.Q4_1)
     (linear,) = plain(out_features, in_features=in_features, bias=bias)

@@ -37,7 +37,7 @@ def watched(path, reads):
 
 
 def replace(path, text):
-    """Replace the file in one step, as careful writers do."""
+    """Replace the file atomically."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)

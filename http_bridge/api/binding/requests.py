@@ -31,7 +31,7 @@ class BindingParser:
     errors = BindingErrors()
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
-        """Return the parsed request. Raises ApiError for a request that is refused."""
+        """Return the parsed request. Raises ApiError if the request is invalid."""
         model = _model(incoming)
         if incoming.query.get("userInputs") is not None:
             raise bad_input("text generation takes JSON, not a stream of bytes")

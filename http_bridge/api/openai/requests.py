@@ -13,7 +13,7 @@ class ChatParser:
     errors = OpenAiErrors()
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
-        """Return the parsed request. Raises ApiError for a request that is refused."""
+        """Return the parsed request. Raises ApiError if the request is invalid."""
         document = incoming.document()
         body = incoming.bodies.chat(document)
         model = check_model_name(document["model"])
@@ -27,7 +27,7 @@ class CompletionParser:
     errors = OpenAiErrors()
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
-        """Return the parsed request. Raises ApiError for a request that is refused."""
+        """Return the parsed request. Raises ApiError if the request is invalid."""
         document = incoming.document()
         body = incoming.bodies.completion(document)
         model = check_model_name(document["model"])

@@ -14,7 +14,7 @@ class RestParser:
     errors = RestErrors()
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
-        """Return the parsed request. Raises ApiError for a request that is refused."""
+        """Return the parsed request. Raises ApiError if the request is invalid."""
         document = incoming.document()
         if (
             document.get("messages") is None
@@ -32,7 +32,7 @@ class GenericParser:
     errors = RestErrors()
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
-        """Return the parsed request. Raises ApiError for a request that is refused."""
+        """Return the parsed request. Raises ApiError if the request is invalid."""
         model, document = incoming.bodies.generic(incoming.document())
         return _job(incoming, document, check_model_name(model))
 

@@ -38,19 +38,19 @@ class LinearBackend(Protocol):
         """Check whether this backend multiplies weights of this format and width on this CPU."""
 
     def supports_gate(self, num_outputs: int) -> bool:
-        """Check whether gate and up of `num_outputs` outputs each can be one gated layer."""
+        """Check whether gate and up projections of `num_outputs` outputs each can be fused into one gated layer."""
 
     def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> nn.Module:
         """Return a layer with these weights, in this backend's layout.
 
         Args:
-            weight: (out_features, in_features) in the format `kind` names, which `supports` accepts.
+            weight: (out_features, in_features) in the format that `kind` specifies and `supports` accepts.
             bias: (out_features,), or None.
             kind: `is_gated` only if `supports_gate`. A layer that is not a KernelLinear may ignore `is_head`.
         """
 
     def from_packed(self, packed: PackedWeights) -> KernelLinear:
-        """Return the layer that was packed as `packed`, whose layout is this backend's."""
+        """Return the layer for `packed` weights, which are in this backend's layout."""
 
 
 # The first one that supports a layer computes it. The last one supports every layer.
@@ -81,7 +81,7 @@ def missing_kernels() -> str:
 
 
 def from_packed(packed: PackedWeights, backends: Items[LinearBackend] = BACKENDS) -> KernelLinear:
-    """Return the layer of weights that `LinearBackend.pack` stored, also in an earlier process.
+    """Return the layer for weights that `LinearBackend.pack` stored in this or an earlier process.
 
     Raises:
         ValueError: No backend on this CPU has the weights' layout.

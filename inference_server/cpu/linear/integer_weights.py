@@ -27,7 +27,7 @@ class Int4:
 
     codes: Tensor  # (out_features, in_features) uint8, 0 to 15
     scales: Tensor  # (out_features, in_features / group) float32, values that float16 represents exactly
-    minima: Tensor  # the same
+    minima: Tensor  # same shape, dtype and precision as scales
     group: int = GROUP
 
     def dequantize(self) -> Tensor:
@@ -37,7 +37,7 @@ class Int4:
 
 
 def int8_weights(linears: list[Any]) -> Int8:
-    """Return the linears' weights, concatenated: bitsandbytes' own integers, or rounded by each output's largest weight."""
+    """Return the layers' weights, concatenated: bitsandbytes' own integers, or rounded with one scale per output."""
     parts = [_int8_weights(linear) for linear in linears]
     return Int8(torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]))
 
@@ -56,7 +56,7 @@ def _int8_weights(linear: Any) -> Int8:
 
 
 def int4_weights(linears: list[Any]) -> Int4:
-    """Return the linears' weights, concatenated, as codes in groups of 32 inputs.
+    """Return the layers' weights, concatenated, as codes in groups of 32 inputs.
 
     Weights that come from GGUF's format Q4_1 are reproduced exactly: it maps the minimum of each group to 0 and the
     maximum to 15, so scale and minimum follow from the group's range. Other weights are rounded to the nearest code.

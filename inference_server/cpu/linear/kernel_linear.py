@@ -23,7 +23,7 @@ class LinearKind:
     weight_format: WeightFormat
     is_head: bool = False  # the output may be float32, rounded to the activations' dtype
     is_gated: bool = False  # gate and up of an MLP; the output is silu(gate) * up, half as wide
-    is_invariant: bool = False  # the same bits for any number of rows
+    is_invariant: bool = False  # a row's result is bit-identical for any number of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class KernelLinear(nn.Module):
     """
 
     panel_outputs: ClassVar[int]  # outputs of a panel of weights, the unit of work of one thread
-    dtype = torch.float32  # of the activations
+    dtype = torch.float32  # dtype of the activations
     out_dtype = torch.float32
 
     def __init__(self, packed: PackedWeights) -> None:
@@ -92,7 +92,7 @@ class KernelLinear(nn.Module):
         return kernel, arguments.linear(*addresses, *sizes, workspace.data_ptr(), kernel_data.data_ptr())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product of x (…, in_features) of `dtype`: (…, out_features) of `out_dtype`."""
+        """Apply the layer to x, (…, in_features) of `dtype`. Returns (…, out_features) of `out_dtype`."""
         width, outputs = self.in_features, self.padded_features
         rows = x.reshape(-1, width).contiguous()
         workspace = torch.empty(self.workspace_bytes(rows.shape[0]), dtype=torch.int8)

@@ -1,6 +1,6 @@
 """Replaces a model's linear layers by layers packed for this CPU.
 
-`pack` stacks linears that share their input into one module; `pack_linears` replaces the remaining linears of a model. A
+`pack` stacks linear layers that share their input into one module. `pack_linears` replaces the others of a model. A
 module maps (…, in_features) to (…, out_features), as nn.Linear does. A backend (backends.py) chooses the module's class.
 """
 
@@ -25,14 +25,14 @@ def pack(
     is_gated: bool = False,
     backends: Items[LinearBackend] = BACKENDS,
 ) -> nn.Module:
-    """Return one module for linears that share their input. Its output is their outputs, concatenated.
+    """Return one module for linear layers that share their input. Its output is the concatenation of their outputs.
 
     Args:
-        linears: torch's linears, or bitsandbytes' Linear8bitLt, which is packed from its own integers for any precision.
-        precision: The precision of these linears (the output head of an int4 model is packed as int8).
-        batch_invariant: A row's result must have the same bits for any number of rows.
+        linears: torch's linear layers, or bitsandbytes' Linear8bitLt, which keeps its own integers for any precision.
+        precision: The precision of these layers (the output head of an int4 model is packed as int8).
+        batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, rounded to the activations' dtype.
-        is_gated: The two linears are gate and up of an MLP. The module may then return silu(gate) * up; if it does, its
+        is_gated: The two layers are gate and up of an MLP. The module may then return silu(gate) * up; if it does, its
             attribute `is_gated` is True.
         backends: The candidates, of which the first that supports the layer is used.
     """
@@ -50,7 +50,7 @@ def pack_linears(
     batch_invariant: bool = False,
     backends: Items[LinearBackend] = BACKENDS,
 ) -> None:
-    """Replace every linear of a loaded model in place. The head of an int4 model gets 8 bits, as in GGUF files.
+    """Replace every linear layer of a loaded model in place. An int4 model's head gets 8 bits, as in GGUF files.
 
     The parameters are the same as for `pack`.
     """
@@ -64,7 +64,7 @@ def pack_linears(
 
 
 def is_packable(module: nn.Module) -> bool:
-    """Return True for torch's plain linear and bitsandbytes' int8 linear, but not for subclasses, which may differ."""
+    """Return True for torch's linear layer and bitsandbytes' int8 layer, but not for subclasses."""
     return type(module) is nn.Linear or _is_int8(module)
 
 
@@ -73,7 +73,7 @@ def _is_int8(module: nn.Module) -> bool:
 
 
 def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Tensor | Int8 | Int4]:
-    """Return the weights of all linears, (out_features of all, in_features), and their format."""
+    """Return the weights of all layers, (out_features of all, in_features), and their format."""
     if precision == "bitsandbytes-int8" or any(_is_int8(linear) for linear in linears):
         return "int8", int8_weights(linears)
     if precision == "int4" and linears[0].in_features % GROUP == 0:
@@ -84,7 +84,7 @@ def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFo
 
 
 def _stacked_bias(linears: list[Any]) -> Tensor | None:
-    """Return the biases of all linears, with zeros for a linear without one; None if no linear has a bias."""
+    """Return the biases of all layers, with zeros for a layer without one; None if no layer has a bias."""
     if all(linear.bias is None for linear in linears):
         return None
     dtype = next(linear.bias.dtype for linear in linears if linear.bias is not None)

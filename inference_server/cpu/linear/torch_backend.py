@@ -1,6 +1,6 @@
 """The linear backend of torch's own operations, for layers and CPUs without a compiled kernel.
 
-torch's products with integer weights are fast in bfloat16 only, so they round activations to it.
+torch's matrix products with integer weights are fast in bfloat16 only, so they round activations to it.
 """
 
 from typing import Any
@@ -12,20 +12,20 @@ from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights, WeightFormat
 from inference_server.kernels import isa
 
-# The number of rows from which bfloat16 products are faster than torch's integer products.
+# The number of rows from which bfloat16 matrix products are faster than torch's integer ones.
 _MANY_ROWS = 8
 # oneDNN chooses a layout of the weights for a number of rows. This choice is fast for one row and for many.
 _LAYOUT_ROWS = 32
 
 
 class TorchBackend:
-    """Layers that use torch's operations. They are not kept in the packed cache."""
+    """Backend whose layers use torch's operations. The packed cache does not store them."""
 
     name = "torch"
     layout_version = 1
 
     def __init__(self, *, has_bfloat16: bool | None = None) -> None:
-        """`has_bfloat16`: True if bfloat16 products are fast, None to detect it."""
+        """`has_bfloat16`: True if bfloat16 matrix products are fast, None to detect it."""
         self._has_bfloat16 = has_bfloat16
 
     def obstacle(self) -> str | None:
@@ -33,7 +33,7 @@ class TorchBackend:
         return None
 
     def supports(self, weight_format: WeightFormat, in_features: int) -> bool:
-        """Return True: weights that no integer product takes are multiplied in float32."""
+        """Return True: weights without a suitable integer operation are multiplied in float32."""
         return True
 
     def supports_gate(self, num_outputs: int) -> bool:
@@ -46,7 +46,7 @@ class TorchBackend:
             is_prepacked = weight.dtype is torch.bfloat16 and self._multiplies_bfloat16()
             return PrepackedLinear(weight, bias) if is_prepacked else _plain_linear(weight, bias)
         out_features, in_features = weight.codes.shape
-        # torch's integer products require these multiples. The one for int8 does not check them.
+        # torch's integer matrix products require these multiples. The one for int8 does not check them.
         if in_features % 32 or (isinstance(weight, Int4) and out_features % 16):
             return _plain_linear(weight.dequantize(), bias)
         few = IntegerLinear(weight, bias)
@@ -64,7 +64,7 @@ class TorchBackend:
 
 
 class PrepackedLinear(nn.Module):
-    """A 16-bit product with weights that oneDNN has reordered once, instead of at each call."""
+    """A linear layer in bfloat16 whose weights oneDNN reorders once, instead of at each call."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Reorder `weight`, (out_features, in_features) bfloat16. `bias`: (out_features,) bfloat16."""
@@ -75,13 +75,13 @@ class PrepackedLinear(nn.Module):
         self.num_bytes = weight.numel() * weight.element_size()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product of x (…, in_features) bfloat16: (…, out_features) bfloat16."""
+        """Apply the layer to x, (…, in_features) bfloat16. Returns (…, out_features) bfloat16."""
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return output
 
 
 class ByRowsLinear(nn.Module):
-    """Integer weights for few rows (decode), and the same weights in bfloat16 for many rows (prompts)."""
+    """Linear layer that uses integer weights for few rows (decode), and the same in bfloat16 for many (prompts)."""
 
     def __init__(self, few: nn.Module, many: PrepackedLinear, min_rows: int) -> None:
         """`min_rows`: the number of rows from which `many` is used."""
@@ -91,7 +91,7 @@ class ByRowsLinear(nn.Module):
         self._min_rows = min_rows
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product of x (…, in_features) float32: (…, out_features) float32."""
+        """Apply the layer to x, (…, in_features) float32. Returns (…, out_features) float32."""
         output: Tensor
         if x.numel() < self._min_rows * self.in_features:
             output = self.few(x)
@@ -101,7 +101,7 @@ class ByRowsLinear(nn.Module):
 
 
 class IntegerLinear(nn.Module):
-    """A product of activations, rounded to bfloat16, with int8 or int4 weights."""
+    """A linear layer with int8 or int4 weights, which rounds its activations to bfloat16."""
 
     def __init__(self, weight: Int8 | Int4, bias: Tensor | None) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class IntegerLinear(nn.Module):
         self.register_buffer("scales", scales.bfloat16())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product of x (…, in_features) float32: (…, out_features) float32."""
+        """Apply the layer to x, (…, in_features) float32. Returns (…, out_features) float32."""
         rows = x.reshape(-1, self.in_features).bfloat16()
         output: Tensor
         if self._is_int8:
@@ -131,7 +131,7 @@ class IntegerLinear(nn.Module):
 
 
 def _plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return torch's linear with these tensors, without copying them."""
+    """Return torch's linear layer with these tensors, without copying them."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

@@ -19,7 +19,7 @@ class BlockPool:
     def __init__(
         self, *, num_blocks: int, block_size: int, num_reserved: int = 1, max_unused_blocks: int | None = None
     ) -> None:
-        """Start with all blocks free.
+        """Create a pool whose blocks are all free.
 
         Args:
             num_blocks: Blocks that sequences can get.

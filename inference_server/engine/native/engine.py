@@ -58,7 +58,7 @@ class Engine(BaseEngine):
             policy: Limits and modes of the scheduler.
             limits: Limits for requests in flight.
             max_unused_blocks: Blocks that the prefix cache keeps (see BlockPool).
-            on_broken: Called on the event loop after the model has failed for good.
+            on_broken: Called on the event loop after the model has failed permanently.
             sample: Chooses a token for each row of logits; tests replace it.
         """
         super().__init__(limits, on_broken)
@@ -74,7 +74,7 @@ class Engine(BaseEngine):
         self._step_loop = StepLoop(runner, self.scheduler, end_ids, self._emit, sample)
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._emitted: list[tuple[Reply, Event]] = []  # by the thread, not yet published
+        self._emitted: list[tuple[Reply, Event]] = []  # emitted by the thread, not yet published
         # Both threads write _last_progress, and the newest value counts.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()

@@ -1,7 +1,7 @@
 """Recovers from failed forward passes: fails the sequences involved, or preempts them if memory ran out.
 
-A failure must not affect other sequences. If the model cannot compute a single token after a failure, it is broken for
-good. Used on the engine's thread only.
+A failure must not affect other sequences. If the model cannot compute a single token after a failure, it is
+permanently broken. Used on the engine's thread only.
 """
 
 import logging
@@ -84,7 +84,7 @@ class FaultRecovery:
 
     def _fail(self, seqs: Iterable[Sequence]) -> None:
         for seq in seqs:
-            if seq in self._scheduler.running:  # else it was finished before the pass failed
+            if seq in self._scheduler.running:  # it may have finished before the pass failed
                 self._scheduler.discard(seq)
                 self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
 

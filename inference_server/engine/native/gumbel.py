@@ -62,7 +62,7 @@ def _uniform(keys: Iterable[int], first: Tensor, second: Tensor) -> Tensor:
     bits = torch.mul(first, factors[:, :1]).addcmul_(second, factors[:, 1:])
     shifted = bits >> 16
     bits.add_(shifted).mul_(_FACTOR_32)
-    numbers = shifted.view(torch.float32).copy_(bits.view(torch.uint32))  # in the memory of `shifted`
+    numbers = shifted.view(torch.float32).copy_(bits.view(torch.uint32))  # reuses the memory of `shifted`
     return torch.add(torch.tensor(2.0**-33), numbers, alpha=2.0**-32, out=numbers)
 
 
@@ -73,7 +73,7 @@ def _halves_of_all(vocab_size: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _halves(token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 64 bits of each token as two int32, the second one odd: its id, mixed as in SplitMix64."""
+    """Hash each token id to 64 bits as in SplitMix64. Returns them as two int32, of which the second is odd."""
     mixed = (token_ids + 1) * _signed64(_TOKEN_GAMMA)
     mixed = (mixed ^ (mixed >> 30 & (1 << 34) - 1)) * _signed64(_FIRST_FACTOR)
     mixed = (mixed ^ (mixed >> 27 & (1 << 37) - 1)) * _signed64(_SECOND_FACTOR)

@@ -2,7 +2,7 @@
 
 Each row uses its own parameters only, so that a sequence's tokens do not depend on the other requests in the batch. Sampling
 is Gumbel-max: the token with the largest sum of logit / temperature and noise is sampled. The noise depends on seed,
-position and token id (gumbel.py). top_k and top_p only restrict the candidates. Does not depend on text.
+position and token id (gumbel.py). top_k and top_p only restrict the candidates. Works on token ids, not on text.
 """
 
 import math
@@ -20,7 +20,7 @@ from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 _SHORTLIST = 256
 # Tokens per piece when searching for the largest logit: several times faster than torch's own argmax.
 _PIECE = 256
-# The same when searching for the shortlist.
+# Tokens per piece when searching for the shortlist of likeliest tokens.
 _SMALL_PIECE = 32
 # Number of pieces that are searched first. The sampled token is almost always in one of them.
 NUM_PIECES = 8
@@ -39,7 +39,7 @@ class PenaltyState:
     """
 
     def __init__(self, prompt_ids: Items[int], vocab_size: int, device: torch.device) -> None:
-        """Start with a prompt and an empty reply."""
+        """Create the state of a prompt with an empty reply."""
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.seen[torch.tensor(list(prompt_ids), device=device)] = True
         self.counts = torch.zeros(vocab_size, dtype=torch.float32, device=device)
@@ -157,8 +157,9 @@ def _is_narrowed(params: SamplingParams) -> bool:
 
 
 def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
-    """Sample from all tokens: the largest logit + temperature * noise wins, which takes one pass over the logits less
-    than a division.
+    """Sample from all tokens: the largest logit + temperature * noise wins.
+
+    This avoids the additional pass over the logits that dividing them by the temperature would take.
 
     Gumbel noise needs two logarithms. Its upper bound -log(u) needs one, and selects the pieces that can contain the winner.
     A row whose winner is below the bound of another piece is computed in full.
@@ -234,7 +235,7 @@ def _take(logits: Tensor, indices: list[int]) -> Tensor:
 
 
 def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return values.topk(k) of shape (n, vocab_size), several times faster.
+    """Return the same as values.topk(k), several times faster. Shape of `values`: (n, vocab_size).
 
     The k largest values are in the k pieces with the largest maxima.
     """

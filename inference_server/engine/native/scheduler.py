@@ -57,7 +57,7 @@ class PrefillChunk:
 class StepPlan:
     """Work of one step."""
 
-    admitted: list[Sequence]  # got a slot in this step
+    admitted: list[Sequence]  # sequences that received a slot in this step
     prefill: list[PrefillChunk]
     decode: list[Sequence]  # in the order of admission
 
@@ -78,14 +78,14 @@ class Scheduler:
         waiting: Wait queue.
         running: Sequences with a slot, in the order of admission.
         num_preemptions: Preemptions since the start.
-        num_queried_tokens: Prompt tokens looked up in the prefix cache since the start, preempted sequences once.
-        num_hit_tokens: Prompt tokens found there.
-        num_admitted: Sequences admitted since the start, preempted ones once.
+        num_queried_tokens: Prompt tokens looked up in the prefix cache since the start. Preempted sequences count once.
+        num_hit_tokens: Prompt tokens found in the prefix cache.
+        num_admitted: Sequences admitted since the start. Preempted ones count once.
         max_running: Sequences that may run together at present.
     """
 
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
-        """Start without sequences. The scheduler must be the only user of `pool`."""
+        """Create a scheduler without sequences. The scheduler must be the only user of `pool`."""
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -140,7 +140,7 @@ class Scheduler:
         return StepPlan(admitted, self._prefill_chunks(len(decode)), decode)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
-        """Preempt sequences after memory ran out. From now on half as many run, with the smallest prompt chunks.
+        """Preempt sequences after memory ran out. Afterwards at most half as many run, with the smallest prompt chunks.
 
         Returns False, without a change, if a single sequence already ran alone.
         """

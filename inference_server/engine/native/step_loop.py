@@ -34,7 +34,7 @@ class Logits:
 
 
 class GrammarLimit(Exception):
-    """The grammar of a sequence exceeds its limits. `rows`: index of the sequence."""
+    """The grammar of a sequence exceeds its limits. `rows`: index of its row."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(reason)
@@ -66,7 +66,7 @@ class StepLoop:
         emit: Emit,
         sample: Callable[[Logits], list[Sample]] = sample_tokens,
     ) -> None:
-        """Prepare a loop without sequences.
+        """Create a loop without sequences.
 
         Args:
             runner: The model.
@@ -98,7 +98,7 @@ class StepLoop:
         if num_tokens := plan.num_tokens:
             self.step_tokens.add(num_tokens)
         for seq in plan.admitted:
-            if seq.admitted is None:  # else it was preempted before
+            if seq.admitted is None:  # Started is sent only once, not after a preemption
                 seq.admitted = now
                 self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.admission_position))
         return plan
@@ -183,13 +183,13 @@ class StepLoop:
         return pieces
 
     def _decoded(self, plan: StepPlan) -> list[Sequence]:
-        """Record the computed tokens. Returns the sequences of the rows of logits."""
+        """Record the computed tokens. Returns the decoded sequences, one for each row of logits."""
         for seq in plan.decode:
             self._scheduler.computed(seq, seq.num_computed + 1)
         return plan.decode
 
     def _prefilled(self, plan: StepPlan) -> list[Sequence]:
-        """Record the computed tokens. Returns the sequences of the rows of logits, which have a complete prompt."""
+        """Record the computed tokens. Returns the sequences whose prompt is complete, one for each row of logits."""
         for chunk in plan.prefill:
             self._scheduler.computed(chunk.seq, chunk.end)
         return [chunk.seq for chunk in plan.prefill if chunk.is_last]

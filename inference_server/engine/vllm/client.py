@@ -23,7 +23,7 @@ from inference_server.generation import GenerationRequest
 # vLLM reads these when it is imported. Values that the user has set stay.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",  # otherwise it sends them to its developers
+    "VLLM_NO_USAGE_STATS": "1",  # disables usage reports to vLLM's developers
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy the locks of gRPC's and torch's threads without the threads
 }
 
@@ -55,8 +55,8 @@ class VllmClient:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # A terminal sends Ctrl-C to all of its processes. vLLM's processes inherit the blocked signal, so that the server
-        # stops them. The resource tracker unblocks it when it starts, so it must start before.
+        # A terminal sends Ctrl-C (SIGINT) to all of its processes. vLLM's processes inherit the blocked signal, so that
+        # only the server stops them. Starting the resource tracker unblocks SIGINT, so it is started first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         check_names(arguments, {field.name for field in dataclasses.fields(AsyncEngineArgs)})

@@ -31,12 +31,12 @@ _STOP_SECONDS = 5.0
 
 
 class VllmEngine(BaseEngine):
-    """A model that vLLM runs."""
+    """Engine that runs a model in vLLM's processes."""
 
     def __init__(
         self, client: VllmClient, *, limits: CapacityLimits, on_broken: Callable[[], None] = lambda: None
     ) -> None:
-        """Use a running vLLM.
+        """Create the engine for a running vLLM.
 
         Args:
             client: The running vLLM.

@@ -58,7 +58,7 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
 def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:
     """Convert vLLM's log probabilities of one position.
 
-    A token that a grammar forbids has the logarithm of 0, which JSON cannot represent: it is left out.
+    A token that a grammar forbids has a log probability of -infinity, which JSON cannot represent, and is left out.
 
     Args:
         token_id: The chosen token.

@@ -13,14 +13,14 @@ class StepStats:
         on_step: Called after each step; the engine sets it.
         tokens: Distribution of the tokens computed in each step.
         num_queried_tokens: Prompt tokens looked up in the prefix cache since the start.
-        num_hit_tokens: Prompt tokens found there.
+        num_hit_tokens: Prompt tokens found in the prefix cache.
         num_preemptions: Preemptions since the start.
     """
 
     def __init__(self) -> None:
-        """Start without steps."""
+        """Create statistics without steps."""
         self.on_step: Callable[[], None] = lambda: None
-        self._usage: dict[int, float] = {}  # by replica
+        self._usage: dict[int, float] = {}  # share of the KV cache in use, by replica
         self.tokens = Histogram(STEP_TOKENS)
         self.num_queried_tokens = self.num_hit_tokens = self.num_preemptions = 0
 

@@ -48,7 +48,7 @@ def int_vector(value: int) -> Any:
 @intrinsic_of(vector, types.int64, types.int64, vector)
 def _store_digits(builder: Any, high: Any, low: Any, value: Any) -> Any:
     """Round 16 values to integers and write their high and low digits, int8. Returns the integers as float32."""
-    magic = ir.Constant(_floats, [12582912.0] * 16)  # 1.5 * 2**23 leaves an integer in the low bits
+    magic = ir.Constant(_floats, [12582912.0] * 16)  # adding 1.5 * 2**23 moves the integer into the low bits
     shifted = builder.fadd(value, magic)
     whole = builder.sub(builder.bitcast(shifted, _ints), builder.bitcast(magic, _ints))
     upper = builder.ashr(builder.add(whole, int_vector(64)), int_vector(7))

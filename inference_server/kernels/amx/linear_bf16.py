@@ -1,7 +1,7 @@
 """Linear layers with bfloat16 weights on AMX.
 
-A row's result has the same bits for any other rows in the batch: its sums are added in the order of the inputs, 32 at a
-time. An item of work is a panel of 32 outputs. The argument block is the same as in linear_int8.py, with activations
+A row's result is bit-identical for every batch composition: its sums are added in the order of the inputs, 32 at a
+time. A work item is a panel of 32 outputs. The argument block is the same as in linear_int8.py, with activations
 and result in bfloat16 and without scales and workspace. The kernel data are two sets of tile shapes: for groups of 32
 rows, and for the remaining rows. The weights of a panel are, for every 32 inputs, two tiles of (16 pairs of inputs, 16
 outputs, 2 inputs).
@@ -52,8 +52,8 @@ _ONE, _TWO = _panel_product(1), _panel_product(2)
 
 # Output formats: bfloat16, float32 rounded to bfloat16, float32.
 NARROW, ROUNDED, WIDE = 0, 1, 2
-# Output formats of a gated MLP, where 16 gate outputs and 16 up outputs become 16 results: bfloat16 from rounded sums,
-# float32.
+# Output formats of a gated MLP, where 16 gate outputs and 16 up outputs become 16 results: bfloat16
+# (computed from rounded sums) and float32.
 GATED_NARROW, GATED_WIDE = 3, 4
 
 
@@ -113,7 +113,7 @@ def multiply_rows(x, panel, kernel_data, totals, bias, out, num_rows, width, out
 
 def make_bf16(output_format: int) -> Any:
     """Return the bfloat16 kernel. `output_format` is NARROW, ROUNDED or GATED_NARROW."""
-    # Half the bytes in a row of the result for each output of the weights: 2 stands for 1 byte, 8 for 4.
+    # Result bytes for each output of the weights, times two, because GATED_NARROW has a single byte per output.
     out_halves = {NARROW: 4, ROUNDED: 8, GATED_NARROW: 2}[output_format]
 
     def linear_bf16(block):

@@ -1,4 +1,4 @@
-"""Linear layers with int4 weights: on AMX for more than four rows, on vectors for fewer, with the same bits.
+"""Linear layers with int4 weights: on AMX for more than four rows, otherwise on vectors, with bit-identical results.
 
 A weight is code * scale + minimum, and both factors change with every group of 32 inputs. The integer sum of a group is
 therefore scaled before the next group begins: result += sum * scale + (sum of the group's activations) * minimum.

@@ -25,7 +25,7 @@ _ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType()
 
 
 def _pair(builder: Any, fours: Any, first: int, scale: Any, minimum: Any) -> Any:
-    """Convert two of the four codes in each lane, number `first` and the next, to two bfloat16 weights in that lane."""
+    """Convert codes `first` and `first + 1` of the four in each lane to two bfloat16 weights in that lane."""
     parts = []
     for index in (first, first + 1):
         code = builder.and_(builder.lshr(fours, int_vector(8 * index)), int_vector(255))

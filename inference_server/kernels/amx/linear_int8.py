@@ -1,7 +1,7 @@
 """Linear layers with int8 weights on AMX, and the parts that they share with int4 weights.
 
-Products and sums of integers are exact, so a row's result has the same bits for any other rows in the batch and any number
-of threads. An item of work is a panel of 32 outputs, whose weights are contiguous, in the order in which they are read.
+Products and sums of integers are exact, so a row's result is bit-identical for every batch composition and any number
+of threads. A work item is a panel of 32 outputs, whose weights are contiguous, in the order in which they are read.
 Before the first panel, all threads together convert the activations to 15-bit fixed point (activations.py).
 
 The argument block (int64 words):

@@ -1,6 +1,6 @@
 """The kernel of prefill attention on AMX: consecutive tokens of several sequences attend over their blocks of keys and values.
 
-First the threads copy the values into tiles. Then an item of work is 32 queries of one head, with an online softmax:
+First the threads copy the values into tiles. Then a work item is 32 queries of one head, with an online softmax:
 scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. All matrices are transposed, one query in each
 lane of a vector: keys are tiles as they are stored in the cache, and nothing is summed or compared across lanes. The
 first update begins at the sequence's first key, so a token's result does not depend on how its prompt is chunked.
@@ -52,7 +52,7 @@ from inference_server.kernels.simd.vectors import (
 
 KEYS = 32  # keys of a piece, whose values are packed together; a block holds whole pieces
 KEYS_PER_UPDATE = 128  # keys between two updates of the softmax
-SEGMENTS, SEGMENT = 32, 48  # bytes before the table's segments, and bytes of each
+SEGMENTS, SEGMENT = 32, 48  # bytes of the table's header, and of each segment
 # The reference of the softmax follows the largest score only when that exceeds it by more than this. Weights then reach
 # e**8, which is well within float32's range, and nearly all steps skip rescaling (a technique of FlashAttention-4).
 _MAX_RISE = 8.0
@@ -245,7 +245,7 @@ def _attend(
 def make_attention(is_bf16: bool) -> Any:
     """Return the prefill attention kernel for keys and values in bfloat16.
 
-    `is_bf16`: queries and result are bfloat16, else float32. arguments.prefill_segments builds the table of segments.
+    `is_bf16`: queries and result are bfloat16, otherwise float32. arguments.prefill_segments builds the table.
     The kernel data are full tile shapes.
     """
     size = 2 if is_bf16 else 4

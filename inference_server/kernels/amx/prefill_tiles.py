@@ -1,4 +1,4 @@
-"""The tile operations of prefill attention: transpositions into tiles, and the two products.
+"""The tile operations of prefill attention: transpositions into tiles, and the two matrix products.
 
 Used by prefill_attention.py, which defines the shapes.
 """
@@ -13,9 +13,9 @@ from inference_server.kernels.amx.activations import int_vector
 from inference_server.kernels.amx.linear_int8 import W, X, int64_constant
 from inference_server.kernels.simd.vectors import intrinsic_of, moved, pointer, vector
 
-QUERIES = 32  # columns of two tiles
+QUERIES = 32  # queries of a work item: the columns of two tiles
 TILE_BYTES = 1024
-ROW_BYTES = QUERIES * 4  # of a row of scores or outputs
+ROW_BYTES = QUERIES * 4  # bytes of a row of scores or outputs
 _ints, _shorts = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.IntType(16), 16)
 
 

@@ -1,4 +1,4 @@
-"""Builds the shapes that the instruction ldtilecfg gives the eight tile registers of AMX."""
+"""Builds the operand of the instruction ldtilecfg, which sets the shapes of AMX's eight tile registers."""
 
 from functools import cache
 

@@ -21,7 +21,7 @@ def _layout(arguments: str) -> Struct:
 
 
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
-LINEAR_KERNEL_DATA = 12  # the word with the address of the kernel data in the block of a linear
+LINEAR_KERNEL_DATA = 12  # the word with the address of the kernel data in a linear layer's argument block
 
 _RMS_NORM = _layout("5qd")
 _ADD_RMS_NORM = _layout("6qd")
@@ -33,20 +33,20 @@ _LINEAR = _layout("10q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
-    """Return the block of `rms_norm`: x and out (rows, width), weight (width,)."""
+    """Return the argument block of `rms_norm`: x and out (rows, width), weight (width,)."""
     num_rows, width = x.shape
     return _RMS_NORM.pack(0, 0, 0, x.data_ptr(), weight.data_ptr(), out.data_ptr(), num_rows, width, eps)
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
-    """Return the block of `add_rms_norm`: x, delta and out (rows, width), weight (width,). x becomes x + delta."""
+    """Return the argument block of `add_rms_norm`: x, delta, out (rows, width), weight (width,). Adds delta to x."""
     num_rows, width = x.shape
     addresses = (x.data_ptr(), delta.data_ptr(), weight.data_ptr(), out.data_ptr())
     return _ADD_RMS_NORM.pack(0, 0, 0, *addresses, num_rows, width, eps)
 
 
 def silu_mul(gate_up: Tensor, out: Tensor) -> bytes:
-    """Return the block of `silu_mul`: gate_up (rows, 2 * width), out (rows, width)."""
+    """Return the argument block of `silu_mul`: gate_up (rows, 2 * width), out (rows, width)."""
     num_rows, width = out.shape
     return _SILU_MUL.pack(0, 0, 0, gate_up.data_ptr(), out.data_ptr(), num_rows, width)
 
@@ -54,7 +54,7 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> bytes:
 def rope_and_write(
     qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, query: Tensor
 ) -> bytes:
-    """Return the block of `rope_and_write`, with shapes as in ops.rope_and_write. `query` receives the result."""
+    """Return the argument block of `rope_and_write`, with ops.rope_and_write's shapes. `query` receives the result."""
     num_rows, num_heads, width = query.shape
     tensors = (qkv, cos, sin, query, keys, values, rows)
     addresses = [tensor.data_ptr() for tensor in tensors]
@@ -72,7 +72,7 @@ def attention(
     sliding_window: int | None,
     softcap: float | None,
 ) -> bytes:
-    """Return the block of `decode_attention`. Shapes as in ops.paged_decode_attention; out is the result."""
+    """Return the argument block of `decode_attention`. Shapes as in ops.paged_decode_attention; out is the result."""
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
     return _ATTENTION.pack(
@@ -96,7 +96,7 @@ def attention(
 def prefill_attention(
     query: Tensor, keys: Tensor, values: Tensor, segments: Tensor, out: Tensor, kernel_data: Tensor, scaling: float
 ) -> bytes:
-    """Return the block of a prefill attention kernel.
+    """Return the argument block of a prefill attention kernel.
 
     Args:
         query: (rows, num_heads, head_dim).
@@ -159,7 +159,7 @@ def linear(
     workspace: int,
     kernel_data: int,
 ) -> bytes:
-    """Return the block of a linear kernel.
+    """Return the argument block of a linear kernel.
 
     Args:
         weights: Address of the packed weights.

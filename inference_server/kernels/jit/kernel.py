@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # well, because acquiring it again could take longer than the kernel.
 _SMALL_NS = 8_000
 
-ENOUGH_NS = 1 << 40  # a duration long enough for any number of threads
+ENOUGH_NS = 1 << 40  # estimate in ns that never limits the number of threads
 
 _Block: Any = ctypes.c_int64 * (BLOCK_BYTES // 8)
 _is_broken = False
@@ -38,7 +38,7 @@ class Kernel:
 
         Args:
             arguments: The argument block, built by arguments.py.
-            num_items: Items of work, an upper limit for the number of threads.
+            num_items: Number of work items, an upper limit for the number of threads.
             nanoseconds: The approximate duration on one thread.
         """
         block = _Block.from_buffer_copy(arguments)

@@ -20,7 +20,7 @@ from inference_server import kernels
 from inference_server.kernels import isa
 
 _ENTRY = "tailrace_kernel"
-_engines: list[Any] = []  # the owners of the loaded machine code, never released
+_engines: list[Any] = []  # LLVM engines that own the loaded machine code; kept until the process ends
 
 
 def default_folder() -> Path:
@@ -74,7 +74,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, code: bytes) -> None:
-    """Store the code with its checksum in one step, so that no other process reads half a file."""
+    """Store the code with its checksum in one step, so that no other process reads a partial file."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -23,7 +23,7 @@ class KernelCall:
     block: bytes  # built by arguments.py
     rows_at: int | None = None  # the word of the block with the number of rows; None if it has none
     plan: Callable[[int], tuple[Kernel, torch.Tensor]] | None = (
-        None  # number of rows -> kernel and kernel data (linears)
+        None  # number of rows -> kernel and kernel data (linear layers)
     )
     is_decode: bool = False  # covers only the rows of the decoded sequences, which come first
 

@@ -1,6 +1,6 @@
 """The kernel that runs a kernel program: it calls a list of kernels in order, on threads that are started once.
 
-All threads call every kernel; inside it, they share its items of work. A barrier after each kernel ensures that the
+All threads call every kernel; inside it, they share its work items. A barrier after each kernel ensures that the
 next one reads finished results. The argument block (int64 words):
 
 - word 0: arrivals: threads that have finished a kernel, counted over the whole program
@@ -25,7 +25,7 @@ from inference_server.kernels.simd.vectors import helper, intrinsic_of, pointer
 
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _IS_X86 = isa.is_x86()
-# Pauses before a waiting thread lets other processes run: about 100 µs, about as long as a short kernel.
+# Number of pauses before a waiting thread yields its core: about 100 µs, about as long as a short kernel.
 _MAX_PAUSES = 2_000
 
 

@@ -21,8 +21,8 @@ from inference_server.kernels.simd.vectors import (
 
 KEYS_PER_UPDATE = 64  # keys between two updates of the softmax
 _BYTES = LANES * 4
-MAX_QUERIES = 4  # queries for which one pass over the values suffices
-_MAX_CHUNKS = 4 if LANES == 16 else 2  # vectors of values held in registers, of which there are 32 or 16
+MAX_QUERIES = 4  # largest number of queries computed in one pass over the values
+_MAX_CHUNKS = 4 if LANES == 16 else 2  # vectors of values kept in the 32 or 16 vector registers
 
 
 def _accumulators(builder: Any, starts: list[Any]) -> list[Any]:
@@ -35,7 +35,7 @@ def _accumulators(builder: Any, starts: list[Any]) -> list[Any]:
 
 @intrinsic_of(vector, types.int64, types.int64, types.int64)
 def dots(builder: Any, query: Any, keys: Any, num_chunks: Any) -> Any:
-    """Return the products of one query with LANES keys, one in each lane.
+    """Return the dot products of one query with LANES keys, one in each lane.
 
     Args:
         query: Address of (num_chunks * LANES,) float32.

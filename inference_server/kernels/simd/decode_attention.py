@@ -1,6 +1,6 @@
 """The kernel of decode attention: one new token of each sequence attends over the sequence's blocks of keys and values.
 
-An item of work is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once,
+A work item is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once,
 KEYS_PER_UPDATE of them at a time, with an online softmax: the kernel keeps the largest score so far, and the sum of weights
 and the weighted values relative to it. One thread computes an item, in an order that depends on the sequence's length only,
 so the result depends neither on other sequences nor on the number of threads.
@@ -134,10 +134,10 @@ def _score(key_rows, value_rows, count, width, value_width, group, queries, pack
 
 @helper
 def _softmax_update(scores, count, state, outputs, value_width):
-    """Replace one head's scores of one update by weights, and update its state and outputs.
+    """Replace one head's scores of one update by softmax weights, and update its state and outputs.
 
     `state` is the largest score and the sum of weights so far, float32. If the largest score rises, the sum and `outputs`
-    (value_width,) are multiplied by e**(before - largest), which makes them relative to the new one.
+    (value_width,) are multiplied by e**(before - largest), which makes them relative to the new largest score.
     """
     highest = splat(LOWEST)
     for index in range(0, count, LANES):
@@ -230,8 +230,8 @@ def make_attention(is_bf16: bool, cache_is_bf16: bool) -> Any:
     """Return the kernel `decode_attention`.
 
     Args:
-        is_bf16: Queries and result are bfloat16, else float32.
-        cache_is_bf16: Keys and values are bfloat16, else float32.
+        is_bf16: True if queries and result are bfloat16, False for float32.
+        cache_is_bf16: True if keys and values are bfloat16, False for float32.
     """
     size, cache_size = 2 if is_bf16 else 4, 2 if cache_is_bf16 else 4
 

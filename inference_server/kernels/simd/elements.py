@@ -148,7 +148,7 @@ def store_some(address, value, all_lanes, is_bf16):
 
 @helper
 def rounded(value, is_bf16):
-    """Return the values as a load after a store returns them."""
+    """Return the values rounded to the format in memory, as a store and a load would."""
     if is_bf16:
         return rounded_to_bf16(value)
     return value

@@ -58,7 +58,7 @@ def prefetch(builder: Any, address: Any) -> None:
     """Start loading the cache line at `address`, without waiting for it."""
     signature = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _int32, _int32, _int32])
     function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    hints = [ir.Constant(_int32, hint) for hint in (0, 3, 1)]  # to read, nearest level, data
+    hints = [ir.Constant(_int32, hint) for hint in (0, 3, 1)]  # read access, nearest cache level, data cache
     builder.call(function, [pointer(builder, address, ir.IntType(8)), *hints])
 
 
@@ -72,5 +72,5 @@ def stack(builder: Any, num_bytes: Any) -> Any:
 
 @intrinsic_of(types.int64, types.int64)
 def take_next(builder: Any, address: Any) -> Any:
-    """Return the counter at `address` and add 1 to it atomically: each caller, on any thread, gets another number."""
+    """Return the counter at `address` and add 1 to it atomically, so that every call returns a different number."""
     return builder.atomic_rmw("add", pointer(builder, address, _int64), ir.Constant(_int64, 1), "monotonic")

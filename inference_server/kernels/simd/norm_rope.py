@@ -1,6 +1,6 @@
 """The kernels for rows of activations: RMS norm, gate, and rotary positions with the write to the KV cache.
 
-A row is an item of work: each thread takes the next row until none is left. Word 0 of the argument block counts the rows
+A row is a work item: each thread takes the next row until none is left. Word 0 of the argument block counts the rows
 taken; the arguments begin at word 3 (see arguments.py). `size` is the bytes of a value.
 """
 
@@ -19,7 +19,7 @@ from inference_server.kernels.simd.vectors import LANES, add, fma, helper, lanes
 
 @helper
 def _square_sum(row, width, size, is_bf16):
-    """Return the sum of a row's squares, from four partial sums, so that additions need not wait for each other."""
+    """Return the sum of a row's squares, from four independent partial sums, which hide the latency of additions."""
     first = second = third = fourth = splat(np.float32(0.0))
     step = LANES * size
     position, end = row, row + width * size
@@ -37,7 +37,7 @@ def _square_sum(row, width, size, is_bf16):
 
 @helper
 def _normalise(source, weight, target, width, eps, is_bf16):
-    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the product."""
+    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the multiplication."""
     size = 2 if is_bf16 else 4
     mean = _square_sum(source, width, size, is_bf16) / np.float32(width)
     factor = splat(np.float32(1.0) / math.sqrt(mean + eps))
@@ -47,7 +47,7 @@ def _normalise(source, weight, target, width, eps, is_bf16):
 
 
 def make_rms_norm(is_bf16: bool) -> Any:
-    """Return the kernel `rms_norm`. `is_bf16`: x, weight and out are bfloat16, else float32."""
+    """Return the kernel `rms_norm`. `is_bf16`: True if x, weight and out are bfloat16, False for float32."""
     size = 2 if is_bf16 else 4
 
     def rms_norm(block):
@@ -82,7 +82,7 @@ def make_add_rms_norm(is_bf16: bool) -> Any:
 
 
 def make_silu_mul(is_bf16: bool) -> Any:
-    """Return the kernel `silu_mul`. `is_bf16`: gate_up and out are bfloat16, else float32."""
+    """Return the kernel `silu_mul`. `is_bf16`: True if gate_up and out are bfloat16, False for float32."""
     size = 2 if is_bf16 else 4
 
     def silu_mul(block):
@@ -143,9 +143,9 @@ def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -
     """Return the kernel `rope_and_write`.
 
     Args:
-        is_bf16: qkv and the rotated queries are bfloat16, else float32.
-        cos_is_bf16: Cosines and sines are bfloat16, else float32.
-        cache_is_bf16: Keys and values in the cache are bfloat16, else float32.
+        is_bf16: True if qkv and the rotated queries are bfloat16, False for float32.
+        cos_is_bf16: True if cosines and sines are bfloat16, False for float32.
+        cache_is_bf16: True if keys and values in the cache are bfloat16, False for float32.
     """
     size = 2 if is_bf16 else 4
     angle_size = 2 if cos_is_bf16 else 4

@@ -191,7 +191,7 @@ def sums_by_lane(builder: Any, values: list[Any]) -> Any:
 
 
 def _halved(builder: Any, value: Any, join: Any) -> Any:
-    """Combine all lanes into one scalar by `join`, pairwise like a tree."""
+    """Reduce all lanes to one scalar with `join`, as a binary tree."""
     stride = LANES // 2
     while stride:
         swapped = ir.Constant(_bits, [lane ^ stride for lane in range(LANES)])

@@ -1,4 +1,4 @@
-"""Tracing that does nothing, which is also the interface of tracing.
+"""Defines the interface of tracing, with classes that record nothing.
 
 spans.py and exporter.py have the classes that record spans. exporter.py chooses between them and these.
 """

@@ -187,5 +187,5 @@ def _request_attributes(request: RunRequest) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """Return a 32-bit number without the digits that 64 bits add: 0.7 instead of 0.699999988."""
+    """Return the value without the digits that a 32-bit float gains as 64 bits: 0.7 instead of 0.699999988."""
     return value if isinstance(value, int) else round(value, 6)

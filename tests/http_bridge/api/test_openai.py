@@ -1,4 +1,4 @@
-"""OpenAI's routes: shapes, chunks, usage, log probabilities, tool calls, and errors that both worlds can read."""
+"""OpenAI's routes: shapes, chunks, usage, log probabilities, tool calls, and errors for clients of both APIs."""
 
 import json
 
@@ -163,7 +163,7 @@ async def test_a_streamed_tool_call_has_an_index(bridge, servicer):
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-async def test_a_refusal_has_both_worlds_shapes(bridge, servicer, base):
+async def test_a_refusal_has_the_error_formats_of_both_apis(bridge, servicer, base):
     response = await bridge.ask({**CHAT, "temperature": 9}, url=f"{base}/chat/completions")
     body = response.json()
     assert response.status_code == 400

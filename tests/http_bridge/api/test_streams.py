@@ -166,7 +166,7 @@ async def test_a_client_that_stops_reading_pauses_the_stream(bridge, servicer):
         await servicer.cancelled.wait()
 
 
-async def test_streams_run_side_by_side(bridge):
+async def test_streams_run_concurrently(bridge):
     async with asyncio.timeout(10):
         responses = await asyncio.gather(*(bridge.ask(STREAM) for _ in range(20)))
     assert all(response.text.endswith("data: [DONE]\n\n") for response in responses)

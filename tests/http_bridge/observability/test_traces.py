@@ -187,7 +187,7 @@ def test_a_trace_state_that_gRPC_cannot_carry_is_left_out(state):
     assert trace_context(given) == (("traceparent", CALLER),)
 
 
-async def test_an_unreachable_collector_disturbs_nothing(backend, monkeypatch, caplog):
+async def test_an_unreachable_collector_does_not_affect_requests(backend, monkeypatch, caplog):
     monkeypatch.setenv(ENDPOINT, f"http://{free_address()}")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
@@ -210,7 +210,7 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():
 
 
 @pytest.mark.parametrize(("name", "value"), [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")])
-def test_opentelemetrys_own_switches_are_obeyed(monkeypatch, name, value):
+def test_opentelemetrys_own_switches_are_applied(monkeypatch, name, value):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4317")
     monkeypatch.setenv(name, value)
     assert not isinstance(exporter.tracing_from_environment(), exporter.OtlpTracing)

@@ -1,4 +1,4 @@
-"""Profiles: the announcement's bytes, today's, and the default between them."""
+"""Profiles: the announcement's streams, the current ones, and the default."""
 
 import json
 
@@ -24,14 +24,14 @@ async def test_the_announcements_reply_contains_only_the_response(bridge):
     assert (await bridge.ask(headers=profile("2023-11"))).json()["result"] == {"response": "New York\n“é”"}
 
 
-async def test_todays_stream_is_padded_and_counts_cached_tokens(bridge):
+async def test_current_profile_pads_streams_and_counts_cached_tokens(bridge):
     events = (await bridge.ask(STREAM, headers=profile("2026"))).text.strip().split("\n\n")
     first, usage = (json.loads(events[place].removeprefix("data: ")) for place in (0, -2))
     assert 1 <= len(first["p"]) <= 50
     assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
-async def test_todays_stream_has_256_tokens_and_must_fit_the_window(bridge, servicer):
+async def test_current_profile_streams_256_tokens_that_must_fit_the_window(bridge, servicer):
     await bridge.ask(STREAM, headers=profile("2026"))
     assert (servicer.requests[0].sampling.max_tokens, servicer.requests[0].max_tokens_must_fit) == (256, True)
 
@@ -56,7 +56,7 @@ async def test_an_unknown_profile_is_refused(bridge, servicer):
         ("NO_ROOM_FOR_REPLY", {"prompt_tokens": "2000", "max_tokens": "256", "window": "2048"}, ("2256", "2048")),
     ],
 )
-async def test_too_many_tokens_are_cloudflares_sentence(bridge, servicer, reason, metadata, numbers):
+async def test_too_many_tokens_are_reported_in_cloudflares_wording(bridge, servicer, reason, metadata, numbers):
     async def refuse(reply):
         await reply.refuse(grpc.StatusCode.INVALID_ARGUMENT, reason, **metadata)
 

@@ -52,7 +52,7 @@ def test_tiny_temperature_is_accepted():
     assert parse(prompt="hi", temperature=1e-08).sampling["temperature"] == 1e-08
 
 
-def test_max_tokens_has_no_upper_end_but_that_of_the_contract():
+def test_max_tokens_has_no_upper_limit_but_that_of_the_contract():
     assert parse(prompt="hi", max_tokens=10**30).sampling["max_tokens"] == 2**32 - 1
     assert parse_body(b'{"prompt":"hi","max_tokens":1e30}').sampling["max_tokens"] == 2**32 - 1
 
@@ -103,7 +103,7 @@ def test_a_body_of_neither_form_names_the_required_fields():
     assert problem(top_k=51) == ("required properties at '/' are 'prompt', required properties at '/' are 'messages'")
 
 
-def test_the_sentence_is_workers_ais_own():
+def test_the_message_has_workers_ais_wording():
     with pytest.raises(ApiError) as caught:
         parse(messages=[{"role": "user", "content": 5}, {}])
     assert caught.value.description == (
@@ -137,7 +137,7 @@ def test_prompt_must_be_a_string_that_is_not_empty():
     assert problem(prompt=5) == "Type mismatch of '/prompt', 'integer' not in 'string'"
 
 
-def test_messages_win_over_prompt():
+def test_messages_take_precedence_over_prompt():
     body = parse(prompt="no", messages=[{"role": "user", "content": "yes"}])
     assert (body.prompt, body.turns) == (None, (Turn(role="user", content="yes"),))
 
@@ -260,7 +260,7 @@ def test_whole_surrogate_pair_is_a_character():
     assert parse_body(b'{"prompt": "\\ud83d\\ude00"}').prompt == "\U0001f600"
 
 
-def test_a_wrong_item_far_behind_is_reported_too():
+def test_an_invalid_item_near_the_end_is_reported_too():
     message = {"role": "user", "content": [{"type": "text", "text": "hi"}] * 5000 + [1]}
     assert problem(messages=[message]) == ("Type mismatch of '/messages/0/content/5000', 'integer' not in 'object'")
 
@@ -312,7 +312,7 @@ def test_a_body_nested_too_deeply_is_reported(levels, text):
     assert parse_body(f'{{"prompt": "hi{text}", "x": {deep(127)}}}'.encode())
 
 
-def test_arguments_of_a_call_as_text_may_be_nested_as_a_body_may():
+def test_arguments_of_a_tool_call_have_the_nesting_limit_of_a_body():
     for levels in (129, 100_000):
         call = {"name": "t", "arguments": deep(levels)}
         assert problem(messages=[{"role": "assistant", "tool_calls": [call]}]) == (

@@ -1,4 +1,4 @@
-"""The pure translation: bodies to contract messages, events to bytes."""
+"""Conversion of bodies to contract messages, and of events to bytes."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_event_is_compact_json_in_utf8():
 
 
 @pytest.mark.parametrize("character", [chr(code) for code in (*range(32), 0x7F, 0x85, 0x2028, 0x2029)])
-def test_event_is_one_line_for_every_way_to_count_lines(character):
+def test_event_is_one_line_by_every_definition_of_a_line_end(character):
     line, blank = sse.event({"response": character}).decode().splitlines()
     assert json.loads(line.removeprefix("data: ")) == {"response": character}
     assert blank == ""
@@ -60,5 +60,5 @@ def test_event_is_one_line_for_every_way_to_count_lines(character):
 
 @pytest.mark.parametrize("text", ["New", ' "York"\\', "\n“é”\x85\u2028", "\x00\x7f", "🏳️‍🌈", "</script>"])
 @pytest.mark.parametrize("padding", [{}, {"p": "x9"}], ids=["plain", "padded"])
-def test_text_event_has_the_bytes_of_the_same_event_made_the_long_way(text, padding):
+def test_text_event_has_the_same_bytes_as_the_general_event(text, padding):
     assert sse.text_event(text, padding.get("p")) == sse.event({"response": text, **padding})

@@ -58,7 +58,7 @@ async def test_greedy_tokens_equal_those_of_generate(architecture, tiny_model):
 
 
 @pytest.mark.parametrize("config", [GPT_OSS, MAMBA], ids=["attention sinks", "state space"])
-async def test_a_model_that_attends_otherwise_is_refused_by_name(config, tmp_path):
+async def test_a_model_with_unsupported_attention_is_refused_by_name(config, tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     sentencepiece_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match="tiny .* cannot be served: "):

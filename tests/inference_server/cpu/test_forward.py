@@ -1,4 +1,4 @@
-"""Forward passes as one kernel program against the same model run by its modules: the same bits."""
+"""Forward passes as one kernel program and the same model run by its modules give bit-identical results."""
 
 import logging
 from collections.abc import Iterator
@@ -153,7 +153,7 @@ def test_a_model_that_no_kernel_program_computes_is_refused(tiny_model, architec
         extract_weights(model)
 
 
-def test_the_log_says_why_kernels_are_missing_and_what_replaces_them(tiny_model, caplog):
+def test_the_log_reports_why_kernels_are_missing_and_their_replacement(tiny_model, caplog):
     caplog.set_level(logging.INFO)
     ModelRunner(model_of(tiny_model("llama-2-heads-of-32"), "float32"), num_blocks=4)
     assert (

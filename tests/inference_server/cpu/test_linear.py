@@ -1,4 +1,4 @@
-"""Packed linears against the plain product: every precision, backend and row count."""
+"""Packed linear layers against the plain matrix product: every precision, backend and row count."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ NEEDS_KERNELS = pytest.mark.skipif(BACKENDS[0].obstacle() is not None, reason="t
 
 @dataclass(frozen=True)
 class Candidate:
-    """Backends to pack with, and the largest error of a product relative to its largest output.
+    """Backends to pack with, and the largest error of a layer relative to its largest output.
 
     Kernels: activations have 15 bits and a sign, so rounding is at most 2**-15 of a row's largest value at each of 576
     inputs, and mostly cancels. torch: activations, and bfloat16 results, have 8 bits.
@@ -146,7 +146,7 @@ def packed(precision, **options):
 
 @EVERY_CANDIDATE
 @PRECISIONS
-def test_a_row_has_the_same_bits_whatever_the_other_rows_hold(candidate, precision, num_threads):
+def test_a_rows_result_does_not_depend_on_the_other_rows(candidate, precision, num_threads):
     module, dtype = packed(precision, batch_invariant=True, backends=candidate.backends)
     for num_rows in (8, 9, 64):
         x = torch.randn(num_rows, 576, dtype=dtype)
@@ -169,7 +169,7 @@ def test_a_kernel_gives_the_same_bits_for_any_number_of_rows(precision, num_thre
 
 @NEEDS_KERNELS
 @pytest.mark.parametrize("out_features", [1, 32, 403])
-def test_a_head_of_16_bits_gives_float32_rounded_to_them(out_features):
+def test_a_16_bit_head_returns_float32_rounded_to_16_bits(out_features):
     (part,) = [linear.bfloat16() for linear in plain(out_features, bias=True)]
     x = torch.randn(5, 576).bfloat16()
     found = pack([part], "bfloat16", is_head=True)(x)
@@ -225,7 +225,7 @@ def test_batch_invariance_uses_one_torch_operation_for_every_row_count(precision
 @PRECISIONS
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @torch.inference_mode()
-def test_a_gated_product_has_the_bits_of_a_product_and_a_gate(precision, batch_invariant, num_threads):
+def test_a_gated_layer_is_bit_identical_to_a_layer_and_a_gate(precision, batch_invariant, num_threads):
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     parts = [part.to(dtype) for part in plain(48, 48, bias=True)]
     separate, gated = (
@@ -238,7 +238,7 @@ def test_a_gated_product_has_the_bits_of_a_product_and_a_gate(precision, batch_i
         assert torch.equal(gated(x).flatten(0, 1), wanted)
 
 
-def test_gates_of_an_odd_width_are_left_to_a_kernel_of_their_own():
+def test_gates_of_an_odd_width_use_a_separate_kernel():
     module = pack(plain(40, 40), "int4", is_gated=True)
     assert not getattr(module, "is_gated", False)
     assert module(torch.randn(3, 576)).shape == (3, 80)

@@ -45,7 +45,7 @@ def test_the_head_of_an_int4_model_has_eight_bits(tiny_model):
     assert_close(model.lm_head(x), F.linear(x, head), 0.02)
 
 
-def test_a_subclass_that_may_do_something_else_stays():
+def test_a_subclass_that_may_compute_differently_is_not_replaced():
     class Other(nn.Linear):
         pass
 

@@ -90,7 +90,7 @@ def test_fields_at_their_limits_are_accepted():
     assert request.time_limit_seconds == pytest.approx(1e-9)
 
 
-def test_all_wrong_fields_are_named_at_once():
+def test_all_wrong_fields_are_named_together():
     wrong = {"temperature": -1, "top_p": 0, "top_k": 0, "repetition_penalty": 3, "max_tokens": 0}
     request = chat_request(
         ("", "a"),

@@ -135,7 +135,7 @@ async def test_an_invalid_client_ca_stops_the_start_in_one_sentence(authority, t
 
 
 @pytest.mark.parametrize(("host", "is_logged"), [("0.0.0.0", True), ("127.0.0.1", False)])
-async def test_a_server_open_to_everyone_logs_a_warning(caplog, host, is_logged):
+async def test_a_server_without_access_control_logs_a_warning(caplog, host, is_logged):
     server = Server(Settings(grpc_address=f"{host}:0"))
     with caplog.at_level(logging.WARNING):
         await server.listen()

@@ -79,7 +79,7 @@ def assert_attends(
     assert_close(found, reference.paged_decode_attention(*arguments))
 
 
-def test_kernels_are_compiled_where_numba_is() -> None:
+def test_kernels_are_compiled_if_numba_is_installed() -> None:
     assert ops.available()
 
 
@@ -100,7 +100,7 @@ def test_silu_mul_is_that_of_torch(num_rows: int, width: int, dtype: torch.dtype
 
 
 @DTYPES
-def test_silu_mul_survives_huge_values_and_shows_nan(dtype: torch.dtype) -> None:
+def test_silu_mul_handles_huge_values_and_propagates_nan(dtype: torch.dtype) -> None:
     gate = torch.tensor([-3e38, -200.0, -90.0, 0.0, 90.0, 200.0, 3e38, float("nan")] * 2).to(dtype)
     found = ops.silu_mul(torch.cat([gate, torch.ones(16).to(dtype)])[None])
     wanted = reference.silu_mul(torch.cat([gate, torch.ones(16).to(dtype)])[None])
@@ -194,7 +194,7 @@ def test_rows_of_padding_are_zeros_and_read_nothing(dtype: torch.dtype) -> None:
 
 
 @DTYPES
-def test_a_nan_within_a_sequence_shows_in_that_sequence_alone(dtype: torch.dtype) -> None:
+def test_a_nan_within_a_sequence_affects_that_sequence_alone(dtype: torch.dtype) -> None:
     cache = make_cache([40, 40, 40], dtype)
     cache.keys[cache.table[0, 1], 3] = float("nan")
     cache.values[cache.table[1, 0], 5] = float("nan")
@@ -230,7 +230,7 @@ def test_rows_have_the_same_bits_alone_and_among_others(dtype: torch.dtype) -> N
         assert torch.equal(ops.silu_mul(x[one])[0], gated[row])
 
 
-def test_tensors_that_no_kernel_supports_go_through_torch() -> None:
+def test_tensors_that_no_kernel_supports_are_computed_by_torch() -> None:
     x, weight = torch.randn(3, 50).double(), torch.randn(50).double()
     assert torch.equal(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
     wide = torch.randn(64, 3).t()
@@ -247,7 +247,7 @@ def test_kernels_find_torchs_threads_among_other_copies_of_openmp() -> None:
 
 
 def library_of(function: object) -> str:
-    """Where a C function was loaded from."""
+    """Return the path of the library that contains a C function."""
     address = ctypes.cast(function, ctypes.c_void_p).value
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(part, 16) for part in line.split()[0].split("-"))
@@ -287,7 +287,7 @@ def test_a_change_in_any_source_of_the_kernels_invalidates_the_cache() -> None:
     assert {path.parent.name for path in object_cache.kernel_sources()} == {"kernels", "jit", "simd", "amx"}
 
 
-def test_kernels_work_where_nothing_can_be_kept(tmp_path: Path) -> None:
+def test_kernels_work_without_a_writable_cache_folder(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     assert run_alone(GATE, tmp_path / "a file").split() == ["True", "True"]
 

@@ -1,4 +1,4 @@
-"""The kernel that prompts attend with, against torch's attention in float32."""
+"""The prefill attention kernel against torch's attention in float32."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ class Prompt:
         return found
 
     def wanted(self, query: Tensor) -> Tensor:
-        """In float32; the queries are the newest."""
+        """Return torch's attention in float32. The queries belong to the newest tokens."""
         rows, key, value = (each.bfloat16().float() for each in (query, self.key, self.value))
         return causal_attention(rows, key, value, SPEC, causal_mask(len(rows), len(key), SPEC, rows))
 
@@ -47,7 +47,7 @@ def queries(num_tokens: int, dtype: torch.dtype, *, heads: int = 9, width: int =
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 31), (0, 33), (3, 5), (100, 40), (127, 130), (200, 513)])
-def test_tokens_attend_to_themselves_and_what_is_before(start: int, length: int, dtype: torch.dtype) -> None:
+def test_tokens_attend_to_themselves_and_earlier_tokens(start: int, length: int, dtype: torch.dtype) -> None:
     prompt, query = Prompt(start + length), queries(length, dtype)
     found = prompt.attend(query, start)
     assert found.dtype is dtype
@@ -61,7 +61,7 @@ def test_heads_of_any_number_and_width(heads: int, kv_heads: int, width: int) ->
     torch.testing.assert_close(prompt.attend(query, 100), prompt.wanted(query), rtol=0, atol=0.05)
 
 
-def test_a_tokens_result_has_the_same_bits_however_its_prompt_is_cut() -> None:
+def test_a_tokens_result_is_bit_identical_for_any_chunking() -> None:
     prompt, query = Prompt(300), queries(300, torch.bfloat16)
     whole = prompt.attend(query, 0)
     for border in (1, 37, 128, 299):
@@ -74,14 +74,14 @@ def test_a_tokens_result_has_the_same_bits_however_its_prompt_is_cut() -> None:
     [(torch.float32, 64, 32), (torch.bfloat16, 48, 32), (torch.bfloat16, 64, 16)],
     ids=["keys in float32", "a width of 48", "blocks of 16"],
 )
-def test_what_the_kernel_does_not_take_is_left_to_torch(dtype: torch.dtype, width: int, block_size: int) -> None:
+def test_unsupported_tensors_are_computed_by_torch(dtype: torch.dtype, width: int, block_size: int) -> None:
     keys = torch.zeros(2, block_size, 3, width, dtype=dtype)
     query = torch.zeros(4, 9, width, dtype=dtype)
     blocks = torch.zeros(1, dtype=torch.int32)
     assert ops.paged_prefill_attention(query, keys, keys, blocks, 0, 0.1) is None
 
 
-def test_scores_that_rise_and_fall_by_hundreds_are_weighed_like_torchs() -> None:
+def test_scores_that_vary_by_hundreds_give_torchs_result() -> None:
     prompt, query = Prompt(700), queries(60, torch.float32)
     prompt.key[::90] *= 40
     rows = torch.arange(700)
@@ -89,7 +89,7 @@ def test_scores_that_rise_and_fall_by_hundreds_are_weighed_like_torchs() -> None
     torch.testing.assert_close(prompt.attend(query, 640), prompt.wanted(query), rtol=0, atol=0.05)
 
 
-def test_a_nan_in_one_query_leaves_the_others_alone() -> None:
+def test_a_nan_in_one_query_does_not_affect_the_others() -> None:
     prompt, query = Prompt(100), queries(40, torch.float32)
     whole = prompt.attend(query, 60)
     query[7, 2] = float("nan")

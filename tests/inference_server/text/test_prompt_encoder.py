@@ -265,7 +265,7 @@ def test_a_tokenizer_without_a_fast_back_end_is_refused():
         PromptEncoder(SimpleNamespace(backend_tokenizer=None))
 
 
-def test_eight_threads_at_once_get_the_tokens_of_one():
+def test_eight_parallel_threads_get_the_same_tokens_as_one():
     def encode(index):
         text = f"{index} where is the program? " * 20 + HOSTILE[index % len(HOSTILE)] * (index % 2)
         return default_prompts().encode_chat([Turn("user", text)]), default_prompts().encode_text(text)

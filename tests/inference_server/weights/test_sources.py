@@ -75,7 +75,7 @@ def converted(cache_dir):
     return sorted(path.name for path in (cache_dir / "converted").iterdir())
 
 
-def test_a_gguf_file_answers_like_its_source_model(gguf_file, tiny_model, tmp_path):
+def test_a_gguf_file_has_the_logits_of_its_source_model(gguf_file, tiny_model, tmp_path):
     loaded = load(Weights(path=gguf_file), tmp_path)
     original = load(Weights(path=tiny_model("llama-2")), tmp_path)
     assert torch.allclose(logits(loaded.model), logits(original.model), atol=1e-4)
@@ -130,7 +130,7 @@ def test_two_parallel_conversions_get_the_same_folder(gguf_file, tmp_path):
     assert converted(tmp_path) == [first.name]
 
 
-def test_a_cut_gguf_file_is_reported_as_cut(gguf_file, tmp_path):
+def test_a_truncated_gguf_file_is_reported_as_truncated(gguf_file, tmp_path):
     path = tmp_path / "tiny.gguf"
     content = gguf_file.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])

@@ -15,14 +15,14 @@ from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, 
 from inference_server.kernels import isa
 from inference_server.kernels.amx.loader import amx_kernel
 
-# Inputs must be a multiple of these.
+# The number of inputs must be a multiple of these.
 _DIVISORS = {"bf16": 32, "int8": 64, "int4": GROUP}
-# With more inputs, sums of int8 products could overflow int32, and a panel of int4 codes the stack.
+# With more inputs, sums of int8 products could overflow int32, and a panel of int4 codes could overflow the stack.
 _MAX_INPUTS = 32768
 
 
 class AmxBackend:
-    """Weights in panels of 32 outputs, each a sequence of tiles."""
+    """Backend that stores weights in panels of 32 outputs, each a sequence of tiles."""
 
     name = NAME
     layout_version = LAYOUT_VERSION
@@ -38,7 +38,7 @@ class AmxBackend:
         return fits and amx_kernel(f"linear-{weight_format}") is not None
 
     def supports_gate(self, num_outputs: int) -> bool:
-        """Check whether `num_outputs` gates fill whole half panels."""
+        """Check whether `num_outputs` gate outputs fill complete half panels."""
         return num_outputs % (PANEL_OUTPUTS // 2) == 0
 
     def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> KernelLinear:
@@ -50,6 +50,6 @@ class AmxBackend:
         return Bf16Linear.pack(weight, bias, kind)
 
     def from_packed(self, packed: PackedWeights) -> KernelLinear:
-        """Return the layer of weights that `pack` stored in an earlier process."""
+        """Return the layer for weights that `pack` stored in an earlier process."""
         classes: dict[str, type[KernelLinear]] = {"bf16": Bf16Linear, "int8": Int8Linear, "int4": Int4Linear}
         return classes[packed.kind.weight_format](packed)

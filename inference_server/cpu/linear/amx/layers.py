@@ -1,6 +1,6 @@
 """Linear layers on AMX, with weights in bfloat16, int8 or int4.
 
-A row's result has the same bits for any other rows in the batch and any number of them. The exception is int4 outside
+A row's result is bit-identical for every batch composition and batch size. The exception is int4 without
 `is_invariant`, where few rows and many rows use different kernels. Integer kernels convert activations to 15-bit fixed
 point and compute exactly from there. The int4 kernel for many rows rounds activations and weights to bfloat16.
 """
@@ -58,8 +58,9 @@ class _AmxLinear(KernelLinear):
 
 
 class Bf16Linear(_AmxLinear):
-    """Weights in bfloat16. A panel is, for every 32 inputs, two tiles of (16 pairs of inputs, 16 outputs, 2 inputs).
+    """Linear layer with bfloat16 weights.
 
+    For every 32 inputs, a panel contains two tiles of (16 pairs of inputs, 16 outputs, 2 inputs).
     The output of a head is float32, rounded to bfloat16.
     """
 
@@ -89,13 +90,13 @@ class Bf16Linear(_AmxLinear):
 
 class _IntegerLinear(_AmxLinear):
     def workspace_bytes(self, num_rows: int) -> int:
-        """Return the size of the rows' two digits, their scales and the sums of their groups."""
+        """Return the bytes of all rows' high and low digits, row scales and group sums."""
         width = self.in_features
         return -(-num_rows // _BLOCK_ROWS) * _BLOCK_ROWS * (2 * width + 4 + width // GROUP * 4)
 
 
 class Int8Linear(_IntegerLinear):
-    """Weights in int8, 1 byte each. A tile of weights is (16 times 4 inputs, 16 outputs, 4 inputs)."""
+    """Linear layer with int8 weights, 1 byte each. A tile of weights is (16 times 4 inputs, 16 outputs, 4 inputs)."""
 
     def __init__(self, packed: PackedWeights) -> None:
         super().__init__(packed)
@@ -114,7 +115,7 @@ class Int8Linear(_IntegerLinear):
 
 
 class Int4Linear(_IntegerLinear):
-    """Weights in int4, 5 bits each: a code of 4 bits, and for every 32 inputs a scale and a minimum in float16.
+    """Linear layer with int4 weights: a code of 4 bits each, and for every 32 inputs a scale and a minimum in float16.
 
     A tile of codes is (8 times 4 inputs, 16 outputs, 4 inputs); two of its inputs share a byte.
     """
@@ -151,7 +152,7 @@ def _packed(
 
 
 def _in_panels(tensor: Tensor, is_gated: bool) -> Tensor:
-    """Return the rows, one for each output, in the order of whole panels."""
+    """Return the rows (one per output) in panel order, padded to complete panels."""
     if not is_gated:
         return _padded(tensor)
     order = torch.arange(len(tensor)).view(2, -1, PANEL_OUTPUTS // 2).transpose(0, 1).flatten()
@@ -159,6 +160,6 @@ def _in_panels(tensor: Tensor, is_gated: bool) -> Tensor:
 
 
 def _padded(tensor: Tensor) -> Tensor:
-    """Return the rows with zeros appended up to a whole panel."""
+    """Return the rows, with rows of zeros appended to complete the last panel."""
     missing = -tensor.shape[0] % PANEL_OUTPUTS
     return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor.contiguous()

@@ -1,4 +1,4 @@
-"""With TAILRACE_BATCH_INVARIANT the logits of a request are the same bits in every batch."""
+"""With TAILRACE_BATCH_INVARIANT the logits of a request are bit-identical in every batch."""
 
 import asyncio
 

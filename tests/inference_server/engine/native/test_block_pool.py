@@ -29,7 +29,7 @@ def test_all_blocks_except_the_scratch_block_are_available_once():
     assert blocks.allocate(1) is None
 
 
-def test_asking_for_too_many_changes_nothing():
+def test_allocating_too_many_blocks_changes_nothing():
     blocks = pool(num_blocks=3)
     blocks.allocate(2)
     assert blocks.allocate(2) is None

@@ -79,7 +79,7 @@ async def test_the_same_seed_gives_the_same_document(running):
     assert len(texts) == 1
 
 
-async def test_any_json_object_begins_as_one(running):
+async def test_any_json_object_begins_with_a_brace(running):
     request = chat(max_tokens=20, temperature=1.0, seed=1)
     request.response_format.json_object = True
     text, _, _ = await reply(running, request)

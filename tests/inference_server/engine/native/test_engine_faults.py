@@ -1,4 +1,4 @@
-"""The engine when its model hangs or memory runs out: detected, reported, and retried with smaller batches."""
+"""Tests that the engine detects and reports a hung model, and retries smaller batches after memory ran out."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from tests.inference_server.engine.native.test_engine import prompt
 from tests.support.engines import collect, request, until
 
 
-async def test_a_hanging_thread_is_detected(llama, monkeypatch):
+async def test_a_stalled_thread_is_detected(llama, monkeypatch):
     hung = threading.Event()
     monkeypatch.setattr(llama.engine.runner, "prefill", lambda *_: hung.wait(10))
     assert llama.engine.seconds_without_progress == 0

@@ -14,7 +14,7 @@ def llama(tiny_model):
 
 
 def mix(monkeypatch, mixed) -> list[int]:
-    """Let every runner use `mixed`; returns a list that gets an item for each call."""
+    """Make every runner use `mixed`. Returns a list that gets an item for each call."""
     calls: list[int] = []
     monkeypatch.setattr(ModelRunner, "supports_mixed_batch", True)
     monkeypatch.setattr(ModelRunner, "mixed", lambda *arguments: calls.append(1) or mixed(*arguments))

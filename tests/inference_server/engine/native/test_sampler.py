@@ -304,7 +304,7 @@ def test_rows_that_are_not_finite_are_reported_unchanged(bad):
 
 
 @pytest.mark.parametrize("params", VARIED, ids=str)
-def test_log_probabilities_are_those_of_the_model_itself(params):
+def test_log_probabilities_are_those_of_the_unchanged_logits(params):
     logits = logits_of(1)
     expected = torch.log_softmax(logits[0].double(), dim=-1)
     state = penalty_state(range(500), range(500)) if "presence_penalty" in params else None

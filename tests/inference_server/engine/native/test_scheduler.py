@@ -29,7 +29,7 @@ def scheduler(
 
 
 def compute(queue: Scheduler, step: StepPlan):
-    """Mark a step as computed, as the model would."""
+    """Mark all tokens of a step as computed."""
     for seq in step.decode:
         queue.computed(seq, seq.num_computed + 1)
         seq.token_ids.append(0)

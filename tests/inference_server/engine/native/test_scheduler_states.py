@@ -1,4 +1,4 @@
-"""The scheduler under any order of events: no block has two owners, every sequence ends or waits, all blocks come back."""
+"""The scheduler under any order of events: no block has two owners, and all blocks are released at the end."""
 
 from collections import Counter
 
@@ -54,7 +54,7 @@ class SchedulerStates(RuleBasedStateMachine):
 
     @rule(seq=consumes(seqs))
     def end(self, seq: Sequence) -> None:
-        """Finish or cancel a sequence in any state, perhaps not for the first time."""
+        """Finish or cancel a sequence in any state, possibly for a second time."""
         self.scheduler.remove(seq)
         if seq in self.alive:
             self.alive.remove(seq)

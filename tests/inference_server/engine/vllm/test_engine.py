@@ -145,7 +145,7 @@ class Letters:
 
 
 class Script:
-    """A fake of VllmClient that gives every request the tokens 0, 1, 2… and its end after `go`."""
+    """A fake VllmClient: after `go` is set, each request gets the tokens 0, 1, 2… and ends."""
 
     vocab_size, num_blocks, end_ids = 26, 10, frozenset({25})
 
