@@ -27,7 +27,7 @@ _OPENER = build_opener(ProxyHandler({}))
 
 
 class PeerFailed(Exception):
-    """Raised if a peer failed. The message is the reason that the results contain."""
+    """Raised if a peer failed. The results record the message as the reason."""
 
 
 class Child:
@@ -115,7 +115,7 @@ def wait_for(url: str, children: list[Child], timeout_s: float) -> None:
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """Return a process and its living descendants; empty if it has ended."""
+    """Return a process and its live descendants; empty if it has ended."""
     try:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
@@ -132,12 +132,12 @@ def _sum(pid: int, value: Callable[[psutil.Process], float]) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the user and system time of a process and its living descendants."""
+    """Return the user and system time of a process and its live descendants."""
     return _sum(pid, lambda process: sum(process.cpu_times()[:2]))
 
 
 def peak_mib(pids: Mapping[str, int]) -> float:
-    """Return the sum of the peak resident memory of all living processes of these trees, in MiB."""
+    """Return the sum of the peak resident memory of all live processes of these trees, in MiB."""
     total = 0.0
     for pid in pids.values():
         for process in tree(pid):

@@ -34,7 +34,7 @@ class WithErrorFormat:
 
 
 async def unrouted(request: Request, error: Exception) -> Response:
-    """Answer a request without a route (400/7000) or with a method that its route does not have (405/7001)."""
+    """Respond to a request without a route (400/7000) or with a method that its route does not have (405/7001)."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         refusal = ApiError(405, 7001, f"{request.method} not supported for requested URI.")
         return _answer(request, refusal, dict(error.headers or {}))
@@ -42,12 +42,12 @@ async def unrouted(request: Request, error: Exception) -> Response:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """Answer an ApiError that was raised before or in an endpoint that runs no model."""
+    """Respond to an ApiError that was raised before or in an endpoint that runs no model."""
     return _answer(request, error) if isinstance(error, ApiError) else await failed(request, error)
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """Answer an unexpected exception. Starlette raises it again afterwards, and the HTTP server logs its cause."""
+    """Respond to an unexpected exception. Starlette raises it again afterwards, and the HTTP server logs its cause."""
     request_id = request_log(request.scope).request_id = str(uuid.uuid4())
     logger.error("request %s to %r failed: %r", request_id, request.scope["path"], error)
     payload = dict(_errors(request, RestErrors()).payload(internal_error(), request_id))

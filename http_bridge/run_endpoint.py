@@ -1,4 +1,4 @@
-"""The endpoint of runs: one HTTP request, one gRPC call, one reply or one error.
+"""The run endpoint: one HTTP request, one gRPC call, one reply or one error.
 
 Decides when a reply has started, and cancels the call when the client disconnects. A RequestParser reads the request and a
 ReplyWriter writes the reply.

@@ -31,8 +31,8 @@ def choose_device(wanted: str) -> "torch.device":
 def resolve_precision(precision: Precision, device: "torch.device") -> Precision:
     """Return the precision that `device` uses for a model of the catalog's precision.
 
-    A CPU replaces float16 by bfloat16, or by float32 if bfloat16 matrix products are slow.
-    A GPU replaces int4 by float16, because only CPUs multiply int4 weights.
+    On a CPU, float16 is replaced with bfloat16, or with float32 if bfloat16 matrix products are slow.
+    On a GPU, int4 is replaced with float16, because only CPUs multiply int4 weights.
     """
     if precision == "int4" and device.type == "cuda":
         return "float16"

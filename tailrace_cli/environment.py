@@ -45,7 +45,7 @@ def http_address() -> str:
 
 
 def bridge_url() -> str:
-    """Return the URL of the bridge by TAILRACE_HTTP_ADDRESS, else TAILRACE_URL, else the default.
+    """Return the URL of the bridge: from TAILRACE_HTTP_ADDRESS, else from TAILRACE_URL, else the default.
 
     Raises:
         Failure: TAILRACE_HTTP_ADDRESS is not an address.

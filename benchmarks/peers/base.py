@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.load.load import OUT_OF_TIME, Load, Outcome
 from benchmarks.processes import BENCH, Child, PeerFailed
 
-# Added to a load's own limit: the time for a client to start and to write its answer.
+# Added to a load's own time limit, to allow for the client's start-up and for writing its results.
 _CLIENT_SECONDS = 30.0
 
 

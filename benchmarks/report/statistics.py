@@ -68,7 +68,7 @@ def arrival(streams: Sequence[Record], late: Record) -> Figures:
 
 
 def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, Any]]:
-    """Return the median, the smallest, the largest and all values of each figure in the rounds."""
+    """Return the median, the smallest, the largest and all values of each figure over the rounds."""
     names = dict.fromkeys(name for figures in rounds for name in figures)
     return {name: _spread([figures[name] for figures in rounds if name in figures]) for name in names}
 

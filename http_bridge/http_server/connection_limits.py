@@ -179,7 +179,7 @@ class LimitedProtocol(H11Protocol):
         self._end(ApiError(503, 7009, "Too many connections", retry_after_seconds=_RETRY_AFTER_SECONDS))
 
     def _end(self, error: ApiError) -> None:
-        """Answer a request that did not reach the application, and close the connection.
+        """Respond to a request that did not reach the application, and close the connection.
 
         An immediate close would reset the connection while the client still sends, and the client could lose the answer. The
         connection therefore reads and discards data for a short time.

@@ -29,7 +29,7 @@ class Address:
 
 
 class Addresses:
-    """The addresses of all targets. A name that was never resolved stays a target for gRPC."""
+    """The addresses of all targets. A name that was never resolved is passed to gRPC as it is."""
 
     def __init__(self, targets: tuple[str, ...]) -> None:
         """Resolve `targets`: host:port each, or a single target in gRPC's notation, which gRPC resolves."""

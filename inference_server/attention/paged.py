@@ -1,6 +1,6 @@
 """Attends over the paged KV cache, as an attention function that transformers calls by the name `tailrace`.
 
-A model of transformers computes queries, keys and values, applies its positions, and passes them to `attend`. The batch of
+A transformers model computes queries, keys and values, applies its positions, and passes them to `attend`. The batch of
 the forward pass (PrefillBatch or DecodeBatch, passed through the model as the keyword argument `step_batch`) writes keys
 and values into the cache and attends. transformers passes no mask to a registered attention, so causality and sliding
 windows are applied here. Fused modules (cpu/fused_modules.py) pass the output of the projections instead; one kernel then
@@ -28,7 +28,7 @@ from inference_server.kernels import ops
 
 NAME = "tailrace"
 
-# Keyword arguments of transformers' models that have no effect on this attention.
+# Keyword arguments of transformers models that have no effect on this attention.
 _IGNORED = {
     "dropout",
     "position_ids",

@@ -1,7 +1,7 @@
-"""The weights of a Llama-like decoder as the kernels read them, and their extraction from a model of transformers.
+"""The weights of a Llama-like decoder as the kernels read them, and their extraction from a transformers model.
 
 Each layer computes x += attention(norm(x)), then x += gated_mlp(norm(x)), and nothing else. Does not import
-the models of transformers, which takes more than a second.
+the transformers models, which takes more than a second.
 """
 
 from collections.abc import Iterator
@@ -106,7 +106,7 @@ class DecoderWeights:
 
 
 def extract_weights(model: Any) -> DecoderWeights:
-    """Return the weights of a fused model of transformers.
+    """Return the weights of a fused transformers model.
 
     Raises:
         ValueError: No kernel program computes this model; the message is the reason, as a clause.

@@ -253,7 +253,7 @@ def _linear(linear: KernelLinear, x: Tensor, out: Tensor, buffers: _Buffers) -> 
 
 
 def supports_all_passes(decoder: DecoderWeights, block_size: int, cache_dtype: torch.dtype | None) -> bool:
-    """Return True if kernel programs compute every pass, so that a ModelRunner needs no model of transformers.
+    """Return True if kernel programs compute every pass, so that a ModelRunner needs no transformers model.
 
     Args:
         decoder: The weights.

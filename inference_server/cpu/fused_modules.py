@@ -1,4 +1,4 @@
-"""Replaces modules of a loaded transformers model by faster ones for CPUs.
+"""Replaces modules of a loaded transformers model with faster ones for CPUs.
 
 The replacements use fewer and larger matrix products: q, k and v in one, gate and up in one. They use one kernel where
 transformers calls several operations. Their results are the same up to rounding. Other modules stay unchanged.
@@ -33,7 +33,7 @@ class FusedAttention(nn.Module):
     """Attention with one matrix product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
     def __init__(self, attention: Any, packed: _Pack) -> None:
-        """Replace `attention` of transformers. `packed`: `pack` with its options bound, to create the linear layers."""
+        """Replace transformers' `attention`. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
@@ -62,7 +62,7 @@ class FusedMLP(nn.Module):
     """A gated MLP with one matrix product for gate and up, and silu(gate) * up in the same kernel if one exists."""
 
     def __init__(self, mlp: Any, packed: _Pack) -> None:
-        """Replace `mlp` of transformers. `packed`: `pack` with its options bound, to create the linear layers."""
+        """Replace transformers' `mlp`. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
         gate_up = [mlp.gate_proj, mlp.up_proj]
         self.gate_up_proj = packed(gate_up, is_gated=True)
@@ -98,7 +98,7 @@ def fuse(
     """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear layer.
 
     Args:
-        model: A causal language model of transformers.
+        model: A transformers causal language model.
         precision: The precision in which linear layers are packed.
         batch_invariant: A row's result must be bit-identical for every batch composition.
         backends: The candidates for linear layers, of which the first that supports a layer is used.
@@ -112,7 +112,7 @@ def fuse(
 
 
 def _replacement(module: nn.Module, packed: _Pack) -> nn.Module | None:
-    """Return the faster module for a module of transformers, or None if there is none."""
+    """Return the faster module for a transformers module, or None if there is none."""
     name = type(module).__name__
     if name in _ATTENTIONS:
         return FusedAttention(module, packed)

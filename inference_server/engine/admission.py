@@ -85,8 +85,7 @@ class Admission:
         limits, waiting = self._limits, self.num_in_flight - self._limits.slots
         if reject_if_busy and (waiting >= 0 or self._is_at_limit(account)):
             raise self._full("no slot is free and the request must not wait")
-        # An account without requests may use as many places in addition, so that one account cannot fill the whole
-        # queue.
+        # For an account without requests, the queue is twice as long, so that another account cannot fill all of it.
         most = limits.waiting_seqs * (1 if self._by_account[account] else 2)
         if waiting >= most:
             raise self._full("the wait queue is full")

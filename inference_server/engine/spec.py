@@ -39,7 +39,7 @@ class EngineModel(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """Tokenizer of transformers."""
+        """The transformers tokenizer."""
 
     @property
     def info(self) -> ModelInfo:

@@ -22,7 +22,7 @@ _OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
 CHECK_SECONDS = 1.0
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
-# Only the stubs of this class are generic.
+# Quoted, because the class is generic in its type stubs only, not at run time.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 

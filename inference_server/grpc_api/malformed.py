@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.grpc_api.status import Context, abort
 
-# Only the stubs of this class are generic.
+# Quoted, because the class is generic in its type stubs only, not at run time.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _MALFORMED = object()
 

@@ -37,7 +37,7 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
         """Return a new configuration, or None if no file changed. gRPC calls this before each handshake, never in parallel."""
         return files.content if files.reload_if_changed() else None
 
-    # The stubs do not allow None as a result.
+    # The type stubs do not allow None as a result.
     return grpc.dynamic_ssl_server_credentials(files.content, fetch, client_ca is not None)  # type: ignore[arg-type]
 
 

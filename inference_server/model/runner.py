@@ -47,7 +47,7 @@ class ModelRunner:
         device: The device of the model and the cache.
         cache: The KV cache, whose first block is the scratch block.
         vocab_size: The width of the logits.
-        model: The model of transformers; None if kernel programs compute every pass.
+        model: The transformers model; None if kernel programs compute every pass.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ModelRunner:
         """Create the cache, and choose how forward passes run.
 
         Args:
-            model: A causal language model of transformers that attends through paged.NAME, or DecoderWeights that
+            model: A transformers causal language model that attends through paged.NAME, or DecoderWeights that
                 cpu.forward.supports_all_passes accepts.
             num_blocks: Blocks of the KV cache, without the scratch block.
             block_size: Tokens of a block.
@@ -72,7 +72,7 @@ class ModelRunner:
             invariant_rows: If given, decode passes by modules are padded to this number of rows, and prompts are computed
                 one by one, so that the shapes of matrix products do not depend on the batch composition.
             cache_dtype: The dtype of keys and values; None for the activations' dtype.
-            use_kernel_programs: False runs a model of transformers by its modules even if a kernel program supports it.
+            use_kernel_programs: False runs a transformers model module by module even if a kernel program supports it.
         """
         self._invariant_rows = invariant_rows
         is_decoder = isinstance(model, DecoderWeights)

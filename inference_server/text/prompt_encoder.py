@@ -55,7 +55,7 @@ class PromptEncoder:
         """Prepare three variants of a tokenizer: with control tokens, without, and for text in the middle of a prompt.
 
         Args:
-            tokenizer: Tokenizer of transformers.
+            tokenizer: The transformers tokenizer.
             chat_template: Jinja text that replaces the tokenizer's own template.
             raw_control_tokens: Recognise control tokens in raw text.
 

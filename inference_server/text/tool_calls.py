@@ -1,4 +1,4 @@
-"""Parses tool calls in a reply's text and replaces their text by call events.
+"""Parses tool calls in a reply's text and replaces their text with call events.
 
 Does not depend on a tokenizer, an engine or gRPC.
 """

@@ -1,6 +1,6 @@
-"""Loads models and tokenizers of transformers, in the requested precision. bitsandbytes is used only here.
+"""Loads transformers models and tokenizers, in the requested precision. bitsandbytes is used only here.
 
-The models of transformers take more than a second to import, so they are imported only when one is loaded.
+The transformers models take more than a second to import, so they are imported only when one is loaded.
 """
 
 import logging
@@ -26,8 +26,8 @@ class LoadedModel:
     """A model as transformers loads it.
 
     Attributes:
-        model: Module of transformers in evaluation mode.
-        tokenizer: Tokenizer of transformers.
+        model: The transformers module, in evaluation mode.
+        tokenizer: The transformers tokenizer.
         precision: The precision in use on the model's device.
     """
 

@@ -80,7 +80,7 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
         folder: The path returned by `packed_folder`.
         decoder: The packed weights.
         info: The model's other properties.
-        tokenizer: The tokenizer of transformers.
+        tokenizer: The transformers tokenizer.
     """
     try:
         with atomic_directory(folder) as unfinished:

@@ -28,8 +28,8 @@ class PreparedModel:
     """A model that this server runs itself.
 
     Attributes:
-        model: A model of transformers, or DecoderWeights; ModelRunner takes both.
-        tokenizer: Tokenizer of transformers.
+        model: A transformers model, or DecoderWeights; ModelRunner takes both.
+        tokenizer: The transformers tokenizer.
         info: Limits and end tokens.
         num_bytes: Memory of the weights, in bytes.
     """
@@ -46,7 +46,7 @@ class ModelDescription:
 
     Attributes:
         folder: Folder with the weights, as transformers reads it.
-        tokenizer: Tokenizer of transformers.
+        tokenizer: The transformers tokenizer.
         info: Limits and end tokens.
     """
 
@@ -96,7 +96,7 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
 
 
 def memory_bytes(model: Any) -> int:
-    """Return the memory of a model of transformers in bytes, including packed linear layers.
+    """Return the memory of a transformers model in bytes, including packed linear layers.
 
     Their weights are not parameters of torch, so `get_memory_footprint` does not count them.
     """

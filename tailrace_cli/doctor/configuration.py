@@ -138,7 +138,7 @@ def _bridge_settings() -> Iterator[Finding]:
 
 
 def _cache_finding(folder: Path) -> Finding:
-    """Return the finding about the cache folder, which the server makes if it does not exist.
+    """Return the finding about the cache folder, which the server creates if it does not exist.
 
     Creates a temporary folder in it, or in its nearest parent that exists, and removes the temporary folder again. The
     permissions alone do not reveal a read-only or full file system.

@@ -54,7 +54,7 @@ class TensorWriter(ReplyWriter):
         return sse.event(self._result(text))
 
     def delta(self, delta: Delta) -> bytes:
-        """Return one event with the text, or nothing without text."""
+        """Return one event with the text, or nothing if there is no text."""
         return self.text(delta.text) if delta.text else b""
 
     def finish(self, completed: Completed) -> bytes:

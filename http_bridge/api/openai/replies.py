@@ -26,9 +26,9 @@ _FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_TIME_LIMIT: "length",
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
-# Place of the usage in a stream. own_chunk: a chunk without choices, if the client set include_usage. last_choice: the chunk
-# with the finish reason, where clients of Cloudflare's address expect it even without include_usage. nowhere: not in
-# the stream.
+# Where a stream reports the usage. own_chunk: a chunk without choices, if the client set include_usage. last_choice:
+# the chunk with the finish reason, where clients of Cloudflare's address expect it even without include_usage.
+# nowhere: not in the stream.
 UsagePlace = Literal["own_chunk", "last_choice", "nowhere"]
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -111,7 +111,7 @@ class ChatWriter(_OpenAiWriter):
         Args:
             request_id: Used as the reply's id, after a prefix.
             model: Name of the model as the client wrote it.
-            usage: Place of the usage in a stream.
+            usage: Where a stream reports the usage.
         """
         super().__init__(request_id=request_id, model=model, usage=usage)
         self._num_calls = 0
@@ -179,7 +179,7 @@ class CompletionWriter(_OpenAiWriter):
         Args:
             request_id: Used as the reply's id, after a prefix.
             model: Name of the model as the client wrote it.
-            usage: Place of the usage in a stream.
+            usage: Where a stream reports the usage.
             echo: Text before the reply: the prompt, if the client set `echo`; otherwise empty.
         """
         super().__init__(request_id=request_id, model=model, usage=usage)

@@ -47,7 +47,7 @@ class BindingErrors(ErrorWriter):
     schema = BINDING_ERROR
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
-        """Return the flat object."""
+        """Return the error as a flat object."""
         return {
             "name": "AiError",
             "internalCode": error.code,

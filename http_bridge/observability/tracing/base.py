@@ -56,7 +56,7 @@ class NullTracing:
     """Tracing that records nothing."""
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """Return the endpoint of a run, with spans for each request if spans are recorded."""
+        """Wrap the run endpoint so that each request gets a span, if spans are recorded."""
         return app
 
     def start(self) -> None:

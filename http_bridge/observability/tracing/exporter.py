@@ -30,7 +30,7 @@ class OtlpTracing(NullTracing):
         self._around = partial(TracedApp, tracer=self._sender.tracer)
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """Return the endpoint of a run with a trace for each request."""
+        """Wrap the run endpoint so that each request is traced."""
         return self._around(app)
 
     def start(self) -> None:

@@ -30,7 +30,7 @@ _MAX_INT = 2**63 - 1
 
 
 class TracedApp:
-    """ASGI application that calls the endpoint of a run and records a span for each request."""
+    """ASGI application that calls the run endpoint and records a span for each request."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app

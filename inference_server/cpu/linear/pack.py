@@ -1,4 +1,4 @@
-"""Replaces a model's linear layers by layers packed for this CPU.
+"""Replaces a model's linear layers with layers packed for this CPU.
 
 `pack` stacks linear layers that share their input into one module. `pack_linears` replaces the others of a model. A
 module maps (…, in_features) to (…, out_features), as nn.Linear does. A backend (backends.py) chooses the module's class.

@@ -16,7 +16,7 @@ from inference_server.engine.native import gumbel as noise
 from inference_server.engine.sequence import Penalties
 from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 
-# Likeliest tokens that are sorted first. Only if top_k or top_p needs more, the whole vocabulary is sorted.
+# Number of likeliest tokens that are sorted first. The whole vocabulary is sorted only if top_k or top_p needs more.
 _SHORTLIST = 256
 # Tokens per piece when searching for the largest logit: several times faster than torch's own argmax.
 _PIECE = 256

@@ -150,7 +150,7 @@ def _row_offset(table, position, block_size, stride):
 def _find_segment(segments, index, column):
     """Return the address of the segment that contains the piece or group `index`.
 
-    `column` is the offset, within a segment, of the number of its first piece or group.
+    `column` is the byte offset, within a segment's entry, of the field with the index of its first piece or group.
     """
     last = segments + SEGMENTS + (load_int64(segments + 8) - 1) * SEGMENT
     while load_int64(last + column) > index:

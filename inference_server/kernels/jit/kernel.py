@@ -13,8 +13,8 @@ from inference_server.kernels.jit.openmp import find_start
 
 logger = logging.getLogger(__name__)
 
-# With less work than this, waking a second thread costs more time than it saves. Python's global lock is then kept as
-# well, because acquiring it again could take longer than the kernel.
+# With less work than this, waking a second thread costs more time than it saves. The GIL is then kept as well,
+# because acquiring it again could take longer than the kernel.
 _SMALL_NS = 8_000
 
 ENOUGH_NS = 1 << 40  # estimate in ns that never limits the number of threads

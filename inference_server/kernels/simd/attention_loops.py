@@ -55,7 +55,7 @@ def dots(builder: Any, query: Any, keys: Any, num_chunks: Any) -> Any:
 def _accumulate_columns(
     builder: Any,
     is_bf16: bool,
-    shape: tuple[int, int],  # queries, vectors of each
+    shape: tuple[int, int],  # number of queries, number of vectors per query
     outputs: list[Any],  # addresses, by query
     scores: Any,
     values: Any,

@@ -134,7 +134,7 @@ def _score(key_rows, value_rows, count, width, value_width, group, queries, pack
 
 @helper
 def _softmax_update(scores, count, state, outputs, value_width):
-    """Replace one head's scores of one update by softmax weights, and update its state and outputs.
+    """Replace one head's scores of one update with softmax weights, and update its state and outputs.
 
     `state` is the largest score and the sum of weights so far, float32. If the largest score rises, the sum and `outputs`
     (value_width,) are multiplied by e**(before - largest), which makes them relative to the new largest score.
