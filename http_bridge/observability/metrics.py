@@ -1,9 +1,6 @@
 """The bridge's Prometheus metrics: names, labels and buckets. docs/metrics.md documents them."""
 
-import tomllib
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,6 +12,8 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
+
+from tailrace_shared.version import tailrace_version
 
 _REQUESTS_HELP = "Requests by the status of their response; 499: the client disconnected before the response"
 
@@ -30,7 +29,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        Info("tailrace_build", "Version of the bridge; the value is 1", registry=registry).info({"version": _version()})
+        Info("tailrace_build", "Version of the bridge; the value is 1", registry=registry).info(
+            {"version": tailrace_version()}
+        )
         self.requests = Counter("tailrace_http_requests", _REQUESTS_HELP, ["route", "status"], registry=registry)
         self.clients_gone = Counter(
             "tailrace_http_clients_gone",
@@ -82,11 +83,3 @@ class Metrics:
             OSError: The address cannot be used.
         """
         start_http_server(port, host, self.registry)
-
-
-def _version() -> str:
-    try:
-        return version("tailrace")
-    except PackageNotFoundError:  # a container image contains the source folders without an installed package
-        project = Path(__file__).parents[2] / "pyproject.toml"
-        return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

@@ -4,10 +4,7 @@ Every accepted request ends in exactly one of three ways: completed, failed (the
 client cancelled it, or its deadline passed). Accepted minus ended requests are in flight. docs/metrics.md has a table.
 """
 
-import tomllib
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +19,7 @@ from prometheus_client import (
 
 from inference_server.generation import FinishReason
 from inference_server.observability.collectors import EngineState, LabeledCounters, LabeledHistograms, NamedEngines
+from tailrace_shared.version import tailrace_version
 
 ENDS = COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 UNKNOWN_MODEL = "unknown"
@@ -63,7 +61,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         Info("tailrace_build", "Version of the server; the value is 1", registry=self.registry).info(
-            {"version": _version()}
+            {"version": tailrace_version()}
         )
         self._accounts: set[str] = set()
         self._histograms: list[Histogram] = []
@@ -171,11 +169,3 @@ class Metrics:
             thread.join()
 
         return stop
-
-
-def _version() -> str:
-    try:
-        return version("tailrace")
-    except PackageNotFoundError:  # a container image contains the source folders without an installed package
-        project = Path(__file__).parents[2] / "pyproject.toml"
-        return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

@@ -1,6 +1,5 @@
 """Packed linear layers against the plain matrix product: every precision, backend and row count."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -47,15 +46,6 @@ PRODUCTS = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=[1, 2])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs a test with one thread and with two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 # int8.
