@@ -86,7 +86,6 @@ def test_event_source_that_is_not_closed_runs_the_prompt_again(stack, page):
     num_runs = len(stack.runs())
     page.route("**/unclosed", lambda route: route.fulfill(content_type="text/html", body=UNCLOSED_PAGE))
     page.goto("/unclosed")
-    page.unroute_all()
     runs = stack.wait_for_runs(num_runs + 2, timeout_seconds=5 * RECONNECT_SECONDS)[num_runs:]
     page.close()
     assert [run.outcome for run in runs[:2]] == ["completed", "completed"]
