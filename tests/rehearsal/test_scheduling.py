@@ -7,14 +7,31 @@ from pathlib import Path
 
 import pytest
 
+from inference_server.engine.native import build as native
+from inference_server.engine.native.engine import Engine
+from inference_server.engine.spec import EngineSpec
 from inference_server.model.runner import ModelRunner
+from inference_server.weights.prepare import PreparedModel
 from tests.support.engines import entry
-from tests.support.rehearsal.engines import PROMPTS, expected, prompt, replies, serving
+from tests.support.rehearsal.engines import PROMPTS, Reply, prompt, replies, serving
 from tests.support.rehearsal.gpu import SimulatedGpu
 from tests.support.rehearsal.patches import rehearsal
+from tests.support.rehearsal.reference import Reference
 
 pytestmark = pytest.mark.rehearsal
 LIMITS = {"precision": "float16", "context_length": 256, "sequence_length": 64}
+
+
+class _BuilderOfTwo:
+    """Builds native engines as soon as the weights of two are loaded."""
+
+    def __init__(self) -> None:
+        self.load = native.load
+        self._both = asyncio.Barrier(2)
+
+    async def build(self, spec: EngineSpec[PreparedModel]) -> Engine:
+        await self._both.wait()
+        return await native.build(spec)
 
 
 async def test_a_second_request_reads_the_blocks_of_the_first_and_gets_the_same_reply(
@@ -24,9 +41,9 @@ async def test_a_second_request_reads_the_blocks_of_the_first_and_gets_the_same_
     with rehearsal(SimulatedGpu()):
         async with serving(entry(folder, **LIMITS), prefix_cache="shared") as model:
             (first,) = await replies(model, [prompt(90)], temperature=0.0)
-            before = model.engine.totals.prefix_cache_hit_tokens
+            before = model.engine.totals.hit_tokens
             (second,) = await replies(model, [prompt(90)], temperature=0.0)
-            hits = model.engine.totals.prefix_cache_hit_tokens - before
+            hits = model.engine.totals.hit_tokens - before
     assert second.token_ids == first.token_ids
     assert hits >= 64
 
@@ -38,7 +55,7 @@ async def test_preempted_requests_get_the_replies_of_transformers(tiny_model: Ca
             received = await replies(model, PROMPTS, 40, temperature=0.0)
             num_preemptions = model.engine.totals.preemptions
     assert num_preemptions > 0
-    assert [reply.token_ids for reply in received] == expected(folder, PROMPTS, 40)
+    Reference(folder).assert_greedy(PROMPTS, received)
 
 
 async def test_prompts_that_arrive_during_decoding_share_passes_with_decoded_tokens(
@@ -60,16 +77,16 @@ async def test_prompts_that_arrive_during_decoding_share_passes_with_decoded_tok
             late = await replies(model, PROMPTS[2:], 10, temperature=0.0)
             received = [*await early, *late]
     assert any(num_tokens and num_pieces for num_tokens, num_pieces in sizes)
-    wanted = expected(folder, PROMPTS[:2], 40) + expected(folder, PROMPTS[2:], 10)
-    assert [reply.token_ids for reply in received] == wanted
+    Reference(folder).assert_greedy(PROMPTS, received)
 
 
 async def test_two_engines_record_at_once_on_one_gpu(tiny_model: Callable[[str], Path]) -> None:
     folders = [tiny_model("llama-2"), tiny_model("qwen-3")]
+    builder = _BuilderOfTwo()
 
-    async def answers(folder: Path) -> list[list[int]]:
-        async with serving(entry(folder, **LIMITS)) as model:
-            return [reply.token_ids for reply in await replies(model, PROMPTS, temperature=0.0)]
+    async def answers(folder: Path) -> list[Reply]:
+        async with serving(entry(folder, **LIMITS), builder=builder) as model:
+            return await replies(model, PROMPTS, temperature=0.0)
 
     with rehearsal(SimulatedGpu()) as gpu:
 
@@ -79,4 +96,5 @@ async def test_two_engines_record_at_once_on_one_gpu(tiny_model: Callable[[str],
 
         gpu.before_operator = linger
         received = await asyncio.gather(*map(answers, folders))
-    assert received == [expected(folder, PROMPTS) for folder in folders]
+    for folder, its_replies in zip(folders, received, strict=True):
+        Reference(folder).assert_greedy(PROMPTS, its_replies)

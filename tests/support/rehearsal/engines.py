@@ -1,16 +1,12 @@
-"""Hosts tiny models on the simulated GPU, from their folder to streamed replies, and computes the replies to expect."""
+"""Hosts tiny models on the simulated GPU, from their folder to streamed replies."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-from inference_server.engine.native import build
+from inference_server.engine.native import build as native
 from inference_server.generation import SamplingParams
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel
@@ -49,14 +45,13 @@ PROMPTS = [prompt(length, number) for number, length in enumerate(LENGTHS)]
 
 
 @asynccontextmanager
-async def serving(*entries: CatalogEntry, **settings: object) -> AsyncIterator[HostedModel]:
-    """Load entries with the same weights through the server's own start-up. Yields the first."""
-    hosted = await load_all(list(entries), Settings(**{**SETTINGS, **settings}), lambda: None, {"tailrace": lambda: build})
+async def serving(entry: CatalogEntry, *, builder: Any = native, **settings: object) -> AsyncIterator[HostedModel]:
+    """Load a model through the server's own start-up, and stop its engine at the end."""
+    hosted = await load_all([entry], Settings(**{**SETTINGS, **settings}), lambda: None, {"tailrace": lambda: builder})
     try:
-        yield next(iter(hosted.values()))
+        yield hosted[entry.name]
     finally:
-        for engine in {model.engine for model in hosted.values()}:
-            await engine.stop()
+        await hosted[entry.name].engine.stop()
 
 
 @dataclass
@@ -83,42 +78,3 @@ async def replies(model: HostedModel, prompts: list[list[int]], max_tokens: int 
         return Reply(list(recorder.completion(name, len(prompt_ids))), error)
 
     return await asyncio.gather(*(reply(number, prompt_ids) for number, prompt_ids in enumerate(prompts)))
-
-
-def expected(
-    folder: Path,
-    prompts: list[list[int]],
-    max_tokens: int = 6,
-    *,
-    dtype: torch.dtype = torch.float16,
-    quantization: BitsAndBytesConfig | None = None,
-    is_dequantized: bool = False,
-) -> list[list[int]]:
-    """Return the greedy replies of transformers' generate on the CPU.
-
-    Args:
-        folder: The model.
-        prompts: Token ids.
-        max_tokens: Length of the replies.
-        dtype: Dtype of weights and activations.
-        quantization: Quantization of the linear layers.
-        is_dequantized: True multiplies by the dequantized weights, False by bitsandbytes' own product.
-    """
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", quantization_config=quantization, device_map={"": "cpu"}
-    )
-    if is_dequantized:
-        model = model.dequantize()
-    generated = []
-    for prompt_ids in prompts:
-        ids = torch.tensor([prompt_ids])
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=max_tokens,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        generated.append(output[0, len(prompt_ids) :].tolist())
-    return generated
