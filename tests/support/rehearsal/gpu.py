@@ -168,7 +168,11 @@ class SimulatedGpu:
         self.complete(waited_for or self.stream)
 
     def synchronize(self, *_: object) -> None:
-        """Wait for every stream."""
+        """Wait for every stream. Raises Refused while any thread captures: the device includes its stream."""
+        for capture in list(self._captures):
+            if capture.thread != threading.get_ident():
+                capture.is_broken = True
+                raise self.refuse("device synchronize during another thread's capture")
         self.wait("device synchronize")
 
     def complete(self, waited_for: Stream | Event) -> None:
@@ -218,17 +222,6 @@ class SimulatedGpu:
             raise Refused("CUDA error: operation failed due to a previous error during capture")
         self.graphs.append(capture.graph)
 
-    @contextmanager
-    def on_stream(self, stream: Stream | None) -> Iterator[None]:
-        """Run a block on a stream, as torch.cuda.stream does."""
-        before = self.stream
-        if stream is not None:
-            self.stream = stream
-        try:
-            yield
-        finally:
-            self.stream = before
-
     def waits_between_replays(self) -> list[list[str]]:
         """Return the kinds of the host's waits between each two consecutive replays."""
         waits: list[list[str]] = [[]]
@@ -238,6 +231,23 @@ class SimulatedGpu:
             else:
                 waits[-1].append(value)
         return waits[1:-1]
+
+
+class StreamContext:
+    """Replaces torch.cuda.stream: runs a block on a stream. None changes nothing."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        self._stream = stream
+        self._before: Stream | None = None
+
+    def __enter__(self) -> None:
+        gpu = current()
+        self._before = gpu.stream
+        gpu.stream = self._stream or gpu.stream
+
+    def __exit__(self, *_: object) -> None:
+        assert self._before is not None
+        current().stream = self._before
 
 
 def _caller() -> str:

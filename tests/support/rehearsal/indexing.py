@@ -77,6 +77,12 @@ def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
     return copied
 
 
+def _nonzero(tensor: torch.Tensor) -> torch.Tensor:
+    with RehearsalMode():
+        places: torch.Tensor = torch.ops.aten.nonzero.default(tensor)
+    return places
+
+
 def _set_data(tensor: CudaTensor, value: torch.Tensor) -> None:
     if not isinstance(value, CudaTensor) or value.shape != tensor.shape or value.dtype != tensor.dtype:
         raise NotImplementedError("Tensor.data = a tensor of another kind")
@@ -91,6 +97,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _get,
     torch.Tensor.__setitem__: _set,
     torch.Tensor.copy_: _copy,
+    torch.Tensor.nonzero: _nonzero,
     torch.Tensor.tolist: _scalar("tolist", torch.Tensor.tolist),
     torch.Tensor.item: _scalar("item", torch.Tensor.item),
     torch.Tensor.__float__: _scalar("float", torch.Tensor.__float__),

@@ -12,8 +12,8 @@ import transformers
 
 from inference_server.gpu import triton_support
 from tests.support.rehearsal.dispatch import on_this_thread
-from tests.support.rehearsal.fake_tensor import CudaTensor, to_cuda
-from tests.support.rehearsal.gpu import Event, SimulatedGpu, Stream, current, in_use
+from tests.support.rehearsal.fake_tensor import CUDA, CudaTensor, to_cuda
+from tests.support.rehearsal.gpu import Event, SimulatedGpu, Stream, StreamContext, current, in_use
 from tests.support.rehearsal.recording import RecordedGraph, graph
 
 FREE_BYTES = 2**26
@@ -76,7 +76,7 @@ def _patch_cuda(patch: pytest.MonkeyPatch, gpu: SimulatedGpu) -> None:
         "CUDAGraph": RecordedGraph,
         "graph": graph,
         "graph_pool_handle": lambda: (0, 1),
-        "stream": gpu.on_stream,
+        "stream": StreamContext,
         "current_stream": lambda *_: gpu.stream,
         "default_stream": lambda *_: gpu._default_stream,
         "set_stream": set_stream,
@@ -92,6 +92,14 @@ def _patch_memory(patch: pytest.MonkeyPatch) -> None:
             raise current().refuse("cannot pin a tensor of the GPU")
         return tensor if current().is_pinned(tensor) else current().pin(tensor.clone())
 
+    make = torch.tensor
+
+    def make_on_first_gpu(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
+        # Without an index, torch's C++ code calls the driver for it.
+        device = CUDA if device is not None and torch.device(device).type == "cuda" else device
+        return make(data, device=device, **options)
+
+    patch.setattr(torch, "tensor", make_on_first_gpu)
     patch.setattr(torch.Tensor, "pin_memory", pin)
     patch.setattr(torch.Tensor, "is_pinned", lambda tensor, *_: current().is_pinned(tensor))
 

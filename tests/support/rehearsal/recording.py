@@ -3,7 +3,6 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from tests.support.rehearsal.fake_tensor import Allocation, CudaTensor
-from tests.support.rehearsal.gpu import Stream, current
+from tests.support.rehearsal.gpu import Stream, StreamContext, current
 
 
 @dataclass(frozen=True)
@@ -110,20 +109,18 @@ class graph:  # noqa: N801 (torch's name)
         **_: object,
     ) -> None:
         self._graph = cuda_graph
-        self._stream = stream or Stream()
+        self._context = StreamContext(stream or Stream())
         self._error_mode = capture_error_mode
-        self._exit = ExitStack()
 
     def __enter__(self) -> None:
-        gpu = current()
-        gpu.synchronize()
-        self._exit.enter_context(gpu.on_stream(self._stream))
+        current().synchronize()
+        self._context.__enter__()
         self._graph.capture_begin(capture_error_mode=self._error_mode)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._graph.capture_end()  # raises after a failure, and then the stream is not restored
-        self._exit.close()
+        self._context.__exit__()
         if error is not None:
             current().graphs.remove(self._graph)
