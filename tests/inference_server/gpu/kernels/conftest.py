@@ -1,40 +1,33 @@
 """Runs the Triton kernels of this folder's tests in Triton's interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported and again when it decorates a kernel. So the variable is set here,
-before the first import of Triton in this process, and only while the kernels are imported. Tests elsewhere do not see it.
-In this process @triton.jit functions cannot be compiled: a test that compiles starts a process without the variable.
+tests/conftest.py imports Triton as an interpreter. The kernels' modules are imported here, with the same variable, because
+Triton reads it again at every @triton.jit. In this process no kernel can be compiled: a test that compiles starts another
+process without the variable.
 """
 
 import importlib
-import os
 import pkgutil
-import sys
 
 import pytest
 
 VARIABLE = "TRITON_INTERPRET"
 
 
-def _import_interpreted() -> None:
-    if "triton" in sys.modules and type(sys.modules["triton"].language.cdiv).__name__ != "InterpretedFunction":
-        raise pytest.UsageError(
-            "Triton was imported before tests/inference_server/gpu/kernels/conftest.py could set TRITON_INTERPRET=1. "
-            "Import Triton, and modules of inference_server.gpu.kernels, inside functions, not when tests are collected."
-        )
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "1"
-    try:
+def _import_kernels() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "1")
+        language = importlib.import_module("triton.language")
+        if type(language.cdiv).__name__ != "InterpretedFunction":
+            raise pytest.UsageError(
+                f"Triton was imported without {VARIABLE}=1, before tests/conftest.py could import it. "
+                f"Set {VARIABLE}=1 for the whole run, or run these tests in a process of their own."
+            )
         package = importlib.import_module("inference_server.gpu.kernels")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
 
 
-_import_interpreted()
+_import_kernels()
 
 
 @pytest.fixture(autouse=True)
