@@ -63,10 +63,11 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return func.decompose(*args, **kwargs)
     gpu, name = current(), func._schema.name.replace("::", ".")
     if name.startswith("tailrace.") and not gpu.has_triton:
-        with RehearsalMode():
+        with torch._C._EnableTorchFunction(), RehearsalMode():
             return getattr(reference, name.removeprefix("tailrace."))(*args, **kwargs)
     gpu.launches(name)
-    _check_devices(gpu, name, tensors)
+    if on_gpu:
+        _check_devices(gpu, name, tensors)
     if name in _FLASH_ATTENTION:
         raise gpu.refuse(f"{name}: its arguments differ from release to release; it needs compute capability 8.0")
     if name in _WAITS or f"{name}.{func._overloadname}" in _WAITS:
@@ -87,6 +88,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = functools.partial(func, *inner_args, **inner_kwargs)
     with torch._C.DisableTorchFunctionSubclass():
         output = call()
+    if target is not None and target.type != "cuda":  # a new tensor of the host, for example empty_like(x, device="cpu")
+        return output
     return finished(gpu, name, call, tensors, output, _mutated(func, args, kwargs))
 
 
@@ -228,7 +231,7 @@ def _delay(gpu: SimulatedGpu, name: str, host: torch.Tensor, to_gpu: bool) -> No
         host.copy_(values)
 
     if to_gpu:
-        gpu.start_transfer(name, compare)
+        gpu.start_copy(compare)
     else:
         host.fill_(float("nan") if host.is_floating_point() else (host.dtype != torch.bool and -77))
-        gpu.start_transfer(name, deliver)
+        gpu.start_copy(deliver)

@@ -5,6 +5,7 @@ Nothing here computes. dispatch.py executes operators on the CPU and reports to 
 
 import threading
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,32 +24,33 @@ class Refused(RuntimeError):
     """An error that a GPU, or CUDA's stream capture, would have raised."""
 
 
-@dataclass
-class Transfer:
-    """An asynchronous copy that the host has not waited for.
+@dataclass(eq=False)
+class Work:
+    """An asynchronous copy, or an event's place in a stream. `complete` is called when the host has waited for it."""
 
-    Attributes:
-        description: The copy, for messages.
-        is_complete: Called when the host has waited for the copy.
-    """
-
-    description: str
     complete: Callable[[], None]
+    is_done: bool = False
 
 
 @dataclass(eq=False)
 class Stream:
-    """A CUDA stream. All operators run in the order of their launch, so it only tracks copies and failed captures."""
+    """A CUDA stream. Operators run at their launch; copies and events are open until the host waits for them."""
 
     is_broken: bool = False  # a capture of it failed, and the thread may still be on it
-    pending: list[Transfer] = field(default_factory=list)
     capture: "Capture | None" = None
+    _open: list[Work] = field(default_factory=list)
+
+    @property
+    def open(self) -> list[Work]:
+        """The work on this stream, and on those that it waits for, that the host has not waited for."""
+        self._open = [work for work in self._open if not work.is_done]
+        return self._open
 
     def wait_stream(self, other: "Stream") -> None:
-        self.pending += [transfer for transfer in other.pending if transfer not in self.pending]
+        self._open = list(dict.fromkeys([*self.open, *other.open]))
 
     def wait_event(self, event: "Event") -> None:
-        self.pending += [transfer for transfer in event.pending if transfer not in self.pending]
+        self._open = list(dict.fromkeys([*self.open, *event.open]))
 
     def record_event(self, event: "Event | None" = None) -> "Event":
         event = event or Event()
@@ -59,7 +61,7 @@ class Stream:
         current().wait("stream synchronize", self)
 
     def query(self) -> bool:
-        return not self.pending
+        return not self.open
 
 
 @dataclass(eq=False)
@@ -76,24 +78,32 @@ class Event:
     """A CUDA event. `query` returns False once after each `record`, because a GPU is rarely as fast as its host."""
 
     def __init__(self, *_: object, **__: object) -> None:
-        self.pending: list[Transfer] = []
+        self._work: list[Work] = []
         self._num_queries = 0
 
+    @property
+    def open(self) -> list[Work]:
+        """The work up to the event that the host has not waited for."""
+        return [work for work in self._work if not work.is_done]
+
     def record(self, stream: Stream | None = None) -> None:
-        self.pending = list((stream or current().stream).pending)
+        stream = stream or current().stream
+        stream.open.append(Work(lambda: None))
+        self._work = list(stream.open)
         self._num_queries = 0
 
     def wait(self, stream: Stream | None = None) -> None:
         (stream or current().stream).wait_event(self)
 
     def synchronize(self) -> None:
-        current().wait("event", self)
+        if self.open:  # else a later event was waited for
+            current().wait("event", self)
 
     def query(self) -> bool:
         self._num_queries += 1
         if self._num_queries > 1:
             current().complete(self)
-        return self._num_queries > 1
+        return not self.open
 
     def elapsed_time(self, other: "Event") -> float:
         return 1.0
@@ -108,6 +118,7 @@ class SimulatedGpu:
         violations: Rules that were broken, each with the operator and the line of the server's code.
         log: Host waits and replays, in order: ("wait", kind) and ("replay", the graph).
         graphs: Graphs that were recorded completely.
+        default_stream: The stream of threads that have not chosen another.
         operators: Number of executed operators by name, without those of replays.
         before_operator: Called with the name of every operator before it runs; may raise.
     """
@@ -124,15 +135,17 @@ class SimulatedGpu:
         self._captures: list[Capture] = []
         self._lock = threading.Lock()
         self._thread = threading.local()
-        self._default_stream = Stream()
+        self.default_stream = Stream()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet([self.default_stream])
 
     @property
     def stream(self) -> Stream:
         """The current stream of the calling thread."""
-        return getattr(self._thread, "stream", self._default_stream)
+        return getattr(self._thread, "stream", self.default_stream)
 
     @stream.setter
     def stream(self, stream: Stream) -> None:
+        self._streams.add(stream)
         self._thread.stream = stream
 
     @property
@@ -174,22 +187,19 @@ class SimulatedGpu:
                 capture.is_broken = True
                 raise self.refuse("device synchronize during another thread's capture")
         self.wait("device synchronize")
+        for stream in list(self._streams):
+            self.complete(stream)
 
     def complete(self, waited_for: Stream | Event) -> None:
-        """Finish the copies that a wait covers."""
-        done, waited_for.pending = waited_for.pending, []
-        for transfer in done:
-            transfer.complete()
+        """Finish the work that a wait covers."""
+        for work in waited_for.open:
+            if not work.is_done:
+                work.is_done = True
+                work.complete()
 
-    def start_transfer(self, description: str, complete: Callable[[], None]) -> None:
-        """Begin an asynchronous copy. `complete` runs once."""
-        state = {"is_open": True}
-
-        def once() -> None:
-            if state.pop("is_open", False):
-                complete()
-
-        self.stream.pending.append(Transfer(description, once))
+    def start_copy(self, complete: Callable[[], None]) -> None:
+        """Begin an asynchronous copy on the current stream. `complete` runs once, when the host has waited for it."""
+        self.stream.open.append(Work(complete))
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """Mark a CPU tensor's memory as pinned. Returns the tensor."""

@@ -77,10 +77,12 @@ def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
     return copied
 
 
-def _nonzero(tensor: torch.Tensor) -> torch.Tensor:
-    with RehearsalMode():
-        places: torch.Tensor = torch.ops.aten.nonzero.default(tensor)
-    return places
+def _dispatched(operator: Any) -> Callable[[torch.Tensor], Any]:
+    def call(tensor: torch.Tensor) -> Any:
+        with RehearsalMode():
+            return operator(tensor)
+
+    return call
 
 
 def _set_data(tensor: CudaTensor, value: torch.Tensor) -> None:
@@ -97,7 +99,8 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _get,
     torch.Tensor.__setitem__: _set,
     torch.Tensor.copy_: _copy,
-    torch.Tensor.nonzero: _nonzero,
+    torch.Tensor.nonzero: _dispatched(torch.ops.aten.nonzero.default),
+    torch.Tensor.__invert__: _dispatched(torch.ops.aten.bitwise_not.default),
     torch.Tensor.tolist: _scalar("tolist", torch.Tensor.tolist),
     torch.Tensor.item: _scalar("item", torch.Tensor.item),
     torch.Tensor.__float__: _scalar("float", torch.Tensor.__float__),

@@ -78,7 +78,7 @@ def _patch_cuda(patch: pytest.MonkeyPatch, gpu: SimulatedGpu) -> None:
         "graph_pool_handle": lambda: (0, 1),
         "stream": StreamContext,
         "current_stream": lambda *_: gpu.stream,
-        "default_stream": lambda *_: gpu._default_stream,
+        "default_stream": lambda *_: gpu.default_stream,
         "set_stream": set_stream,
         "is_current_stream_capturing": lambda: gpu.capture is not None,
     }
