@@ -14,7 +14,7 @@ from inference_server.gpu.forward import GpuForward
 from inference_server.gpu.graphs import DecodeGraphs, DecodePass
 from inference_server.gpu.inputs import DecodeInputs
 from inference_server.gpu.linear import has_outlier_threshold, replace_int8
-from inference_server.gpu.triton_support import obstacle
+from inference_server.gpu.triton_support import has_triton, obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +66,15 @@ class GpuPasses:
             self.fused.decode if self.fused else decode_by_modules,
             self._inputs,
             vocab_size=vocab_size,
+            dtype=self.fused.dtype if self.fused else torch.float32,
             invariant_rows=invariant_rows,
         )
 
     @property
     def path(self) -> str:
         """Return how passes run, for example "decoder with fused kernels, CUDA graphs for 1 to 64 sequences"."""
-        passes = "decoder with fused kernels" if self.fused else "modules of transformers"
+        kernels = "fused kernels" if has_triton() else "torch's operations"
+        passes = f"decoder with {kernels}" if self.fused else f"modules of transformers, attention with {kernels}"
         return f"{passes}, {self._graphs.description}"
 
     def record(self) -> None:

@@ -228,9 +228,8 @@ class ModelRunner:
     def decode(self, tokens: Items[NextToken]) -> Tensor:
         """Compute one token of each sequence.
 
-        Returns logits (num_seqs, vocab_size) float32. The caller may change them. They are valid until the next call of
-        `decode`, which overwrites them; on a GPU in the order of the stream, so work that was launched before reads the
-        old ones.
+        Returns logits (num_seqs, vocab_size) float32, which the caller may change. On a GPU they are a new tensor. On a CPU
+        the next call of `decode`, `prefill` or `mixed` may overwrite them.
         """
         decoded = _decoded(tokens)
         if self._cpu_forward is not None:

@@ -57,7 +57,9 @@ class GpuModel:
         self.forward = GpuForward(decoder, self.cache, GpuAttention())
         self.sampled = torch.zeros(MAX_SEQS, dtype=torch.int64)
         self.inputs = DecodeInputs(self.sampled, max_blocks=MAX_BLOCKS, block_size=BLOCK_SIZE)
-        self.graphs = DecodeGraphs(self.forward.decode, self.inputs, vocab_size=decoder.head.out_features)
+        self.graphs = DecodeGraphs(
+            self.forward.decode, self.inputs, vocab_size=decoder.head.out_features, dtype=self.forward.dtype
+        )
 
     @torch.no_grad()
     def prefill(self, segments: list[Segment], prompts: list[list[int]]) -> Tensor:
@@ -66,7 +68,7 @@ class GpuModel:
 
     @torch.no_grad()
     def decode(self, token_ids: list[int], positions: list[int], blocks: list[range]) -> Tensor:
-        return self.graphs.decode(DecodeTokens(token_ids, positions, blocks)).clone()
+        return self.graphs.decode(DecodeTokens(token_ids, positions, blocks))
 
     @torch.no_grad()
     def mixed(self, tokens: DecodeTokens, segments: list[Segment], prompts: list[list[int]]) -> Tensor:

@@ -87,9 +87,9 @@ def cuda(monkeypatch) -> Cuda:
     return fake
 
 
-def decode_graphs(decode_pass, *, max_rows=4, invariant_rows=None) -> DecodeGraphs:
+def decode_graphs(decode_pass, *, max_rows=4, dtype=torch.float16, invariant_rows=None) -> DecodeGraphs:
     inputs = DecodeInputs(torch.zeros(max_rows, dtype=torch.int64), max_blocks=2, block_size=4)
-    return DecodeGraphs(decode_pass, inputs, vocab_size=VOCAB_SIZE, invariant_rows=invariant_rows)
+    return DecodeGraphs(decode_pass, inputs, vocab_size=VOCAB_SIZE, dtype=dtype, invariant_rows=invariant_rows)
 
 
 def one_hot(rows):
@@ -113,12 +113,15 @@ def test_passes_are_eager_until_graphs_are_recorded_and_replayed_afterwards(cuda
     assert model.description == "CUDA graphs for 1 to 4 sequences"
 
 
-def test_logits_are_float32_and_may_be_changed_in_place():
-    model = decode_graphs(one_hot)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_logits_are_float32_and_independent_of_other_passes(dtype):
+    model = decode_graphs(lambda rows: one_hot(rows).to(dtype), dtype=dtype)
     first = model.decode(tokens(3, 1))
+    second = model.decode(tokens(2, 4))
     assert first.dtype is torch.float32
-    first.fill_(9)
-    assert model.decode(tokens(3, 1)).argmax(-1).tolist() == [3, 1]
+    assert first.argmax(-1).tolist() == [3, 1]
+    second.fill_(9)
+    assert model.decode(tokens(1)).argmax(-1).tolist() == [1]
 
 
 def test_under_batch_invariance_all_passes_have_one_size(cuda):
