@@ -35,7 +35,7 @@ class PromptPiece:
     wants_logits: bool  # True if the logits of its last token are needed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NextToken:
     """The newest token of the sequence in `block_ids`, at `position`.
 
