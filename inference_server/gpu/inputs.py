@@ -50,7 +50,7 @@ def upload(values: Items[int] | npt.NDArray[Any], device: torch.device) -> Tenso
     if device.type != "cuda":
         return host
     # torch keeps the pinned memory until the copy has finished.
-    return torch.empty_like(host, device=device).copy_(host.pin_memory(), non_blocking=True)
+    return torch.empty(host.shape, dtype=host.dtype, device=device).copy_(host.pin_memory(), non_blocking=True)
 
 
 def upload_prompts(
@@ -126,8 +126,8 @@ class DecodeInputs:
         """Return the first rows of the buffer, with the sampled tokens in place of negative ids."""
         part = self._buffer[:num_rows]
         ids = part[:, _TOKEN]
-        # ~id is -(id + 1). Its value is of no importance where the id is not negative.
-        sampled = self.sampled.index_select(0, (~ids).clamp(min=0))
+        # The bitwise complement of an id is -(id + 1). Its value has no effect where the id is not negative.
+        sampled = self.sampled.index_select(0, torch.bitwise_not(ids).clamp(min=0))
         return DecodeRows(
             token_ids=torch.where(ids < 0, sampled, ids),
             positions=part[:, _POSITION],

@@ -81,7 +81,7 @@ def paged_prefill_attention(
     """Attend segment by segment, on copies of the paged keys and values. `longest` has no effect."""
     spec = AttentionSpec(scaling, sliding_window, softcap)
     output = query.new_empty(*query.shape[:2], values.shape[-1])
-    bounds, ends = starts.tolist(), lengths.tolist()
+    bounds, ends = starts.cpu().tolist(), lengths.cpu().tolist()
     for index, end in enumerate(ends):
         first, last = bounds[index], bounds[index + 1]
         if first == last:
