@@ -31,9 +31,12 @@ class PromptPiece:
     wants_logits: bool  # True if the logits of its last token are needed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NextToken:
-    """The newest token of the sequence in `block_ids`, at `position`."""
+    """The newest token of the sequence in `block_ids`, at `position`.
+
+    A negative `token_id` means the token in row -(token_id + 1) of ModelRunner.sampled.
+    """
 
     block_ids: Items[int]
     position: int
@@ -48,6 +51,8 @@ class ModelRunner:
         cache: The KV cache, whose first block is the scratch block.
         vocab_size: The width of the logits.
         model: The transformers model; None if kernel programs compute every pass.
+        sampled: Tokens sampled on the device, int64 of shape (most sequences of a batch,).
+        supports_overlap: True if the host may launch the next decode pass before it has the tokens of the last one.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class ModelRunner:
             use_kernel_programs: False runs a transformers model module by module even if a kernel program supports it.
         """
         self._invariant_rows = invariant_rows
+        self.supports_overlap = False
+        self.sampled = torch.zeros(1024, dtype=torch.int64)
         is_decoder = isinstance(model, DecoderWeights)
         self.device: torch.device = torch.device("cpu") if is_decoder else model.device
         self.cache = KVCache(
@@ -181,6 +188,8 @@ class ModelRunner:
     def decode(self, tokens: Items[NextToken]) -> Tensor:
         """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
         decoded = _decoded(tokens)
+        sampled = self.sampled.tolist()
+        decoded.token_ids[:] = [sampled[-token_id - 1] if token_id < 0 else token_id for token_id in decoded.token_ids]
         if self._cpu_forward is not None:
             return self._cpu_forward.decode(decoded)
         token_ids, positions, block_ids = decoded.token_ids, decoded.positions, decoded.block_ids
