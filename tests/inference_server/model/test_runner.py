@@ -1,4 +1,4 @@
-"""What a runner on a CPU reports about itself. tests/rehearsal has the runner on a GPU."""
+"""A runner on a CPU: its own description, and prompts in parts. tests/rehearsal has the runner on a GPU."""
 
 import pytest
 import torch
