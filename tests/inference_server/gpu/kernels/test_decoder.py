@@ -9,8 +9,8 @@ from tests.inference_server.gpu.models import GpuModel, load, quantize
 
 pytest.importorskip("inference_server.gpu.kernels.launchers")
 
-PROMPTS = [[(7 * number + 3 * place) % 390 + 5 for place in range(length)] for number, length in enumerate((1, 24, 70))]
-BLOCKS = [range(1, 7), range(7, 13), range(13, 19)]
+PROMPTS = [[(7 * number + 3 * place) % 390 + 5 for place in range(length)] for number, length in enumerate((1, 33))]
+BLOCKS = [range(1, 7), range(7, 13)]
 
 
 def logits(folder, *, is_int8):
@@ -18,13 +18,13 @@ def logits(folder, *, is_int8):
     loaded = load(folder)
     if is_int8:
         quantize(loaded, dequantized=False)
-    model = GpuModel(loaded.half())
+    model = GpuModel(loaded.half(), num_layers=1)
     segments = [Segment(blocks, 0, len(prompt)) for blocks, prompt in zip(BLOCKS, PROMPTS, strict=True)]
     lengths = [len(prompt) for prompt in PROMPTS]
     first = model.prefill(segments, PROMPTS)
-    second = model.decode([7, 8, 9], lengths, BLOCKS)
-    tokens = DecodeTokens([4, 5, 6], [length + 1 for length in lengths], BLOCKS)
-    third = model.mixed(tokens, [Segment(range(19, 21), 0, 33)], [PROMPTS[2][:33]])
+    second = model.decode([7, 8], lengths, BLOCKS)
+    tokens = DecodeTokens([4, 5], [length + 1 for length in lengths], BLOCKS)
+    third = model.mixed(tokens, [Segment([13], 0, 3)], [PROMPTS[1][:3]])
     return torch.cat([first.float(), second, third.float()])
 
 
