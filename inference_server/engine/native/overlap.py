@@ -140,15 +140,15 @@ class OverlappedDecoding:
         try:
             token_ids = step.buffers.read()
             now = time.monotonic()
-            marked = []
+            append, marked = self._step_loop.append, []
+            self._scheduler.decoded([seq for seq in step.seqs if seq.block_ids and seq not in step.skipped])
             for row, (seq, token_id) in enumerate(zip(step.seqs, token_ids, strict=True)):
                 if not seq.block_ids or seq in step.skipped:  # without blocks: it ended or was cancelled meanwhile
                     continue
-                self._scheduler.computed(seq, seq.num_computed + 1)
-                if token_id < 0:
-                    marked.append(row)
+                if token_id >= 0:
+                    append(seq, token_id, None, now)
                 else:
-                    self._step_loop.append(seq, token_id, None, now)
+                    marked.append(row)
             if marked:
                 self._sample_again(step, marked, token_ids)
         except Exception as error:

@@ -167,6 +167,15 @@ class Scheduler:
             for index in range(before // size, num_computed // size):
                 self._pool.register(seq.block_ids[index], keys[index])
 
+    def decoded(self, seqs: list[Sequence]) -> None:
+        """Record that the keys and values of one more token of each sequence are in the cache."""
+        size = self._pool.block_size
+        for seq in seqs:
+            if (seq.num_computed + 1) % size:
+                seq.num_computed += 1
+            else:
+                self.computed(seq, seq.num_computed + 1)
+
     def _may_register(self, seq: Sequence) -> bool:
         # Decoding and prefilling round differently, so decoded blocks differ from blocks that a prompt would compute.
         return not self._policy.batch_invariant or seq.num_computed <= seq.num_prompt_tokens
