@@ -1,10 +1,12 @@
 """Measures the host's work of a decode step: with a model that does nothing, what is left is the host's.
 
-`python -m benchmarks.host_step` prints the CPU and, for 1, 8 and 64 running sequences, milliseconds a step: the CPU time of
-the engine's thread, and that of the event loop, which delivers the events to the replies.
+`python -m benchmarks.host_step` prints the CPU and milliseconds a step for 1, 8 and 64 running sequences, in three parts:
 
-Included: scheduling, the arguments of the decode pass, reading the tokens, texts (a decoder with one character per token), events,
-and the launches of sampling, on logits so few that they cost little more than their launches. Not included: the model's launches.
+- step: CPU time of the engine's thread without the launches. It contains scheduling, the arguments of the decode pass, the
+  read-back of the tokens, their texts (a decoder with one character per token), and the events.
+- launches: CPU time in which the engine's thread launches the operations of sampling. The logits are few, so that on a CPU the
+  operations themselves take little. The model's own launches are not measured.
+- event loop: CPU time of the event loop, which delivers the events to the replies.
 """
 
 import argparse
@@ -12,8 +14,10 @@ import asyncio
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +25,10 @@ from torch import Tensor
 from benchmarks.machine import describe
 from inference_server.attention.kv_cache import NUM_SCRATCH_BLOCKS
 from inference_server.engine.admission import CapacityLimits
+from inference_server.engine.native import step_loop
+from inference_server.engine.native.device_sampler import DeviceSampler
 from inference_server.engine.native.engine import Engine
+from inference_server.engine.native.sampler import sample
 from inference_server.engine.native.scheduler import Policy
 from inference_server.generation import GenerationRequest, SamplingParams
 from inference_server.model.runner import NextToken, PromptPiece
@@ -29,7 +36,11 @@ from inference_server.text.detokenizer import reply_text
 
 _VOCAB_SIZE = 64
 _BLOCK_SIZE = 32
-_SAMPLINGS = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.7}, "top_p": {"temperature": 0.7, "top_p": 0.9}}
+_SAMPLINGS = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 0.7},
+    "top_p": {"temperature": 0.7, "top_p": 0.9},
+}
 
 
 @dataclass
@@ -51,8 +62,8 @@ class _NoModel:
     device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
-        tokens = (self.num_steps + 64) // _BLOCK_SIZE + 2
-        self.cache = _Cache(self.num_rows * tokens + NUM_SCRATCH_BLOCKS)
+        blocks_per_sequence = (self.num_steps + 64) // _BLOCK_SIZE + 2
+        self.cache = _Cache(self.num_rows * blocks_per_sequence + NUM_SCRATCH_BLOCKS)
         self.sampled = torch.zeros(self.num_rows, dtype=torch.int64)
         self.done = threading.Event()
         self._logits = torch.randn(self.num_rows, _VOCAB_SIZE)
@@ -75,8 +86,29 @@ def _letters(token_ids: list[int]) -> str:
     return "x" * len(token_ids)
 
 
-async def _measure(num_rows: int, num_steps: int, sampling: dict[str, float], overlap: bool) -> tuple[float, float]:
-    """Return milliseconds a step of the engine's thread and of the event loop's."""
+class _Launches:
+    """CPU times of the calls that launch the operations of sampling."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        DeviceSampler.sample = self._timed(DeviceSampler.sample)  # type: ignore[method-assign]
+        step_loop.sample = self._timed(sample)  # type: ignore[attr-defined]
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: object) -> Any:
+            start = time.thread_time()
+            result = function(*arguments)
+            self.seconds.append(time.thread_time() - start)
+            return result
+
+        return call
+
+
+async def _measure(
+    launches: _Launches, num_rows: int, num_steps: int, sampling: dict[str, float], overlap: bool
+) -> tuple[float, float, float]:
+    """Return milliseconds a step: the engine's thread without launches, the launches of sampling, and the event loop."""
+    launches.seconds.clear()
     runner = _NoModel(num_rows, overlap, num_steps)
     limits = CapacityLimits(slots=num_rows, waiting_seqs=num_rows, waiting_tokens=10**6)
     policy = Policy(max_running_seqs=num_rows, prefill_chunk_tokens=10**4, idle_chunk_tokens=10**4)
@@ -91,13 +123,13 @@ async def _measure(num_rows: int, num_steps: int, sampling: dict[str, float], ov
         )
         engine.submit(request, reply_text(_letters, request))
     before = time.thread_time()
-    while not runner.done.is_set():
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(runner.done.wait)
     loop_seconds = time.thread_time() - before
     await engine.stop()
     times = runner.cpu_times[num_steps // 10 :]
     steps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-    return 1e3 * statistics.median(steps), 1e3 * loop_seconds / num_steps
+    launching = statistics.median(launches.seconds)
+    return 1e3 * (statistics.median(steps) - launching), 1e3 * launching, 1e3 * loop_seconds / num_steps
 
 
 def main() -> None:
@@ -107,11 +139,14 @@ def main() -> None:
     parser.add_argument("--no-overlap", action="store_true", help="wait for the tokens of every step")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{describe()['cpu']}; milliseconds a step: the engine's thread (median), the event loop (mean)", flush=True)
+    launches = _Launches()
+    print(f"{describe()['cpu']}, milliseconds a step (medians; event loop: mean)")
+    print("sampling   rows    step  launches  event loop", flush=True)
     for name, sampling in _SAMPLINGS.items():
         for num_rows in (1, 8, 64):
-            step, loop = asyncio.run(_measure(num_rows, arguments.steps, sampling, not arguments.no_overlap))
-            print(f"{name:8} {num_rows:3} rows  {step:6.3f}  {loop:6.3f}", flush=True)
+            measured = _measure(launches, num_rows, arguments.steps, sampling, not arguments.no_overlap)
+            step, launching, loop = asyncio.run(measured)
+            print(f"{name:10} {num_rows:4}  {step:6.3f}  {launching:8.3f}  {loop:10.3f}", flush=True)
 
 
 if __name__ == "__main__":

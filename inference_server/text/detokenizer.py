@@ -45,7 +45,7 @@ class Detokenizer:
         """Append a token. Returns the text that is now final; often empty."""
         self._ids.append(token_id)
         text = self._decode(self._ids)
-        if text.endswith(_REPLACEMENT) and self._num_held < _MAX_HELD_TOKENS:
+        if text[-1:] == _REPLACEMENT and self._num_held < _MAX_HELD_TOKENS:
             self._num_held += 1
             return ""
         self._num_held = 0

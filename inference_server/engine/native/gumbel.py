@@ -49,21 +49,36 @@ class Keys:
         return keys.astype("<u8", copy=False).view(np.int32).reshape(-1, 2)
 
 
-def uniform(keys: Iterable[int] | Tensor, token_ids: Tensor) -> Tensor:
+def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     """Return random numbers in (0, 1], float32 of shape (num_rows, n).
 
     Each number has 32 random bits, of which float32 keeps the first 24 that are not 0. Small numbers, which decide the
     sample, therefore have a fine resolution.
 
     Args:
-        keys: A key for each row: numbers, or int32 of shape (num_rows, 2) on the device of `token_ids` as in `Keys`.
+        keys: A key for each row.
         token_ids: int64 of shape (num_rows, n).
     """
     return _uniform(keys, *_halves(token_ids))
 
 
+def uniform_of_some(keys: Tensor, token_ids: Tensor, vocab_size: int) -> Tensor:
+    """Return the same as `uniform` for keys on the device: few operations, but a table of the whole vocabulary.
+
+    Args:
+        keys: int32 of shape (num_rows, 2), as in `Keys`.
+        token_ids: int64 of shape (num_rows, n) below `vocab_size`.
+        vocab_size: Number of tokens.
+    """
+    first, second = _halves_of_all(vocab_size, token_ids.device)
+    return _uniform(keys, first[token_ids], second[token_ids])
+
+
 def uniform_of_all(keys: Iterable[int] | Tensor, vocab_size: int, device: torch.device) -> Tensor:
-    """Return the random numbers of all tokens of a vocabulary: float32 of shape (num_rows, vocab_size)."""
+    """Return the random numbers of all tokens of a vocabulary: float32 of shape (num_rows, vocab_size).
+
+    `keys`: a key for each row, or int32 of shape (num_rows, 2) on the device, as in `Keys`.
+    """
     return _uniform(keys, *_halves_of_all(vocab_size, device))
 
 

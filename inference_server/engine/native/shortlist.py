@@ -83,7 +83,7 @@ class Shortlist:
 
         Args:
             limits: top_k and top_p of each row, on the device of the list.
-            keys: As in gumbel.uniform.
+            keys: A key for each row, or int32 of shape (num_rows, 2) on the device, as in gumbel.Keys.
         """
         size, top_k = self.values.shape[-1], limits.top_k
         is_kept = torch.arange(size, device=self.values.device) < top_k
@@ -96,7 +96,11 @@ class Shortlist:
             total = torch.where(top_k < _NO_TOP_K, total, everything)
             is_settled = is_settled | ((top_k >= _NO_TOP_K) & (reached[:, -1:] >= limits.top_p * total))
         is_kept &= reached - weights < limits.top_p * total
-        scores = self.values + noise.gumbel(noise.uniform(keys, self.ids))
+        if isinstance(keys, Tensor):
+            uniforms = noise.uniform_of_some(keys, self.ids, self.scaled.shape[-1])
+        else:
+            uniforms = noise.uniform(keys, self.ids)
+        scores = self.values + noise.gumbel(uniforms)
         places = torch.where(is_kept, scores, -torch.inf).argmax(dim=-1, keepdim=True)
         return self.ids.gather(-1, places).squeeze(-1), is_settled.squeeze(-1)
 
