@@ -78,7 +78,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for index in args[1]:
             check_index(gpu, name, index)
     if name == "aten.copy_" and isinstance(args[0], CudaTensor) != isinstance(args[1], CudaTensor):
-        return _copy_between(gpu, args[0], args[1], bool(args[2]) if len(args) > 2 else kwargs.get("non_blocking", False))
+        return _copy_between(
+            gpu, args[0], args[1], bool(args[2]) if len(args) > 2 else kwargs.get("non_blocking", False)
+        )
     if name == "aten._to_copy" and target is not None and on_gpu != (target.type == "cuda"):
         return _to_other_device(gpu, args[0], kwargs)
     inner_args, inner_kwargs = tree_unflatten([_inner(gpu, x) for x in flat], spec)
@@ -88,7 +90,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = functools.partial(func, *inner_args, **inner_kwargs)
     with torch._C.DisableTorchFunctionSubclass():
         output = call()
-    if target is not None and target.type != "cuda":  # a new tensor of the host, for example empty_like(x, device="cpu")
+    if (
+        target is not None and target.type != "cuda"
+    ):  # a new tensor of the host, for example empty_like(x, device="cpu")
         return output
     return finished(gpu, name, call, tensors, output, _mutated(func, args, kwargs))
 
@@ -115,7 +119,9 @@ def finished(
     same = {id(tensor.inner): tensor for tensor in mutated}
 
     def labelled(value: Any) -> Any:
-        return (same[id(value)] if id(value) in same else CudaTensor(value)) if isinstance(value, torch.Tensor) else value
+        return (
+            (same[id(value)] if id(value) in same else CudaTensor(value)) if isinstance(value, torch.Tensor) else value
+        )
 
     result = tree_map(labelled, output)
     inputs_memory = {id(tensor.allocation) for tensor in inputs if isinstance(tensor, CudaTensor)}
@@ -193,9 +199,7 @@ def _to_other_device(gpu: SimulatedGpu, source: torch.Tensor, options: dict[str,
     return _copy_between(gpu, copy, source, non_blocking)
 
 
-def _copy_between(
-    gpu: SimulatedGpu, target: torch.Tensor, source: torch.Tensor, non_blocking: bool
-) -> torch.Tensor:
+def _copy_between(gpu: SimulatedGpu, target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> torch.Tensor:
     """Copy between host and GPU. An asynchronous copy completes when the host waits for it."""
     to_gpu = isinstance(target, CudaTensor)
     host = source if to_gpu else target
