@@ -56,7 +56,7 @@ async def serving(entry: CatalogEntry, *, builder: Any = native, **settings: obj
 
 @dataclass
 class Reply:
-    """What became of one request."""
+    """The tokens of one request, and the error that ended it."""
 
     token_ids: list[int]
     error: BaseException | None

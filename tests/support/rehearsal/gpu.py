@@ -110,7 +110,7 @@ class Event:
 
 
 class SimulatedGpu:
-    """One simulated GPU.
+    """A simulated GPU.
 
     Attributes:
         capability: Compute capability.

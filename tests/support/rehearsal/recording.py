@@ -16,7 +16,7 @@ from tests.support.rehearsal.gpu import Stream, StreamContext, current
 
 @dataclass(frozen=True)
 class _Node:
-    """One recorded operator.
+    """A recorded operator.
 
     Attributes:
         name: The operator's name.
@@ -95,7 +95,7 @@ def _reserves(name: str) -> bool:
     return name.startswith(("aten.empty", "aten.new_empty"))
 
 
-class graph:  # noqa: N801 (torch's name)
+class graph:
     """Replaces torch.cuda.graph, with its behaviour after a failed capture: the thread stays on the capture's stream."""
 
     default_capture_stream: Stream | None = None
