@@ -16,7 +16,7 @@ from tests.support.rehearsal.fake_tensor import CUDA, CudaTensor, to_cuda
 from tests.support.rehearsal.gpu import Event, SimulatedGpu, Stream, StreamContext, current, in_use
 from tests.support.rehearsal.recording import RecordedGraph, graph
 
-FREE_BYTES = 2**26
+FREE_BYTES = 2**33
 
 
 @contextmanager
