@@ -23,13 +23,20 @@ LIMITS = {"precision": "float16", "context_length": 256, "sequence_length": 64}
 
 
 class _BuilderOfTwo:
-    """Builds native engines as soon as the weights of two are loaded."""
+    """Builds native engines as soon as the weights of two are loaded.
+
+    Attributes:
+        is_first_loaded: Set when the second model may be loaded. transformers changes torch's default dtype meanwhile, so
+            no other thread may compute.
+    """
 
     def __init__(self) -> None:
         self.load = native.load
+        self.is_first_loaded = asyncio.Event()
         self._both = asyncio.Barrier(2)
 
     async def build(self, spec: EngineSpec[PreparedModel]) -> Engine:
+        self.is_first_loaded.set()
         await self._both.wait()
         return await native.build(spec)
 
@@ -84,6 +91,8 @@ async def test_two_engines_record_at_once_on_one_gpu(tiny_model: Callable[[str],
     builder = _BuilderOfTwo()
 
     async def answers(folder: Path) -> list[Reply]:
+        if folder != folders[0]:
+            await builder.is_first_loaded.wait()
         async with serving(entry(folder, **LIMITS), builder=builder) as model:
             return await replies(model, PROMPTS, temperature=0.0)
 

@@ -117,11 +117,10 @@ def _patch_threads(patch: pytest.MonkeyPatch) -> None:
 
 def _patch_loading(patch: pytest.MonkeyPatch) -> None:
     """Let transformers load models to the CPU, then put them under the CUDA label."""
-    lock = threading.Lock()  # transformers changes torch's default dtype while it loads
     load = transformers.AutoModelForCausalLM.from_pretrained
 
     def load_to_cuda(*args: Any, **kwargs: Any) -> Any:
-        with lock, pytest.MonkeyPatch.context() as inner, torch.utils._python_dispatch._disable_current_modes():
+        with pytest.MonkeyPatch.context() as inner, torch.utils._python_dispatch._disable_current_modes():
             inner.setattr(torch.cuda, "is_available", lambda: False)
             loaded = load(*args, **{**kwargs, "device_map": {"": "cpu"}})
         model, *rest = loaded if isinstance(loaded, tuple) else (loaded,)
