@@ -30,7 +30,10 @@ _VERSIONS = "from importlib.metadata import version; print(version('llama-cpp-py
 
 
 def cmake_args(flags: set[str]) -> str:
-    """Return CMake's options for a CPU that has `flags`. Empty on CPUs without AVX2: then llama.cpp chooses itself."""
+    """Return the CMake options for a CPU with these flags.
+
+    Empty for CPUs without AVX2: llama.cpp's build then selects the instruction sets itself.
+    """
     if "avx2" not in flags:
         return ""
     wanted = sorted({option for flag, option in _OPTIONS.items() if flag in flags})

@@ -1,8 +1,9 @@
 """Refuses requests whose Host header names another site: the protection against DNS rebinding.
 
-A page of evil.example may let its name resolve to 127.0.0.1. To the browser, the bridge is then the page's own site, and the
-page reads every reply. Such requests still carry `Host: evil.example`. Without API tokens the bridge therefore accepts only
-the names of this machine: localhost, names that end in .localhost, loopback addresses, and TAILRACE_ALLOWED_HOSTS.
+The owner of evil.example can let that name resolve to 127.0.0.1. To the browser, the bridge then belongs to the same
+site as a page of evil.example, and the page can read every reply. Its requests still have `Host: evil.example`. Without
+API tokens the bridge therefore accepts only the names of this machine: localhost, names that end in .localhost,
+loopback addresses, and TAILRACE_ALLOWED_HOSTS.
 
 Does not depend on the error format of a route.
 """

@@ -16,9 +16,9 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
 
-# Values that a body may contain and the contract may not. The server reduces max_tokens to the model's limit, so the
-# largest uint32 has the same effect. OpenAI's top_p of 0 selects the most likely token, as the smallest top_p of
-# /ai/run does.
+# Conversions of values that a body may contain and that the contract does not allow. The server reduces max_tokens to
+# the model's limit, so the largest uint32 has the same effect. OpenAI's top_p of 0 selects the most likely token, as
+# the smallest top_p of /ai/run does.
 _TO_CONTRACT: Mapping[str, Callable[[Any], float]] = {
     "max_tokens": lambda value: min(value, 2**32 - 1),
     "top_p": lambda value: max(value, 0.001),

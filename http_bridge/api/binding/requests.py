@@ -93,8 +93,8 @@ def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> R
 def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
     """Return True if the prompt is already formatted with the model's chat template.
 
-    Up to 1.0.35 the SDK formatted `messages` only, with Llama 2's template. A `prompt` without `messages` is plain
-    text of the user there.
+    Up to version 1.0.35, the SDK formatted only `messages`, with Llama 2's template. From these versions, a `prompt`
+    without `messages` arrives as the user's plain text.
     """
     version = incoming.headers.get(_SDK_HEADER, "0").split(".")
     if all(part.isdigit() for part in version) and [int(part) for part in version] <= _BARE_UP_TO:

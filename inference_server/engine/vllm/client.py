@@ -20,7 +20,7 @@ from inference_server.engine.vllm.step_stats import StepStats
 from inference_server.errors import UnsupportedModel
 from inference_server.generation import GenerationRequest
 
-# vLLM reads these when it is imported. Values that the user has set stay.
+# vLLM reads these variables when it is imported. Values that the user has set are kept.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",  # disables usage reports to vLLM's developers
@@ -75,7 +75,7 @@ class VllmClient:
 
     @property
     def is_dead(self) -> bool:
-        """True if its processes have ended or do not respond."""
+        """True if vLLM's processes have ended or do not respond."""
         return bool(self._llm.errored)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Any, None]:

@@ -15,7 +15,7 @@ from inference_server.generation import Candidate, GenerationRequest, Grammar, S
 _MAX_TEMPERATURE = 2.0
 # The llguidance that vLLM pins repeats a pattern of white space without a limit, so documents contain none.
 _JSON_OPTIONS = {"whitespace_flexible": False}
-# Without this header, vLLM parses a grammar without a line `start:` as one of llama.cpp.
+# Without this header, vLLM parses a grammar without a line `start:` as a llama.cpp grammar.
 _LARK_HEADER = "%llguidance {}\n"
 
 

@@ -1,8 +1,9 @@
 """Converts rows of activations to 15-bit fixed point, as two int8 digits, for the integer kernels.
 
-x = row_scale * (128 * high + low), where row_scale maps the row's largest absolute value to 127 * 128. 8 rows make a block:
-for each 32 or 64 inputs a tile of 16 rows of int8, first 8 rows of high digits, then 8 rows of low digits. After the blocks
-follow the row scales, one float32 for each row, then the sums of each group of 32 inputs, float32 in units of the row scale.
+x = row_scale * (128 * high + low), where row_scale maps the row's largest absolute value to 127 * 128. 8 rows make a
+block: for each 32 or 64 inputs a tile of 16 rows of int8, first 8 rows of high digits, then 8 rows of low digits. The
+blocks are followed by the row scales, one float32 for each row, and by the sum of each group of 32 inputs, float32 in
+units of the row scale.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -81,8 +82,8 @@ def wait_until_done(address, wanted):
 def _split_row(source, target, row_scale, sums, width, tile_inputs):
     """Write one row's digits into the tiles of its block, its row scale, and the sums of its groups.
 
-    A tile holds `tile_inputs` inputs. The sums are written only if that is a group. A row with NaN or an infinity gets the
-    row scale NaN, so that its whole result is NaN.
+    A tile holds `tile_inputs` inputs. The sums are written only if a tile holds exactly one group. A row with NaN or an
+    infinity gets the row scale NaN, so that its whole result is NaN.
     """
     largest = splat(np.float32(0.0))
     not_finite = splat(np.float32(0.0))  # becomes NaN if a value is NaN or infinite

@@ -1,7 +1,8 @@
 """Linear layers with int4 weights: on AMX for more than four rows, otherwise on vectors, with bit-identical results.
 
-A weight is code * scale + minimum, and both factors change with every group of 32 inputs. The integer sum of a group is
-therefore scaled before the next group begins: result += sum * scale + (sum of the group's activations) * minimum.
+A weight is code * scale + minimum, and every group of 32 inputs has its own scale and minimum. The integer sum of a
+group is therefore scaled before the next group begins:
+result += sum * scale + (sum of the group's activations) * minimum.
 Argument block and conversion of activations are the same as in linear_int8.py.
 """
 
