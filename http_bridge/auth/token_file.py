@@ -1,5 +1,7 @@
 """Reads the file of API tokens, which contains the tokens' SHA-256 digests. Does not depend on requests.
 
+The file's format:
+
 # account and SHA-256 of its token in hexadecimal digits; * is every account
 acme  2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b
 """

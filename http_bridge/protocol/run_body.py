@@ -71,7 +71,7 @@ class RunBody:
         reject_if_busy: Refuse the request with 429 instead of queueing it.
         tools: Tools that the model may call.
         tool_choice: Whether a tool may or must be called.
-        tool_name: The only tool that must be called; empty: any.
+        tool_name: The tool that must be called; empty: any tool.
         json_schema: JSON Schema of the reply as text; empty: any JSON object; None: the reply is text.
         logprobs: Number of alternatives per token; None: no log probabilities.
         includes_usage: Whether a stream ends with a chunk that has the usage.

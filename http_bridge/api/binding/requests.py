@@ -1,10 +1,13 @@
 """Parses POST /run, the request of a Worker's AI binding, in every version of its protocol.
 
-    @cloudflare/ai up to 1.0.53   tensors, gzipped        {"input": [tensor…], "stream": …}
-    @cloudflare/ai 1.1.0          ?version=2              {"inputs": {…}, "options": {…}}, the reply gzipped without a header
-    the Workers runtime           ?version=3              {"inputs": {…}, "options": {…}}, the reply a bare object
+    Client                        URL          Body                                   Reply
 
-The body determines the version, because wrangler's proxy does not always pass the URL on. A header names the model.
+    @cloudflare/ai up to 1.0.53                {"input": [tensor…], …}, gzipped       tensors
+    @cloudflare/ai 1.1.0          ?version=2   {"inputs": {…}, "options": {…}}        an object, gzipped without a header
+    the Workers runtime           ?version=3   {"inputs": {…}, "options": {…}}        an object
+
+The body determines whether a request has tensors, because wrangler's proxy does not always pass the URL on. A header
+names the model.
 """
 
 from typing import Any

@@ -1,6 +1,7 @@
 """The Worker binding's endpoints, and the three ways in which requests reach them.
 
     Client             Request as it arrives                        How the client is connected
+
     Workers runtime    POST /run, GET /ai-api/models/search         as a plain service
     miniflare          POST / with MF-URL and MF-Header-* headers   as a remote binding
     wrangler 3         …/ai/run/proxy with X-Forwarded              by environment variables
