@@ -1,7 +1,7 @@
-"""`python -m benchmarks.replicas`: measures the gain from a second inference server, each pinned to a core, behind one bridge.
+"""`python -m benchmarks.replicas`: measures the gain from a second inference server behind one bridge.
 
-Bridge and clients run on the last core in every run, so that the only difference is the second server. There are more
-clients than both servers have slots. Requires Linux.
+Each server runs on its own core. Bridge and clients run on the last core in every run, so that the only difference is
+the second server. There are more clients than both servers have slots. Requires Linux.
 """
 
 import argparse

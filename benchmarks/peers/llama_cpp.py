@@ -1,4 +1,4 @@
-"""Runs llama.cpp through llama-cpp-python's own server on the GGUF file, built for the vector units of this machine."""
+"""Runs llama.cpp, built for this machine's vector units, on the GGUF file through llama-cpp-python's own server."""
 
 import os
 from collections.abc import Iterator

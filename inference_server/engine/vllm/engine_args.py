@@ -70,7 +70,7 @@ def engine_arguments(
         "logprobs_mode": "raw_logprobs",
         "generation_config": "vllm",  # a model's own sampling parameters are not the contract's defaults
         "structured_outputs_config": {"backend": "guidance"},
-        "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets its statistics
+        "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets vLLM's statistics
     }
 
 

@@ -45,7 +45,7 @@ def _unpack(builder: Any, source: Any, target: Any, count: Any) -> None:
 
 
 def _products_by_tiles(builder: Any, num_rows: int, rows: Any, codes: Any, scratch: Any) -> list[Any]:
-    """Multiply one group by AMX, with unpacked codes.
+    """Multiply one group with AMX, from unpacked codes.
 
     Returns, for each row and half a panel, the sums of the high and of the low digits, each (16 outputs,) int32.
     """
@@ -60,7 +60,7 @@ def _products_by_tiles(builder: Any, num_rows: int, rows: Any, codes: Any, scrat
 
 
 def _products_by_vectors(builder: Any, num_rows: int, rows: Any, codes: Any, _scratch: Any) -> list[Any]:
-    """Multiply one group by AVX512-VNNI, with packed codes: one instruction multiplies 4 inputs of 16 outputs.
+    """Multiply one group with AVX512-VNNI, from packed codes: an instruction multiplies 4 inputs of 16 outputs.
 
     Returns the same as `_products_by_tiles`.
     """
