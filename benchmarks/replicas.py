@@ -129,7 +129,7 @@ def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str
         for core, address in zip(server_cores, addresses, strict=True):
             command = _pinned(core, "benchmarks.launch_server")
             children.append(Child(command, log, environment | {"TAILRACE_GRPC_ADDRESS": address}))
-        for address in addresses:  # the bridge is ready as soon as one of them is
+        for address in addresses:  # all of them: the bridge is ready as soon as one is
             _wait_for_server(address, children)
         bridge = _pinned(other_core, "http_bridge")
         children.append(Child(bridge, log, environment | {"TAILRACE_GRPC_ADDRESS": ",".join(addresses)}))

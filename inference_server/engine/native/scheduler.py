@@ -228,7 +228,7 @@ class Scheduler:
         found = self._find_prefix(seq)
         self._pool.share(found)
         blocks = self._pool.allocate(self._pool.blocks_for(self._num_tokens_reserved(seq)) - len(found))
-        # Running sequences need further blocks: without a reserve of one each, this sequence would soon be preempted.
+        # Running sequences need further blocks. Unless one is reserved for each, this sequence would soon be preempted.
         if blocks is None or (self.running and self._pool.num_available < len(self.running)):
             self._pool.release(blocks or [])
             self._pool.release(found)
