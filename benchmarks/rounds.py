@@ -214,7 +214,12 @@ class _PeerRun:
         return True
 
     def _warmed_up(self) -> Figures:
-        """Request the first tokens, and return their time. Empty if that failed."""
+        """Run the warm-up requests.
+
+        Returns:
+            The first request's time to first token in seconds, as `first_token_s`; 0 for a peer without a warm-up. Empty if
+            the peer failed.
+        """
         try:
             return {"first_token_s": self._scenarios().warm_up()} if self._peer.has_warm_up else {"first_token_s": 0.0}
         except PeerFailed as error:

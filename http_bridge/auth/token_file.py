@@ -32,7 +32,10 @@ class TokenFile:
         self._file = ReloadableFile((path,), lambda: read_tokens(path), min_seconds=CHECK_SECONDS)
 
     def accounts(self) -> Mapping[bytes, str]:
-        """Return the accounts by the SHA-256 of their tokens, at most a second old."""
+        """Return the accounts by the SHA-256 of their tokens.
+
+        Reads the file again if it has changed. Checks for changes at most once a second.
+        """
         self._file.reload_if_changed()
         return self._file.content
 
