@@ -5,7 +5,7 @@ a name says otherwise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inference_server.precision import Precision
 from tailrace_shared.config_errors import ConfigurationError
@@ -25,6 +25,8 @@ _ENGINE_BYTES = 384 * MIB
 _DEQUANTIZED_BYTES = 6
 # Per logit: 16 bits, float32, the outputs of the recorded graphs, and the copies and sorted indices of sampling.
 _LOGIT_BYTES = 32
+# A change that saves less than this share of what is missing is not recommended.
+_WORTH_SAVING = 0.2
 # Blocks of a cache that no sequence owns (kv_cache.NUM_SCRATCH_BLOCKS).
 _SCRATCH_BLOCKS = 1
 
@@ -93,14 +95,18 @@ class EngineDemand:
     @property
     def working_bytes(self) -> int:
         """Return the memory of a forward pass, of sampling and of the recorded graphs, besides weights and KV cache."""
+        logits = self.max_running_seqs * self.sizes.vocab_size * _LOGIT_BYTES
+        dequantized = _DEQUANTIZED_BYTES * self.sizes.widest_linear if self.precision == "bitsandbytes-int8" else 0
+        return self.prompt_bytes + logits + dequantized + _ENGINE_BYTES
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Return the part of `working_bytes` that grows with the tokens of a forward pass: the activations of a layer."""
         sizes = self.sizes
         # Three tensors of each width: the residual stream, a norm and a product; queries, their rotation and the
         # attention's output; gate and up together, and their product.
         row = 3 * (sizes.hidden_size + sizes.heads_width + sizes.intermediate_size) + sizes.kv_width
-        activations = (self.chunk_tokens + self.max_running_seqs) * row * self._activation_bytes
-        logits = self.max_running_seqs * sizes.vocab_size * _LOGIT_BYTES
-        dequantized = _DEQUANTIZED_BYTES * sizes.widest_linear if self.precision == "bitsandbytes-int8" else 0
-        return activations + logits + dequantized + _ENGINE_BYTES
+        return (self.chunk_tokens + self.max_running_seqs) * row * self._activation_bytes
 
     @property
     def token_bytes(self) -> int:
@@ -224,23 +230,21 @@ def _cache(demand: EngineDemand) -> str:
 
 def _remedies(free_bytes: int, needs: Needs, demands: Sequence[EngineDemand]) -> list[str]:
     """Return the changes that reduce the memory, as imperative clauses."""
+    shortage = needs.total - free_bytes
     remedies = ["remove an entry from the catalog"] if len(demands) > 1 else []
     wide = [demand for demand in demands if demand.precision != "bitsandbytes-int8"]
     if wide and needs.weights:
         largest = max(wide, key=lambda demand: demand.weight_bytes)
-        saved = largest.sizes.linear_weights * (largest.weight_bytes // _num_weights(largest) - 1)
-        remedies.append(f'set precision = "bitsandbytes-int8" for {largest.name} (saves at least {_gib(saved)})')
+        saved = largest.weight_bytes - replace(largest, precision="bitsandbytes-int8").weight_bytes
+        if saved > _WORTH_SAVING * shortage:
+            remedies.append(f'set precision = "bitsandbytes-int8" for {largest.name} (saves at least {_gib(saved)})')
     if any(demand.kv_cache_tokens is not None for demand in demands):
         remedies.append("lower or unset TAILRACE_KV_CACHE_TOKENS")
-    elif needs.total - needs.caches < free_bytes:
+    elif needs.caches > shortage:
         remedies.append("lower context_length or sequence_length")
-    if needs.working > needs.caches:
+    if sum(demand.prompt_bytes for demand in demands) > shortage:
         remedies.append("lower TAILRACE_PREFILL_IDLE_TOKENS")
     return remedies or ["use a GPU with more memory"]
-
-
-def _num_weights(demand: EngineDemand) -> int:
-    return demand.sizes.linear_weights + demand.sizes.other_weights
 
 
 def _gib(num_bytes: int) -> str:
