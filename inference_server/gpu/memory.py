@@ -66,6 +66,7 @@ class EngineDemand:
 
     Attributes:
         name: Names of its catalog entries, for messages.
+        architecture: Name of the model's class in transformers.
         sizes: Sizes of the model.
         precision: Precision in use on the device.
         max_len: Longest sequence, prompt and reply together, in tokens.
@@ -76,6 +77,7 @@ class EngineDemand:
     """
 
     name: str
+    architecture: str
     sizes: ModelSizes
     precision: Precision
     max_len: int

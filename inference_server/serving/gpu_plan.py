@@ -13,7 +13,7 @@ from inference_server.serving.engine_groups import window
 from inference_server.settings import Settings
 from inference_server.weights.download import naming_source
 from inference_server.weights.prepare import max_tokens
-from inference_server.weights.sizes import model_sizes, read_config
+from inference_server.weights.sizes import architecture, model_sizes, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def engine_demand(
         sizes = model_sizes(config)
     return EngineDemand(
         name=" + ".join(entry.name for entry in group),
+        architecture=architecture(config),
         sizes=sizes,
         precision=key.precision,
         max_len=max(window(entry, longest) for entry in group),

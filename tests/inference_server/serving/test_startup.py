@@ -121,7 +121,7 @@ async def test_bfloat16_becomes_float16_on_an_old_gpu_and_the_log_says_so(tiny_m
 
 async def test_an_unknown_architecture_is_named_before_weights_are_loaded(tiny_model, gpu, tmp_path):
     recorder = Recorder()
-    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
+    (tmp_path / "config.json").write_text('{"model_type": "none"}')
     with pytest.raises(ConfigurationError, match=f"^cannot load {tmp_path.name}: "):
         await start(recorder, entry(tmp_path))
     assert recorder.calls == []
