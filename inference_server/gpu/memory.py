@@ -66,7 +66,7 @@ class EngineDemand:
 
     Attributes:
         name: Names of its catalog entries, for messages.
-        architecture: Name of the model's class in transformers.
+        can_fuse: True if its layers can run as operators of gpu/ops.py (see paths.has_fused_layers).
         sizes: Sizes of the model.
         precision: Precision in use on the device.
         max_len: Longest sequence, prompt and reply together, in tokens.
@@ -77,7 +77,7 @@ class EngineDemand:
     """
 
     name: str
-    architecture: str
+    can_fuse: bool
     sizes: ModelSizes
     precision: Precision
     max_len: int

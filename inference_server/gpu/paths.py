@@ -4,7 +4,7 @@ The server and `tailrace doctor` both call `choose_path`, so that the report des
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from inference_server.precision import Precision
 
@@ -12,6 +12,7 @@ from inference_server.precision import Precision
 SUPPORTED_ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"},
 )
+_SILU_NAMES = ("silu", "swish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,22 @@ class GpuPath:
         return ", ".join(parts)
 
 
-def choose_path(architecture: str, precision: Precision, *, int8_threshold: float, has_triton: bool) -> GpuPath:
+def has_fused_layers(config: Any) -> bool:
+    """Return True if the layers of a model with this transformers configuration can run as operators of gpu/ops.py."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        not SUPPORTED_ARCHITECTURES.isdisjoint(getattr(config, "architectures", None) or [])
+        and config.hidden_act in _SILU_NAMES
+        # Its frequencies depend on the sequence's length.
+        and rope.get("rope_type") != "longrope"
+    )
+
+
+def choose_path(can_fuse: bool, precision: Precision, *, int8_threshold: float, has_triton: bool) -> GpuPath:
     """Return the way in which a model runs on a GPU.
 
     Args:
-        architecture: Name of the model's class in transformers, from its config.json.
+        can_fuse: True if the model's layers can run as operators of gpu/ops.py (see has_fused_layers).
         precision: Precision in use on the device (see precision.resolve_precision).
         int8_threshold: Outlier threshold of bitsandbytes. Above 0 its product waits for the device, which a recording
             must not do.
@@ -58,9 +70,8 @@ def choose_path(architecture: str, precision: Precision, *, int8_threshold: floa
     """
     is_int8 = precision == "bitsandbytes-int8"
     keeps_bitsandbytes = is_int8 and (int8_threshold > 0 or not has_triton)
-    is_fused = architecture in SUPPORTED_ARCHITECTURES and not keeps_bitsandbytes
     return GpuPath(
-        layers="fused" if is_fused else "modules",
+        layers="fused" if can_fuse and not keeps_bitsandbytes else "modules",
         int8=("bitsandbytes" if keeps_bitsandbytes else "kernels") if is_int8 else None,
         has_triton=has_triton,
         records_graphs=not (is_int8 and int8_threshold > 0),

@@ -8,12 +8,13 @@ import torch
 from inference_server.attention.kv_cache import CUDA_BLOCK_SIZE
 from inference_server.engine.spec import EngineKey
 from inference_server.gpu.memory import GIB, EngineDemand, least_needs, plan
+from inference_server.gpu.paths import has_fused_layers
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.engine_groups import window
 from inference_server.settings import Settings
 from inference_server.weights.download import naming_source
 from inference_server.weights.prepare import max_tokens
-from inference_server.weights.sizes import architecture, model_sizes, read_config
+from inference_server.weights.sizes import model_sizes, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def engine_demand(
         sizes = model_sizes(config)
     return EngineDemand(
         name=" + ".join(entry.name for entry in group),
-        architecture=architecture(config),
+        can_fuse=has_fused_layers(config),
         sizes=sizes,
         precision=key.precision,
         max_len=max(window(entry, longest) for entry in group),

@@ -29,11 +29,6 @@ def read_config(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Any | 
         return None if folder is None else AutoConfig.from_pretrained(folder)
 
 
-def architecture(config: Any) -> str:
-    """Return the name of the model's class in transformers, or an empty string if the configuration has none."""
-    return next(iter(getattr(config, "architectures", None) or []), "")
-
-
 def model_sizes(config: Any) -> ModelSizes:
     """Return the sizes of the model that transformers makes from a configuration. No memory for weights is allocated.
 

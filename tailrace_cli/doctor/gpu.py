@@ -79,7 +79,9 @@ def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
             is_complete = False
             continue
         if demand is None:
-            yield Finding(None, f"{names}: as {key.precision}, not checked before its first start, which downloads or converts it")
+            yield Finding(
+                None, f"{names}: as {key.precision}, not checked before its first start, which downloads or converts it"
+            )
             is_complete = False
             continue
         demands.append(demand)
@@ -93,7 +95,7 @@ def _path(demand: "EngineDemand", settings: "Settings") -> Finding:
     from inference_server.gpu.triton_support import has_triton
 
     path = choose_path(
-        demand.architecture, demand.precision, int8_threshold=settings.int8_threshold, has_triton=has_triton()
+        demand.can_fuse, demand.precision, int8_threshold=settings.int8_threshold, has_triton=has_triton()
     )
     return Finding(True, f"{demand.name}: as {demand.precision}, {path}")
 

@@ -12,14 +12,13 @@ from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduler import Policy
 from inference_server.engine.native.step_loop import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
-from inference_server.gpu.paths import choose_path
+from inference_server.gpu.paths import choose_path, has_fused_layers
 from inference_server.gpu.triton_support import has_triton
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
 from inference_server.settings import Settings
 from inference_server.weights.loader import total_memory_bytes
 from inference_server.weights.prepare import PreparedModel, prepare
-from inference_server.weights.sizes import architecture
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
 def _log_path(spec: EngineSpec[PreparedModel]) -> None:
     """Log how the model runs on a GPU."""
     path = choose_path(
-        architecture(spec.model.model.config),
+        has_fused_layers(spec.model.model.config),
         spec.key.precision,
         int8_threshold=spec.settings.int8_threshold,
         has_triton=has_triton(),

@@ -56,7 +56,7 @@ def demands(sizes):
         return {
             key.precision: EngineDemand(
                 name=" + ".join(entry.name.rpartition("/")[2] for entry in group),
-                architecture="LlamaForCausalLM",
+                can_fuse=True,
                 sizes=sizes[catalog],
                 precision=key.precision,
                 max_len=max(window(entry, model_window) for entry in group),
