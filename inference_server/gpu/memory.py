@@ -240,10 +240,10 @@ def _remedies(free_bytes: int, needs: Needs, demands: Sequence[EngineDemand]) ->
         saved = largest.weight_bytes - replace(largest, precision="bitsandbytes-int8").weight_bytes
         if saved > _WORTH_SAVING * shortage:
             remedies.append(f'set precision = "bitsandbytes-int8" for {largest.name} (saves at least {_gib(saved)})')
-    if any(demand.kv_cache_tokens is not None for demand in demands):
-        remedies.append("lower or unset TAILRACE_KV_CACHE_TOKENS")
-    elif needs.caches > shortage:
-        remedies.append("lower context_length or sequence_length")
+    if needs.caches > shortage:
+        is_wanted = any(demand.kv_cache_tokens is not None for demand in demands)
+        setting = "or unset TAILRACE_KV_CACHE_TOKENS" if is_wanted else "context_length or sequence_length"
+        remedies.append(f"lower {setting}")
     if sum(demand.prompt_bytes for demand in demands) > shortage:
         remedies.append("lower TAILRACE_PREFILL_IDLE_TOKENS")
     return remedies or ["use a GPU with more memory"]
