@@ -147,7 +147,7 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
-    # This module ignores transformers' switch for progress bars, which would be printed between log lines.
+    # transformers' GGUF module ignores the setting that turns off progress bars, which would appear between log lines.
     modeling_gguf_pytorch_utils.tqdm = transformers.logging.tqdm
     with (
         atomic_directory(folder) as unfinished,

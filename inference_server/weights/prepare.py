@@ -81,7 +81,7 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
         return _load(weights, precision, device, settings)
     source = local_folder(weights, settings.cache_dir)
     folder = None
-    if source.is_dir():  # otherwise loading raises the error
+    if source.is_dir():  # if it is not a folder, loading raises the error
         folder = packed_cache.packed_folder(
             settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant
         )
