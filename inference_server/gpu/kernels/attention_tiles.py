@@ -1,10 +1,10 @@
-# mypy: allow-untyped-defs
 """The parts that decode and prefill attention share: the loop over tiles of paged keys, and what a device can hold.
 
 All of it is online softmax in float32 with base-2 exponentials. A row's state is `top`, its largest score so far,
 `total`, the sum of its weights, and `acc`, the weighted sum of values. Both sums are relative to `top`.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import functools
 import math
 from dataclasses import dataclass
@@ -18,6 +18,11 @@ from inference_server.gpu.kernels.compile_case import SHARED_MEMORY_BYTES
 
 # Below every score. Infinity would give NaN where a tile hides all keys of a row: infinity minus infinity.
 HIDDEN = tl.constexpr(-1e30)
+# Narrower heads are padded to this width, the smallest of a product on tensor cores.
+MIN_WIDTH = 16
+# Numbers of pipeline stages for one and for two tiles of keys, and of values, in shared memory. Keys are loaded two stages
+# after their block numbers.
+ONE_BUFFER, TWO_BUFFERS = 3, 5
 
 
 @triton.jit
@@ -117,6 +122,16 @@ class Device:
     capability: int  # compute capability, times 10
     shared_memory: int  # bytes that one program may use
     num_multiprocessors: int
+
+    @property
+    def has_tensor_cores(self) -> bool:
+        """True if Triton uses the tensor cores. For a T4 (7.5) it multiplies and adds in float32."""
+        return self.capability >= 80
+
+    @property
+    def is_large(self) -> bool:
+        """True for data-centre GPUs with 160 KB of shared memory or more; the others from 8.0 have about 100 KB."""
+        return self.shared_memory >= 160 << 10
 
 
 def device_of(tensor: Tensor) -> Device:

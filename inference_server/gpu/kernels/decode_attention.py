@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs
 """Attention of one new token for each sequence, on keys and values in the paged cache.
 
 Reading the cache takes the time. A program reads each key and value of one KV head once, for all query heads of its
@@ -6,12 +5,24 @@ group, which are the rows of the tensor cores' products. Long sequences are spli
 their results. With a fixed number of splits, a sequence's result does not depend on the other sequences of the batch.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.attention_tiles import HIDDEN, Device, attend, device_of, exponent_factors
+from inference_server.gpu.kernels.attention_cases import BLOCK_SIZE, DETAILED, JOINED, LIMITED, targets
+from inference_server.gpu.kernels.attention_tiles import (
+    HIDDEN,
+    MIN_WIDTH,
+    ONE_BUFFER,
+    TWO_BUFFERS,
+    Device,
+    attend,
+    device_of,
+    exponent_factors,
+)
+from inference_server.gpu.kernels.compile_case import CompileCase
 
 # Fewest rows of a product on tensor cores.
 MIN_ROWS = 16
@@ -180,7 +191,9 @@ def paged_decode_attention(
         num_stages=num_stages,
     )
     if splits > 1:
-        join_kernel[(shape[0],)](sums, tops, totals, out, **join_constants(head_dim, splits), num_warps=4)
+        join_kernel[(shape[0],)](
+            sums, tops, totals, out, **join_constants(head_dim, splits), num_warps=4, num_stages=ONE_BUFFER
+        )
     return out
 
 
@@ -205,12 +218,17 @@ def launch_constants(
 ) -> tuple[dict[str, int], int, int]:
     """Return the constants of decode_kernel, except SPLITS and LIMITED, its number of warps and its number of stages.
 
-    Two programs fit on a multiprocessor. Then one computes while the other one waits for memory.
+    At least two programs fit on a multiprocessor, each with two tiles of keys and values in shared memory: one arrives
+    while the other is read.
     """
-    rows = max(MIN_ROWS, triton.next_power_of_2(num_heads // num_kv_heads))
-    width = max(16, triton.next_power_of_2(head_dim))
-    tile = 64 if width <= 128 else 32
-    stages = 2
+    group = triton.next_power_of_2(num_heads // num_kv_heads)
+    width = max(MIN_WIDTH, triton.next_power_of_2(head_dim))
+    rows = max(MIN_ROWS, group)
+    if not device.has_tensor_cores:
+        rows = group
+        tile = 32 if rows <= 4 and width <= 128 else 16
+    else:
+        tile = (64 if width <= 128 else 32) // (1 if device.is_large else 2)
     constants = {
         "HEADS": num_heads,
         "KV_HEADS": num_kv_heads,
@@ -220,10 +238,49 @@ def launch_constants(
         "WIDTH": width,
         "TILE": tile,
     }
-    return constants, 4 if rows < 64 else 8, stages
+    return constants, 4 if rows < 64 else 8, TWO_BUFFERS
 
 
 def join_constants(head_dim: int, splits: int) -> dict[str, int]:
     """Return the constants of join_kernel."""
     width, parts = triton.next_power_of_2(head_dim), triton.next_power_of_2(splits)
     return {"DIM": head_dim, "WIDTH": width, "SPLITS": splits, "PARTS": parts}
+
+
+def compile_cases() -> list[CompileCase]:
+    """Return the specializations of both kernels for the models' shapes: 8 splits, and for one shape also 1."""
+    cases = []
+    for target in targets():
+        shape, capabilities = target.shape, (target.device.capability,)
+        constants, num_warps, num_stages = launch_constants(*shape[1:], BLOCK_SIZE, target.device)
+        tensors = dict.fromkeys(("query", "keys", "values", "out"), f"*{target.dtype}")
+        partial = dict.fromkeys(("partial_sums", "partial_tops", "partial_totals"), "*fp32")
+        pages = {"table": "*i32", "lengths": "*i32", "table_stride": "i32", "lengths_stride": "i32", "window": "i32"}
+        signature = {**tensors, **partial, **pages, "scale": "fp32", "limit": "fp32"}
+        for splits in (1, 8) if shape.name == DETAILED else (8,):
+            cases.append(
+                CompileCase(
+                    f"paged_decode_attention {target.label} {splits} splits",
+                    decode_kernel,
+                    signature,
+                    {**constants, "SPLITS": splits, "LIMITED": shape.name == LIMITED},
+                    num_warps,
+                    num_stages,
+                    (*tensors, *partial),
+                    capabilities,
+                )
+            )
+        if shape.name in JOINED:
+            cases.append(
+                CompileCase(
+                    f"paged_decode_attention join {target.label}",
+                    join_kernel,
+                    {**partial, "out": f"*{target.dtype}"},
+                    join_constants(shape.head_dim, 8),
+                    4,
+                    ONE_BUFFER,
+                    (*partial, "out"),
+                    capabilities,
+                )
+            )
+    return cases

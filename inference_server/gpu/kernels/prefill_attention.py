@@ -1,16 +1,27 @@
-# mypy: allow-untyped-defs
 """Attention of the new tokens of several sequences (segments), on keys and values in the paged cache, in one kernel.
 
 The query heads of a KV head's group are rows of the same program: row r of a segment is token r // group. Keys and values
 are then read once for the whole group, and short segments fill the rows.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.attention_tiles import HIDDEN, Device, attend, device_of, exponent_factors
+from inference_server.gpu.kernels.attention_cases import BLOCK_SIZE, DETAILED, LIMITED, targets
+from inference_server.gpu.kernels.attention_tiles import (
+    HIDDEN,
+    MIN_WIDTH,
+    ONE_BUFFER,
+    TWO_BUFFERS,
+    Device,
+    attend,
+    device_of,
+    exponent_factors,
+)
+from inference_server.gpu.kernels.compile_case import CompileCase
 
 
 @triton.jit(
@@ -86,12 +97,52 @@ def prefill_kernel(
         begin = cut_end
         clear_end = tl.maximum(clear_end, begin)
     acc, top, total = attend(
-        acc, top, total, queries, keys, values, pages, head, begin, clear_end, positions, scale, limit, window,
-        KV_HEADS, DIM, WIDTH, PAGE, TILE, False, False, LIMITED,
+        acc,
+        top,
+        total,
+        queries,
+        keys,
+        values,
+        pages,
+        head,
+        begin,
+        clear_end,
+        positions,
+        scale,
+        limit,
+        window,
+        KV_HEADS,
+        DIM,
+        WIDTH,
+        PAGE,
+        TILE,
+        False,
+        False,
+        LIMITED,
     )
     acc, top, total = attend(
-        acc, top, total, queries, keys, values, pages, head, clear_end, end, positions, scale, limit, window,
-        KV_HEADS, DIM, WIDTH, PAGE, TILE, True, WINDOWED, LIMITED,
+        acc,
+        top,
+        total,
+        queries,
+        keys,
+        values,
+        pages,
+        head,
+        clear_end,
+        end,
+        positions,
+        scale,
+        limit,
+        window,
+        KV_HEADS,
+        DIM,
+        WIDTH,
+        PAGE,
+        TILE,
+        True,
+        WINDOWED,
+        LIMITED,
     )
     # fmt: on
     tl.store(
@@ -147,10 +198,22 @@ def paged_prefill_attention(
 def launch_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, page: int, longest_rows: int, device: Device
 ) -> tuple[dict[str, int], int, int]:
-    """Return the constants of prefill_kernel, except WINDOWED and LIMITED, its number of warps and of stages."""
-    width = max(16, triton.next_power_of_2(head_dim))
-    most = 128 if width <= 128 else 64
-    rows = next(rows for rows in (16, 64, 128) if rows >= min(longest_rows, most))
+    """Return the constants of prefill_kernel, except WINDOWED and LIMITED, its number of warps and of stages.
+
+    They are as large as registers and shared memory allow, without spilling. `longest_rows` selects one of row_counts.
+    """
+    width = max(MIN_WIDTH, triton.next_power_of_2(head_dim))
+    counts = row_counts(head_dim, device)
+    rows = next((count for count in counts if count >= longest_rows), counts[-1])
+    stages = TWO_BUFFERS if device.is_large else ONE_BUFFER
+    if not device.has_tensor_cores:
+        tile, num_warps = 16, 4
+    elif width > 128:
+        tile, num_warps = 32, 4 if rows == 16 else 8
+    else:
+        tile, num_warps = 64, 8 if rows == 128 else 4
+        if rows == 64 and device.capability < 90:
+            tile = 32
     constants = {
         "HEADS": num_heads,
         "KV_HEADS": num_kv_heads,
@@ -158,6 +221,39 @@ def launch_constants(
         "PAGE": page,
         "ROWS": rows,
         "WIDTH": width,
-        "TILE": 64 if width <= 128 else 32,
+        "TILE": tile,
     }
-    return constants, 8 if rows == 128 else 4, 2
+    return constants, num_warps, stages
+
+
+def row_counts(head_dim: int, device: Device) -> tuple[int, ...]:
+    """Return the numbers of rows for which prefill_kernel is compiled, in ascending order."""
+    if not device.has_tensor_cores:
+        return (16, 32) if head_dim <= 128 else (16,)
+    return (16, 64, 128) if head_dim <= 128 else (16, 64)
+
+
+def compile_cases() -> list[CompileCase]:
+    """Return the specializations for the models' shapes: the most rows, and for one shape also fewer."""
+    cases = []
+    for target in targets():
+        shape = target.shape
+        counts = row_counts(shape.head_dim, target.device)
+        tensors = dict.fromkeys(("query", "keys", "values", "out"), f"*{target.dtype}")
+        pages = dict.fromkeys(("table", "starts", "lengths"), "*i32")
+        numbers = dict.fromkeys(("table_stride", "starts_stride", "lengths_stride", "window"), "i32")
+        for rows in counts if shape.name == DETAILED else counts[-1:]:
+            constants, num_warps, num_stages = launch_constants(*shape[1:], BLOCK_SIZE, rows, target.device)
+            cases.append(
+                CompileCase(
+                    f"paged_prefill_attention {target.label} {rows} rows",
+                    prefill_kernel,
+                    {**tensors, **pages, **numbers, "scale": "fp32", "limit": "fp32"},
+                    {**constants, "WINDOWED": shape.name == LIMITED, "LIMITED": shape.name == LIMITED},
+                    num_warps,
+                    num_stages,
+                    tuple(tensors),
+                    (target.device.capability,),
+                )
+            )
+    return cases
