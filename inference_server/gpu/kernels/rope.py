@@ -4,6 +4,7 @@ A program computes some neighbouring heads of one token. Queries, keys and value
 kernel moves all three; the masks of the loads and stores tell them apart.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,7 +18,7 @@ _NUM_WARPS = 2
 
 
 @triton.jit
-def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):
     """Return both halves of the RMS norms of heads, (heads, half) float32. Rounded twice, as rms_norm in norms.py."""
     mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / width
     scale = tl.rsqrt(mean + eps)[:, None]
@@ -28,8 +29,8 @@ def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr): 
     return low.to(dtype).to(tl.float32), high.to(dtype).to(tl.float32)
 
 
-@triton.jit
-def rope_and_write_kernel(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["rows_stride"], do_not_specialize_on_alignment=["rows"])
+def rope_and_write_kernel(
     qkv,
     cos,
     sin,
