@@ -41,7 +41,7 @@ TO_BFLOAT16 = tl.constexpr("""{
 def converted(codes, dtype: tl.constexpr, PACKED: tl.constexpr):
     """Return int8 codes as `dtype`. PACKED is for float16 and bfloat16 on a GPU: the interpreter runs no assembly."""
     if not PACKED:
-        return codes.to(dtype)
+        return codes.to(tl.float32).to(dtype)
     elif dtype == tl.float16:
         return tl.inline_asm_elementwise(TO_FLOAT16, "=&r,=&r,r", [codes], dtype=tl.float16, is_pure=True, pack=4)
     else:

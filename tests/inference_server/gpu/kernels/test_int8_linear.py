@@ -22,7 +22,7 @@ def test_products_equal_those_of_float32_but_for_the_rounding_of_the_result(num_
     assert relative_error(actual, product.expected()) < rounding(dtype)
 
 
-@pytest.mark.parametrize("shape", [(40, 333), (1, 16), (7, 1), (130, 640)])
+@pytest.mark.parametrize("shape", [(40, 333), (1, 16), (7, 1)])
 @pytest.mark.parametrize("num_rows", [2, 40])
 def test_shapes_need_not_be_multiples_of_a_tile(num_rows: int, shape: tuple[int, int]) -> None:
     product = random_product(num_rows, *shape)
@@ -30,8 +30,7 @@ def test_shapes_need_not_be_multiples_of_a_tile(num_rows: int, shape: tuple[int,
     assert relative_error(actual, product.expected()) < rounding(torch.float16)
 
 
-@pytest.mark.parametrize("num_rows", [1, 20, 64])
-@pytest.mark.parametrize("num_inputs", [320, 2048])  # The second is split: two kernels.
+@pytest.mark.parametrize(("num_rows", "num_inputs"), [(1, 320), (64, 320), (17, 1024)])  # The last one is split.
 def test_the_bias_is_added_after_the_scales(num_rows: int, num_inputs: int) -> None:
     product = random_product(num_rows, 33, num_inputs, has_bias=True)
     actual = ops.int8_linear(product.x, product.codes, product.scales, product.bias)
@@ -47,7 +46,7 @@ def test_the_product_row_by_row_equals_that_of_float32(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize(("few", "many"), [(1, 8), (9, 16), (17, 32), (33, 64)])
 def test_the_number_of_rows_changes_no_bit_of_a_row_within_a_range(few: int, many: int) -> None:
-    product = random_product(many, 48, 1100)
+    product = random_product(many, 20, 520)
     whole = ops.int8_linear(product.x, product.codes, product.scales, None)
     part = ops.int8_linear(product.x[:few].contiguous(), product.codes, product.scales, None)
     assert torch.equal(part, whole[:few])
