@@ -1,6 +1,7 @@
 """Chooses how a model runs on a GPU: the operators of its layers, the product of its int8 weights, CUDA graphs or not.
 
-The server and `tailrace doctor` both call `choose_path`, so that the report describes what a start does.
+`tailrace doctor` predicts the way from the configuration by `choose_path`. The server reports the way that it took. Both are
+a GpuPath, and tests/rehearsal compares them.
 """
 
 from dataclasses import dataclass
@@ -41,10 +42,14 @@ class GpuPath:
         ]
         if self.int8 is not None:
             parts.append("int8 product of this server" if self.int8 == "kernels" else "int8 product of bitsandbytes")
-        parts.append(
-            "CUDA graphs" if self.records_graphs else "no CUDA graphs, because TAILRACE_INT8_THRESHOLD is above 0"
-        )
+        parts.append("CUDA graphs" if self.records_graphs else f"no CUDA graphs{self._why_no_graphs}")
         return ", ".join(parts)
+
+    @property
+    def _why_no_graphs(self) -> str:
+        # With Triton, only layers that separate outliers are left to bitsandbytes.
+        has_threshold = self.int8 == "bitsandbytes" and self.has_triton
+        return ", because TAILRACE_INT8_THRESHOLD is above 0" if has_threshold else ""
 
 
 def has_fused_layers(config: Any) -> bool:

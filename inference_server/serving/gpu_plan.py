@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from inference_server.attention.kv_cache import CUDA_BLOCK_SIZE
+from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.engine.spec import EngineKey
 from inference_server.gpu.memory import GIB, EngineDemand, least_needs, plan
 from inference_server.gpu.paths import has_fused_layers
@@ -49,7 +49,7 @@ def engine_demand(
         max_running_seqs=settings.max_running_seqs,
         chunk_tokens=settings.prefill_tokens("cuda").idle,
         kv_cache_tokens=settings.kv_cache_tokens,
-        block_size=CUDA_BLOCK_SIZE,
+        block_size=BLOCK_SIZE,
     )
 
 

@@ -12,8 +12,6 @@ from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduler import Policy
 from inference_server.engine.native.step_loop import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
-from inference_server.gpu.paths import choose_path, has_fused_layers
-from inference_server.gpu.triton_support import has_triton
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
 from inference_server.settings import Settings
@@ -48,8 +46,6 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
         invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
         cache_dtype=cache_dtype(key.precision) if device.type == "cpu" else None,
     )
-    if device.type == "cuda":
-        _log_path(spec)
     await in_daemon_thread(runner.probe)
     await in_daemon_thread(runner.record_graphs)
     logger.info(
@@ -100,14 +96,3 @@ def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
             "lower context_length or sequence_length in the catalog, or make the KV cache larger"
         )
     return min(tokens // block_size, most)
-
-
-def _log_path(spec: EngineSpec[PreparedModel]) -> None:
-    """Log how the model runs on a GPU."""
-    path = choose_path(
-        has_fused_layers(spec.model.model.config),
-        spec.key.precision,
-        int8_threshold=spec.settings.int8_threshold,
-        has_triton=has_triton(),
-    )
-    logger.info("%s as %s on %s runs with %s", spec.key.weights, spec.key.precision, spec.device, path)
