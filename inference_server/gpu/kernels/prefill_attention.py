@@ -170,7 +170,9 @@ def paged_prefill_attention(
     rows = longest * (num_heads // num_kv_heads)
     if rows == 0 or num_segments == 0:
         return out
-    constants, num_warps, num_stages = launch_constants(num_heads, num_kv_heads, head_dim, page, rows, device_of(query))
+    constants, num_warps, num_stages = launch_constants(
+        num_heads, num_kv_heads, head_dim, page, rows, sliding_window is not None, device_of(query)
+    )
     scale, limit = exponent_factors(scaling, softcap)
     prefill_kernel[(triton.cdiv(rows, constants["ROWS"]), num_kv_heads, num_segments)](
         query,
@@ -196,24 +198,33 @@ def paged_prefill_attention(
 
 
 def launch_constants(
-    num_heads: int, num_kv_heads: int, head_dim: int, page: int, longest_rows: int, device: Device
+    num_heads: int, num_kv_heads: int, head_dim: int, page: int, longest_rows: int, windowed: bool, device: Device
 ) -> tuple[dict[str, int], int, int]:
     """Return the constants of prefill_kernel, except WINDOWED and LIMITED, its number of warps and of stages.
 
-    They are as large as registers and shared memory allow, without spilling. `longest_rows` selects one of row_counts.
+    They are as large as registers and shared memory allow, without spilling.
+
+    Args:
+        num_heads: Number of query heads.
+        num_kv_heads: Number of KV heads.
+        head_dim: Width of a head.
+        page: Number of tokens of a block of the cache.
+        longest_rows: Number of rows of the longest segment; selects one of row_counts.
+        windowed: True for a sliding window.
+        device: The GPU.
     """
     width = max(MIN_WIDTH, triton.next_power_of_2(head_dim))
     counts = row_counts(head_dim, device)
     rows = next((count for count in counts if count >= longest_rows), counts[-1])
-    stages = TWO_BUFFERS if device.is_large else ONE_BUFFER
+    stages = ONE_BUFFER if width > 128 and not device.is_large else TWO_BUFFERS
     if not device.has_tensor_cores:
         tile, num_warps = 16, 4
     elif width > 128:
         tile, num_warps = 32, 4 if rows == 16 else 8
     else:
-        tile, num_warps = 64, 8 if rows == 128 else 4
-        if rows == 64 and device.capability < 90:
-            tile = 32
+        # Before 9.0, the keys of a product come from registers.
+        is_short_of_registers = device.capability < 90 and (rows == 64 or windowed)
+        tile, num_warps = 32 if is_short_of_registers or not device.is_large else 64, 8 if rows == 128 else 4
     constants = {
         "HEADS": num_heads,
         "KV_HEADS": num_kv_heads,
@@ -242,14 +253,17 @@ def compile_cases() -> list[CompileCase]:
         tensors = dict.fromkeys(("query", "keys", "values", "out"), f"*{target.dtype}")
         pages = dict.fromkeys(("table", "starts", "lengths"), "*i32")
         numbers = dict.fromkeys(("table_stride", "starts_stride", "lengths_stride", "window"), "i32")
-        for rows in counts if shape.name == DETAILED else counts[-1:]:
-            constants, num_warps, num_stages = launch_constants(*shape[1:], BLOCK_SIZE, rows, target.device)
+        variants = [(rows, shape.name == LIMITED) for rows in (counts if shape.name == DETAILED else counts[-1:])]
+        if shape.name == DETAILED:
+            variants.append((counts[-1], True))
+        for rows, windowed in variants:
+            constants, num_warps, num_stages = launch_constants(*shape[1:], BLOCK_SIZE, rows, windowed, target.device)
             cases.append(
                 CompileCase(
-                    f"paged_prefill_attention {target.label} {rows} rows",
+                    f"paged_prefill_attention {target.label} {rows} rows{' windowed' if windowed else ''}",
                     prefill_kernel,
                     {**tensors, **pages, **numbers, "scale": "fp32", "limit": "fp32"},
-                    {**constants, "WINDOWED": shape.name == LIMITED, "LIMITED": shape.name == LIMITED},
+                    {**constants, "WINDOWED": windowed, "LIMITED": shape.name == LIMITED},
                     num_warps,
                     num_stages,
                     tuple(tensors),
