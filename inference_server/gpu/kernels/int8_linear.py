@@ -24,7 +24,7 @@ from torch import Tensor
 from inference_server.gpu import reference
 from inference_server.gpu.kernels import int8_row_by_row
 from inference_server.gpu.kernels.attention_tiles import device_of
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CompileCase, pointers
 from inference_server.gpu.kernels.int8_codes import converted
 from inference_server.gpu.kernels.int8_tiling import TILINGS, Tiling, choose_num_splits, choose_tiling
 from inference_server.gpu.triton_support import interprets
@@ -233,20 +233,21 @@ def _linear_case(dtype: str, tiling: Tiling, *, is_part: bool = False, has_bias:
         constants,
         tiling.num_warps,
         tiling.num_stages,
-        divisible=("num_outputs", "num_inputs", "share"),
+        divisible=(*pointers(signature), "num_outputs", "num_inputs", "share"),
         capabilities=BFLOAT16_CAPABILITIES,
     )
 
 
 def _reduce_case(dtype: str, splits: int) -> CompileCase:
+    signature = {"parts": "*fp32", "scales": "*fp32", "bias": "*" + dtype, "out": "*" + dtype, "num_outputs": "i32"}
     return CompileCase(
         f"int8_linear sum of {splits} parts {dtype}",
         reduce_kernel,
-        {"parts": "*fp32", "scales": "*fp32", "bias": "*" + dtype, "out": "*" + dtype, "num_outputs": "i32"},
+        signature,
         {"HAS_BIAS": True, "SPLITS": splits, "OUTPUTS": _REDUCED},
         num_warps=4,
         num_stages=3,
-        divisible=("num_outputs",),
+        divisible=(*pointers(signature), "num_outputs"),
         capabilities=BFLOAT16_CAPABILITIES,
     )
 
