@@ -118,13 +118,17 @@ def reports(
         modules: Names from MODULES.
         capabilities: Compute capabilities, times 10.
         only_first: Compile a module's first specialization for each capability only.
-        processes: Number of processes.
+        processes: Number of processes; 1 is this process.
     """
     jobs = []
     for capability in capabilities:
         for module in modules:
             found = [index for index, case in enumerate(cases_of(module)) if capability in case.capabilities]
             jobs += [(module, index, capability) for index in (found[:1] if only_first else found)]
+    if processes == 1:
+        for number, job in enumerate(jobs, start=1):
+            yield number, len(jobs), compile_indexed(*job)
+        return
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for number, report in enumerate(pool.map(compile_indexed, *zip(*jobs, strict=True)), start=1):
             yield number, len(jobs), report
