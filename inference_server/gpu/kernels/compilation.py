@@ -38,7 +38,7 @@ _PROGRESS_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a compiled kernel needs.
+    """Resources that a compiled kernel needs.
 
     Attributes:
         name: The case's name.
