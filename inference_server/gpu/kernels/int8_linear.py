@@ -4,9 +4,9 @@ With so few rows, the time of the product is the time to read the codes. So the 
 shared memory while it computes with the present one. The tilings keep about 5 MB of codes on the way on an H200, enough to
 hide its memory's latency at full bandwidth.
 
-The codes are the left side of a product on tensor cores: one warp alone reads and converts each code, and a single row of
-activations is padded to 8, not to 16. Each warp takes its own share of the inputs (with 33 to 64 rows, of the outputs), so
-even a program with few outputs occupies four warps.
+The codes are the left side of a product on tensor cores, so a single row of activations is padded to 8, not to 16. Up to 32
+rows, each warp takes its own share of the inputs: it alone reads and converts their codes, and even a program with few
+outputs occupies four warps. With more rows the warps share the outputs and the rows, since that needs fewer registers.
 
 Programs with few outputs read the activations too often when there are many rows. So the number of outputs of a program
 grows with the rows. Where that makes too few programs, the inputs are split too, and a second kernel adds the parts in a
@@ -24,9 +24,9 @@ from torch import Tensor
 from inference_server.gpu import reference
 from inference_server.gpu.kernels import int8_row_by_row
 from inference_server.gpu.kernels.attention_tiles import device_of
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CompileCase, pointers
 from inference_server.gpu.kernels.int8_codes import converted
-from inference_server.gpu.kernels.int8_tiling import TILINGS, Tiling, choose_num_splits, choose_tiling
+from inference_server.gpu.kernels.int8_tiling import SPLIT_TILINGS, TILINGS, Tiling, choose_num_splits, choose_tiling
 from inference_server.gpu.triton_support import interprets
 
 # Number of outputs that a program of the reduction computes.
@@ -233,20 +233,21 @@ def _linear_case(dtype: str, tiling: Tiling, *, is_part: bool = False, has_bias:
         constants,
         tiling.num_warps,
         tiling.num_stages,
-        divisible=("num_outputs", "num_inputs", "share"),
+        divisible=(*pointers(signature), "num_outputs", "num_inputs", "share"),
         capabilities=BFLOAT16_CAPABILITIES,
     )
 
 
 def _reduce_case(dtype: str, splits: int) -> CompileCase:
+    signature = {"parts": "*fp32", "scales": "*fp32", "bias": "*" + dtype, "out": "*" + dtype, "num_outputs": "i32"}
     return CompileCase(
         f"int8_linear sum of {splits} parts {dtype}",
         reduce_kernel,
-        {"parts": "*fp32", "scales": "*fp32", "bias": "*" + dtype, "out": "*" + dtype, "num_outputs": "i32"},
+        signature,
         {"HAS_BIAS": True, "SPLITS": splits, "OUTPUTS": _REDUCED},
         num_warps=4,
         num_stages=3,
-        divisible=("num_outputs",),
+        divisible=(*pointers(signature), "num_outputs"),
         capabilities=BFLOAT16_CAPABILITIES,
     )
 
@@ -256,6 +257,6 @@ def compile_cases() -> list[CompileCase]:
     cases = int8_row_by_row.compile_cases()
     for dtype in ("fp16", "bf16"):
         cases += [_linear_case(dtype, tiling, has_bias=tiling.rows == 8) for tiling in TILINGS]
-        cases += [_linear_case(dtype, tiling, is_part=True) for tiling in TILINGS if tiling.rows > 8]
+        cases += [_linear_case(dtype, tiling, is_part=True) for tiling in SPLIT_TILINGS]
         cases += [_reduce_case(dtype, splits) for splits in (2, 8)]
     return cases

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
 # From this number of rows on, dequantizing once and multiplying with cuBLAS is faster.
 MAX_ROWS = 16
@@ -84,7 +84,7 @@ def compile_cases() -> list[CompileCase]:
             {"HAS_BIAS": True, "OUTPUTS": _OUTPUTS, "INPUTS": _INPUTS},
             num_warps=4,
             num_stages=3,
-            divisible=("num_outputs", "num_inputs"),
+            divisible=(*pointers(signature), "num_outputs", "num_inputs"),
             capabilities=tuple(sorted(set(CAPABILITIES) - set(BFLOAT16_CAPABILITIES))),
         )
     ]

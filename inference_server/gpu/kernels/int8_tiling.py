@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 _MAX_SPLITS = 8
-# With few outputs there are few programs, so each keeps more tiles on the way.
-_FEW_OUTPUTS = 8192
+# With few outputs there are few programs, so each keeps more tiles on the way, and computes fewer outputs.
+_FEW_OUTPUTS = 9216
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,13 @@ _FEW = {
 }
 _MANY = {
     8: Tiling(8, 32, slices=4, inputs=128, num_warps=4, num_stages=3),
-    16: Tiling(16, 64, slices=4, inputs=64, num_warps=4, num_stages=4),
+    16: Tiling(16, 64, slices=4, inputs=64, num_warps=4, num_stages=5),
     32: _FEW[32],
     64: _FEW[64],
 }
 TILINGS = tuple(dict.fromkeys([*_FEW.values(), *_MANY.values()]))
-MAX_ROWS = max(_FEW)
+# With more outputs than _FEW_OUTPUTS, the other tilings give each multiprocessor a program without splits.
+SPLIT_TILINGS = tuple(_FEW.values())
 
 
 def choose_tiling(num_rows: int, num_outputs: int) -> Tiling:

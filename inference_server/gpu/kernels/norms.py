@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
 # A thread holds at most this number of a row's elements, as long as a program has no more than 16 warps.
 _ELEMENTS_OF_THREAD = 16
@@ -76,17 +76,18 @@ def compile_cases() -> list[CompileCase]:
         for width in (1024, 4096, 8192):
             for name, delta in (("rms_norm", None), ("add_rms_norm", "*" + dtype)):
                 signature = {"x": "*" + dtype, "weight": "*" + dtype, "out": "*" + dtype, "x_stride": "i32"}
+                signature |= {"delta": delta} if delta else {}
                 signature |= {"delta_stride": "i32", "width": "i32", "eps": "fp32"}
                 constants = {"HAS_DELTA": delta is not None, "WIDTH": width}
                 cases.append(
                     CompileCase(
                         f"{name} {width} {dtype}",
                         rms_norm_kernel,
-                        signature | ({"delta": delta} if delta else {}),
+                        signature,
                         constants | ({} if delta else {"delta": None}),
                         num_warps=_num_warps(width),
                         num_stages=3,
-                        divisible=("x_stride", "delta_stride", "width"),
+                        divisible=(*pointers(signature), "x_stride", "delta_stride", "width"),
                         capabilities=BFLOAT16_CAPABILITIES if dtype == "bf16" else CAPABILITIES,
                     )
                 )

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
 # Number of elements that a program rotates in each half of its heads: eight for each thread of its two warps, which they
 # load with 16 bytes at a time.
@@ -140,15 +140,17 @@ def _case(dtype: str, width: int, has_norms: bool) -> CompileCase:
     signature |= {"cos": "*fp32", "sin": "*fp32", "rows": "*i64", "eps": "fp32"}
     signature |= dict.fromkeys(("rows_stride", "num_heads", "num_kv_heads", "width"), "i32")
     norms = dict.fromkeys(("query_norm", "key_norm"), "*" + dtype)
+    signature |= norms if has_norms else {}
+    aligned = [name for name in pointers(signature) if name != "rows"]
     constants = {"HAS_NORMS": has_norms, "HEADS": _ELEMENTS // (width // 2), "HALF": width // 2}
     return CompileCase(
         f"rope_and_write {width}{' with norms' if has_norms else ''} {dtype}",
         rope_and_write_kernel,
-        signature | (norms if has_norms else {}),
+        signature,
         constants | ({} if has_norms else dict.fromkeys(norms)),
         num_warps=_NUM_WARPS,
         num_stages=3,
-        divisible=("width",),
+        divisible=(*aligned, "width"),
         capabilities=BFLOAT16_CAPABILITIES if dtype == "bf16" else CAPABILITIES,
     )
 

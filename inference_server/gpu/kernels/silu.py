@@ -45,7 +45,7 @@ def compile_cases() -> list[CompileCase]:
             {"COLUMNS": _COLUMNS},
             num_warps=4,
             num_stages=3,
-            divisible=("stride", "width"),
+            divisible=("gate_up", "out", "stride", "width"),
             capabilities=BFLOAT16_CAPABILITIES if dtype == "bf16" else CAPABILITIES,
         )
         for dtype in ("fp16", "bf16")
