@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.scheduler import Policy
@@ -51,15 +51,14 @@ class Tailrace:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
     def __post_init__(self) -> None:
-        is_cuda = self.model.device.type == "cuda"
-        block_size = CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE
         runner = ModelRunner(
             self.model,
-            num_blocks=MAX_SEQS * MAX_TOKENS // block_size,
-            block_size=block_size,
+            num_blocks=MAX_SEQS * MAX_TOKENS // BLOCK_SIZE,
             max_len=MAX_TOKENS,
+            max_seqs=MAX_SEQS,
         )
         runner.probe()
+        runner.record_graphs()
         self._engine = self._loop.run_until_complete(self._start(runner))
 
     async def _start(self, runner: ModelRunner) -> Engine:
