@@ -151,7 +151,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 48},
     "qwen2": {},
     "qwen3": {},
-    "gemma2": {"sliding_window": 48, "query_pre_attn_scalar": 64, "attn_logit_softcapping": 20.0},
+    "gemma2": {
+        "tie_word_embeddings": False,
+        "sliding_window": 48,
+        "query_pre_attn_scalar": 64,
+        "attn_logit_softcapping": 20.0,
+    },
 }
 
 

@@ -92,11 +92,11 @@ def _rope_and_write(inputs: _Inputs) -> Iterator[Pair]:
     copies = keys.clone(), values.clone()
     rows = torch.randperm(keys.shape[0] * _BLOCK, device=inputs.setup.device)[: inputs.num_rows]
     angles = inputs.random(inputs.num_rows, shape.head_dim // 2, dtype=torch.float32).repeat(1, 2)
-    norms = [inputs.random(shape.head_dim) for _ in range(2)] if shape.has_head_norms else [None, None]
+    norms = tuple(inputs.random(shape.head_dim) if shape.has_head_norms else None for _ in range(2))
     qkv, sizes = inputs.random(inputs.num_rows, shape.qkv), (shape.num_heads, shape.num_kv_heads)
     arguments = (angles.cos(), angles.sin())
-    result = ops.rope_and_write(qkv, *arguments, keys, values, rows, *sizes, *norms, 1e-6)
-    yield result, reference.rope_and_write(qkv, *arguments, *copies, rows, *sizes, *norms, 1e-6)
+    result = ops.rope_and_write(qkv, *arguments, keys, values, rows, *sizes, norms[0], norms[1], 1e-6)
+    yield result, reference.rope_and_write(qkv, *arguments, *copies, rows, *sizes, norms[0], norms[1], 1e-6)
     yield from zip((keys, values), copies, strict=True)
 
 

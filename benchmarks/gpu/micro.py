@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu import models, timing
-from benchmarks.gpu.checks import Check, LeftOut, Note, Setup
+from benchmarks.gpu.checks import Check, Note, Setup
 from benchmarks.gpu.timing import Call
 from inference_server.gpu import ops
 
@@ -145,20 +145,19 @@ def _cache(setup: Setup, count: int, num_keys: int, kv_heads: int, head_dim: int
 def _prefill_attention(setup: Setup, note: Note) -> None:
     """Measure paged prefill attention beside torch's attention on contiguous keys, without cuDNN."""
     if setup.is_cuda:
-        torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]
+        torch.backends.cuda.enable_cudnn_sdp(False)
     heads, kv_heads, head_dim = _heads(setup)
     for length in (64,) if setup.is_tiny else (512, 2048):
         keys, values, table = _cache(setup, 1, length, kv_heads, head_dim)
         query = torch.randn(length, heads, head_dim, device=setup.device, dtype=setup.dtype)
         ends = torch.tensor([0, length], dtype=torch.int32, device=setup.device)
-        flat = [cached[1:].flatten(0, 1).transpose(0, 1)[None] for cached in (keys, values)]
+        key, value = (cached[1:].flatten(0, 1).transpose(0, 1)[None] for cached in (keys, values))
         operations = 2 * heads * head_dim * length * length  # two causal products
-        ours = _seconds(setup, lambda: ops.paged_prefill_attention(
-            query, keys, values, table, ends, ends[1:], length, head_dim**-0.5  # noqa: B023
-        ))  # fmt: skip
-        theirs = _seconds(setup, lambda: F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None], *flat, is_causal=True, enable_gqa=heads != kv_heads  # noqa: B023
-        ))  # fmt: skip
+        arguments = (query, keys, values, table, ends, ends[1:], length, head_dim**-0.5)
+        ours = _seconds(setup, partial(ops.paged_prefill_attention, *arguments))
+        contiguous = (query.transpose(0, 1)[None], key, value)
+        attention = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=heads != kv_heads)
+        theirs = _seconds(setup, partial(attention, *contiguous))
         for name, seconds in (("tailrace", ours), ("torch", theirs)):
             rate = round(operations / seconds / 1e12, 1)
             note(f"{length} tokens, {name}", {"us": round(seconds * 1e6, 1), "tflop_per_s": rate})
@@ -173,8 +172,6 @@ def _seconds(setup: Setup, call: Call) -> float:
 @torch.inference_mode()
 def _small_kernels(setup: Setup, note: Note) -> None:
     """Measure the kernels between the products."""
-    if not setup.is_cuda and not setup.is_tiny:
-        raise LeftOut("needs a GPU")
     shapes, (heads, kv_heads, head_dim) = models.SHAPES[setup.shapes], _heads(setup)
     hidden, intermediate = int(shapes["hidden_size"]), int(shapes["intermediate_size"])
     for count in (1, 64):
@@ -182,19 +179,15 @@ def _small_kernels(setup: Setup, note: Note) -> None:
         def random(*shape: int, count: int = count) -> Tensor:
             return torch.randn(count, *shape, device=setup.device, dtype=setup.dtype)
 
-        x, delta, gate_up = random(hidden), random(hidden), random(2 * intermediate)
-        weight, qkv = random(hidden)[0], random((heads + 2 * kv_heads) * head_dim)
-        angles = torch.zeros(count, head_dim, device=setup.device)
+        x, weight, angles = random(hidden), random(hidden)[0], torch.zeros(count, head_dim, device=setup.device)
         keys, values, _ = _cache(setup, 1, 64 * _BLOCK, kv_heads, head_dim)
-        rows = torch.arange(count, device=setup.device)
+        rotation = (angles, angles, keys, values, torch.arange(count, device=setup.device), heads, kv_heads)
         calls: dict[str, Call] = {
-            "rms_norm": lambda: ops.rms_norm(x, weight, 1e-5),  # noqa: B023
-            "add_rms_norm": lambda: ops.add_rms_norm(x, delta, weight, 1e-5),  # noqa: B023
-            "silu_mul": lambda: ops.silu_mul(gate_up),  # noqa: B023
-            "rope_and_write": lambda: ops.rope_and_write(
-                qkv, angles, angles, keys, values, rows, heads, kv_heads  # noqa: B023
-            ),
-        }  # fmt: skip
+            "rms_norm": partial(ops.rms_norm, x, weight, 1e-5),
+            "add_rms_norm": partial(ops.add_rms_norm, x, random(hidden), weight, 1e-5),
+            "silu_mul": partial(ops.silu_mul, random(2 * intermediate)),
+            "rope_and_write": partial(ops.rope_and_write, random((heads + 2 * kv_heads) * head_dim), *rotation),
+        }
         for name, call in calls.items():
             note(f"{name}, {count} rows, us", round(timing.seconds_per_call(setup, [call] * 20) * 1e6, 2))
 

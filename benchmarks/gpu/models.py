@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.checks import LeftOut, Setup
-from inference_server.attention.paged import NAME as TAILRACE
-from inference_server.attention.paged import register
+from inference_server.attention import paged
 
 _LLAMA_2_7B = {
     "vocab_size": 32000,
@@ -36,8 +35,10 @@ _TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "initializer_range": 0.08,  # so that attention is not close to uniform
 }
-SHAPES = {"llama-2-7b": _LLAMA_2_7B, "llama-3.2-1b": _LLAMA_3_2_1B, "tiny": _TINY}
+TAILRACE = paged.NAME  # transformers' name of our attention
+SHAPES: dict[str, dict[str, Any]] = {"llama-2-7b": _LLAMA_2_7B, "llama-3.2-1b": _LLAMA_3_2_1B, "tiny": _TINY}
 # Weights of the 7B shapes in 16 bits, a KV cache for the longest load, and what the libraries take.
 _BYTES_FOR_7B = 19 * 2**30
 
@@ -66,7 +67,7 @@ def make(setup: Setup, *, int8: bool = False, attention: str = TAILRACE, num_lay
         config.num_hidden_layers = num_layers or config.num_hidden_layers
         model = random_model(config, setup, attention)
     else:
-        register()
+        paged.register()
         model = AutoModelForCausalLM.from_pretrained(
             setup.path,
             dtype=setup.dtype,
@@ -84,10 +85,13 @@ def random_model(config: Any, setup: Setup, attention: str = TAILRACE) -> Any:
     """Return a model with random weights, the same for the same configuration of transformers."""
     from transformers import AutoModelForCausalLM
 
-    register()
+    paged.register()
     torch.manual_seed(0)
     with torch.device(setup.device):
         model = AutoModelForCausalLM.from_config(config, dtype=setup.dtype, attn_implementation=attention)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases, which would be ones and zeros
+                parameter.data += torch.randn_like(parameter) * 0.1
     return _prepare(model)
 
 
@@ -139,7 +143,7 @@ def quantise(model: nn.Module) -> None:
                 setattr(parent, name, int8_linear(child.weight))
 
 
-def dequantise(model: nn.Module, dtype: torch.dtype) -> None:
+def dequantise(model: Any, dtype: torch.dtype) -> None:
     """Replace bitsandbytes' int8 layers by 16-bit layers with the weights that the codes represent."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import time
+from functools import partial
 from importlib import metadata
 from statistics import median
 
@@ -84,13 +85,12 @@ def _sdpa(setup: Setup, note: Note) -> None:
     note("cudnn_is_enabled_by_default", bool(was_enabled))
     try:
         for name, enabled, lengths in (("with", True, (117, 241, 399, 611)), ("without", False, (119, 243, 401, 613))):
-            torch.backends.cuda.enable_cudnn_sdp(enabled)  # type: ignore[no-untyped-call]
-            times = [timing.host_seconds(setup, lambda n=length: _attention(setup, n)) for length in lengths]
-            note(f"first_call_ms_{name}_cudnn", [round(each * 1e3, 2) for each in times])
-            again = [timing.host_seconds(setup, lambda n=length: _attention(setup, n)) for length in lengths]
-            note(f"second_call_ms_{name}_cudnn", [round(each * 1e3, 2) for each in again])
+            torch.backends.cuda.enable_cudnn_sdp(enabled)
+            for call in ("first", "second"):
+                times = [timing.host_seconds(setup, partial(_attention, setup, length)) for length in lengths]
+                note(f"{call}_call_ms_{name}_cudnn", [round(each * 1e3, 2) for each in times])
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(was_enabled)  # type: ignore[no-untyped-call]
+        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
 
 
 def _attention(setup: Setup, length: int) -> None:
@@ -135,7 +135,7 @@ def _graph_nodes(setup: Setup, note: Note) -> None:
             x.add_(1.0)
 
     for count in (100, 1000):
-        graph = timing.record_graph(setup, lambda count=count: tiny_kernels(count))
+        graph = timing.record_graph(setup, partial(tiny_kernels, count))
         graph.replay()
         times = [timing.timed(setup, graph.replay) for _ in range(10)]
         note(f"us_per_node_of_{count}", round(median(times) / count * 1e6, 3))

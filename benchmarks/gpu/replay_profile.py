@@ -25,25 +25,25 @@ def _profile(setup: Setup, note: Note, int8: bool) -> None:
         def step(tokens: Any = tokens) -> None:
             runner.decode(tokens)
 
-        for _ in range(3):
-            step()
-        times = [timing.host_seconds(setup, step) for _ in range(10)]
+        step()
+        times = [timing.host_seconds(setup, step) for _ in range(3 if setup.is_tiny else 15)]
         note(f"batch {count}: ms_per_step", round(median(times) * 1e3, 3))
         note(f"batch {count}: kernels", table(setup, step))
 
 
 def table(setup: Setup, step: Callable[[], None]) -> list[dict[str, Any]]:
     """Return the kernels that take most of a step: name, calls and microseconds per step. The last row is the sum."""
+    num_steps = 1 if setup.is_tiny else _STEPS
     kind = ProfilerActivity.CUDA if setup.is_cuda else ProfilerActivity.CPU
     with profile(activities=[kind]) as profiler:
-        for _ in range(_STEPS):
+        for _ in range(num_steps):
             step()
         setup.wait()
     rows = []
     for event in profiler.key_averages():
         total = event.self_device_time_total if setup.is_cuda else event.self_cpu_time_total
         if total > 0:
-            calls, microseconds = event.count / _STEPS, total / _STEPS
+            calls, microseconds = event.count / num_steps, total / num_steps
             rows.append({"name": event.key[:_NAME], "calls": round(calls, 1), "us": round(microseconds, 2)})
     rows.sort(key=lambda row: row["us"], reverse=True)
     everything = {"name": "all", "calls": sum(row["calls"] for row in rows), "us": sum(row["us"] for row in rows)}

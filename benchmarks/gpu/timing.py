@@ -65,10 +65,10 @@ def timed(setup: Setup, call: Call) -> float:
         return time.perf_counter() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     setup.wait()
-    begin.record()  # type: ignore[no-untyped-call]
+    begin.record()
     call()
-    end.record()  # type: ignore[no-untyped-call]
-    end.synchronize()  # type: ignore[no-untyped-call]
+    end.record()
+    end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3
 
 
