@@ -13,10 +13,8 @@ import mmap
 import torch
 from torch import Tensor
 
-# Tokens of a block. On a CPU every size is equally fast, and small blocks share more of a prompt. On a GPU, torch's flash
-# attention requires 256.
-CPU_BLOCK_SIZE = 32
-CUDA_BLOCK_SIZE = 256
+# Tokens of a block, on every device. Small blocks share more of a prompt. The kernels require a multiple of 32.
+BLOCK_SIZE = 32
 
 # The rows that pad a batch write to this block. No sequence owns it.
 SCRATCH_BLOCK = 0

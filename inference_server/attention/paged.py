@@ -8,21 +8,15 @@ rotates and writes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference_server.attention import flash_attention
+from inference_server.attention.backend import AttentionBackend, PromptAttention
 from inference_server.attention.kv_cache import KVCache
-from inference_server.attention.torch_attention import (
-    AttentionSpec,
-    causal_attention,
-    causal_mask,
-    gathered_decode_attention,
-)
+from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.errors import UnsupportedModel
 from inference_server.kernels import ops
 
@@ -113,10 +107,10 @@ class _Batch(ABC):
     """A forward pass's tokens and their rows of the KV cache."""
 
     def __init__(self, cache: KVCache, rows: Tensor) -> None:
-        """`rows`: (num_tokens,) int64, the cache rows of the tokens."""
+        """`rows`: (num_tokens,) int32 or int64, the cache rows of the tokens."""
         self.windows: dict[int, int | None] = {}  # by layer, the sliding window that the model passed
         self._cache = cache
-        self._rows = rows
+        self._rows = rows.long()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
         """Write keys and values into the cache and attend.
@@ -162,131 +156,35 @@ class _Batch(ABC):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive prompt tokens of the sequence in `block_ids`: `length` tokens, the first at position `start`."""
-
-    block_ids: Items[int]
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        """Return the position after the last token."""
-        return self.start + self.length
-
-
-def prefill_inputs(cache: KVCache, segments: Items[Segment]) -> tuple[list[Tensor], Tensor]:
-    """Return the segments' block tables, each (num_blocks,) int32, and their tokens' cache rows, (num_tokens,) int64."""
-    size, device = cache.block_size, cache.device
-    tables = [torch.tensor(s.block_ids[: -(-s.end // size)], dtype=torch.int32, device=device) for s in segments]
-    rows = []
-    for segment, table in zip(segments, tables, strict=True):
-        positions = torch.arange(segment.start, segment.end, device=device)
-        rows.append(table[positions // size].long() * size + positions % size)
-    return tables, torch.cat(rows)
-
-
 class PrefillBatch(_Batch):
     """A forward pass of chunks of several prompts, concatenated."""
 
-    def __init__(self, cache: KVCache, segments: list[Segment]) -> None:
-        self._segments = segments
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}  # by segment and window, shared by layers
-        self._blocks, rows = prefill_inputs(cache, segments)
-        super().__init__(cache, rows)
+    def __init__(self, cache: KVCache, prompts: PromptAttention) -> None:
+        """`prompts`: the segments' attention, as AttentionBackend.prompts returns it."""
+        super().__init__(cache, prompts.rows)
+        self._prompts = prompts
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        outputs = []
-        offset = 0
-        for index, segment in enumerate(self._segments):
-            rows = query[offset : offset + segment.length]
-            output = None
-            if spec.softcap is None and (spec.sliding_window is None or spec.sliding_window >= segment.end):
-                blocks = self._blocks[index]
-                output = ops.paged_prefill_attention(rows, keys, values, blocks, segment.start, spec.scaling)
-            outputs.append(self._gathered(index, rows, keys, values, spec) if output is None else output)
-            offset += segment.length
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _gathered(self, index: int, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        blocks, end = self._blocks[index], self._segments[index].end
-        rows = query.to(keys.dtype)
-        key, value = (cached[blocks].flatten(0, 1)[:end] for cached in (keys, values))
-        return causal_attention(rows, key, value, spec, self._mask(index, spec, rows)).to(query.dtype)
-
-    def _mask(self, index: int, spec: AttentionSpec, query: Tensor) -> Tensor | None:
-        place = (index, spec.sliding_window)
-        if place not in self._masks:
-            segment = self._segments[index]
-            self._masks[place] = causal_mask(segment.length, segment.end, spec, query)
-        return self._masks[place]
+        return self._prompts.attend(query, keys, values, spec)
 
 
 class DecodeBatch(_Batch):
     """A forward pass of one token of each sequence. Rows of length 0 are padding and write to the scratch block."""
 
-    def __init__(self, cache: KVCache, table: Tensor, lengths: Tensor, rows: Tensor) -> None:
+    def __init__(self, cache: KVCache, backend: AttentionBackend, table: Tensor, lengths: Tensor, rows: Tensor) -> None:
         """Describe the new tokens.
 
         Args:
             cache: The KV cache.
+            backend: The device's attention.
             table: (n, max_blocks) int32, the block tables.
             lengths: (n,) int32, the sequences' lengths with the new token.
-            rows: (n,) int64, the cache rows of the new tokens.
+            rows: (n,) int32 or int64, the cache rows of the new tokens.
         """
         super().__init__(cache, rows)
+        self._backend = backend
         self._table = table
         self._lengths = lengths
 
-    @classmethod
-    def from_positions(
-        cls, cache: KVCache, block_ids: Items[Items[int]], positions: Items[int], *, num_rows: int, num_blocks: int = 0
-    ) -> "DecodeBatch":
-        """Return the batch of each sequence's newest token, padded.
-
-        Args:
-            cache: The KV cache.
-            block_ids: The blocks of each sequence.
-            positions: The position of each new token.
-            num_rows: The number of rows after padding.
-            num_blocks: The least width of the block tables.
-        """
-        table, lengths, rows = decode_inputs(cache.block_size, block_ids, positions, num_rows, num_blocks)
-        return cls(cache, table.to(cache.device), lengths.to(cache.device), rows.to(cache.device))
-
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        if query.device.type == "cpu":
-            return ops.paged_decode_attention(
-                query,
-                keys,
-                values,
-                self._table,
-                self._lengths,
-                spec.scaling,
-                sliding_window=spec.sliding_window,
-                softcap=spec.softcap,
-            )
-        if flash_attention.supports(query, keys, values, spec):
-            return flash_attention.attention(query, keys, values, self._table, self._lengths, spec)
-        return gathered_decode_attention(query, keys, values, self._table, self._lengths, spec)
-
-
-def decode_inputs(
-    block_size: int, block_ids: Items[Items[int]], positions: Items[int], num_rows: int, num_blocks: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return table, lengths and rows of a DecodeBatch, on the CPU.
-
-    Padding rows are zeros: length 0, cache row 0 of the scratch block. The parameters are the same as for
-    DecodeBatch.from_positions.
-    """
-    num_blocks = max(num_blocks, max(positions) // block_size + 1)
-    table = torch.zeros((num_rows, num_blocks), dtype=torch.int32)
-    lengths = torch.zeros(num_rows, dtype=torch.int32)
-    rows = torch.zeros(num_rows, dtype=torch.int64)
-    for index, (blocks, position) in enumerate(zip(block_ids, positions, strict=True)):
-        used = blocks[: position // block_size + 1]
-        table[index, : len(used)] = torch.tensor(used, dtype=torch.int32)
-        lengths[index] = position + 1
-        rows[index] = used[-1] * block_size + position % block_size
-    return table, lengths, rows
+        return self._backend.decode(query, keys, values, self._table, self._lengths, spec)

@@ -3,14 +3,19 @@
 With a small model, calling the kernels one by one from Python would take longer than the kernels themselves.
 """
 
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from inference_server.attention.kv_cache import KVCache
-from inference_server.attention.paged import Segment, decode_inputs, prefill_inputs
+from inference_server.attention.step_inputs import (
+    DecodeTokens,
+    PromptTokens,
+    Segment,
+    decode_inputs,
+    prefill_inputs,
+)
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights
 from inference_server.cpu.linear.kernel_linear import KernelLinear
@@ -46,24 +51,6 @@ class _Buffers:
     logits: Tensor  # (decoded sequences, vocabulary) float32
     segments: Tensor  # int64, the table of prompt segments, at most one for each row
     workspace: Tensor  # int8, for the linear layers
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeTokens:
-    """The newest token of each of several sequences, to be decoded."""
-
-    token_ids: list[int]
-    positions: list[int]
-    block_ids: Items[Items[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTokens:
-    """The tokens of several prompt segments, concatenated."""
-
-    token_ids: list[int]
-    positions: list[int]
-    segments: list[Segment]
 
 
 # Block tables, lengths and cache rows of a batch without decoded tokens.

@@ -1,104 +1,179 @@
-"""Runs decode passes on a GPU as CUDA graphs: recorded once for each batch size, then replayed with other tokens.
+"""Runs decode passes on a GPU as CUDA graphs: recorded at start for every batch size, then replayed with other tokens.
 
-Without graphs, launching the kernels of a small model takes longer than running them. A recording has fixed tensors: each
-pass writes its tokens into them, and unused rows are padding.
+Without graphs, launching the kernels of a small model takes longer than running them. A recording reads and writes fixed
+tensors: the inputs (inputs.py) and the logits. Rows that no sequence needs are padding.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from inference_server.attention.kv_cache import KVCache
-from inference_server.attention.paged import DecodeBatch, decode_inputs
+from inference_server.attention.step_inputs import DecodeTokens
 from inference_server.errors import first_line
+from inference_server.gpu.inputs import DecodeInputs, DecodeRows
+from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# (token_ids (n, 1), positions (n, 1), batch) -> logits (n, vocab_size) float32
-Forward = Callable[[Tensor, Tensor, DecodeBatch], Tensor]
+# (n rows) -> logits (n, vocab_size), in any floating-point dtype.
+DecodePass = Callable[[DecodeRows], Tensor]
+
+# The models of one process record one after the other: torch allows one recording at a time.
+_RECORDING = threading.Lock()
 
 
-class _Recording:
-    """The CUDA graph of one batch size, with its fixed inputs and the logits that every replay overwrites."""
+class _NotRecordable(Exception):
+    """CUDA cannot record the pass. The message is the reason."""
 
-    def __init__(self, forward: Forward, cache: KVCache, num_rows: int, num_blocks: int) -> None:
-        device = cache.device
-        self._num_rows, self._num_blocks, self._block_size = num_rows, num_blocks, cache.block_size
-        self._token_ids = torch.zeros((num_rows, 1), dtype=torch.int64, device=device)
-        self._positions = torch.zeros((num_rows, 1), dtype=torch.int64, device=device)
-        # During recording, every row reads one key of the scratch block.
-        self._table = torch.zeros((num_rows, num_blocks), dtype=torch.int32, device=device)
-        self._lengths = torch.ones(num_rows, dtype=torch.int32, device=device)
-        self._rows = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        batch = DecodeBatch(cache, self._table, self._lengths, self._rows)
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # libraries choose kernels and allocate workspaces at their first call
-            for _ in range(2):
-                forward(self._token_ids, self._positions, batch)
-        torch.cuda.current_stream(device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = forward(self._token_ids, self._positions, batch)
 
-    def replay(self, token_ids: Items[int], positions: Items[int], block_ids: Items[Items[int]]) -> Tensor:
-        """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
-        count = len(token_ids)
-        table, lengths, rows = decode_inputs(self._block_size, block_ids, positions, self._num_rows, self._num_blocks)
-        lengths[count:] = 1
-        padding = [0] * (self._num_rows - count)
-        for fixed, new in (
-            (self._token_ids, torch.tensor([*token_ids, *padding])[:, None]),
-            (self._positions, torch.tensor([*positions, *padding])[:, None]),
-            (self._table, table),
-            (self._lengths, lengths),
-            (self._rows, rows),
-        ):
-            fixed.copy_(new.pin_memory(), non_blocking=True)
-        self._graph.replay()
-        # Copy the logits, because sampling changes them in place and the next replay overwrites them.
-        return self._logits[:count].clone()
+def batch_sizes(max_rows: int, invariant_rows: int | None) -> list[int]:
+    """Return the batch sizes of the graphs, largest first.
+
+    Args:
+        max_rows: The largest batch.
+        invariant_rows: The only batch size, to which all batches are padded; None if there are several sizes.
+    """
+    if invariant_rows is not None:
+        return [invariant_rows]
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, max_rows, 16)]
+    return [max_rows, *sorted((size for size in sizes if size < max_rows), reverse=True)]
 
 
 class DecodeGraphs:
-    """The recordings for 1, 2, 4, 8, … rows, each made when it is first needed."""
+    """Decode passes of one model: replayed graphs once `record` has succeeded, and eager passes before.
 
-    def __init__(self, forward: Forward, cache: KVCache, *, max_blocks: int, invariant_rows: int | None) -> None:
-        """Create the cache of recordings, which is empty at first.
+    Attributes:
+        sizes: The batch sizes of the recorded graphs, largest first; empty if there are none.
+    """
+
+    def __init__(
+        self, decode_pass: DecodePass, inputs: DecodeInputs, *, vocab_size: int, invariant_rows: int | None = None
+    ) -> None:
+        """Create the logits' buffer. Nothing is recorded yet.
 
         Args:
-            forward: Runs a decode pass.
-            cache: The KV cache.
-            max_blocks: Blocks of the longest sequence.
-            invariant_rows: The only batch size, to which all are padded; None for powers of two.
+            decode_pass: Computes one token of each sequence. It must not wait for the device.
+            inputs: The inputs at fixed addresses.
+            vocab_size: The width of the logits.
+            invariant_rows: The only batch size, to which all are padded; None for a size close to the batch.
         """
-        self._forward = forward
-        self._cache = cache
-        self._max_blocks = max_blocks
+        self.sizes: list[int] = []
+        self._pass = decode_pass
+        self._inputs = inputs
         self._invariant_rows = invariant_rows
-        self._recordings: dict[int, _Recording] = {}
-        self._is_off = False
+        self._device = inputs.sampled.device
+        # One buffer for all sizes: a buffer of its own for each graph would take gigabytes with a large vocabulary.
+        self._logits = torch.zeros((inputs.max_rows, vocab_size), dtype=torch.float32, device=self._device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def decode(self, token_ids: Items[int], positions: Items[int], block_ids: Items[Items[int]]) -> Tensor | None:
+    @property
+    def description(self) -> str:
+        """Return for example "CUDA graphs for 1 to 64 sequences"."""
+        return f"CUDA graphs for {_sizes_text(self.sizes)}" if self.sizes else "no CUDA graphs"
+
+    def decode(self, tokens: DecodeTokens) -> Tensor:
         """Compute one token of each sequence.
 
         Args:
-            token_ids: The tokens.
-            positions: Their positions.
-            block_ids: The blocks of their sequences.
+            tokens: The tokens; an id -(k + 1) refers to row k of `inputs.sampled`.
 
         Returns:
-            Logits (num_seqs, vocab_size) float32, or None if this model's decode pass cannot be recorded.
+            Logits (num_seqs, vocab_size) float32, which the caller may change. The next decode pass overwrites them, in the
+            order of the stream.
         """
-        num_rows = self._invariant_rows or 1 << (len(token_ids) - 1).bit_length()
-        if num_rows not in self._recordings and not self._is_off:
-            try:
-                self._recordings[num_rows] = _Recording(self._forward, self._cache, num_rows, self._max_blocks)
-            except RuntimeError as error:
-                logger.warning("decoding runs without CUDA graphs: %s", first_line(error))
-                self._is_off = True
-        recording = self._recordings.get(num_rows)
-        return None if recording is None else recording.replay(token_ids, positions, block_ids)
+        count = len(tokens.token_ids)
+        num_rows = self._num_rows(count)
+        self._inputs.write(tokens, num_rows)
+        if graph := self._graphs.get(num_rows):
+            graph.replay()
+        else:
+            self._run(num_rows)
+        return self._logits[:count]
+
+    def record(self) -> None:
+        """Record the graphs of all batch sizes. If this model's pass cannot be recorded, log why; passes stay eager.
+
+        Raises:
+            torch.OutOfMemoryError: The memory ran out.
+        """
+        sizes = batch_sizes(self._inputs.max_rows, self._invariant_rows)
+        label = f"recording CUDA graphs for {_sizes_text(sizes)}"
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        try:
+            with _RECORDING, progress(label), _on(stream, self._device):
+                pool = torch.cuda.graph_pool_handle()
+                for size in sizes:
+                    # Libraries choose kernels and allocate workspaces at their first call, and Triton compiles.
+                    for _ in range(2):
+                        self._run(size)
+                    self._graphs[size] = self._recorded(size, pool, stream)
+        except _NotRecordable as error:
+            self._graphs.clear()
+            logger.warning("decoding runs without CUDA graphs: %s", error)
+        self.sizes = list(self._graphs)
+
+    def _num_rows(self, count: int) -> int:
+        """Return the rows of a pass for `count` sequences: the smallest recorded size, or `count` without graphs."""
+        if self._invariant_rows is not None:
+            return self._invariant_rows
+        return min((size for size in self.sizes if size >= count), default=count)
+
+    def _run(self, num_rows: int) -> None:
+        """Compute the first rows of the inputs, and write their logits into the buffer."""
+        self._logits[:num_rows].copy_(self._pass(self._inputs.rows(num_rows)))
+
+    def _recorded(self, size: int, pool: "torch.cuda._POOL_HANDLE", stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        """Return the graph of one batch size, recorded on `stream` with memory of `pool`."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads use the GPU during the recording, which "global" would forbid.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._run(size)
+        except RuntimeError as error:
+            _close_pool(self._device, pool)
+            if out_of_memory := _out_of_memory(error):
+                raise out_of_memory from None
+            raise _NotRecordable(first_line(error)) from error
+        return graph
+
+
+@contextlib.contextmanager
+def _on(stream: torch.cuda.Stream, device: torch.device) -> Iterator[None]:
+    """Make `stream` the current stream, after the work of the current one. Afterwards restores the current one.
+
+    torch.cuda.graph does not restore it if a recording fails.
+    """
+    before = torch.cuda.current_stream(device)
+    stream.wait_stream(before)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        before.wait_stream(stream)
+
+
+def _close_pool(device: torch.device, pool: "torch.cuda._POOL_HANDLE") -> None:
+    """Stop allocating from the pool of a failed recording. torch does this only for a recording that it could end."""
+    end = getattr(torch.cuda.memory, "_cuda_endAllocateToPool", None)
+    with contextlib.suppress(RuntimeError):  # it is closed already
+        if end is not None:
+            end(device.index or 0, pool)
+
+
+def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """Return the out-of-memory error that led to `error`, or None. A failed recording hides the first error."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _sizes_text(sizes: list[int]) -> str:
+    """Return for example "1 to 64 sequences"."""
+    smallest, largest = min(sizes), max(sizes)
+    return f"{smallest} sequences" if smallest == largest else f"{smallest} to {largest} sequences"

@@ -1,11 +1,13 @@
 """Operators of a forward pass on a GPU. Each one is a single Triton kernel, or two where its docstring says so.
 
 They are registered with torch as `torch.ops.tailrace.*`, so that tools that watch operators (profilers, the rehearsal in
-tests/) see one operator each. Where Triton cannot run, torch's operations compute the same (reference.py).
+tests/) see one operator each. Where Triton cannot run, torch's operations compute the same (reference.py). They also
+compute arguments without a kernel: float32 on a GPU, values narrower than keys, unusual widths of heads.
 
 Activations are float16 or bfloat16. Arithmetic and accumulation are float32. The cache's dtype is that of the activations.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,9 @@ from inference_server.gpu.triton_support import has_triton, interprets
 # Up to this number of rows, int8_linear reads the codes themselves. Above it, dequantizing once and multiplying with
 # cuBLAS is faster.
 MAX_INT8_ROWS = 64
+
+# The widest head that the attention kernels read.
+MAX_HEAD_DIM = 256
 
 _SCHEMAS = {
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
@@ -182,29 +187,43 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = 
 
 
 def _call(name: str, *arguments: Any) -> Tensor:
-    result: Tensor = getattr(torch.ops.tailrace, name)(*arguments)
+    result: Tensor = _OPERATORS[name](*arguments)
     return result
 
 
-def _implementation(name: str, can_run: Callable[[], bool]) -> Callable[..., Tensor]:
+def _implementation(name: str, can_run: Callable[..., bool]) -> Callable[..., Tensor]:
     """Return the function behind an operator: the Triton kernel's launcher if `can_run`, else the torch version."""
     plain: Callable[..., Tensor] = getattr(reference, name)
 
     def run(*arguments: Any) -> Tensor:
-        if not can_run():
+        if not _has_kernel(name, arguments) or not can_run():
             return plain(*arguments)
-        from inference_server.gpu.kernels import launchers
-
-        if name == "int8_linear" and arguments[0].shape[0] > MAX_INT8_ROWS:
-            return plain(*arguments)
+        # Imported here, because the launchers import Triton.
+        launchers = importlib.import_module("inference_server.gpu.kernels.launchers")
         launcher: Callable[..., Tensor] = getattr(launchers, name)
         return launcher(*arguments)
 
     return run
 
 
-_LIBRARY = torch.library.Library("tailrace", "DEF")
+def _has_kernel(name: str, arguments: tuple[Any, ...]) -> bool:
+    """Return True if the Triton kernel of this operator takes these arguments."""
+    first: Tensor = arguments[0]
+    if first.is_cuda and first.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if name == "int8_linear":
+        return first.shape[0] <= MAX_INT8_ROWS
+    if name in ("paged_decode_attention", "paged_prefill_attention"):
+        keys, values = arguments[1:3]
+        width = first.shape[-1]
+        return keys.shape == values.shape and keys.dtype is first.dtype and width <= MAX_HEAD_DIM and width % 8 == 0
+    return True
+
+
+_LIBRARY: Any = torch.library.Library("tailrace", "DEF")  # type: ignore[no-untyped-call]
 for _name, _schema in _SCHEMAS.items():
     _LIBRARY.define(_name + _schema)
     _LIBRARY.impl(_name, _implementation(_name, has_triton), "CUDA")
     _LIBRARY.impl(_name, _implementation(_name, interprets), "CPU")
+
+_OPERATORS: dict[str, Any] = {name: getattr(torch.ops.tailrace, name).default for name in _SCHEMAS}

@@ -5,7 +5,6 @@ device, except paged_prefill_attention, so a CUDA graph can record a decode pass
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inference_server.attention.torch_attention import (
@@ -15,6 +14,9 @@ from inference_server.attention.torch_attention import (
     gathered_decode_attention,
 )
 from inference_server.kernels import reference as cpu_reference
+
+# Weights that int8_linear dequantizes at a time: 64 MiB in 16 bits.
+_MAX_DEQUANTIZED = 32 * 2**20
 
 rms_norm = cpu_reference.rms_norm
 silu_mul = cpu_reference.silu_mul
@@ -45,7 +47,7 @@ def rope_and_write(
         query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
         normed = [rms_norm(query, query_norm, eps), rms_norm(key, key_norm, eps), value]
         qkv = torch.cat(normed, dim=1).flatten(1)
-    return cpu_reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads)
+    return cpu_reference.rope_and_write(qkv, cos, sin, keys, values, rows.long(), num_heads, num_kv_heads)
 
 
 def paged_decode_attention(
@@ -79,7 +81,7 @@ def paged_prefill_attention(
     """Attend segment by segment, on copies of the paged keys and values. `longest` has no effect."""
     spec = AttentionSpec(scaling, sliding_window, softcap)
     output = query.new_empty(*query.shape[:2], values.shape[-1])
-    bounds, ends = starts.tolist(), lengths.tolist()
+    bounds, ends = starts.cpu().tolist(), lengths.cpu().tolist()
     for index, end in enumerate(ends):
         first, last = bounds[index], bounds[index + 1]
         if first == last:
@@ -93,6 +95,18 @@ def paged_prefill_attention(
 
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Dequantize the weights to x's dtype, then multiply."""
-    weight = (codes * scales[:, None]).to(x.dtype)
-    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    """Dequantize the weights to x's dtype, then multiply: some thousand outputs at a time, to limit the memory."""
+    num_rows, width = x.shape
+    num_outputs = codes.shape[0]
+    output = x.new_empty(num_rows, num_outputs)
+    step = max(1, _MAX_DEQUANTIZED // width)
+    weight = x.new_empty(min(step, num_outputs), width)
+    for start in range(0, num_outputs, step):
+        part = slice(start, start + step)
+        piece = weight[: codes[part].shape[0]]
+        torch.mul(codes[part], scales[part, None], out=piece)  # in float32, rounded once
+        if bias is None:
+            torch.mm(x, piece.t(), out=output[:, part])
+        else:
+            torch.addmm(bias[part].to(x.dtype), x, piece.t(), out=output[:, part])
+    return output

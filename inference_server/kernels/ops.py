@@ -35,12 +35,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     dtype = x.dtype
     num_rows, width = x.shape
-    function = _kernel("rms_norm", dtype)
+    function = _kernel("rms_norm", x.device, dtype)
     if (
         function is None
         or width % _MAX_LANES
         or weight.dtype is not dtype
-        or not (x.is_cpu and x.is_contiguous() and weight.is_contiguous())
+        or not (x.is_contiguous() and weight.is_contiguous())
     ):
         return reference.rms_norm(x, weight, eps)
     out = torch.empty_like(x)
@@ -51,8 +51,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def silu_mul(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up, (num_rows, width), where gate_up (num_rows, 2 * width) is gate, then up."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    function = _kernel("silu_mul", gate_up.dtype)
-    if function is None or width % _MAX_LANES or not (gate_up.is_cpu and gate_up.is_contiguous()):
+    function = _kernel("silu_mul", gate_up.device, gate_up.dtype)
+    if function is None or width % _MAX_LANES or not gate_up.is_contiguous():
         return reference.silu_mul(gate_up)
     out = torch.empty(num_rows, width, dtype=gate_up.dtype)
     function.run(arguments.silu_mul(gate_up, out), num_rows, num_rows * width)
@@ -80,8 +80,7 @@ def rope_and_write(
     dtype = qkv.dtype
     width = keys.shape[-1]
     if not (
-        qkv.is_cpu
-        and keys.dtype is values.dtype
+        keys.dtype is values.dtype
         and (cos.dtype is dtype or cos.dtype is torch.float32)
         and sin.dtype is cos.dtype
         and rows.dtype is torch.int64
@@ -92,7 +91,7 @@ def rope_and_write(
         and rows.is_contiguous()
         and keys.is_contiguous()
         and values.is_contiguous()
-        and (function := _kernel("rope_and_write", dtype, cos.dtype, keys.dtype)) is not None
+        and (function := _kernel("rope_and_write", qkv.device, dtype, cos.dtype, keys.dtype)) is not None
     ):
         return reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads)
     num_rows = qkv.shape[0]
@@ -132,7 +131,7 @@ def paged_decode_attention(
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
     group = num_heads // num_kv_heads
-    function = _kernel("decode_attention", query.dtype, keys.dtype)
+    function = _kernel("decode_attention", query.device, query.dtype, keys.dtype)
     if (
         function is None
         or width % _MAX_LANES
@@ -182,7 +181,7 @@ def paged_prefill_attention(
         (num_tokens, num_heads, head_dim), or None if `prefill_attention_kernel` has no kernel for these tensors.
     """
     num_rows, _, width = query.shape
-    found = prefill_attention_kernel(query.dtype, keys)
+    found = prefill_attention_kernel(query.dtype, keys) if query.is_cpu else None
     if (
         found is None
         or keys.dtype is not values.dtype
@@ -226,8 +225,7 @@ class PrefillSegments:
 
 def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor) -> bool:
     return (
-        query.is_cpu
-        and keys.dtype is values.dtype
+        keys.dtype is values.dtype
         and block_table.dtype is lengths.dtype is torch.int32
         and block_table.stride(1) == 1
         and query.is_contiguous()
@@ -237,7 +235,7 @@ def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_ta
     )
 
 
-def _kernel(name: str, *dtypes: torch.dtype) -> Kernel | None:
-    """Return a kernel for tensors of these dtypes, or None if there is none."""
+def _kernel(name: str, device: torch.device, *dtypes: torch.dtype) -> Kernel | None:
+    """Return a kernel for tensors of these dtypes, or None if there is none. Compiles none for other devices than CPUs."""
     is_bf16 = [_IS_BF16.get(dtype) for dtype in dtypes]
-    return None if None in is_bf16 else kernel(name, *map(bool, is_bf16))
+    return None if device.type != "cpu" or None in is_bf16 else kernel(name, *map(bool, is_bf16))

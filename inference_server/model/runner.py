@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, NUM_SCRATCH_BLOCKS, SCRATCH_BLOCK, KVCache
-from inference_server.attention.paged import DecodeBatch, PrefillBatch, Segment
+from inference_server.attention.backend import AttentionBackend
+from inference_server.attention.cpu_backend import CpuAttention
+from inference_server.attention.kv_cache import BLOCK_SIZE, NUM_SCRATCH_BLOCKS, SCRATCH_BLOCK, KVCache
+from inference_server.attention.paged import DecodeBatch, PrefillBatch
+from inference_server.attention.step_inputs import DecodeTokens, PromptTokens, Segment, decode_inputs
 from inference_server.cpu.decoder_weights import DecoderWeights, extract_weights
-from inference_server.cpu.forward import CpuForward, DecodeTokens, PromptTokens
+from inference_server.cpu.forward import CpuForward
 from inference_server.errors import UnsupportedModel
-from inference_server.gpu.graphs import DecodeGraphs
+from inference_server.gpu.inputs import DecodeRows, upload
+from inference_server.model.gpu_passes import GpuPasses
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,10 @@ class PromptPiece:
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """The newest token of the sequence in `block_ids`, at `position`."""
+    """The newest token of the sequence in `block_ids`, at `position`.
+
+    A negative `token_id` -(k + 1) refers to row k of ModelRunner.sampled, if the runner supports overlap.
+    """
 
     block_ids: Items[int]
     position: int
@@ -46,8 +53,10 @@ class ModelRunner:
     Attributes:
         device: The device of the model and the cache.
         cache: The KV cache, whose first block is the scratch block.
+        attention: The device's attention.
+        sampled: (max_seqs,) int64 on the device, for the tokens that were sampled last; see NextToken.
         vocab_size: The width of the logits.
-        model: The transformers model; None if kernel programs compute every pass.
+        model: The transformers model; None if every pass is a program of compiled kernels or a fused decoder.
     """
 
     def __init__(
@@ -55,24 +64,29 @@ class ModelRunner:
         model: Any,
         *,
         num_blocks: int,
-        block_size: int = CPU_BLOCK_SIZE,
+        block_size: int = BLOCK_SIZE,
         max_len: int | None = None,
+        max_seqs: int = 64,
         invariant_rows: int | None = None,
         cache_dtype: torch.dtype | None = None,
         use_kernel_programs: bool = True,
     ) -> None:
         """Create the cache, and choose how forward passes run.
 
+        On a GPU, the linear layers of a model with a fused decoder are removed from `model`, which can then no longer run.
+
         Args:
             model: A transformers causal language model that attends through paged.NAME, or DecoderWeights that
                 cpu.forward.supports_all_passes accepts.
             num_blocks: Blocks of the KV cache, without the scratch block.
             block_size: Tokens of a block.
-            max_len: Tokens of the longest sequence. If given, decode passes on a GPU are recorded as CUDA graphs.
-            invariant_rows: If given, decode passes by modules are padded to this number of rows, and prompts are computed
-                one by one, so that the shapes of matrix products do not depend on the batch composition.
+            max_len: Tokens of the longest sequence. If given, decode passes on a GPU can be recorded as CUDA graphs.
+            max_seqs: The largest number of sequences of a decode pass on a GPU.
+            invariant_rows: If given, decode passes by modules and on a GPU are padded to this number of rows, and prompts
+                are computed one by one, so that the shapes of matrix products do not depend on the batch composition.
             cache_dtype: The dtype of keys and values; None for the activations' dtype.
-            use_kernel_programs: False runs a transformers model module by module even if a kernel program supports it.
+            use_kernel_programs: False runs a transformers model module by module even if a kernel program or a fused
+                decoder supports it.
         """
         self._invariant_rows = invariant_rows
         is_decoder = isinstance(model, DecoderWeights)
@@ -80,8 +94,11 @@ class ModelRunner:
         self.cache = KVCache(
             num_blocks=num_blocks + NUM_SCRATCH_BLOCKS, block_size=block_size, device=self.device, dtype=cache_dtype
         )
+        self.attention: AttentionBackend = CpuAttention()
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.sampled = torch.zeros(max(max_seqs, invariant_rows or 0), dtype=torch.int64, device=self.device)
         self._cpu_forward: CpuForward | None = None
+        self._gpu: GpuPasses | None = None
         self.model: Any
         if is_decoder:
             self._cpu_forward = CpuForward(model, self.cache)
@@ -91,10 +108,19 @@ class ModelRunner:
             if self.device.type == "cpu" and use_kernel_programs:
                 self._cpu_forward = self._kernel_programs(model)
         self.vocab_size: int = self._head.out_features
-        self._graphs: DecodeGraphs | None = None
-        if self.device.type == "cuda" and max_len is not None:
-            max_blocks = -(-max_len // block_size)
-            self._graphs = DecodeGraphs(self._decode, self.cache, max_blocks=max_blocks, invariant_rows=invariant_rows)
+        if self.device.type == "cuda":
+            self._gpu = GpuPasses(
+                model,
+                self.cache,
+                self.sampled,
+                self._decode_by_modules,
+                max_len=max_len,
+                invariant_rows=invariant_rows,
+                use_fused_decoder=use_kernel_programs,
+            )
+            self.attention = self._gpu.attention
+            if self._gpu.fused is not None:
+                self.model = None
 
     def _kernel_programs(self, model: Any) -> CpuForward | None:
         try:
@@ -107,6 +133,29 @@ class ModelRunner:
             )
             return None
 
+    @property
+    def path(self) -> str:
+        """Return how passes run, for the log: "decoder with fused kernels, CUDA graphs for 1 to 64 sequences"."""
+        if self._gpu is not None:
+            return self._gpu.path
+        return "modules of transformers" if self._cpu_forward is None else "one program of compiled kernels"
+
+    @property
+    def supports_overlap(self) -> bool:
+        """Return True if `decode` accepts references to sampled tokens, so that it can start before the host reads them."""
+        return self._gpu is not None
+
+    @torch.inference_mode()
+    def record_graphs(self) -> None:
+        """Record decode passes on a GPU as CUDA graphs, after `probe`. Does nothing on a CPU, or without `max_len`.
+
+        Raises:
+            torch.OutOfMemoryError: The memory ran out.
+        """
+        if self._gpu is not None:
+            self._gpu.record()
+            logger.info("the model runs on %s as: %s", self.device, self.path)
+
     @torch.inference_mode()
     def probe(self) -> None:
         """Run one token through every layer, in the scratch block. The first call also allocates the cache.
@@ -118,7 +167,7 @@ class ModelRunner:
         if self.model is None:
             self.prefill([PromptPiece([SCRATCH_BLOCK], 0, [0], wants_logits=True)])
             return
-        batch = PrefillBatch(self.cache, [Segment([SCRATCH_BLOCK], 0, 1)])
+        batch = PrefillBatch(self.cache, self.attention.prompts(self.cache, [Segment([SCRATCH_BLOCK], 0, 1)]))
         zero = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
         self._forward(zero, zero, self._first, batch)
         config = self.model.config.get_text_config()
@@ -144,16 +193,15 @@ class ModelRunner:
 
     def _prefill(self, pieces: Items[PromptPiece]) -> Tensor:
         prompts, wanted = _flattened(pieces)
-        columns = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+        if self._gpu is not None and self._gpu.fused is not None:
+            return self._gpu.prefill(prompts, wanted)
+        columns = self._integers(wanted)
         if self._cpu_forward is not None and self._cpu_forward.supports_prefill:
             logits: Tensor = self._head(self._cpu_forward.prefill(prompts)[columns])
             return logits.float()
-        return self._forward(
-            torch.tensor([prompts.token_ids], device=self.device),
-            torch.tensor([prompts.positions], device=self.device),
-            columns,
-            PrefillBatch(self.cache, prompts.segments),
-        )[0]
+        batch = PrefillBatch(self.cache, self.attention.prompts(self.cache, prompts.segments))
+        token_ids, positions = self._integers(prompts.token_ids), self._integers(prompts.positions)
+        return self._forward(token_ids[None], positions[None], columns, batch)[0]
 
     @property
     def supports_mixed_batch(self) -> bool:
@@ -161,43 +209,59 @@ class ModelRunner:
 
         Batch invariance forbids it, because decoded tokens would share matrix products with prompt tokens.
         """
-        forward = self._cpu_forward
-        return forward is not None and forward.supports_prefill and self._invariant_rows is None
+        if self._invariant_rows is not None:
+            return False
+        if self._gpu is not None:
+            return self._gpu.fused is not None
+        return self._cpu_forward is not None and self._cpu_forward.supports_prefill
 
     @torch.inference_mode()
     def mixed(self, tokens: Items[NextToken], pieces: Items[PromptPiece]) -> Tensor:
         """Decode tokens and compute prompt tokens in one pass, which reads the weights once.
 
-        Returns the logits of `decode`, then the logits of `prefill`, (num_rows, vocab_size) float32.
+        Returns the logits of `decode`, then the logits of `prefill`, (num_rows, vocab_size) float32. The caller may change
+        them.
         """
-        assert self._cpu_forward is not None
+        decoded = _decoded(tokens)
         prompts, wanted = _flattened(pieces)
-        outputs = self._cpu_forward.mixed(_decoded(tokens), prompts)
+        if self._gpu is not None:
+            return self._gpu.mixed(decoded, prompts, wanted)
+        assert self._cpu_forward is not None
+        outputs = self._cpu_forward.mixed(decoded, prompts)
         columns = [*range(len(tokens)), *(len(tokens) + column for column in wanted)]
         logits: Tensor = self._head(outputs[torch.tensor(columns)])
         return logits.float()
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
-        """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
+        """Compute one token of each sequence.
+
+        Returns logits (num_seqs, vocab_size) float32. The caller may change them. They are valid until the next call of
+        `decode`, which overwrites them; on a GPU in the order of the stream, so work that was launched before reads the
+        old ones.
+        """
         decoded = _decoded(tokens)
         if self._cpu_forward is not None:
             return self._cpu_forward.decode(decoded)
-        token_ids, positions, block_ids = decoded.token_ids, decoded.positions, decoded.block_ids
-        if self._graphs is not None and (logits := self._graphs.decode(token_ids, positions, block_ids)) is not None:
-            return logits
+        if self._gpu is not None:
+            return self._gpu.decode(decoded)
         num_rows = max(len(tokens), self._invariant_rows or 0)
         padding = [0] * (num_rows - len(tokens))
-        batch = DecodeBatch.from_positions(self.cache, block_ids, positions, num_rows=num_rows)
-        return self._decode(self._column([*token_ids, *padding]), self._column([*positions, *padding]), batch)[
-            : len(tokens)
-        ]
+        table, lengths, rows = decode_inputs(self.cache.block_size, decoded.block_ids, decoded.positions, num_rows)
+        token_ids = self._integers([*decoded.token_ids, *padding])
+        positions = self._integers([*decoded.positions, *padding])
+        return self._decode_by_modules(DecodeRows(token_ids, positions, rows, lengths, table))[: len(tokens)]
 
-    def _decode(self, token_ids: Tensor, positions: Tensor, batch: DecodeBatch) -> Tensor:
-        return self._forward(token_ids, positions, self._first, batch)[:, 0]
+    def _decode_by_modules(self, inputs: DecodeRows) -> Tensor:
+        batch = DecodeBatch(self.cache, self.attention, inputs.table, inputs.lengths, inputs.rows)
+        positions = inputs.positions.long()[:, None]
+        return self._forward(inputs.token_ids[:, None], positions, self._first, batch)[:, 0]
 
-    def _column(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, device=self.device)[:, None]
+    def _integers(self, values: list[int]) -> Tensor:
+        """Return a copy of the values on the device, int64. The host does not wait for the copy."""
+        if self.device.type == "cpu":
+            return torch.tensor(values, dtype=torch.int64)
+        return upload(values, self.device).long()
 
     def _forward(
         self, token_ids: Tensor, positions: Tensor, wanted: Tensor, batch: PrefillBatch | DecodeBatch

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from inference_server.attention.kv_cache import CPU_BLOCK_SIZE
+from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
@@ -124,7 +124,7 @@ def _pack(
             decoder = extract_weights(model)
         except ValueError:  # the runner logs the reason
             decoder = None
-        if decoder is not None and supports_all_passes(decoder, CPU_BLOCK_SIZE, cache_dtype(precision)):
+        if decoder is not None and supports_all_passes(decoder, BLOCK_SIZE, cache_dtype(precision)):
             if folder is not None:
                 packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
             return PreparedModel(decoder, loaded.tokenizer, loaded.info, decoder.num_bytes)

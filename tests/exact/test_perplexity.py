@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_server.attention.paged import PrefillBatch, Segment
-from inference_server.cpu.forward import PromptTokens
+from inference_server.attention.paged import PrefillBatch
+from inference_server.attention.step_inputs import PromptTokens, Segment
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings
 from inference_server.weights.loader import silence_libraries
@@ -53,7 +53,8 @@ def engine_logits(model: HostedModel) -> Callable[[TokenIds], Tensor]:
             return runner._head(outputs).float()
         chunk = torch.tensor([window[start : start + CHUNK]])
         columns = torch.arange(chunk.shape[1])
-        batch = PrefillBatch(runner.cache, [Segment(block_ids, start, chunk.shape[1])])
+        segments = [Segment(block_ids, start, chunk.shape[1])]
+        batch = PrefillBatch(runner.cache, runner.attention.prompts(runner.cache, segments))
         return runner._forward(chunk, start + columns[None], columns, batch)[0]
 
     return lambda window: torch.cat([chunk_logits(window, start) for start in range(0, len(window), CHUNK)])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
@@ -40,16 +40,16 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
         RuntimeError: The memory ran out.
     """
     key, model, settings, device = spec.key, spec.model, spec.settings, spec.device
-    block_size = CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE
     runner = ModelRunner(
         model.model,
-        num_blocks=_num_blocks(spec, block_size),
-        block_size=block_size,
+        num_blocks=_num_blocks(spec, BLOCK_SIZE),
         max_len=spec.max_len,
+        max_seqs=settings.max_running_seqs,
         invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
         cache_dtype=cache_dtype(key.precision) if device.type == "cpu" else None,
     )
     await in_daemon_thread(runner.probe)
+    await in_daemon_thread(runner.record_graphs)
     logger.info(
         "%s as %s on %s: weights %.2f GiB, KV cache up to %.2f GiB (%d tokens) of %.1f GiB memory",
         key.weights,
@@ -65,7 +65,7 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
         end_ids=spec.end_ids,
         policy=_scheduler_policy(settings),
         limits=spec.capacity_limits(),
-        max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // block_size,
+        max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // BLOCK_SIZE,
         on_broken=spec.on_broken,
         sample=sample,
     )

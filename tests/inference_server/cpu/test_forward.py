@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, NUM_SCRATCH_BLOCKS
+from inference_server.attention.kv_cache import BLOCK_SIZE, NUM_SCRATCH_BLOCKS
 from inference_server.attention.paged import NAME, register
 from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm, fuse
@@ -53,7 +53,7 @@ def runners(tiny_model, monkeypatch, num_threads):
     def make(precision):
         if precision == "callback":
             torch.set_num_threads(1)
-            shape = (200 + NUM_SCRATCH_BLOCKS, CPU_BLOCK_SIZE, 2, 32)
+            shape = (200 + NUM_SCRATCH_BLOCKS, BLOCK_SIZE, 2, 32)
             monkeypatch.setattr(ops, "load_prefill_attention", lambda is_bf16: prefill_attention(shape))
         model = model_of(tiny_model("llama-2-heads-of-32"), precision)
         dtype = None if precision == "callback" else cache_dtype(precision)

@@ -1,0 +1,71 @@
+"""Attention over the paged KV cache on a GPU: one operator for all sequences of a pass."""
+
+from collections.abc import Sequence as Items
+
+from torch import Tensor
+
+from inference_server.attention.kv_cache import KVCache
+from inference_server.attention.step_inputs import Segment
+from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.gpu import ops
+from inference_server.gpu.inputs import PromptRows, upload_prompts
+
+# Parts of the keys of each sequence under batch invariance: the same for every batch composition.
+INVARIANT_SPLITS = 4
+
+
+class GpuPrompts:
+    """Attention of prompt segments, all in one operator (implements PromptAttention)."""
+
+    def __init__(self, prompts: PromptRows) -> None:
+        """Attend with the tokens of `prompts`."""
+        self._prompts = prompts
+
+    @property
+    def rows(self) -> Tensor:
+        """Return the cache rows of the segments' tokens, (num_tokens,) int32."""
+        return self._prompts.rows
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
+        """Attend with each token to the keys of its sequence up to its own position. See PromptAttention.attend."""
+        prompts = self._prompts
+        return ops.paged_prefill_attention(
+            query.contiguous(),
+            keys,
+            values,
+            prompts.table,
+            prompts.starts,
+            prompts.lengths,
+            prompts.longest,
+            spec.scaling,
+            spec.sliding_window,
+            spec.softcap,
+        )
+
+
+class GpuAttention:
+    """Attention on a GPU (implements AttentionBackend)."""
+
+    def __init__(self, *, batch_invariant: bool = False) -> None:
+        """`batch_invariant`: a sequence's result must be bit-identical for every batch composition."""
+        self._num_splits = INVARIANT_SPLITS if batch_invariant else 0
+
+    def prompts(self, cache: KVCache, segments: Items[Segment]) -> GpuPrompts:
+        """Return the attention of these prompt segments, for all layers of one forward pass."""
+        return GpuPrompts(upload_prompts(segments, block_size=cache.block_size, device=cache.device))
+
+    def decode(
+        self, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, spec: AttentionSpec
+    ) -> Tensor:
+        """Attend with the newest token of each of n sequences. See AttentionBackend.decode."""
+        return ops.paged_decode_attention(
+            query.contiguous(),
+            keys,
+            values,
+            table,
+            lengths,
+            spec.scaling,
+            spec.sliding_window,
+            spec.softcap,
+            self._num_splits,
+        )

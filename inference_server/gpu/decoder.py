@@ -1,0 +1,193 @@
+"""The weights of a Llama-like decoder as a GPU's forward pass reads them, and their extraction from a transformers model.
+
+Each layer computes x += attention(norm(x)), then x += gated_mlp(norm(x)), and nothing else. q, k and v are one linear layer,
+and so are gate and up. Does not import the transformers models, which takes more than a second.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, is_int8, stacked
+
+# Classes are compared by name, not by isinstance, because a subclass may compute something else in between.
+_MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+_ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
+_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+_SILUS = {"SiLU", "SiLUActivation"}  # torch's class and transformers' class
+_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+
+Linear = Linear16 | Int8Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """The rotary position embedding. Its frequencies do not depend on the sequence's length."""
+
+    frequencies: Tensor  # (head_dim,) float32, the inverse frequencies twice
+    scaling: float  # a factor on sines and cosines
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the positions (num_tokens,), each (num_tokens, head_dim) float32."""
+        angles = positions.float()[:, None] * self.frequencies
+        if self.scaling == 1.0:
+            return angles.cos(), angles.sin()
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLayer:
+    """The weights of one layer. The norms of heads are None unless the architecture has them (Qwen 3)."""
+
+    input_norm: Tensor  # (hidden_size,)
+    qkv: Linear  # (num_heads + 2 * num_kv_heads) * head_dim outputs
+    query_norm: Tensor | None  # (head_dim,)
+    key_norm: Tensor | None  # (head_dim,)
+    attention: AttentionSpec
+    output: Linear
+    post_norm: Tensor  # (hidden_size,)
+    gate_up: Linear  # the outputs of gate, then of up
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDecoder:
+    """A decoder's weights. Embedding, norms, 16-bit layers and activations have one dtype."""
+
+    embedding: Tensor  # (vocab_size, hidden_size)
+    rotary: Rotary
+    layers: list[GpuLayer]
+    norm: Tensor  # (hidden_size,)
+    head: Linear
+    eps: float  # epsilon of all norms
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+def extract(model: Any) -> GpuDecoder:
+    """Return the weights of a transformers model, and remove its linear layers, so that the model can no longer run.
+
+    The layers are stacked and removed one after the other. So the memory never exceeds that of the model by more than one
+    layer.
+
+    Raises:
+        ValueError: The fused forward pass does not support this model, which is unchanged. The message is the reason, as a
+            clause.
+    """
+    _check_model(model)
+    inner = model.model
+    attention = inner.layers[0].self_attn
+    rotary = inner.rotary_emb
+    with torch.no_grad():
+        return GpuDecoder(
+            embedding=inner.embed_tokens.weight.detach(),
+            rotary=Rotary(rotary.inv_freq.detach().float().repeat(2), float(rotary.attention_scaling)),
+            head=stacked([model.lm_head]),
+            layers=[_extracted(layer) for layer in inner.layers],
+            norm=inner.norm.weight.detach(),
+            eps=inner.norm.variance_epsilon,
+            num_heads=model.config.num_attention_heads,
+            num_kv_heads=model.config.num_key_value_heads,
+            head_dim=attention.head_dim,
+        )
+
+
+def _extracted(layer: Any) -> GpuLayer:
+    """Return a layer's weights, and remove its linear layers."""
+    attention, mlp = layer.self_attn, layer.mlp
+    query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    return GpuLayer(
+        input_norm=layer.input_layernorm.weight.detach(),
+        qkv=_taken(attention, "q_proj", "k_proj", "v_proj"),
+        query_norm=None if query_norm is None else query_norm.weight.detach(),
+        key_norm=None if key_norm is None else key_norm.weight.detach(),
+        attention=AttentionSpec(attention.scaling, _window(attention)),
+        output=_taken(attention, "o_proj"),
+        post_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=_taken(mlp, "gate_proj", "up_proj"),
+        down=_taken(mlp, "down_proj"),
+    )
+
+
+def _taken(parent: nn.Module, *names: str) -> Linear:
+    """Return the stacked layers `names` of a module, and remove them from it."""
+    linear = stacked([getattr(parent, name) for name in names])
+    for name in names:
+        setattr(parent, name, None)
+    return linear
+
+
+def _window(attention: Any) -> int | None:
+    """Return the sliding window of an attention module in tokens, or None."""
+    holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    window: int | None = getattr(holder, "sliding_window", None)
+    return window
+
+
+def _check_model(model: Any) -> None:
+    """Raise ValueError if the fused forward pass does not support the model."""
+    if type(model).__name__ not in _MODELS:
+        raise ValueError("there is no fused decoder for its architecture")
+    if has_outlier_threshold(model):
+        raise ValueError(
+            "its int8 layers separate outliers (TAILRACE_INT8_THRESHOLD), which needs bitsandbytes' layers"
+        )
+    inner = model.model
+    dtype = inner.embed_tokens.weight.dtype
+    if type(inner.embed_tokens) is not nn.Embedding or type(model.lm_head) is not nn.Linear:
+        raise ValueError("its embedding or its output head is not torch's")
+    # longrope has two sets of frequencies.
+    if getattr(inner.rotary_emb, "rope_type", "default") == "longrope":
+        raise ValueError("its rotary positions (longrope) depend on the sequence's length")
+    if inner.rotary_emb.inv_freq.numel() * 2 != inner.layers[0].self_attn.head_dim:
+        raise ValueError("it rotates only a part of each head")
+    for layer in inner.layers:
+        _check_layer(layer, dtype)
+    norms = list(_norms(inner))
+    if any(type(norm).__name__ not in _NORMS or norm.weight.dtype is not dtype for norm in norms):
+        raise ValueError("its norms are not RMS norms in the dtype of its embedding")
+    if any(norm.variance_epsilon != inner.norm.variance_epsilon for norm in norms):
+        raise ValueError("its norms differ in epsilon")
+    types = getattr(model.config, "layer_types", None) or []
+    windows = [_window(layer.self_attn) is not None for layer in inner.layers]
+    if types and [kind == "sliding_attention" for kind in types] != windows:
+        raise ValueError("its sliding windows differ from its configuration")
+
+
+def _norms(inner: Any) -> Iterator[Any]:
+    """Yield every norm of a decoder, those of heads included."""
+    yield inner.norm
+    for layer in inner.layers:
+        yield layer.input_layernorm
+        yield layer.post_attention_layernorm
+        for name in ("q_norm", "k_norm"):
+            if (norm := getattr(layer.self_attn, name, None)) is not None:
+                yield norm
+
+
+def _check_layer(layer: Any, dtype: torch.dtype) -> None:
+    """Raise ValueError if the fused forward pass does not support the layer. `dtype`: that of the embedding."""
+    attention, mlp = layer.self_attn, layer.mlp
+    names = (type(layer).__name__, type(attention).__name__, type(mlp).__name__)
+    if names[0] not in _LAYERS or names[1] not in _ATTENTIONS or names[2] not in _MLPS:
+        raise ValueError(f"there is no fused pass for its layers ({', '.join(names)})")
+    if type(mlp.act_fn).__name__ not in _SILUS:
+        raise ValueError("its MLP's activation is not SiLU")
+    groups = [
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    ]
+    for group in groups:
+        if all(is_int8(linear) for linear in group):
+            if not all(can_multiply_int8(linear) for linear in group):
+                raise ValueError("only Triton kernels multiply its int8 weights")
+        elif any(type(linear) is not nn.Linear or linear.weight.dtype is not dtype for linear in group):
+            raise ValueError("its linear layers are neither torch's, in the dtype of its embedding, nor int8")

@@ -1,0 +1,112 @@
+"""Chooses how a transformers model runs on a GPU, and runs its passes: a fused decoder if its architecture has one."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference_server.attention.kv_cache import KVCache
+from inference_server.attention.step_inputs import DecodeTokens, PromptTokens
+from inference_server.gpu.attention import GpuAttention
+from inference_server.gpu.decoder import extract
+from inference_server.gpu.forward import GpuForward
+from inference_server.gpu.graphs import DecodeGraphs, DecodePass
+from inference_server.gpu.inputs import DecodeInputs
+from inference_server.gpu.linear import has_outlier_threshold, replace_int8
+from inference_server.gpu.triton_support import obstacle
+
+logger = logging.getLogger(__name__)
+
+
+class GpuPasses:
+    """The passes of one model on a GPU.
+
+    Attributes:
+        attention: The GPU's attention.
+        fused: The fused decoder, or None if prompts run through the model's modules.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        cache: KVCache,
+        sampled: Tensor,
+        decode_by_modules: DecodePass,
+        *,
+        max_len: int | None,
+        invariant_rows: int | None,
+        use_fused_decoder: bool,
+    ) -> None:
+        """Choose the passes. If there is a fused decoder, the linear layers of `model` are removed.
+
+        Args:
+            model: A transformers causal language model on a GPU.
+            cache: The KV cache.
+            sampled: (max_seqs,) int64, the tokens that were sampled last; see DecodeInputs.
+            decode_by_modules: Computes one token of each sequence through the model's modules.
+            max_len: Tokens of the longest sequence; None for no CUDA graphs.
+            invariant_rows: The only batch size of decode passes under batch invariance, else None.
+            use_fused_decoder: False runs the model's modules even if there is a fused decoder.
+        """
+        # cuDNN builds a plan for every new length of a prompt, which takes about 0.4 s each time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        name, vocab_size = type(model).__name__, model.get_output_embeddings().out_features
+        if reason := obstacle():
+            logger.warning("%s runs without fused kernels, several times slower: %s", name, reason)
+        # bitsandbytes waits for the device to find outliers, which a CUDA graph cannot record.
+        self._can_record = max_len is not None and not has_outlier_threshold(model)
+        self.attention = GpuAttention(batch_invariant=invariant_rows is not None)
+        self.fused = _fused_forward(model, cache, self.attention) if use_fused_decoder else None
+        if self.fused is None:
+            replace_int8(model)
+        max_blocks = cache.num_blocks if max_len is None else -(-max_len // cache.block_size)
+        self._inputs = DecodeInputs(sampled, max_blocks=max_blocks, block_size=cache.block_size)
+        self._graphs = DecodeGraphs(
+            self.fused.decode if self.fused else decode_by_modules,
+            self._inputs,
+            vocab_size=vocab_size,
+            invariant_rows=invariant_rows,
+        )
+
+    @property
+    def path(self) -> str:
+        """Return how passes run, for example "decoder with fused kernels, CUDA graphs for 1 to 64 sequences"."""
+        passes = "decoder with fused kernels" if self.fused else "modules of transformers"
+        return f"{passes}, {self._graphs.description}"
+
+    def record(self) -> None:
+        """Record decode passes as CUDA graphs, if they can be recorded.
+
+        Raises:
+            torch.OutOfMemoryError: The memory ran out.
+        """
+        if self._can_record:
+            self._graphs.record()
+
+    def decode(self, tokens: DecodeTokens) -> Tensor:
+        """Compute one token of each sequence. See DecodeGraphs.decode."""
+        return self._graphs.decode(tokens)
+
+    def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
+        """Compute prompt tokens with the fused decoder. Returns logits (num_wanted, vocab_size) float32."""
+        assert self.fused is not None
+        return self.fused.prefill(prompts, wanted).float()
+
+    def mixed(self, tokens: DecodeTokens, prompts: PromptTokens, wanted: list[int]) -> Tensor:
+        """Compute decoded and prompt tokens in one pass of the fused decoder. See GpuForward.mixed."""
+        assert self.fused is not None
+        count = len(tokens.token_ids)
+        self._inputs.write(tokens, count)
+        return self.fused.mixed(self._inputs.rows(count), prompts, wanted).float()
+
+
+def _fused_forward(model: Any, cache: KVCache, attention: GpuAttention) -> GpuForward | None:
+    """Return the fused forward pass of a model, whose own linear layers are removed, or None if there is none."""
+    try:
+        decoder = extract(model)
+    except ValueError as reason:
+        logger.info("the model's modules run one by one on the GPU, which is slower: %s", reason)
+        return None
+    torch.cuda.empty_cache()  # the memory of the separate layers
+    return GpuForward(decoder, cache, attention)
