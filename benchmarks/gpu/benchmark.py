@@ -3,6 +3,7 @@
 The bound of one stream is the bandwidth of a copy divided by the bytes of the weights, which every step reads once.
 """
 
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -31,8 +32,12 @@ def _measure(setup: Setup, note: Note, make: Make, *, int8: bool, attention: str
     note("weights_gb", round(num_bytes / 1e9, 3))
     note("bound_tokens_per_s", round(timing.copy_bandwidth(setup) / num_bytes, 1))
     room = cache_tokens(model)
+    start = time.perf_counter()
     subject = make(setup, model)
+    note("start_s", round(time.perf_counter() - start, 2))  # with Triton's compilation and the recording of graphs
     try:
+        if isinstance(subject, Tailrace):
+            note("path", subject.runner.path)
         for load, prompts in _loads(setup, model.config.vocab_size).items():
             if len(prompts) * (len(prompts[0]) + setup.tokens) > room:
                 note(load, {"left out": f"the GPU's memory holds keys and values of {room} tokens only"})

@@ -109,15 +109,18 @@ def _replay(setup: Setup, note: Note, int8: bool) -> None:
     setup.need_cuda()
     model = models.make(setup, int8=int8, num_layers=2)
     size = model.config.vocab_size
-    lengths = [(number * 53) % 600 + 1 for number in range(MAX_SEQS)]
-    logits = []
-    for graphs in (True, False):
-        runner = make_runner(setup, model, graphs=graphs, max_tokens=_MAX_TOKENS)
-        sequences = Sequences(runner, lengths, size)
-        logits.append([runner.decode(sequences.tokens[:count]).clone() for count in range(1, MAX_SEQS + 1)])
-        del runner, sequences
+    runner = make_runner(model, graphs=False, max_tokens=_MAX_TOKENS)
+    sequences = Sequences(runner, [(number * 53) % 600 + 1 for number in range(MAX_SEQS)], size)
+
+    def decoded() -> list[torch.Tensor]:
+        return [runner.decode(sequences.tokens[:count]).clone() for count in range(1, MAX_SEQS + 1)]
+
+    logits = [decoded()]
+    runner.record_graphs()
+    note("path", runner.path)
+    logits.append(decoded())
     differences = {}
-    for count, (replayed, eager) in enumerate(zip(*logits, strict=True), 1):
+    for count, (eager, replayed) in enumerate(zip(*logits, strict=True), 1):
         differences[count] = float(((replayed - eager).abs().amax() / eager.std()).item())
     worst = max(differences, key=lambda count: differences[count])
     note("batch_sizes", len(differences))
@@ -192,30 +195,35 @@ def _invariance(setup: Setup, note: Note) -> None:
         raise Mismatch(f"{len(prompts) - equal} replies depend on the batch")
 
 
+def _one_engine(setup: Setup, prompts: list[list[int]], num_layers: int) -> list[list[int]]:
+    """Return the replies of a new engine with a new model."""
+    return _engine_replies(setup, models.make(setup, num_layers=num_layers), prompts, _num_tokens(setup))
+
+
 def _two_engines(setup: Setup, note: Note) -> None:
     """Start two engines at the same time, which record graphs and decode, and compare with one after the other."""
-    made = [models.make(setup, num_layers=2), models.make(setup, num_layers=3)]
-    prompts = _prompts((5, 30, 70), made[0].config.vocab_size)
-    expected = [_engine_replies(setup, model, prompts, _num_tokens(setup)) for model in made]
+    size = models.SHAPES[setup.shapes]["vocab_size"]
+    prompts, layers = _prompts((5, 30, 70), size), (2, 3)
+    expected = [_one_engine(setup, prompts, count) for count in layers]
     replies: dict[int, list[list[int]]] = {}
     errors: list[Exception] = []
 
     def run(number: int) -> None:
         try:
-            replies[number] = _engine_replies(setup, made[number], prompts, _num_tokens(setup))
+            replies[number] = _one_engine(setup, prompts, layers[number])
         except Exception as error:  # the check's own thread raises it
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(made))]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(layers))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    equal = sum(replies[number] == expected[number] for number in range(len(made)))
-    note("equal_engines", f"{equal} of {len(made)}")
-    if equal != len(made):
+    equal = sum(replies[number] == expected[number] for number in range(len(layers)))
+    note("equal_engines", f"{equal} of {len(layers)}")
+    if equal != len(layers):
         raise Mismatch("replies differ when two engines start at the same time")
 
 

@@ -18,7 +18,8 @@ _NAME = 120  # characters of a kernel's name
 def _profile(setup: Setup, note: Note, int8: bool) -> None:
     model = models.make(setup, int8=int8)
     lengths = [120 + number for number in range(MAX_SEQS)]
-    runner = make_runner(setup, model, max_tokens=512)
+    runner = make_runner(model, max_tokens=512)
+    note("path", runner.path)
     for count in (1, 2) if setup.is_tiny else (1, MAX_SEQS):
         tokens = Sequences(runner, lengths[:count], model.config.vocab_size).tokens
 

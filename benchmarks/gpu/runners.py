@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.checks import Setup
 from benchmarks.gpu.models import cache_bytes_per_token
-from inference_server.attention.kv_cache import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.scheduler import Policy
@@ -16,11 +15,6 @@ from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 MAX_TOKENS = 2048  # of the longest sequence
 MAX_SEQS = 64
 _CACHE_SHARE = 0.8  # of the free memory
-
-
-def block_size(setup: Setup) -> int:
-    """Return the tokens of a block of the KV cache."""
-    return CUDA_BLOCK_SIZE if setup.is_cuda else CPU_BLOCK_SIZE
 
 
 def cache_tokens(model: Any, max_seqs: int = MAX_SEQS, max_tokens: int = MAX_TOKENS) -> int:
@@ -33,7 +27,6 @@ def cache_tokens(model: Any, max_seqs: int = MAX_SEQS, max_tokens: int = MAX_TOK
 
 
 def make_runner(
-    setup: Setup,
     model: Any,
     *,
     graphs: bool = True,
@@ -41,24 +34,25 @@ def make_runner(
     max_tokens: int = MAX_TOKENS,
     invariant: bool = False,
 ) -> ModelRunner:
-    """Return a runner that has computed one token, with all CUDA graphs recorded.
+    """Return a runner that has computed one token, with its CUDA graphs recorded.
 
     Args:
-        setup: The device.
-        model: A transformers model that attends through Tailrace.
-        graphs: False computes every pass operator by operator.
+        model: A transformers model that attends through Tailrace. On a GPU it may not run by itself afterwards.
+        graphs: False records no graphs yet.
         max_seqs: Sequences that decode together.
         max_tokens: Tokens of the longest sequence.
         invariant: True makes results independent of the batch.
     """
     runner = ModelRunner(
         model,
-        num_blocks=cache_tokens(model, max_seqs, max_tokens) // block_size(setup),
-        block_size=block_size(setup),
-        max_len=max_tokens if graphs else None,
+        num_blocks=cache_tokens(model, max_seqs, max_tokens) // BLOCK_SIZE,
+        max_len=max_tokens,
+        max_seqs=max_seqs,
         invariant_rows=max_seqs if invariant else None,
     )
     runner.probe()
+    if graphs:
+        runner.record_graphs()
     return runner
 
 

@@ -61,7 +61,7 @@ class Tailrace:
 
     def __init__(
         self,
-        setup: Setup,
+        _setup: Setup,
         model: Any,
         *,
         max_seqs: int = MAX_SEQS,
@@ -69,7 +69,7 @@ class Tailrace:
         invariant: bool = False,
     ) -> None:
         """Start the engine. See runners.make_runner for the arguments."""
-        self.runner = make_runner(setup, model, max_seqs=max_seqs, max_tokens=max_tokens, invariant=invariant)
+        self.runner = make_runner(model, max_seqs=max_seqs, max_tokens=max_tokens, invariant=invariant)
         self._loop = asyncio.new_event_loop()
         self._engine = self._loop.run_until_complete(start_engine(self.runner, max_seqs, invariant))
 
@@ -157,7 +157,7 @@ class Generate:
 class ContinuousBatching:
     """transformers' own continuous batching."""
 
-    def __init__(self, setup: Setup, model: Any) -> None:
+    def __init__(self, _setup: Setup, model: Any) -> None:
         """Start its thread."""
         config = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=MAX_TOKENS)
         batching = ContinuousBatchingConfig(block_size=32, num_blocks=cache_tokens(model) // 32)
