@@ -148,11 +148,12 @@ _ABSENT = "pydantic numba llvmlite grpc google prometheus_client throttled llgui
 _BLOCKER = f"""
 import sys
 from importlib.machinery import PathFinder
-class Filter:
-    def find_spec(self, name, path=None, target=None):
+class Filter(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         absent = name.partition(".")[0] in {set(_ABSENT.split())!r}
-        return None if absent else PathFinder.find_spec(name, path, target)
-sys.meta_path[sys.meta_path.index(PathFinder)] = Filter()
+        return None if absent else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Filter
 """
 
 
