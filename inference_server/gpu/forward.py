@@ -18,10 +18,15 @@ from inference_server.gpu.inputs import DecodeRows, PromptRows, upload_prompts
 
 
 class GpuForward:
-    """Runs passes of decoded tokens, of prompt tokens, or of both. Returned logits are new tensors, in the model's dtype."""
+    """Runs passes of decoded tokens, of prompt tokens, or of both. Returned logits are new tensors, in `dtype`.
+
+    Attributes:
+        dtype: The dtype of activations and logits.
+    """
 
     def __init__(self, decoder: GpuDecoder, cache: KVCache, attention: GpuAttention) -> None:
         """Run `decoder` over `cache`, whose layers are allocated by the first pass."""
+        self.dtype = decoder.embedding.dtype
         self._decoder, self._cache, self._attention = decoder, cache, attention
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
 

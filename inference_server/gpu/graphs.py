@@ -19,7 +19,7 @@ from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# (n rows) -> logits (n, vocab_size), in any floating-point dtype.
+# (n rows) -> logits (n, vocab_size).
 DecodePass = Callable[[DecodeRows], Tensor]
 
 # The models of one process record one after the other: torch allows one recording at a time.
@@ -51,7 +51,13 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, decode_pass: DecodePass, inputs: DecodeInputs, *, vocab_size: int, invariant_rows: int | None = None
+        self,
+        decode_pass: DecodePass,
+        inputs: DecodeInputs,
+        *,
+        vocab_size: int,
+        dtype: torch.dtype,
+        invariant_rows: int | None = None,
     ) -> None:
         """Create the logits' buffer. Nothing is recorded yet.
 
@@ -59,6 +65,7 @@ class DecodeGraphs:
             decode_pass: Computes one token of each sequence. It must not wait for the device.
             inputs: The inputs at fixed addresses.
             vocab_size: The width of the logits.
+            dtype: The dtype of the logits that `decode_pass` returns.
             invariant_rows: The only batch size, to which all are padded; None for a size close to the batch.
         """
         self.sizes: list[int] = []
@@ -67,7 +74,7 @@ class DecodeGraphs:
         self._invariant_rows = invariant_rows
         self._device = inputs.sampled.device
         # One buffer for all sizes: a buffer of its own for each graph would take gigabytes with a large vocabulary.
-        self._logits = torch.zeros((inputs.max_rows, vocab_size), dtype=torch.float32, device=self._device)
+        self._logits = torch.zeros((inputs.max_rows, vocab_size), dtype=dtype, device=self._device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     @property
@@ -82,8 +89,7 @@ class DecodeGraphs:
             tokens: The tokens; an id -(k + 1) refers to row k of `inputs.sampled`.
 
         Returns:
-            Logits (num_seqs, vocab_size) float32, which the caller may change. The next decode pass overwrites them, in the
-            order of the stream.
+            Logits (num_seqs, vocab_size) float32, a new tensor that no later pass changes.
         """
         count = len(tokens.token_ids)
         num_rows = self._num_rows(count)
@@ -92,7 +98,7 @@ class DecodeGraphs:
             graph.replay()
         else:
             self._run(num_rows)
-        return self._logits[:count]
+        return self._logits[:count].to(torch.float32, copy=True)
 
     def record(self) -> None:
         """Record the graphs of all batch sizes. If this model's pass cannot be recorded, log why; passes stay eager.

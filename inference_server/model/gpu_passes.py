@@ -14,7 +14,7 @@ from inference_server.gpu.forward import GpuForward
 from inference_server.gpu.graphs import DecodeGraphs, DecodePass
 from inference_server.gpu.inputs import DecodeInputs
 from inference_server.gpu.linear import has_outlier_threshold, replace_int8
-from inference_server.gpu.triton_support import obstacle
+from inference_server.gpu.triton_support import has_triton, obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ class GpuPasses:
         cache: KVCache,
         sampled: Tensor,
         decode_by_modules: DecodePass,
-        *,
         max_len: int | None,
         invariant_rows: int | None,
-        use_fused_decoder: bool,
+        *,
+        fuse: bool,
     ) -> None:
         """Choose the passes. If there is a fused decoder, the linear layers of `model` are removed.
 
@@ -47,7 +47,7 @@ class GpuPasses:
             decode_by_modules: Computes one token of each sequence through the model's modules.
             max_len: Tokens of the longest sequence; None for no CUDA graphs.
             invariant_rows: The only batch size of decode passes under batch invariance, else None.
-            use_fused_decoder: False runs the model's modules even if there is a fused decoder.
+            fuse: False runs the model's modules even if there is a fused decoder.
         """
         # cuDNN builds a plan for every new length of a prompt, which takes about 0.4 s each time.
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -57,7 +57,7 @@ class GpuPasses:
         # bitsandbytes waits for the device to find outliers, which a CUDA graph cannot record.
         self._can_record = max_len is not None and not has_outlier_threshold(model)
         self.attention = GpuAttention(batch_invariant=invariant_rows is not None)
-        self.fused = _fused_forward(model, cache, self.attention) if use_fused_decoder else None
+        self.fused = _fused_forward(model, cache, self.attention) if fuse else None
         if self.fused is None:
             replace_int8(model)
         max_blocks = cache.num_blocks if max_len is None else -(-max_len // cache.block_size)
@@ -66,13 +66,15 @@ class GpuPasses:
             self.fused.decode if self.fused else decode_by_modules,
             self._inputs,
             vocab_size=vocab_size,
+            dtype=self.fused.dtype if self.fused else torch.float32,
             invariant_rows=invariant_rows,
         )
 
     @property
     def path(self) -> str:
         """Return how passes run, for example "decoder with fused kernels, CUDA graphs for 1 to 64 sequences"."""
-        passes = "decoder with fused kernels" if self.fused else "modules of transformers"
+        kernels = "fused kernels" if has_triton() else "torch's operations"
+        passes = f"decoder with {kernels}" if self.fused else f"modules of transformers, attention with {kernels}"
         return f"{passes}, {self._graphs.description}"
 
     def record(self) -> None:

@@ -35,7 +35,7 @@ class PromptPiece:
     wants_logits: bool  # True if the logits of its last token are needed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NextToken:
     """The newest token of the sequence in `block_ids`, at `position`.
 
@@ -82,8 +82,8 @@ class ModelRunner:
             block_size: Tokens of a block.
             max_len: Tokens of the longest sequence. If given, decode passes on a GPU can be recorded as CUDA graphs.
             max_seqs: The largest number of sequences of a decode pass on a GPU.
-            invariant_rows: If given, decode passes by modules and on a GPU are padded to this number of rows, and prompts
-                are computed one by one, so that the shapes of matrix products do not depend on the batch composition.
+            invariant_rows: If given, decode passes by modules and on a GPU are padded to this number of rows. Prompts are
+                then computed one by one. So the shapes of matrix products do not depend on the batch composition.
             cache_dtype: The dtype of keys and values; None for the activations' dtype.
             use_kernel_programs: False runs a transformers model module by module even if a kernel program or a fused
                 decoder supports it.
@@ -109,18 +109,10 @@ class ModelRunner:
                 self._cpu_forward = self._kernel_programs(model)
         self.vocab_size: int = self._head.out_features
         if self.device.type == "cuda":
-            self._gpu = GpuPasses(
-                model,
-                self.cache,
-                self.sampled,
-                self._decode_by_modules,
-                max_len=max_len,
-                invariant_rows=invariant_rows,
-                use_fused_decoder=use_kernel_programs,
-            )
+            decode, fuse = self._decode_by_modules, use_kernel_programs
+            self._gpu = GpuPasses(model, self.cache, self.sampled, decode, max_len, invariant_rows, fuse=fuse)
             self.attention = self._gpu.attention
-            if self._gpu.fused is not None:
-                self.model = None
+            self.model = model if self._gpu.fused is None else None
 
     def _kernel_programs(self, model: Any) -> CpuForward | None:
         try:
@@ -236,9 +228,8 @@ class ModelRunner:
     def decode(self, tokens: Items[NextToken]) -> Tensor:
         """Compute one token of each sequence.
 
-        Returns logits (num_seqs, vocab_size) float32. The caller may change them. They are valid until the next call of
-        `decode`, which overwrites them; on a GPU in the order of the stream, so work that was launched before reads the
-        old ones.
+        Returns logits (num_seqs, vocab_size) float32, which the caller may change. On a GPU they are a new tensor. On a CPU
+        the next call of `decode`, `prefill` or `mixed` may overwrite them.
         """
         decoded = _decoded(tokens)
         if self._cpu_forward is not None:
@@ -248,8 +239,7 @@ class ModelRunner:
         num_rows = max(len(tokens), self._invariant_rows or 0)
         padding = [0] * (num_rows - len(tokens))
         table, lengths, rows = decode_inputs(self.cache.block_size, decoded.block_ids, decoded.positions, num_rows)
-        token_ids = self._integers([*decoded.token_ids, *padding])
-        positions = self._integers([*decoded.positions, *padding])
+        token_ids, positions = (self._integers([*ids, *padding]) for ids in (decoded.token_ids, decoded.positions))
         return self._decode_by_modules(DecodeRows(token_ids, positions, rows, lengths, table))[: len(tokens)]
 
     def _decode_by_modules(self, inputs: DecodeRows) -> Tensor:
@@ -258,9 +248,6 @@ class ModelRunner:
         return self._forward(inputs.token_ids[:, None], positions, self._first, batch)[:, 0]
 
     def _integers(self, values: list[int]) -> Tensor:
-        """Return a copy of the values on the device, int64. The host does not wait for the copy."""
-        if self.device.type == "cpu":
-            return torch.tensor(values, dtype=torch.int64)
         return upload(values, self.device).long()
 
     def _forward(

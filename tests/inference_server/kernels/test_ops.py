@@ -287,3 +287,15 @@ def test_without_the_compiler_torch_computes_everything_and_logs_once(tmp_path: 
     also = "ops.rms_norm(x, x[0], 1e-5); ops.rms_norm(x.bfloat16(), x[0].bfloat16(), 1e-5)\n"
     output = run_alone(without + GATE + also, tmp_path)
     assert output.count("compiled kernels are not available") == 1 and "False False" in output
+
+
+def test_no_kernel_is_compiled_for_tensors_of_another_device(monkeypatch):
+    monkeypatch.setattr(ops, "kernel", None)
+    monkeypatch.setattr(ops, "load_prefill_attention", None)
+    x = torch.zeros(2, 64, device="meta")
+    ops.rms_norm(x, x[0], 1e-5)
+    ops.silu_mul(x)
+    cache = torch.zeros(3, 32, 1, 32, device="meta", dtype=torch.bfloat16)
+    assert ops.paged_prefill_attention(x.view(2, 2, 32), cache, cache, torch.zeros(1, device="meta"), 0, 1.0) is None
+    rows = torch.zeros(2, dtype=torch.int64, device="meta")
+    ops.rope_and_write(torch.zeros(2, 96, device="meta"), x[:, :32], x[:, :32], cache, cache, rows, 1, 1)
