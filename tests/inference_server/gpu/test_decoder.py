@@ -1,5 +1,7 @@
 """Which models have a fused decoder, and what extraction leaves of the others."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -82,9 +84,10 @@ def test_extraction_stacks_layers_and_removes_the_models_own(is_int8, tiny_model
         quantize(model, dequantized=False)
     projections = model.model.layers[0].self_attn
     inputs = torch.randn(3, 64)
-    decoder = None
+    weight = weakref.ref(projections.k_proj.weight)
     expected = [getattr(projections, name).bias.clone() for name in ("q_proj", "k_proj", "v_proj")]
     decoder = extract(model)
+    assert weight() is None
     assert torch.equal(decoder.layers[0].qkv.bias, torch.cat(expected))
     assert decoder.layers[0].qkv(inputs).shape == (3, 64 + 2 * 32)
     assert decoder.layers[0].gate_up.bias is None
