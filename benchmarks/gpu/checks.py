@@ -1,4 +1,4 @@
-"""What a check is: a function that notes figures, and fails by raising an exception."""
+"""Checks are functions that note figures, and fail by raising an exception."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Setup:
 
 
 class Check(NamedTuple):
-    """One check of a part. `seconds`: its time limit on a GPU."""
+    """A check of a part. `seconds`: its time limit on a GPU."""
 
     name: str
     seconds: float
