@@ -50,11 +50,11 @@ class _Inputs:
 
     def __init__(self, setup: Setup, shape: Shape, dtype: torch.dtype, num_rows: int) -> None:
         self.setup, self.shape, self.dtype, self.num_rows = setup, shape, dtype, num_rows
-        self._generator = torch.Generator(setup.device).manual_seed(num_rows)
+        torch.manual_seed(num_rows)
 
     def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return normally distributed numbers."""
-        numbers = torch.randn(shape, generator=self._generator, device=self.setup.device)
+        numbers = torch.randn(shape, device=self.setup.device)
         return numbers.to(dtype or self.dtype)
 
     def integers(self, values: list[int]) -> Tensor:
@@ -65,7 +65,7 @@ class _Inputs:
         """Return keys, values and block tables of sequences of up to _KEYS tokens, in mixed order."""
         blocks = -(-_KEYS // _BLOCK)
         shape = (num_sequences * blocks + 1, _BLOCK, self.shape.num_kv_heads, self.shape.head_dim)
-        order = torch.randperm(num_sequences * blocks, generator=self._generator, device=self.setup.device) + 1
+        order = torch.randperm(num_sequences * blocks, device=self.setup.device) + 1
         return self.random(*shape), self.random(*shape), order.int().view(num_sequences, blocks)
 
 
@@ -164,7 +164,7 @@ def _check_shape(setup: Setup, note: Note, shape: Shape) -> None:
     if setup.is_cuda and obstacle is not None:
         raise LeftOut(obstacle)
     if not setup.is_cuda and not triton_support.interprets():
-        raise LeftOut("needs a GPU, or Triton with TRITON_INTERPRET=1")
+        raise LeftOut("needs a GPU, or Triton and its interpreter")
     failures = []
     for dtype in _dtypes(setup):
         for name, kernel in KERNELS.items():

@@ -160,7 +160,9 @@ class ContinuousBatching:
     def __init__(self, _setup: Setup, model: Any) -> None:
         """Start its thread."""
         config = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=MAX_TOKENS)
-        batching = ContinuousBatchingConfig(block_size=32, num_blocks=cache_tokens(model) // 32)
+        # On a GPU it chooses the sizes of its cache itself. On a CPU it needs a number of blocks.
+        sizes = {} if model.device.type == "cuda" else {"block_size": 32, "num_blocks": cache_tokens(model) // 32}
+        batching = ContinuousBatchingConfig(**sizes)
         self._manager = model.init_continuous_batching(generation_config=config, continuous_batching_config=batching)
         self._manager.start()
 
@@ -175,6 +177,8 @@ class ContinuousBatching:
         while unfinished:
             if time.perf_counter() - start > _LONGEST_SECONDS:
                 raise TimeoutError(f"continuous batching did not end within {_LONGEST_SECONDS:.0f} s")
+            if not self._manager.is_running():
+                raise RuntimeError("the thread of continuous batching has ended: gpu.log contains the reason")
             output = self._manager.get_result(timeout=1.0)
             if output is None or output.request_id not in replies:
                 continue

@@ -163,7 +163,7 @@ def test_every_part_runs_on_a_cpu_with_torch_transformers_and_bitsandbytes_alone
     (tmp_path / "sitecustomize.py").write_text(_BLOCKER)
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--out", str(tmp_path / "out"), "--seconds", "280"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), ".", "proto"]), "OMP_NUM_THREADS": "1"}
-    environment.pop("TRITON_INTERPRET", None)
+    environment.pop("TRITON_INTERPRET", None)  # the check sets it where it is needed
     start = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     log = (tmp_path / "out" / "gpu.log").read_text()
@@ -176,4 +176,4 @@ def test_every_part_runs_on_a_cpu_with_torch_transformers_and_bitsandbytes_alone
         for check in part["checks"].values()
         if check["status"] != "ok"
     }
-    assert reasons == {"needs a GPU", "needs a GPU, or Triton with TRITON_INTERPRET=1", "one tiny shape is enough"}
+    assert reasons == {"needs a GPU", "one tiny shape is enough"}
