@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from benchmarks.gpu import models
+from benchmarks.gpu import kernel_checks, models
 from benchmarks.gpu.checks import Check, Mismatch, Note, Setup
 from benchmarks.gpu.runners import MAX_SEQS, Sequences, make_runner, prompt
 from benchmarks.gpu.subjects import Generate, Tailrace
@@ -227,11 +227,13 @@ def _prefixed(note: Note, prefix: str) -> Note:
 
 
 CHECKS = [
-    Check("16-bit and transformers", 60, _half),
-    Check("int8 and transformers", 60, _int8),
-    Check("replays in 16-bit", 40, _replay_half),
-    Check("replays in int8", 40, _replay_int8),
+    *kernel_checks.CHECKS[:1],
+    Check("16-bit and transformers", 75, _half),
+    Check("int8 and transformers", 75, _int8),
+    Check("replays in 16-bit", 45, _replay_half),
+    Check("replays in int8", 45, _replay_int8),
     Check("windows and other families", 60, _families),
     Check("batch invariance", 40, _invariance),
     Check("two engines at once", 40, _two_engines),
+    *kernel_checks.CHECKS[1:],
 ]

@@ -21,12 +21,12 @@ from benchmarks.gpu import models
 from benchmarks.gpu import state as states
 from benchmarks.gpu.checks import Check, LeftOut, Setup
 
-_MODULES = {
-    "probe": ("probe",),
-    "correctness": ("correctness", "kernel_checks"),
-    "micro": ("micro",),
-    "benchmark": ("benchmark",),
-    "profile": ("replay_profile",),
+MODULES = {
+    "probe": "probe",
+    "correctness": "correctness",
+    "micro": "micro",
+    "benchmark": "benchmark",
+    "profile": "replay_profile",
 }
 # The process's exit code after a device error that every later call of CUDA would raise again.
 DEVICE_LOST = 3
@@ -106,7 +106,7 @@ class Recorder:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.part", description=__doc__)
-    parser.add_argument("part", choices=_MODULES)
+    parser.add_argument("part", choices=MODULES)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--shapes", choices=models.SHAPES)
@@ -121,8 +121,7 @@ def main() -> None:
     if shapes == "tiny" and device.type == "cpu" and arguments.part == "correctness":
         os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, which is later
     setup = Setup(device, shapes, arguments.path, arguments.tokens)
-    modules = [importlib.import_module(f"benchmarks.gpu.{name}") for name in _MODULES[arguments.part]]
-    checks = [check for module in modules for check in module.CHECKS]
+    checks: list[Check] = importlib.import_module(f"benchmarks.gpu.{MODULES[arguments.part]}").CHECKS
     Recorder(arguments.state, setup, arguments.seconds).run(arguments.part, checks)
 
 

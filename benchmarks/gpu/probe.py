@@ -103,7 +103,7 @@ def _int8_capture(setup: Setup, note: Note) -> None:
     setup.need_cuda()
     torch.manual_seed(0)
     weight = torch.randn(512, 512, dtype=setup.dtype, device=setup.device)
-    layers = [models.int8_linear(weight), models.int8_linear(weight.t().contiguous())]
+    layers = [models.int8_linear(weight), models.int8_linear(-weight)]
     x = torch.randn(8, 512, dtype=setup.dtype, device=setup.device)
     outputs: list[torch.Tensor] = []
 

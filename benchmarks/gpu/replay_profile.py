@@ -7,7 +7,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import models, timing
-from benchmarks.gpu.checks import Check, Note, Setup
+from benchmarks.gpu.checks import Check, LeftOut, Note, Setup
 from benchmarks.gpu.runners import MAX_SEQS, Sequences, make_runner
 
 _STEPS = 5
@@ -33,7 +33,11 @@ def _profile(setup: Setup, note: Note, int8: bool) -> None:
 
 
 def table(setup: Setup, step: Callable[[], None]) -> list[dict[str, Any]]:
-    """Return the kernels that take most of a step: name, calls and microseconds per step. The last row is the sum."""
+    """Return the kernels that take most of a step: name, calls and microseconds per step. The last row is the sum.
+
+    Raises:
+        LeftOut: The profiler recorded no kernel.
+    """
     num_steps = 1 if setup.is_tiny else _STEPS
     kind = ProfilerActivity.CUDA if setup.is_cuda else ProfilerActivity.CPU
     with profile(activities=[kind]) as profiler:
@@ -43,12 +47,13 @@ def table(setup: Setup, step: Callable[[], None]) -> list[dict[str, Any]]:
     rows = []
     for event in profiler.key_averages():
         total = event.self_device_time_total if setup.is_cuda else event.self_cpu_time_total
-        if total > 0:
-            calls, microseconds = event.count / num_steps, total / num_steps
-            rows.append({"name": event.key[:_NAME], "calls": round(calls, 1), "us": round(microseconds, 2)})
+        if total > 0 and event.device_type.name.lower() == setup.device.type:
+            rows.append({"name": event.key[:_NAME], "calls": event.count / num_steps, "us": total / num_steps})
+    if not rows:
+        raise LeftOut("the profiler recorded no kernel")
     rows.sort(key=lambda row: row["us"], reverse=True)
-    everything = {"name": "all", "calls": sum(row["calls"] for row in rows), "us": sum(row["us"] for row in rows)}
-    return [*rows[:_KERNELS], {**everything, "calls": round(everything["calls"], 1), "us": round(everything["us"], 2)}]
+    rows = [*rows[:_KERNELS], {"name": "all", **{key: sum(row[key] for row in rows) for key in ("calls", "us")}}]
+    return [{"name": row["name"], "calls": round(row["calls"], 1), "us": round(row["us"], 2)} for row in rows]
 
 
 def _half(setup: Setup, note: Note) -> None:
