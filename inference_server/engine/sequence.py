@@ -51,10 +51,12 @@ class Sequence:
     penalties: Penalties | None = None  # set at the first prefill if the request has any penalty
     unsent_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_unsent: int = 0  # generated tokens that no delta has reported yet
+    _full_length: int = field(init=False)  # tokens of the prompt and the longest reply
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_ids)
         self.prefill_end = len(self.token_ids)
+        self._full_length = self.prefill_end + self.request.max_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -74,7 +76,7 @@ class Sequence:
     @property
     def is_at_length(self) -> bool:
         """True if the reply has all tokens that the request allows."""
-        return self.num_completion_tokens >= self.request.max_tokens
+        return len(self.token_ids) >= self._full_length
 
     def is_expired(self, now: float) -> bool:
         """Return True if the request's time limit has passed at `now`."""
@@ -95,7 +97,9 @@ class Sequence:
         Returns:
             The text that is final after it, and the finish reason if the reply ends here.
         """
-        self.first_token = self.first_token or now
+        # This runs for every token: no property is read here, because calls add up at 64 sequences.
+        if self.first_token is None:
+            self.first_token = now
         self.last_token = now
         self.token_ids.append(token_id)
         if token_id in end_ids and not self.request.sampling.ignore_eos:
@@ -112,15 +116,18 @@ class Sequence:
             return text, FinishReason.STOP
         if is_complete:
             return text + self.text.finish(), FinishReason.STOP
-        if self.is_at_length:
+        if len(self.token_ids) >= self._full_length:
             return text + self.text.finish(), FinishReason.LENGTH
         return text, None
 
     def take_delta(self, text: str) -> Delta:
         """Return a delta with `text` and all tokens that no delta has reported yet."""
-        delta = Delta(text, self.num_unsent, tuple(self.unsent_logprobs), last_token=self.last_token or 0.0)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self.unsent_logprobs:
+            logprobs = tuple(self.unsent_logprobs)
+            self.unsent_logprobs = []
+        delta = Delta(text, self.num_unsent, logprobs, last_token=self.last_token or 0.0)
         self.num_unsent = 0
-        self.unsent_logprobs = []
         return delta
 
     def last_events(self, reason: FinishReason, text: str, now: float) -> list[Event]:

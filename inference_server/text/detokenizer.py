@@ -45,7 +45,7 @@ class Detokenizer:
         """Append a token. Returns the text that is now final; often empty."""
         self._ids.append(token_id)
         text = self._decode(self._ids)
-        if text.endswith(_REPLACEMENT) and self._num_held < _MAX_HELD_TOKENS:
+        if text[-1:] == _REPLACEMENT and self._num_held < _MAX_HELD_TOKENS:
             self._num_held += 1
             return ""
         self._num_held = 0
@@ -106,6 +106,7 @@ class ReplyText:
         """Create a stream that filters the detokenizer's text by the stop strings."""
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(stop_strings)
+        self._has_stop_strings = bool(stop_strings)
 
     @property
     def stop_string(self) -> str | None:
@@ -114,7 +115,8 @@ class ReplyText:
 
     def push(self, token_id: int) -> str:
         """Append a token. Returns the text that can be sent now; often empty."""
-        return self._stop_strings.push(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        return self._stop_strings.push(text) if self._has_stop_strings else text
 
     def finish(self) -> str:
         """Return the rest of the text; empty after a stop string."""

@@ -19,7 +19,8 @@ from inference_server.engine.histogram import Histogram
 from inference_server.engine.native.block_pool import BlockPool
 from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduler import Policy, Scheduler
-from inference_server.engine.native.step_loop import Logits, StepLoop, sample_tokens
+from inference_server.engine.native.step_loop import Logits, sample_tokens
+from inference_server.engine.native.stepper import Stepper
 from inference_server.engine.reply import Reply
 from inference_server.engine.sequence import Sequence
 from inference_server.errors import ServerStopping
@@ -71,7 +72,7 @@ class Engine(BaseEngine):
             max_unused_blocks=max_unused_blocks,
         )
         self.scheduler = Scheduler(pool, policy)
-        self._step_loop = StepLoop(runner, self.scheduler, end_ids, self._emit, sample)
+        self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit, sample)
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._emitted: list[tuple[Reply, Event]] = []  # emitted by the thread, not yet published
@@ -110,7 +111,7 @@ class Engine(BaseEngine):
 
     @property
     def step_tokens(self) -> Histogram:
-        return self._step_loop.step_tokens
+        return self._stepper.step_tokens
 
     @property
     def num_slots(self) -> int:
@@ -132,17 +133,22 @@ class Engine(BaseEngine):
 
     def _run(self) -> None:
         try:
-            while not self._step_loop.is_broken:
+            while not self._stepper.is_broken:
                 if not self._apply_commands():
+                    self._flush()
                     return
-                plan = self._step_loop.begin()
-                self._publish()
-                for _ in self._step_loop.passes(plan):
+                for _ in self._stepper.run():
                     self._last_progress = time.monotonic()
                     self._publish()
+                if self.scheduler.is_idle:
+                    self._flush()  # the next command may arrive much later
         except Exception:
             logger.exception("the engine's thread failed")
         self._on_loop(self._break)
+
+    def _flush(self) -> None:
+        self._stepper.flush()
+        self._publish()
 
     def _apply_commands(self) -> bool:
         """Execute the queued commands, and wait for one if no sequence needs a step. Returns False to stop the thread."""

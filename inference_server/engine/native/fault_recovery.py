@@ -89,9 +89,15 @@ class FaultRecovery:
                 self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
 
 
+# In the messages of a RuntimeError or its subclass AcceleratorError: torch's CPU allocator, the CUDA driver, and libraries
+# that allocate for themselves.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
 def _is_out_of_memory(error: Exception) -> bool:
-    # torch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)
 
 
 def _request_ids(seqs: list[Sequence]) -> list[str]:

@@ -8,8 +8,11 @@ The numbers are a hash, so there is no state, and any part of them can be comput
 
 import functools
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK64 = 2**64 - 1
@@ -31,6 +34,21 @@ def key(seed: int, position: int) -> int:
     return _mix64(_mix64(seed) + (position + 1) * _GOLDEN_GAMMA)
 
 
+class Keys:
+    """The keys of a batch, computed together: every row equals `key(seed, position)` of its seed and position."""
+
+    def __init__(self, seeds: Items[int], positions: Items[int]) -> None:
+        """Create the keys of the first positions. `seeds` are below 2**64, one for each row."""
+        jumps = (np.array(positions, np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN_GAMMA)
+        self._states = _mix64_of_all(np.array(seeds, np.uint64)) + jumps
+
+    def take(self) -> NDArray[np.int32]:
+        """Return the keys as int32 of shape (num_rows, 2), low half first, and advance every row by one position."""
+        keys = _mix64_of_all(self._states)
+        self._states += np.uint64(_GOLDEN_GAMMA)
+        return keys.astype("<u8", copy=False).view(np.int32).reshape(-1, 2)
+
+
 def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     """Return random numbers in (0, 1], float32 of shape (num_rows, n).
 
@@ -44,8 +62,23 @@ def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     return _uniform(keys, *_halves(token_ids))
 
 
-def uniform_of_all(keys: Iterable[int], vocab_size: int, device: torch.device) -> Tensor:
-    """Return the random numbers of all tokens of a vocabulary: float32 of shape (num_rows, vocab_size)."""
+def uniform_of_some(keys: Tensor, token_ids: Tensor, vocab_size: int) -> Tensor:
+    """Return the same as `uniform` for keys on the device: few operations, but a table of the whole vocabulary.
+
+    Args:
+        keys: int32 of shape (num_rows, 2), as in `Keys`.
+        token_ids: int64 of shape (num_rows, n) below `vocab_size`.
+        vocab_size: Number of tokens.
+    """
+    first, second = _halves_of_all(vocab_size, token_ids.device)
+    return _uniform(keys, first[token_ids], second[token_ids])
+
+
+def uniform_of_all(keys: Iterable[int] | Tensor, vocab_size: int, device: torch.device) -> Tensor:
+    """Return the random numbers of all tokens of a vocabulary: float32 of shape (num_rows, vocab_size).
+
+    `keys`: a key for each row, or int32 of shape (num_rows, 2) on the device, as in `Keys`.
+    """
     return _uniform(keys, *_halves_of_all(vocab_size, device))
 
 
@@ -54,9 +87,12 @@ def gumbel(uniforms: Tensor) -> Tensor:
     return uniforms.clamp(max=_LARGEST_BELOW_ONE).neg_().log1p_().neg_().log_().neg_()
 
 
-def _uniform(keys: Iterable[int], first: Tensor, second: Tensor) -> Tensor:
-    factors = torch.tensor([[_signed32(key), _signed32(key >> 32)] for key in keys], dtype=torch.int32)
-    factors = factors.to(first.device)
+def _uniform(keys: Iterable[int] | Tensor, first: Tensor, second: Tensor) -> Tensor:
+    if isinstance(keys, Tensor):
+        factors = keys
+    else:
+        factors = torch.tensor([[_signed32(key), _signed32(key >> 32)] for key in keys], dtype=torch.int32)
+        factors = factors.to(first.device)
     # Multilinear hashing (Carter, Wegman: Universal classes of hash functions, 1979) of 64 bits of the token with 64 of
     # the key produces well-distributed high bits. A round as in MurmurHash3's finaliser spreads them to all bits.
     bits = torch.mul(first, factors[:, :1]).addcmul_(second, factors[:, 1:])
@@ -86,6 +122,12 @@ def _mix64(value: int) -> int:
     value = ((value ^ (value >> 30)) * _FIRST_FACTOR) & _MASK64
     value = ((value ^ (value >> 27)) * _SECOND_FACTOR) & _MASK64
     return value ^ (value >> 31)
+
+
+def _mix64_of_all(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST_FACTOR)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND_FACTOR)
+    return values ^ (values >> np.uint64(31))
 
 
 def _signed32(value: int) -> int:

@@ -13,41 +13,18 @@ import torch
 from torch import Tensor
 
 from inference_server.engine.native import gumbel as noise
+from inference_server.engine.native.penalties import PenaltyState, penalise, penalty_strengths
+from inference_server.engine.native.shortlist import Limits, Shortlist, is_narrowed
 from inference_server.engine.sequence import Penalties
 from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 
-# Number of likeliest tokens that are sorted first. The whole vocabulary is sorted only if top_k or top_p needs more.
-_SHORTLIST = 256
 # Tokens per piece when searching for the largest logit: several times faster than torch's own argmax.
 _PIECE = 256
-# Tokens per piece when searching for the shortlist of likeliest tokens.
-_SMALL_PIECE = 32
 # Number of pieces that are searched first. The sampled token is almost always in one of them.
 NUM_PIECES = 8
 # Logits that are processed together on a CPU, so that intermediate results stay in the core's cache.
 _CACHED_LOGITS = 65_536
-_LARGEST_LOGIT = 1e30
 _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be chosen
-
-
-class PenaltyState:
-    """Tokens of one sequence, for its penalties.
-
-    Attributes:
-        seen: bool of shape (vocab_size,), True for tokens of prompt and reply.
-        counts: float32 of shape (vocab_size,), occurrences in the reply.
-    """
-
-    def __init__(self, prompt_ids: Items[int], vocab_size: int, device: torch.device) -> None:
-        """Create the state of a prompt with an empty reply."""
-        self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self.seen[torch.tensor(list(prompt_ids), device=device)] = True
-        self.counts = torch.zeros(vocab_size, dtype=torch.float32, device=device)
-
-    def add(self, token_id: int) -> None:
-        """Count one token of the reply."""
-        self.seen[token_id] = True
-        self.counts[token_id] += 1
 
 
 @dataclass(slots=True)
@@ -101,25 +78,15 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
 
 
 def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
-    """Apply the penalties of all rows in place. Returns True if there are any.
-
-    The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
-    OpenAI's API reference, over the reply.
-    """
+    """Apply the penalties of all rows in place. Returns True if there are any."""
     penalised = [index for index, row in enumerate(rows) if row.penalties is not None]
     if not penalised:
         return False
     states = [state for row in rows if isinstance(state := row.penalties, PenaltyState)]
-    params = [rows[index].params for index in penalised]
-    subset = logits[penalised]
+    strengths = penalty_strengths([rows[index].params for index in penalised]).to(logits.device)
     counts = torch.stack([state.counts for state in states])
     seen = torch.stack([state.seen for state in states])
-    repetition = _column([param.repetition_penalty for param in params], logits)
-    subset = torch.where(seen, torch.where(subset > 0, subset / repetition, subset * repetition), subset)
-    subset -= counts * _column([param.frequency_penalty for param in params], logits)
-    subset -= (counts > 0) * _column([param.presence_penalty for param in params], logits)
-    # A tiny repetition penalty causes infinities, and softmax would return NaN. The limit allows a division by temperature.
-    logits[penalised] = subset.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+    logits[penalised] = penalise(logits[penalised], seen, counts, strengths)
     return True
 
 
@@ -138,8 +105,8 @@ def _forbid(logits: Tensor, rows: Items[Row]) -> bool:
 def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]:
     chosen = list(likeliest)
     random = [index for index, row in enumerate(rows) if not row.params.is_greedy]
-    narrowed = [index for index in random if _is_narrowed(rows[index].params)]
-    whole = [index for index in random if not _is_narrowed(rows[index].params)]
+    narrowed = [index for index in random if is_narrowed(rows[index].params)]
+    whole = [index for index in random if not is_narrowed(rows[index].params)]
     at_once = max(1, _CACHED_LOGITS // logits.shape[-1]) if logits.device.type == "cpu" else len(rows)
     parts = [(_draw_from_all, whole[first : first + at_once]) for first in range(0, len(whole), at_once)]
     parts.append((_draw_from_likeliest, narrowed))
@@ -150,10 +117,6 @@ def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]
             for index, token_id in zip(indices, draw(_take(logits, indices), temperatures, drawn_from), strict=True):
                 chosen[index] = token_id
     return chosen
-
-
-def _is_narrowed(params: SamplingParams) -> bool:
-    return params.top_k is not None or params.top_p < 1.0
 
 
 def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
@@ -183,46 +146,20 @@ def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> li
 def _draw_from_likeliest(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
     """Sample from a sorted shortlist, or from the sorted vocabulary if top_k or top_p needs more tokens."""
     scaled = logits / temperatures
-    values, ids = _topk(scaled, min(_SHORTLIST, scaled.shape[-1]))
-    token_ids, is_settled = _pick_winners(values, ids, scaled, rows)
-    chosen: list[int] = torch.where(is_settled.squeeze(-1), token_ids, -1).tolist()
+    likeliest = Shortlist.likeliest(scaled)
+    token_ids, is_settled = likeliest.pick(_limits(rows, scaled), _keys(rows))
+    chosen: list[int] = torch.where(is_settled, token_ids, -1).tolist()
     if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
-        values, ids = torch.sort(_take(scaled, beyond), descending=True, stable=True)
-        token_ids, _ = _pick_winners(values, ids, values, [rows[index] for index in beyond])
+        beyond_rows = [rows[index] for index in beyond]
+        whole = Shortlist.whole(_take(scaled, beyond))
+        token_ids, _ = whole.pick(_limits(beyond_rows, scaled), _keys(beyond_rows))
         for index, token_id in zip(beyond, token_ids.tolist(), strict=True):
             chosen[index] = token_id
     return chosen
 
 
-def _pick_winners(values: Tensor, ids: Tensor, scaled: Tensor, rows: Items[Row]) -> tuple[Tensor, Tensor]:
-    """Return the winners among the candidates of top_k and top_p, and whether the list contains all candidates.
-
-    top_k applies first. top_p then refers to the probabilities of the remaining tokens.
-
-    Args:
-        values: Logits / temperature in descending order, shape (n, size).
-        ids: Their token ids, shape (n, size).
-        scaled: Logits / temperature of the whole vocabulary, shape (n, vocab_size).
-        rows: Sampling state of each row.
-    """
-    size = values.shape[-1]
-    top_k = torch.tensor([min(row.params.top_k or 2**62, 2**62) for row in rows], device=values.device)[:, None]
-    # Without top_p no token is excluded, even if the sum of probabilities is rounded up to 1 early.
-    top_p = torch.tensor([row.params.top_p if row.params.top_p < 1.0 else 2.0 for row in rows], dtype=torch.float64)
-    top_p = top_p.to(values.device)[:, None]
-    is_kept = torch.arange(size, device=values.device) < top_k
-    weights = (values - values[:, :1]).double().exp() * is_kept
-    reached = weights.cumsum(dim=-1)
-    total = reached[:, -1:]
-    is_settled = top_k <= size
-    if any(row.params.top_k is None for row in rows):
-        everything = (scaled.logsumexp(dim=-1, keepdim=True) - values[:, :1]).double().exp()
-        total = torch.where(top_k < 2**62, total, everything)
-        is_settled = is_settled | ((top_k >= 2**62) & (reached[:, -1:] >= top_p * total))
-    is_kept &= reached - weights < top_p * total
-    scores = values + noise.gumbel(noise.uniform(_keys(rows), ids))
-    places = torch.where(is_kept, scores, -torch.inf).argmax(dim=-1, keepdim=True)
-    return ids.gather(-1, places).squeeze(-1), is_settled
+def _limits(rows: Items[Row], like: Tensor) -> Limits:
+    return Limits.of([row.params for row in rows], lambda limits: limits.to(like.device))
 
 
 def _keys(rows: Items[Row]) -> list[int]:
@@ -232,21 +169,6 @@ def _keys(rows: Items[Row]) -> list[int]:
 def _take(logits: Tensor, indices: list[int]) -> Tensor:
     """Return rows of logits. A single row is not copied."""
     return logits[indices[0]][None] if len(indices) == 1 else logits[indices]
-
-
-def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the same as values.topk(k), several times faster. Shape of `values`: (n, vocab_size).
-
-    The k largest values are in the k pieces with the largest maxima.
-    """
-    size = math.gcd(values.shape[-1], _SMALL_PIECE)
-    if size < _SMALL_PIECE or values.shape[-1] // size <= 2 * k:
-        return values.topk(k)
-    pieces = values.view(len(values), -1, size)
-    best = pieces.amax(dim=-1).topk(k, sorted=False).indices[..., None]
-    ids = (best * size + torch.arange(size, device=values.device)).flatten(1)
-    largest, places = values.gather(-1, ids).topk(k)
-    return largest, ids.gather(-1, places)
 
 
 def _argmax(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from inference_server.engine.fair_queue import FairQueue
 from inference_server.engine.native.block_pool import BlockPool
+from inference_server.engine.native.step_plan import PrefillChunk, StepPlan
 from inference_server.engine.prefix_keys import BlockKeys
 from inference_server.engine.sequence import Sequence
 
@@ -36,37 +37,6 @@ class Policy:
     max_account_seqs: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """Tokens `start` to `end` (exclusive) of one sequence.
-
-    They are prompt tokens, and after a preemption also reply tokens.
-    """
-
-    seq: Sequence
-    start: int
-    end: int
-
-    @property
-    def is_last(self) -> bool:
-        """True if the next token can be sampled after this chunk."""
-        return self.end == self.seq.prefill_end
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """Work of one step."""
-
-    admitted: list[Sequence]  # sequences that received a slot in this step
-    prefill: list[PrefillChunk]
-    decode: list[Sequence]  # in the order of admission
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step computes."""
-        return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
-
-
 # Number of steps with enough memory after which one more sequence may run.
 _STEPS_TO_RECOVER = 64
 
@@ -82,6 +52,7 @@ class Scheduler:
         num_hit_tokens: Prompt tokens found in the prefix cache.
         num_admitted: Sequences admitted since the start. Preempted ones count once.
         max_running: Sequences that may run together at present.
+        num_changes: Sequences added, admitted, preempted or removed since the start.
     """
 
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
@@ -93,6 +64,7 @@ class Scheduler:
         self.num_hit_tokens = 0
         self.num_admitted = 0
         self.max_running = policy.max_running_seqs
+        self.num_changes = 0
         self._calm_steps = 0
         self._pool = pool
         self._policy = policy
@@ -101,6 +73,11 @@ class Scheduler:
     def num_blocks(self) -> int:
         """Blocks of the KV cache that sequences can get."""
         return self._pool.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._pool.block_size
 
     @property
     def num_blocks_in_use(self) -> int:
@@ -117,9 +94,11 @@ class Scheduler:
         seq.block_keys = BlockKeys(self._pool.block_size, seq.request.account if self._policy.scope_by_account else "")
         seq.num_admitted_before = self.num_admitted
         self.waiting.add(seq)
+        self.num_changes += 1
 
     def remove(self, seq: Sequence) -> None:
         """Remove a finished or cancelled sequence and release its blocks. Has no effect on one that was removed before."""
+        self.num_changes += 1
         if seq in self.running:
             self.running.remove(seq)
             self._free(seq)
@@ -138,6 +117,26 @@ class Scheduler:
         admitted = self._admit()
         decode = [seq for seq in self.running if not seq.is_prefilling]
         return StepPlan(admitted, self._prefill_chunks(len(decode)), decode)
+
+    def may_continue(self) -> bool:
+        """Return True if no waiting sequence can be admitted. Counts as a step, as `schedule` does."""
+        self._recover()
+        if not self.waiting or len(self.running) >= self.max_running:
+            return True
+        seq = self._next_waiting(Counter(seq.request.account for seq in self.running))
+        if seq is None or not self._allocate(seq):
+            return True
+        self._free(seq)
+        return False
+
+    def extend(self, seqs: list[Sequence]) -> bool:
+        """Give one more block to each running sequence in `seqs`. Returns False, without a change, if too few are free."""
+        blocks = self._pool.allocate(len(seqs))
+        if blocks is None:
+            return False
+        for seq, block in zip(seqs, blocks, strict=True):
+            seq.block_ids.append(block)
+        return True
 
     def shrink(self, seqs: list[Sequence]) -> bool:
         """Preempt sequences after memory ran out. Afterwards at most half as many run, with the smallest prompt chunks.
@@ -168,6 +167,15 @@ class Scheduler:
             for index in range(before // size, num_computed // size):
                 self._pool.register(seq.block_ids[index], keys[index])
 
+    def decoded(self, seqs: list[Sequence]) -> None:
+        """Record that the keys and values of one more token of each sequence are in the cache."""
+        size = self._pool.block_size
+        for seq in seqs:
+            if (seq.num_computed + 1) % size:
+                seq.num_computed += 1
+            else:
+                self.computed(seq, seq.num_computed + 1)
+
     def _may_register(self, seq: Sequence) -> bool:
         # Decoding and prefilling round differently, so decoded blocks differ from blocks that a prompt would compute.
         return not self._policy.batch_invariant or seq.num_computed <= seq.num_prompt_tokens
@@ -197,6 +205,7 @@ class Scheduler:
         self._free(seq)
         self.waiting.requeue(seq)
         self.num_preemptions += 1
+        self.num_changes += 1
 
     def _free(self, seq: Sequence) -> None:
         self._pool.release(seq.block_ids)
@@ -206,13 +215,13 @@ class Scheduler:
     def _admit(self) -> list[Sequence]:
         admitted: list[Sequence] = []
         by_account = Counter(seq.request.account for seq in self.running)
-        most = self._policy.max_account_seqs
         while len(self.running) < self.max_running:
-            seq = self.waiting.peek(by_account, most)
+            seq = self._next_waiting(by_account)
             if seq is None or not self._allocate(seq):
                 break
             self.waiting.pop(seq)
             self.running.append(seq)
+            self.num_changes += 1
             by_account[seq.request.account] += 1
             if seq.admitted is None:
                 self.num_admitted += 1
@@ -221,6 +230,9 @@ class Scheduler:
                 seq.admission_position = self.num_admitted - seq.num_admitted_before
             admitted.append(seq)
         return admitted
+
+    def _next_waiting(self, by_account: Counter[str]) -> Sequence | None:
+        return self.waiting.peek(by_account, self._policy.max_account_seqs)
 
     def _allocate(self, seq: Sequence) -> bool:
         """Give a sequence the blocks of its tokens, the first ones from the prefix cache. Returns False if too few are free."""

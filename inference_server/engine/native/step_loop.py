@@ -12,10 +12,12 @@ from torch import Tensor
 
 from inference_server.engine.histogram import STEP_TOKENS, Histogram
 from inference_server.engine.native.fault_recovery import Emit, FaultRecovery
-from inference_server.engine.native.sampler import NotFinite, PenaltyState, Row, Sample, sample
-from inference_server.engine.native.scheduler import PrefillChunk, Scheduler, StepPlan
+from inference_server.engine.native.penalties import PenaltyState
+from inference_server.engine.native.sampler import NotFinite, Row, Sample, sample
+from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.native.step_plan import PrefillChunk, StepPlan
 from inference_server.engine.sequence import Sequence
-from inference_server.generation import FinishReason, Started
+from inference_server.generation import FinishReason, Started, TokenLogprob
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.text.grammar import GrammarError
 
@@ -56,6 +58,7 @@ class StepLoop:
 
     Attributes:
         step_tokens: Tokens computed in each step, without empty steps.
+        recovery: Handler of failures.
     """
 
     def __init__(
@@ -80,13 +83,13 @@ class StepLoop:
         self._end_ids = end_ids
         self._emit = emit
         self._sample = sample
-        self._recovery = FaultRecovery(runner, scheduler, emit)
+        self.recovery = FaultRecovery(runner, scheduler, emit)
         self.step_tokens = Histogram(STEP_TOKENS)
 
     @property
     def is_broken(self) -> bool:
         """True if the model can no longer compute even a single token."""
-        return self._recovery.is_broken
+        return self.recovery.is_broken
 
     def begin(self) -> StepPlan:
         """Finish the sequences whose time limit has passed, admit others, and plan the next step."""
@@ -121,7 +124,7 @@ class StepLoop:
     @torch.inference_mode()
     def _run_mixed_pass(self, plan: StepPlan) -> bool:
         """Run one pass for decoded tokens and prompts. Returns False if it failed and separate passes must follow."""
-        rows = self._recovery.attempt(lambda: self._runner.mixed(_next_tokens(plan), self._pieces(plan)))
+        rows = self.recovery.attempt(lambda: self._runner.mixed(_next_tokens(plan), self._pieces(plan)))
         if rows is None:
             return False
         logits = Logits(rows, self._decoded(plan) + self._prefilled(plan))
@@ -132,12 +135,18 @@ class StepLoop:
     def _run_pass(self, seqs: list[Sequence], forward: Callable[[], Logits]) -> None:
         """Run a forward pass, sample, and append the tokens. An exception affects only the sequences of this pass."""
         try:
-            sampled, samples = self._sample_rows(forward())
-            now = time.monotonic()
-            for seq, chosen in zip(sampled, samples, strict=True):
-                self._append(seq, chosen, now)
+            self.sample(forward())
         except Exception as error:
-            self._recovery.pass_failed(seqs, error)
+            self.recovery.pass_failed(seqs, error)
+
+    def sample(self, logits: Logits) -> None:
+        """Sample a token for each row and append it to its sequence."""
+        sampled, samples = self._sample_rows(logits)
+        now = time.monotonic()
+        for seq, chosen in zip(sampled, samples, strict=True):
+            if seq.penalties is not None:
+                seq.penalties.add(chosen.token_id)
+            self.append(seq, chosen.token_id, chosen.logprob, now)
 
     def _sample_rows(self, logits: Logits) -> tuple[list[Sequence], list[Sample]]:
         """Sample a token for each row. Sequences whose row cannot be sampled fail and are left out."""
@@ -145,14 +154,13 @@ class StepLoop:
             try:
                 return logits.seqs, self._sample(logits)
             except (NotFinite, GrammarLimit) as error:
-                self._recovery.sampling_failed([logits.seqs[row] for row in error.rows])
+                self.recovery.sampling_failed([logits.seqs[row] for row in error.rows])
                 logits = logits.without(error.rows)
         return [], []
 
-    def _append(self, seq: Sequence, chosen: Sample, now: float) -> None:
-        if seq.penalties is not None:
-            seq.penalties.add(chosen.token_id)
-        text, reason = seq.append(chosen.token_id, chosen.logprob, self._end_ids, now)
+    def append(self, seq: Sequence, token_id: int, logprob: TokenLogprob | None, now: float) -> None:
+        """Append a token that was sampled at `now`, emit its text, and finish the sequence if its reply ends here."""
+        text, reason = seq.append(token_id, logprob, self._end_ids, now)
         if reason is not None:
             self._finish(seq, reason, text)
         elif text:
@@ -177,10 +185,15 @@ class StepLoop:
         for chunk in plan.prefill:
             seq = chunk.seq
             if seq.penalties is None and seq.request.sampling.has_penalties:
-                seq.penalties = PenaltyState(seq.request.prompt_ids, self._runner.vocab_size, self._runner.device)
+                seq.penalties = self.penalties_of(seq)
             token_ids = seq.token_ids[chunk.start : chunk.end]
             pieces.append(PromptPiece(seq.block_ids, chunk.start, token_ids, chunk.is_last))
         return pieces
+
+    def penalties_of(self, seq: Sequence) -> PenaltyState:
+        """Return the penalties' state after the sequence's tokens so far."""
+        reply_ids = seq.token_ids[seq.num_prompt_tokens :]
+        return PenaltyState(seq.request.prompt_ids, self._runner.vocab_size, self._runner.device, reply_ids)
 
     def _decoded(self, plan: StepPlan) -> list[Sequence]:
         """Record the computed tokens. Returns the decoded sequences, one for each row of logits."""

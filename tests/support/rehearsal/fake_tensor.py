@@ -75,14 +75,13 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 def to_cuda(model: Any) -> Any:
     """Put every parameter and buffer of a transformers model under the CUDA label, bitsandbytes' integers included."""
-    moved: dict[int, CudaTensor] = {}  # tied weights stay tied
+    moved: dict[int, tuple[torch.Tensor, CudaTensor]] = {}  # by id, so that tied weights stay tied
 
     def cuda(tensor: torch.Tensor) -> CudaTensor:
         if id(tensor) not in moved:
-            moved[id(tensor)] = CudaTensor(tensor.detach().as_subclass(torch.Tensor))
-        return moved[id(tensor)]
+            moved[id(tensor)] = (tensor, CudaTensor(tensor.detach().as_subclass(torch.Tensor)))
+        return moved[id(tensor)][1]
 
-    originals = [model.state_dict(keep_vars=True)]  # keeps the ids unique
     for module in model.modules():
         for store in (module._parameters, module._buffers):
             for name, tensor in list(store.items()):
@@ -90,7 +89,6 @@ def to_cuda(model: Any) -> Any:
                     store[name] = cuda(tensor)
                     if getattr(tensor, "SCB", None) is not None:
                         store[name].CB, store[name].SCB = store[name], cuda(tensor.SCB)
-                        originals.append(tensor.SCB)
                     elif hasattr(tensor, "SCB"):
                         store[name].CB = store[name].SCB = None
         state = getattr(module, "state", None)

@@ -92,6 +92,7 @@ def _patch_memory(patch: pytest.MonkeyPatch) -> None:
             raise current().refuse("cannot pin a tensor of the GPU")
         return tensor if current().is_pinned(tensor) else current().pin(tensor.clone())
 
+    torch.utils._device._device_constructors()  # torch keeps the list, which must not contain the replacement
     make = torch.tensor
 
     def make_on_first_gpu(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:

@@ -7,7 +7,8 @@ import torch
 
 from inference_server.engine.native import sampler as sampling
 from inference_server.engine.native.gumbel import gumbel
-from inference_server.engine.native.sampler import NotFinite, PenaltyState, Row, sample
+from inference_server.engine.native.penalties import PenaltyState
+from inference_server.engine.native.sampler import NotFinite, Row, sample
 from inference_server.generation import SamplingParams
 from tests.inference_server.engine.native.random_numbers import VOCAB_SIZE, excess, noise
 

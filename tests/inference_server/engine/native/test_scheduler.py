@@ -3,7 +3,8 @@
 import pytest
 
 from inference_server.engine.native.block_pool import BlockPool
-from inference_server.engine.native.scheduler import Policy, Scheduler, StepPlan
+from inference_server.engine.native.scheduler import Policy, Scheduler
+from inference_server.engine.native.step_plan import StepPlan
 from tests.support.fakes import sequence
 
 

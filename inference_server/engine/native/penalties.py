@@ -1,0 +1,87 @@
+"""Lowers the logits of tokens that occurred before: repetition, frequency and presence penalty.
+
+The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
+OpenAI's API reference, over the reply. Never waits for the device.
+"""
+
+from collections.abc import Sequence as Items
+
+import torch
+from torch import Tensor
+
+from inference_server.generation import SamplingParams
+
+_LARGEST_LOGIT = 1e30
+
+
+class PenaltyState:
+    """Tokens of one sequence, for its penalties.
+
+    Attributes:
+        seen: bool of shape (vocab_size,), True for tokens of prompt and reply.
+        counts: float32 of shape (vocab_size,), occurrences in the reply.
+    """
+
+    def __init__(
+        self, prompt_ids: Items[int], vocab_size: int, device: torch.device, reply_ids: Items[int] = ()
+    ) -> None:
+        """Create the state of a prompt and the reply so far."""
+        counts = torch.bincount(torch.tensor(list(reply_ids), dtype=torch.int64), minlength=vocab_size)
+        seen = counts > 0
+        seen[torch.tensor(list(prompt_ids))] = True
+        self.seen = seen.to(device)
+        self.counts = counts.float().to(device)
+
+    def add(self, token_id: int) -> None:
+        """Count one token of the reply."""
+        self.seen[token_id] = True
+        self.counts[token_id] += 1
+
+
+class PenalisedRows:
+    """The states of several sequences in one batch, which count tokens that are on the device only.
+
+    While it exists, the sequences' own states are views of its tensors, so that both always agree.
+    """
+
+    def __init__(self, states: Items[PenaltyState], strengths: Tensor) -> None:
+        """Join the states. `strengths`: from `penalty_strengths`, on the device of the states."""
+        self._strengths = strengths
+        self._seen = torch.stack([state.seen for state in states])
+        self._counts = torch.stack([state.counts for state in states])
+        for state, seen, counts in zip(states, self._seen, self._counts, strict=True):
+            state.seen, state.counts = seen, counts
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Return penalised logits of shape (num_rows, vocab_size) in new memory."""
+        return penalise(logits, self._seen, self._counts, self._strengths)
+
+    def add(self, token_ids: Tensor) -> None:
+        """Count one token of each row: int64 of shape (num_rows,). Negative ones do not count."""
+        places = token_ids.clamp(min=0)[:, None]
+        is_token = token_ids[:, None] >= 0
+        self._counts.scatter_add_(1, places, is_token.float())
+        self._seen.scatter_(1, places, is_token | self._seen.gather(1, places))
+
+
+def penalty_strengths(params: Items[SamplingParams]) -> Tensor:
+    """Return repetition, frequency and presence penalties on the CPU: float32 of shape (3, num_rows, 1)."""
+    columns = [[param.repetition_penalty, param.frequency_penalty, param.presence_penalty] for param in params]
+    return torch.tensor(columns, dtype=torch.float32).T[..., None].contiguous()
+
+
+def penalise(logits: Tensor, seen: Tensor, counts: Tensor, strengths: Tensor) -> Tensor:
+    """Return penalised logits in new memory.
+
+    Args:
+        logits: float32 of shape (num_rows, vocab_size).
+        seen: bool of the same shape, True for tokens of prompt and reply.
+        counts: float32 of the same shape, occurrences in the reply.
+        strengths: From `penalty_strengths`, on the device of the logits.
+    """
+    repetition, frequency, presence = strengths
+    logits = torch.where(seen, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
+    logits = logits - counts * frequency
+    logits -= (counts > 0) * presence
+    # A tiny repetition penalty causes infinities, and softmax would return NaN. The limit allows a division by temperature.
+    return logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)

@@ -1,0 +1,120 @@
+"""Samples among the likeliest tokens only: the candidates that top_k and top_p leave.
+
+Rows of a batch do not influence each other. Never waits for the device. Works on token ids, not on text.
+"""
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference_server.engine.native import gumbel as noise
+from inference_server.generation import SamplingParams
+
+# Number of likeliest tokens that are sorted first. The whole vocabulary is sorted only if top_k or top_p needs more.
+SHORTLIST = 256
+# Tokens per piece when searching for the shortlist of likeliest tokens.
+_SMALL_PIECE = 32
+_NO_TOP_K = 2**62
+_NO_TOP_P = 2.0  # no token is excluded then, even if the sum of probabilities is rounded up to 1 early
+
+
+def is_narrowed(params: SamplingParams) -> bool:
+    """Return True if top_k or top_p may exclude tokens."""
+    return params.top_k is not None or params.top_p < 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of each row.
+
+    Attributes:
+        top_k: int64 of shape (num_rows, 1).
+        top_p: float64 of shape (num_rows, 1).
+        has_open: False if every row has a top_k.
+    """
+
+    top_k: Tensor
+    top_p: Tensor
+    has_open: bool
+
+    @classmethod
+    def of(cls, params: Items[SamplingParams], upload: Callable[[Tensor], Tensor]) -> "Limits":
+        """Return the limits of requests. `upload` moves a tensor from the CPU to the device of the logits."""
+        top_k = [min(param.top_k or _NO_TOP_K, _NO_TOP_K) for param in params]
+        top_p = [param.top_p if param.top_p < 1.0 else _NO_TOP_P for param in params]
+        both = upload(torch.tensor([top_k, top_p], dtype=torch.float64))  # top_k stays exact up to 2**53
+        return cls(both[0, :, None].long(), both[1, :, None], max(top_k) == _NO_TOP_K)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortlist:
+    """The likeliest tokens of each row.
+
+    Attributes:
+        values: Logits / temperature in descending order, float32 of shape (num_rows, size).
+        ids: Their token ids, int64 of shape (num_rows, size).
+        scaled: Logits / temperature of the whole vocabulary, in any order, shape (num_rows, vocab_size).
+    """
+
+    values: Tensor
+    ids: Tensor
+    scaled: Tensor
+
+    @classmethod
+    def likeliest(cls, scaled: Tensor) -> "Shortlist":
+        """Return the list of the SHORTLIST likeliest tokens. `scaled`: float32 of shape (num_rows, vocab_size)."""
+        return cls(*_topk(scaled, min(SHORTLIST, scaled.shape[-1])), scaled)
+
+    @classmethod
+    def whole(cls, scaled: Tensor) -> "Shortlist":
+        """Return the sorted vocabulary. `scaled`: float32 of shape (num_rows, vocab_size)."""
+        values, ids = torch.sort(scaled, descending=True, stable=True)
+        return cls(values, ids, values)
+
+    def pick(self, limits: Limits, keys: Items[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the winner of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
+
+        top_k applies first. top_p then refers to the probabilities of the remaining tokens. The winner of a row whose
+        list lacks candidates is undefined.
+
+        Args:
+            limits: top_k and top_p of each row, on the device of the list.
+            keys: A key for each row, or int32 of shape (num_rows, 2) on the device, as in gumbel.Keys.
+        """
+        size, top_k = self.values.shape[-1], limits.top_k
+        is_kept = torch.arange(size, device=self.values.device) < top_k
+        weights = (self.values - self.values[:, :1]).double().exp() * is_kept
+        reached = weights.cumsum(dim=-1)
+        total = reached[:, -1:]
+        is_settled = top_k <= size
+        if limits.has_open:
+            everything = (self.scaled.logsumexp(dim=-1, keepdim=True) - self.values[:, :1]).double().exp()
+            total = torch.where(top_k < _NO_TOP_K, total, everything)
+            is_settled = is_settled | ((top_k >= _NO_TOP_K) & (reached[:, -1:] >= limits.top_p * total))
+        is_kept &= reached - weights < limits.top_p * total
+        if isinstance(keys, Tensor):
+            uniforms = noise.uniform_of_some(keys, self.ids, self.scaled.shape[-1])
+        else:
+            uniforms = noise.uniform(keys, self.ids)
+        scores = self.values + noise.gumbel(uniforms)
+        places = torch.where(is_kept, scores, -torch.inf).argmax(dim=-1, keepdim=True)
+        return self.ids.gather(-1, places).squeeze(-1), is_settled.squeeze(-1)
+
+
+def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the same as values.topk(k), several times faster. Shape of `values`: (n, vocab_size).
+
+    The k largest values are in the k pieces with the largest maxima.
+    """
+    size = math.gcd(values.shape[-1], _SMALL_PIECE)
+    if size < _SMALL_PIECE or values.shape[-1] // size <= 2 * k:
+        return values.topk(k)
+    pieces = values.view(len(values), -1, size)
+    best = pieces.amax(dim=-1).topk(k, sorted=False).indices[..., None]
+    ids = (best * size + torch.arange(size, device=values.device)).flatten(1)
+    largest, places = values.gather(-1, ids).topk(k)
+    return largest, ids.gather(-1, places)

@@ -1,0 +1,59 @@
+"""Runs one step after another: overlapped with the device where the runner supports it, else with the host waiting."""
+
+from collections.abc import Callable, Iterator, Set
+
+from inference_server.engine.histogram import Histogram
+from inference_server.engine.native.fault_recovery import Emit
+from inference_server.engine.native.overlap import OverlappedDecoding
+from inference_server.engine.native.sampler import Sample
+from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.native.step_loop import Logits, StepLoop, sample_tokens
+from inference_server.model.runner import ModelRunner
+
+
+class Stepper:
+    """Executor of an engine's steps. Used on the engine's thread only."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        end_ids: Set[int],
+        emit: Emit,
+        sample: Callable[[Logits], list[Sample]] = sample_tokens,
+    ) -> None:
+        """Create an executor without a step in flight. For the arguments, see StepLoop."""
+        self._step_loop = StepLoop(runner, scheduler, end_ids, emit, sample)
+        # Another function for sampling needs the logits on the host.
+        can_overlap = runner.supports_overlap and sample is sample_tokens
+        self._overlap = OverlappedDecoding(runner, scheduler, self._step_loop) if can_overlap else None
+
+    @property
+    def is_broken(self) -> bool:
+        """True if the model can no longer compute even a single token."""
+        return self._step_loop.is_broken
+
+    @property
+    def step_tokens(self) -> Histogram:
+        """Tokens computed in each step, without empty steps."""
+        return self._step_loop.step_tokens
+
+    def run(self) -> Iterator[None]:
+        """Run one step. Yields whenever there may be events to publish before the device is busy again.
+
+        With overlap, the tokens of the step are emitted by the next call, or by `flush`.
+        """
+        if self._overlap is not None:
+            is_launched = self._overlap.advance()
+            yield
+            if is_launched or self.is_broken:
+                return
+        plan = self._step_loop.begin()
+        yield
+        if self._overlap is None or not self._overlap.start(plan):
+            yield from self._step_loop.passes(plan)
+
+    def flush(self) -> None:
+        """Wait for the step in flight, if there is one, and emit its tokens."""
+        if self._overlap is not None:
+            self._overlap.flush()
