@@ -4,6 +4,7 @@ The usual instruction from int8 to float has an eighth of the others' rate. At o
 an H200's bandwidth. The instructions below work on packed bytes and need one and a quarter or two per code.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import triton
 import triton.language as tl
 
@@ -37,10 +38,10 @@ TO_BFLOAT16 = tl.constexpr("""{
 
 
 @triton.jit
-def converted(codes, dtype: tl.constexpr, PACKED: tl.constexpr):  # type: ignore[no-untyped-def]
+def converted(codes, dtype: tl.constexpr, PACKED: tl.constexpr):
     """Return int8 codes as `dtype`. PACKED is for float16 and bfloat16 on a GPU: the interpreter runs no assembly."""
     if not PACKED:
-        return codes.to(dtype)
+        return codes.to(tl.float32).to(dtype)
     elif dtype == tl.float16:
         return tl.inline_asm_elementwise(TO_FLOAT16, "=&r,=&r,r", [codes], dtype=tl.float16, is_pure=True, pack=4)
     else:

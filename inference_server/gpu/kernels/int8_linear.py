@@ -13,7 +13,7 @@ grows with the rows. Where that makes too few programs, the inputs are split too
 fixed order.
 """
 
-import functools
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 from typing import Any
 
 import torch
@@ -23,19 +23,18 @@ from torch import Tensor
 
 from inference_server.gpu import reference
 from inference_server.gpu.kernels import int8_row_by_row
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.attention_tiles import device_of
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CompileCase, pointers
 from inference_server.gpu.kernels.int8_codes import converted
 from inference_server.gpu.kernels.int8_tiling import TILINGS, Tiling, choose_num_splits, choose_tiling
 from inference_server.gpu.triton_support import interprets
 
-# The launcher plans for this number of multiprocessors on a CPU, in the interpreter: an H200's.
-_MULTIPROCESSORS = 132
 # Number of outputs that a program of the reduction computes.
 _REDUCED = 512
 
 
 @triton.jit
-def _sums_of_slices(  # type: ignore[no-untyped-def]
+def _sums_of_slices(
     x,
     codes,
     outputs,
@@ -66,7 +65,7 @@ def _sums_of_slices(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sums(  # type: ignore[no-untyped-def]
+def _sums(
     x,
     codes,
     outputs,
@@ -95,8 +94,8 @@ def _sums(  # type: ignore[no-untyped-def]
     return sums
 
 
-@triton.jit
-def int8_linear_kernel(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["num_rows"])
+def int8_linear_kernel(
     x,
     codes,
     scales,
@@ -145,7 +144,7 @@ def int8_linear_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def reduce_kernel(  # type: ignore[no-untyped-def]
+def reduce_kernel(
     parts,
     scales,
     bias,
@@ -169,16 +168,6 @@ def reduce_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + row * num_outputs + outputs, result.to(out.dtype.element_ty), mask=inside)
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """Return the GPU's number of multiprocessors, or 0 if Triton uses no tensor cores there."""
-    if device.type != "cuda":
-        return _MULTIPROCESSORS
-    properties = torch.cuda.get_device_properties(device)
-    count: int = properties.multi_processor_count
-    return count if properties.major >= 8 else 0
-
-
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x times the transposed int8 weights, plus the bias; see ops.int8_linear. Up to 64 rows.
 
@@ -188,15 +177,16 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = 
     """
     if x.shape[0] == 0:
         return x.new_empty(0, codes.shape[0])
-    multiprocessors = _multiprocessors(x.device)
-    if multiprocessors:
-        return _multiply(x, codes, scales, bias, multiprocessors)
+    device = device_of(x)
+    if device.has_tensor_cores:
+        return multiply(x, codes, scales, bias, device.num_multiprocessors)
     if x.shape[0] <= int8_row_by_row.MAX_ROWS:
         return int8_row_by_row.multiply_row_by_row(x, codes, scales, bias)
     return reference.int8_linear(x, codes, scales, bias)
 
 
-def _multiply(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, multiprocessors: int) -> Tensor:
+def multiply(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, multiprocessors: int) -> Tensor:
+    """Return the product on tensor cores, for 1 to 64 rows, planned for a number of multiprocessors."""
     (num_rows, num_inputs), num_outputs = x.shape, codes.shape[0]
     tiling = choose_tiling(num_rows, num_outputs)
     splits = choose_num_splits(tiling, num_outputs, num_inputs, multiprocessors)
@@ -243,20 +233,21 @@ def _linear_case(dtype: str, tiling: Tiling, *, is_part: bool = False, has_bias:
         constants,
         tiling.num_warps,
         tiling.num_stages,
-        divisible=("num_outputs", "num_inputs", "share"),
+        divisible=(*pointers(signature), "num_outputs", "num_inputs", "share"),
         capabilities=BFLOAT16_CAPABILITIES,
     )
 
 
 def _reduce_case(dtype: str, splits: int) -> CompileCase:
+    signature = {"parts": "*fp32", "scales": "*fp32", "bias": "*" + dtype, "out": "*" + dtype, "num_outputs": "i32"}
     return CompileCase(
         f"int8_linear sum of {splits} parts {dtype}",
         reduce_kernel,
-        {"parts": "*fp32", "scales": "*fp32", "bias": "*" + dtype, "out": "*" + dtype, "num_outputs": "i32"},
+        signature,
         {"HAS_BIAS": True, "SPLITS": splits, "OUTPUTS": _REDUCED},
         num_warps=4,
         num_stages=3,
-        divisible=("num_outputs",),
+        divisible=(*pointers(signature), "num_outputs"),
         capabilities=BFLOAT16_CAPABILITIES,
     )
 

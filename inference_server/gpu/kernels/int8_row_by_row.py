@@ -4,12 +4,13 @@ Each program computes a few outputs of one row, with a product and a sum for eac
 same codes start together, so the L2 cache serves all but the first.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
 # From this number of rows on, dequantizing once and multiplying with cuBLAS is faster.
 MAX_ROWS = 16
@@ -19,7 +20,7 @@ _INPUTS = 512
 
 
 @triton.jit
-def int8_row_kernel(  # type: ignore[no-untyped-def]
+def int8_row_kernel(
     x,
     codes,
     scales,
@@ -83,7 +84,7 @@ def compile_cases() -> list[CompileCase]:
             {"HAS_BIAS": True, "OUTPUTS": _OUTPUTS, "INPUTS": _INPUTS},
             num_warps=4,
             num_stages=3,
-            divisible=("num_outputs", "num_inputs"),
+            divisible=(*pointers(signature), "num_outputs", "num_inputs"),
             capabilities=tuple(sorted(set(CAPABILITIES) - set(BFLOAT16_CAPABILITIES))),
         )
     ]

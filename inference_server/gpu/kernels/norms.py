@@ -1,17 +1,18 @@
 """RMS norms of rows, and of sums of rows. One program computes one row, which it holds in registers."""
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
 # A thread holds at most this number of a row's elements, as long as a program has no more than 16 warps.
 _ELEMENTS_OF_THREAD = 16
 
 
 @triton.jit
-def rms_norm_kernel(  # type: ignore[no-untyped-def]
+def rms_norm_kernel(
     x, delta, weight, out, x_stride, delta_stride, width, eps, HAS_DELTA: tl.constexpr, WIDTH: tl.constexpr
 ):
     """Program r: the norm of row r of x. HAS_DELTA: row r of `delta` is added first, and the sum is written to x."""
@@ -75,17 +76,18 @@ def compile_cases() -> list[CompileCase]:
         for width in (1024, 4096, 8192):
             for name, delta in (("rms_norm", None), ("add_rms_norm", "*" + dtype)):
                 signature = {"x": "*" + dtype, "weight": "*" + dtype, "out": "*" + dtype, "x_stride": "i32"}
+                signature |= {"delta": delta} if delta else {}
                 signature |= {"delta_stride": "i32", "width": "i32", "eps": "fp32"}
                 constants = {"HAS_DELTA": delta is not None, "WIDTH": width}
                 cases.append(
                     CompileCase(
                         f"{name} {width} {dtype}",
                         rms_norm_kernel,
-                        signature | ({"delta": delta} if delta else {}),
+                        signature,
                         constants | ({} if delta else {"delta": None}),
                         num_warps=_num_warps(width),
                         num_stages=3,
-                        divisible=("x_stride", "delta_stride", "width"),
+                        divisible=(*pointers(signature), "x_stride", "delta_stride", "width"),
                         capabilities=BFLOAT16_CAPABILITIES if dtype == "bf16" else CAPABILITIES,
                     )
                 )

