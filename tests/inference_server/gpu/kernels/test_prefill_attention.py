@@ -76,7 +76,8 @@ def test_no_tokens_give_no_results() -> None:
 def test_every_models_shape_equals_torch(shape: tuple[str, int, int, int], dtype: torch.dtype) -> None:
     heads = Heads(*shape[1:])
     segments = [(1, 1), (33, 33), (31, 290), (130, 130)]
-    errors = [prefill_error(heads, segments, dtype, limits) for limits in (Limits(), Limits(100, 30.0))]
+    cases = [Limits(), Limits(100, 30.0)] if dtype == torch.float16 else [Limits()]
+    errors = [prefill_error(heads, segments, dtype, limits) for limits in cases]
     print(f"\npaged_prefill_attention {shape[0]} {dtype}: largest error {max(errors):.1e}")
     assert max(errors) < TOLERANCE[dtype]
 
