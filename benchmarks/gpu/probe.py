@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from benchmarks.gpu import models, timing
 from benchmarks.gpu.checks import Check, LeftOut, Mismatch, Note, Setup
 from inference_server.engine.native import gumbel
+from inference_server.engine.native.device_sampler import DeviceSampler
 from inference_server.engine.native.sampler import Row, sample
 from inference_server.generation import SamplingParams
 from inference_server.gpu import triton_support
@@ -69,13 +70,26 @@ def _noise(setup: Setup, note: Note) -> None:
     torch.manual_seed(0)
     logits = torch.randn(64, size) * 3
     rows = [Row(SamplingParams(seed=n, **_SAMPLINGS[n % len(_SAMPLINGS)]), n) for n in range(64)]  # type: ignore[arg-type]
-    pairs = zip(sample(logits.to(setup.device, copy=True), rows), sample(logits.clone(), rows), strict=True)
-    differing_tokens = sum(first.token_id != second.token_id for first, second in pairs)
-    note("differing_samples", f"{differing_tokens} of {len(rows)}")
-    if differing:
-        raise Mismatch(f"{differing} random numbers differ from the CPU's")
-    if differing_tokens:
-        raise Mismatch(f"{differing_tokens} sampled tokens differ from the CPU's")
+    expected = [chosen.token_id for chosen in sample(logits.clone(), rows)]
+    sampled = {"sampler": [chosen.token_id for chosen in sample(logits.to(setup.device, copy=True), rows)]}
+    sampled["device_sampler"] = _sample_on_device(setup, logits, rows)
+    unequal = 0
+    for name, tokens in sampled.items():
+        # The device sampler marks rows that the host has to sample again by negative numbers.
+        pairs = [pair for pair in zip(tokens, expected, strict=True) if pair[0] >= 0]
+        wrong = sum(one != other for one, other in pairs)
+        note(f"{name}: differing_tokens", f"{wrong} of {len(pairs)}")
+        unequal += wrong
+    if differing or unequal:
+        raise Mismatch(f"{differing} random numbers and {unequal} sampled tokens differ from the CPU's")
+
+
+def _sample_on_device(setup: Setup, logits: torch.Tensor, rows: list[Row]) -> list[int]:
+    sampler = DeviceSampler(rows, setup.device)
+    keys = sampler.next_keys()
+    on_device = None if keys is None else torch.from_numpy(keys).to(setup.device)
+    tokens: list[int] = sampler.sample(logits.to(setup.device, copy=True), on_device).tolist()
+    return tokens
 
 
 def _sdpa(setup: Setup, note: Note) -> None:
