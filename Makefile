@@ -98,7 +98,8 @@ bench: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 bench: install ## Measure Tailrace beside llama.cpp, vLLM and transformers (hours; see docs/benchmarks.md)
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
 
-bench-gpu: install ## Measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
+# BENCH_OPTIONS=--tiny: try the check itself, without a GPU too. docs/gpu.md lists the other options.
+bench-gpu: install ## Check and measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_OPTIONS)
 
 check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, documentation

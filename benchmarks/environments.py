@@ -81,7 +81,7 @@ class Environment:
 
 
 def cpu_flags() -> set[str]:
-    """Return the CPU's instruction sets as Linux names them; empty elsewhere."""
+    """Return the CPU's instruction sets as Linux names them; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -103,7 +103,7 @@ def free_port() -> int:
 
 
 def wait_for(url: str, children: list[Child], timeout_s: float) -> None:
-    """Wait until `url` answers 200. Raises PeerFailed if a process ends before, or after `timeout_s` seconds."""
+    """Wait until `url` answers 200. Raises PeerFailed if a process ends first, or after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for child in children:

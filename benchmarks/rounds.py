@@ -37,7 +37,7 @@ class Results:
     def __init__(self) -> None:
         self.figures: dict[str, dict[str, list[Figures]]] = {}
         self.failures: dict[str, dict[str, list[str]]] = {}
-        self.slow: Counter[tuple[str, str]] = Counter()  # rounds by peer and case
+        self.slow: Counter[tuple[str, str]] = Counter()  # number of slow rounds by peer and case
 
     def note(self, peer: str, case: str, figures: Figures) -> None:
         """Record a round's figures for a case."""
@@ -107,7 +107,7 @@ def run_rounds(peers: list[Peer], scenarios: list[str], size: Size, results: Res
 
 
 def _groups_of_rivals(peers: list[Peer]) -> list[list[Peer]]:
-    """Group the rivals: they run at the same time, so that load changes on the machine affect all of them."""
+    """Group the rivals: they take turns in the same rounds, so that load changes on the machine affect all of them."""
     groups: dict[str, list[Peer]] = {}
     for peer in peers:
         groups.setdefault(peer.name if peer.is_alone else peer.weights, []).append(peer)
@@ -214,7 +214,12 @@ class _PeerRun:
         return True
 
     def _warmed_up(self) -> Figures:
-        """Request the first tokens, and return their time. Empty if that failed."""
+        """Run the warm-up requests.
+
+        Returns:
+            The first request's time to first token in seconds, as `first_token_s`; 0 for a peer without a warm-up. Empty if
+            the peer failed.
+        """
         try:
             return {"first_token_s": self._scenarios().warm_up()} if self._peer.has_warm_up else {"first_token_s": 0.0}
         except PeerFailed as error:

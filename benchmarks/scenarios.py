@@ -53,7 +53,7 @@ QUICK = Size(
     timeout_s=120.0,
 )
 
-# Longer than any reply, with most kinds of value that a grammar must constrain.
+# Its documents are longer than any reply, and contain most kinds of values that a grammar constrains.
 _SCHEMA: dict[str, Any] = {
     "type": "array",
     "minItems": 500,
@@ -148,7 +148,7 @@ class Scenarios:
         return self._running.run(load, client)
 
     def _measured(self, requests: list[Request], client: str | None = None) -> Figures:
-        """Return the load's summary with the CPU seconds for 1,000 tokens of each process, of all, and of the client."""
+        """Return the load's summary, with CPU seconds per 1,000 tokens: by process, of all processes, and of the client."""
         children = self._running.children
         before = {role: cpu_seconds(child.pid) for role, child in children.items()}
         outcome = self._run(requests, client)
@@ -167,7 +167,7 @@ class Scenarios:
         return self._measured([self._request(prompt_tokens, reply_tokens) for _ in range(streams)])
 
     def _turns(self) -> Figures:
-        """Measure a conversation with a long first question. The second turn repeats it and its reply."""
+        """Measure a conversation with a long first question. The second request repeats it and its reply."""
         first_question, _ = self._workload.prompt(LONG_TOKENS)
         second_question, _ = self._workload.prompt(SHORT_TOKENS)
         messages = [{"role": "user", "content": first_question}]
@@ -211,7 +211,7 @@ class Scenarios:
     def _waiting(self) -> Figures:
         """Return the memory of each process for a request that waits for the only slot, in KiB."""
         size = self._size
-        # These fill the KV cache first, so that its growth is not counted as that of waiting requests.
+        # These requests fill the KV cache first, so that the memory of its blocks is not counted for waiting requests.
         self._run([self._request(LONG_TOKENS, 1) for _ in range(4)])
         late = [self._request(SHORT_TOKENS, 1) for _ in range(size.waiting_requests)]
         late[0] = replace(late[0], after_events=20)

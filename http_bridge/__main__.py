@@ -22,8 +22,8 @@ from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX, check_variables
 
 logger = logging.getLogger("http_bridge")
-# Allocations between two runs of the cyclic garbage collector (Python's default is 700). The objects of a token are freed
-# by reference counting.
+# Allocations between two runs of the cyclic garbage collector (Python's default is 700). Reference counting
+# frees the objects that are created for each token, so collections may be rare.
 _GC_THRESHOLD = 50_000
 # Open files besides the clients' connections: modules, listeners, gRPC, refused connections that are still being closed.
 _OTHER_FILES = 256

@@ -42,7 +42,7 @@ async def unrouted(request: Request, error: Exception) -> Response:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """Respond to an ApiError that was raised before or in an endpoint that runs no model."""
+    """Respond to an ApiError that was raised before an endpoint, or by an endpoint that runs no model."""
     return _answer(request, error) if isinstance(error, ApiError) else await failed(request, error)
 
 
@@ -66,7 +66,7 @@ def refusal(error: ApiError, errors: ErrorWriter | None) -> ASGIApp:
 
 
 def router_payload(error: ApiError) -> JsonObject:
-    """Return the body of an error of Cloudflare's router, before any model: routes, methods, credentials."""
+    """Return the body of an error as Cloudflare's router formats it: for errors of routes, methods and credentials."""
     entry = {"code": error.code, "message": error.description}
     return {"result": None, "success": False, "errors": [entry], "messages": []}
 

@@ -43,7 +43,7 @@ _TEXT: Schema = {"type": "string"}
 
 
 class BindingListener(BaseRoute):
-    """The route of every request that arrives at the listener of the Worker binding. It needs no token."""
+    """The route of every request that arrives at the listener of the Worker binding. These requests need no token."""
 
     errors = BindingErrors()
 

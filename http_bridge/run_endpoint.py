@@ -99,7 +99,7 @@ class RunEndpoint:
             await exchange.refuse(exchange.explain(error))
 
     async def _parse(self, incoming: IncomingRequest) -> RunJob:
-        # Megabytes of small messages take a second. A thread parses them, so that other streams continue meanwhile.
+        # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
         if len(incoming.data) < _LARGE_BODY_BYTES:
             return self._parser.parse(incoming)
         return await asyncio.to_thread(self._parser.parse, incoming)

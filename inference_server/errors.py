@@ -91,7 +91,7 @@ class NoRoomForReply(TailraceError):
 
 
 class CapacityExceeded(TailraceError):
-    """The request cannot wait: no slot is free and it must not wait, the wait queue is full, or its deadline is too near."""
+    """No slot is free, and the request must not wait, or the wait queue is full, or its deadline is too near."""
 
     reason = "CAPACITY_EXCEEDED"
     grpc_code = "RESOURCE_EXHAUSTED"

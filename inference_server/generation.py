@@ -41,7 +41,10 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """True for a temperature below 1e-5: dividing float32 logits by it leaves one token anyway, or overflows."""
+        """True for a temperature below 1e-5.
+
+        Logits divided by such a temperature leave only the most likely token, or overflow float32.
+        """
         return self.temperature < 1e-5
 
     @property

@@ -32,9 +32,10 @@ def resolve_precision(precision: Precision, device: "torch.device") -> Precision
     """Return the precision that `device` uses for a model of the catalog's precision.
 
     On a CPU, float16 is replaced with bfloat16, or with float32 if bfloat16 matrix products are slow.
-    On a GPU, int4 is replaced with float16, because only CPUs multiply int4 weights.
+    On a GPU, int4 is replaced with float16, because only CPUs multiply int4 weights. A GPU that does not multiply bfloat16
+    uses float16 for it.
     """
-    if precision == "int4" and device.type == "cuda":
+    if device.type == "cuda" and (precision == "int4" or precision == "bfloat16" and not gpu_multiplies_bfloat16()):
         return "float16"
     if precision == "float16" and device.type == "cpu":
         return "bfloat16" if cpu_multiplies_bfloat16() else "float32"
@@ -58,6 +59,13 @@ def activation_dtype(precision: Precision, device: "torch.device") -> "torch.dty
 def cpu_multiplies_bfloat16() -> bool:
     """Return True if this CPU multiplies bfloat16. Otherwise, bfloat16 is several times slower than float32."""
     return isa.multiplies_bfloat16()
+
+
+def gpu_multiplies_bfloat16() -> bool:
+    """Return True unless this GPU's compute capability is below 8.0 (Turing, Volta), or if there is no GPU to check."""
+    import torch
+
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0)
 
 
 def cache_dtype(precision: Precision) -> "torch.dtype | None":

@@ -1,6 +1,7 @@
 """Reads the inference server's settings from the environment (`TAILRACE_*`)."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -23,6 +24,23 @@ Group = Literal[
     "observability",
     "compatibility",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTokens:
+    """Prompt tokens of a step.
+
+    Attributes:
+        chunk: While many replies are streamed.
+        idle: While no reply is streamed; not below `chunk`.
+    """
+
+    chunk: int
+    idle: int
+
+
+# By type of device. A GPU computes hundreds of tokens in the time that launching the kernels of a small chunk takes.
+_PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
 
@@ -135,19 +153,20 @@ class Settings(ServiceSettings):
         description="Number of sequences of one account that each engine runs at the same time, from 1. Unset: all slots.",
         json_schema_extra=_group("scheduling"),
     )
-    prefill_chunk_tokens: int = Field(
-        64,
+    prefill_chunk_tokens: int | None = Field(
+        None,
         ge=1,
         le=8192,
-        description="Number of prompt tokens per step while many replies are streamed, 1 to 8192. The replies wait for them.",
+        description="Number of prompt tokens per step while many replies are streamed, 1 to 8192. The replies wait for them. "
+        "Unset: 64 on a CPU, 512 on a GPU.",
         json_schema_extra=_group("scheduling"),
     )
-    prefill_idle_tokens: int = Field(
-        512,
+    prefill_idle_tokens: int | None = Field(
+        None,
         ge=1,
         le=8192,
         description="Number of prompt tokens per step while no reply is streamed, 1 to 8192. Few streams: a number between "
-        "both.",
+        "both. Unset: 512 on a CPU, 2048 on a GPU.",
         json_schema_extra=_group("scheduling"),
     )
     kv_cache_tokens: int | None = Field(
@@ -248,6 +267,12 @@ class Settings(ServiceSettings):
         "of their own.",
         json_schema_extra=_group("compatibility"),
     )
+
+    def prefill_tokens(self, device_type: str) -> PrefillTokens:
+        """Return the prompt tokens of a step, from the settings or else from the defaults of the device, "cpu" or "cuda"."""
+        default = _PREFILL_TOKENS[device_type]
+        chunk = self.prefill_chunk_tokens or default.chunk
+        return PrefillTokens(chunk, max(chunk, self.prefill_idle_tokens or default.idle))
 
     @field_validator("grpc_address", "grpc_health_address", "metrics_address")
     @classmethod

@@ -26,7 +26,7 @@ def main() -> int:
     """
     options = _parser().parse_args()
     try:
-        if sys.stdout is None and options.command is not _serve:  # the services need only stderr
+        if sys.stdout is None and options.command is not _serve:  # the services log to stderr
             raise Failure("Standard output is closed, so the result cannot be written.")
         return int(options.command(options))
     except KeyboardInterrupt:

@@ -54,9 +54,9 @@ class ReplyStats:
     Attributes:
         prompt_tokens: Tokens of the prompt; known when the reply is complete.
         completion_tokens: Tokens of the reply; known when the reply is complete.
-        started: `time.monotonic` of the request, in seconds.
-        first: The same of the first piece of text; None before it.
-        last: The same of the last piece of text; None before it.
+        started: Time of the request, in seconds of time.monotonic().
+        first: Time at which the first piece of text arrived; None before that.
+        last: Time at which the newest piece of text arrived; None before the first.
     """
 
     prompt_tokens: int = 0
@@ -112,7 +112,8 @@ def chat(client: Client, request: Request) -> None:
 
     Args:
         client: Connection to the models.
-        request: The options; its prompt and turns are not used. Without a model, the first one is used.
+        request: Model and options for every message; its prompt and turns are not used. An empty model selects the
+            server's first one.
     """
     model = request.model or _first_model(client)
     print(_dim(f"Talking to {model}. An empty line ends, Ctrl-C cuts a reply short."), file=sys.stderr)

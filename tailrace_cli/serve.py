@@ -1,8 +1,8 @@
 """The command `tailrace serve`: starts both services as processes and prints a curl command once both are ready.
 
-Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first, so that it still receives the ends of
-its replies, then the server. Each service finishes accepted requests within its grace period. A second signal is
-forwarded and ends that period.
+Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first, while the server still sends the ends
+of its replies; then the server stops. Each service finishes accepted requests within its grace period. A second signal
+is forwarded and ends that period.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """The environment variables that Tailrace reads, and a check for misspelt ones.
 
 The services ignore variables that they do not read, because each service also finds the other one's variables in its
-environment. This table separates variables of the other service from misspelt ones.
+environment. This table distinguishes variables of the other service from misspelt ones.
 """
 
 import difflib

@@ -1,12 +1,12 @@
-"""Builds models of Llama-2-7B's shapes, with random or real weights, in 16 bits or bitsandbytes int8."""
+"""Builds models of real shapes, with random or real weights, in 16 bits or bitsandbytes int8."""
 
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from torch import Tensor, nn
 
-from inference_server.attention.paged import register
+from benchmarks.gpu.checks import LeftOut, Setup
+from inference_server.attention import paged
 
 _LLAMA_2_7B = {
     "vocab_size": 32000,
@@ -17,29 +17,85 @@ _LLAMA_2_7B = {
     "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
 }
-# A small model, to test the script itself on a CPU.
-_TINY = {**_LLAMA_2_7B, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
-_TINY |= {"num_key_value_heads": 2, "vocab_size": 4096}
+_LLAMA_3_2_1B = {
+    **_LLAMA_2_7B,
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+_TINY = {
+    **_LLAMA_2_7B,
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.08,  # so that attention is not close to uniform
+}
+TAILRACE = paged.NAME  # transformers' name of our attention
+SHAPES: dict[str, dict[str, Any]] = {"llama-2-7b": _LLAMA_2_7B, "llama-3.2-1b": _LLAMA_3_2_1B, "tiny": _TINY}
+# Weights of the 7B shapes in 16 bits, a KV cache for the longest load, and what the libraries take.
+_BYTES_FOR_7B = 19 * 2**30
 
 
-def make(device: torch.device, *, path: str | None, tiny: bool, int8: bool, attention: str) -> Any:
-    """Return a model on `device`, in float16 (bfloat16 on a CPU).
+def default_shapes(device: torch.device) -> str:
+    """Return the largest shapes that fit the device: Llama-2-7B from 19 GiB, else Llama-3.2-1B; tiny on a CPU."""
+    if device.type != "cuda":
+        return "tiny"
+    total = torch.cuda.get_device_properties(device).total_memory
+    return "llama-2-7b" if total >= _BYTES_FOR_7B else "llama-3.2-1b"
 
-    With `int8`, its linear layers come from bitsandbytes, with threshold 0.0.
+
+def make(setup: Setup, *, int8: bool = False, attention: str = TAILRACE, num_layers: int | None = None) -> Any:
+    """Return the setup's model on its device.
+
+    Args:
+        setup: Where and what.
+        int8: True replaces its linear layers, except the head, by bitsandbytes' with threshold 0.
+        attention: transformers' name of the attention function.
+        num_layers: Fewer layers than the shapes have. Not with real weights.
     """
-    register()
-    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-    if path is not None:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map={"": device}, attn_implementation=attention, use_safetensors=True
-        )
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if setup.path is None:
+        config = AutoConfig.for_model("llama", **SHAPES[setup.shapes])
+        config.num_hidden_layers = num_layers or config.num_hidden_layers
+        model = random_model(config, setup, attention)
     else:
-        config = LlamaConfig(**(_TINY if tiny else _LLAMA_2_7B))
-        torch.manual_seed(0)
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        paged.register()
+        model = AutoModelForCausalLM.from_pretrained(
+            setup.path,
+            dtype=setup.dtype,
+            device_map={"": setup.device},
+            attn_implementation=attention,
+            use_safetensors=True,
+        )
+        _prepare(model)
     if int8:
-        _quantise(model, device)
+        quantise(model)
+    return model
+
+
+def random_model(config: Any, setup: Setup, attention: str = TAILRACE) -> Any:
+    """Return a model with random weights, the same for the same configuration of transformers."""
+    from transformers import AutoModelForCausalLM
+
+    paged.register()
+    torch.manual_seed(0)
+    with torch.device(setup.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=setup.dtype, attn_implementation=attention)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases, which would be ones and zeros
+                parameter.data += torch.randn_like(parameter) * 0.1
+    return _prepare(model)
+
+
+def _prepare(model: Any) -> Any:
     model.generation_config.eos_token_id = None
     return model.eval().requires_grad_(False)
 
@@ -53,23 +109,47 @@ def weight_bytes(model: Any) -> int:
     return total - skipped
 
 
-def _quantise(model: nn.Module, device: torch.device) -> None:
-    """Quantize every linear layer except the head, as transformers does when it loads a model."""
-    import bitsandbytes
+def cache_bytes_per_token(config: Any) -> int:
+    """Return the bytes of one token's keys and values in all layers, in 16 bits."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_layer: int = 2 * config.num_key_value_heads * head_dim * 2
+    return per_layer * int(config.num_hidden_layers)
 
+
+def int8_linear(weight: Tensor) -> nn.Module:
+    """Return bitsandbytes' int8 layer, threshold 0, of a weight (out_features, in_features) on its device.
+
+    Raises:
+        LeftOut: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise LeftOut(f"bitsandbytes cannot be imported: {error}") from error
+    codes, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.detach().half())
+    linear = bitsandbytes.nn.Linear8bitLt(
+        weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False, threshold=0.0, device="meta"
+    )
+    linear.weight = bitsandbytes.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
+    module: nn.Module = linear.eval()
+    return module
+
+
+def quantise(model: nn.Module) -> None:
+    """Replace every linear layer except the head by bitsandbytes' int8, as transformers does when it loads a model."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name != "lm_head":
-                linear = bitsandbytes.nn.Linear8bitLt(
-                    child.in_features,
-                    child.out_features,
-                    bias=False,
-                    has_fp16_weights=False,
-                    threshold=0.0,
-                    device="meta",
-                )
-                weight = bitsandbytes.nn.Int8Params(
-                    child.weight.data.half().cpu(), requires_grad=False, has_fp16_weights=False
-                )
-                linear.weight = weight.to(device)
+                setattr(parent, name, int8_linear(child.weight))
+
+
+def dequantise(model: Any, dtype: torch.dtype) -> None:
+    """Replace bitsandbytes' int8 layers by 16-bit layers with the weights that the codes represent."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "Linear8bitLt":
+                scales = child.state.SCB if child.weight.SCB is None else child.weight.SCB  # the first pass moves them
+                weight = child.weight.data.float() * (scales.float() / 127.0)[:, None]
+                linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+                linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
                 setattr(parent, name, linear)

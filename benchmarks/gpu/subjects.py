@@ -1,162 +1,196 @@
-"""Runs prompts on each of the compared engines and measures when tokens arrive. Times are in seconds."""
+"""Runs prompts on each of the compared engines, and records when tokens arrive. Times are in seconds."""
 
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from inference_server.attention.kv_cache import BLOCK_SIZE
-from inference_server.engine.admission import CapacityLimits
-from inference_server.engine.native.engine import Engine
-from inference_server.engine.native.scheduler import Policy
-from inference_server.generation import Delta, GenerationRequest, SamplingParams
-from inference_server.model.runner import ModelRunner
+from benchmarks.gpu.checks import Setup
+from benchmarks.gpu.runners import MAX_SEQS, MAX_TOKENS, cache_tokens, make_runner, start_engine
+from inference_server.generation import Completed, Delta, Failed, GenerationRequest, SamplingParams
 
-MAX_TOKENS = 2048
-MAX_SEQS = 64
+_LONGEST_SECONDS = 120.0  # of one load
 
 
-@dataclass
-class Timing:
-    """Times of a reply's first and last token, from the start of the load, and its number of tokens."""
+@dataclass(slots=True)
+class Reply:
+    """Tokens of a reply, with the arrival of the first and last one, counted from the start of the load."""
 
-    first: float
-    last: float
-    count: int
+    first: float = 0.0
+    last: float = 0.0
+    token_ids: list[int] = field(default_factory=list)
+
+    def add(self, token_ids: list[int], now: float) -> None:
+        """Append tokens that arrived together."""
+        if token_ids and not self.token_ids:
+            self.first = now
+        self.token_ids += token_ids
+        self.last = now
 
 
 Prompts = list[list[int]]
 
 
-class NoText:
-    """A decoder that turns each token into one character, so that the engine runs without a tokenizer."""
+class Subject(Protocol):
+    """An engine with a model."""
+
+    def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
+        """Generate a greedy reply of `num_tokens` tokens for every prompt, all at the same time."""
+
+    def close(self) -> None:
+        """Stop threads. The memory is free once the subject is deleted too."""
+
+
+class _Numbers:
+    """A decoder whose text is the token ids, so that the engine runs without a tokenizer."""
 
     stop_string = None
 
     def push(self, token_id: int) -> str:
-        return "."
+        return f"{token_id} "
 
     def finish(self) -> str:
         return ""
 
 
-@dataclass
 class Tailrace:
     """Tailrace's engine, without its servers."""
 
-    model: Any
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+    def __init__(
+        self,
+        _setup: Setup,
+        model: Any,
+        *,
+        max_seqs: int = MAX_SEQS,
+        max_tokens: int = MAX_TOKENS,
+        invariant: bool = False,
+    ) -> None:
+        """Start the engine. See runners.make_runner for the arguments."""
+        self.runner = make_runner(model, max_seqs=max_seqs, max_tokens=max_tokens, invariant=invariant)
+        self._loop = asyncio.new_event_loop()
+        self._engine = self._loop.run_until_complete(start_engine(self.runner, max_seqs, invariant))
 
-    def __post_init__(self) -> None:
-        runner = ModelRunner(
-            self.model,
-            num_blocks=MAX_SEQS * MAX_TOKENS // BLOCK_SIZE,
-            max_len=MAX_TOKENS,
-            max_seqs=MAX_SEQS,
-        )
-        runner.probe()
-        runner.record_graphs()
-        self._engine = self._loop.run_until_complete(self._start(runner))
+    def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
+        """Generate. Raises RuntimeError if a request fails."""
 
-    async def _start(self, runner: ModelRunner) -> Engine:
-        policy = Policy(max_running_seqs=MAX_SEQS, prefill_chunk_tokens=512, idle_chunk_tokens=2048)
-        limits = CapacityLimits(slots=MAX_SEQS, waiting_seqs=1000, waiting_tokens=10_000_000)
-        return Engine(runner, end_ids=set(), policy=policy, limits=limits, max_unused_blocks=0)
-
-    def run(self, prompts: Prompts, num_tokens: int) -> list[Timing]:
-        async def everything() -> list[Timing]:
+        async def everything() -> list[Reply]:
             start = time.perf_counter()
-            return await asyncio.gather(*(self._one(prompt, num_tokens, start) for prompt in prompts))
+            replies = asyncio.gather(*(self._one(prompt, num_tokens, start) for prompt in prompts))
+            return await asyncio.wait_for(replies, _LONGEST_SECONDS)
 
         return self._loop.run_until_complete(everything())
 
-    async def _one(self, prompt: list[int], num_tokens: int, start: float) -> Timing:
+    async def _one(self, prompt: list[int], num_tokens: int, start: float) -> Reply:
         request = GenerationRequest(
             request_id="bench",
             prompt_ids=prompt,
             sampling=SamplingParams(seed=1, temperature=0.0, ignore_eos=True),
             max_tokens=num_tokens,
         )
-        times: list[float] = []
-        async with self._engine.submit(request, NoText()) as reply:
+        result = Reply()
+        async with self._engine.submit(request, _Numbers()) as reply:
             async for event in reply:
                 if isinstance(event, Delta):
-                    times += [time.perf_counter() - start] * event.num_tokens
-        return Timing(times[0], times[-1], len(times))
+                    result.add([int(each) for each in event.text.split()], time.perf_counter() - start)
+                elif isinstance(event, Failed):
+                    raise RuntimeError(f"the request failed: {event.error}")
+                elif isinstance(event, Completed) and event.usage.completion_tokens != num_tokens:
+                    raise RuntimeError(f"{event.usage.completion_tokens} tokens instead of {num_tokens}")
+        return result
 
     def close(self) -> None:
+        """Stop the engine's thread."""
         self._loop.run_until_complete(self._engine.stop())
         self._loop.close()
+        del self._engine, self.runner
+
+
+class _Arrivals:
+    """A streamer of `generate`, which receives the prompts first and then the tokens of each step, on the CPU."""
+
+    def __init__(self, count: int) -> None:
+        self.replies = [Reply() for _ in range(count)]
+        self._start = time.perf_counter()
+        self._has_prompts = False
+
+    def put(self, token_ids: Any) -> None:
+        now = time.perf_counter() - self._start
+        if self._has_prompts:
+            for reply, token_id in zip(self.replies, token_ids.flatten().tolist(), strict=True):
+                reply.add([token_id], now)
+        self._has_prompts = True
+
+    def end(self) -> None:
+        """Do nothing at the end of the generation."""
 
 
 @dataclass
 class Generate:
     """transformers' `generate`, all prompts as one static batch."""
 
+    setup: Setup
     model: Any
 
-    def run(self, prompts: Prompts, num_tokens: int) -> list[Timing]:
+    def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
+        """Generate. The prompts have equal lengths."""
         ids = torch.tensor(prompts, device=self.model.device)
-        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
-        start = time.perf_counter()
+        self.setup.wait()
+        arrivals = _Arrivals(len(prompts))
         with torch.inference_mode():
-            self.model.generate(ids, max_new_tokens=1, **options)
-            self._wait()
-            first = time.perf_counter() - start
-            start = time.perf_counter()
-            self.model.generate(ids, max_new_tokens=num_tokens, **options)
-            self._wait()
-        last = time.perf_counter() - start
-        return [Timing(first, last, num_tokens) for _ in prompts]
-
-    def _wait(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
+            self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                pad_token_id=0,
+                max_new_tokens=num_tokens,
+                streamer=arrivals,
+            )
+        return arrivals.replies
 
     def close(self) -> None:
-        pass
+        """Do nothing: there are no threads."""
 
 
-@dataclass
 class ContinuousBatching:
     """transformers' own continuous batching."""
 
-    model: Any
+    def __init__(self, _setup: Setup, model: Any) -> None:
+        """Start its thread."""
+        config = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=MAX_TOKENS)
+        # On a GPU it chooses the sizes of its cache itself. On a CPU it needs a number of blocks.
+        sizes = {} if model.device.type == "cuda" else {"block_size": 32, "num_blocks": cache_tokens(model) // 32}
+        batching = ContinuousBatchingConfig(**sizes)
+        self._manager = model.init_continuous_batching(generation_config=config, continuous_batching_config=batching)
+        self._manager.start()
 
-    def run(self, prompts: Prompts, num_tokens: int) -> list[Timing]:
-        config = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=num_tokens)
-        batching = ContinuousBatchingConfig(block_size=32, num_blocks=MAX_SEQS * MAX_TOKENS // 32)
-        manager = self.model.init_continuous_batching(generation_config=config, continuous_batching_config=batching)
-        manager.start()
-        try:
-            self._drive(manager, prompts[:1], 8)  # its first request is a warm-up
-            return self._drive(manager, prompts, num_tokens)
-        finally:
-            manager.stop(block=True)
-
-    def _drive(self, manager: Any, prompts: Prompts, num_tokens: int) -> list[Timing]:
+    def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
+        """Generate. Raises TimeoutError after two minutes."""
         start = time.perf_counter()
-        names = [
-            manager.add_request(prompt, max_new_tokens=num_tokens, streaming=True, eos_token_id=-1)
-            for prompt in prompts
-        ]
-        timings: dict[str, Timing] = {}
-        finished: set[str] = set()
-        while len(finished) < len(names):
-            if time.perf_counter() - start > 120:
-                raise TimeoutError("continuous batching did not end within 120 s")
-            output = manager.get_result(timeout=1.0)
-            if output is None or output.request_id not in names:
+        replies = {
+            self._manager.add_request(each, max_new_tokens=num_tokens, streaming=True, eos_token_id=-1): Reply()
+            for each in prompts
+        }
+        unfinished = set(replies)
+        while unfinished:
+            if time.perf_counter() - start > _LONGEST_SECONDS:
+                raise TimeoutError(f"continuous batching did not end within {_LONGEST_SECONDS:.0f} s")
+            if not self._manager.is_running():
+                raise RuntimeError("the thread of continuous batching has ended: gpu.log contains the reason")
+            output = self._manager.get_result(timeout=1.0)
+            if output is None or output.request_id not in replies:
                 continue
-            now = time.perf_counter() - start
-            timing = timings.setdefault(output.request_id, Timing(now, now, 0))
-            timing.last, timing.count = now, len(output.generated_tokens)
+            if getattr(output, "error", None):
+                raise RuntimeError(f"the request failed: {output.error}")
+            reply = replies[output.request_id]
+            reply.add(output.generated_tokens[len(reply.token_ids) :], time.perf_counter() - start)
             if output.is_finished():
-                finished.add(output.request_id)
-        return list(timings.values())
+                unfinished.discard(output.request_id)
+        return list(replies.values())
 
     def close(self) -> None:
-        pass
+        """Stop its thread."""
+        self._manager.stop(block=True)
+        del self._manager

@@ -24,7 +24,7 @@ class Dialect(ABC):
         """Return the text that an event adds to the reply. It may be empty."""
 
     def count(self, event: dict[str, Any], request: Request, record: Record) -> None:
-        """Take the token counts from an event that has them."""
+        """Copy an event's token counts, if it has any, to `record`."""
         if usage := event.get("usage"):
             record.prompt_tokens = usage["prompt_tokens"]
             record.completion_tokens = usage["completion_tokens"]

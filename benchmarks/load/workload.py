@@ -26,12 +26,12 @@ class Workload:
         self._random = random.Random(seed)
 
     def prompt(self, num_tokens: int) -> tuple[str, list[int]]:
-        """Return a text and its ids, `num_tokens` of them, also when the text is tokenized again."""
+        """Return a text of exactly `num_tokens` tokens, and their ids. Tokenizing the text gives the same ids."""
         for words in self._texts():
             ids = self._encode(words)[:num_tokens]
             text = self._tokenizer.decode(ids)
-            # The text ends within a sentence: after a whole sentence, the first token may be an end token, which has
-            # no text.
+            # The text ends within a sentence: after a whole sentence, the reply may begin with an end token, which
+            # has no text.
             if len(ids) == num_tokens and text[-1].isalpha() and self._encode(text) == ids:
                 return text, ids
         raise AssertionError("unreachable")

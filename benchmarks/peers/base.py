@@ -39,7 +39,7 @@ class Peer(ABC):
 
     name: str
     title: str
-    weights: str  # "int4", "int8", "16-bit", or "" if it has none
+    weights: str  # weight format: "int4", "int8", "16-bit", or "" for a peer without a model
     scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
     is_alone = False  # runs without other peers, because it uses CPU while idle or has no rival
     has_warm_up = True

@@ -1,4 +1,4 @@
-"""Runs llama.cpp through llama-cpp-python's own server on the GGUF file, built for the vector units of this machine."""
+"""Runs llama.cpp, built for this machine's vector units, on the GGUF file through llama-cpp-python's own server."""
 
 import os
 from collections.abc import Iterator
@@ -30,7 +30,10 @@ _VERSIONS = "from importlib.metadata import version; print(version('llama-cpp-py
 
 
 def cmake_args(flags: set[str]) -> str:
-    """Return CMake's options for a CPU that has `flags`. Empty on CPUs without AVX2: then llama.cpp chooses itself."""
+    """Return the CMake options for a CPU with these flags.
+
+    Empty for CPUs without AVX2: llama.cpp's build then selects the instruction sets itself.
+    """
     if "avx2" not in flags:
         return ""
     wanted = sorted({option for flag, option in _OPTIONS.items() if flag in flags})

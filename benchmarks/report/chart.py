@@ -12,7 +12,7 @@ _Series = list[tuple[int, dict[str, Any]]]  # position on the x axis, tokens/s w
 
 
 def throughput(document: Document) -> str:
-    """Return the chart as SVG. `document` is a file of results."""
+    """Return the chart as SVG. `document` is the content of a results file."""
     streams: list[int] = document["size"]["streams"]
     panels = {weights: _series(document, weights, streams) for weights in _PANELS}
     panels = {weights: lines for weights, lines in panels.items() if lines}

@@ -14,7 +14,7 @@ Answer = Callable[[Load], list[Record]]
 
 def serve(load_engine: Callable[[dict[str, Any]], Answer]) -> None:
     """Read options, then loads, from stdin. `load_engine` gets the options and returns the function that runs a load."""
-    # Libraries print to stdout. That goes to stderr, so that only answers are written to the real stdout.
+    # Libraries print to stdout. Their output is redirected to stderr, so that stdout contains only the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     answer = load_engine(json.loads(sys.stdin.readline()))

@@ -48,7 +48,7 @@ class IncomingRequest:
 
     @property
     def profile(self) -> Profile:
-        """The profile that the header names, otherwise the bridge's own.
+        """The profile that the header names, otherwise the default profile from the settings.
 
         Raises:
             ApiError: 400/5006 for an unknown profile.

@@ -1,8 +1,9 @@
 """Refuses requests whose Host header names another site: the protection against DNS rebinding.
 
-A page of evil.example may let its name resolve to 127.0.0.1. To the browser, the bridge is then the page's own site, and the
-page reads every reply. Such requests still carry `Host: evil.example`. Without API tokens the bridge therefore accepts only
-the names of this machine: localhost, names that end in .localhost, loopback addresses, and TAILRACE_ALLOWED_HOSTS.
+The owner of evil.example can let that name resolve to 127.0.0.1. To the browser, the bridge then belongs to the same
+site as a page of evil.example, and the page can read every reply. Its requests still have `Host: evil.example`. Without
+API tokens the bridge therefore accepts only the names of this machine: localhost, names that end in .localhost,
+loopback addresses, and TAILRACE_ALLOWED_HOSTS.
 
 Does not depend on the error format of a route.
 """
@@ -78,9 +79,10 @@ class AllowedHosts:
             names: The names that are accepted.
             has_tokens: Whether requests need an API token. Pages of other sites have no token, so names are not
                 checked then.
-            binding_port: Port of the listener of the Worker binding. It never needs a token, so it is always checked.
-            open_paths: Paths that are never checked: health probes, which use a pod's or a container's own address and
-                whose answers contain no data.
+            binding_port: Port of the listener of the Worker binding. It never needs a token, so its requests are always
+                checked.
+            open_paths: Paths that are not checked on the main listener: health probes, which use a pod's or a
+                container's own address and whose answers contain no data.
             binding_paths: Paths that the Workers runtime requests under its own names for the binding.
             refuse: Answers a request that is not accepted.
         """

@@ -1,5 +1,7 @@
 """Reads the file of API tokens, which contains the tokens' SHA-256 digests. Does not depend on requests.
 
+The file's format:
+
 # account and SHA-256 of its token in hexadecimal digits; * is every account
 acme  2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b
 """
@@ -30,7 +32,10 @@ class TokenFile:
         self._file = ReloadableFile((path,), lambda: read_tokens(path), min_seconds=CHECK_SECONDS)
 
     def accounts(self) -> Mapping[bytes, str]:
-        """Return the accounts by the SHA-256 of their tokens, at most a second old."""
+        """Return the accounts by the SHA-256 of their tokens.
+
+        Reads the file again if it has changed. Checks for changes at most once a second.
+        """
         self._file.reload_if_changed()
         return self._file.content
 

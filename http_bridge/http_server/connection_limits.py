@@ -51,7 +51,7 @@ class ConnectionLimits:
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's protocol with the limits of one bridge. `limited_protocol` creates its subclass.
+    """uvicorn's protocol with the limits of one bridge. `limited_protocol` creates the subclass that uvicorn uses.
 
     A connection beyond the limit is answered with 503/7009 and closed before its request is read, so a health check on a new
     connection is refused too. A probe that reuses a connection is not affected. A warning is logged at most once a minute.

@@ -14,7 +14,7 @@ class Profile:
 
     Attributes:
         has_usage: Replies have token counts; streams have them in an event before [DONE].
-        counts_cached: The token counts contain the prompt tokens from the prefix cache.
+        counts_cached: The token counts state how many prompt tokens came from the prefix cache.
         has_padding: The events of a stream contain random text as `p`.
         stream_max_tokens: Default of `max_tokens` in a stream; None: the model's sequence length.
         must_fit: A prompt that leaves less than `max_tokens` of the window is refused.

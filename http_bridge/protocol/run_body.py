@@ -16,9 +16,9 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
 
-# Values that a body may contain and the contract may not. The server reduces max_tokens to the model's limit, so the
-# largest uint32 has the same effect. OpenAI's top_p of 0 selects the most likely token, as the smallest top_p of
-# /ai/run does.
+# Conversions of values that a body may contain and that the contract does not allow. The server reduces max_tokens to
+# the model's limit, so the largest uint32 has the same effect. OpenAI's top_p of 0 selects the most likely token, as
+# the smallest top_p of /ai/run does.
 _TO_CONTRACT: Mapping[str, Callable[[Any], float]] = {
     "max_tokens": lambda value: min(value, 2**32 - 1),
     "top_p": lambda value: max(value, 0.001),
@@ -71,7 +71,7 @@ class RunBody:
         reject_if_busy: Refuse the request with 429 instead of queueing it.
         tools: Tools that the model may call.
         tool_choice: Whether a tool may or must be called.
-        tool_name: The only tool that must be called; empty: any.
+        tool_name: The tool that must be called; empty: any tool.
         json_schema: JSON Schema of the reply as text; empty: any JSON object; None: the reply is text.
         logprobs: Number of alternatives per token; None: no log probabilities.
         includes_usage: Whether a stream ends with a chunk that has the usage.

@@ -16,7 +16,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 _FOLDER = Path(__file__).parent / "playground"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# The pages show a model's text as text. If that ever fails, this policy still allows no other script and no other host.
+# The pages insert a model's reply as text, never as HTML. If that ever failed, this policy would still block other scripts
+# and other hosts.
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",

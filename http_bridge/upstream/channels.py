@@ -1,7 +1,7 @@
 """Opens the gRPC channels to the inference servers, and replaces them when the credentials change.
 
-A channel to several servers balances by the load that they report (gRFC A58 and A51). It skips servers whose health is
-NOT_SERVING.
+A channel to several servers balances its calls by the load that the servers report (gRFC A58 and A51). It skips servers
+whose health is NOT_SERVING.
 """
 
 import ipaddress
@@ -63,7 +63,7 @@ class Channel:
 
 
 class Channels:
-    """The open channels, one for each group of servers. Create it inside the event loop that uses it."""
+    """The open channels, one for each group of servers. Create the object inside the event loop that uses it."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -113,7 +113,7 @@ class Channels:
 
 
 def _target(group: Group) -> str:
-    """Return all addresses as one target in gRPC's notation. It cannot mix IP versions, so IPv4 is mapped into IPv6."""
+    """Return all addresses as one gRPC target. A target cannot mix IP versions: IPv4 addresses are mapped into IPv6."""
     pairs = [split_address(address.target) for address in group]
     if not any(":" in ip for ip, _ in pairs):
         return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in pairs)

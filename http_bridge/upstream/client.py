@@ -78,7 +78,7 @@ class Upstream:
                         yield events
                         return
                 finally:
-                    # Without this, an abandoned call would keep its slot on the server: garbage collection does not cancel.
+                    # Without this, an abandoned call would keep its slot on the server: garbage collection does not cancel it.
                     call.cancel()
             await asyncio.sleep(pause)
 

@@ -32,7 +32,7 @@ class Addresses:
     """The addresses of all targets. A name that was never resolved is passed to gRPC as it is."""
 
     def __init__(self, targets: tuple[str, ...]) -> None:
-        """Resolve `targets`: host:port each, or a single target in gRPC's notation, which gRPC resolves."""
+        """Resolve `targets`: host:port pairs, or one target in gRPC's notation, which gRPC itself resolves."""
         self._found = {target: _unresolved(target) for target in targets}
         self._names = [target for target in targets if _is_name(target)]
         self._missing: set[str] = set()

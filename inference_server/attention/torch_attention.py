@@ -64,7 +64,7 @@ def gathered_decode_attention(
 ) -> Tensor:
     """Attend with one query for each of n sequences, on copies of their paged keys and values.
 
-    For devices and constants without a kernel that reads the cache in place.
+    Used for devices and constants without a kernel that reads the cache in place.
 
     Args:
         query: (n, num_heads, head_dim).

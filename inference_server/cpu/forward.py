@@ -205,7 +205,7 @@ class CpuForward:
             _linear(layer.qkv, b.normed, b.qkv, b),
             KernelCall(self._kernel("rope_and_write", b.cos.dtype, keys.dtype), rotate, ROPE_ROWS),
         ]
-        if has_prompts:  # first: it takes longer, and its threads finish at similar times
+        if has_prompts:  # before decoding: it takes longer, and its threads finish at similar times
             calls.append(self._prefill_attention(layer.attention, keys, values, b))
         if has_decode:
             calls.append(self._decode_attention(layer.attention, keys, values, b))

@@ -45,7 +45,7 @@ class AdmissionTicket:
 
 
 class Admission:
-    """Counts of the requests in flight, and the decision on new ones."""
+    """Counter of the requests in flight, which decides whether a new one may enter."""
 
     def __init__(self, limits: CapacityLimits) -> None:
         """Create the counts of an engine without requests."""

@@ -14,7 +14,7 @@ class RateLimit:
     """Token buckets of all accounts."""
 
     def __init__(self, requests_per_minute: int | None) -> None:
-        """Create full buckets. A bucket allows a burst of one minute's requests. None: no limit."""
+        """Create full buckets. A bucket allows a burst of one minute's requests. None means no limit."""
         self._limiter = None
         if requests_per_minute is not None:
             self._limiter = Throttled(
@@ -28,7 +28,7 @@ class RateLimit:
         """Count one request. Raises RateLimited if the bucket is empty."""
         if self._limiter is None:
             return
-        # A key may not be empty.
+        # throttled-py does not accept an empty key, and an account may be empty.
         result = self._limiter.limit(f"account {account}")
         if result.limited:
             raise RateLimited(retry_after_seconds=max(1.0, float(result.state.retry_after)))

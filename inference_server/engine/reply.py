@@ -20,7 +20,7 @@ class Reply:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._release = release
         self._is_done = False
-        self._next: Event | None = None  # read from the queue behind joined deltas, not yet returned
+        self._next: Event | None = None  # the event that followed joined deltas, not yet returned
 
     async def __aenter__(self) -> "Reply":
         return self

@@ -60,7 +60,7 @@ class EngineSpec(Generic[ModelT]):
         end_ids: Tokens that end a reply.
         settings: Settings of the server.
         device: Device for engines that run in this process.
-        memory_share: Share of the GPU's free memory that the KV cache may take, above 0 to 1.
+        cache_tokens: Tokens of KV cache for which the GPU's memory has room; None: not limited by it, as on a CPU.
         on_broken: Called on the event loop after the engine has failed permanently.
     """
 
@@ -70,7 +70,7 @@ class EngineSpec(Generic[ModelT]):
     end_ids: frozenset[int]
     settings: Settings
     device: torch.device
-    memory_share: float
+    cache_tokens: int | None
     on_broken: Callable[[], None]
 
     def capacity_limits(self) -> CapacityLimits:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, is_int8, stacked
+from inference_server.gpu.paths import SUPPORTED_ARCHITECTURES
 
 # Classes are compared by name, not by isinstance, because a subclass may compute something else in between.
-_MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
@@ -132,7 +132,7 @@ def _window(attention: Any) -> int | None:
 
 def _check_model(model: Any) -> None:
     """Raise ValueError if the fused forward pass does not support the model."""
-    if type(model).__name__ not in _MODELS:
+    if type(model).__name__ not in SUPPORTED_ARCHITECTURES:
         raise ValueError("there is no fused decoder for its architecture")
     if has_outlier_threshold(model):
         raise ValueError(

@@ -77,11 +77,6 @@ class DecodeGraphs:
         self._logits = torch.zeros((inputs.max_rows, vocab_size), dtype=dtype, device=self._device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    @property
-    def description(self) -> str:
-        """Return for example "CUDA graphs for 1 to 64 sequences"."""
-        return f"CUDA graphs for {_sizes_text(self.sizes)}" if self.sizes else "no CUDA graphs"
-
     def decode(self, tokens: DecodeTokens) -> Tensor:
         """Compute one token of each sequence.
 

@@ -47,7 +47,7 @@ _MAX_DRAWN_SEED = 9_999_999_999
 def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> list[int]:
     """Return the token ids of the prompt.
 
-    A megabyte of text takes about a second, so this must not run on the event loop.
+    Tokenising a megabyte of text takes about a second, so this must not run on the event loop.
 
     Raises:
         InvalidField: The prompt has no tokens, or the model lacks one of them.
@@ -143,7 +143,7 @@ def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes:
 
     Args:
         event: An event of the engine's reply.
-        request: The request that it answers.
+        request: The request that the event belongs to.
         request_id: Id that the start event reports.
         token_bytes: Returns the bytes of a token, for log probabilities.
     """
@@ -158,7 +158,7 @@ def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes:
                 )
             )
         case Delta():
-            # This runs for every token. Filling the message in place takes a third of the time of constructors.
+            # This runs for every token. Filling the message in place takes a third of the time that constructors take.
             response = pb.RunResponse()
             delta = response.delta
             delta.text = event.text

@@ -48,7 +48,7 @@ def _read(name: str, path: Path) -> bytes:
         raise ConfigurationError(f"TAILRACE_GRPC_TLS_{name}={path}: {error.strerror}") from None
 
 
-# gRPC reports files that it cannot use only in its own log. Python's ssl module checks them first.
+# If gRPC cannot use a file, only its own log shows the error. Python's ssl module therefore checks the files first.
 
 
 def _check_pair(cert: Path, key: Path) -> None:

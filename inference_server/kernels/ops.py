@@ -15,9 +15,9 @@ from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
-_MAX_LANES = 16  # widths are multiples of it, so that they are whole vectors on every CPU
+_MAX_LANES = 16  # kernels require widths that are multiples of it: whole vectors on every CPU
 _MAX_PREFILL_HEAD_DIM = 256
-_STACK_FLOATS = 64_000  # as many always fit on a thread's stack
+_STACK_FLOATS = 64_000  # number of float32 values that always fit on a thread's stack
 
 
 def available() -> bool:
@@ -26,7 +26,7 @@ def available() -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return the RMS norm of each row times `weight`, rounded in between like transformers' LlamaRMSNorm.
+    """Return the RMS norm of each row, rounded to x's dtype, times `weight`, as transformers' LlamaRMSNorm does.
 
     Args:
         x: (num_rows, width).

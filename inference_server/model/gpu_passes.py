@@ -1,7 +1,7 @@
 """Chooses how a transformers model runs on a GPU, and runs its passes: a fused decoder if its architecture has one."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from inference_server.gpu.decoder import extract
 from inference_server.gpu.forward import GpuForward
 from inference_server.gpu.graphs import DecodeGraphs, DecodePass
 from inference_server.gpu.inputs import DecodeInputs
-from inference_server.gpu.linear import has_outlier_threshold, replace_int8
-from inference_server.gpu.triton_support import has_triton, obstacle
+from inference_server.gpu.linear import has_outlier_threshold, is_int8, replace_int8
+from inference_server.gpu.paths import GpuPath
+from inference_server.gpu.triton_support import obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,15 @@ class GpuPasses:
             logger.warning("%s runs without fused kernels, several times slower: %s", name, reason)
         # bitsandbytes waits for the device to find outliers, which a CUDA graph cannot record.
         self._can_record = max_len is not None and not has_outlier_threshold(model)
+        is_quantized = any(is_int8(module) for module in model.modules())
         self.attention = GpuAttention(batch_invariant=invariant_rows is not None)
         self.fused = _fused_forward(model, cache, self.attention) if fuse else None
         if self.fused is None:
             replace_int8(model)
+        self._int8: Literal["kernels", "bitsandbytes"] | None = None
+        if is_quantized:
+            is_kept = self.fused is None and any(is_int8(module) for module in model.modules())
+            self._int8 = "bitsandbytes" if is_kept else "kernels"
         max_blocks = cache.num_blocks if max_len is None else -(-max_len // cache.block_size)
         self._inputs = DecodeInputs(sampled, max_blocks=max_blocks, block_size=cache.block_size)
         self._graphs = DecodeGraphs(
@@ -71,11 +77,14 @@ class GpuPasses:
         )
 
     @property
-    def path(self) -> str:
-        """Return how passes run, for example "decoder with fused kernels, CUDA graphs for 1 to 64 sequences"."""
-        kernels = "fused kernels" if has_triton() else "torch's operations"
-        passes = f"decoder with {kernels}" if self.fused else f"modules of transformers, attention with {kernels}"
-        return f"{passes}, {self._graphs.description}"
+    def path(self) -> GpuPath:
+        """The way in which passes run; `records_graphs` is True once graphs are recorded."""
+        return GpuPath(
+            layers="fused" if self.fused else "modules",
+            int8=self._int8,
+            has_triton=obstacle() is None,
+            records_graphs=bool(self._graphs.sizes),
+        )
 
     def record(self) -> None:
         """Record decode passes as CUDA graphs, if they can be recorded.

@@ -127,9 +127,9 @@ class ModelRunner:
 
     @property
     def path(self) -> str:
-        """Return how passes run, for the log: "decoder with fused kernels, CUDA graphs for 1 to 64 sequences"."""
+        """Return how passes run, for the log: "fused decoder layers by Triton kernels, CUDA graphs"."""
         if self._gpu is not None:
-            return self._gpu.path
+            return str(self._gpu.path)
         return "modules of transformers" if self._cpu_forward is None else "one program of compiled kernels"
 
     @property
@@ -146,7 +146,7 @@ class ModelRunner:
         """
         if self._gpu is not None:
             self._gpu.record()
-            logger.info("the model runs on %s as: %s", self.device, self.path)
+            logger.info("the model runs on %s with %s", self.device, self.path)
 
     @torch.inference_mode()
     def probe(self) -> None:

@@ -1,7 +1,7 @@
 """Collectors that read plain numbers and convert them to Prometheus metrics at each scrape.
 
-They serve values that change with every token or on the engine's thread. A Counter or a Histogram of Prometheus would
-take a lock and microseconds for each change.
+They are used for values that change with every token or on the engine's thread. A Counter or a Histogram of Prometheus
+would take a lock and microseconds for each change.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -31,7 +31,7 @@ class RunRecord:
             request: The request, which need not be valid.
             request_id: Its id.
             is_known: Whether the catalog has the requested model.
-            deadline: Seconds from now until the client's deadline; None: it has none.
+            deadline: Seconds from now until the client's deadline; None: no deadline.
         """
         self._metrics = metrics
         self._request = request

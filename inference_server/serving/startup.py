@@ -4,9 +4,10 @@ Entries with the same weights, precision and engine arguments share one engine: 
 requests run in one batch.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,19 +17,31 @@ from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.spec import EngineBuilder, EngineKey, EngineModel, EngineSpec
 from inference_server.errors import TailraceError, UnsupportedModel, first_line
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
-from inference_server.precision import choose_device, resolve_precision
+from inference_server.gpu.memory import EngineDemand
+from inference_server.precision import choose_device
 from inference_server.progress import progress
 from inference_server.serving.catalog import CatalogEntry, builtin_template
 from inference_server.serving.engine_factory import BUILDERS, EngineName, GetBuilder
+from inference_server.serving.engine_groups import group_entries, window
+from inference_server.serving.gpu_plan import divide_free_memory, fitting_demands
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.tool_formats import detect_tool_format
-from inference_server.weights.model_info import ModelInfo
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A loaded model, whose engine is not started yet."""
+
+    key: EngineKey
+    group: list[CatalogEntry]
+    builder: EngineBuilder[Any]
+    model: EngineModel
 
 
 async def load_all(
@@ -38,6 +51,9 @@ async def load_all(
     builders: Mapping[EngineName, GetBuilder] = BUILDERS,
 ) -> dict[str, HostedModel]:
     """Load every entry, start the engines, and generate a few tokens with each engine.
+
+    The weights of all engines are loaded before any KV cache is made, because on a GPU the caches divide the memory that is
+    left.
 
     Args:
         entries: The catalog's entries.
@@ -49,95 +65,110 @@ async def load_all(
         The loaded models by name, in the order of `entries`.
 
     Raises:
-        ConfigurationError: An entry cannot be served; the message names it.
+        ConfigurationError: An entry cannot be served, or the models do not fit into the GPU's memory. The message names
+            the entries.
     """
     device = choose_device(settings.device)
-    groups: dict[EngineKey, list[CatalogEntry]] = {}
-    for entry in entries:
-        groups.setdefault(_key(entry, device), []).append(entry)
-    hosted: dict[str, HostedModel] = {}
-    for number, (key, group) in enumerate(groups.items()):
-        share = 1 / (len(groups) - number)
-        try:
+    groups = group_entries(entries, device)
+    demands: dict[EngineKey, EngineDemand] = {}
+    if device.type == "cuda":
+        _log_replaced_precisions(groups)
+        demands = await in_daemon_thread(partial(fitting_demands, groups, settings, device))
+    loaded = []
+    for key, group in groups.items():
+        with _naming(group[0]):
             builder = await in_daemon_thread(builders[group[0].engine])
-            for model in await _load_group(builder, group, settings, device, share, on_broken):
-                hosted[model.entry.name] = model
-        except (UnsupportedModel, TailraceError) as error:
-            raise ConfigurationError(f"{group[0].name} ({key.weights}) cannot be served: {error}") from error
-        except (RuntimeError, MemoryError) as error:
-            logger.debug("loading %s failed", key.weights, exc_info=True)
-            raise ConfigurationError(
-                f"{group[0].name} ({key.weights}) cannot be served: {first_line(error)}; "
-                "if memory is short, lower TAILRACE_MAX_RUNNING_SEQS or TAILRACE_KV_CACHE_TOKENS"
-            ) from error
+            model = await in_daemon_thread(partial(builder.load, key, device, settings))
+            loaded.append(_Loaded(key, group, builder, model))
+    hosted: dict[str, HostedModel] = {}
+    cache_tokens: dict[EngineKey, int] = {}
+    # On a GPU, vLLM takes a fixed share of the memory, so its engines start before the others divide the rest.
+    for one in sorted(loaded, key=lambda one: one.key in demands):
+        with _naming(one.group[0]):
+            if one.key in demands and not cache_tokens:
+                cache_tokens = await in_daemon_thread(partial(divide_free_memory, demands, device))
+            for started in await _start(one, settings, device, cache_tokens.get(one.key), on_broken):
+                hosted[started.entry.name] = started
     return {entry.name: hosted[entry.name] for entry in entries}
 
 
-async def _load_group(
-    builder: EngineBuilder[Any],
-    group: list[CatalogEntry],
+@contextmanager
+def _naming(entry: CatalogEntry) -> Iterator[None]:
+    """Turn an error of the body into a ConfigurationError that names the entry."""
+    try:
+        yield
+    except (UnsupportedModel, TailraceError) as error:
+        raise ConfigurationError(f"{entry.name} ({entry.weights}) cannot be served: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        logger.debug("loading %s failed", entry.weights, exc_info=True)
+        raise ConfigurationError(
+            f"{entry.name} ({entry.weights}) cannot be served: {first_line(error)}; "
+            "if memory is short, lower TAILRACE_MAX_RUNNING_SEQS or TAILRACE_KV_CACHE_TOKENS"
+        ) from error
+
+
+def _log_replaced_precisions(groups: Mapping[EngineKey, list[CatalogEntry]]) -> None:
+    for key, group in groups.items():
+        for entry in group:
+            if entry.precision == "bfloat16" and key.precision != "bfloat16":
+                logger.warning(
+                    "%s: this GPU's compute capability is below 8.0, so it computes in %s instead of bfloat16",
+                    entry.name,
+                    key.precision,
+                )
+
+
+async def _start(
+    loaded: _Loaded,
     settings: Settings,
     device: torch.device,
-    memory_share: float,
+    cache_tokens: int | None,
     on_broken: Callable[[], None],
 ) -> list[HostedModel]:
-    """Load the entries that share one engine.
+    """Start the engine of a loaded model. Returns the model once for each entry that shares the engine.
 
     Args:
-        builder: Builder of the engine.
-        group: The entries.
+        loaded: The model.
         settings: The server's settings.
         device: Device of the native engine.
-        memory_share: Share of the GPU's free memory that the KV cache may take, above 0 to 1.
+        cache_tokens: Tokens of KV cache for which the GPU has room; None: not limited.
         on_broken: Called when the engine has failed and cannot continue.
     """
-    key = _key(group[0], device)
-    loaded: EngineModel = await in_daemon_thread(partial(builder.load, key, device, settings))
-    windows = [_window(entry, loaded.info) for entry in group]
-    prompts = await in_daemon_thread(lambda: [_encoder(entry, loaded, settings) for entry in group])
-    end_ids = await in_daemon_thread(lambda: _end_ids(loaded, prompts))
-    engine = await builder.build(
+    key, group, model = loaded.key, loaded.group, loaded.model
+    windows = [window(entry, model.info.max_tokens) for entry in group]
+    prompts = await in_daemon_thread(lambda: [_encoder(entry, model, settings) for entry in group])
+    end_ids = await in_daemon_thread(lambda: _end_ids(model, prompts))
+    engine = await loaded.builder.build(
         EngineSpec(
             key=key,
-            model=loaded,
+            model=model,
             max_len=max(windows),
             end_ids=end_ids,
             settings=settings,
             device=device,
-            memory_share=memory_share,
+            cache_tokens=cache_tokens,
             on_broken=on_broken,
         )
     )
-    grammars = Grammars(loaded.tokenizer, engine.vocab_size)
+    grammars = Grammars(model.tokenizer, engine.vocab_size)
     models = [
         HostedModel(
             entry,
             key.precision,
-            window,
+            length,
             encoder,
             engine,
             grammars,
             entry.tool_format or detect_tool_format(encoder.template),
         )
-        for entry, window, encoder in zip(group, windows, prompts, strict=True)
+        for entry, length, encoder in zip(group, windows, prompts, strict=True)
     ]
     with progress(f"warming up {key.weights} as {key.precision}"):
         await _warm_up(models[0])
-    for model in models:
-        if model.entry.stands_in:
-            logger.warning("%s is served by a substitute model: %s", model.entry.name, model.entry.weights)
+    for one in models:
+        if one.entry.stands_in:
+            logger.warning("%s is served by a substitute model: %s", one.entry.name, one.entry.weights)
     return models
-
-
-def _key(entry: CatalogEntry, device: torch.device) -> EngineKey:
-    arguments = json.dumps(dict(entry.vllm), sort_keys=True)
-    return EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
-
-
-def _window(entry: CatalogEntry, info: ModelInfo) -> int:
-    """Return the longest prompt and reply together, in tokens: the sum of the entry's limits, or the model's own window."""
-    wanted = entry.context_length + entry.sequence_length
-    return min(wanted, info.max_tokens or wanted)
 
 
 def _encoder(entry: CatalogEntry, loaded: EngineModel, settings: Settings) -> PromptEncoder:

@@ -11,7 +11,8 @@ from inference_server.generation import GenerationRequest
 Decode = Callable[[list[int]], str]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A character has at most 4 bytes. More held tokens than this are not text, and are sent with replacement characters.
+# Largest number of tokens held for an incomplete character, which has at most 4 bytes. If there are more, they are not
+# text, and are sent as replacement characters.
 _MAX_HELD_TOKENS = 8
 # Prompt tokens that a raw reply needs as context, so that its first token keeps its leading space.
 _CONTEXT_TOKENS = 6
@@ -78,7 +79,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """Append text. Returns the unsent text before a possible stop string; empty after `found` is set."""
+        """Append text. Returns the unsent text before a stop string, or before a possible beginning of one."""
         if not self._stop_strings:
             return text
         held = self._held + text

@@ -44,7 +44,7 @@ class Grammars:
         return self.json_schema('{"type": "object"}')
 
     def json_schema(self, schema: str) -> Constraint:
-        """Return a constraint that accepts documents of a JSON Schema, given as JSON text. Raises GrammarError."""
+        """Return a constraint that accepts documents that fit a JSON Schema, given as text. Raises GrammarError."""
         from llguidance import LLMatcher
 
         parsed = _parsed(schema)

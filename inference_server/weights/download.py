@@ -30,6 +30,7 @@ from tailrace_shared.config_errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_CONFIG = "config.json"
 # Files that contain the same weights in another layout.
 _IGNORED_HUB_FILES = ["consolidated*", "original/*"]
 
@@ -66,13 +67,56 @@ def local_folder(weights: Weights, cache_dir: Path) -> Path:
         return _convert_gguf(path, cache_dir) if path.suffix == ".gguf" else path
 
 
-def _download_from_hub(hub_id: str, revision: str | None) -> Path:
+def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:
+    """Return a folder with the model's configuration. Of a model on the hub, only that file is downloaded.
+
+    Args:
+        weights: The source.
+        cache_dir: Folder for downloaded packages and converted models.
+        may_fetch: False returns None if a download or a conversion would be needed.
+
+    Raises:
+        ConfigurationError: For the same reasons as `local_folder`.
+    """
+    if weights.hub is not None:
+        return _config_from_hub(weights.hub, weights.revision, may_fetch=may_fetch)
+    if may_fetch:
+        return local_folder(weights, cache_dir)
+    path = weights.path
+    if weights.package is not None:
+        path = PackageModel(weights.package, str(weights.file), cache_dir).path
+    assert path is not None
+    folder = _converted_folder(path, cache_dir) if path.suffix == ".gguf" and path.is_file() else path
+    return folder if folder.is_dir() else None
+
+
+def _config_from_hub(hub_id: str, revision: str | None, *, may_fetch: bool) -> Path | None:
+    if may_fetch:
+        with _explaining_the_hub(hub_id, revision):
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[_CONFIG]))
     try:
-        with progress(f"getting {hub_id} from the hub (once; it stays in the hub's cache)", every_seconds=10.0):
-            folder = snapshot_download(
-                hub_id, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_IGNORED_HUB_FILES
-            )
-        return Path(folder)
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[_CONFIG], local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if (folder / _CONFIG).is_file() else None
+
+
+def _download_from_hub(hub_id: str, revision: str | None) -> Path:
+    with (
+        _explaining_the_hub(hub_id, revision),
+        progress(f"getting {hub_id} from the hub (once; it stays in the hub's cache)", every_seconds=10.0),
+    ):
+        folder = snapshot_download(
+            hub_id, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_IGNORED_HUB_FILES
+        )
+    return Path(folder)
+
+
+@contextmanager
+def _explaining_the_hub(hub_id: str, revision: str | None) -> Iterator[None]:
+    """Turn the exceptions of a download into a ConfigurationError with the remedy."""
+    try:
+        yield
     except GatedRepoError:
         raise ConfigurationError(
             f"{hub_id} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
@@ -98,12 +142,12 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
 
     Reading GGUF takes about 20 s for a model of 135M parameters, reading the result about 1 s.
     """
-    folder = cache_dir / "converted" / f"{path.stem}-{_fingerprint(path)}"
+    folder = _converted_folder(path, cache_dir)
     if folder.is_dir():
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
-    # This module ignores transformers' switch for progress bars, which would be printed between log lines.
+    # transformers' GGUF module ignores the setting that turns off progress bars, which would appear between log lines.
     modeling_gguf_pytorch_utils.tqdm = transformers.logging.tqdm
     with (
         atomic_directory(folder) as unfinished,
@@ -119,6 +163,11 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)
     return folder
+
+
+def _converted_folder(path: Path, cache_dir: Path) -> Path:
+    """Return the folder of a GGUF file's converted weights, which may not exist yet."""
+    return cache_dir / "converted" / f"{path.stem}-{_fingerprint(path)}"
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
         return _load(weights, precision, device, settings)
     source = local_folder(weights, settings.cache_dir)
     folder = None
-    if source.is_dir():  # otherwise loading raises the error
+    if source.is_dir():  # if it is not a folder, loading raises the error
         folder = packed_cache.packed_folder(
             settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant
         )
@@ -137,12 +137,12 @@ def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
     end_ids = configured if isinstance(configured, list) else [configured]
     return ModelInfo(
         model_type=model_config.model_type,
-        max_tokens=_max_tokens(config),
+        max_tokens=max_tokens(config),
         end_ids=[token for token in end_ids if token is not None],
     )
 
 
-def _max_tokens(config: Any) -> int | None:
+def max_tokens(config: Any) -> int | None:
     """Return the model's own window in tokens, or None if it has no limit.
 
     Some rotary positions change with the longest sequence of a call: longrope and dynamic scaling in transformers. They

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tailrace_cli.doctor import gpu
 from tailrace_cli.doctor.finding import Finding
 from tailrace_cli.environment import variable
 from tailrace_shared.config_errors import ConfigurationError
@@ -31,7 +32,7 @@ def settings() -> Iterator[Finding]:
 
 
 def models() -> Iterator[Finding]:
-    """Check the catalog, and report the source of each model's weights."""
+    """Check the catalog, and report the source of each model's weights and how the model runs on a GPU."""
     if not _has_server():
         yield _MISSING_SERVER
         return
@@ -51,6 +52,7 @@ def models() -> Iterator[Finding]:
     missing: set[Path] = set()
     for entry in entries:
         yield model_finding(entry.name, entry.weights, server.cache_dir, missing)
+    yield from gpu.models(entries, server)
 
 
 def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) -> Finding:

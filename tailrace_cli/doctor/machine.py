@@ -4,14 +4,13 @@ import importlib.util
 import os
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from tailrace_cli.doctor.finding import Finding
+from tailrace_cli.doctor.gpu import gpu
 from tailrace_cli.serve import HOW_TO_INSTALL
 
-_GIB = 2**30
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "starlette", "uvicorn")
 
 
@@ -36,7 +35,7 @@ def packages() -> Iterator[Finding]:
     if missing:
         yield Finding(None, f"not installed, and needed to serve: {', '.join(missing)}", HOW_TO_INSTALL)
     if importlib.util.find_spec("torch") is not None:
-        yield _gpu()
+        yield from gpu()
 
 
 def _cpu_kernels() -> Finding:
@@ -52,18 +51,3 @@ def _cpu_kernels() -> Finding:
         f"models on this CPU do not use the fastest compiled kernels: {reason}",
         "Their linear layers use torch's operations instead, which are slower.",
     )
-
-
-def _gpu() -> Finding:
-    started = time.monotonic()
-    try:
-        import torch
-
-        if not torch.cuda.is_available():
-            return Finding(None, "torch finds no GPU: models run on the CPU")
-        name = torch.cuda.get_device_name(0)
-        free, total = torch.cuda.mem_get_info(0)
-    except (RuntimeError, OSError, ImportError) as error:
-        return Finding(False, f"torch cannot be used: {error}".splitlines()[0], "Install torch again.")
-    seconds = time.monotonic() - started
-    return Finding(True, f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free (found in {seconds:.1f} s)")

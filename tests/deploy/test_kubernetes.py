@@ -211,6 +211,16 @@ def test_files_named_by_settings_are_on_a_volume_or_in_the_image(workload):
             assert any(value.startswith(f"{mount}/") for mount in mounts), name
 
 
+def test_the_servers_caches_are_on_its_volume(documents):
+    mounts = [
+        mount["mountPath"] for mount in container(of_kind(documents, "Deployment")["inference-server"])["volumeMounts"]
+    ]
+    dockerfile = (ROOT / "inference_server" / "Dockerfile").read_text()
+    folders = dict(re.findall(r"(TAILRACE_CACHE_DIR|HF_HOME|TRITON_CACHE_DIR)=(\S+)", dockerfile))
+    assert len(folders) == 3
+    assert all(any(folder.startswith(f"{mount}/") for mount in mounts) for folder in folders.values())
+
+
 def test_images_are_of_this_version(workload, service):
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert container(workload)["image"] == f"tailrace/{service}:{version}"

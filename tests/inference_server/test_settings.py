@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from inference_server.settings import DEFAULT_CATALOG, Group, Settings
+from inference_server.settings import DEFAULT_CATALOG, Group, PrefillTokens, Settings
 from tailrace_shared.config_errors import ConfigurationError
 
 
@@ -186,6 +186,20 @@ def test_settings_cannot_be_changed(monkeypatch):
 
 def test_empty_variables_are_unset(monkeypatch):
     assert settings(monkeypatch, KV_CACHE_TOKENS="", DEVICE="", CACHE_DIR="") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "chunk", "idle"),
+    [
+        ("cpu", {}, 64, 512),
+        ("cuda", {}, 512, 2048),
+        ("cuda", {"PREFILL_CHUNK_TOKENS": "32"}, 32, 2048),
+        ("cpu", {"PREFILL_IDLE_TOKENS": "128"}, 64, 128),
+        ("cpu", {"PREFILL_CHUNK_TOKENS": "700"}, 700, 700),
+    ],
+)
+def test_prompt_tokens_of_a_step_depend_on_the_device_unless_set(monkeypatch, device, given, chunk, idle):
+    assert settings(monkeypatch, **given).prefill_tokens(device) == PrefillTokens(chunk, idle)
 
 
 def test_every_setting_has_a_group_and_a_description():

@@ -1,10 +1,13 @@
 """Parses POST /run, the request of a Worker's AI binding, in every version of its protocol.
 
-    @cloudflare/ai up to 1.0.53   tensors, gzipped        {"input": [tensor…], "stream": …}
-    @cloudflare/ai 1.1.0          ?version=2              {"inputs": {…}, "options": {…}}, the reply gzipped without a header
-    the Workers runtime           ?version=3              {"inputs": {…}, "options": {…}}, the reply a bare object
+    Client                        URL          Body                                   Reply
 
-The body determines the version, because wrangler's proxy does not always pass the URL on. A header names the model.
+    @cloudflare/ai up to 1.0.53                {"input": [tensor…], …}, gzipped       tensors
+    @cloudflare/ai 1.1.0          ?version=2   {"inputs": {…}, "options": {…}}        an object, gzipped without a header
+    the Workers runtime           ?version=3   {"inputs": {…}, "options": {…}}        an object
+
+The body determines whether a request has tensors, because wrangler's proxy does not always pass the URL on. A header
+names the model.
 """
 
 from typing import Any
@@ -93,8 +96,8 @@ def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> R
 def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
     """Return True if the prompt is already formatted with the model's chat template.
 
-    Up to 1.0.35 the SDK formatted `messages` only, with Llama 2's template. A `prompt` without `messages` is plain
-    text of the user there.
+    Up to version 1.0.35, the SDK formatted only `messages`, with Llama 2's template. From these versions, a `prompt`
+    without `messages` arrives as the user's plain text.
     """
     version = incoming.headers.get(_SDK_HEADER, "0").split(".")
     if all(part.isdigit() for part in version) and [int(part) for part in version] <= _BARE_UP_TO:

@@ -1,11 +1,13 @@
 """The Worker binding's endpoints, and the three ways in which requests reach them.
 
-    directly       POST /run, GET /ai-api/models/search          the Workers runtime over a plain service
-    miniflare      POST / with MF-URL and MF-Header-* headers    its remote bindings
-    wrangler 3     …/ai/run/proxy with X-Forwarded               configured by environment variables
+    Client             Request as it arrives                        How the client is connected
+
+    Workers runtime    POST /run, GET /ai-api/models/search         as a plain service
+    miniflare          POST / with MF-URL and MF-Header-* headers   as a remote binding
+    wrangler 3         …/ai/run/proxy with X-Forwarded              by environment variables
 
 miniflare and wrangler wrap the direct request. It is unwrapped here and then handled like a direct one.
-Does not depend on the content of a request.
+This module does not read the body of a request.
 """
 
 from collections.abc import Mapping

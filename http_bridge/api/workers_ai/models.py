@@ -1,6 +1,6 @@
 """Endpoints that list models, their schemas, tasks and authors as Cloudflare's API does.
 
-The models come from the inference server with each request.
+Each request fetches the models from the inference servers.
 """
 
 import time

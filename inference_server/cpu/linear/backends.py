@@ -1,6 +1,6 @@
 """Chooses the implementation of a linear layer on this CPU.
 
-A new instruction set is one folder of kernels, one implementation of LinearBackend, and one entry in BACKENDS.
+A new instruction set needs one folder of kernels, one implementation of LinearBackend, and one entry in BACKENDS.
 """
 
 from collections.abc import Sequence as Items

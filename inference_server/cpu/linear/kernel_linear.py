@@ -43,7 +43,7 @@ class PackedWeights:
 
 
 def layout_name(backend_name: str, layout_version: int) -> str:
-    """Return the name of a layout of packed weights. No kernel can read weights of another layout than its own."""
+    """Return the name of a layout of packed weights. A kernel can read only weights in its own layout."""
     return f"{backend_name}{layout_version}"
 
 

@@ -1,6 +1,6 @@
 """The linear backend of torch's own operations, for layers and CPUs without a compiled kernel.
 
-torch's matrix products with integer weights are fast in bfloat16 only, so they round activations to it.
+torch's matrix products with integer weights are fast with bfloat16 activations only, so these layers round to bfloat16.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ from inference_server.kernels import isa
 
 # The number of rows from which bfloat16 matrix products are faster than torch's integer ones.
 _MANY_ROWS = 8
-# oneDNN chooses a layout of the weights for a number of rows. This choice is fast for one row and for many.
+# oneDNN chooses the layout of the weights for an expected number of rows. The layout for 32 is fast for one row and for
+# many.
 _LAYOUT_ROWS = 32
 
 

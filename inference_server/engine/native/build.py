@@ -22,8 +22,6 @@ from tailrace_shared.config_errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
-# Share of the free memory that the KV cache may take; the rest is for activations.
-_CACHE_SHARE = 0.9
 
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
@@ -63,7 +61,7 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
     return Engine(
         runner,
         end_ids=spec.end_ids,
-        policy=_scheduler_policy(settings),
+        policy=_scheduler_policy(settings, device),
         limits=spec.capacity_limits(),
         max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // BLOCK_SIZE,
         on_broken=spec.on_broken,
@@ -71,11 +69,12 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
     )
 
 
-def _scheduler_policy(settings: Settings) -> Policy:
+def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:
+    prefill = settings.prefill_tokens(device.type)
     return Policy(
         max_running_seqs=settings.max_running_seqs,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        idle_chunk_tokens=max(settings.prefill_idle_tokens, settings.prefill_chunk_tokens),
+        prefill_chunk_tokens=prefill.chunk,
+        idle_chunk_tokens=prefill.idle,
         batch_invariant=settings.batch_invariant,
         scope_by_account=settings.prefix_cache == "account",
         max_account_seqs=settings.max_account_seqs,
@@ -86,26 +85,14 @@ def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
     """Return the blocks of the KV cache. Raises ConfigurationError if they do not hold the longest sequence."""
     blocks_per_sequence = -(-spec.max_len // block_size)
     most = blocks_per_sequence * spec.settings.max_running_seqs
-    tokens = spec.settings.kv_cache_tokens
-    setting = f"TAILRACE_KV_CACHE_TOKENS={tokens}"
-    if tokens is None and spec.device.type == "cuda":
-        tokens = _free_tokens(spec.model, spec.memory_share)
-        setting = f"the GPU's free memory ({tokens} tokens of KV cache)"
+    wanted = spec.settings.kv_cache_tokens
+    tokens = spec.cache_tokens if wanted is None else wanted
     if tokens is None:
         return most
     if tokens // block_size < blocks_per_sequence:
+        setting = "the GPU's free memory" if wanted is None else f"TAILRACE_KV_CACHE_TOKENS={wanted}"
         raise ConfigurationError(
             f"{setting} is too small for a sequence of {spec.max_len} tokens, the longest that the catalog allows: "
             "lower context_length or sequence_length in the catalog, or make the KV cache larger"
         )
     return min(tokens // block_size, most)
-
-
-def _free_tokens(model: PreparedModel, memory_share: float) -> int:
-    """Return the tokens whose keys and values fit into a share of the GPU's free memory."""
-    config = model.model.config.get_text_config()
-    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_token: int = 2 * config.num_hidden_layers * num_heads * head_dim * model.model.dtype.itemsize
-    free, _ = torch.cuda.mem_get_info(model.model.device)
-    return int(_CACHE_SHARE * free * memory_share) // bytes_per_token

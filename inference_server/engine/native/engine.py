@@ -81,7 +81,7 @@ class Engine(BaseEngine):
         self._thread.start()
 
     async def stop(self) -> None:
-        """Stop the thread after its step, and fail the requests in flight with ServerStopping."""
+        """Stop the thread after its current step, and fail the requests in flight with ServerStopping."""
         self._is_accepting = False
         self._commands.put(None)
         # A stalled thread may never return.

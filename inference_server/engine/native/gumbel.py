@@ -18,7 +18,7 @@ from torch import Tensor
 _MASK64 = 2**64 - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _FIRST_FACTOR, _SECOND_FACTOR = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-# Tokens use another constant than positions. Otherwise some keys of seed 0 would equal the bits of a token. From
+# Tokens and positions use different constants. Otherwise some keys of seed 0 would equal the bits of a token. From
 # Steele, Vigna: Computationally easy, spectrally good multipliers for congruential generators, 2021.
 _TOKEN_GAMMA = 0xD1342543DE82EF95
 _FACTOR_32 = 0x21F0AAAD  # from lowbias32, https://github.com/skeeto/hash-prospector

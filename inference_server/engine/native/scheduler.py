@@ -23,7 +23,8 @@ class Policy:
     Attributes:
         max_running_seqs: Sequences that run together.
         prefill_chunk_tokens: Prompt tokens of a step while most running sequences decode.
-        idle_chunk_tokens: Prompt tokens of a step while no sequence decodes, so that none is delayed.
+        idle_chunk_tokens: Prompt tokens per step while no sequence decodes. May be larger than prefill_chunk_tokens,
+            because no decoding sequence is delayed.
         batch_invariant: The results of a sequence do not depend on the other requests in the batch.
         scope_by_account: An account cannot reuse the prefix cache of another account.
         max_account_seqs: Sequences of one account that run together; None: any number.
@@ -239,7 +240,7 @@ class Scheduler:
         found = self._find_prefix(seq)
         self._pool.share(found)
         blocks = self._pool.allocate(self._pool.blocks_for(self._num_tokens_reserved(seq)) - len(found))
-        # Running sequences need further blocks: without a reserve of one each, this sequence would soon be preempted.
+        # Running sequences need further blocks. Unless one is reserved for each, this sequence would soon be preempted.
         if blocks is None or (self.running and self._pool.num_available < len(self.running)):
             self._pool.release(blocks or [])
             self._pool.release(found)

@@ -46,8 +46,8 @@ class Limits:
         """Return the limits of requests. `upload` moves a tensor from the CPU to the device of the logits."""
         top_k = [min(param.top_k or _NO_TOP_K, _NO_TOP_K) for param in params]
         top_p = [param.top_p if param.top_p < 1.0 else _NO_TOP_P for param in params]
-        both = upload(torch.tensor([top_k, top_p], dtype=torch.float64))  # top_k stays exact up to 2**53
-        return cls(both[0, :, None].long(), both[1, :, None], max(top_k) == _NO_TOP_K)
+        columns = upload(torch.tensor(top_k)[:, None]), upload(torch.tensor(top_p, dtype=torch.float64)[:, None])
+        return cls(*columns, has_open=max(top_k) == _NO_TOP_K)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Starts vLLM's processes and sends requests to them. The only module that imports vLLM, when a model is loaded.
+"""Starts vLLM's processes and sends requests to them. Only this module imports vLLM, and only when a model is loaded.
 
 vLLM provides tensor and pipeline parallelism, several nodes, and models that the native engine does not support. This
 server keeps prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and returns token
@@ -20,7 +20,7 @@ from inference_server.engine.vllm.step_stats import StepStats
 from inference_server.errors import UnsupportedModel
 from inference_server.generation import GenerationRequest
 
-# vLLM reads these when it is imported. Values that the user has set stay.
+# vLLM reads these variables when it is imported. Values that the user has set are kept.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",  # disables usage reports to vLLM's developers
@@ -75,7 +75,7 @@ class VllmClient:
 
     @property
     def is_dead(self) -> bool:
-        """True if its processes have ended or do not respond."""
+        """True if vLLM's processes have ended or do not respond."""
         return bool(self._llm.errored)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Any, None]:
@@ -118,6 +118,6 @@ def check_installed() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line with content. pydantic's first line only counts the errors."""
+    """Return the first line of the message that names a problem. pydantic's first line only counts the errors."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line and "validation error" not in line), repr(error))

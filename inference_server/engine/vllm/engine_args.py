@@ -66,11 +66,11 @@ def engine_arguments(
         "max_model_len": max_len,
         "max_num_seqs": settings.max_running_seqs,
         "enable_prefix_caching": settings.prefix_cache != "off",
-        "max_logprobs": -1,  # grpc_api/validation.py has the limit
+        "max_logprobs": -1,  # grpc_api/validation.py checks the limit
         "logprobs_mode": "raw_logprobs",
         "generation_config": "vllm",  # a model's own sampling parameters are not the contract's defaults
         "structured_outputs_config": {"backend": "guidance"},
-        "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets its statistics
+        "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets vLLM's statistics
     }
 
 

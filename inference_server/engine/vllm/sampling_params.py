@@ -13,9 +13,9 @@ from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import Candidate, GenerationRequest, Grammar, SamplingParams, TokenLogprob
 
 _MAX_TEMPERATURE = 2.0
-# The llguidance that vLLM pins repeats a pattern of white space without a limit, so documents contain none.
+# The version of llguidance that vLLM pins puts no limit on white space, so documents must not contain any.
 _JSON_OPTIONS = {"whitespace_flexible": False}
-# Without this header, vLLM parses a grammar without a line `start:` as one of llama.cpp.
+# Without this header, vLLM parses a grammar without a line `start:` as a llama.cpp grammar.
 _LARK_HEADER = "%llguidance {}\n"
 
 

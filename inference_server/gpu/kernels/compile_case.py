@@ -34,3 +34,8 @@ class CompileCase:
     num_stages: int
     divisible: tuple[str, ...] = ()
     capabilities: tuple[int, ...] = CAPABILITIES
+
+
+def pointers(signature: dict[str, str]) -> tuple[str, ...]:
+    """Return the names of a signature's pointers. torch aligns its tensors, so they are divisible by 16."""
+    return tuple(name for name, kind in signature.items() if kind.startswith("*"))

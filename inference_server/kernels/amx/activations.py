@@ -1,8 +1,9 @@
 """Converts rows of activations to 15-bit fixed point, as two int8 digits, for the integer kernels.
 
-x = row_scale * (128 * high + low), where row_scale maps the row's largest absolute value to 127 * 128. 8 rows make a block:
-for each 32 or 64 inputs a tile of 16 rows of int8, first 8 rows of high digits, then 8 rows of low digits. After the blocks
-follow the row scales, one float32 for each row, then the sums of each group of 32 inputs, float32 in units of the row scale.
+x = row_scale * (128 * high + low), where row_scale maps the row's largest absolute value to 127 * 128. 8 rows make a
+block. For every 32 or 64 inputs it contains a tile of 16 rows of int8: 8 rows of high digits, then 8 rows of low digits.
+The blocks are followed by the row scales, one float32 for each row, and by the sum of each group of 32 inputs, float32 in
+units of the row scale.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -35,7 +36,7 @@ from inference_server.kernels.simd.vectors import (
 ROWS = 8  # rows of activations in a block
 GROUP = 32  # inputs of a group of int4 weights
 _MAX_CODE = np.float32(127 * 128)
-_SMALLEST = np.float32(1e-30)  # a row whose values are all smaller counts as zeros
+_SMALLEST = np.float32(1e-30)  # a row whose values are all closer to 0 is treated as zeros
 _int64, _int32, _int8 = ir.IntType(64), ir.IntType(32), ir.IntType(8)
 _ints, _bytes, _floats = ir.VectorType(_int32, 16), ir.VectorType(_int8, 16), ir.VectorType(ir.FloatType(), 16)
 
@@ -66,7 +67,7 @@ def count_done(builder: Any, address: Any) -> None:
 
 @intrinsic_of(types.int64, types.int64)
 def _num_done(builder: Any, address: Any) -> Any:
-    """Return the counter at `address`, and make the writes of the threads that counted visible."""
+    """Return the counter at `address`. Writes of the threads that have added to it are then visible to this thread."""
     return builder.load_atomic(pointer(builder, address, _int64), "acquire", 8)
 
 
@@ -81,8 +82,8 @@ def wait_until_done(address, wanted):
 def _split_row(source, target, row_scale, sums, width, tile_inputs):
     """Write one row's digits into the tiles of its block, its row scale, and the sums of its groups.
 
-    A tile holds `tile_inputs` inputs. The sums are written only if that is a group. A row with NaN or an infinity gets the
-    row scale NaN, so that its whole result is NaN.
+    A tile holds `tile_inputs` inputs. The sums are written only if a tile holds exactly one group. A row with NaN or an
+    infinity gets the row scale NaN, so that its whole result is NaN.
     """
     largest = splat(np.float32(0.0))
     not_finite = splat(np.float32(0.0))  # becomes NaN if a value is NaN or infinite

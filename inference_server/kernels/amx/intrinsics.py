@@ -1,4 +1,4 @@
-"""The AMX instructions as LLVM code. A tile register holds up to 16 rows of 64 bytes; its number is part of the code.
+"""The AMX instructions as LLVM code. A tile register holds up to 16 rows of 64 bytes; its number is part of an instruction.
 
 tdpbssd multiplies a tile of activations (16 rows, 64 inputs) int8 by a tile of weights and adds the products to a tile of
 (16 rows, 16 outputs) int32. A row of the tile of weights holds 4 consecutive inputs of each of 16 outputs, int8.

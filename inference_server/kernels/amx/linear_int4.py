@@ -1,7 +1,8 @@
 """Linear layers with int4 weights: on AMX for more than four rows, otherwise on vectors, with bit-identical results.
 
-A weight is code * scale + minimum, and both factors change with every group of 32 inputs. The integer sum of a group is
-therefore scaled before the next group begins: result += sum * scale + (sum of the group's activations) * minimum.
+A weight is code * scale + minimum, and every group of 32 inputs has its own scale and minimum. The integer sum of a
+group is therefore scaled before the next group begins:
+result += sum * scale + (sum of the group's activations) * minimum.
 Argument block and conversion of activations are the same as in linear_int8.py.
 """
 
@@ -44,7 +45,7 @@ def _unpack(builder: Any, source: Any, target: Any, count: Any) -> None:
 
 
 def _products_by_tiles(builder: Any, num_rows: int, rows: Any, codes: Any, scratch: Any) -> list[Any]:
-    """Multiply one group by AMX, with unpacked codes.
+    """Multiply one group with AMX, from unpacked codes.
 
     Returns, for each row and half a panel, the sums of the high and of the low digits, each (16 outputs,) int32.
     """
@@ -59,7 +60,7 @@ def _products_by_tiles(builder: Any, num_rows: int, rows: Any, codes: Any, scrat
 
 
 def _products_by_vectors(builder: Any, num_rows: int, rows: Any, codes: Any, _scratch: Any) -> list[Any]:
-    """Multiply one group by AVX512-VNNI, with packed codes: one instruction multiplies 4 inputs of 16 outputs.
+    """Multiply one group with AVX512-VNNI, from packed codes: an instruction multiplies 4 inputs of 16 outputs.
 
     Returns the same as `_products_by_tiles`.
     """

@@ -2,7 +2,7 @@
 
 First the threads copy the values into tiles. Then a work item is 32 queries of one head, with an online softmax:
 scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. All matrices are transposed, one query in each
-lane of a vector: keys are tiles as they are stored in the cache, and nothing is summed or compared across lanes. The
+lane of a vector: keys are loaded as tiles directly from the cache, and nothing is summed or compared across lanes. The
 first update begins at the sequence's first key, so a token's result does not depend on how its prompt is chunked.
 
 Scores are (keys, 32 queries) float32, weights bfloat16, outputs (head_dim, 32 queries) float32.
@@ -53,8 +53,8 @@ from inference_server.kernels.simd.vectors import (
 KEYS = 32  # keys of a piece, whose values are packed together; a block holds whole pieces
 KEYS_PER_UPDATE = 128  # keys between two updates of the softmax
 SEGMENTS, SEGMENT = 32, 48  # bytes of the table's header, and of each segment
-# The reference of the softmax follows the largest score only when that exceeds it by more than this. Weights then reach
-# e**8, which is well within float32's range, and nearly all steps skip rescaling (a technique of FlashAttention-4).
+# The reference of the softmax is set to the largest score only if the score exceeds it by more than this. Weights are at
+# most e**8, which is well within float32's range, and nearly all steps skip rescaling (a technique of FlashAttention-4).
 _MAX_RISE = 8.0
 _ints, _floats = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
 
@@ -110,9 +110,9 @@ def _rescale(before, largest, state, outputs, width):
 
 @helper
 def _softmax_update(scores, weights, first_key, num_keys, scaling, position, state, outputs, width):
-    """Turn the scores of 16 queries, the first at `position`, and keys from `first_key` on into weights.
+    """Compute softmax weights from scores: of 16 queries, the first at `position`, with keys from `first_key` on.
 
-    `state` is the reference of the softmax for each query, and 128 bytes after it the sums of weights, float32.
+    `state` is the address of each query's reference of the softmax, float32. The sums of weights are 128 bytes after it.
     """
     highest, factor = splat(LOWEST), splat(scaling)
     if first_key + num_keys - 1 > position:  # some keys come after some queries

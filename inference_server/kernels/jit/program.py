@@ -35,8 +35,8 @@ class Program:
         """Build the argument blocks of all calls.
 
         Args:
-                calls: The kernel calls in order.
-                keep: The owner of the tensors, kept alive as long as this program.
+            calls: The kernel calls in order.
+            keep: The owner of the tensors, kept alive as long as this program.
 
         Raises:
             RuntimeError: Kernels cannot be compiled here.

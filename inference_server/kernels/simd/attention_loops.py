@@ -22,7 +22,7 @@ from inference_server.kernels.simd.vectors import (
 KEYS_PER_UPDATE = 64  # keys between two updates of the softmax
 _BYTES = LANES * 4
 MAX_QUERIES = 4  # largest number of queries computed in one pass over the values
-_MAX_CHUNKS = 4 if LANES == 16 else 2  # vectors of values kept in the 32 or 16 vector registers
+_MAX_CHUNKS = 4 if LANES == 16 else 2  # vectors of values per pass: the CPU has 32 vector registers or 16
 
 
 def _accumulators(builder: Any, starts: list[Any]) -> list[Any]:

@@ -1,6 +1,6 @@
 """The kernel of decode attention: one new token of each sequence attends over the sequence's blocks of keys and values.
 
-A work item is one sequence and one KV head, with the `group` of query heads that share it. Its keys are read once,
+A work item is one sequence and one KV head, with the `group` of query heads that share it. The keys are read once,
 KEYS_PER_UPDATE of them at a time, with an online softmax: the kernel keeps the largest score so far, and the sum of weights
 and the weighted values relative to it. One thread computes an item, in an order that depends on the sequence's length only,
 so the result depends neither on other sequences nor on the number of threads.

@@ -53,7 +53,7 @@ class _Bfloat(ir.Type):  # type: ignore[misc]
 def _shorts_of(builder: Any, value: Any) -> Any:
     """Round to the nearest bfloat16, ties to even, as int16.
 
-    If the CPU has an instruction for it, that is used. It treats denormals as zeros.
+    Uses the CPU's instruction for this conversion, if there is one. The instruction treats denormals as zeros.
     """
     if _CONVERTS_BF16:
         return builder.bitcast(builder.fptrunc(value, ir.VectorType(_Bfloat(), LANES)), _shorts)

@@ -1,7 +1,7 @@
 """The kernels for rows of activations: RMS norm, gate, and rotary positions with the write to the KV cache.
 
 A row is a work item: each thread takes the next row until none is left. Word 0 of the argument block counts the rows
-taken; the arguments begin at word 3 (see arguments.py). `size` is the bytes of a value.
+taken; the arguments begin at word 3 (see arguments.py). `size` is the number of bytes of a value.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -10,7 +10,11 @@ from inference_server.kernels.simd.vectors import add, div, exp, helper, load_fl
 
 @helper
 def gated(gate, up, is_bf16):
-    """Return silu(gate) * up. If `is_bf16`, silu is rounded to bfloat16 first, as by two operations of torch."""
+    """Return silu(gate) * up.
+
+    If `is_bf16`, silu(gate) is rounded to bfloat16 before the multiplication, as when torch computes silu and the
+    product as separate operations.
+    """
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
     return mul(rounded(div(gate, add(one, exp(sub(zero, gate)))), is_bf16), up)
 

@@ -1,6 +1,7 @@
 """Defines the interface of tracing, with classes that record nothing.
 
-spans.py and exporter.py have the classes that record spans. exporter.py chooses between them and these.
+spans.py and exporter.py have the classes that record spans. exporter.py chooses between those classes and the ones
+here.
 """
 
 from collections.abc import AsyncIterable, Iterable

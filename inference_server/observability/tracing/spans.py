@@ -25,7 +25,7 @@ _CODES = {_COMPLETED: "OK", "cancelled": "CANCELLED"} | {
     error.reason: error.grpc_code for error in TailraceError.__subclasses__()
 }
 _W3C = TraceContextTextMapPropagator()
-# Longest text and list in attributes: the request is recorded before it is validated.
+# Longest text and list in attributes. They are limited here, because the request is recorded before it is validated.
 _MAX_TEXT, _MAX_ITEMS = 256, 16
 # OTLP's integers are signed. A larger seed would make the exporter drop the whole batch of spans.
 _MAX_INT = 2**63 - 1
@@ -76,11 +76,11 @@ class SpanTrace(RunTrace):
         return self._span.is_recording()
 
     def accepted(self) -> None:
-        """Record the begin of the queue phase."""
+        """Record the beginning of the queue phase."""
         self._accepted = time.monotonic()
 
     async def observe(self, events: AsyncIterable[Event]) -> AsyncIterator[Event]:
-        """Yield the events, and record their times and, if wanted, their text."""
+        """Yield the events, and record their times and, if `has_text`, their text."""
         async for event in events:
             if isinstance(event, Delta):
                 self._first = self._first or time.monotonic()
@@ -187,5 +187,5 @@ def _request_attributes(request: RunRequest) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """Return the value without the digits that a 32-bit float gains as 64 bits: 0.7 instead of 0.699999988."""
+    """Return the value without the digits that appear when a 32-bit float becomes 64 bits wide: 0.7, not 0.699999988."""
     return value if isinstance(value, int) else round(value, 6)

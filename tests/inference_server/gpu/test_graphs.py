@@ -110,7 +110,6 @@ def test_passes_are_eager_until_graphs_are_recorded_and_replayed_afterwards(cuda
     assert set(cuda.modes) == {"thread_local"}
     assert model.decode(tokens(1)).shape == (1, VOCAB_SIZE)
     assert cuda.captured == ["replay"]
-    assert model.description == "CUDA graphs for 1 to 4 sequences"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -131,7 +130,6 @@ def test_under_batch_invariance_all_passes_have_one_size(cuda):
     model.record()
     assert set(sizes) == {3}
     assert model.sizes == [3]
-    assert model.description == "CUDA graphs for 3 sequences"
 
 
 def test_a_pass_that_cannot_be_recorded_stays_eager_and_the_stream_is_restored(cuda, caplog):

@@ -39,6 +39,16 @@ def test_other_precisions_are_kept_everywhere(precision, device):
     assert resolve_precision(precision, torch.device(device)) == precision
 
 
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((10, 0), "bfloat16")])
+def test_bfloat16_on_a_gpu_that_cannot_multiply_it_becomes_float16(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert resolve_precision("bfloat16", torch.device("cuda")) == expected
+    assert activation_dtype("bfloat16", torch.device("cuda")) == getattr(torch, expected)
+    assert resolve_precision("bfloat16", CPU) == "bfloat16"
+    assert activation_dtype("bitsandbytes-int8", torch.device("cuda")) == torch.float16
+
+
 def test_weights_that_are_not_quantised_have_16_bits_if_fast(monkeypatch):
     monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda: False)
     assert activation_dtype("bitsandbytes-int8", CPU) == torch.float32

@@ -162,17 +162,26 @@ def test_a_file_that_is_not_gguf_is_named_and_leaves_nothing_behind(tmp_path, co
 # A hub on this machine, read by a separate process, because huggingface_hub fixes its address at import.
 
 COMMIT = "a" * 40
+CONFIGS = ("config of owner/large", "config of owner/gated")
 OUTCOMES = """
 import json, logging, pathlib, sys, torch
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 from inference_server.weights.loader import load_model, silence_libraries
+from inference_server.weights.sizes import read_config
+
+def types_before_and_after_fetching(weights):
+    configs = [read_config(weights, pathlib.Path("unused"), may_fetch=may_fetch) for may_fetch in (False, True, False)]
+    return [config and config.model_type for config in configs]
 
 silence_libraries()
 for name in sys.argv[1:]:
-    hub, _, revision = name.partition("@")
+    hub, _, revision = name.removeprefix("config of ").partition("@")
     weights = Weights(hub=hub, revision=revision or None)
     try:
+        if name.startswith("config of "):
+            print(json.dumps([name, types_before_and_after_fetching(weights)]), flush=True)
+            continue
         loaded = load_model(weights, "float32", device=torch.device("cpu"), cache_dir=pathlib.Path("unused"))
         outcome = f"loaded {loaded.model.num_parameters()} parameters, {len(loaded.tokenizer)} tokens"
     except ConfigurationError as error:
@@ -265,7 +274,7 @@ def clients(hubs, tmp_path_factory):
     home = tmp_path_factory.mktemp("hub")
     names = ["gated", "gated-to-everybody", "missing", "tiny@no-such", "breaks-off", "tiny"]
     clients = [
-        online.client(home / "online", *(f"owner/{name}" for name in names), "no id at all"),
+        online.client(home / "online", *(f"owner/{name}" for name in names), "no id at all", *CONFIGS),
         offline.client(home / "offline", "owner/tiny", HF_HUB_OFFLINE="1"),
     ]
     yield clients
@@ -289,6 +298,14 @@ def test_a_model_is_loaded_from_the_hub(outcomes, hubs, tiny_model):
     downloaded = {path.rpartition("/")[2] for path in hubs[0].paths if path.startswith("/owner/tiny/resolve/")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= downloaded
     assert Path(__file__).name not in downloaded
+
+
+def test_of_a_configuration_only_that_file_is_downloaded(outcomes, hubs):
+    assert outcomes[0]["config of owner/large"] == [None, "llama", "llama"]
+    assert {path for path in hubs[0].paths if path.startswith("/owner/large/")} == {
+        f"/owner/large/resolve/{COMMIT}/config.json"
+    }
+    assert outcomes[0]["config of owner/gated"].startswith("owner/gated is gated: accept its licence on the hub, ")
 
 
 @pytest.mark.parametrize("name", ["owner/gated", "owner/gated-to-everybody"])

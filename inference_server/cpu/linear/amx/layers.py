@@ -61,7 +61,7 @@ class Bf16Linear(_AmxLinear):
     """Linear layer with bfloat16 weights.
 
     For every 32 inputs, a panel contains two tiles of (16 pairs of inputs, 16 outputs, 2 inputs).
-    The output of a head is float32, rounded to bfloat16.
+    An output head returns float32 values that are rounded to bfloat16.
     """
 
     dtype = torch.bfloat16
@@ -96,7 +96,7 @@ class _IntegerLinear(_AmxLinear):
 
 
 class Int8Linear(_IntegerLinear):
-    """Linear layer with int8 weights, 1 byte each. A tile of weights is (16 times 4 inputs, 16 outputs, 4 inputs)."""
+    """Linear layer with int8 weights, 1 byte each. A tile of weights is (16 sets of inputs, 16 outputs, 4 inputs)."""
 
     def __init__(self, packed: PackedWeights) -> None:
         super().__init__(packed)
@@ -117,7 +117,7 @@ class Int8Linear(_IntegerLinear):
 class Int4Linear(_IntegerLinear):
     """Linear layer with int4 weights: a code of 4 bits each, and for every 32 inputs a scale and a minimum in float16.
 
-    A tile of codes is (8 times 4 inputs, 16 outputs, 4 inputs); two of its inputs share a byte.
+    A tile of codes is (8 sets of inputs, 16 outputs, 4 inputs). The codes of two inputs share a byte.
     """
 
     def __init__(self, packed: PackedWeights) -> None:

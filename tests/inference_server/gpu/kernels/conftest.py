@@ -7,8 +7,10 @@ process without the variable.
 
 import importlib
 import pkgutil
+from typing import Any
 
 import pytest
+import torch
 
 VARIABLE = "TRITON_INTERPRET"
 
@@ -27,7 +29,32 @@ def _import_kernels() -> None:
             importlib.import_module(f"{package.__name__}.{module.name}")
 
 
+def _support_bfloat16() -> None:
+    """Make the interpreter multiply bfloat16 matrices, and round to bfloat16 as a GPU does.
+
+    It stores bfloat16 as uint16. Its own product multiplies these integers, and its own conversion cuts the digits off.
+    """
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    language = importlib.import_module("triton.language")
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    multiply, cast = builder.create_dot, builder.cast_impl
+
+    def cast_impl(self: Any, source: Any, target: Any) -> Any:
+        if (source.dtype.scalar, target.scalar) == (language.float32, language.bfloat16):
+            rounded = torch.tensor(source.data).to(torch.bfloat16).view(torch.uint16)
+            return handle(rounded.numpy(), language.bfloat16)
+        return cast(self, source, target)
+
+    def create_dot(self: Any, left: Any, right: Any, *others: Any) -> Any:
+        if left.dtype.scalar == language.bfloat16:
+            left, right = (cast(self, side, language.float32) for side in (left, right))
+        return multiply(self, left, right, *others)
+
+    builder.cast_impl, builder.create_dot = cast_impl, create_dot
+
+
 _import_kernels()
+_support_bfloat16()
 
 
 @pytest.fixture(autouse=True)

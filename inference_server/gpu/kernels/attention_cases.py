@@ -1,0 +1,59 @@
+"""Specializations of the attention kernels to compile without a GPU: models' shapes, dtypes and devices."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from inference_server.gpu.kernels.attention_tiles import Device
+from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, SHARED_MEMORY_BYTES
+
+BLOCK_SIZE = 32
+
+
+class AttentionShape(NamedTuple):
+    """The sizes of a model's attention."""
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+SHAPES = (
+    AttentionShape("smollm2-135m", 9, 3, 64),
+    AttentionShape("llama-2-7b", 32, 32, 128),
+    AttentionShape("llama-3.1-8b", 32, 8, 128),
+    AttentionShape("qwen3-0.6b", 16, 8, 128),
+    AttentionShape("qwen3-14b", 40, 8, 128),
+    AttentionShape("qwen3-32b", 64, 8, 128),
+    AttentionShape("gemma-2-9b", 16, 8, 256),
+    AttentionShape("phi-3-mini", 32, 32, 96),
+)
+# The shape that is compiled in every variant: it needs the most registers of the models in the catalogs.
+DETAILED = "llama-3.1-8b"
+# The shapes for which the kernel that joins splits is compiled: one for each head_dim.
+JOINED = ("smollm2-135m", "llama-3.1-8b", "gemma-2-9b", "phi-3-mini")
+# The shape with a softcap and a sliding window.
+LIMITED = "gemma-2-9b"
+
+
+class Target(NamedTuple):
+    """A shape, Triton's name of the dtype, and a device."""
+
+    shape: AttentionShape
+    dtype: str
+    device: Device
+
+    @property
+    def label(self) -> str:
+        """The end of a case's name."""
+        return f"{self.shape.name} {self.dtype}"
+
+
+def targets() -> Iterator[Target]:
+    """Yield every combination. The number of multiprocessors has no effect on what is compiled."""
+    for capability in CAPABILITIES:
+        device = Device(capability, SHARED_MEMORY_BYTES[capability], 1)
+        for shape in SHAPES:
+            yield Target(shape, "fp16", device)
+            if capability in BFLOAT16_CAPABILITIES:
+                yield Target(shape, "bf16", device)

@@ -1,0 +1,80 @@
+"""The division of an int8 product among programs and warps. Imports neither torch nor Triton."""
+
+from dataclasses import dataclass
+
+_MAX_SPLITS = 8
+# With few outputs there are few programs, so each keeps more tiles on the way, and computes fewer outputs.
+_FEW_OUTPUTS = 9216
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """The part of the product that a program computes, and how.
+
+    Attributes:
+        rows: Number of rows of activations, padded.
+        outputs: Number of outputs.
+        slices: Number of parts into which a tile's inputs are divided: one for each warp, or 1 if all warps share them.
+        inputs: Number of inputs of a slice in one step of the loop.
+        num_warps: Number of warps.
+        num_stages: Number of steps that overlap; num_stages - 1 tiles are in shared memory.
+    """
+
+    rows: int
+    outputs: int
+    slices: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def step(self) -> int:
+        """Number of inputs of one step of the loop."""
+        return self.slices * self.inputs
+
+    def constants(self) -> dict[str, int]:
+        """Return the kernel's constants for this tiling."""
+        return {
+            "ROWS": self.rows,
+            "OUTPUTS": self.outputs,
+            "SLICES": self.slices,
+            "INPUTS": self.inputs,
+            "STAGES": self.num_stages,
+        }
+
+
+# By the padded number of rows. With 64 rows, four slices' sums would not fit in registers.
+_FEW = {
+    8: Tiling(8, 16, slices=4, inputs=128, num_warps=4, num_stages=5),
+    16: Tiling(16, 32, slices=4, inputs=64, num_warps=4, num_stages=5),
+    32: Tiling(32, 64, slices=4, inputs=64, num_warps=4, num_stages=4),
+    64: Tiling(64, 128, slices=1, inputs=128, num_warps=8, num_stages=4),
+}
+_MANY = {
+    8: Tiling(8, 32, slices=4, inputs=128, num_warps=4, num_stages=3),
+    16: Tiling(16, 64, slices=4, inputs=64, num_warps=4, num_stages=5),
+    32: _FEW[32],
+    64: _FEW[64],
+}
+TILINGS = tuple(dict.fromkeys([*_FEW.values(), *_MANY.values()]))
+# With more outputs than _FEW_OUTPUTS, the other tilings give each multiprocessor a program without splits.
+SPLIT_TILINGS = tuple(_FEW.values())
+
+
+def choose_tiling(num_rows: int, num_outputs: int) -> Tiling:
+    """Return the tiling for 1 to 64 rows."""
+    tilings = _FEW if num_outputs <= _FEW_OUTPUTS else _MANY
+    return next(tiling for rows, tiling in tilings.items() if num_rows <= rows)
+
+
+def choose_num_splits(tiling: Tiling, num_outputs: int, num_inputs: int, multiprocessors: int) -> int:
+    """Return in how many parts the inputs are computed: 1, 2, 4 or 8.
+
+    The smallest number that gives nearly every multiprocessor a program, as long as each has two steps or more to do.
+    """
+    programs = -(-num_outputs // tiling.outputs)
+    steps = -(-num_inputs // tiling.step)
+    splits = 1
+    while splits < _MAX_SPLITS and programs * splits < 0.9 * multiprocessors and steps >= 4 * splits:
+        splits *= 2
+    return splits

@@ -1,0 +1,83 @@
+"""Chooses how a model runs on a GPU: the operators of its layers, the product of its int8 weights, CUDA graphs or not.
+
+`tailrace doctor` predicts the way from the configuration by `choose_path`. The server reports the way that it took. Both are
+a GpuPath, and tests/rehearsal compares them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from inference_server.precision import Precision
+
+# Decoders whose layers run as operators of gpu/ops.py, by the names of their classes in transformers.
+SUPPORTED_ARCHITECTURES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"},
+)
+_SILU_NAMES = ("silu", "swish")
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPath:
+    """The way in which a model runs on a GPU.
+
+    Attributes:
+        layers: "fused": as operators of gpu/ops.py on stacked weights; "modules": by transformers' own modules.
+        int8: "kernels": this server's weight-only product; "bitsandbytes": bitsandbytes' modules; None: not int8.
+        has_triton: True if Triton kernels compute the operators; False for torch's operations.
+        records_graphs: True if decode passes are recorded as CUDA graphs.
+    """
+
+    layers: Literal["fused", "modules"]
+    int8: Literal["kernels", "bitsandbytes"] | None
+    has_triton: bool
+    records_graphs: bool
+
+    def __str__(self) -> str:
+        """Return a phrase for the log and the report."""
+        kernels = "Triton kernels" if self.has_triton else "torch's operations"
+        parts = [
+            f"fused decoder layers by {kernels}"
+            if self.layers == "fused"
+            else f"modules of transformers, attention by {kernels}"
+        ]
+        if self.int8 is not None:
+            parts.append("int8 product of this server" if self.int8 == "kernels" else "int8 product of bitsandbytes")
+        parts.append("CUDA graphs" if self.records_graphs else f"no CUDA graphs{self._why_no_graphs}")
+        return ", ".join(parts)
+
+    @property
+    def _why_no_graphs(self) -> str:
+        # With Triton, only layers that separate outliers are left to bitsandbytes.
+        has_threshold = self.int8 == "bitsandbytes" and self.has_triton
+        return ", because TAILRACE_INT8_THRESHOLD is above 0" if has_threshold else ""
+
+
+def has_fused_layers(config: Any) -> bool:
+    """Return True if the layers of a model with this transformers configuration can run as operators of gpu/ops.py."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        not SUPPORTED_ARCHITECTURES.isdisjoint(getattr(config, "architectures", None) or [])
+        and config.hidden_act in _SILU_NAMES
+        # Its frequencies depend on the sequence's length.
+        and rope.get("rope_type") != "longrope"
+    )
+
+
+def choose_path(can_fuse: bool, precision: Precision, *, int8_threshold: float, has_triton: bool) -> GpuPath:
+    """Return the way in which a model runs on a GPU.
+
+    Args:
+        can_fuse: True if the model's layers can run as operators of gpu/ops.py (see has_fused_layers).
+        precision: Precision in use on the device (see precision.resolve_precision).
+        int8_threshold: Outlier threshold of bitsandbytes. Above 0 its product waits for the device, which a recording
+            must not do.
+        has_triton: True if Triton can run here (see triton_support).
+    """
+    is_int8 = precision == "bitsandbytes-int8"
+    keeps_bitsandbytes = is_int8 and (int8_threshold > 0 or not has_triton)
+    return GpuPath(
+        layers="fused" if can_fuse and not keeps_bitsandbytes else "modules",
+        int8=("bitsandbytes" if keeps_bitsandbytes else "kernels") if is_int8 else None,
+        has_triton=has_triton,
+        records_graphs=not (is_int8 and int8_threshold > 0),
+    )
