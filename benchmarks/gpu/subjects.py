@@ -3,7 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -178,20 +178,24 @@ class ContinuousBatching:
         while unfinished:
             if time.perf_counter() - start > _LONGEST_SECONDS:
                 raise TimeoutError(f"continuous batching did not end within {_LONGEST_SECONDS:.0f} s")
-            if not self._manager.is_running():
-                raise RuntimeError("the thread of continuous batching has ended: gpu.log contains the reason")
             output = self._manager.get_result(timeout=1.0)
+            if output is None and not self._manager.is_running():
+                self._fail("its thread has ended, and gpu.log contains the reason")
             if output is None or output.request_id not in replies:
                 continue
             if getattr(output, "error", None):
-                if not self._is_cuda:  # some releases find no memory on a CPU without psutil
-                    raise LeftOut(f"continuous batching does not run on this CPU: {output.error}")
-                raise RuntimeError(f"the request failed: {output.error}")
+                self._fail(output.error)
             reply = replies[output.request_id]
             reply.add(output.generated_tokens[len(reply.token_ids) :], time.perf_counter() - start)
             if output.is_finished():
                 unfinished.discard(output.request_id)
         return list(replies.values())
+
+    def _fail(self, reason: str) -> NoReturn:
+        if self._is_cuda:
+            raise RuntimeError(f"continuous batching failed: {reason}")
+        # Some releases of transformers find no memory on a CPU if psutil is missing.
+        raise LeftOut(f"continuous batching does not run on this CPU: {reason}")
 
     def close(self) -> None:
         """Stop its thread."""
