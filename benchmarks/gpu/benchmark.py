@@ -29,6 +29,7 @@ def _measure(setup: Setup, note: Note, make: Make, *, int8: bool, attention: str
     """Note one subject's figures for every load."""
     model = models.make(setup, int8=int8, attention=attention)
     num_bytes = models.weight_bytes(model)
+    note("shapes", setup.path or setup.shapes)
     note("weights_gb", round(num_bytes / 1e9, 3))
     note("bound_tokens_per_s", round(timing.copy_bandwidth(setup) / num_bytes, 1))
     room = cache_tokens(model)

@@ -24,8 +24,8 @@ class Goal(NamedTuple):
 
 def goals(results: Results) -> list[Goal]:
     """Return the goals with the ratios of these results; without ratios for shapes that only try the check."""
-    probe = results["parts"].get("probe", {}).get("checks", {}).get("machine", {}).get("figures", {})
-    if probe.get("shapes") == "tiny":
+    checks = results["parts"].get("benchmark", {}).get("checks", {})
+    if checks.get(OURS_16, {}).get("figures", {}).get("shapes") == "tiny":
         results = {"parts": {}}
     one_16 = _figure(results, OURS_16, streams(1))
     return [

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from benchmarks.gpu import supervisor
 from benchmarks.gpu.supervisor import PARTS, Part, Supervisor, limits
 
 # A part with three checks. What the check "b" does comes from the command line.
@@ -33,8 +34,8 @@ write()
 def run(tmp_path, parts, action="pass", script=_SCRIPT, seconds=20.0):
     path = tmp_path / "part.py"
     path.write_text(script)
-    supervisor = Supervisor(tmp_path / "out", [action], command=[sys.executable, str(path)])
-    results = supervisor.run([Part(name, 1.0) for name in parts], seconds)
+    runner = Supervisor(tmp_path / "out", [action], command=[sys.executable, str(path)])
+    results = runner.run([Part(name, 1.0) for name in parts], seconds)
     assert json.loads((tmp_path / "out" / "gpu.json").read_text()) == results
     return results["parts"]
 
@@ -88,8 +89,9 @@ def test_a_part_that_cannot_start_fails_with_the_reason(tmp_path):
     assert "no_such_module" in (tmp_path / "out" / "gpu.log").read_text()
 
 
-def test_no_part_runs_longer_than_the_time_that_is_left(tmp_path):
+def test_no_part_runs_longer_than_the_time_that_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "_LEAST_SECONDS", 0.3)
     slow = _SCRIPT.replace('"limit": 0.5', '"limit": 60')
-    parts = run(tmp_path, ["bad"], "time.sleep(60)", script=slow, seconds=3.5)
+    parts = run(tmp_path, ["bad"], "time.sleep(60)", script=slow, seconds=1.5)
     assert statuses(parts["bad"]) == {"a": "ok", "b": "failed"}
     assert parts["bad"]["failed"] == "the time of this part was over"
