@@ -48,10 +48,13 @@ $(DEV_STAMP): $(RUN_STAMP)
 run: $(RUN_STAMP) ## Start server and bridge with the default model, and print the curl to try
 	@exec $(BIN)/tailrace serve
 
+# WORKERS: number of processes that run tests. The tests of one file stay in one process, because they share servers.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 # One thread: with two, the threads wait for each other in every layer. Beside other work that takes several times as long.
 test: export OMP_NUM_THREADS := 1
 test: install ## Run the tests (some minutes), then list the slowest 25
-	$(PYTEST) --durations=25
+	$(PYTEST) $(PARALLEL) --durations=25
 
 test-exact: install ## Compare with transformers token for token on the default model (long)
 	$(PYTEST) -m exact --timeout 1800 -s --verbosity=0 tests/exact
@@ -74,8 +77,8 @@ test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real serve
 	$(PYTEST) -m deploy tests/deploy
 
 test-rehearsal: export OMP_NUM_THREADS := 1
-test-rehearsal: install ## Run the engine's GPU path on a simulated GPU (3 minutes, needs no GPU)
-	$(PYTEST) -m rehearsal tests/rehearsal
+test-rehearsal: install ## Run the engine on a simulated GPU, and try every GPU kernel (needs no GPU)
+	$(PYTEST) -m rehearsal $(PARALLEL) --timeout 600 --durations=15 tests
 
 # SOAK_SECONDS, LOAD_SECONDS and FUZZ_REQUESTS set the duration.
 test-reliability: install ## Load, faults, bad input and attack on the whole stack (20 minutes)

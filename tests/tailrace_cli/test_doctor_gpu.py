@@ -106,7 +106,7 @@ def test_entries_that_share_an_engine_are_one_line(card, check):
     assert path[1].startswith("m0 + m1: as float16, ")
     assert memory == (
         "ok",
-        "the models fit into the GPU's memory: 0.0 GiB of weights, tokens of KV cache: 16384 for m0 + m1",
+        "the models fit into the GPU's memory: 0.0 GiB of weights, tokens of KV cache: 10240 for m0 + m1",
     )
 
 
