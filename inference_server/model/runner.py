@@ -21,8 +21,13 @@ from inference_server.cpu.forward import CpuForward
 from inference_server.errors import UnsupportedModel
 from inference_server.gpu.inputs import DecodeRows, upload
 from inference_server.model.gpu_passes import GpuPasses
+from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
+
+# Triton compiles a kernel for each size class at its first use, which takes seconds. These prompts, in tokens, use every class
+# of the attention kernel and of the int8 product, for any number of query heads that share a KV head.
+WARM_UP_LENGTHS = (1, 4, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +144,25 @@ class ModelRunner:
 
     @torch.inference_mode()
     def record_graphs(self) -> None:
-        """Record decode passes on a GPU as CUDA graphs, after `probe`. Does nothing on a CPU, or without `max_len`.
+        """Prepare a GPU for requests, after `probe`: compile the kernels of prompts, and record CUDA graphs of decode passes.
+
+        Without `max_len`, nothing is recorded. On a CPU, this method does nothing.
 
         Raises:
             torch.OutOfMemoryError: The memory ran out.
         """
         if self._gpu is not None:
+            with progress("compiling kernels for prompts"):
+                self._warm_up_prompts()
             self._gpu.record()
             logger.info("the model runs on %s with %s", self.device, self.path)
+
+    def _warm_up_prompts(self) -> None:
+        """Compute prompts of several lengths in the scratch block, whose content is never read."""
+        size = self.cache.block_size
+        for length in WARM_UP_LENGTHS:
+            blocks = [SCRATCH_BLOCK] * -(-length // size)
+            self._prefill([PromptPiece(blocks, 0, [0] * length, wants_logits=True)])
 
     @torch.inference_mode()
     def probe(self) -> None:

@@ -6,6 +6,7 @@ from inference_server.gpu.kernels.attention_cases import SHAPES
 from inference_server.gpu.kernels.attention_tiles import Device
 from inference_server.gpu.kernels.compile_case import CAPABILITIES, SHARED_MEMORY_BYTES
 from inference_server.gpu.kernels.prefill_attention import paged_prefill_attention
+from inference_server.model.runner import WARM_UP_LENGTHS
 from tests.inference_server.gpu.kernels.paged import Heads, Limits, prefill_error, random_cache, random_queries
 
 # Values are about 1, but the first tokens see few keys: results up to 4, so half a unit of the last digit is up to 4 times
@@ -87,3 +88,14 @@ def test_every_device_has_a_case_for_every_shape() -> None:
     for capability in CAPABILITIES:
         names = [case.name for case in cases if capability in case.capabilities]
         assert all(any(shape.name in name for name in names) for shape in SHAPES)
+
+
+@pytest.mark.parametrize("capability", [75, 86, 90])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8])
+def test_the_warm_up_compiles_the_kernel_for_every_number_of_rows(group: int, capability: int) -> None:
+    device = Device(capability, SHARED_MEMORY_BYTES[capability], 132)
+    compiled = {
+        prefill_attention.launch_constants(group, 1, 128, 32, length * group, device)[0]["ROWS"]
+        for length in WARM_UP_LENGTHS
+    }
+    assert compiled == set(prefill_attention.row_counts(128, device))
