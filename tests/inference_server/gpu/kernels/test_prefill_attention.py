@@ -95,7 +95,7 @@ def test_every_device_has_a_case_for_every_shape() -> None:
 def test_the_warm_up_compiles_the_kernel_for_every_number_of_rows(group: int, capability: int) -> None:
     device = Device(capability, SHARED_MEMORY_BYTES[capability], 132)
     compiled = {
-        prefill_attention.launch_constants(group, 1, 128, 32, length * group, device)[0]["ROWS"]
+        prefill_attention.launch_constants(group, 1, 128, 32, length * group, False, device)[0]["ROWS"]
         for length in WARM_UP_LENGTHS
     }
     assert compiled == set(prefill_attention.row_counts(128, device))
