@@ -62,7 +62,7 @@ def test_make_run_installs_what_running_needs_and_serves():
 def test_make_test_adds_the_developers_packages_and_lists_the_slowest():
     commands = dry_run("test")
     assert ".[server,bridge,traces,dev,docs]" in installed_by(commands)
-    assert commands[-1].endswith("-m pytest --durations=25")
+    assert commands[-1].endswith("-m pytest -n 2 --dist loadfile --durations=25")
 
 
 def test_an_index_for_torch_is_used_for_torch_alone():
