@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from inference_server.errors import first_line
 from inference_server.progress import progress
 from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.package_model import PackageModel
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
@@ -153,6 +154,7 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
         atomic_directory(folder) as unfinished,
         progress(f"converting {path.name} (once; the result stays in {folder.parent})"),
         _explaining_damage(path),
+        LOADING,
     ):
         source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)

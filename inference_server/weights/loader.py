@@ -17,6 +17,7 @@ from inference_server.attention import paged as attention
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
 from inference_server.weights.download import local_folder, naming_source
+from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -84,7 +85,7 @@ def load_model(
         if precision == "bitsandbytes-int8":
             quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
         verb = "quantising" if quantization else "loading"
-        with progress(f"{verb} {weights} as {precision}"):
+        with progress(f"{verb} {weights} as {precision}"), LOADING:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 output_loading_info=True,

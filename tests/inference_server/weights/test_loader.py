@@ -1,6 +1,7 @@
 """Weights from a folder: precision and error messages."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,15 @@ def test_int8_logits_are_close_to_float32(int8, tiny_model, tmp_path):
     assert likeness.mean() > 0.97
     assert likeness.min() > 0.9
     assert likeness.max() < 0.99999  # it is quantised
+
+
+def test_two_threads_that_load_together_leave_later_models_complete(tiny_model, tmp_path):
+    weights = Weights(path=tiny_model("gemma-2"))  # its output head is its embedding
+
+    def load_once(_: int) -> object:
+        return load_model(weights, "float32", device=CPU, cache_dir=tmp_path)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(load_once, range(6)))
+    model = load_once(0).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
