@@ -41,8 +41,11 @@ logger = logging.getLogger(__name__)
 Process = subprocess.Popen[bytes]
 
 
-class _Stopped(Exception):
-    """SIGINT, SIGTERM or SIGHUP arrived."""
+class _Stopped(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived.
+
+    Not an Exception: logging catches exceptions while it writes a line, and the signal would have no effect.
+    """
 
 
 def serve() -> int:
