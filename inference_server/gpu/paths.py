@@ -1,7 +1,7 @@
 """Chooses how a model runs on a GPU: the operators of its layers, the product of its int8 weights, CUDA graphs or not.
 
 `tailrace doctor` predicts the way from the configuration by `choose_path`. The server reports the way that it took. Both are
-a GpuPath, and tests/rehearsal compares them.
+a GpuPath, and tests/rehearsal/test_short.py compares them.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
+from inference_server.gpu.paths import choose_path, has_fused_layers
 from inference_server.precision import Precision
 from tests.support.engines import entry
 from tests.support.rehearsal.engines import PROMPTS, replies, serving
@@ -27,5 +29,13 @@ async def test_a_gpu_replays_graphs_and_its_replies_are_those_of_transformers(
             entry(folder, precision=precision, context_length=256, sequence_length=64), max_running_seqs=4
         ) as model:
             received = await replies(model, PROMPTS[:4], temperature=0.0)
+            taken = model.engine.runner.path  # type: ignore[attr-defined]
+    assert taken == predicted_path(folder, precision)
     assert any(graph.num_replays for graph in gpu.graphs)
     Reference(folder, is_int8=precision == "bitsandbytes-int8").assert_greedy(PROMPTS[:4], received)
+
+
+def predicted_path(folder: Path, precision: Precision) -> str:
+    """Return the path that `tailrace doctor` reports for a model."""
+    can_fuse = has_fused_layers(AutoConfig.from_pretrained(folder))
+    return str(choose_path(can_fuse, precision, int8_threshold=0.0, has_triton=True))
