@@ -121,7 +121,7 @@ def main() -> None:
     if shapes == "tiny" and device.type == "cpu" and arguments.part == "correctness":
         os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, which is later
     setup = Setup(device, shapes, arguments.path, arguments.tokens)
-    checks: list[Check] = importlib.import_module(f"benchmarks.gpu.{MODULES[arguments.part]}").CHECKS
+    checks: list[Check] = importlib.import_module(f"benchmarks.gpu.parts.{MODULES[arguments.part]}").CHECKS
     Recorder(arguments.state, setup, arguments.seconds).run(arguments.part, checks)
 
 

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.gpu import carry, outcome
 from benchmarks.gpu import state as states
-from benchmarks.gpu.benchmark import figures
 from benchmarks.gpu.checks import Check, LeftOut, Setup
 from benchmarks.gpu.part import Recorder
+from benchmarks.gpu.parts.benchmark import figures
 from benchmarks.gpu.subjects import Reply
 
 ROOT = Path(__file__).parents[2]

@@ -76,7 +76,7 @@ def simulated_models(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.rehearsal
 @pytest.mark.parametrize("part", CHECKS)
 def test_checks_for_a_gpu_run_without_waiting_in_a_recording(part: str, simulated_models: None, tmp_path: Path) -> None:
-    module = importlib.import_module(f"benchmarks.gpu.{MODULES[part]}")
+    module = importlib.import_module(f"benchmarks.gpu.parts.{MODULES[part]}")
     checks = [check for check in module.CHECKS if CHECKS[part] is None or check.name in CHECKS[part]]
     with rehearsal(SimulatedGpu()):
         Recorder(tmp_path / "state.json", GPU, 110.0).run(part, checks)

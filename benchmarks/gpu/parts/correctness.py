@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from benchmarks.gpu import kernel_checks, models
+from benchmarks.gpu import models
 from benchmarks.gpu.checks import Check, Mismatch, Note, Setup
+from benchmarks.gpu.parts import kernel_checks
 from benchmarks.gpu.runners import MAX_SEQS, Sequences, make_runner, prompt
 from benchmarks.gpu.subjects import Generate, Tailrace
 
