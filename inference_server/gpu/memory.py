@@ -20,8 +20,8 @@ CONTEXT_BYTES = 512 * MIB
 _MARGIN = 0.02
 # Per engine: recorded CUDA graphs, cuBLAS workspaces, partial results of attention.
 _ENGINE_BYTES = 384 * MIB
-# Per int8 weight of the widest product: codes times scales in float32, then 16 bits. While weights are loaded, the same
-# memory holds what quantising one of them takes: two copies in 16 bits, and codes with a mask.
+# Bytes per int8 weight of the widest product: the dequantised weights in float32 (4), then their 16-bit copy (2). During
+# loading, the same memory suffices to quantise a matrix: two 16-bit copies (2 + 2), the int8 codes (1) and a mask (1).
 _DEQUANTIZED_BYTES = 6
 # Per logit: 16 bits, float32, the outputs of the recorded graphs, and the copies and sorted indices of sampling.
 _LOGIT_BYTES = 32
