@@ -5,7 +5,7 @@ Importing this module does not import torch, so that the catalog can be read wit
 
 from typing import TYPE_CHECKING, Literal
 
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 from tailrace_shared.config_errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights, WeightFormat
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 
 # The number of rows from which bfloat16 matrix products are faster than torch's integer ones.
 _MANY_ROWS = 8

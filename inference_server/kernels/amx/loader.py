@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from inference_server.kernels import isa
 from inference_server.kernels.amx.tile_config import full_tiles
+from inference_server.kernels.isa import cpu as isa
 from inference_server.kernels.jit.kernel import Kernel, load_kernel
 
 logger = logging.getLogger(__name__)

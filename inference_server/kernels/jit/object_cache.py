@@ -17,7 +17,7 @@ from typing import Any
 from llvmlite import binding
 
 from inference_server import kernels
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 
 _ENTRY = "tailrace_kernel"
 _engines: list[Any] = []  # LLVM engines that own the loaded machine code; kept until the process ends

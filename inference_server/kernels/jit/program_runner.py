@@ -19,7 +19,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 from inference_server.kernels.simd.memory import argument, load_int64, store_int64
 from inference_server.kernels.simd.vectors import helper, intrinsic_of, pointer
 

@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 from inference_server.kernels.simd.vectors import (
     LANES,
     helper,

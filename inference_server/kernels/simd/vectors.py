@@ -14,7 +14,7 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 
 LANES = isa.num_float32_lanes()
 

@@ -11,7 +11,8 @@ from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.integer_weights import int8_weights
 from inference_server.cpu.linear.pack import pack
 from inference_server.cpu.linear.torch_backend import ByRowsLinear, IntegerLinear, PrepackedLinear, TorchBackend
-from inference_server.kernels import isa, ops
+from inference_server.kernels import ops
+from inference_server.kernels.isa import cpu as isa
 from tests.support.linears import assert_close, int8_linear, plain, q4_1_linear
 
 ROWS = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64]

@@ -12,7 +12,7 @@ from inference_server.cpu.linear.amx.layers import (
 )
 from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights, WeightFormat
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 from inference_server.kernels.amx.loader import amx_kernel
 
 # The number of inputs must be a multiple of these.

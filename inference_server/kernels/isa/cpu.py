@@ -35,6 +35,14 @@ def llvm_cpu_name() -> str:
 
 
 @cache
+def llvm_triple() -> str:
+    """Return LLVM's name of this platform, for example "x86_64-unknown-linux-gnu"."""
+    from llvmlite import binding
+
+    return str(binding.get_process_triple())
+
+
+@cache
 def is_x86() -> bool:
     """Check whether this process runs x86-64 code."""
     from llvmlite import binding
