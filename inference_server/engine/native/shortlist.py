@@ -105,6 +105,32 @@ class Shortlist:
         return self.ids.gather(-1, places).squeeze(-1), is_settled.squeeze(-1)
 
 
+def draw_from_likeliest(
+    logits: Tensor, temperatures: Tensor, params: Items[SamplingParams], keys: Items[int]
+) -> list[int]:
+    """Sample from a sorted shortlist, or from the sorted vocabulary if top_k or top_p needs more tokens.
+
+    Args:
+        logits: float32 of shape (num_rows, vocab_size).
+        temperatures: float32 of shape (num_rows, 1).
+        params: Parameters of each row, with top_k or top_p.
+        keys: A key of each row, as in gumbel.key.
+    """
+
+    def limits(params: Items[SamplingParams]) -> Limits:
+        return Limits.of(params, lambda column: column.to(logits.device))
+
+    scaled = logits / temperatures
+    token_ids, is_settled = Shortlist.likeliest(scaled).pick(limits(params), keys)
+    chosen: list[int] = torch.where(is_settled, token_ids, -1).tolist()
+    if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
+        whole = Shortlist.whole(scaled[beyond])
+        token_ids, _ = whole.pick(limits([params[index] for index in beyond]), [keys[index] for index in beyond])
+        for index, token_id in zip(beyond, token_ids.tolist(), strict=True):
+            chosen[index] = token_id
+    return chosen
+
+
 def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the same as values.topk(k), several times faster. Shape of `values`: (n, vocab_size).
 

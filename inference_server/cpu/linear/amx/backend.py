@@ -12,8 +12,8 @@ from inference_server.cpu.linear.amx.layers import (
 )
 from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights, WeightFormat
-from inference_server.kernels.isa import cpu as isa
 from inference_server.kernels.amx.loader import amx_kernel
+from inference_server.kernels.isa import cpu as isa
 
 # The number of inputs must be a multiple of these.
 _DIVISORS = {"bf16": 32, "int8": 64, "int4": GROUP}

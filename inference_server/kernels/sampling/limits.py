@@ -1,0 +1,160 @@
+"""Parts of the sampling kernel for top_k and top_p.
+
+top_k becomes a limit: the first token, in the order of `Scan.is_before`, that is excluded. The search halves the interval of
+float32 values between the smallest and the largest possible one.
+
+top_p needs no sorting. A token sampled from all is kept if the tokens before it have less than top_p of the mass. Otherwise
+it becomes the limit, and the kernel samples again among the tokens before it. The result is the token that sampling among
+the kept tokens gives, because the noise stays the same.
+"""
+
+from inference_server.kernels.emit.code import LANES
+from inference_server.kernels.emit.elements import exp
+from inference_server.kernels.emit.values import DOUBLE, FLOAT, Condition, Float, Int
+from inference_server.kernels.sampling.draw import draw
+from inference_server.kernels.sampling.scan import (
+    BEST,
+    BEST_TOKEN,
+    BLOCK,
+    FACTOR,
+    INFINITY,
+    LIMIT,
+    LIMIT_TOKEN,
+    LOGITS,
+    MASS,
+    MASS_BEFORE,
+    PEAK,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    UNDECIDED,
+    Scan,
+)
+
+# Errors of the mass, relative to its total: of the sums, and of each unit of logit / temperature that torch rounds.
+_MASS_ERROR, _LOGIT_ERROR = 1e-5, 2.0**-22
+
+
+def apply_top_p(scan: Scan) -> None:
+    """Sample again until the tokens before BEST_TOKEN have less than top_p of the mass, which at first are all tokens.
+
+    BEST_TOKEN becomes UNDECIDED if rounding could decide whether the token is kept.
+    """
+    code, factor = scan.code, 1.0 / scan.number(TEMPERATURE)
+    scan.set(FACTOR, factor)
+    scan.call("weigh", weigh)
+    total, peak = scan.float_at(MASS), scan.float_at(PEAK)
+    wanted = total * scan.number(TOP_P)
+    margin = total * (peak.maximum(0.0 - peak) * factor * _LOGIT_ERROR + _MASS_ERROR)
+    with code.repeat_while(lambda: (scan.float_at(MASS_BEFORE) > wanted + margin) & (scan.float_at(BEST) > -INFINITY)):
+        token = scan.token_at(BEST_TOKEN)
+        scan.set(LIMIT, code.load_float(scan.word(LOGITS) + token * 4))
+        scan.set(LIMIT_TOKEN, token)
+        scan.call("draw", draw)
+        scan.call("weigh", weigh)
+    before = scan.float_at(MASS_BEFORE)
+    with code.when((before > wanted - margin) & (before > 0.0)):
+        scan.set(BEST_TOKEN, code.integer(UNDECIDED))
+
+
+def weigh(scan: Scan) -> None:
+    """Write MASS and MASS_BEFORE. Sums of 4 weights are float32, the sums of those are float64."""
+    code, logits = scan.code, scan.word(LOGITS)
+    peak, factor = scan.float_at(PEAK).splat(LANES), scan.float_at(FACTOR).splat(LANES)
+    limit, limit_token = scan.float_at(LIMIT).splat(LANES), scan.token_at(LIMIT_TOKEN)
+    best_token = scan.token_at(BEST_TOKEN)
+    best = code.load_float(logits + best_token * 4).splat(LANES)
+    zeros = code.floats(0.0)
+    sums = [code.variable(zeros.widened(DOUBLE)) for _ in range(2)]
+
+    def block(first: Int, start: Int | None) -> None:
+        totals = [zeros, zeros]
+        for lane in range(0, BLOCK, LANES):
+            token = first + lane
+            logit = code.load_floats(logits + token * 4)
+            weight = exp(code, (logit - peak) * factor)
+            if start is not None:
+                weight = scan.lanes_from(token, start).select(weight, zeros)
+            for index, condition in enumerate(
+                (scan.is_before(logit, token, limit, limit_token), scan.is_before(logit, token, best, best_token))
+            ):
+                totals[index] = totals[index] + condition.select(weight, zeros)
+        for total, value in zip(sums, totals, strict=True):
+            total.set(total.get() + value.widened(DOUBLE))
+
+    scan.blocks(block)
+    for offset, total in zip((MASS, MASS_BEFORE), sums, strict=True):
+        scan.set(offset, total.get().narrowed(FLOAT).sum())
+
+
+def limit_top_k(scan: Scan) -> None:
+    """Set the limit after the first TOP_K tokens, 1 to vocab_size - 1. PEAK must be the largest logit."""
+    code, wanted = scan.code, scan.word(TOP_K).to_float()
+    # The logit of the last kept token lies between `low` and `high`, which are logits of the row after the first step.
+    low, high = code.variable(code.number(-INFINITY)), code.variable(scan.float_at(PEAK))
+    num_larger = code.variable(code.number(0.0))  # tokens with logits above `high`
+    is_exact = code.variable(code.integer(0))
+
+    def is_open() -> Condition:
+        return (low.get() < high.get()) & is_exact.get().equals(0)
+
+    with code.repeat_while(is_open):
+        bottom, top = _ordinal(low.get()), _ordinal(high.get())
+        middle = _from_ordinal(bottom + ((top - bottom + 1) >> 1))
+        count, least, most = _split(scan, middle)
+        with code.either(count < wanted) as (too_few, enough):
+            with too_few:
+                high.set(most)
+                num_larger.set(count)
+            with enough:
+                low.set(least + 0.0)  # 0.0 instead of -0.0, whose ordinal is smaller
+                is_exact.set((count > wanted).select(code.integer(0), code.integer(1)))
+    scan.set(LIMIT, low.get())
+    scan.set(LIMIT_TOKEN, scan.vocab_size)
+    with code.when(is_exact.get().equals(0)):
+        _limit_equal(scan, low.get(), wanted - num_larger.get())
+
+
+def _ordinal(number: Float) -> Int:
+    """Return an integer that grows with the number."""
+    bits = number.bits()
+    result: Int = (bits < 0).select(-1 - (bits & 0x7FFFFFFF), bits)
+    return result
+
+
+def _from_ordinal(ordinal: Int) -> Float:
+    bits: Int = (ordinal < 0).select(-1 - ordinal - 2**31, ordinal)
+    return bits.bits_as_float()
+
+
+def _split(scan: Scan, middle: Float) -> tuple[Float, Float, Float]:
+    """Return how many logits are >= middle, the smallest of them, and the largest logit below."""
+    code, logits, middles = scan.code, scan.word(LOGITS), middle.splat(LANES)
+    zeros, highest, lowest = code.floats(0.0), code.floats(INFINITY), code.floats(-INFINITY)
+    counts, least, most = (code.variable(start) for start in (zeros, highest, lowest))
+
+    def block(first: Int, start: Int | None) -> None:
+        for lane in range(0, BLOCK, LANES):
+            token = first + lane
+            logit = code.load_floats(logits + token * 4)
+            is_above = logit >= middles
+            ones = code.floats(1.0)
+            if start is not None:
+                ones = scan.lanes_from(token, start).select(ones, zeros)
+            counts.set(counts.get() + is_above.select(ones, zeros))
+            least.set(least.get().minimum(is_above.select(logit, highest)))
+            most.set(most.get().maximum(is_above.select(lowest, logit)))
+
+    scan.blocks(block)
+    return counts.get().sum(), least.get().smallest(), most.get().largest()
+
+
+def _limit_equal(scan: Scan, value: Float, num_kept: Float) -> None:
+    """Set LIMIT_TOKEN after the first `num_kept` tokens whose logit equals `value`."""
+    code, logits = scan.code, scan.word(LOGITS)
+    token, left = code.variable(code.integer(0)), code.variable(num_kept)
+    with code.repeat_while(lambda: (left.get() > 0.0) & (token.get() < scan.vocab_size)):
+        is_other = code.load_float(logits + token.get() * 4).differs(value)
+        left.set(left.get() - is_other.select(code.number(0.0), code.number(1.0)))
+        token.set(token.get() + 1)
+    scan.set(LIMIT_TOKEN, token.get())

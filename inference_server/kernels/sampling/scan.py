@@ -1,0 +1,115 @@
+"""The data of one row, and the loop over its logits, which the parts of the sampling kernel share.
+
+A row is described by a record of 16 words of 8 bytes. Words 0 to 12 are its arguments; the kernel writes words 13 to 15.
+While a thread works on a row, its intermediate results lie in a state on the thread's stack.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inference_server.kernels.emit.code import LANES, Code
+from inference_server.kernels.emit.values import INT32, Condition, Float, Int, Vector
+
+# Words of a record.
+LOGITS = 0  # address of the row's logits, float32
+SEEN = 1  # address of the tokens of prompt and reply, bool; 0 if the row has no penalties
+COUNTS = 2  # address of the tokens' occurrences in the reply, float32
+ALLOWED = 3  # address of the tokens that a grammar allows, uint8; 0 if the row has no grammar
+REPETITION, FREQUENCY, PRESENCE = 4, 5, 6  # strengths of the penalties, float64
+TEMPERATURE = 7  # float64; 0 for the largest logit
+KEY = 8  # 64 bits for the noise
+TOP_K = 9  # 0 for no limit
+TOP_P = 10  # float64; above 1 for no limit
+TOP, TOP_SIZE = 11, 12  # address of the list of likeliest tokens, and its length; 0 without log probabilities
+TOKEN = 13  # the sampled token, or UNDECIDED
+LARGEST = 14  # the largest logit before penalties and grammar, float32, in the first 4 bytes; NaN if any logit is NaN
+TOTAL = 15  # sum of exp(logit - LARGEST) over all tokens, float32, in the first 4 bytes; only with log probabilities
+RECORD_WORDS = 16
+
+UNDECIDED = -1  # rounding errors could change the token
+
+# Byte offsets in the state. Numbers are float32, token ids are int64.
+BEST_TOKEN, LIMIT_TOKEN = 0, 8
+BEST, SECOND, THRESHOLD = 16, 20, 24  # scores
+LIMIT = 28  # the logit of LIMIT_TOKEN
+PEAK = 32  # the largest logit
+FACTOR = 36  # 1 / temperature of the weights exp((logit - PEAK) * FACTOR)
+MASS, MASS_BEFORE = 40, 44  # sums of the weights of the tokens before LIMIT_TOKEN, and of those before BEST_TOKEN
+STATE_BYTES = 64
+
+BLOCK = 4 * LANES  # tokens that a loop processes at a time
+INFINITY = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What every part of the kernel receives: addresses, and the size of the vocabulary.
+
+    Attributes:
+        code: The function to append to.
+        record: Address of the row's record.
+        state: Address of the row's state.
+        tables: Address of the first half of the token hashes, int32; the second half follows.
+        vocab_size: Number of tokens, at least BLOCK.
+    """
+
+    code: Code
+    record: Int
+    state: Int
+    tables: Int
+    vocab_size: Int
+
+    def call(self, name: str, emit: "Callable[[Scan], None]") -> None:
+        """Call a part of the kernel as a function that is not inlined."""
+
+        def body(code: Code, *addresses: Int) -> None:
+            emit(Scan(code, *addresses))
+
+        self.code.call(name, body, self.record, self.state, self.tables, self.vocab_size)
+
+    def word(self, index: int) -> Int:
+        """Return a word of the record."""
+        return self.code.argument(self.record, index)
+
+    def number(self, index: int) -> Float:
+        """Return a float64 of the record, as float32."""
+        return self.code.float_argument(self.record, index)
+
+    def float_at(self, offset: int) -> Float:
+        """Return a float32 of the state."""
+        return self.code.load_float(self.state + offset)
+
+    def token_at(self, offset: int) -> Int:
+        """Return a token id of the state."""
+        return self.code.load_int64(self.state + offset)
+
+    def set(self, offset: int, value: Float | Int) -> None:
+        """Replace a number or token id of the state."""
+        self.code.store(value, self.state + offset)
+
+    def blocks(self, body: Callable[[Int, "Int | None"], None]) -> None:
+        """Emit a loop over blocks of tokens: body(first token, None).
+
+        If the vocabulary is not whole blocks, the last block overlaps the one before it. It is emitted as
+        body(first token, first token that is not part of another block).
+        """
+        whole = self.vocab_size - self.vocab_size % BLOCK
+        with self.code.loop(0, whole, BLOCK) as first:
+            body(first, None)
+        with self.code.when(whole < self.vocab_size):
+            body(self.vocab_size - BLOCK, whole)
+
+    def lanes_from(self, first: Int, start: Int) -> Condition:
+        """Return, for the tokens in the lanes of a vector that begins with token `first`, whether they are >= start."""
+        return self._lane_numbers() >= (start - first).splat(INT32, LANES)
+
+    def is_before(self, logits: Vector, first: Int, limit: Vector, token: Int) -> Condition:
+        """Return, for each lane, whether its token precedes the token `token` with the logit `limit`.
+
+        Tokens are in the order of their logits, the largest first. Of equal logits, the smallest token id is first.
+        """
+        is_smaller_id = Condition(self.code.builder, (self._lane_numbers() < (token - first).splat(INT32, LANES)).llvm)
+        return (logits > limit) | (logits.equals(limit) & is_smaller_id)
+
+    def _lane_numbers(self) -> Vector:
+        return self.code.ints(list(range(LANES)))
