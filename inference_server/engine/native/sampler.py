@@ -141,14 +141,14 @@ def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> No
 
 def _report_of_kernel(logits: Tensor, total: float, token_id: int, top: Tensor, params: SamplingParams) -> TokenLogprob:
     """Return the log probabilities of a row. `total`: logarithm of the sum of exp(logit)."""
-    chosen, candidates = Candidate(token_id, float(logits[token_id]) - total), ()
+    candidates: tuple[Candidate, ...] = ()
     if params.logprobs:
         ids = top[:, 1].tolist()
         if min(ids) < 0:  # fewer tokens have a finite logit
             return _report(torch.log_softmax(logits, dim=-1), token_id, params)
         values = top.view(torch.float32)[:, 0].tolist()
         candidates = tuple(Candidate(other, value - total) for other, value in zip(ids, values, strict=True))
-    return TokenLogprob(chosen, candidates)
+    return TokenLogprob(Candidate(token_id, float(logits[token_id]) - total), candidates)
 
 
 def _sample_with_torch(logits: Tensor, rows: Items[Row]) -> list[Sample]:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _RECORD = Struct("4q4dQqd5q")  # scan.py describes the words
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
 _PICOSECONDS_PER_LOGIT = 300  # about what the kernel takes on one thread
+_ENOUGH_NS = 50_000  # work for which another thread is started
 _engines: list[Any] = []  # LLVM engines that own the loaded machine code; kept until the process ends
 
 
@@ -107,7 +108,8 @@ def sample_rows(kernel: Kernel, records: Items[bytes], vocab_size: int, hashes: 
     """
     words = np.frombuffer(bytearray(b"".join(records)), np.int64).reshape(-1, RECORD_WORDS)
     block = _BLOCK.pack(0, 0, 0, words.ctypes.data, len(records), vocab_size, hashes.data_ptr())
-    kernel.run(block, len(records), len(records) * vocab_size * _PICOSECONDS_PER_LOGIT // 1000)
+    nanoseconds = len(records) * vocab_size * _PICOSECONDS_PER_LOGIT // 1000
+    kernel.run(block, min(len(records), 1 + nanoseconds // _ENOUGH_NS), nanoseconds)
     floats = words.view(np.float32)
     return Results(words[:, TOKEN].tolist(), floats[:, 2 * LARGEST].tolist(), floats[:, 2 * TOTAL].tolist())
 

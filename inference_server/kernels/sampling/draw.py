@@ -9,7 +9,7 @@ import math
 
 from inference_server.kernels.emit.code import LANES, Code
 from inference_server.kernels.emit.elements import log
-from inference_server.kernels.emit.values import INT32, Float, Int, Vector
+from inference_server.kernels.emit.values import INT32, Condition, Float, Int, Vector
 from inference_server.kernels.sampling.scan import (
     BEST,
     BEST_TOKEN,
@@ -23,6 +23,7 @@ from inference_server.kernels.sampling.scan import (
     TEMPERATURE,
     THRESHOLD,
     Scan,
+    paired,
 )
 
 _FACTOR = 0x21F0AAAD
@@ -43,17 +44,17 @@ def draw(scan: Scan) -> None:
     temperature, limit = scan.number(TEMPERATURE), scan.float_at(LIMIT).splat(LANES)
     for offset in (BEST, SECOND, THRESHOLD):
         scan.set(offset, code.number(-INFINITY))
-    slope, offset = (temperature * -_SLOPE).splat(LANES), temperature * _OFFSET
+    slope, margin = (temperature * -_SLOPE).splat(LANES), temperature * _OFFSET
     key = _key(scan)
     threshold = code.variable(code.number(-INFINITY))
 
     def block(first: Int, start: Int | None) -> None:
         tests = []
-        for lane in range(0, BLOCK, LANES):
-            logit = code.load_floats(logits + (first + lane) * 4)
-            bits = (_hashes(scan, first + lane, key) >> 1).to_float().bits_as(INT32).to_float()
+        for token in scan.vectors(first):
+            logit = code.load_floats(logits + token * 4)
+            bits = (_hashes(scan, token, key) >> 1).to_float().bits_as(INT32).to_float()
             tests.append((bits.multiply_add(slope, logit) > threshold.get()) & (logit >= limit))
-        with code.when(((tests[0] | tests[1]) | (tests[2] | tests[3])).any()):
+        with code.when(paired(tests, Condition.__or__).any()):
             arguments = (
                 scan.record,
                 scan.state,
@@ -63,7 +64,7 @@ def draw(scan: Scan) -> None:
                 first if start is None else start,
             )
             code.call("draw_exactly", _draw_exactly, *arguments)
-            threshold.set(scan.float_at(THRESHOLD) - offset)
+            threshold.set(scan.float_at(THRESHOLD) - margin)
 
     scan.blocks(block)
 
@@ -87,13 +88,13 @@ def _draw_exactly(code: Code, record: Int, state: Int, tables: Int, vocab_size: 
     scan = Scan(code, record, state, tables, vocab_size)
     scores = code.stack(4 * LANES)
     logits, temperature, key = scan.word(LOGITS), scan.number(TEMPERATURE), _key(scan)
-    limit, limit_token = scan.float_at(LIMIT).splat(LANES), scan.token_at(LIMIT_TOKEN)
+    limit = scan.limit(scan.float_at(LIMIT), scan.token_at(LIMIT_TOKEN))
     nothing = code.floats(-INFINITY)
     with code.loop(first, first + BLOCK, LANES) as token:
         logit = code.load_floats(logits + token * 4)
         numbers = _hashes(scan, token, key).to_float(is_signed=False)
         score = logit + gumbel(code, numbers * 2.0**-32 + 2.0**-33) * temperature
-        is_eligible = scan.lanes_from(token, start) & scan.is_before(logit, token, limit, limit_token)
+        is_eligible = scan.lanes_from(token, start) & scan.is_before(logit, token, limit)
         score = is_eligible.select(score, nothing)
         with code.when((score > scan.float_at(THRESHOLD)).any()):
             code.store(score, scores, 64)

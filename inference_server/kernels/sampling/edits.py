@@ -3,11 +3,9 @@
 Computes the same bits as the engine's torch version, with the same operations in the same order.
 """
 
-from inference_server.kernels.emit.code import LANES
 from inference_server.kernels.emit.values import INT8, INT32, Float, Int, Vector
 from inference_server.kernels.sampling.scan import (
     ALLOWED,
-    BLOCK,
     COUNTS,
     FREQUENCY,
     LOGITS,
@@ -22,19 +20,23 @@ _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be sampl
 
 
 def penalise(scan: Scan) -> None:
-    """Apply the repetition, frequency and presence penalties in place."""
+    """Apply the repetition, frequency and presence penalties in place.
+
+    Without seen tokens, whose division takes most of the time, a vector changes only if it exceeds the limits.
+    """
     code, logits = scan.code, scan.word(LOGITS)
     seen, counts = scan.word(SEEN), scan.word(COUNTS)
     strengths = [scan.number(index) for index in (REPETITION, FREQUENCY, PRESENCE)]
 
     def block(first: Int, start: Int | None) -> None:
-        for lane in range(0, BLOCK, LANES):
-            token = first + lane
+        for token in scan.vectors(first):
             logit = code.load_floats(logits + token * 4)
             is_seen = code.load_vector(seen + token, INT8).widened(INT32) > 0
-            repeated: Vector = is_seen.select(_repeated(logit, strengths[0]), logit)
-            result = _lowered(repeated, code.load_floats(counts + token * 4), strengths[1], strengths[2])
-            _replace(scan, logit, result, logits, token, start)
+            is_huge = (logit > _LARGEST_LOGIT) | (logit < -_LARGEST_LOGIT)
+            with code.when((is_seen | is_huge).any()):
+                repeated: Vector = is_seen.select(_repeated(logit, strengths[0]), logit)
+                result = _lowered(repeated, code.load_floats(counts + token * 4), strengths[1], strengths[2])
+                _replace(scan, logit, result, logits, token, start)
 
     scan.blocks(block)
 
@@ -58,8 +60,7 @@ def forbid(scan: Scan) -> None:
     code, logits, allowed = scan.code, scan.word(LOGITS), scan.word(ALLOWED)
 
     def block(first: Int, start: Int | None) -> None:
-        for lane in range(0, BLOCK, LANES):
-            token = first + lane
+        for token in scan.vectors(first):
             logit = code.load_floats(logits + token * 4)
             is_allowed = code.load_vector(allowed + token, INT8).widened(INT32) > 0
             _replace(scan, logit, is_allowed.select(logit, logit - _FORBIDDEN), logits, token, start)

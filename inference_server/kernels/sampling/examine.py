@@ -1,7 +1,6 @@
 """Parts of the sampling kernel that read a row's logits: the largest one, and the list of the likeliest tokens."""
 
-from inference_server.kernels.emit.code import LANES
-from inference_server.kernels.emit.values import INT32, Condition, Int
+from inference_server.kernels.emit.values import INT32, Condition, Int, Vector
 from inference_server.kernels.sampling.scan import (
     BEST_TOKEN,
     BLOCK,
@@ -11,6 +10,7 @@ from inference_server.kernels.sampling.scan import (
     TOP,
     TOP_SIZE,
     Scan,
+    paired,
 )
 
 _ENTRY = 8  # bytes of an entry of the list: the logit, float32, and the token, int32
@@ -23,14 +23,13 @@ def find_largest(scan: Scan) -> None:
     largest_block = code.variable(code.integer(0))
 
     def block(first: Int, start: Int | None) -> None:
-        place = logits + first * 4
-        vectors = [code.load_floats(place + 4 * lane) for lane in range(0, BLOCK, LANES)]
+        vectors = [code.load_floats(logits + token * 4) for token in scan.vectors(first)]
         tests = [each.exceeds_or_nan(largest.get()) for each in vectors]
-        with code.when(((tests[0] | tests[1]) | (tests[2] | tests[3])).any()):
+        with code.when(paired(tests, Condition.__or__).any()):
             for each in vectors:
                 with code.when(each.is_nan().any()):
                     nan.set(code.number(float("nan")))
-            top = vectors[0].maximum(vectors[1]).maximum(vectors[2].maximum(vectors[3])).largest()
+            top = paired(vectors, Vector.maximum).largest()
             with code.when(top > largest.get()):
                 largest.set(top)
                 largest_block.set(first)
@@ -39,10 +38,11 @@ def find_largest(scan: Scan) -> None:
     token = code.variable(largest_block.get())
     end = largest_block.get() + (BLOCK - 1)
 
-    def is_smaller() -> Condition:
-        return code.load_float(logits + token.get() * 4).differs(largest.get()) & (token.get() < end)
+    def is_earlier() -> Condition:
+        is_smaller: Condition = code.load_float(logits + token.get() * 4).differs(largest.get()) & (token.get() < end)
+        return is_smaller
 
-    with code.repeat_while(is_smaller):
+    with code.repeat_while(is_earlier):
         token.set(token.get() + 1)
     scan.set(PEAK, largest.get() + nan.get())
     scan.set(BEST_TOKEN, token.get())
@@ -61,9 +61,9 @@ def list_top(scan: Scan) -> None:
     last = top + (size - 1) * _ENTRY
 
     def block(first: Int, start: Int | None) -> None:
-        place = logits + first * 4
-        tests = [code.load_floats(place + 4 * lane) > code.load_float(last) for lane in range(0, BLOCK, LANES)]
-        with code.when(((tests[0] | tests[1]) | (tests[2] | tests[3])).any()):
+        smallest = code.load_float(last)
+        tests = [code.load_floats(logits + token * 4) > smallest for token in scan.vectors(first)]
+        with code.when(paired(tests, Condition.__or__).any()):
             with code.loop(first if start is None else start, first + BLOCK) as token:
                 _insert(scan, logits, token, top, last)
 
@@ -77,11 +77,12 @@ def _insert(scan: Scan, logits: Int, token: Int, top: Int, last: Int) -> None:
     with code.when(logit > code.load_float(last)):
         place = code.variable(last)
 
-        def is_larger() -> Condition:
+        def goes_before() -> Condition:
             before = (place.get() - _ENTRY).maximum(top)
-            return (place.get() > top) & (logit > code.load_float(before))
+            result: Condition = (place.get() > top) & (logit > code.load_float(before))
+            return result
 
-        with code.repeat_while(is_larger):
+        with code.repeat_while(goes_before):
             before = place.get() - _ENTRY
             code.store(code.load_int64(before), place.get())
             place.set(before)

@@ -10,12 +10,11 @@ the kept tokens gives, because the noise stays the same.
 
 from inference_server.kernels.emit.code import LANES
 from inference_server.kernels.emit.elements import exp
-from inference_server.kernels.emit.values import DOUBLE, FLOAT, Condition, Float, Int
+from inference_server.kernels.emit.values import DOUBLE, FLOAT, Condition, Float, Int, Vector
 from inference_server.kernels.sampling.draw import draw
 from inference_server.kernels.sampling.scan import (
     BEST,
     BEST_TOKEN,
-    BLOCK,
     FACTOR,
     INFINITY,
     LIMIT,
@@ -29,6 +28,9 @@ from inference_server.kernels.sampling.scan import (
     TOP_P,
     UNDECIDED,
     Scan,
+    from_ordinal,
+    ordinal,
+    paired,
 )
 
 # Errors of the mass, relative to its total: of the sums, and of each unit of logit / temperature that torch rounds.
@@ -61,26 +63,25 @@ def weigh(scan: Scan) -> None:
     """Write MASS and MASS_BEFORE. Sums of 4 weights are float32, the sums of those are float64."""
     code, logits = scan.code, scan.word(LOGITS)
     peak, factor = scan.float_at(PEAK).splat(LANES), scan.float_at(FACTOR).splat(LANES)
-    limit, limit_token = scan.float_at(LIMIT).splat(LANES), scan.token_at(LIMIT_TOKEN)
     best_token = scan.token_at(BEST_TOKEN)
-    best = code.load_float(logits + best_token * 4).splat(LANES)
+    limits = [
+        scan.limit(scan.float_at(LIMIT), scan.token_at(LIMIT_TOKEN)),
+        scan.limit(code.load_float(logits + best_token * 4), best_token),
+    ]
     zeros = code.floats(0.0)
     sums = [code.variable(zeros.widened(DOUBLE)) for _ in range(2)]
 
     def block(first: Int, start: Int | None) -> None:
-        totals = [zeros, zeros]
-        for lane in range(0, BLOCK, LANES):
-            token = first + lane
+        weights: list[list[Vector]] = [[] for _ in limits]
+        for token in scan.vectors(first):
             logit = code.load_floats(logits + token * 4)
             weight = exp(code, (logit - peak) * factor)
             if start is not None:
                 weight = scan.lanes_from(token, start).select(weight, zeros)
-            for index, condition in enumerate(
-                (scan.is_before(logit, token, limit, limit_token), scan.is_before(logit, token, best, best_token))
-            ):
-                totals[index] = totals[index] + condition.select(weight, zeros)
-        for total, value in zip(sums, totals, strict=True):
-            total.set(total.get() + value.widened(DOUBLE))
+            for each, limit in zip(weights, limits, strict=True):
+                each.append(scan.is_before(logit, token, limit).select(weight, zeros))
+        for total, each in zip(sums, weights, strict=True):
+            total.set(total.get() + paired(each, Vector.__add__).widened(DOUBLE))
 
     scan.blocks(block)
     for offset, total in zip((MASS, MASS_BEFORE), sums, strict=True):
@@ -93,15 +94,15 @@ def limit_top_k(scan: Scan) -> None:
     # The logit of the last kept token lies between `low` and `high`, which are logits of the row after the first step.
     low, high = code.variable(code.number(-INFINITY)), code.variable(scan.float_at(PEAK))
     num_larger = code.variable(code.number(0.0))  # tokens with logits above `high`
-    is_exact = code.variable(code.integer(0))
+    is_exact, num_steps = code.variable(code.integer(0)), code.variable(code.integer(0))
 
     def is_open() -> Condition:
-        return (low.get() < high.get()) & is_exact.get().equals(0)
+        result: Condition = (low.get() < high.get()) & is_exact.get().equals(0)
+        return result
 
     with code.repeat_while(is_open):
-        bottom, top = _ordinal(low.get()), _ordinal(high.get())
-        middle = _from_ordinal(bottom + ((top - bottom + 1) >> 1))
-        count, least, most = _split(scan, middle)
+        count, least, most = _split(scan, _middle(low.get(), high.get(), num_steps.get()))
+        num_steps.set(num_steps.get() + 1)
         with code.either(count < wanted) as (too_few, enough):
             with too_few:
                 high.set(most)
@@ -115,16 +116,16 @@ def limit_top_k(scan: Scan) -> None:
         _limit_equal(scan, low.get(), wanted - num_larger.get())
 
 
-def _ordinal(number: Float) -> Int:
-    """Return an integer that grows with the number."""
-    bits = number.bits()
-    result: Int = (bits < 0).select(-1 - (bits & 0x7FFFFFFF), bits)
+def _middle(low: Float, high: Float, num_steps: Int) -> Float:
+    """Return a number above `low`, at most `high`: the mean, which is faster, or the middle of all float32 between them.
+
+    Every fourth step is the latter, so that very different numbers, as of forbidden tokens, cost few steps.
+    """
+    bottom, top = ordinal(low), ordinal(high)
+    mean = low * 0.5 + high * 0.5
+    is_between = (low < mean) & (mean < high) & ((num_steps % 4) > 0)
+    result: Float = is_between.select(mean, from_ordinal(bottom + ((top - bottom + 1) >> 1)))
     return result
-
-
-def _from_ordinal(ordinal: Int) -> Float:
-    bits: Int = (ordinal < 0).select(-1 - ordinal - 2**31, ordinal)
-    return bits.bits_as_float()
 
 
 def _split(scan: Scan, middle: Float) -> tuple[Float, Float, Float]:
@@ -134,16 +135,17 @@ def _split(scan: Scan, middle: Float) -> tuple[Float, Float, Float]:
     counts, least, most = (code.variable(start) for start in (zeros, highest, lowest))
 
     def block(first: Int, start: Int | None) -> None:
-        for lane in range(0, BLOCK, LANES):
-            token = first + lane
+        above, below, ones = [], [], []
+        for token in scan.vectors(first):
             logit = code.load_floats(logits + token * 4)
             is_above = logit >= middles
-            ones = code.floats(1.0)
-            if start is not None:
-                ones = scan.lanes_from(token, start).select(ones, zeros)
-            counts.set(counts.get() + is_above.select(ones, zeros))
-            least.set(least.get().minimum(is_above.select(logit, highest)))
-            most.set(most.get().maximum(is_above.select(lowest, logit)))
+            one = code.floats(1.0) if start is None else scan.lanes_from(token, start).select(code.floats(1.0), zeros)
+            ones.append(is_above.select(one, zeros))
+            above.append(is_above.select(logit, highest))
+            below.append(is_above.select(lowest, logit))
+        counts.set(counts.get() + paired(ones, Vector.__add__))
+        least.set(least.get().minimum(paired(above, Vector.minimum)))
+        most.set(most.get().maximum(paired(below, Vector.maximum)))
 
     scan.blocks(block)
     return counts.get().sum(), least.get().smallest(), most.get().largest()

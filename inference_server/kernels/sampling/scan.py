@@ -5,7 +5,9 @@ While a thread works on a row, its intermediate results lie in a state on the th
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import TypeVar
 
 from inference_server.kernels.emit.code import LANES, Code
 from inference_server.kernels.emit.values import INT32, Condition, Float, Int, Vector
@@ -39,6 +41,7 @@ STATE_BYTES = 64
 
 BLOCK = 4 * LANES  # tokens that a loop processes at a time
 INFINITY = float("inf")
+Joined = TypeVar("Joined", Condition, Vector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +102,60 @@ class Scan:
         with self.code.when(whole < self.vocab_size):
             body(self.vocab_size - BLOCK, whole)
 
+    def vectors(self, first: Int) -> list[Int]:
+        """Return the first tokens of the vectors of a block."""
+        return [first + lane for lane in range(0, BLOCK, LANES)]
+
     def lanes_from(self, first: Int, start: Int) -> Condition:
         """Return, for the tokens in the lanes of a vector that begins with token `first`, whether they are >= start."""
         return self._lane_numbers() >= (start - first).splat(INT32, LANES)
 
-    def is_before(self, logits: Vector, first: Int, limit: Vector, token: Int) -> Condition:
-        """Return, for each lane, whether its token precedes the token `token` with the logit `limit`.
+    def is_before(self, logits: Vector, first: Int, limit: "Limit") -> Condition:
+        """Return, for each lane of a vector that begins with token `first`, whether its token precedes the limit.
 
         Tokens are in the order of their logits, the largest first. Of equal logits, the smallest token id is first.
         """
-        is_smaller_id = Condition(self.code.builder, (self._lane_numbers() < (token - first).splat(INT32, LANES)).llvm)
-        return (logits > limit) | (logits.equals(limit) & is_smaller_id)
+        has_smaller_id = self._lane_numbers() < (limit.token - first).splat(INT32, LANES)
+        return logits.exceeds_or_nan(has_smaller_id.select(limit.below, limit.logit))
+
+    def limit(self, logit: Float, token: Int) -> "Limit":
+        """Return a limit for `is_before`: a token and its logit."""
+        below = from_ordinal(ordinal(logit) - 1)  # NaN for -infinity, so that all logits are above
+        return Limit(logit.splat(LANES), below.splat(LANES), token)
 
     def _lane_numbers(self) -> Vector:
         return self.code.ints(list(range(LANES)))
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A token in the order of tokens.
+
+    Attributes:
+        logit: Its logit, in every lane.
+        below: The next smaller float32.
+        token: Its id.
+    """
+
+    logit: Vector
+    below: Vector
+    token: Int
+
+
+def ordinal(number: Float) -> Int:
+    """Return an integer that grows with the number, by 1 for the next float32."""
+    bits = number.bits()
+    result: Int = (bits < 0).select(-1 - (bits & 0x7FFFFFFF), bits)
+    return result
+
+
+def from_ordinal(value: Int) -> Float:
+    """Return the float32 with this ordinal."""
+    bits: Int = (value < 0).select(-1 - value - 2**31, value)
+    return bits.bits_as_float()
+
+
+def paired(values: Items[Joined], join: Callable[[Joined, Joined], Joined]) -> Joined:
+    """Join the four values of a block as a binary tree, whose halves the CPU computes at the same time."""
+    first, second, third, fourth = values
+    return join(join(first, second), join(third, fourth))
