@@ -75,6 +75,12 @@ class Shortlist:
         values, ids = torch.sort(scaled, descending=True, stable=True)
         return cls(values, ids, values)
 
+    def with_equals_by_id(self) -> "Shortlist":
+        """Return the same list with equal values in the order of their token ids, as in the compiled kernel."""
+        ids, places = self.ids.sort(dim=-1)
+        values, order = self.values.gather(-1, places).sort(dim=-1, descending=True, stable=True)
+        return Shortlist(values, ids.gather(-1, order), self.scaled)
+
     def pick(self, limits: Limits, keys: Items[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Return the winner of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
 
@@ -121,7 +127,10 @@ def draw_from_likeliest(
         return Limits.of(params, lambda column: column.to(logits.device))
 
     scaled = logits / temperatures
-    token_ids, is_settled = Shortlist.likeliest(scaled).pick(limits(params), keys)
+    shortlist = Shortlist.likeliest(scaled)
+    if logits.device.type == "cpu":
+        shortlist = shortlist.with_equals_by_id()
+    token_ids, is_settled = shortlist.pick(limits(params), keys)
     chosen: list[int] = torch.where(is_settled, token_ids, -1).tolist()
     if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
         whole = Shortlist.whole(scaled[beyond])

@@ -72,8 +72,7 @@ class Condition(Value):
 
     def any(self) -> "Condition":
         """Return whether any lane of a vector of conditions is true."""
-        bits = self.builder.bitcast(self.llvm, ir.IntType(self.llvm.type.count))
-        return self._new(self.builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)))
+        return self._new(call_intrinsic(self.builder, f"llvm.vector.reduce.or.v{self.llvm.type.count}i1", INT1, self.llvm))
 
     def select(self, if_true: Any, if_false: Any) -> Any:
         """Return one of two values of the same class. One of them may be a Python number."""

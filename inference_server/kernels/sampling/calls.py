@@ -1,10 +1,9 @@
 """Runs the kernel `sample_rows` from Python: builds the rows' records, and reads the results."""
 
-import logging
 from collections.abc import Sequence as Items
 from functools import cache
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import Kernel
 from inference_server.kernels.sampling.scan import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from inference_server.kernels.isa.instruction_set import InstructionSet
 
 _RECORD = Struct("4q4dQqd5q")  # scan.py describes the words
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
@@ -117,16 +117,21 @@ def sample_rows(kernel: Kernel, records: Items[bytes], vocab_size: int, hashes: 
 @cache
 def _kernel() -> Kernel | None:
     """Compile and load the kernel, or return None if that is impossible here."""
+    from inference_server.kernels.isa import choice
+
+    isa = choice.chosen()
+    return None if isa is None else load_kernel(isa)
+
+
+def load_kernel(isa: "InstructionSet") -> Kernel:
+    """Compile the kernel for an instruction set of this CPU, and load it."""
     from llvmlite import binding
 
     from inference_server.kernels.emit.module import ENTRY, compile_kernel, target_machine
-    from inference_server.kernels.isa import choice
+    from inference_server.kernels.isa.choice import target as target_of
     from inference_server.kernels.sampling.sample_rows import make_sample_rows
 
-    isa = choice.chosen()
-    if isa is None:
-        return None
-    target = choice.target(isa)
+    target = target_of(isa)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine(target))
     engine.add_object_file(binding.ObjectFileRef.from_data(compile_kernel(make_sample_rows(), isa, target)))
     engine.finalize_object()
