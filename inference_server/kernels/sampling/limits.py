@@ -108,7 +108,7 @@ def limit_top_k(scan: Scan) -> None:
                 high.set(most)
                 num_larger.set(count)
             with enough:
-                low.set(least + 0.0)  # 0.0 instead of -0.0, whose ordinal is smaller
+                low.set(least)
                 is_exact.set((count > wanted).select(code.integer(0), code.integer(1)))
     scan.set(LIMIT, low.get())
     scan.set(LIMIT_TOKEN, scan.vocab_size)

@@ -143,15 +143,15 @@ class Limit:
 
 
 def ordinal(number: Float) -> Int:
-    """Return an integer that grows with the number, by 1 for the next float32."""
+    """Return an integer that grows with the number, by 1 for the next float32. It is 0 for both zeros."""
     bits = number.bits()
-    result: Int = (bits < 0).select(-1 - (bits & 0x7FFFFFFF), bits)
+    result: Int = (bits < 0).select(0 - (bits & 0x7FFFFFFF), bits)
     return result
 
 
 def from_ordinal(value: Int) -> Float:
     """Return the float32 with this ordinal."""
-    bits: Int = (value < 0).select(-1 - value - 2**31, value)
+    bits: Int = (value < 0).select(0 - value - 2**31, value)
     return bits.bits_as_float()
 
 
