@@ -72,7 +72,9 @@ class Condition(Value):
 
     def any(self) -> "Condition":
         """Return whether any lane of a vector of conditions is true."""
-        return self._new(call_intrinsic(self.builder, f"llvm.vector.reduce.or.v{self.llvm.type.count}i1", INT1, self.llvm))
+        return self._new(
+            call_intrinsic(self.builder, f"llvm.vector.reduce.or.v{self.llvm.type.count}i1", INT1, self.llvm)
+        )
 
     def select(self, if_true: Any, if_false: Any) -> Any:
         """Return one of two values of the same class. One of them may be a Python number."""

@@ -24,7 +24,7 @@ _engines: list[Any] = []  # LLVM engines that own the loaded machine code; kept 
 
 
 class Edits(NamedTuple):
-    """What changes a row's logits before the kernel samples: addresses and strengths.
+    """Changes of a row's logits before the kernel samples: addresses and strengths.
 
     Attributes:
         seen: Address of the tokens of prompt and reply, bool of shape (vocab_size,); 0 for no penalties.
@@ -44,7 +44,7 @@ class Edits(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """How the kernel samples a row.
+    """Parameters with which the kernel samples a row.
 
     Attributes:
         temperature: 0 for the largest logit.

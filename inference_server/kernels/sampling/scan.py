@@ -46,7 +46,7 @@ Joined = TypeVar("Joined", Condition, Vector)
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What every part of the kernel receives: addresses, and the size of the vocabulary.
+    """Addresses, and the size of the vocabulary, which every part of the kernel receives.
 
     Attributes:
         code: The function to append to.
