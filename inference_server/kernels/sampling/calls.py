@@ -14,6 +14,7 @@ from inference_server.kernels.jit.kernel import Kernel
 from inference_server.kernels.sampling.scan import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
 
 if TYPE_CHECKING:
+    from inference_server.kernels.emit.module import Emit
     from inference_server.kernels.isa.instruction_set import InstructionSet
 
 _RECORD = Struct("4q4dQqd5q")  # scan.py describes the words
@@ -124,16 +125,22 @@ def _kernel() -> Kernel | None:
 
 
 def load_kernel(isa: "InstructionSet") -> Kernel:
-    """Compile the kernel for an instruction set of this CPU, and load it."""
+    """Compile the kernel `sample_rows` for an instruction set of this CPU, and load it."""
+    from inference_server.kernels.sampling.sample_rows import make_sample_rows
+
+    return load(make_sample_rows(), isa)
+
+
+def load(emit: "Emit", isa: "InstructionSet") -> Kernel:
+    """Compile a kernel for an instruction set of this CPU, and load it for as long as the process runs."""
     from llvmlite import binding
 
     from inference_server.kernels.emit.module import ENTRY, compile_kernel, target_machine
     from inference_server.kernels.isa.choice import target as target_of
-    from inference_server.kernels.sampling.sample_rows import make_sample_rows
 
     target = target_of(isa)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine(target))
-    engine.add_object_file(binding.ObjectFileRef.from_data(compile_kernel(make_sample_rows(), isa, target)))
+    engine.add_object_file(binding.ObjectFileRef.from_data(compile_kernel(emit, isa, target)))
     engine.finalize_object()
-    _engines.append(engine)
+    _engines.append(engine)  # it owns the target machine, which other kernels use as well
     return Kernel(int(engine.get_function_address(ENTRY)))
