@@ -54,7 +54,7 @@ def generate(emit: Emit, isa: "InstructionSet", triple: str) -> str:
 
 
 def compile_kernel(emit: Emit, isa: "InstructionSet", target: Target) -> bytes:
-    """Return an object file with a kernel's machine code, position-independent, without external symbols.
+    """Return an object file with a kernel's machine code, position-independent. Its only external symbol can be `usleep`.
 
     Raises:
         RuntimeError: LLVM rejects the generated code.
