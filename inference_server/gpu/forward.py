@@ -70,7 +70,10 @@ class GpuForward:
         return logits
 
     def _run(self, tokens: DecodeRows | None, prompts: PromptRows | None) -> Tensor:
-        """Run all layers. Returns the head's inputs, (num_tokens, hidden_size), with the decoded tokens first."""
+        """Run all layers.
+
+        Returns the output head's inputs, (num_tokens, hidden_size), with the decoded tokens first.
+        """
         decoder, eps = self._decoder, self._decoder.eps
         self._cached = self._cached or self._allocated()
         parts = [part for part in (tokens, prompts) if part is not None]

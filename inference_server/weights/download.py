@@ -43,7 +43,7 @@ def naming_source(weights: Weights) -> Iterator[None]:
         yield
     except ConfigurationError:
         raise
-    except Exception as error:  # the reader of a damaged file may raise any exception
+    except Exception as error:  # reading a damaged file may raise any exception
         logger.debug("loading %s failed", weights, exc_info=True)
         raise ConfigurationError(f"cannot load {weights}: {first_line(error)}") from error
 
@@ -158,7 +158,8 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
     ):
         source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        # float32 represents a dequantised weight exactly. A later load rounds it once, to the precision in use.
+        # float32 represents a dequantised weight exactly. A later load rounds each weight once, to the precision in
+        # use.
         model = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )

@@ -2,8 +2,8 @@
 
 A block contains the keys and values of `block_size` consecutive tokens in all layers. Full blocks are registered under a
 key of all tokens up to their end (prefix_keys.py), so that a prompt with the same beginning reuses them. A registered block
-without users stays until its memory is needed, and the least recently used one is evicted first. Works with block numbers
-only. Does not depend on tensors.
+without users stays until its memory is needed, and the least recently used one is evicted first. This module works with
+block numbers only and does not depend on tensors.
 """
 
 from collections import OrderedDict
