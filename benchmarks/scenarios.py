@@ -29,7 +29,7 @@ class Size:
     arrival_streams: int = 16
     arrival_reply: int = 200
     waiting_requests: int = 800
-    running_reply: int = 1500  # reply length of the request that the others wait for
+    running_reply: int = 1500  # reply length, in tokens, of the request that the others wait for
     share_requests: int = 30
     instant_tokens: int = 1500
     timeout_s: float = 300.0

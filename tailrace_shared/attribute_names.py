@@ -27,7 +27,7 @@ REQUEST_SAMPLING = {field.name: f"gen_ai.request.{field.name}" for field in SAMP
 RESPONSE_ID = "gen_ai.response.id"
 RESPONSE_MODEL = "gen_ai.response.model"
 FINISH_REASONS = "gen_ai.response.finish_reasons"
-TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"  # seconds
+TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"  # value in seconds
 # Only the server's span has gen_ai.usage.*: trace viewers add up all values of a trace.
 INPUT_TOKENS = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"

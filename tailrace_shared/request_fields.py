@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 256  # characters
+MAX_STOP_LENGTH = 256  # in characters
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
-MAX_NAME_LENGTH = 256  # characters: models, tools, accounts
-MAX_ROLE_LENGTH = 64  # characters
+MAX_NAME_LENGTH = 256  # of models, tools and accounts, in characters
+MAX_ROLE_LENGTH = 64  # in characters
 DEFAULT_TEMPERATURE = 0.6
 
 

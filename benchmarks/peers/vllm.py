@@ -49,7 +49,7 @@ class Vllm(Peer):
     def _name_it_vllm(self) -> None:
         """Write package metadata under the name `vllm`, where vLLM looks up its version.
 
-        The `+cpu` in the version makes it run as a CPU build.
+        The `+cpu` in the version makes vLLM run as a CPU build.
         """
         folder = Path(self.environment.output(_SITE)) / f"vllm-{VERSION}+cpu.dist-info"
         folder.mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ class Vllm(Peer):
         environment = {
             # By default vLLM reserves a core for its server, which is too much on a machine with two cores.
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-            "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; 64 sequences of 2,048 tokens fit
+            "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB, enough for 64 sequences of 2,048 tokens
             "VLLM_CACHE_ROOT": str(BENCH / "vllm-cache"),
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",

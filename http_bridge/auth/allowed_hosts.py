@@ -23,7 +23,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 # The Workers runtime and Cloudflare's SDKs address the AI binding by these names, regardless of the service that it is
 # bound to.
 _BINDING_HOSTS = ("workers-binding.ai", "ai.cloudflare.com")
-_MAX_SHOWN = 100  # characters of a refused name
+_MAX_SHOWN = 100  # longest part of a refused name in an error, in characters
 
 # Returns the ASGI application that answers a request with an error, in the error format of the request's route.
 Refuse = Callable[[Scope, ApiError], ASGIApp]

@@ -26,7 +26,7 @@ MAX_DEPTH = 128
 _GZIP_MAGIC = b"\x1f\x8b"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGEST_NUMBER = 1e300
-_MAX_DIGITS = 20  # characters of -2**63 with its sign, and of 2**64 - 1
+_MAX_DIGITS = 20  # length of -2**63, including its sign, and of 2**64 - 1
 
 
 def bad_input(problem: str) -> ApiError:

@@ -15,7 +15,7 @@ from torch import Tensor
 class AttentionSpec:
     """The constants of one layer's attention."""
 
-    scaling: float  # the factor on the scores
+    scaling: float  # factor that multiplies the scores
     sliding_window: int | None = None  # in tokens; None attends to all keys so far
     softcap: float | None = None  # c of c * tanh(score / c); None for no limit
 
@@ -64,7 +64,7 @@ def gathered_decode_attention(
 ) -> Tensor:
     """Attend with one query for each of n sequences, on copies of their paged keys and values.
 
-    Used for devices and constants without a kernel that reads the cache in place.
+    Used for devices and AttentionSpecs without a kernel that reads the cache in place.
 
     Args:
         query: (n, num_heads, head_dim).

@@ -32,9 +32,10 @@ class BlockPool:
         self.block_size = block_size
         self._max_unused = num_blocks if max_unused_blocks is None else max_unused_blocks
         self._num_users = [0] * (num_reserved + num_blocks)
-        self._keys: dict[int, PrefixKey] = {}  # by registered block
+        self._keys: dict[int, PrefixKey] = {}  # keys by registered block
         self._by_key: dict[PrefixKey, int] = {}
-        self._unused: OrderedDict[int, None] = OrderedDict()  # registered, without users; least recently used first
+        # Registered blocks without users; least recently used first.
+        self._unused: OrderedDict[int, None] = OrderedDict()
         self._free: list[int] = []  # used before, so their memory is already allocated by the system
         self._next_fresh = num_reserved
         self._end = num_reserved + num_blocks

@@ -47,7 +47,7 @@ class VllmClient:
             scope_by_account: An account cannot reuse the prefix cache of another account.
 
         Raises:
-            UnsupportedModel: vLLM is not installed, does not have one of the arguments, or does not start.
+            UnsupportedModel: vLLM is not installed, does not accept one of the arguments, or does not start.
         """
         check_installed()
         for name, value in _ENVIRONMENT.items():
