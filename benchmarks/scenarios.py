@@ -53,7 +53,7 @@ QUICK = Size(
     timeout_s=120.0,
 )
 
-# Its documents are longer than any reply, and contain most kinds of values that a grammar constrains.
+# JSON Schema whose documents are longer than any reply, and contain most kinds of values that a grammar constrains.
 _SCHEMA: dict[str, Any] = {
     "type": "array",
     "minItems": 500,

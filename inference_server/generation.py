@@ -151,7 +151,7 @@ class Started:
     admission_position: int = 1  # requests admitted since this one arrived, including itself
 
 
-# Not frozen: one is created for every token, and a frozen object takes several times as long to create.
+# Not frozen: one is created for every token, and a frozen object takes more than twice as long to create.
 @dataclass(slots=True)
 class Delta:
     """Further text of a reply, with the tokens that no earlier delta reported."""

@@ -28,11 +28,11 @@ Group = Literal[
 
 @dataclass(frozen=True, slots=True)
 class PrefillTokens:
-    """Prompt tokens of a step.
+    """Limits on the number of prompt tokens in a step.
 
     Attributes:
-        chunk: Number of tokens while many replies are streamed.
-        idle: Number of tokens while no reply is streamed; not below `chunk`.
+        chunk: Limit while many replies are streamed.
+        idle: Limit while no reply is streamed; not below `chunk`.
     """
 
     chunk: int

@@ -22,7 +22,7 @@ PROVIDER = "gen_ai.provider.name"
 REQUEST_MODEL = "gen_ai.request.model"
 REQUEST_STREAM = "gen_ai.request.stream"
 REQUEST_STOP_SEQUENCES = "gen_ai.request.stop_sequences"
-# Attribute of each sampling parameter that the conventions name, by its name in the contract.
+# Attribute of each sampling parameter that the conventions name, by its name in inference.proto.
 REQUEST_SAMPLING = {field.name: f"gen_ai.request.{field.name}" for field in SAMPLING_FIELDS if field.is_traced}
 RESPONSE_ID = "gen_ai.response.id"
 RESPONSE_MODEL = "gen_ai.response.model"

@@ -55,7 +55,7 @@ class SamplingField:
     """A sampling parameter.
 
     Attributes:
-        name: Its name in JSON bodies, in the contract and in SamplingParams.
+        name: Its name in JSON bodies, in inference.proto and in SamplingParams.
         kind: JSON type.
         meaning: Its effect, one sentence for the documentation.
         default: Value that applies if the request has none, in the documentation's words.

@@ -15,7 +15,7 @@ class LeftOut(Exception):
 
 
 class Mismatch(Exception):
-    """Two results that must be equal differ. The message says by how much."""
+    """Two results that must be equal differ. The message contains the difference."""
 
 
 @dataclass(frozen=True, slots=True)

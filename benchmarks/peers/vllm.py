@@ -42,7 +42,8 @@ class Vllm(Peer):
         requirements.write_text("".join(f"{line}\n" for line in needed(environment.output(_REQUIREMENTS).splitlines())))
         environment.pip("install", "--requirement", str(requirements), "--constraint", str(constraints))
         self._name_it_vllm()
-        # The first start compiles the model for minutes. Starts are measured with all caches filled, as for every peer.
+        # The first start takes minutes to compile the model. Starts are measured with all caches filled, as for every
+        # peer.
         with self.running(environment.log):
             environment.finish()
 

@@ -79,8 +79,8 @@ class AllowedHosts:
             names: The names that are accepted.
             has_tokens: Whether requests need an API token. Pages of other sites have no token, so names are not
                 checked then.
-            binding_port: Port of the listener of the Worker binding. It never needs a token, so its requests are always
-                checked.
+            binding_port: Port of the listener of the Worker binding. This listener never needs a token, so its requests
+                are always checked.
             open_paths: Paths that are not checked on the main listener: health probes, which use a pod's or a
                 container's own address and whose answers contain no data.
             binding_paths: Paths that the Workers runtime requests under its own names for the binding.

@@ -24,7 +24,7 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
     """Return the gRPC request for a valid body.
 
     Args:
-        body: The body; its values are in the contract's ranges.
+        body: The body; its values are in the ranges of inference.proto.
         profile: API version, which determines the default of `max_tokens` and whether prompt and reply must fit the
             window.
         model: Name of the model.

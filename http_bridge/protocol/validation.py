@@ -118,7 +118,7 @@ class _MaxDepth:
 
 
 def _beginning(value: object, room: Iterator[int]) -> object:
-    """Return a copy whose arrays have, all together, at most as many items as `room` has elements."""
+    """Return a copy with fewer array items. Each kept item takes one element of `room`, until `room` is exhausted."""
     if isinstance(value, dict):
         return {name: _beginning(item, room) for name, item in value.items()}
     if isinstance(value, list):

@@ -34,7 +34,7 @@ class KVCache:
             num_blocks: The number of blocks, with the scratch block.
             block_size: Tokens of a block.
             device: The model's device.
-            dtype: The dtype of keys and values; None for the dtype of the model's own output.
+            dtype: The dtype of keys and values; None for the dtype of the first keys and values.
         """
         self.num_blocks = num_blocks
         self.block_size = block_size

@@ -57,7 +57,7 @@ def attend(
         value: (batch, num_kv_heads, num_tokens, value_dim).
         attention_mask: None; other masks are not supported.
         step_batch: The batch of this forward pass.
-        scaling: The factor on the scores; None for head_dim ** -0.5.
+        scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: The limit c of c * tanh(score / c); None for no limit.
         kwargs: Further arguments of the model, of which some are ignored.

@@ -25,7 +25,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
 
     Args:
         num_tokens: The number of queries.
-        num_keys: The number of keys, including the keys of the query tokens, which are the last.
+        num_keys: The number of keys, including the keys of the query tokens, which are the last ones.
         spec: The attention's constants.
         like: A tensor with the dtype and device of the mask.
 

@@ -45,7 +45,10 @@ class AdmissionTicket:
 
 
 class Admission:
-    """Counter of the requests in flight, which decides whether a new one may enter."""
+    """Counter of the requests in flight, which decides whether a new one is accepted.
+
+    A request enters when it is accepted, and leaves when it has ended.
+    """
 
     def __init__(self, limits: CapacityLimits) -> None:
         """Create the counts of an engine without requests."""

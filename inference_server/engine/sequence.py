@@ -95,7 +95,7 @@ class Sequence:
             now: Time at which the token was sampled.
 
         Returns:
-            The text that is final after it, and the finish reason if the reply ends here.
+            The text that is final after this token, and the finish reason if the reply ends here.
         """
         # This method runs for every token of up to 64 sequences. It reads no property, because each read would be a
         # call.

@@ -15,7 +15,7 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, is_int8, stacked
 from inference_server.gpu.paths import SUPPORTED_ARCHITECTURES
 
-# Classes are compared by name, not by isinstance, because a subclass may compute something else in between.
+# Classes are compared by name, not by isinstance, because a subclass may compute something else.
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}

@@ -102,7 +102,7 @@ class GpuForward:
     def _rotated(
         self, layer: GpuLayer, normed: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor
     ) -> Tensor:
-        """Project, write keys and values into the cache, and return rotated queries (num_tokens, num_heads, head_dim)."""
+        """Compute q, k and v, write k and v to the cache, and return rotated queries (num_tokens, num_heads, head_dim)."""
         decoder = self._decoder
         return ops.rope_and_write(
             layer.qkv(normed),

@@ -146,10 +146,10 @@ class DecodeGraphs:
 
 @contextlib.contextmanager
 def _on(stream: torch.cuda.Stream, device: torch.device) -> Iterator[None]:
-    """Make `stream` the current stream in the body, where it waits for the work of the previous stream first.
+    """Make `stream` the current stream of the `with` block.
 
-    Afterwards the previous stream is current again, and waits for the work of `stream`. torch.cuda.graph does not
-    restore it if a recording fails.
+    First, `stream` waits for the work of the previous stream. Afterwards the previous stream is current again, and waits
+    for the work of `stream`. torch.cuda.graph does not restore the previous stream if a recording fails.
     """
     before = torch.cuda.current_stream(device)
     stream.wait_stream(before)

@@ -1,7 +1,7 @@
 """Copies the inputs of forward passes to a GPU without waiting for it: tokens, positions, cache rows and block tables.
 
-The inputs of decode passes have one buffer at a fixed address, so that CUDA graphs can read it. Only its first rows are
-copied in each step, in one piece of pinned memory.
+The inputs of decode passes have one buffer at a fixed address, so that CUDA graphs can read it. Each step copies only
+its first rows, with one copy from pinned memory.
 """
 
 from collections.abc import Sequence as Items
@@ -61,7 +61,7 @@ def upload_prompts(
     token_ids: Items[int] = (),
     wanted: Items[int] = (),
 ) -> PromptRows:
-    """Copy prompt segments to the device, all tensors in one piece.
+    """Copy prompt segments to the device, with one copy for all tensors.
 
     Args:
         segments: The segments, at least one.
@@ -107,7 +107,7 @@ class DecodeInputs:
         self.max_rows = len(sampled)
         shape = (self.max_rows, _TABLE + max_blocks)
         self._buffer = torch.zeros(shape, dtype=torch.int32, device=sampled.device)
-        # Two, so that the host fills one while the copy of the other may still be in flight.
+        # Two of them, so that the host can fill one while the other is still being copied.
         self._staging = [_Staging(shape, sampled.device, block_size) for _ in range(2)]
 
     def write(self, tokens: DecodeTokens, num_rows: int) -> None:

@@ -113,7 +113,7 @@ def paged_decode_attention(
         values: The same shape as `keys`.
         table: (n, max_blocks) int32, the block tables; rows may have any stride.
         lengths: (n,) int32, the number of keys of each sequence; any stride. The result of a row of length 0 is finite.
-        scaling: The factor on the scores.
+        scaling: Factor that multiplies the scores.
         sliding_window: In tokens; None attends to all keys.
         softcap: c of c * tanh(score / c); None for no limit.
         num_splits: Number of parts in which each sequence's keys are computed; 0 selects it from n, num_kv_heads, max_blocks
@@ -143,13 +143,13 @@ def paged_prefill_attention(
 
     Args:
         query: (num_tokens, num_heads, head_dim), contiguous: the tokens of all segments, concatenated.
-        keys: As for paged_decode_attention, and `values` and `table` too. They contain the new tokens' keys.
-        values: See `keys`.
-        table: See `keys`.
+        keys: See paged_decode_attention. They include the new tokens' keys.
+        values: See paged_decode_attention. They include the new tokens' values.
+        table: See paged_decode_attention.
         starts: (n + 1,) int32; the tokens of segment i are starts[i] to starts[i + 1] of `query`.
-        lengths: (n,) int32, the keys of each sequence including its new tokens, which are the last.
+        lengths: (n,) int32, the number of keys of each sequence, including its new tokens, which are the last ones.
         longest: The largest number of tokens of a segment.
-        scaling: The factor on the scores.
+        scaling: Factor that multiplies the scores.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: c of c * tanh(score / c); None for no limit.
 

@@ -38,7 +38,7 @@ _FINISH_REASON = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
-# Sampling parameters that are passed to the engine as they are.
+# Sampling parameters that are passed to the engine unchanged.
 _ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
 # Largest seed that the server draws: the largest one that the REST interface accepts.
 _MAX_DRAWN_SEED = 9_999_999_999

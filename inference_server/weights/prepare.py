@@ -145,8 +145,8 @@ def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
 def max_tokens(config: Any) -> int | None:
     """Return the model's own window in tokens, or None if it has no limit.
 
-    Some rotary positions change with the longest sequence of a call: longrope and dynamic scaling in transformers. They
-    are used up to their original length only. Beyond it, one sequence would change the results of other sequences.
+    Some position embeddings depend on the longest sequence of a call: longrope and dynamic scaling in transformers.
+    They are used up to their original length only. Beyond it, one sequence would change the results of other sequences.
     """
     limits = [getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}

@@ -102,7 +102,7 @@ def _path(demand: "EngineDemand", settings: "Settings") -> Finding:
 
 
 def _memory(demands: "Sequence[EngineDemand]", is_complete: bool) -> Finding:
-    """Return whether the models fit into the GPU's memory that is free now, or else into a GPU without other programs."""
+    """Return the finding about memory: the models fit now, fit only without other programs, or do not fit."""
     import torch
 
     from inference_server.gpu.memory import CONTEXT_BYTES, plan

@@ -39,7 +39,7 @@ class FaultRecovery:
     def attempt(self, forward: Callable[[], _Result]) -> _Result | None:
         """Return the result of a mixed forward pass, or None if it failed.
 
-        After a failure no sequence is failed yet. The caller runs separate passes for decoded tokens and for prompts,
+        After a failure, no sequence fails yet. The caller then runs separate passes for decoded tokens and for prompts,
         which show the cause.
         """
         try:

@@ -1,7 +1,7 @@
-"""Decodes with the host one step behind the device: the next step is launched before the tokens of the last one are read.
+"""Decodes with the host one step behind the device: a step is launched before the host reads the tokens of the step before.
 
 The device samples the tokens of a step and keeps them as input of the next step. Meanwhile the host processes the
-tokens of the previous step. A step is launched early only if it continues the last one: no prompt is computed, no
+tokens of the previous step. A step is launched early only if it continues the step in flight: no prompt is computed, no
 sequence is admitted or preempted, and no row needs the host to choose its token. Otherwise the host first reads the
 tokens of the step in flight, and the step loop plans the next step.
 
@@ -96,7 +96,7 @@ class OverlappedDecoding:
             self._read(step)
 
     def _next_batch(self) -> RunningBatch | None:
-        """Return the batch of the next step, or None if it does not simply continue the step in flight."""
+        """Return the batch of the next step, or None if no step may directly follow the step in flight."""
         if self._batch is None:
             return None
         has_changed = self._num_changes != self._scheduler.num_changes

@@ -122,12 +122,13 @@ def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]
 
 
 def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
-    """Sample from all tokens: the largest logit + temperature * noise wins.
+    """Sample from all tokens: the token with the largest logit + temperature * noise.
 
-    This avoids the additional pass over the logits that dividing them by the temperature would take.
+    Multiplying the noise avoids another pass over the logits, to divide them by the temperature.
 
-    Gumbel noise needs two logarithms. Its upper bound -log(u) needs one, and selects the pieces that can contain the winner.
-    A row whose winner is below the bound of another piece is computed in full.
+    Gumbel noise needs two logarithms, but its upper bound -log(u) only one. The bounds select the pieces with the
+    largest possible sums, for which the noise is computed. If another piece's bound exceeds the best sum of a row, the
+    whole row is computed.
     """
     uniforms = noise.uniform_of_all(_keys(rows), logits.shape[-1], logits.device)
     size = math.gcd(logits.shape[-1], _PIECE)

@@ -76,9 +76,9 @@ class Shortlist:
         return cls(values, ids, values)
 
     def pick(self, limits: Limits, keys: Items[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the winner of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
+        """Return the sampled token of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
 
-        top_k applies first. top_p then refers to the probabilities of the remaining tokens. The winner of a row whose
+        top_k applies first. top_p then refers to the probabilities of the remaining tokens. The token of a row whose
         list lacks candidates is undefined.
 
         Args:

@@ -39,7 +39,7 @@ class Stepper:
         return self._step_loop.step_tokens
 
     def run(self) -> Iterator[None]:
-        """Run one step. Yields each time events may be ready to publish, before it uses the device again.
+        """Run one step. Yields whenever events may be ready to publish, before the next use of the device.
 
         With overlap, the tokens of the step are emitted by the next call, or by `flush`.
         """

@@ -1,8 +1,8 @@
 """Starts vLLM's processes and sends requests to them. Only this module imports vLLM, and only when a model is loaded.
 
 vLLM provides tensor and pipeline parallelism, several nodes, and models that the native engine does not support. This
-server keeps prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and returns token
-ids. docs/vllm.md lists the differences.
+server still handles prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and
+returns token ids. docs/vllm.md lists the differences.
 """
 
 import dataclasses

@@ -78,7 +78,7 @@ def compile_case(case: CompileCase, capability: int) -> Report:
 
     Raises:
         triton.compiler.errors.CompilationError: The kernel's source is wrong for these constants.
-        RuntimeError: Triton cannot translate it for this capability, or its tools fail.
+        RuntimeError: Triton cannot translate the kernel for this capability, or one of Triton's tools fails.
     """
     names = case.kernel.arg_names
     signature = {name: case.signature.get(name, "constexpr") for name in names}
@@ -105,7 +105,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_indexed(module: str, index: int, capability: int) -> Report:
-    """Compile one specialization of `module`, by its index. Its arguments can be sent to another process."""
+    """Compile one specialization of `module`, by its index. Kernels cannot be sent to another process, but indices can."""
     return compile_case(cases_of(module)[index], capability)
 
 

@@ -187,7 +187,7 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = 
 
 
 def multiply(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, multiprocessors: int) -> Tensor:
-    """Return the product on tensor cores, for 1 to 64 rows, with splits for a number of multiprocessors."""
+    """Return the product on tensor cores, for 1 to 64 rows. `multiprocessors` determines the number of splits."""
     (num_rows, num_inputs), num_outputs = x.shape, codes.shape[0]
     tiling = choose_tiling(num_rows, num_outputs)
     splits = choose_num_splits(tiling, num_outputs, num_inputs, multiprocessors)
