@@ -12,7 +12,8 @@ from typing import Protocol
 from tailrace_cli.errors import Failure, Refusal
 from tailrace_cli.output import write
 
-# Control characters, which a terminal would execute, except line ends and tabs. They are removed from replies.
+# Control characters, which a terminal would execute, except line ends and tabs. They are removed from replies in a
+# terminal.
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 
 

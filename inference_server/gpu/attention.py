@@ -10,8 +10,8 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.gpu import ops
 from inference_server.gpu.inputs import PromptRows, upload_prompts
 
-# Number of splits of each sequence's keys in batch-invariant mode. It must not depend on the batch, because the order
-# of a sum does.
+# Number of splits of each sequence's keys in batch-invariant mode. It is constant, because another number would change
+# the order of sums, and so their rounding.
 INVARIANT_SPLITS = 4
 
 

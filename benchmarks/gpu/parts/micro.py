@@ -1,7 +1,7 @@
 """Part 3: measures the products and the attention of one layer of Llama-2-7B against the bandwidth of a copy.
 
-Successive calls read different copies of the weights, together more than the GPU's L2 cache holds. In a model, too, a
-layer's weights are no longer in this cache.
+Successive calls read different copies of the weights, together more than the GPU's L2 cache holds. In a model, a
+layer's weights are not in this cache either when a step reads them.
 """
 
 from collections.abc import Callable

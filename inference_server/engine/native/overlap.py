@@ -156,7 +156,7 @@ class OverlappedDecoding:
             if marked:
                 self._sample_again(step, marked, token_ids)
         except Exception as error:
-            self._in_flight = self._batch = None  # the step in flight computes tokens of the failed step
+            self._in_flight = self._batch = None  # the step in flight has tokens of the failed step as input
             self._fail(step.seqs, error)
 
     def _sample_again(self, step: _Step, rows: list[int], token_ids: list[int]) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import SHARED_MEMORY_BYTES
 
-# A score lower than every other. Minus infinity would give NaN where a row sees no key of a tile: infinity minus
-# infinity.
+# A score lower than every other. Minus infinity would give NaN where a row sees no key of a tile (infinity minus
+# infinity).
 HIDDEN = tl.constexpr(-1e30)
 # Narrower heads are padded to this width, the smallest that tensor cores multiply.
 MIN_WIDTH = 16

@@ -251,7 +251,7 @@ def join_constants(head_dim: int, splits: int) -> dict[str, int]:
 def compile_cases() -> list[CompileCase]:
     """Return the specializations of both kernels for the models' shapes, with 8 splits.
 
-    One shape is also compiled with 1.
+    One shape is also compiled with 1 split.
     """
     cases = []
     for target in targets():

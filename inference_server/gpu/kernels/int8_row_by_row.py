@@ -74,7 +74,7 @@ def multiply_row_by_row(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor |
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return one specialization for offline compilation, because these older GPUs do not support bfloat16."""
+    """Return the float16 specialization for offline compilation: these older GPUs do not support bfloat16."""
     signature = {"x": "*fp16", "codes": "*i8", "scales": "*fp32", "bias": "*fp16", "out": "*fp16"}
     return [
         CompileCase(
