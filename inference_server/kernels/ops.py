@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from inference_server.kernels import reference
-from inference_server.kernels.amx.loader import load_prefill_attention  # the only prefill attention kernel so far
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 
@@ -159,7 +158,7 @@ def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> tuple[Ke
     _, block_size, _, width = keys.shape
     is_bf16 = _IS_BF16.get(query_dtype)
     fits = keys.dtype is torch.bfloat16 and width % 32 == 0 and width <= _MAX_PREFILL_HEAD_DIM and block_size % 32 == 0
-    return None if is_bf16 is None or not fits else load_prefill_attention(is_bf16)
+    return None
 
 
 def paged_prefill_attention(

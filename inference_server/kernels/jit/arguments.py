@@ -21,7 +21,6 @@ def _layout(arguments: str) -> Struct:
 
 
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
-LINEAR_KERNEL_DATA = 12  # the word with the address of the kernel data in a linear layer's argument block
 
 _RMS_NORM = _layout("5qd")
 _ADD_RMS_NORM = _layout("6qd")
@@ -29,7 +28,7 @@ _SILU_MUL = _layout("4q")
 _ROPE = _layout("11q")
 _ATTENTION = _layout("14q2d")
 _PREFILL = _layout("9qdq")
-_LINEAR = _layout("10q")
+_LINEAR = _layout("9q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
@@ -157,7 +156,6 @@ def linear(
     width: int,
     num_outputs: int,
     workspace: int,
-    kernel_data: int,
 ) -> bytes:
     """Return the argument block of a linear kernel.
 
@@ -171,7 +169,6 @@ def linear(
         width: Inputs of the layer.
         num_outputs: Outputs of the layer, whole panels.
         workspace: Address of memory for the kernel's form of the activations.
-        kernel_data: Address of data that the kernel's own module defines.
     """
     sizes = (num_rows, width, num_outputs)
-    return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace, kernel_data)
+    return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from inference_server.kernels.jit.arguments import BLOCK_BYTES, LINEAR_KERNEL_DATA
+from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 from inference_server.kernels.jit.openmp import thread_functions
 
@@ -22,9 +22,7 @@ class KernelCall:
     kernel: Kernel
     block: bytes  # built by arguments.py
     rows_at: int | None = None  # the word of the block with the number of rows; None if it has none
-    plan: Callable[[int], tuple[Kernel, torch.Tensor]] | None = (
-        None  # number of rows -> kernel and kernel data (linear layers)
-    )
+    plan: Callable[[int], Kernel] | None = None  # number of rows -> kernel (linear layers)
     is_decode: bool = False  # covers only the rows of the decoded sequences, which come first
 
 
@@ -67,11 +65,8 @@ class Program:
     def _set_rows(self, num_rows: int, num_decoded: int) -> None:
         self._blocks[self._rows_at] = num_rows
         self._blocks[self._decoded_at] = num_decoded
-        planned = [(index, *plan(num_rows)) for index, plan in self._plans]
-        at = torch.tensor([index for index, _, _ in planned], dtype=torch.int64)
-        self._calls[at, 0] = torch.tensor([kernel.address for _, kernel, _ in planned], dtype=torch.int64)
-        data = torch.tensor([kernel_data.data_ptr() for _, _, kernel_data in planned], dtype=torch.int64)
-        self._blocks[at * _WORDS + LINEAR_KERNEL_DATA] = data
+        for index, plan in self._plans:
+            self._calls[index, 0] = plan(num_rows).address
         self._num_rows = (num_rows, num_decoded)
 
 
