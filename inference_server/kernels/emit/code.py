@@ -57,9 +57,15 @@ class Variable:
 class Code:
     """The code of one function of a kernel, to which instructions are appended."""
 
-    def __init__(self, builder: Any, isa: "InstructionSet") -> None:
-        """`isa`: the instruction set for which the kernel is compiled."""
-        self.builder, self.isa = builder, isa
+    def __init__(self, builder: Any, isa: "InstructionSet", block: Int | None = None) -> None:
+        """Start a function.
+
+        Args:
+            builder: Appends instructions to it.
+            isa: The instruction set for which the kernel is compiled.
+            block: The address of the kernel's argument block; None in a function that a kernel calls.
+        """
+        self.builder, self.isa, self.block = builder, isa, block
 
     # Constants
 

@@ -7,31 +7,35 @@ that thread or to the process.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llvmlite import ir
-
-from inference_server.kernels.emit.values import INT32, Condition, call_intrinsic
+from inference_server.kernels.emit.values import Condition
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
 
-# A pause takes about 15 to 50 ns. A thread spins longer than threads usually wait for each other at the end of a kernel.
-_PAUSES = 2_000
-# Linux adds about 50 us (its timer slack) to each sleep.
+# The word of every argument block with the address of the C function usleep, or 0: threads then wait without sleeping.
+SLEEP_WORD = 22
+
+# 25 us on an AMD EPYC (Zen 4), longer than threads usually wait for each other at the end of a kernel.
+_PAUSES = 1_000
+# Linux makes each sleep longer by about 50 us, its timer slack.
 _SLEEP_MICROSECONDS = 20
 
 
 def wait_until(code: "Code", condition: Callable[[], Condition]) -> None:
-    """Emit a wait until the condition, which is evaluated again and again, is true."""
+    """Emit a wait until the condition, which is evaluated again and again, is true.
+
+    Raises:
+        ValueError: `code` is not that of a kernel, but of a function that a kernel calls.
+    """
+    if code.block is None:
+        raise ValueError("a function that a kernel calls cannot wait: it lacks the address of the argument block")
+    sleep = code.argument(code.block, SLEEP_WORD)
+    spins_only = sleep.equals(0)
     pauses = code.variable(code.integer(0))
-    with code.repeat_while(lambda: ~condition()), code.either(pauses.get() < _PAUSES) as (spins, sleeps):
-        with spins:
+    with code.repeat_while(lambda: ~condition()), code.either(spins_only | (pauses.get() < _PAUSES)) as cases:
+        on_spin, on_sleep = cases
+        with on_spin:
             pauses.set(pauses.get() + 1)
             code.isa.pause(code)
-        with sleeps:
-            _sleep(code)
-
-
-def _sleep(code: "Code") -> None:
-    """Sleep with the C library's usleep. Windows lacks it; kernels run on a single thread there (jit/openmp.py)."""
-    if "windows" not in str(code.builder.module.triple):
-        call_intrinsic(code.builder, "usleep", INT32, ir.Constant(INT32, _SLEEP_MICROSECONDS))
+        with on_sleep:
+            code.call_address(sleep, code.integer(_SLEEP_MICROSECONDS), returns_int=True)

@@ -1,7 +1,8 @@
 """Builds the argument blocks of the kernels: 24 words of int64 as bytes, three counters (zeros) before the arguments.
 
 Tensors are passed by address. The caller keeps them alive and has checked their shapes, dtypes and strides. X_ROWS is the
-index of the word with the number of rows in the block of kernel X.
+index of the word with the number of rows in the block of kernel X. The last two words are for threads that wait: word 22 is
+set by the caller (emit/waiting.py), word 23 counts the threads inside the kernel (program_runner.py).
 """
 
 from collections.abc import Sequence as Items

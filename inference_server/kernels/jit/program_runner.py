@@ -1,16 +1,18 @@
 """The kernel that runs a kernel program: it calls a list of kernels in order, on threads that are started once.
 
-All threads call every kernel; inside it, they share its work items. A thread that has found no further item waits until no
-other thread is inside the kernel, so the next kernel reads finished results. It does not wait for threads that have yet to
-call the kernel, because nothing is left there for them: a thread that has lost its core to another process, or that starts
-late, delays the others only if it holds a work item. The argument block (int64 words):
+All threads call every kernel; inside it, they share its work items. A thread that finds no further item waits until no other
+thread is inside the kernel, so the next kernel reads finished results. It does not wait for threads that have yet to call
+the kernel, because they will find no item. So a thread that starts late, or whose core runs another process, delays the
+others only if it holds an item. Kernels must permit this: a late thread changes nothing but the counters of items taken.
+
+The argument block (int64 words):
 
 - word 0: threads that have finished the program
 - word 3: address of the list: for each kernel its function and the address of its argument block
 - word 4: length of the list
 - word 5: address of the C function that returns the number of threads, or 0 for one thread
 
-The last word of each kernel's argument block counts the threads inside it. The last thread to finish the program sets the
+Word 23 of each kernel's own argument block counts the threads inside it. The last thread to finish the program sets the
 kernels' own three counters to zero, so that the program can run again.
 """
 
@@ -18,9 +20,8 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import INT64, Int
 from inference_server.kernels.emit.waiting import wait_until
-from inference_server.kernels.jit.arguments import BLOCK_BYTES
 
-_INSIDE = BLOCK_BYTES - 8  # bytes from an argument block's start to its number of threads
+_INSIDE_WORD = 23
 
 
 def _number_of_threads(code: Code, function: Int) -> Int:
@@ -35,7 +36,7 @@ def _number_of_threads(code: Code, function: Int) -> Int:
 def _run_call(code: Code, call: Int) -> None:
     """Run the kernel of one entry of the list. Returns when no thread is inside it."""
     block = code.load_int64(call + 8)
-    inside = block + _INSIDE
+    inside = block + 8 * _INSIDE_WORD
     code.count(inside)
     code.call_address(code.load_int64(call), block)
     with code.when(code.count(inside, -1) > 1):
