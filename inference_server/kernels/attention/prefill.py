@@ -171,9 +171,7 @@ def _attend(
         with code.loop(0, num_keys, KEYS) as key:
             source = keys + arguments.cache_offset(code, table, first + key)
             queries = (scratch.queries, TILE_BYTES, width * 32)
-            unit.multiply(
-                code, (source, stride, 64), queries, width // 32, scratch.scores + key * ROW_BYTES, KEYS
-            )
+            unit.multiply(code, (source, stride, 64), queries, width // 32, scratch.scores + key * ROW_BYTES, KEYS)
         with code.loop(0, QUERIES, 16) as query:
             softmax.update(
                 code,

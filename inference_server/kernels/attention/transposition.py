@@ -26,7 +26,7 @@ def transposed(rows: list[Vector]) -> list[Vector]:
     result: list[Vector] = []
     for first in range(0, lanes, 4):
         singles = [_interleaved(rows[first + row], rows[first + row + 1], 1) for row in (0, 2)]
-        result += [each for pair in zip(*singles, strict=True) for each in _interleaved(*pair, 2)]
+        result += [each for pair in zip(*singles, strict=True) for each in _interleaved(pair[0], pair[1], 2)]
     return result
 
 

@@ -94,7 +94,13 @@ def attention(
 
 
 def prefill_attention(
-    query: Tensor, keys: Tensor, values: Tensor, segments: Tensor, out: Tensor, kernel_data: Tensor | None, scaling: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    segments: Tensor,
+    out: Tensor,
+    kernel_data: Tensor | None,
+    scaling: float,
 ) -> bytes:
     """Return the argument block of a prefill attention kernel.
 
