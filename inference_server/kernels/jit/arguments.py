@@ -94,7 +94,13 @@ def attention(
 
 
 def prefill_attention(
-    query: Tensor, keys: Tensor, values: Tensor, segments: Tensor, out: Tensor, kernel_data: Tensor, scaling: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    segments: Tensor,
+    out: Tensor,
+    kernel_data: Tensor | None,
+    scaling: float,
 ) -> bytes:
     """Return the argument block of a prefill attention kernel.
 
@@ -104,14 +110,14 @@ def prefill_attention(
         values: See `keys`.
         segments: The words of `prefill_segments`, int64.
         out: The result, (rows, num_heads, head_dim).
-        kernel_data: A tensor that the kernel's own module defines.
+        kernel_data: Tile shapes of the old AMX kernel; otherwise None.
         scaling: The factor on the scores.
     """
     _, num_heads, width = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
     addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
     sizes = (num_heads, num_kv_heads, width, block_size)
-    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, kernel_data.data_ptr())
+    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, 0 if kernel_data is None else kernel_data.data_ptr())
 
 
 def segment_words(num_segments: int) -> int:
