@@ -28,7 +28,7 @@ _ADD_RMS_NORM = _layout("6qd")
 _SILU_MUL = _layout("4q")
 _ROPE = _layout("11q")
 _ATTENTION = _layout("14q2d")
-_PREFILL = _layout("9qdq")
+_PREFILL = _layout("9qd")
 _LINEAR = _layout("9q")
 
 
@@ -99,7 +99,6 @@ def prefill_attention(
     values: Tensor,
     segments: Tensor,
     out: Tensor,
-    kernel_data: Tensor | None,
     scaling: float,
 ) -> bytes:
     """Return the argument block of a prefill attention kernel.
@@ -110,14 +109,13 @@ def prefill_attention(
         values: See `keys`.
         segments: The words of `prefill_segments`, int64.
         out: The result, (rows, num_heads, head_dim).
-        kernel_data: Tile shapes of the old AMX kernel; otherwise None.
         scaling: The factor on the scores.
     """
     _, num_heads, width = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
     addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
     sizes = (num_heads, num_kv_heads, width, block_size)
-    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, 0 if kernel_data is None else kernel_data.data_ptr())
+    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling)
 
 
 def segment_words(num_segments: int) -> int:

@@ -59,7 +59,7 @@ class Kernel:
 
 def _makers() -> dict[str, Callable[..., Emit]]:
     """Return the functions that define the kernels, by kernel name."""
-    from inference_server.kernels.attention import decode
+    from inference_server.kernels.attention import decode, prefill
     from inference_server.kernels.jit import program_runner
     from inference_server.kernels.linear import bf16, int4, int4_widened, int8
     from inference_server.kernels.linear.layer import OutputFormat
@@ -70,6 +70,7 @@ def _makers() -> dict[str, Callable[..., Emit]]:
         "add_rms_norm": norms.make_add_rms_norm,
         "rope_and_write": rope.make_rope_and_write,
         "decode_attention": decode.make_decode_attention,
+        "prefill_attention": prefill.make_prefill_attention,
         "program": program_runner.make_program,
         "silu_mul": silu.make_silu_mul,
         "linear-bf16": partial(bf16.make_bf16, OutputFormat(is_bf16=True)),
