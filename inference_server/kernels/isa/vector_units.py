@@ -156,6 +156,8 @@ class Int8Unit:
     Codes of a panel are, for every 4 inputs, (16 outputs, 4 inputs), 64 bytes; for unsigned codes plus 128.
     """
 
+    max_rows = DIGIT_ROWS  # rows that the unit multiplies at a time, whole blocks of digits
+
     def __init__(self, code: "Code") -> None:
         """Allocate scratch memory."""
 
@@ -166,16 +168,16 @@ class Int8Unit:
         """Finish the use of the unit."""
 
     def multiply(self, code: "Code", rows: Int, width: Int, codes: Int, sums: Int, totals: Int, count: Int) -> None:
-        """Write the sums of the products of up to 8 rows with 32 outputs.
+        """Write the sums of the products of up to `max_rows` rows with 32 outputs.
 
         Args:
             code: The function to append to.
-            rows: Address of a block of digits (activations.py) with 64 inputs a tile.
+            rows: Address of consecutive blocks of digits (activations.py) with 64 inputs a tile.
             width: Inputs, a multiple of 64.
             codes: Address of the codes of two panels.
-            sums: Address of the sums of each row's high and low digits, (8, 2) int32.
-            totals: Address of the result, (2 digits, 8 rows, 32 outputs) int32.
-            count: Rows, from 1; beyond 8, eight rows are multiplied.
+            sums: Address of the sums of each row's high and low digits, (rows, 2) int32.
+            totals: Address of the result, for each block of digits (2 digits, 8 rows, 32 outputs) int32.
+            count: Rows, from 1 to `max_rows`.
         """
         tiling = code.isa.int8_tiling
 
@@ -192,7 +194,7 @@ class Int8Unit:
                     totals + row * TOTAL_ROW + 64 * panel,
                 )
 
-        _row_blocks(code, count.minimum(DIGIT_ROWS), tiling.rows, block, DIGIT_ROWS)
+        _row_blocks(code, count, tiling.rows, block, DIGIT_ROWS)
 
 
 def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> None:
@@ -264,8 +266,14 @@ class Int4Unit:
             sums: Address of the sums of each row's groups, (8, groups) float32.
             num_groups: Inputs / 32.
             totals: Address of the result, (8 rows, 32 outputs) float32.
-            count: Rows, from 1; beyond 8, eight rows are multiplied.
+            count: Rows, from 1 to 8.
         """
+        self.multiply_blocks(code, rows, panels, sums, num_groups, totals, count, DIGIT_ROWS)
+
+    def multiply_blocks(
+        self, code: "Code", rows: Int, panels: Int, sums: Int, num_groups: Int, totals: Int, count: Int, limit: int
+    ) -> None:
+        """Multiply as in `multiply`, on vectors. `limit`: the most rows that `count` can be."""
 
         def block(row: Int, size: int) -> None:
             for panel in range(2):
@@ -279,7 +287,7 @@ class Int4Unit:
                     totals + row * TOTAL_ROW + 64 * panel,
                 )
 
-        _row_blocks(code, count.minimum(DIGIT_ROWS), code.isa.int4_tiling.rows, block, DIGIT_ROWS)
+        _row_blocks(code, count, code.isa.int4_tiling.rows, block, limit)
 
 
 def _int4_block(code: "Code", num_rows: int, *values: Int) -> None:

@@ -1,5 +1,6 @@
 """AMX: tile registers for int8 and bfloat16, of Sapphire Rapids and newer."""
 
+from inference_server.kernels.isa.amx.units import AmxBf16Unit, AmxInt4Unit, AmxInt8Unit
 from inference_server.kernels.isa.avx512_bf16 import Avx512Bf16
 
 
@@ -11,3 +12,6 @@ class Amx(Avx512Bf16):
     required: tuple[str, ...] = (*Avx512Bf16.required, "amx-tile", "amx-int8", "amx-bf16")
     unsigned_codes = False
     min_rows_widened = 9
+    bf16_unit = AmxBf16Unit
+    int8_unit = AmxInt8Unit
+    int4_unit = AmxInt4Unit
