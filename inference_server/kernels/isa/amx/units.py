@@ -5,6 +5,7 @@ vector units for int8 and int4; for bfloat16 each sum is added up in the order o
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from inference_server.kernels.emit.values import FLOAT, HALF, INT8, INT32, Int, Vector
@@ -35,6 +36,7 @@ _X, _W = 4, 6
 _TILE_BYTES = TILE_ROWS * ROW_BYTES
 _TOTALS = TILE_ROWS * TOTAL_ROW  # bytes of the sums of a tile of rows
 _FULL = [ROW_BYTES] * NUM_TILES
+_GROUP_CODES = 2 * GROUP * PANEL  # bytes of two panels' unpacked codes of one group
 _MAX_ROWS_ON_VECTORS = 4  # rows of a batch up to which vectors multiply int4 weights faster than tiles
 
 
@@ -249,7 +251,7 @@ class AmxInt4Unit(Int4Unit):
                 with code.loop(0, self._num_groups) as group:
                     for piece in range(0, 256, 64):
                         packed = code.load_vector(source + group * GROUP_BYTES + piece, INT8, 64)
-                        place = self._codes + group * (2 * GROUP * PANEL) + (GROUP * PANEL * panel + piece)
+                        place = self._codes + group * _GROUP_CODES + (GROUP * PANEL * panel + piece)
                         code.store(packed & 15, place, 64)
                         code.store(packed >> 4, place + 256, 64)
 
@@ -259,40 +261,50 @@ class AmxInt4Unit(Int4Unit):
         """See Int4Unit. The results are bit-identical on vectors and on tiles."""
         with code.either(self._uses_tiles) as (on_tiles, on_vectors):
             with on_tiles, code.either(count > 4) as (many, few):
-                with many:
-                    self._multiply(code, DIGIT_ROWS, rows, panels, sums, num_groups, totals)
-                with few:
-                    self._multiply(code, 4, rows, panels, sums, num_groups, totals)
+                for branch, num_rows in ((many, DIGIT_ROWS), (few, 4)):
+                    with branch:
+                        code.call(
+                            f"int4_tiles_{num_rows}",
+                            partial(_multiply_int4, self.tiles, num_rows),
+                            rows,
+                            panels,
+                            self._codes,
+                            sums,
+                            num_groups,
+                            self._scratch,
+                            totals,
+                        )
             with on_vectors:
                 self.multiply_blocks(code, rows, panels, sums, num_groups, totals, count, _MAX_ROWS_ON_VECTORS)
 
-    def _multiply(
-        self, code: "Code", num_rows: int, rows: Int, panels: Int, sums: Int, num_groups: Int, totals: Int
-    ) -> None:
-        cells = [(row, panel) for row in range(num_rows) for panel in range(2)]
-        results = {cell: code.variable(code.floats(0.0)) for cell in cells}
-        with code.loop(0, num_groups) as group:
-            self._multiply_group(code, rows + group * (2 * DIGIT_ROWS * GROUP), group)
-            factors = [_factors(code, panels + (num_groups * panel + group) * GROUP_BYTES) for panel in range(2)]
-            for row, panel in cells:
-                place = self._scratch + (TOTAL_ROW * row + 4 * PANEL * panel)
-                high, low = (code.load_vector(place + offset, INT32) for offset in (0, DIGIT_ROWS * TOTAL_ROW))
-                group_sum = code.load_splat(sums + group * 4 + num_groups * (4 * row), FLOAT)
-                scale, minimum = factors[panel]
-                value = ((high << 7) + low).to_float().multiply_add(scale, results[row, panel].get())
-                results[row, panel].set(group_sum.multiply_add(minimum, value))
-        for (row, panel), result in results.items():
-            code.store(result.get(), totals + (TOTAL_ROW * row + 4 * PANEL * panel), 4)
 
-    def _multiply_group(self, code: "Code", rows: Int, group: Int) -> None:
-        """Write the sums of one group to the scratch memory, (2 digits, 8 rows, 32 outputs) int32."""
-        self.tiles.load(code, _X, rows, code.integer(GROUP))
-        for panel in range(2):
-            codes = self._codes + group * (2 * GROUP * PANEL) + GROUP * PANEL * panel
-            self.tiles.load(code, _W + panel, codes, code.integer(ROW_BYTES))
-            self.tiles.zero(code, panel)
-            self.tiles.multiply_int8(code, panel, _X, _W + panel)
-            self.tiles.store(code, panel, self._scratch + 4 * PANEL * panel, code.integer(TOTAL_ROW))
+def _multiply_int4(tiles: TileInstructions, num_rows: int, code: "Code", *values: Int) -> None:
+    """Multiply `num_rows` rows with two panels, group by group. See AmxInt4Unit and Int4Unit.multiply."""
+    rows, panels, codes, sums, num_groups, scratch, totals = values
+    cells = [(row, panel) for row in range(num_rows) for panel in range(2)]
+    results = {cell: code.variable(code.floats(0.0)) for cell in cells}
+    with code.loop(0, num_groups) as group:
+        _multiply_group(tiles, code, rows + group * (2 * DIGIT_ROWS * GROUP), codes + group * _GROUP_CODES, scratch)
+        factors = [_factors(code, panels + (num_groups * panel + group) * GROUP_BYTES) for panel in range(2)]
+        for row, panel in cells:
+            place = scratch + (TOTAL_ROW * row + 4 * PANEL * panel)
+            high, low = (code.load_vector(place + offset, INT32, align=64) for offset in (0, DIGIT_ROWS * TOTAL_ROW))
+            group_sum = code.load_splat(sums + group * 4 + num_groups * (4 * row), FLOAT)
+            scale, minimum = factors[panel]
+            value = ((high << 7) + low).to_float().multiply_add(scale, results[row, panel].get())
+            results[row, panel].set(group_sum.multiply_add(minimum, value))
+    for (row, panel), result in results.items():
+        code.store(result.get(), totals + (TOTAL_ROW * row + 4 * PANEL * panel), 4)
+
+
+def _multiply_group(tiles: TileInstructions, code: "Code", rows: Int, codes: Int, scratch: Int) -> None:
+    """Write the sums of one group to the scratch memory, (2 digits, 8 rows, 32 outputs) int32."""
+    tiles.load(code, _X, rows, code.integer(GROUP))
+    for panel in range(2):
+        tiles.load(code, _W + panel, codes + GROUP * PANEL * panel, code.integer(ROW_BYTES))
+        tiles.zero(code, panel)
+        tiles.multiply_int8(code, panel, _X, _W + panel)
+        tiles.store(code, panel, scratch + 4 * PANEL * panel, code.integer(TOTAL_ROW))
 
 
 def _factors(code: "Code", record: Int) -> tuple[Vector, Vector]:
