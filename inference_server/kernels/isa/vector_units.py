@@ -6,7 +6,7 @@ of the inputs, so a row's result does not depend on the other rows.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inference_server.kernels.emit.values import FLOAT, HALF, INT32, Int, Vector
 
@@ -20,22 +20,6 @@ DIGIT_ROWS = 8  # rows of activations in a block of digits
 GROUP = 32  # inputs of a group of int4 weights
 GROUP_BYTES = 4 * PANEL + GROUP * PANEL // 2  # a panel's scales, minima and codes of one group
 MAX_ROWS = 32  # rows that a unit multiplies at a time
-
-_Sums = list[list[Any]]  # for each set of sums, its variables
-
-
-def _new_sums(code: "Code", starts: list[Vector], num_sets: int) -> _Sums:
-    """Return variables for sums. A second set starts with zeros: a few sums alone would wait for their own additions."""
-    zeros = [start - start if not start.is_float else code.floats(0.0, start.lanes) for start in starts]
-    return [[code.variable(start) for start in (starts if index == 0 else zeros)] for index in range(num_sets)]
-
-
-def _total(sums: _Sums, index: int) -> Vector:
-    """Return one sum over all sets."""
-    value: Vector = sums[0][index].get()
-    for others in sums[1:]:
-        value = value + others[index].get()
-    return value
 
 
 def _row_blocks(
@@ -128,9 +112,12 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
     ]
     places = [out + (TOTAL_ROW * row + 64 * panel + 4 * part) for row, panel, part in cells]
     starts = [code.load_floats(place, lanes) if adds else code.floats(0.0, lanes) for place in places]
-    sums = _new_sums(code, starts, 2 if len(cells) <= 2 else 1)
+    totals = [code.variable(start) for start in starts]
     with code.loop(0, num_steps) as step:
         panel_step, row_step = weights + step * weights_step, x + step * x_step
+        # Each step has sums of its own. The CPU computes those of several steps at a time, where a sum over all steps
+        # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
+        sums = [code.floats(0.0, lanes)] * len(cells)
         for pair in range(16):
             pairs = {
                 (panel, part): isa.prepare_pairs(
@@ -143,11 +130,14 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
                 for part in range(0, 16, lanes)
             }
             inputs = [isa.load_pair(code, row_step + x_stride * row + 4 * pair, lanes) for row in range(num_rows)]
-            for index, (row, panel, part) in enumerate(cells):
-                variable = sums[pair % len(sums)][index]
-                variable.set(isa.multiply_pairs(code, variable.get(), pairs[panel, part], inputs[row]))
-    for index, place in enumerate(places):
-        code.store(_total(sums, index), place, 4)
+            sums = [
+                isa.multiply_pairs(code, value, pairs[panel, part], inputs[row])
+                for value, (row, panel, part) in zip(sums, cells, strict=True)
+            ]
+        for total, value in zip(totals, sums, strict=True):
+            total.set(total.get() + value)
+    for total, place in zip(totals, places, strict=True):
+        code.store(total.get(), place, 4)
 
 
 class Int8Unit:
@@ -215,7 +205,7 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
         for row in range(num_rows)
         for digit in range(2)
     }
-    sums = _new_sums(code, [starts[row, digit] for row, digit, _, _ in cells], 2 if len(cells) <= 4 else 1)
+    sums = [code.variable(starts[row, digit]) for row, digit, _, _ in cells]
     with code.loop(0, width // 64) as step:
         panel_step, row_step = codes + step * 1024, rows + step * 1024
         for quad in range(16):
@@ -232,11 +222,10 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
                 for digit in range(2)
             }
             for index, (row, digit, panel, part) in enumerate(cells):
-                variable = sums[quad % len(sums)][index]
                 operands = ([weights[panel, part]], [inputs[row, digit]])
-                variable.set(isa.multiply_codes(code, variable.get(), *operands, are_nibbles=False))
+                sums[index].set(isa.multiply_codes(code, sums[index].get(), *operands, are_nibbles=False))
     for index, (row, digit, panel, part) in enumerate(cells):
-        code.store(_total(sums, index), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
+        code.store(sums[index].get(), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
 
 
 class Int4Unit:
