@@ -25,7 +25,7 @@ def load(emit: Emit, isa: InstructionSet, target: Target | None = None) -> Any:
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(ENTRY))
 
     def run(block: bytes) -> None:
-        function(ctypes.c_char_p(block))
+        function((ctypes.c_int64 * (len(block) // 8)).from_buffer_copy(block))
 
     return run
 

@@ -12,7 +12,6 @@ from inference_server.kernels.attention.prefill import make_prefill_attention
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.isa import choice
 from inference_server.kernels.jit import arguments
-from inference_server.kernels.linear.activations import workspace_bytes
 from inference_server.kernels.linear.bf16 import make_bf16
 from inference_server.kernels.linear.int4 import make_int4
 from inference_server.kernels.linear.int4_widened import make_int4_widened
@@ -70,10 +69,11 @@ class Layer:
     def multiply(self, run: Any, packed: Tensor, x: Tensor) -> Tensor:
         out = torch.full((len(x), OUTPUTS), float("nan"), dtype=x.dtype)
         bias = torch.linspace(-1, 1, OUTPUTS)
-        workspace = aligned(torch.zeros(workspace_bytes(len(x), WIDTH, 32), dtype=torch.uint8))
+        padded_rows = -(-len(x) // 8) * 8
+        workspace = aligned(torch.zeros(padded_rows * (2 * WIDTH + 4 + WIDTH // 32 * 4), dtype=torch.uint8))
         scales = 0 if self.scales is None else self.scales.data_ptr()
         addresses = packed.data_ptr(), scales, x.data_ptr(), out.data_ptr(), bias.data_ptr()
-        run(arguments.linear(*addresses, len(x), WIDTH, OUTPUTS, workspace.data_ptr(), 0))
+        run(arguments.linear(*addresses, len(x), WIDTH, OUTPUTS, workspace.data_ptr()))
         return out
 
     def wanted(self, x: Tensor) -> Tensor:

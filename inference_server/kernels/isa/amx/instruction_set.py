@@ -1,6 +1,8 @@
 """AMX: tile registers for int8 and bfloat16, of Sapphire Rapids and newer."""
 
-from inference_server.kernels.isa.amx.units import AmxBf16Unit, AmxInt4Unit, AmxInt8Unit
+from inference_server.kernels.isa.amx.bf16_unit import AmxBf16Unit
+from inference_server.kernels.isa.amx.int4_unit import AmxInt4Unit
+from inference_server.kernels.isa.amx.int8_unit import AmxInt8Unit
 from inference_server.kernels.isa.avx512_bf16 import Avx512Bf16
 
 
