@@ -28,11 +28,13 @@ class EmulatedTiles(TileInstructions):
     Attributes:
         faults: The exceptions that instructions raised: a CPU would have ended the process.
         counts: How often each instruction ran.
+        forbidden: Addresses that no tile may be loaded from.
     """
 
     def __init__(self) -> None:
         self.faults: list[Exception] = []
         self.counts: Counter[str] = Counter()
+        self.forbidden = range(0)
         self._shapes: list[tuple[int, int]] | None = None  # of each tile, rows and bytes of a row
         self._tiles = np.zeros((NUM_TILES, TILE_ROWS, ROW_BYTES), np.uint8)
         self._callbacks: dict[str, Any] = {}
@@ -90,6 +92,8 @@ class EmulatedTiles(TileInstructions):
         return as_strided(np.frombuffer(memory, np.uint8), (rows, columns), (stride, 1))
 
     def _tileloadd64(self, number: int, address: int, stride: int) -> None:
+        if any(address + row * stride in self.forbidden for row in range(len(self._tile(number)))):
+            raise ValueError(f"tile {number} is loaded from memory beyond the rows")
         self._tile(number)[:] = self._memory(number, address, stride)
 
     def _tilestored64(self, number: int, address: int, stride: int) -> None:
