@@ -8,7 +8,7 @@ of the inputs, so a row's result does not depend on the other rows.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from inference_server.kernels.emit.values import FLOAT, HALF, INT32, Int, Vector
+from inference_server.kernels.emit.values import FLOAT, HALF, INT8, INT32, Int, Vector
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
@@ -126,10 +126,17 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
     ]
     places = [out + (TOTAL_ROW * row + 64 * panel + 4 * part) for row, panel, part in cells]
     starts = [code.load_floats(place, lanes) if adds else code.floats(0.0, lanes) for place in places]
-    sums = _new_sums(code, starts, 2 if len(cells) <= 2 else 1)
+    totals = [code.variable(start) for start in starts]
     with code.loop(0, num_steps) as step:
         panel_step, row_step = weights + step * weights_step, x + step * x_step
+        # Each step has sums of its own. The CPU computes those of several steps at a time, where a sum over all steps
+        # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
+        sums = [code.floats(0.0, lanes)] * len(cells)
         for pair in range(16):
+            if pair % isa.words_at_once == 0:
+                places_of_rows = [row_step + x_stride * row + 4 * pair for row in range(num_rows)]
+                loaded = [isa.load_pairs(code, place, isa.words_at_once, lanes) for place in places_of_rows]
+            inputs = [words[pair % isa.words_at_once] for words in loaded]
             pairs = {
                 (panel, part): isa.prepare_pairs(
                     code,
@@ -140,12 +147,14 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
                 for panel in range(num_panels)
                 for part in range(0, 16, lanes)
             }
-            inputs = [isa.load_pair(code, row_step + x_stride * row + 4 * pair, lanes) for row in range(num_rows)]
-            for index, (row, panel, part) in enumerate(cells):
-                variable = sums[pair % len(sums)][index]
-                variable.set(isa.multiply_pairs(code, variable.get(), pairs[panel, part], inputs[row]))
-    for index, place in enumerate(places):
-        code.store(_total(sums, index), place, 4)
+            sums = [
+                isa.multiply_pairs(code, value, pairs[panel, part], inputs[row])
+                for value, (row, panel, part) in zip(sums, cells, strict=True)
+            ]
+        for total, value in zip(totals, sums, strict=True):
+            total.set(total.get() + value)
+    for total, place in zip(totals, places, strict=True):
+        code.store(total.get(), place, 4)
 
 
 class Int8Unit:
@@ -203,6 +212,7 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
         for panel in range(num_panels)
         for part in range(0, 16, lanes)
     ]
+    outputs = [(panel, part) for panel in range(num_panels) for part in range(0, 16, lanes)]
     # The products with unsigned codes contain 128 times the digit's sum.
     starts = {
         (row, digit): code.load_splat(digit_sums + (8 * row + 4 * digit), INT32, lanes) * -128
@@ -214,23 +224,32 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
     sums = _new_sums(code, [starts[row, digit] for row, digit, _, _ in cells], 2 if len(cells) <= 4 else 1)
     with code.loop(0, width // 64) as step:
         panel_step, row_step = codes + step * 1024, rows + step * 1024
-        for quad in range(16):
-            weights = {
-                (panel, part): code.load_vector(
-                    panel_step + width * (PANEL * panel) + (64 * quad + 4 * part), INT32, lanes, 4 * lanes
-                )
-                for panel in range(num_panels)
-                for part in range(0, 16, lanes)
-            }
-            inputs = {
-                (row, digit): code.load_splat(row_step + (512 * digit + 64 * row + 4 * quad), INT32, lanes)
-                for row in range(num_rows)
-                for digit in range(2)
-            }
-            for index, (row, digit, panel, part) in enumerate(cells):
-                variable = sums[quad % len(sums)][index]
-                operands = ([weights[panel, part]], [inputs[row, digit]])
-                variable.set(isa.multiply_codes(code, variable.get(), *operands, are_nibbles=False))
+        for quad in range(0, 16, isa.codes_at_once):
+            if quad % isa.words_at_once == 0:
+                loaded = {
+                    (row, digit): isa.load_words(
+                        code, row_step + (512 * digit + 64 * row + 4 * quad), isa.words_at_once, lanes
+                    )
+                    for row in range(num_rows)
+                    for digit in range(2)
+                }
+            first = quad % isa.words_at_once
+            inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
+            chosen = sums[quad // isa.codes_at_once % len(sums)]
+            for panel, part in outputs:
+                place = panel_step + width * (PANEL * panel) + 4 * part
+                weights = [
+                    code.load_vector(place + 64 * each, INT32, lanes, 4 * lanes)
+                    for each in range(quad, quad + isa.codes_at_once)
+                ]
+                results = []
+                for row, digit in loaded:
+                    variable = chosen[cells.index((row, digit, panel, part))]
+                    value = isa.multiply_codes(code, variable.get(), weights, inputs[row, digit], are_nibbles=False)
+                    variable.set(value)
+                    results.append(value)
+                if isa.codes_at_once > 1:
+                    panel_step = isa.after(code, panel_step, results)
     for index, (row, digit, panel, part) in enumerate(cells):
         code.store(_total(sums, index), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
 
@@ -287,18 +306,25 @@ def _int4_block(code: "Code", num_rows: int, *values: Int) -> None:
     results = {(row, part): code.variable(code.floats(0.0, lanes)) for row in range(num_rows) for part in parts}
     with code.loop(0, num_groups) as group:
         record, digits = panel + group * GROUP_BYTES, rows + group * (2 * DIGIT_ROWS * GROUP)
+        inputs = {
+            (row, digit): code.isa.load_words(code, digits + GROUP * (row + DIGIT_ROWS * digit), 8, lanes)
+            for row in range(num_rows)
+            for digit in range(2)
+        }
+        done: list[Vector] = []
         for part in parts:
+            record = code.isa.after(code, record, done)
+            done = []
             scale, minimum, weights = load_group(code, record, part, lanes)
             for row in range(num_rows):
                 total = code.ints(0, lanes)
                 for digit in range(2):
-                    place = digits + GROUP * (row + DIGIT_ROWS * digit)
-                    inputs = [code.load_splat(place + 4 * quad, INT32, lanes) for quad in range(8)]
                     total = total << 7 if digit else total
-                    total = code.isa.multiply_codes(code, total, weights, inputs, are_nibbles=True)
+                    total = code.isa.multiply_codes(code, total, weights, inputs[row, digit], are_nibbles=True)
                 group_sum = code.load_splat(group_sums + group * 4 + num_groups * (4 * row), FLOAT, lanes)
                 value = total.to_float().multiply_add(scale, results[row, part].get())
                 results[row, part].set(group_sum.multiply_add(minimum, value))
+                done.append(results[row, part].get())
     for (row, part), result in results.items():
         code.store(result.get(), totals + (TOTAL_ROW * row + 4 * part), 4)
 
@@ -314,4 +340,6 @@ def load_group(code: "Code", record: Int, part: int, lanes: int) -> tuple[Vector
     )
     packed = [code.load_vector(record + (64 + 64 * piece + 4 * part), INT32, lanes, 4 * lanes) for piece in range(4)]
     low = [piece & 0x0F0F0F0F for piece in packed]
-    return scale, minimum, [*low, *((piece >> 4) & 0x0F0F0F0F for piece in packed)]
+    # Shifts of bytes instead of words: Arm has them, and then needs no mask.
+    high = [(piece.bits_as(INT8, 4 * lanes) >> 4).bits_as(INT32, lanes) for piece in packed]
+    return scale, minimum, [*low, *high]
