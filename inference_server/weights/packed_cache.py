@@ -105,9 +105,9 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
             metadata = json.loads(file.metadata()["tailrace"])
             decoder = _decoder(metadata, file, backends)
         return decoder, ModelInfo(**metadata["info"]), PreTrainedTokenizerFast.from_pretrained(folder)
-    except (NoKernel, MemoryError):  # not caused by damaged files
+    except (NoKernel, MemoryError):  # these errors do not mean that the files are damaged
         raise
-    except Exception as error:  # readers of damaged files raise errors of many types
+    except Exception as error:  # reading damaged files raises errors of many types
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"the packed model cannot be read: {error}") from error
 
@@ -157,7 +157,8 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
 
 def _decoder(metadata: dict[str, Any], file: Any, backends: Items[LinearBackend]) -> DecoderWeights:
     return DecoderWeights(
-        embedding=file.get_tensor("embedding"),  # stays in the mapped file, of which few rows are read
+        # Not copied into memory: a pass reads only a few rows of the mapped file.
+        embedding=file.get_tensor("embedding"),
         rotary=Rotary(_loaded(file, "inverse_frequencies"), metadata["rotary_scaling"]),
         layers=[
             LayerWeights(
@@ -188,7 +189,7 @@ def _linear(file: Any, name: str, metadata: dict[str, Any], backends: Items[Line
 
 
 def _loaded(file: Any, name: str) -> Tensor:
-    """Return a copy in newly allocated memory, aligned for the kernels and in large pages."""
+    """Return a copy of a tensor of the file in newly allocated memory, aligned for the kernels and in large pages."""
     tensor: Tensor = file.get_tensor(name)
     return tensor.clone(memory_format=torch.contiguous_format)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_server.kernels.emit.module import Emit
 from tests.support.arm.compiled import CPUS, ArmCpu, compiled
 from tests.support.arm.emulator import Emulator
 
@@ -47,10 +46,10 @@ def cpu(request: pytest.FixtureRequest) -> ArmCpu:
 
 
 @pytest.fixture
-def call(emulator: Emulator, cpu: ArmCpu) -> Callable[[str, Callable[[], Emit], bytes], None]:
-    """Return a function that compiles a kernel, known by a name of the caller's choice, and calls it."""
+def call(emulator: Emulator, cpu: ArmCpu) -> Callable[..., None]:
+    """Return a function that calls a kernel: call(argument block, name, True for each bfloat16 type)."""
 
-    def call_kernel(name: str, make: Callable[[], Emit], block: bytes) -> None:
-        emulator.call(compiled(name, make, cpu), block, cpu.emulated)
+    def call_kernel(block: bytes, name: str, *is_bf16: bool) -> None:
+        emulator.call(compiled(cpu, name, *is_bf16), block, cpu.emulated)
 
     return call_kernel

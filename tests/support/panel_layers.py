@@ -10,15 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.isa.instruction_set import InstructionSet
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.linear import activations
-from inference_server.kernels.linear.bf16 import make_bf16
-from inference_server.kernels.linear.int4 import make_int4
-from inference_server.kernels.linear.int4_widened import make_int4_widened
-from inference_server.kernels.linear.int8 import make_int8
-from inference_server.kernels.linear.layer import OutputFormat
 
 INPUTS, OUTPUTS = 576, 96
 
@@ -28,7 +22,6 @@ class Format:
     """A kind of linear layer.
 
     Attributes:
-        emit: Its kernel.
         weights: "bfloat16", "int8" or "int4".
         out_dtype: The dtype of its result. Activations of bfloat16 weights are bfloat16, otherwise float32.
         tolerance: The largest error relative to the largest result. The activations of integer kernels have 14 bits, so
@@ -36,25 +29,23 @@ class Format:
         is_gated: Whether the result is silu(gate) * up.
     """
 
-    emit: Emit
     weights: str
     out_dtype: torch.dtype
     tolerance: float
     is_gated: bool = False
 
 
+# By the names of the kernels, after "linear-".
 FORMATS = {
-    "bfloat16": Format(make_bf16(OutputFormat(is_bf16=True)), "bfloat16", torch.bfloat16, 2**-8),
-    "bfloat16-head": Format(make_bf16(OutputFormat(is_rounded=True)), "bfloat16", torch.float32, 2**-8),
-    "bfloat16-gated": Format(
-        make_bf16(OutputFormat(is_bf16=True, is_gated=True)), "bfloat16", torch.bfloat16, 1.5e-2, True
-    ),
-    "int8": Format(make_int8(False), "int8", torch.float32, 3e-4),
-    "int8-gated": Format(make_int8(True), "int8", torch.float32, 6e-4, True),
-    "int4": Format(make_int4(False), "int4", torch.float32, 3e-4),
-    "int4-gated": Format(make_int4(True), "int4", torch.float32, 6e-4, True),
-    "int4-widened": Format(make_int4_widened(False), "int4", torch.float32, 1e-2),
-    "int4-widened-gated": Format(make_int4_widened(True), "int4", torch.float32, 1.5e-2, True),
+    "bf16": Format("bfloat16", torch.bfloat16, 2**-8),
+    "bf16-head": Format("bfloat16", torch.float32, 2**-8),
+    "bf16-gated": Format("bfloat16", torch.bfloat16, 1.5e-2, is_gated=True),
+    "int8": Format("int8", torch.float32, 3e-4),
+    "int8-gated": Format("int8", torch.float32, 6e-4, is_gated=True),
+    "int4": Format("int4", torch.float32, 3e-4),
+    "int4-gated": Format("int4", torch.float32, 6e-4, is_gated=True),
+    "int4-widened": Format("int4", torch.float32, 1e-2),
+    "int4-widened-gated": Format("int4", torch.float32, 1.5e-2, is_gated=True),
 }
 
 
@@ -94,26 +85,34 @@ class Layer:
         inputs = (self.packed, self.scales, x, self.bias, torch.full((size,), 0x7F, dtype=torch.uint8))
         packed, scales, rows, bias, workspace = (place(tensor) for tensor in inputs)
         addresses = [tensor.data_ptr() for tensor in (packed, scales, rows, out, bias)]
-        call(arguments.linear(*addresses, len(x), INPUTS, OUTPUTS, workspace.data_ptr(), 0))
+        call(arguments.linear(*addresses, len(x), INPUTS, OUTPUTS, workspace.data_ptr()))
         return out
 
 
-def layer(name: str, isa: InstructionSet) -> Layer:
-    """Return a layer of a format with random weights, packed for an instruction set."""
+def layer(name: str, isa: InstructionSet, code: int | None = None) -> Layer:
+    """Return a layer of a format with random weights, packed for an instruction set.
+
+    `code`: the value of all integer codes, instead of random ones.
+    """
     chosen, bias = FORMATS[name], torch.randn(OUTPUTS)
     no_scales = torch.zeros(1)
     if chosen.weights == "bfloat16":
         weight = torch.randn(OUTPUTS, INPUTS).bfloat16()
         return Layer(chosen, _in_panels(weight, 2), no_scales, bias, weight.double())
     if chosen.weights == "int8":
-        codes = torch.randint(-127, 128, (OUTPUTS, INPUTS))
+        codes = _codes(-127, 127, code)
         scales = torch.rand(OUTPUTS) / 50
         stored = (codes + 128).to(torch.uint8) if isa.unsigned_codes else codes.to(torch.int8)
         return Layer(chosen, _in_panels(stored, 4), scales, bias, codes.double() * scales.double()[:, None])
-    codes = torch.randint(0, 16, (OUTPUTS, INPUTS), dtype=torch.uint8)
+    codes = _codes(0, 15, code).to(torch.uint8)
     scales, minima = ((torch.rand(2, OUTPUTS, INPUTS // 32) - torch.tensor([0.0, 0.5])[:, None, None]) / 10).half()
     plain = codes.view(OUTPUTS, -1, 32) * scales.double()[..., None] + minima.double()[..., None]
     return Layer(chosen, _groups(codes, scales, minima), no_scales, bias, plain.flatten(1))
+
+
+def _codes(lowest: int, highest: int, code: int | None) -> Tensor:
+    shape = OUTPUTS, INPUTS
+    return torch.randint(lowest, highest + 1, shape) if code is None else torch.full(shape, code)
 
 
 def _in_panels(weight: Tensor, consecutive: int) -> Tensor:

@@ -18,6 +18,7 @@ class Avx512Bf16(Avx512Vnni):
     llvm_cpu = "cooperlake"
     required: tuple[str, ...] = (*Avx512Vnni.required, "avx512bf16")
     multiplies_bf16 = True
+    min_rows_widened = 128
 
     def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
         """See InstructionSet."""

@@ -84,6 +84,25 @@ def chosen(name: str | None = None) -> InstructionSet | None:
     raise ValueError(f"{VARIABLE}={name} {problem}: this CPU has {possible}")
 
 
+def obstacle() -> str | None:
+    """Return the reason why kernels cannot run here, as a clause; None if they can.
+
+    Raises:
+        ValueError: See `chosen`.
+    """
+    if chosen() is not None:
+        return None
+    if available():
+        return f"{VARIABLE}={NONE} switches them off"
+    try:
+        is_x86 = cpu.is_x86()
+    except ImportError:
+        return "llvmlite, which compiles them, is not installed"
+    except (OSError, RuntimeError) as error:  # its library cannot be loaded, or it does not support this system
+        return f"llvmlite, which compiles them, cannot be used ({error})"
+    return f"this CPU lacks {'AVX2 and FMA' if is_x86 else 'NEON'}"
+
+
 def target(isa: InstructionSet) -> Target:
     """Return the CPU to compile for: this one for its best instruction set, otherwise the least CPU that has it."""
     if available() and isa is available()[0]:

@@ -6,7 +6,7 @@ of the inputs, so a row's result does not depend on the other rows.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inference_server.kernels.emit.values import FLOAT, HALF, INT8, INT32, Int, Vector
 
@@ -21,22 +21,6 @@ GROUP = 32  # inputs of a group of int4 weights
 GROUP_BYTES = 4 * PANEL + GROUP * PANEL // 2  # a panel's scales, minima and codes of one group
 MAX_ROWS = 32  # rows that a unit multiplies at a time
 
-_Sums = list[list[Any]]  # for each set of sums, its variables
-
-
-def _new_sums(code: "Code", starts: list[Vector], num_sets: int) -> _Sums:
-    """Return variables for sums. A second set starts with zeros: a few sums alone would wait for their own additions."""
-    zeros = [start - start if not start.is_float else code.floats(0.0, start.lanes) for start in starts]
-    return [[code.variable(start) for start in (starts if index == 0 else zeros)] for index in range(num_sets)]
-
-
-def _total(sums: _Sums, index: int) -> Vector:
-    """Return one sum over all sets."""
-    value: Vector = sums[0][index].get()
-    for others in sums[1:]:
-        value = value + others[index].get()
-    return value
-
 
 def _row_blocks(
     code: "Code", count: "Int | int", rows: tuple[int, ...], emit: Callable[[Int, int], None], limit: int
@@ -45,13 +29,15 @@ def _row_blocks(
 
     `limit`: the most rows that `count` can be.
     """
-    first: Int = code.integer(0)
+    first: Int | int = 0
     for size in sorted(rows, reverse=True):
-        if size > limit:
+        if size > (count if isinstance(count, int) else limit):
             continue
         stop = first + (count - first) // size * size
         with code.loop(first, stop, size) as row:
             emit(row, size)
+        if isinstance(stop, int) and stop == count:
+            return
         first = stop
 
 
@@ -205,13 +191,6 @@ class Int8Unit:
 def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> None:
     rows, codes, width, digit_sums, totals = values
     isa, lanes = code.isa, code.isa.lanes
-    cells = [
-        (row, digit, panel, part)
-        for row in range(num_rows)
-        for digit in range(2)
-        for panel in range(num_panels)
-        for part in range(0, 16, lanes)
-    ]
     outputs = [(panel, part) for panel in range(num_panels) for part in range(0, 16, lanes)]
     # The products with unsigned codes contain 128 times the digit's sum.
     starts = {
@@ -221,37 +200,28 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
         for row in range(num_rows)
         for digit in range(2)
     }
-    sums = _new_sums(code, [starts[row, digit] for row, digit, _, _ in cells], 2 if len(cells) <= 4 else 1)
+    sums = {(*key, *output): code.variable(start) for key, start in starts.items() for output in outputs}
     with code.loop(0, width // 64) as step:
         panel_step, row_step = codes + step * 1024, rows + step * 1024
         for quad in range(0, 16, isa.codes_at_once):
             if quad % isa.words_at_once == 0:
-                loaded = {
-                    (row, digit): isa.load_words(
-                        code, row_step + (512 * digit + 64 * row + 4 * quad), isa.words_at_once, lanes
-                    )
-                    for row in range(num_rows)
-                    for digit in range(2)
-                }
+                places = {(row, digit): row_step + (512 * digit + 64 * row + 4 * quad) for row, digit in starts}
+                loaded = {key: isa.load_words(code, place, isa.words_at_once, lanes) for key, place in places.items()}
             first = quad % isa.words_at_once
             inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
-            chosen = sums[quad // isa.codes_at_once % len(sums)]
             for panel, part in outputs:
-                place = panel_step + width * (PANEL * panel) + 4 * part
-                weights = [
-                    code.load_vector(place + 64 * each, INT32, lanes, 4 * lanes)
-                    for each in range(quad, quad + isa.codes_at_once)
-                ]
-                results = []
-                for row, digit in loaded:
-                    variable = chosen[cells.index((row, digit, panel, part))]
-                    value = isa.multiply_codes(code, variable.get(), weights, inputs[row, digit], are_nibbles=False)
-                    variable.set(value)
-                    results.append(value)
+                place = panel_step + width * (PANEL * panel) + (64 * quad + 4 * part)
+                offsets = range(0, 64 * isa.codes_at_once, 64)
+                weights = [code.load_vector(place + offset, INT32, lanes, 4 * lanes) for offset in offsets]
+                done = []
+                for key, digits in inputs.items():
+                    variable = sums[(*key, panel, part)]
+                    variable.set(isa.multiply_codes(code, variable.get(), weights, digits, are_nibbles=False))
+                    done.append(variable.get())
                 if isa.codes_at_once > 1:
-                    panel_step = isa.after(code, panel_step, results)
-    for index, (row, digit, panel, part) in enumerate(cells):
-        code.store(_total(sums, index), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
+                    panel_step = isa.after(code, panel_step, done)
+    for (row, digit, panel, part), total in sums.items():
+        code.store(total.get(), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
 
 
 class Int4Unit:

@@ -1,13 +1,14 @@
 """Compiles kernels for the Arm CPUs that qemu emulates. Each kernel is compiled once in a process."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from inference_server.kernels.emit.module import Emit, Target, compile_kernel
 from inference_server.kernels.isa.instruction_set import InstructionSet
 from inference_server.kernels.isa.neon import Neon
 from inference_server.kernels.isa.neon_bf16 import NeonBf16
 from inference_server.kernels.isa.neon_dotprod import NeonDotprod
+from inference_server.kernels.jit import kernel as kernels
 
 LINUX, MACOS = "aarch64-unknown-linux-gnu", "arm64-apple-darwin"
 
@@ -27,11 +28,14 @@ class ArmCpu:
 # qemu 7.2, of Debian 12, has bfloat16 only in its CPU with everything that it can emulate.
 CPUS = (ArmCpu(Neon(), "cortex-a72"), ArmCpu(NeonDotprod(), "cortex-a76"), ArmCpu(NeonBf16(), "max"))
 
-_objects: dict[tuple[str, ArmCpu], bytes] = {}
+
+def emitter(name: str, *is_bf16: bool) -> Emit:
+    """Return the function that emits a kernel of the server's table. Arguments as for jit.kernel.kernel."""
+    emit: Emit = kernels._makers()[name](*is_bf16)
+    return emit
 
 
-def compiled(name: str, make: Callable[[], Emit], cpu: ArmCpu) -> bytes:
-    """Return the object file of the kernel `name`. The first call for a CPU compiles what `make` returns."""
-    if (name, cpu) not in _objects:
-        _objects[name, cpu] = compile_kernel(make(), cpu.isa, cpu.target())
-    return _objects[name, cpu]
+@cache
+def compiled(cpu: ArmCpu, name: str, *is_bf16: bool) -> bytes:
+    """Return the object file of a kernel of the server's table for Linux. Arguments as for jit.kernel.kernel."""
+    return compile_kernel(emitter(name, *is_bf16), cpu.isa, cpu.target())
