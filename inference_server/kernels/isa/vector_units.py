@@ -119,6 +119,10 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
         # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
         sums = [code.floats(0.0, lanes)] * len(cells)
         for pair in range(16):
+            if pair % isa.words_at_once == 0:
+                places_of_rows = [row_step + x_stride * row + 4 * pair for row in range(num_rows)]
+                loaded = [isa.load_pairs(code, place, isa.words_at_once, lanes) for place in places_of_rows]
+            inputs = [words[pair % isa.words_at_once] for words in loaded]
             pairs = {
                 (panel, part): isa.prepare_pairs(
                     code,
@@ -129,7 +133,6 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
                 for panel in range(num_panels)
                 for part in range(0, 16, lanes)
             }
-            inputs = [isa.load_pair(code, row_step + x_stride * row + 4 * pair, lanes) for row in range(num_rows)]
             sums = [
                 isa.multiply_pairs(code, value, pairs[panel, part], inputs[row])
                 for value, (row, panel, part) in zip(sums, cells, strict=True)
@@ -190,13 +193,7 @@ class Int8Unit:
 def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> None:
     rows, codes, width, digit_sums, totals = values
     isa, lanes = code.isa, code.isa.lanes
-    cells = [
-        (row, digit, panel, part)
-        for row in range(num_rows)
-        for digit in range(2)
-        for panel in range(num_panels)
-        for part in range(0, 16, lanes)
-    ]
+    outputs = [(panel, part) for panel in range(num_panels) for part in range(0, 16, lanes)]
     # The products with unsigned codes contain 128 times the digit's sum.
     starts = {
         (row, digit): code.load_splat(digit_sums + (8 * row + 4 * digit), INT32, lanes) * -128
@@ -205,24 +202,25 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
         for row in range(num_rows)
         for digit in range(2)
     }
-    sums = [code.variable(starts[row, digit]) for row, digit, _, _ in cells]
+    sums = {(*key, *output): code.variable(start) for key, start in starts.items() for output in outputs}
     with code.loop(0, width // 64) as step:
         panel_step, row_step = codes + step * 1024, rows + step * 1024
-        for quad in range(16):
-            weights = {
-                (panel, part): code.load_vector(
-                    panel_step + width * (PANEL * panel) + (64 * quad + 4 * part), INT32, lanes, 4 * lanes
-                )
-                for panel in range(num_panels)
-                for part in range(0, 16, lanes)
-            }
-            inputs = {
-                (row, digit): code.load_splat(row_step + (512 * digit + 64 * row + 4 * quad), INT32, lanes)
-                for row in range(num_rows)
-                for digit in range(2)
-            }
-            for index, (row, digit, panel, part) in enumerate(cells):
-                operands = ([weights[panel, part]], [inputs[row, digit]])
-                sums[index].set(isa.multiply_codes(code, sums[index].get(), *operands, are_nibbles=False))
-    for index, (row, digit, panel, part) in enumerate(cells):
-        code.store(sums[index].get(), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
+        for quad in range(0, 16, isa.codes_at_once):
+            if quad % isa.words_at_once == 0:
+                places = {(row, digit): row_step + (512 * digit + 64 * row + 4 * quad) for row, digit in starts}
+                loaded = {key: isa.load_words(code, place, isa.words_at_once, lanes) for key, place in places.items()}
+            first = quad % isa.words_at_once
+            inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
+            for panel, part in outputs:
+                place = panel_step + width * (PANEL * panel) + (64 * quad + 4 * part)
+                offsets = range(0, 64 * isa.codes_at_once, 64)
+                weights = [code.load_vector(place + offset, INT32, lanes, 4 * lanes) for offset in offsets]
+                done = []
+                for key, digits in inputs.items():
+                    variable = sums[(*key, panel, part)]
+                    variable.set(isa.multiply_codes(code, variable.get(), weights, digits, are_nibbles=False))
+                    done.append(variable.get())
+                if isa.codes_at_once > 1:
+                    panel_step = isa.after(code, panel_step, done)
+    for (row, digit, panel, part), total in sums.items():
+        code.store(total.get(), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
