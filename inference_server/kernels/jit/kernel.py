@@ -4,15 +4,17 @@ import ctypes
 import logging
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference_server.kernels.emit.module import Emit
-from inference_server.kernels.isa.choice import chosen
-from inference_server.kernels.isa.instruction_set import InstructionSet
+from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.openmp import find_start
+
+if TYPE_CHECKING:
+    from inference_server.kernels.emit.module import Emit
+    from inference_server.kernels.isa.instruction_set import InstructionSet
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Kernel:
             self._call(block)
 
 
-def _makers() -> dict[str, Callable[..., Emit]]:
+def _makers() -> dict[str, Callable[..., "Emit"]]:
     """Return the functions that define the kernels, by kernel name."""
     from inference_server.kernels.linear import bf16, int4, int4_widened, int8
     from inference_server.kernels.linear.layer import OutputFormat
@@ -88,7 +90,7 @@ def _numba_makers() -> dict[str, Callable[..., Any]]:
     }
 
 
-def kernel(name: str, *is_bf16: bool, isa: InstructionSet | None = None) -> Kernel | None:
+def kernel(name: str, *is_bf16: bool, isa: "InstructionSet | None" = None) -> Kernel | None:
     """Return a kernel of the table above, or None if kernels cannot be compiled here, which is logged once.
 
     Args:
@@ -100,11 +102,20 @@ def kernel(name: str, *is_bf16: bool, isa: InstructionSet | None = None) -> Kern
         ValueError: TAILRACE_CPU_FEATURES names an instruction set that this CPU lacks.
     """
     isa = isa or chosen()
-    return None if isa is None else _kernel(isa, name, *is_bf16)
+    if isa is None:
+        _log_obstacle()
+        return None
+    return _kernel(isa, name, *is_bf16)
 
 
 @cache
-def _kernel(isa: InstructionSet, name: str, *is_bf16: bool) -> Kernel | None:
+def _log_obstacle() -> None:
+    """Log once why this CPU has no kernels."""
+    logger.warning("compiled kernels are not available, so torch's slower operations replace them: %s", obstacle())
+
+
+@cache
+def _kernel(isa: "InstructionSet", name: str, *is_bf16: bool) -> Kernel | None:
     global _is_broken
     if _is_broken:
         return None
