@@ -70,6 +70,9 @@ class Condition(Value):
     def __or__(self, other: "Condition") -> "Condition":
         return self._apply(self.builder.or_, other)
 
+    def __invert__(self) -> "Condition":
+        return self._new(self.builder.not_(self.llvm))
+
     def select(self, if_true: Any, if_false: Any) -> Any:
         """Return one of two values of the same class. One of them may be a Python number."""
         like = if_true if isinstance(if_true, Value) else if_false

@@ -47,3 +47,7 @@ class Avx2(InstructionSet):
         from llvmlite import ir
 
         code.intrinsic("llvm.x86.sse2.pause", ir.VoidType())
+
+    def function_attributes(self) -> dict[str, str]:
+        """Align each function's stack. Vectors kept there that cross cache lines made a kernel 5 times slower on Zen 4."""
+        return {"stackrealign": ""}

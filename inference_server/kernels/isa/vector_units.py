@@ -29,13 +29,15 @@ def _row_blocks(
 
     `limit`: the most rows that `count` can be.
     """
-    first: Int = code.integer(0)
+    first: Int | int = 0
     for size in sorted(rows, reverse=True):
-        if size > limit:
+        if size > (count if isinstance(count, int) else limit):
             continue
         stop = first + (count - first) // size * size
         with code.loop(first, stop, size) as row:
             emit(row, size)
+        if isinstance(stop, int) and stop == count:
+            return
         first = stop
 
 

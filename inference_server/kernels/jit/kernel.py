@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inference_server.kernels.emit.waiting import SLEEP_WORD
 from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
-from inference_server.kernels.jit.openmp import find_start
+from inference_server.kernels.jit.openmp import find_start, sleep_function
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.module import Emit
@@ -52,6 +53,7 @@ class Kernel:
             return
         num_threads = min(num_items, torch.get_num_threads())
         if num_threads > 1 and self._start is not None:
+            block[SLEEP_WORD] = sleep_function()
             self._start(self.address, block, num_threads, 0)
         else:
             self._call(block)
@@ -59,11 +61,19 @@ class Kernel:
 
 def _makers() -> dict[str, Callable[..., "Emit"]]:
     """Return the functions that define the kernels, by kernel name."""
+    from inference_server.kernels.attention import decode, prefill
+    from inference_server.kernels.jit import program_runner
     from inference_server.kernels.linear import bf16, int4, int4_widened, int8
     from inference_server.kernels.linear.layer import OutputFormat
-    from inference_server.kernels.rows import silu
+    from inference_server.kernels.rows import norms, rope, silu
 
     return {
+        "rms_norm": norms.make_rms_norm,
+        "add_rms_norm": norms.make_add_rms_norm,
+        "rope_and_write": rope.make_rope_and_write,
+        "decode_attention": decode.make_decode_attention,
+        "prefill_attention": prefill.make_prefill_attention,
+        "program": program_runner.make_program,
         "silu_mul": silu.make_silu_mul,
         "linear-bf16": partial(bf16.make_bf16, OutputFormat(is_bf16=True)),
         "linear-bf16-head": partial(bf16.make_bf16, OutputFormat(is_rounded=True)),
@@ -74,19 +84,6 @@ def _makers() -> dict[str, Callable[..., "Emit"]]:
         "linear-int4-gated": partial(int4.make_int4, True),
         "linear-int4-widened": partial(int4_widened.make_int4_widened, False),
         "linear-int4-widened-gated": partial(int4_widened.make_int4_widened, True),
-    }
-
-
-def _numba_makers() -> dict[str, Callable[..., Any]]:
-    from inference_server.kernels.jit import program_runner
-    from inference_server.kernels.simd import decode_attention, norm_rope
-
-    return {
-        "rms_norm": norm_rope.make_rms_norm,
-        "add_rms_norm": norm_rope.make_add_rms_norm,
-        "rope_and_write": norm_rope.make_rope_and_write,
-        "decode_attention": decode_attention.make_attention,
-        "program": program_runner.make_program,
     }
 
 
@@ -121,11 +118,6 @@ def _kernel(isa: "InstructionSet", name: str, *is_bf16: bool) -> Kernel | None:
         return None
     file_name = "-".join([name, *("bf16" if bf16 else "float32" for bf16 in is_bf16)])
     try:
-        if name in _numba_makers():
-            from inference_server.kernels.jit import numba_cache
-
-            make = partial(_numba_makers()[name], *is_bf16)
-            return Kernel(numba_cache.entry(file_name, make, numba_cache.default_folder()))
         from inference_server.kernels.jit import object_cache
 
         emit = _makers()[name](*is_bf16)
