@@ -10,7 +10,6 @@ from inference_server.kernels.isa import choice, cpu
 from inference_server.settings import DEFAULT_CATALOG, Group, PrefillTokens, Settings
 from tailrace_shared.config_errors import ConfigurationError
 
-
 # An instruction set of another architecture than this CPU's.
 FOREIGN = "neon" if cpu.is_x86() else "avx2"
 

@@ -57,7 +57,7 @@ def available() -> tuple["InstructionSet", ...]:
         architecture = X86 if cpu.is_x86() else ARM
     except (ImportError, OSError, RuntimeError):  # not installed, or it does not support this system
         return ()
-    found: dict[str, "InstructionSet"] = {}
+    found: dict[str, InstructionSet] = {}
     for each in instruction_sets():
         if (
             each.architecture == architecture
