@@ -44,7 +44,7 @@ def speed(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[F
         entries: The catalog's entries.
         settings: The server's settings.
     """
-    engines = [key for key in cpu_engines(entries, settings) if key.engine == "tailrace"]
+    engines = {key: group for key, group in cpu_engines(entries, settings).items() if key.engine == "tailrace"}
     if not engines:
         yield Finding(None, "not measured: no model of the catalog runs on the CPU by this server's own engine")
         return
@@ -52,16 +52,19 @@ def speed(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[F
 
     chosen, offered = choice.chosen(), choice.available()
     yield Finding(None, f"measuring a layer of {WIDTH} x {WIDTH} weights on one thread, which takes about two seconds")
-    times = measure(chosen)
+    try:
+        times = measure(chosen)
+    except RuntimeError as error:  # the log has the reason why a kernel cannot be compiled
+        yield Finding(False, f"matrix products cannot be measured: {error}")
+        return
     kernels = f"kernels for {chosen.name}" if chosen else "torch's operations"
     for rows in ROWS:
         yield Finding(None, f"{_streams(rows)}, {kernels}: {_comparison(times, rows)}")
     if offered and chosen is not offered[0]:
         yield _better_instruction_set(times, measure(offered[0]), offered[0].name)
     if chosen is not None:
-        groups = cpu_engines(entries, settings)
-        for key in engines:
-            yield from _better_precision(" + ".join(each.name for each in groups[key]), key.precision, times)
+        for key, group in engines.items():
+            yield from _better_precision(" + ".join(entry.name for entry in group), key.precision, times)
 
 
 def measure(isa: "InstructionSet | None") -> Times:
@@ -162,19 +165,15 @@ def _better_instruction_set(times: Times, best: Times, name: str) -> Finding:
 
 
 def _better_precision(names: str, precision: str, times: Times) -> Iterator[Finding]:
-    """Report the precisions in which one stream's products are faster than in the model's own precision."""
+    """Report the precision in which one stream's products are fastest, if it is not the model's own."""
     if (precision, 1) not in times:  # float32, which was not measured
         return
-    for other in _INTEGER:
-        shares = [times[other, rows] / times[precision, rows] for rows in ROWS]
-        if shares[0] < _WORTHWHILE:
-            parts = ", ".join(f"{share:.2f} for {_streams(rows)}" for share, rows in zip(shares, ROWS, strict=True))
-            yield Finding(
-                None,
-                f'{names}: with precision = "{other}" in the catalog, its matrix products would take this share of the '
-                f"time: {parts}",
-                "Its weights would be rounded, which changes replies.",
-            )
+    best = min(_INTEGER, key=lambda other: times[other, 1])
+    shares = [times[best, rows] / times[precision, rows] for rows in ROWS]
+    if shares[0] < _WORTHWHILE:
+        parts = " and ".join(f"{share:.2f} for {_streams(rows)}" for share, rows in zip(shares, ROWS, strict=True))
+        text = f'{names}: with precision = "{best}" in the catalog, matrix products would take {parts} of the time'
+        yield Finding(None, text, "Its weights would be rounded, which changes replies.")
 
 
 def _streams(rows: int) -> str:
