@@ -194,7 +194,7 @@ def test_the_cache_is_in_the_home_folder_by_default(monkeypatch, unset):
 
 def test_the_description_lists_every_instruction_set():
     description = Settings.model_fields["cpu_features"].description
-    assert all(re.search(rf"\b{name}[ ,]", description) for name in choice.names())
+    assert all(re.search(rf"\b{name}[ ,]", description) for name in choice.NAMES)
 
 
 def test_an_instruction_set_cannot_be_chosen_without_the_compiler(monkeypatch):

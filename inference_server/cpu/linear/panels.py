@@ -20,6 +20,7 @@ from inference_server.cpu.linear.kernel_linear import (
 )
 from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.kernel import Kernel, kernel
+from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
 
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = 1  # increment when the order of the weights below changes
 _PANEL = 16  # outputs of a panel
 _OUTPUTS = 32  # outputs that a kernel computes at a time: two panels
-# The number of inputs must be a multiple of these. Activations of integer kernels are split in tiles of as many.
-_DIVISORS = {"bf16": 32, "int8": 64, "int4": GROUP}
+# The number of inputs must be a multiple of these.
+_DIVISORS = {"bf16": 32, "int8": INT8_TILE_INPUTS, "int4": GROUP}
 # With more inputs, sums of int8 products could overflow int32, and widened int4 weights could overflow the stack.
 _MAX_INPUTS = 32768
 
@@ -127,11 +128,6 @@ class PanelLinear(KernelLinear):
             raise RuntimeError(f"the kernel {name} cannot be compiled")
         return found
 
-    def _digit_bytes(self, num_rows: int) -> int:
-        from inference_server.kernels.linear.activations import workspace_bytes  # imports llvmlite
-
-        return workspace_bytes(num_rows, self.in_features, _DIVISORS[self.packed.kind.weight_format])
-
 
 class Bf16Linear(PanelLinear):
     """A linear layer with bfloat16 weights. An output head returns float32 values that are rounded to bfloat16."""
@@ -165,7 +161,7 @@ class Int8Linear(PanelLinear):
 
     def workspace_bytes(self, num_rows: int) -> int:
         """Return the bytes of the rows' digits, row scales and sums."""
-        return self._digit_bytes(num_rows)
+        return workspace_bytes(num_rows, self.in_features, INT8_TILE_INPUTS)
 
 
 class Int4Linear(PanelLinear):
@@ -183,7 +179,7 @@ class Int4Linear(PanelLinear):
 
     def workspace_bytes(self, num_rows: int) -> int:
         """Return the bytes of the rows' digits, row scales and sums, which also suffice for rows in bfloat16."""
-        return self._digit_bytes(num_rows)
+        return workspace_bytes(num_rows, self.in_features, INT4_TILE_INPUTS)
 
 
 def _in_order(tensor: Tensor, is_gated: bool) -> Tensor:

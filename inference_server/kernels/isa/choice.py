@@ -1,7 +1,7 @@
 """Chooses the instruction set of the kernels: the best one of this CPU, or the one that TAILRACE_CPU_FEATURES names.
 
 The environment variable is the only place where a choice is kept. settings.py documents it and checks its value at the
-start, through `named`. Importing this module does not import llvmlite, so that a server without it can run.
+start, through `named`. Importing this module imports neither torch nor llvmlite.
 """
 
 import os
@@ -16,53 +16,39 @@ if TYPE_CHECKING:
 
 VARIABLE = "TAILRACE_CPU_FEATURES"
 NONE = "none"  # the variable's value for torch's operations instead of kernels
+# The values that TAILRACE_CPU_FEATURES may have.
+NAMES = (
+    "amx",
+    "avx512-bf16",
+    "avx512-vnni",
+    "avx512",
+    "avx-vnni",
+    "avx2",
+    "neon-bf16",
+    "neon-dotprod",
+    "neon",
+    NONE,
+)
 
 
 @cache
-def instruction_sets() -> tuple["InstructionSet", ...]:
-    """Return every instruction set that kernels can be compiled for, best first.
-
-    Raises:
-        ImportError: llvmlite is not installed.
-    """
-    from inference_server.kernels.isa.amx.instruction_set import Amx
-    from inference_server.kernels.isa.avx2 import Avx2
-    from inference_server.kernels.isa.avx512 import Avx512
-    from inference_server.kernels.isa.avx512_bf16 import Avx512Bf16
-    from inference_server.kernels.isa.avx512_vnni import Avx512Vnni
-    from inference_server.kernels.isa.avx_vnni import AvxVnni, AvxVnniInAvx512
-    from inference_server.kernels.isa.neon import Neon
-    from inference_server.kernels.isa.neon_bf16 import NeonBf16
-    from inference_server.kernels.isa.neon_dotprod import NeonDotprod
-
-    x86 = (Amx(), Avx512Bf16(), Avx512Vnni(), Avx512(), AvxVnni(), AvxVnniInAvx512(), Avx2())
-    return (*x86, NeonBf16(), NeonDotprod(), Neon())
-
-
-def names() -> list[str]:
-    """Return the values that TAILRACE_CPU_FEATURES may have. Raises ImportError if llvmlite is not installed."""
-    return [*dict.fromkeys(each.name for each in instruction_sets()), NONE]
-
-
-@cache
-def available() -> tuple["InstructionSet", ...]:
+def available() -> "tuple[InstructionSet, ...]":
     """Return the instruction sets that this CPU can run, best first; none if llvmlite cannot be used.
 
     A name occurs once: the first instruction set with that name.
     """
     try:
-        from inference_server.kernels.isa.instruction_set import ARM, X86
-
         features = cpu.llvm_features()
-        architecture = X86 if cpu.is_x86() else ARM
+        architecture = "x86_64" if cpu.is_x86() else "aarch64"
+        from inference_server.kernels.isa.table import INSTRUCTION_SETS
     except (ImportError, OSError, RuntimeError):  # not installed, or it does not support this system
         return ()
     found: dict[str, InstructionSet] = {}
-    for each in instruction_sets():
+    for each in INSTRUCTION_SETS:
         if (
             each.architecture == architecture
             and all(features.get(name) for name in each.required)
-            and ("amx-tile" not in each.required or cpu.has_amx())
+            and (each.name != "amx" or cpu.has_amx())
         ):
             found.setdefault(each.name, each)
     return tuple(found.values())
@@ -100,7 +86,7 @@ def named(name: str) -> "InstructionSet | None":
     if not available():
         raise ValueError(f"only {NONE} is possible, because {_missing_kernels()}")
     possible = ", ".join([*(each.name for each in available()), NONE])
-    problem = "this CPU lacks this instruction set" if name in names() else "there is no instruction set of this name"
+    problem = "this CPU lacks this instruction set" if name in NAMES else "there is no instruction set of this name"
     raise ValueError(f"{problem} (possible here: {possible})")
 
 

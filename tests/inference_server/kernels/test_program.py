@@ -11,9 +11,8 @@ from torch import Tensor
 from inference_server.kernels.emit.waiting import SLEEP_WORD
 from inference_server.kernels.jit import arguments, openmp
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
-from inference_server.kernels.jit.kernel import kernel
+from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.jit.program import KernelCall, Program
-from tests.support import callback_kernels
 
 _ROWS, _STEPS = 40, 100
 _Block = ctypes.c_int64 * (BLOCK_BYTES // 8)
@@ -90,17 +89,18 @@ def test_a_late_thread_neither_delays_nor_repeats_the_work_of_the_others():
 def test_a_thread_waits_for_the_work_of_another_thread_in_the_same_kernel():
     entered, finished, seen = threading.Event(), threading.Event(), []
 
-    def work(_words: list[int]) -> None:
+    def work(_block: int) -> None:
         if not entered.is_set():
             entered.set()
             time.sleep(0.05)
             finished.set()
 
-    def follow(_words: list[int]) -> None:
+    def follow(_block: int) -> None:
         seen.append(finished.is_set())
 
-    calls = [KernelCall(callback_kernels.kernel(function), bytes(BLOCK_BYTES)) for function in (work, follow)]
-    run, _ = runner_of(calls, num_threads=2)
+    callbacks = [ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function) for function in (work, follow)]
+    addresses = [ctypes.cast(callback, ctypes.c_void_p).value or 0 for callback in callbacks]
+    run, _ = runner_of([KernelCall(Kernel(address), bytes(BLOCK_BYTES)) for address in addresses], num_threads=2)
     first, second = threading.Thread(target=run), threading.Thread(target=run)
     first.start()
     assert entered.wait(10)
