@@ -26,6 +26,7 @@ from inference_server.weights.atomic_folder import atomic_directory
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.package_model import PackageModel
 from inference_server.weights.source import Weights
+from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
         progress(f"converting {path.name} (once; the result stays in {folder.parent})"),
         _explaining_damage(path),
         LOADING,
+        garbage.paused(),
     ):
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -18,6 +17,8 @@ import transformers
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, get_tensor_name_map
 from gguf import dequantize as slow_dequantize
 from transformers import modeling_gguf_pytorch_utils
+
+from inference_server.weights.replaced import replaced
 
 _LENGTH = struct.Struct("<Q")
 _ARRAY_HEAD = struct.Struct("<IQ")  # type of the elements, their number
@@ -107,23 +108,13 @@ def quick_conversion() -> Iterator[None]:
 
     If another release of transformers or gguf does not use the replaced names, it converts as slowly as before.
     """
-    with ExitStack() as replaced:
+    with ExitStack() as replacements:
         for name, quick in (
             ("GGUFReader", cache(QuickReader)),
             ("get_tensor_name_map", cache(get_tensor_name_map)),
             ("dequantize", dequantize),
         ):
-            replaced.enter_context(_replaced(gguf, name, quick))
+            replacements.enter_context(replaced(gguf, name, quick))
         # transformers' GGUF module ignores the setting that turns off progress bars, which would appear between log lines.
-        replaced.enter_context(_replaced(modeling_gguf_pytorch_utils, "tqdm", transformers.logging.tqdm))
+        replacements.enter_context(replaced(modeling_gguf_pytorch_utils, "tqdm", transformers.logging.tqdm))
         yield
-
-
-@contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
