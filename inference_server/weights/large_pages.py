@@ -24,9 +24,16 @@ class Arena:
 
         Args:
             num_bytes: Sum of `aligned_bytes` over all tensors.
+
+        Raises:
+            MemoryError: The system has too little memory.
         """
         # Anonymous memory is zero. One page more than needed, so that the start can be aligned.
-        memory = mmap.mmap(-1, num_bytes + _PAGE)
+        # Private, because Python's default is shared memory, which has no large pages.
+        try:
+            memory = mmap.mmap(-1, num_bytes + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"no memory for {num_bytes} bytes of weights") from error
         _request_large_pages(memory)
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         self._bytes = whole[-whole.data_ptr() % _PAGE :][:num_bytes]

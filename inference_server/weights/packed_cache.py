@@ -19,7 +19,6 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
@@ -30,6 +29,7 @@ from inference_server.weights.atomic_folder import atomic_directory
 from inference_server.weights.large_pages import moved
 from inference_server.weights.model_info import ModelInfo
 from inference_server.weights.tensor_file import reading
+from inference_server.weights.tokenizers import read_tokenizer
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
     try:
         with atomic_directory(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
-            if not is_same_tokenizer(tokenizer, PreTrainedTokenizerFast.from_pretrained(unfinished)):
+            if not is_same_tokenizer(tokenizer, read_tokenizer(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")
             metadata = {"info": asdict(info), **_structure(decoder)}
             save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(metadata)})
@@ -106,7 +106,7 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
         with reading(folder / _FILE, mapped=[_EMBEDDING]) as file:
             metadata = json.loads(file.metadata["tailrace"])
             decoder = _decoder(metadata, file.tensors, backends)
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            tokenizer = read_tokenizer(folder)
         return decoder, ModelInfo(**metadata["info"]), tokenizer
     except (NoKernel, MemoryError):  # not caused by damaged files
         raise
