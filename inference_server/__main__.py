@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def limit_spinning() -> None:
-    """Set GOMP_SPINCOUNT unless OMP_WAIT_POLICY is set. OpenMP reads it when torch is imported."""
+    """Set GOMP_SPINCOUNT unless OMP_WAIT_POLICY is set. OpenMP reads these variables when torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 

@@ -28,18 +28,19 @@ Group = Literal[
 
 @dataclass(frozen=True, slots=True)
 class PrefillTokens:
-    """Prompt tokens of a step.
+    """Limits on the number of prompt tokens in a step.
 
     Attributes:
-        chunk: While many replies are streamed.
-        idle: While no reply is streamed; not below `chunk`.
+        chunk: Limit while many replies are streamed.
+        idle: Limit while no reply is streamed; not below `chunk`.
     """
 
     chunk: int
     idle: int
 
 
-# By type of device. A GPU computes hundreds of tokens in the time that launching the kernels of a small chunk takes.
+# The keys are types of devices. A GPU computes hundreds of tokens in the time of launching the kernels of a small
+# chunk.
 _PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"

@@ -108,7 +108,7 @@ class UnknownVariable:
 
     @property
     def is_protective(self) -> bool:
-        """True if the variable was probably meant to protect the services: starting without it would leave them open."""
+        """True if the variable was probably meant to protect the services: starting without it would leave them unprotected."""
         return _PROTECTS.search(self.name) is not None and _COUNTS.search(self.name) is None
 
     def __str__(self) -> str:

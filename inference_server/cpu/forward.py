@@ -219,9 +219,8 @@ class CpuForward:
 
     def _prefill_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: _Buffers) -> KernelCall:
         assert self._prefill_kernel is not None
-        kernel, kernel_data = self._prefill_kernel
-        block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, kernel_data, spec.scaling)
-        return KernelCall(kernel, block)  # the table of segments contains the number of rows
+        block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, spec.scaling)
+        return KernelCall(self._prefill_kernel, block)  # the table of segments contains the number of rows
 
     def _keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
         decoder = self._decoder

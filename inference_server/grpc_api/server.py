@@ -48,8 +48,8 @@ _OPTIONS = (("grpc.so_reuseport", 0),)
 def import_startup() -> ModuleType:
     """Import and return the module that loads the models.
 
-    It imports torch and transformers, which takes seconds. Before that, the server reports errors in the settings and
-    reacts to signals and calls.
+    The module imports torch and transformers, which takes seconds. Before that, the server reports errors in the
+    settings and reacts to signals and calls.
     """
     with progress("importing torch and transformers", is_brief=True):
         from inference_server.serving import startup

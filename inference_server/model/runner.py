@@ -1,6 +1,7 @@
 """Runs the forward passes of one loaded model over its KV cache: token ids in, logits out.
 
-Used on the engine's thread only. Works with blocks, positions and token ids; requests, text and sampling are elsewhere.
+Used on the engine's thread only. This module works with blocks, positions and token ids, and does not depend on
+requests, text or sampling.
 """
 
 import logging
@@ -25,14 +26,15 @@ from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# Triton compiles a kernel for each size class at its first use, which takes seconds. These prompts, in tokens, use every class
-# of the attention kernel and of the int8 product, for any number of query heads that share a KV head.
+# Lengths in tokens of the prompts of the warm-up. Triton compiles a kernel for each range of sizes at its first use,
+# which takes seconds. These lengths use every range of the attention kernel and of the int8 product, for any number of
+# query heads that share a KV head.
 WARM_UP_LENGTHS = (1, 4, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """Consecutive prompt tokens of the sequence in `block_ids`; the first has the position `start`."""
+    """Consecutive prompt tokens of a sequence, from position `start`, cached in blocks `block_ids`."""
 
     block_ids: Items[int]
     start: int
@@ -42,7 +44,7 @@ class PromptPiece:
 
 @dataclass(slots=True)
 class NextToken:
-    """The newest token of the sequence in `block_ids`, at `position`.
+    """The newest token of a sequence, at `position`, cached in blocks `block_ids`.
 
     A negative `token_id` -(k + 1) refers to row k of ModelRunner.sampled, if the runner supports overlap.
     """
@@ -170,7 +172,8 @@ class ModelRunner:
 
         Raises:
             UnsupportedModel: The model uses a kind of attention that this server does not support: layers without keys
-                (state space, shared layers), chunked attention, windows that only transformers' masks contain.
+                (state space, shared layers), chunked attention, or sliding windows that transformers passes only as
+                masks.
         """
         if self.model is None:
             self.prefill([PromptPiece([SCRATCH_BLOCK], 0, [0], wants_logits=True)])
@@ -215,7 +218,8 @@ class ModelRunner:
     def supports_mixed_batch(self) -> bool:
         """Return True if `mixed` may be called.
 
-        Batch invariance forbids it, because decoded tokens would share matrix products with prompt tokens.
+        With batch invariance, the result is False, because decoded tokens would share matrix products with prompt
+        tokens.
         """
         if self._invariant_rows is not None:
             return False

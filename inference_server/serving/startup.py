@@ -94,7 +94,7 @@ async def load_all(
 
 @contextmanager
 def _naming(entry: CatalogEntry) -> Iterator[None]:
-    """Turn an error of the body into a ConfigurationError that names the entry."""
+    """Turn an error of the `with` block into a ConfigurationError that names the entry."""
     try:
         yield
     except (UnsupportedModel, TailraceError) as error:

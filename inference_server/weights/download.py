@@ -39,12 +39,12 @@ _IGNORED_HUB_FILES = ["consolidated*", "original/*"]
 
 @contextmanager
 def naming_source(weights: Weights) -> Iterator[None]:
-    """Turn any exception of the body into a ConfigurationError that names the weights."""
+    """Turn any exception of the `with` block into a ConfigurationError that names the weights."""
     try:
         yield
     except ConfigurationError:
         raise
-    except Exception as error:  # the reader of a damaged file may raise any exception
+    except Exception as error:  # reading a damaged file may raise any exception
         logger.debug("loading %s failed", weights, exc_info=True)
         raise ConfigurationError(f"cannot load {weights}: {first_line(error)}") from error
 
@@ -116,7 +116,7 @@ def _download_from_hub(hub_id: str, revision: str | None) -> Path:
 
 @contextmanager
 def _explaining_the_hub(hub_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the exceptions of a download into a ConfigurationError with the remedy."""
+    """Turn the exceptions of a download in the `with` block into a ConfigurationError with the remedy."""
     try:
         yield
     except GatedRepoError:
@@ -177,7 +177,7 @@ def _converted_folder(path: Path, cache_dir: Path) -> Path:
 
 @contextmanager
 def _explaining_damage(path: Path) -> Iterator[None]:
-    """After a failure of the body, raise ConfigurationError if the file is truncated or is not a GGUF file."""
+    """If the `with` block fails, raise ConfigurationError for a file that is truncated or is not a GGUF file."""
     try:
         yield
     except Exception:

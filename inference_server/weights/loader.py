@@ -44,11 +44,11 @@ def silence_libraries() -> None:
     """Turn off the libraries' progress bars and per-call warnings: this package logs progress itself."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # Errors of the libraries go through the server's own handler.
+    # The server's own handler writes the libraries' log lines.
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("huggingface_hub").handlers.clear()
-    enable_progress_bars()  # transformers has switched off the hub's progress bars as well, but downloads take long
+    enable_progress_bars()  # disable_progress_bar also turned off the hub's bars, which show the progress of downloads
     # bitsandbytes warns of a cast in every linear layer of every step if activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -65,7 +65,7 @@ def load_model(
 ) -> LoadedModel:
     """Load one model with its tokenizer.
 
-    An int4 model is loaded as float32: `cpu.linear` derives its integers when it packs the layers.
+    An int4 model is loaded as float32: `cpu.linear` computes the int4 weights when it packs the layers.
 
     Args:
         weights: The source of the weights; they are downloaded or converted first if necessary.

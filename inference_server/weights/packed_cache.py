@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 3  # increment when the files' content changes
 _FILE = "model.safetensors"
-_EMBEDDING = "embedding"  # stays in the mapped file, of which few rows are read
+_EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
@@ -108,9 +108,9 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
             decoder = _decoder(metadata, file.tensors, backends)
             tokenizer = read_tokenizer(folder)
         return decoder, ModelInfo(**metadata["info"]), tokenizer
-    except (NoKernel, MemoryError):  # not caused by damaged files
+    except (NoKernel, MemoryError):  # these errors do not mean that the files are damaged
         raise
-    except Exception as error:  # readers of damaged files raise errors of many types
+    except Exception as error:  # reading damaged files raises errors of many types
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"the packed model cannot be read: {error}") from error
 

@@ -62,7 +62,7 @@ def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) 
         name: The model's name.
         weights: The source of its weights, from the catalog.
         cache_dir: The server's cache folder.
-        missing: Files that an earlier finding reported as missing. A missing file of a package is added.
+        missing: Files that earlier findings reported as missing. This function adds the model's file if it is missing.
     """
     if not weights.package:
         return Finding(True, f"{name}: {weights}, {weights.availability}")
@@ -145,7 +145,7 @@ def _cache_finding(folder: Path) -> Finding:
     Creates a temporary folder in it, or in its nearest parent that exists, and removes the temporary folder again. The
     permissions alone do not reveal a read-only or full file system.
     """
-    # Unlike Path.exists, os.path.exists does not raise for a folder below one that this user must not enter.
+    # Unlike Path.exists, os.path.exists does not raise for a folder inside one that this user must not enter.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryDirectory(prefix=".tailrace-doctor-", dir=existing):

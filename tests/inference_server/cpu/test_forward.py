@@ -11,14 +11,15 @@ from inference_server.attention.kv_cache import BLOCK_SIZE, NUM_SCRATCH_BLOCKS
 from inference_server.attention.paged import NAME, register
 from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm, fuse
-from inference_server.cpu.linear.backends import BACKENDS, missing_kernels
+from inference_server.cpu.linear.backends import BACKENDS
 from inference_server.cpu.linear.torch_backend import TorchBackend
 from inference_server.kernels import ops
+from inference_server.kernels.isa.choice import obstacle
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 from tests.support.callback_kernels import CallbackBackend, prefill_attention
 
-NEEDS_KERNELS = pytest.mark.skipif(bool(missing_kernels()), reason="this CPU has no linear kernels")
+NEEDS_KERNELS = pytest.mark.skipif(obstacle() is not None, reason="this CPU has no linear kernels")
 
 # "callback": linears and prefill attention in Python, which run on every CPU.
 COMPILED = [
@@ -160,5 +161,5 @@ def test_the_log_reports_why_kernels_are_missing_and_their_replacement(tiny_mode
         "cannot run as one program of compiled kernels: its linear layers have no compiled kernel, because no kernel"
         " multiplies float32 weights" in caplog.text
     )
-    assert missing_kernels() in caplog.text
+    assert str(obstacle()) in caplog.text
     assert "Its modules run one by one instead" in caplog.text

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from inference_server.attention.torch_attention import AttentionSpec, causal_attention, causal_mask
-from inference_server.kernels import isa, ops
+from inference_server.kernels import ops
+from inference_server.kernels.isa import cpu as isa
 
 pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no prefill attention kernel")
 

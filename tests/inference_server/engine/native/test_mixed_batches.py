@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inference_server.generation import Completed
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 from inference_server.model.runner import ModelRunner
 from tests.support.engines import collect, entry, hosting, request
 

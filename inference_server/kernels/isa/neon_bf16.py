@@ -1,0 +1,32 @@
+"""NEON with dot products and bfloat16, of Armv8.6: Graviton 3 and newer, Apple M2 and newer."""
+
+from typing import TYPE_CHECKING, Any
+
+from inference_server.kernels.emit.values import BFLOAT16, INT32, Int, Vector
+from inference_server.kernels.isa.neon_dotprod import NeonDotprod
+
+if TYPE_CHECKING:
+    from inference_server.kernels.emit.code import Code
+
+
+class NeonBf16(NeonDotprod):
+    """Multiplies and adds two bfloat16 in each lane with one instruction, bfdot."""
+
+    name = "neon-bf16"
+    llvm_features = "+neon,+dotprod,+bf16"
+    required: tuple[str, ...] = ("neon", "dotprod", "bf16")
+    multiplies_bf16 = True
+
+    def load_pair(self, code: "Code", address: Int, lanes: int) -> Any:
+        """See InstructionSet."""
+        return code.load_splat(address, INT32, lanes)
+
+    def prepare_pairs(self, code: "Code", pairs: Vector) -> Any:
+        """See InstructionSet."""
+        return pairs
+
+    def multiply_pairs(self, code: "Code", total: Vector, weights: Any, inputs: Any) -> Vector:
+        """See InstructionSet."""
+        operands = [each.bits_as(BFLOAT16, 8) for each in (weights, inputs)]
+        name = "llvm.aarch64.neon.bfdot.v4f32.v8bf16"
+        return Vector(code.builder, code.intrinsic(name, total.llvm.type, total, *operands))

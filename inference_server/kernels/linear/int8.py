@@ -1,0 +1,54 @@
+"""Linear layers with int8 weights.
+
+Products and sums of integers are exact, so a row's result is bit-identical for every batch composition and any number of
+threads. All threads together first convert the activations to fixed point (activations.py). A panel of codes is, for every
+4 inputs, (16 outputs, 4 inputs).
+"""
+
+from inference_server.kernels.emit.code import Code
+from inference_server.kernels.emit.module import Emit
+from inference_server.kernels.emit.values import INT32, Int, Vector
+from inference_server.kernels.isa.vector_units import DIGIT_ROWS, OUTPUTS, TOTAL_ROW
+from inference_server.kernels.linear.activations import SplitRows
+from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, RowScale, write_rows
+
+TILE_INPUTS = 64
+_DIGIT_BYTES = DIGIT_ROWS * TOTAL_ROW  # bytes from the sums of the high digits to those of the low digits
+
+
+class _DigitScale(RowScale):
+    """Converts the sums of both digits to values: row_scale * scale * (128 * high + low)."""
+
+    def __init__(self, row_scales: Int, scales: Int) -> None:
+        super().__init__(row_scales)
+        self._scales = scales
+
+    def load_factors(self, code: Code) -> "list[Vector | None]":
+        return [code.load_floats(self._scales + 64 * half) for half in range(2)]
+
+    def value(self, code: Code, place: Int) -> Vector:
+        high, low = (code.load_vector(place + offset, INT32, 16, 4).to_float() for offset in (0, _DIGIT_BYTES))
+        return high.multiply_add(128.0, low)
+
+
+def make_int8(is_gated: bool) -> Emit:
+    """Return the int8 kernel, for activations and results in float32."""
+    output = OutputFormat(is_gated=is_gated)
+
+    def linear_int8(code: Code, block: Int) -> None:
+        layer = LayerArguments(code, block)
+        totals = code.stack(2 * _DIGIT_BYTES)
+        unit = code.isa.int8_unit(code)
+        rows = SplitRows(layer.workspace, layer.num_rows, layer.width, TILE_INPUTS)
+        rows.convert(code, block, layer.x)
+        unit.use(code)
+        with layer.items(code, output) as (item, bias, out, row_bytes):
+            codes = layer.weights + item * layer.width * OUTPUTS
+            with code.loop(0, layer.num_rows, DIGIT_ROWS) as first:
+                count = (layer.num_rows - first).minimum(DIGIT_ROWS)
+                unit.multiply(code, rows.block(first), layer.width, codes, rows.sums(first), totals, count)
+                scale = _DigitScale(rows.row_scale(first), layer.scales + item * (4 * OUTPUTS))
+                write_rows(code, output, totals, bias, out + first * row_bytes, row_bytes, count, scale)
+        unit.release(code)
+
+    return linear_int8
