@@ -62,7 +62,7 @@ def test_a_packed_model_gives_the_same_bits_as_when_it_was_packed(prepared, prec
 
 def test_the_properties_and_the_tokenizer_are_those_of_the_source(prepared):
     first, second = prepared(), prepared()
-    assert second.facts == first.facts
+    assert second.info == first.info
     assert second.num_bytes == first.num_bytes
     text = "hello <s> there"
     assert second.tokenizer(text)["input_ids"] == first.tokenizer(text)["input_ids"]
