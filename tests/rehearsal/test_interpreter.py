@@ -10,11 +10,11 @@ from tests.support.processes import ROOT
 
 
 @pytest.mark.rehearsal
-@pytest.mark.parametrize("kind", ["16-bit", "modules"])
-def test_replies_by_the_kernels_are_those_of_transformers(kind: str) -> None:
+@pytest.mark.timeout(300)
+def test_replies_by_the_kernels_are_those_of_transformers() -> None:
     # Triton reads the variable when it is imported, so the tests run in a process of their own.
-    command = [sys.executable, "-m", "pytest", "-q", "tests/rehearsal/test_short.py", "-k", kind]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/rehearsal/test_short.py", "-k", "16-bit or modules"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, ended.stdout
-    assert "1 passed" in ended.stdout
+    assert "2 passed" in ended.stdout
