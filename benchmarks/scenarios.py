@@ -29,7 +29,7 @@ class Size:
     arrival_streams: int = 16
     arrival_reply: int = 200
     waiting_requests: int = 800
-    running_reply: int = 1500  # reply length of the request that the others wait for
+    running_reply: int = 1500  # reply length, in tokens, of the request that the others wait for
     share_requests: int = 30
     instant_tokens: int = 1500
     timeout_s: float = 300.0
@@ -53,7 +53,7 @@ QUICK = Size(
     timeout_s=120.0,
 )
 
-# Its documents are longer than any reply, and contain most kinds of values that a grammar constrains.
+# JSON Schema whose documents are longer than any reply, and contain most kinds of values that a grammar constrains.
 _SCHEMA: dict[str, Any] = {
     "type": "array",
     "minItems": 500,

@@ -16,7 +16,7 @@ BEGIN = "<!-- benchmark: written by `python -m benchmarks --report`; do not edit
 END = "<!-- /benchmark -->"
 NONE = "–"
 _ROLES = ("server", "bridge")
-_TOOLS = ("instant", "engine-16bit", "tailrace-one-slot")  # peers without rows of their own
+_TOOLS = ("instant", "engine-16bit", "tailrace-one-slot")  # peers without rows of their own in the tables
 
 Document = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Lowers the logits of tokens that occurred before: repetition, frequency and presence penalty.
 
 The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
-OpenAI's API reference, over the reply. Never waits for the device.
+OpenAI's API reference, over the reply. This module never waits for the device.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class PenaltyState:
 class PenalisedRows:
     """The states of several sequences in one batch, which count tokens that are on the device only.
 
-    While it exists, the sequences' own states are views of its tensors, so that both always agree.
+    While this object exists, the sequences' own states are views of its tensors, so that both are always equal.
     """
 
     def __init__(self, states: Items[PenaltyState], strengths: Tensor) -> None:
@@ -58,7 +58,7 @@ class PenalisedRows:
         return penalise(logits, self._seen, self._counts, self._strengths)
 
     def add(self, token_ids: Tensor) -> None:
-        """Count one token of each row: int64 of shape (num_rows,). Negative ones do not count."""
+        """Count one token of each row: int64 of shape (num_rows,). Negative numbers are not counted."""
         places = token_ids.clamp(min=0)[:, None]
         is_token = token_ids[:, None] >= 0
         self._counts.scatter_add_(1, places, is_token.float())
@@ -99,5 +99,6 @@ def penalise(logits: Tensor, seen: Tensor, counts: Tensor, strengths: Tensor) ->
     logits = torch.where(seen, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
     logits = logits - counts * frequency
     logits -= (counts > 0) * presence
-    # A tiny repetition penalty causes infinities, and softmax would return NaN. The limit allows a division by temperature.
+    # A tiny repetition penalty causes infinite logits, for which softmax would return NaN. The limit is low enough for
+    # a later division by the temperature.
     return logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)

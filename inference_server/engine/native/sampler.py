@@ -2,7 +2,8 @@
 
 Each row uses its own parameters only, so that a sequence's tokens do not depend on the other requests in the batch. Sampling
 is Gumbel-max: the token with the largest sum of logit / temperature and noise is sampled. The noise depends on seed,
-position and token id (gumbel.py). top_k and top_p only restrict the candidates. Works on token ids, not on text.
+position and token id (gumbel.py). top_k and top_p only restrict the candidates. This module works on token ids, not on
+text.
 """
 
 import math
@@ -29,11 +30,12 @@ from inference_server.kernels.sampling.calls import (
     sampling_kernel,
 )
 
-# Tokens per piece when searching for the largest logit: several times faster than torch's own argmax.
+# Number of tokens per piece in the search for the largest logit. Searching in pieces is several times faster than
+# torch's own argmax.
 _PIECE = 256
 # Number of pieces that are searched first. The sampled token is almost always in one of them.
 NUM_PIECES = 8
-# Logits that are processed together on a CPU, so that intermediate results stay in the core's cache.
+# Number of logits that are processed together on a CPU, so that intermediate results stay in the core's cache.
 _CACHED_LOGITS = 65_536
 _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be chosen
 
@@ -157,7 +159,7 @@ def _report_of_kernel(logits: Tensor, total: float, token_id: int, top: Tensor, 
 
 
 def _sample_with_torch(logits: Tensor, rows: Items[Row]) -> list[Sample]:
-    likeliest = _argmax(logits)  # NaN counts as largest
+    likeliest = _argmax(logits)  # torch counts NaN as the largest value
     largest = logits.gather(-1, likeliest[:, None]).squeeze(-1)
     if bad := [index for index, value in enumerate(largest.tolist()) if not math.isfinite(value)]:
         raise NotFinite(bad)
@@ -205,12 +207,13 @@ def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]
 
 
 def _draw_from_all(logits: Tensor, temperatures: Tensor, params: Items[SamplingParams], keys: Items[int]) -> list[int]:
-    """Sample from all tokens: the largest logit + temperature * noise wins.
+    """Sample from all tokens: the token with the largest logit + temperature * noise.
 
-    This avoids the additional pass over the logits that dividing them by the temperature would take.
+    Multiplying the noise avoids another pass over the logits, to divide them by the temperature.
 
-    Gumbel noise needs two logarithms. Its upper bound -log(u) needs one, and selects the pieces that can contain the winner.
-    A row whose winner is below the bound of another piece is computed in full.
+    Gumbel noise needs two logarithms, but its upper bound -log(u) only one. The bounds select the pieces with the
+    largest possible sums, for which the noise is computed. If another piece's bound exceeds the best sum of a row, the
+    whole row is computed.
     """
     uniforms = noise.uniform_of_all(keys, logits.shape[-1], logits.device)
     size = math.gcd(logits.shape[-1], _PIECE)

@@ -1,6 +1,6 @@
 """Samples among the likeliest tokens only: the candidates that top_k and top_p leave.
 
-Rows of a batch do not influence each other. Never waits for the device. Works on token ids, not on text.
+Rows of a batch do not influence each other. This module never waits for the device. It works on token ids, not on text.
 """
 
 import math
@@ -16,10 +16,10 @@ from inference_server.generation import SamplingParams
 
 # Number of likeliest tokens that are sorted first. The whole vocabulary is sorted only if top_k or top_p needs more.
 SHORTLIST = 256
-# Tokens per piece when searching for the shortlist of likeliest tokens.
+# Number of tokens per piece in the search for the shortlist.
 _SMALL_PIECE = 32
 _NO_TOP_K = 2**62
-_NO_TOP_P = 2.0  # no token is excluded then, even if the sum of probabilities is rounded up to 1 early
+_NO_TOP_P = 2.0  # above 1, so that no token is excluded even if rounding brings the sum of probabilities to 1 early
 
 
 def is_narrowed(params: SamplingParams) -> bool:
@@ -82,9 +82,9 @@ class Shortlist:
         return Shortlist(values, ids.gather(-1, order), self.scaled)
 
     def pick(self, limits: Limits, keys: Items[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the winner of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
+        """Return the sampled token of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
 
-        top_k applies first. top_p then refers to the probabilities of the remaining tokens. The winner of a row whose
+        top_k applies first. top_p then refers to the probabilities of the remaining tokens. The token of a row whose
         list lacks candidates is undefined.
 
         Args:

@@ -27,6 +27,7 @@ from inference_server.kernels.emit.values import (
     splat,
     vector_type,
 )
+from inference_server.kernels.emit.waiting import wait_until
 
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet
@@ -56,9 +57,15 @@ class Variable:
 class Code:
     """The code of one function of a kernel, to which instructions are appended."""
 
-    def __init__(self, builder: Any, isa: "InstructionSet") -> None:
-        """`isa`: the instruction set for which the kernel is compiled."""
-        self.builder, self.isa = builder, isa
+    def __init__(self, builder: Any, isa: "InstructionSet", block: Int | None = None) -> None:
+        """Start a function.
+
+        Args:
+            builder: Appends instructions to it.
+            isa: The instruction set for which the kernel is compiled.
+            block: The address of the kernel's argument block; None in a function that a kernel calls.
+        """
+        self.builder, self.isa, self.block = builder, isa, block
 
     # Constants
 
@@ -167,6 +174,12 @@ class Code:
             code.builder.ret_void()
         self.builder.call(function, [argument.llvm for argument in arguments])
 
+    def call_address(self, address: Int, *arguments: Int, returns_int: bool = False) -> Int | None:
+        """Call the C function at an address with int64 arguments. Returns its int if it `returns_int`."""
+        signature = ir.FunctionType(INT32 if returns_int else ir.VoidType(), [INT64] * len(arguments))
+        result = self.builder.call(self.pointer(address, signature), [argument.llvm for argument in arguments])
+        return Int(self.builder, self.builder.sext(result, INT64)) if returns_int else None
+
     def intrinsic(self, name: str, result: Any, *operands: Value) -> Any:
         """Call an LLVM intrinsic. Returns the LLVM value of type `result`."""
         return call_intrinsic(self.builder, name, result, *(operand.llvm for operand in operands))
@@ -174,8 +187,18 @@ class Code:
     # Memory
 
     def pointer(self, address: Int, to: Any) -> Any:
-        """Return an address as an LLVM pointer to the type `to`."""
-        return self.builder.inttoptr(address.llvm, to.as_pointer())
+        """Return an address as an LLVM pointer to the type `to`.
+
+        A constant that was added last becomes an offset of the pointer. LLVM then uses it as the offset in the load or
+        store. On Arm it otherwise chooses offsets that do not fit there, and computes every address.
+        """
+        base, offset = address.llvm, 0
+        while isinstance(base, ir.Instruction) and base.opname == "add" and isinstance(base.operands[1], ir.Constant):
+            base, offset = base.operands[0], offset + base.operands[1].constant
+        pointer = self.builder.inttoptr(base, INT8.as_pointer())
+        if offset:
+            pointer = self.builder.gep(pointer, [ir.Constant(INT64, offset)])
+        return self.builder.bitcast(pointer, to.as_pointer())
 
     def _load(self, address: Int, kind: Any, align: int) -> Any:
         return self.builder.load(self.pointer(address, kind), align=align)
@@ -232,13 +255,19 @@ class Code:
 
     def take_next(self, counter: Int) -> Int:
         """Add 1 to the counter at this address atomically. Returns its value before, so no two calls return the same."""
-        one, place = ir.Constant(INT64, 1), self.pointer(counter, INT64)
-        return Int(self.builder, self.builder.atomic_rmw("add", place, one, "monotonic"))
+        return self.count(counter)
 
     def count_done(self, counter: Int) -> Int:
         """Add 1 to the counter at this address, after all of this thread's writes. Returns its value before."""
-        one, place = ir.Constant(INT64, 1), self.pointer(counter, INT64)
-        return Int(self.builder, self.builder.atomic_rmw("add", place, one, "acq_rel"))
+        return self.count(counter)
+
+    def count(self, counter: Int, amount: int = 1) -> Int:
+        """Add to the counter at this address atomically. Returns its value before.
+
+        This thread's writes happen before, and the writes of the threads that have added to the counter are then visible.
+        """
+        place = self.pointer(counter, INT64)
+        return Int(self.builder, self.builder.atomic_rmw("add", place, ir.Constant(INT64, amount), "acq_rel"))
 
     def num_done(self, counter: Int) -> Int:
         """Return the counter at this address. Writes of the threads that have added to it are then visible."""
@@ -246,8 +275,7 @@ class Code:
 
     def wait_until_done(self, counter: Int, wanted: Int | int) -> None:
         """Wait until the counter at this address has reached `wanted`."""
-        with self.repeat_while(lambda: self.num_done(counter) < wanted):
-            self.isa.pause(self)
+        wait_until(self, lambda: self.num_done(counter) >= wanted)
 
     def load_bf16_bits(self, address: Int, lanes: int = LANES) -> Vector:
         """Load consecutive 16-bit values into the low halves of int32 lanes."""

@@ -43,8 +43,10 @@ def generate(emit: Emit, isa: "InstructionSet", triple: str) -> str:
     module = ir.Module(name="kernel")
     module.triple = triple
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64]), ENTRY)
-    code = Code(ir.IRBuilder(function.append_basic_block("entry")), isa)
-    emit(code, Int(code.builder, function.args[0]))
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    block = Int(builder, function.args[0])
+    code = Code(builder, isa, block)
+    emit(code, block)
     code.builder.ret_void()
     for each in module.functions:
         if not each.is_declaration:

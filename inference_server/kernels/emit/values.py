@@ -70,6 +70,9 @@ class Condition(Value):
     def __or__(self, other: "Condition") -> "Condition":
         return self._apply(self.builder.or_, other)
 
+    def __invert__(self) -> "Condition":
+        return self._new(self.builder.not_(self.llvm))
+
     def any(self) -> "Condition":
         """Return whether any lane of a vector of conditions is true."""
         return self._new(

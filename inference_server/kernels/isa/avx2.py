@@ -18,7 +18,7 @@ class Avx2(InstructionSet):
     lanes = 8
     int8_tiling = Tiling(1, (1, 2))
     int4_tiling = Tiling(1, (1, 2, 4))
-    bf16_tiling = Tiling(1, (1, 2, 4))
+    bf16_tiling = Tiling(1, (1, 2, 3))
     multiply_bytes = "llvm.x86.avx2.pmadd.ub.sw"
     add_pairs = "llvm.x86.avx2.pmadd.wd"
 
@@ -47,3 +47,7 @@ class Avx2(InstructionSet):
         from llvmlite import ir
 
         code.intrinsic("llvm.x86.sse2.pause", ir.VoidType())
+
+    def function_attributes(self) -> dict[str, str]:
+        """Align each function's stack. Vectors kept there that cross cache lines made a kernel 5 times slower on Zen 4."""
+        return {"stackrealign": ""}

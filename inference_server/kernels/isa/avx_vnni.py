@@ -42,4 +42,5 @@ class AvxVnniInAvx512(AvxVnni):
 
     def function_attributes(self) -> dict[str, str]:
         """Keep LLVM from using registers of 512 bits."""
-        return {"min-legal-vector-width": "256", "prefer-vector-width": "256"}
+        widths = {"min-legal-vector-width": "256", "prefer-vector-width": "256"}
+        return super().function_attributes() | widths

@@ -1,27 +1,21 @@
 """Runs the kernel `sample_rows` from Python: builds the rows' records, and reads the results."""
 
 from collections.abc import Sequence as Items
-from functools import cache
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
-from inference_server.kernels.jit.kernel import Kernel
-from inference_server.kernels.sampling.scan import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
+from inference_server.kernels.jit.kernel import Kernel, kernel
+from inference_server.kernels.sampling.record import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
 
-if TYPE_CHECKING:
-    from inference_server.kernels.emit.module import Emit
-    from inference_server.kernels.isa.instruction_set import InstructionSet
-
-_RECORD = Struct("4q4dQqd5q")  # scan.py describes the words
+_RECORD = Struct("4q4dQqd5q")  # record.py describes the words
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
 _PICOSECONDS_PER_LOGIT = 300  # about what the kernel takes on one thread
 _ENOUGH_NS = 50_000  # work for which another thread is started
-_engines: list[Any] = []  # LLVM engines that own the loaded machine code; kept until the process ends
 
 
 class Edits(NamedTuple):
@@ -80,7 +74,7 @@ NO_EDITS, GREEDY = Edits(), Draw(0.0)
 def sampling_kernel(logits: Tensor) -> Kernel | None:
     """Return the kernel for logits of shape (num_rows, vocab_size); None if torch's operations must replace it."""
     fits = logits.device.type == "cpu" and logits.dtype is torch.float32 and logits.is_contiguous()
-    return _kernel() if fits and logits.shape[-1] >= BLOCK else None
+    return kernel("sample_rows") if fits and logits.shape[-1] >= BLOCK else None
 
 
 def row_record(logits: int, edits: Edits, draw: Draw, top: int = 0, top_size: int = 0) -> bytes:
@@ -98,11 +92,11 @@ def row_record(logits: int, edits: Edits, draw: Draw, top: int = 0, top_size: in
     return _RECORD.pack(logits, *edits, temperature, key, top_k, top_p, top, top_size, 0, 0, 0)
 
 
-def sample_rows(kernel: Kernel, records: Items[bytes], vocab_size: int, hashes: Tensor) -> Results:
+def sample_rows(function: Kernel, records: Items[bytes], vocab_size: int, hashes: Tensor) -> Results:
     """Sample a token for each row.
 
     Args:
-        kernel: From `sampling_kernel`.
+        function: From `sampling_kernel`.
         records: From `row_record`.
         vocab_size: Number of logits of a row, at least 64.
         hashes: int32 of shape (2, vocab_size).
@@ -110,37 +104,6 @@ def sample_rows(kernel: Kernel, records: Items[bytes], vocab_size: int, hashes: 
     words = np.frombuffer(bytearray(b"".join(records)), np.int64).reshape(-1, RECORD_WORDS)
     block = _BLOCK.pack(0, 0, 0, words.ctypes.data, len(records), vocab_size, hashes.data_ptr())
     nanoseconds = len(records) * vocab_size * _PICOSECONDS_PER_LOGIT // 1000
-    kernel.run(block, min(len(records), 1 + nanoseconds // _ENOUGH_NS), nanoseconds)
+    function.run(block, min(len(records), 1 + nanoseconds // _ENOUGH_NS), nanoseconds)
     floats = words.view(np.float32)
     return Results(words[:, TOKEN].tolist(), floats[:, 2 * LARGEST].tolist(), floats[:, 2 * TOTAL].tolist())
-
-
-@cache
-def _kernel() -> Kernel | None:
-    """Compile and load the kernel, or return None if that is impossible here."""
-    from inference_server.kernels.isa import choice
-
-    isa = choice.chosen()
-    return None if isa is None else load_kernel(isa)
-
-
-def load_kernel(isa: "InstructionSet") -> Kernel:
-    """Compile the kernel `sample_rows` for an instruction set of this CPU, and load it."""
-    from inference_server.kernels.sampling.sample_rows import make_sample_rows
-
-    return load(make_sample_rows(), isa)
-
-
-def load(emit: "Emit", isa: "InstructionSet") -> Kernel:
-    """Compile a kernel for an instruction set of this CPU, and load it for as long as the process runs."""
-    from llvmlite import binding
-
-    from inference_server.kernels.emit.module import ENTRY, compile_kernel, target_machine
-    from inference_server.kernels.isa.choice import target as target_of
-
-    target = target_of(isa)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine(target))
-    engine.add_object_file(binding.ObjectFileRef.from_data(compile_kernel(emit, isa, target)))
-    engine.finalize_object()
-    _engines.append(engine)  # it owns the target machine, which other kernels use as well
-    return Kernel(int(engine.get_function_address(ENTRY)))

@@ -10,17 +10,14 @@ import math
 from inference_server.kernels.emit.code import LANES, Code
 from inference_server.kernels.emit.elements import log
 from inference_server.kernels.emit.values import INT32, Condition, Float, Int, Vector
+from inference_server.kernels.sampling.record import BLOCK, KEY, LOGITS, TEMPERATURE
 from inference_server.kernels.sampling.scan import (
     BEST,
     BEST_TOKEN,
-    BLOCK,
     INFINITY,
-    KEY,
     LIMIT,
     LIMIT_TOKEN,
-    LOGITS,
     SECOND,
-    TEMPERATURE,
     THRESHOLD,
     Scan,
     paired,

@@ -4,16 +4,8 @@ Computes the same bits as the engine's torch version, with the same operations i
 """
 
 from inference_server.kernels.emit.values import INT8, INT32, Float, Int, Vector
-from inference_server.kernels.sampling.scan import (
-    ALLOWED,
-    COUNTS,
-    FREQUENCY,
-    LOGITS,
-    PRESENCE,
-    REPETITION,
-    SEEN,
-    Scan,
-)
+from inference_server.kernels.sampling.record import ALLOWED, COUNTS, FREQUENCY, LOGITS, PRESENCE, REPETITION, SEEN
+from inference_server.kernels.sampling.scan import Scan
 
 _LARGEST_LOGIT = 1e30  # finite after a division by any temperature
 _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be sampled

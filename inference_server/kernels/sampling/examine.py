@@ -1,17 +1,8 @@
 """Parts of the sampling kernel that read a row's logits: the largest one, and the list of the likeliest tokens."""
 
 from inference_server.kernels.emit.values import INT32, Condition, Int, Vector
-from inference_server.kernels.sampling.scan import (
-    BEST_TOKEN,
-    BLOCK,
-    INFINITY,
-    LOGITS,
-    PEAK,
-    TOP,
-    TOP_SIZE,
-    Scan,
-    paired,
-)
+from inference_server.kernels.sampling.record import BLOCK, LOGITS, TOP, TOP_SIZE
+from inference_server.kernels.sampling.scan import BEST_TOKEN, INFINITY, PEAK, Scan, paired
 
 _ENTRY = 8  # bytes of an entry of the list: the logit, float32, and the token, int32
 

@@ -12,6 +12,7 @@ from inference_server.kernels.emit.code import LANES
 from inference_server.kernels.emit.elements import exp
 from inference_server.kernels.emit.values import DOUBLE, FLOAT, Condition, Float, Int, Vector
 from inference_server.kernels.sampling.draw import draw
+from inference_server.kernels.sampling.record import LOGITS, TEMPERATURE, TOP_K, TOP_P, UNDECIDED
 from inference_server.kernels.sampling.scan import (
     BEST,
     BEST_TOKEN,
@@ -19,14 +20,9 @@ from inference_server.kernels.sampling.scan import (
     INFINITY,
     LIMIT,
     LIMIT_TOKEN,
-    LOGITS,
     MASS,
     MASS_BEFORE,
     PEAK,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    UNDECIDED,
     Scan,
     from_ordinal,
     ordinal,

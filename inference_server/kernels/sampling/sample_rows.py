@@ -19,21 +19,11 @@ from inference_server.kernels.sampling.draw import draw, tolerance
 from inference_server.kernels.sampling.edits import forbid, penalise
 from inference_server.kernels.sampling.examine import find_largest, list_top
 from inference_server.kernels.sampling.limits import apply_top_p, limit_top_k, weigh
-from inference_server.kernels.sampling.scan import (
+from inference_server.kernels.sampling.record import (
     ALLOWED,
-    BEST,
-    BEST_TOKEN,
-    FACTOR,
-    INFINITY,
     LARGEST,
-    LIMIT,
-    LIMIT_TOKEN,
-    MASS,
-    PEAK,
     RECORD_WORDS,
-    SECOND,
     SEEN,
-    STATE_BYTES,
     TEMPERATURE,
     TOKEN,
     TOP,
@@ -42,6 +32,18 @@ from inference_server.kernels.sampling.scan import (
     TOP_SIZE,
     TOTAL,
     UNDECIDED,
+)
+from inference_server.kernels.sampling.scan import (
+    BEST,
+    BEST_TOKEN,
+    FACTOR,
+    INFINITY,
+    LIMIT,
+    LIMIT_TOKEN,
+    MASS,
+    PEAK,
+    SECOND,
+    STATE_BYTES,
     Scan,
 )
 

@@ -1,7 +1,7 @@
 """The data of one row, and the loop over its logits, which the parts of the sampling kernel share.
 
-A row is described by a record of 16 words of 8 bytes. Words 0 to 12 are its arguments; the kernel writes words 13 to 15.
-While a thread works on a row, its intermediate results lie in a state on the thread's stack.
+record.py describes the words of a row's record. While a thread works on a row, its intermediate results lie in a state
+on the thread's stack.
 """
 
 from collections.abc import Callable
@@ -11,24 +11,7 @@ from typing import TypeVar
 
 from inference_server.kernels.emit.code import LANES, Code
 from inference_server.kernels.emit.values import INT32, Condition, Float, Int, Vector
-
-# Words of a record.
-LOGITS = 0  # address of the row's logits, float32
-SEEN = 1  # address of the tokens of prompt and reply, bool; 0 if the row has no penalties
-COUNTS = 2  # address of the tokens' occurrences in the reply, float32
-ALLOWED = 3  # address of the tokens that a grammar allows, uint8; 0 if the row has no grammar
-REPETITION, FREQUENCY, PRESENCE = 4, 5, 6  # strengths of the penalties, float64
-TEMPERATURE = 7  # float64; 0 for the largest logit
-KEY = 8  # 64 bits for the noise
-TOP_K = 9  # 0 for no limit
-TOP_P = 10  # float64; above 1 for no limit
-TOP, TOP_SIZE = 11, 12  # address of the list of likeliest tokens, and its length; 0 without log probabilities
-TOKEN = 13  # the sampled token, or UNDECIDED
-LARGEST = 14  # the largest logit before penalties and grammar, float32, in the first 4 bytes; NaN if any logit is NaN
-TOTAL = 15  # sum of exp(logit - LARGEST) over all tokens, float32, in the first 4 bytes; only with log probabilities
-RECORD_WORDS = 16
-
-UNDECIDED = -1  # rounding errors could change the token
+from inference_server.kernels.sampling.record import BLOCK
 
 # Byte offsets in the state. Numbers are float32, token ids are int64.
 BEST_TOKEN, LIMIT_TOKEN = 0, 8
@@ -39,7 +22,6 @@ FACTOR = 36  # 1 / temperature of the weights exp((logit - PEAK) * FACTOR)
 MASS, MASS_BEFORE = 40, 44  # sums of the weights of the tokens before LIMIT_TOKEN, and of those before BEST_TOKEN
 STATE_BYTES = 64
 
-BLOCK = 4 * LANES  # tokens that a loop processes at a time
 INFINITY = float("inf")
 Joined = TypeVar("Joined", Condition, Vector)
 

@@ -1,7 +1,6 @@
 """The compiled sampler against its torch version, on every instruction set of this CPU."""
 
 import math
-from functools import cache
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.sampler import NotFinite, Row, sample
 from inference_server.generation import SamplingParams
 from inference_server.kernels.isa import choice
+from inference_server.kernels.jit import kernel as registry
+from inference_server.kernels.jit.kernel import kernel as compiled
 from inference_server.kernels.sampling import calls
 
 CPU = torch.device("cpu")
@@ -31,7 +32,6 @@ VARIED = [
     {"temperature": 1.0, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.5},
     {"temperature": 0.0, "repetition_penalty": 0.7, "frequency_penalty": -0.3},
 ]
-load = cache(calls.load_kernel)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def use(monkeypatch):
     """Return a function that makes the sampler use the kernel of an instruction set, or torch's operations for None."""
 
     def use(isa):
-        kernel = None if isa is None else load(isa)
+        kernel = None if isa is None else compiled("sample_rows", isa=isa)
         monkeypatch.setattr(sampling, "sampling_kernel", lambda logits: kernel)
 
     return use
@@ -175,11 +175,5 @@ def test_without_kernels_torch_samples(monkeypatch):
     assert calls.sampling_kernel(logits) is not None
     assert calls.sampling_kernel(logits[:, :63].contiguous()) is None
     assert calls.sampling_kernel(logits[:, ::1].double()) is None
-    monkeypatch.setenv("TAILRACE_CPU_FEATURES", "none")
-    for cached in (choice.chosen, calls._kernel):
-        cached.cache_clear()
-    try:
-        assert calls.sampling_kernel(logits) is None
-    finally:
-        for cached in (choice.chosen, calls._kernel):
-            cached.cache_clear()
+    monkeypatch.setattr(registry, "chosen", lambda: None)
+    assert calls.sampling_kernel(logits) is None
