@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from inference_server.kernels.emit.values import BFLOAT16, INT32, Int, Vector
+from inference_server.kernels.emit.values import BFLOAT16, Int, Vector
+from inference_server.kernels.isa.instruction_set import Tiling
 from inference_server.kernels.isa.neon_dotprod import NeonDotprod
 
 if TYPE_CHECKING:
@@ -16,10 +17,12 @@ class NeonBf16(NeonDotprod):
     llvm_features = "+neon,+dotprod,+bf16"
     required: tuple[str, ...] = ("neon", "dotprod", "bf16")
     multiplies_bf16 = True
+    bf16_tiling = Tiling(1, (1, 2, 4))
 
-    def load_pair(self, code: "Code", address: Int, lanes: int) -> Any:
-        """See InstructionSet."""
-        return code.load_splat(address, INT32, lanes)
+    def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
+        """See InstructionSet. Loads two pairs: for four, LLVM misses the instruction that multiplies by one of them."""
+        twos = [code.load_vector(address + 8 * index, BFLOAT16, 4) for index in range(count // 2)]
+        return [two.shuffled([2 * pair, 2 * pair + 1] * 4) for two in twos for pair in range(2)]
 
     def prepare_pairs(self, code: "Code", pairs: Vector) -> Any:
         """See InstructionSet."""

@@ -10,9 +10,9 @@ import torch
 
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
-from inference_server.cpu.linear.backends import BACKENDS
 from inference_server.cpu.linear.kernel_linear import LinearKind
 from inference_server.cpu.linear.torch_backend import TorchBackend
+from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 from inference_server.settings import Settings
@@ -32,7 +32,7 @@ def source(tiny_model):
 
 @pytest.fixture
 def prepared(source, tmp_path):
-    if BACKENDS[0].obstacle():
+    if choice.obstacle():
         pytest.skip("this CPU has no linear kernels")
 
     def make(precision="int4", **settings):
