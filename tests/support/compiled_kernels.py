@@ -15,10 +15,8 @@ from inference_server.kernels.isa.instruction_set import InstructionSet
 _engines: list[Any] = []  # own the machine code
 
 
-def load(emit: Emit, isa: InstructionSet, target: Target | None = None, symbols: dict[str, int] | None = None) -> Any:
-    """Return a kernel as a function of its argument block. `symbols`: addresses of external functions."""
-    for name, address in (symbols or {}).items():
-        binding.add_symbol(name, address)
+def load(emit: Emit, isa: InstructionSet, target: Target | None = None) -> Any:
+    """Return a kernel as a function of its argument block. `target`: by default that of the instruction set."""
     target = target or choice.target(isa)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine(target))
     engine.add_object_file(binding.ObjectFileRef.from_data(compile_kernel(emit, isa, target)))
@@ -27,7 +25,7 @@ def load(emit: Emit, isa: InstructionSet, target: Target | None = None, symbols:
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(ENTRY))
 
     def run(block: bytes) -> None:
-        function(ctypes.c_char_p(block))
+        function((ctypes.c_int64 * (len(block) // 8)).from_buffer_copy(block))
 
     return run
 

@@ -11,7 +11,8 @@ from llvmlite import ir
 
 from inference_server.kernels.emit.elements import bf16_bits
 from inference_server.kernels.emit.values import FLOAT, INT8, INT16, INT32, Int, Vector
-from inference_server.kernels.isa.vector_units import Bf16Unit, Int4Unit, Int8Unit
+from inference_server.kernels.isa.vector_int4 import Int4Unit
+from inference_server.kernels.isa.vector_units import Bf16Unit, Int8Unit
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code

@@ -4,16 +4,18 @@ import ctypes
 import logging
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.waiting import SLEEP_WORD
-from inference_server.kernels.isa.choice import chosen
-from inference_server.kernels.isa.instruction_set import InstructionSet
+from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.openmp import find_start, sleep_function
+
+if TYPE_CHECKING:
+    from inference_server.kernels.emit.module import Emit
+    from inference_server.kernels.isa.instruction_set import InstructionSet
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Kernel:
             self._call(block)
 
 
-def _makers() -> dict[str, Callable[..., Emit]]:
+def _makers() -> "dict[str, Callable[..., Emit]]":
     """Return the functions that define the kernels, by kernel name."""
     from inference_server.kernels.attention import decode, prefill
     from inference_server.kernels.jit import program_runner
@@ -85,7 +87,7 @@ def _makers() -> dict[str, Callable[..., Emit]]:
     }
 
 
-def kernel(name: str, *is_bf16: bool, isa: InstructionSet | None = None) -> Kernel | None:
+def kernel(name: str, *is_bf16: bool, isa: "InstructionSet | None" = None) -> Kernel | None:
     """Return a kernel of the table above, or None if kernels cannot be compiled here, which is logged once.
 
     Args:
@@ -97,11 +99,21 @@ def kernel(name: str, *is_bf16: bool, isa: InstructionSet | None = None) -> Kern
         ValueError: TAILRACE_CPU_FEATURES names an instruction set that this CPU lacks.
     """
     isa = isa or chosen()
-    return None if isa is None else _kernel(isa, name, *is_bf16)
+    if isa is None:
+        _log_missing()
+        return None
+    return _kernel(isa, name, *is_bf16)
 
 
 @cache
-def _kernel(isa: InstructionSet, name: str, *is_bf16: bool) -> Kernel | None:
+def _log_missing() -> None:
+    """Log once why torch's operations replace the kernels."""
+    message = "compiled kernels are not available, so torch's slower operations replace them: %s"
+    logger.warning(message, obstacle())
+
+
+@cache
+def _kernel(isa: "InstructionSet", name: str, *is_bf16: bool) -> Kernel | None:
     global _is_broken
     if _is_broken:
         return None

@@ -7,6 +7,7 @@ bfloat16; results are float32. The layout of the weights is that of int4.py.
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import INT32, Int, Vector
+from inference_server.kernels.isa.vector_int4 import load_group
 from inference_server.kernels.isa.vector_units import (
     GROUP,
     GROUP_BYTES,
@@ -14,7 +15,6 @@ from inference_server.kernels.isa.vector_units import (
     OUTPUTS,
     PANEL,
     TOTAL_ROW,
-    load_group,
 )
 from inference_server.kernels.linear.activations import round_rows
 from inference_server.kernels.linear.bf16 import multiply_rows

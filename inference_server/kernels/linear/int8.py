@@ -9,10 +9,10 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import INT32, Int, Vector
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, OUTPUTS, TOTAL_ROW
+from inference_server.kernels.jit.workspace import INT8_TILE_INPUTS
 from inference_server.kernels.linear.activations import SplitRows
 from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, RowScale, write_rows
 
-TILE_INPUTS = 64
 _DIGIT_BYTES = DIGIT_ROWS * TOTAL_ROW  # bytes from the sums of the high digits to those of the low digits
 
 
@@ -37,18 +37,22 @@ def make_int8(is_gated: bool) -> Emit:
 
     def linear_int8(code: Code, block: Int) -> None:
         layer = LayerArguments(code, block)
-        totals = code.stack(2 * _DIGIT_BYTES)
         unit = code.isa.int8_unit(code)
-        rows = SplitRows(layer.workspace, layer.num_rows, layer.width, TILE_INPUTS)
+        totals = code.stack(unit.max_rows * 2 * TOTAL_ROW)
+        rows = SplitRows(layer.workspace, layer.num_rows, layer.width, INT8_TILE_INPUTS)
         rows.convert(code, block, layer.x)
         unit.use(code)
         with layer.items(code, output) as (item, bias, out, row_bytes):
             codes = layer.weights + item * layer.width * OUTPUTS
-            with code.loop(0, layer.num_rows, DIGIT_ROWS) as first:
-                count = (layer.num_rows - first).minimum(DIGIT_ROWS)
+            scales = layer.scales + item * (4 * OUTPUTS)
+            with code.loop(0, layer.num_rows, unit.max_rows) as first:
+                count = (layer.num_rows - first).minimum(unit.max_rows)
                 unit.multiply(code, rows.block(first), layer.width, codes, rows.sums(first), totals, count)
-                scale = _DigitScale(rows.row_scale(first), layer.scales + item * (4 * OUTPUTS))
-                write_rows(code, output, totals, bias, out + first * row_bytes, row_bytes, count, scale)
+                with code.loop(0, count, DIGIT_ROWS) as block_row:
+                    row, block_totals = first + block_row, totals + block_row * (2 * TOTAL_ROW)
+                    scale = _DigitScale(rows.row_scale(row), scales)
+                    target, block_count = out + row * row_bytes, (count - block_row).minimum(DIGIT_ROWS)
+                    write_rows(code, output, block_totals, bias, target, row_bytes, block_count, scale)
         unit.release(code)
 
     return linear_int8

@@ -39,7 +39,7 @@ class Cache:
         workspace = aligned(torch.full((bytes_per_value * self.keys[0, 0].numel(),), 255, dtype=torch.uint8))
         words[0] = workspace.data_ptr()
         segments, out = torch.tensor(words), torch.full_like(query, float("nan"))
-        run(arguments.prefill_attention(query, self.keys, self.values, segments, out, None, SCALING))
+        run(arguments.prefill_attention(query, self.keys, self.values, segments, out, SCALING))
         return out
 
     def wanted(self, query: Tensor, starts: list[int], lengths: list[int]) -> Tensor:
