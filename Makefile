@@ -56,14 +56,16 @@ test: export OMP_NUM_THREADS := 1
 test: install ## Run the tests (some minutes), then list the slowest 25
 	$(PYTEST) $(PARALLEL) --durations=25
 
+# A file's tests share nothing but the references, which are kept on disk, so that processes may divide them.
+test-exact: export OMP_NUM_THREADS := 1
 test-exact: install ## Compare with transformers token for token on the default model (long)
-	$(PYTEST) -m exact --timeout 1800 -s --verbosity=0 tests/exact
+	$(PYTEST) -m exact -n $(WORKERS) --dist worksteal --timeout 1800 --durations=15 tests/exact
 
 test-browser: install ## Run the playground and the examples' pages in headless Chromium
-	$(PYTEST) -m browser tests/browser
+	$(PYTEST) -m browser $(PARALLEL) tests/browser
 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
-	$(PYTEST) -m clients tests/clients
+	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
 
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)

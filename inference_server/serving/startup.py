@@ -153,6 +153,8 @@ async def _start(
             on_broken=on_broken,
         )
     )
+    for entry in group:
+        logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
     grammars = Grammars(model.tokenizer, engine.vocab_size)
     models = [
         HostedModel(

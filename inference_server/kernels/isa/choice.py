@@ -1,6 +1,7 @@
 """Chooses the instruction set of the kernels: the best one of this CPU, or the one that TAILRACE_CPU_FEATURES names.
 
-Importing this module imports neither torch nor llvmlite.
+The environment variable is the only place where a choice is kept. settings.py documents it and checks its value at the
+start, through `named`. Importing this module imports neither torch nor llvmlite.
 """
 
 import os
@@ -53,7 +54,6 @@ def available() -> "tuple[InstructionSet, ...]":
     return tuple(found.values())
 
 
-@cache
 def chosen(name: str | None = None) -> "InstructionSet | None":
     """Return the instruction set to compile for; None if torch's operations replace the kernels.
 
@@ -66,14 +66,28 @@ def chosen(name: str | None = None) -> "InstructionSet | None":
     name = name or os.environ.get(VARIABLE, "").strip().lower()
     if not name:
         return next(iter(available()), None)
+    try:
+        return named(name)
+    except ValueError as reason:
+        raise ValueError(f"{VARIABLE}={name}: {reason}") from None
+
+
+def named(name: str) -> "InstructionSet | None":
+    """Return the instruction set with a value of TAILRACE_CPU_FEATURES as its name; None for "none".
+
+    Raises:
+        ValueError: The name is unknown, or this CPU lacks the instruction set. The message is a clause without the name.
+    """
     if name == NONE:
         return None
     for each in available():
         if each.name == name:
             return each
+    if not available():
+        raise ValueError(f"only {NONE} is possible, because {_missing_kernels()}")
     possible = ", ".join([*(each.name for each in available()), NONE])
-    problem = "names an instruction set that this CPU lacks" if name in NAMES else "names no instruction set"
-    raise ValueError(f"{VARIABLE}={name} {problem}: this CPU has {possible}")
+    problem = "this CPU lacks this instruction set" if name in NAMES else "there is no instruction set of this name"
+    raise ValueError(f"{problem} (possible here: {possible})")
 
 
 def obstacle() -> str | None:
@@ -84,14 +98,17 @@ def obstacle() -> str | None:
     """
     if chosen() is not None:
         return None
-    if available():
-        return f"{VARIABLE}={NONE} switches them off"
+    return f"{VARIABLE}={NONE} switches them off" if available() else _missing_kernels()
+
+
+def _missing_kernels() -> str:
+    """Return the reason why `available` is empty, as a clause."""
     try:
         is_x86 = cpu.is_x86()
     except ImportError:
-        return "llvmlite, which compiles them, is not installed"
+        return "llvmlite, which compiles the kernels, is not installed"
     except (OSError, RuntimeError) as error:  # its library cannot be loaded, or it does not support this system
-        return f"llvmlite, which compiles them, cannot be used ({error})"
+        return f"llvmlite, which compiles the kernels, cannot be used ({error})"
     return f"this CPU lacks {'AVX2 and FMA' if is_x86 else 'NEON'}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference_server.kernels.emit.waiting import SLEEP_WORD
+from inference_server.kernels.emit.block_words import SLEEP_WORD
 from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.openmp import find_start, sleep_function
@@ -66,6 +66,7 @@ def _makers() -> "dict[str, Callable[..., Emit]]":
     from inference_server.kernels.linear import bf16, int4, int4_widened, int8
     from inference_server.kernels.linear.layer import OutputFormat
     from inference_server.kernels.rows import norms, rope, silu
+    from inference_server.kernels.sampling import sample_rows
 
     return {
         "rms_norm": norms.make_rms_norm,
@@ -75,6 +76,7 @@ def _makers() -> "dict[str, Callable[..., Emit]]":
         "prefill_attention": prefill.make_prefill_attention,
         "program": program_runner.make_program,
         "silu_mul": silu.make_silu_mul,
+        "sample_rows": sample_rows.make_sample_rows,
         "linear-bf16": partial(bf16.make_bf16, OutputFormat(is_bf16=True)),
         "linear-bf16-head": partial(bf16.make_bf16, OutputFormat(is_rounded=True)),
         "linear-bf16-gated": partial(bf16.make_bf16, OutputFormat(is_bf16=True, is_gated=True)),

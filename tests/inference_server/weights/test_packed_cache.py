@@ -10,9 +10,9 @@ import torch
 
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
-from inference_server.cpu.linear.backends import missing_kernels
 from inference_server.cpu.linear.kernel_linear import LinearKind
 from inference_server.cpu.linear.torch_backend import TorchBackend
+from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 from inference_server.settings import Settings
@@ -32,7 +32,7 @@ def source(tiny_model):
 
 @pytest.fixture
 def prepared(source, tmp_path):
-    if missing_kernels():
+    if choice.obstacle():
         pytest.skip("this CPU has no linear kernels")
 
     def make(precision="int4", **settings):
@@ -62,7 +62,7 @@ def test_a_packed_model_gives_the_same_bits_as_when_it_was_packed(prepared, prec
 
 def test_the_properties_and_the_tokenizer_are_those_of_the_source(prepared):
     first, second = prepared(), prepared()
-    assert second.facts == first.facts
+    assert second.info == first.info
     assert second.num_bytes == first.num_bytes
     text = "hello <s> there"
     assert second.tokenizer(text)["input_ids"] == first.tokenizer(text)["input_ids"]
