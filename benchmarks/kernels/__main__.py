@@ -6,6 +6,7 @@ Writes results/CLASS/DATE-kernels.json, and prints the tables.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -21,10 +22,13 @@ from benchmarks.report import kernel_tables
 _FORMATS = ["int4", "int8", "bf16"]
 _SUBJECTS = ["tailrace", "torch"]
 _ROWS = [1, 8, 32, 256]
+# glibc asks for large pages for what torch allocates, as Tailrace does for its weights: the same for every subject.
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def main() -> int:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run then ends the process that measures
     flags = cpu_flags()
     sets = [named(name, flags) for name in arguments.features] if arguments.features else available(flags)
     started = datetime.now(UTC)
@@ -73,7 +77,7 @@ def _part(limit: InstructionSet, threads: int, arguments: argparse.Namespace) ->
     names = ("models", "formats", "subjects", "rows", "seconds")
     job = {name: getattr(arguments, name) for name in names}
     job |= {"threads": threads, "features": limit.name, "passes": 1 if arguments.quick else 3}
-    environment = {**os.environ, **limit.environment(), "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **limit.environment(), **_LARGE_PAGES, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "benchmarks.kernels.part"]
     done = subprocess.run(
         command, input=json.dumps(job), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True

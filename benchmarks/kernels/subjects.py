@@ -1,7 +1,9 @@
 """The implementations of a product that are compared: Tailrace's backend for this CPU, and torch's own operations."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +27,10 @@ class Product(ABC):
     num_bytes: int  # bytes of weights and scales that one product reads
 
     @abstractmethod
+    def copy(self) -> "Product":
+        """Return the same product with its weights in other memory."""
+
+    @abstractmethod
     def call(self, rows: int) -> Call:
         """Return a function that computes the product with `rows` rows of activations, allocated beforehand if possible."""
 
@@ -36,8 +42,20 @@ class TailraceProduct(Product):
         inputs = weight.shape[1] if isinstance(weight, Tensor) else weight.codes.shape[1]
         self.backend = choose_backend(weight_format, inputs)
         self._inputs, self._is_bf16 = inputs, weight_format == "bf16"
-        self._layer = self.backend.pack(weight, None, LinearKind(weight_format))
+        self._kind = LinearKind(weight_format)
+        self._layer = self.backend.pack(weight, None, self._kind)
         self.num_bytes = _bytes_of(self._layer)
+        self._source = weight
+
+    def copy(self) -> "TailraceProduct":
+        product = copy.copy(self)
+        if isinstance(self._layer, KernelLinear):
+            packed = self._layer.packed
+            scales = None if packed.scales is None else packed.scales.clone()
+            product._layer = self.backend.from_packed(replace(packed, weights=packed.weights.clone(), scales=scales))
+        else:
+            product._layer = self.backend.pack(_cloned(self._source), None, self._kind)
+        return product
 
     def call(self, rows: int) -> Call:
         layer = self._layer
@@ -67,11 +85,21 @@ class TorchProduct(Product):
             self._weight, self._scales = weight.codes.clone(), weight.scales.bfloat16()
         else:
             self._inputs = weight.shape[1]
+            self._source = weight
             self._is_reordered = torch.ops.mkldnn._is_mkldnn_bf16_supported()
             reorder = torch.ops.mkldnn._reorder_linear_weight
             self._weight = reorder(weight.clone(), _LAYOUT_ROWS) if self._is_reordered else weight.clone()
         weight_bytes = weight.nbytes if isinstance(weight, Tensor) else self._weight.nbytes
         self.num_bytes = weight_bytes + self._scales.nbytes
+
+    def copy(self) -> "TorchProduct":
+        product = copy.copy(self)
+        if self._is_reordered:  # oneDNN's layouts cannot be cloned
+            product._weight = torch.ops.mkldnn._reorder_linear_weight(self._source.clone(), _LAYOUT_ROWS)
+        else:
+            product._weight = self._weight.clone()
+        product._scales = self._scales.clone()
+        return product
 
     def call(self, rows: int) -> Call:
         x = torch.randn(rows, self._inputs, dtype=torch.bfloat16)
@@ -102,6 +130,13 @@ def random_weight(layer: Layer, weight_format: WeightFormat) -> Tensor | Int8 | 
         return Int4(codes, torch.full(groups, 2.0**-10), torch.full(groups, -(2.0**-7)))
     weight: Tensor = torch.randn(shape, dtype=torch.bfloat16) / layer.inputs**0.5
     return weight
+
+
+def _cloned(weight: Tensor | Int8 | Int4) -> Tensor | Int8 | Int4:
+    """Return the weights in other memory, because a layer may keep the tensors that it was given."""
+    if isinstance(weight, Tensor):
+        return weight.clone()
+    return replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone())
 
 
 def _kernel_call(layer: KernelLinear, x: Tensor) -> Call:
