@@ -94,6 +94,7 @@ def _document(parts: list[dict[str, Any]], arguments: argparse.Namespace, starte
     return {
         "started": started.isoformat(timespec="seconds"),
         "machine": machine.describe(),
+        "parts": [{name: value for name, value in part.items() if name != "rows"} for part in parts],
         "bandwidth_gb_per_s": {threads: value / 1e9 for threads, value in bandwidth.items()},
         "models": {name: MODELS[name].title for name in arguments.models},
         "rows": arguments.rows,
