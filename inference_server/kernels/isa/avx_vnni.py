@@ -17,7 +17,8 @@ class AvxVnni(Avx2):
     """
 
     name = "avx-vnni"
-    llvm_cpu = "alderlake"
+    llvm_cpu = "haswell"
+    llvm_features = "+avxvnni"
     required: tuple[str, ...] = ("avxvnni", "avx2", "fma", "f16c")
     int8_tiling = Tiling(1, (1, 2, 3))
     multiply_add_bytes = "llvm.x86.avx512.vpdpbusd.256"

@@ -21,19 +21,6 @@ def llvm_features() -> dict[str, bool]:
     return dict(binding.get_host_cpu_features())
 
 
-def llvm_feature_string() -> str:
-    """Return the features as LLVM's target machines take them: "+avx2,-avx512f,…"."""
-    return ",".join(("+" if has else "-") + name for name, has in sorted(llvm_features().items()))
-
-
-@cache
-def llvm_cpu_name() -> str:
-    """Return LLVM's name of this CPU, for example "znver4"."""
-    from llvmlite import binding
-
-    return str(binding.get_host_cpu_name())
-
-
 @cache
 def llvm_triple() -> str:
     """Return LLVM's name of this platform, for example "x86_64-unknown-linux-gnu"."""
@@ -48,17 +35,6 @@ def is_x86() -> bool:
     from llvmlite import binding
 
     return bool(binding.get_process_triple().startswith("x86_64"))
-
-
-def num_float32_lanes() -> int:
-    """Return the number of float32 values in the widest vector register: 16, 8 or 4."""
-    features = llvm_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
-
-
-def converts_bfloat16() -> bool:
-    """Check whether one instruction rounds a vector of float32 to bfloat16."""
-    return bool(llvm_features().get("avx512bf16"))
 
 
 @cache

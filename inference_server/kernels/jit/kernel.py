@@ -3,6 +3,7 @@
 import ctypes
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ class Kernel:
             self._call(block)
 
 
-def _makers() -> "dict[str, Callable[..., Emit]]":
+def makers() -> "dict[str, Callable[..., Emit]]":
     """Return the functions that define the kernels, by kernel name."""
     from inference_server.kernels.attention import decode, prefill
     from inference_server.kernels.jit import program_runner
@@ -107,6 +108,11 @@ def kernel(name: str, *is_bf16: bool, isa: "InstructionSet | None" = None) -> Ke
     return _kernel(isa, name, *is_bf16)
 
 
+def variant_name(name: str, is_bf16: Items[bool]) -> str:
+    """Return the name of a kernel that is specialised for these tensor types, for example "rms_norm-bf16"."""
+    return "-".join([name, *("bf16" if bf16 else "float32" for bf16 in is_bf16)])
+
+
 @cache
 def _log_missing() -> None:
     """Log once why torch's operations replace the kernels."""
@@ -119,11 +125,11 @@ def _kernel(isa: "InstructionSet", name: str, *is_bf16: bool) -> Kernel | None:
     global _is_broken
     if _is_broken:
         return None
-    file_name = "-".join([name, *("bf16" if bf16 else "float32" for bf16 in is_bf16)])
+    file_name = variant_name(name, is_bf16)
     try:
         from inference_server.kernels.jit import object_cache
 
-        emit = _makers()[name](*is_bf16)
+        emit = makers()[name](*is_bf16)
         return Kernel(object_cache.entry(file_name, emit, isa, object_cache.default_folder()))
     except Exception as error:  # torch's operations replace the kernels after any error
         _is_broken = True

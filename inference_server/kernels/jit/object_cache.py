@@ -1,4 +1,7 @@
-"""Keeps the kernels' machine code in files: a kernel is compiled once, later starts only load it."""
+"""Keeps the kernels' machine code in files: a kernel is compiled once, later starts only load it.
+
+Images contain the files of common CPUs (ahead_of_time.py).
+"""
 
 import contextlib
 import hashlib
@@ -25,6 +28,11 @@ def default_folder() -> Path:
     return Path(base) / "tailrace" / "kernels"
 
 
+def shipped_folder() -> Path:
+    """Return the folder in this package with kernels that were compiled in advance. It may be missing."""
+    return Path(kernels.__path__[0]) / "compiled"
+
+
 def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
     """Load a kernel from `folder`, or compile it and keep it there. A folder that cannot be written is ignored.
 
@@ -38,12 +46,16 @@ def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
         The address of the machine code, which stays loaded until the process ends.
     """
     cpu = target(isa)
-    path = folder / f"{name}.{isa.name}-{_fingerprint(cpu)}.o"
-    code = _read(path)
+    code = _read(path_of(shipped_folder(), name, isa)) or _read(path_of(folder, name, isa))
     if code is None:
         code = compile_kernel(emit, isa, cpu)
-        _write(path, code)
+        write(path_of(folder, name, isa), code)
     return _load(code, cpu)
+
+
+def path_of(folder: Path, name: str, isa: InstructionSet) -> Path:
+    """Return the path of a kernel's file. It contains a hash of everything that determines the code."""
+    return folder / f"{name}.{isa.name}-{_fingerprint(target(isa))}.o"
 
 
 def kernel_sources() -> list[Path]:
@@ -63,7 +75,7 @@ def _fingerprint(cpu: Target) -> str:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the code that _write stored, or None if it is missing or damaged: damaged code could end the process."""
+    """Return the code that `write` stored, or None if it is missing or damaged: damaged code could end the process."""
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:
@@ -71,7 +83,7 @@ def _read(path: Path) -> bytes | None:
     return None
 
 
-def _write(path: Path, code: bytes) -> None:
+def write(path: Path, code: bytes) -> None:
     """Store the code with its checksum in one step, so that no other process reads a partial file."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

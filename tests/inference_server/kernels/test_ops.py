@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from inference_server.kernels import ops, reference
-from inference_server.kernels.isa import choice
-from inference_server.kernels.jit import kernel, object_cache
+from inference_server.kernels.jit import object_cache
 from inference_server.kernels.jit.openmp import find_start
 
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
@@ -23,14 +22,6 @@ ROWS = [1, 2, 7, 32]
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-# The best instruction set of this CPU, and the one with the narrowest vectors.
-@pytest.fixture(
-    autouse=True, params=dict.fromkeys([choice.available()[0], choice.available()[-1]]), ids=lambda isa: isa.name
-)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "chosen", lambda: request.param)
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
