@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
-.PHONY: help install install-run run test test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
+.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
 	test-reliability test-vllm bench bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
@@ -81,6 +81,12 @@ test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real serve
 test-rehearsal: export OMP_NUM_THREADS := 1
 test-rehearsal: install ## Run the engine on a simulated GPU, and try every GPU kernel (needs no GPU)
 	$(PYTEST) -m rehearsal $(PARALLEL) --timeout 600 --durations=15 tests
+
+test-arm: export OMP_NUM_THREADS := 1
+test-arm: install ## Run the kernels for Arm in an emulator (needs qemu-user)
+	@command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || \
+		{ echo "make test-arm needs qemu-aarch64. On Debian or Ubuntu: apt-get install qemu-user"; exit 1; }
+	$(PYTEST) -m arm $(PARALLEL) --durations=5 tests/arm
 
 # SOAK_SECONDS, LOAD_SECONDS and FUZZ_REQUESTS set the duration.
 test-reliability: install ## Load, faults, bad input and attack on the whole stack (20 minutes)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from inference_server.kernels.emit.values import INT8, INT16, INT32, INT64, Int, Vector, vector_type
+from inference_server.kernels.emit.values import INT8, INT16, INT32, INT64, Int, Vector, call_intrinsic, vector_type
 from inference_server.kernels.isa.instruction_set import ARM, InstructionSet, Tiling, widened_pair
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ class Neon(InstructionSet):
     int8_tiling = Tiling(1, (1,))
     int4_tiling = Tiling(1, (1,))
     bf16_tiling = Tiling(1, (1, 2, 3))
-
     words_at_once = 4
     codes_at_once = 4
 
@@ -73,3 +72,7 @@ class Neon(InstructionSet):
         """Return the products of 8 bytes each, int16."""
         shorts = vector_type(INT16, 8)
         return Vector(code.builder, code.intrinsic("llvm.aarch64.neon.smull.v8i16", shorts, weights, digits))
+
+    def pause(self, code: "Code") -> None:
+        """Rest until earlier instructions are done. The hint `yield` does nothing on most CPUs."""
+        call_intrinsic(code.builder, "llvm.aarch64.isb", ir.VoidType(), ir.Constant(INT32, 15))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from inference_server.kernels.emit.values import BFLOAT16, Int, Vector
+from inference_server.kernels.emit.values import BFLOAT16, INT16, Int, Vector, vector_type
 from inference_server.kernels.isa.instruction_set import Tiling
 from inference_server.kernels.isa.neon_dotprod import NeonDotprod
 
@@ -33,3 +33,8 @@ class NeonBf16(NeonDotprod):
         operands = [each.bits_as(BFLOAT16, 8) for each in (weights, inputs)]
         name = "llvm.aarch64.neon.bfdot.v4f32.v8bf16"
         return Vector(code.builder, code.intrinsic(name, total.llvm.type, total, *operands))
+
+    def to_bf16(self, code: "Code", value: Vector) -> Vector:
+        """See InstructionSet."""
+        narrow = Vector(code.builder, code.builder.fptrunc(value.llvm, vector_type(BFLOAT16, value.lanes)))
+        return Vector(code.builder, code.builder.bitcast(narrow.llvm, vector_type(INT16, value.lanes)))

@@ -8,7 +8,7 @@ of the inputs, so a row's result does not depend on the other rows.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from inference_server.kernels.emit.values import INT32, Int
+from inference_server.kernels.emit.values import INT32, Int, Vector
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
@@ -190,6 +190,12 @@ class Int8Unit:
         row_blocks(code, count, tiling.rows, block, DIGIT_ROWS)
 
 
+def _load_codes(code: "Code", place: Int) -> list[Vector]:
+    """Load the codes of `codes_at_once` times 4 inputs, of as many outputs as a vector register has lanes."""
+    lanes = code.isa.lanes
+    return [code.load_vector(place + 64 * index, INT32, lanes, 4 * lanes) for index in range(code.isa.codes_at_once)]
+
+
 def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> None:
     rows, codes, width, digit_sums, totals = values
     isa, lanes = code.isa, code.isa.lanes
@@ -207,20 +213,24 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
         panel_step, row_step = codes + step * 1024, rows + step * 1024
         for quad in range(0, 16, isa.codes_at_once):
             if quad % isa.words_at_once == 0:
-                places = {(row, digit): row_step + (512 * digit + 64 * row + 4 * quad) for row, digit in starts}
-                loaded = {key: isa.load_words(code, place, isa.words_at_once, lanes) for key, place in places.items()}
+                loaded = {
+                    (row, digit): isa.load_words(
+                        code, row_step + (512 * digit + 64 * row + 4 * quad), isa.words_at_once, lanes
+                    )
+                    for row, digit in starts
+                }
             first = quad % isa.words_at_once
             inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
-            for panel, part in outputs:
-                place = panel_step + width * (PANEL * panel) + (64 * quad + 4 * part)
-                offsets = range(0, 64 * isa.codes_at_once, 64)
-                weights = [code.load_vector(place + offset, INT32, lanes, 4 * lanes) for offset in offsets]
-                done = []
+            # Several codes at once take many registers, so then one vector of outputs follows the other.
+            for group in [outputs] if isa.codes_at_once == 1 else [[output] for output in outputs]:
+                places = [panel_step + width * (PANEL * panel) + (64 * quad + 4 * part) for panel, part in group]
+                weights = [_load_codes(code, place) for place in places]
                 for key, digits in inputs.items():
-                    variable = sums[(*key, panel, part)]
-                    variable.set(isa.multiply_codes(code, variable.get(), weights, digits, are_nibbles=False))
-                    done.append(variable.get())
-                if isa.codes_at_once > 1:
-                    panel_step = isa.after(code, panel_step, done)
+                    for output, codes_of_output in zip(group, weights, strict=True):
+                        variable = sums[(*key, *output)]
+                        operands = (codes_of_output, digits)
+                        variable.set(isa.multiply_codes(code, variable.get(), *operands, are_nibbles=False))
+                if len(group) < len(outputs):
+                    panel_step = isa.after(code, panel_step, [sums[(*key, *group[0])].get() for key in inputs])
     for (row, digit, panel, part), total in sums.items():
         code.store(total.get(), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)

@@ -19,7 +19,7 @@ from inference_server.kernels.emit.module import ENTRY
 from tests.support.arm.elf import caller_program, link
 
 ADDRESS, SIZE = 1 << 36, 64 << 20
-_CODE, _TENSORS = 4096, 1 << 20  # offsets of the kernel and of the first tensor
+_CODE, _TENSORS = 4096, 16 << 20  # offsets of the first kernel and of the first tensor
 _GAP = 64  # bytes between tensors, which no kernel may change
 _FIXED = 0x100000  # MAP_FIXED_NOREPLACE
 _TIME_LIMIT = 60  # seconds; a call takes well under one
@@ -55,8 +55,8 @@ class Emulator:
         self._caller = Path(self._folder.name) / "caller"
         self._caller.write_bytes(caller_program(ADDRESS, SIZE))
         self._caller.chmod(0o700)
-        self._kernel: tuple[bytes, int] | None = None
-        self._used = _TENSORS
+        self._kernels: dict[bytes, int] = {}  # addresses, by object file
+        self._code_used, self._used = _CODE, _TENSORS
         self._gaps: list[int] = []
 
     def close(self) -> None:
@@ -80,6 +80,17 @@ class Emulator:
         copy = self._bytes[start : start + size].view(tensor.dtype).view(tensor.shape)
         return copy.copy_(tensor)
 
+    def load(self, object_file: bytes) -> int:
+        """Place a kernel, from `compile_kernel`, in the shared memory if it is not there yet. Returns its address."""
+        if object_file not in self._kernels:
+            image, entry = link(object_file, ADDRESS + self._code_used, ENTRY)
+            if self._code_used + len(image) > _TENSORS:
+                raise MemoryError("the kernels exceed the emulator's memory")
+            self._write(self._code_used, image)
+            self._code_used += -(-len(image) // 4096) * 4096
+            self._kernels[object_file] = entry
+        return self._kernels[object_file]
+
     def call(self, object_file: bytes, block: bytes, cpu: str) -> None:
         """Run a kernel once, on one thread.
 
@@ -91,11 +102,7 @@ class Emulator:
         Raises:
             RuntimeError: The kernel crashed, or wrote beyond the end of a tensor.
         """
-        if self._kernel is None or self._kernel[0] is not object_file:
-            image, entry = link(object_file, ADDRESS + _CODE, ENTRY)
-            self._write(_CODE, image)
-            self._kernel = object_file, entry
-        self._write(0, self._kernel[1].to_bytes(8, "little") + (ADDRESS + 64).to_bytes(8, "little"))
+        self._write(0, self.load(object_file).to_bytes(8, "little") + (ADDRESS + 64).to_bytes(8, "little"))
         self._write(64, block)
         command = [self._qemu, "-cpu", cpu, str(self._caller)]
         done = subprocess.run(command, stdin=self._file, capture_output=True, timeout=_TIME_LIMIT, text=True)
