@@ -124,7 +124,6 @@ def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str
         "TAILRACE_MAX_RUNNING_SEQS": str(slots),
         "TAILRACE_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
         "OMP_NUM_THREADS": "1",
-        "NUMBA_NUM_THREADS": "1",
     }
     children = []
     try:

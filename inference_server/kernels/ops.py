@@ -1,7 +1,7 @@
 """Operations of a forward pass on a CPU, each as one compiled kernel instead of several torch operations.
 
 Tensors in and out are float32 or bfloat16; arithmetic is float32. An operation whose tensors no kernel supports (another
-device or dtype, odd widths or strides, numba missing) is computed by its plain torch version in reference.py.
+device or dtype, odd widths or strides, llvmlite missing) is computed by its plain torch version in reference.py.
 """
 
 from collections.abc import Sequence as Items

@@ -172,8 +172,8 @@ def _better_precision(names: str, precision: str, times: Times) -> Iterator[Find
     best = min(_INTEGER, key=lambda other: times[other, 1])
     shares = [times[best, rows] / times[precision, rows] for rows in ROWS]
     if shares[0] < _WORTHWHILE:
-        parts = " and ".join(f"{share:.2f} for {_streams(rows)}" for share, rows in zip(shares, ROWS, strict=True))
-        text = f'{names}: with precision = "{best}" in the catalog, matrix products would take {parts} of the time'
+        parts = ", ".join(f"{share:.2f} for {_streams(rows)}" for share, rows in zip(shares, ROWS, strict=True))
+        text = f'{names}: with precision = "{best}" in the catalog, matrix products would take this share of the time: {parts}'
         yield Finding(None, text, "Its weights would be rounded, which changes replies.")
 
 

@@ -143,7 +143,7 @@ def test_a_release_of_cuda_without_a_library_is_refused(tmp_path):
 
 
 # Packages of the server that a machine with torch, Triton and transformers need not have.
-_ABSENT = "pydantic numba llvmlite grpc google prometheus_client throttled llguidance gguf accelerate opentelemetry"
+_ABSENT = "pydantic llvmlite grpc google prometheus_client throttled llguidance gguf accelerate opentelemetry"
 _BLOCKER = f"""
 import sys
 from importlib.machinery import PathFinder

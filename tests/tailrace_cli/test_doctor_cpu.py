@@ -183,10 +183,10 @@ def test_the_report_compares_precisions_for_each_model(catalog, monkeypatch):
     product = "a product takes 2.00 ms with 16-bit weights, 0.50 of it with int8 weights, 0.25 of it with int4 weights"
     assert one[1] == f"1 stream, kernels for {choice.available()[0].name}: {product}"
     assert many[1].startswith("32 streams") and "1.50 of it with int4" in many[1]
-    text = '{}: with precision = "int4" in the catalog, matrix products would take {} of the time'
+    text = '{}: with precision = "int4" in the catalog, matrix products would take this share of the time: {}'
     assert [hint[1] for hint in hints] == [
-        text.format("m0", "0.25 for 1 stream and 1.50 for 32 streams"),
-        text.format("m1", "0.50 for 1 stream and 1.50 for 32 streams"),
+        text.format("m0", "0.25 for 1 stream, 1.50 for 32 streams"),
+        text.format("m1", "0.50 for 1 stream, 1.50 for 32 streams"),
     ]
 
 
