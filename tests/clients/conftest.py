@@ -17,6 +17,16 @@ ACCOUNT = "0123456789abcdef0123456789abcdef"
 generated: Counter[str] = Counter()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each generated test an id of its own. Of several tests with one id, pytest-xdist would run only the first."""
+    for item in items:
+        module = item.getparent(pytest.Module)
+        if module is not None and not item.nodeid.endswith(item.name):
+            item._id = module.id.child(item.name)
+    ids = [item.nodeid for item in items]
+    assert len(set(ids)) == len(ids)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Send the numbers to the process that prints them, if the tests run in several processes."""
     if hasattr(session.config, "workeroutput"):
