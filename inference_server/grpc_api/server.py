@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.watchdog import Watchdog
 from inference_server.grpc_api.auth import TokenCheck
 from inference_server.grpc_api.load_report import LoadReporter
@@ -156,7 +157,8 @@ class Server:
         """
         started = time.monotonic()
         entries = read_catalog(self._settings.catalog)
-        startup = await asyncio.to_thread(import_startup)
+        # In a daemon thread: a signal ends the process without waiting for the imports.
+        startup = await in_daemon_thread(import_startup)
         self.servicer.models = await startup.load_all(entries, self._settings, self._break)
         self.servicer.metrics.expect(self.servicer.models)
         await self._set_health(_SERVING)
