@@ -15,7 +15,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
-	test-reliability test-vllm bench bench-gpu check docs docs-generate format proto check-proto clean
+	test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -108,6 +108,10 @@ test-vllm: install $(VLLM_STAMP) ## Run the clients' tests against engine = "vll
 bench: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 bench: install ## Measure Tailrace beside llama.cpp, vLLM and transformers (hours; see docs/benchmarks.md)
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
+
+# BENCH_OPTIONS="--models smollm2-135m --features avx2": less of it. docs/benchmarks.md lists the other options.
+bench-kernels: install ## Time the products of linear layers for each instruction set of this CPU (half an hour)
+	$(BIN)/python -m benchmarks.kernels $(BENCH_OPTIONS)
 
 # BENCH_OPTIONS=--tiny: try the check itself, without a GPU too. docs/gpu.md lists the other options.
 bench-gpu: install ## Check and measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)

@@ -84,11 +84,12 @@ def measure(isa: "InstructionSet | None") -> Times:
 def _kernel_layers(precision: Precision, isa: "InstructionSet") -> "list[nn.Module]":
     from inference_server.cpu.linear.kernel_linear import LinearKind
     from inference_server.cpu.linear.panels import PanelBackend
+    from inference_server.weights.large_pages import moved
 
     backend = PanelBackend(isa)
     packed = backend.pack(_weight(precision), None, LinearKind(_FORMATS[precision])).packed
-    count = max(1, TOTAL_BYTES // packed.weights.nbytes)
-    return [backend.from_packed(replace(packed, weights=packed.weights.clone())) for _ in range(count)]
+    copies = moved({str(number): packed.weights for number in range(max(1, TOTAL_BYTES // packed.weights.nbytes))})
+    return [backend.from_packed(replace(packed, weights=weights)) for weights in copies.values()]
 
 
 def _torch_layers(precision: Precision) -> "list[nn.Module]":

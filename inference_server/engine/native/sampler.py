@@ -84,14 +84,16 @@ def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> lis
     hashes, vocab_size = noise.token_hashes(logits.shape[-1], logits.device), logits.shape[-1]
     places = range(logits.data_ptr(), logits.data_ptr() + len(rows) * vocab_size * 4, vocab_size * 4)
     draws = _draws(rows)
-    edited = [index for index, row in enumerate(rows) if row.penalties is not None or row.allowed is not None]
+    edits = {
+        index: _edits(row, vocab_size) for index, row in enumerate(rows) if row.penalties or row.allowed is not None
+    }
     tops = {
         index: torch.empty(max(1, min(row.params.logprobs, vocab_size)), 2, dtype=torch.int32)
         for index, row in enumerate(rows)
         if row.params.logprobs is not None
     }
     # Rows with edits are only examined at first, because logits must not change before all rows are known to be finite.
-    drawn = [GREEDY if index in edited else draw for index, draw in enumerate(draws)] if edited else draws
+    drawn = [GREEDY if index in edits else draw for index, draw in enumerate(draws)]
     records = list(map(row_record, places, repeat(NO_EDITS), drawn))
     for index, top in tops.items():
         num_top = rows[index].params.logprobs or 0
@@ -99,11 +101,11 @@ def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> lis
     results = sample_rows(kernel, records, vocab_size, hashes)
     if bad := [index for index, value in enumerate(results.largest) if not math.isfinite(value)]:
         raise NotFinite(bad)
-    unchanged = {index: logits[index].clone() if index in edited else logits[index] for index in tops}
+    unchanged = {index: logits[index].clone() if index in edits else logits[index] for index in tops}
     tokens = results.tokens
-    if edited:
-        records = [row_record(places[index], _edits(rows[index]), draws[index]) for index in edited]
-        for index, token_id in zip(edited, sample_rows(kernel, records, vocab_size, hashes).tokens, strict=True):
+    if edits:
+        records = [row_record(places[index], changes, draws[index]) for index, changes in edits.items()]
+        for index, token_id in zip(edits, sample_rows(kernel, records, vocab_size, hashes).tokens, strict=True):
             tokens[index] = token_id
     _choose_undecided(logits, tokens, rows)
     samples = list(map(Sample, tokens))
@@ -125,12 +127,15 @@ def _draws(rows: Items[Row]) -> list[Draw]:
     ]
 
 
-def _edits(row: Row) -> Edits:
-    allowed = 0 if row.allowed is None else row.allowed.data_ptr()
-    if not isinstance(row.penalties, PenaltyState):
-        return NO_EDITS._replace(allowed=allowed)
-    strengths = row.params.repetition_penalty, row.params.frequency_penalty, row.params.presence_penalty
-    return Edits(row.penalties.seen.data_ptr(), row.penalties.counts.data_ptr(), allowed, *strengths)
+def _edits(row: Row, vocab_size: int) -> Edits:
+    """Return the changes of a row's logits. Raises ValueError if their tensors have another vocabulary."""
+    state = row.penalties if isinstance(row.penalties, PenaltyState) else None
+    tensors = [None, None, row.allowed] if state is None else [state.seen, state.counts, row.allowed]
+    if any(each is not None and (each.shape != (vocab_size,) or not each.is_contiguous()) for each in tensors):
+        raise ValueError(f"penalties or allowed tokens are not those of a vocabulary of {vocab_size} tokens")
+    seen, counts, allowed = (0 if each is None else each.data_ptr() for each in tensors)
+    params = row.params
+    return Edits(seen, counts, allowed, params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
 
 
 def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence as Items
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,7 @@ from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.sampling.record import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
 
-if TYPE_CHECKING:
-    pass
-
-_RECORD = Struct("4q4dQqd5q")  # scan.py describes the words
+_RECORD = Struct("4q4dQqd5q")  # record.py describes the words
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
 _PICOSECONDS_PER_LOGIT = 300  # about what the kernel takes on one thread
 _ENOUGH_NS = 50_000  # work for which another thread is started

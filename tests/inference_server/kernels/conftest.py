@@ -1,14 +1,10 @@
-from collections.abc import Iterator
-
 import pytest
 
 from inference_server.kernels.isa import choice
 
 
 @pytest.fixture(params=[each.name for each in choice.available()])
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force each instruction set of this CPU in turn. Returns its name."""
     monkeypatch.setenv(choice.VARIABLE, request.param)
-    choice.chosen.cache_clear()
-    yield request.param
-    choice.chosen.cache_clear()
+    return request.param

@@ -69,6 +69,21 @@ def test_the_properties_and_the_tokenizer_are_those_of_the_source(prepared):
     assert second.tokenizer.chat_template == first.tokenizer.chat_template
 
 
+def test_packed_weights_lie_in_one_block_at_every_start(prepared):
+    for found in (prepared(), prepared()):
+        tensors = [tensor for linear in found.model.linears for tensor in (linear.packed.weights, linear.packed.bias)]
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        assert all(address % 64 == 0 for address in addresses)
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+
+
+def test_engines_of_the_same_model_share_the_tokenizer(prepared):
+    for precision in ("int4", "bfloat16"):
+        prepared(precision)  # packed by this call, read by the next one
+    one, other = prepared("int4"), prepared("bfloat16")
+    assert one.tokenizer is other.tokenizer
+
+
 def test_a_second_start_does_not_import_the_models_of_transformers(prepared, source, tmp_path):
     prepared()
     program = f"""

@@ -153,6 +153,16 @@ def test_rows_that_are_not_finite_are_reported_before_any_logit_changes(bad, pla
     assert torch.equal(logits.nan_to_num(9.0), before.nan_to_num(9.0))
 
 
+def test_masks_and_penalties_of_another_vocabulary_are_refused(use):
+    use(choice.available()[0])
+    for row in (
+        Row(SamplingParams(seed=1), 1, allowed=torch.ones(99, dtype=torch.uint8)),
+        Row(SamplingParams(seed=1), 1, PenaltyState([1], 99, CPU)),
+    ):
+        with pytest.raises(ValueError, match="vocabulary of 100 tokens"):
+            sample(logits_of(1, 100), [row])
+
+
 def test_every_kind_of_row_ends_if_no_logit_is_finite(use):
     use(choice.available()[0])
     for bad in (math.nan, math.inf, -math.inf):
