@@ -12,9 +12,10 @@ from torch import Tensor
 
 from inference_server.kernels.isa.instruction_set import InstructionSet
 from inference_server.kernels.jit import arguments
-from inference_server.kernels.linear import activations
+from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
 
 INPUTS, OUTPUTS = 576, 96
+TILES = INT4_TILE_INPUTS, INT8_TILE_INPUTS
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Layer:
         """
         outputs = OUTPUTS // 2 if self.format.is_gated else OUTPUTS
         out = place(torch.full((len(x), outputs), float("nan"), dtype=self.format.out_dtype))
-        size = max(2 * x.numel(), *(activations.workspace_bytes(len(x), INPUTS, tile) for tile in (32, 64)))
+        size = max(2 * x.numel(), *(workspace_bytes(len(x), INPUTS, tile) for tile in TILES))
         inputs = (self.packed, self.scales, x, self.bias, torch.full((size,), 0x7F, dtype=torch.uint8))
         packed, scales, rows, bias, workspace = (place(tensor) for tensor in inputs)
         addresses = [tensor.data_ptr() for tensor in (packed, scales, rows, out, bias)]

@@ -4,7 +4,10 @@ LLVM's feature names ("avx512f", "amx-int8") determine the instructions in the k
 operating system's permission as well, which torch requests. Importing this module imports neither torch nor llvmlite.
 """
 
+import ctypes
+import sys
 from functools import cache
+from pathlib import Path
 
 _AMX_FEATURES = ("amx-tile", "amx-int8", "amx-bf16", "avx512f", "avx512vnni")
 
@@ -18,7 +21,33 @@ def llvm_features() -> dict[str, bool]:
     """
     from llvmlite import binding
 
-    return dict(binding.get_host_cpu_features())
+    features = dict(binding.get_host_cpu_features())
+    return features if is_x86() else features | _arm_features()
+
+
+def _arm_features() -> dict[str, bool]:
+    """Return LLVM's names of Arm's features that the kernels use. LLVM itself finds few of them on Linux, none on macOS."""
+    if sys.platform == "darwin":
+        names = {"dotprod": "hw.optional.arm.FEAT_DotProd", "bf16": "hw.optional.arm.FEAT_BF16"}
+        return {"neon": True} | {feature: _is_set_on_macos(name) for feature, name in names.items()}
+    try:
+        return arm_features_of_linux(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        return {}
+
+
+def arm_features_of_linux(cpuinfo: str) -> dict[str, bool]:
+    """Return the features that all cores have, by LLVM's names. `cpuinfo`: the text of /proc/cpuinfo."""
+    lines = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith("Features")]
+    names = {"neon": "asimd", "dotprod": "asimddp", "bf16": "bf16"}
+    return {feature: bool(lines) and all(name in line for line in lines) for feature, name in names.items()}
+
+
+def _is_set_on_macos(name: str) -> bool:
+    """Check whether a value of macOS's sysctl, an integer of 4 bytes, exists and is not 0."""
+    value, size = ctypes.c_int(0), ctypes.c_size_t(4)
+    read = ctypes.CDLL(None).sysctlbyname
+    return read(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0 and bool(value)
 
 
 @cache

@@ -67,23 +67,25 @@ def _int4_block(code: "Code", num_rows: int, *values: Int) -> None:
     results = {(row, part): code.variable(code.floats(0.0, lanes)) for row in range(num_rows) for part in parts}
     with code.loop(0, num_groups) as group:
         record, digits = panel + group * GROUP_BYTES, rows + group * (2 * DIGIT_ROWS * GROUP)
-        inputs = {
-            (row, digit): code.isa.load_words(code, digits + GROUP * (row + DIGIT_ROWS * digit), 8, lanes)
-            for row in range(num_rows)
-            for digit in range(2)
-        }
         done: list[Vector] = []
         for part in parts:
             record = code.isa.after(code, record, done)
             done = []
             scale, minimum, weights = load_group(code, record, part, lanes)
             for row in range(num_rows):
-                total = code.ints(0, lanes)
-                for digit in range(2):
-                    total = total << 7 if digit else total
-                    total = code.isa.multiply_codes(code, total, weights, inputs[row, digit], are_nibbles=True)
+                # One sum for each digit: the CPU adds to both at the same time.
+                high, low = (
+                    code.isa.multiply_codes(
+                        code,
+                        code.ints(0, lanes),
+                        weights,
+                        code.isa.load_words(code, digits + GROUP * (row + DIGIT_ROWS * digit), 8, lanes),
+                        are_nibbles=True,
+                    )
+                    for digit in range(2)
+                )
+                value = ((high << 7) + low).to_float().multiply_add(scale, results[row, part].get())
                 group_sum = code.load_splat(group_sums + group * 4 + num_groups * (4 * row), FLOAT, lanes)
-                value = total.to_float().multiply_add(scale, results[row, part].get())
                 results[row, part].set(group_sum.multiply_add(minimum, value))
                 done.append(results[row, part].get())
     for (row, part), result in results.items():
