@@ -2,6 +2,7 @@
 
 __main__ (command line) -> environments (the peers' virtual environments) -> rounds (peer by peer, in turn) -> peers
 (how each is started) -> scenarios (which requests they get). Peers and scenarios use load/ (clients) and workers/
-(engines), which run in separate processes, and report/statistics. The results in results/*.json become the tables of
-docs/benchmarks.md (report/report) and an SVG (report/chart).
+(engines), which run in separate processes, and report/statistics. The results in results/CLASS/*.json, a folder for each
+class of CPUs (machine), become the tables of docs/benchmarks.md (report/report) and SVGs (report/chart).
+kernels/ measures the products of linear layers by themselves.
 """
