@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
-.PHONY: help install install-run run test test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
+.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
 	test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
@@ -56,14 +56,16 @@ test: export OMP_NUM_THREADS := 1
 test: install ## Run the tests (some minutes), then list the slowest 25
 	$(PYTEST) $(PARALLEL) --durations=25
 
+# A file's tests share nothing but the references, which are kept on disk, so that processes may divide them.
+test-exact: export OMP_NUM_THREADS := 1
 test-exact: install ## Compare with transformers token for token on the default model (long)
-	$(PYTEST) -m exact --timeout 1800 -s --verbosity=0 tests/exact
+	$(PYTEST) -m exact -n $(WORKERS) --dist worksteal --timeout 1800 --durations=15 tests/exact
 
 test-browser: install ## Run the playground and the examples' pages in headless Chromium
-	$(PYTEST) -m browser tests/browser
+	$(PYTEST) -m browser $(PARALLEL) tests/browser
 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
-	$(PYTEST) -m clients tests/clients
+	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
 
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)
@@ -79,6 +81,12 @@ test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real serve
 test-rehearsal: export OMP_NUM_THREADS := 1
 test-rehearsal: install ## Run the engine on a simulated GPU, and try every GPU kernel (needs no GPU)
 	$(PYTEST) -m rehearsal $(PARALLEL) --timeout 600 --durations=15 tests
+
+test-arm: export OMP_NUM_THREADS := 1
+test-arm: install ## Run the kernels for Arm in an emulator (needs qemu-user)
+	@command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || \
+		{ echo "make test-arm needs qemu-aarch64. On Debian or Ubuntu: apt-get install qemu-user"; exit 1; }
+	$(PYTEST) -m arm $(PARALLEL) --durations=5 tests/arm
 
 # SOAK_SECONDS, LOAD_SECONDS and FUZZ_REQUESTS set the duration.
 test-reliability: install ## Load, faults, bad input and attack on the whole stack (20 minutes)

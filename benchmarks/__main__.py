@@ -160,7 +160,7 @@ def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results
 
 
 def _merged(earlier: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """Return an earlier run's results with this run's peers replaced. Rivals of different runs are not comparable."""
+    """Return an earlier run's results, with those of this run's peers replaced. Compare only rivals of the same run."""
     peers = {**earlier["peers"], **document["peers"]}
     imports = earlier["imports"] or document["imports"]
     return {**document, "started": earlier["started"], "imports": imports, "peers": peers}

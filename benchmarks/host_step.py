@@ -1,11 +1,12 @@
-"""Measures the host's work of a decode step: with a model that does nothing, what is left is the host's.
+"""Measures the host's work in a decode step, with a model that computes nothing.
 
-`python -m benchmarks.host_step` prints the CPU and milliseconds a step for 1, 8 and 64 running sequences, in three parts:
+`python -m benchmarks.host_step` prints the CPU's name, and milliseconds per step for 1, 8 and 64 running sequences, in
+three parts:
 
 - step: CPU time of the engine's thread without the launches. It contains scheduling, the arguments of the decode pass, the
   read-back of the tokens, their texts (a decoder with one character per token), and the events.
-- launches: CPU time in which the engine's thread launches the operations of sampling. The logits are few, so that on a CPU the
-  operations themselves take little. The model's own launches are not measured.
+- launches: CPU time in which the engine's thread launches the operations of sampling. The vocabulary is small, so that
+  on a CPU the operations themselves take little time. The model's own launches are not measured.
 - event loop: CPU time of the event loop, which delivers the events to the replies.
 """
 
@@ -51,7 +52,7 @@ class _Cache:
 
 @dataclass
 class _NoModel:
-    """A runner whose passes return a fixed tensor, and which notes the thread's CPU time at each decode pass."""
+    """A runner whose passes return a fixed tensor, and which records the thread's CPU time at each decode pass."""
 
     num_rows: int
     supports_overlap: bool
@@ -107,7 +108,7 @@ class _Launches:
 async def _measure(
     launches: _Launches, num_rows: int, num_steps: int, sampling: dict[str, float], overlap: bool
 ) -> tuple[float, float, float]:
-    """Return milliseconds a step: the engine's thread without launches, the launches of sampling, and the event loop."""
+    """Return milliseconds per step: the engine's thread without launches, the launches of sampling, and the event loop."""
     launches.seconds.clear()
     runner = _NoModel(num_rows, overlap, num_steps)
     limits = CapacityLimits(slots=num_rows, waiting_seqs=num_rows, waiting_tokens=10**6)

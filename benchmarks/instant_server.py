@@ -1,7 +1,7 @@
-"""Serves the gRPC contract with an engine that takes no time, so that measurements show only the cost of the bridge.
+"""Serves the gRPC API with an engine that needs no computing time, so that measurements show only the cost of the bridge.
 
-A prompt that begins with "paced" gets a token every 25 ms, as a real batch would send them. Any other gets all its
-tokens as fast as gRPC takes them. Runs as a separate process; the address comes from TAILRACE_GRPC_ADDRESS.
+A prompt that begins with "paced" gets a token every 25 ms, as from a real batch. Any other prompt gets all its tokens
+as fast as gRPC can send them. Runs as a separate process; the address comes from TAILRACE_GRPC_ADDRESS.
 """
 
 import asyncio

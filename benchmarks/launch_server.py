@@ -1,6 +1,6 @@
 """Runs `python -m inference_server` with end tokens ignored, so that every reply has the requested length.
 
-The public API has no such field, and replies of different lengths cannot be compared.
+The public API has no field to ignore end tokens, and replies of different lengths cannot be compared.
 """
 
 import os

@@ -182,7 +182,7 @@ class MemoryWatch:
         """`pids`: process ids of the roots of the trees, by role."""
         self._pids = pids
         self._stopping = threading.Event()
-        self._samples: list[tuple[float, dict[str, float]]] = []  # time.perf_counter(), MiB by role
+        self._samples: list[tuple[float, dict[str, float]]] = []  # pairs of time.perf_counter() and MiB by role
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def mib_before(self, moment: float) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.replicas`: measures the gain from a second inference server behind one bridge.
 
 Each server runs on its own core. Bridge and clients run on the last core in every run, so that the only difference is
-the second server. There are more clients than both servers have slots. Requires Linux.
+the second server. There are more clients than the two servers have slots. Requires Linux.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str
         for core, address in zip(server_cores, addresses, strict=True):
             command = _pinned(core, "benchmarks.launch_server")
             children.append(Child(command, log, environment | {"TAILRACE_GRPC_ADDRESS": address}))
-        for address in addresses:  # all of them: the bridge is ready as soon as one is
+        for address in addresses:  # all servers, because the bridge is ready as soon as one server is
             _wait_for_server(address, children)
         bridge = _pinned(other_core, "http_bridge")
         children.append(Child(bridge, log, environment | {"TAILRACE_GRPC_ADDRESS": ",".join(addresses)}))

@@ -24,12 +24,12 @@ from benchmarks.report.statistics import Figures, over_rounds
 from benchmarks.scenarios import Scenarios
 from benchmarks.sizes import Size
 
-# A case that takes longer twice is not repeated: peers that queue would make the run last many hours. A single slow round
-# may have been caused by the machine.
+# A case that takes longer than SLOW_SECONDS in SLOW_ROUNDS rounds is not repeated. Otherwise peers that queue requests
+# would make the run last many hours. The machine may cause a single slow round.
 SLOW_SECONDS = 30.0
 SLOW_ROUNDS = 2
 _IMPORTS = "import torch, transformers"
-# The figures that are printed during the run.
+# Names of the figures that are printed during the run.
 _SHOWN = ["tokens_per_s", "ttft_p50_ms", "itl_p50_ms", "itl_p99_ms", "cpu_s_per_1000_tokens", "first_ttft_ms"]
 _SHOWN += [
     "ttft_max_ms",
@@ -149,9 +149,9 @@ def _round(runs: "list[_PeerRun]", scenarios: list[str], number: int) -> None:
 
 
 class _PeerRun:
-    """A peer with its processes. After a failure it is started again for the next case.
+    """A peer with its processes. After a failure, the peer is started again for the next case.
 
-    It might still be busy with the requests of the failed case.
+    It might otherwise still be busy with the requests of the failed case.
     """
 
     def __init__(self, peer: Peer, size: Size, results: Results) -> None:

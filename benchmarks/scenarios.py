@@ -16,7 +16,7 @@ from benchmarks.processes import MemoryWatch, cpu_seconds
 from benchmarks.report.statistics import Figures, arrival, burst, percentile, step_ms, summary
 from benchmarks.sizes import Size
 
-# Its documents are longer than any reply, and contain most kinds of values that a grammar constrains.
+# JSON Schema whose documents are longer than any reply, and contain most kinds of values that a grammar constrains.
 _SCHEMA: dict[str, Any] = {
     "type": "array",
     "minItems": 500,

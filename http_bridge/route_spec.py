@@ -48,7 +48,8 @@ class RouteSpec:
         path: Path in Starlette's notation.
         endpoint: Makes the endpoint's ASGI application.
         methods: HTTP methods. HEAD is added to GET.
-        guard: "token" checks the token before the endpoint, "endpoint" leaves the check to it, "none" makes the route public.
+        guard: "token" checks the token before the endpoint, "endpoint" leaves the check to the endpoint, "none" makes
+            the route public.
         errors: Format of the errors before the endpoint; None: the format of Cloudflare's router.
         summary: One line for the OpenAPI description; empty: the description does not contain the route.
         request_schema: Returns the schema of the body; None: the route has no body.

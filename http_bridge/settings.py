@@ -114,7 +114,7 @@ class Settings(ServiceSettings):
     max_schema_depth: int = Field(
         default=32,
         ge=1,
-        # A body that is nested deeper than 128 is refused as a whole.
+        # A body that is nested deeper than 128 levels is refused as a whole.
         le=100,
         json_schema_extra={"group": "limits"},
         description="Deepest nesting of arrays and objects in a JSON Schema inside a request, 1 to 100. A whole body "

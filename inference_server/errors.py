@@ -91,7 +91,10 @@ class NoRoomForReply(TailraceError):
 
 
 class CapacityExceeded(TailraceError):
-    """No slot is free, and the request must not wait, or the wait queue is full, or its deadline is too near."""
+    """No slot is free, and the request cannot wait.
+
+    The request forbids waiting, the wait queue is full, or the client's deadline is too near.
+    """
 
     reason = "CAPACITY_EXCEEDED"
     grpc_code = "RESOURCE_EXHAUSTED"

@@ -5,7 +5,7 @@ Importing this module does not import torch, so that the catalog can be read wit
 
 from typing import TYPE_CHECKING, Literal
 
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 from tailrace_shared.config_errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -57,8 +57,10 @@ def activation_dtype(precision: Precision, device: "torch.device") -> "torch.dty
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Return True if this CPU multiplies bfloat16. Otherwise, bfloat16 is several times slower than float32."""
-    return isa.multiplies_bfloat16()
+    """Return True if compiled kernels or oneDNN multiply bfloat16 on this CPU. Without them, float32 is faster."""
+    from inference_server.kernels.isa import choice  # imports llvmlite
+
+    return choice.chosen() is not None or isa.multiplies_bfloat16()
 
 
 def gpu_multiplies_bfloat16() -> bool:

@@ -28,18 +28,19 @@ Group = Literal[
 
 @dataclass(frozen=True, slots=True)
 class PrefillTokens:
-    """Prompt tokens of a step.
+    """Limits on the number of prompt tokens in a step.
 
     Attributes:
-        chunk: While many replies are streamed.
-        idle: While no reply is streamed; not below `chunk`.
+        chunk: Limit while many replies are streamed.
+        idle: Limit while no reply is streamed; not below `chunk`.
     """
 
     chunk: int
     idle: int
 
 
-# By type of device. A GPU computes hundreds of tokens in the time that launching the kernels of a small chunk takes.
+# The keys are types of devices. A GPU computes hundreds of tokens in the time of launching the kernels of a small
+# chunk.
 _PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
@@ -113,6 +114,12 @@ class Settings(ServiceSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="Device of the models: cpu, cuda or auto, which selects a GPU if there is one.",
+        json_schema_extra=_group("models"),
+    )
+    cpu_features: str | None = Field(
+        None,
+        description="Instruction set of the kernels for CPUs: amx, avx512-bf16, avx512-vnni, avx512, avx-vnni, avx2, "
+        "neon-bf16, neon-dotprod, neon, or none for torch's operations. Unset: the best one of this CPU.",
         json_schema_extra=_group("models"),
     )
     int8_threshold: float = Field(
@@ -280,6 +287,18 @@ class Settings(ServiceSettings):
         if value is not None:
             split_address(value)
         return value
+
+    @field_validator("cpu_features")
+    @classmethod
+    def _is_available(cls, value: str | None) -> str | None:
+        """Check the name. The kernels read the environment variable themselves (kernels/isa/choice.py)."""
+        if value is None or not value.strip():
+            return None
+        from inference_server.kernels.isa import choice
+
+        name = value.strip().lower()
+        choice.named(name)
+        return name
 
     @model_validator(mode="after")
     def _has_whole_pair(self) -> Self:

@@ -12,7 +12,8 @@ from typing import Protocol
 from tailrace_cli.errors import Failure, Refusal
 from tailrace_cli.output import write
 
-# Control characters, which a terminal would execute. A reply keeps its line ends and tabs.
+# Control characters, which a terminal would execute, except line ends and tabs. They are removed from replies in a
+# terminal.
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 
 
@@ -106,7 +107,7 @@ def run(client: Client, request: Request, *, shows_stats: bool) -> None:
 
 
 def chat(client: Client, request: Request) -> None:
-    """Hold a conversation until an empty line or the end of the input.
+    """Run a conversation until an empty line or the end of the input.
 
     A refused message is reported on stderr, and the conversation continues without it.
 

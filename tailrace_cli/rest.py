@@ -22,7 +22,7 @@ class RestClient:
 
         Args:
             url: http:// or https:// with a host, and optionally a port and a path.
-            token: API token; empty: a bridge without tokens is expected.
+            token: API token; empty for a bridge without tokens.
 
         Raises:
             Failure: `url` is not such a URL.
@@ -76,7 +76,7 @@ class RestClient:
         connection = kind(self._parts.hostname or "", self._port, timeout=_CONNECT_SECONDS)
         try:
             connection.connect()
-            # The timeout applies to connecting only, because a reply may take any time.
+            # The timeout applies to connecting only, because a reply may take arbitrarily long.
             connection.sock.settimeout(None)
             connection.request(method, f"{self._parts.path}{_API}{path}", body, self._headers)
             response = connection.getresponse()
@@ -90,7 +90,8 @@ class RestClient:
         return connection, response
 
     def _explain(self, error: Exception) -> Failure:
-        # A closed connection (RemoteDisconnected) is both an OSError and a BadStatusLine, and its message is readable.
+        # A closed connection (RemoteDisconnected) is both an OSError and a BadStatusLine, and its message is clear to
+        # the user.
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
             return Failure(f"{self._url} does not speak HTTP/1.1; is it the gRPC address?")
         return Failure(f"No bridge answers at {self._url} ({error}). Start one with `tailrace serve`.")

@@ -1,8 +1,8 @@
 """The command `tailrace serve`: starts both services as processes and prints a curl command once both are ready.
 
-Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first, while the server still sends the ends
-of its replies; then the server stops. Each service finishes accepted requests within its grace period. A second signal
-is forwarded and ends that period.
+Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first, while the server completes the running
+replies. Then the server stops. Each service finishes accepted requests within its grace period. A second signal is
+forwarded and ends that period.
 """
 
 import errno
@@ -28,11 +28,12 @@ from tailrace_shared.variables import check_variables, unknown_variables
 
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
 
-_POLL_SECONDS = 0.2
+# Seconds between two looks at the processes, before and after both are ready.
+_START_POLL_SECONDS, _POLL_SECONDS = 0.1, 0.2
 # Shells report 128 + n for a program that signal n killed.
 _SIGNAL_EXIT_CODE = 128
 _NAMES = ("inference server", "bridge")
-# Packages that the base installation, which contains the clients, does not have.
+# Packages that the services need. The base installation, with the clients only, does not contain them.
 _REQUIRED = ("torch", "transformers", "starlette", "uvicorn")
 # Requests to this machine bypass proxies.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -44,7 +45,8 @@ Process = subprocess.Popen[bytes]
 class _Stopped(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived.
 
-    Not an Exception: logging catches exceptions while it writes a line, and the signal would have no effect.
+    Derived from BaseException: logging catches an Exception raised while it writes a line, and the signal would have no
+    effect.
     """
 
 
@@ -113,7 +115,7 @@ def _check_addresses() -> None:
 def _is_in_use(address: str) -> bool:
     """Return True if a service cannot listen at `address` because another program does.
 
-    Other obstacles, such as an address of another machine, are left to the service, which reports them.
+    Other obstacles, such as an address of another machine, do not count here; the service reports them itself.
     """
     try:
         host, port = split_address(address)
@@ -129,7 +131,7 @@ def _is_in_use(address: str) -> bool:
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
-    # nohup starts the command with SIGHUP ignored, so that it outlives its terminal.
+    # nohup starts the command with SIGHUP ignored, so that the command runs on after its terminal is closed.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, handler)
 
@@ -165,7 +167,7 @@ def _watch(processes: list[Process], address: str) -> int:
         if not is_announced and _is_ready(address) and all(process.poll() is None for process in processes):
             is_announced = True
             _announce(address, time.monotonic() - started)
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS if is_announced else _START_POLL_SECONDS)
 
 
 def _death(name: str, other: str, number: int) -> str:
@@ -188,7 +190,7 @@ def _first_model() -> str:
 
     try:
         return read_catalog(Path(variable("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))[0].name
-    except ConfigurationError:  # the file has changed since the server read it
+    except ConfigurationError:  # the catalog has changed since the server read it
         return "<model>"
 
 

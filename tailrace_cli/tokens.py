@@ -1,6 +1,6 @@
 """The command `tailrace token`: makes an API token and its line for the bridge's file of tokens.
 
-The token is random and is made without either service.
+The token is random, and neither service needs to run.
 """
 
 import hashlib

@@ -22,12 +22,12 @@ PROVIDER = "gen_ai.provider.name"
 REQUEST_MODEL = "gen_ai.request.model"
 REQUEST_STREAM = "gen_ai.request.stream"
 REQUEST_STOP_SEQUENCES = "gen_ai.request.stop_sequences"
-# Attribute of each sampling parameter that the conventions name, by its name in the contract.
+# Attribute of each sampling parameter that the conventions name, by its name in inference.proto.
 REQUEST_SAMPLING = {field.name: f"gen_ai.request.{field.name}" for field in SAMPLING_FIELDS if field.is_traced}
 RESPONSE_ID = "gen_ai.response.id"
 RESPONSE_MODEL = "gen_ai.response.model"
 FINISH_REASONS = "gen_ai.response.finish_reasons"
-TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"  # seconds
+TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"  # value in seconds
 # Only the server's span has gen_ai.usage.*: trace viewers add up all values of a trace.
 INPUT_TOKENS = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"

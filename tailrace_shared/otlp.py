@@ -130,5 +130,5 @@ class _RateLimitedHandler(logging.Handler):
         key = (record.name, str(record.msg))
         if now - self._logged.get(key, -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
             self._logged[key] = now
-            record.exc_info = None  # the message suffices without a traceback
+            record.exc_info = None  # the log line needs no traceback
             logger.handle(record)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 256  # characters
+MAX_STOP_LENGTH = 256  # in characters
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
-MAX_NAME_LENGTH = 256  # characters: models, tools, accounts
-MAX_ROLE_LENGTH = 64  # characters
+MAX_NAME_LENGTH = 256  # of models, tools and accounts, in characters
+MAX_ROLE_LENGTH = 64  # in characters
 DEFAULT_TEMPERATURE = 0.6
 
 
@@ -55,7 +55,7 @@ class SamplingField:
     """A sampling parameter.
 
     Attributes:
-        name: Its name in JSON bodies, in the contract and in SamplingParams.
+        name: Its name in JSON bodies, in inference.proto and in SamplingParams.
         kind: JSON type.
         meaning: Its effect, one sentence for the documentation.
         default: Value that applies if the request has none, in the documentation's words.

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX
 
-_MAX_SHOWN = 100  # characters of an invalid value that the error message shows
+_MAX_SHOWN = 100  # longest part of an invalid value in an error message, in characters
 
 
 class ServiceSettings(BaseSettings):

@@ -26,6 +26,7 @@ SETTINGS = (
     "CACHE_DIR",
     "CATALOG",
     "CORS_ORIGINS",
+    "CPU_FEATURES",
     "DEVICE",
     "GRPC_ADDRESS",
     "GRPC_CONNECTION_AGE_SECONDS",
@@ -108,7 +109,7 @@ class UnknownVariable:
 
     @property
     def is_protective(self) -> bool:
-        """True if the variable was probably meant to protect the services: starting without it would leave them open."""
+        """True if the variable was probably meant to protect the services: starting without it would leave them unprotected."""
         return _PROTECTS.search(self.name) is not None and _COUNTS.search(self.name) is None
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
-"""Checks and measures Tailrace on a GPU, beside other engines in Python with the same weights (docs/gpu.md).
+"""Checks Tailrace on a GPU, and compares its speed with other Python engines on the same weights (docs/gpu.md).
 
-`make bench-gpu`, or `python -m benchmarks.gpu` where only torch, Triton, transformers and bitsandbytes are installed.
+Run `make bench-gpu`, or `python -m benchmarks.gpu` on a machine with only torch, Triton, transformers and bitsandbytes.
 
-__main__ (command line) -> supervisor (one process for each part, with time limits) -> part (runs the checks of a part)
--> probe, correctness, micro, benchmark, replay_profile. Those use models, runners and subjects. outcome (goals, summary)
-reads the results. carry collects the packages for a machine without a network.
+__main__ reads the command line, and supervisor starts one process for each part, with time limits. In that process,
+part.py runs the checks of a module in parts/. These modules use models, runners and subjects. outcome compares the
+results with goals and summarizes them. carry collects packages for a machine without a network.
 """

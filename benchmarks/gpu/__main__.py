@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _stop(number: int, frame: object) -> NoReturn:
-    """Exit by an exception, so that the part's process is ended too."""
+    """Exit by raising SystemExit, so that the supervisor also ends the part's process."""
     sys.exit(128 + number)
 
 

@@ -1,7 +1,7 @@
 """Collects the packages that the GPU check needs on a machine without a network, as small wheels for x86-64.
 
-The machine has torch, Triton, transformers and their dependencies. Of bitsandbytes' libraries, one for each release of
-CUDA, only the one for the machine's CUDA is kept: 4 MB instead of more than 100.
+The machine already has torch, Triton, transformers and their dependencies. bitsandbytes contains a library for each
+release of CUDA. Only the library for the machine's CUDA is kept, so the wheel has 4 MB instead of more than 100 MB.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from importlib import metadata
 from pathlib import Path
 
 MAX_BYTES = 64 * 2**20
-# As in pyproject.toml. The check imports nothing else that such a machine lacks.
+# With the versions in pyproject.toml. The GPU check imports no other package that such a machine lacks.
 PACKAGES = ("bitsandbytes>=0.50,<0.51",)
 _LIBRARY = "bitsandbytes/libbitsandbytes_"
 _KEPT = ("cpu.so", "cuda{cuda}.so")
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
-# Written by installers. They are no part of a wheel.
+# Files that installers write. A wheel does not contain them.
 _INSTALLED_ONLY = {"INSTALLER", "REQUESTED", "RECORD", "direct_url.json"}
 
 
@@ -55,8 +55,8 @@ def pack_installed(package: str, folder: Path, cuda: str) -> bool:
 
     Args:
         package: Name and versions, as for pip: name>=version,<version.
-        folder: Gets the wheel.
-        cuda: The release of CUDA whose library is kept.
+        folder: Folder in which the wheel is written.
+        cuda: The release of CUDA whose library is kept, without the point (130 for 13.0).
 
     Returns:
         True if the wheel was written.

@@ -1,4 +1,4 @@
-"""Checks are functions that note figures, and fail by raising an exception."""
+"""Types of the GPU checks. A check is a function that records figures, and fails by raising an exception."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Records one figure of the running check under a name. It is written to disk at once.
+# Records one figure of the running check under a name. The figure is written to disk immediately.
 Note = Callable[[str, Any], None]
 
 
@@ -15,18 +15,18 @@ class LeftOut(Exception):
 
 
 class Mismatch(Exception):
-    """Two results that must be equal differ. The message says by how much."""
+    """Two results that must be equal differ. The message contains the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where and on what the checks run.
+    """The device and the model of the checks.
 
     Attributes:
         device: The first GPU, or the CPU.
         shapes: The model whose shapes are measured, a key of models.SHAPES.
         path: Folder or hub id of real weights; None for random weights.
-        tokens: The length of every reply that is measured.
+        tokens: Length of every measured reply, in tokens.
     """
 
     device: torch.device
@@ -41,7 +41,7 @@ class Setup:
 
     @property
     def is_tiny(self) -> bool:
-        """True if small shapes run, to try the check itself."""
+        """True for a tiny model, which only tests that the checks run."""
         return self.shapes == "tiny"
 
     @property
@@ -61,7 +61,7 @@ class Setup:
 
 
 class Check(NamedTuple):
-    """A check of a part. `seconds`: its time limit on a GPU."""
+    """A check of a part. `seconds`: its time limit."""
 
     name: str
     seconds: float

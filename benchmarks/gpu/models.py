@@ -1,4 +1,4 @@
-"""Builds models of real shapes, with random or real weights, in 16 bits or bitsandbytes int8."""
+"""Builds models with the shapes of real models, with random or real weights, in 16 bits or bitsandbytes int8."""
 
 from typing import Any
 
@@ -35,11 +35,11 @@ _TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "initializer_range": 0.08,  # so that attention is not close to uniform
+    "initializer_range": 0.08,  # larger than the default, so that attention weights are not almost equal
 }
-TAILRACE = paged.NAME  # transformers' name of our attention
+TAILRACE = paged.NAME  # name of Tailrace's attention function in transformers' registry
 SHAPES: dict[str, dict[str, Any]] = {"llama-2-7b": _LLAMA_2_7B, "llama-3.2-1b": _LLAMA_3_2_1B, "tiny": _TINY}
-# Weights of the 7B shapes in 16 bits, a KV cache for the longest load, and what the libraries take.
+# Memory for weights of the 7B shapes in 16 bits, a KV cache for the longest load, and the libraries.
 _BYTES_FOR_7B = 19 * 2**30
 
 
@@ -55,10 +55,10 @@ def make(setup: Setup, *, int8: bool = False, attention: str = TAILRACE, num_lay
     """Return the setup's model on its device.
 
     Args:
-        setup: Where and what.
-        int8: True replaces its linear layers, except the head, by bitsandbytes' with threshold 0.
+        setup: Device, shapes and path of the weights.
+        int8: True replaces the linear layers, except the output head, by bitsandbytes' int8 layers with threshold 0.
         attention: transformers' name of the attention function.
-        num_layers: Fewer layers than the shapes have. Not with real weights.
+        num_layers: Number of layers, if fewer than the shapes have. Has no effect with real weights.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -82,7 +82,7 @@ def make(setup: Setup, *, int8: bool = False, attention: str = TAILRACE, num_lay
 
 
 def random_model(config: Any, setup: Setup, attention: str = TAILRACE) -> Any:
-    """Return a model with random weights, the same for the same configuration of transformers."""
+    """Return a model with random weights. The same configuration gives the same weights."""
     from transformers import AutoModelForCausalLM
 
     paged.register()
@@ -90,7 +90,7 @@ def random_model(config: Any, setup: Setup, attention: str = TAILRACE) -> Any:
     with torch.device(setup.device):
         model = AutoModelForCausalLM.from_config(config, dtype=setup.dtype, attn_implementation=attention)
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases, which would be ones and zeros
+            if parameter.ndim == 1:  # norms and biases, which are otherwise all 1 or all 0
                 parameter.data += torch.randn_like(parameter) * 0.1
     return _prepare(model)
 
@@ -101,7 +101,7 @@ def _prepare(model: Any) -> Any:
 
 
 def weight_bytes(model: Any) -> int:
-    """Return the bytes that a decode step reads: every weight except the embedding table, of which it reads one row."""
+    """Return the bytes that a decode step reads: all weights except the embedding table, of which it reads only a few rows."""
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
     skipped = 0 if tied else embedding.numel() * embedding.element_size()
@@ -117,7 +117,7 @@ def cache_bytes_per_token(config: Any) -> int:
 
 
 def int8_linear(weight: Tensor) -> nn.Module:
-    """Return bitsandbytes' int8 layer, threshold 0, of a weight (out_features, in_features) on its device.
+    """Return bitsandbytes' int8 layer with threshold 0 for a weight (out_features, in_features), on the weight's device.
 
     Raises:
         LeftOut: bitsandbytes is not installed.
@@ -136,7 +136,7 @@ def int8_linear(weight: Tensor) -> nn.Module:
 
 
 def quantise(model: nn.Module) -> None:
-    """Replace every linear layer except the head by bitsandbytes' int8, as transformers does when it loads a model."""
+    """Replace every linear layer except the output head by bitsandbytes' int8 layer, as transformers does at loading."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name != "lm_head":
@@ -148,7 +148,8 @@ def dequantise(model: Any, dtype: torch.dtype) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "Linear8bitLt":
-                scales = child.state.SCB if child.weight.SCB is None else child.weight.SCB  # the first pass moves them
+                # The first pass moves the scales to `state`.
+                scales = child.state.SCB if child.weight.SCB is None else child.weight.SCB
                 weight = child.weight.data.float() * (scales.float() / 127.0)[:, None]
                 linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
                 linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)

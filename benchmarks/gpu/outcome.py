@@ -1,4 +1,4 @@
-"""Compares results with the goals, and summarizes them as text. Imports no torch."""
+"""Compares results with the goals, and summarizes them as text. Does not import torch."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +10,15 @@ CONTINUOUS = "continuous batching 16-bit"
 
 
 def streams(count: int) -> str:
-    """Return the name of a load of short prompts."""
+    """Return the name of a load with `count` short prompts at the same time."""
     return "1 stream" if count == 1 else f"{count} streams"
 
 
 class Goal(NamedTuple):
-    """A goal for an H200 with the shapes of Llama-2-7B. `value`: the measured ratio; None if a figure is missing."""
+    """A goal for an H200 with the shapes of Llama-2-7B.
+
+    `least`: the smallest ratio that reaches the goal. `value`: the measured ratio; None if a figure is missing.
+    """
 
     name: str
     least: float
@@ -23,7 +26,7 @@ class Goal(NamedTuple):
 
 
 def goals(results: Results) -> list[Goal]:
-    """Return the goals with the ratios of these results; without ratios for shapes that only try the check."""
+    """Return the goals with the ratios of these results. For the tiny shapes, the ratios are None."""
     checks = results["parts"].get("benchmark", {}).get("checks", {})
     if checks.get(OURS_16, {}).get("figures", {}).get("shapes") == "tiny":
         results = {"parts": {}}
@@ -43,7 +46,7 @@ def goals(results: Results) -> list[Goal]:
 
 
 def _figure(results: Results, check: str, load: str | None = None, name: str = "decode_tokens_per_s") -> float | None:
-    """Return a figure of a load, or the bound if `load` is None."""
+    """Return a figure of a load, or the bound by bandwidth in tokens per second if `load` is None."""
     record = results["parts"].get("benchmark", {}).get("checks", {}).get(check, {}).get("figures", {})
     value: Any = record.get("bound_tokens_per_s") if load is None else record.get(load, {}).get(name)
     return value if isinstance(value, int | float) and value > 0 else None

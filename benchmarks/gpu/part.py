@@ -28,23 +28,23 @@ MODULES = {
     "benchmark": "benchmark",
     "profile": "replay_profile",
 }
-# The process's exit code after a device error that every later call of CUDA would raise again.
+# The process's exit code after a device error. Every later CUDA call of the process would raise the error again.
 DEVICE_LOST = 3
-_PRINTED = 120  # characters of a figure
-_LEAST_SECONDS = 1.0  # with less time left, no check begins
+_PRINTED = 120  # longest printed figure, in characters
+_LEAST_SECONDS = 1.0  # no check begins with less time left
 
 
 class Recorder:
     """Runs checks and keeps the state on disk up to date."""
 
     def __init__(self, path: Path, setup: Setup, seconds: float) -> None:
-        """`seconds`: the time for all checks."""
+        """Read the state file `path`, if it exists. `seconds`: time limit of all checks together."""
         self._path, self._setup = path, setup
         self._deadline = time.monotonic() + seconds
         self._state = states.read(path)
 
     def run(self, part: str, checks: list[Check]) -> None:
-        """Run the checks that have no record yet. Ends the process if the device is lost."""
+        """Run the checks that have no record yet. After a permanent device error, ends the process with DEVICE_LOST."""
         for check in checks:
             if check.name not in self._state["checks"]:
                 self._run_check(part, check)
@@ -67,7 +67,7 @@ class Recorder:
         print(f"{part}, {check.name}: {record['status']}{reason} ({record.get('seconds', 0)} s)", flush=True)
         if record["status"] == "failed" and self._is_device_lost():
             sys.stderr.flush()
-            os._exit(DEVICE_LOST)  # the regular end of a process would call CUDA again
+            os._exit(DEVICE_LOST)  # a regular exit would call CUDA again
 
     def _attempt(self, part: str, check: Check, record: states.Results) -> None:
         def note(name: str, figure: Any) -> None:
@@ -82,11 +82,11 @@ class Recorder:
             record["status"] = "ok"
         except LeftOut as reason:
             record |= {"status": "left out", "reason": str(reason)}
-        except Exception as error:  # one failure must not lose the other checks
+        except Exception as error:  # the other checks run after any failure
             traceback.print_exc()
             message = str(error).strip().splitlines()
             record |= {"status": "failed", "reason": f"{type(error).__name__}: {message[0] if message else ''}"}
-            traceback.clear_frames(error.__traceback__)  # they refer to tensors
+            traceback.clear_frames(error.__traceback__)  # frames refer to tensors, whose memory would stay in use
         record["seconds"] = round(time.monotonic() - start, 1)
         self._free()
 
@@ -104,7 +104,7 @@ class Recorder:
 
 
 def main() -> None:
-    """Run one part."""
+    """Run the checks of the part that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.part", description=__doc__)
     parser.add_argument("part", choices=MODULES)
     parser.add_argument("--state", type=Path, required=True)
@@ -119,7 +119,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes = arguments.shapes or models.default_shapes(device)
     if shapes == "tiny" and device.type == "cpu" and arguments.part == "correctness":
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, which is later
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads this variable when it is imported, later
     setup = Setup(device, shapes, arguments.path, arguments.tokens)
     checks: list[Check] = importlib.import_module(f"benchmarks.gpu.parts.{MODULES[arguments.part]}").CHECKS
     Recorder(arguments.state, setup, arguments.seconds).run(arguments.part, checks)

@@ -12,9 +12,9 @@ from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.scheduler import Policy
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 
-MAX_TOKENS = 2048  # of the longest sequence
+MAX_TOKENS = 2048  # tokens of the longest sequence
 MAX_SEQS = 64
-_CACHE_SHARE = 0.8  # of the free memory
+_CACHE_SHARE = 0.8  # share of the free memory
 
 
 def cache_tokens(model: Any, max_seqs: int = MAX_SEQS, max_tokens: int = MAX_TOKENS) -> int:
@@ -34,12 +34,13 @@ def make_runner(
     max_tokens: int = MAX_TOKENS,
     invariant: bool = False,
 ) -> ModelRunner:
-    """Return a runner that has computed one token, with its CUDA graphs recorded.
+    """Return a runner that has computed one token, with recorded CUDA graphs if `graphs`.
 
     Args:
-        model: A transformers model that attends through Tailrace. On a GPU it may not run by itself afterwards.
-        graphs: False records no graphs yet.
-        max_seqs: Sequences that decode together.
+        model: A transformers model with Tailrace's attention function. On a GPU, transformers may be unable to run it
+            afterwards.
+        graphs: True to record CUDA graphs.
+        max_seqs: Number of sequences that decode together.
         max_tokens: Tokens of the longest sequence.
         invariant: True makes results independent of the batch.
     """
@@ -73,7 +74,7 @@ class Sequences:
     """
 
     def __init__(self, runner: ModelRunner, lengths: Items[int], vocab_size: int) -> None:
-        """Compute prompts with the first block after the scratch block, and the following ones."""
+        """Prefill prompts of these lengths. They use the cache's blocks from 1 on; block 0 is the scratch block."""
         size = runner.cache.block_size
         self.tokens: list[NextToken] = []
         first = 1
@@ -85,5 +86,5 @@ class Sequences:
 
 
 def prompt(number: int, length: int, vocab_size: int) -> list[int]:
-    """Return token ids that differ from prompt to prompt."""
+    """Return `length` token ids, which depend on `number`."""
     return [(number * 7919 + place * 31) % (vocab_size - 10) + 5 for place in range(length)]

@@ -1,4 +1,4 @@
-"""The results of one part as a JSON file: written by the part's process, read by the supervisor. Imports no torch."""
+"""The results of one part as a JSON file: written by the part's process, read by the supervisor. Does not import torch."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def read(path: Path) -> Results:
 
 
 def write(path: Path, value: Results) -> None:
-    """Replace a file by `value` as JSON. A reader never sees half of it."""
+    """Replace a file by `value` as JSON. A reader never sees an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(value, indent=1) + "\n")

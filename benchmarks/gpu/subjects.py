@@ -1,4 +1,4 @@
-"""Runs prompts on each of the compared engines, and records when tokens arrive. Times are in seconds."""
+"""The compared engines (subjects): each runs prompts and records when tokens arrive. Times are in seconds."""
 
 import asyncio
 import time
@@ -12,12 +12,12 @@ from benchmarks.gpu.checks import LeftOut, Setup
 from benchmarks.gpu.runners import MAX_SEQS, MAX_TOKENS, cache_tokens, make_runner, start_engine
 from inference_server.generation import Completed, Delta, Failed, GenerationRequest, SamplingParams
 
-_LONGEST_SECONDS = 120.0  # of one load
+_LONGEST_SECONDS = 120.0  # for one load
 
 
 @dataclass(slots=True)
 class Reply:
-    """Tokens of a reply, with the arrival of the first and last one, counted from the start of the load."""
+    """Tokens of a reply, and the arrival times of the first and the last token since the start of the load."""
 
     first: float = 0.0
     last: float = 0.0
@@ -41,11 +41,11 @@ class Subject(Protocol):
         """Generate a greedy reply of `num_tokens` tokens for every prompt, all at the same time."""
 
     def close(self) -> None:
-        """Stop threads. The memory is free once the subject is deleted too."""
+        """Stop the subject's threads. Its memory is freed when the subject is deleted."""
 
 
 class _Numbers:
-    """A decoder whose text is the token ids, so that the engine runs without a tokenizer."""
+    """A text decoder that returns token ids as text, so that the engine runs without a tokenizer."""
 
     stop_string = None
 
@@ -74,7 +74,7 @@ class Tailrace:
         self._engine = self._loop.run_until_complete(start_engine(self.runner, max_seqs, invariant))
 
     def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
-        """Generate. Raises RuntimeError if a request fails."""
+        """See Subject.run. Raises RuntimeError if a request fails."""
 
         async def everything() -> list[Reply]:
             start = time.perf_counter()
@@ -109,7 +109,7 @@ class Tailrace:
 
 
 class _Arrivals:
-    """A streamer of `generate`, which receives the prompts first and then the tokens of each step, on the CPU."""
+    """A streamer for transformers' `generate`, which passes the prompts first, then the tokens of each step."""
 
     def __init__(self, count: int) -> None:
         self.replies = [Reply() for _ in range(count)]
@@ -135,7 +135,7 @@ class Generate:
     model: Any
 
     def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
-        """Generate. The prompts have equal lengths."""
+        """See Subject.run. The prompts have equal lengths."""
         ids = torch.tensor(prompts, device=self.model.device)
         self.setup.wait()
         arrivals = _Arrivals(len(prompts))
@@ -158,9 +158,9 @@ class ContinuousBatching:
     """transformers' own continuous batching."""
 
     def __init__(self, _setup: Setup, model: Any) -> None:
-        """Start its thread."""
+        """Start the thread of transformers' batching."""
         config = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=MAX_TOKENS)
-        # On a GPU it chooses the sizes of its cache itself. On a CPU it needs a number of blocks.
+        # On a GPU, transformers chooses the size of its KV cache. On a CPU, it needs a number of blocks.
         self._is_cuda = model.device.type == "cuda"
         sizes = {} if self._is_cuda else {"block_size": 32, "num_blocks": cache_tokens(model) // 32}
         batching = ContinuousBatchingConfig(**sizes)
@@ -168,7 +168,7 @@ class ContinuousBatching:
         self._manager.start()
 
     def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
-        """Generate. Raises TimeoutError after two minutes."""
+        """See Subject.run. Raises TimeoutError after two minutes."""
         start = time.perf_counter()
         replies = {
             self._manager.add_request(each, max_new_tokens=num_tokens, streaming=True, eos_token_id=-1): Reply()
@@ -194,10 +194,10 @@ class ContinuousBatching:
     def _fail(self, reason: str) -> NoReturn:
         if self._is_cuda:
             raise RuntimeError(f"continuous batching failed: {reason}")
-        # Some releases of transformers find no memory on a CPU if psutil is missing.
+        # Without psutil, some releases of transformers cannot find the size of a machine's memory.
         raise LeftOut(f"continuous batching does not run on this CPU: {reason}")
 
     def close(self) -> None:
-        """Stop its thread."""
+        """Stop the thread of transformers' batching."""
         self._manager.stop(block=True)
         del self._manager

@@ -1,7 +1,8 @@
-"""Runs the parts one after the other, each in a process of its own, within a time limit. Imports no torch.
+"""Runs the parts one after the other, each in a process of its own, within a time limit. Does not import torch.
 
-CUDA code can hang, end its process, or leave a device error that every later call raises. A check that takes too long is
-killed with its process, and the part starts again with the checks that are left. The results of earlier checks are on disk.
+CUDA code can hang, end its process, or leave a device error that every later call raises. If a check takes too long,
+its process is killed, and a new process runs the remaining checks of the part. The results of earlier checks are on
+disk.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from benchmarks.gpu.state import Results
 
 
 class Part(NamedTuple):
-    """A part of the check. `share`: its share of the time that is left, relative to the shares of the later parts."""
+    """A part of the GPU check. `share`: its share of the remaining time, relative to the shares of the later parts."""
 
     name: str
     share: float
@@ -35,12 +36,12 @@ PARTS = (
 )
 
 _POLL_SECONDS = 0.2
-_LEAST_SECONDS = 3.0  # with less time left, no process starts
-_LOG_LINES = 6  # of a failed process's output, recorded as the reason
+_LEAST_SECONDS = 3.0  # no process starts with less time left
+_LOG_LINES = 6  # last lines of a failed process's output that are recorded
 
 
 def limits(parts: Items[Part], index: int, seconds_left: float) -> float:
-    """Return the seconds of part `index`: time that earlier parts did not use goes to all later parts."""
+    """Return the time limit of part `index` in seconds. Time that earlier parts did not use is divided among later parts."""
     return seconds_left * parts[index].share / sum(part.share for part in parts[index:])
 
 
@@ -49,8 +50,8 @@ class Supervisor:
     """Runs parts and keeps their results in one JSON file.
 
     Attributes:
-        folder: Gets gpu.json (all results), gpu.log (what the processes wrote to their error output), and the file of
-            each part.
+        folder: Folder for gpu.json (all results), gpu.log (the processes' stderr), and the state file of the running
+            part.
         options: Command line options of benchmarks.gpu.part, the same for all parts.
         command: The command that runs a part, to which its arguments are appended; tests replace it.
     """
@@ -92,7 +93,7 @@ class Supervisor:
         path.unlink(missing_ok=True)
 
     def _run_process(self, name: str, path: Path, limit: float) -> str | None:
-        """Run the checks of a part that are not done yet. Returns the reason if the process did not end well."""
+        """Run the checks of a part that are not done yet. Returns the reason if the process failed."""
         with (self.folder / "gpu.log").open("ab") as log:
             begin = log.tell()
             process = subprocess.Popen(
@@ -143,5 +144,5 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a process and the processes that it started (Triton starts compilers)."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits within the driver ends later
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a process blocked in the GPU's driver ends later
         process.wait(10)

@@ -27,14 +27,14 @@ def record_graph(setup: Setup, call: Call) -> torch.cuda.CUDAGraph:
 
 
 def seconds_per_call(setup: Setup, calls: list[Call], *, seconds: float = 0.03, rounds: int = 3) -> float:
-    """Return the shortest mean duration of a call in some rounds.
+    """Return the mean duration of a call in the fastest round.
 
-    On a GPU the calls are recorded in one CUDA graph, so that the host's time does not count. Calls on different data
-    keep the GPU's cache from holding it.
+    On a GPU the calls are recorded in one CUDA graph, so that the host's time does not count. If the calls read
+    different data, the GPU's cache does not already contain it.
 
     Args:
         setup: The device.
-        calls: Run in this order.
+        calls: The calls of a round, in this order; they are repeated.
         seconds: The approximate duration of a round.
         rounds: Number of rounds.
     """
@@ -90,7 +90,7 @@ def copy_bandwidth(setup: Setup) -> float:
 
 
 def l2_bytes(setup: Setup) -> int:
-    """Return the size of the GPU's L2 cache; 60 MB where torch does not report it."""
+    """Return the size of the GPU's L2 cache; 60 MB if torch does not report it."""
     if not setup.is_cuda:
         return 0
     return int(getattr(torch.cuda.get_device_properties(setup.device), "L2_cache_size", 0)) or 60_000_000

@@ -89,7 +89,7 @@ class Vllm(Dialect):
 class LlamaCpp(Vllm):
     """llama-cpp-python's server, which takes text. A logit bias prevents end tokens.
 
-    It sends no usage with a stream. A reply that ended because of its length has the requested length.
+    This server sends no token counts with a stream. A reply with finish reason `length` has the requested length.
     """
 
     def request(self, request: Request) -> tuple[str, dict[str, Any]]:

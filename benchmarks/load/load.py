@@ -43,7 +43,7 @@ class Record:
     start: float
     events: list[float] = field(default_factory=list)  # arrival of each event that carried text
     completion_tokens: int = 0
-    prompt_tokens: int | None = None  # as the peer counted them; None if it sent no count
+    prompt_tokens: int | None = None  # the peer's own count; None if it sent none
     text: str = ""
     error: str | None = None
 

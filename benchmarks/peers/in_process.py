@@ -74,7 +74,7 @@ class Transformers(Peer):
         super().__init__(model)
         self.name, self.title, self.weights = name, title, weights
         self._module, self._precision = module, precision
-        self.is_alone = module == "continuous"  # its loop uses CPU while idle
+        self.is_alone = module == "continuous"  # the loop of continuous batching uses CPU while idle
         if module == "generate":
             self.not_applicable = {"arrival": "nothing can join a static batch"}
 

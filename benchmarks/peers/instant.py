@@ -1,4 +1,4 @@
-"""Runs the bridge in front of an engine that takes no time (instant_server.py)."""
+"""Runs the bridge in front of an engine that needs no computing time (instant_server.py)."""
 
 import sys
 from collections.abc import Iterator

@@ -111,7 +111,7 @@ class LlamaCpp(Peer):
             str(self.python),
             *("-m", "llama_cpp.server", "--model", str(self.model.gguf)),
             *("--n_ctx", "4096", "--n_threads", threads, "--n_threads_batch", threads),
-            # Otherwise a new request aborts the running one.
+            # Otherwise a new request would abort the running one.
             *("--interrupt_requests", "false"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ]

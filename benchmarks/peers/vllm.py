@@ -54,14 +54,15 @@ class Vllm(Peer):
         requirements.write_text("".join(f"{line}\n" for line in needed(environment.output(_REQUIREMENTS).splitlines())))
         environment.pip("install", "--requirement", str(requirements), "--constraint", str(constraints))
         self._name_it_vllm()
-        # The first start compiles the model for minutes. Starts are measured with all caches filled, as for every peer.
+        # The first start takes minutes to compile the model. Starts are measured with all caches filled, as for every
+        # peer.
         with self.running(environment.log):
             environment.finish()
 
     def _name_it_vllm(self) -> None:
         """Write package metadata under the name `vllm`, where vLLM looks up its version.
 
-        The `+cpu` in the version makes it run as a CPU build.
+        The `+cpu` in the version makes vLLM run as a CPU build.
         """
         folder = Path(self.environment.output(_SITE)) / f"vllm-{VERSION}+cpu.dist-info"
         folder.mkdir(exist_ok=True)
@@ -78,7 +79,7 @@ class Vllm(Peer):
             **self._limits(),
             # By default vLLM reserves a core for its server, which is too much on a machine with two cores.
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-            "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; 64 sequences of 2,048 tokens fit
+            "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB, enough for 64 sequences of 2,048 tokens
             # Compiled code depends on the instruction set.
             "VLLM_CACHE_ROOT": str(BENCH / f"vllm-cache{self._suffix}"),
             "TORCHINDUCTOR_CACHE_DIR": str(BENCH / f"inductor-cache{self._suffix}"),

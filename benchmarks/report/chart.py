@@ -4,7 +4,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 _PANELS = ("int4", "int8", "16-bit")
-_COLOURS = ("#0b6e4f", "#c1440e", "#6b7280", "#a3762b", "#5b4b8a")  # Tailrace first
+_COLOURS = ("#0b6e4f", "#c1440e", "#6b7280", "#a3762b", "#5b4b8a")  # the first is Tailrace's
 _WIDTH, _HEIGHT, _TOP, _LEFT, _GAP = 250, 220, 52, 56, 40
 
 Document = dict[str, Any]

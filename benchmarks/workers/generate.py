@@ -26,7 +26,7 @@ def _batch(loaded: LoadedModel, requests: list[Request]) -> list[Record]:
     start = time.perf_counter()
     prompts = torch.tensor(
         [loaded.ids(request) for request in requests]
-    )  # (requests, prompt tokens); all have the same length
+    )  # shape (requests, prompt tokens); all prompts have the same length
     clock = _Clock()
     with torch.inference_mode():
         tokens = loaded.model.generate(

@@ -12,7 +12,7 @@ from http_bridge.protocol.run_body import BodyReader
 from http_bridge.protocol.validation import bad_input, load
 from tailrace.v1.inference_pb2 import RunRequest
 
-_MAX_MODEL = 256  # characters
+_MAX_MODEL = 256  # longest model name, in characters
 _UNSUPPORTED_ENCODINGS = ("br", "compress", "deflate", "zstd")
 
 

@@ -75,7 +75,7 @@ class ReplyWriter(ABC):
 
 
 def usage_payload(completed: Completed, *, counts_cached: bool) -> JsonObject:
-    """Return the token counts of a reply. `counts_cached`: also return how many prompt tokens the prefix cache had."""
+    """Return the token counts of a reply. `counts_cached`: include the number of prompt tokens from the prefix cache."""
     usage = completed.usage
     payload: JsonObject = {
         "prompt_tokens": usage.prompt_tokens,

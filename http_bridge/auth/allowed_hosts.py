@@ -23,7 +23,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 # The Workers runtime and Cloudflare's SDKs address the AI binding by these names, regardless of the service that it is
 # bound to.
 _BINDING_HOSTS = ("workers-binding.ai", "ai.cloudflare.com")
-_MAX_SHOWN = 100  # characters of a refused name
+_MAX_SHOWN = 100  # longest part of a refused name in an error, in characters
 
 # Returns the ASGI application that answers a request with an error, in the error format of the request's route.
 Refuse = Callable[[Scope, ApiError], ASGIApp]
@@ -79,8 +79,8 @@ class AllowedHosts:
             names: The names that are accepted.
             has_tokens: Whether requests need an API token. Pages of other sites have no token, so names are not
                 checked then.
-            binding_port: Port of the listener of the Worker binding. It never needs a token, so its requests are always
-                checked.
+            binding_port: Port of the listener of the Worker binding. This listener never needs a token, so its requests
+                are always checked.
             open_paths: Paths that are not checked on the main listener: health probes, which use a pod's or a
                 container's own address and whose answers contain no data.
             binding_paths: Paths that the Workers runtime requests under its own names for the binding.

@@ -16,7 +16,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[object, object, Non
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # This also runs when the server cancels the request at the end of its grace period.
+        # This code also runs when the server cancels the request at the end of the grace period.
         working.cancel()
         watching.cancel()
         await asyncio.wait((working, watching))

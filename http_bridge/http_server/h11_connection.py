@@ -9,8 +9,11 @@ import h11
 
 
 class Connection(h11.Connection):
-    """h11's connection. After h11 has framed one chunk, further chunks are framed here: h11's state does not change, and its
-    framing is slow."""
+    """h11's connection, with faster framing of chunks.
+
+    h11 frames the first chunk of a reply. This class frames the further chunks itself, because they do not change h11's
+    state.
+    """
 
     _is_chunking = False
 
@@ -29,7 +32,7 @@ class Connection(h11.Connection):
         """True if a request has begun and its headers are not complete."""
         return self.their_state is h11.IDLE and bool(self.trailing_data[0])
 
-    def next_event(self) -> Any:  # h11 does not export the union of its events
+    def next_event(self) -> Any:  # h11 does not export the type of its events
         """Return h11's next event.
 
         Raises:

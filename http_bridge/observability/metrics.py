@@ -72,7 +72,7 @@ class Metrics:
                 family.labels(label)
 
     def watch_servers(self, num_serving: Callable[[], int], num_found: Callable[[], int]) -> None:
-        """Report the numbers of inference servers; both functions are called at each scrape."""
+        """Report the numbers of inference servers; both arguments are functions that are called at each scrape."""
         self.servers.labels("serving").set_function(num_serving)
         self.servers.labels("not_serving").set_function(lambda: num_found() - num_serving())
 

@@ -18,7 +18,7 @@ from http_bridge.protocol.validation import bad_input
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"
 _LOADING_RETRY_SECONDS = 5
-# Field names that differ between the gRPC contract and a body; the first prefix that matches is replaced.
+# Field names that differ between inference.proto and a body; the first prefix that matches is replaced.
 _BODY_NAMES = (
     ("sampling.", ""),
     ("chat.turns", "messages"),
@@ -80,7 +80,7 @@ def _invalid_field(details: _Details) -> ApiError:
 
 
 def _body_path(field: str) -> str:
-    """Return the path in a body for a field of the contract, such as /messages/0/role for chat.turns[0].role."""
+    """Return the path in a body for a field of inference.proto, such as /messages/0/role for chat.turns[0].role."""
     path = re.sub(r"\[(\d+)\]", r".\1", field)
     for contract_name, body_name in _BODY_NAMES:
         if path.startswith(contract_name):
@@ -146,6 +146,6 @@ def _by_code(code: grpc.StatusCode) -> ApiError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return request_timeout()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        # A full server sends a reason. Without a reason, the message exceeded gRPC's own size limit.
+        # A server without capacity sends a reason. Without a reason, the message exceeded gRPC's own size limit.
         return ApiError(413, 3006, "Request is too large")
     return internal_error()

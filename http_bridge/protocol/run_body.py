@@ -16,8 +16,8 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 Document = Mapping[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
 
-# Conversions of values that a body may contain and that the contract does not allow. The server reduces max_tokens to
-# the model's limit, so the largest uint32 has the same effect. OpenAI's top_p of 0 selects the most likely token, as
+# Conversions of values that a body may contain and that inference.proto does not allow. The server reduces max_tokens
+# to the model's limit, so the largest uint32 has the same effect. OpenAI's top_p of 0 selects the most likely token, as
 # the smallest top_p of /ai/run does.
 _TO_CONTRACT: Mapping[str, Callable[[Any], float]] = {
     "max_tokens": lambda value: min(value, 2**32 - 1),
@@ -66,7 +66,7 @@ class RunBody:
         turns: Messages of the conversation.
         raw: Whether the prompt is used without the model's chat template.
         stream: Whether the client requested a stream.
-        sampling: Sampling parameters of the body by their names in the contract, in the contract's ranges.
+        sampling: Sampling parameters of the body with the names and ranges of inference.proto.
         stop: Strings that end the reply.
         reject_if_busy: Refuse the request with 429 instead of queueing it.
         tools: Tools that the model may call.
@@ -183,7 +183,7 @@ def _common(document: Document) -> dict[str, Any]:
 
 
 def _sampling(document: Document) -> dict[str, float]:
-    """Return the sampling parameters that the body sets, in the contract's types and ranges."""
+    """Return the sampling parameters that the body sets, with the types and ranges of inference.proto."""
     values: dict[str, float] = {}
     for parameter in SAMPLING_FIELDS:
         if (value := document.get(parameter.name)) is not None:

@@ -24,7 +24,7 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
     """Return the gRPC request for a valid body.
 
     Args:
-        body: The body; its values are in the contract's ranges.
+        body: The body; its values are in the ranges of inference.proto.
         profile: API version, which determines the default of `max_tokens` and whether prompt and reply must fit the
             window.
         model: Name of the model.
@@ -32,7 +32,7 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
     """
     request = RunRequest(model=model, account=account, reject_if_busy=body.reject_if_busy)
     request.sampling.CopyFrom(
-        # The table of sampling parameters and the contract have the same names; a test compares them.
+        # The table of sampling parameters and inference.proto have the same names; a test compares them.
         Sampling(**{"max_tokens": _default_max_tokens(body, profile), **body.sampling}, stop=body.stop)  # type: ignore[arg-type]
     )
     if body.prompt is not None and body.raw:

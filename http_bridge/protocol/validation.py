@@ -26,7 +26,7 @@ MAX_DEPTH = 128
 _GZIP_MAGIC = b"\x1f\x8b"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGEST_NUMBER = 1e300
-_MAX_DIGITS = 20  # characters of -2**63 with its sign, and of 2**64 - 1
+_MAX_DIGITS = 20  # length of -2**63, including its sign, and of 2**64 - 1
 
 
 def bad_input(problem: str) -> ApiError:
@@ -118,7 +118,7 @@ class _MaxDepth:
 
 
 def _beginning(value: object, room: Iterator[int]) -> object:
-    """Return a copy whose arrays have, all together, at most as many items as `room` has elements."""
+    """Return a copy with fewer array items. Each kept item takes one element of `room`, until `room` is exhausted."""
     if isinstance(value, dict):
         return {name: _beginning(item, room) for name, item in value.items()}
     if isinstance(value, list):

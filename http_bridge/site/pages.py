@@ -1,8 +1,9 @@
-"""Serves the pages for browsers: the playground at / and the API reference at /docs. They load nothing from other
-hosts.
+"""Serves the pages for browsers: the playground at / and the API reference at /docs.
 
-The few files are read when the process starts and served from memory as a whole. Byte ranges and paths of the file system
-are never used.
+The pages load nothing from other hosts.
+
+The few files are read when the process starts and served from memory as a whole. A request can select neither a byte
+range nor a path of the file system.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

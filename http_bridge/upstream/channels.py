@@ -25,7 +25,8 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A connection that was lost without notice is detected within 40 s, while a call uses it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # The same timeout for the pings that measure the network's bandwidth, which delay the keepalive pings.
+    # gRPC also sends pings to measure the network's bandwidth, and delays keepalive pings meanwhile. So both kinds of
+    # pings have the same timeout.
     ("grpc.http2.ping_timeout_ms", 10_000),
     # By default, gRPC waits up to two minutes before it connects to a restarted server.
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -92,7 +93,7 @@ class Channels:
                 await self._close_idle()
 
     async def retain(self, groups: Collection[Group]) -> None:
-        """Replace the channels of all groups except `groups`: they accept no new calls."""
+        """Replace the channels of all groups except `groups`. The replaced channels accept no new calls."""
         for group in [group for group in self._current if group not in groups]:
             self._replaced.add(self._current.pop(group))
         await self._close_idle()

@@ -78,7 +78,8 @@ class Upstream:
                         yield events
                         return
                 finally:
-                    # Without this, an abandoned call would keep its slot on the server: garbage collection does not cancel it.
+                    # Without this cancellation, an abandoned call would keep its slot on the server: garbage collection
+                    # does not cancel it.
                     call.cancel()
             await asyncio.sleep(pause)
 

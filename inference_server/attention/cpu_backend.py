@@ -17,7 +17,8 @@ class CpuPrompts:
     def __init__(self, cache: KVCache, segments: Items[Segment]) -> None:
         """Build the block tables of `segments`."""
         self._segments = segments
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}  # by segment and window, shared by layers
+        # Causal masks by segment and window, shared by all layers.
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
         self._blocks, self._rows = prefill_inputs(cache, segments)
 
     @property

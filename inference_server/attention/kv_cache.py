@@ -1,8 +1,8 @@
 """Stores the keys and values of all sequences in blocks of consecutive tokens, one pair of tensors for each layer.
 
-Works with block and row numbers; the block pool assigns blocks to sequences. Every layer has keys and values
-of shape (num_blocks, block_size, num_kv_heads, head_dim). They are allocated when the layer is first written, in the
-engine's warm-up, because the widths are not known before: in some architectures values are narrower than keys, or
+This module works with block and row numbers. The block pool assigns blocks to sequences. Every layer has keys and
+values of shape (num_blocks, block_size, num_kv_heads, head_dim). They are allocated when the layer is first written, in
+the engine's warm-up, because the widths are not known before: in some architectures values are narrower than keys, or
 widths differ between layers. Row r of a layer is token r % block_size of block r // block_size.
 """
 
@@ -13,7 +13,8 @@ import mmap
 import torch
 from torch import Tensor
 
-# Tokens of a block, on every device. Small blocks share more of a prompt. The kernels require a multiple of 32.
+# Tokens of a block, on every device. With smaller blocks, prompts share more of a common beginning. The kernels require
+# a multiple of 32.
 BLOCK_SIZE = 32
 
 # The rows that pad a batch write to this block. No sequence owns it.
@@ -33,7 +34,7 @@ class KVCache:
             num_blocks: The number of blocks, with the scratch block.
             block_size: Tokens of a block.
             device: The model's device.
-            dtype: The dtype of keys and values; None for the dtype of the model's own output.
+            dtype: The dtype of keys and values; None for the dtype of the first keys and values.
         """
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -56,8 +57,8 @@ class KVCache:
 
         Args:
             index: The layer's number.
-            key: (num_tokens, num_kv_heads, head_dim). At the first call, determines the width, and the dtype if none was
-                given.
+            key: (num_tokens, num_kv_heads, head_dim). At the first call, its width becomes that of the cached keys, and
+                its dtype too if the constructor got none.
             value: The same for the values.
         """
         tensors = self._layers.get(index)
@@ -71,8 +72,8 @@ class KVCache:
         shape = (self.num_blocks, self.block_size, like.shape[-2], like.shape[-1])
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
-        # Zeroed pages from the system, none of which is touched yet: torch.zeros would write every byte. Huge pages are
-        # disabled, because a sequence of a few tokens would then occupy 2 MiB in each layer.
+        # The system provides these zeroed pages only when they are used, whereas torch.zeros would write every byte.
+        # Huge pages are disabled, because a sequence of a few tokens would then occupy 2 MiB in each layer.
         pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):
             pages.madvise(mmap.MADV_NOHUGEPAGE)

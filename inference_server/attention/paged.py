@@ -1,10 +1,10 @@
 """Attends over the paged KV cache, as an attention function that transformers calls by the name `tailrace`.
 
-A transformers model computes queries, keys and values, applies its positions, and passes them to `attend`. The batch of
-the forward pass (PrefillBatch or DecodeBatch, passed through the model as the keyword argument `step_batch`) writes keys
-and values into the cache and attends. transformers passes no mask to a registered attention, so causality and sliding
-windows are applied here. Fused modules (cpu/fused_modules.py) pass the output of the projections instead; one kernel then
-rotates and writes.
+A transformers model computes queries, keys and values, applies its position embedding, and passes them to `attend`. The
+batch of the forward pass (PrefillBatch or DecodeBatch, passed through the model as the keyword argument `step_batch`)
+writes keys and values into the cache and attends. transformers passes no mask to a registered attention, so this module
+applies causality and sliding windows. Fused modules (cpu/fused_modules.py) pass the output of the projections instead;
+one kernel then rotates and writes.
 """
 
 from abc import ABC, abstractmethod
@@ -52,12 +52,12 @@ def attend(
 
     Args:
         module: The attention module, whose `layer_idx` is the layer's number.
-        query: (batch, num_heads, num_tokens, head_dim), positions applied.
-        key: (batch, num_kv_heads, num_tokens, head_dim), positions applied.
+        query: (batch, num_heads, num_tokens, head_dim), after position embedding.
+        key: (batch, num_kv_heads, num_tokens, head_dim), after position embedding.
         value: (batch, num_kv_heads, num_tokens, value_dim).
         attention_mask: None; other masks are not supported.
         step_batch: The batch of this forward pass.
-        scaling: The factor on the scores; None for head_dim ** -0.5.
+        scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: The limit c of c * tanh(score / c); None for no limit.
         kwargs: Further arguments of the model, of which some are ignored.
@@ -108,7 +108,7 @@ class _Batch(ABC):
 
     def __init__(self, cache: KVCache, rows: Tensor) -> None:
         """`rows`: (num_tokens,) int32 or int64, the cache rows of the tokens."""
-        self.windows: dict[int, int | None] = {}  # by layer, the sliding window that the model passed
+        self.windows: dict[int, int | None] = {}  # sliding window that the model passed, by layer
         self._cache = cache
         self._rows = rows.long()
 
@@ -117,8 +117,8 @@ class _Batch(ABC):
 
         Args:
             layer: The layer's number.
-            query: (num_tokens, num_heads, head_dim), positions applied.
-            key: (num_tokens, num_kv_heads, head_dim), positions applied.
+            query: (num_tokens, num_heads, head_dim), after position embedding.
+            key: (num_tokens, num_kv_heads, head_dim), after position embedding.
             value: (num_tokens, num_kv_heads, value_dim).
             spec: The attention's constants.
 

@@ -12,7 +12,7 @@ from inference_server.attention.kv_cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive prompt tokens of the sequence in `block_ids`: `length` tokens, the first at position `start`."""
+    """Consecutive prompt tokens of a sequence: `length` tokens from position `start`, cached in blocks `block_ids`."""
 
     block_ids: Items[int]
     start: int
@@ -54,7 +54,7 @@ def decode_inputs(
         block_ids: The blocks of each sequence.
         positions: The position of each new token.
         num_rows: The number of rows after padding.
-        num_blocks: The least width of the block tables.
+        num_blocks: The smallest width of the block tables.
     """
     num_blocks = max(num_blocks, max(positions) // block_size + 1)
     table = np.zeros((num_rows, num_blocks), dtype=np.int32)

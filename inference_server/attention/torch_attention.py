@@ -15,7 +15,7 @@ from torch import Tensor
 class AttentionSpec:
     """The constants of one layer's attention."""
 
-    scaling: float  # the factor on the scores
+    scaling: float  # factor that multiplies the scores
     sliding_window: int | None = None  # in tokens; None attends to all keys so far
     softcap: float | None = None  # c of c * tanh(score / c); None for no limit
 
@@ -25,7 +25,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
 
     Args:
         num_tokens: The number of queries.
-        num_keys: The number of keys, including the keys of the query tokens, which are the last.
+        num_keys: The number of keys, including the keys of the query tokens, which are the last ones.
         spec: The attention's constants.
         like: A tensor with the dtype and device of the mask.
 
@@ -64,7 +64,7 @@ def gathered_decode_attention(
 ) -> Tensor:
     """Attend with one query for each of n sequences, on copies of their paged keys and values.
 
-    Used for devices and constants without a kernel that reads the cache in place.
+    Used for devices and AttentionSpecs without a kernel that reads the cache in place.
 
     Args:
         query: (n, num_heads, head_dim).

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm
-from inference_server.cpu.linear.backends import missing_kernels
 from inference_server.cpu.linear.kernel_linear import KernelLinear
 from inference_server.kernels import ops
+from inference_server.kernels.isa.choice import obstacle
 
-_MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
+# Decoders that a kernel program computes, by the names of their classes in transformers.
+MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 
@@ -111,7 +112,7 @@ def extract_weights(model: Any) -> DecoderWeights:
     Raises:
         ValueError: No kernel program computes this model; the message is the reason, as a clause.
     """
-    if type(model).__name__ not in _MODELS:
+    if type(model).__name__ not in MODELS:
         raise ValueError("kernel programs do not support its architecture")
     if not ops.available():
         raise ValueError("compiled kernels are not available")
@@ -161,7 +162,7 @@ def _because(linear: nn.Module) -> str:
     """Return the reasons why a linear layer has no compiled kernel, or "" if only its shape is not supported."""
     is_float32 = type(linear) is nn.Linear and linear.weight.dtype is torch.float32
     reasons = ["no kernel multiplies float32 weights"] if is_float32 else []
-    if missing := missing_kernels():
+    if missing := obstacle():
         reasons.append(missing)
     return f", because {' and '.join(reasons)}" if reasons else ""
 

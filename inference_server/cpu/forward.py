@@ -77,6 +77,11 @@ class CpuForward:
         """Return True if prompts can be computed: there is a prefill attention kernel, and no layer has a window."""
         return self._prefill_kernel is not None
 
+    @property
+    def has_windows(self) -> bool:
+        """Return True if any layer attends within a sliding window."""
+        return self._decoder.has_windows
+
     def decode(self, tokens: DecodeTokens) -> Tensor:
         """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
         return self._run(tokens, None).logits[: len(tokens.token_ids), : self._decoder.head.out_features]
@@ -219,9 +224,8 @@ class CpuForward:
 
     def _prefill_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: _Buffers) -> KernelCall:
         assert self._prefill_kernel is not None
-        kernel, kernel_data = self._prefill_kernel
-        block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, kernel_data, spec.scaling)
-        return KernelCall(kernel, block)  # the table of segments contains the number of rows
+        block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, spec.scaling)
+        return KernelCall(self._prefill_kernel, block)  # the table of segments contains the number of rows
 
     def _keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
         decoder = self._decoder

@@ -1,7 +1,7 @@
-"""Admission control: decides on the event loop whether a request may enter, before any work is done for it.
+"""Admission control: decides on the event loop whether the engine accepts a request, before any work is done for it.
 
-Counts requests in flight and measures the rate at which they leave. Works with accounts, token counts and times in
-seconds of time.monotonic(). Does not depend on the model or on gRPC.
+Counts requests in flight and measures the rate at which they leave. This module works with accounts, token counts and
+times in seconds of time.monotonic(). It does not depend on the model or on gRPC.
 """
 
 import time
@@ -45,14 +45,17 @@ class AdmissionTicket:
 
 
 class Admission:
-    """Counter of the requests in flight, which decides whether a new one may enter."""
+    """Counter of the requests in flight, which decides whether a new one is accepted.
+
+    A request enters when it is accepted, and leaves when it has ended.
+    """
 
     def __init__(self, limits: CapacityLimits) -> None:
         """Create the counts of an engine without requests."""
         self._limits = limits
         self._tickets: set[AdmissionTicket] = set()
         self._by_account: Counter[str] = Counter()
-        self._waiting: Counter[str] = Counter()  # requests by account
+        self._waiting: Counter[str] = Counter()  # waiting requests by account
         self._waiting_tokens = 0
         self._seconds_per_end = 1.0  # average interval between two completions while requests wait
         self._num_ends = 0
@@ -142,7 +145,7 @@ class Admission:
 
 
 def _decrease(counts: Counter[str], account: str) -> None:
-    # Clients choose account names, so an entry without requests must not stay in memory.
+    # Clients choose account names, so the counts of an account without requests must not stay in memory.
     counts[account] -= 1
     if not counts[account]:
         del counts[account]

@@ -16,7 +16,8 @@ class FairQueue:
     def __init__(self) -> None:
         """Create an empty queue."""
         self._preempted: deque[Sequence] = deque()
-        self._by_account: OrderedDict[str, deque[Sequence]] = OrderedDict()  # in round-robin order; no queue is empty
+        # Accounts in round-robin order; no queue is empty.
+        self._by_account: OrderedDict[str, deque[Sequence]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._preempted) + sum(map(len, self._by_account.values()))
@@ -38,7 +39,7 @@ class FairQueue:
         """Return the next sequence without removing it, or None.
 
         Args:
-            running: Running sequences by account; must return 0 for an account without any.
+            running: Number of running sequences by account; 0 for an account without running sequences.
             max_running: Running sequences that an account may have; None: any number. Does not apply to preempted ones.
         """
         if self._preempted:

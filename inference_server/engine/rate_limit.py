@@ -1,6 +1,6 @@
 """Limits the requests of each account per minute with token buckets of throttled-py.
 
-The number of buckets is limited. The accounts that have been inactive longest lose theirs first.
+The number of buckets is limited. Buckets of the accounts that have been inactive longest are removed first.
 """
 
 from throttled import RateLimiterType, Throttled, rate_limiter, store

@@ -12,7 +12,10 @@ MAX_JOINED_DELTAS = 64
 
 
 class Reply:
-    """Asynchronous iterator over one request's events. Leaving the block before the last event cancels the request."""
+    """Asynchronous iterator over one request's events.
+
+    Leaving its `async with` block before the last event cancels the request.
+    """
 
     def __init__(self, release: Callable[["Reply"], None], ticket: AdmissionTicket) -> None:
         """`release` is called when the reader leaves early."""

@@ -95,9 +95,10 @@ class Sequence:
             now: Time at which the token was sampled.
 
         Returns:
-            The text that is final after it, and the finish reason if the reply ends here.
+            The text that is final after this token, and the finish reason if the reply ends here.
         """
-        # This runs for every token: no property is read here, because calls add up at 64 sequences.
+        # This method runs for every token of up to 64 sequences. It reads no property, because each read would be a
+        # call.
         if self.first_token is None:
             self.first_token = now
         self.last_token = now
@@ -133,7 +134,7 @@ class Sequence:
     def last_events(self, reason: FinishReason, text: str, now: float) -> list[Event]:
         """Return the events that end the reply: a delta with `text`, if anything is unsent, and Completed."""
         events: list[Event] = [self.take_delta(text)] if text or self.num_unsent else []
-        if self.text.stop_string is not None:  # the last text may have completed it
+        if self.text.stop_string is not None:  # the last text may have completed a stop string
             reason = FinishReason.STOP
         return [*events, Completed(reason, self.text.stop_string, self.usage(), self.timings(now))]
 

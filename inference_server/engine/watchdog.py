@@ -17,7 +17,7 @@ _POLLS_PER_LIMIT = 10
 class StallSource(Protocol):
     """The interface of an engine that the watchdog uses."""
 
-    is_stalled: bool  # set by the watchdog
+    is_stalled: bool  # the watchdog sets it
 
     @property
     def seconds_without_progress(self) -> float:

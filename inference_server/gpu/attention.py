@@ -10,15 +10,16 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.gpu import ops
 from inference_server.gpu.inputs import PromptRows, upload_prompts
 
-# Parts of the keys of each sequence under batch invariance: the same for every batch composition.
+# Number of splits of each sequence's keys in batch-invariant mode. It is constant, because another number would change
+# the order of sums, and so their rounding.
 INVARIANT_SPLITS = 4
 
 
 class GpuPrompts:
-    """Attention of prompt segments, all in one operator (implements PromptAttention)."""
+    """Attention of all prompt segments of a pass, in one operator (implements PromptAttention)."""
 
     def __init__(self, prompts: PromptRows) -> None:
-        """Attend with the tokens of `prompts`."""
+        """Use the inputs in `prompts` for every layer."""
         self._prompts = prompts
 
     @property
@@ -47,7 +48,7 @@ class GpuAttention:
     """Attention on a GPU (implements AttentionBackend)."""
 
     def __init__(self, *, batch_invariant: bool = False) -> None:
-        """`batch_invariant`: a sequence's result must be bit-identical for every batch composition."""
+        """If `batch_invariant`, a sequence's result is bit-identical for every batch composition."""
         self._num_splits = INVARIANT_SPLITS if batch_invariant else 0
 
     def prompts(self, cache: KVCache, segments: Items[Segment]) -> GpuPrompts:

@@ -15,7 +15,7 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, is_int8, stacked
 from inference_server.gpu.paths import SUPPORTED_ARCHITECTURES
 
-# Classes are compared by name, not by isinstance, because a subclass may compute something else in between.
+# Classes are compared by name, not by isinstance, because a subclass may compute something else.
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
@@ -29,8 +29,8 @@ Linear = Linear16 | Int8Linear
 class Rotary:
     """The rotary position embedding. Its frequencies do not depend on the sequence's length."""
 
-    frequencies: Tensor  # (head_dim,) float32, the inverse frequencies twice
-    scaling: float  # a factor on sines and cosines
+    frequencies: Tensor  # (head_dim,) float32, the head_dim / 2 inverse frequencies, followed by the same again
+    scaling: float  # factor that multiplies sines and cosines
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of the positions (num_tokens,), each (num_tokens, head_dim) float32."""
@@ -42,7 +42,7 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class GpuLayer:
-    """The weights of one layer. The norms of heads are None unless the architecture has them (Qwen 3)."""
+    """The weights of one layer. The norms of query and key heads are None unless the architecture has them (Qwen 3)."""
 
     input_norm: Tensor  # (hidden_size,)
     qkv: Linear  # (num_heads + 2 * num_kv_heads) * head_dim outputs
@@ -73,12 +73,12 @@ class GpuDecoder:
 def extract(model: Any) -> GpuDecoder:
     """Return the weights of a transformers model, and remove its linear layers, so that the model can no longer run.
 
-    The layers are stacked and removed one after the other. So the memory never exceeds that of the model by more than one
-    layer.
+    The layers are stacked and removed one after the other. So the memory in use never exceeds that of the model by more
+    than one layer.
 
     Raises:
-        ValueError: The fused forward pass does not support this model, which is unchanged. The message is the reason, as a
-            clause.
+        ValueError: The fused forward pass does not support this model. The model is then unchanged, and the message is
+            the reason, as a clause.
     """
     _check_model(model)
     inner = model.model
@@ -142,7 +142,7 @@ def _check_model(model: Any) -> None:
     dtype = inner.embed_tokens.weight.dtype
     if type(inner.embed_tokens) is not nn.Embedding or type(model.lm_head) is not nn.Linear:
         raise ValueError("its embedding or its output head is not torch's")
-    # longrope has two sets of frequencies.
+    # longrope has two sets of frequencies, and the sequence's length selects one. Rotary has a single set.
     if getattr(inner.rotary_emb, "rope_type", "default") == "longrope":
         raise ValueError("its rotary positions (longrope) depend on the sequence's length")
     if inner.rotary_emb.inv_freq.numel() * 2 != inner.layers[0].self_attn.head_dim:
@@ -161,7 +161,7 @@ def _check_model(model: Any) -> None:
 
 
 def _norms(inner: Any) -> Iterator[Any]:
-    """Yield every norm of a decoder, those of heads included."""
+    """Yield every norm of a decoder, including those of query and key heads."""
     yield inner.norm
     for layer in inner.layers:
         yield layer.input_layernorm
@@ -172,7 +172,7 @@ def _norms(inner: Any) -> Iterator[Any]:
 
 
 def _check_layer(layer: Any, dtype: torch.dtype) -> None:
-    """Raise ValueError if the fused forward pass does not support the layer. `dtype`: that of the embedding."""
+    """Raise ValueError if the fused forward pass does not support the layer. `dtype`: dtype of the embedding."""
     attention, mlp = layer.self_attn, layer.mlp
     names = (type(layer).__name__, type(attention).__name__, type(mlp).__name__)
     if names[0] not in _LAYERS or names[1] not in _ATTENTIONS or names[2] not in _MLPS:

@@ -70,7 +70,10 @@ class GpuForward:
         return logits
 
     def _run(self, tokens: DecodeRows | None, prompts: PromptRows | None) -> Tensor:
-        """Run all layers. Returns the head's inputs, (num_tokens, hidden_size), with the decoded tokens first."""
+        """Run all layers.
+
+        Returns the output head's inputs, (num_tokens, hidden_size), with the decoded tokens first.
+        """
         decoder, eps = self._decoder, self._decoder.eps
         self._cached = self._cached or self._allocated()
         parts = [part for part in (tokens, prompts) if part is not None]
@@ -99,7 +102,7 @@ class GpuForward:
     def _rotated(
         self, layer: GpuLayer, normed: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor
     ) -> Tensor:
-        """Project, write keys and values into the cache, and return rotated queries (num_tokens, num_heads, head_dim)."""
+        """Compute q, k and v, write k and v to the cache, and return rotated queries (num_tokens, num_heads, head_dim)."""
         decoder = self._decoder
         return ops.rope_and_write(
             layer.qkv(normed),

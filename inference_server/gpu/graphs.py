@@ -19,7 +19,7 @@ from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# (n rows) -> logits (n, vocab_size).
+# From n rows of inputs to logits (n, vocab_size).
 DecodePass = Callable[[DecodeRows], Tensor]
 
 # The models of one process record one after the other: torch allows one recording at a time.
@@ -66,7 +66,8 @@ class DecodeGraphs:
             inputs: The inputs at fixed addresses.
             vocab_size: The width of the logits.
             dtype: The dtype of the logits that `decode_pass` returns.
-            invariant_rows: The only batch size, to which all are padded; None for a size close to the batch.
+            invariant_rows: The only batch size, to which all are padded; None to pad each batch to the next recorded
+                size.
         """
         self.sizes: list[int] = []
         self._pass = decode_pass
@@ -108,7 +109,8 @@ class DecodeGraphs:
             with _RECORDING, progress(label), _on(stream, self._device):
                 pool = torch.cuda.graph_pool_handle()
                 for size in sizes:
-                    # Libraries choose kernels and allocate workspaces at their first call, and Triton compiles.
+                    # Eager passes come first: at a first call, libraries choose kernels and allocate workspaces, and
+                    # Triton compiles. None of this can be recorded.
                     for _ in range(2):
                         self._run(size)
                     self._graphs[size] = self._recorded(size, pool, stream)
@@ -131,7 +133,7 @@ class DecodeGraphs:
         """Return the graph of one batch size, recorded on `stream` with memory of `pool`."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads use the GPU during the recording, which "global" would forbid.
+            # Other threads use the GPU during the recording. The mode "global" would make their calls fail.
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self._run(size)
         except RuntimeError as error:
@@ -144,9 +146,10 @@ class DecodeGraphs:
 
 @contextlib.contextmanager
 def _on(stream: torch.cuda.Stream, device: torch.device) -> Iterator[None]:
-    """Make `stream` the current stream, after the work of the current one. Afterwards restores the current one.
+    """Make `stream` the current stream of the `with` block.
 
-    torch.cuda.graph does not restore it if a recording fails.
+    First, `stream` waits for the work of the previous stream. Afterwards the previous stream is current again, and waits
+    for the work of `stream`. torch.cuda.graph does not restore the previous stream if a recording fails.
     """
     before = torch.cuda.current_stream(device)
     stream.wait_stream(before)
@@ -160,13 +163,16 @@ def _on(stream: torch.cuda.Stream, device: torch.device) -> Iterator[None]:
 def _close_pool(device: torch.device, pool: "torch.cuda._POOL_HANDLE") -> None:
     """Stop allocating from the pool of a failed recording. torch does this only for a recording that it could end."""
     end = getattr(torch.cuda.memory, "_cuda_endAllocateToPool", None)
-    with contextlib.suppress(RuntimeError):  # it is closed already
+    with contextlib.suppress(RuntimeError):  # the pool is closed already
         if end is not None:
             end(device.index or 0, pool)
 
 
 def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
-    """Return the out-of-memory error that led to `error`, or None. A failed recording hides the first error."""
+    """Return the out-of-memory error that led to `error`, or None.
+
+    The error of a failed recording can replace the first error.
+    """
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return error
@@ -175,6 +181,6 @@ def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None
 
 
 def _sizes_text(sizes: list[int]) -> str:
-    """Return for example "1 to 64 sequences"."""
+    """Return a text such as "1 to 64 sequences"."""
     smallest, largest = min(sizes), max(sizes)
     return f"{smallest} sequences" if smallest == largest else f"{smallest} to {largest} sequences"

@@ -1,7 +1,7 @@
 """Copies the inputs of forward passes to a GPU without waiting for it: tokens, positions, cache rows and block tables.
 
-The inputs of decode passes have one buffer at a fixed address, so that CUDA graphs can read it. Only its first rows are
-copied in each step, in one piece of pinned memory.
+The inputs of decode passes have one buffer at a fixed address, so that CUDA graphs can read it. Each step copies only
+its first rows, with one copy from pinned memory.
 """
 
 from collections.abc import Sequence as Items
@@ -34,14 +34,14 @@ class DecodeRows:
 class PromptRows:
     """The tokens of n prompt segments, on the device. All tensors are int32."""
 
-    token_ids: Tensor  # (num_tokens,), or (0,) if they were not given
+    token_ids: Tensor  # (num_tokens,), or (0,) if the caller passed no token ids
     positions: Tensor  # (num_tokens,)
     rows: Tensor  # (num_tokens,), the tokens' rows of the KV cache
     wanted: Tensor  # (num_wanted,), the indices of the tokens whose logits are needed
-    starts: Tensor  # (n + 1,), the first token of each segment, and the number of tokens
-    lengths: Tensor  # (n,), the keys of each sequence with the new tokens
-    table: Tensor  # (n, blocks of the longest), the block tables
-    longest: int  # tokens of the longest segment
+    starts: Tensor  # (n + 1,), the index of each segment's first token, then num_tokens
+    lengths: Tensor  # (n,), the number of keys of each sequence, including the new tokens
+    table: Tensor  # (n, blocks of the longest sequence), the block tables
+    longest: int  # number of tokens of the longest segment
 
 
 def upload(values: Items[int] | npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -61,13 +61,13 @@ def upload_prompts(
     token_ids: Items[int] = (),
     wanted: Items[int] = (),
 ) -> PromptRows:
-    """Copy prompt segments to the device, all tensors in one piece.
+    """Copy prompt segments to the device, with one copy for all tensors.
 
     Args:
         segments: The segments, at least one.
         block_size: Tokens of a block.
         device: The device.
-        token_ids: The tokens of all segments, concatenated; none if they are not read from the result.
+        token_ids: The tokens of all segments, concatenated; empty if the caller does not need PromptRows.token_ids.
         wanted: The indices of the tokens whose logits are needed.
     """
     lengths = np.array([segment.length for segment in segments])
@@ -102,12 +102,12 @@ class DecodeInputs:
     """
 
     def __init__(self, sampled: Tensor, *, max_blocks: int, block_size: int) -> None:
-        """Create the buffer for as many rows as `sampled` has. `max_blocks`: blocks of the longest sequence."""
+        """Create a buffer with as many rows as `sampled`. `max_blocks`: number of blocks of the longest sequence."""
         self.sampled = sampled
         self.max_rows = len(sampled)
         shape = (self.max_rows, _TABLE + max_blocks)
         self._buffer = torch.zeros(shape, dtype=torch.int32, device=sampled.device)
-        # Two, so that the host fills one while the copy of the other may still be in flight.
+        # Two of them, so that the host can fill one while the other is still being copied.
         self._staging = [_Staging(shape, sampled.device, block_size) for _ in range(2)]
 
     def write(self, tokens: DecodeTokens, num_rows: int) -> None:
@@ -145,9 +145,9 @@ class _Staging:
         if device.type == "cuda":
             self._host = self._host.pin_memory()
         self._cells = self._host.numpy()
-        self._tables: list[Items[int]] = [()] * shape[0]  # the blocks that each row contains
+        self._tables: list[Items[int]] = [()] * shape[0]  # the block table that each row contains
         self._block_size = block_size
-        self._copied: torch.cuda.Event | None = None  # reached when the device has copied the contents
+        self._copied: torch.cuda.Event | None = None  # occurs when the device has copied the contents
 
     def fill(self, tokens: DecodeTokens, num_rows: int) -> None:
         """Write the tokens' rows, and padding up to `num_rows`. Waits until the last copy has finished."""
@@ -158,7 +158,7 @@ class _Staging:
         for index, (blocks, position) in enumerate(zip(tokens.block_ids, tokens.positions, strict=True)):
             used = blocks[: position // size + 1]
             last_blocks.append(used[-1])
-            if self._tables[index] != used:  # comparing is much faster than writing
+            if self._tables[index] != used:  # comparing two lists is much faster than writing the row
                 cells[index, _TABLE : _TABLE + len(used)] = used
                 self._tables[index] = used
         positions = np.asarray(tokens.positions)

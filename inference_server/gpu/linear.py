@@ -1,4 +1,4 @@
-"""Linear layers for a GPU: 16-bit weights, and int8 weights with 16-bit activations on bitsandbytes' own integers."""
+"""Linear layers for a GPU: with 16-bit weights, or with bitsandbytes' int8 weights and 16-bit activations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from inference_server.gpu import ops
 from inference_server.gpu.triton_support import has_triton
 
-# The class of bitsandbytes' int8 layers, compared by name: bitsandbytes is imported by transformers only.
+# The class of bitsandbytes' int8 layers, compared by name: only transformers imports bitsandbytes.
 _INT8_CLASS = "Linear8bitLt"
 
 
@@ -111,7 +111,7 @@ def can_multiply_int8(linear: Any) -> bool:
 
 
 def _codes_and_maxima(linear: Any) -> tuple[Tensor, Tensor]:
-    """Return integers and row maxima of an int8 layer. Before its first call, its weight holds them."""
+    """Return integers and row maxima of an int8 layer. Before its first call, they are attributes of its weight."""
     state, weight = linear.state, linear.weight
     return (
         weight.CB if state.CB is None else state.CB,

@@ -1,7 +1,7 @@
-"""Arithmetic of a GPU's memory: whether the catalog's models fit, and how many tokens each engine's KV cache gets.
+"""Plans a GPU's memory: checks that the catalog's models fit, and computes the tokens of each engine's KV cache.
 
-Contains no calls of torch: every figure comes from a model's configuration or from the caller. All sizes are bytes unless
-a name says otherwise.
+Does not call torch: every figure comes from a model's configuration or from the caller. All sizes are bytes unless a
+name says otherwise.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,15 @@ CONTEXT_BYTES = 512 * MIB
 
 # Share of the free memory for fragmentation and for the allocator's rounding to 2 MiB.
 _MARGIN = 0.02
-# Per engine: recorded CUDA graphs, cuBLAS workspaces, partial results of attention.
+# Memory of each engine for recorded CUDA graphs, cuBLAS workspaces and partial results of attention.
 _ENGINE_BYTES = 384 * MIB
 # Bytes per int8 weight of the widest product: the dequantised weights in float32 (4), then their 16-bit copy (2). During
 # loading, the same memory suffices to quantise a matrix: two 16-bit copies (2 + 2), the int8 codes (1) and a mask (1).
 _DEQUANTIZED_BYTES = 6
-# Per logit: 16 bits, float32, the outputs of the recorded graphs, and the copies and sorted indices of sampling.
+# Bytes per logit: a 16-bit value, a float32 value, the outputs of the recorded graphs, and the copies and sorted
+# indices of sampling.
 _LOGIT_BYTES = 32
-# A change that saves less than this share of what is missing is not recommended.
+# A change that saves less than this share of the missing memory is not recommended.
 _WORTH_SAVING = 0.2
 # Blocks of a cache that no sequence owns (kv_cache.NUM_SCRATCH_BLOCKS).
 _SCRATCH_BLOCKS = 1
@@ -42,9 +43,9 @@ class ModelSizes:
         widest_linear: Weights of the widest product: a layer's gate and up projections together.
         hidden_size: Width of the residual stream.
         intermediate_size: Largest width of a linear layer's input or output.
-        heads_width: Query heads times their width.
+        heads_width: Number of query heads times their width.
         kv_width: Keys and values of one token in one layer, together.
-        num_layers: Layers with keys and values.
+        num_layers: Number of layers with keys and values.
         vocab_size: Width of the logits.
     """
 
@@ -117,12 +118,12 @@ class EngineDemand:
 
     @property
     def min_blocks(self) -> int:
-        """Return the fewest blocks of the KV cache: one longest sequence, or what the setting wants."""
+        """Return the smallest number of blocks: enough for one longest sequence, or for kv_cache_tokens."""
         return self.max_blocks if self.kv_cache_tokens else -(-self.max_len // self.block_size)
 
     @property
     def max_blocks(self) -> int:
-        """Return the most blocks that are of use: all slots with the longest sequence, or what the setting wants."""
+        """Return the largest useful number of blocks: enough for a longest sequence in every slot, or for kv_cache_tokens."""
         useful = -(-self.max_len // self.block_size) * self.max_running_seqs
         wanted = useful if self.kv_cache_tokens is None else self.kv_cache_tokens // self.block_size
         return min(useful, wanted)
@@ -138,7 +139,7 @@ class EngineDemand:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """The memory that engines need at least, in bytes: weights, KV caches, working memory and the margin."""
+    """The smallest memory with which the engines can run, in bytes, divided into its parts."""
 
     weights: int
     caches: int
@@ -168,7 +169,7 @@ def least_needs(free_bytes: int, demands: Sequence[EngineDemand], *, has_weights
 
 
 def plan(free_bytes: int, demands: Sequence[EngineDemand], *, has_weights: bool = False) -> list[int]:
-    """Divide the memory that weights and working memory leave. Each engine gets a share in proportion to its useful maximum.
+    """Divide the memory left by weights and working memory among the KV caches, in proportion to their useful maximum.
 
     Args:
         free_bytes: Free memory of the GPU.
@@ -176,7 +177,7 @@ def plan(free_bytes: int, demands: Sequence[EngineDemand], *, has_weights: bool 
         has_weights: True if the weights are loaded, so that `free_bytes` does not include them.
 
     Returns:
-        The tokens of each engine's KV cache, whole blocks, at least one longest sequence.
+        The tokens of each engine's KV cache: whole blocks, and at least one longest sequence.
 
     Raises:
         ConfigurationError: The engines do not fit; the message has the figures and what to change.
@@ -205,7 +206,7 @@ def _shares(available: int, demands: Sequence[EngineDemand]) -> list[int]:
             for index in rest:
                 shares[index] = most[index] * divided // wanted
             break
-        # These keep their minimum. The others divide what it leaves.
+        # These engines get their minimum. The others divide the rest of the memory.
         available -= sum(least[index] for index in short)
         rest = [index for index in rest if index not in short]
     return shares

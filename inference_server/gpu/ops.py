@@ -1,8 +1,8 @@
 """Operators of a forward pass on a GPU. Each one is a single Triton kernel, or two where its docstring says so.
 
-They are registered with torch as `torch.ops.tailrace.*`, so that tools that watch operators (profilers, the rehearsal in
-tests/) see one operator each. Where Triton cannot run, torch's operations compute the same (reference.py). They also
-compute arguments without a kernel: float32 on a GPU, values narrower than keys, unusual widths of heads.
+They are registered with torch as `torch.ops.tailrace.*`, so that profilers and the tests in tests/rehearsal see one
+operator for each call. Where Triton cannot run, torch's operations compute the same (reference.py). torch's operations
+also handle arguments that no kernel supports: float32 on a GPU, values narrower than keys, and unusual widths of heads.
 
 Activations are float16 or bfloat16. Arithmetic and accumulation are float32. The cache's dtype is that of the activations.
 """
@@ -21,7 +21,7 @@ from inference_server.gpu.triton_support import has_triton, interprets
 # cuBLAS is faster.
 MAX_INT8_ROWS = 64
 
-# The widest head that the attention kernels read.
+# The widest head that the attention kernels support.
 MAX_HEAD_DIM = 256
 
 _SCHEMAS = {
@@ -103,7 +103,7 @@ def paged_decode_attention(
     softcap: float | None = None,
     num_splits: int = 0,
 ) -> Tensor:
-    """Attend with one query for each of n sequences. Two kernels if the keys are split, else one.
+    """Attend with one query for each of n sequences. Launches two kernels if the keys are split, else one.
 
     The host never reads `table` and `lengths`, so a CUDA graph can record the call.
 
@@ -112,8 +112,8 @@ def paged_decode_attention(
         keys: (num_blocks, block_size, num_kv_heads, head_dim), contiguous; block_size is a multiple of 16.
         values: The same shape as `keys`.
         table: (n, max_blocks) int32, the block tables; rows may have any stride.
-        lengths: (n,) int32, the number of keys of each sequence; any stride. A row of length 0 returns finite values.
-        scaling: The factor on the scores.
+        lengths: (n,) int32, the number of keys of each sequence; any stride. The result of a row of length 0 is finite.
+        scaling: Factor that multiplies the scores.
         sliding_window: In tokens; None attends to all keys.
         softcap: c of c * tanh(score / c); None for no limit.
         num_splits: Number of parts in which each sequence's keys are computed; 0 selects it from n, num_kv_heads, max_blocks
@@ -143,13 +143,13 @@ def paged_prefill_attention(
 
     Args:
         query: (num_tokens, num_heads, head_dim), contiguous: the tokens of all segments, concatenated.
-        keys: As for paged_decode_attention, and `values` and `table` too. They contain the new tokens' keys.
-        values: See `keys`.
-        table: See `keys`.
+        keys: See paged_decode_attention. They include the new tokens' keys.
+        values: See paged_decode_attention. They include the new tokens' values.
+        table: See paged_decode_attention.
         starts: (n + 1,) int32; the tokens of segment i are starts[i] to starts[i + 1] of `query`.
-        lengths: (n,) int32, the keys of each sequence including its new tokens, which are the last.
+        lengths: (n,) int32, the number of keys of each sequence, including its new tokens, which are the last ones.
         longest: The largest number of tokens of a segment.
-        scaling: The factor on the scores.
+        scaling: Factor that multiplies the scores.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: c of c * tanh(score / c); None for no limit.
 
@@ -177,7 +177,8 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = 
     Args:
         x: (num_rows, in_features), contiguous.
         codes: (out_features, in_features) int8, contiguous; bitsandbytes' own integers.
-        scales: (out_features,) float32: weight = codes * scales[:, None]. bitsandbytes' row maxima, divided by 127.
+        scales: (out_features,) float32: weight = codes * scales[:, None]. They are bitsandbytes' row maxima divided by
+            127.
         bias: (out_features,), or None.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Chooses how a model runs on a GPU: the operators of its layers, the product of its int8 weights, CUDA graphs or not.
+"""Chooses how a model runs on a GPU: the operators of its layers, the product of its int8 weights, and CUDA graphs.
 
-`tailrace doctor` predicts the way from the configuration by `choose_path`. The server reports the way that it took. Both are
-a GpuPath, and tests/rehearsal/test_short.py compares them.
+`tailrace doctor` predicts the path from the configuration with `choose_path`. The server reports the path in use. Both
+are a GpuPath, and tests/rehearsal/test_short.py compares them.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class GpuPath:
 
     @property
     def _why_no_graphs(self) -> str:
-        # With Triton, only layers that separate outliers are left to bitsandbytes.
+        # With Triton, bitsandbytes computes only layers that separate outliers.
         has_threshold = self.int8 == "bitsandbytes" and self.has_triton
         return ", because TAILRACE_INT8_THRESHOLD is above 0" if has_threshold else ""
 
@@ -58,7 +58,7 @@ def has_fused_layers(config: Any) -> bool:
     return (
         not SUPPORTED_ARCHITECTURES.isdisjoint(getattr(config, "architectures", None) or [])
         and config.hidden_act in _SILU_NAMES
-        # Its frequencies depend on the sequence's length.
+        # The frequencies of longrope depend on the sequence's length, which the operators do not support.
         and rope.get("rope_type") != "longrope"
     )
 
@@ -69,8 +69,8 @@ def choose_path(can_fuse: bool, precision: Precision, *, int8_threshold: float, 
     Args:
         can_fuse: True if the model's layers can run as operators of gpu/ops.py (see has_fused_layers).
         precision: Precision in use on the device (see precision.resolve_precision).
-        int8_threshold: Outlier threshold of bitsandbytes. Above 0 its product waits for the device, which a recording
-            must not do.
+        int8_threshold: Outlier threshold of bitsandbytes. Above 0, bitsandbytes' product waits for the device, which
+            cannot be recorded as a CUDA graph.
         has_triton: True if Triton can run here (see triton_support).
     """
     is_int8 = precision == "bitsandbytes-int8"

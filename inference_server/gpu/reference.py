@@ -15,7 +15,7 @@ from inference_server.attention.torch_attention import (
 )
 from inference_server.kernels import reference as cpu_reference
 
-# Weights that int8_linear dequantizes at a time: 64 MiB in 16 bits.
+# Number of weights that int8_linear dequantizes at a time: 64 MiB in 16 bits.
 _MAX_DEQUANTIZED = 32 * 2**20
 
 rms_norm = cpu_reference.rms_norm
@@ -41,7 +41,7 @@ def rope_and_write(
     key_norm: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Normalize heads if there are norms, write rotated keys and values into the cache, and return rotated queries."""
+    """Normalize query and key heads if they have norms, write rotated keys and values, and return rotated queries."""
     if query_norm is not None and key_norm is not None:
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, keys.shape[-1])
         query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
@@ -95,7 +95,7 @@ def paged_prefill_attention(
 
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Dequantize the weights to x's dtype, then multiply: some thousand outputs at a time, to limit the memory."""
+    """Dequantize the weights to x's dtype, then multiply. Large layers are computed in parts, to limit the memory."""
     num_rows, width = x.shape
     num_outputs = codes.shape[0]
     output = x.new_empty(num_rows, num_outputs)
@@ -104,7 +104,7 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -
     for start in range(0, num_outputs, step):
         part = slice(start, start + step)
         piece = weight[: codes[part].shape[0]]
-        torch.mul(codes[part], scales[part, None], out=piece)  # in float32, rounded once
+        torch.mul(codes[part], scales[part, None], out=piece)  # computed in float32 and rounded once
         if bias is None:
             torch.mm(x, piece.t(), out=output[:, part])
         else:

@@ -1,4 +1,4 @@
-"""Converts the contract's requests to the engine's, and the engine's events to the contract's responses."""
+"""Converts requests of inference.proto to the engine's requests, and the engine's events to responses."""
 
 import json
 import random
@@ -28,7 +28,7 @@ from inference_server.text.tool_formats import Tool
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 
-if TYPE_CHECKING:  # importing it imports torch, which takes seconds
+if TYPE_CHECKING:  # these modules import torch, which takes seconds
     from inference_server.serving.hosted_model import HostedModel
 
 _FINISH_REASON = {
@@ -38,7 +38,7 @@ _FINISH_REASON = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
-# Sampling parameters that are passed to the engine as they are.
+# Sampling parameters that are passed to the engine unchanged.
 _ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
 # Largest seed that the server draws: the largest one that the REST interface accepts.
 _MAX_DRAWN_SEED = 9_999_999_999

@@ -26,7 +26,7 @@ from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
 
-if TYPE_CHECKING:  # importing it imports torch, which takes seconds
+if TYPE_CHECKING:  # these modules import torch, which takes seconds
     from inference_server.serving.hosted_model import HostedModel
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from inference_server.kernels import reference
-from inference_server.kernels.amx.loader import load_prefill_attention  # the only prefill attention kernel so far
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 
@@ -148,8 +147,8 @@ def paged_decode_attention(
     return out
 
 
-def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> tuple[Kernel, Tensor] | None:
-    """Return the prefill attention kernel and its kernel data, or None if this CPU or these tensors have none.
+def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> Kernel | None:
+    """Return the prefill attention kernel, or None if this CPU or these tensors have none.
 
     Args:
         query_dtype: float32 or bfloat16.
@@ -157,9 +156,9 @@ def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> tuple[Ke
             blocks and heads that are multiples of 32.
     """
     _, block_size, _, width = keys.shape
-    is_bf16 = _IS_BF16.get(query_dtype)
-    fits = keys.dtype is torch.bfloat16 and width % 32 == 0 and width <= _MAX_PREFILL_HEAD_DIM and block_size % 32 == 0
-    return None if is_bf16 is None or not fits else load_prefill_attention(is_bf16)
+    if keys.dtype is not torch.bfloat16 or width % 32 or width > _MAX_PREFILL_HEAD_DIM or block_size % 32:
+        return None
+    return _kernel("prefill_attention", keys.device, query_dtype)
 
 
 def paged_prefill_attention(
@@ -181,20 +180,19 @@ def paged_prefill_attention(
         (num_tokens, num_heads, head_dim), or None if `prefill_attention_kernel` has no kernel for these tensors.
     """
     num_rows, _, width = query.shape
-    found = prefill_attention_kernel(query.dtype, keys) if query.is_cpu else None
+    function = prefill_attention_kernel(query.dtype, keys) if query.is_cpu else None
     if (
-        found is None
+        function is None
         or keys.dtype is not values.dtype
         or keys.shape != values.shape
         or blocks.dtype is not torch.int32
         or not all(tensor.is_cpu and tensor.is_contiguous() for tensor in (query, keys, values, blocks))
     ):
         return None
-    function, kernel_data = found
     out = torch.empty_like(query)
     segments = PrefillSegments([start], [num_rows], [blocks])
     segments.allocate_workspace(keys.shape[2], width)
-    block = arguments.prefill_attention(query, keys, values, segments.table, out, kernel_data, scaling)
+    block = arguments.prefill_attention(query, keys, values, segments.table, out, scaling)
     function.run(block, num_rows, ENOUGH_NS)
     return out
 

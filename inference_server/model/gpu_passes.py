@@ -1,4 +1,4 @@
-"""Chooses how a transformers model runs on a GPU, and runs its passes: a fused decoder if its architecture has one."""
+"""Chooses how a transformers model runs on a GPU, and runs its passes: by a fused decoder if one supports the model."""
 
 import logging
 from typing import Any, Literal
@@ -113,11 +113,11 @@ class GpuPasses:
 
 
 def _fused_forward(model: Any, cache: KVCache, attention: GpuAttention) -> GpuForward | None:
-    """Return the fused forward pass of a model, whose own linear layers are removed, or None if there is none."""
+    """Return the model's fused forward pass, or None if it is not supported. Removes the linear layers of `model`."""
     try:
         decoder = extract(model)
     except ValueError as reason:
         logger.info("the model's modules run one by one on the GPU, which is slower: %s", reason)
         return None
-    torch.cuda.empty_cache()  # the memory of the separate layers
+    torch.cuda.empty_cache()  # frees the memory of the removed linear layers
     return GpuForward(decoder, cache, attention)

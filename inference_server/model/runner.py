@@ -1,6 +1,7 @@
 """Runs the forward passes of one loaded model over its KV cache: token ids in, logits out.
 
-Used on the engine's thread only. Works with blocks, positions and token ids; requests, text and sampling are elsewhere.
+Used on the engine's thread only. This module works with blocks, positions and token ids, and does not depend on
+requests, text or sampling.
 """
 
 import logging
@@ -18,6 +19,7 @@ from inference_server.attention.paged import DecodeBatch, PrefillBatch
 from inference_server.attention.step_inputs import DecodeTokens, PromptTokens, Segment, decode_inputs
 from inference_server.cpu.decoder_weights import DecoderWeights, extract_weights
 from inference_server.cpu.forward import CpuForward
+from inference_server.cpu.paths import path_in_use
 from inference_server.errors import UnsupportedModel
 from inference_server.gpu.inputs import DecodeRows, upload
 from inference_server.model.gpu_passes import GpuPasses
@@ -25,14 +27,15 @@ from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# Triton compiles a kernel for each size class at its first use, which takes seconds. These prompts, in tokens, use every class
-# of the attention kernel and of the int8 product, for any number of query heads that share a KV head.
+# Lengths in tokens of the prompts of the warm-up. Triton compiles a kernel for each range of sizes at its first use,
+# which takes seconds. These lengths use every range of the attention kernel and of the int8 product, for any number of
+# query heads that share a KV head.
 WARM_UP_LENGTHS = (1, 4, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """Consecutive prompt tokens of the sequence in `block_ids`; the first has the position `start`."""
+    """Consecutive prompt tokens of a sequence, from position `start`, cached in blocks `block_ids`."""
 
     block_ids: Items[int]
     start: int
@@ -42,7 +45,7 @@ class PromptPiece:
 
 @dataclass(slots=True)
 class NextToken:
-    """The newest token of the sequence in `block_ids`, at `position`.
+    """The newest token of a sequence, at `position`, cached in blocks `block_ids`.
 
     A negative `token_id` -(k + 1) refers to row k of ModelRunner.sampled, if the runner supports overlap.
     """
@@ -103,6 +106,7 @@ class ModelRunner:
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.sampled = torch.zeros(max(max_seqs, invariant_rows or 0), dtype=torch.int64, device=self.device)
         self._cpu_forward: CpuForward | None = None
+        self._why_modules = ""
         self._gpu: GpuPasses | None = None
         self.model: Any
         if is_decoder:
@@ -123,6 +127,7 @@ class ModelRunner:
         try:
             return CpuForward(extract_weights(model), self.cache)
         except ValueError as reason:
+            self._why_modules = str(reason)
             logger.info(
                 "the model cannot run as one program of compiled kernels: %s. Its modules run one by one instead, mostly"
                 " through torch's operations. This is slower, and prompts do not share a forward pass with decoding.",
@@ -132,10 +137,10 @@ class ModelRunner:
 
     @property
     def path(self) -> str:
-        """Return how passes run, for the log: "fused decoder layers by Triton kernels, CUDA graphs"."""
+        """Return how passes run, for the log: "kernels for avx2, one program of compiled kernels"."""
         if self._gpu is not None:
             return str(self._gpu.path)
-        return "modules of transformers" if self._cpu_forward is None else "one program of compiled kernels"
+        return str(path_in_use(self._cpu_forward, self._why_modules))
 
     @property
     def supports_overlap(self) -> bool:
@@ -170,7 +175,8 @@ class ModelRunner:
 
         Raises:
             UnsupportedModel: The model uses a kind of attention that this server does not support: layers without keys
-                (state space, shared layers), chunked attention, windows that only transformers' masks contain.
+                (state space, shared layers), chunked attention, or sliding windows that transformers passes only as
+                masks.
         """
         if self.model is None:
             self.prefill([PromptPiece([SCRATCH_BLOCK], 0, [0], wants_logits=True)])
@@ -215,7 +221,8 @@ class ModelRunner:
     def supports_mixed_batch(self) -> bool:
         """Return True if `mixed` may be called.
 
-        Batch invariance forbids it, because decoded tokens would share matrix products with prompt tokens.
+        With batch invariance, the result is False, because decoded tokens would share matrix products with prompt
+        tokens.
         """
         if self._invariant_rows is not None:
             return False

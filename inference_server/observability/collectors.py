@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from inference_server.engine.histogram import Histogram
 
-if TYPE_CHECKING:  # importing it imports torch, which takes seconds
+if TYPE_CHECKING:  # these modules import torch, which takes seconds
     from inference_server.engine.base import BaseEngine
 
 NamedEngines = Callable[[], "Iterable[tuple[str, BaseEngine]]"]

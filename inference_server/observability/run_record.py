@@ -30,7 +30,7 @@ class RunRecord:
             metrics: The server's metrics.
             request: The request, which need not be valid.
             request_id: Its id.
-            is_known: Whether the catalog has the requested model.
+            is_known: True if the catalog contains the requested model.
             deadline: Seconds from now until the client's deadline; None: no deadline.
         """
         self._metrics = metrics
@@ -80,7 +80,7 @@ class RunRecord:
         if isinstance(event, Started):
             self._started, self._admitted = event, time.monotonic()
             self._prompt_tokens.inc(event.prompt_tokens)
-            # The admission position shows whether later requests were admitted first.
+            # The log includes the admission position, which shows whether later requests were admitted first.
             logger.info(
                 "admitted %(request_id)s account %(account)r, position %(admission_position)d",
                 {

@@ -1,4 +1,7 @@
-"""Lists the engines by the name that the catalog uses. Imports an engine, and with it torch, only when it is built."""
+"""Lists the engines by the name that the catalog uses.
+
+Imports an engine, and therefore torch, only when the engine is built.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal

@@ -1,4 +1,4 @@
-"""Plans a GPU's memory: collects the engines' demands from the catalog and measures what is free (gpu/memory.py computes)."""
+"""Plans a GPU's memory: collects the engines' demands, and measures the free memory. gpu/memory.py divides it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 def engine_demand(
     key: EngineKey, group: Sequence[CatalogEntry], settings: Settings, *, may_fetch: bool = True
 ) -> EngineDemand | None:
-    """Return what an engine of this process needs of the GPU's memory.
+    """Return the demand of one engine of this process for the GPU's memory.
 
     Args:
         key: Properties that the engine's entries have in common.
         group: The entries.
         settings: The server's settings.
-        may_fetch: True to download a missing configuration, or to convert the weights if they have none yet. False to
-            return None instead.
+        may_fetch: True to download a missing configuration, or to convert weights that have no configuration yet. False
+            to return None instead.
 
     Raises:
         ConfigurationError: The configuration cannot be read.

@@ -68,7 +68,7 @@ class HostedModel:
 
         Args:
             request: The request; its prompt fits (see `check_length`).
-            shows_calls: Whether the reply's text contains the control tokens that tool calls begin with.
+            shows_calls: True if the reply's text includes the control tokens that begin tool calls.
 
         Raises:
             TailraceError: For the same reasons as BaseEngine.submit.

@@ -37,7 +37,7 @@ class Grammars:
         self._vocab_size = vocab_size
         self._num_tokens = max(vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
         self._lock = threading.Lock()
-        self._llguidance: Any = None  # tokenizer of llguidance, made at the first use: that takes half a second
+        self._llguidance: Any = None  # tokenizer of llguidance, created at its first use, which takes half a second
 
     def json_object(self) -> Constraint:
         """Return a constraint that accepts any JSON object."""

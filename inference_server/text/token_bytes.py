@@ -16,7 +16,7 @@ class TokenBytes:
         self._tokenizer = tokenizer
         self._is_byte_level = "ByteLevel(" in repr(tokenizer.decoder)
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
-        # The vocabulary holds added tokens as plain text, regardless of the encoding of the other tokens.
+        # The vocabulary contains added tokens as plain text, regardless of the encoding of the other tokens.
         self._added = {
             token_id: b"" if token.special else token.content.encode()
             for token_id, token in tokenizer.get_added_tokens_decoder().items()

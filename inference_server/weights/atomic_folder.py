@@ -18,7 +18,8 @@ _UNFINISHED_SECONDS = 3600.0
 def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, and rename it to `folder` afterwards.
 
-    If another process has made `folder` in the meantime, that folder is kept. If the body raises, no folder is created.
+    If another process has made `folder` in the meantime, that folder is kept. If the `with` block raises, no folder is
+    created.
 
     Raises:
         ConfigurationError: The parent folder cannot be written; the message names TAILRACE_CACHE_DIR.
@@ -45,6 +46,6 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 def _remove_unfinished(parent: Path) -> None:
     """Remove folders of processes that were killed: they may occupy gigabytes."""
     for folder in parent.glob(".*"):
-        with contextlib.suppress(OSError):  # another process has renamed or removed it in the meantime
+        with contextlib.suppress(OSError):  # another process has renamed or removed the folder in the meantime
             if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)

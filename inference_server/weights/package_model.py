@@ -52,7 +52,8 @@ def package_folder(package: str) -> Path | None:
     """Return the folder of an installed package, or None if it is not installed. The package is not imported."""
     try:
         spec = importlib.util.find_spec(package)
-    except (ModuleNotFoundError, ValueError):  # the package around it is missing; an entry of sys.modules has no spec
+    # The parent package is missing, or the module was imported without a spec.
+    except (ModuleNotFoundError, ValueError):
         return None
     if spec is None or not spec.submodule_search_locations:
         return None

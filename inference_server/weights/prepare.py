@@ -81,7 +81,7 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
         return _load(weights, precision, device, settings)
     source = local_folder(weights, settings.cache_dir)
     folder = None
-    if source.is_dir():  # if it is not a folder, loading raises the error
+    if source.is_dir():  # a missing folder makes the loading below fail, with a message
         folder = packed_cache.packed_folder(
             settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant
         )
@@ -122,11 +122,12 @@ def _pack(
         fuse(model, precision, batch_invariant=settings.batch_invariant)
         try:
             decoder = extract_weights(model)
-        except ValueError:  # the runner logs the reason
+        except ValueError:  # the runner later logs the reason
             decoder = None
         if decoder is not None and supports_all_passes(decoder, BLOCK_SIZE, cache_dtype(precision)):
             if folder is not None:
                 packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
+            decoder = packed_cache.in_large_pages(decoder)
             return PreparedModel(decoder, loaded.tokenizer, loaded.info, decoder.num_bytes)
     return PreparedModel(model, loaded.tokenizer, loaded.info, memory_bytes(model))
 
@@ -145,8 +146,8 @@ def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
 def max_tokens(config: Any) -> int | None:
     """Return the model's own window in tokens, or None if it has no limit.
 
-    Some rotary positions change with the longest sequence of a call: longrope and dynamic scaling in transformers. They
-    are used up to their original length only. Beyond it, one sequence would change the results of other sequences.
+    Some position embeddings depend on the longest sequence of a call: longrope and dynamic scaling in transformers.
+    They are used up to their original length only. Beyond it, one sequence would change the results of other sequences.
     """
     limits = [getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}

@@ -48,7 +48,7 @@ def gpu() -> Iterator[Finding]:
 
 
 def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[Finding]:
-    """Report how each entry runs on the GPU, and whether all of them fit into its memory. Without a GPU, nothing.
+    """Report how each entry runs on the GPU, and whether all of them fit into its memory. Yields nothing without a GPU.
 
     Args:
         entries: The catalog's entries.
@@ -58,7 +58,8 @@ def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
 
     try:
         device = choose_device(settings.device)
-    except (ConfigurationError, RuntimeError, OSError, ImportError):  # other sections report these errors
+    # Other sections of the report contain these errors.
+    except (ConfigurationError, RuntimeError, OSError, ImportError):
         return
     if device.type != "cuda":
         return
@@ -101,7 +102,7 @@ def _path(demand: "EngineDemand", settings: "Settings") -> Finding:
 
 
 def _memory(demands: "Sequence[EngineDemand]", is_complete: bool) -> Finding:
-    """Return the verdict on the GPU's memory, as it is now and as it would be without other programs."""
+    """Return the finding about memory: the models fit now, fit only without other programs, or do not fit."""
     import torch
 
     from inference_server.gpu.memory import CONTEXT_BYTES, plan
@@ -145,7 +146,7 @@ def _triton() -> Finding:
 
 
 def _driver_version() -> str:
-    """Return the version of NVIDIA's driver, or an empty string if the system does not show it."""
+    """Return the version of NVIDIA's driver, or an empty string if the system does not report it."""
     try:
         found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _DRIVER_FILE.read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""Part 4: tokens per second of Tailrace and of transformers, with the same weights, beside the bound by bandwidth.
+"""Part 4: tokens per second of Tailrace and of transformers with the same weights, compared with a bound.
 
 The bound of one stream is the bandwidth of a copy divided by the bytes of the weights, which every step reads once.
 """
@@ -26,7 +26,7 @@ def _loads(setup: Setup, vocab_size: int) -> dict[str, Prompts]:
 
 
 def _measure(setup: Setup, note: Note, make: Make, *, int8: bool, attention: str, rounds: int) -> None:
-    """Note one subject's figures for every load."""
+    """Record the figures of one engine for every load."""
     model = models.make(setup, int8=int8, attention=attention)
     num_bytes = models.weight_bytes(model)
     note("shapes", setup.path or setup.shapes)
@@ -35,7 +35,7 @@ def _measure(setup: Setup, note: Note, make: Make, *, int8: bool, attention: str
     room = cache_tokens(model)
     start = time.perf_counter()
     subject = make(setup, model)
-    note("start_s", round(time.perf_counter() - start, 2))  # with Triton's compilation and the recording of graphs
+    note("start_s", round(time.perf_counter() - start, 2))  # includes Triton's compilation and the recording of graphs
     try:
         if isinstance(subject, Tailrace):
             note("path", subject.runner.path)
@@ -43,7 +43,7 @@ def _measure(setup: Setup, note: Note, make: Make, *, int8: bool, attention: str
             if len(prompts) * (len(prompts[0]) + setup.tokens) > room:
                 note(load, {"left out": f"the GPU's memory holds keys and values of {room} tokens only"})
                 continue
-            subject.run(prompts, 4)  # kernels and workspaces of these lengths
+            subject.run(prompts, 4)  # first use of these lengths compiles kernels and allocates workspaces
             note(load, figures([subject.run(prompts, setup.tokens) for _ in range(1 if setup.is_tiny else rounds)]))
     finally:
         subject.close()
@@ -53,7 +53,7 @@ def _measure(setup: Setup, note: Note, make: Make, *, int8: bool, attention: str
 
 
 def figures(rounds: list[list[Reply]]) -> dict[str, float]:
-    """Return medians over rounds of one load's replies.
+    """Return the medians over several rounds of the same load. `rounds`: the replies of each round.
 
     Returns:
         tokens_per_s: Of the whole load, from its start to the last token.
@@ -86,7 +86,7 @@ def _check(name: str, seconds: float, make: Make, *, int8: bool, attention: str,
 
 
 def _prefill(setup: Setup, note: Note) -> None:
-    """Note the time to the first token of many prompts that arrive together."""
+    """Record the time to the last first token of many prompts that arrive together."""
     model = models.make(setup)
     count, length = (4, 40) if setup.is_tiny else (16, 512)
     count = min(count, cache_tokens(model) // MAX_TOKENS)

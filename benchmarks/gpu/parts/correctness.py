@@ -1,7 +1,8 @@
-"""Part 2: the engine's greedy replies beside those of transformers, and passes that must give equal results.
+"""Part 2: compares the engine's greedy replies with those of transformers, and passes that must give equal results.
 
 With random weights the two likeliest tokens are often close, so equal texts are not required. Transformers computes the
-logits of the engine's own reply instead: a chosen token may be below the largest logit only by a rounding error.
+logits of the engine's own reply instead: the logit of a chosen token may be below the largest logit only by a rounding
+error.
 """
 
 import threading
@@ -17,8 +18,8 @@ from benchmarks.gpu.parts import kernel_checks
 from benchmarks.gpu.runners import MAX_SEQS, Sequences, make_runner, prompt
 from benchmarks.gpu.subjects import Generate, Tailrace
 
-# The largest distance of a chosen token's logit below the largest one, in standard deviations of the logits. A wrong token
-# is about 4 below.
+# Largest allowed distance of a chosen token's logit from the largest logit, in standard deviations of the logits. The
+# distance of a wrong token is about 4.
 _TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.25}
 _LAYERS = 8
 _MAX_TOKENS = 1280
@@ -49,9 +50,9 @@ def _engine_replies(
 
 @torch.inference_mode()
 def distances(model: Any, prompt_ids: list[int], reply: list[int]) -> list[float]:
-    """Return how far each token's logit is below the largest one, in standard deviations of the logits.
+    """Return the distance of each reply token's logit from the largest logit, in standard deviations of the logits.
 
-    `model`: computes the logits by transformers alone.
+    `model`: a model that transformers runs without Tailrace.
     """
     ids = torch.tensor([[*prompt_ids, *reply[:-1]]], device=model.device)
     logits = model(ids, use_cache=False).logits[0, len(prompt_ids) - 1 :].float()
@@ -61,7 +62,7 @@ def distances(model: Any, prompt_ids: list[int], reply: list[int]) -> list[float
 
 
 def _judge(setup: Setup, note: Note, model: Any, prompts: list[list[int]], replies: list[list[int]]) -> None:
-    """Note how many tokens are transformers' own choice, and fail if another one is not a near tie."""
+    """Record how many tokens transformers would choose too, and raise Mismatch if a distance exceeds the tolerance."""
     found = [distances(model, *pair) for pair in zip(prompts, replies, strict=True)]
     values = [value for reply in found for value in reply]
     note("tokens", len(values))
@@ -85,7 +86,8 @@ def _against_transformers(setup: Setup, note: Note, int8: bool) -> None:
     replies = _engine_replies(setup, models.make(setup, int8=int8, num_layers=_LAYERS), prompts, num_tokens)
     model = models.make(setup, int8=int8, attention="sdpa", num_layers=_LAYERS)
     if int8:
-        # Tailrace does not quantize activations. Transformers does the same with the weights that the codes represent.
+        # Tailrace does not quantize activations, but bitsandbytes does. So transformers computes with the dequantized
+        # weights.
         stock = [distances(model, *pair) for pair in zip(prompts, replies, strict=True)]
         note("tokens_equal_to_bitsandbytes", sum(value == 0.0 for reply in stock for value in reply))
         models.dequantise(model, setup.dtype)
@@ -149,7 +151,7 @@ _SMALL = {
     "num_key_value_heads": 2,
     "head_dim": 64,
     "max_position_embeddings": 2048,
-    "initializer_range": 0.08,  # so that attention is not close to uniform
+    "initializer_range": 0.08,  # larger than the default, so that attention weights are not almost equal
 }
 _FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 48},
@@ -165,7 +167,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def _families(setup: Setup, note: Note) -> None:
-    """Compare sliding windows, soft caps, norms of heads and biases with transformers' eager attention."""
+    """Compare models with sliding windows, soft caps, norms of heads or biases with transformers' eager attention."""
     failures = []
     for name, more in _FAMILIES.items():
         config = AutoConfig.for_model(name, **_SMALL, **more)
@@ -181,7 +183,7 @@ def _families(setup: Setup, note: Note) -> None:
 
 
 def _invariance(setup: Setup, note: Note) -> None:
-    """Compare the replies of a batch-invariant engine to prompts that run alone and together."""
+    """Compare a batch-invariant engine's replies to prompts that run together with replies to the same prompts alone."""
     model = models.make(setup, num_layers=2)
     prompts = _prompts((5, 30, 33, 70, 200, 64, 9), model.config.vocab_size)
     subject = Tailrace(setup, model, max_seqs=8, max_tokens=_MAX_TOKENS, invariant=True)
@@ -207,7 +209,7 @@ def _two_engines(setup: Setup, note: Note) -> None:
     def run(number: int) -> None:
         try:
             replies[number] = _engine_replies(setup, made[number], prompts, _num_tokens(setup))
-        except Exception as error:  # the check's own thread raises it
+        except Exception as error:  # raised again in the check's own thread
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(layers))]

@@ -1,4 +1,4 @@
-"""Part 2, continued: every Triton kernel beside the torch operations of gpu/reference.py, in the shapes of real models."""
+"""Part 2, continued: compares every Triton kernel with the torch operations of gpu/reference.py, in real models' shapes."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -37,10 +37,10 @@ SHAPES = {
     "Qwen3-32B": Shape(5120, 25600, 64, 8, 128, has_head_norms=True),
 }
 _TINY_SHAPE = Shape(128, 256, 4, 2, 32, has_head_norms=True)
-# The largest difference, in relation to the largest value of the result.
+# The largest allowed difference, divided by the largest expected value.
 _TOLERANCE = {torch.float16: 0.004, torch.bfloat16: 0.02, torch.float32: 1e-4}
 _BLOCK = 32
-_KEYS = 700  # of the longest sequence
+_KEYS = 700  # number of keys of the longest sequence
 
 Pair = tuple[Tensor, Tensor]
 
@@ -62,7 +62,7 @@ class _Inputs:
         return torch.tensor(values, dtype=torch.int32, device=self.setup.device)
 
     def cache(self, num_sequences: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return keys, values and block tables of sequences of up to _KEYS tokens, in mixed order."""
+        """Return keys, values and block tables of sequences of up to _KEYS tokens. The blocks are in random order."""
         blocks = -(-_KEYS // _BLOCK)
         shape = (num_sequences * blocks + 1, _BLOCK, self.shape.num_kv_heads, self.shape.head_dim)
         order = torch.randperm(num_sequences * blocks, device=self.setup.device) + 1
@@ -144,7 +144,7 @@ KERNELS: dict[str, Callable[[_Inputs], Iterator[Pair]]] = {
 
 
 def _relative(pair: Pair) -> float:
-    """Return the largest difference in relation to the largest value; infinity if any is not finite."""
+    """Return the largest difference divided by the largest expected value; infinity if a result is not finite."""
     result, expected = (tensor.float() for tensor in pair)
     if not bool(result.isfinite().all()):
         return float("inf")
@@ -159,7 +159,7 @@ def _dtypes(setup: Setup) -> list[torch.dtype]:
 
 @torch.inference_mode()
 def _check_shape(setup: Setup, note: Note, shape: Shape) -> None:
-    """Note each kernel's largest difference. A kernel that raises an exception does not hide the others."""
+    """Record each kernel's largest difference. The other kernels also run if one raises an exception."""
     obstacle = triton_support.obstacle()
     if setup.is_cuda and obstacle is not None:
         raise LeftOut(obstacle)
@@ -170,7 +170,7 @@ def _check_shape(setup: Setup, note: Note, shape: Shape) -> None:
         for name, kernel in KERNELS.items():
             worst = _worst(kernel, setup, shape, dtype)
             note(f"{name} {str(dtype).removeprefix('torch.')}", worst)
-            setup.wait()  # raises if a kernel has damaged the device's state
+            setup.wait()  # raises if a kernel caused a permanent device error
             if isinstance(worst, str) or not worst <= _TOLERANCE[dtype]:
                 failures.append(name)
     if failures:
@@ -183,7 +183,7 @@ def _worst(kernel: Callable[[_Inputs], Iterator[Pair]], setup: Setup, shape: Sha
     try:
         for num_rows in (1, 5, 64) if setup.is_cuda else (3,):
             worst = max([worst, *(_relative(pair) for pair in kernel(_Inputs(setup, shape, dtype, num_rows)))])
-    except Exception as error:  # Triton's compiler has exceptions of its own
+    except Exception as error:  # Triton's compiler raises classes of its own
         return f"{type(error).__name__}: {(str(error).strip() or 'without a message').splitlines()[0]}"
     return worst
 

@@ -1,6 +1,7 @@
-"""Part 3: products and attention of one layer, in the shapes of Llama-2-7B, beside the bandwidth of a copy.
+"""Part 3: measures the products and the attention of one layer of Llama-2-7B against the bandwidth of a copy.
 
-Every call reads other weights than the previous calls, more than the GPU's L2 cache holds, as in a model.
+Successive calls read different copies of the weights, together more than the GPU's L2 cache holds. In a model, a
+layer's weights are not in this cache either when a step reads them.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ _SPLITS = (1, 2, 4, 8, 16)
 
 
 def _widths(setup: Setup) -> dict[str, tuple[int, int]]:
-    """Return (in_features, out_features) of the products of a layer and of the head."""
+    """Return (in_features, out_features) of the products of a layer and of the output head."""
     shapes = models.SHAPES[setup.shapes]
     hidden, intermediate = int(shapes["hidden_size"]), int(shapes["intermediate_size"])
     heads, kv_heads, head_dim = _heads(setup)
@@ -40,12 +41,12 @@ def _heads(setup: Setup) -> tuple[int, int, int]:
 
 
 def _num_copies(setup: Setup, num_bytes: int) -> int:
-    """Return how many copies of some weights exceed three times the L2 cache."""
+    """Return the number of copies of `num_bytes` that together exceed three times the L2 cache; at most 64."""
     return min(64, 3 * timing.l2_bytes(setup) // num_bytes + 1)
 
 
 class _Bandwidth:
-    """Converts durations to figures.
+    """Converts durations to bandwidths, and compares them with that of a copy.
 
     Attributes:
         copied: Bytes per second of a copy.
@@ -67,12 +68,12 @@ def _rows(setup: Setup) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def _products(setup: Setup, note: Note, make: Callable[[Setup, Tensor], Callable[[Tensor], Tensor]], size: int) -> None:
-    """Measure a kind of product in all shapes.
+    """Measure one implementation of the product in all shapes.
 
     Args:
         setup: The device.
         note: Records the figures.
-        make: Returns the product with a weight (out_features, in_features).
+        make: Given a weight (out_features, in_features), returns the function that multiplies by it.
         size: Bytes of one weight.
     """
     bandwidth = _Bandwidth(setup, note)
@@ -116,7 +117,7 @@ def _decode_attention(setup: Setup, note: Note) -> None:
     bandwidth = _Bandwidth(setup, note)
     heads, kv_heads, head_dim = _heads(setup)
     num_keys, batches = (64, (1, 2)) if setup.is_tiny else (2048, (1, 16, 64))
-    for kv in sorted({kv_heads, max(1, kv_heads // 4)}, reverse=True):  # and grouped, as in Llama 3
+    for kv in sorted({kv_heads, max(1, kv_heads // 4)}, reverse=True):  # also with grouped queries, as in Llama 3
         for count in batches:
             num_bytes = 2 * count * num_keys * kv * head_dim * 2
             copies = [_cache(setup, count, num_keys, kv, head_dim) for _ in range(_num_copies(setup, num_bytes))]
@@ -133,7 +134,7 @@ def _decode_attention(setup: Setup, note: Note) -> None:
 
 
 def _cache(setup: Setup, count: int, num_keys: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return keys, values and block tables, in mixed order, of `count` sequences."""
+    """Return keys, values and block tables of `count` sequences. The blocks are in random order."""
     blocks = num_keys // _BLOCK
     shape = (count * blocks + 1, _BLOCK, kv_heads, head_dim)
     keys, values = (torch.randn(shape, device=setup.device, dtype=setup.dtype) for _ in range(2))
@@ -143,7 +144,7 @@ def _cache(setup: Setup, count: int, num_keys: int, kv_heads: int, head_dim: int
 
 @torch.inference_mode()
 def _prefill_attention(setup: Setup, note: Note) -> None:
-    """Measure paged prefill attention beside torch's attention on contiguous keys, without cuDNN."""
+    """Measure paged prefill attention, and torch's attention on contiguous keys, without cuDNN."""
     if setup.is_cuda:
         torch.backends.cuda.enable_cudnn_sdp(False)
     heads, kv_heads, head_dim = _heads(setup)
@@ -152,7 +153,7 @@ def _prefill_attention(setup: Setup, note: Note) -> None:
         query = torch.randn(length, heads, head_dim, device=setup.device, dtype=setup.dtype)
         ends = torch.tensor([0, length], dtype=torch.int32, device=setup.device)
         key, value = (cached[1:].flatten(0, 1).transpose(0, 1)[None] for cached in (keys, values))
-        operations = 2 * heads * head_dim * length * length  # two causal products
+        operations = 2 * heads * head_dim * length * length  # two products, of which the causal mask keeps half
         arguments = (query, keys, values, table, ends, ends[1:], length, head_dim**-0.5)
         ours = _seconds(setup, partial(ops.paged_prefill_attention, *arguments))
         contiguous = (query.transpose(0, 1)[None], key, value)
@@ -164,7 +165,7 @@ def _prefill_attention(setup: Setup, note: Note) -> None:
 
 
 def _seconds(setup: Setup, call: Call) -> float:
-    """Return the shortest of five durations of a call that no graph records."""
+    """Return the shortest of five durations of a call, without a CUDA graph."""
     call()
     return min(timing.timed(setup, call) for _ in range(5))
 

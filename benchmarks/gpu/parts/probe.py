@@ -1,4 +1,4 @@
-"""Part 1: what the machine is, and assumptions on which the GPU path rests. Runs no model."""
+"""Part 1: records the machine's properties, and checks assumptions of the code in inference_server/gpu. Runs no model."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ _SAMPLINGS = (
 
 
 def _machine(setup: Setup, note: Note) -> None:
-    """Note versions and the device."""
+    """Record the versions of packages, and the properties of the machine and its GPU."""
     for name in _PACKAGES:
         try:
             note(name, metadata.version(name))
@@ -54,7 +54,7 @@ def _machine(setup: Setup, note: Note) -> None:
 
 
 def _bandwidth(setup: Setup, note: Note) -> None:
-    """Note the bandwidth that bounds of the other parts refer to."""
+    """Record the bandwidth of a copy. The other parts compare their figures with such a bandwidth."""
     note("copy_gb_per_s", round(timing.copy_bandwidth(setup) / 1e9, 1))
 
 
@@ -75,7 +75,7 @@ def _noise(setup: Setup, note: Note) -> None:
     sampled["device_sampler"] = _sample_on_device(setup, logits, rows)
     unequal = 0
     for name, tokens in sampled.items():
-        # The device sampler marks rows that the host has to sample again by negative numbers.
+        # The device sampler returns negative numbers for rows that the host has to sample again.
         pairs = [pair for pair in zip(tokens, expected, strict=True) if pair[0] >= 0]
         wrong = sum(one != other for one, other in pairs)
         note(f"{name}: differing_tokens", f"{wrong} of {len(pairs)}")
@@ -93,7 +93,7 @@ def _sample_on_device(setup: Setup, logits: torch.Tensor, rows: list[Row]) -> li
 
 
 def _sdpa(setup: Setup, note: Note) -> None:
-    """Note how long torch's attention takes at a new prompt length, with and without cuDNN's backend."""
+    """Record the time of torch's attention at new prompt lengths, with and without cuDNN's backend."""
     setup.need_cuda()
     was_enabled = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     note("cudnn_is_enabled_by_default", bool(was_enabled))
@@ -140,7 +140,7 @@ def _int8_capture(setup: Setup, note: Note) -> None:
 
 
 def _graph_nodes(setup: Setup, note: Note) -> None:
-    """Note the time of a kernel without work: as a node of a CUDA graph, and launched by the host."""
+    """Record the time of a kernel with almost no work: as a node of a CUDA graph, and launched by the host."""
     setup.need_cuda()
     x = torch.zeros(32, device=setup.device)
 
@@ -159,7 +159,7 @@ def _graph_nodes(setup: Setup, note: Note) -> None:
 
 
 def _readback(setup: Setup, note: Note) -> None:
-    """Note the time until the host has 64 token ids, and the time of one small copy to the GPU."""
+    """Record the time of reading 64 token ids on the host, and the time of copying 64 to the GPU."""
     setup.need_cuda()
     ids = torch.zeros(64, dtype=torch.int64, device=setup.device)
     pinned = torch.zeros(64, dtype=torch.int64).pin_memory()
@@ -170,7 +170,7 @@ def _readback(setup: Setup, note: Note) -> None:
 
 
 def _triton(setup: Setup, note: Note) -> None:
-    """Note how long the first Triton kernel takes, with compilation, and whether its result is right."""
+    """Record the time of the first Triton kernel, including compilation, and check its result."""
     setup.need_cuda()
     obstacle = triton_support.obstacle()
     if obstacle is not None:

@@ -1,4 +1,4 @@
-"""Part 5: the kernels of one decode step at batch sizes 1 and 64, with their times, from torch's profiler."""
+"""Part 5: lists the kernels of one decode step at batch sizes 1 and 64, with their times from torch's profiler."""
 
 from collections.abc import Callable
 from statistics import median
@@ -11,8 +11,8 @@ from benchmarks.gpu.checks import Check, LeftOut, Note, Setup
 from benchmarks.gpu.runners import MAX_SEQS, Sequences, make_runner
 
 _STEPS = 5
-_KERNELS = 15  # of the table
-_NAME = 120  # characters of a kernel's name
+_KERNELS = 15  # rows of the table
+_NAME = 120  # longest kernel name, in characters
 
 
 def _profile(setup: Setup, note: Note, int8: bool) -> None:
@@ -33,7 +33,7 @@ def _profile(setup: Setup, note: Note, int8: bool) -> None:
 
 
 def table(setup: Setup, step: Callable[[], None]) -> list[dict[str, Any]]:
-    """Return the kernels that take most of a step: name, calls and microseconds per step. The last row is the sum.
+    """Return the kernels that take the most time: name, calls and microseconds per step. The last row is the sum of all.
 
     Raises:
         LeftOut: The profiler recorded no kernel.

@@ -6,8 +6,8 @@
     miniflare          POST / with MF-URL and MF-Header-* headers   as a remote binding
     wrangler 3         …/ai/run/proxy with X-Forwarded              by environment variables
 
-miniflare and wrangler wrap the direct request. It is unwrapped here and then handled like a direct one.
-This module does not read the body of a request.
+miniflare and wrangler wrap the direct request. This module unwraps it, and then handles it like a direct one. The
+module does not read the body of a request.
 """
 
 from collections.abc import Mapping

@@ -136,7 +136,7 @@ class WorkersAiWriter(ReplyWriter):
 def _document(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:  # truncated by max_tokens
+    except ValueError:  # max_tokens truncated the document
         raise ApiError(400, 5024, "JSON Mode couldn't be met") from None
 
 

@@ -1,6 +1,7 @@
 """Chooses the implementation of a linear layer on this CPU.
 
-A new instruction set needs one folder of kernels, one implementation of LinearBackend, and one entry in BACKENDS.
+A new instruction set needs one file in kernels/isa and one entry in kernels/isa/choice.py. A new layout of weights needs one
+implementation of LinearBackend and one entry in BACKENDS.
 """
 
 from collections.abc import Sequence as Items
@@ -8,7 +9,6 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from inference_server.cpu.linear.amx.backend import AmxBackend
 from inference_server.cpu.linear.integer_weights import Int4, Int8
 from inference_server.cpu.linear.kernel_linear import (
     KernelLinear,
@@ -17,6 +17,7 @@ from inference_server.cpu.linear.kernel_linear import (
     WeightFormat,
     layout_name,
 )
+from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.cpu.linear.torch_backend import TorchBackend
 
 
@@ -54,7 +55,7 @@ class LinearBackend(Protocol):
 
 
 # The first one that supports a layer computes it. The last one supports every layer.
-BACKENDS: tuple[LinearBackend, ...] = (AmxBackend(), TorchBackend())
+BACKENDS: tuple[LinearBackend, ...] = (PanelBackend(), TorchBackend())
 
 
 def choose_backend(
@@ -67,17 +68,6 @@ def choose_backend(
 def preferred_layout(backends: Items[LinearBackend] = BACKENDS) -> str:
     """Return the layout of the first backend that can run on this CPU, for example "torch1"."""
     return next(_layout(backend) for backend in backends if backend.obstacle() is None)
-
-
-def missing_kernels() -> str:
-    """Return the reasons why faster backends than the preferred one cannot run, as clauses, or "" if there are none."""
-    reasons = []
-    for backend in BACKENDS:
-        reason = backend.obstacle()
-        if reason is None:
-            break
-        reasons.append(reason)
-    return " and ".join(reasons)
 
 
 def from_packed(packed: PackedWeights, backends: Items[LinearBackend] = BACKENDS) -> KernelLinear:

@@ -70,8 +70,8 @@ class KernelLinear(nn.Module):
         self.num_bytes = sum(0 if each is None else each.nbytes for each in tensors)
 
     @abstractmethod
-    def plan(self, num_rows: int) -> tuple[Kernel, Tensor]:
-        """Return the kernel for `num_rows` rows of activations, and its kernel data, which must stay alive."""
+    def plan(self, num_rows: int) -> Kernel:
+        """Return the kernel for `num_rows` rows of activations."""
 
     @abstractmethod
     def workspace_bytes(self, num_rows: int) -> int:
@@ -86,10 +86,9 @@ class KernelLinear(nn.Module):
             workspace: int8, at least `workspace_bytes(num_rows)`.
         """
         weights, scales, bias = self._addresses
-        kernel, kernel_data = self.plan(x.shape[0])
         addresses = (weights, scales, x.data_ptr(), output.data_ptr(), bias)
         sizes = (x.shape[0], self.in_features, self._num_outputs)
-        return kernel, arguments.linear(*addresses, *sizes, workspace.data_ptr(), kernel_data.data_ptr())
+        return self.plan(x.shape[0]), arguments.linear(*addresses, *sizes, workspace.data_ptr())
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x, (…, in_features) of `dtype`. Returns (…, out_features) of `out_dtype`."""

@@ -2,8 +2,8 @@
 
 A block contains the keys and values of `block_size` consecutive tokens in all layers. Full blocks are registered under a
 key of all tokens up to their end (prefix_keys.py), so that a prompt with the same beginning reuses them. A registered block
-without users stays until its memory is needed, and the least recently used one is evicted first. Works with block numbers
-only. Does not depend on tensors.
+without users stays until its memory is needed, and the least recently used one is evicted first. This module works with
+block numbers only and does not depend on tensors.
 """
 
 from collections import OrderedDict
@@ -32,9 +32,10 @@ class BlockPool:
         self.block_size = block_size
         self._max_unused = num_blocks if max_unused_blocks is None else max_unused_blocks
         self._num_users = [0] * (num_reserved + num_blocks)
-        self._keys: dict[int, PrefixKey] = {}  # by registered block
+        self._keys: dict[int, PrefixKey] = {}  # keys by registered block
         self._by_key: dict[PrefixKey, int] = {}
-        self._unused: OrderedDict[int, None] = OrderedDict()  # registered, without users; least recently used first
+        # Registered blocks without users; least recently used first.
+        self._unused: OrderedDict[int, None] = OrderedDict()
         self._free: list[int] = []  # used before, so their memory is already allocated by the system
         self._next_fresh = num_reserved
         self._end = num_reserved + num_blocks

@@ -1,7 +1,7 @@
 """Samples the tokens of a batch on the device: the host launches the operations and does not wait for their results.
 
-The tokens equal those of sampler.py. Where that module decides on the host, a row gets a negative marker instead of a token,
-and the host, which reads it later, samples this row again with sampler.py. Grammars and log probabilities are not supported.
+The tokens equal those of sampler.py. A row that needs the host gets a negative marker instead of a token. When the host
+reads the marker, it samples this row again with sampler.py. Grammars and log probabilities are not supported.
 """
 
 from collections.abc import Collection
@@ -18,7 +18,7 @@ from inference_server.engine.native.sampler import Row
 from inference_server.engine.native.shortlist import SHORTLIST, Limits, Shortlist, is_narrowed
 from inference_server.generation import SamplingParams
 
-# Markers in place of token ids.
+# Markers that replace token ids.
 UNSETTLED = -1  # top_k or top_p needs more tokens than the shortlist has
 NOT_FINITE = -2
 
@@ -42,7 +42,7 @@ class DeviceSampler:
             self._keys = noise.Keys([param.seed for param in params], [row.position for row in rows])
         self._temperatures = None
         if len(random) > len(narrowed):
-            # Without temperature there is no noise either, so that greedy rows take part in the same operations.
+            # A greedy row has temperature 0, which removes its noise. So the same operations serve all rows.
             temperatures = [0.0 if param.is_greedy else param.temperature for param in params]
             self._temperatures = upload(torch.tensor(temperatures, dtype=torch.float32)[:, None], device)
         self._narrowed = _NarrowedRows(params, narrowed, to_sort, device) if narrowed else None
@@ -62,12 +62,12 @@ class DeviceSampler:
 
         Args:
             logits: float32 of shape (num_rows, vocab_size). Not changed.
-            keys: What `next_keys` returned, on the device.
+            keys: The result of `next_keys`, copied to the device; None if that is None.
 
         Returns:
             Token ids or markers, int64 of shape (num_rows,).
         """
-        largest, token_ids = logits.max(dim=-1)  # NaN counts as largest
+        largest, token_ids = logits.max(dim=-1)  # torch counts NaN as the largest value
         if self._penalised is not None:
             penalised = self._penalised.apply(logits[self._penalised_rows])
             logits = logits.index_copy(0, self._penalised_rows, penalised)
@@ -107,14 +107,15 @@ class _NarrowedRows:
         self._long_limits = Limits.of([narrowed[index] for index in long], to_device) if long else self._limits
 
     def sample(self, logits: Tensor, keys: Tensor, token_ids: Tensor) -> Tensor:
-        """Return `token_ids` of all rows with the tokens of these rows, which are UNSETTLED if the shortlist is too short."""
+        """Return `token_ids`, with the tokens of these rows replaced. UNSETTLED: the shortlist of a row is too short."""
         if not self._is_all:
             logits, keys = logits[self._rows], keys[self._rows]
         scaled = logits / self._temperatures
         drawn, is_settled = Shortlist.likeliest(scaled).pick(self._limits, keys)
         drawn = torch.where(is_settled, drawn, UNSETTLED)
         if self._long is not None:
-            # Settled rows keep their token: sums over the whole vocabulary may be rounded differently.
+            # Rows whose shortlist sufficed keep its token, as on the host: sums over the whole vocabulary may be
+            # rounded differently.
             others, _ = Shortlist.whole(scaled[self._long]).pick(self._long_limits, keys[self._long])
             settled = drawn[self._long]
             drawn.index_copy_(0, self._long, torch.where(settled >= 0, settled, others))

@@ -75,7 +75,8 @@ class Engine(BaseEngine):
         self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit, sample)
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._emitted: list[tuple[Reply, Event]] = []  # emitted by the thread, not yet published
+        # Emitted by the engine's thread, not yet passed to the event loop.
+        self._emitted: list[tuple[Reply, Event]] = []
         # Both threads write _last_progress, and the newest value counts.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -87,6 +88,10 @@ class Engine(BaseEngine):
         # A stalled thread may never return.
         await asyncio.to_thread(self._thread.join, 0.1 if self.is_stalled else 10.0)
         self._fail_all(ServerStopping("this server is stopping"))
+
+    @property
+    def path(self) -> str:
+        return self.runner.path
 
     @property
     def vocab_size(self) -> int:
@@ -141,7 +146,7 @@ class Engine(BaseEngine):
                     self._last_progress = time.monotonic()
                     self._publish()
                 if self.scheduler.is_idle:
-                    self._flush()  # the next command may arrive much later
+                    self._flush()  # the queue may stay empty for long, and clients wait for the last tokens
         except Exception:
             logger.exception("the engine's thread failed")
         self._on_loop(self._break)

@@ -1,4 +1,4 @@
-"""Recovers from failed forward passes: fails the sequences involved, or preempts them if memory ran out.
+"""Recovers from failed forward passes: fails the sequences of the pass, or preempts them if memory ran out.
 
 A failure must not affect other sequences. If the model cannot compute a single token after a failure, it is
 permanently broken. Used on the engine's thread only.
@@ -39,7 +39,8 @@ class FaultRecovery:
     def attempt(self, forward: Callable[[], _Result]) -> _Result | None:
         """Return the result of a mixed forward pass, or None if it failed.
 
-        No sequence fails: separate passes for decoded tokens and prompts will identify the cause.
+        After a failure, no sequence fails yet. The caller then runs separate passes for decoded tokens and for prompts,
+        which show the cause.
         """
         try:
             return forward()
@@ -73,7 +74,7 @@ class FaultRecovery:
         return True
 
     def _fail_and_probe(self, seqs: list[Sequence]) -> bool:
-        """Fail the sequences, then compute one token without a sequence. Returns True if the device cannot do that."""
+        """Fail the sequences, then compute one token without a sequence. Returns True if this computation fails."""
         try:
             self._fail(seqs)
             self._runner.probe()
@@ -84,13 +85,13 @@ class FaultRecovery:
 
     def _fail(self, seqs: Iterable[Sequence]) -> None:
         for seq in seqs:
-            if seq in self._scheduler.running:  # it may have finished before the pass failed
+            if seq in self._scheduler.running:  # a sequence may have finished before the pass failed
                 self._scheduler.discard(seq)
                 self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
 
 
-# In the messages of a RuntimeError or its subclass AcceleratorError: torch's CPU allocator, the CUDA driver, and libraries
-# that allocate for themselves.
+# Parts of out-of-memory messages of a RuntimeError: from torch's CPU allocator, from the CUDA driver, and from
+# libraries with their own allocation.
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 

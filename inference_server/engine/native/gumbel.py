@@ -1,7 +1,8 @@
 """Random numbers for Gumbel-max sampling: each depends on seed, position and token id only.
 
 The token with the largest sum of logit and Gumbel noise is a sample from the softmax of the logits (Gumbel 1954; Maddison,
-Tarlow, Minka: A* sampling, 2014). A rounding error in the logits changes the sample only if two tokens tie within it.
+Tarlow, Minka: A* sampling, 2014). A rounding error in the logits changes the sample only if the two largest sums differ
+by less than this error.
 
 The numbers are a hash, so there is no state, and any part of them can be computed separately. Does not depend on logits.
 """
@@ -18,8 +19,8 @@ from torch import Tensor
 _MASK64 = 2**64 - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _FIRST_FACTOR, _SECOND_FACTOR = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-# Tokens and positions use different constants. Otherwise some keys of seed 0 would equal the bits of a token. From
-# Steele, Vigna: Computationally easy, spectrally good multipliers for congruential generators, 2021.
+# Tokens and positions use different constants. Otherwise some keys of seed 0 would equal the bits of a token. The
+# constants are from Steele, Vigna: Computationally easy, spectrally good multipliers for congruential generators, 2021.
 _TOKEN_GAMMA = 0xD1342543DE82EF95
 _FACTOR_32 = 0x21F0AAAD  # from lowbias32, https://github.com/skeeto/hash-prospector
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
@@ -48,6 +49,11 @@ class Keys:
         self._states += np.uint64(_GOLDEN_GAMMA)
         return keys.astype("<u8", copy=False).view(np.int32).reshape(-1, 2)
 
+    def take_integers(self) -> list[int]:
+        """Return the keys as integers, and advance every row by one position."""
+        keys: list[int] = self.take().view(np.uint64)[:, 0].tolist()
+        return keys
+
 
 def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     """Return random numbers in (0, 1], float32 of shape (num_rows, n).
@@ -63,14 +69,14 @@ def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
 
 
 def uniform_of_some(keys: Tensor, token_ids: Tensor, vocab_size: int) -> Tensor:
-    """Return the same as `uniform` for keys on the device: few operations, but a table of the whole vocabulary.
+    """Return the same as `uniform`, for keys on the device. Needs fewer operations, but a table of the whole vocabulary.
 
     Args:
         keys: int32 of shape (num_rows, 2), as in `Keys`.
         token_ids: int64 of shape (num_rows, n) below `vocab_size`.
         vocab_size: Number of tokens.
     """
-    first, second = _halves_of_all(vocab_size, token_ids.device)
+    first, second = token_hashes(vocab_size, token_ids.device)
     return _uniform(keys, first[token_ids], second[token_ids])
 
 
@@ -79,7 +85,7 @@ def uniform_of_all(keys: Iterable[int] | Tensor, vocab_size: int, device: torch.
 
     `keys`: a key for each row, or int32 of shape (num_rows, 2) on the device, as in `Keys`.
     """
-    return _uniform(keys, *_halves_of_all(vocab_size, device))
+    return _uniform(keys, *token_hashes(vocab_size, device))
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
@@ -103,9 +109,10 @@ def _uniform(keys: Iterable[int] | Tensor, first: Tensor, second: Tensor) -> Ten
 
 
 @functools.lru_cache(maxsize=8)
-def _halves_of_all(vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # the cache outlives the call
-        return _halves(torch.arange(vocab_size, device=device))
+def token_hashes(vocab_size: int, device: torch.device) -> Tensor:
+    """Return 64 bits of each token id as two halves, int32 of shape (2, vocab_size)."""
+    with torch.inference_mode(False):  # cached tensors are used in later calls, also outside inference mode
+        return torch.stack(_halves(torch.arange(vocab_size, device=device)))
 
 
 def _halves(token_ids: Tensor) -> tuple[Tensor, Tensor]:

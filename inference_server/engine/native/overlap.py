@@ -1,12 +1,14 @@
-"""Decodes with the host one step behind the device: the next step is launched before the tokens of the last one are read.
+"""Decodes with the host one step behind the device: a step is launched before the host reads the tokens of the step before.
 
-The device samples a step's tokens and the next step computes them, while the host handles the texts of the step before. A step
-is launched early only if it continues the last one: no prompt is computed, no sequence is admitted or preempted, and no
-row needs the host to choose its token. Otherwise the step in flight is read first, and the step loop plans the next one.
+The device samples the tokens of a step and keeps them as input of the next step. Meanwhile the host processes the
+tokens of the previous step. A step is launched early only if it continues the step in flight: no prompt is computed, no
+sequence is admitted or preempted, and no row needs the host to choose its token. Otherwise the host first reads the
+tokens of the step in flight, and the step loop plans the next step.
 
-Freed blocks are safe. A sequence may end while a step that still writes to its blocks is in flight, and the blocks may get a
-new owner. The new owner's passes follow on the same stream, so they overwrite what the step in flight wrote, and they read
-only what they wrote. Blocks in the prefix cache are full, and a step in flight writes behind them.
+Freed blocks are safe. A sequence may end while a step in flight still writes to its blocks, and another sequence may
+get these blocks. The passes of the other sequence run later on the same stream. They overwrite the rows that the step
+in flight wrote, and read only rows that they wrote themselves. Blocks in the prefix cache are full, and a step in
+flight writes to later blocks only.
 """
 
 import math
@@ -34,7 +36,7 @@ class _Step:
     seqs: list[Sequence]
     logits: Tensor
     buffers: StepBuffers
-    skipped: list[Sequence] = field(default_factory=list)  # their tokens in this step were undefined
+    skipped: list[Sequence] = field(default_factory=list)  # sequences whose input token in this step was undefined
 
 
 class OverlappedDecoding:
@@ -47,11 +49,12 @@ class OverlappedDecoding:
         self._step_loop = step_loop
         self._buffers = [StepBuffers(len(runner.sampled), runner.device) for _ in range(2)]
         self._in_flight: _Step | None = None
-        self._batch: RunningBatch | None = None  # of the step in flight; None if no step may follow it directly
-        self._sampler: DeviceSampler | None = None  # of the batch
-        self._num_changes = -1  # of the scheduler, when the batch was checked
-        self._deadline = math.inf  # first end of a time limit
-        self._to_sort: list[Sequence] = []  # a shortlist was once too short for them
+        # Batch of the step in flight; None if no step may directly follow that step.
+        self._batch: RunningBatch | None = None
+        self._sampler: DeviceSampler | None = None  # sampler of self._batch
+        self._num_changes = -1  # scheduler.num_changes when the batch was last checked
+        self._deadline = math.inf  # time.monotonic() at which the first time limit of a request ends
+        self._to_sort: list[Sequence] = []  # sequences whose shortlist was too short in an earlier step
 
     def start(self, plan: StepPlan) -> bool:
         """Launch a planned step and leave it in flight. Returns False if the step must run without overlap."""
@@ -66,9 +69,10 @@ class OverlappedDecoding:
         return True
 
     def advance(self) -> bool:
-        """Launch the step that continues the one in flight, then read the latter's tokens.
+        """Launch the step that continues the one in flight, then read the tokens of the earlier step.
 
-        Returns False if there is no such step. The step in flight is then read, and the caller must plan the next one.
+        Returns False if no step can be launched this way. The tokens of the step in flight are then read, and the
+        caller must plan the next step.
         """
         step, before = self._in_flight, self._batch
         batch = self._next_batch()
@@ -92,7 +96,7 @@ class OverlappedDecoding:
             self._read(step)
 
     def _next_batch(self) -> RunningBatch | None:
-        """Return the batch of the next step, or None if it does not simply continue the step in flight."""
+        """Return the batch of the next step, or None if no step may directly follow the step in flight."""
         if self._batch is None:
             return None
         has_changed = self._num_changes != self._scheduler.num_changes
@@ -122,7 +126,7 @@ class OverlappedDecoding:
         keys = sampler.next_keys()
         logits = self._runner.decode(batch.tokens)
         token_ids = sampler.sample(logits, None if keys is None else buffers.upload_keys(keys))
-        # The next step must not look up a marker.
+        # The next step must not use a marker as a token id.
         torch.clamp(token_ids, min=0, out=self._runner.sampled[: len(token_ids)])
         buffers.start(token_ids)
         return _Step(batch.seqs, logits, buffers)
@@ -136,14 +140,14 @@ class OverlappedDecoding:
         return DeviceSampler(rows, self._runner.device, [batch.seqs.index(seq) for seq in self._to_sort])
 
     def _read(self, step: _Step) -> None:
-        """Append the tokens of a launched step to its sequences. An error of the device concerns all of them."""
+        """Append the tokens of a launched step to its sequences. If the device reports an error, all of them fail."""
         try:
             token_ids = step.buffers.read()
             now = time.monotonic()
             append, marked = self._step_loop.append, []
             self._scheduler.decoded([seq for seq in step.seqs if seq.block_ids and seq not in step.skipped])
             for row, (seq, token_id) in enumerate(zip(step.seqs, token_ids, strict=True)):
-                if not seq.block_ids or seq in step.skipped:  # without blocks: it ended or was cancelled meanwhile
+                if not seq.block_ids or seq in step.skipped:  # a sequence without blocks has ended or was cancelled
                     continue
                 if token_id >= 0:
                     append(seq, token_id, None, now)
@@ -152,18 +156,21 @@ class OverlappedDecoding:
             if marked:
                 self._sample_again(step, marked, token_ids)
         except Exception as error:
-            self._in_flight = self._batch = None  # the step in flight has computed tokens of this one
+            self._in_flight = self._batch = None  # the step in flight has tokens of the failed step as input
             self._fail(step.seqs, error)
 
     def _sample_again(self, step: _Step, rows: list[int], token_ids: list[int]) -> None:
-        """Sample rows on the host that the device could not sample. The step in flight has undefined tokens for them."""
+        """Sample rows on the host that the device could not sample.
+
+        The step in flight has undefined input tokens for these rows, so its results for them are skipped.
+        """
         seqs = [step.seqs[row] for row in rows]
         if self._in_flight is not None:
             self._in_flight.skipped = seqs
         self._batch = None
         self._to_sort += [step.seqs[row] for row in rows if token_ids[row] != NOT_FINITE]
         for seq in seqs:
-            if seq.penalties is not None:  # it counted the undefined token's successor
+            if seq.penalties is not None:  # the step in flight has counted a token sampled after the undefined one
                 seq.penalties = self._step_loop.penalties_of(seq)
         with torch.inference_mode():
             self._step_loop.sample(Logits(step.logits[rows], seqs))
@@ -171,7 +178,8 @@ class OverlappedDecoding:
     def _fail(self, seqs: list[Sequence], error: Exception) -> None:
         self._batch = None
         for seq in seqs:
-            seq.penalties = None  # may have counted tokens that were never read; a preempted sequence gets a new state
+            # The state may count tokens that were never read; a preempted sequence gets a new state.
+            seq.penalties = None
         self._step_loop.recovery.pass_failed(seqs, error)
 
 

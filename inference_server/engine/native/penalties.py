@@ -1,9 +1,10 @@
 """Lowers the logits of tokens that occurred before: repetition, frequency and presence penalty.
 
 The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
-OpenAI's API reference, over the reply. Never waits for the device.
+OpenAI's API reference, over the reply. This module never waits for the device.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 import torch
@@ -41,7 +42,7 @@ class PenaltyState:
 class PenalisedRows:
     """The states of several sequences in one batch, which count tokens that are on the device only.
 
-    While it exists, the sequences' own states are views of its tensors, so that both always agree.
+    While this object exists, the sequences' own states are views of its tensors, so that both are always equal.
     """
 
     def __init__(self, states: Items[PenaltyState], strengths: Tensor) -> None:
@@ -57,7 +58,7 @@ class PenalisedRows:
         return penalise(logits, self._seen, self._counts, self._strengths)
 
     def add(self, token_ids: Tensor) -> None:
-        """Count one token of each row: int64 of shape (num_rows,). Negative ones do not count."""
+        """Count one token of each row: int64 of shape (num_rows,). Negative numbers are not counted."""
         places = token_ids.clamp(min=0)[:, None]
         is_token = token_ids[:, None] >= 0
         self._counts.scatter_add_(1, places, is_token.float())
@@ -68,6 +69,21 @@ def penalty_strengths(params: Items[SamplingParams]) -> Tensor:
     """Return repetition, frequency and presence penalties on the CPU: float32 of shape (3, num_rows, 1)."""
     columns = [[param.repetition_penalty, param.frequency_penalty, param.presence_penalty] for param in params]
     return torch.tensor(columns, dtype=torch.float32).T[..., None].contiguous()
+
+
+def penalise_rows(logits: Tensor, states: Mapping[int, PenaltyState], params: Items[SamplingParams]) -> None:
+    """Penalise rows of logits in place.
+
+    Args:
+        logits: float32 of shape (num_rows, vocab_size).
+        states: Tokens of the penalised rows, by index of the row.
+        params: Parameters of all rows.
+    """
+    rows = list(states)
+    strengths = penalty_strengths([params[row] for row in rows]).to(logits.device)
+    counts = torch.stack([state.counts for state in states.values()])
+    seen = torch.stack([state.seen for state in states.values()])
+    logits[rows] = penalise(logits[rows], seen, counts, strengths)
 
 
 def penalise(logits: Tensor, seen: Tensor, counts: Tensor, strengths: Tensor) -> Tensor:
@@ -83,5 +99,6 @@ def penalise(logits: Tensor, seen: Tensor, counts: Tensor, strengths: Tensor) ->
     logits = torch.where(seen, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
     logits = logits - counts * frequency
     logits -= (counts > 0) * presence
-    # A tiny repetition penalty causes infinities, and softmax would return NaN. The limit allows a division by temperature.
+    # A tiny repetition penalty causes infinite logits, for which softmax would return NaN. The limit is low enough for
+    # a later division by the temperature.
     return logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)

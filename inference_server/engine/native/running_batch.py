@@ -1,7 +1,8 @@
 """The sequences of successive decode steps, with the values that change from step to step.
 
-A step may be launched before the tokens of the step before are known. So positions and limits are counted here, per launched
-step, and not taken from the sequences. All rows are advanced together, because Python's work per row would add up.
+A step may be launched before the tokens of the step before are known. So this module counts positions and limits per
+launched step, and does not read them from the sequences. All rows are advanced together, because a Python loop over the
+rows would take too long.
 """
 
 import numpy as np

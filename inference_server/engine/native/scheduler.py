@@ -3,7 +3,7 @@
 A sequence waits, then runs until it is finished. A step decodes one token of every running sequence with a complete prompt,
 and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted: it goes to the head
 of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
-for some time. Works with token counts only. Does not depend on text, tensors or gRPC.
+together for some time. This module works with token counts only and does not depend on text, tensors or gRPC.
 """
 
 from collections import Counter
@@ -268,7 +268,7 @@ class Scheduler:
         return found
 
     def _prefill_budget(self, num_decoding: int) -> int:
-        """Return the prompt tokens of a step: the larger the share of prefilling sequences, the more.
+        """Return the number of prompt tokens of a step. It grows with the share of running sequences that prefill.
 
         Prompt tokens delay the sequences that decode. The result is a multiple of the smallest chunk, because a partial
         chunk takes as long as a whole one.

@@ -1,6 +1,6 @@
 """Samples among the likeliest tokens only: the candidates that top_k and top_p leave.
 
-Rows of a batch do not influence each other. Never waits for the device. Works on token ids, not on text.
+Rows of a batch do not influence each other. This module never waits for the device. It works on token ids, not on text.
 """
 
 import math
@@ -16,10 +16,10 @@ from inference_server.generation import SamplingParams
 
 # Number of likeliest tokens that are sorted first. The whole vocabulary is sorted only if top_k or top_p needs more.
 SHORTLIST = 256
-# Tokens per piece when searching for the shortlist of likeliest tokens.
+# Number of tokens per piece in the search for the shortlist.
 _SMALL_PIECE = 32
 _NO_TOP_K = 2**62
-_NO_TOP_P = 2.0  # no token is excluded then, even if the sum of probabilities is rounded up to 1 early
+_NO_TOP_P = 2.0  # above 1, so that no token is excluded even if rounding brings the sum of probabilities to 1 early
 
 
 def is_narrowed(params: SamplingParams) -> bool:
@@ -75,10 +75,16 @@ class Shortlist:
         values, ids = torch.sort(scaled, descending=True, stable=True)
         return cls(values, ids, values)
 
-    def pick(self, limits: Limits, keys: Items[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the winner of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
+    def with_equals_by_id(self) -> "Shortlist":
+        """Return the same list with equal values in the order of their token ids, as in the compiled kernel."""
+        ids, places = self.ids.sort(dim=-1)
+        values, order = self.values.gather(-1, places).sort(dim=-1, descending=True, stable=True)
+        return Shortlist(values, ids.gather(-1, order), self.scaled)
 
-        top_k applies first. top_p then refers to the probabilities of the remaining tokens. The winner of a row whose
+    def pick(self, limits: Limits, keys: Items[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sampled token of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
+
+        top_k applies first. top_p then refers to the probabilities of the remaining tokens. The token of a row whose
         list lacks candidates is undefined.
 
         Args:
@@ -103,6 +109,35 @@ class Shortlist:
         scores = self.values + noise.gumbel(uniforms)
         places = torch.where(is_kept, scores, -torch.inf).argmax(dim=-1, keepdim=True)
         return self.ids.gather(-1, places).squeeze(-1), is_settled.squeeze(-1)
+
+
+def draw_from_likeliest(
+    logits: Tensor, temperatures: Tensor, params: Items[SamplingParams], keys: Items[int]
+) -> list[int]:
+    """Sample from a sorted shortlist, or from the sorted vocabulary if top_k or top_p needs more tokens.
+
+    Args:
+        logits: float32 of shape (num_rows, vocab_size).
+        temperatures: float32 of shape (num_rows, 1).
+        params: Parameters of each row, with top_k or top_p.
+        keys: A key of each row, as in gumbel.key.
+    """
+
+    def limits(params: Items[SamplingParams]) -> Limits:
+        return Limits.of(params, lambda column: column.to(logits.device))
+
+    scaled = logits / temperatures
+    shortlist = Shortlist.likeliest(scaled)
+    if logits.device.type == "cpu":
+        shortlist = shortlist.with_equals_by_id()
+    token_ids, is_settled = shortlist.pick(limits(params), keys)
+    chosen: list[int] = torch.where(is_settled, token_ids, -1).tolist()
+    if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
+        whole = Shortlist.whole(scaled[beyond])
+        token_ids, _ = whole.pick(limits([params[index] for index in beyond]), [keys[index] for index in beyond])
+        for index, token_id in zip(beyond, token_ids.tolist(), strict=True):
+            chosen[index] = token_id
+    return chosen
 
 
 def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class PrefillChunk:
 class StepPlan:
     """Work of one step."""
 
-    admitted: list[Sequence]  # sequences that received a slot in this step
+    admitted: list[Sequence]  # sequences that get a slot in this step
     prefill: list[PrefillChunk]
     decode: list[Sequence]  # in the order of admission
 

@@ -1,4 +1,4 @@
-"""Runs one step after another: overlapped with the device where the runner supports it, else with the host waiting."""
+"""Runs the engine's steps: with host and device overlapped if the runner supports it, else one after the other."""
 
 from collections.abc import Callable, Iterator, Set
 
@@ -24,7 +24,7 @@ class Stepper:
     ) -> None:
         """Create an executor without a step in flight. For the arguments, see StepLoop."""
         self._step_loop = StepLoop(runner, scheduler, end_ids, emit, sample)
-        # Another function for sampling needs the logits on the host.
+        # A `sample` function of the caller needs the logits on the host.
         can_overlap = runner.supports_overlap and sample is sample_tokens
         self._overlap = OverlappedDecoding(runner, scheduler, self._step_loop) if can_overlap else None
 
@@ -39,7 +39,7 @@ class Stepper:
         return self._step_loop.step_tokens
 
     def run(self) -> Iterator[None]:
-        """Run one step. Yields whenever there may be events to publish before the device is busy again.
+        """Run one step. Yields whenever events may be ready to publish, before the next use of the device.
 
         With overlap, the tokens of the step are emitted by the next call, or by `flush`.
         """

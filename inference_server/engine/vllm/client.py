@@ -1,8 +1,8 @@
 """Starts vLLM's processes and sends requests to them. Only this module imports vLLM, and only when a model is loaded.
 
 vLLM provides tensor and pipeline parallelism, several nodes, and models that the native engine does not support. This
-server keeps prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and returns token
-ids. docs/vllm.md lists the differences.
+server still handles prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and
+returns token ids. docs/vllm.md lists the differences.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class VllmClient:
             scope_by_account: An account cannot reuse the prefix cache of another account.
 
         Raises:
-            UnsupportedModel: vLLM is not installed, does not have one of the arguments, or does not start.
+            UnsupportedModel: vLLM is not installed, does not accept one of the arguments, or does not start.
         """
         check_installed()
         for name, value in _ENVIRONMENT.items():

@@ -58,7 +58,7 @@ def engine_arguments(
         if name in _DECIDED:
             raise UnsupportedModel(f"[models.vllm] {name} is decided by {_DECIDED[name]}: leave it out")
     return {
-        "load_format": "safetensors",  # never unpickle weights
+        "load_format": "safetensors",  # unpickling weights could run code
         **extra,
         "model": str(folder),
         "tokenizer": str(folder),
@@ -68,14 +68,15 @@ def engine_arguments(
         "enable_prefix_caching": settings.prefix_cache != "off",
         "max_logprobs": -1,  # grpc_api/validation.py checks the limit
         "logprobs_mode": "raw_logprobs",
-        "generation_config": "vllm",  # a model's own sampling parameters are not the contract's defaults
+        # Ignores the model's own sampling parameters: the defaults of inference.proto apply.
+        "generation_config": "vllm",
         "structured_outputs_config": {"backend": "guidance"},
         "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets vLLM's statistics
     }
 
 
 def check_names(extra: Collection[str], known: Collection[str]) -> None:
-    """Raise UnsupportedModel for an argument that the installed vLLM does not have."""
+    """Raise UnsupportedModel for an argument that the installed vLLM does not accept."""
     for name in extra:
         if name not in known:
             similar = difflib.get_close_matches(name, known, n=1)

@@ -1,7 +1,7 @@
 """Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
 
-These have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence penalty (reply), top_k
-before top_p, and log probabilities of the unchanged logits. docs/vllm.md lists the differences.
+The following parameters have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence
+penalty (reply), top_k before top_p, and log probabilities of the unchanged logits. docs/vllm.md lists the differences.
 """
 
 import json
@@ -13,14 +13,14 @@ from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import Candidate, GenerationRequest, Grammar, SamplingParams, TokenLogprob
 
 _MAX_TEMPERATURE = 2.0
-# The version of llguidance that vLLM pins puts no limit on white space, so documents must not contain any.
+# The version of llguidance that vLLM pins does not limit white space, so the grammar allows none in documents.
 _JSON_OPTIONS = {"whitespace_flexible": False}
 # Without this header, vLLM parses a grammar without a line `start:` as a llama.cpp grammar.
 _LARK_HEADER = "%llguidance {}\n"
 
 
 def check_sampling(params: SamplingParams) -> None:
-    """Raise InvalidField for values that the contract allows and vLLM does not support."""
+    """Raise InvalidField for values that inference.proto allows and vLLM does not support."""
     if params.temperature > _MAX_TEMPERATURE:
         raise InvalidField(
             FieldViolation(

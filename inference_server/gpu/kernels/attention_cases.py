@@ -50,7 +50,7 @@ class Target(NamedTuple):
 
 
 def targets() -> Iterator[Target]:
-    """Yield every combination. The number of multiprocessors has no effect on what is compiled."""
+    """Yield every combination. The number of multiprocessors has no effect on the compiled code."""
     for capability in CAPABILITIES:
         device = Device(capability, SHARED_MEMORY_BYTES[capability], 1)
         for shape in SHAPES:

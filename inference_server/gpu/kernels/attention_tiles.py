@@ -1,7 +1,7 @@
-"""The parts that decode and prefill attention share: the loop over tiles of paged keys, and what a device can hold.
+"""The parts that decode and prefill attention share: the loop over tiles of paged keys, and the properties of a device.
 
-All of it is online softmax in float32 with base-2 exponentials. A row's state is `top`, its largest score so far,
-`total`, the sum of its weights, and `acc`, the weighted sum of values. Both sums are relative to `top`.
+The loop computes an online softmax in float32 with base-2 exponentials. A row's state is `top`, its largest score so
+far, `total`, the sum of its weights, and `acc`, the weighted sum of values. Both sums are relative to `top`.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import SHARED_MEMORY_BYTES
 
-# Below every score. Infinity would give NaN where a tile hides all keys of a row: infinity minus infinity.
+# A score lower than every other. Minus infinity would give NaN where a row sees no key of a tile (infinity minus
+# infinity).
 HIDDEN = tl.constexpr(-1e30)
-# Narrower heads are padded to this width, the smallest of a product on tensor cores.
+# Narrower heads are padded to this width, the smallest that tensor cores multiply.
 MIN_WIDTH = 16
-# Numbers of pipeline stages for one and for two tiles of keys, and of values, in shared memory. Keys are loaded two stages
-# after their block numbers.
+# Numbers of pipeline stages that keep one or two tiles of keys, and as many of values, in shared memory. A tile's block
+# numbers are loaded in earlier stages than its keys.
 ONE_BUFFER, TWO_BUFFERS = 3, 5
 
 
@@ -99,7 +100,7 @@ def attend(
             value = tl.load(values + places)
         scores = tl.dot(query, tl.trans(key))
         if LIMITED:
-            # tanh(x) = 1 - 2 / (1 + exp(2 x)), which is right for an infinite exponential too.
+            # tanh(x) = 1 - 2 / (1 + exp(2 x)), which is also correct if the exponential overflows to infinity.
             scores = 1.0 - 2.0 / (1.0 + tl.exp2(scores * limit))
         if MASKED:
             visible = tokens[None, :] <= positions[:, None]
@@ -117,7 +118,7 @@ def attend(
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The properties of a GPU that choose a kernel's constants."""
+    """The properties of a GPU that determine a kernel's constants."""
 
     capability: int  # compute capability, times 10
     shared_memory: int  # bytes that one program may use
@@ -125,17 +126,17 @@ class Device:
 
     @property
     def has_tensor_cores(self) -> bool:
-        """True if Triton uses the tensor cores. For a T4 (7.5) it multiplies and adds in float32."""
+        """True if Triton uses this GPU's tensor cores. On a T4 (7.5) its products use float32 arithmetic instead."""
         return self.capability >= 80
 
     @property
     def is_large(self) -> bool:
-        """True for data-centre GPUs with 160 KB of shared memory or more; the others from 8.0 have about 100 KB."""
+        """True for data-centre GPUs with 160 KB of shared memory or more; the other GPUs from 8.0 have about 100 KB."""
         return self.shared_memory >= 160 << 10
 
 
 def device_of(tensor: Tensor) -> Device:
-    """Return the properties of the tensor's GPU. For a CPU tensor, in Triton's interpreter, those of an H200."""
+    """Return the properties of the tensor's GPU. For a CPU tensor (Triton's interpreter), returns those of an H200."""
     if tensor.device.type == "cpu":
         return Device(90, SHARED_MEMORY_BYTES[90], 132)
     return _device(tensor.device.index if tensor.device.index is not None else torch.cuda.current_device())

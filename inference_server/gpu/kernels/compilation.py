@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels without a GPU, for each compute capability, and checks what they need.
+"""Compiles the Triton kernels without a GPU, for each compute capability, and checks their registers and shared memory.
 
 `python -m inference_server.gpu.kernels.compilation` prints one line for each specialization: registers of a thread, bytes
 that spill from registers to memory, and shared memory. It ends with status 1 if one of them exceeds its limit.
@@ -27,9 +27,9 @@ from triton.compiler import ASTSource
 
 from inference_server.gpu.kernels.compile_case import CAPABILITIES, SHARED_MEMORY_BYTES, CompileCase
 
-# Each has a function compile_cases().
+# Each of these modules has a function compile_cases().
 MODULES = ("decode_attention", "prefill_attention", "int8_linear", "norms", "rope", "silu")
-# CUDA's limit.
+# CUDA's limit of registers for a thread.
 MAX_REGISTERS = 255
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
@@ -44,7 +44,7 @@ class Report:
         name: The case's name.
         capability: Compute capability, times 10.
         registers: Number of 32-bit registers of a thread.
-        spilled_bytes: Bytes of each thread's values that found no register.
+        spilled_bytes: Bytes of each thread's values that do not fit in registers.
         shared_memory: Bytes of shared memory of a program.
     """
 
@@ -78,7 +78,7 @@ def compile_case(case: CompileCase, capability: int) -> Report:
 
     Raises:
         triton.compiler.errors.CompilationError: The kernel's source is wrong for these constants.
-        RuntimeError: Triton cannot translate it for this capability, or its tools fail.
+        RuntimeError: Triton cannot translate the kernel for this capability, or one of Triton's tools fails.
     """
     names = case.kernel.arg_names
     signature = {name: case.signature.get(name, "constexpr") for name in names}
@@ -91,7 +91,7 @@ def compile_case(case: CompileCase, capability: int) -> Report:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Return the registers of a thread, and its bytes outside of registers, as cuobjdump reads them from the machine code."""
+    """Return the number of registers of a thread and its bytes outside registers, both reported by cuobjdump."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -105,14 +105,14 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_indexed(module: str, index: int, capability: int) -> Report:
-    """Compile the specialization with this index among those of `module`, in whichever process this is called."""
+    """Compile one specialization of `module`, by its index. Kernels cannot be sent to another process, but indices can."""
     return compile_case(cases_of(module)[index], capability)
 
 
 def reports(
     modules: Sequence[str], capabilities: Sequence[int], *, only_first: bool, processes: int
 ) -> Iterator[tuple[int, int, Report]]:
-    """Compile the specializations of some modules, several at a time. Yield the number, of how many, and the report.
+    """Compile the specializations of some modules in parallel. Yields a number from 1, the total, and a report.
 
     Args:
         modules: Names from MODULES.

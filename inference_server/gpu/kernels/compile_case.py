@@ -5,7 +5,7 @@ from typing import Any
 
 # Compute capabilities, times 10: T4; A100; A10 and consumer Ampere; L4 and Ada; H100 and H200; B200.
 CAPABILITIES = (75, 80, 86, 89, 90, 100)
-# bfloat16 needs one of these.
+# bfloat16 needs one of these compute capabilities.
 BFLOAT16_CAPABILITIES = tuple(capability for capability in CAPABILITIES if capability >= 80)
 # The largest shared memory of one block of threads (CUDA's "program") in bytes, by compute capability.
 SHARED_MEMORY_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -13,16 +13,17 @@ SHARED_MEMORY_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 
 
 @dataclass(frozen=True, slots=True)
 class CompileCase:
-    """A kernel with the types of its arguments and the values of its constants, as one launch compiles it.
+    """A kernel with the types of its arguments and the values of its constants, which one launch would compile.
 
     Attributes:
         name: Names the case in reports, such as "paged_decode_attention llama-3.1-8b float16".
         kernel: The function with @triton.jit.
-        signature: Triton's types of all arguments that are no constants, such as "*fp16" and "i32", by name.
+        signature: Triton's types of all arguments that are not constants, such as "*fp16" and "i32", by name.
         constants: The values of the tl.constexpr arguments, by name.
         num_warps: Number of warps of a program.
         num_stages: Number of stages of its software pipeline.
-        divisible: Names of the arguments divisible by 16, as Triton finds them at a launch. Aligned pointers are too.
+        divisible: Names of the arguments that are divisible by 16, which Triton detects at a launch. These include
+            aligned pointers.
         capabilities: The compute capabilities, times 10, on which a launch uses exactly these constants.
     """
 

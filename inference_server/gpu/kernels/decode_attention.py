@@ -1,8 +1,9 @@
 """Attention of one new token for each sequence, on keys and values in the paged cache.
 
-Reading the cache takes the time. A program reads each key and value of one KV head once, for all query heads of its
-group, which are the rows of the tensor cores' products. Long sequences are split between programs, and a second kernel joins
-their results. With a fixed number of splits, a sequence's result does not depend on the other sequences of the batch.
+Reading the cache takes most of the time. So a program reads each key and value of one KV head once, for all query heads
+of its group, which are the rows of the tensor cores' products. Long sequences are split between programs, and a second
+kernel joins their results. With a fixed number of splits, a sequence's result does not depend on the other sequences of
+the batch.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
@@ -24,10 +25,10 @@ from inference_server.gpu.kernels.attention_tiles import (
 )
 from inference_server.gpu.kernels.compile_case import CompileCase
 
-# Fewest rows of a product on tensor cores.
+# Smallest number of rows that tensor cores multiply.
 MIN_ROWS = 16
 MAX_SPLITS = 32
-# A split of fewer keys takes longer to join than to read.
+# Joining a split of fewer keys takes longer than reading it.
 MIN_KEYS_PER_SPLIT = 128
 
 
@@ -200,12 +201,12 @@ def paged_decode_attention(
 def chosen_splits(num_sequences: int, num_kv_heads: int, max_keys: int, num_multiprocessors: int) -> int:
     """Return the number of splits, a power of two, that gives each multiprocessor about two programs.
 
-    It depends on shapes only, never on the lengths, so it holds for every replay of a recorded CUDA graph.
+    The number depends on shapes only, never on the lengths, so it is valid for every replay of a recorded CUDA graph.
 
     Args:
         num_sequences: Number of rows of the batch, padding included.
         num_kv_heads: Number of KV heads.
-        max_keys: Number of keys that a row of the block table can name.
+        max_keys: Number of keys in the blocks of one row of the block table.
         num_multiprocessors: The GPU's number of multiprocessors.
     """
     wanted = 2 * num_multiprocessors // (num_sequences * num_kv_heads)
@@ -218,8 +219,8 @@ def launch_constants(
 ) -> tuple[dict[str, int], int, int]:
     """Return the constants of decode_kernel, except SPLITS and LIMITED, its number of warps and its number of stages.
 
-    At least two programs fit on a multiprocessor, each with two tiles of keys and values in shared memory: one arrives
-    while the other is read.
+    At least two programs fit on a multiprocessor, each with two tiles of keys and values in shared memory: one is
+    loaded while the other is used.
     """
     group = triton.next_power_of_2(num_heads // num_kv_heads)
     width = max(MIN_WIDTH, triton.next_power_of_2(head_dim))
@@ -248,7 +249,10 @@ def join_constants(head_dim: int, splits: int) -> dict[str, int]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations of both kernels for the models' shapes: 8 splits, and for one shape also 1."""
+    """Return the specializations of both kernels for the models' shapes, with 8 splits.
+
+    One shape is also compiled with 1 split.
+    """
     cases = []
     for target in targets():
         shape, capabilities = target.shape, (target.device.capability,)

@@ -1,16 +1,17 @@
 """The product of few rows of activations with int8 weights, on bitsandbytes' codes. Activations stay 16-bit.
 
 With so few rows, the time of the product is the time to read the codes. So the kernel copies the next tiles of codes to
-shared memory while it computes with the present one. The tilings keep about 5 MB of codes on the way on an H200, enough to
-hide its memory's latency at full bandwidth.
+shared memory while it computes with the current one. On an H200, the tilings keep copies of about 5 MB of codes in
+flight, enough to hide the memory's latency at full bandwidth.
 
-The codes are the left side of a product on tensor cores, so a single row of activations is padded to 8, not to 16. Up to 32
-rows, each warp takes its own share of the inputs: it alone reads and converts their codes, and even a program with few
-outputs occupies four warps. With more rows the warps share the outputs and the rows, since that needs fewer registers.
+The codes are the left side of a product on tensor cores, so a single row of activations is padded to 8, not to 16. Up
+to 32 rows, each warp computes its own share of the inputs. No other warp reads or converts these codes, and even a
+program with few outputs occupies four warps. With more rows the warps share the outputs and the rows, since that needs
+fewer registers.
 
-Programs with few outputs read the activations too often when there are many rows. So the number of outputs of a program
-grows with the rows. Where that makes too few programs, the inputs are split too, and a second kernel adds the parts in a
-fixed order.
+Every program reads all rows of activations. So with many rows, a program computes more outputs, which reduces the
+number of programs. Where this gives too few programs for the GPU, the inputs are split too, and a second kernel adds
+the parts in a fixed order.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
@@ -121,7 +122,7 @@ def int8_linear_kernel(
     """
     split = tl.program_id(1)
     outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    # Outputs past the last one read the last one's codes, so the loads need no mask for them.
+    # Indices past the last output read the codes of the last output, so the loads need no mask.
     lines = tl.minimum(outputs, num_outputs - 1)
     begin = split * share
     end = tl.minimum(begin + share, num_inputs)
@@ -186,7 +187,7 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = 
 
 
 def multiply(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, multiprocessors: int) -> Tensor:
-    """Return the product on tensor cores, for 1 to 64 rows, planned for a number of multiprocessors."""
+    """Return the product on tensor cores, for 1 to 64 rows. `multiprocessors` determines the number of splits."""
     (num_rows, num_inputs), num_outputs = x.shape, codes.shape[0]
     tiling = choose_tiling(num_rows, num_outputs)
     splits = choose_num_splits(tiling, num_outputs, num_inputs, multiprocessors)

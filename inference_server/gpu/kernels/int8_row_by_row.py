@@ -1,7 +1,7 @@
-"""The int8 product without tensor cores: for GPUs older than compute capability 8.0, where Triton uses none.
+"""The int8 product for GPUs before compute capability 8.0, whose tensor cores Triton does not use.
 
-Each program computes a few outputs of one row, with a product and a sum for each code. The programs of all rows that need the
-same codes start together, so the L2 cache serves all but the first.
+Each program computes a few outputs of one row, with one multiplication and one addition for each code. The programs of
+all rows that need the same codes start together, so all but the first read these codes from the L2 cache.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
@@ -36,7 +36,7 @@ def int8_row_kernel(
     row = tl.program_id(0)
     outputs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     inputs = tl.arange(0, INPUTS)
-    # Outputs past the last one read the last one's codes, so the loads need no mask for them.
+    # Indices past the last output read the codes of the last output, so the loads need no mask.
     lines = codes + tl.minimum(outputs, num_outputs - 1).to(tl.int64)[:, None] * num_inputs
     sums = tl.zeros((OUTPUTS, INPUTS), tl.float32)
     for start in range(0, num_inputs, INPUTS):
@@ -74,7 +74,7 @@ def multiply_row_by_row(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor |
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specialization for offline compilation: the only one of older GPUs, which have no bfloat16."""
+    """Return the float16 specialization for offline compilation: these older GPUs do not support bfloat16."""
     signature = {"x": "*fp16", "codes": "*i8", "scales": "*fp32", "bias": "*fp16", "out": "*fp16"}
     return [
         CompileCase(

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 _MAX_SPLITS = 8
-# With few outputs there are few programs, so each keeps more tiles on the way, and computes fewer outputs.
+# Up to this number of outputs there are few programs. Each then computes fewer outputs and copies more tiles ahead.
 _FEW_OUTPUTS = 9216
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """The part of the product that a program computes, and how.
+    """The part of the product that a program computes, and its division among warps and steps.
 
     Attributes:
         rows: Number of rows of activations, padded.
@@ -43,7 +43,7 @@ class Tiling:
         }
 
 
-# By the padded number of rows. With 64 rows, four slices' sums would not fit in registers.
+# The keys are padded numbers of rows. With 64 rows, the sums of four slices would not fit in registers.
 _FEW = {
     8: Tiling(8, 16, slices=4, inputs=128, num_warps=4, num_stages=5),
     16: Tiling(16, 32, slices=4, inputs=64, num_warps=4, num_stages=5),
@@ -57,7 +57,8 @@ _MANY = {
     64: _FEW[64],
 }
 TILINGS = tuple(dict.fromkeys([*_FEW.values(), *_MANY.values()]))
-# With more outputs than _FEW_OUTPUTS, the other tilings give each multiprocessor a program without splits.
+# The other tilings need no splits: with more outputs than _FEW_OUTPUTS, there are enough programs for all
+# multiprocessors.
 SPLIT_TILINGS = tuple(_FEW.values())
 
 
@@ -68,9 +69,10 @@ def choose_tiling(num_rows: int, num_outputs: int) -> Tiling:
 
 
 def choose_num_splits(tiling: Tiling, num_outputs: int, num_inputs: int, multiprocessors: int) -> int:
-    """Return in how many parts the inputs are computed: 1, 2, 4 or 8.
+    """Return the number of parts into which the inputs are split: 1, 2, 4 or 8.
 
-    The smallest number that gives nearly every multiprocessor a program, as long as each has two steps or more to do.
+    This is the smallest number that gives at least nine of ten multiprocessors a program. It is smaller if a program
+    would otherwise have fewer than two steps.
     """
     programs = -(-num_outputs // tiling.outputs)
     steps = -(-num_inputs // tiling.step)

@@ -1,4 +1,4 @@
-"""RMS norms of rows, and of sums of rows. One program computes one row, which it holds in registers."""
+"""RMS norms of rows, and of sums of two rows. One program computes one row and keeps it in registers."""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
-# A thread holds at most this number of a row's elements, as long as a program has no more than 16 warps.
+# Largest number of a row's elements for each thread. It is exceeded only if a row would need more than 16 warps.
 _ELEMENTS_OF_THREAD = 16
 
 

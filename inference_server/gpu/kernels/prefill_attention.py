@@ -54,8 +54,9 @@ def prefill_kernel(
 ):
     """Compute program (tile, KV head, segment): ROWS rows, with all keys up to the last row's position.
 
-    The last tiles have the most keys, so they start first. Key tiles that all rows see completely need no mask. They lie
-    between those that the window cuts and those that the rows' own positions cut.
+    The last tiles have the most keys, so they start first. Key tiles that all rows see completely need no mask. Before
+    them are tiles that the sliding window masks in part. After them are tiles that the rows' own positions mask in
+    part.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     segment = tl.program_id(2)
@@ -69,7 +70,7 @@ def prefill_kernel(
     before = tl.load(lengths + segment * lengths_stride) - num_tokens
     rows = begin_row + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
-    # Rows beyond the segment compute with a query of zeros.
+    # Rows beyond the segment have a query of zeros.
     tokens = tl.minimum(rows // GROUP, num_tokens - 1)
     positions = before + tokens
     places = (start + tokens).to(tl.int64) * HEADS + head * GROUP + rows % GROUP
@@ -200,9 +201,9 @@ def paged_prefill_attention(
 def launch_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, page: int, longest_rows: int, windowed: bool, device: Device
 ) -> tuple[dict[str, int], int, int]:
-    """Return the constants of prefill_kernel, except WINDOWED and LIMITED, its number of warps and of stages.
+    """Return the constants of prefill_kernel, except WINDOWED and LIMITED, and the numbers of warps and stages.
 
-    They are as large as registers and shared memory allow, without spilling.
+    Tiles are as large as registers and shared memory allow, without spilling.
 
     Args:
         num_heads: Number of query heads.
@@ -222,7 +223,7 @@ def launch_constants(
     elif width > 128:
         tile, num_warps = 32, 4 if rows == 16 else 8
     else:
-        # Before 9.0, the keys of a product come from registers.
+        # Before compute capability 9.0, tensor cores read the keys from registers, not from shared memory.
         is_short_of_registers = device.capability < 90 and (rows == 64 or windowed)
         tile, num_warps = 32 if is_short_of_registers or not device.is_large else 64, 8 if rows == 128 else 4
     constants = {
@@ -245,7 +246,10 @@ def row_counts(head_dim: int, device: Device) -> tuple[int, ...]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for the models' shapes: the most rows, and for one shape also fewer."""
+    """Return the specializations for the models' shapes, with the most rows.
+
+    One shape is also compiled with fewer rows.
+    """
     cases = []
     for target in targets():
         shape = target.shape

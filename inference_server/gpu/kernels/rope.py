@@ -1,7 +1,7 @@
 """Rotary position embedding of queries and keys, with the write of keys and values into the paged cache.
 
-A program computes some neighbouring heads of one token. Queries, keys and values lie behind each other in a row, so one
-kernel moves all three; the masks of the loads and stores tell them apart.
+A program computes several neighbouring heads of one token. A row of the input contains a token's queries, then keys,
+then values. One kernel handles all three, with a mask for each.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
@@ -11,15 +11,18 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
-# Number of elements that a program rotates in each half of its heads: eight for each thread of its two warps, which they
-# load with 16 bytes at a time.
+# Number of elements that a program rotates in each half of its heads: eight for each thread of its two warps, so that a
+# thread loads 16 bytes at a time.
 _ELEMENTS = 512
 _NUM_WARPS = 2
 
 
 @triton.jit
 def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):
-    """Return both halves of the RMS norms of heads, (heads, half) float32. Rounded twice, as rms_norm in norms.py."""
+    """Return both halves of the RMS norms of heads, (heads, half) float32.
+
+    They are rounded to `dtype` before and after the weight, as in norms.py.
+    """
     mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / width
     scale = tl.rsqrt(mean + eps)[:, None]
     low_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -64,7 +67,7 @@ def rope_and_write_kernel(
     low = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     high = tl.load(source + half, mask=mask, other=0.0).to(tl.float32)
 
-    # The row of a head's keys or values: rows of the cache have num_kv_heads heads.
+    # The token's row of the cache, which contains num_kv_heads heads.
     row = tl.load(rows + token * rows_stride).to(tl.int64)
     value_place = values + (row * num_kv_heads + head[:, None] - num_heads - num_kv_heads) * width + columns[None, :]
     tl.store(value_place, low.to(values.dtype.element_ty), mask=mask & is_value[:, None])

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase
 
-# Number of columns of a program: eight for each of its threads, which they load with 16 bytes at a time.
+# Number of columns of a program: eight for each of its threads, so that a thread loads 16 bytes at a time.
 _COLUMNS = 1024
 
 
 @triton.jit
 def silu_mul_kernel(gate_up, out, stride, width, COLUMNS: tl.constexpr):
-    """Program (r, i): COLUMNS columns of row r. silu is rounded before the product, as torch does."""
+    """Program (r, i): COLUMNS columns of row r. The result of silu is rounded before the product, as in torch."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width

@@ -1,7 +1,8 @@
 """Builds the argument blocks of the kernels: 24 words of int64 as bytes, three counters (zeros) before the arguments.
 
 Tensors are passed by address. The caller keeps them alive and has checked their shapes, dtypes and strides. X_ROWS is the
-index of the word with the number of rows in the block of kernel X.
+index of the word with the number of rows in the block of kernel X. The last two words are for threads that wait: word 22 is
+set by the caller (emit/waiting.py), word 23 counts the threads inside the kernel (program_runner.py).
 """
 
 from collections.abc import Sequence as Items
@@ -21,15 +22,14 @@ def _layout(arguments: str) -> Struct:
 
 
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
-LINEAR_KERNEL_DATA = 12  # the word with the address of the kernel data in a linear layer's argument block
 
 _RMS_NORM = _layout("5qd")
 _ADD_RMS_NORM = _layout("6qd")
 _SILU_MUL = _layout("4q")
 _ROPE = _layout("11q")
 _ATTENTION = _layout("14q2d")
-_PREFILL = _layout("9qdq")
-_LINEAR = _layout("10q")
+_PREFILL = _layout("9qd")
+_LINEAR = _layout("9q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
@@ -94,7 +94,12 @@ def attention(
 
 
 def prefill_attention(
-    query: Tensor, keys: Tensor, values: Tensor, segments: Tensor, out: Tensor, kernel_data: Tensor, scaling: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    segments: Tensor,
+    out: Tensor,
+    scaling: float,
 ) -> bytes:
     """Return the argument block of a prefill attention kernel.
 
@@ -104,14 +109,13 @@ def prefill_attention(
         values: See `keys`.
         segments: The words of `prefill_segments`, int64.
         out: The result, (rows, num_heads, head_dim).
-        kernel_data: A tensor that the kernel's own module defines.
         scaling: The factor on the scores.
     """
     _, num_heads, width = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
     addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
     sizes = (num_heads, num_kv_heads, width, block_size)
-    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, kernel_data.data_ptr())
+    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling)
 
 
 def segment_words(num_segments: int) -> int:
@@ -157,7 +161,6 @@ def linear(
     width: int,
     num_outputs: int,
     workspace: int,
-    kernel_data: int,
 ) -> bytes:
     """Return the argument block of a linear kernel.
 
@@ -171,7 +174,6 @@ def linear(
         width: Inputs of the layer.
         num_outputs: Outputs of the layer, whole panels.
         workspace: Address of memory for the kernel's form of the activations.
-        kernel_data: Address of data that the kernel's own module defines.
     """
     sizes = (num_rows, width, num_outputs)
-    return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace, kernel_data)
+    return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace)

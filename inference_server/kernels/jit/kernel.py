@@ -3,13 +3,19 @@
 import ctypes
 import logging
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inference_server.kernels.emit.block_words import SLEEP_WORD
+from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
-from inference_server.kernels.jit.openmp import find_start
+from inference_server.kernels.jit.openmp import find_start, sleep_function
+
+if TYPE_CHECKING:
+    from inference_server.kernels.emit.module import Emit
+    from inference_server.kernels.isa.instruction_set import InstructionSet
 
 logger = logging.getLogger(__name__)
 
@@ -47,53 +53,80 @@ class Kernel:
             return
         num_threads = min(num_items, torch.get_num_threads())
         if num_threads > 1 and self._start is not None:
+            block[SLEEP_WORD] = sleep_function()
             self._start(self.address, block, num_threads, 0)
         else:
             self._call(block)
 
 
-def _makers() -> dict[str, Callable[..., Any]]:
-    """Return the functions that define the kernels, by kernel name. Imports numba."""
+def _makers() -> "dict[str, Callable[..., Emit]]":
+    """Return the functions that define the kernels, by kernel name."""
+    from inference_server.kernels.attention import decode, prefill
     from inference_server.kernels.jit import program_runner
-    from inference_server.kernels.simd import decode_attention, norm_rope
+    from inference_server.kernels.linear import bf16, int4, int4_widened, int8
+    from inference_server.kernels.linear.layer import OutputFormat
+    from inference_server.kernels.rows import norms, rope, silu
+    from inference_server.kernels.sampling import sample_rows
 
     return {
-        "rms_norm": norm_rope.make_rms_norm,
-        "add_rms_norm": norm_rope.make_add_rms_norm,
-        "silu_mul": norm_rope.make_silu_mul,
-        "rope_and_write": norm_rope.make_rope_and_write,
-        "decode_attention": decode_attention.make_attention,
+        "rms_norm": norms.make_rms_norm,
+        "add_rms_norm": norms.make_add_rms_norm,
+        "rope_and_write": rope.make_rope_and_write,
+        "decode_attention": decode.make_decode_attention,
+        "prefill_attention": prefill.make_prefill_attention,
         "program": program_runner.make_program,
+        "silu_mul": silu.make_silu_mul,
+        "sample_rows": sample_rows.make_sample_rows,
+        "linear-bf16": partial(bf16.make_bf16, OutputFormat(is_bf16=True)),
+        "linear-bf16-head": partial(bf16.make_bf16, OutputFormat(is_rounded=True)),
+        "linear-bf16-gated": partial(bf16.make_bf16, OutputFormat(is_bf16=True, is_gated=True)),
+        "linear-int8": partial(int8.make_int8, False),
+        "linear-int8-gated": partial(int8.make_int8, True),
+        "linear-int4": partial(int4.make_int4, False),
+        "linear-int4-gated": partial(int4.make_int4, True),
+        "linear-int4-widened": partial(int4_widened.make_int4_widened, False),
+        "linear-int4-widened-gated": partial(int4_widened.make_int4_widened, True),
     }
 
 
-@cache
-def kernel(name: str, *is_bf16: bool) -> Kernel | None:
+def kernel(name: str, *is_bf16: bool, isa: "InstructionSet | None" = None) -> Kernel | None:
     """Return a kernel of the table above, or None if kernels cannot be compiled here, which is logged once.
 
     Args:
         name: A key of the table.
         is_bf16: For each tensor type the kernel is specialised for, True for bfloat16 and False for float32.
+        isa: The instruction set; by default the one that `choice.chosen` returns.
+
+    Raises:
+        ValueError: TAILRACE_CPU_FEATURES names an instruction set that this CPU lacks.
     """
+    isa = isa or chosen()
+    if isa is None:
+        _log_missing()
+        return None
+    return _kernel(isa, name, *is_bf16)
+
+
+@cache
+def _log_missing() -> None:
+    """Log once why torch's operations replace the kernels."""
+    message = "compiled kernels are not available, so torch's slower operations replace them: %s"
+    logger.warning(message, obstacle())
+
+
+@cache
+def _kernel(isa: "InstructionSet", name: str, *is_bf16: bool) -> Kernel | None:
     global _is_broken
     if _is_broken:
         return None
+    file_name = "-".join([name, *("bf16" if bf16 else "float32" for bf16 in is_bf16)])
     try:
-        file_name = "-".join([name, *("bf16" if bf16 else "float32" for bf16 in is_bf16)])
-        return load_kernel(file_name, lambda: _makers()[name](*is_bf16))
+        from inference_server.kernels.jit import object_cache
+
+        emit = _makers()[name](*is_bf16)
+        return Kernel(object_cache.entry(file_name, emit, isa, object_cache.default_folder()))
     except Exception as error:  # torch's operations replace the kernels after any error
         _is_broken = True
         message = "compiled kernels are not available, so torch's slower operations replace them: %s: %s"
         logger.warning(message, type(error).__name__, error)
         return None
-
-
-def load_kernel(file_name: str, make: Callable[[], Any]) -> Kernel:
-    """Load a kernel from the cache folder, or compile the function that `make` returns and keep it there.
-
-    Raises:
-        Exception: numba or llvmlite is missing, or cannot compile the function.
-    """
-    from inference_server.kernels.jit import object_cache
-
-    return Kernel(object_cache.entry(file_name, make, object_cache.default_folder()))

@@ -1,14 +1,9 @@
-"""Keeps the kernels' machine code in files: numba compiles a kernel once, later starts load it with llvmlite only.
-
-numba has its own cache. Using it takes most of a second at every start, because numba has to be imported and its
-tables of types filled. It also does not detect a change in a function that a kernel calls.
-"""
+"""Keeps the kernels' machine code in files: a kernel is compiled once, later starts only load it."""
 
 import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +12,10 @@ from typing import Any
 from llvmlite import binding
 
 from inference_server import kernels
-from inference_server.kernels import isa
+from inference_server.kernels.emit.module import ENTRY, Emit, Target, compile_kernel, target_machine
+from inference_server.kernels.isa.choice import target
+from inference_server.kernels.isa.instruction_set import InstructionSet
 
-_ENTRY = "tailrace_kernel"
 _engines: list[Any] = []  # LLVM engines that own the loaded machine code; kept until the process ends
 
 
@@ -29,23 +25,25 @@ def default_folder() -> Path:
     return Path(base) / "tailrace" / "kernels"
 
 
-def entry(name: str, make: Callable[[], Any], folder: Path) -> int:
+def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
     """Load a kernel from `folder`, or compile it and keep it there. A folder that cannot be written is ignored.
 
     Args:
         name: The kernel's name, the first part of the file's name.
-        make: Returns the Python function that numba compiles.
+        emit: Generates the kernel.
+        isa: The instruction set to compile for.
         folder: The cache folder.
 
     Returns:
         The address of the machine code, which stays loaded until the process ends.
     """
-    path = folder / f"{name}-{_fingerprint()}.o"
+    cpu = target(isa)
+    path = folder / f"{name}.{isa.name}-{_fingerprint(cpu)}.o"
     code = _read(path)
     if code is None:
-        code = _compile(make())
+        code = compile_kernel(emit, isa, cpu)
         _write(path, code)
-    return _load(code)
+    return _load(code, cpu)
 
 
 def kernel_sources() -> list[Path]:
@@ -54,12 +52,12 @@ def kernel_sources() -> list[Path]:
 
 
 @cache
-def _fingerprint() -> str:
-    """Return a hash of everything the code depends on: the kernels' sources, the compilers and the CPU."""
+def _fingerprint(cpu: Target) -> str:
+    """Return a hash of everything the code depends on: the kernels' sources, the compiler and the CPU."""
     digest = hashlib.sha256()
     for source in kernel_sources():
         digest.update(source.read_bytes())
-    for part in (version("numba"), version("llvmlite"), isa.llvm_cpu_name(), isa.llvm_feature_string()):
+    for part in (version("llvmlite"), cpu.triple, cpu.cpu, cpu.features):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:24]
 
@@ -82,56 +80,10 @@ def _write(path: Path, code: bytes) -> None:
         os.replace(file.name, path)
 
 
-@cache
-def _machine() -> Any:
-    """Return LLVM's target machine of this CPU, configured as in numba: for position-independent code."""
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    target = binding.Target.from_triple(binding.get_process_triple())
-    return target.create_target_machine(
-        cpu=isa.llvm_cpu_name(),
-        features=isa.llvm_feature_string(),
-        opt=3,
-        reloc="static" if target.name.startswith("x86") else "default",
-        codemodel="jitdefault",
-        jit=True,
-    )
-
-
-def _compile(function: Any) -> bytes:
-    """Compile `function`, which takes the address of its argument block, to an object file with a C entry point.
-
-    The entry point calls numba's function, without using Python's C API.
-    """
-    from numba import cfunc, types
-
-    compiled = cfunc(types.void(types.int64), error_model="numpy")(function)
-    module = binding.parse_assembly(compiled.inspect_llvm())
-    native = compiled.native_name.removeprefix("cfunc.")
-    module.link_in(
-        binding.parse_assembly(f'''
-            declare i32 @"{native}"(ptr, ptr, i64)
-            define void @{_ENTRY}(i64 %block) {{
-              %result = alloca ptr
-              %error = alloca ptr
-              %status = call i32 @"{native}"(ptr %result, ptr %error, i64 %block)
-              ret void
-            }}''')
-    )
-    # numba's own C entry point needs parts of numba at run time. Internal linkage lets the optimiser remove it.
-    for defined in module.functions:
-        if not defined.is_declaration and defined.name != _ENTRY:
-            defined.linkage = "internal"
-    passes = binding.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, binding.create_pass_builder(_machine(), binding.create_pipeline_tuning_options()))
-    return bytes(_machine().emit_object(module))
-
-
-def _load(code: bytes) -> int:
+def _load(code: bytes, cpu: Target) -> int:
     """Load an object file into this process and return the address of its entry point."""
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine())
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine(cpu))
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return int(engine.get_function_address(_ENTRY))
+    return int(engine.get_function_address(ENTRY))

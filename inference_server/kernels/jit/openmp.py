@@ -38,9 +38,16 @@ def find_start() -> Start | None:
     return start
 
 
-def thread_functions() -> tuple[int, int]:
-    """Return the addresses of omp_get_num_threads and sched_yield, 0 for a function that does not exist."""
-    return _address(_library(), "omp_get_num_threads"), _address(ctypes.CDLL(None), "sched_yield")
+@cache
+def thread_counter() -> int:
+    """Return the address of omp_get_num_threads, 0 if it does not exist."""
+    return _address(_library(), "omp_get_num_threads")
+
+
+@cache
+def sleep_function() -> int:
+    """Return the address of usleep, with which threads wait for each other, 0 if it does not exist."""
+    return _address(ctypes.CDLL(None), "usleep") if _IS_LINUX else 0
 
 
 def _address(library: ctypes.CDLL | None, name: str) -> int:

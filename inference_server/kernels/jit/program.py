@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from inference_server.kernels.jit.arguments import BLOCK_BYTES, LINEAR_KERNEL_DATA
+from inference_server.kernels.emit.block_words import SLEEP_WORD
+from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
-from inference_server.kernels.jit.openmp import thread_functions
+from inference_server.kernels.jit.openmp import sleep_function, thread_counter
 
-_pack = Struct(f"7q{BLOCK_BYTES - 56}x").pack
+_pack = Struct(f"6q{BLOCK_BYTES - 48}x").pack
 _WORDS = BLOCK_BYTES // 8
 
 
@@ -22,9 +23,7 @@ class KernelCall:
     kernel: Kernel
     block: bytes  # built by arguments.py
     rows_at: int | None = None  # the word of the block with the number of rows; None if it has none
-    plan: Callable[[int], tuple[Kernel, torch.Tensor]] | None = (
-        None  # number of rows -> kernel and kernel data (linear layers)
-    )
+    plan: Callable[[int], Kernel] | None = None  # number of rows -> kernel (linear layers)
     is_decode: bool = False  # covers only the rows of the decoded sequences, which come first
 
 
@@ -46,13 +45,13 @@ class Program:
             raise RuntimeError("the kernel that runs kernel programs cannot be compiled")
         self._runner, self._keep = runner, keep
         self._blocks = torch.frombuffer(bytearray(b"".join(call.block for call in calls)), dtype=torch.int64).clone()
+        self._blocks[SLEEP_WORD::_WORDS] = sleep_function()
         first = self._blocks.data_ptr()
         pairs = [(call.kernel.address, first + index * BLOCK_BYTES) for index, call in enumerate(calls)]
         self._calls = torch.tensor(pairs, dtype=torch.int64)
         self._rows_at, self._decoded_at = (_rows_at(calls, is_decode) for is_decode in (False, True))
         self._plans = [(index, call.plan) for index, call in enumerate(calls) if call.plan is not None]
         self._num_rows = (0, 0)
-        self._functions = thread_functions()
 
     def run(self, num_rows: int, num_decoded: int) -> None:
         """Run all kernels in order over the first `num_rows` rows of their inputs.
@@ -61,17 +60,14 @@ class Program:
         """
         if (num_rows, num_decoded) != self._num_rows:
             self._set_rows(num_rows, num_decoded)
-        block = _pack(0, 0, 0, self._calls.data_ptr(), len(self._calls), *self._functions)
+        block = _pack(0, 0, 0, self._calls.data_ptr(), len(self._calls), thread_counter())
         self._runner.run(block, torch.get_num_threads(), ENOUGH_NS)
 
     def _set_rows(self, num_rows: int, num_decoded: int) -> None:
         self._blocks[self._rows_at] = num_rows
         self._blocks[self._decoded_at] = num_decoded
-        planned = [(index, *plan(num_rows)) for index, plan in self._plans]
-        at = torch.tensor([index for index, _, _ in planned], dtype=torch.int64)
-        self._calls[at, 0] = torch.tensor([kernel.address for _, kernel, _ in planned], dtype=torch.int64)
-        data = torch.tensor([kernel_data.data_ptr() for _, _, kernel_data in planned], dtype=torch.int64)
-        self._blocks[at * _WORDS + LINEAR_KERNEL_DATA] = data
+        for index, plan in self._plans:
+            self._calls[index, 0] = plan(num_rows).address
         self._num_rows = (num_rows, num_decoded)
 
 

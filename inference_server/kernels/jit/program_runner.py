@@ -1,97 +1,59 @@
 """The kernel that runs a kernel program: it calls a list of kernels in order, on threads that are started once.
 
-All threads call every kernel; inside it, they share its work items. A barrier after each kernel ensures that the
-next one reads finished results. The argument block (int64 words):
+All threads call every kernel; inside it, they share its work items. A thread that finds no further item waits until no other
+thread is inside the kernel, so the next kernel reads finished results. It does not wait for threads that have yet to call
+the kernel, because they will find no item. So a thread that starts late, or whose core runs another process, delays the
+others only if it holds an item. Kernels must permit this: a late thread changes nothing but the counters of items taken.
 
-- word 0: arrivals: threads that have finished a kernel, counted over the whole program
+The argument block (int64 words):
+
+- word 0: threads that have finished the program
 - word 3: address of the list: for each kernel its function and the address of its argument block
 - word 4: length of the list
 - word 5: address of the C function that returns the number of threads, or 0 for one thread
-- word 6: address of the C function that lets another process run, or 0
 
-The last thread to arrive sets the kernel's own three counters to zero, so that the program can run again.
+Word 23 of each kernel's own argument block counts the threads inside it. The last thread to finish the program sets the
+kernels' own three counters to zero, so that the program can run again.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+from inference_server.kernels.emit.code import Code
+from inference_server.kernels.emit.module import Emit
+from inference_server.kernels.emit.values import INT64, Int
+from inference_server.kernels.emit.waiting import wait_until
 
-from typing import Any
-
-from llvmlite import ir
-from numba import types
-
-from inference_server.kernels import isa
-from inference_server.kernels.simd.memory import argument, load_int64, store_int64
-from inference_server.kernels.simd.vectors import helper, intrinsic_of, pointer
-
-_int64, _int32 = ir.IntType(64), ir.IntType(32)
-_IS_X86 = isa.is_x86()
-# Number of pauses before a waiting thread yields its core: about 100 µs, about as long as a short kernel.
-_MAX_PAUSES = 2_000
+_INSIDE_WORD = 23
 
 
-@intrinsic_of(types.void, types.int64, types.int64)
-def _run(builder: Any, function: Any, block: Any) -> None:
-    """Call the kernel at address `function` with the argument block at address `block`."""
-    builder.call(pointer(builder, function, ir.FunctionType(ir.VoidType(), [_int64])), [block])
+def _number_of_threads(code: Code, function: Int) -> Int:
+    """Return the result of the C function at this address, or 1 if the address is 0."""
+    result = code.variable(code.integer(1))
+    with code.when(function > 0):
+        result.set(code.call_address(function, returns_int=True) or code.integer(1))
+    number: Int = result.get()
+    return number
 
 
-@intrinsic_of(types.int64, types.int64)
-def _call(builder: Any, function: Any) -> Any:
-    """Call a C function without arguments and return its int."""
-    return builder.sext(builder.call(pointer(builder, function, ir.FunctionType(_int32, [])), []), _int64)
+def _run_call(code: Code, call: Int) -> None:
+    """Run the kernel of one entry of the list. Returns when no thread is inside it."""
+    block = code.load_int64(call + 8)
+    inside = block + 8 * _INSIDE_WORD
+    code.count(inside)
+    code.call_address(code.load_int64(call), block)
+    with code.when(code.count(inside, -1) > 1):
+        wait_until(code, lambda: code.num_done(inside).equals(0))
 
 
-@intrinsic_of(types.int64, types.int64)
-def _arrive(builder: Any, address: Any) -> Any:
-    """Count one arrival after all of this thread's writes, and return the new number of arrivals."""
-    one = ir.Constant(_int64, 1)
-    return builder.add(builder.atomic_rmw("add", pointer(builder, address, _int64), one, "acq_rel"), one)
+def make_program() -> Emit:
+    """Return the kernel that runs a program."""
 
-
-@intrinsic_of(types.int64, types.int64)
-def _arrivals(builder: Any, address: Any) -> Any:
-    """Return the number of arrivals, and make the arrived threads' writes visible."""
-    return builder.load_atomic(pointer(builder, address, _int64), "acquire", 8)
-
-
-@intrinsic_of(types.void)
-def _pause(builder: Any) -> None:
-    """Wait about 50 ns without taking resources from the core's other thread (x86 only)."""
-    if _IS_X86:
-        signature = ir.FunctionType(ir.VoidType(), [])
-        name = "llvm.x86.sse2.pause"
-        builder.call(builder.module.globals.get(name) or ir.Function(builder.module, signature, name), [])
-
-
-@helper
-def _wait(counter, wanted, yield_cpu):
-    """Wait until `wanted` threads have arrived."""
-    pauses = _MAX_PAUSES
-    while _arrivals(counter) < wanted:
-        if pauses > 0 or yield_cpu == 0:
-            pauses -= 1
-            _pause()
-        else:
-            _call(yield_cpu)
-
-
-def make_program() -> Any:
-    """Return the function that runs a program."""
-
-    def run_program(block):
-        calls, num_calls = argument(block, 3), argument(block, 4)
-        count_threads, yield_cpu = argument(block, 5), argument(block, 6)
-        num_threads = 1
-        if count_threads != 0:
-            num_threads = _call(count_threads)
-        for index in range(num_calls):
-            call = load_int64(calls + index * 16 + 8)
-            _run(load_int64(calls + index * 16), call)
-            wanted = (index + 1) * num_threads
-            if _arrive(block) == wanted:
-                for counter in range(0, 24, 8):
-                    store_int64(call + counter, 0)
-            else:
-                _wait(block, wanted, yield_cpu)
+    def run_program(code: Code, block: Int) -> None:
+        first, num_calls = code.argument(block, 3), code.argument(block, 4)
+        num_threads = _number_of_threads(code, code.argument(block, 5))
+        with code.loop(first, first + num_calls * 16, 16) as call:
+            _run_call(code, call)
+        with code.when((code.count_done(block) + 1).equals(num_threads)):
+            zeros = code.ints(0, 3, INT64)
+            with code.loop(first, first + num_calls * 16, 16) as call:
+                code.store(zeros, code.load_int64(call + 8), 8)
 
     return run_program

@@ -44,7 +44,7 @@ class SpanTrace(RunTrace):
             request: The request, which is not validated yet.
             request_id: Its id.
             metadata: Metadata of the call, with the W3C context of the client's trace if there is one.
-            has_text: Whether the span contains the text of prompt and reply.
+            has_text: True if the span contains the text of prompt and reply.
         """
         self._tracer = tracer
         self._has_text = has_text

@@ -7,34 +7,36 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
+from inference_server.cpu.linear.backends import LinearBackend
 from inference_server.cpu.linear.integer_weights import int8_weights
 from inference_server.cpu.linear.pack import pack
-from inference_server.cpu.linear.torch_backend import ByRowsLinear, IntegerLinear, PrepackedLinear, TorchBackend
-from inference_server.kernels import isa, ops
+from inference_server.cpu.linear.panels import PanelBackend
+from inference_server.cpu.linear.torch_backend import TorchBackend
+from inference_server.kernels import ops
+from inference_server.kernels.isa import choice
 from tests.support.linears import assert_close, int8_linear, plain, q4_1_linear
 
 ROWS = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64]
-NEEDS_KERNELS = pytest.mark.skipif(BACKENDS[0].obstacle() is not None, reason="this CPU has no linear kernels")
+NEEDS_KERNELS = pytest.mark.skipif(choice.obstacle() is not None, reason="this CPU has no kernels")
 
 
 @dataclass(frozen=True)
 class Candidate:
     """Backends to pack with, and the largest error of a layer relative to its largest output.
 
-    Kernels: activations have 15 bits and a sign, so rounding is at most 2**-15 of a row's largest value at each of 576
-    inputs, and mostly cancels. torch: activations, and bfloat16 results, have 8 bits.
+    Kernels: activations have 13 bits and a sign, so rounding is at most 2**-14 of a row's largest value at each of 576
+    inputs, and mostly cancels. torch: bfloat16 results have 8 bits.
     """
 
     backends: tuple[LinearBackend, ...]
     tolerance: float
 
 
-CANDIDATES = [
-    pytest.param(Candidate(BACKENDS, 3e-4), id="kernels", marks=NEEDS_KERNELS),
-    pytest.param(Candidate((TorchBackend(),), 1.5e-2), id="torch"),
-    pytest.param(Candidate((TorchBackend(has_bfloat16=False),), 1.5e-2), id="torch-without-bfloat16"),
+KERNELS = [
+    pytest.param(Candidate((PanelBackend(isa), TorchBackend()), 6e-4), id=isa.name) for isa in choice.available()
 ]
+CANDIDATES = [*KERNELS, pytest.param(Candidate((TorchBackend(),), 1e-5), id="torch")]
+EVERY_KERNEL = pytest.mark.parametrize("candidate", KERNELS)
 EVERY_CANDIDATE = pytest.mark.parametrize("candidate", CANDIDATES)
 # Every row count; biases and a second shape alternate.
 PRODUCTS = pytest.mark.parametrize(
@@ -110,8 +112,8 @@ def test_one_of_the_stacked_linears_may_lack_a_bias():
         assert_close(found, wanted, 0.02)
 
 
-def test_float32_and_a_cpu_without_bfloat16_keep_plain_linears():
-    backends = (TorchBackend(has_bfloat16=False),)
+def test_torchs_backend_keeps_plain_linears_without_a_copy():
+    backends = (TorchBackend(),)
     for dtype in (torch.float32, torch.bfloat16):
         parts = [linear.to(dtype) for linear in plain(64, 32, bias=True)]
         x = torch.randn(3, 576, dtype=dtype)
@@ -147,10 +149,10 @@ def test_a_rows_result_does_not_depend_on_the_other_rows(candidate, precision, n
             assert torch.equal(module(x)[row], module(mixed)[row])
 
 
-@NEEDS_KERNELS
+@EVERY_KERNEL
 @PRECISIONS
-def test_a_kernel_gives_the_same_bits_for_any_number_of_rows(precision, num_threads):
-    module, dtype = packed(precision, batch_invariant=True)
+def test_a_kernel_gives_the_same_bits_for_any_number_of_rows(candidate, precision, num_threads):
+    module, dtype = packed(precision, batch_invariant=True, backends=candidate.backends)
     x = torch.randn(64, 576, dtype=dtype)
     whole = module(x)
     for num_rows in range(1, 64):
@@ -200,15 +202,6 @@ def test_zeros_give_the_bias_and_nan_and_infinity_stay_in_their_rows(candidate, 
     assert torch.equal(output[0], output[3])
     assert torch.allclose(output[0], bias, atol=1e-2)
     assert not output[1:3].isfinite().any()
-
-
-@INTEGERS
-def test_batch_invariance_uses_one_torch_operation_for_every_row_count(precision):
-    module, _ = packed(precision, batch_invariant=True, backends=(TorchBackend(),))
-    assert type(module) is IntegerLinear
-    if isa.multiplies_bfloat16():
-        assert type(packed(precision, backends=(TorchBackend(),))[0]) is ByRowsLinear
-        assert type(packed("bfloat16", backends=(TorchBackend(),))[0]) is PrepackedLinear
 
 
 @NEEDS_KERNELS

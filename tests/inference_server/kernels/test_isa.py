@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inference_server.kernels import isa
+from inference_server.kernels.isa import cpu as isa
 
 
 @pytest.fixture

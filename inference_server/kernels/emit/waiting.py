@@ -1,0 +1,39 @@
+"""Emits how a thread waits for other threads: it spins for a moment, then sleeps for short times until it can go on.
+
+A thread that others wait for may have lost its core to another process. A waiting thread that sleeps gives its own core to
+that thread or to the process.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from inference_server.kernels.emit.block_words import SLEEP_WORD
+from inference_server.kernels.emit.values import Condition
+
+if TYPE_CHECKING:
+    from inference_server.kernels.emit.code import Code
+
+# 25 us on an AMD EPYC (Zen 4), longer than threads usually wait for each other at the end of a kernel.
+_PAUSES = 1_000
+# Linux makes each sleep longer by about 50 us, its timer slack.
+_SLEEP_MICROSECONDS = 20
+
+
+def wait_until(code: "Code", condition: Callable[[], Condition]) -> None:
+    """Emit a wait until the condition, which is evaluated again and again, is true.
+
+    Raises:
+        ValueError: `code` is not that of a kernel, but of a function that a kernel calls.
+    """
+    if code.block is None:
+        raise ValueError("a function that a kernel calls cannot wait: it lacks the address of the argument block")
+    sleep = code.argument(code.block, SLEEP_WORD)
+    spins_only = sleep.equals(0)
+    pauses = code.variable(code.integer(0))
+    with code.repeat_while(lambda: ~condition()), code.either(spins_only | (pauses.get() < _PAUSES)) as cases:
+        on_spin, on_sleep = cases
+        with on_spin:
+            pauses.set(pauses.get() + 1)
+            code.isa.pause(code)
+        with on_sleep:
+            code.call_address(sleep, code.integer(_SLEEP_MICROSECONDS), returns_int=True)

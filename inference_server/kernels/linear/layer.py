@@ -1,0 +1,133 @@
+"""The parts that the kernels of linear layers share: their argument block, their loop over panels, and the results.
+
+A work item is two panels, 32 outputs, whose weights are contiguous, in the order in which they are read. The argument
+block (int64 words):
+
+- word 0: work items taken
+- word 1: rows taken, for the conversion of activations
+- word 2: rows converted
+- word 3: weights
+- word 4: scales of int8 weights, (outputs,) float32
+- word 5: activations, (rows, inputs)
+- word 6: result, (rows, outputs); of a gated layer (rows, outputs / 2)
+- word 7: bias, (outputs,) float32
+- word 8: number of rows
+- word 9: number of inputs
+- word 10: number of outputs, whole panels
+- word 11: workspace for converted activations
+
+Of a gated layer, 16 outputs of each work item are gate outputs and 16 the matching up outputs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from inference_server.kernels.emit.code import Code
+from inference_server.kernels.emit.elements import rounded, store
+from inference_server.kernels.emit.values import Float, Int, Vector
+from inference_server.kernels.isa.vector_units import OUTPUTS, PANEL, TOTAL_ROW
+from inference_server.kernels.rows.silu import gate_rows
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """The format of a layer's result.
+
+    Attributes:
+        is_bf16: bfloat16, otherwise float32.
+        is_rounded: float32 that is rounded to bfloat16.
+        is_gated: Gate and up outputs become silu(gate) * up.
+    """
+
+    is_bf16: bool = False
+    is_rounded: bool = False
+    is_gated: bool = False
+
+    @property
+    def bytes_per_output(self) -> int:
+        """Return the bytes of the result for each output of the weights, times two."""
+        return (4 if self.is_bf16 else 8) // (2 if self.is_gated else 1)
+
+
+class LayerArguments:
+    """The words of a linear layer's argument block."""
+
+    def __init__(self, code: Code, block: Int) -> None:
+        self.block = block
+        self.weights, self.scales, self.x, self.out, self.bias = (code.argument(block, index) for index in range(3, 8))
+        self.num_rows, self.width, self.num_outputs = (code.argument(block, index) for index in range(8, 11))
+        self.workspace = code.argument(block, 11)
+
+    @contextmanager
+    def items(self, code: Code, output: OutputFormat) -> "Iterator[tuple[Int, Int, Int, Int]]":
+        """Emit the loop over work items.
+
+        Yields the item, the address of its bias, the address of its first row's result, and the bytes of a result row.
+        """
+        row_bytes = self.num_outputs * output.bytes_per_output >> 1
+        with code.work_items(self.block, self.num_outputs // OUTPUTS) as item:
+            first = item * OUTPUTS
+            yield item, self.bias + first * 4, self.out + (first * output.bytes_per_output >> 1), row_bytes
+
+
+def write_rows(
+    code: Code,
+    output: OutputFormat,
+    totals: Int,
+    bias: Int,
+    out: Int,
+    row_bytes: Int,
+    count: "Int | int",
+    scale: "RowScale | None" = None,
+) -> None:
+    """Write the results of `count` rows: sums times their scales, plus bias.
+
+    Args:
+        code: The function to append to.
+        output: The format of the result.
+        totals: Address of the sums, (rows, 32) float32; of `scale`, if there is one.
+        bias: Address of 32 float32.
+        out: Address of the first row's result.
+        row_bytes: Bytes from one row of the result to the next.
+        count: Number of rows.
+        scale: Converts sums to values.
+    """
+    # A gated result is computed from values in the format of the separate operations: bfloat16 or float32.
+    values = OutputFormat(is_rounded=output.is_bf16) if output.is_gated else output
+    target, target_bytes = (totals, code.integer(TOTAL_ROW)) if output.is_gated else (out, row_bytes)
+    biases = [code.load_floats(bias + 64 * half) for half in range(2)]
+    factors = scale.load_factors(code) if scale else [None, None]
+    with code.loop(0, count) as row:
+        row_scale = scale.row_scale(code, row) if scale else None
+        for half in range(2):
+            place = totals + row * TOTAL_ROW + 64 * half
+            value = scale.value(code, place) if scale else code.load_floats(place)
+            factor = factors[half]
+            if row_scale is not None:
+                value = value * (row_scale if factor is None else factor * row_scale)
+            value = rounded(code, value + biases[half], values.is_rounded)
+            column = PANEL * half * (2 if values.is_bf16 else 4)
+            store(code, value, target + row * target_bytes + column, values.is_bf16)
+    if output.is_gated:
+        gate_rows(code, totals, out, row_bytes, count, output.is_bf16)
+
+
+class RowScale:
+    """Converts the sums of fixed-point rows to values: row_scale * sum."""
+
+    def __init__(self, row_scales: Int) -> None:
+        """`row_scales`: address of the first row's scale, float32."""
+        self._row_scales = row_scales
+
+    def load_factors(self, code: Code) -> "list[Vector | None]":
+        """Load the factors of both panels' outputs; None if the sums contain them."""
+        return [None, None]
+
+    def row_scale(self, code: Code, row: Int) -> Float:
+        """Load the scale of a row."""
+        return code.load_float(self._row_scales + row * 4)
+
+    def value(self, code: Code, place: Int) -> Vector:
+        """Load the sums of 16 outputs."""
+        return code.load_floats(place)
