@@ -110,7 +110,7 @@ bench: install ## Measure Tailrace beside llama.cpp, vLLM and transformers (hour
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
 
 # BENCH_OPTIONS="--models smollm2-135m --features avx2": less of it. docs/benchmarks.md lists the other options.
-bench-kernels: install ## Time the products of linear layers for each instruction set of this CPU (half an hour)
+bench-kernels: install ## Time the products of linear layers for each instruction set of this CPU (long)
 	$(BIN)/python -m benchmarks.kernels $(BENCH_OPTIONS)
 
 # BENCH_OPTIONS=--tiny: try the check itself, without a GPU too. docs/gpu.md lists the other options.
