@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from inference_server.kernels.emit.values import INT32, Int
 
 if TYPE_CHECKING:
-    from inference_server.kernels.emit.code import Code
+    from inference_server.kernels.emit.code import Code, Variable
 
 PANEL = 16  # outputs of a panel
 OUTPUTS = 2 * PANEL  # outputs that a unit computes at a time
@@ -106,38 +106,49 @@ class Bf16Unit:
 
 def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *values: Int) -> None:
     x, x_stride, x_step, weights, weights_step, panel_bytes, num_steps, out = values
-    isa, lanes = code.isa, code.isa.lanes
-    cells = [
-        (row, panel, part) for row in range(num_rows) for panel in range(num_panels) for part in range(0, 16, lanes)
-    ]
+    lanes, parts = code.isa.lanes, range(0, PANEL, code.isa.lanes)
+    cells = [(row, panel, part) for row in range(num_rows) for panel in range(num_panels) for part in parts]
     places = [out + (TOTAL_ROW * row + 64 * panel + 4 * part) for row, panel, part in cells]
-    starts = [code.load_floats(place, lanes) if adds else code.floats(0.0, lanes) for place in places]
-    totals = [code.variable(start) for start in starts]
+    if not adds:
+        for place in places:
+            code.store(code.floats(0.0, lanes), place, 4)
+    # Totals of a single row stay in registers; those of more rows would leave too few for the sums.
+    totals = [code.variable(code.load_floats(place, lanes)) for place in places] if num_rows == 1 else None
+    # More pairs at once make LLVM load too many values too early, so that it has to keep some of them in memory.
+    pairs_at_once = 16 if num_rows == 1 else 2
     with code.loop(0, num_steps) as step:
-        panel_step, row_step = weights + step * weights_step, x + step * x_step
         # Each step has sums of its own. The CPU computes those of several steps at a time, where a sum over all steps
         # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
-        sums = [code.floats(0.0, lanes)] * len(cells)
-        for pair in range(16):
-            pairs = {
-                (panel, part): isa.prepare_pairs(
-                    code,
-                    code.load_vector(
-                        panel_step + panel_bytes * panel + (64 * pair + 4 * part), INT32, lanes, 4 * lanes
-                    ),
-                )
-                for panel in range(num_panels)
-                for part in range(0, 16, lanes)
-            }
-            inputs = [isa.load_pair(code, row_step + x_stride * row + 4 * pair, lanes) for row in range(num_rows)]
-            sums = [
-                isa.multiply_pairs(code, value, pairs[panel, part], inputs[row])
-                for value, (row, panel, part) in zip(sums, cells, strict=True)
-            ]
-        for total, value in zip(totals, sums, strict=True):
-            total.set(total.get() + value)
-    for total, place in zip(totals, places, strict=True):
-        code.store(total.get(), place, 4)
+        sums = {cell: code.variable(code.floats(0.0, lanes)) for cell in cells}
+        with code.loop(0, 16, pairs_at_once) as first:
+            panels, rows = weights + step * weights_step + first * 64, x + step * x_step + first * 4
+            for pair in range(pairs_at_once):
+                _multiply_pair(code, panels + 64 * pair, panel_bytes, rows + 4 * pair, x_stride, sums)
+        for index, place in enumerate(places):
+            value = sums[cells[index]].get()
+            if totals:
+                totals[index].set(totals[index].get() + value)
+            else:
+                code.store(code.load_floats(place, lanes) + value, place, 4)
+    if totals:
+        for total, place in zip(totals, places, strict=True):
+            code.store(total.get(), place, 4)
+
+
+def _multiply_pair(
+    code: "Code", panels: Int, panel_bytes: Int, rows: Int, x_stride: Int, sums: "dict[tuple[int, int, int], Variable]"
+) -> None:
+    """Add the products of one pair of inputs to the sums of each row, panel, and part of a panel."""
+    isa, lanes = code.isa, code.isa.lanes
+    pairs = {
+        (panel, part): isa.prepare_pairs(
+            code, code.load_vector(panels + panel_bytes * panel + 4 * part, INT32, lanes, 4 * lanes)
+        )
+        for panel, part in {(panel, part): None for _, panel, part in sums}
+    }
+    inputs = {row: isa.load_pair(code, rows + x_stride * row, lanes) for row in {row: None for row, _, _ in sums}}
+    for (row, panel, part), total in sums.items():
+        total.set(isa.multiply_pairs(code, total.get(), pairs[panel, part], inputs[row]))
 
 
 class Int8Unit:
