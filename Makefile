@@ -14,8 +14,8 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
-.PHONY: help install install-run run test test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
-	test-reliability test-vllm bench bench-gpu check docs docs-generate format proto check-proto clean
+.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
+	test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -56,14 +56,16 @@ test: export OMP_NUM_THREADS := 1
 test: install ## Run the tests (some minutes), then list the slowest 25
 	$(PYTEST) $(PARALLEL) --durations=25
 
+# A file's tests share nothing but the references, which are kept on disk, so that processes may divide them.
+test-exact: export OMP_NUM_THREADS := 1
 test-exact: install ## Compare with transformers token for token on the default model (long)
-	$(PYTEST) -m exact --timeout 1800 -s --verbosity=0 tests/exact
+	$(PYTEST) -m exact -n $(WORKERS) --dist worksteal --timeout 1800 --durations=15 tests/exact
 
 test-browser: install ## Run the playground and the examples' pages in headless Chromium
-	$(PYTEST) -m browser tests/browser
+	$(PYTEST) -m browser $(PARALLEL) tests/browser
 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
-	$(PYTEST) -m clients tests/clients
+	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
 
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)
@@ -79,6 +81,12 @@ test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real serve
 test-rehearsal: export OMP_NUM_THREADS := 1
 test-rehearsal: install ## Run the engine on a simulated GPU, and try every GPU kernel (needs no GPU)
 	$(PYTEST) -m rehearsal $(PARALLEL) --timeout 600 --durations=15 tests
+
+test-arm: export OMP_NUM_THREADS := 1
+test-arm: install ## Run the kernels for Arm in an emulator (needs qemu-user)
+	@command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || \
+		{ echo "make test-arm needs qemu-aarch64. On Debian or Ubuntu: apt-get install qemu-user"; exit 1; }
+	$(PYTEST) -m arm $(PARALLEL) --durations=5 tests/arm
 
 # SOAK_SECONDS, LOAD_SECONDS and FUZZ_REQUESTS set the duration.
 test-reliability: install ## Load, faults, bad input and attack on the whole stack (20 minutes)
@@ -100,6 +108,10 @@ test-vllm: install $(VLLM_STAMP) ## Run the clients' tests against engine = "vll
 bench: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 bench: install ## Measure Tailrace beside llama.cpp, vLLM and transformers (hours; see docs/benchmarks.md)
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
+
+# BENCH_OPTIONS="--models smollm2-135m --features avx2": less of it. docs/benchmarks.md lists the other options.
+bench-kernels: install ## Time the products of linear layers for each instruction set of this CPU (half an hour)
+	$(BIN)/python -m benchmarks.kernels $(BENCH_OPTIONS)
 
 # BENCH_OPTIONS=--tiny: try the check itself, without a GPU too. docs/gpu.md lists the other options.
 bench-gpu: install ## Check and measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)

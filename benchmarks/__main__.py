@@ -12,15 +12,16 @@ from types import FrameType
 from typing import Any, Never
 
 from benchmarks import machine
+from benchmarks.instruction_sets import InstructionSet, cpu_flags, named
 from benchmarks.peers.all import all_peers
 from benchmarks.peers.base import Model, Peer
 from benchmarks.processes import ROOT, Child
-from benchmarks.report import report
+from benchmarks.report import report, section
 from benchmarks.rounds import Results, log_progress, prepare, run_rounds
-from benchmarks.scenarios import FULL, QUICK, Size
+from benchmarks.sizes import FULL, QUICK, Size
 
-SCENARIOS = ["short", "long", "turns", "arrival", "constraint", "share", "waiting", "instant"]
-RESULTS = Path(__file__).parent / "results"
+SCENARIOS = ["short", "long", "burst", "turns", "arrival", "neighbours", "pair"]
+SCENARIOS += ["constraint", "share", "waiting", "instant"]
 _MODEL_CODE = """
 import json
 from inference_server.serving.catalog import read_catalog
@@ -36,14 +37,16 @@ print(json.dumps({"gguf": str(weights.path), "folder": str(folder)}))
 
 def main() -> int:
     arguments = _arguments()
-    if arguments.report is not None:
-        report.write(json.loads(arguments.report.read_text()), arguments.report)
+    if arguments.report:
+        report.write()
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
     size = _size(arguments)
     model = _model()
-    peers = [peer for peer in all_peers(model) if not arguments.peers or peer.name in arguments.peers]
+    peers = [
+        peer for peer in all_peers(model, arguments.features) if not arguments.peers or peer.name in arguments.peers
+    ]
     results = Results()
     log_progress("preparing")
     ready = prepare(peers, results)
@@ -52,21 +55,23 @@ def main() -> int:
     started = datetime.now(UTC)
     is_complete = False
     try:
-        run_rounds(ready, arguments.scenarios, size, results)
+        run_rounds(ready, arguments.scenarios, size, results, together=arguments.together)
         is_complete = True
     finally:
         Child.stop_all()
         name = f"{started:%Y-%m-%d}-{'quick' if arguments.quick else 'full'}.json"
-        path = arguments.into or arguments.output or RESULTS / name
+        path = arguments.into or arguments.output or machine.results_folder(arguments.features) / name
         document = _document(peers, ready, size, results, started) | {"complete": is_complete}
+        document["together"] = arguments.together
+        document["limit"] = arguments.features.name if arguments.features else None
         if arguments.into is not None:
             document = _merged(json.loads(path.read_text()), document)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n")
         log_progress(f"results: {path}")
-    print(report.table(document))
+    print(section.table(document))
     if not arguments.quick and not arguments.output:
-        report.write(document, path)
+        report.write()
     return 0
 
 
@@ -89,7 +94,13 @@ def _arguments() -> argparse.Namespace:
         help="results of an earlier run, in which these peers' results are replaced",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="JSON", help="only write docs/benchmarks.md and the chart from these results"
+        "--features", type=_limit, help="the best instruction set that the peers may use, such as avx2 (default: any)"
+    )
+    parser.add_argument("--together", action="store_true", help="measure peers with different weights alternately too")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="only write docs/benchmarks.md and its charts, from the newest results of every CPU class",
     )
     arguments = parser.parse_args()
     if wrong := set(arguments.scenarios) - set(SCENARIOS):
@@ -99,6 +110,13 @@ def _arguments() -> argparse.Namespace:
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def _limit(text: str) -> InstructionSet:
+    try:
+        return named(text, cpu_flags())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from benchmarks.processes import BENCH, LOGS, last_line
 
@@ -78,13 +77,3 @@ class Environment:
                 raise SetupFailed(f"{error}") from error
         if done.returncode:
             raise SetupFailed(f"setting up failed: {last_line(self.log)}")
-
-
-def cpu_flags() -> set[str]:
-    """Return the CPU's instruction sets as Linux names them; empty on other systems."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return set(line.partition(":")[2].split())

@@ -17,7 +17,8 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 
 ROOT = Path(__file__).parent.parent
-BENCH = ROOT / ".bench"
+# The peers' virtual environments, their builds and all logs. Outside of git: `.bench/` is ignored.
+BENCH = Path(os.environ.get("BENCH_FOLDER") or ROOT / ".bench").absolute()
 LOGS = BENCH / "logs"
 _MIB = 2**20
 _SAMPLE_SECONDS = 0.5
@@ -63,14 +64,41 @@ class Child:
         if self.process.poll() is not None:
             raise PeerFailed(f"its process ended with {self.process.returncode}: {last_line(self.log)}")
 
+    def pause(self) -> None:
+        """Stop the process and its descendants (SIGSTOP) until `resume`. They keep their memory and use no CPU time.
+
+        A server that waits for requests by spinning would otherwise slow the peer that is measured.
+        """
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Continue the processes that `pause` stopped. No effect on running ones."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process's group, and to every descendant in a group of its own."""
+        if self.process.poll() is not None:
+            return
+        for process in tree(self.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(process.pid) != self.pid:
+                    os.kill(process.pid, number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
     def stop(self) -> None:
-        """Send SIGTERM to the process, then kill the rest of its session."""
+        """Send SIGTERM to the process, then kill its group and its descendants. A paused process continues first."""
+        processes = tree(self.pid)
         if self.process.poll() is None:
+            self.resume()
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+        for process in processes:  # some servers put their workers into other groups
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:

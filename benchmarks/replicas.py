@@ -56,7 +56,9 @@ def main() -> None:
         "rounds": rounds,
         "ratio": {"median": round(median(ratios), 3), "each": [round(ratio, 3) for ratio in ratios]},
     }
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    path = arguments.output or machine.results_folder() / f"{datetime.now(UTC):%Y-%m-%d}-replicas.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"two servers to one: {median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
 
 
@@ -71,7 +73,7 @@ def _arguments() -> argparse.Namespace:
         "--seconds", type=float, default=20.0, help="seconds of measurement, after a warm-up (default 20)"
     )
     parser.add_argument("--reply", type=int, default=64, help="tokens of each reply (default 64)")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/replicas.json"))
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser.parse_args()
 
 

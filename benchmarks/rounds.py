@@ -1,5 +1,7 @@
 """Runs the rounds: rival peers are started together and run each case in turn, one at a time.
 
+All others are paused meanwhile, since some of them use CPU time while they wait for requests.
+
 The order rotates from round to round, so that no peer is always first. The results contain failures with their reasons,
 and the run continues.
 """
@@ -8,8 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from benchmarks.load.load import OUT_OF_TIME
 from benchmarks.peers.base import Peer, Running, log_path
 from benchmarks.processes import ROOT, PeerFailed, peak_mib
 from benchmarks.report.statistics import Figures, over_rounds
-from benchmarks.scenarios import Scenarios, Size
+from benchmarks.scenarios import Scenarios
+from benchmarks.sizes import Size
 
 # A case that takes longer than SLOW_SECONDS in SLOW_ROUNDS rounds is not repeated. Otherwise peers that queue requests
 # would make the run last many hours. The machine may cause a single slow round.
@@ -28,7 +31,14 @@ SLOW_ROUNDS = 2
 _IMPORTS = "import torch, transformers"
 # Names of the figures that are printed during the run.
 _SHOWN = ["tokens_per_s", "ttft_p50_ms", "itl_p50_ms", "itl_p99_ms", "cpu_s_per_1000_tokens", "first_ttft_ms"]
-_SHOWN += ["second_ttft_ms", "itl_during_p99_ms", "tokens_per_bridge_cpu_s", "cost_us_per_token"]
+_SHOWN += [
+    "ttft_max_ms",
+    "to_alone",
+    "second_ttft_ms",
+    "itl_during_p99_ms",
+    "tokens_per_bridge_cpu_s",
+    "cost_us_per_token",
+]
 
 
 class Results:
@@ -91,9 +101,19 @@ def prepare(peers: Iterable[Peer], results: Results) -> list[Peer]:
     return ready
 
 
-def run_rounds(peers: list[Peer], scenarios: list[str], size: Size, results: Results) -> None:
-    """Measure all scenarios on all peers, `size.rounds` times, into `results`."""
-    for number, rivals in enumerate(_groups_of_rivals(peers), start=1):
+def run_rounds(
+    peers: list[Peer], scenarios: list[str], size: Size, results: Results, *, together: bool = False
+) -> None:
+    """Measure all scenarios on all peers, `size.rounds` times, into `results`.
+
+    Args:
+        peers: Those that are ready.
+        scenarios: Names of the methods of Scenarios.
+        size: The amount of work.
+        results: Filled.
+        together: Run peers with different weights in the same rounds too, so that all of them can be compared.
+    """
+    for number, rivals in enumerate(_groups_of_rivals(peers, together=together), start=1):
         runs = [_PeerRun(peer, size, results) for peer in rivals]
         try:
             for round_number in range(1, size.rounds + 1):
@@ -106,11 +126,11 @@ def run_rounds(peers: list[Peer], scenarios: list[str], size: Size, results: Res
                 run.stop()
 
 
-def _groups_of_rivals(peers: list[Peer]) -> list[list[Peer]]:
+def _groups_of_rivals(peers: list[Peer], *, together: bool) -> list[list[Peer]]:
     """Group the rivals: they take turns in the same rounds, so that load changes on the machine affect all of them."""
     groups: dict[str, list[Peer]] = {}
     for peer in peers:
-        groups.setdefault(peer.name if peer.is_alone else peer.weights, []).append(peer)
+        groups.setdefault(peer.name if peer.is_alone else "all" if together else peer.weights, []).append(peer)
     return list(groups.values())
 
 
@@ -146,14 +166,29 @@ class _PeerRun:
         self._number = number
         if self._running is not None and self._running.ready_s < SLOW_SECONDS:
             self.stop()
-        if self._running is None and self._start():
-            assert self._running is not None
-            self._results.note(self._peer.name, "start", {"ready_s": self._running.ready_s} | self._warmed_up())
+        if self._running is None:
+            with self._awake():
+                if self._start():
+                    assert self._running is not None
+                    figures = {"ready_s": self._running.ready_s} | self._warmed_up()
+                    self._results.note(self._peer.name, "start", figures)
 
     def warm_up(self) -> None:
         """Request a few tokens: while its rivals were loaded, the machine may have paged out this peer's memory."""
         if self._running is not None:
-            self._warmed_up()
+            with self._awake():
+                self._warmed_up()
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Continue the peer's processes for the block, and pause them at its end."""
+        if self._running is not None:
+            self._running.resume()
+        try:
+            yield
+        finally:
+            if self._running is not None:
+                self._running.pause()
 
     def stop(self) -> None:
         """Stop the processes, and record their peak memory."""
@@ -182,6 +217,11 @@ class _PeerRun:
         if self._results.slow[name, case] == SLOW_ROUNDS:
             log_progress(f"  {case} {name}: not repeated, it takes more than {SLOW_SECONDS:.0f} s")
             return
+        with self._awake():
+            self._measure_awake(scenario, case)
+
+    def _measure_awake(self, scenario: str, case: str) -> None:
+        name = self._peer.name
         if self._running is None and not (self._start() and self._warmed_up()):
             return
         started = time.monotonic()

@@ -4,54 +4,17 @@ A scenario has a set of figures for each of its cases, such as `short-8`: 8 stre
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import neighbours
 from benchmarks.load.load import Load, Outcome, Request
 from benchmarks.load.workload import LONG_TOKENS, SHORT_TOKENS, Workload
 from benchmarks.peers.base import Running
 from benchmarks.processes import MemoryWatch, cpu_seconds
-from benchmarks.report.statistics import Figures, arrival, percentile, step_ms, summary
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Numbers of rounds, streams and requests, and lengths of replies in tokens."""
-
-    rounds: int
-    streams: tuple[int, ...] = (1, 8, 32, 64)
-    long_streams: tuple[int, ...] = (1, 8, 32, 64)
-    short_reply: int = 128
-    long_reply: int = 32
-    turn_reply: int = 64
-    constraint_streams: tuple[int, ...] = (1, 8, 32)
-    arrival_streams: int = 16
-    arrival_reply: int = 200
-    waiting_requests: int = 800
-    running_reply: int = 1500  # reply length, in tokens, of the request that the others wait for
-    share_requests: int = 30
-    instant_tokens: int = 1500
-    timeout_s: float = 300.0
-
-
-FULL = Size(rounds=3)
-QUICK = Size(
-    rounds=1,
-    streams=(1, 8),
-    long_streams=(1,),
-    short_reply=24,
-    long_reply=8,
-    turn_reply=16,
-    constraint_streams=(1, 8),
-    arrival_streams=4,
-    arrival_reply=48,
-    waiting_requests=100,
-    running_reply=800,
-    share_requests=5,
-    instant_tokens=200,
-    timeout_s=120.0,
-)
+from benchmarks.report.statistics import Figures, arrival, burst, percentile, step_ms, summary
+from benchmarks.sizes import Size
 
 # JSON Schema whose documents are longer than any reply, and contain most kinds of values that a grammar constrains.
 _SCHEMA: dict[str, Any] = {
@@ -106,6 +69,19 @@ class Scenarios:
     def long(self) -> Cases:
         for streams in self._size.long_streams:
             yield self._case(f"long-{streams}", self._streams, streams, LONG_TOKENS, self._size.long_reply)
+
+    def burst(self) -> Cases:
+        for prompts in self._size.burst_prompts:
+            yield self._case(f"burst-{prompts}", self._burst, prompts)
+
+    def neighbours(self) -> Cases:
+        for streams in self._size.neighbour_streams:
+            for kind in neighbours.KINDS:
+                yield self._case(f"neighbours-{kind}-{streams}", self._beside_busy, kind, streams)
+
+    def pair(self) -> Cases:
+        for streams in self._size.neighbour_streams:
+            yield self._case(f"pair-{streams}", self._pair, streams)
 
     def turns(self) -> Cases:
         yield self._case("turns", self._turns)
@@ -165,6 +141,38 @@ class Scenarios:
 
     def _streams(self, streams: int, prompt_tokens: int, reply_tokens: int) -> Figures:
         return self._measured([self._request(prompt_tokens, reply_tokens) for _ in range(streams)])
+
+    def _burst(self, prompts: int) -> Figures:
+        """Measure the TTFT of short prompts that arrive together, several times, one burst after the other."""
+        size = self._size
+        bursts = []
+        for _ in range(size.burst_repeats):
+            bursts.append(self._run([self._request(SHORT_TOKENS, size.burst_reply) for _ in range(prompts)]).records)
+        return burst(bursts)
+
+    def _neighbour_load(self, streams: int) -> Load:
+        requests = [self._request(SHORT_TOKENS, self._size.neighbour_reply) for _ in range(streams)]
+        return Load(requests=requests, timeout_s=self._size.timeout_s)
+
+    def _beside_busy(self, kind: str, streams: int) -> Figures:
+        """Compare the throughput alone and beside processes that keep every core busy."""
+        alone = self._running.run(self._neighbour_load(streams))
+        with neighbours.busy(kind):
+            beside = self._running.run(self._neighbour_load(streams))
+        return neighbours.compared(alone, [beside])
+
+    def _pair(self, streams: int) -> Figures:
+        """Compare the throughput of one engine alone with that of two engines on the same cores, both under load."""
+        first, second = self._running.clients
+        warm_up = Load(
+            requests=[self._request(SHORT_TOKENS, 8) for _ in range(streams)], timeout_s=self._size.timeout_s
+        )
+        neighbours.together(self._running, {first: warm_up, second: warm_up})
+        self._running.pause(second)
+        alone = self._running.run(self._neighbour_load(streams), first)
+        self._running.resume()
+        loads = {client: self._neighbour_load(streams) for client in (first, second)}
+        return neighbours.compared(alone, neighbours.together(self._running, loads))
 
     def _turns(self) -> Figures:
         """Measure a conversation with a long first question. The second request repeats it and its reply."""

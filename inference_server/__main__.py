@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
-from inference_server.grpc_api.server import Server
-from inference_server.settings import Settings
-from tailrace_shared import logs
+from tailrace_shared import garbage, logs
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import check_variables
+
+if TYPE_CHECKING:
+    from inference_server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ SPIN_COUNT = "5000"
 def main() -> int:
     """Run the server and return the exit code: 0 after a signal, 1 after an error, which is printed in one sentence."""
     limit_spinning()
+    garbage.pause()  # until the last import (grpc_api.server.import_startup)
+    from inference_server.settings import Settings
+
     try:
         settings = Settings.from_environment()
         logs.configure("inference_server", settings.log_level, settings.log_format)
@@ -43,12 +48,14 @@ def limit_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: "Settings") -> int:
     """Serve until a signal arrives, and return the exit code: 0, or 1 if an engine has failed.
 
     Raises:
         ConfigurationError: The server cannot start.
     """
+    from inference_server.grpc_api.server import Server
+
     stopping, cutting = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def progress(phase: str, *, every_seconds: float = 2.0) -> Iterator[None]:
+def progress(phase: str, *, every_seconds: float = 2.0, is_brief: bool = False) -> Iterator[None]:
     """Log the beginning of a phase, then its elapsed time at intervals, then its duration.
 
     A phase that raises an exception has no last line.
@@ -18,15 +18,20 @@ def progress(phase: str, *, every_seconds: float = 2.0) -> Iterator[None]:
     Args:
         phase: Description of the phase, for example "loading tiny as float32".
         every_seconds: Interval between two lines, in seconds.
+        is_brief: The phase usually ends before the first interval. Then it has no lines.
     """
     started = time.monotonic()
     finished = threading.Event()
+    is_logged = not is_brief
 
     def log_elapsed() -> None:
+        nonlocal is_logged
         while not finished.wait(every_seconds):
+            is_logged = True
             logger.info("… %s: %.0f s so far", phase, time.monotonic() - started)
 
-    logger.info("%s", phase)
+    if is_logged:
+        logger.info("%s", phase)
     ticker = threading.Thread(target=log_elapsed, daemon=True)
     ticker.start()
     try:
@@ -34,4 +39,5 @@ def progress(phase: str, *, every_seconds: float = 2.0) -> Iterator[None]:
     finally:
         finished.set()
         ticker.join()
-    logger.info("%s: done in %.1f s", phase, time.monotonic() - started)
+    if is_logged:
+        logger.info("%s: done in %.1f s", phase, time.monotonic() - started)

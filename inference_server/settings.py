@@ -116,6 +116,12 @@ class Settings(ServiceSettings):
         description="Device of the models: cpu, cuda or auto, which selects a GPU if there is one.",
         json_schema_extra=_group("models"),
     )
+    cpu_features: str | None = Field(
+        None,
+        description="Instruction set of the kernels for CPUs: amx, avx512-bf16, avx512-vnni, avx512, avx-vnni, avx2, "
+        "neon-bf16, neon-dotprod, neon, or none for torch's operations. Unset: the best one of this CPU.",
+        json_schema_extra=_group("models"),
+    )
     int8_threshold: float = Field(
         0.0,
         ge=0.0,
@@ -281,6 +287,18 @@ class Settings(ServiceSettings):
         if value is not None:
             split_address(value)
         return value
+
+    @field_validator("cpu_features")
+    @classmethod
+    def _is_available(cls, value: str | None) -> str | None:
+        """Check the name. The kernels read the environment variable themselves (kernels/isa/choice.py)."""
+        if value is None or not value.strip():
+            return None
+        from inference_server.kernels.isa import choice
+
+        name = value.strip().lower()
+        choice.named(name)
+        return name
 
     @model_validator(mode="after")
     def _has_whole_pair(self) -> Self:

@@ -28,7 +28,8 @@ from tailrace_shared.variables import check_variables, unknown_variables
 
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
 
-_POLL_SECONDS = 0.2
+# Seconds between two looks at the processes, before and after both are ready.
+_START_POLL_SECONDS, _POLL_SECONDS = 0.1, 0.2
 # Shells report 128 + n for a program that signal n killed.
 _SIGNAL_EXIT_CODE = 128
 _NAMES = ("inference server", "bridge")
@@ -166,7 +167,7 @@ def _watch(processes: list[Process], address: str) -> int:
         if not is_announced and _is_ready(address) and all(process.poll() is None for process in processes):
             is_announced = True
             _announce(address, time.monotonic() - started)
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS if is_announced else _START_POLL_SECONDS)
 
 
 def _death(name: str, other: str, number: int) -> str:

@@ -84,7 +84,8 @@ async def ask(port: int, style: Dialect, load: Load) -> list[Record]:
             await asyncio.gather(*(stream.ended for stream in streams))
     except TimeoutError:
         for number, stream in enumerate(streams):
-            if not stream.ended.done():
+            # The timeout cancels the futures that gather waits for.
+            if stream.ended.cancelled() or not stream.ended.done():
                 failures[number] = f"{OUT_OF_TIME} {load.timeout_s:.0f} s"
             stream.stop()
     except OSError as error:

@@ -3,11 +3,12 @@
 Tailrace's int4 is compared with llama.cpp, 16-bit with vLLM, and int8 with stock bitsandbytes.
 """
 
+from benchmarks.instruction_sets import InstructionSet
 from benchmarks.peers.base import Model, Peer
 from benchmarks.peers.in_process import BareEngine, Transformers
 from benchmarks.peers.instant import Instant
 from benchmarks.peers.llama_cpp import LlamaCpp
-from benchmarks.peers.tailrace import BatchInvariant, OneSlot, Tailrace, WithShare
+from benchmarks.peers.tailrace import BatchInvariant, OneSlot, Pair, Tailrace, WithShare
 from benchmarks.peers.vllm import Vllm
 
 _INT8 = "@cf/meta/llama-2-7b-chat-int8"
@@ -15,8 +16,16 @@ _BITS_16 = "@cf/meta/llama-2-7b-chat-fp16"
 _INT4 = "@cf/huggingfacetb/smollm2-135m-instruct"
 
 
-def all_peers(model: Model) -> list[Peer]:
-    """Return every peer, not yet installed or started."""
+def all_peers(model: Model, limit: InstructionSet | None = None) -> list[Peer]:
+    """Return every peer, not yet installed or started. `limit`: the best instruction set that they may use."""
+    peers = _peers(model)
+    if limit is not None:
+        for peer in peers:
+            peer.limit_to(limit)
+    return peers
+
+
+def _peers(model: Model) -> list[Peer]:
     return [
         Tailrace(model, "tailrace-int4", "Tailrace", "int4", _INT4),
         LlamaCpp(model),
@@ -30,5 +39,7 @@ def all_peers(model: Model) -> list[Peer]:
         BatchInvariant(model, "invariant-16bit", "Tailrace, batch_invariant", "16-bit", _BITS_16),
         BareEngine(model, "engine-16bit", "Tailrace's engine in process", "16-bit", _BITS_16),
         Instant(model),
+        Pair(model, "tailrace-pair-int4", "Tailrace, two engines", "int4", _INT4),
+        Pair(model, "tailrace-pair-16bit", "Tailrace, two engines", "16-bit", _BITS_16),
         OneSlot(model, "tailrace-one-slot", "Tailrace with one slot", "int4", _INT4),
     ]

@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.instruction_sets import InstructionSet
 from benchmarks.load.load import OUT_OF_TIME, Load, Outcome
 from benchmarks.processes import BENCH, Child, PeerFailed
 
 # Added to a load's own time limit, to allow for the client's start-up and for writing its results.
 _CLIENT_SECONDS = 30.0
+# Timers that expired during a pause run in this time.
+_SETTLING_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Peer(ABC):
     name: str
     title: str
     weights: str  # weight format: "int4", "int8", "16-bit", or "" for a peer without a model
-    scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
+    scenarios: tuple[str, ...] = ("short", "long", "burst", "turns", "arrival")
     is_alone = False  # runs without other peers, because it uses CPU while idle or has no rival
     has_warm_up = True
     # Reasons why scenarios do not apply, by scenario. The results contain these reasons.
@@ -49,6 +52,11 @@ class Peer(ABC):
     def __init__(self, model: Model, python: Path = Path(sys.executable)) -> None:
         self.model = model
         self.python = python
+        self.limits: dict[str, str] = {}  # environment variables that limit the peer's instruction set
+
+    def limit_to(self, limit: InstructionSet) -> None:
+        """Run without instructions beyond `limit`. To be called before `prepare`."""
+        self.limits = limit.environment()
 
     def prepare(self) -> None:
         """Install missing dependencies. Raises SetupFailed."""
@@ -75,6 +83,22 @@ class Running:
     def pids(self) -> dict[str, int]:
         """Return the ids of the processes, by role."""
         return {role: child.pid for role, child in self.children.items()}
+
+    def pause(self, client: str | None = None) -> None:
+        """Stop the processes, so that they do not disturb a measurement.
+
+        Args:
+            client: Stop only the processes with this prefix in their role, those that `client` sends requests to.
+        """
+        for role, child in self.children.items():
+            if client is None or role.startswith(client):
+                child.pause()
+
+    def resume(self) -> None:
+        """Continue all processes, and wait until they have noticed how much time has passed."""
+        for child in self.children.values():
+            child.resume()
+        time.sleep(_SETTLING_SECONDS)
 
     def run(self, load: Load, client: str | None = None) -> Outcome:
         """Send a load through `client`, by default the first one. Raises PeerFailed if any reply failed."""

@@ -84,7 +84,7 @@ class Transformers(Peer):
     @contextmanager
     def running(self, log: Path) -> Iterator[Running]:
         options = {"folder": str(self.model.folder), "precision": self._precision}
-        with _running(self._module, options, {"HF_HUB_OFFLINE": "1"}, log) as running:
+        with _running(self._module, options, {**self.limits, "HF_HUB_OFFLINE": "1"}, log) as running:
             yield running
 
 
@@ -100,6 +100,6 @@ class BareEngine(Peer):
     @contextmanager
     def running(self, log: Path) -> Iterator[Running]:
         catalog = one_entry_catalog(self._entry, self.name)
-        environment = {"TAILRACE_CATALOG": str(catalog), "GOMP_SPINCOUNT": SPIN_COUNT}
+        environment = {**self.limits, "TAILRACE_CATALOG": str(catalog), "GOMP_SPINCOUNT": SPIN_COUNT}
         with _running("engine", {}, environment, log) as running:
             yield running

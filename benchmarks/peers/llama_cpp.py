@@ -1,73 +1,108 @@
-"""Runs llama.cpp, built for this machine's vector units, on the GGUF file through llama-cpp-python's own server."""
+"""Runs llama.cpp, built for this machine, on the GGUF file through llama-cpp-python's own server."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.environments import Environment, cpu_flags
+from benchmarks.environments import Environment, SetupFailed
+from benchmarks.instruction_sets import InstructionSet
 from benchmarks.peers.base import HttpClient, Model, Peer, Running, Stopwatch
 from benchmarks.processes import BENCH, Child, free_port, wait_for
 
 VERSION = "0.3.36"
 _READY_SECONDS = 120.0
-# CMake's options, by the CPU flag that each requires.
-_OPTIONS = {
-    "avx": "GGML_AVX",
-    "avx2": "GGML_AVX2",
-    "fma": "GGML_FMA",
-    "f16c": "GGML_F16C",
-    "bmi2": "GGML_BMI2",
-    "avx512f": "GGML_AVX512",
-    "avx512_vbmi": "GGML_AVX512_VBMI",
-    "avx512vbmi": "GGML_AVX512_VBMI",
-    "avx512_vnni": "GGML_AVX512_VNNI",
-    "avx512_bf16": "GGML_AVX512_BF16",
-}
-# Some virtual machines report AMX and then crash in it.
-_NEVER = ("GGML_AMX_TILE", "GGML_AMX_INT8", "GGML_AMX_BF16")
 _VERSIONS = "from importlib.metadata import version; print(version('llama-cpp-python'))"
+# Prompts of this length run through the products of many rows, which use AMX where it is built in.
+_TRY = "import llama_cpp as l; l.Llama({path!r}, n_ctx=512, verbose=False).create_completion('a b c d ' * 40, max_tokens=4)"
+_TRY_SECONDS = 120.0
 
 
-def cmake_args(flags: set[str]) -> str:
-    """Return the CMake options for a CPU with these flags.
+# A third of the compile time is for images, which text models do not use.
+_LEFT_OUT = "-DLLAVA_BUILD=OFF"
 
-    Empty for CPUs without AVX2: llama.cpp's build then selects the instruction sets itself.
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A build of llama.cpp: the name of its environment, and CMake's options."""
+
+    name: str
+    cmake_args: str
+
+
+_NATIVE = Build("native", "-DGGML_NATIVE=ON")
+# The compiler lets single options override those of -march=native.
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+_WITHOUT_AMX = Build(
+    "native-without-amx", f"-DGGML_NATIVE=ON '-DCMAKE_C_FLAGS={_NO_AMX}' '-DCMAKE_CXX_FLAGS={_NO_AMX}'"
+)
+
+
+def builds(limit: InstructionSet | None) -> list[Build]:
+    """Return the builds to try, the fastest first.
+
+    The compiler chooses every instruction set of the CPU. Some virtual machines report AMX and llama.cpp then crashes in
+    it: there the second build is used. With a `limit`, the build has that instruction set and no better one.
     """
-    if "avx2" not in flags:
-        return ""
-    wanted = sorted({option for flag, option in _OPTIONS.items() if flag in flags})
-    on, off = [f"-D{option}=ON" for option in wanted], [f"-D{option}=OFF" for option in _NEVER]
-    return " ".join(["-DGGML_NATIVE=OFF", *on, *off])
+    if limit is None or limit.name == "amx":
+        return [_NATIVE, _WITHOUT_AMX]
+    return [Build(limit.name, " ".join(["-DGGML_NATIVE=OFF", *(f"-D{option}" for option in limit.ggml)]))]
 
 
 class LlamaCpp(Peer):
     name = "llama.cpp"
     title = "llama.cpp server"
     weights = "int4"
+    scenarios = (*Peer.scenarios, "neighbours")
     not_applicable = {"arrival": "its server computes one request at a time"}
 
     def __init__(self, model: Model) -> None:
-        self.cmake_args = cmake_args(cpu_flags())
-        self.environment = Environment("llama_cpp", f"llama-cpp-python=={VERSION} {self.cmake_args}")
-        super().__init__(model, self.environment.python)
+        super().__init__(model)
+        self._builds = builds(None)
+        self._use(self._builds[0])
+
+    def limit_to(self, limit: InstructionSet) -> None:
+        super().limit_to(limit)
+        self._builds = builds(limit)
+        self._use(self._builds[0])
+
+    def _use(self, build: Build) -> None:
+        self.build = build
+        self.environment = Environment(f"llama_cpp-{build.name}", f"llama-cpp-python=={VERSION} {build.cmake_args}")
+        self.python = self.environment.python
 
     def prepare(self) -> None:
-        if self.environment.is_ready:
-            return
+        for build in self._builds:
+            self._use(build)
+            if not self.environment.is_ready:
+                self._install()
+            if (failure := self._failure()) is None:
+                return
+        raise SetupFailed(failure)
+
+    def _install(self) -> None:
         self.environment.create()
         self.environment.pip(
             "install",
+            "--no-cache-dir",  # pip would reuse a wheel that it built with other options
             *("--no-binary", "llama-cpp-python", f"llama-cpp-python[server]=={VERSION}"),
             environment={
-                "CMAKE_ARGS": self.cmake_args,
+                "CMAKE_ARGS": f"{self.build.cmake_args} {_LEFT_OUT}",
                 "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
             },
         )
         self.environment.finish()
 
+    def _failure(self) -> str | None:
+        """Return the reason why this build cannot generate a few tokens, or None if it can."""
+        command = [str(self.python), "-c", _TRY.format(path=str(self.model.gguf))]
+        done = subprocess.run(command, cwd=BENCH, capture_output=True, timeout=_TRY_SECONDS, check=False)
+        return f"the build {self.build.name} ends with {done.returncode}" if done.returncode else None
+
     def versions(self) -> dict[str, str]:
-        return {"llama-cpp-python": self.environment.output(_VERSIONS), "CMAKE_ARGS": self.cmake_args}
+        return {"llama-cpp-python": self.environment.output(_VERSIONS), "CMAKE_ARGS": self.build.cmake_args}
 
     @contextmanager
     def running(self, log: Path) -> Iterator[Running]:

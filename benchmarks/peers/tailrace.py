@@ -22,7 +22,7 @@ class Tailrace(Peer):
     Several entries in one process would be several engines, each with its own threads.
     """
 
-    scenarios: tuple[str, ...] = ("short", "long", "turns", "arrival")
+    scenarios: tuple[str, ...] = ("short", "long", "burst", "turns", "arrival", "neighbours")
     settings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, model: Model, name: str, title: str, weights: str, entry: str) -> None:
@@ -34,8 +34,16 @@ class Tailrace(Peer):
 
     @contextmanager
     def running(self, log: Path) -> Iterator[Running]:
+        with self._stack(log) as running:
+            yield running
+
+    @contextmanager
+    def _stack(self, log: Path) -> Iterator[Running]:
+        """Start a server and a bridge, and yield them when they are ready."""
         grpc_address, http_port = f"127.0.0.1:{free_port()}", free_port()
-        environment = self.settings | {
+        environment = {
+            **self.settings,
+            **self.limits,
             "TAILRACE_CATALOG": str(one_entry_catalog(self._entry, self.name)),
             "TAILRACE_GRPC_ADDRESS": grpc_address,
             "TAILRACE_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
@@ -72,6 +80,22 @@ class BatchInvariant(Tailrace):
 
     scenarios = ("short",)
     settings: ClassVar = {"TAILRACE_BATCH_INVARIANT": "true"}
+
+
+class Pair(Tailrace):
+    """Two stacks on the same cores: each has a server with threads for all cores, and a bridge."""
+
+    scenarios = ("pair",)
+    is_alone = True
+    has_warm_up = False
+
+    @contextmanager
+    def running(self, log: Path) -> Iterator[Running]:
+        with self._stack(log) as first, self._stack(log) as second:
+            stacks = {"first": first, "second": second}
+            children = {f"{name}-{role}": child for name, s in stacks.items() for role, child in s.children.items()}
+            clients = {name: stack.clients["rest"] for name, stack in stacks.items()}
+            yield Running(children=children, clients=clients, ready_s=first.ready_s)
 
 
 class OneSlot(Tailrace):

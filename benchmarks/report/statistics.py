@@ -41,6 +41,25 @@ def summary(records: Sequence[Record]) -> Figures:
     return figures
 
 
+def burst(bursts: Sequence[Sequence[Record]]) -> Figures:
+    """Return the median over the bursts of the TTFT of prompts that arrived together: p50, largest, and each.
+
+    `ttft_1_ms` is the TTFT of the reply that began first, `ttft_2_ms` of the second, and so on.
+
+    Args:
+        bursts: The records of each burst, equally many in all of them.
+    """
+    ordered = [sorted(record.ttft_s * 1e3 for record in records) for records in bursts]
+    figures = {
+        "ttft_p50_ms": median(percentile(ttfts, 50) for ttfts in ordered),
+        "ttft_max_ms": median(ttfts[-1] for ttfts in ordered),
+    }
+    if len(ordered[0]) > 1:
+        each = zip(*ordered, strict=True)
+        figures |= {f"ttft_{place}_ms": median(ttfts) for place, ttfts in enumerate(each, start=1)}
+    return figures
+
+
 def step_ms(records: Sequence[Record]) -> float:
     """Return the median over the replies of the time per token after the first. Each reply needs two tokens or more."""
     return median((record.events[-1] - record.events[0]) / (record.completion_tokens - 1) * 1e3 for record in records)

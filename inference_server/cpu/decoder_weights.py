@@ -17,7 +17,8 @@ from inference_server.cpu.linear.kernel_linear import KernelLinear
 from inference_server.kernels import ops
 from inference_server.kernels.isa.choice import obstacle
 
-_MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
+# Decoders that a kernel program computes, by the names of their classes in transformers.
+MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 
@@ -111,7 +112,7 @@ def extract_weights(model: Any) -> DecoderWeights:
     Raises:
         ValueError: No kernel program computes this model; the message is the reason, as a clause.
     """
-    if type(model).__name__ not in _MODELS:
+    if type(model).__name__ not in MODELS:
         raise ValueError("kernel programs do not support its architecture")
     if not ops.available():
         raise ValueError("compiled kernels are not available")

@@ -77,6 +77,11 @@ class CpuForward:
         """Return True if prompts can be computed: there is a prefill attention kernel, and no layer has a window."""
         return self._prefill_kernel is not None
 
+    @property
+    def has_windows(self) -> bool:
+        """Return True if any layer attends within a sliding window."""
+        return self._decoder.has_windows
+
     def decode(self, tokens: DecodeTokens) -> Tensor:
         """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
         return self._run(tokens, None).logits[: len(tokens.token_ids), : self._decoder.head.out_features]

@@ -50,6 +50,11 @@ class BaseEngine(ABC):
 
     @property
     @abstractmethod
+    def path(self) -> str:
+        """Phrase for the log: how forward passes run, for example "kernels for avx2, one program of compiled kernels"."""
+
+    @property
+    @abstractmethod
     def vocab_size(self) -> int:
         """Number of logits per position. Valid token ids are smaller."""
 

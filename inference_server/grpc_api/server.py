@@ -22,9 +22,11 @@ from inference_server.grpc_api.malformed import Parsing
 from inference_server.grpc_api.servicer import InferenceServicer
 from inference_server.grpc_api.tls import server_credentials
 from inference_server.observability.tracing.exporter import tracing_from_environment
+from inference_server.progress import progress
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import Settings
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
+from tailrace_shared import garbage
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -49,10 +51,12 @@ def import_startup() -> ModuleType:
     The module imports torch and transformers, which takes seconds. Before that, the server reports errors in the
     settings and reacts to signals and calls.
     """
-    from inference_server.serving import startup
-    from inference_server.weights import loader
+    with progress("importing torch and transformers", is_brief=True):
+        from inference_server.serving import startup
+        from inference_server.weights import loader
 
-    loader.silence_libraries()
+        loader.silence_libraries()
+    garbage.resume()
     return startup
 
 

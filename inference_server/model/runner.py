@@ -19,6 +19,7 @@ from inference_server.attention.paged import DecodeBatch, PrefillBatch
 from inference_server.attention.step_inputs import DecodeTokens, PromptTokens, Segment, decode_inputs
 from inference_server.cpu.decoder_weights import DecoderWeights, extract_weights
 from inference_server.cpu.forward import CpuForward
+from inference_server.cpu.paths import path_in_use
 from inference_server.errors import UnsupportedModel
 from inference_server.gpu.inputs import DecodeRows, upload
 from inference_server.model.gpu_passes import GpuPasses
@@ -105,6 +106,7 @@ class ModelRunner:
         self._first = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.sampled = torch.zeros(max(max_seqs, invariant_rows or 0), dtype=torch.int64, device=self.device)
         self._cpu_forward: CpuForward | None = None
+        self._why_modules = ""
         self._gpu: GpuPasses | None = None
         self.model: Any
         if is_decoder:
@@ -125,6 +127,7 @@ class ModelRunner:
         try:
             return CpuForward(extract_weights(model), self.cache)
         except ValueError as reason:
+            self._why_modules = str(reason)
             logger.info(
                 "the model cannot run as one program of compiled kernels: %s. Its modules run one by one instead, mostly"
                 " through torch's operations. This is slower, and prompts do not share a forward pass with decoding.",
@@ -134,10 +137,10 @@ class ModelRunner:
 
     @property
     def path(self) -> str:
-        """Return how passes run, for the log: "fused decoder layers by Triton kernels, CUDA graphs"."""
+        """Return how passes run, for the log: "kernels for avx2, one program of compiled kernels"."""
         if self._gpu is not None:
             return str(self._gpu.path)
-        return "modules of transformers" if self._cpu_forward is None else "one program of compiled kernels"
+        return str(path_in_use(self._cpu_forward, self._why_modules))
 
     @property
     def supports_overlap(self) -> bool:

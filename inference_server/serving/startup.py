@@ -18,6 +18,7 @@ from inference_server.engine.spec import EngineBuilder, EngineKey, EngineModel, 
 from inference_server.errors import TailraceError, UnsupportedModel, first_line
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.gpu.memory import EngineDemand
+from inference_server.kernels.jit.cores import limit_threads
 from inference_server.precision import choose_device
 from inference_server.progress import progress
 from inference_server.serving.catalog import CatalogEntry, builtin_template
@@ -69,6 +70,8 @@ async def load_all(
             the entries.
     """
     device = choose_device(settings.device)
+    if device.type == "cpu":
+        limit_threads()
     groups = group_entries(entries, device)
     demands: dict[EngineKey, EngineDemand] = {}
     if device.type == "cuda":
@@ -150,6 +153,8 @@ async def _start(
             on_broken=on_broken,
         )
     )
+    for entry in group:
+        logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
     grammars = Grammars(model.tokenizer, engine.vocab_size)
     models = [
         HostedModel(

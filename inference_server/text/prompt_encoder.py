@@ -23,6 +23,7 @@ from inference_server.errors import FieldViolation, InvalidField, UnsupportedMod
 from inference_server.generation import ToolCall
 from inference_server.text import tool_formats
 from inference_server.text.token_decoder import TokenDecoder
+from inference_server.text.tokenizer_copy import copy_tokenizer
 from inference_server.text.tool_formats import Tool
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
@@ -73,10 +74,10 @@ class PromptEncoder:
         # A tokenizer's file may enable both, but a prompt must be neither truncated nor padded.
         self._marked.no_truncation()
         self._marked.no_padding()
-        self._plain = Tokenizer.from_str(self._marked.to_str())  # control tokens in text are plain text
+        self._plain = copy_tokenizer(self._marked)  # control tokens in text are plain text
         self._plain.encode_special_tokens = True
         # A copy with an extra token. Text after that token is not at the beginning, where SentencePiece adds a space.
-        self._inner = Tokenizer.from_str(self._marked.to_str())
+        self._inner = copy_tokenizer(self._marked)
         self._inner.encode_special_tokens = True
         self._inner.add_tokens([AddedToken(_MARK, normalized=False)])
         self._control = {

@@ -26,6 +26,7 @@ from inference_server.weights.atomic_folder import atomic_directory
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.package_model import PackageModel
 from inference_server.weights.source import Weights
+from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -141,28 +142,29 @@ def _explaining_the_hub(hub_id: str, revision: str | None) -> Iterator[None]:
 def _convert_gguf(path: Path, cache_dir: Path) -> Path:
     """Return a folder with the file's weights as safetensors; it is made once.
 
-    Reading GGUF takes about 20 s for a model of 135M parameters, reading the result about 1 s.
+    transformers converts it. Reading the result takes a tenth of the time.
     """
     folder = _converted_folder(path, cache_dir)
     if folder.is_dir():
         return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
-
-    # transformers' GGUF module ignores the setting that turns off progress bars, which would appear between log lines.
-    modeling_gguf_pytorch_utils.tqdm = transformers.logging.tqdm
     with (
         atomic_directory(folder) as unfinished,
         progress(f"converting {path.name} (once; the result stays in {folder.parent})"),
         _explaining_damage(path),
         LOADING,
+        garbage.paused(),
     ):
-        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        # float32 represents a dequantised weight exactly. A later load rounds each weight once, to the precision in
-        # use.
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        from inference_server.weights.quick_gguf import quick_conversion
+
+        with quick_conversion():
+            source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            # float32 represents a dequantised weight exactly. A later load rounds it once, to the precision in use.
+            model = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)
     return folder

@@ -3,6 +3,7 @@
 The transformers models take more than a second to import, so they are imported only when one is loaded.
 """
 
+import importlib
 import logging
 import os
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from inference_server.precision import Precision, activation_dtype, resolve_prec
 from inference_server.progress import progress
 from inference_server.weights.download import local_folder, naming_source
 from inference_server.weights.loading_lock import LOADING
+from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
+from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 
@@ -75,22 +78,24 @@ def load_model(
     Raises:
         ConfigurationError: The weights are missing, damaged or incomplete; the message contains the remedy.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    attention.register()
     precision = resolve_precision(precision, device)
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
-        quantization = None
-        if precision == "bitsandbytes-int8":
-            quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
-        verb = "quantising" if quantization else "loading"
-        with progress(f"{verb} {weights} as {precision}"), LOADING:
+        quantizes = precision == "bitsandbytes-int8"
+        verb = "quantising" if quantizes else "loading"
+        with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
+            from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+            attention.register()
+            if quantizes and device.type == "cpu":
+                _import_bitsandbytes_without_compiler()
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 output_loading_info=True,
                 dtype=activation_dtype(precision, device),
-                quantization_config=quantization,
+                quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
+                if quantizes
+                else None,
                 attn_implementation=attention_name,
                 device_map={"": device},
                 use_safetensors=True,
@@ -102,6 +107,19 @@ def load_model(
                 f"{weights} lacks {len(missing)} tensors or has them in other shapes: {missing[0]}"
             )
     return LoadedModel(model.eval(), tokenizer, precision)
+
+
+def _import_bitsandbytes_without_compiler() -> None:
+    """Import bitsandbytes before transformers does, without torch's compiler, whose import takes a second.
+
+    bitsandbytes compiles functions that this server never calls on a CPU. Without the compiler they run uncompiled.
+    """
+
+    def uncompiled(function: Any = None, **options: Any) -> Any:
+        return function or (lambda decorated: decorated)
+
+    with replaced(torch, "compile", uncompiled):
+        importlib.import_module("transformers.integrations.bitsandbytes")
 
 
 def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any, Any]:

@@ -10,18 +10,15 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
@@ -29,13 +26,17 @@ from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, from_p
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights
 from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.large_pages import moved
 from inference_server.weights.model_info import ModelInfo
+from inference_server.weights.tensor_file import reading
+from inference_server.weights.tokenizers import read_tokenizer
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 3  # increment when the files' content changes
 _FILE = "model.safetensors"
+_EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
@@ -85,9 +86,10 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
     try:
         with atomic_directory(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
-            if not is_same_tokenizer(tokenizer, PreTrainedTokenizerFast.from_pretrained(unfinished)):
+            if not is_same_tokenizer(tokenizer, read_tokenizer(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")
-            save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(_metadata(decoder, info))})
+            metadata = {"info": asdict(info), **_structure(decoder)}
+            save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(metadata)})
     except (OSError, ValueError, ConfigurationError) as reason:
         logger.info("the packed model is not kept for the next start: %s", reason)
         return
@@ -101,10 +103,11 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
         ValueError: No kernel of this CPU reads the weights, or the folder's content is damaged. A damaged folder is removed.
     """
     try:
-        with safe_open(folder / _FILE, framework="pt") as file:
-            metadata = json.loads(file.metadata()["tailrace"])
-            decoder = _decoder(metadata, file, backends)
-        return decoder, ModelInfo(**metadata["info"]), PreTrainedTokenizerFast.from_pretrained(folder)
+        with reading(folder / _FILE, mapped=[_EMBEDDING]) as file:
+            metadata = json.loads(file.metadata["tailrace"])
+            decoder = _decoder(metadata, file.tensors, backends)
+            tokenizer = read_tokenizer(folder)
+        return decoder, ModelInfo(**metadata["info"]), tokenizer
     except (NoKernel, MemoryError):  # these errors do not mean that the files are damaged
         raise
     except Exception as error:  # reading damaged files raises errors of many types
@@ -112,8 +115,15 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
         raise ValueError(f"the packed model cannot be read: {error}") from error
 
 
+def in_large_pages(decoder: DecoderWeights, backends: Items[LinearBackend] = BACKENDS) -> DecoderWeights:
+    """Return a copy of a packed model in large pages, where it lies also if it is read from a folder."""
+    tensors = dict(_tensors(decoder))
+    embedding = tensors.pop(_EMBEDDING)
+    return _decoder(_structure(decoder), {_EMBEDDING: embedding, **moved(tensors)}, backends)
+
+
 def _tensors(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
-    yield "embedding", decoder.embedding
+    yield _EMBEDDING, decoder.embedding
     yield "norm", decoder.norm
     yield "inverse_frequencies", decoder.rotary.inverse_frequencies
     yield from _linear_tensors("head", decoder.head)
@@ -132,9 +142,9 @@ def _linear_tensors(name: str, linear: KernelLinear) -> Iterator[tuple[str, Tens
         yield f"{name}.scales", packed.scales
 
 
-def _metadata(decoder: DecoderWeights, info: ModelInfo) -> dict[str, Any]:
+def _structure(decoder: DecoderWeights) -> dict[str, Any]:
+    """Return everything of a decoder apart from its tensors."""
     return {
-        "info": asdict(info),
         "eps": decoder.eps,
         "num_heads": decoder.num_heads,
         "num_kv_heads": decoder.num_kv_heads,
@@ -155,43 +165,37 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
     return {"layout": packed.layout, "kind": asdict(packed.kind), "shape": packed.shape}
 
 
-def _decoder(metadata: dict[str, Any], file: Any, backends: Items[LinearBackend]) -> DecoderWeights:
+def _decoder(metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: Items[LinearBackend]) -> DecoderWeights:
     return DecoderWeights(
-        # Not copied into memory: a pass reads only a few rows of the mapped file.
-        embedding=file.get_tensor("embedding"),
-        rotary=Rotary(_loaded(file, "inverse_frequencies"), metadata["rotary_scaling"]),
+        embedding=tensors[_EMBEDDING],
+        rotary=Rotary(tensors["inverse_frequencies"], metadata["rotary_scaling"]),
         layers=[
             LayerWeights(
-                input_norm=_loaded(file, f"{index}.input_norm"),
-                post_norm=_loaded(file, f"{index}.post_norm"),
+                input_norm=tensors[f"{index}.input_norm"],
+                post_norm=tensors[f"{index}.post_norm"],
                 attention=AttentionSpec(**layer["attention"]),
-                **{name: _linear(file, f"{index}.{name}", layer[name], backends) for name in _LINEARS},
+                **{name: _linear(tensors, f"{index}.{name}", layer[name], backends) for name in _LINEARS},
             )
             for index, layer in enumerate(metadata["layers"])
         ],
-        norm=_loaded(file, "norm"),
-        head=_linear(file, "head", metadata["head"], backends),
+        norm=tensors["norm"],
+        head=_linear(tensors, "head", metadata["head"], backends),
         eps=metadata["eps"],
         num_heads=metadata["num_heads"],
         num_kv_heads=metadata["num_kv_heads"],
     )
 
 
-def _linear(file: Any, name: str, metadata: dict[str, Any], backends: Items[LinearBackend]) -> KernelLinear:
+def _linear(
+    tensors: Mapping[str, Tensor], name: str, metadata: dict[str, Any], backends: Items[LinearBackend]
+) -> KernelLinear:
     kind, (out_features, in_features) = LinearKind(**metadata["kind"]), metadata["shape"]
-    scales = _loaded(file, f"{name}.scales") if f"{name}.scales" in file.keys() else None
-    weights, bias = _loaded(file, f"{name}.weights"), _loaded(file, f"{name}.bias")
+    weights, scales, bias = tensors[f"{name}.weights"], tensors.get(f"{name}.scales"), tensors[f"{name}.bias"]
     packed = PackedWeights(metadata["layout"], kind, (out_features, in_features), weights, scales, bias)
     try:
         return from_packed(packed, backends)
     except ValueError as reason:
         raise NoKernel(str(reason)) from None
-
-
-def _loaded(file: Any, name: str) -> Tensor:
-    """Return a copy of a tensor of the file in newly allocated memory, aligned for the kernels and in large pages."""
-    tensor: Tensor = file.get_tensor(name)
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def is_same_tokenizer(one: Any, other: Any) -> bool:

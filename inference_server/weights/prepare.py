@@ -127,6 +127,7 @@ def _pack(
         if decoder is not None and supports_all_passes(decoder, BLOCK_SIZE, cache_dtype(precision)):
             if folder is not None:
                 packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
+            decoder = packed_cache.in_large_pages(decoder)
             return PreparedModel(decoder, loaded.tokenizer, loaded.info, decoder.num_bytes)
     return PreparedModel(model, loaded.tokenizer, loaded.info, memory_bytes(model))
 

@@ -22,6 +22,7 @@ def doctor(url: str | None, token: str) -> int:
         ("Packages", machine.packages),
         ("Settings", configuration.settings),
         ("Models", configuration.models),
+        ("Speed of this CPU", configuration.speed),
         ("API tokens", configuration.tokens),
         ("Addresses", network.addresses),
         ("The running stack", partial(network.stack, url, token)),

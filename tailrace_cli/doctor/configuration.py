@@ -3,21 +3,18 @@
 The checks use the services' own classes if the services are installed.
 """
 
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tailrace_cli.doctor import gpu
+from tailrace_cli.doctor import cpu, cpu_speed, gpu
 from tailrace_cli.doctor.finding import Finding
+from tailrace_cli.doctor.installed import MISSING_BRIDGE, MISSING_SERVER, has_bridge, has_server
 from tailrace_cli.environment import variable
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import unknown_variables
-
-_MISSING_SERVER = Finding(None, "the inference server is not installed here")
-_MISSING_BRIDGE = Finding(None, "the bridge is not installed here")
 
 
 def settings() -> Iterator[Finding]:
@@ -32,27 +29,44 @@ def settings() -> Iterator[Finding]:
 
 
 def models() -> Iterator[Finding]:
-    """Check the catalog, and report the source of each model's weights and how the model runs on a GPU."""
-    if not _has_server():
-        yield _MISSING_SERVER
+    """Check the catalog, and report the source of each model's weights and how the model runs on a CPU or a GPU."""
+    loaded = _settings_and_entries()
+    if isinstance(loaded, Finding):
+        yield loaded
         return
+    server, entries = loaded
+    missing: set[Path] = set()
+    for entry in entries:
+        yield model_finding(entry.name, entry.weights, server.cache_dir, missing)
+    yield from cpu.models(entries, server)
+    yield from gpu.models(entries, server)
+
+
+def speed() -> Iterator[Finding]:
+    """Measure matrix products on the CPU if a model of the catalog runs there."""
+    loaded = _settings_and_entries()
+    if isinstance(loaded, Finding):
+        yield Finding(None, "not measured: see Models")
+        return
+    server, entries = loaded
+    yield from cpu_speed.speed(entries, server)
+
+
+def _settings_and_entries() -> Finding | tuple[Any, Any]:
+    """Return the server's settings and the catalog's entries, or the finding that explains why they are missing."""
+    if not has_server():
+        return MISSING_SERVER
     from inference_server.serving.catalog import read_catalog
     from inference_server.settings import Settings
 
     try:
         server = Settings.from_environment()
     except ConfigurationError:
-        yield Finding(None, "not checked, because the settings are wrong")
-        return
+        return Finding(None, "not checked, because the settings are wrong")
     try:
-        entries = read_catalog(server.catalog)
+        return server, read_catalog(server.catalog)
     except ConfigurationError as error:
-        yield Finding(False, f"{error}", "TAILRACE_CATALOG names the catalog file.")
-        return
-    missing: set[Path] = set()
-    for entry in entries:
-        yield model_finding(entry.name, entry.weights, server.cache_dir, missing)
-    yield from gpu.models(entries, server)
+        return Finding(False, f"{error}", "TAILRACE_CATALOG names the catalog file.")
 
 
 def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) -> Finding:
@@ -90,7 +104,7 @@ def tokens() -> Iterator[Finding]:
         if not variable("TAILRACE_API_TOKENS"):
             yield Finding(None, "no tokens are set: every request is accepted")
         return
-    if not _has_bridge():
+    if not has_bridge():
         yield Finding(None, "TAILRACE_API_TOKENS_FILE is set, but the bridge is not installed here")
         return
     from http_bridge.auth.token_file import read_tokens
@@ -104,8 +118,8 @@ def tokens() -> Iterator[Finding]:
 
 
 def _server_settings() -> Iterator[Finding]:
-    if not _has_server():
-        yield _MISSING_SERVER
+    if not has_server():
+        yield MISSING_SERVER
         return
     from inference_server.settings import Settings
 
@@ -126,8 +140,8 @@ def _server_settings() -> Iterator[Finding]:
 
 
 def _bridge_settings() -> Iterator[Finding]:
-    if not _has_bridge():
-        yield _MISSING_BRIDGE
+    if not has_bridge():
+        yield MISSING_BRIDGE
         return
     from http_bridge.settings import Settings
 
@@ -168,15 +182,3 @@ def _has_gpu() -> bool:
         return torch.cuda.is_available()
     except (RuntimeError, OSError, ImportError):  # the section "Packages" reports this error
         return False
-
-
-def _has_server() -> bool:
-    return _is_installed("torch", "pydantic_settings")
-
-
-def _has_bridge() -> bool:
-    return _is_installed("starlette", "pydantic_settings")
-
-
-def _is_installed(*packages: str) -> bool:
-    return all(importlib.util.find_spec(package) is not None for package in packages)

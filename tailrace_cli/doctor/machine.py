@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+from tailrace_cli.doctor import cpu
 from tailrace_cli.doctor.finding import Finding
 from tailrace_cli.doctor.gpu import gpu
 from tailrace_cli.serve import HOW_TO_INSTALL
@@ -21,7 +22,8 @@ def machine() -> Iterator[Finding]:
         is_new, f"Python {platform.python_version()}", "" if is_new else "Tailrace needs Python 3.11 or newer."
     )
     yield Finding(None, f"{platform.system()} on {platform.machine()}, {os.cpu_count()} processors")
-    yield _cpu_kernels()
+    yield from cpu.environment()
+    yield from cpu.kernels()
 
 
 def packages() -> Iterator[Finding]:
@@ -36,18 +38,3 @@ def packages() -> Iterator[Finding]:
         yield Finding(None, f"not installed, and needed to serve: {', '.join(missing)}", HOW_TO_INSTALL)
     if importlib.util.find_spec("torch") is not None:
         yield from gpu()
-
-
-def _cpu_kernels() -> Finding:
-    try:
-        from inference_server.cpu.linear.backends import missing_kernels
-    except ImportError:
-        return Finding(None, "the inference server is not installed here: the kernels for this CPU are not checked")
-    reason = missing_kernels()
-    if not reason:
-        return Finding(True, "models on this CPU use the fastest compiled kernels")
-    return Finding(
-        None,
-        f"models on this CPU do not use the fastest compiled kernels: {reason}",
-        "Their linear layers use torch's operations instead, which are slower.",
-    )

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,17 @@ from tests.e2e.stack import OTHER_SERVER, Stack
 ACCOUNT = "0123456789abcdef0123456789abcdef"
 # Numbers of generated requests, by model. They show how thorough the tests were.
 generated: Counter[str] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send the numbers to the process that prints them, if the tests run in several processes."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["generated"] = dict(generated)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    generated.update(getattr(node, "workeroutput", {}).get("generated", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,6 +1,8 @@
 """JSON mode on the default model at temperature 1: replies parse and fit the schema, streamed or not."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jsonschema_rs
 import pytest
@@ -38,33 +40,55 @@ def test_there_are_fifty_schemas():
     assert len(SCHEMAS) == 50 and len({json.dumps(schema) for schema in SCHEMAS}) == 50
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Return eight threads that send requests, as many as the server has slots: a batch takes little longer than one."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def whole(api, pool) -> list[Future[requests.Response]]:
+    """Ask for a complete reply to each schema."""
+    return [pool.submit(ask, api, body(schema, seed=seed)) for seed, schema in enumerate(SCHEMAS, start=1)]
+
+
+@pytest.fixture(scope="module")
+def streamed(api, pool) -> list[Future[requests.Response]]:
+    """Ask for a streamed reply to each schema."""
+    return [pool.submit(ask, api, body(schema, seed=seed, stream=True)) for seed, schema in enumerate(SCHEMAS, 101)]
+
+
 @pytest.mark.parametrize("number", range(len(SCHEMAS)))
-def test_a_reply_fits_its_schema(api, number):
-    response = ask(api, body(SCHEMAS[number], seed=number + 1))
+def test_a_reply_fits_its_schema(whole, number):
+    response = whole[number].result()
     assert response.status_code == 200, response.text
     assert fits(response.json()["result"]["response"], SCHEMAS[number]), response.text
 
 
 @pytest.mark.parametrize("number", range(len(SCHEMAS)))
-def test_a_streamed_reply_fits_its_schema(api, number):
-    response = ask(api, body(SCHEMAS[number], seed=number + 101, stream=True))
-    *events, done = response.content.decode().strip().split("\n\n")
+def test_a_streamed_reply_fits_its_schema(streamed, number):
+    *events, done = streamed[number].result().content.decode().strip().split("\n\n")
     text = "".join(json.loads(event.removeprefix("data: "))["response"] for event in events)
     assert done == "data: [DONE]" and fits(json.loads(text), SCHEMAS[number]), text
 
 
 @pytest.mark.parametrize("number", range(len(UNBOUNDED)))
-def test_a_complete_reply_fits_an_unbounded_schema(stack, number):
+def test_a_complete_reply_fits_an_unbounded_schema(stack, pool, number):
     given = {"type": "json_schema", "json_schema": {"name": "x", "schema": UNBOUNDED[number]}}
-    fields = {"model": MODEL, "messages": [{"role": "user", "content": "Make something up."}], "temperature": 1}
-    for seed in range(1, 6):
-        wanted = {**fields, "response_format": given, "max_tokens": 200, "seed": seed}
-        url = f"http://{stack.http_address}/v1/chat/completions"
-        (choice,) = requests.post(url, json=wanted, timeout=110).json()["choices"]
-        if choice["finish_reason"] == "stop":
-            assert fits(json.loads(choice["message"]["content"]), UNBOUNDED[number]), choice
+    messages = [{"role": "user", "content": "Make something up."}]
+    fields = {"model": MODEL, "messages": messages, "temperature": 1, "response_format": given, "max_tokens": 200}
+    url = f"http://{stack.http_address}/v1/chat/completions"
+
+    def choice(seed):
+        (choice,) = requests.post(url, json={**fields, "seed": seed}, timeout=110).json()["choices"]
+        return choice
+
+    for reply in pool.map(choice, range(1, 6)):
+        if reply["finish_reason"] == "stop":
+            assert fits(json.loads(reply["message"]["content"]), UNBOUNDED[number]), reply
         else:
-            assert choice["finish_reason"] == "length"
+            assert reply["finish_reason"] == "length"
 
 
 def test_json_object_mode_replies_are_objects(api):

@@ -3,25 +3,15 @@
 A section stands between `<!-- generated: NAME -->` and `<!-- /generated -->`. A test compares each section with the code.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from benchmarks.report import readme
+from benchmarks.report.classes import all_classes
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 from tests.docs import errors, metrics, settings
 from tests.support.processes import ROOT
 
-RESULTS = ROOT / "benchmarks" / "results"
 _END = "<!-- /generated -->"
-# The README's five rows: title, weights, and the peer's name in the results.
-_PEERS = (
-    ("**Tailrace**", "int4", "tailrace-int4"),
-    ("llama.cpp server", "int4", "llama.cpp"),
-    ("**Tailrace**", "16-bit", "tailrace-16bit"),
-    ("vLLM for CPU", "16-bit", "vllm"),
-    ("**Tailrace**", "int8", "tailrace-int8"),
-)
-_STREAMS = (1, 8, 32)
 
 
 def sampling() -> str:
@@ -34,24 +24,8 @@ def sampling() -> str:
 
 
 def performance() -> str:
-    """Return the README's table of the newest complete benchmark in Markdown."""
-    cases = {name: peer["cases"] for name, peer in json.loads(newest_results().read_text())["peers"].items()}
-    streams = " | ".join(f"tokens/s, {n} stream{'s' if n > 1 else ''}" for n in _STREAMS)
-    lines = [f"| | weights | {streams} | first token, ms | memory, MiB |", "|---|---|" + "---|" * (len(_STREAMS) + 2)]
-    for title, weights, peer in _PEERS:
-        figures = [_median(cases[peer], f"short-{n}", "tokens_per_s") for n in _STREAMS]
-        figures += [_median(cases[peer], "short-1", "ttft_p50_ms"), _median(cases[peer], "memory", "peak_mib")]
-        lines.append(f"| {title} | {weights} | " + " | ".join(f"{figure:,.0f}" for figure in figures) + " |")
-    return "\n".join(lines)
-
-
-def newest_results() -> Path:
-    """Return the newest results of the whole benchmark."""
-    return max(RESULTS.glob("*-full.json"))
-
-
-def _median(cases: dict, case: str, figure: str) -> float:
-    return float(cases[case][figure]["median"])
+    """Return the README's table of the newest benchmarks in Markdown."""
+    return readme.table(all_classes())
 
 
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {

@@ -12,6 +12,7 @@ from tests.exact.reference import LARGEST_GAP, MODES, default_entry, first_gap, 
 from tests.support.engines import Recorder, collect, hosting, request
 
 SHORT_PROMPTS = [5, 70]
+NUM_TOKENS = 24
 # In float32 nothing may differ. In the others the first differing token must have been nearly as likely.
 CASES = [("float32", "joining"), ("float16", "eight at a time")]
 
@@ -21,8 +22,8 @@ async def test_short_prompts_get_the_greedy_tokens_of_generate(precision, mode):
     async with hosting(default_entry(precision), max_running_seqs=8) as models:
         model = models["default"]
         texts = prompts(model.prompts, SHORT_PROMPTS)
-        ours = await MODES[mode](model, texts)
-    reference = generate(precision, texts)
+        ours = await MODES[mode](model, texts, NUM_TOKENS)
+    reference = generate(precision, texts, NUM_TOKENS)
     gaps = [first_gap(theirs, tokens) for theirs, tokens in zip(reference, ours, strict=True)]
     in_force = resolve_precision(precision, torch.device("cpu"))
     assert max(0.0 if gap is None else max(gap, 1e-9) for gap in gaps) <= LARGEST_GAP[in_force]

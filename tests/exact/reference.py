@@ -20,6 +20,7 @@ from inference_server.weights.loader import load_model
 from tests.support.engines import GREEDY, Recorder, collect, request
 
 NUM_TOKENS = 64
+KEPT_LOGITS = 256  # of each position
 PROMPT_LENGTHS = [5, 8, 12, 17, 25, 36, 50, 70, 100, 140, 190, 256, 257, 330, 450, 600, 800, 1024, 1250, 1500]
 # The first differing token may be this much below the reference's logit. transformers alone and batched differ as much.
 LARGEST_GAP = {"float32": 0.0, "bfloat16": 0.25, "bitsandbytes-int8": 1.0}
@@ -55,9 +56,16 @@ def prompts(encoder: PromptEncoder, lengths: list[int]) -> list[TokenIds]:
 
 @dataclass
 class Reference:
-    """Greedy tokens of `generate`, and their logits as float32 of shape (num_tokens, vocab_size)."""
+    """Greedy tokens of `generate`, and the likeliest tokens at each position, the likeliest first.
+
+    Attributes:
+        token_ids: The reply.
+        likeliest: Token ids, int64 of shape (num_tokens, KEPT_LOGITS).
+        logits: Their logits, float32 of the same shape.
+    """
 
     token_ids: TokenIds
+    likeliest: torch.Tensor
     logits: torch.Tensor
 
 
@@ -68,7 +76,7 @@ def reference_model(precision: Precision) -> Any:
     return load_model(weights, precision, device=cpu, cache_dir=Settings().cache_dir, attention_name="sdpa").model
 
 
-def generate(precision: Precision, prompts: list[TokenIds]) -> list[Reference]:
+def generate(precision: Precision, prompts: list[TokenIds], num_tokens: int = NUM_TOKENS) -> list[Reference]:
     """Generate the reply to each prompt by itself."""
     model = reference_model(precision)
     references = []
@@ -78,13 +86,13 @@ def generate(precision: Precision, prompts: list[TokenIds]) -> list[Reference]:
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            max_new_tokens=NUM_TOKENS,
+            max_new_tokens=num_tokens,
             eos_token_id=None,
             output_logits=True,
             return_dict_in_generate=True,
         )
-        logits = torch.cat(output.logits).float()
-        references.append(Reference(output.sequences[0, len(prompt) :].tolist(), logits))
+        logits, likeliest = torch.cat(output.logits).float().topk(KEPT_LOGITS)
+        references.append(Reference(output.sequences[0, len(prompt) :].tolist(), likeliest, logits))
     return references
 
 
@@ -110,38 +118,42 @@ def tie_gap(model: Any, generation: GenerationRequest, one: TokenIds, other: Tok
 
 
 def first_gap(reference: Reference, token_ids: TokenIds) -> float | None:
-    """Return how many logits the engine's first differing token is below the reference's. None if all are equal."""
-    assert len(token_ids) == NUM_TOKENS
+    """Return how many logits the engine's first differing token is below the reference's. None if all are equal.
+
+    It is infinity if the engine's token is not among the KEPT_LOGITS likeliest.
+    """
+    assert len(token_ids) == len(reference.token_ids)
     for position, (ours, theirs) in enumerate(zip(token_ids, reference.token_ids, strict=True)):
         if ours != theirs:
             logits = reference.logits[position]
-            return float(logits[theirs] - logits[ours])
+            found = logits[reference.likeliest[position] == ours]
+            return float(logits[0] - found) if len(found) else math.inf
     return None
 
 
-async def alone(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]:
+async def alone(model: HostedModel, prompts: list[TokenIds], num_tokens: int = NUM_TOKENS) -> list[TokenIds]:
     recorder = Recorder(model)
     for index, prompt in enumerate(prompts):
-        await collect(model, _greedy(index, prompt))
+        await collect(model, _greedy(index, prompt, num_tokens))
     return _completions(recorder, prompts)
 
 
-async def eight_at_a_time(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]:
+async def eight_at_a_time(model: HostedModel, prompts: list[TokenIds], num_tokens: int = NUM_TOKENS) -> list[TokenIds]:
     recorder = Recorder(model)
     for first in range(0, len(prompts), 8):
         group = range(first, min(first + 8, len(prompts)))
-        await asyncio.gather(*(collect(model, _greedy(index, prompts[index])) for index in group))
+        await asyncio.gather(*(collect(model, _greedy(index, prompts[index], num_tokens)) for index in group))
     return _completions(recorder, prompts)
 
 
-async def joining(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]:
+async def joining(model: HostedModel, prompts: list[TokenIds], num_tokens: int = NUM_TOKENS) -> list[TokenIds]:
     """Start each prompt after the one before it has sent some deltas: 1, 4, 7, 10, 1, …"""
     recorder = Recorder(model)
 
     async def run(index: int) -> None:
         follower: asyncio.Task[None] | None = None
         num_deltas = 0
-        async with model.submit(_greedy(index, prompts[index])) as reply:
+        async with model.submit(_greedy(index, prompts[index], num_tokens)) as reply:
             async for event in reply:
                 num_deltas += isinstance(event, Delta)
                 if follower is None and num_deltas > (3 * index) % 12 and index + 1 < len(prompts):
@@ -152,15 +164,15 @@ async def joining(model: HostedModel, prompts: list[TokenIds]) -> list[TokenIds]
     return _completions(recorder, prompts)
 
 
-MODES: dict[str, Callable[[HostedModel, list[TokenIds]], Awaitable[list[TokenIds]]]] = {
+MODES: dict[str, Callable[..., Awaitable[list[TokenIds]]]] = {
     "alone": alone,
     "eight at a time": eight_at_a_time,
     "joining": joining,
 }
 
 
-def _greedy(index: int, prompt: TokenIds):
-    return request(prompt, request_id=str(index), sampling=GREEDY, max_tokens=NUM_TOKENS)
+def _greedy(index: int, prompt: TokenIds, num_tokens: int):
+    return request(prompt, request_id=str(index), sampling=GREEDY, max_tokens=num_tokens)
 
 
 def _completions(recorder: Recorder, prompts: list[TokenIds]) -> list[TokenIds]:

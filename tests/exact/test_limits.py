@@ -40,21 +40,18 @@ async def test_int8_accepts_2048_prompt_tokens_and_refuses_2049():
 
 
 @pytest.mark.exact
-async def test_both_models_have_exactly_the_announced_limits():
-    entries = [entry for entry in read_catalog(DEFAULT_CATALOG) if entry.name in LIMITS]
-    async with hosting(*entries, max_running_seqs=1) as models:
-        for name, limits in LIMITS.items():
-            await check(models[name], *limits)
-
-
-async def check(model, context_length: int, sequence_length: int) -> None:
-    text = model.prompts.encode_text(CORPUS.read_text() * 2)
-    prompt = text[:context_length]
-    with pytest.raises(PromptTooLong):
-        model.check_length(context_length + 1)
-    model.check_length(context_length)
-    reply = await collect(model, request(prompt, max_tokens=model.max_tokens(context_length, 10**6)))
+@pytest.mark.parametrize("name", LIMITS)
+async def test_a_model_has_exactly_the_announced_limits(name, report):
+    (entry,) = (entry for entry in read_catalog(DEFAULT_CATALOG) if entry.name == name)
+    context_length, sequence_length = LIMITS[name]
+    async with hosting(entry, max_running_seqs=1) as models:
+        model = models[name]
+        prompt = model.prompts.encode_text(CORPUS.read_text() * 2)[:context_length]
+        with pytest.raises(PromptTooLong):
+            model.check_length(context_length + 1)
+        model.check_length(context_length)
+        reply = await collect(model, request(prompt, max_tokens=model.max_tokens(context_length, 10**6)))
     assert reply.completed.finish_reason is FinishReason.LENGTH
     assert reply.completed.usage.completion_tokens == sequence_length
     assert reply.completed.usage.prompt_tokens == context_length
-    print(f"\n{model.entry.name}: {context_length} in, {sequence_length} out, {reply.completed.timings}")
+    report(f"{name}: {context_length} in, {sequence_length} out, {reply.completed.timings}")

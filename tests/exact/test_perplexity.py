@@ -68,7 +68,7 @@ async def measure(precision: str, **settings: bool) -> float:
 
 @pytest.mark.exact
 @pytest.mark.timeout(600)
-async def test_int8_is_close_to_16_bits_and_better_than_bitsandbytes():
+async def test_int8_is_close_to_16_bits_and_better_than_bitsandbytes(report):
     async with hosting(default_entry("float16"), max_running_seqs=1) as models:
         token_ids = corpus(models["default"])
         sixteen_bits = perplexity(token_ids, engine_logits(models["default"]))
@@ -77,7 +77,7 @@ async def test_int8_is_close_to_16_bits_and_better_than_bitsandbytes():
     model = reference_model("bitsandbytes-int8")
     own = perplexity(token_ids, lambda window: model(torch.tensor([window])).logits[0])
     for name, value in {"int8, weights alone": int8, "int8, bitsandbytes' own product": own}.items():
-        print(f"\n{name}: perplexity {value:.3f}, {value / sixteen_bits - 1:+.2%} of {sixteen_bits:.3f}")
+        report(f"{name}: perplexity {value:.3f}, {value / sixteen_bits - 1:+.2%} of {sixteen_bits:.3f}")
     assert Settings().int8_threshold == 0.0
     assert int8 <= 1.01 * sixteen_bits
     assert int8 < own
@@ -85,10 +85,10 @@ async def test_int8_is_close_to_16_bits_and_better_than_bitsandbytes():
 
 @pytest.mark.exact
 @pytest.mark.timeout(600)
-async def test_int4_of_a_q4_1_file_differs_only_by_the_rounded_head():
+async def test_int4_of_a_q4_1_file_differs_only_by_the_rounded_head(report):
     float32 = await measure("float32")
     # Prompts are multiplied as integers, or in bfloat16, which is faster for many rows.
     for invariant in (True, False):
         int4 = await measure("int4", batch_invariant=invariant)
-        print(f"\nint4, batch_invariant={invariant}: perplexity {int4:.3f}, {int4 / float32 - 1:+.3%} of {float32:.3f}")
+        report(f"int4, batch_invariant={invariant}: perplexity {int4:.3f}, {int4 / float32 - 1:+.3%} of {float32:.3f}")
         assert int4 == pytest.approx(float32, rel=0.003)

@@ -32,3 +32,15 @@ def test_a_phase_that_fails_has_no_last_line(caplog):
         raise ValueError("broken")
     time.sleep(0.06)
     assert [record.getMessage() for record in caplog.records] == ["loading tiny"]
+
+
+def test_a_brief_phase_has_lines_only_if_it_takes_long(caplog):
+    caplog.set_level(logging.INFO)
+    with progress("importing", is_brief=True):
+        pass
+    assert caplog.records == []
+    with progress("importing", every_seconds=0.02, is_brief=True):
+        time.sleep(0.05)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == "… importing: 0 s so far"
+    assert messages[-1].startswith("importing: done in 0.")

@@ -1,12 +1,17 @@
 """Settings: values from the environment, and the messages for wrong ones."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from inference_server.kernels.isa import choice, cpu
 from inference_server.settings import DEFAULT_CATALOG, Group, PrefillTokens, Settings
 from tailrace_shared.config_errors import ConfigurationError
+
+# An instruction set of another architecture than this CPU's.
+FOREIGN = "neon" if cpu.is_x86() else "avx2"
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +24,10 @@ def settings(monkeypatch, **variables):
     for name, value in variables.items():
         monkeypatch.setenv(f"TAILRACE_{name}", value)
     return Settings.from_environment()
+
+
+def _raise_import_error():
+    raise ImportError("no module")
 
 
 def complaint(monkeypatch, **variables):
@@ -49,6 +58,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         CATALOG="/etc/models.toml",
         CACHE_DIR="/var/cache/models",
         DEVICE="cpu",
+        CPU_FEATURES="None",
         MAX_RUNNING_SEQS="8",
         MAX_WAITING_SEQS="0",
         MAX_WAITING_TOKENS="9000",
@@ -84,6 +94,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         catalog=Path("/etc/models.toml"),
         cache_dir=Path("/var/cache/models"),
         device="cpu",
+        cpu_features="none",
         max_running_seqs=8,
         max_waiting_seqs=0,
         max_waiting_tokens=9000,
@@ -123,6 +134,8 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         ("GRPC_ADDRESS", "localhost:-1", "its port is not a number"),
         ("GRPC_HEALTH_ADDRESS", "50052", "it is not host:port"),
         ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("CPU_FEATURES", "avx3", "there is no instruction set of this name (possible here: "),
+        ("CPU_FEATURES", FOREIGN, "this CPU lacks this instruction set (possible here: "),
         ("MAX_RUNNING_SEQS", "0", "greater than or equal to 1"),
         ("MAX_RUNNING_SEQS", "1025", "less than or equal to 1024"),
         ("MAX_RUNNING_SEQS", "many", "valid integer"),
@@ -177,6 +190,19 @@ def test_the_cache_is_in_the_home_folder_by_default(monkeypatch, unset):
     if unset:
         monkeypatch.delenv("XDG_CACHE_HOME")
     assert settings(monkeypatch).cache_dir == Path("/home/user/.cache/tailrace")
+
+
+def test_the_description_lists_every_instruction_set():
+    description = Settings.model_fields["cpu_features"].description
+    assert all(re.search(rf"\b{name}[ ,]", description) for name in choice.NAMES)
+
+
+def test_an_instruction_set_cannot_be_chosen_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(choice, "available", lambda: ())
+    monkeypatch.setattr(cpu, "is_x86", _raise_import_error)
+    assert complaint(monkeypatch, CPU_FEATURES="avx2") == (
+        "TAILRACE_CPU_FEATURES=avx2: only none is possible, because llvmlite, which compiles the kernels, is not installed"
+    )
 
 
 def test_settings_cannot_be_changed(monkeypatch):

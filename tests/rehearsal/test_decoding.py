@@ -54,7 +54,7 @@ async def test_a_recorded_layer_has_nine_operators(
     assert rest.total() <= 20
 
 
-async def test_a_prefill_pass_of_sixteen_prompts_has_as_many_operators_as_one_of_a_single_prompt(
+async def test_sixteen_prompts_take_as_many_operators_as_one(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operators: dict[int, Counter[str]] = {}

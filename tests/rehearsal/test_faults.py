@@ -41,7 +41,7 @@ MODELS: dict[str, tuple[str, Precision, list[str]]] = {
 
 
 @pytest.mark.parametrize(("kind", "phase"), [(kind, phase) for kind in MODELS for phase in MODELS[kind][2]])
-async def test_requests_complete_or_fail_clearly_when_memory_runs_out_and_later_ones_complete(
+async def test_requests_complete_or_fail_clearly_when_memory_runs_out(
     kind: str, phase: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     architecture, precision, _ = MODELS[kind]
@@ -85,7 +85,7 @@ async def test_random_replies_complete_or_fail_clearly_when_memory_runs_out(
 
 
 @pytest.mark.parametrize("countdown", [0, 20, 400])
-async def test_memory_that_runs_out_during_the_recording_is_a_clear_error_or_harmless(
+async def test_too_little_memory_for_the_recording_is_a_clear_error_or_harmless(
     countdown: int, tiny_model: Callable[[str], Path]
 ) -> None:
     folder, remaining, received = tiny_model("llama-3"), [countdown], None

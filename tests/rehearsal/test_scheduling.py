@@ -41,7 +41,7 @@ class _BuilderOfTwo:
         return await native.build(spec)
 
 
-async def test_a_second_request_reads_the_blocks_of_the_first_and_gets_the_same_reply(
+async def test_a_second_request_reads_the_first_ones_blocks_and_replies_equally(
     tiny_model: Callable[[str], Path],
 ) -> None:
     folder = tiny_model("llama-3")
@@ -65,7 +65,7 @@ async def test_preempted_requests_get_the_replies_of_transformers(tiny_model: Ca
     Reference(folder).assert_greedy(PROMPTS, received)
 
 
-async def test_prompts_that_arrive_during_decoding_share_passes_with_decoded_tokens(
+async def test_prompts_that_arrive_late_share_passes_with_decoded_tokens(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, sizes = tiny_model("llama-3"), []

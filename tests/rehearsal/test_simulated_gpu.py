@@ -41,7 +41,7 @@ def in_another_thread(work: Callable[[], object]) -> None:
     thread.join()
 
 
-def test_a_violation_fails_the_rehearsal_even_if_the_code_handles_the_error() -> None:
+def test_a_violation_fails_the_rehearsal_even_if_the_error_is_handled() -> None:
     with pytest.raises(AssertionError, match="aten.add.Tensor|aten.add"), rehearsal(SimulatedGpu()):
         try:
             torch.ones(2, device=CUDA) + torch.ones(2)
@@ -157,7 +157,7 @@ INTERFERENCE = {
 
 
 @pytest.mark.parametrize(("reason", "interfere"), INTERFERENCE.items(), ids=INTERFERENCE.keys())
-def test_another_thread_must_not_wait_for_the_device_or_capture_during_a_capture(
+def test_another_thread_must_not_synchronize_or_capture_during_a_capture(
     gpu: SimulatedGpu, reason: str, interfere: Callable[[], object]
 ) -> None:
     with suppress(Refused):

@@ -1,25 +1,27 @@
 """`tailrace doctor` without running services: its findings about machine, settings, models and other programs."""
 
+import itertools
 import os
 import socket
-import sys
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from types import ModuleType
 
 import pytest
 
 from inference_server.weights.package_model import PackageModel
 from inference_server.weights.source import Weights
-from tailrace_cli.doctor import configuration, machine, network
+from tailrace_cli.doctor import configuration, cpu_speed, network
 from tailrace_cli.doctor.command import doctor
+
+PRECISIONS = ("bfloat16", "bitsandbytes-int8", "int4")
 
 
 @pytest.fixture
 def report(environment, monkeypatch, capsys):
-    """Returns exit code and report with some settings."""
+    """Returns exit code and report with some settings. The speed of the CPU is not measured."""
+    monkeypatch.setattr(cpu_speed, "measure", lambda isa: dict.fromkeys(itertools.product(PRECISIONS, (1, 32)), 0.002))
 
     def run(**settings):
         for name in [name for name in os.environ if name.startswith("TAILRACE_")]:
@@ -57,6 +59,8 @@ def test_other_misspelt_variable_is_reported_with_the_nearest_name(report):
     ("name", "value", "problem"),
     [
         ("profile", "2024", "the bridge does not start: TAILRACE_PROFILE=2024"),
+        ("cpu_features", "avx3", "the inference server does not start: TAILRACE_CPU_FEATURES=avx3: there is no"),
+        ("cpu_features", "avx3", "the kernels cannot be chosen: TAILRACE_CPU_FEATURES=avx3: there is no"),
         ("device", "tpu", "the inference server does not start: TAILRACE_DEVICE=tpu"),
         ("http_address", "0.0.0.0:80", "the bridge does not start: TAILRACE_HTTP_ADDRESS=0.0.0.0:80 is open to other"),
         ("http_address", "foo", "the bridge does not start: TAILRACE_HTTP_ADDRESS=foo: it is not host:port"),
@@ -196,35 +200,3 @@ def test_missing_token_is_not_a_refused_one(token, is_ok, text):
     assert ready.is_ok
     assert (finding.is_ok, finding.text, finding.is_warning) == (is_ok, text, not token)
     assert "--token or TAILRACE_TOKEN" in finding.advice
-
-
-# CPU kernels.
-
-
-BACKENDS = "inference_server.cpu.linear.backends"
-
-
-def backends(monkeypatch, reason):
-    """Replace the server's choice of linear backends."""
-    module = ModuleType(BACKENDS)
-    module.missing_kernels = lambda: reason
-    monkeypatch.setitem(sys.modules, BACKENDS, module)
-
-
-def test_cpu_with_all_features_uses_the_fastest_kernels(monkeypatch):
-    backends(monkeypatch, "")
-    finding = list(machine.machine())[-1]
-    assert (finding.is_ok, "use the fastest compiled kernels" in finding.text) == (True, True)
-
-
-def test_cpu_without_a_feature_uses_slower_operations_of_torch(monkeypatch):
-    backends(monkeypatch, "this CPU lacks tiles")
-    finding = list(machine.machine())[-1]
-    assert finding.is_ok is None
-    assert finding.text.endswith(": this CPU lacks tiles") and "torch's operations" in finding.advice
-
-
-def test_kernels_are_not_checked_without_the_server(monkeypatch):
-    monkeypatch.setitem(sys.modules, BACKENDS, None)
-    finding = list(machine.machine())[-1]
-    assert finding.is_ok is None and "not installed here" in finding.text

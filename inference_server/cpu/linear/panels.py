@@ -5,6 +5,8 @@ on an instruction set that widens the weights for many rows. Integer kernels con
 compute exactly from there. The kernel for widened weights rounds activations and weights to bfloat16.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -17,16 +19,17 @@ from inference_server.cpu.linear.kernel_linear import (
     layout_name,
 )
 from inference_server.kernels.isa.choice import chosen, obstacle
-from inference_server.kernels.isa.instruction_set import InstructionSet
 from inference_server.kernels.jit.kernel import Kernel, kernel
-from inference_server.kernels.linear import int4, int8
-from inference_server.kernels.linear.activations import workspace_bytes
+from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
+
+if TYPE_CHECKING:
+    from inference_server.kernels.isa.instruction_set import InstructionSet
 
 LAYOUT_VERSION = 1  # increment when the order of the weights below changes
 _PANEL = 16  # outputs of a panel
 _OUTPUTS = 32  # outputs that a kernel computes at a time: two panels
 # The number of inputs must be a multiple of these.
-_DIVISORS = {"bf16": 32, "int8": int8.TILE_INPUTS, "int4": GROUP}
+_DIVISORS = {"bf16": 32, "int8": INT8_TILE_INPUTS, "int4": GROUP}
 # With more inputs, sums of int8 products could overflow int32, and widened int4 weights could overflow the stack.
 _MAX_INPUTS = 32768
 
@@ -36,12 +39,12 @@ class PanelBackend:
 
     layout_version = LAYOUT_VERSION
 
-    def __init__(self, isa: InstructionSet | None = None) -> None:
+    def __init__(self, isa: "InstructionSet | None" = None) -> None:
         """`isa`: the instruction set; by default the best one of this CPU, or the one that the environment names."""
         self._given = isa
 
     @property
-    def isa(self) -> InstructionSet | None:
+    def isa(self) -> "InstructionSet | None":
         """Return the instruction set, or None if kernels cannot run here."""
         return self._given or chosen()
 
@@ -114,7 +117,7 @@ class PanelLinear(KernelLinear):
 
     panel_outputs = _OUTPUTS
 
-    def __init__(self, packed: PackedWeights, isa: InstructionSet) -> None:
+    def __init__(self, packed: PackedWeights, isa: "InstructionSet") -> None:
         """`isa`: the instruction set of the kernel, whose layout the weights have."""
         self._isa = isa
         super().__init__(packed)
@@ -131,7 +134,7 @@ class Bf16Linear(PanelLinear):
 
     dtype = torch.bfloat16
 
-    def __init__(self, packed: PackedWeights, isa: InstructionSet) -> None:
+    def __init__(self, packed: PackedWeights, isa: "InstructionSet") -> None:
         super().__init__(packed, isa)
         self._kernel = self._required("linear-bf16-head" if packed.kind.is_head else "linear-bf16")
         self.out_dtype = torch.float32 if packed.kind.is_head else torch.bfloat16
@@ -148,7 +151,7 @@ class Bf16Linear(PanelLinear):
 class Int8Linear(PanelLinear):
     """A linear layer with int8 weights, 1 byte each, and one scale for each output."""
 
-    def __init__(self, packed: PackedWeights, isa: InstructionSet) -> None:
+    def __init__(self, packed: PackedWeights, isa: "InstructionSet") -> None:
         super().__init__(packed, isa)
         self._kernel = self._required("linear-int8")
 
@@ -158,13 +161,13 @@ class Int8Linear(PanelLinear):
 
     def workspace_bytes(self, num_rows: int) -> int:
         """Return the bytes of the rows' digits, row scales and sums."""
-        return workspace_bytes(num_rows, self.in_features, int8.TILE_INPUTS)
+        return workspace_bytes(num_rows, self.in_features, INT8_TILE_INPUTS)
 
 
 class Int4Linear(PanelLinear):
     """A linear layer with int4 weights: a code of 4 bits each, and for every 32 inputs a scale and a minimum in float16."""
 
-    def __init__(self, packed: PackedWeights, isa: InstructionSet) -> None:
+    def __init__(self, packed: PackedWeights, isa: "InstructionSet") -> None:
         super().__init__(packed, isa)
         self._exact = self._required("linear-int4")
         self._min_rows = None if packed.kind.is_invariant else isa.min_rows_widened
@@ -176,7 +179,7 @@ class Int4Linear(PanelLinear):
 
     def workspace_bytes(self, num_rows: int) -> int:
         """Return the bytes of the rows' digits, row scales and sums, which also suffice for rows in bfloat16."""
-        return workspace_bytes(num_rows, self.in_features, int4.TILE_INPUTS)
+        return workspace_bytes(num_rows, self.in_features, INT4_TILE_INPUTS)
 
 
 def _in_order(tensor: Tensor, is_gated: bool) -> Tensor:

@@ -14,6 +14,7 @@ from inference_server.engine.native.step_loop import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
+from inference_server.progress import progress
 from inference_server.settings import Settings
 from inference_server.weights.loader import total_memory_bytes
 from inference_server.weights.prepare import PreparedModel, prepare
@@ -46,8 +47,9 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
         invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
         cache_dtype=cache_dtype(key.precision) if device.type == "cpu" else None,
     )
-    await in_daemon_thread(runner.probe)
-    await in_daemon_thread(runner.record_graphs)
+    with progress(f"compiling and checking {key.weights} as {key.precision}", is_brief=True):
+        await in_daemon_thread(runner.probe)
+        await in_daemon_thread(runner.record_graphs)
     logger.info(
         "%s as %s on %s: weights %.2f GiB, KV cache up to %.2f GiB (%d tokens) of %.1f GiB memory",
         key.weights,

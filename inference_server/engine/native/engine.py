@@ -90,6 +90,10 @@ class Engine(BaseEngine):
         self._fail_all(ServerStopping("this server is stopping"))
 
     @property
+    def path(self) -> str:
+        return self.runner.path
+
+    @property
     def vocab_size(self) -> int:
         return self.runner.vocab_size
 

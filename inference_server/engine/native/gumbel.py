@@ -49,6 +49,11 @@ class Keys:
         self._states += np.uint64(_GOLDEN_GAMMA)
         return keys.astype("<u8", copy=False).view(np.int32).reshape(-1, 2)
 
+    def take_integers(self) -> list[int]:
+        """Return the keys as integers, and advance every row by one position."""
+        keys: list[int] = self.take().view(np.uint64)[:, 0].tolist()
+        return keys
+
 
 def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     """Return random numbers in (0, 1], float32 of shape (num_rows, n).
@@ -71,7 +76,7 @@ def uniform_of_some(keys: Tensor, token_ids: Tensor, vocab_size: int) -> Tensor:
         token_ids: int64 of shape (num_rows, n) below `vocab_size`.
         vocab_size: Number of tokens.
     """
-    first, second = _halves_of_all(vocab_size, token_ids.device)
+    first, second = token_hashes(vocab_size, token_ids.device)
     return _uniform(keys, first[token_ids], second[token_ids])
 
 
@@ -80,7 +85,7 @@ def uniform_of_all(keys: Iterable[int] | Tensor, vocab_size: int, device: torch.
 
     `keys`: a key for each row, or int32 of shape (num_rows, 2) on the device, as in `Keys`.
     """
-    return _uniform(keys, *_halves_of_all(vocab_size, device))
+    return _uniform(keys, *token_hashes(vocab_size, device))
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
@@ -104,9 +109,10 @@ def _uniform(keys: Iterable[int] | Tensor, first: Tensor, second: Tensor) -> Ten
 
 
 @functools.lru_cache(maxsize=8)
-def _halves_of_all(vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def token_hashes(vocab_size: int, device: torch.device) -> Tensor:
+    """Return 64 bits of each token id as two halves, int32 of shape (2, vocab_size)."""
     with torch.inference_mode(False):  # cached tensors are used in later calls, also outside inference mode
-        return _halves(torch.arange(vocab_size, device=device))
+        return torch.stack(_halves(torch.arange(vocab_size, device=device)))
 
 
 def _halves(token_ids: Tensor) -> tuple[Tensor, Tensor]:

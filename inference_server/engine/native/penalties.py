@@ -4,6 +4,7 @@ The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and repl
 OpenAI's API reference, over the reply. This module never waits for the device.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 import torch
@@ -68,6 +69,21 @@ def penalty_strengths(params: Items[SamplingParams]) -> Tensor:
     """Return repetition, frequency and presence penalties on the CPU: float32 of shape (3, num_rows, 1)."""
     columns = [[param.repetition_penalty, param.frequency_penalty, param.presence_penalty] for param in params]
     return torch.tensor(columns, dtype=torch.float32).T[..., None].contiguous()
+
+
+def penalise_rows(logits: Tensor, states: Mapping[int, PenaltyState], params: Items[SamplingParams]) -> None:
+    """Penalise rows of logits in place.
+
+    Args:
+        logits: float32 of shape (num_rows, vocab_size).
+        states: Tokens of the penalised rows, by index of the row.
+        params: Parameters of all rows.
+    """
+    rows = list(states)
+    strengths = penalty_strengths([params[row] for row in rows]).to(logits.device)
+    counts = torch.stack([state.counts for state in states.values()])
+    seen = torch.stack([state.seen for state in states.values()])
+    logits[rows] = penalise(logits[rows], seen, counts, strengths)
 
 
 def penalise(logits: Tensor, seen: Tensor, counts: Tensor, strengths: Tensor) -> Tensor:

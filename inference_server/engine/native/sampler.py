@@ -9,15 +9,26 @@ text.
 import math
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from inference_server.engine.native import gumbel as noise
-from inference_server.engine.native.penalties import PenaltyState, penalise, penalty_strengths
-from inference_server.engine.native.shortlist import Limits, Shortlist, is_narrowed
+from inference_server.engine.native.penalties import PenaltyState, penalise_rows
+from inference_server.engine.native.shortlist import draw_from_likeliest, is_narrowed
 from inference_server.engine.sequence import Penalties
 from inference_server.generation import Candidate, SamplingParams, TokenLogprob
+from inference_server.kernels.jit.kernel import Kernel
+from inference_server.kernels.sampling.calls import (
+    GREEDY,
+    NO_EDITS,
+    Draw,
+    Edits,
+    row_record,
+    sample_rows,
+    sampling_kernel,
+)
 
 # Number of tokens per piece in the search for the largest logit. Searching in pieces is several times faster than
 # torch's own argmax.
@@ -56,7 +67,7 @@ class NotFinite(Exception):
 
 
 def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
-    """Sample one token for each row.
+    """Sample one token for each row, with the compiled kernel if there is one for these logits.
 
     Args:
         logits: float32 of shape (num_rows, vocab_size). Changed in place.
@@ -65,31 +76,104 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
     Raises:
         NotFinite: Rows cannot be sampled. The logits are then unchanged.
     """
+    kernel = sampling_kernel(logits)
+    return _sample_with_torch(logits, rows) if kernel is None else _sample_with_kernel(kernel, logits, rows)
+
+
+def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> list[Sample]:
+    hashes, vocab_size = noise.token_hashes(logits.shape[-1], logits.device), logits.shape[-1]
+    places = range(logits.data_ptr(), logits.data_ptr() + len(rows) * vocab_size * 4, vocab_size * 4)
+    draws = _draws(rows)
+    edits = {
+        index: _edits(row, vocab_size) for index, row in enumerate(rows) if row.penalties or row.allowed is not None
+    }
+    tops = {
+        index: torch.empty(max(1, min(row.params.logprobs, vocab_size)), 2, dtype=torch.int32)
+        for index, row in enumerate(rows)
+        if row.params.logprobs is not None
+    }
+    # Rows with edits are only examined at first, because logits must not change before all rows are known to be finite.
+    drawn = [GREEDY if index in edits else draw for index, draw in enumerate(draws)]
+    records = list(map(row_record, places, repeat(NO_EDITS), drawn))
+    for index, top in tops.items():
+        num_top = rows[index].params.logprobs or 0
+        records[index] = row_record(places[index], NO_EDITS, drawn[index], top.data_ptr(), min(num_top, vocab_size))
+    results = sample_rows(kernel, records, vocab_size, hashes)
+    if bad := [index for index, value in enumerate(results.largest) if not math.isfinite(value)]:
+        raise NotFinite(bad)
+    unchanged = {index: logits[index].clone() if index in edits else logits[index] for index in tops}
+    tokens = results.tokens
+    if edits:
+        records = [row_record(places[index], changes, draws[index]) for index, changes in edits.items()]
+        for index, token_id in zip(edits, sample_rows(kernel, records, vocab_size, hashes).tokens, strict=True):
+            tokens[index] = token_id
+    _choose_undecided(logits, tokens, rows)
+    samples = list(map(Sample, tokens))
+    for index, top in tops.items():
+        total = results.largest[index] + math.log(results.totals[index])
+        report = _report_of_kernel(unchanged[index], total, tokens[index], top, rows[index].params)
+        samples[index] = Sample(tokens[index], report)
+    return samples
+
+
+def _draws(rows: Items[Row]) -> list[Draw]:
+    params = [row.params for row in rows]
+    if all(param.is_greedy for param in params):
+        return [GREEDY] * len(rows)
+    keys = noise.Keys([param.seed for param in params], [row.position for row in rows]).take_integers()
+    return [
+        GREEDY if param.is_greedy else Draw(param.temperature, key, param.top_k or 0, param.top_p)
+        for param, key in zip(params, keys, strict=True)
+    ]
+
+
+def _edits(row: Row, vocab_size: int) -> Edits:
+    """Return the changes of a row's logits. Raises ValueError if their tensors have another vocabulary."""
+    state = row.penalties if isinstance(row.penalties, PenaltyState) else None
+    tensors = [None, None, row.allowed] if state is None else [state.seen, state.counts, row.allowed]
+    if any(each is not None and (each.shape != (vocab_size,) or not each.is_contiguous()) for each in tensors):
+        raise ValueError(f"penalties or allowed tokens are not those of a vocabulary of {vocab_size} tokens")
+    seen, counts, allowed = (0 if each is None else each.data_ptr() for each in tensors)
+    params = row.params
+    return Edits(seen, counts, allowed, params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+
+
+def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> None:
+    """Sample the rows without a token with torch."""
+    if undecided := [index for index, token_id in enumerate(tokens) if token_id < 0]:
+        chosen = _choose(_take(logits, undecided), [0] * len(undecided), [rows[index] for index in undecided])
+        for index, token_id in zip(undecided, chosen, strict=True):
+            tokens[index] = token_id
+
+
+def _report_of_kernel(logits: Tensor, total: float, token_id: int, top: Tensor, params: SamplingParams) -> TokenLogprob:
+    """Return the log probabilities of a row. `total`: logarithm of the sum of exp(logit)."""
+    candidates: tuple[Candidate, ...] = ()
+    if params.logprobs:
+        ids = top[:, 1].tolist()
+        if min(ids) < 0:  # fewer tokens have a finite logit
+            return _report(torch.log_softmax(logits, dim=-1), token_id, params)
+        values = top.view(torch.float32)[:, 0].tolist()
+        candidates = tuple(Candidate(other, value - total) for other, value in zip(ids, values, strict=True))
+    return TokenLogprob(Candidate(token_id, float(logits[token_id]) - total), candidates)
+
+
+def _sample_with_torch(logits: Tensor, rows: Items[Row]) -> list[Sample]:
     likeliest = _argmax(logits)  # torch counts NaN as the largest value
     largest = logits.gather(-1, likeliest[:, None]).squeeze(-1)
     if bad := [index for index, value in enumerate(largest.tolist()) if not math.isfinite(value)]:
         raise NotFinite(bad)
     logprobs = _logprobs_of_model(logits, rows)
-    if _apply_penalties(logits, rows) | _forbid(logits, rows):
+    states = {index: state for index, row in enumerate(rows) if isinstance(state := row.penalties, PenaltyState)}
+    if states:
+        penalise_rows(logits, states, [row.params for row in rows])
+    if _forbid(logits, rows) or states:
         likeliest = _argmax(logits)
     chosen = _choose(logits, likeliest.tolist(), rows)
     return [
         Sample(token_id, _report(logprobs[index], token_id, row.params) if row.params.logprobs is not None else None)
         for index, (token_id, row) in enumerate(zip(chosen, rows, strict=True))
     ]
-
-
-def _apply_penalties(logits: Tensor, rows: Items[Row]) -> bool:
-    """Apply the penalties of all rows in place. Returns True if there are any."""
-    penalised = [index for index, row in enumerate(rows) if row.penalties is not None]
-    if not penalised:
-        return False
-    states = [state for row in rows if isinstance(state := row.penalties, PenaltyState)]
-    strengths = penalty_strengths([rows[index].params for index in penalised]).to(logits.device)
-    counts = torch.stack([state.counts for state in states])
-    seen = torch.stack([state.seen for state in states])
-    logits[penalised] = penalise(logits[penalised], seen, counts, strengths)
-    return True
 
 
 def _forbid(logits: Tensor, rows: Items[Row]) -> bool:
@@ -110,18 +194,19 @@ def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]
     narrowed = [index for index in random if is_narrowed(rows[index].params)]
     whole = [index for index in random if not is_narrowed(rows[index].params)]
     at_once = max(1, _CACHED_LOGITS // logits.shape[-1]) if logits.device.type == "cpu" else len(rows)
-    parts = [(_draw_from_all, whole[first : first + at_once]) for first in range(0, len(whole), at_once)]
-    parts.append((_draw_from_likeliest, narrowed))
-    for draw, indices in parts:
+    parts = [whole[first : first + at_once] for first in range(0, len(whole), at_once)]
+    for indices in [*parts, narrowed]:
         if indices:
-            drawn_from = [rows[index] for index in indices]
-            temperatures = _column([row.params.temperature for row in drawn_from], logits)
-            for index, token_id in zip(indices, draw(_take(logits, indices), temperatures, drawn_from), strict=True):
+            params = [rows[index].params for index in indices]
+            temperatures = _column([param.temperature for param in params], logits)
+            draw = draw_from_likeliest if indices is narrowed else _draw_from_all
+            token_ids = draw(_take(logits, indices), temperatures, params, _keys([rows[index] for index in indices]))
+            for index, token_id in zip(indices, token_ids, strict=True):
                 chosen[index] = token_id
     return chosen
 
 
-def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
+def _draw_from_all(logits: Tensor, temperatures: Tensor, params: Items[SamplingParams], keys: Items[int]) -> list[int]:
     """Sample from all tokens: the token with the largest logit + temperature * noise.
 
     Multiplying the noise avoids another pass over the logits, to divide them by the temperature.
@@ -130,13 +215,13 @@ def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> li
     largest possible sums, for which the noise is computed. If another piece's bound exceeds the best sum of a row, the
     whole row is computed.
     """
-    uniforms = noise.uniform_of_all(_keys(rows), logits.shape[-1], logits.device)
+    uniforms = noise.uniform_of_all(keys, logits.shape[-1], logits.device)
     size = math.gcd(logits.shape[-1], _PIECE)
     if size < _PIECE // 8 or logits.shape[-1] // size <= NUM_PIECES:
         token_ids: list[int] = _argmax(logits + temperatures * noise.gumbel(uniforms)).tolist()
         return token_ids
     limits = torch.addcmul(logits, uniforms.log(), -temperatures)
-    limits, pieces = limits.view(len(rows), -1, size).amax(dim=-1).topk(NUM_PIECES + 1)
+    limits, pieces = limits.view(len(keys), -1, size).amax(dim=-1).topk(NUM_PIECES + 1)
     ids = (pieces[:, :-1, None] * size + torch.arange(size, device=logits.device)).flatten(1)
     best, places = (logits.gather(-1, ids) + temperatures * noise.gumbel(uniforms.gather(-1, ids))).max(dim=-1)
     winners = ids.gather(-1, places[:, None]).squeeze(-1)
@@ -144,25 +229,6 @@ def _draw_from_all(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> li
     for index in [index for index, token_id in enumerate(token_ids) if token_id < 0]:
         token_ids[index] = int((logits[index] + temperatures[index] * noise.gumbel(uniforms[index])).argmax())
     return token_ids
-
-
-def _draw_from_likeliest(logits: Tensor, temperatures: Tensor, rows: Items[Row]) -> list[int]:
-    """Sample from a sorted shortlist, or from the sorted vocabulary if top_k or top_p needs more tokens."""
-    scaled = logits / temperatures
-    likeliest = Shortlist.likeliest(scaled)
-    token_ids, is_settled = likeliest.pick(_limits(rows, scaled), _keys(rows))
-    chosen: list[int] = torch.where(is_settled, token_ids, -1).tolist()
-    if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
-        beyond_rows = [rows[index] for index in beyond]
-        whole = Shortlist.whole(_take(scaled, beyond))
-        token_ids, _ = whole.pick(_limits(beyond_rows, scaled), _keys(beyond_rows))
-        for index, token_id in zip(beyond, token_ids.tolist(), strict=True):
-            chosen[index] = token_id
-    return chosen
-
-
-def _limits(rows: Items[Row], like: Tensor) -> Limits:
-    return Limits.of([row.params for row in rows], lambda limits: limits.to(like.device))
 
 
 def _keys(rows: Items[Row]) -> list[int]:

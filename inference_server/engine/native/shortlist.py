@@ -75,6 +75,12 @@ class Shortlist:
         values, ids = torch.sort(scaled, descending=True, stable=True)
         return cls(values, ids, values)
 
+    def with_equals_by_id(self) -> "Shortlist":
+        """Return the same list with equal values in the order of their token ids, as in the compiled kernel."""
+        ids, places = self.ids.sort(dim=-1)
+        values, order = self.values.gather(-1, places).sort(dim=-1, descending=True, stable=True)
+        return Shortlist(values, ids.gather(-1, order), self.scaled)
+
     def pick(self, limits: Limits, keys: Items[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Return the sampled token of each row, int64 of shape (num_rows,), and whether its list contains all candidates.
 
@@ -103,6 +109,35 @@ class Shortlist:
         scores = self.values + noise.gumbel(uniforms)
         places = torch.where(is_kept, scores, -torch.inf).argmax(dim=-1, keepdim=True)
         return self.ids.gather(-1, places).squeeze(-1), is_settled.squeeze(-1)
+
+
+def draw_from_likeliest(
+    logits: Tensor, temperatures: Tensor, params: Items[SamplingParams], keys: Items[int]
+) -> list[int]:
+    """Sample from a sorted shortlist, or from the sorted vocabulary if top_k or top_p needs more tokens.
+
+    Args:
+        logits: float32 of shape (num_rows, vocab_size).
+        temperatures: float32 of shape (num_rows, 1).
+        params: Parameters of each row, with top_k or top_p.
+        keys: A key of each row, as in gumbel.key.
+    """
+
+    def limits(params: Items[SamplingParams]) -> Limits:
+        return Limits.of(params, lambda column: column.to(logits.device))
+
+    scaled = logits / temperatures
+    shortlist = Shortlist.likeliest(scaled)
+    if logits.device.type == "cpu":
+        shortlist = shortlist.with_equals_by_id()
+    token_ids, is_settled = shortlist.pick(limits(params), keys)
+    chosen: list[int] = torch.where(is_settled, token_ids, -1).tolist()
+    if beyond := [index for index, token_id in enumerate(chosen) if token_id < 0]:
+        whole = Shortlist.whole(scaled[beyond])
+        token_ids, _ = whole.pick(limits([params[index] for index in beyond]), [keys[index] for index in beyond])
+        for index, token_id in zip(beyond, token_ids.tolist(), strict=True):
+            chosen[index] = token_id
+    return chosen
 
 
 def _topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

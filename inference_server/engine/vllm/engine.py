@@ -56,6 +56,10 @@ class VllmEngine(BaseEngine):
         self._polling = asyncio.create_task(self._poll())
 
     @property
+    def path(self) -> str:
+        return "vLLM"
+
+    @property
     def vocab_size(self) -> int:
         return self._client.vocab_size
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference_server.kernels.attention.decode_loops import KEYS_PER_UPDATE, MAX_QUERIES, accumulate, dots
+from inference_server.kernels.attention.decode_loops import KEYS_PER_UPDATE, MAX_QUERIES, accumulate, dots, keys_at_once
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import element_bytes, exp, load, store
 from inference_server.kernels.emit.module import Emit
@@ -35,7 +35,7 @@ class _Scratch:
     """Addresses of a thread's own memory."""
 
     def __init__(self, code: Code, given: _Arguments) -> None:
-        self.packed = code.stack(given.width * (4 * code.isa.lanes))  # (width / lanes, lanes keys, lanes) float32
+        self.packed = code.stack(given.width * (4 * keys_at_once(code)))  # (width / lanes, keys, lanes) float32
         self.queries = code.stack(given.group * given.width * 4)  # (group, width) float32, times the scaling
         self.outputs = code.stack(given.group * given.value_width * 4)  # (group, value width) float32
         self.scores = code.stack(given.group * (4 * KEYS_PER_UPDATE))  # (group, KEYS_PER_UPDATE) float32
@@ -142,32 +142,35 @@ class _DecodeAttention:
     def _score(self, count: Int) -> None:
         """Write the scores of the keys of one update. Scores beyond `count` in the last vector are the lowest."""
         code, given, scratch, lanes = self._code, self._given, self._scratch, self._lanes
-        numbers = code.ints(list(range(lanes)), lanes)
-        with code.loop(0, count, lanes) as first:
+        with code.loop(0, count, keys_at_once(code)) as first:
             self._pack_keys(first, count)
-            exists = numbers < (count - first).splat(INT32, lanes)
+            left = (count - first).splat(INT32, lanes)
             with code.loop(0, given.group) as head:
-                products = dots(code, scratch.queries + head * given.width * 4, scratch.packed, given.width // lanes)
-                scores = code.variable(products)
-                with code.when(given.softcap.differs(0.0)):
-                    scores.set(self._softcapped(products, given.softcap))
-                chosen = exists.select(scores.get(), code.floats(_LOWEST, lanes))
-                code.store(chosen, scratch.scores + (head * KEYS_PER_UPDATE + first) * 4, 4)
+                target = scratch.scores + (head * KEYS_PER_UPDATE + first) * 4
+                vectors = dots(code, scratch.queries + head * given.width * 4, scratch.packed, given.width // lanes)
+                for index, products in enumerate(vectors):
+                    scores = code.variable(products)
+                    with code.when(given.softcap.differs(0.0)):
+                        scores.set(self._softcapped(products, given.softcap))
+                    exists = left > code.ints(list(range(index * lanes, (index + 1) * lanes)), lanes)
+                    chosen = exists.select(scores.get(), code.floats(_LOWEST, lanes))
+                    code.store(chosen, target + 4 * lanes * index, 4)
 
     def _pack_keys(self, first: Int, count: Int) -> None:
-        """Write the keys of one vector of scores as float32. Keys beyond `count` repeat the last one.
+        """Write the keys of one call of `dots` as float32. Keys beyond `count` repeat the last one.
 
         Prefetches their values and the next keys, because the CPU does not predict accesses across rows and blocks.
         """
         code, given, scratch, lanes = self._code, self._given, self._scratch, self._lanes
-        with code.loop(0, lanes) as key:
+        num_keys = keys_at_once(code)
+        with code.loop(0, num_keys) as key:
             index = (first + key).minimum(count - 1)
             row = code.load_int64(scratch.key_rows + index * 8)
-            self._prefetch_row(scratch.key_rows, (index + lanes).minimum(count - 1), given.width)
+            self._prefetch_row(scratch.key_rows, (index + num_keys).minimum(count - 1), given.width)
             self._prefetch_row(scratch.value_rows, index, given.value_width)
             with code.loop(0, given.width // lanes) as chunk:
                 value = load(code, row + chunk * (lanes * self._cache_size), self._cache_is_bf16, lanes)
-                code.store(value, scratch.packed + (chunk * lanes + key) * (4 * lanes), 4)
+                code.store(value, scratch.packed + (chunk * num_keys + key) * (4 * lanes), 4)
 
     def _prefetch_row(self, rows: Int, index: Int, width: Int) -> None:
         """Start loading the row of the cache at the address rows[index]."""

@@ -11,23 +11,29 @@ KEYS_PER_UPDATE = 64  # keys between two updates of the softmax
 MAX_QUERIES = 4  # largest number of queries computed in one pass over the values
 
 
-def dots(code: Code, query: Int, keys: Int, num_chunks: Int) -> Vector:
-    """Return the dot products of one query with as many keys as a vector has lanes, one in each lane.
+def keys_at_once(code: Code) -> int:
+    """Return the number of keys in a call of `dots`: a whole number of vectors, and enough sums to hide their latency."""
+    return max(code.isa.lanes, 8)
+
+
+def dots(code: Code, query: Int, keys: Int, num_chunks: Int) -> list[Vector]:
+    """Return the dot products of one query with `keys_at_once` keys, one in each lane.
 
     Args:
         code: The function to append to.
         query: Address of (num_chunks * lanes,) float32.
-        keys: Address of (num_chunks, lanes keys, lanes) float32.
+        keys: Address of (num_chunks, keys_at_once, lanes) float32.
         num_chunks: The width of a head in vectors.
     """
-    lanes = code.isa.lanes
-    sums = [code.variable(code.floats(0.0, lanes)) for _ in range(lanes)]
+    lanes, num_keys = code.isa.lanes, keys_at_once(code)
+    sums = [code.variable(code.floats(0.0, lanes)) for _ in range(num_keys)]
     with code.loop(0, num_chunks) as chunk:
         part = code.load_floats(query + chunk * (4 * lanes), lanes)
         for key, total in enumerate(sums):
-            other = code.load_floats(keys + chunk * (4 * lanes * lanes) + 4 * lanes * key, lanes)
+            other = code.load_floats(keys + chunk * (4 * lanes * num_keys) + 4 * lanes * key, lanes)
             total.set(part.multiply_add(other, total.get()))
-    return _sums_by_lane([total.get() for total in sums])
+    vectors = [total.get() for total in sums]
+    return [_sums_by_lane(vectors[first : first + lanes]) for first in range(0, num_keys, lanes)]
 
 
 def _sums_by_lane(vectors: list[Vector]) -> Vector:

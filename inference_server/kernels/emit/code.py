@@ -187,8 +187,18 @@ class Code:
     # Memory
 
     def pointer(self, address: Int, to: Any) -> Any:
-        """Return an address as an LLVM pointer to the type `to`."""
-        return self.builder.inttoptr(address.llvm, to.as_pointer())
+        """Return an address as an LLVM pointer to the type `to`.
+
+        A constant that was added last becomes an offset of the pointer. LLVM then uses it as the offset in the load or
+        store. On Arm it otherwise chooses offsets that do not fit there, and computes every address.
+        """
+        base, offset = address.llvm, 0
+        while isinstance(base, ir.Instruction) and base.opname == "add" and isinstance(base.operands[1], ir.Constant):
+            base, offset = base.operands[0], offset + base.operands[1].constant
+        pointer = self.builder.inttoptr(base, INT8.as_pointer())
+        if offset:
+            pointer = self.builder.gep(pointer, [ir.Constant(INT64, offset)])
+        return self.builder.bitcast(pointer, to.as_pointer())
 
     def _load(self, address: Int, kind: Any, align: int) -> Any:
         return self.builder.load(self.pointer(address, kind), align=align)

@@ -59,3 +59,30 @@ def exp(code: Code, x: Vector) -> Vector:
     p = (r * r).multiply_add(p, r + 1.0)
     power = ((shifted.bits_as(INT32) << 23) + 0x3F800000).bits_as(FLOAT)
     return p * power
+
+
+def log(code: Code, x: Vector) -> Vector:
+    """Return the natural logarithm within 2 units in the last place. `x`: from 2**-126 to the largest float32.
+
+    With x = 2**n * m and m between the square roots of 1/2 and 2, log x = n ln 2 + log m. log m is the polynomial of
+    Cephes' logf. Results for other numbers are undefined.
+    """
+    lanes = x.lanes
+    bits = x.bits_as(INT32)
+    exponent = (bits - 0x3F3504F3).shift_right_signed(23)
+    r = (bits - (exponent << 23)).bits_as(FLOAT) - 1.0
+    n, square = exponent.to_float(), r * r
+    p = code.floats(7.0376836292e-2, lanes)
+    for coefficient in (
+        -1.1514610310e-1,
+        1.1676998740e-1,
+        -1.2420140846e-1,
+        1.4249322787e-1,
+        -1.6668057665e-1,
+        2.0000714765e-1,
+        -2.4999993993e-1,
+        3.3333331174e-1,
+    ):
+        p = p.multiply_add(r, code.floats(coefficient, lanes))
+    correction = n.multiply_add(-2.12194440054690583e-4, p * r * square)
+    return n.multiply_add(0.693359375, r + square.multiply_add(-0.5, correction))

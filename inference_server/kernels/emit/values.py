@@ -73,6 +73,12 @@ class Condition(Value):
     def __invert__(self) -> "Condition":
         return self._new(self.builder.not_(self.llvm))
 
+    def any(self) -> "Condition":
+        """Return whether any lane of a vector of conditions is true."""
+        return self._new(
+            call_intrinsic(self.builder, f"llvm.vector.reduce.or.v{self.llvm.type.count}i1", INT1, self.llvm)
+        )
+
     def select(self, if_true: Any, if_false: Any) -> Any:
         """Return one of two values of the same class. One of them may be a Python number."""
         like = if_true if isinstance(if_true, Value) else if_false
@@ -145,6 +151,10 @@ class Int(Value):
         """Return the nearest float32."""
         return Float(self.builder, self.builder.sitofp(self.llvm, FLOAT))
 
+    def bits_as_float(self) -> "Float":
+        """Return the float32 with the low 32 bits of this integer."""
+        return Float(self.builder, self.builder.bitcast(self.builder.trunc(self.llvm, INT32), FLOAT))
+
     def splat(self, element: Any, lanes: int) -> "Vector":
         """Return a vector with the low bits of this integer, as the integer type `element`, in every lane."""
         return splat(self.builder, self.builder.trunc(self.llvm, element), lanes)
@@ -191,6 +201,10 @@ class Float(Value):
         result: Float = (self > other).select(self, other)
         return result
 
+    def bits(self) -> Int:
+        """Return the 32 bits as a signed integer."""
+        return Int(self.builder, self.builder.sext(self.builder.bitcast(self.llvm, INT32), INT64))
+
     def square_root(self) -> "Float":
         """Return the square root."""
         return Float(self.builder, call_intrinsic(self.builder, "llvm.sqrt.f32", FLOAT, self.llvm))
@@ -220,8 +234,8 @@ class Vector(Value):
 
     @property
     def is_float(self) -> bool:
-        """Return True for a vector of float32."""
-        return bool(self.element == FLOAT)
+        """Return True for a vector of float32 or float64."""
+        return self.element in (FLOAT, DOUBLE)
 
     def _constant(self, number: Any) -> Any:
         return ir.Constant(self.llvm.type, [float(number) if self.is_float else number] * self.lanes)
@@ -284,6 +298,14 @@ class Vector(Value):
     def __ge__(self, other: Any) -> Condition:
         return self._compare(">=", other)
 
+    def equals(self, other: Any) -> Condition:
+        """Return, for each lane, True if it equals that of `other`. False if one of them is NaN."""
+        return self._compare("==", other)
+
+    def exceeds_or_nan(self, other: Any) -> Condition:
+        """Return, for each float32 lane, True if it is larger than that of `other`, or one of them is NaN."""
+        return Condition(self.builder, self.builder.fcmp_unordered(">", self.llvm, self._operand(other)))
+
     def is_nan(self) -> Condition:
         """Return, for each lane, True if it is NaN."""
         return Condition(self.builder, self.builder.fcmp_unordered("uno", self.llvm, self.llvm))
@@ -291,6 +313,11 @@ class Vector(Value):
     def maximum(self, other: Any) -> "Vector":
         """Return the larger of both lanes; the lane of `other` if one of them is NaN."""
         result: Vector = (self > other).select(self, other)
+        return result
+
+    def minimum(self, other: Any) -> "Vector":
+        """Return the smaller of both lanes; the lane of `other` if one of them is NaN."""
+        result: Vector = (self < other).select(self, other)
         return result
 
     def multiply_add(self, factor: Any, addend: "Vector") -> "Vector":
@@ -303,18 +330,20 @@ class Vector(Value):
         """Return the same bits as a vector of another type. `lanes`: by default the same number."""
         return self._new(self.builder.bitcast(self.llvm, vector_type(element, lanes or self.lanes)))
 
-    def to_float(self) -> "Vector":
-        """Convert signed integers to float32."""
-        return self._new(self.builder.sitofp(self.llvm, vector_type(FLOAT, self.lanes)))
+    def to_float(self, *, is_signed: bool = True) -> "Vector":
+        """Convert integers to the nearest float32."""
+        convert = self.builder.sitofp if is_signed else self.builder.uitofp
+        return self._new(convert(self.llvm, vector_type(FLOAT, self.lanes)))
 
     def widened(self, element: Any) -> "Vector":
-        """Convert to a wider type: float16 to float32, or integers, filled with zeros."""
-        widen = self.builder.fpext if self.element == HALF else self.builder.zext
+        """Convert to a wider type: float16 to float32, float32 to float64, or integers, filled with zeros."""
+        widen = self.builder.fpext if self.element in (HALF, FLOAT) else self.builder.zext
         return self._new(widen(self.llvm, vector_type(element, self.lanes)))
 
     def narrowed(self, element: Any) -> "Vector":
-        """Return the low bits of each integer, as a narrower integer type."""
-        return self._new(self.builder.trunc(self.llvm, vector_type(element, self.lanes)))
+        """Return the low bits of each integer, as a narrower integer type, or float64 rounded to float32."""
+        narrow = self.builder.fptrunc if self.is_float else self.builder.trunc
+        return self._new(narrow(self.llvm, vector_type(element, self.lanes)))
 
     def shuffled(self, lanes: Items[int], other: "Vector | None" = None) -> "Vector":
         """Return a vector of the chosen lanes. Lanes of `other` are numbered after those of this vector."""
@@ -346,6 +375,10 @@ class Vector(Value):
     def largest(self) -> Float:
         """Return the largest float32 lane; NaN lanes may be ignored."""
         return self._reduced(lambda a, b: a.maximum(b))
+
+    def smallest(self) -> Float:
+        """Return the smallest float32 lane; NaN lanes may be ignored."""
+        return self._reduced(lambda a, b: a.minimum(b))
 
 
 def joined(vectors: Items[Vector]) -> Vector:

@@ -7,13 +7,11 @@ that thread or to the process.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from inference_server.kernels.emit.block_words import SLEEP_WORD
 from inference_server.kernels.emit.values import Condition
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
-
-# The word of every argument block with the address of the C function usleep, or 0: threads then wait without sleeping.
-SLEEP_WORD = 22
 
 # 25 us on an AMD EPYC (Zen 4), longer than threads usually wait for each other at the end of a kernel.
 _PAUSES = 1_000

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from inference_server.kernels.emit.values import BFLOAT16, INT16, INT32, Int, Vector, vector_type
+from inference_server.kernels.emit.values import BFLOAT16, INT16, Int, Vector, vector_type
 from inference_server.kernels.isa.avx512_vnni import Avx512Vnni
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ class Avx512Bf16(Avx512Vnni):
     multiplies_bf16 = True
     min_rows_widened = 128
 
-    def load_pair(self, code: "Code", address: Int, lanes: int) -> Any:
+    def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
         """See InstructionSet."""
-        return code.load_splat(address, INT32, lanes)
+        return list(self.load_words(code, address, count, lanes))
 
     def prepare_pairs(self, code: "Code", pairs: Vector) -> Any:
         """See InstructionSet."""

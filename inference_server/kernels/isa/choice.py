@@ -1,53 +1,46 @@
-"""Chooses the instruction set of the kernels: the best one of this CPU, or the one that TAILRACE_CPU_FEATURES names."""
+"""Chooses the instruction set of the kernels: the best one of this CPU, or the one that TAILRACE_CPU_FEATURES names.
+
+The environment variable is the only place where a choice is kept. settings.py documents it and checks its value at the
+start, through `named`. Importing this module imports neither torch nor llvmlite.
+"""
 
 import os
 from functools import cache
+from typing import TYPE_CHECKING
 
-from inference_server.kernels.emit.module import Target
 from inference_server.kernels.isa import cpu
-from inference_server.kernels.isa.amx.instruction_set import Amx
-from inference_server.kernels.isa.avx2 import Avx2
-from inference_server.kernels.isa.avx512 import Avx512
-from inference_server.kernels.isa.avx512_bf16 import Avx512Bf16
-from inference_server.kernels.isa.avx512_vnni import Avx512Vnni
-from inference_server.kernels.isa.avx_vnni import AvxVnni, AvxVnniInAvx512
-from inference_server.kernels.isa.instruction_set import ARM, X86, InstructionSet
-from inference_server.kernels.isa.neon import Neon
-from inference_server.kernels.isa.neon_bf16 import NeonBf16
-from inference_server.kernels.isa.neon_dotprod import NeonDotprod
+
+if TYPE_CHECKING:
+    from inference_server.kernels.emit.module import Target
+    from inference_server.kernels.isa.instruction_set import InstructionSet
 
 VARIABLE = "TAILRACE_CPU_FEATURES"
 NONE = "none"  # the variable's value for torch's operations instead of kernels
-
-# Best first.
-INSTRUCTION_SETS: tuple[InstructionSet, ...] = (
-    Amx(),
-    Avx512Bf16(),
-    Avx512Vnni(),
-    Avx512(),
-    AvxVnni(),
-    AvxVnniInAvx512(),
-    Avx2(),
-    NeonBf16(),
-    NeonDotprod(),
-    Neon(),
+# The values that TAILRACE_CPU_FEATURES may have.
+NAMES = (
+    "amx",
+    "avx512-bf16",
+    "avx512-vnni",
+    "avx512",
+    "avx-vnni",
+    "avx2",
+    "neon-bf16",
+    "neon-dotprod",
+    "neon",
+    NONE,
 )
 
 
-def names() -> list[str]:
-    """Return the values that TAILRACE_CPU_FEATURES may have."""
-    return [*dict.fromkeys(each.name for each in INSTRUCTION_SETS), NONE]
-
-
 @cache
-def available() -> tuple[InstructionSet, ...]:
+def available() -> "tuple[InstructionSet, ...]":
     """Return the instruction sets that this CPU can run, best first; none if llvmlite cannot be used.
 
     A name occurs once: the first instruction set with that name.
     """
     try:
         features = cpu.llvm_features()
-        architecture = X86 if cpu.is_x86() else ARM
+        architecture = "x86_64" if cpu.is_x86() else "aarch64"
+        from inference_server.kernels.isa.table import INSTRUCTION_SETS
     except (ImportError, OSError, RuntimeError):  # not installed, or it does not support this system
         return ()
     found: dict[str, InstructionSet] = {}
@@ -55,14 +48,13 @@ def available() -> tuple[InstructionSet, ...]:
         if (
             each.architecture == architecture
             and all(features.get(name) for name in each.required)
-            and (not isinstance(each, Amx) or cpu.has_amx())
+            and (each.name != "amx" or cpu.has_amx())
         ):
             found.setdefault(each.name, each)
     return tuple(found.values())
 
 
-@cache
-def chosen(name: str | None = None) -> InstructionSet | None:
+def chosen(name: str | None = None) -> "InstructionSet | None":
     """Return the instruction set to compile for; None if torch's operations replace the kernels.
 
     Args:
@@ -74,14 +66,28 @@ def chosen(name: str | None = None) -> InstructionSet | None:
     name = name or os.environ.get(VARIABLE, "").strip().lower()
     if not name:
         return next(iter(available()), None)
+    try:
+        return named(name)
+    except ValueError as reason:
+        raise ValueError(f"{VARIABLE}={name}: {reason}") from None
+
+
+def named(name: str) -> "InstructionSet | None":
+    """Return the instruction set with a value of TAILRACE_CPU_FEATURES as its name; None for "none".
+
+    Raises:
+        ValueError: The name is unknown, or this CPU lacks the instruction set. The message is a clause without the name.
+    """
     if name == NONE:
         return None
     for each in available():
         if each.name == name:
             return each
+    if not available():
+        raise ValueError(f"only {NONE} is possible, because {_missing_kernels()}")
     possible = ", ".join([*(each.name for each in available()), NONE])
-    problem = "names an instruction set that this CPU lacks" if name in names() else "names no instruction set"
-    raise ValueError(f"{VARIABLE}={name} {problem}: this CPU has {possible}")
+    problem = "this CPU lacks this instruction set" if name in NAMES else "there is no instruction set of this name"
+    raise ValueError(f"{problem} (possible here: {possible})")
 
 
 def obstacle() -> str | None:
@@ -92,19 +98,24 @@ def obstacle() -> str | None:
     """
     if chosen() is not None:
         return None
-    if available():
-        return f"{VARIABLE}={NONE} switches them off"
+    return f"{VARIABLE}={NONE} switches them off" if available() else _missing_kernels()
+
+
+def _missing_kernels() -> str:
+    """Return the reason why `available` is empty, as a clause."""
     try:
         is_x86 = cpu.is_x86()
     except ImportError:
-        return "llvmlite, which compiles them, is not installed"
+        return "llvmlite, which compiles the kernels, is not installed"
     except (OSError, RuntimeError) as error:  # its library cannot be loaded, or it does not support this system
-        return f"llvmlite, which compiles them, cannot be used ({error})"
+        return f"llvmlite, which compiles the kernels, cannot be used ({error})"
     return f"this CPU lacks {'AVX2 and FMA' if is_x86 else 'NEON'}"
 
 
-def target(isa: InstructionSet) -> Target:
+def target(isa: "InstructionSet") -> "Target":
     """Return the CPU to compile for: this one for its best instruction set, otherwise the least CPU that has it."""
+    from inference_server.kernels.emit.module import Target
+
     if available() and isa is available()[0]:
         return Target(cpu.llvm_triple(), cpu.llvm_cpu_name(), cpu.llvm_feature_string())
     return Target(cpu.llvm_triple(), isa.llvm_cpu, isa.llvm_features)

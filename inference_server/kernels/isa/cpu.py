@@ -93,6 +93,13 @@ def amx_obstacle() -> str | None:
     return None
 
 
+def refused_amx() -> str | None:
+    """Return the reason why kernels cannot use the AMX that this CPU has, as a clause; None if they can or it has none."""
+    import torch
+
+    return amx_obstacle() if torch.cpu._is_amx_tile_supported() else None
+
+
 def has_amx() -> bool:
     """Check whether kernels can use tile registers (AMX)."""
     return amx_obstacle() is None

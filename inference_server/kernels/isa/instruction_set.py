@@ -43,6 +43,10 @@ class InstructionSet:
     unsigned_codes = True
     # True if `multiply_pairs` multiplies bfloat16 without widening it first.
     multiplies_bf16 = False
+    # Consecutive words of activations that a product loads at a time: 1, 2 or 4.
+    words_at_once = 1
+    # Vectors of int8 weights for each call of `multiply_codes`: 1, 2 or 4, at most `words_at_once`.
+    codes_at_once = 1
     # Rows from which a product with int4 weights is faster if the weights are widened to bfloat16; None for never.
     min_rows_widened: int | None = None
     # The matrix products. Tile registers have units of their own.
@@ -77,13 +81,17 @@ class InstructionSet:
                 total = total + wide.shuffled(range(byte, 4 * lanes, 4))
         return total
 
-    def load_pair(self, code: "Code", address: Int, lanes: int) -> Any:
-        """Load two bfloat16 into every lane, in the form that `multiply_pairs` takes as its inputs."""
-        return _widened_pair(code.load_splat(address, INT32, lanes))
+    def load_words(self, code: "Code", address: Int, count: int, lanes: int) -> list[Vector]:
+        """Load `count` consecutive int32, each into every lane of a vector."""
+        return [code.load_splat(address + 4 * index, INT32, lanes) for index in range(count)]
+
+    def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
+        """Load `count` times two bfloat16 into every lane, in the form that `multiply_pairs` takes as its inputs."""
+        return [widened_pair(word) for word in self.load_words(code, address, count, lanes)]
 
     def prepare_pairs(self, code: "Code", pairs: Vector) -> Any:
         """Return weights, two bfloat16 in each int32 lane, in the form that `multiply_pairs` takes."""
-        return _widened_pair(pairs)
+        return widened_pair(pairs)
 
     def multiply_pairs(self, code: "Code", total: Vector, weights: Any, inputs: Any) -> Vector:
         """Return total + the products of two bfloat16 in each lane, float32."""
@@ -94,6 +102,13 @@ class InstructionSet:
     def to_bf16(self, code: "Code", value: Vector) -> Vector:
         """Round float32 to the nearest bfloat16, ties to even. Returns int16 lanes with the bits. NaN stays NaN."""
         return (bf16_bits(value) >> 16).narrowed(INT16)
+
+    def after(self, code: "Code", address: Int, values: list[Vector]) -> Int:
+        """Return an address whose loads LLVM places after the instructions that compute `values`.
+
+        It otherwise places loads as early as possible, and more values wait than registers can hold. The CPU does not wait.
+        """
+        return address
 
     def pause(self, code: "Code") -> None:
         """Let a waiting thread rest for some cycles, without leaving its core."""
@@ -111,6 +126,6 @@ def _sign_extended(values: Vector) -> Vector:
     return Vector(values.builder, values.builder.sext(values.llvm, ir.VectorType(INT32, values.lanes)))
 
 
-def _widened_pair(pairs: Vector) -> tuple[Vector, Vector]:
+def widened_pair(pairs: Vector) -> tuple[Vector, Vector]:
     """Return the first and the second bfloat16 of each lane as float32."""
     return (pairs << 16).bits_as(FLOAT), (pairs & -65536).bits_as(FLOAT)

@@ -1,9 +1,11 @@
 """NEON of Armv8.0: Raspberry Pi 4, Graviton 1."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from inference_server.kernels.emit.values import INT8, INT16, Vector, vector_type
-from inference_server.kernels.isa.instruction_set import ARM, InstructionSet, Tiling
+from llvmlite import ir
+
+from inference_server.kernels.emit.values import INT8, INT16, INT32, INT64, Int, Vector, call_intrinsic, vector_type
+from inference_server.kernels.isa.instruction_set import ARM, InstructionSet, Tiling, widened_pair
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
@@ -19,23 +21,58 @@ class Neon(InstructionSet):
     required: tuple[str, ...] = ("neon",)
     lanes = 4
     unsigned_codes = False
-    int8_tiling = Tiling(1, (1, 2))
-    int4_tiling = Tiling(1, (1, 2))
-    bf16_tiling = Tiling(1, (1, 2, 4))
+    int8_tiling = Tiling(1, (1,))
+    int4_tiling = Tiling(1, (1,))
+    bf16_tiling = Tiling(1, (1, 2, 3))
+    words_at_once = 4
+    codes_at_once = 4
+
+    def load_words(self, code: "Code", address: Int, count: int, lanes: int) -> list[Vector]:
+        """See InstructionSet. Instructions that multiply by one lane of a register need no copies of it."""
+        if lanes != 4 or count % 4:
+            return super().load_words(code, address, count, lanes)
+        fours = [code.load_vector(address + 16 * index, INT32, 4) for index in range(count // 4)]
+        return [four.shuffled([lane] * 4) for four in fours for lane in range(4)]
+
+    def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
+        """See InstructionSet. Widens four words before it takes their lanes."""
+        if lanes != 4 or count % 4:
+            return super().load_pairs(code, address, count, lanes)
+        fours = [widened_pair(code.load_vector(address + 16 * index, INT32, 4)) for index in range(count // 4)]
+        return [tuple(half.shuffled([lane] * 4) for half in four) for four in fours for lane in range(4)]
+
+    def after(self, code: "Code", address: Int, values: list[Vector]) -> Int:
+        """See InstructionSet. Emits inline assembly without instructions, which LLVM does not look into."""
+        if not values:
+            return address
+        kind = ir.FunctionType(INT64, [INT64, *(value.llvm.type for value in values)])
+        assembly = ir.InlineAsm(kind, "", "=r,0" + ",w" * len(values))
+        return Int(code.builder, code.builder.call(assembly, [address.llvm, *(value.llvm for value in values)]))
 
     def multiply_codes(
         self, code: "Code", total: Vector, weights: list[Vector], inputs: list[Vector], are_nibbles: bool
     ) -> Vector:
-        """See InstructionSet."""
+        """See InstructionSet.
+
+        Digits are at most 64 and codes at most 127, so sums of 4 products fit into int16, and of 8 products with nibbles.
+        """
+        four = code.ints(0, 4).llvm.type
+        low: Vector | None = None
+        high: Vector | None = None
         for weight, digits in zip(weights, inputs, strict=True):
             halves = zip(*(each.bits_as(INT8, 16).parts(8) for each in (weight, digits)), strict=True)
-            sums = [self._pair_sums(code, *half) for half in halves]
-            name = "llvm.aarch64.neon.addp.v4i32"
-            total = total + Vector(code.builder, code.intrinsic(name, total.llvm.type, *sums))
-        return total
+            products = [self._products(code, *half) for half in halves]
+            low = products[0] if low is None else low + products[0]
+            high = products[1] if high is None else high + products[1]
+        name = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
+        sums = [Vector(code.builder, code.intrinsic(name, four, half)) for half in (low, high) if half is not None]
+        return total + Vector(code.builder, code.intrinsic("llvm.aarch64.neon.addp.v4i32", four, *sums))
 
-    def _pair_sums(self, code: "Code", weights: Vector, digits: Vector) -> Vector:
-        """Return the sums of neighbouring products of 8 bytes each, as 4 int32."""
-        shorts, four = vector_type(INT16, 8), code.ints(0, 4).llvm.type
-        products = Vector(code.builder, code.intrinsic("llvm.aarch64.neon.smull.v8i16", shorts, weights, digits))
-        return Vector(code.builder, code.intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", four, products))
+    def _products(self, code: "Code", weights: Vector, digits: Vector) -> Vector:
+        """Return the products of 8 bytes each, int16."""
+        shorts = vector_type(INT16, 8)
+        return Vector(code.builder, code.intrinsic("llvm.aarch64.neon.smull.v8i16", shorts, weights, digits))
+
+    def pause(self, code: "Code") -> None:
+        """Rest until earlier instructions are done. The hint `yield` does nothing on most CPUs."""
+        call_intrinsic(code.builder, "llvm.aarch64.isb", ir.VoidType(), ir.Constant(INT32, 15))

@@ -16,8 +16,9 @@ class NeonDotprod(Neon):
     name = "neon-dotprod"
     llvm_features = "+neon,+dotprod"
     required: tuple[str, ...] = ("neon", "dotprod")
-    int8_tiling = Tiling(1, (1, 2, 3))
-    int4_tiling = Tiling(1, (1, 2, 4))
+    int8_tiling = Tiling(1, (1, 2))
+    int4_tiling = Tiling(1, (1, 2))
+    codes_at_once = 1
 
     def multiply_codes(
         self, code: "Code", total: Vector, weights: list[Vector], inputs: list[Vector], are_nibbles: bool

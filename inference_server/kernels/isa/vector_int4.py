@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from inference_server.kernels.emit.values import FLOAT, HALF, INT32, Int, Vector
+from inference_server.kernels.emit.values import FLOAT, HALF, INT8, INT32, Int, Vector
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, GROUP, GROUP_BYTES, TOTAL_ROW, row_blocks
 
 if TYPE_CHECKING:
@@ -67,18 +67,25 @@ def _int4_block(code: "Code", num_rows: int, *values: Int) -> None:
     results = {(row, part): code.variable(code.floats(0.0, lanes)) for row in range(num_rows) for part in parts}
     with code.loop(0, num_groups) as group:
         record, digits = panel + group * GROUP_BYTES, rows + group * (2 * DIGIT_ROWS * GROUP)
+        inputs = {
+            (row, digit): code.isa.load_words(code, digits + GROUP * (row + DIGIT_ROWS * digit), 8, lanes)
+            for row in range(num_rows)
+            for digit in range(2)
+        }
+        done: list[Vector] = []
         for part in parts:
+            record = code.isa.after(code, record, done)
+            done = []
             scale, minimum, weights = load_group(code, record, part, lanes)
             for row in range(num_rows):
                 total = code.ints(0, lanes)
                 for digit in range(2):
-                    place = digits + GROUP * (row + DIGIT_ROWS * digit)
-                    inputs = [code.load_splat(place + 4 * quad, INT32, lanes) for quad in range(8)]
                     total = total << 7 if digit else total
-                    total = code.isa.multiply_codes(code, total, weights, inputs, are_nibbles=True)
+                    total = code.isa.multiply_codes(code, total, weights, inputs[row, digit], are_nibbles=True)
                 group_sum = code.load_splat(group_sums + group * 4 + num_groups * (4 * row), FLOAT, lanes)
                 value = total.to_float().multiply_add(scale, results[row, part].get())
                 results[row, part].set(group_sum.multiply_add(minimum, value))
+                done.append(results[row, part].get())
     for (row, part), result in results.items():
         code.store(result.get(), totals + (TOTAL_ROW * row + 4 * part), 4)
 
@@ -94,4 +101,6 @@ def load_group(code: "Code", record: Int, part: int, lanes: int) -> tuple[Vector
     )
     packed = [code.load_vector(record + (64 + 64 * piece + 4 * part), INT32, lanes, 4 * lanes) for piece in range(4)]
     low = [piece & 0x0F0F0F0F for piece in packed]
-    return scale, minimum, [*low, *((piece >> 4) & 0x0F0F0F0F for piece in packed)]
+    # Shifts of bytes instead of words: Arm has them, and then needs no mask.
+    high = [(piece.bits_as(INT8, 4 * lanes) >> 4).bits_as(INT32, lanes) for piece in packed]
+    return scale, minimum, [*low, *high]

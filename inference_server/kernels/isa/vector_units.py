@@ -6,9 +6,9 @@ of the inputs, so a row's result does not depend on the other rows.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from inference_server.kernels.emit.values import INT32, Int
+from inference_server.kernels.emit.values import INT32, Int, Vector
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code, Variable
@@ -115,15 +115,22 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
     # Totals of a single row stay in registers; those of more rows would leave too few for the sums.
     totals = [code.variable(code.load_floats(place, lanes)) for place in places] if num_rows == 1 else None
     # More pairs at once make LLVM load too many values too early, so that it has to keep some of them in memory.
-    pairs_at_once = 16 if num_rows == 1 else 2
+    at_once = code.isa.words_at_once
+    pairs_at_once = 16 if num_rows == 1 else max(2, at_once)
     with code.loop(0, num_steps) as step:
         # Each step has sums of its own. The CPU computes those of several steps at a time, where a sum over all steps
         # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
         sums = {cell: code.variable(code.floats(0.0, lanes)) for cell in cells}
         with code.loop(0, 16, pairs_at_once) as first:
             panels, rows = weights + step * weights_step + first * 64, x + step * x_step + first * 4
-            for pair in range(pairs_at_once):
-                _multiply_pair(code, panels + 64 * pair, panel_bytes, rows + 4 * pair, x_stride, sums)
+            for pair in range(0, pairs_at_once, at_once):
+                inputs = [
+                    code.isa.load_pairs(code, rows + x_stride * row + 4 * pair, at_once, lanes)
+                    for row in range(num_rows)
+                ]
+                for word in range(at_once):
+                    place = panels + 64 * (pair + word)
+                    _multiply_pair(code, place, panel_bytes, [words[word] for words in inputs], sums)
         for index, place in enumerate(places):
             value = sums[cells[index]].get()
             if totals:
@@ -136,17 +143,15 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
 
 
 def _multiply_pair(
-    code: "Code", panels: Int, panel_bytes: Int, rows: Int, x_stride: Int, sums: "dict[tuple[int, int, int], Variable]"
+    code: "Code", panels: Int, panel_bytes: Int, inputs: list[Any], sums: "dict[tuple[int, int, int], Variable]"
 ) -> None:
     """Add the products of one pair of inputs to the sums of each row, panel, and part of a panel."""
     isa, lanes = code.isa, code.isa.lanes
-    pairs = {
-        (panel, part): isa.prepare_pairs(
-            code, code.load_vector(panels + panel_bytes * panel + 4 * part, INT32, lanes, 4 * lanes)
-        )
-        for panel, part in {(panel, part): None for _, panel, part in sums}
-    }
-    inputs = {row: isa.load_pair(code, rows + x_stride * row, lanes) for row in {row: None for row, _, _ in sums}}
+    pairs: dict[tuple[int, int], Any] = {}
+    for row, panel, part in sums:
+        if row == 0:
+            place = panels + panel_bytes * panel + 4 * part
+            pairs[panel, part] = isa.prepare_pairs(code, code.load_vector(place, INT32, lanes, 4 * lanes))
     for (row, panel, part), total in sums.items():
         total.set(isa.multiply_pairs(code, total.get(), pairs[panel, part], inputs[row]))
 
@@ -198,16 +203,16 @@ class Int8Unit:
         row_blocks(code, count, tiling.rows, block, DIGIT_ROWS)
 
 
+def _load_codes(code: "Code", place: Int) -> list[Vector]:
+    """Load the codes of `codes_at_once` times 4 inputs, of as many outputs as a vector register has lanes."""
+    lanes = code.isa.lanes
+    return [code.load_vector(place + 64 * index, INT32, lanes, 4 * lanes) for index in range(code.isa.codes_at_once)]
+
+
 def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> None:
     rows, codes, width, digit_sums, totals = values
     isa, lanes = code.isa, code.isa.lanes
-    cells = [
-        (row, digit, panel, part)
-        for row in range(num_rows)
-        for digit in range(2)
-        for panel in range(num_panels)
-        for part in range(0, 16, lanes)
-    ]
+    outputs = [(panel, part) for panel in range(num_panels) for part in range(0, 16, lanes)]
     # The products with unsigned codes contain 128 times the digit's sum.
     starts = {
         (row, digit): code.load_splat(digit_sums + (8 * row + 4 * digit), INT32, lanes) * -128
@@ -216,24 +221,29 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
         for row in range(num_rows)
         for digit in range(2)
     }
-    sums = [code.variable(starts[row, digit]) for row, digit, _, _ in cells]
+    sums = {(*key, *output): code.variable(start) for key, start in starts.items() for output in outputs}
     with code.loop(0, width // 64) as step:
         panel_step, row_step = codes + step * 1024, rows + step * 1024
-        for quad in range(16):
-            weights = {
-                (panel, part): code.load_vector(
-                    panel_step + width * (PANEL * panel) + (64 * quad + 4 * part), INT32, lanes, 4 * lanes
-                )
-                for panel in range(num_panels)
-                for part in range(0, 16, lanes)
-            }
-            inputs = {
-                (row, digit): code.load_splat(row_step + (512 * digit + 64 * row + 4 * quad), INT32, lanes)
-                for row in range(num_rows)
-                for digit in range(2)
-            }
-            for index, (row, digit, panel, part) in enumerate(cells):
-                operands = ([weights[panel, part]], [inputs[row, digit]])
-                sums[index].set(isa.multiply_codes(code, sums[index].get(), *operands, are_nibbles=False))
-    for index, (row, digit, panel, part) in enumerate(cells):
-        code.store(sums[index].get(), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)
+        for quad in range(0, 16, isa.codes_at_once):
+            if quad % isa.words_at_once == 0:
+                loaded = {
+                    (row, digit): isa.load_words(
+                        code, row_step + (512 * digit + 64 * row + 4 * quad), isa.words_at_once, lanes
+                    )
+                    for row, digit in starts
+                }
+            first = quad % isa.words_at_once
+            inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
+            # Several codes at once take many registers, so then one vector of outputs follows the other.
+            for group in [outputs] if isa.codes_at_once == 1 else [[output] for output in outputs]:
+                places = [panel_step + width * (PANEL * panel) + (64 * quad + 4 * part) for panel, part in group]
+                weights = [_load_codes(code, place) for place in places]
+                for key, digits in inputs.items():
+                    for output, codes_of_output in zip(group, weights, strict=True):
+                        variable = sums[(*key, *output)]
+                        operands = (codes_of_output, digits)
+                        variable.set(isa.multiply_codes(code, variable.get(), *operands, are_nibbles=False))
+                if len(group) < len(outputs):
+                    panel_step = isa.after(code, panel_step, [sums[(*key, *group[0])].get() for key in inputs])
+    for (row, digit, panel, part), total in sums.items():
+        code.store(total.get(), totals + (1024 * digit + TOTAL_ROW * row + 64 * panel + 4 * part), 4)

@@ -4,16 +4,18 @@ import ctypes
 import logging
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference_server.kernels.emit.module import Emit
-from inference_server.kernels.emit.waiting import SLEEP_WORD
-from inference_server.kernels.isa.choice import chosen
-from inference_server.kernels.isa.instruction_set import InstructionSet
+from inference_server.kernels.emit.block_words import SLEEP_WORD
+from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.openmp import find_start, sleep_function
+
+if TYPE_CHECKING:
+    from inference_server.kernels.emit.module import Emit
+    from inference_server.kernels.isa.instruction_set import InstructionSet
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +59,14 @@ class Kernel:
             self._call(block)
 
 
-def _makers() -> dict[str, Callable[..., Emit]]:
+def _makers() -> "dict[str, Callable[..., Emit]]":
     """Return the functions that define the kernels, by kernel name."""
     from inference_server.kernels.attention import decode, prefill
     from inference_server.kernels.jit import program_runner
     from inference_server.kernels.linear import bf16, int4, int4_widened, int8
     from inference_server.kernels.linear.layer import OutputFormat
     from inference_server.kernels.rows import norms, rope, silu
+    from inference_server.kernels.sampling import sample_rows
 
     return {
         "rms_norm": norms.make_rms_norm,
@@ -73,6 +76,7 @@ def _makers() -> dict[str, Callable[..., Emit]]:
         "prefill_attention": prefill.make_prefill_attention,
         "program": program_runner.make_program,
         "silu_mul": silu.make_silu_mul,
+        "sample_rows": sample_rows.make_sample_rows,
         "linear-bf16": partial(bf16.make_bf16, OutputFormat(is_bf16=True)),
         "linear-bf16-head": partial(bf16.make_bf16, OutputFormat(is_rounded=True)),
         "linear-bf16-gated": partial(bf16.make_bf16, OutputFormat(is_bf16=True, is_gated=True)),
@@ -85,7 +89,7 @@ def _makers() -> dict[str, Callable[..., Emit]]:
     }
 
 
-def kernel(name: str, *is_bf16: bool, isa: InstructionSet | None = None) -> Kernel | None:
+def kernel(name: str, *is_bf16: bool, isa: "InstructionSet | None" = None) -> Kernel | None:
     """Return a kernel of the table above, or None if kernels cannot be compiled here, which is logged once.
 
     Args:
@@ -97,11 +101,21 @@ def kernel(name: str, *is_bf16: bool, isa: InstructionSet | None = None) -> Kern
         ValueError: TAILRACE_CPU_FEATURES names an instruction set that this CPU lacks.
     """
     isa = isa or chosen()
-    return None if isa is None else _kernel(isa, name, *is_bf16)
+    if isa is None:
+        _log_missing()
+        return None
+    return _kernel(isa, name, *is_bf16)
 
 
 @cache
-def _kernel(isa: InstructionSet, name: str, *is_bf16: bool) -> Kernel | None:
+def _log_missing() -> None:
+    """Log once why torch's operations replace the kernels."""
+    message = "compiled kernels are not available, so torch's slower operations replace them: %s"
+    logger.warning(message, obstacle())
+
+
+@cache
+def _kernel(isa: "InstructionSet", name: str, *is_bf16: bool) -> Kernel | None:
     global _is_broken
     if _is_broken:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from inference_server.kernels.emit.waiting import SLEEP_WORD
+from inference_server.kernels.emit.block_words import SLEEP_WORD
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 from inference_server.kernels.jit.openmp import sleep_function, thread_counter

@@ -21,12 +21,6 @@ _SMALLEST = float(np.float32(1e-30))  # a row whose values are all closer to 0 i
 _MAGIC = 12582912.0  # adding 1.5 * 2**23 moves the integer into the low bits
 
 
-def workspace_bytes(num_rows: int, width: int, tile_inputs: int) -> int:
-    """Return the bytes of the digits, row scales and sums of `num_rows` rows of `width` inputs."""
-    sums = 4 * (width // GROUP) if tile_inputs == GROUP else 8
-    return -(-num_rows // DIGIT_ROWS) * DIGIT_ROWS * (2 * width + 4 + sums)
-
-
 class SplitRows:
     """The addresses in the workspace of converted rows."""
 

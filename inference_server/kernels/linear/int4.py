@@ -12,10 +12,9 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import Int
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, GROUP, GROUP_BYTES, TOTAL_ROW
+from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS
 from inference_server.kernels.linear.activations import SplitRows
 from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, RowScale, write_rows
-
-TILE_INPUTS = GROUP
 
 
 def make_int4(is_gated: bool) -> Emit:
@@ -27,7 +26,7 @@ def make_int4(is_gated: bool) -> Emit:
         totals = code.stack(DIGIT_ROWS * TOTAL_ROW)
         unit = code.isa.int4_unit(code, layer.num_rows, layer.width)
         groups = layer.width // GROUP
-        rows = SplitRows(layer.workspace, layer.num_rows, layer.width, TILE_INPUTS)
+        rows = SplitRows(layer.workspace, layer.num_rows, layer.width, INT4_TILE_INPUTS)
         rows.convert(code, block, layer.x)
         with layer.items(code, output) as (item, bias, out, row_bytes):
             panels = layer.weights + item * groups * (2 * GROUP_BYTES)

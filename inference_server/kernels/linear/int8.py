@@ -9,10 +9,10 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import INT32, Int, Vector
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, OUTPUTS, TOTAL_ROW
+from inference_server.kernels.jit.workspace import INT8_TILE_INPUTS
 from inference_server.kernels.linear.activations import SplitRows
 from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, RowScale, write_rows
 
-TILE_INPUTS = 64
 _DIGIT_BYTES = DIGIT_ROWS * TOTAL_ROW  # bytes from the sums of the high digits to those of the low digits
 
 
@@ -39,7 +39,7 @@ def make_int8(is_gated: bool) -> Emit:
         layer = LayerArguments(code, block)
         unit = code.isa.int8_unit(code)
         totals = code.stack(unit.max_rows * 2 * TOTAL_ROW)
-        rows = SplitRows(layer.workspace, layer.num_rows, layer.width, TILE_INPUTS)
+        rows = SplitRows(layer.workspace, layer.num_rows, layer.width, INT8_TILE_INPUTS)
         rows.convert(code, block, layer.x)
         unit.use(code)
         with layer.items(code, output) as (item, bias, out, row_bytes):

@@ -7,26 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inference_server.attention.kv_cache import BLOCK_SIZE, NUM_SCRATCH_BLOCKS
 from inference_server.attention.paged import NAME, register
 from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm, fuse
-from inference_server.cpu.linear.backends import BACKENDS
-from inference_server.cpu.linear.torch_backend import TorchBackend
-from inference_server.kernels import ops
 from inference_server.kernels.isa.choice import obstacle
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
-from tests.support.callback_kernels import CallbackBackend, prefill_attention
 
-NEEDS_KERNELS = pytest.mark.skipif(obstacle() is not None, reason="this CPU has no linear kernels")
-
-# "callback": linears and prefill attention in Python, which run on every CPU.
-COMPILED = [
-    pytest.param(precision, marks=NEEDS_KERNELS, id=precision)
-    for precision in ("bfloat16", "bitsandbytes-int8", "int4")
-]
-PRECISIONS = pytest.mark.parametrize("precision", [*COMPILED, "callback"])
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason="this CPU has no kernels")
+PRECISIONS = pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8", "int4"])
 
 
 @pytest.fixture(params=[1, 2])
@@ -39,27 +28,22 @@ def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def model_of(folder, precision):
     register()
-    is_callback = precision == "callback"
-    dtype = torch.bfloat16 if precision in ("bfloat16", "callback") else torch.float32
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=NAME)
-    backends = (CallbackBackend(), TorchBackend()) if is_callback else BACKENDS
-    fuse(model, "bfloat16" if is_callback else precision, batch_invariant=False, backends=backends)
+    fuse(model, precision, batch_invariant=False)
     return model
 
 
 @pytest.fixture
-def runners(tiny_model, monkeypatch, num_threads):
+def runners(tiny_model, num_threads):
     """Returns a function from a precision to two runners of one model: with kernel programs, and without."""
 
     def make(precision):
-        if precision == "callback":
-            torch.set_num_threads(1)
-            shape = (200 + NUM_SCRATCH_BLOCKS, BLOCK_SIZE, 2, 32)
-            monkeypatch.setattr(ops, "load_prefill_attention", lambda is_bf16: prefill_attention(shape))
         model = model_of(tiny_model("llama-2-heads-of-32"), precision)
-        dtype = None if precision == "callback" else cache_dtype(precision)
         pair = [
-            ModelRunner(model, num_blocks=200, cache_dtype=dtype, use_kernel_programs=use_kernel_programs)
+            ModelRunner(
+                model, num_blocks=200, cache_dtype=cache_dtype(precision), use_kernel_programs=use_kernel_programs
+            )
             for use_kernel_programs in (True, False)
         ]
         for runner in pair:
@@ -101,7 +85,7 @@ def test_decoded_tokens_have_the_same_logits(runners, precision):
         assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("precision", [*COMPILED[:2], "callback"])
+@pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8"])
 def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, precision):
     by_kernels, by_modules = runners(precision)
     lengths = [1 + 7 * row for row in range(12)]
@@ -122,14 +106,14 @@ def test_decoded_tokens_and_prompts_in_one_pass_have_the_logits_of_two(runners, 
         assert torch.equal(by_kernels.decode(after).clone(), by_modules.decode(after))
 
 
-@pytest.mark.parametrize("precision", [COMPILED[0], "callback"])
+@pytest.mark.parametrize("precision", ["bfloat16"])
 def test_prompts_of_which_none_ends_may_share_a_pass(runners, precision):
     by_kernels, _ = runners(precision)
     piece = PromptPiece(range(1, 10), 0, list(range(40)), wants_logits=False)
     assert by_kernels.mixed([NextToken([20], 0, 3)], [piece]).shape[0] == 1
 
 
-@pytest.mark.parametrize("precision", [COMPILED[2], "callback"])
+@pytest.mark.parametrize("precision", ["int4"])
 def test_the_same_program_gives_the_same_bits_again(runners, precision):
     by_kernels, _ = runners(precision)
     tokens = [NextToken([row + 1], 0, row) for row in range(10)]
@@ -161,5 +145,4 @@ def test_the_log_reports_why_kernels_are_missing_and_their_replacement(tiny_mode
         "cannot run as one program of compiled kernels: its linear layers have no compiled kernel, because no kernel"
         " multiplies float32 weights" in caplog.text
     )
-    assert str(obstacle()) in caplog.text
     assert "Its modules run one by one instead" in caplog.text

@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
+from inference_server.cpu.linear.backends import LinearBackend
 from inference_server.cpu.linear.integer_weights import int8_weights
 from inference_server.cpu.linear.pack import pack
 from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.cpu.linear.torch_backend import TorchBackend
-from inference_server.kernels.isa import choice
 from inference_server.kernels import ops
-from inference_server.kernels.isa import cpu as isa
+from inference_server.kernels.isa import choice
 from tests.support.linears import assert_close, int8_linear, plain, q4_1_linear
 
 ROWS = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64]

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from inference_server.attention.torch_attention import AttentionSpec, causal_attention, causal_mask
 from inference_server.kernels import ops
-from inference_server.kernels.isa import cpu as isa
+from inference_server.kernels.isa.choice import obstacle
 
-pytestmark = pytest.mark.skipif(not isa.has_amx(), reason="this CPU has no prefill attention kernel")
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason="this CPU has no kernels")
 
 BLOCK_SIZE = 32
 SPEC = AttentionSpec(0.125)

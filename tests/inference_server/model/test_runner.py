@@ -21,7 +21,7 @@ def runner(tiny_model) -> ModelRunner:
 
 def test_a_cpu_records_no_graphs_and_does_not_overlap(runner):
     runner.record_graphs()
-    assert runner.path == "modules of transformers"
+    assert "modules of transformers" in runner.path
     assert not runner.supports_overlap
     assert isinstance(runner.attention, CpuAttention)
     assert (runner.sampled.shape, runner.sampled.dtype) == ((4,), torch.int64)

@@ -77,6 +77,13 @@ async def test_on_a_cpu_memory_does_not_limit_the_caches(tiny_model, gpu):
     assert recorder.cache_tokens == [None, None]
 
 
+async def test_the_log_names_the_precision_and_the_path_of_each_entry(tiny_model, caplog):
+    caplog.set_level("INFO")
+    models = await start(Recorder(), *two(tiny_model), device="cpu")
+    assert f"a: float32 weights, {models['a'].engine.path}" in caplog.messages
+    assert f"b: bfloat16 weights, {models['b'].engine.path}" in caplog.messages
+
+
 async def test_models_that_do_not_fit_are_refused_before_any_is_loaded(tiny_model, gpu):
     recorder, gpu.free = Recorder(), GIB // 2
     with pytest.raises(ConfigurationError, match="^the models need 0.8 GiB of GPU memory, but 0.5 GiB are free"):

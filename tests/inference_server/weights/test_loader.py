@@ -159,6 +159,12 @@ def test_int8_quantises_every_linear_layer_but_the_last(int8):
     assert all(layer.weight.dtype == torch.int8 for layer in linear.values())
 
 
+def test_torch_keeps_its_compiler_after_the_import_of_bitsandbytes():
+    compiler = torch.compile
+    loader._import_bitsandbytes_without_compiler()
+    assert torch.compile is compiler
+
+
 def test_int8_has_no_outlier_threshold_by_default(int8, tiny_model, tmp_path):
     asked = load(Weights(path=tiny_model("llama-2")), tmp_path, "bitsandbytes-int8", int8_threshold=6.0)
     for model, threshold in ((int8.model, 0.0), (asked.model, 6.0)):

@@ -10,9 +10,9 @@ import torch
 
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
-from inference_server.cpu.linear.backends import missing_kernels
 from inference_server.cpu.linear.kernel_linear import LinearKind
 from inference_server.cpu.linear.torch_backend import TorchBackend
+from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 from inference_server.settings import Settings
@@ -32,7 +32,7 @@ def source(tiny_model):
 
 @pytest.fixture
 def prepared(source, tmp_path):
-    if missing_kernels():
+    if choice.obstacle():
         pytest.skip("this CPU has no linear kernels")
 
     def make(precision="int4", **settings):
@@ -62,11 +62,26 @@ def test_a_packed_model_gives_the_same_bits_as_when_it_was_packed(prepared, prec
 
 def test_the_properties_and_the_tokenizer_are_those_of_the_source(prepared):
     first, second = prepared(), prepared()
-    assert second.facts == first.facts
+    assert second.info == first.info
     assert second.num_bytes == first.num_bytes
     text = "hello <s> there"
     assert second.tokenizer(text)["input_ids"] == first.tokenizer(text)["input_ids"]
     assert second.tokenizer.chat_template == first.tokenizer.chat_template
+
+
+def test_packed_weights_lie_in_one_block_at_every_start(prepared):
+    for found in (prepared(), prepared()):
+        tensors = [tensor for linear in found.model.linears for tensor in (linear.packed.weights, linear.packed.bias)]
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        assert all(address % 64 == 0 for address in addresses)
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+
+
+def test_engines_of_the_same_model_share_the_tokenizer(prepared):
+    for precision in ("int4", "bfloat16"):
+        prepared(precision)  # packed by this call, read by the next one
+    one, other = prepared("int4"), prepared("bfloat16")
+    assert one.tokenizer is other.tokenizer
 
 
 def test_a_second_start_does_not_import_the_models_of_transformers(prepared, source, tmp_path):

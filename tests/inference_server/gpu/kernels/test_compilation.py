@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.gpu.kernels.compilation import MODULES, Report, main
+from inference_server.gpu.kernels.compilation import Report, main
 from inference_server.gpu.kernels.compile_case import CAPABILITIES
 
 
@@ -18,7 +18,7 @@ def _compile(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "inference_server.gpu.kernels.compilation", *arguments]
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment = inherited | {"TRITON_CACHE_DIR": str(cache)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
 def test_a_specialization_of_each_kernel_compiles_within_the_limits(tmp_path: Path) -> None:
@@ -31,9 +31,8 @@ def test_a_specialization_of_each_kernel_compiles_within_the_limits(tmp_path: Pa
 
 @pytest.mark.rehearsal
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("module", MODULES)
-def test_all_specializations_compile_within_the_limits(module: str, capability: int, tmp_path: Path) -> None:
-    result = _compile(tmp_path, "--modules", module, "--capabilities", str(capability))
+def test_all_specializations_compile_within_the_limits(capability: int, tmp_path: Path) -> None:
+    result = _compile(tmp_path, "--capabilities", str(capability))
     assert result.returncode == 0, result.stdout + result.stderr
 
 

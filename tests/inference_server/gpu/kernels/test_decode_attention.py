@@ -103,10 +103,13 @@ def test_splits_fill_the_multiprocessors(num_sequences: int, num_kv_heads: int, 
 def test_every_models_shape_equals_torch(shape: tuple[str, int, int, int], dtype: torch.dtype) -> None:
     heads = Heads(*shape[1:])
     lengths = [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE + 1, 300]
-    cases = [(Limits(), 2)]
+    errors = [decode_error(heads, lengths, dtype, Limits(), 2)]
     if dtype == torch.float16:
-        cases += [(Limits(), 0), (Limits(), 1), (Limits(), 8), (Limits(100, 30.0), 2)]
-    errors = [decode_error(heads, lengths, dtype, limits, splits) for limits, splits in cases]
+        # The kernel runs once for each KV head, which takes the interpreter long. Four of them are enough here.
+        group, few = heads.num_heads // heads.num_kv_heads, min(heads.num_kv_heads, 4)
+        heads = heads._replace(num_heads=few * group, num_kv_heads=few)
+        variants = [(Limits(), 0), (Limits(), 1), (Limits(), 8), (Limits(100, 30.0), 2)]
+        errors += [decode_error(heads, lengths, dtype, limits, splits) for limits, splits in variants]
     print(f"\npaged_decode_attention {shape[0]} {dtype}: largest error {max(errors):.1e}")
     assert max(errors) < TOLERANCE[dtype]
 

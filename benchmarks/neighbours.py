@@ -1,0 +1,51 @@
+"""Measures what busy neighbours cost: processes that occupy the same cores, or a second engine under load."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from benchmarks.load.load import Load, Outcome
+from benchmarks.peers.base import Running
+from benchmarks.processes import LOGS, Child
+from benchmarks.report.statistics import Figures, summary
+
+# What a busy process does in its loop: a thread that waits for work by yielding, as OpenMP's and vLLM's do, or arithmetic.
+KINDS = {"yield": "import os\nwhile True: os.sched_yield()", "spin": "while True: pass"}
+
+
+@contextmanager
+def busy(kind: str) -> Iterator[list[Child]]:
+    """Run one busy process for each core of this process. `kind`: a key of KINDS."""
+    children: list[Child] = []
+    try:
+        for core in sorted(os.sched_getaffinity(0)):
+            code = f"import os\nos.sched_setaffinity(0, {{{core}}})\n{KINDS[kind]}"
+            children.append(Child([sys.executable, "-c", code], LOGS / "neighbours.log", {}))
+        yield children
+    finally:
+        for child in children:
+            child.stop()
+
+
+def together(running: Running, loads: Mapping[str, Load]) -> list[Outcome]:
+    """Send a load through each client at the same time. Returns the outcomes in the order of `loads`.
+
+    Raises:
+        PeerFailed: A reply failed.
+    """
+    with ThreadPoolExecutor(len(loads)) as pool:
+        return list(pool.map(lambda item: running.run(item[1], item[0]), loads.items()))
+
+
+def compared(alone: Outcome, beside: Sequence[Outcome]) -> Figures:
+    """Return the tokens/s alone, those of the slowest engine beside its neighbours, and their ratios."""
+    rate = summary(alone.records)["tokens_per_s"]
+    slowest = min(summary(outcome.records)["tokens_per_s"] for outcome in beside)
+    return {
+        "alone_tokens_per_s": rate,
+        "tokens_per_s": slowest,
+        "to_alone": slowest / rate,
+        "times_slower": rate / slowest,
+    }

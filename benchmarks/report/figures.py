@@ -1,0 +1,31 @@
+"""Reads single figures from a results file, and formats them. Does no I/O."""
+
+from typing import Any
+
+NONE = "–"
+
+Document = dict[str, Any]
+
+
+def spread(document: Document, peer: str, case: str, figure: str) -> dict[str, Any] | None:
+    """Return median, min and max, or None if nothing was measured."""
+    found: dict[str, Any] | None = document["peers"].get(peer, {}).get("cases", {}).get(case, {}).get(figure)
+    return found
+
+
+def median(document: Document, peer: str, case: str, figure: str) -> float | None:
+    """Return the median, or None if nothing was measured."""
+    found = spread(document, peer, case, figure)
+    return None if found is None else found["median"]
+
+
+def number(value: float) -> str:
+    """Format a value with three significant digits, thousands with commas."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def streams(count: int) -> str:
+    """Return "1 stream" or "8 streams"."""
+    return "1 stream" if count == 1 else f"{count} streams"

@@ -1,0 +1,84 @@
+"""Counts the cores that this process may use, and limits torch's threads to them.
+
+torch counts processors, though two hyperthreads of a core share its arithmetic units. torch also ignores a container's
+CPU quota. With more threads than the quota allows, the system stops all of them for part of each period.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_VARIABLE = "OMP_NUM_THREADS"
+
+
+def limit_threads() -> None:
+    """Lower the number of torch's threads to the usable cores. OMP_NUM_THREADS, if set, remains in force."""
+    import torch
+
+    cores = usable_cores()
+    if _VARIABLE in os.environ or cores is None or cores >= torch.get_num_threads():
+        return
+    logger.info("computing on %d threads instead of %d: see %s", cores, torch.get_num_threads(), _VARIABLE)
+    torch.set_num_threads(cores)
+
+
+def usable_cores(root: Path = Path("/")) -> int | None:
+    """Return the number of physical cores on which this process may run, at most its CPU quota; at least 1.
+
+    A quota of a fraction is rounded down. None on systems other than Linux.
+
+    Args:
+        root: The folder that contains `proc` and `sys`; tests replace it.
+    """
+    if sys.platform != "linux":
+        return None
+    cores = {_core(root, cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, int(min([len(cores), *_quotas(root)])))
+
+
+def _core(root: Path, cpu: int) -> str:
+    """Return a name of the physical core to which a processor belongs: the list of its processors."""
+    try:
+        return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU quotas of this process's control groups and of all groups above them, in processors."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:  # version 2
+                for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                    yield from _quotas_of_version_2(root / mount, path)
+            elif "cpu" in controllers.split(","):
+                for mount in ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
+                    yield from _quotas_of_version_1(root / mount, path)
+
+
+def _groups(mount: Path, path: str) -> list[Path]:
+    """Return the folders of a group and of all groups above it. A container may lack all but the topmost folder."""
+    inner = Path(path.strip("/"))
+    return [mount / each for each in (inner, *inner.parents)]
+
+
+def _quotas_of_version_2(mount: Path, path: str) -> Iterator[float]:
+    for folder in _groups(mount, path):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                yield int(quota) / int(period)
+
+
+def _quotas_of_version_1(mount: Path, path: str) -> Iterator[float]:
+    for folder in _groups(mount, path):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            if quota > 0:
+                yield quota / period

@@ -1,0 +1,109 @@
+"""Runs the kernel `sample_rows` from Python: builds the rows' records, and reads the results."""
+
+from collections.abc import Sequence as Items
+from struct import Struct
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_server.kernels.jit.arguments import BLOCK_BYTES
+from inference_server.kernels.jit.kernel import Kernel, kernel
+from inference_server.kernels.sampling.record import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
+
+_RECORD = Struct("4q4dQqd5q")  # record.py describes the words
+_BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
+_PICOSECONDS_PER_LOGIT = 300  # about what the kernel takes on one thread
+_ENOUGH_NS = 50_000  # work for which another thread is started
+
+
+class Edits(NamedTuple):
+    """Changes of a row's logits before the kernel samples: addresses and strengths.
+
+    Attributes:
+        seen: Address of the tokens of prompt and reply, bool of shape (vocab_size,); 0 for no penalties.
+        counts: Address of their occurrences in the reply, float32 of the same shape.
+        allowed: Address of the allowed tokens, uint8 of the same shape; 0 for all tokens.
+        repetition: The repetition penalty, above 0.
+        frequency: The frequency penalty.
+        presence: The presence penalty.
+    """
+
+    seen: int = 0
+    counts: int = 0
+    allowed: int = 0
+    repetition: float = 1.0
+    frequency: float = 0.0
+    presence: float = 0.0
+
+
+class Draw(NamedTuple):
+    """Parameters with which the kernel samples a row.
+
+    Attributes:
+        temperature: 0 for the largest logit.
+        key: 64 bits for the noise.
+        top_k: 0 for no limit.
+        top_p: At least 1 for no limit.
+    """
+
+    temperature: float
+    key: int = 0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Results(NamedTuple):
+    """Results of the rows, in order.
+
+    Attributes:
+        tokens: Sampled token ids, or -1 if rounding could change the token.
+        largest: Largest logits after the edits; NaN if a logit is NaN.
+        totals: Sums of exp(logit - largest) over all tokens, of rows with a list of likeliest tokens.
+    """
+
+    tokens: list[int]
+    largest: list[float]
+    totals: list[float]
+
+
+NO_EDITS, GREEDY = Edits(), Draw(0.0)
+
+
+def sampling_kernel(logits: Tensor) -> Kernel | None:
+    """Return the kernel for logits of shape (num_rows, vocab_size); None if torch's operations must replace it."""
+    fits = logits.device.type == "cpu" and logits.dtype is torch.float32 and logits.is_contiguous()
+    return kernel("sample_rows") if fits and logits.shape[-1] >= BLOCK else None
+
+
+def row_record(logits: int, edits: Edits, draw: Draw, top: int = 0, top_size: int = 0) -> bytes:
+    """Return the record of a row.
+
+    Args:
+        logits: Address of its logits, float32.
+        edits: Changes of the logits, applied in place.
+        draw: How to sample.
+        top: Address of `top_size` entries for the likeliest tokens, each a logit, float32, and a token id, int32: -1 where
+            no finite logit is left. 0 without log probabilities.
+        top_size: Number of entries.
+    """
+    temperature, key, top_k, top_p = draw
+    return _RECORD.pack(logits, *edits, temperature, key, top_k, top_p, top, top_size, 0, 0, 0)
+
+
+def sample_rows(function: Kernel, records: Items[bytes], vocab_size: int, hashes: Tensor) -> Results:
+    """Sample a token for each row.
+
+    Args:
+        function: From `sampling_kernel`.
+        records: From `row_record`.
+        vocab_size: Number of logits of a row, at least 64.
+        hashes: int32 of shape (2, vocab_size).
+    """
+    words = np.frombuffer(bytearray(b"".join(records)), np.int64).reshape(-1, RECORD_WORDS)
+    block = _BLOCK.pack(0, 0, 0, words.ctypes.data, len(records), vocab_size, hashes.data_ptr())
+    nanoseconds = len(records) * vocab_size * _PICOSECONDS_PER_LOGIT // 1000
+    function.run(block, min(len(records), 1 + nanoseconds // _ENOUGH_NS), nanoseconds)
+    floats = words.view(np.float32)
+    return Results(words[:, TOKEN].tolist(), floats[:, 2 * LARGEST].tolist(), floats[:, 2 * TOTAL].tolist())

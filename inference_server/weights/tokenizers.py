@@ -1,0 +1,26 @@
+"""Reads tokenizers that transformers has saved. Engines of the same model share one."""
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from transformers import PreTrainedTokenizerFast
+
+_lock = threading.Lock()
+_in_use: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder, in the fast format. While it is in use, equal files give the same object."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix != ".safetensors" and path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
+    with _lock:
+        tokenizer = _in_use.get(digest.digest())
+        if tokenizer is None:
+            tokenizer = _in_use[digest.digest()] = PreTrainedTokenizerFast.from_pretrained(folder)
+        return tokenizer

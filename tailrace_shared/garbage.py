@@ -1,0 +1,33 @@
+"""Pauses Python's garbage collection during imports.
+
+Modules consist of a million objects that live until the process ends. The collector would examine them again and again,
+which takes a sixth of the time of all imports.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def pause() -> None:
+    """Stop collecting until `resume`."""
+    gc.disable()
+
+
+def resume() -> None:
+    """Collect again after `pause`. The objects that exist now are never examined. Does nothing without a pause."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Stop collecting during the body, unless it is stopped already."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

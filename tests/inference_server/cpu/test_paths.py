@@ -1,0 +1,53 @@
+"""The description of how a model runs on a CPU: the prediction from its configuration is the path in use."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from inference_server.attention.paged import NAME, register
+from inference_server.cpu.fused_modules import fuse
+from inference_server.cpu.paths import CpuPath, predicted_path
+from inference_server.kernels.isa import choice
+from inference_server.model.runner import ModelRunner
+from inference_server.precision import activation_dtype, cache_dtype
+
+CPU = torch.device("cpu")
+
+
+def path_in_use(folder, precision):
+    register()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=activation_dtype(precision, CPU), attn_implementation=NAME
+    )
+    fuse(model, precision, batch_invariant=False)
+    return ModelRunner(model, num_blocks=4, cache_dtype=cache_dtype(precision)).path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [
+        ("llama-2-heads-of-32", "bfloat16"),
+        ("llama-2-heads-of-32", "bitsandbytes-int8"),
+        ("llama-2-heads-of-32", "int4"),
+        ("llama-2-heads-of-32", "float32"),
+        ("llama-2", "int4"),
+        ("mistral", "bfloat16"),
+        ("qwen-3", "bfloat16"),
+        ("gemma-2", "bitsandbytes-int8"),
+    ],
+)
+def test_the_predicted_path_is_the_path_in_use(tiny_model, architecture, precision):
+    folder = tiny_model(architecture)
+    assert str(predicted_path(AutoConfig.from_pretrained(folder), precision)) == path_in_use(folder, precision)
+
+
+def test_without_kernels_the_path_names_the_reason(tiny_model, monkeypatch):
+    monkeypatch.setenv(choice.VARIABLE, "none")
+    folder = tiny_model("llama-2-heads-of-32")
+    path = path_in_use(folder, "float32")
+    assert path.startswith("torch's operations, modules of transformers (TAILRACE_CPU_FEATURES=none")
+    assert str(predicted_path(AutoConfig.from_pretrained(folder), "float32")) == path
+
+
+def test_a_path_reads_as_a_phrase():
+    assert str(CpuPath("avx2", "all")) == "kernels for avx2, one program of compiled kernels"
