@@ -6,6 +6,7 @@ of the inputs, so a row's result does not depend on the other rows.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from inference_server.kernels.emit.values import INT32, Int, Vector
@@ -109,19 +110,20 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
     lanes, parts = code.isa.lanes, range(0, PANEL, code.isa.lanes)
     cells = [(row, panel, part) for row in range(num_rows) for panel in range(num_panels) for part in parts]
     places = [out + (TOTAL_ROW * row + 64 * panel + 4 * part) for row, panel, part in cells]
-    if not adds:
-        for place in places:
-            code.store(code.floats(0.0, lanes), place, 4)
-    # Totals of a single row stay in registers; those of more rows would leave too few for the sums.
-    totals = [code.variable(code.load_floats(place, lanes)) for place in places] if num_rows == 1 else None
-    # More pairs at once make LLVM load too many values too early, so that it has to keep some of them in memory.
+    starts = [code.load_floats(place, lanes) if adds else code.floats(0.0, lanes) for place in places]
     at_once = code.isa.words_at_once
-    pairs_at_once = 16 if num_rows == 1 else max(2, at_once)
+    # With more rows, LLVM loads too many values of a whole step too early for 16 registers, and keeps sums in memory.
+    is_whole = num_rows == 1 or at_once > 1
+    pairs_at_once = 16 if is_whole else 2
+    totals = [code.variable(start) for start in starts] if is_whole else None
+    if not is_whole and not adds:
+        for place, start in zip(places, starts, strict=True):
+            code.store(start, place, 4)
     with code.loop(0, num_steps) as step:
         # Each step has sums of its own. The CPU computes those of several steps at a time, where a sum over all steps
         # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
         sums = {cell: code.variable(code.floats(0.0, lanes)) for cell in cells}
-        with code.loop(0, 16, pairs_at_once) as first:
+        with nullcontext(code.integer(0)) if is_whole else code.loop(0, 16, pairs_at_once) as first:
             panels, rows = weights + step * weights_step + first * 64, x + step * x_step + first * 4
             for pair in range(0, pairs_at_once, at_once):
                 inputs = [
