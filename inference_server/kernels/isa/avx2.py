@@ -18,7 +18,7 @@ class Avx2(InstructionSet):
     lanes = 8
     int8_tiling = Tiling(1, (1, 2))
     int4_tiling = Tiling(1, (1, 2, 4))
-    bf16_tiling = Tiling(1, (1, 2, 3))
+    bf16_tiling = Tiling(1, (1, 2, 4))
     multiply_bytes = "llvm.x86.avx2.pmadd.ub.sw"
     add_pairs = "llvm.x86.avx2.pmadd.wd"
 

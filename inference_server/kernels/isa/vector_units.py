@@ -6,12 +6,13 @@ of the inputs, so a row's result does not depend on the other rows.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from inference_server.kernels.emit.values import INT32, Int, Vector
 
 if TYPE_CHECKING:
-    from inference_server.kernels.emit.code import Code
+    from inference_server.kernels.emit.code import Code, Variable
 
 PANEL = 16  # outputs of a panel
 OUTPUTS = 2 * PANEL  # outputs that a unit computes at a time
@@ -106,41 +107,55 @@ class Bf16Unit:
 
 def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *values: Int) -> None:
     x, x_stride, x_step, weights, weights_step, panel_bytes, num_steps, out = values
-    isa, lanes = code.isa, code.isa.lanes
-    cells = [
-        (row, panel, part) for row in range(num_rows) for panel in range(num_panels) for part in range(0, 16, lanes)
-    ]
+    lanes, parts = code.isa.lanes, range(0, PANEL, code.isa.lanes)
+    cells = [(row, panel, part) for row in range(num_rows) for panel in range(num_panels) for part in parts]
     places = [out + (TOTAL_ROW * row + 64 * panel + 4 * part) for row, panel, part in cells]
     starts = [code.load_floats(place, lanes) if adds else code.floats(0.0, lanes) for place in places]
-    totals = [code.variable(start) for start in starts]
+    at_once = code.isa.words_at_once
+    # With more rows, LLVM loads too many values of a whole step too early for 16 registers, and keeps sums in memory.
+    is_whole = num_rows == 1 or at_once > 1
+    pairs_at_once = 16 if is_whole else 2
+    totals = [code.variable(start) for start in starts] if is_whole else None
+    if not is_whole and not adds:
+        for place, start in zip(places, starts, strict=True):
+            code.store(start, place, 4)
     with code.loop(0, num_steps) as step:
-        panel_step, row_step = weights + step * weights_step, x + step * x_step
         # Each step has sums of its own. The CPU computes those of several steps at a time, where a sum over all steps
         # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
-        sums = [code.floats(0.0, lanes)] * len(cells)
-        for pair in range(16):
-            if pair % isa.words_at_once == 0:
-                places_of_rows = [row_step + x_stride * row + 4 * pair for row in range(num_rows)]
-                loaded = [isa.load_pairs(code, place, isa.words_at_once, lanes) for place in places_of_rows]
-            inputs = [words[pair % isa.words_at_once] for words in loaded]
-            pairs = {
-                (panel, part): isa.prepare_pairs(
-                    code,
-                    code.load_vector(
-                        panel_step + panel_bytes * panel + (64 * pair + 4 * part), INT32, lanes, 4 * lanes
-                    ),
-                )
-                for panel in range(num_panels)
-                for part in range(0, 16, lanes)
-            }
-            sums = [
-                isa.multiply_pairs(code, value, pairs[panel, part], inputs[row])
-                for value, (row, panel, part) in zip(sums, cells, strict=True)
-            ]
-        for total, value in zip(totals, sums, strict=True):
-            total.set(total.get() + value)
-    for total, place in zip(totals, places, strict=True):
-        code.store(total.get(), place, 4)
+        sums = {cell: code.variable(code.floats(0.0, lanes)) for cell in cells}
+        with nullcontext(code.integer(0)) if is_whole else code.loop(0, 16, pairs_at_once) as first:
+            panels, rows = weights + step * weights_step + first * 64, x + step * x_step + first * 4
+            for pair in range(0, pairs_at_once, at_once):
+                inputs = [
+                    code.isa.load_pairs(code, rows + x_stride * row + 4 * pair, at_once, lanes)
+                    for row in range(num_rows)
+                ]
+                for word in range(at_once):
+                    place = panels + 64 * (pair + word)
+                    _multiply_pair(code, place, panel_bytes, [words[word] for words in inputs], sums)
+        for index, place in enumerate(places):
+            value = sums[cells[index]].get()
+            if totals:
+                totals[index].set(totals[index].get() + value)
+            else:
+                code.store(code.load_floats(place, lanes) + value, place, 4)
+    if totals:
+        for total, place in zip(totals, places, strict=True):
+            code.store(total.get(), place, 4)
+
+
+def _multiply_pair(
+    code: "Code", panels: Int, panel_bytes: Int, inputs: list[Any], sums: "dict[tuple[int, int, int], Variable]"
+) -> None:
+    """Add the products of one pair of inputs to the sums of each row, panel, and part of a panel."""
+    isa, lanes = code.isa, code.isa.lanes
+    pairs: dict[tuple[int, int], Any] = {}
+    for row, panel, part in sums:
+        if row == 0:
+            place = panels + panel_bytes * panel + 4 * part
+            pairs[panel, part] = isa.prepare_pairs(code, code.load_vector(place, INT32, lanes, 4 * lanes))
+    for (row, panel, part), total in sums.items():
+        total.set(isa.multiply_pairs(code, total.get(), pairs[panel, part], inputs[row]))
 
 
 class Int8Unit:
