@@ -32,8 +32,8 @@ def load(emit: Emit, isa: InstructionSet, target: Target | None = None) -> Any:
 
 @cache
 def instruction_set_names() -> list[str]:
-    """Return the names of this CPU's instruction sets, for pytest.mark.parametrize."""
-    return [each.name for each in choice.available()]
+    """Return names of this CPU's instruction sets: one for each way to multiply bfloat16, and for each vector width."""
+    return list({(each.multiplies_bf16, each.lanes): each.name for each in choice.available()}.values())
 
 
 def aligned(tensor: Tensor) -> Tensor:
