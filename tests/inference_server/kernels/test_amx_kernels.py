@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from inference_server.kernels.attention.prefill import make_prefill_attention
-from inference_server.kernels.emit.module import Emit
+from inference_server.kernels.emit.module import Emit, Target, assembly
 from inference_server.kernels.isa import choice
+from inference_server.kernels.isa.amx.instruction_set import Amx
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.linear.bf16 import make_bf16
 from inference_server.kernels.linear.int4 import make_int4
@@ -155,6 +156,22 @@ def test_int8_weights_are_loaded_once_for_sixteen_rows() -> None:
     int8_layer().multiply(run, int8_layer().packed, activations(16))
     steps = OUTPUTS // 32 * WIDTH // 64
     assert (tiles.counts["tileloadd64"], tiles.counts["tdpbssd"]) == (4 * steps, 4 * steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "instruction", "count"),
+    [
+        ("bf16", "tdpbf16ps", 4 + 4 + 2),  # 32 rows, 17 to 31 rows, up to 16 rows
+        ("int8", "tdpbssd", 4 + 2),  # 9 to 16 rows, up to 8 rows
+        ("int4", "tdpbssd", 2 + 2),  # 5 to 8 rows, up to 4 rows
+        ("prefill", "tdpbf16ps", 4 + 4),  # keys times queries, values times weights
+    ],
+)
+def test_a_kernel_for_sapphire_rapids_multiplies_tiles_in_each_of_its_loops(
+    name: str, instruction: str, count: int
+) -> None:
+    text = assembly(EMITS[name], Amx(), Target("x86_64-unknown-linux-gnu", Amx.llvm_cpu, ""))
+    assert text.count(f"\t{instruction}\t") == count
 
 
 @pytest.mark.parametrize("width", [32, 64])
