@@ -85,7 +85,8 @@ def uniform_of_all(keys: Iterable[int] | Tensor, vocab_size: int, device: torch.
 
     `keys`: a key for each row, or int32 of shape (num_rows, 2) on the device, as in `Keys`.
     """
-    return _uniform(keys, *token_hashes(vocab_size, device))
+    hashes = token_hashes(vocab_size, device)
+    return _uniform(keys, hashes[0], hashes[1])
 
 
 def gumbel(uniforms: Tensor) -> Tensor:

@@ -277,18 +277,8 @@ def test_a_kernel_is_compiled_once_and_then_loaded(tmp_path: Path) -> None:
 
 
 def test_a_change_in_any_source_of_the_kernels_invalidates_the_cache() -> None:
-    folder = Path(reference.__file__).parent
+    folder = Path(reference.__file__).parent  # of the whole package
     assert object_cache.kernel_sources() == sorted(folder.rglob("*.py"))
-    assert {path.parent.name for path in object_cache.kernel_sources()} == {
-        "kernels",
-        "jit",
-        "emit",
-        "isa",
-        "amx",
-        "linear",
-        "rows",
-        "attention",
-    }
 
 
 def test_kernels_work_without_a_writable_cache_folder(tmp_path: Path) -> None:
@@ -305,7 +295,6 @@ def test_without_the_compiler_torch_computes_everything_and_logs_once(tmp_path: 
 
 def test_no_kernel_is_compiled_for_tensors_of_another_device(monkeypatch):
     monkeypatch.setattr(ops, "kernel", None)
-    monkeypatch.setattr(ops, "load_prefill_attention", None)
     x = torch.zeros(2, 64, device="meta")
     ops.rms_norm(x, x[0], 1e-5)
     ops.silu_mul(x)
