@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference_server.kernels.emit.block_words import SLEEP_WORD
+from inference_server.kernels.emit.block_words import SLEEP_WORD, THREADS_WORD
 from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.openmp import find_start, sleep_function
@@ -55,6 +55,7 @@ class Kernel:
         num_threads = min(num_items, torch.get_num_threads())
         if num_threads > 1 and self._start is not None:
             block[SLEEP_WORD] = sleep_function()
+            block[THREADS_WORD] = num_threads
             self._start(self.address, block, num_threads, 0)
         else:
             self._call(block)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from inference_server.kernels.emit.block_words import SLEEP_WORD
+from inference_server.kernels.emit.block_words import SLEEP_WORD, THREADS_WORD
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 from inference_server.kernels.jit.openmp import sleep_function, thread_counter
@@ -50,25 +50,29 @@ class Program:
         pairs = [(call.kernel.address, first + index * BLOCK_BYTES) for index, call in enumerate(calls)]
         self._calls = torch.tensor(pairs, dtype=torch.int64)
         self._rows_at, self._decoded_at = (_rows_at(calls, is_decode) for is_decode in (False, True))
-        self._plans = [(index, call.plan) for index, call in enumerate(calls) if call.plan is not None]
-        self._num_rows = (0, 0)
+        self._plans = [call.plan for call in calls if call.plan is not None]
+        planned = [index for index, call in enumerate(calls) if call.plan is not None]
+        self._planned = torch.tensor(planned, dtype=torch.int64)
+        self._set_for: tuple[int, int, int] | None = None  # rows, decoded rows and threads in the blocks
 
     def run(self, num_rows: int, num_decoded: int) -> None:
         """Run all kernels in order over the first `num_rows` rows of their inputs.
 
         The first `num_decoded` of these rows are decoded tokens, the others are prompt tokens.
         """
-        if (num_rows, num_decoded) != self._num_rows:
-            self._set_rows(num_rows, num_decoded)
+        wanted = (num_rows, num_decoded, torch.get_num_threads())
+        if wanted != self._set_for:
+            self._set(*wanted)
         block = _pack(0, 0, 0, self._calls.data_ptr(), len(self._calls), thread_counter())
-        self._runner.run(block, torch.get_num_threads(), ENOUGH_NS)
+        self._runner.run(block, wanted[2], ENOUGH_NS)
 
-    def _set_rows(self, num_rows: int, num_decoded: int) -> None:
+    def _set(self, num_rows: int, num_decoded: int, num_threads: int) -> None:
         self._blocks[self._rows_at] = num_rows
         self._blocks[self._decoded_at] = num_decoded
-        for index, plan in self._plans:
-            self._calls[index, 0] = plan(num_rows).address
-        self._num_rows = (num_rows, num_decoded)
+        self._blocks[THREADS_WORD::_WORDS] = num_threads
+        addresses = [plan(num_rows).address for plan in self._plans]
+        self._calls[self._planned, 0] = torch.tensor(addresses, dtype=torch.int64)
+        self._set_for = (num_rows, num_decoded, num_threads)
 
 
 def _rows_at(calls: list[KernelCall], is_decode: bool) -> torch.Tensor:
