@@ -171,7 +171,15 @@ def _attend(
         with code.loop(0, num_keys, KEYS) as key:
             source = keys + arguments.cache_offset(code, table, first + key)
             queries = (scratch.queries, TILE_BYTES, width * 32)
-            unit.multiply(code, (source, stride, 64), queries, width // 32, scratch.scores + key * ROW_BYTES, KEYS)
+            unit.multiply(
+                code,
+                (source, stride, 64),
+                queries,
+                width // 32,
+                scratch.scores + key * ROW_BYTES,
+                KEYS,
+                are_cached=True,
+            )
         with code.loop(0, QUERIES, 16) as query:
             softmax.update(
                 code,
@@ -188,4 +196,4 @@ def _attend(
         with code.loop(0, width, 32) as column:
             x = (values + first * width * 2 + column * 64, 64, width * (2 * KEYS))
             weights, outputs = (scratch.weights, 2 * TILE_BYTES, TILE_BYTES), scratch.outputs + column * ROW_BYTES
-            unit.multiply(code, x, weights, num_keys // KEYS, outputs, 32, adds=True)
+            unit.multiply(code, x, weights, num_keys // KEYS, outputs, 32, adds=True, are_cached=True)

@@ -56,6 +56,12 @@ class InstructionSet:
     int8_tiling = Tiling(1, (1, 2))
     int4_tiling = Tiling(1, (1, 2, 4))
     bf16_tiling = Tiling(1, (1, 2, 4))
+
+    @property
+    def cached_bf16_tiling(self) -> Tiling:
+        """Return the tiling for weights that are in the core's cache."""
+        return self.bf16_tiling
+
     llvm_cpu = "x86-64-v3"  # LLVM's name of the least CPU with this instruction set
     llvm_features = ""  # features in addition to those of `llvm_cpu`
     # LLVM's names of the features that a CPU must have.

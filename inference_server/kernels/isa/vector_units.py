@@ -70,6 +70,7 @@ class Bf16Unit:
         count: "Int | int",
         *,
         adds: bool = False,
+        are_cached: bool = False,
     ) -> None:
         """Write or add the products of `count` rows with 32 outputs to `out`, (count, 32) float32.
 
@@ -81,8 +82,9 @@ class Bf16Unit:
             out: Address of the result, rows 128 bytes apart.
             count: 1 to 32.
             adds: Add to the values in `out`.
+            are_cached: The weights are in the core's cache. This only changes the speed.
         """
-        tiling = code.isa.bf16_tiling
+        tiling = code.isa.cached_bf16_tiling if are_cached else code.isa.bf16_tiling
         numbers = [each if isinstance(each, Int) else code.integer(each) for each in (*x, *weights, num_steps)]
 
         def block(row: Int, size: int) -> None:

@@ -56,14 +56,17 @@ def multiply_rows(
     """
     x_bytes, steps = layer.width * 2, layer.width // 32
 
-    def multiply(first: Int, count: "Int | int") -> None:
-        unit.multiply(code, (x + first * x_bytes, x_bytes, 64), weights, steps, totals, count)
+    def multiply(first: Int, count: "Int | int", *, are_cached: bool = False) -> None:
+        rows = (x + first * x_bytes, x_bytes, 64)
+        unit.multiply(code, rows, weights, steps, totals, count, are_cached=are_cached)
         write_rows(code, output, totals, bias, out + first * row_bytes, row_bytes, count)
 
     whole = layer.num_rows // MAX_ROWS * MAX_ROWS
     unit.use_whole(code)
-    with code.loop(0, whole, MAX_ROWS) as first:
-        multiply(first, MAX_ROWS)
+    with code.when(whole > 0):
+        multiply(code.integer(0), MAX_ROWS)
+    with code.loop(MAX_ROWS, whole, MAX_ROWS) as first:
+        multiply(first, MAX_ROWS, are_cached=True)
     with code.when(whole < layer.num_rows):
         unit.use_rest(code)
         multiply(whole, layer.num_rows - whole)

@@ -62,6 +62,7 @@ class AmxBf16Unit(Bf16Unit):
         count: "Int | int",
         *,
         adds: bool = False,
+        are_cached: bool = False,
     ) -> None:
         """See Bf16Unit."""
         if isinstance(count, int):
