@@ -31,7 +31,6 @@ from inference_server.kernels.emit.values import Float, Int, Vector
 from inference_server.kernels.isa.vector_units import OUTPUTS, PANEL, TOTAL_ROW
 from inference_server.kernels.rows.silu import gate_rows
 
-
 # With few rows, the product is limited by reading the weights. Two threads that take alternating items then read each
 # other's memory in advance: an int4 pass with one row took 4.9 ms instead of 2.8 (AMD EPYC, Zen 4, 2 threads).
 _MANY_ROWS = 32
