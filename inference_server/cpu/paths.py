@@ -1,4 +1,4 @@
-"""Describes how a model runs on a CPU: the instruction set, and the parts that are kernel programs.
+"""Describes how a model runs on a CPU: the instruction set, and the passes that are kernel programs.
 
 `tailrace doctor` predicts the path from the configuration with `predicted_path`. The server reports the path in use. Both
 are a CpuPath, and tests/inference_server/cpu/test_paths.py compares them.

@@ -1,8 +1,8 @@
-"""Builds the argument blocks of the kernels: 24 words of int64 as bytes, three counters (zeros) before the arguments.
+"""Builds the argument blocks of the kernels: 24 int64 words, as bytes. The first three are counters, initially 0.
 
 Tensors are passed by address. The caller keeps them alive and has checked their shapes, dtypes and strides. X_ROWS is the
-index of the word with the number of rows in the block of kernel X. The last two words are for threads that wait: word 22 is
-set by the caller (emit/waiting.py), word 23 counts the threads inside the kernel (program_runner.py).
+index of the word with the number of rows in the block of kernel X. Kernel and Program set words 21 and 22, which
+emit/block_words.py describes. Word 23 counts the threads inside the kernel (program_runner.py).
 """
 
 from collections.abc import Sequence as Items

@@ -1,4 +1,4 @@
-"""Keeps the kernels' machine code in files: a kernel is compiled once, later starts only load it.
+"""Keeps the kernels' machine code in files. A kernel is compiled once, and later starts only load it.
 
 Images contain the files of common CPUs (ahead_of_time.py).
 """

@@ -1,4 +1,4 @@
-"""Matrix products with int4 weights on tile registers. Results have the bits of the vector unit."""
+"""Matrix products with int4 weights on tile registers. Results are bit-identical to those of the vector unit."""
 
 from functools import partial
 from typing import TYPE_CHECKING
