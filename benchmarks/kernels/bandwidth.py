@@ -10,8 +10,8 @@ _MIB = 2**20
 _HUGE_PAGE = 2 * _MIB
 _STEP_BYTES = 512  # bytes that one iteration of the loop reads
 _ROUNDS = 12
-# Each iteration loads 64 bytes eight times, into eight independent sums, so that no load waits for another sum. LLVM splits
-# the 64 bytes into the CPU's own vectors.
+# Each iteration loads 64 bytes eight times, into eight independent sums that do not wait for each other. LLVM splits the
+# 64 bytes into the CPU's own vectors.
 _LOADS = range(8)
 
 

@@ -34,7 +34,7 @@ from inference_server.kernels.jit.program import KernelCall, Program
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """The tensors at fixed addresses that the kernels read and write. The first ten are (num_rows, …)."""
+    """The tensors at fixed addresses that the kernels read and write. The first ten have the shape (num_rows, …)."""
 
     hidden: Tensor  # the residual stream
     normed: Tensor
@@ -210,7 +210,7 @@ class CpuForward:
             _linear(layer.qkv, b.normed, b.qkv, b),
             KernelCall(self._kernel("rope_and_write", b.cos.dtype, keys.dtype), rotate, ROPE_ROWS),
         ]
-        if has_prompts:  # before the decode attention, because it takes longer
+        if has_prompts:
             calls.append(self._prefill_attention(layer.attention, keys, values, b))
         if has_decode:
             calls.append(self._decode_attention(layer.attention, keys, values, b))

@@ -175,7 +175,7 @@ class Code:
         self.builder.call(function, [argument.llvm for argument in arguments])
 
     def call_address(self, address: Int, *arguments: Int, returns_int: bool = False) -> Int | None:
-        """Call the C function at an address with int64 arguments. Returns its int if it `returns_int`."""
+        """Call the C function at an address with int64 arguments. Returns its result, an int, if `returns_int`."""
         signature = ir.FunctionType(INT32 if returns_int else ir.VoidType(), [INT64] * len(arguments))
         result = self.builder.call(self.pointer(address, signature), [argument.llvm for argument in arguments])
         return Int(self.builder, self.builder.sext(result, INT64)) if returns_int else None

@@ -31,7 +31,7 @@ BFLOAT16 = Bfloat16()
 
 
 def vector_type(element: Any, lanes: int) -> Any:
-    """Return LLVM's type of `lanes` elements."""
+    """Return LLVM's type of a vector of `lanes` elements."""
     return ir.VectorType(element, lanes)
 
 

@@ -110,10 +110,10 @@ class InstructionSet:
         return (bf16_bits(value) >> 16).narrowed(INT16)
 
     def after(self, code: "Code", address: Int, values: list[Vector]) -> Int:
-        """Return the address in a form from which LLVM does not load before `values` are computed. Here it is unchanged.
+        """Return the same address, with which LLVM places loads after the instructions that compute `values`.
 
-        LLVM otherwise moves loads to the earliest place, and the loaded values do not fit into the registers. The order
-        concerns LLVM only: the CPU itself may load earlier.
+        LLVM otherwise places loads as early as possible, and the loaded values do not fit into the registers. The CPU
+        itself may still load earlier. By default, the order of loads is left to LLVM.
         """
         return address
 

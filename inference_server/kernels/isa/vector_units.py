@@ -125,7 +125,7 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
     with code.loop(0, num_steps) as step:
         # Each step has sums of its own, so that the CPU can compute several steps at the same time. In a single sum over
         # all steps, each addition would wait for the one before. The order of additions is the same for every number of
-        # rows, so the results are bit-identical.
+        # rows, so a row's result is bit-identical.
         sums = {cell: code.variable(code.floats(0.0, lanes)) for cell in cells}
         with nullcontext(code.integer(0)) if is_whole else code.loop(0, 16, pairs_at_once) as first:
             panels, rows = weights + step * weights_step + first * 64, x + step * x_step + first * 4

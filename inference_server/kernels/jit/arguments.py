@@ -135,7 +135,7 @@ def prefill_segments(
         first_row: The row of the queries where the first segment begins; the others follow it.
 
     Returns:
-        The words of the table, and the bytes of workspace for each KV head and each value of a head.
+        The words of the table, and the bytes of workspace divided by num_kv_heads * head_dim.
 
         The table begins with the address of the workspace (0, set by the caller), the number of segments, of pieces of 32
         keys, and of groups of 32 queries. Each segment follows with its first row, number of rows, first position, address
