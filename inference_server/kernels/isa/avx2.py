@@ -1,4 +1,4 @@
-"""AVX2 with FMA: every x86 CPU since Haswell and Zen 1."""
+"""AVX2 with FMA: nearly all x86 CPUs since Haswell and Zen 1."""
 
 from typing import TYPE_CHECKING
 

@@ -65,7 +65,7 @@ def kernel_sources() -> list[Path]:
 
 @cache
 def _fingerprint(cpu: Target) -> str:
-    """Return a hash of everything the code depends on: the kernels' sources, the compiler and the CPU."""
+    """Return a hash of everything the code depends on: the kernels' sources, the compiler and the target CPU."""
     digest = hashlib.sha256()
     for source in kernel_sources():
         digest.update(source.read_bytes())
