@@ -106,7 +106,7 @@ _QUICK = {
 def quick_conversion() -> Iterator[None]:
     """Replace what transformers uses of gguf while it converts one file. The caller holds loading_lock.LOADING.
 
-    If another release of transformers or gguf does not use the replaced names, it converts as slowly as before.
+    If another release of transformers or gguf does not use the replaced names, the conversion runs at its usual speed.
     """
     with ExitStack() as replacements:
         for name, quick in (
