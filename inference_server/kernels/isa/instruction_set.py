@@ -1,4 +1,4 @@
-"""The interface of an instruction set, with operations that every CPU has.
+"""The interface of an instruction set, with default operations that run on every CPU.
 
 Kernels are written once, for vectors of 16 lanes. An instruction set defines the two operations that decide their speed,
 `multiply_codes` and `multiply_pairs`, and the number of rows and panels whose sums fit into its registers.

@@ -173,7 +173,7 @@ def linear(
         num_rows: Rows of activations.
         width: Inputs of the layer.
         num_outputs: Outputs of the layer, whole panels.
-        workspace: Address of memory for the kernel's form of the activations.
+        workspace: Address of memory for the converted activations.
     """
     sizes = (num_rows, width, num_outputs)
     return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace)
