@@ -271,7 +271,7 @@ class Code:
         return Int(self.builder, self.builder.atomic_rmw("add", place, ir.Constant(INT64, amount), "acq_rel"))
 
     def num_done(self, counter: Int) -> Int:
-        """Return the counter at this address. Writes of the threads that have added to it are then visible."""
+        """Return the counter at this address. Writes that threads made before they added to it are then visible."""
         return Int(self.builder, self.builder.load_atomic(self.pointer(counter, INT64), "acquire", 8))
 
     def wait_until_done(self, counter: Int, wanted: Int | int) -> None:

@@ -105,8 +105,8 @@ def prefill_attention(
 
     Args:
         query: (rows, num_heads, head_dim).
-        keys: (num_blocks, block_size, num_kv_heads, head_dim), and `values` the same.
-        values: See `keys`.
+        keys: (num_blocks, block_size, num_kv_heads, head_dim).
+        values: The same shape and dtype as `keys`.
         segments: The words of `prefill_segments`, int64.
         out: The result, (rows, num_heads, head_dim).
         scaling: The factor on the scores.
