@@ -160,7 +160,10 @@ def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results
 
 
 def _merged(earlier: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """Return an earlier run's results, with those of this run's peers replaced. Compare only rivals of the same run."""
+    """Return an earlier run's results, with those of this run's peers replaced.
+
+    Only rivals that were measured in the same run can be compared.
+    """
     peers = {**earlier["peers"], **document["peers"]}
     imports = earlier["imports"] or document["imports"]
     return {**document, "started": earlier["started"], "imports": imports, "peers": peers}

@@ -1,7 +1,7 @@
-"""Counts the instructions of the matrix products for each weight, for every instruction set, also on another CPU.
+"""Counts the instructions that matrix products take for each weight, for every instruction set, on any CPU.
 
 `python -m benchmarks.instruction_counts` compiles the kernels and prints a table in Markdown. Only innermost loops are
-counted. The counts hold for the least CPU of each instruction set, which is named in its file in kernels/isa.
+counted. The kernels are compiled for the baseline CPU of each instruction set, `llvm_cpu` in its file in kernels/isa.
 """
 
 import re
@@ -18,7 +18,7 @@ from inference_server.kernels.linear.layer import OutputFormat
 
 ROWS = (1, 4, 8)
 KERNELS = {"bf16": make_bf16(OutputFormat(is_bf16=True)), "int8": make_int8(False), "int4": make_int4(False)}
-# Weights of a panel that one run of the innermost loop multiplies: 16 outputs times the inputs of a step.
+# Weights of a panel that one iteration of the innermost loop multiplies: 16 outputs times the inputs of a step.
 _WEIGHTS = {"bf16": 16 * 32, "int8": 16 * 64, "int4": 16 * 32}
 _FUNCTION = re.compile(r"^(\w+):[^\n]*\n(.*?)^\.Lfunc_end", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"(bf16|int8|int4)_(\d+)(?:x(\d))?")
@@ -31,9 +31,9 @@ class Loop:
 
     Attributes:
         rows: Rows of activations that it multiplies.
-        weights: Weights that one run of its body multiplies.
+        weights: Weights that one iteration multiplies.
         instructions: Instructions of its body.
-        stack_accesses: Those of them that read or write the stack.
+        stack_accesses: Instructions of its body that read or write the stack.
     """
 
     rows: int
@@ -76,12 +76,12 @@ def per_weight(found: list[Loop], num_rows: int) -> float:
 
 
 def compiled_loops(isa: InstructionSet, kernel: str, triple: str) -> list[Loop]:
-    """Return the innermost loops of a kernel of `KERNELS`, compiled for the least CPU of an instruction set."""
+    """Return the innermost loops of a kernel of `KERNELS`, compiled for the baseline CPU of an instruction set."""
     return list(loops(assembly(KERNELS[kernel], isa, Target(triple, isa.llvm_cpu, isa.llvm_features))))
 
 
 def table() -> Iterator[str]:
-    """Yield the lines of the table. Instruction sets with units of their own, on tile registers, are left out."""
+    """Yield the lines of the table. AMX is left out, because it multiplies on tile registers."""
     columns = ["instruction set", "weights", *(f"{rows} row{'s'[: rows > 1]}" for rows in ROWS), "stack accesses"]
     yield f"| {' | '.join(columns)} |"
     yield "|---|---|" + "---:|" * (len(columns) - 2)

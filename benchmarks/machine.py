@@ -30,7 +30,8 @@ _RELEVANT_FLAGS = (
     "sve",
 )
 _VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd", "0x41": "arm", "0x61": "apple", "0xc0": "ampere"}
-# The families of instruction sets that name a class, the best one first: name, and the flag that each needs.
+# The families of instruction sets, the best one first: the name, which is part of a class name, and the flag of
+# /proc/cpuinfo that a CPU of the family has.
 _FAMILIES = (("amx", "amx_int8"), ("avx512", "avx512f"), ("avx2", "avx2"), ("neon", "asimd"))
 
 
@@ -84,7 +85,7 @@ def results_folder(limit: InstructionSet | None = None) -> Path:
 
 
 def _short(microarchitecture: str) -> str:
-    """Return LLVM's name without what the other parts of a class name say: "zen4", "skylake", "neoverse-n1"."""
+    """Return LLVM's name without the parts that a class name contains elsewhere: "zen4", "skylake", "neoverse-n1"."""
     return re.sub(r"^znver", "zen", microarchitecture.lower()).removesuffix("-avx512").removeprefix("generic")
 
 

@@ -1,4 +1,4 @@
-"""Measures what busy neighbours cost: processes that occupy the same cores, or a second engine under load."""
+"""Measures the slowdown by busy neighbours: processes that occupy the same cores, or a second engine under load."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from benchmarks.peers.base import Running
 from benchmarks.processes import LOGS, Child
 from benchmarks.report.statistics import Figures, summary
 
-# What a busy process does in its loop: a thread that waits for work by yielding, as OpenMP's and vLLM's do, or arithmetic.
+# The code of a busy process: "yield" yields in a loop, as waiting threads of OpenMP and vLLM do. "spin" never yields.
 KINDS = {"yield": "import os\nwhile True: os.sched_yield()", "spin": "while True: pass"}
 
 

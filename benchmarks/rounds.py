@@ -1,6 +1,6 @@
 """Runs the rounds: rival peers are started together and run each case in turn, one at a time.
 
-All others are paused meanwhile, since some of them use CPU time while they wait for requests.
+All other peers are paused meanwhile, since some of them use CPU time while they wait for requests.
 
 The order rotates from round to round, so that no peer is always first. The results contain failures with their reasons,
 and the run continues.
@@ -110,7 +110,7 @@ def run_rounds(
         peers: Those that are ready.
         scenarios: Names of the methods of Scenarios.
         size: The amount of work.
-        results: Filled.
+        results: Receives the figures and the failures.
         together: Run peers with different weights in the same rounds too, so that all of them can be compared.
     """
     for number, rivals in enumerate(_groups_of_rivals(peers, together=together), start=1):

@@ -241,7 +241,7 @@ class Scenarios:
         return self._measured(requests, client)
 
     def _through_bridge(self, kind: str) -> Figures:
-        """Run 64 streams on the instant engine. Adds the tokens per CPU second of the bridge's process."""
+        """Run 64 streams on instant_server.py. Adds the tokens per CPU second of the bridge's process."""
         tokens = self._size.instant_tokens if kind == "unpaced" else max(1, self._size.instant_tokens // 8)
         figures = self._measured([Request(text=f"{kind} {number}", max_tokens=tokens) for number in range(64)], "rest")
         figures["tokens_per_bridge_cpu_s"] = 1e3 / figures["cpu_bridge_s_per_1000_tokens"]

@@ -29,7 +29,7 @@ SPIN_COUNT = "5000"
 def main() -> int:
     """Run the server and return the exit code: 0 after a signal, 1 after an error, which is printed in one sentence."""
     limit_spinning()
-    garbage.pause()  # until the last import (grpc_api.server.import_startup)
+    garbage.pause()  # resumed after the last import (grpc_api.server.import_startup)
     from inference_server.settings import Settings
 
     try:

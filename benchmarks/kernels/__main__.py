@@ -22,13 +22,13 @@ from benchmarks.report import kernel_tables
 _FORMATS = ["int4", "int8", "bf16"]
 _SUBJECTS = ["tailrace", "torch"]
 _ROWS = [1, 8, 32, 256]
-# glibc asks for large pages for what torch allocates, as Tailrace does for its weights: the same for every subject.
+# glibc then requests large pages for torch's memory, as Tailrace does for its weights, so that all subjects have them.
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run then ends the process that measures
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SystemExit makes subprocess.run kill its process
     flags = cpu_flags()
     sets = [named(name, flags) for name in arguments.features] if arguments.features else available(flags)
     started = datetime.now(UTC)
@@ -73,7 +73,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _part(limit: InstructionSet, threads: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run one process, and return its results with the names of its limits."""
+    """Run one measuring process, and return its results with its instruction set and number of threads."""
     names = ("models", "formats", "subjects", "rows", "seconds")
     job = {name: getattr(arguments, name) for name in names}
     job |= {"threads": threads, "features": limit.name, "passes": 1 if arguments.quick else 3}

@@ -8,9 +8,10 @@ from typing import Any
 
 _MIB = 2**20
 _HUGE_PAGE = 2 * _MIB
-_STEP_BYTES = 512  # bytes that the loop reads at each turn
+_STEP_BYTES = 512  # bytes that one iteration of the loop reads
 _ROUNDS = 12
-# Eight loads of 64 bytes at each turn, into eight sums that do not wait for each other. LLVM takes the CPU's own vectors.
+# Each iteration loads 64 bytes eight times, into eight independent sums that do not wait for each other. LLVM splits the
+# 64 bytes into the CPU's own vectors.
 _LOADS = range(8)
 
 

@@ -38,13 +38,13 @@ def main() -> None:
 
 
 def _bandwidth(threads: int) -> float:
-    """Return the bytes per second that can be read. One thread is measured by its CPU time, as its products are."""
+    """Return the bytes per second that can be read: of CPU time with one thread, as for products, else of wall time."""
     reader = Reader(_READER_MIB)
     return reader.bytes_per_cpu_s() if threads == 1 else reader.bytes_per_s(threads)
 
 
 def _large_pages_mib() -> float:
-    """Return the MiB of this process's memory that lie in large pages; 0 where the system does not report it."""
+    """Return the MiB of this process's memory that are in large pages; 0 where the system does not report it."""
     try:
         text = Path("/proc/self/smaps_rollup").read_text()
     except OSError:

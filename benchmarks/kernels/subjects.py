@@ -32,7 +32,7 @@ class Product(ABC):
 
     @abstractmethod
     def call(self, rows: int) -> Call:
-        """Return a function that computes the product with `rows` rows of activations, allocated beforehand if possible."""
+        """Return a function that computes the product with `rows` rows. It allocates no memory if that is possible."""
 
 
 class TailraceProduct(Product):
@@ -146,7 +146,7 @@ def _kernel_call(layer: KernelLinear, x: Tensor) -> Call:
     workspace = torch.empty(layer.workspace_bytes(rows), dtype=torch.int8)
     kernel, block = layer.call(x, output, workspace)
     items, nanoseconds = outputs // layer.panel_outputs, layer.in_features * outputs // 10
-    held: Any = (x, output, workspace)  # the block contains only their addresses
+    held: Any = (x, output, workspace)  # kept alive, because the block contains only addresses
 
     def call() -> object:
         kernel.run(block, items, nanoseconds)

@@ -15,8 +15,8 @@ def shortest_seconds(calls: Sequence[Call], clock: Clock, *, seconds: float, pas
     Args:
         calls: The products of a pass.
         clock: time.thread_time for one thread, time.perf_counter for several.
-        seconds: The least total duration.
-        passes: The least number of passes. One more runs before them.
+        seconds: The least total duration, in seconds.
+        passes: The least number of measured passes. One more pass runs before them.
     """
     for call in calls:
         call()

@@ -17,7 +17,7 @@ from benchmarks.processes import BENCH, Child, PeerFailed
 
 # Added to a load's own time limit, to allow for the client's start-up and for writing its results.
 _CLIENT_SECONDS = 30.0
-# Timers that expired during a pause run in this time.
+# Time for a resumed peer to run the timers that expired while it was paused.
 _SETTLING_SECONDS = 0.2
 
 
@@ -55,7 +55,7 @@ class Peer(ABC):
         self.limits: dict[str, str] = {}  # environment variables that limit the peer's instruction set
 
     def limit_to(self, limit: InstructionSet) -> None:
-        """Run without instructions beyond `limit`. To be called before `prepare`."""
+        """Limit the peer to the instructions of `limit`. Must be called before `prepare`."""
         self.limits = limit.environment()
 
     def prepare(self) -> None:
@@ -95,7 +95,7 @@ class Running:
                 child.pause()
 
     def resume(self) -> None:
-        """Continue all processes, and wait until they have noticed how much time has passed."""
+        """Continue all processes, and wait until the timers that expired during the pause have run."""
         for child in self.children.values():
             child.resume()
         time.sleep(_SETTLING_SECONDS)

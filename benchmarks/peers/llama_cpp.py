@@ -15,7 +15,7 @@ from benchmarks.processes import BENCH, Child, free_port, wait_for
 VERSION = "0.3.36"
 _READY_SECONDS = 120.0
 _VERSIONS = "from importlib.metadata import version; print(version('llama-cpp-python'))"
-# Prompts of this length run through the products of many rows, which use AMX where it is built in.
+# A prompt of this length is computed by the products of many rows, which use AMX if it is built in.
 _TRY = "import llama_cpp as l; l.Llama({path!r}, n_ctx=512, verbose=False).create_completion('a b c d ' * 40, max_tokens=4)"
 _TRY_SECONDS = 120.0
 
@@ -43,8 +43,8 @@ _WITHOUT_AMX = Build(
 def builds(limit: InstructionSet | None) -> list[Build]:
     """Return the builds to try, the fastest first.
 
-    The compiler chooses every instruction set of the CPU. Some virtual machines report AMX and llama.cpp then crashes in
-    it: there the second build is used. With a `limit`, the build has that instruction set and no better one.
+    The first build uses every instruction set of the CPU. On some virtual machines that report AMX, llama.cpp crashes in
+    an AMX instruction. The second build is used there. With a `limit`, the build has that instruction set and no better one.
     """
     if limit is None or limit.name == "amx":
         return [_NATIVE, _WITHOUT_AMX]

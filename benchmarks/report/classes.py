@@ -15,14 +15,14 @@ _FAMILY_TITLES = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "neon": "NE
 class ClassResults:
     """The results of a CPU class."""
 
-    name: str  # of its folder
+    name: str  # the name of its folder
     path: Path
-    document: Document  # of the whole benchmark
-    kernels: Document | None  # of `python -m benchmarks.kernels`, if it ran
+    document: Document  # the results of the whole benchmark
+    kernels: Document | None  # the results of `python -m benchmarks.kernels`, if it ran
 
     @property
     def limit(self) -> str | None:
-        """The instruction set that the run was limited to, None for all of the CPU's."""
+        """The instruction set that the run was limited to; None without a limit."""
         limit: str | None = self.document.get("limit")
         return limit
 

@@ -42,7 +42,7 @@ def _table(document: Document, model: str, title: str) -> str:
 
 
 def _place(item: tuple[tuple[str, str, str, int], Any]) -> tuple[int, str, int]:
-    """Return the sort key: results of one format and number of threads stand together. Other order is kept."""
+    """Return the sort key, which groups results by format and number of threads, and keeps the order within a group."""
     (weight_format, _, _, threads), _ = item
     return len(weight_format), weight_format, threads
 

@@ -30,7 +30,7 @@ def _cell(document: Document, peer: str, case: str, figure: str) -> str:
 
 
 def _rows(document: Document, columns: list[tuple[str, str, str]]) -> str:
-    """Return a table. `columns` are heading, case and figure. Peers and columns without any figure are left out."""
+    """Return a table. A column is its heading, case and figure. Peers and columns without any figure are left out."""
     shown = [name for name in document["peers"] if name not in _TOOLS]
     columns = [c for c in columns if any(spread(document, name, *c[1:]) is not None for name in shown)]
     lines = [

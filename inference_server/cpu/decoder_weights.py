@@ -159,7 +159,7 @@ def _layer(layer: Any) -> LayerWeights:
 
 
 def _because(linear: nn.Module) -> str:
-    """Return the reasons why a linear layer has no compiled kernel, or "" if only its shape is not supported."""
+    """Return ", because …" with the reasons for a missing kernel, or "" if only the layer's shape is not supported."""
     is_float32 = type(linear) is nn.Linear and linear.weight.dtype is torch.float32
     reasons = ["no kernel multiplies float32 weights"] if is_float32 else []
     if missing := obstacle():

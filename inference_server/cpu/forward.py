@@ -34,7 +34,7 @@ from inference_server.kernels.jit.program import KernelCall, Program
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """The tensors at fixed addresses that the kernels read and write. The first ten are (num_rows, …)."""
+    """The tensors at fixed addresses that the kernels read and write. The first ten have the shape (num_rows, …)."""
 
     hidden: Tensor  # the residual stream
     normed: Tensor
@@ -210,7 +210,7 @@ class CpuForward:
             _linear(layer.qkv, b.normed, b.qkv, b),
             KernelCall(self._kernel("rope_and_write", b.cos.dtype, keys.dtype), rotate, ROPE_ROWS),
         ]
-        if has_prompts:  # before decoding: it takes longer, and its threads finish at similar times
+        if has_prompts:
             calls.append(self._prefill_attention(layer.attention, keys, values, b))
         if has_decode:
             calls.append(self._decode_attention(layer.attention, keys, values, b))
@@ -225,7 +225,8 @@ class CpuForward:
     def _prefill_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: _Buffers) -> KernelCall:
         assert self._prefill_kernel is not None
         block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, spec.scaling)
-        return KernelCall(self._prefill_kernel, block)  # the table of segments contains the number of rows
+        # The number of rows is in the table of segments, not in the block.
+        return KernelCall(self._prefill_kernel, block)
 
     def _keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
         decoder = self._decoder

@@ -19,7 +19,7 @@ from inference_server.cpu.linear.pack import pack, pack_linears
 from inference_server.kernels import ops
 from inference_server.precision import Precision
 
-# Attention classes whose forward is: project, rotate all of q and k in halves, attend, project. Classes are compared by
+# Attention classes whose forward is: project, rotate whole heads of q and k in halves, attend, project. Classes are compared by
 # name, not by isinstance, because a subclass may compute something else in between.
 _ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 _MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}

@@ -1,4 +1,4 @@
-"""Describes how a model runs on a CPU: the instruction set, and the parts that are kernel programs.
+"""Describes how a model runs on a CPU: the instruction set, and the passes that are kernel programs.
 
 `tailrace doctor` predicts the path from the configuration with `predicted_path`. The server reports the path in use. Both
 are a CpuPath, and tests/inference_server/cpu/test_paths.py compares them.
@@ -22,7 +22,7 @@ from inference_server.precision import Precision, activation_dtype, cache_dtype
 _SILU_NAMES = ("silu", "swish")
 _FORMATS: dict[Precision, WeightFormat] = {"bfloat16": "bf16", "bitsandbytes-int8": "int8", "int4": "int4"}
 _HEAD_FORMATS: dict[Precision, WeightFormat] = {**_FORMATS, "int4": "int8"}
-_OUTPUTS = 32  # the outputs of a layer must be a multiple of this: two panels
+_OUTPUTS = 32  # outputs of a work item of a linear kernel; kernel programs require multiples of it
 _CPU = torch.device("cpu")
 
 # Reasons why only decoded tokens run as a kernel program.

@@ -28,8 +28,8 @@ class Arena:
         Raises:
             MemoryError: The system has too little memory.
         """
-        # Anonymous memory is zero. One page more than needed, so that the start can be aligned.
-        # Private, because Python's default is shared memory, which has no large pages.
+        # Anonymous memory is zero. It has one page more than needed, so that the start can be aligned.
+        # It is private, because Python's default is shared memory, which has no large pages.
         try:
             memory = mmap.mmap(-1, num_bytes + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:

@@ -116,7 +116,10 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
 
 
 def in_large_pages(decoder: DecoderWeights, backends: Items[LinearBackend] = BACKENDS) -> DecoderWeights:
-    """Return a copy of a packed model in large pages, where it lies also if it is read from a folder."""
+    """Return a packed model whose tensors are copied into large pages. The embedding is not copied.
+
+    Tensors that `read` loads from a folder are in large pages already.
+    """
     tensors = dict(_tensors(decoder))
     embedding = tensors.pop(_EMBEDDING)
     return _decoder(_structure(decoder), {_EMBEDDING: embedding, **moved(tensors)}, backends)

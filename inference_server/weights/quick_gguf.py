@@ -21,11 +21,11 @@ from transformers import modeling_gguf_pytorch_utils
 from inference_server.weights.replaced import replaced
 
 _LENGTH = struct.Struct("<Q")
-_ARRAY_HEAD = struct.Struct("<IQ")  # type of the elements, their number
+_ARRAY_HEAD = struct.Struct("<IQ")  # type and number of the elements
 
 
 class QuickReader(GGUFReader):  # type: ignore[misc]  # gguf has no type information
-    """Reads a GGUF file as gguf's reader does, but arrays in the metadata without numpy arrays for every element."""
+    """Reads a GGUF file as gguf's reader does, but without a numpy array for every element of the metadata's arrays."""
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], Any, list[Any]]:
         """Return size, parts, indices of the values among the parts, and types of the value at an offset in bytes."""
@@ -106,7 +106,7 @@ _QUICK = {
 def quick_conversion() -> Iterator[None]:
     """Replace what transformers uses of gguf while it converts one file. The caller holds loading_lock.LOADING.
 
-    If another release of transformers or gguf does not use the replaced names, it converts as slowly as before.
+    If another release of transformers or gguf does not use the replaced names, the conversion runs at its usual speed.
     """
     with ExitStack() as replacements:
         for name, quick in (

@@ -39,7 +39,7 @@ class TensorFile:
 
     Attributes:
         metadata: The file's metadata.
-        tensors: The tensors by name. Those that were not mapped lie in one arena.
+        tensors: The tensors by name. Those that were not mapped are in one arena.
     """
 
     metadata: dict[str, str]

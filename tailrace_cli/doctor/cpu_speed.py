@@ -1,4 +1,4 @@
-"""Measures matrix products on this CPU, and reports how much faster which setting would be. Takes about two seconds."""
+"""Measures matrix products on this CPU, and reports settings that would make them faster. Takes about two seconds."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 WIDTH = 4096  # inputs and outputs of the layer
 # Memory of all copies of the layer together, more than a CPU's caches hold. A pass of a model reads all its weights too.
 TOTAL_BYTES = 256 << 20
-SECONDS = 0.12  # of one measurement
-ROWS = (1, 32)  # numbers of streams
-_WORTHWHILE = 0.9  # a smaller share of the time is reported
+SECONDS = 0.12  # duration of one measurement
+ROWS = (1, 32)  # rows of a product, one for each stream
+_WORTHWHILE = 0.9  # another setting is reported if products take less than this share of the time
 
 Precision = Literal["bfloat16", "bitsandbytes-int8", "int4"]
 _FORMATS: dict[Precision, Literal["bf16", "int8", "int4"]] = {
@@ -167,7 +167,7 @@ def _better_instruction_set(times: Times, best: Times, name: str) -> Finding:
 
 def _better_precision(names: str, precision: str, times: Times) -> Iterator[Finding]:
     """Report the precision in which one stream's products are fastest, if it is not the model's own."""
-    if (precision, 1) not in times:  # float32, which was not measured
+    if (precision, 1) not in times:  # the model uses float32, which was not measured
         return
     best = min(_INTEGER, key=lambda other: times[other, 1])
     shares = [times[best, rows] / times[precision, rows] for rows in ROWS]

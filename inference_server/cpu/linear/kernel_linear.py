@@ -30,15 +30,15 @@ class LinearKind:
 class PackedWeights:
     """A linear layer's weights in the layout that its kernel reads.
 
-    Outputs are stored in panels, padded to whole panels with zeros. In each panel of a gated layer, the first half are
-    gate outputs and the second half the matching up outputs.
+    Outputs are stored in work items of `panel_outputs` outputs each, padded with zeros. In each work item of a gated
+    layer, the first half are gate outputs and the second half the matching up outputs.
     """
 
     layout: str  # layout_name of the backend that packed them
     kind: LinearKind
     shape: tuple[int, int]  # (outputs, inputs) before padding
     weights: Tensor  # bfloat16, int8 or uint8, in the backend's own order
-    scales: Tensor | None  # float32 or float16, in the backend's own order
+    scales: Tensor | None  # float32, in the backend's own order; None if `weights` contains them
     bias: Tensor  # (padded outputs,) float32
 
 
@@ -53,7 +53,7 @@ class KernelLinear(nn.Module):
     Kernels read the weights by address, so the tensors of `packed` must not be replaced.
     """
 
-    panel_outputs: ClassVar[int]  # outputs of a panel of weights, the unit of work of one thread
+    panel_outputs: ClassVar[int]  # outputs of a work item, the unit of work of one thread
     dtype = torch.float32  # dtype of the activations
     out_dtype = torch.float32
 

@@ -25,7 +25,7 @@ from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_I
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet
 
-LAYOUT_VERSION = 1  # increment when the order of the weights below changes
+LAYOUT_VERSION = 1  # increment when this module stores weights in another order
 _PANEL = 16  # outputs of a panel
 _OUTPUTS = 32  # outputs that a kernel computes at a time: two panels
 # The number of inputs must be a multiple of these.
@@ -50,7 +50,10 @@ class PanelBackend:
 
     @property
     def name(self) -> str:
-        """Return the layout's name. int8 codes are stored plus 128 for instructions that multiply unsigned bytes."""
+        """Return the layout's name.
+
+        There are two: int8 codes are stored plus 128 if the instruction set multiplies unsigned bytes.
+        """
         return "panels" if self.isa is None or self.isa.unsigned_codes else "signedpanels"
 
     def obstacle(self) -> str | None:

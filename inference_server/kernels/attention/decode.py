@@ -36,7 +36,7 @@ class _Scratch:
 
     def __init__(self, code: Code, given: _Arguments) -> None:
         self.packed = code.stack(given.width * (4 * keys_at_once(code)))  # (width / lanes, keys, lanes) float32
-        self.queries = code.stack(given.group * given.width * 4)  # (group, width) float32, times the scaling
+        self.queries = code.stack(given.group * given.width * 4)  # (group, width) float32, multiplied by `scaling`
         self.outputs = code.stack(given.group * given.value_width * 4)  # (group, value width) float32
         self.scores = code.stack(given.group * (4 * KEYS_PER_UPDATE))  # (group, KEYS_PER_UPDATE) float32
         self.state = code.stack(given.group * 8)  # for each head the largest score and the sum of weights, float32
@@ -179,7 +179,7 @@ class _DecodeAttention:
             self._code.prefetch(row + line)
 
     def _softcapped(self, scores: Vector, softcap: Float) -> Vector:
-        """Return softcap * tanh(scores / softcap), with tanh(x) = 1 - 2 / (e**2x + 1)."""
+        """Return softcap * tanh(scores / softcap), with tanh(x) = 1 - 2 / (e**(2x) + 1)."""
         raised = exp(self._code, scores * (2.0 / softcap))
         return (1.0 - 2.0 / (raised + 1.0)) * softcap
 

@@ -12,7 +12,10 @@ MAX_QUERIES = 4  # largest number of queries computed in one pass over the value
 
 
 def keys_at_once(code: Code) -> int:
-    """Return the number of keys in a call of `dots`: a whole number of vectors, and enough sums to hide their latency."""
+    """Return the number of keys in a call of `dots`: a multiple of the lanes, and at least 8.
+
+    Eight independent sums hide the latency of additions.
+    """
     return max(code.isa.lanes, 8)
 
 
@@ -37,9 +40,10 @@ def dots(code: Code, query: Int, keys: Int, num_chunks: Int) -> list[Vector]:
 
 
 def _sums_by_lane(vectors: list[Vector]) -> Vector:
-    """Return, from as many vectors as each has lanes, one vector with the sum of vector i's lanes in lane i.
+    """Return a vector whose lane i is the sum of all lanes of vector i. There are as many vectors as lanes.
 
-    Each round folds two vectors into one: a blend keeps half of each, a shuffle aligns the other halves with it.
+    Each round combines pairs of vectors into one. A blend takes half of the lanes of each, a shuffle moves the other
+    halves to the same lanes, and the two results are added.
     """
     lanes = len(vectors)
     stride = lanes // 2
@@ -62,7 +66,7 @@ def accumulate(
         code: The function to append to.
         outputs: Address of (num_queries, width) float32.
         weights: Address of (num_queries, KEYS_PER_UPDATE) float32.
-        rows: Address of (count,) int64, which are the addresses of the rows of values, (width,).
+        rows: Address of (count,) int64: the address of each key's row of values, (width,).
         count: The number of keys, at most KEYS_PER_UPDATE.
         width: The width of a row of values, a multiple of 16.
         num_queries: 1 to MAX_QUERIES.
@@ -80,7 +84,7 @@ def accumulate(
 def _accumulate(code: Code, num_queries: int, is_bf16: bool, *values: Int) -> None:
     outputs, weights, rows, count, width = values
     lanes = code.isa.lanes
-    wide = lanes * (2 if lanes == 8 else 4)  # AVX2 has 16 registers, the others have 32
+    wide = lanes * (2 if lanes == 8 else 4)  # 16 registers with 8 lanes (AVX2), otherwise 32
     whole = width // wide * wide
     with code.loop(0, whole, wide) as start:
         _accumulate_columns(code, num_queries, wide // lanes, is_bf16, start, *values)

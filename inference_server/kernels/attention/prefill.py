@@ -1,8 +1,8 @@
 """The kernel of prefill attention: consecutive tokens of several sequences attend over their blocks of keys and values.
 
-First the threads copy the values into tiles. Then a work item is 32 queries of one head, with an online softmax:
+First the threads copy the values into tiles. After that, a work item is 32 queries of one head, with an online softmax:
 scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. All matrices are transposed, one query in each
-lane of a vector: keys are read directly from the cache, and nothing is summed or compared across lanes. The first update
+lane of a vector: keys are read directly from the cache, and a query's sums need no additions across lanes. The first update
 begins at the sequence's first key, so a token's result does not depend on how its prompt is chunked.
 
 Scores are (keys, 32 queries) float32, weights bfloat16, outputs (head_dim, 32 queries) float32.
@@ -60,7 +60,7 @@ class _Arguments:
 
 
 class _Scratch:
-    """Memory of a thread: 32 queries and what is computed for them."""
+    """Addresses of a thread's own memory: 32 queries and their intermediate results."""
 
     def __init__(self, code: Code, width: Int) -> None:
         self.rows, self.queries = code.stack(width * (2 * QUERIES)), code.stack(width * (2 * QUERIES))

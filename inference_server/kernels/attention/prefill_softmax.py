@@ -9,15 +9,16 @@ from inference_server.kernels.emit.values import FLOAT, INT32, Float, Int, Vecto
 
 ROW_BYTES = 128  # bytes of a row of scores or outputs: 32 queries
 LOWEST = -1e30  # below every score, and finite: the difference of two infinities would be NaN
-# The reference of the softmax is set to the largest score only if the score exceeds it by more than this. Weights are at
-# most e**8, which is well within float32's range, and nearly all steps skip rescaling (a technique of FlashAttention-4).
+# A query's reference is the number that is subtracted from its scores before exp. It is set to the largest score only if
+# that exceeds it by more than this. Weights are then at most e**8, well within float32's range, and nearly all updates
+# skip rescaling (a technique of FlashAttention-4).
 _MAX_RISE = 8.0
-_PAIRS_AT_ONCE = 4  # pairs of keys in a run of the loop
+_PAIRS_AT_ONCE = 4  # pairs of keys in an iteration of the loop
 _SUM = 128  # bytes from a query's reference to its sum of weights
 
 
 def reset(code: Code, state: Int) -> None:
-    """Set references and sums of 16 queries for no keys. `state`: as in `update`."""
+    """Initialise the references and sums of 16 queries, before their first keys. `state`: as in `update`."""
     code.store(code.floats(LOWEST), state)
     code.store(code.floats(0.0), state + _SUM)
 
@@ -76,7 +77,7 @@ def _rescale(code: Code, before: Vector, largest: Vector, state: Int, outputs: I
 
 
 def _pair_of_weights(first: Vector, second: Vector) -> Vector:
-    """Return two vectors as bfloat16, interleaved lane by lane. Ties are rounded up, as no weight is negative."""
+    """Return two vectors as bfloat16, interleaved lane by lane. Rounds to nearest, ties away from 0."""
     low, high = (value.bits_as(INT32) + 0x8000 for value in (first, second))
     return (low >> 16) | (high & -65536)
 
@@ -103,7 +104,7 @@ def update(
         num_keys: A multiple of 32.
         scaling: The factor on the scores.
         position: Position of the first query.
-        state: Address of each query's reference of the softmax, float32; 128 bytes later follow the sums of weights.
+        state: Address of each query's reference, float32. The sums of weights are 128 bytes behind the references.
         outputs: Address of the weighted values so far, (width, 32 queries) float32.
         width: Values of a head.
     """

@@ -10,10 +10,10 @@ TILE_BYTES = 64 * SIZE
 
 
 def transposed(rows: list[Vector]) -> list[Vector]:
-    """Transpose as many vectors as each has lanes: 4, 8 or 16.
+    """Transpose a square matrix, whose rows are vectors of 4, 8 or 16 lanes.
 
-    Each round combines pairs of vectors with one instruction each: first it swaps pieces of 4 lanes or more, then it
-    interleaves lanes within pieces of 4.
+    Each round combines pairs of vectors, with one instruction for each result. The first rounds swap pieces of 4 lanes or
+    more. The last two interleave lanes within pieces of 4.
     """
     lanes, rows = len(rows), list(rows)
     stride = lanes // 2
@@ -31,7 +31,7 @@ def transposed(rows: list[Vector]) -> list[Vector]:
 
 
 def _interleaved(a: Vector, b: Vector, width: int) -> tuple[Vector, Vector]:
-    """Interleave runs of `width` lanes of two vectors, from the first and from the second half of each piece of 4."""
+    """Interleave `width` lanes at a time: the first halves of both vectors' pieces of 4 lanes, then the second halves."""
     halves = []
     for half in (0, 2):
         starts = range(half, half + 2, width)
@@ -50,7 +50,7 @@ def _transpose_blocks(code: Code, target: Int, load_row: Callable[[Int, int, Int
 
 
 def transpose(code: Code, source: Int, stride: Int, target: Int) -> None:
-    """Store the transpose of 16 rows of 16 times 4 bytes, `stride` bytes apart, as 16 rows of 64 bytes."""
+    """Store the transpose of 16 rows of 16 elements of 4 bytes. Rows are `stride` bytes apart, those of the result 64."""
 
     def load_row(first: Int, row: int, column: Int) -> Vector:
         return code.load_vector(source + (first + row) * stride + column * 4, INT32, code.isa.lanes, 2)

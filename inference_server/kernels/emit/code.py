@@ -36,7 +36,7 @@ LANES = 16  # lanes of the vectors that most kernels compute with; LLVM splits t
 
 
 class Variable:
-    """A value that the generated code can replace, for example in a loop. LLVM keeps it in a register."""
+    """A value that the generated code can replace, for example in a loop. LLVM keeps it in a register if one is free."""
 
     def __init__(self, builder: Any, initial: Any) -> None:
         """`initial`: an Int, Float or Vector."""
@@ -175,7 +175,7 @@ class Code:
         self.builder.call(function, [argument.llvm for argument in arguments])
 
     def call_address(self, address: Int, *arguments: Int, returns_int: bool = False) -> Int | None:
-        """Call the C function at an address with int64 arguments. Returns its int if it `returns_int`."""
+        """Call the C function at an address with int64 arguments. Returns its result, an int, if `returns_int`."""
         signature = ir.FunctionType(INT32 if returns_int else ir.VoidType(), [INT64] * len(arguments))
         result = self.builder.call(self.pointer(address, signature), [argument.llvm for argument in arguments])
         return Int(self.builder, self.builder.sext(result, INT64)) if returns_int else None
@@ -189,8 +189,8 @@ class Code:
     def pointer(self, address: Int, to: Any) -> Any:
         """Return an address as an LLVM pointer to the type `to`.
 
-        A constant that was added last becomes an offset of the pointer. LLVM then uses it as the offset in the load or
-        store. On Arm it otherwise chooses offsets that do not fit there, and computes every address.
+        If a constant was added to the address last, it becomes an offset of the pointer. LLVM then uses it as the offset in
+        the load or store. On Arm it otherwise chooses offsets that do not fit there, and computes every address.
         """
         base, offset = address.llvm, 0
         while isinstance(base, ir.Instruction) and base.opname == "add" and isinstance(base.operands[1], ir.Constant):
@@ -262,15 +262,16 @@ class Code:
         return self.count(counter)
 
     def count(self, counter: Int, amount: int = 1) -> Int:
-        """Add to the counter at this address atomically. Returns its value before.
+        """Add `amount` to the counter at this address atomically. Returns its value before.
 
-        This thread's writes happen before, and the writes of the threads that have added to the counter are then visible.
+        Writes by the threads that added to the counter earlier are then visible to this thread. This thread's own earlier
+        writes are visible to the threads that read the counter later.
         """
         place = self.pointer(counter, INT64)
         return Int(self.builder, self.builder.atomic_rmw("add", place, ir.Constant(INT64, amount), "acq_rel"))
 
     def num_done(self, counter: Int) -> Int:
-        """Return the counter at this address. Writes of the threads that have added to it are then visible."""
+        """Return the counter at this address. Writes that threads made before they added to it are then visible."""
         return Int(self.builder, self.builder.load_atomic(self.pointer(counter, INT64), "acquire", 8))
 
     def wait_until_done(self, counter: Int, wanted: Int | int) -> None:

@@ -51,7 +51,7 @@ def generate(emit: Emit, isa: "InstructionSet", triple: str) -> str:
     for each in module.functions:
         if not each.is_declaration:
             for name, value in isa.function_attributes().items():
-                set.add(each.attributes, f'"{name}"="{value}"')  # llvmlite rejects attributes it does not know
+                set.add(each.attributes, f'"{name}"="{value}"')  # llvmlite rejects attributes that are not in its own list
     return str(module)
 
 

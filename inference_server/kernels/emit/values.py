@@ -31,7 +31,7 @@ BFLOAT16 = Bfloat16()
 
 
 def vector_type(element: Any, lanes: int) -> Any:
-    """Return LLVM's type of `lanes` elements."""
+    """Return LLVM's type of a vector of `lanes` elements."""
     return ir.VectorType(element, lanes)
 
 
@@ -373,11 +373,11 @@ class Vector(Value):
         return self._reduced(lambda a, b: a + b)
 
     def largest(self) -> Float:
-        """Return the largest float32 lane; NaN lanes may be ignored."""
+        """Return the largest float32 lane. If a lane is NaN, the result is NaN or the largest of the others."""
         return self._reduced(lambda a, b: a.maximum(b))
 
     def smallest(self) -> Float:
-        """Return the smallest float32 lane; NaN lanes may be ignored."""
+        """Return the smallest float32 lane. If a lane is NaN, the result is NaN or the smallest of the others."""
         return self._reduced(lambda a, b: a.minimum(b))
 
 

@@ -1,7 +1,7 @@
-"""Emits how a thread waits for other threads: it spins for a moment, then sleeps for short times until it can go on.
+"""Emits code that waits for other threads: it spins for a moment, then sleeps for short times until a condition is true.
 
-A thread that others wait for may have lost its core to another process. A waiting thread that sleeps gives its own core to
-that thread or to the process.
+The thread that others wait for may have lost its core to another process. Sleeping frees a core for that thread or that
+process.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from inference_server.kernels.emit.values import Condition
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
 
-# 25 us on an AMD EPYC (Zen 4), longer than threads usually wait for each other at the end of a kernel.
+# Pauses before the first sleep: 25 us on an AMD EPYC (Zen 4), longer than most waits at the end of a kernel.
 _PAUSES = 1_000
 # Linux makes each sleep longer by about 50 us, its timer slack.
 _SLEEP_MICROSECONDS = 20
 
 
 def wait_until(code: "Code", condition: Callable[[], Condition]) -> None:
-    """Emit a wait until the condition, which is evaluated again and again, is true.
+    """Emit a loop that evaluates the condition until it is true.
 
     Raises:
         ValueError: `code` is not that of a kernel, but of a function that a kernel calls.

@@ -1,4 +1,4 @@
-"""AVX2 with FMA: every x86 CPU since Haswell and Zen 1."""
+"""AVX2 with FMA: nearly all x86 CPUs since Haswell and Zen 1."""
 
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ class Avx2(InstructionSet):
     def multiply_codes(
         self, code: "Code", total: Vector, weights: list[Vector], inputs: list[Vector], are_nibbles: bool
     ) -> Vector:
-        """See InstructionSet. Sums of nibbles' products stay in int16 for 8 vectors, which saves an instruction each."""
+        """See InstructionSet. With nibbles, sums over 8 vectors fit into int16 and are widened to int32 only once."""
         shorts = vector_type(INT16, 2 * total.lanes)
         ones = code.ints(1, 2 * total.lanes, INT16)
         sums: Vector | None = None
@@ -43,11 +43,11 @@ class Avx2(InstructionSet):
         return Vector(code.builder, code.intrinsic(self.add_pairs, like.llvm.type, products, ones))
 
     def pause(self, code: "Code") -> None:
-        """Rest for about 50 ns, without taking resources from the core's other thread."""
+        """Rest for about 25 ns (AMD EPYC, Zen 4), without taking resources from the core's other thread."""
         from llvmlite import ir
 
         code.intrinsic("llvm.x86.sse2.pause", ir.VoidType())
 
     def function_attributes(self) -> dict[str, str]:
-        """Align each function's stack. Vectors kept there that cross cache lines made a kernel 5 times slower on Zen 4."""
+        """Align each function's stack. Vectors on the stack that crossed cache lines made a kernel 5 times slower on Zen 4."""
         return {"stackrealign": ""}

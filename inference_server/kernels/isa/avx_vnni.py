@@ -1,4 +1,4 @@
-"""AVX2 with VNNI: Intel laptops since Alder Lake."""
+"""AVX2 with VNNI: for example Intel's laptop CPUs since Alder Lake."""
 
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class AvxVnni(Avx2):
 
 
 class AvxVnniInAvx512(AvxVnni):
-    """The same code for a CPU that has AVX512-VNNI but not AVX-VNNI's encoding (Zen 4), to test it there."""
+    """The same code for CPUs that have AVX512-VNNI but not AVX-VNNI's encoding (Zen 4), so that they can test it."""
 
     llvm_cpu = "haswell"
     llvm_features = "+avx512f,+avx512vl,+avx512vnni,+prefer-256-bit"

@@ -1,7 +1,7 @@
 """Chooses the instruction set of the kernels: the best one of this CPU, or the one that TAILRACE_CPU_FEATURES names.
 
-The environment variable is the only place where a choice is kept. settings.py documents it and checks its value at the
-start, through `named`. Importing this module imports neither torch nor llvmlite.
+The choice is stored in the environment variable only. settings.py documents it, and checks its value with `named` when the
+server starts. Importing this module imports neither torch nor llvmlite.
 """
 
 import os
@@ -73,7 +73,7 @@ def chosen(name: str | None = None) -> "InstructionSet | None":
 
 
 def named(name: str) -> "InstructionSet | None":
-    """Return the instruction set with a value of TAILRACE_CPU_FEATURES as its name; None for "none".
+    """Return the instruction set for a value of TAILRACE_CPU_FEATURES; None for "none".
 
     Raises:
         ValueError: The name is unknown, or this CPU lacks the instruction set. The message is a clause without the name.
@@ -113,10 +113,10 @@ def _missing_kernels() -> str:
 
 
 def target(isa: "InstructionSet") -> "Target":
-    """Return the CPU to compile for: the least one with the instruction set.
+    """Return the CPU to compile for: the baseline of the instruction set, its simplest CPU.
 
-    Kernels for this very CPU are no faster (AMD EPYC, Zen 4: equal within 3%). Machine code for the least CPU can be
-    compiled in advance for other machines.
+    Kernels compiled for exactly this CPU are no faster (AMD EPYC, Zen 4: equal within 3%). Machine code for the baseline
+    can be compiled in advance for other machines.
     """
     from inference_server.kernels.emit.module import Target
 

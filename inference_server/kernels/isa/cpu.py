@@ -26,7 +26,10 @@ def llvm_features() -> dict[str, bool]:
 
 
 def _arm_features() -> dict[str, bool]:
-    """Return LLVM's names of Arm's features that the kernels use. LLVM itself finds few of them on Linux, none on macOS."""
+    """Return LLVM's name of every Arm feature that the kernels use, with True for the features of this CPU.
+
+    LLVM itself finds few of them on Linux, and none on macOS.
+    """
     if sys.platform == "darwin":
         names = {"dotprod": "hw.optional.arm.FEAT_DotProd", "bf16": "hw.optional.arm.FEAT_BF16"}
         return {"neon": True} | {feature: _is_set_on_macos(name) for feature, name in names.items()}
@@ -37,7 +40,7 @@ def _arm_features() -> dict[str, bool]:
 
 
 def arm_features_of_linux(cpuinfo: str) -> dict[str, bool]:
-    """Return the features that all cores have, by LLVM's names. `cpuinfo`: the text of /proc/cpuinfo."""
+    """Return the same as `_arm_features`, with True for the features of all cores. `cpuinfo`: text of /proc/cpuinfo."""
     lines = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith("Features")]
     names = {"neon": "asimd", "dotprod": "asimddp", "bf16": "bf16"}
     return {feature: bool(lines) and all(name in line for line in lines) for feature, name in names.items()}

@@ -1,4 +1,4 @@
-"""The interface of an instruction set, with operations that every CPU has.
+"""The interface of an instruction set, with default operations that run on every CPU.
 
 Kernels are written once, for vectors of 16 lanes. An instruction set defines the two operations that decide their speed,
 `multiply_codes` and `multiply_pairs`, and the number of rows and panels whose sums fit into its registers.
@@ -34,7 +34,7 @@ class Tiling:
 
 
 class InstructionSet:
-    """Instructions that LLVM derives from generic code, on any CPU: the fallback, and the base of the others."""
+    """Base class of instruction sets: emits generic code that LLVM translates for any CPU. Subclasses override parts of it."""
 
     name = "generic"
     architecture = X86
@@ -43,13 +43,13 @@ class InstructionSet:
     unsigned_codes = True
     # True if `multiply_pairs` multiplies bfloat16 without widening it first.
     multiplies_bf16 = False
-    # Consecutive words of activations that a product loads at a time: 1, 2 or 4.
+    # Consecutive words (int32) of activations that a product loads at a time: 1, 2 or 4.
     words_at_once = 1
     # Vectors of int8 weights for each call of `multiply_codes`: 1, 2 or 4, at most `words_at_once`.
     codes_at_once = 1
     # Rows from which a product with int4 weights is faster if the weights are widened to bfloat16; None for never.
     min_rows_widened: int | None = None
-    # The matrix products. Tile registers have units of their own.
+    # The classes that emit the matrix products. AMX has other classes, for its tile registers.
     bf16_unit = Bf16Unit
     int8_unit = Int8Unit
     int4_unit = Int4Unit
@@ -62,7 +62,7 @@ class InstructionSet:
         """Return the tiling for weights that are in the core's cache."""
         return self.bf16_tiling
 
-    llvm_cpu = "x86-64-v3"  # LLVM's name of the least CPU with this instruction set
+    llvm_cpu = "x86-64-v3"  # LLVM's name of the baseline: the simplest CPU with this instruction set
     llvm_features = ""  # features in addition to those of `llvm_cpu`
     # LLVM's names of the features that a CPU must have.
     required: tuple[str, ...] = ()
@@ -110,9 +110,10 @@ class InstructionSet:
         return (bf16_bits(value) >> 16).narrowed(INT16)
 
     def after(self, code: "Code", address: Int, values: list[Vector]) -> Int:
-        """Return an address whose loads LLVM places after the instructions that compute `values`.
+        """Return the same address, with which LLVM places loads after the instructions that compute `values`.
 
-        It otherwise places loads as early as possible, and more values wait than registers can hold. The CPU does not wait.
+        LLVM otherwise places loads as early as possible, and the loaded values do not fit into the registers. The CPU
+        itself may still load earlier. By default, the order of loads is left to LLVM.
         """
         return address
 

@@ -28,21 +28,21 @@ class Neon(InstructionSet):
     codes_at_once = 4
 
     def load_words(self, code: "Code", address: Int, count: int, lanes: int) -> list[Vector]:
-        """See InstructionSet. Instructions that multiply by one lane of a register need no copies of it."""
+        """See InstructionSet. Loads four words together, because instructions can multiply by one lane of a register."""
         if lanes != 4 or count % 4:
             return super().load_words(code, address, count, lanes)
         fours = [code.load_vector(address + 16 * index, INT32, 4) for index in range(count // 4)]
         return [four.shuffled([lane] * 4) for four in fours for lane in range(4)]
 
     def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
-        """See InstructionSet. Widens four words before it takes their lanes."""
+        """See InstructionSet. Loads and widens four words together, then takes their lanes."""
         if lanes != 4 or count % 4:
             return super().load_pairs(code, address, count, lanes)
         fours = [widened_pair(code.load_vector(address + 16 * index, INT32, 4)) for index in range(count // 4)]
         return [tuple(half.shuffled([lane] * 4) for half in four) for four in fours for lane in range(4)]
 
     def after(self, code: "Code", address: Int, values: list[Vector]) -> Int:
-        """See InstructionSet. Emits inline assembly without instructions, which LLVM does not look into."""
+        """See InstructionSet. Emits empty inline assembly with `values` as operands, which LLVM does not optimise."""
         if not values:
             return address
         kind = ir.FunctionType(INT64, [INT64, *(value.llvm.type for value in values)])
@@ -69,7 +69,7 @@ class Neon(InstructionSet):
         return total + Vector(code.builder, code.intrinsic("llvm.aarch64.neon.addp.v4i32", four, *sums))
 
     def _products(self, code: "Code", weights: Vector, digits: Vector) -> Vector:
-        """Return the products of 8 bytes each, int16."""
+        """Return the products of 8 pairs of bytes, int16."""
         shorts = vector_type(INT16, 8)
         return Vector(code.builder, code.intrinsic("llvm.aarch64.neon.smull.v8i16", shorts, weights, digits))
 

@@ -43,7 +43,7 @@ class Int4Unit:
     def multiply_blocks(
         self, code: "Code", rows: Int, panels: Int, sums: Int, num_groups: Int, totals: Int, count: Int, limit: int
     ) -> None:
-        """Multiply as in `multiply`, on vectors. `limit`: the most rows that `count` can be."""
+        """Multiply as in `multiply`, on vectors. `limit`: the largest possible `count`."""
 
         def block(row: Int, size: int) -> None:
             for panel in range(2):
@@ -73,7 +73,7 @@ def _int4_block(code: "Code", num_rows: int, *values: Int) -> None:
             done = []
             scale, minimum, weights = load_group(code, record, part, lanes)
             for row in range(num_rows):
-                # One sum for each digit: the CPU adds to both at the same time.
+                # Each digit has its own sum, so that the CPU adds to both at the same time.
                 high, low = (
                     code.isa.multiply_codes(
                         code,
@@ -103,6 +103,6 @@ def load_group(code: "Code", record: Int, part: int, lanes: int) -> tuple[Vector
     )
     packed = [code.load_vector(record + (64 + 64 * piece + 4 * part), INT32, lanes, 4 * lanes) for piece in range(4)]
     low = [piece & 0x0F0F0F0F for piece in packed]
-    # Shifts of bytes instead of words: Arm has them, and then needs no mask.
+    # Bytes are shifted, not words: Arm has such shifts, and they need no mask.
     high = [(piece.bits_as(INT8, 4 * lanes) >> 4).bits_as(INT32, lanes) for piece in packed]
     return scale, minimum, [*low, *high]

@@ -28,7 +28,7 @@ def row_blocks(
 ) -> None:
     """Cover `count` rows with blocks, the largest first: emits each block as emit(first row, rows of the block).
 
-    `limit`: the most rows that `count` can be.
+    `limit`: the largest possible `count`.
     """
     first: Int | int = 0
     for size in sorted(rows, reverse=True):
@@ -114,7 +114,8 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
     places = [out + (TOTAL_ROW * row + 64 * panel + 4 * part) for row, panel, part in cells]
     starts = [code.load_floats(place, lanes) if adds else code.floats(0.0, lanes) for place in places]
     at_once = code.isa.words_at_once
-    # With more rows, LLVM loads too many values of a whole step too early for 16 registers, and keeps sums in memory.
+    # Unroll a whole step only in these cases. LLVM otherwise loads so many of its values early that 16 registers cannot
+    # hold the sums, which it then keeps in memory.
     is_whole = num_rows == 1 or at_once > 1
     pairs_at_once = 16 if is_whole else 2
     totals = [code.variable(start) for start in starts] if is_whole else None
@@ -122,8 +123,9 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
         for place, start in zip(places, starts, strict=True):
             code.store(start, place, 4)
     with code.loop(0, num_steps) as step:
-        # Each step has sums of its own. The CPU computes those of several steps at a time, where a sum over all steps
-        # would wait for its own additions. The order is the same for every number of rows, and so are the bits.
+        # Each step has sums of its own, so that the CPU can compute several steps at the same time. In a single sum over
+        # all steps, each addition would wait for the one before. The order of additions is the same for every number of
+        # rows, so a row's result is bit-identical.
         sums = {cell: code.variable(code.floats(0.0, lanes)) for cell in cells}
         with nullcontext(code.integer(0)) if is_whole else code.loop(0, 16, pairs_at_once) as first:
             panels, rows = weights + step * weights_step + first * 64, x + step * x_step + first * 4
@@ -217,7 +219,7 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
     rows, codes, width, digit_sums, totals = values
     isa, lanes = code.isa, code.isa.lanes
     outputs = [(panel, part) for panel in range(num_panels) for part in range(0, 16, lanes)]
-    # The products with unsigned codes contain 128 times the digit's sum.
+    # Unsigned codes are 128 too large, so the sums begin with -128 times the sum of the digits.
     starts = {
         (row, digit): code.load_splat(digit_sums + (8 * row + 4 * digit), INT32, lanes) * -128
         if isa.unsigned_codes
@@ -238,7 +240,7 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
                 }
             first = quad % isa.words_at_once
             inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
-            # Several codes at once take many registers, so then one vector of outputs follows the other.
+            # If `codes_at_once` is above 1, codes take many registers, so the vectors of outputs are computed one by one.
             for group in [outputs] if isa.codes_at_once == 1 else [[output] for output in outputs]:
                 places = [panel_step + width * (PANEL * panel) + (64 * quad + 4 * part) for panel, part in group]
                 weights = [_load_codes(code, place) for place in places]

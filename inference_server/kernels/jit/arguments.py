@@ -1,8 +1,8 @@
-"""Builds the argument blocks of the kernels: 24 words of int64 as bytes, three counters (zeros) before the arguments.
+"""Builds the argument blocks of the kernels: 24 int64 words, as bytes. The first three are counters, initially 0.
 
 Tensors are passed by address. The caller keeps them alive and has checked their shapes, dtypes and strides. X_ROWS is the
-index of the word with the number of rows in the block of kernel X. The last two words are for threads that wait: word 22 is
-set by the caller (emit/waiting.py), word 23 counts the threads inside the kernel (program_runner.py).
+index of the word with the number of rows in the block of kernel X. Kernel and Program set words 21 and 22, which
+emit/block_words.py describes. Word 23 counts the threads inside the kernel (program_runner.py).
 """
 
 from collections.abc import Sequence as Items
@@ -105,8 +105,8 @@ def prefill_attention(
 
     Args:
         query: (rows, num_heads, head_dim).
-        keys: (num_blocks, block_size, num_kv_heads, head_dim), and `values` the same.
-        values: See `keys`.
+        keys: (num_blocks, block_size, num_kv_heads, head_dim).
+        values: The same shape and dtype as `keys`.
         segments: The words of `prefill_segments`, int64.
         out: The result, (rows, num_heads, head_dim).
         scaling: The factor on the scores.
@@ -135,7 +135,7 @@ def prefill_segments(
         first_row: The row of the queries where the first segment begins; the others follow it.
 
     Returns:
-        The words of the table, and the bytes of workspace for each KV head and each value of a head.
+        The words of the table, and the bytes of workspace divided by num_kv_heads * head_dim.
 
         The table begins with the address of the workspace (0, set by the caller), the number of segments, of pieces of 32
         keys, and of groups of 32 queries. Each segment follows with its first row, number of rows, first position, address
@@ -173,7 +173,7 @@ def linear(
         num_rows: Rows of activations.
         width: Inputs of the layer.
         num_outputs: Outputs of the layer, whole panels.
-        workspace: Address of memory for the kernel's form of the activations.
+        workspace: Address of memory for the converted activations.
     """
     sizes = (num_rows, width, num_outputs)
     return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # because acquiring it again could take longer than the kernel.
 _SMALL_NS = 8_000
 
-ENOUGH_NS = 1 << 40  # estimate in ns that never limits the number of threads
+ENOUGH_NS = 1 << 40  # a duration so long that all threads are used
 
 _Block: Any = ctypes.c_int64 * (BLOCK_BYTES // 8)
 _is_broken = False

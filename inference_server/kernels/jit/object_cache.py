@@ -1,4 +1,4 @@
-"""Keeps the kernels' machine code in files: a kernel is compiled once, later starts only load it.
+"""Keeps the kernels' machine code in files. A kernel is compiled once, and later starts only load it.
 
 Images contain the files of common CPUs (ahead_of_time.py).
 """
@@ -65,7 +65,7 @@ def kernel_sources() -> list[Path]:
 
 @cache
 def _fingerprint(cpu: Target) -> str:
-    """Return a hash of everything the code depends on: the kernels' sources, the compiler and the CPU."""
+    """Return a hash of everything the code depends on: the kernels' sources, the compiler and the target CPU."""
     digest = hashlib.sha256()
     for source in kernel_sources():
         digest.update(source.read_bytes())

@@ -53,7 +53,8 @@ class Program:
         self._plans = [call.plan for call in calls if call.plan is not None]
         planned = [index for index, call in enumerate(calls) if call.plan is not None]
         self._planned = torch.tensor(planned, dtype=torch.int64)
-        self._set_for: tuple[int, int, int] | None = None  # rows, decoded rows and threads in the blocks
+        # The numbers that the blocks contain now: rows, decoded rows, threads.
+        self._set_for: tuple[int, int, int] | None = None
 
     def run(self, num_rows: int, num_decoded: int) -> None:
         """Run all kernels in order over the first `num_rows` rows of their inputs.
@@ -76,6 +77,6 @@ class Program:
 
 
 def _rows_at(calls: list[KernelCall], is_decode: bool) -> torch.Tensor:
-    """Return the word indices, counted from the first block, at which calls of one kind hold their number of rows."""
+    """Return the indices, in words from the first block, of the number of rows in the blocks of one kind of calls."""
     places = [(index * _WORDS, call) for index, call in enumerate(calls) if call.is_decode is is_decode]
     return torch.tensor([at + call.rows_at for at, call in places if call.rows_at is not None], dtype=torch.int64)

@@ -1,6 +1,6 @@
 """Converts rows of activations to 14-bit fixed point, as two int8 digits, for the integer kernels.
 
-x = row_scale * (128 * high + low), where row_scale maps the row's largest absolute value to 63 * 128. Digits are then from
+x = row_scale * (128 * high + low), where row_scale is the row's largest absolute value / (63 * 128). Digits are then from
 -64 to 63, so that vpmaddubsw, which adds two products with unsigned bytes in int16, never saturates.
 
 8 rows make a block. For every 32 inputs (int4) or 64 inputs (int8), it contains a tile of 16 rows of int8: 8 rows of high

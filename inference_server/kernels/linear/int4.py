@@ -18,7 +18,7 @@ from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, 
 
 
 def make_int4(is_gated: bool) -> Emit:
-    """Return the int4 kernel, for activations and results in float32. It multiplies any number of rows exactly."""
+    """Return the int4 kernel, for activations and results in float32. It does not round the weights."""
     output = OutputFormat(is_gated=is_gated)
 
     def linear_int4(code: Code, block: Int) -> None:

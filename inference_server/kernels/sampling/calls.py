@@ -12,10 +12,10 @@ from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.sampling.record import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
 
-_RECORD = Struct("4q4dQqd5q")  # record.py describes the words
+_RECORD = Struct("4q4dQqd5q")  # the words of a record, see record.py
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
-_PICOSECONDS_PER_LOGIT = 300  # about what the kernel takes on one thread
-_ENOUGH_NS = 50_000  # work for which another thread is started
+_PICOSECONDS_PER_LOGIT = 300  # approximate time on one thread
+_ENOUGH_NS = 50_000  # time on one thread for which another thread is added
 
 
 class Edits(NamedTuple):

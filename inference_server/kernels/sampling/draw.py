@@ -103,7 +103,7 @@ def gumbel(code: Code, u: Vector) -> Vector:
     """Return -log(-log(1 - u)). `u`: float32 from 2**-33 to 1, of which 1 counts as 1 - 2**-24."""
     u = u.minimum(_LARGEST_BELOW_ONE)
     rest = 1.0 - u
-    # log(1 - u) of the rounded difference, corrected for the rounding (Kahan).
+    # log(1 - u), computed from the rounded difference and corrected for the rounding (Kahan).
     correct = log(code, rest) * (u / (1.0 - rest))
     logarithm: Vector = rest.equals(1.0).select(0.0 - u, correct)
     return 0.0 - log(code, 0.0 - logarithm)
@@ -124,6 +124,6 @@ def _compare(scan: Scan, score: Float, token: Int) -> None:
 
 
 def tolerance(scan: Scan, score: Float) -> Float:
-    """Return the difference from the score up to which rounding can change the order of scores."""
+    """Return the largest difference from the score at which rounding can change the order of two scores."""
     magnitude = score.maximum(0.0 - score)
     return (magnitude + scan.number(TEMPERATURE) * _LARGEST_NOISE) * _TOLERANCE

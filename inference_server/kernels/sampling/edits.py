@@ -14,7 +14,7 @@ _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be sampl
 def penalise(scan: Scan) -> None:
     """Apply the repetition, frequency and presence penalties in place.
 
-    Without seen tokens, whose division takes most of the time, a vector changes only if it exceeds the limits.
+    A vector of logits without seen tokens is skipped unless a logit is beyond +-_LARGEST_LOGIT, because divisions are slow.
     """
     code, logits = scan.code, scan.word(LOGITS)
     seen, counts = scan.word(SEEN), scan.word(COUNTS)

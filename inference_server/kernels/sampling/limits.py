@@ -1,7 +1,7 @@
 """Parts of the sampling kernel for top_k and top_p.
 
-top_k becomes a limit: the first token, in the order of `Scan.is_before`, that is excluded. The search halves the interval of
-float32 values between the smallest and the largest possible one.
+top_k becomes a limit: the first token, in the order of `Scan.is_before`, that is excluded. The kernel finds its logit by
+bisection, between the smallest and the largest possible one.
 
 top_p needs no sorting. A token sampled from all is kept if the tokens before it have less than top_p of the mass. Otherwise
 it becomes the limit, and the kernel samples again among the tokens before it. The result is the token that sampling among
@@ -29,14 +29,15 @@ from inference_server.kernels.sampling.scan import (
     paired,
 )
 
-# Errors of the mass, relative to its total: of the sums, and of each unit of logit / temperature that torch rounds.
+# Relative errors of the mass: by adding the weights, and by torch's rounding, for each unit of logit / temperature.
 _MASS_ERROR, _LOGIT_ERROR = 1e-5, 2.0**-22
 
 
 def apply_top_p(scan: Scan) -> None:
-    """Sample again until the tokens before BEST_TOKEN have less than top_p of the mass, which at first are all tokens.
+    """Sample again until the tokens before BEST_TOKEN have less than top_p of the mass.
 
-    BEST_TOKEN becomes UNDECIDED if rounding could decide whether the token is kept.
+    The mass is the sum of the weights of all tokens that top_k keeps. BEST_TOKEN becomes UNDECIDED if rounding could
+    decide whether the token is kept.
     """
     code, factor = scan.code, 1.0 / scan.number(TEMPERATURE)
     scan.set(FACTOR, factor)
@@ -113,9 +114,10 @@ def limit_top_k(scan: Scan) -> None:
 
 
 def _middle(low: Float, high: Float, num_steps: Int) -> Float:
-    """Return a number above `low`, at most `high`: the mean, which is faster, or the middle of all float32 between them.
+    """Return a number above `low` and at most `high`: their mean, or the median of all float32 numbers between them.
 
-    Every fourth step is the latter, so that very different numbers, as of forbidden tokens, cost few steps.
+    The mean usually needs fewer steps. Every fourth step uses the median, which needs few steps if the logits differ by
+    orders of magnitude, as those of forbidden tokens do.
     """
     bottom, top = ordinal(low), ordinal(high)
     mean = low * 0.5 + high * 0.5

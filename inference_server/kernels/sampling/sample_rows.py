@@ -3,7 +3,7 @@
 The argument block (int64 words):
 
 - word 0: work items taken
-- word 3: records of the rows (scan.py)
+- word 3: records of the rows (record.py)
 - word 4: number of rows
 - word 5: number of tokens, at least 64
 - word 6: hashes of the tokens, (2, tokens) int32

@@ -1,7 +1,7 @@
 """The data of one row, and the loop over its logits, which the parts of the sampling kernel share.
 
-record.py describes the words of a row's record. While a thread works on a row, its intermediate results lie in a state
-on the thread's stack.
+record.py describes the words of a row's record. While a thread works on a row, its intermediate results are in a
+state on the thread's stack.
 """
 
 from collections.abc import Callable
@@ -102,7 +102,8 @@ class Scan:
 
     def limit(self, logit: Float, token: Int) -> "Limit":
         """Return a limit for `is_before`: a token and its logit."""
-        below = from_ordinal(ordinal(logit) - 1)  # NaN for -infinity, so that all logits are above
+        # Below -infinity this is NaN. `is_before` is then true for every token with a smaller id.
+        below = from_ordinal(ordinal(logit) - 1)
         return Limit(logit.splat(LANES), below.splat(LANES), token)
 
     def _lane_numbers(self) -> Vector:
@@ -138,6 +139,6 @@ def from_ordinal(value: Int) -> Float:
 
 
 def paired(values: Items[Joined], join: Callable[[Joined, Joined], Joined]) -> Joined:
-    """Join the four values of a block as a binary tree, whose halves the CPU computes at the same time."""
+    """Join the four values of a block as a binary tree. The CPU can compute its halves at the same time."""
     first, second, third, fourth = values
     return join(join(first, second), join(third, fourth))

@@ -21,7 +21,7 @@ class ArmCpu:
     emulated: str
 
     def target(self, triple: str = LINUX) -> Target:
-        """Return the least CPU with the instruction set, on a platform."""
+        """Return the baseline CPU of the instruction set, on a platform."""
         return Target(triple, self.isa.llvm_cpu, self.isa.llvm_features)
 
 

@@ -17,7 +17,10 @@ class AmxBf16Unit(Bf16Unit):
     tiles = TileInstructions()
 
     def __init__(self, code: "Code", num_rows: "Int | int") -> None:
-        """Write the shapes of the tiles. If they are the same for all rows, configure them here or in `use_whole`."""
+        """Write the shapes of the tiles for 32 rows and for the rest. Configure those that are used first.
+
+        If `num_rows` is an int, there is no rest, and only `use_whole` configures the tiles.
+        """
         super().__init__(code, num_rows)
         self._num_rows = num_rows
         self._whole = code.stack(CONFIG_BYTES)
@@ -29,13 +32,14 @@ class AmxBf16Unit(Bf16Unit):
         self._rest = code.stack(CONFIG_BYTES)
         rest = num_rows % MAX_ROWS
         first, second = rest.minimum(TILE_ROWS).maximum(1), (rest - TILE_ROWS).maximum(1)
-        # Rows of tiles 0, 1 and 4 (the first 16 rows), of 2, 3 and 5 (the others), and of 6 and 7 (weights), a byte each.
+        # A byte for each tile, its number of rows: tiles 0, 1 and 4 for the first 16 rows, tiles 2, 3 and 5 for the others,
+        # tiles 6 and 7 for weights.
         rows = first * 0x0001_0000_0101 + second * 0x0100_0101_0000 + (0x1010 << 48)
         write_config(code, self._rest, FULL_ROWS, rows)
         self.tiles.configure(code, (num_rows >= MAX_ROWS).select(self._whole, self._rest))
 
     def use_whole(self, code: "Code") -> None:
-        """See Bf16Unit. Tiles are configured here only if some rows need the other shapes."""
+        """See Bf16Unit. Configures the tiles unless `__init__` did so and `use_rest` never changes them."""
         if isinstance(self._num_rows, int):
             self.tiles.configure(code, self._whole)
             return

@@ -1,4 +1,4 @@
-"""Matrix products with int4 weights on tile registers. Results have the bits of the vector unit."""
+"""Matrix products with int4 weights on tile registers. Results are bit-identical to those of the vector unit."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ class AmxInt4Unit(Int4Unit):
     tiles = TileInstructions()
 
     def __init__(self, code: "Code", num_rows: Int, width: Int) -> None:
-        """Allocate the unpacked codes, and configure the tiles if they are used."""
+        """Allocate memory for the unpacked codes, and configure the tiles if they are used."""
         super().__init__(code, num_rows, width)
         self._uses_tiles, self._num_groups = num_rows > _MAX_ROWS_ON_VECTORS, width // GROUP
         self._codes, self._scratch = code.stack(width * (2 * PANEL)), code.stack(TOTALS)

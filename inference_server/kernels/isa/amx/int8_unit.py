@@ -1,4 +1,4 @@
-"""Matrix products with int8 weights on tile registers. Results have the bits of the vector unit."""
+"""Matrix products with int8 weights on tile registers. Results are bit-identical to those of the vector unit."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class AmxInt8Unit(Int8Unit):
     """Products of rows in two digits with signed int8 codes, with tdpbssd: 64 inputs in a step.
 
-    A block of 8 rows is one tile: the sums of the high digits, then of the low digits.
+    A tile is the high digits of 8 rows, then their low digits. The sums of both are a tile in the same order.
     """
 
     max_rows = 2 * DIGIT_ROWS

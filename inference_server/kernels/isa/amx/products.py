@@ -31,7 +31,7 @@ def multiply_tiles(
     Args:
         code: The function to append to.
         num_tiles: 1 or 2.
-        start: Sets the sums of a tile of rows and a panel.
+        start: Initialises the sums of a tile of rows and a panel.
         num_steps: Number of steps.
         load_weights: Loads the weights of a step and a panel.
         load_rows: Loads the rows of a step and a tile.

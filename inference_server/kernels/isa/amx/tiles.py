@@ -24,7 +24,7 @@ class TileInstructions:
     """Emits tile instructions. `tile` and similar arguments are register numbers from 0 to 7."""
 
     def configure(self, code: "Code", config: Int) -> None:
-        """Set the shapes of all tiles from the 64 bytes at this address, and all tiles to zeros."""
+        """Set the shapes of all tiles from the 64 bytes at this address, and fill the tiles with zeros."""
         self._call(code, "ldtilecfg", code.pointer(config, INT8))
 
     def release(self, code: "Code") -> None:
