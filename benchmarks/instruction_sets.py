@@ -16,7 +16,8 @@ class InstructionSet:
     flags: frozenset[str]  # flags of /proc/cpuinfo that a CPU with this instruction set has
     aten: str  # ATEN_CPU_CAPABILITY, for torch's own operations
     onednn: str  # ONEDNN_MAX_CPU_ISA, for torch's matrix products; "" where oneDNN has no such limit
-    ggml: tuple[str, ...]  # CMake's options that build llama.cpp for this instruction set; empty: llama.cpp's own choice
+    # CMake's options that build llama.cpp for this instruction set; empty: llama.cpp's own choice.
+    ggml: tuple[str, ...]
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that limit Tailrace and torch to this instruction set."""

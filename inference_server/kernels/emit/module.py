@@ -51,7 +51,8 @@ def generate(emit: Emit, isa: "InstructionSet", triple: str) -> str:
     for each in module.functions:
         if not each.is_declaration:
             for name, value in isa.function_attributes().items():
-                set.add(each.attributes, f'"{name}"="{value}"')  # llvmlite rejects attributes that are not in its own list
+                # llvmlite's own method rejects attributes that are not in its list.
+                set.add(each.attributes, f'"{name}"="{value}"')
     return str(module)
 
 
