@@ -14,7 +14,7 @@ from llvmlite import ir
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from inference_server.kernels.emit.values import INT64
+from inference_server.kernels.emit.types import INT64
 from inference_server.kernels.isa.amx.instruction_set import Amx
 from inference_server.kernels.isa.amx.tiles import NUM_TILES, ROW_BYTES, TILE_ROWS, TileInstructions
 from inference_server.kernels.isa.instruction_set import InstructionSet

@@ -14,7 +14,8 @@ from inference_server.kernels.attention.decode_loops import KEYS_PER_UPDATE, MAX
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import element_bytes, exp, load, store
 from inference_server.kernels.emit.module import Emit
-from inference_server.kernels.emit.values import INT32, Float, Int, Vector
+from inference_server.kernels.emit.types import INT32
+from inference_server.kernels.emit.values import Float, Int, Vector
 
 _LOWEST = float(np.float32(-1e30))  # below every score, and finite: the difference of two infinities would be NaN
 

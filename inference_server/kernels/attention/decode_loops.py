@@ -5,7 +5,8 @@ Their vectors have as many lanes as the CPU's registers.
 
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import element_bytes, load
-from inference_server.kernels.emit.values import FLOAT, Int, Vector
+from inference_server.kernels.emit.types import FLOAT
+from inference_server.kernels.emit.values import Int, Vector
 
 KEYS_PER_UPDATE = 64  # keys between two updates of the softmax
 MAX_QUERIES = 4  # largest number of queries computed in one pass over the values

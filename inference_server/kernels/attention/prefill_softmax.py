@@ -5,7 +5,8 @@ Scores are (keys, 32 queries) float32; weights are pairs of keys in bfloat16, as
 
 from inference_server.kernels.attention.transposition import TILE_BYTES
 from inference_server.kernels.emit.code import LANES, Code
-from inference_server.kernels.emit.values import FLOAT, INT32, Float, Int, Vector
+from inference_server.kernels.emit.types import FLOAT, INT32
+from inference_server.kernels.emit.values import Float, Int, Vector
 
 ROW_BYTES = 128  # bytes of a row of scores or outputs: 32 queries
 LOWEST = -1e30  # below every score, and finite: the difference of two infinities would be NaN

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from inference_server.kernels.emit.code import Code
-from inference_server.kernels.emit.values import INT16, INT32, Int, Vector
+from inference_server.kernels.emit.types import INT16, INT32
+from inference_server.kernels.emit.values import Int, Vector
 
 SIZE = 16  # rows and columns of a tile
 TILE_BYTES = 64 * SIZE

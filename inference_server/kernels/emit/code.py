@@ -11,22 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from inference_server.kernels.emit.values import (
-    DOUBLE,
-    FLOAT,
-    INT8,
-    INT16,
-    INT32,
-    INT64,
-    Condition,
-    Float,
-    Int,
-    Value,
-    Vector,
-    call_intrinsic,
-    splat,
-    vector_type,
-)
+from inference_server.kernels.emit.types import DOUBLE, FLOAT, INT8, INT16, INT32, INT64, vector_type
+from inference_server.kernels.emit.values import Condition, Float, Int, Value, Vector, call_intrinsic, splat
 from inference_server.kernels.emit.waiting import wait_until
 
 if TYPE_CHECKING:

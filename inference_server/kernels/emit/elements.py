@@ -1,7 +1,8 @@
 """Loads and stores float32 or bfloat16 values as vectors of float32; `is_bf16` selects the format in memory."""
 
 from inference_server.kernels.emit.code import LANES, Code
-from inference_server.kernels.emit.values import FLOAT, INT16, INT32, Int, Vector
+from inference_server.kernels.emit.types import FLOAT, INT16, INT32
+from inference_server.kernels.emit.values import Int, Vector
 
 
 def element_bytes(is_bf16: bool) -> int:

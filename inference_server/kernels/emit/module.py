@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import binding, ir
 
 from inference_server.kernels.emit.code import Code
-from inference_server.kernels.emit.values import INT64, Int
+from inference_server.kernels.emit.types import INT64
+from inference_server.kernels.emit.values import Int
 
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from inference_server.kernels.emit.values import INT8, INT16, Vector, vector_type
+from inference_server.kernels.emit.types import INT8, INT16, vector_type
+from inference_server.kernels.emit.values import Vector
 from inference_server.kernels.isa.instruction_set import InstructionSet, Tiling
 
 if TYPE_CHECKING:

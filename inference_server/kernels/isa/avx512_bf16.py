@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from inference_server.kernels.emit.values import BFLOAT16, INT16, Int, Vector, vector_type
+from inference_server.kernels.emit.types import BFLOAT16, INT16, vector_type
+from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.avx512_vnni import Avx512Vnni
 from inference_server.kernels.isa.instruction_set import Tiling
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 from inference_server.kernels.emit.elements import bf16_bits
-from inference_server.kernels.emit.values import FLOAT, INT8, INT16, INT32, Int, Vector
+from inference_server.kernels.emit.types import FLOAT, INT8, INT16, INT32
+from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.vector_int4 import Int4Unit
 from inference_server.kernels.isa.vector_units import Bf16Unit, Int8Unit
 

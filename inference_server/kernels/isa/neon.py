@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from inference_server.kernels.emit.values import INT8, INT16, INT32, INT64, Int, Vector, call_intrinsic, vector_type
+from inference_server.kernels.emit.types import INT8, INT16, INT32, INT64, vector_type
+from inference_server.kernels.emit.values import Int, Vector, call_intrinsic
 from inference_server.kernels.isa.instruction_set import ARM, InstructionSet, Tiling, widened_pair
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from inference_server.kernels.emit.values import BFLOAT16, INT16, Int, Vector, vector_type
+from inference_server.kernels.emit.types import BFLOAT16, INT16, vector_type
+from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.instruction_set import Tiling
 from inference_server.kernels.isa.neon_dotprod import NeonDotprod
 

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from inference_server.kernels.emit.values import INT8, Vector
+from inference_server.kernels.emit.types import INT8
+from inference_server.kernels.emit.values import Vector
 from inference_server.kernels.isa.instruction_set import Tiling
 from inference_server.kernels.isa.neon import Neon
 

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from inference_server.kernels.emit.values import FLOAT, HALF, INT8, INT32, Int, Vector
+from inference_server.kernels.emit.types import FLOAT, HALF, INT8, INT32
+from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, GROUP, GROUP_BYTES, TOTAL_ROW, row_blocks
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from inference_server.kernels.emit.values import INT32, Int, Vector
+from inference_server.kernels.emit.types import INT32
+from inference_server.kernels.emit.values import Int, Vector
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code, Variable

@@ -18,7 +18,8 @@ kernels' own three counters to zero, so that the program can run again.
 
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
-from inference_server.kernels.emit.values import INT64, Int
+from inference_server.kernels.emit.types import INT64
+from inference_server.kernels.emit.values import Int
 from inference_server.kernels.emit.waiting import wait_until
 
 _INSIDE_WORD = 23

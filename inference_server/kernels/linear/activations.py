@@ -13,7 +13,8 @@ import numpy as np
 
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import store
-from inference_server.kernels.emit.values import INT8, INT32, Float, Int, Vector
+from inference_server.kernels.emit.types import INT8, INT32
+from inference_server.kernels.emit.values import Float, Int, Vector
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, GROUP
 
 _MAX_CODE = 63 * 128

@@ -6,7 +6,8 @@ bfloat16; results are float32. The layout of the weights is that of int4.py.
 
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
-from inference_server.kernels.emit.values import INT32, Int, Vector
+from inference_server.kernels.emit.types import INT32
+from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.vector_int4 import load_group
 from inference_server.kernels.isa.vector_units import (
     GROUP,

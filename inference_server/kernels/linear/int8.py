@@ -7,7 +7,8 @@ threads. All threads together first convert the activations to fixed point (acti
 
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
-from inference_server.kernels.emit.values import INT32, Int, Vector
+from inference_server.kernels.emit.types import INT32
+from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, OUTPUTS, TOTAL_ROW
 from inference_server.kernels.jit.workspace import INT8_TILE_INPUTS
 from inference_server.kernels.linear.activations import SplitRows

@@ -9,7 +9,8 @@ import math
 
 from inference_server.kernels.emit.code import LANES, Code
 from inference_server.kernels.emit.elements import log
-from inference_server.kernels.emit.values import INT32, Condition, Float, Int, Vector
+from inference_server.kernels.emit.types import INT32
+from inference_server.kernels.emit.values import Condition, Float, Int, Vector
 from inference_server.kernels.sampling.record import BLOCK, KEY, LOGITS, TEMPERATURE
 from inference_server.kernels.sampling.scan import (
     BEST,

@@ -3,7 +3,8 @@
 Computes the same bits as the engine's torch version, with the same operations in the same order.
 """
 
-from inference_server.kernels.emit.values import INT8, INT32, Float, Int, Vector
+from inference_server.kernels.emit.types import INT8, INT32
+from inference_server.kernels.emit.values import Float, Int, Vector
 from inference_server.kernels.sampling.record import ALLOWED, COUNTS, FREQUENCY, LOGITS, PRESENCE, REPETITION, SEEN
 from inference_server.kernels.sampling.scan import Scan
 

@@ -1,6 +1,7 @@
 """Parts of the sampling kernel that read a row's logits: the largest one, and the list of the likeliest tokens."""
 
-from inference_server.kernels.emit.values import INT32, Condition, Int, Vector
+from inference_server.kernels.emit.types import INT32
+from inference_server.kernels.emit.values import Condition, Int, Vector
 from inference_server.kernels.sampling.record import BLOCK, LOGITS, TOP, TOP_SIZE
 from inference_server.kernels.sampling.scan import BEST_TOKEN, INFINITY, PEAK, Scan, paired
 

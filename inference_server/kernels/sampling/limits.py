@@ -10,7 +10,8 @@ the kept tokens gives, because the noise stays the same.
 
 from inference_server.kernels.emit.code import LANES
 from inference_server.kernels.emit.elements import exp
-from inference_server.kernels.emit.values import DOUBLE, FLOAT, Condition, Float, Int, Vector
+from inference_server.kernels.emit.types import DOUBLE, FLOAT
+from inference_server.kernels.emit.values import Condition, Float, Int, Vector
 from inference_server.kernels.sampling.draw import draw
 from inference_server.kernels.sampling.record import LOGITS, TEMPERATURE, TOP_K, TOP_P, UNDECIDED
 from inference_server.kernels.sampling.scan import (

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from inference_server.kernels.emit.code import LANES, Code
-from inference_server.kernels.emit.values import INT32, Condition, Float, Int, Vector
+from inference_server.kernels.emit.types import INT32
+from inference_server.kernels.emit.values import Condition, Float, Int, Vector
 from inference_server.kernels.sampling.record import BLOCK
 
 # Byte offsets in the state. Numbers are float32, token ids are int64.

@@ -3,7 +3,8 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from inference_server.kernels.emit.values import FLOAT, HALF, INT8, INT32, Int, Vector
+from inference_server.kernels.emit.types import FLOAT, HALF, INT8, INT32
+from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.amx.products import TOTALS, W, X
 from inference_server.kernels.isa.amx.tiles import CONFIG_BYTES, ROW_BYTES, TILE_ROWS, TileInstructions, write_config
 from inference_server.kernels.isa.vector_int4 import Int4Unit

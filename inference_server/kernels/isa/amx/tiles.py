@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from inference_server.kernels.emit.values import INT8, Int, call_intrinsic
+from inference_server.kernels.emit.types import INT8
+from inference_server.kernels.emit.values import Int, call_intrinsic
 
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
