@@ -291,7 +291,7 @@ class Settings(ServiceSettings):
     @field_validator("cpu_features")
     @classmethod
     def _is_available(cls, value: str | None) -> str | None:
-        """Check the name. The kernels read the environment variable themselves (kernels/isa/choice.py)."""
+        """Check the instruction set's name. kernels/isa/choice.py reads the environment variable itself."""
         if value is None or not value.strip():
             return None
         from inference_server.kernels.isa import choice

@@ -6,7 +6,7 @@ Times are seconds of time.perf_counter, which all processes of one machine share
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Beginning of the error of a load that did not end in time.
+# Prefix of the error message of a load that timed out. The timeout in seconds follows it.
 OUT_OF_TIME = "no end after"
 
 

@@ -101,7 +101,7 @@ class Pair(Tailrace):
 class OneSlot(Tailrace):
     """Tailrace with a single slot, so that all other requests wait.
 
-    The memory of a waiting request does not depend on the weights.
+    It is measured with one format of weights, because the memory of a waiting request is the same for all formats.
     """
 
     scenarios = ("waiting",)

@@ -1,6 +1,6 @@
 """Parses bodies and validates them against a JSON Schema; error messages have Workers AI's wording.
 
-Does not depend on the fields of a body.
+This module contains no schema: the caller passes it.
 """
 
 import gzip

@@ -116,7 +116,7 @@ def _extracted(layer: Any) -> GpuLayer:
 
 
 def _taken(parent: nn.Module, *names: str) -> Linear:
-    """Return the stacked layers `names` of a module, and remove them from it."""
+    """Stack the layers `names` of a module into one, and remove them from the module."""
     linear = stacked([getattr(parent, name) for name in names])
     for name in names:
         setattr(parent, name, None)

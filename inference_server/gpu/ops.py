@@ -139,7 +139,9 @@ def paged_prefill_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attend with the newest tokens of each of n sequences (segments), each to the keys up to its own position.
+    """Compute attention for n segments, which are the newest tokens of one sequence each.
+
+    Each token attends to the keys up to its own position.
 
     Args:
         query: (num_tokens, num_heads, head_dim), contiguous: the tokens of all segments, concatenated.

@@ -170,7 +170,8 @@ class OverlappedDecoding:
         self._batch = None
         self._to_sort += [step.seqs[row] for row in rows if token_ids[row] != NOT_FINITE]
         for seq in seqs:
-            if seq.penalties is not None:  # the step in flight has counted a token sampled after the undefined one
+            # The step in flight has counted a token that was sampled after the undefined input token.
+            if seq.penalties is not None:
                 seq.penalties = self._step_loop.penalties_of(seq)
         with torch.inference_mode():
             self._step_loop.sample(Logits(step.logits[rows], seqs))

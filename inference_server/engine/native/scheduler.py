@@ -120,7 +120,10 @@ class Scheduler:
         return StepPlan(admitted, self._prefill_chunks(len(decode)), decode)
 
     def may_continue(self) -> bool:
-        """Return True if no waiting sequence can be admitted. Counts as a step, as `schedule` does."""
+        """Return True if the running batch can continue unchanged, because no waiting sequence can be admitted.
+
+        Like `schedule`, each call counts as one step of the recovery of `max_running`.
+        """
         self._recover()
         if not self.waiting or len(self.running) >= self.max_running:
             return True

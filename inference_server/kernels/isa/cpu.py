@@ -71,7 +71,7 @@ def is_x86() -> bool:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Check whether oneDNN multiplies bfloat16 with AVX512_BF16 or AMX. Without them it is slower than float32."""
+    """Check whether oneDNN multiplies bfloat16 with AVX512_BF16 or AMX. Without them, bfloat16 is slower than float32."""
     import torch
 
     has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

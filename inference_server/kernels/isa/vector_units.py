@@ -178,7 +178,7 @@ class Int8Unit:
         """Prepare for `multiply`."""
 
     def release(self, code: "Code") -> None:
-        """Finish the use of the unit."""
+        """Release what `use` prepared."""
 
     def multiply(self, code: "Code", rows: Int, width: Int, codes: Int, sums: Int, totals: Int, count: Int) -> None:
         """Write the sums of the products of up to `max_rows` rows with 32 outputs.

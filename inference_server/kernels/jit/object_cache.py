@@ -54,7 +54,7 @@ def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
 
 
 def path_of(folder: Path, name: str, isa: InstructionSet) -> Path:
-    """Return the path of a kernel's file. It contains a hash of everything that determines the code."""
+    """Return the path of a kernel's file. The file's name contains a hash of everything that determines the code."""
     return folder / f"{name}.{isa.name}-{_fingerprint(target(isa))}.o"
 
 

@@ -2,11 +2,11 @@
 
 # Words of a record.
 LOGITS = 0  # address of the row's logits, float32
-SEEN = 1  # address of the tokens of prompt and reply, bool; 0 if the row has no penalties
-COUNTS = 2  # address of the tokens' occurrences in the reply, float32
-ALLOWED = 3  # address of the tokens that a grammar allows, uint8; 0 if the row has no grammar
+SEEN = 1  # address of a mask of the tokens in prompt and reply, (vocab_size,) bool; 0 if the row has no penalties
+COUNTS = 2  # address of each token's number of occurrences in the reply, (vocab_size,) float32
+ALLOWED = 3  # address of a mask of the tokens that a grammar allows, (vocab_size,) uint8; 0 if the row has no grammar
 REPETITION, FREQUENCY, PRESENCE = 4, 5, 6  # strengths of the penalties, float64
-TEMPERATURE = 7  # float64; 0 for the largest logit
+TEMPERATURE = 7  # float64; 0 selects the token with the largest logit
 KEY = 8  # 64 bits for the noise
 TOP_K = 9  # 0 for no limit
 TOP_P = 10  # float64; 1 or more for no limit

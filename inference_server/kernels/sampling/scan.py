@@ -86,7 +86,7 @@ class Scan:
             body(self.vocab_size - BLOCK, whole)
 
     def vectors(self, first: Int) -> list[Int]:
-        """Return the first tokens of the vectors of a block."""
+        """Return the first token id of each vector of the block that begins at token `first`."""
         return [first + lane for lane in range(0, BLOCK, LANES)]
 
     def lanes_from(self, first: Int, start: Int) -> Condition:

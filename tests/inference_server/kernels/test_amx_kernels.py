@@ -161,7 +161,7 @@ def test_int8_weights_are_loaded_once_for_sixteen_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "instruction", "count"),
     [
-        ("bf16", "tdpbf16ps", 4 + 4 + 2),  # 32 rows, 17 to 31 rows, up to 16 rows
+        ("bf16", "tdpbf16ps", 4 + 4 + 4 + 2),  # the first 32 rows, further 32 rows, 17 to 31 rows, up to 16 rows
         ("int8", "tdpbssd", 4 + 2),  # 9 to 16 rows, up to 8 rows
         ("int4", "tdpbssd", 2 + 2),  # 5 to 8 rows, up to 4 rows
         ("prefill", "tdpbf16ps", 4 + 4),  # keys times queries, values times weights
