@@ -31,7 +31,7 @@ CPUS = (ArmCpu(Neon(), "cortex-a72"), ArmCpu(NeonDotprod(), "cortex-a76"), ArmCp
 
 def emitter(name: str, *is_bf16: bool) -> Emit:
     """Return the function that emits a kernel of the server's table. Arguments as for jit.kernel.kernel."""
-    emit: Emit = kernels._makers()[name](*is_bf16)
+    emit: Emit = kernels.makers()[name](*is_bf16)
     return emit
 
 
