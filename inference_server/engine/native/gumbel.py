@@ -76,8 +76,8 @@ def uniform_of_some(keys: Tensor, token_ids: Tensor, vocab_size: int) -> Tensor:
         token_ids: int64 of shape (num_rows, n) below `vocab_size`.
         vocab_size: Number of tokens.
     """
-    first, second = token_hashes(vocab_size, token_ids.device)
-    return _uniform(keys, first[token_ids], second[token_ids])
+    hashes = token_hashes(vocab_size, token_ids.device)
+    return _uniform(keys, hashes[0][token_ids], hashes[1][token_ids])
 
 
 def uniform_of_all(keys: Iterable[int] | Tensor, vocab_size: int, device: torch.device) -> Tensor:
