@@ -36,6 +36,13 @@ class UnknownModel(TailraceError):
     grpc_code = "NOT_FOUND"
 
 
+class WrongTask(TailraceError):
+    """The requested model has another task: it embeds text, or it generates text."""
+
+    reason = "WRONG_TASK"
+    grpc_code = "INVALID_ARGUMENT"
+
+
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
     """An invalid field of a request.

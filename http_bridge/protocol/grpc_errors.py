@@ -127,6 +127,7 @@ def _not_ready(model: str) -> ApiError:
 
 _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
     "UNKNOWN_MODEL": lambda details, model: ApiError(400, 5007, f"No such model {model} or task"),
+    "WRONG_TASK": lambda details, model: ApiError(400, 5007, f"No such model {model} or task"),
     "INVALID_FIELD": lambda details, model: _invalid_field(details),
     "PROMPT_TOO_LONG": lambda details, model: _prompt_too_long(details),
     "NO_ROOM_FOR_REPLY": lambda details, model: _no_room_for_reply(details),

@@ -133,6 +133,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             max_completion_tokens=model.max_tokens(count) if count <= model.context_length else 0,
         )
 
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """Return one vector for each text."""
+        try:
+            self._model(request.model)
+            raise errors.WrongTask(f"the model {request.model} generates text: call Run")
+        except errors.TailraceError as error:
+            await abort(context, error)
+
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
     ) -> "tuple[HostedModel, GenerationRequest]":

@@ -7,6 +7,7 @@ Errors are gRPC statuses, never messages of the stream. Every error of these met
 domain "tailrace" whose reason is one of:
   UNAUTHENTICATED      UNAUTHENTICATED      the call has no token, or one that this server does not accept
   UNKNOWN_MODEL        NOT_FOUND            the model is not in this server's catalog
+  WRONG_TASK           INVALID_ARGUMENT     the model has another task: it embeds text, or it generates text
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length have both numbers
   NO_ROOM_FOR_REPLY    INVALID_ARGUMENT     with max_tokens_must_fit; metadata prompt_tokens, max_tokens and window
@@ -65,6 +66,30 @@ TOOL_CHOICE_REQUIRED: ToolChoice.ValueType  # 3
 """The reply is one or more calls. Each fits its tool's schema, which is enforced during sampling."""
 Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """INTERACTIVE."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """A person or a program waits for the reply."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """Uses the capacity that interactive requests leave. An interactive request may preempt it; its reply stays the same."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Priority determines the order of waiting requests."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""INTERACTIVE."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""A person or a program waits for the reply."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""Uses the capacity that interactive requests leave. An interactive request may preempt it; its reply stays the same."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -97,6 +122,54 @@ FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 4
 """The model ended its reply, and there are tool calls in it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _Task:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TASK_UNSPECIFIED: _Task.ValueType  # 0
+    """TEXT_GENERATION."""
+    TASK_TEXT_GENERATION: _Task.ValueType  # 1
+    """The model generates text: Run and CountTokens."""
+    TASK_TEXT_EMBEDDING: _Task.ValueType  # 2
+    """The model embeds text: Embed."""
+
+class Task(_Task, metaclass=_TaskEnumTypeWrapper):
+    """Task is the purpose of a model."""
+
+TASK_UNSPECIFIED: Task.ValueType  # 0
+"""TEXT_GENERATION."""
+TASK_TEXT_GENERATION: Task.ValueType  # 1
+"""The model generates text: Run and CountTokens."""
+TASK_TEXT_EMBEDDING: Task.ValueType  # 2
+"""The model embeds text: Embed."""
+Global___Task: _TypeAlias = Task  # noqa: Y015
+
+class _Pooling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
+    """The model's own pooling."""
+    POOLING_MEAN: _Pooling.ValueType  # 1
+    """The mean of all tokens' vectors."""
+    POOLING_CLS: _Pooling.ValueType  # 2
+    """The vector of the first token."""
+
+class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
+    """Pooling combines the vectors of a text's tokens into one."""
+
+POOLING_UNSPECIFIED: Pooling.ValueType  # 0
+"""The model's own pooling."""
+POOLING_MEAN: Pooling.ValueType  # 1
+"""The mean of all tokens' vectors."""
+POOLING_CLS: Pooling.ValueType  # 2
+"""The vector of the first token."""
+Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
+
 @_typing.final
 class ChatTurn(_message.Message):
     """ChatTurn is one message of a conversation."""
@@ -108,6 +181,7 @@ class ChatTurn(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The speaker. Every chat template supports "system", "user" and "assistant". Others ("tool", "developer", …) depend on
     the model's own template. At most 64 characters, not empty.
@@ -118,6 +192,8 @@ class ChatTurn(_message.Message):
     """In a "tool" turn: the id of the call that it answers. At most 256 characters; empty if the caller has none."""
     name: _builtins.str
     """In a "tool" turn: the name of the tool that answers. At most 256 characters; empty if the caller has none."""
+    reasoning: _builtins.str
+    """In an assistant's turn: the thoughts before its text. The chat template decides whether the prompt contains them."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """In an assistant's turn: the tool calls that it made, in order. At most 128."""
@@ -130,10 +206,11 @@ class ChatTurn(_message.Message):
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         tool_call_id: _builtins.str = ...,
         name: _builtins.str = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,10 +286,32 @@ class Chat(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     TOOL_NAME_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOOLS_FIELD_NUMBER: _builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    CONTINUE_FINAL_TURN_FIELD_NUMBER: _builtins.int
+    OMIT_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: _builtins.int
     tool_choice: Global___ToolChoice.ValueType
     """Controls whether tools are called. REQUIRED needs tools."""
     tool_name: _builtins.str
     """The tool that must be called. Needs REQUIRED. Empty means any of them."""
+    parallel_tool_calls: _builtins.bool
+    """True if one reply may contain several calls. Unset: true."""
+    continue_final_turn: _builtins.bool
+    """Continue the last turn, which is an assistant's, instead of starting a new one. The reply is the rest of that turn."""
+    omit_generation_prompt: _builtins.bool
+    """True if the prompt ends with the last turn, without the beginning of the assistant's turn. Not together with
+    continue_final_turn.
+    """
+    template_arguments: _builtins.str
+    """Variables for the chat template: a JSON object as text, such as {"enable_thinking": false}. Empty means none. The
+    template's own inputs (messages, tools, documents and others) cannot be replaced.
+    """
+    reasoning_effort: _builtins.str
+    """The amount of thinking before the reply: "none", "minimal", "low", "medium", "high" or "xhigh". A chat template with a
+    switch for thinking is switched off by "none" and on by the others. Empty: the template's default.
+    """
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatTurn]:
         """The turns, oldest first, at least one. They are formatted with the model's own chat template."""
@@ -221,6 +320,10 @@ class Chat(_message.Message):
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
         """The tools that the model may call, at most 128. A chat template without tools gets them as a system turn."""
 
+    @_builtins.property
+    def allowed_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the tools that may be called. The prompt describes the other tools as well. Empty means all tools."""
+
     def __init__(
         self,
         *,
@@ -228,12 +331,20 @@ class Chat(_message.Message):
         tools: _abc.Iterable[Global___Tool] | None = ...,
         tool_choice: Global___ToolChoice.ValueType = ...,
         tool_name: _builtins.str = ...,
+        allowed_tools: _abc.Iterable[_builtins.str] | None = ...,
+        parallel_tool_calls: _builtins.bool | None = ...,
+        continue_final_turn: _builtins.bool = ...,
+        omit_generation_prompt: _builtins.bool = ...,
+        template_arguments: _builtins.str = ...,
+        reasoning_effort: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "parallel_tool_calls", b"parallel_tool_calls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools", b"tools", "turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "allowed_tools", b"allowed_tools", "continue_final_turn", b"continue_final_turn", "omit_generation_prompt", b"omit_generation_prompt", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_effort", b"reasoning_effort", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools", b"tools", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
+    _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
 
 Global___Chat: _TypeAlias = Chat  # noqa: Y015
 
@@ -242,6 +353,26 @@ class Sampling(_message.Message):
     """Sampling controls how the next token is chosen. The server applies these defaults to unset fields."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
@@ -252,6 +383,8 @@ class Sampling(_message.Message):
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Maximum number of generated tokens, at least 1. Clamped to the model's sequence length. Unset: the sequence length."""
     temperature: _builtins.float
@@ -272,10 +405,18 @@ class Sampling(_message.Message):
     """Subtracted from a token's logit once for each time it occurs in the reply so far, -2 to 2. Unset: 0."""
     presence_penalty: _builtins.float
     """Subtracted from a token's logit if it occurs in the reply so far, -2 to 2. Unset: 0."""
+    min_p: _builtins.float
+    """Keeps the tokens whose probability is at least this fraction of the most likely token's, 0 to 1. Unset: 0 (all tokens)."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Stop strings. The first complete one ends the reply, and no part of it is sent. At most 16, each 1 to 256 characters.
         Empty: the reply ends at the model's own end token or by length.
+        """
+
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Added to the logits of tokens, by the token's id in the model's own vocabulary: -100 to 100 each, at most 1,024 tokens.
+        -100 excludes a token.
         """
 
     def __init__(
@@ -290,15 +431,19 @@ class Sampling(_message.Message):
         frequency_penalty: _builtins.float | None = ...,
         presence_penalty: _builtins.float | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
+        min_p: _builtins.float | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
     _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
     _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
     _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
@@ -315,6 +460,8 @@ class Sampling(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
     @_typing.overload
@@ -400,6 +547,7 @@ class RunRequest(_message.Message):
     REJECT_IF_BUSY_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_MUST_FIT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model as in ListModels, for example "@cf/meta/llama-2-7b-chat-int8". Required."""
     text: _builtins.str
@@ -414,6 +562,8 @@ class RunRequest(_message.Message):
     """Refuse with NO_ROOM_FOR_REPLY if prompt and max_tokens together exceed the model's window. Unset: the reply ends at
     the end of the window.
     """
+    priority: Global___Priority.ValueType
+    """The order among waiting requests. Unset: INTERACTIVE."""
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation, formatted with the model's chat template."""
@@ -434,7 +584,9 @@ class RunRequest(_message.Message):
 
     @_builtins.property
     def response_format(self) -> Global___ResponseFormat:
-        """Constrains the reply. Not together with tool_choice REQUIRED. Unset: any text."""
+        """Constrains the reply's text. With tools and tool_choice AUTO, the reply is tool calls or a document. With tool_choice
+        REQUIRED, it is tool calls. Thoughts are not constrained. Unset: any text.
+        """
 
     def __init__(
         self,
@@ -449,10 +601,11 @@ class RunRequest(_message.Message):
         reject_if_busy: _builtins.bool = ...,
         response_format: Global___ResponseFormat | None = ...,
         max_tokens_must_fit: _builtins.bool = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "logprobs", b"logprobs", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "chat", b"chat", "input", b"input", "logprobs", b"logprobs", "max_tokens_must_fit", b"max_tokens_must_fit", "model", b"model", "reject_if_busy", b"reject_if_busy", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "chat", b"chat", "input", b"input", "logprobs", b"logprobs", "max_tokens_must_fit", b"max_tokens_must_fit", "model", b"model", "priority", b"priority", "reject_if_busy", b"reject_if_busy", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -542,12 +695,15 @@ class Delta(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The new text, in complete code points. Parts of a possible stop string are held back. May be empty if only logprobs
     are reported.
     """
     tokens: _builtins.int
     """Number of generated tokens that became final with this text, 0 or more. The model's end token is in no delta."""
+    reasoning: _builtins.str
+    """New text of the model's thoughts, which precede its reply. It is not in any `text`."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """Log probabilities of these tokens in order, if requested. Their texts may differ from `text` by text held back."""
@@ -563,10 +719,11 @@ class Delta(_message.Message):
         tokens: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "tokens", b"tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "tokens", b"tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -679,22 +836,26 @@ class Usage(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt, including those of the chat template."""
     completion_tokens: _builtins.int
     """Generated tokens, including the model's end token."""
     cached_tokens: _builtins.int
     """Prompt tokens that were found in the prefix cache and not computed again."""
+    reasoning_tokens: _builtins.int
+    """Generated tokens that belong to thoughts, including the markers around them. Part of completion_tokens."""
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -792,6 +953,10 @@ class Model(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     TOOL_FORMAT_FIELD_NUMBER: _builtins.int
     STANDS_IN_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    HAS_REASONING_FIELD_NUMBER: _builtins.int
+    REPLY_SHAPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for RunRequest.model."""
     description: _builtins.str
@@ -810,6 +975,14 @@ class Model(_message.Message):
     """The format of the model's tool calls: "hermes", "llama3" or "mistral"."""
     stands_in: _builtins.bool
     """True if a substitute model answers under this name."""
+    task: Global___Task.ValueType
+    """The model's purpose."""
+    dimensions: _builtins.int
+    """Length of the vectors of an embedding model. 0 for other models."""
+    has_reasoning: _builtins.bool
+    """True if the model can write thoughts before its reply."""
+    reply_shape: _builtins.str
+    """The form of this model's REST replies: "response", "choices" or "responses". Empty means "response"."""
     def __init__(
         self,
         *,
@@ -822,10 +995,14 @@ class Model(_message.Message):
         window: _builtins.int = ...,
         tool_format: _builtins.str = ...,
         stands_in: _builtins.bool = ...,
+        task: Global___Task.ValueType = ...,
+        dimensions: _builtins.int = ...,
+        has_reasoning: _builtins.bool = ...,
+        reply_shape: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "description", b"description", "name", b"name", "precision", b"precision", "sequence_length", b"sequence_length", "stands_in", b"stands_in", "tool_format", b"tool_format", "weights", b"weights", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "description", b"description", "dimensions", b"dimensions", "has_reasoning", b"has_reasoning", "name", b"name", "precision", b"precision", "reply_shape", b"reply_shape", "sequence_length", b"sequence_length", "stands_in", b"stands_in", "task", b"task", "tool_format", b"tool_format", "weights", b"weights", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -894,3 +1071,101 @@ class CountTokensResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountTokensResponse: _TypeAlias = CountTokensResponse  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """EmbedRequest requests one vector for each text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    REFUSE_LONG_TEXTS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of an embedding model as in ListModels. Required."""
+    pooling: Global___Pooling.ValueType
+    """Unset: the model's own pooling."""
+    account: _builtins.str
+    """The account that the request belongs to, at most 256 characters. It does not change the vectors. Unset: no account."""
+    refuse_long_texts: _builtins.bool
+    """Refuse a text that is longer than the model's context length with PROMPT_TOO_LONG instead of cutting it."""
+    dimensions: _builtins.int
+    """Length of the vectors: their first components, normalised again. At most the model's own length. Unset: the model's own."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts, 1 to 2,048, none empty. A text longer than the model's context length is cut at its end."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        pooling: Global___Pooling.ValueType = ...,
+        account: _builtins.str = ...,
+        refuse_long_texts: _builtins.bool = ...,
+        dimensions: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "account", b"account", "dimensions", b"dimensions", "model", b"model", "pooling", b"pooling", "refuse_long_texts", b"refuse_long_texts", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
+    _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    """EmbedResponse has the vectors in the order of the texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of all texts, including control tokens."""
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One for each text."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class Embedding(_message.Message):
+    """Embedding is the vector of one text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The components, in float32. The Euclidean norm is 1 if the model normalises its vectors."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedding: _TypeAlias = Embedding  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    """InferenceService generates and embeds text with the models of one server's catalog. A reply stream starts with initial
     metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
     has an `x-request-id`: the caller's, or a new one.
     """
@@ -52,10 +52,15 @@ class InferenceServiceStub:
                 request_serializer=tailrace_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=tailrace_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/tailrace.v1.InferenceService/Embed',
+                request_serializer=tailrace_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=tailrace_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
-    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    """InferenceService generates and embeds text with the models of one server's catalog. A reply stream starts with initial
     metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
     has an `x-request-id`: the caller's, or a new one.
     """
@@ -82,6 +87,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Embed returns one vector for each text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +112,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=tailrace_dot_v1_dot_inference__pb2.CountTokensRequest.FromString,
                     response_serializer=tailrace_dot_v1_dot_inference__pb2.CountTokensResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=tailrace_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=tailrace_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tailrace.v1.InferenceService', rpc_method_handlers)
@@ -109,7 +126,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    """InferenceService generates and embeds text with the models of one server's catalog. A reply stream starts with initial
     metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
     has an `x-request-id`: the caller's, or a new one.
     """
@@ -185,6 +202,33 @@ class InferenceService:
             '/tailrace.v1.InferenceService/CountTokens',
             tailrace_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
             tailrace_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tailrace.v1.InferenceService/Embed',
+            tailrace_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            tailrace_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

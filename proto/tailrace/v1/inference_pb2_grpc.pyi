@@ -7,6 +7,7 @@ Errors are gRPC statuses, never messages of the stream. Every error of these met
 domain "tailrace" whose reason is one of:
   UNAUTHENTICATED      UNAUTHENTICATED      the call has no token, or one that this server does not accept
   UNKNOWN_MODEL        NOT_FOUND            the model is not in this server's catalog
+  WRONG_TASK           INVALID_ARGUMENT     the model has another task: it embeds text, or it generates text
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length have both numbers
   NO_ROOM_FOR_REPLY    INVALID_ARGUMENT     with max_tokens_must_fit; metadata prompt_tokens, max_tokens and window
@@ -44,7 +45,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    """InferenceService generates and embeds text with the models of one server's catalog. A reply stream starts with initial
     metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
     has an `x-request-id`: the caller's, or a new one.
     """
@@ -61,10 +62,12 @@ class InferenceServiceStub:
     """CountTokens returns the number of prompt tokens that a Run with the same input would have. It generates nothing, and
     it counts a prompt that is too long instead of refusing it.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
+    """Embed returns one vector for each text."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
-    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    """InferenceService generates and embeds text with the models of one server's catalog. A reply stream starts with initial
     metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
     has an `x-request-id`: the caller's, or a new one.
     """
@@ -78,9 +81,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """CountTokens returns the number of prompt tokens that a Run with the same input would have. It generates nothing, and
     it counts a prompt that is too long instead of refusing it.
     """
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Embed returns one vector for each text."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """InferenceService generates text with the language models of one server's catalog. A reply stream starts with initial
+    """InferenceService generates and embeds text with the models of one server's catalog. A reply stream starts with initial
     metadata as soon as the request is accepted into the wait queue. A request can only be refused before that. The metadata
     has an `x-request-id`: the caller's, or a new one.
     """
@@ -110,5 +115,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """CountTokens returns the number of prompt tokens that a Run with the same input would have. It generates nothing, and
         it counts a prompt that is too long instead of refusing it.
         """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _inference_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.EmbedResponse, _abc.Awaitable[_inference_pb2.EmbedResponse]]:
+        """Embed returns one vector for each text."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
