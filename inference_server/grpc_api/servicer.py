@@ -6,14 +6,21 @@ Any unexpected exception is reported as INTERNAL, with a message that contains n
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inference_server import errors
 from inference_server.engine.rate_limit import RateLimit
 from inference_server.generation import Event, GenerationRequest
-from inference_server.grpc_api.conversion import callable_tools, generation_request, model_info, prompt_ids, response
+from inference_server.grpc_api.conversion import (
+    call_place,
+    callable_tools,
+    generation_request,
+    model_info,
+    prompt_ids,
+    response,
+)
 from inference_server.grpc_api.status import Context, abort
 from inference_server.grpc_api.validation import Limits, check, check_input
 from inference_server.observability.metrics import Metrics
@@ -69,7 +76,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 record.accept()
                 trace.accepted()
                 await context.send_initial_metadata((("x-request-id", request_id),))
-                events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
+                events: AsyncIterator[Event] = reply
+                if tools:
+                    seed, place = generation.sampling.seed, call_place(request)
+                    events = with_tool_calls(events, model.tool_format, tools, seed, place)
                 await self._send(context, trace.observe(events), request, record, model.prompts.decoder.token_bytes)
             record.mark_succeeded()
         except errors.TailraceError as error:

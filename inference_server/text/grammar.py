@@ -6,16 +6,15 @@ llguidance matches the generated tokens and computes the tokens that may come ne
 import json
 import re
 import threading
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference_server.generation import Constraint, Grammar
+from inference_server.text.tools.call_grammar import JSON_OPTIONS
 
-# Between the parts of a document a model may write one line end and up to eight spaces. Without a limit, a small model may
-# write white space until max_tokens.
-JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
 _WORD_BITS = 32
 # Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A state
 # takes up to 2 KB.
@@ -31,25 +30,32 @@ class GrammarError(ValueError):
 class Grammars:
     """Factory for the constraints of one model's replies. Thread-safe."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
-        """Create a factory. `tokenizer` has a `tokenizers` back end. `vocab_size`: logits per position."""
+    def __init__(self, tokenizer: Any, vocab_size: int, end_ids: Collection[int] = ()) -> None:
+        """Create a factory.
+
+        Args:
+            tokenizer: The transformers tokenizer, with a `tokenizers` back end.
+            vocab_size: Logits per position.
+            end_ids: Tokens that end a reply, in addition to the tokenizer's own.
+        """
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._end_ids = [i for i in end_ids if i < vocab_size and i != tokenizer.eos_token_id]
         self._num_tokens = max(vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
         self._lock = threading.Lock()
         self._llguidance: Any = None  # tokenizer of llguidance, created at its first use, which takes half a second
 
     def json_object(self) -> Constraint:
         """Return a constraint that accepts any JSON object."""
-        return self.json_schema('{"type": "object"}')
+        return self.json_schema({"type": "object"})
 
-    def json_schema(self, schema: str) -> Constraint:
-        """Return a constraint that accepts documents that fit a JSON Schema, given as text. Raises GrammarError."""
+    def json_schema(self, schema: Mapping[str, Any]) -> Constraint:
+        """Return a constraint that accepts documents that fit a JSON Schema. Raises GrammarError."""
         from llguidance import LLMatcher
 
-        parsed = _parsed(schema)
-        serialized = LLMatcher.grammar_from_json_schema(parsed, overrides=JSON_OPTIONS)
-        return self._matcher(serialized, Grammar("json_schema", json.dumps(parsed)))
+        text = json.dumps(schema)
+        serialized = LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
+        return self._matcher(serialized, Grammar("json_schema", text))
 
     def lark(self, grammar: str) -> Constraint:
         """Return the constraint of a grammar in llguidance's dialect of Lark. Raises GrammarError."""
@@ -85,7 +91,7 @@ class Grammars:
                 self._llguidance = LLTokenizer(
                     backend.to_str(),
                     n_vocab=self._num_tokens,
-                    eos_token=self._tokenizer.eos_token_id,
+                    eos_token=[self._tokenizer.eos_token_id, *self._end_ids],
                 )
             return self._llguidance
 
@@ -128,7 +134,8 @@ class GrammarMatcher:
             raise GrammarError(_explained(self._matcher.get_error()))
 
 
-def _parsed(schema: str) -> dict[str, Any]:
+def parsed_schema(schema: str) -> dict[str, Any]:
+    """Return a JSON Schema that is given as text. Raises GrammarError if it is not one, or allows no document."""
     try:
         parsed = json.loads(schema)
     except (ValueError, RecursionError):
