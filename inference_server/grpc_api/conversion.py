@@ -22,6 +22,7 @@ from inference_server.grpc_api.status import duration
 from inference_server.grpc_api.validation import seconds
 from inference_server.text.grammar import GrammarError, parsed_schema
 from inference_server.text.prompt_encoder import Turn
+from inference_server.text.schema_faults import located
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import Place
 from inference_server.text.tool_formats import Tool
@@ -125,17 +126,26 @@ def _turn(turn: pb.ChatTurn) -> Turn:
 
 def _constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | None:
     """Return the grammar that the reply must follow, if any. Raises InvalidField if it cannot be enforced."""
-    field = "response_format.json_schema"
+    schema, tools = None, callable_tools(request)
     try:
         schema = _document_schema(request)
-        tools = callable_tools(request)
         form = _reply_form(request.chat, tools, schema) if tools else None
         if form is not None:
-            field = "chat.tools" if form.document is None else "response_format or chat.tools"
             return model.grammars.lark(reply_grammar(model.tool_format, form, model.grammars.literal))
         return None if schema is None else model.grammars.json_schema(schema)
     except GrammarError as error:
-        raise InvalidField(FieldViolation(field, str(error))) from None
+        raise InvalidField(_grammar_violation(error, request, schema)) from None
+
+
+def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict[str, Any] | None) -> FieldViolation:
+    """Return the violation of the field whose schema cannot be enforced, with the place in it."""
+    if schema is not None and (reason := located(error.cause, schema)):
+        return FieldViolation("response_format.json_schema", reason)
+    for index, tool in enumerate(request.chat.tools):
+        if reason := located(error.cause, json.loads(tool.parameters or "{}")):
+            return FieldViolation(f"chat.tools[{index}].parameters", reason)
+    has_format = request.HasField("response_format")
+    return FieldViolation("response_format.json_schema" if has_format else "chat.tools", str(error))
 
 
 def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:

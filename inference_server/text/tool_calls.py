@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from inference_server.generation import Completed, Delta, Event, FinishReason, ToolCall
 from inference_server.text.detokenizer import overlap
@@ -193,7 +193,21 @@ class CallParser:
     def _read(self, body: str) -> tuple[ToolCall, ...]:
         found = read_calls(self._format, body, self._schemas) or []
         self.num_calls += len(found)
-        return tuple(ToolCall(self._new_id(), name, json.dumps(given, ensure_ascii=False)) for name, given in found)
+        return tuple(ToolCall(self._new_id(), name, _json_text(given)) for name, given in found)
 
     def _new_id(self) -> str:
         return "".join(self._ids.choices(_ID_LETTERS, k=_ID_LENGTH))
+
+
+def _json_text(arguments: dict[str, Any]) -> str:
+    """Return arguments as JSON. Half of a surrogate pair stays an escape, because no other text can represent it."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    return text if text.isascii() or _is_encodable(text) else json.dumps(arguments)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
