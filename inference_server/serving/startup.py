@@ -156,6 +156,7 @@ async def _start(
     for entry in group:
         logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
     grammars = Grammars(model.tokenizer, engine.vocab_size, end_ids)
+    await in_daemon_thread(grammars.prepare)
     models = [
         HostedModel(
             entry,
