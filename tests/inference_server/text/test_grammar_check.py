@@ -30,7 +30,7 @@ def worker_ids() -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
-@pytest.mark.parametrize("name", HOSTILE_SCHEMAS)
+@pytest.mark.parametrize("name", ["exponential references", "a huge enum", "huge counts", "recursive alternatives"])
 def test_a_hostile_schema_is_answered_in_time(grammars, name):
     started = time.monotonic()
     try:
