@@ -56,7 +56,7 @@ _PROBES: tuple[tuple[str, tuple[Turn, ...], tuple[str, ...]], ...] = (
     ("has_no_system", (_S, _U, _A, _V), ("QZS", "QZU", "QZA", "QZW")),
     ("has_one_system", (_S, _T, _U), ("QZS", "QZT", "QZU")),
     ("needs_user", (_S,), ("QZS",)),
-    ("has_early_system", (_U, _A, _S, _V), ("QZU", "QZA", "QZS", "QZW")),
+    ("has_early_system", (_S, _U, _A, _T, _V), ("QZS", "QZU", "QZA", "QZT", "QZW")),
     ("merges_assistants", (_U, _A, _B, _V), ("QZU", "QZA", "QZB", "QZW")),
     ("begins_with_user", (_A, _U), ("QZA", "QZU")),
 )
