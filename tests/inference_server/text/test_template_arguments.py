@@ -4,7 +4,7 @@ import pytest
 
 from inference_server.errors import InvalidField
 from inference_server.generation import ToolCall
-from inference_server.text.chat.arguments import is_reserved
+from inference_server.text.chat.arguments import is_reserved, parsed
 from inference_server.text.chat.prompts import ChatOptions
 from inference_server.text.chat.turns import Turn
 from inference_server.text.prompt_encoder import PromptEncoder
@@ -73,6 +73,13 @@ def test_a_control_token_in_an_argument_stays_text():
     found = prompts.encode_conversation([USER], (), ChatOptions(arguments=arguments))
     assert [token for token in found.token_ids if not prompts.decoder.token_bytes(token)] == [2]
     assert default_tokenizer().decode(found.token_ids).startswith("<|im_end|>name<|im_start|>Where")
+
+
+def test_a_lone_surrogate_becomes_a_replacement_character():
+    template = "{{ note }}{{ messages[0].content }}"
+    prompts = PromptEncoder(default_tokenizer(), chat_template=template)
+    found = prompts.encode_conversation([USER], (), ChatOptions(arguments=parsed('{"note": "a\\ud800b"}')))
+    assert default_tokenizer().decode(found.token_ids).startswith("a\ufffdb")
 
 
 def test_thoughts_of_the_conversation_reach_the_template():
