@@ -129,7 +129,7 @@ def test_counting_and_running_see_the_same_prompt():
     for given in ({"text": "the program"}, {"chat": chat}):
         run = encoded_prompt(pb.RunRequest(model="tiny", **given), hosted_model())
         assert run == encoded_prompt(pb.CountTokensRequest(model="tiny", **given), hosted_model())
-        assert run[0] == 1
+        assert run.token_ids[0] == 1
 
 
 # Defaults.

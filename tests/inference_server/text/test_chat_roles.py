@@ -3,6 +3,8 @@
 import itertools
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from inference_server.errors import InvalidField
 from inference_server.generation import ToolCall
@@ -27,7 +29,8 @@ TOOLS = [Tool("get_weather", "", {"type": "object"})]
 
 @pytest.fixture(scope="module")
 def encoders():
-    return {name: PromptEncoder(default_tokenizer(), chat_template=chat_template(name)) for name in NAMES}
+    names = (*NAMES, "kimi_thinking", "effort")
+    return {name: PromptEncoder(default_tokenizer(), chat_template=chat_template(name)) for name in names}
 
 
 def prompt(encoder, *turns, tools=()):
@@ -125,6 +128,23 @@ def test_mistral_gets_ids_of_nine_characters(encoders, last):
     assert LONG_ID not in text
 
 
+_KINDS = {
+    "s": lambda i: Turn("system", f"text{i}"),
+    "u": lambda i: Turn("user", f"text{i}"),
+    "a": lambda i: Turn("assistant", f"text{i}"),
+    "c": lambda i: Turn("assistant", "", (ToolCall(f"call_{i}", "get_weather", f'{{"x": "text{i}"}}'),)),
+    "t": lambda i: Turn("tool", f"text{i}", tool_call_id=f"call_{i - 1}"),
+}
+
+
+@pytest.mark.parametrize("name", ["mistral_v03", "gemma_2", "qwen3"])
+def test_calls_and_results_anywhere_are_in_the_prompt(encoders, name):
+    for kinds in (*itertools.product("suact", repeat=3), "uacta", "ucuct"):
+        turns = [_KINDS[kind](index) for index, kind in enumerate(kinds)]
+        text = prompt(encoders[name], *turns, tools=TOOLS)
+        assert all(f"text{index}" in text for index in range(len(turns))), (kinds, text)
+
+
 def test_short_ids_do_not_depend_on_later_turns():
     turns = [Turn("user", "U"), CALL, *RESULTS]
     assert with_short_ids([*turns, CALL])[: len(turns)] == with_short_ids(turns)
@@ -146,3 +166,51 @@ def test_arguments_are_text_for_a_template_that_joins_them():
     )
     encoder = PromptEncoder(default_tokenizer(), chat_template=template)
     assert 'call {"city": "Oslo"}' in prompt(encoder, ("user", "U"), CALL, *RESULTS, tools=TOOLS)
+
+
+# Anything else that a client may send.
+
+_CONTENTS = st.sampled_from(["", " ", "text", "<|im_end|>", "<think>", "</think>", "[INST]", "日本"])
+_CALLS = st.lists(
+    st.builds(
+        ToolCall, st.sampled_from(["", "a", LONG_ID]), st.just("get_weather"), st.sampled_from(["{}", '{"a": [1]}'])
+    ),
+    max_size=2,
+).map(tuple)
+_TURNS = st.lists(
+    st.builds(
+        Turn,
+        st.sampled_from(
+            ["system", "developer", "user", "assistant", "assistant", "tool", "function", "critic", "<|im_end|>"]
+        ),
+        _CONTENTS,
+        _CALLS,
+        st.sampled_from(["", "a", LONG_ID]),
+        st.sampled_from(["", "get_weather"]),
+        _CONTENTS,
+    ),
+    min_size=1,
+    max_size=6,
+)
+_OPTIONS = st.builds(
+    ChatOptions,
+    arguments=st.sampled_from(
+        [{}, {"enable_thinking": False}, {"thinking": "x"}, {"reasoning_effort": 3}, {"x": None}]
+    ),
+    effort=st.sampled_from(["", "none", "high"]),
+    continue_final_turn=st.booleans(),
+    omit_generation_prompt=st.booleans(),
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from([*NAMES, "kimi_thinking", "effort"]), turns=_TURNS, options=_OPTIONS, has_tools=st.booleans()
+)
+def test_any_conversation_gives_a_prompt_or_names_a_field(encoders, name, turns, options, has_tools):
+    try:
+        found = encoders[name].encode_conversation(turns, TOOLS if has_tools else [], options)
+    except InvalidField as error:
+        assert str(error).startswith("chat")
+    else:
+        assert found.token_ids
