@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Scope
 from http_bridge.auth.allowed_hosts import AllowedHosts, HostNames
 from http_bridge.auth.bearer import TokenCheck
 from http_bridge.auth.token_file import TokenFile
+from http_bridge.batches.limits import Limits
+from http_bridge.batches.queue import BatchQueue
 from http_bridge.error_handlers import REQUEST_ID_HEADER, failed, refusal, refused, unrouted
 from http_bridge.errors import ApiError
 from http_bridge.observability.metrics import Metrics
@@ -31,6 +33,7 @@ class State(TypedDict):
     """The objects that the lifespan shares with every request."""
 
     upstream: Upstream
+    batches: BatchQueue
 
 
 def create_app(settings: Settings, *, binding_port: int | None = None, metrics: Metrics | None = None) -> Starlette:
@@ -58,9 +61,11 @@ def create_app(settings: Settings, *, binding_port: int | None = None, metrics: 
             servers = upstream.servers
             metrics.watch_servers(lambda: servers.num_serving, lambda: len(servers.all))
         tracing.start()
+        batches = BatchQueue(_batch_limits(settings), metrics)
         try:
-            yield {"upstream": upstream}
+            yield {"upstream": upstream, "batches": batches}
         finally:
+            await batches.close()
             await upstream.close()
             await tracing.close()
 
@@ -86,6 +91,17 @@ def _services(settings: Settings) -> Services:
         inputs=inputs,
         bodies=BodyReader(inputs),
         tracing=tracing_from_environment(),
+    )
+
+
+def _batch_limits(settings: Settings) -> Limits:
+    return Limits(
+        max_batches=settings.batches_max,
+        max_requests=settings.batches_max_requests,
+        max_bytes=settings.batches_max_bytes,
+        keep_seconds=settings.batches_keep_seconds,
+        timeout_seconds=settings.batches_timeout_seconds,
+        parallel=settings.batches_parallel,
     )
 
 

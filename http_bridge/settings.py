@@ -190,8 +190,8 @@ class Settings(BatchSettings):
     profile: ProfileName = Field(
         default="default",
         json_schema_extra={"group": "compatibility"},
-        description="API version of Workers AI: default, 2023-11 or 2026. The header tailrace-profile overrides it for "
-        "one request.",
+        description="API version of Workers AI: default, 2023-11, 2026 or 2026-strict. The header "
+        "tailrace-profile overrides it for one request.",
     )
     stream_padding: bool = Field(
         default=False,

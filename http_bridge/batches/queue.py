@@ -48,7 +48,9 @@ class BatchQueue:
         return len(self._running) if state == "running" else sum(len(batch.waiting) for batch in self._batches.values())
 
     def check_size(self, num_requests: int) -> None:
-        """Raise ApiError 413/3006 if a batch may not have this many requests."""
+        """Raise ApiError 413/3006 if a batch may not have this many requests, 400/5006 if there are no batches at all."""
+        if not self._limits.max_batches:
+            raise ApiError(400, 5006, "Bad input: Error: batches are switched off here: send each request by itself")
         if num_requests > self._limits.max_requests:
             raise ApiError(
                 413, 3006, f"Request is too large (more than {self._limits.max_requests} requests in a batch)"

@@ -1,9 +1,9 @@
 """Compatibility profiles: the API versions of Workers AI that a client can select. Does not depend on HTTP or gRPC."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-ProfileName = Literal["default", "2023-11", "2026"]
+ProfileName = Literal["default", "2023-11", "2026", "2026-strict"]
 PROFILE_NAMES: tuple[ProfileName, ...] = get_args(ProfileName)
 PROFILE_HEADER = "tailrace-profile"
 
@@ -16,22 +16,28 @@ class Profile:
         has_usage: Replies have token counts; streams have them in an event before [DONE].
         counts_cached: The token counts state how many prompt tokens came from the prefix cache.
         has_padding: The events of a stream contain random text as `p`.
+        has_reasoning: Replies of /ai/run have the model's thoughts in a field of their own; otherwise they are left out.
         stream_max_tokens: Default of `max_tokens` in a stream; None: the model's sequence length.
         must_fit: A prompt that leaves less than `max_tokens` of the window is refused.
+        is_strict: Requests that Workers AI refuses in production are refused, although Tailrace could serve them.
     """
 
     has_usage: bool = True
     counts_cached: bool = False
     has_padding: bool = False
+    has_reasoning: bool = True
     stream_max_tokens: int | None = None
     must_fit: bool = False
+    is_strict: bool = False
 
 
 # Default of `max_tokens` for a reply that is not streamed, in every profile: short enough to wait for.
 DEFAULT_MAX_TOKENS = 256
 
+_PROFILE_2026 = Profile(counts_cached=True, has_padding=True, stream_max_tokens=DEFAULT_MAX_TOKENS, must_fit=True)
 PROFILES: dict[ProfileName, Profile] = {
     "default": Profile(),
-    "2023-11": Profile(has_usage=False),
-    "2026": Profile(counts_cached=True, has_padding=True, stream_max_tokens=DEFAULT_MAX_TOKENS, must_fit=True),
+    "2023-11": Profile(has_usage=False, has_reasoning=False),
+    "2026": _PROFILE_2026,
+    "2026-strict": replace(_PROFILE_2026, is_strict=True),
 }
