@@ -16,6 +16,7 @@ from http_bridge.auth.bearer import TokenCheck
 from http_bridge.auth.token_file import TokenFile
 from http_bridge.batches.limits import Limits
 from http_bridge.batches.queue import BatchQueue
+from http_bridge.binding_routes import is_binding_path
 from http_bridge.error_handlers import REQUEST_ID_HEADER, failed, refusal, refused, unrouted
 from http_bridge.errors import ApiError
 from http_bridge.observability.metrics import Metrics
@@ -23,7 +24,7 @@ from http_bridge.observability.tracing.exporter import tracing_from_environment
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.route_spec import Services
-from http_bridge.routes import BINDING_PATHS, HEALTH_PATHS, LABELS, build_routes, error_format
+from http_bridge.routes import BINDING_ROUTES, HEALTH_PATHS, LABELS, build_routes, error_format
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
 from http_bridge.upstream.tls import Credentials
@@ -115,7 +116,7 @@ def _allowed_hosts(settings: Settings, binding_port: int | None, routes: list[Ba
         has_tokens=settings.has_tokens,
         binding_port=binding_port,
         open_paths=HEALTH_PATHS,
-        binding_paths=BINDING_PATHS,
+        is_binding_path=is_binding_path(BINDING_ROUTES),
         refuse=refuse,
     )
 

@@ -24,6 +24,7 @@ from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.http_server.client_disconnect import until_disconnect
+from http_bridge.http_server.request_body import read_body
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.bodies.reader import BodyReader
@@ -60,7 +61,7 @@ class RunEndpoint:
             raise HTTPException(404)
         try:
             async with asyncio.timeout(self._body_timeout_seconds):
-                data = await _read_body(scope, receive, self._settings.max_body_bytes)
+                data = await read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
         except TimeoutError:
@@ -234,20 +235,3 @@ class _Exchange:
 
 def _chunk(data: bytes) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": True}
-
-
-async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
-    # A client that announces a longer body is refused before the upload.
-    if int(Headers(scope=scope).get("content-length", "0")) > max_bytes:
-        raise too_large
-    data = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        data += message.get("body", b"")
-        if len(data) > max_bytes:
-            raise too_large
-        if not message.get("more_body", False):
-            return bytes(data)

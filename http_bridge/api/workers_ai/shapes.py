@@ -83,7 +83,8 @@ def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: R
 
 
 def _choices_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
-    profile = incoming.profile
+    # Like OpenAI's routes, these models have no hidden default of max_tokens.
+    profile = incoming.profile.for_openai(is_at_account=True)
     body = _choices_body(incoming, document, model)
     writer = ChoicesWriter(
         profile,
