@@ -21,7 +21,7 @@ from http_bridge.api.binding.gateway import (
 from http_bridge.api.binding.requests import BindingParser
 from http_bridge.api.binding.unwrap import Binding, Endpoint, Miniflare
 from http_bridge.api.reply_writer import ErrorWriter
-from http_bridge.api.workers_ai.models import search_models
+from http_bridge.api.workers_ai.models import search_models_for_worker
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import RestParser
 from http_bridge.error_handlers import WithErrorFormat
@@ -93,7 +93,7 @@ def binding_routes(run: Callable[[RequestParser], MakeApp], openai: Sequence[Rou
         RouteSpec(
             label=_LABEL,
             path="/ai-api/models/search",
-            endpoint=as_asgi(search_models),
+            endpoint=as_asgi(search_models_for_worker),
             errors=GatewayErrors(),
             summary="Models, for a Worker",
             reply_schema=ENVELOPE,

@@ -116,7 +116,7 @@ _WORKERS_AI_ROUTES = (
         request_schema=lambda inputs: inputs.generic,
         reply_schema=RUN_ENVELOPE,
     ),
-    _search("models/search", search_models, "Models", "author", "task", "search", "source"),
+    _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
     _search("tasks/search", search_tasks, "Tasks"),
     _search("authors/search", search_authors, "Authors"),
     RouteSpec(
