@@ -4,6 +4,8 @@ The table produces Starlette's routes (`build_routes`), the OpenAPI description 
 metrics (`LABELS`).
 """
 
+from dataclasses import replace
+
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,8 +17,8 @@ from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.requests import BindingParser
 from http_bridge.api.binding.unwrap import Binding, Miniflare, Wrangler
 from http_bridge.api.health import healthz, readyz
+from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
-from http_bridge.api.openai.replies import OpenAiErrors
 from http_bridge.api.openai.requests import ChatParser, CompletionParser
 from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
@@ -36,6 +38,7 @@ from http_bridge.site.pages import pages
 _API = "/client/v4"
 _ACCOUNT = f"{_API}/accounts/{{account}}"
 _NOT_SERVED = ("embeddings", "responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+_OPENAI_BASES = (f"{_ACCOUNT}/ai/v1", "/v1")
 _PAGE_PARAMETERS = tuple(
     query(name, {"type": "integer", "minimum": 1, "maximum": 1000}) for name in ("page", "per_page")
 )
@@ -267,8 +270,7 @@ ROUTES: tuple[RouteSpec, ...] = (
     *_BINDING_ROUTES,
     RouteSpec(label="binding", path="/", endpoint=_miniflare, methods=("POST",)),
     # OpenAI's routes: within Cloudflare's API, and at the path that OpenAI's clients use by default.
-    *_openai_routes(f"{_ACCOUNT}/ai/v1"),
-    *_openai_routes("/v1"),
+    *(replace(spec, ignores_slashes=True) for base in _OPENAI_BASES for spec in _openai_routes(base)),
     RouteSpec(label="pages", path="/openapi.json", endpoint=_openapi, guard="none"),
     *(RouteSpec(label="pages", path=path, endpoint=as_asgi(page), guard="none") for path, page in pages().items()),
 )

@@ -12,7 +12,7 @@ names the model.
 
 from typing import Any
 
-from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
 from http_bridge.api.binding.tensor_replies import FAMILIES, TensorWriter
 from http_bridge.api.workers_ai.replies import BindingErrors, WorkersAiWriter, bare, bare_zipped
 from http_bridge.errors import ApiError
@@ -70,7 +70,8 @@ def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> R
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),
     )
-    return RunJob(run_request(body, profile, model=model, account=incoming.account), writer, body.stream)
+    request = run_request(body, profile, model=model, account=incoming.account)
+    return RunJob(request, writer, body.stream, notices=skipped_notice(body))
 
 
 def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:

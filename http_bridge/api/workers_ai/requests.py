@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
 from http_bridge.api.workers_ai.replies import RestErrors, WorkersAiWriter, enveloped
 from http_bridge.protocol.to_grpc import run_request
 from http_bridge.protocol.validation import bad_input
@@ -49,4 +49,5 @@ def _job(incoming: IncomingRequest, document: dict[str, Any], model: str) -> Run
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),
     )
-    return RunJob(run_request(body, profile, model=model, account=incoming.account), writer, body.stream)
+    request = run_request(body, profile, model=model, account=incoming.account)
+    return RunJob(request, writer, body.stream, notices=skipped_notice(body))
