@@ -3,13 +3,13 @@
 import secrets
 import string
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from http_bridge.errors import ApiError
 from http_bridge.protocol.schemas import Schema
-from tailrace.v1.inference_pb2 import Completed, Delta, RunResponse, Started, TokenLogprob, ToolCall
+from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 
 JsonObject = dict[str, object]
 
@@ -25,43 +25,19 @@ class CompleteReply:
 
     completed: Completed
     text: str
+    reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    reasoning: str = ""
-
-
-class IncompleteReply(Exception):
-    """The server ended a reply without `completed` and without an error."""
-
-
-async def collect(events: AsyncIterator[RunResponse]) -> CompleteReply:
-    """Return the whole reply of a run.
-
-    Raises:
-        IncompleteReply: The events ended too early.
-        AioRpcError: The reply failed.
-    """
-    texts: list[str] = []
-    thoughts: list[str] = []
-    reply = CompleteReply(Completed(), "")
-    is_complete = False
-    async for event in events:
-        texts.append(event.delta.text)
-        thoughts.append(event.delta.reasoning)
-        reply.tool_calls.extend(event.delta.tool_calls)
-        reply.logprobs.extend(event.delta.logprobs)
-        if event.HasField("completed"):
-            reply.completed, is_complete = event.completed, True
-    if not is_complete:
-        raise IncompleteReply
-    reply.text, reply.reasoning = "".join(texts), "".join(thoughts)
-    return reply
 
 
 class ErrorWriter(ABC):
     """The format of a route's errors before the first byte of a reply. `schema`: JSON Schema of the payload."""
 
     schema: ClassVar[Schema]
+
+    def status(self, error: ApiError) -> int:
+        """Return the HTTP status of the error."""
+        return error.status
 
     @abstractmethod
     def payload(self, error: ApiError, request_id: str) -> Mapping[str, object]:
@@ -92,7 +68,7 @@ class ReplyWriter(ABC):
 
     @abstractmethod
     def delta(self, delta: Delta) -> bytes:
-        """Return the events for a delta that may contain tool calls or log probabilities in addition to text."""
+        """Return the events for a delta that may contain thoughts, tool calls or log probabilities beside text."""
 
     @abstractmethod
     def finish(self, completed: Completed) -> bytes:
