@@ -123,6 +123,7 @@ class GenerationRequest:
     time_limit_seconds: float | None = None
     account: str = ""
     reject_if_busy: bool = False
+    is_batch: bool = False  # uses the capacity that other requests leave
     deadline_seconds: float | None = None  # seconds until the client's deadline
     constraint: Constraint | None = None
 

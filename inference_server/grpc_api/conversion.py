@@ -94,6 +94,7 @@ def generation_request(
         time_limit_seconds=seconds(request) if request.HasField("time_limit") else None,
         account=request.account,
         reject_if_busy=request.reject_if_busy,
+        is_batch=request.priority == pb.PRIORITY_BATCH,
         constraint=_constraint(request, model),
     )
 

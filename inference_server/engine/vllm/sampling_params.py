@@ -1,8 +1,8 @@
 """Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
 
-The following parameters have the same meaning in vLLM: the bias before the penalties, repetition penalty (prompt and
-reply), frequency and presence penalty (reply), min_p and top_k before top_p, and log probabilities of the unchanged
-logits. docs/vllm.md lists the differences.
+The following parameters have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence
+penalty (reply), and log probabilities of the unchanged logits. The order is the same too: bias, penalties, temperature,
+min_p and top_k, top_p. docs/vllm.md lists the differences.
 """
 
 import json

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from inference_server.attention.kv_cache import SCRATCH_BLOCK
-from inference_server.engine.native.block_pool import BlockPool
-from inference_server.engine.native.scheduler import Policy, Scheduler
+from inference_server.engine.native.scheduling.block_pool import BlockPool
+from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.sequence import Sequence
 from tests.inference_server.engine.native.test_scheduler import compute
 from tests.support.fakes import sequence
