@@ -22,6 +22,7 @@ from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.http_server.client_disconnect import until_disconnect
+from http_bridge.http_server.stream_comments import stream_comments
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.grpc_errors import request_timeout, rpc_api_error
@@ -74,7 +75,8 @@ class RunEndpoint:
 
     async def _answer(self, exchange: "_Exchange", data: bytes, upstream: Upstream) -> None:
         try:
-            job = await self._parse(exchange.incoming(data, self._settings, self._bodies))
+            incoming = exchange.incoming(data, self._settings, self._bodies)
+            job = await self._parse(incoming)
             exchange.model = job.request.model
             exchange.log.account, exchange.log.stream = job.request.account, job.stream
             exchange.log.model = job.request.model
@@ -92,7 +94,8 @@ class RunEndpoint:
             ):
                 events = call.observe(reply)
                 if job.stream:
-                    await exchange.stream(job, events)
+                    silence = self._settings.stream_comment_seconds if incoming.profile.has_comments else 0
+                    await exchange.stream(job, events, silence)
                 else:
                     await exchange.reply(job, events)
         except Exception as error:
@@ -160,16 +163,23 @@ class _Exchange:
         collected.text = "".join(texts)
         await self._answer(200, job.writer.complete(collected), job.writer.complete_type)
 
-    async def stream(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
-        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream."""
+    async def stream(self, job: RunJob, events: AsyncIterator[RunResponse], comment_seconds: float) -> None:
+        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream.
+
+        Args:
+            job: The request, and the writer of the reply.
+            events: The reply's events.
+            comment_seconds: Time of silence before each comment; 0: no comments.
+        """
         await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(job)})
-        try:
-            completed = self.log.completed = await self._send_deltas(job, events)
-            await self._send(_chunk(job.writer.finish(completed)))
-        except Exception as error:
-            api_error = self.explain(error)
-            self.log.error_code = api_error.code
-            await self._send(_chunk(job.writer.error(api_error, self.request_id)))
+        with stream_comments(self._send, comment_seconds) as self._send:
+            try:
+                completed = self.log.completed = await self._send_deltas(job, events)
+                await self._send(_chunk(job.writer.finish(completed)))
+            except Exception as error:
+                api_error = self.explain(error)
+                self.log.error_code = api_error.code
+                await self._send(_chunk(job.writer.error(api_error, self.request_id)))
         await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: ApiError) -> None:
@@ -214,7 +224,8 @@ class _Exchange:
         return [
             # Without a charset, which the Workers runtime does not accept.
             (b"content-type", job.writer.stream_type.encode()),
-            (b"cache-control", b"no-cache"),
+            # Compressing proxies would otherwise collect the events.
+            (b"cache-control", b"no-cache, no-transform"),
             (b"x-accel-buffering", b"no"),
             *((name.encode(), value.encode()) for name, value in self._ids().items()),
         ]

@@ -17,6 +17,7 @@ class Profile:
         counts_cached: The token counts state how many prompt tokens came from the prefix cache.
         has_padding: The events of a stream contain random text as `p`.
         stream_max_tokens: Default of `max_tokens` in a stream; None: the model's sequence length.
+        has_comments: Streams have comments while they are silent.
         must_fit: A prompt that leaves less than `max_tokens` of the window is refused.
     """
 
@@ -24,6 +25,7 @@ class Profile:
     counts_cached: bool = False
     has_padding: bool = False
     stream_max_tokens: int | None = None
+    has_comments: bool = True
     must_fit: bool = False
 
 
@@ -32,6 +34,6 @@ DEFAULT_MAX_TOKENS = 256
 
 PROFILES: dict[ProfileName, Profile] = {
     "default": Profile(),
-    "2023-11": Profile(has_usage=False),
+    "2023-11": Profile(has_usage=False, has_comments=False),
     "2026": Profile(counts_cached=True, has_padding=True, stream_max_tokens=DEFAULT_MAX_TOKENS, must_fit=True),
 }
