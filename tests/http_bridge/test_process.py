@@ -160,7 +160,11 @@ async def test_port_in_use_is_one_sentence_and_exit_code_1(spawn):
         async with asyncio.timeout(20):
             text = (await process.stderr.read()).decode()
     assert await process.wait() == 1
-    assert re.fullmatch(r"The bridge cannot start\. TAILRACE_HTTP_ADDRESS=\S+: Address already in use\.\n", text)
+    assert re.fullmatch(
+        r"The bridge cannot start\. Port (\d+) \(TAILRACE_HTTP_ADDRESS=127\.0\.0\.1:\1\) is in use already, by python.*"
+        r" \(process \d+\)\. Set TAILRACE_HTTP_ADDRESS to another address, for example 127\.0\.0\.1:\d+\.\n",
+        text,
+    )
 
 
 async def test_wrong_setting_is_one_sentence_and_exit_code_1(spawn):
