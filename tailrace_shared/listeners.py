@@ -40,11 +40,9 @@ class PortInUse(Exception):
             name: Name of the variable of the address, without TAILRACE_.
             address: The variable's value, or its default.
         """
-        holder = _holder(self.port)
+        holder = port_holder(self.port)
         by = f", by {holder}" if holder else ""
-        if holder.startswith(_WRANGLER_PROGRAM):
-            by += ", which wrangler dev runs"
-        elif self.port == _WRANGLER_PORT and not holder:
+        if self.port == _WRANGLER_PORT and not holder:
             by = "; it is also the default port of wrangler dev"
         other = self.port - _OTHER_PORT if self.port > 60_000 else self.port + _OTHER_PORT
         example = f"{address.rpartition(':')[0]}:{other}"
@@ -108,16 +106,18 @@ def _has_address(host: str) -> bool:
     return True
 
 
-def _holder(port: int) -> str:
+def port_holder(port: int) -> str:
     """Return the program that listens at a port of this machine, with its process id; empty if it cannot be found.
 
-    Linux alone tells, and only about processes of the same user.
+    Only Linux shows it, and only for processes of the same user.
     """
     wanted = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for process in Path("/proc").glob("[0-9]*") if wanted else ():
         try:
             if any(os.readlink(file) in wanted for file in (process / "fd").iterdir()):
-                return f"{_command(process)} (process {process.name})"
+                command = _command(process)
+                note = ", which wrangler dev runs" if command == _WRANGLER_PROGRAM else ""
+                return f"{command} (process {process.name}){note}"
         except OSError:  # it has ended, or belongs to another user
             continue
     return ""

@@ -24,7 +24,7 @@ for await (const each of objectStream.partialOutputStream) partial = each;
 
 const cities = [];
 const getWeather = tool({
-  description: "Tells the weather of a city",
+  description: "Returns the weather of a city",
   inputSchema: z.object({ city: z.string().max(20) }),
   execute: async ({ city }) => {
     cities.push(city);
