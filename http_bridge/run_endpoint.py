@@ -29,6 +29,7 @@ from http_bridge.error_handlers import REQUEST_ID_HEADER
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.http_server.client_disconnect import until_disconnect
 from http_bridge.http_server.request_body import read_body
+from http_bridge.http_server.stream_comments import stream_comments
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.bodies.reader import BodyReader
@@ -83,7 +84,8 @@ class RunEndpoint:
     async def _answer(self, exchange: "_Exchange", data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
         try:
-            job = await self._parse(exchange.incoming(data, self._settings, self._bodies), upstream)
+            incoming = exchange.incoming(data, self._settings, self._bodies)
+            job = await self._parse(incoming, upstream)
             if isinstance(job, DirectJob):
                 exchange.model = exchange.log.model = job.model
                 exchange.log.account, exchange.log.stream = job.account, False
@@ -98,7 +100,8 @@ class RunEndpoint:
                     for index in range(len(job.requests))
                 ]
                 if job.stream:
-                    await exchange.stream(job, replies)
+                    silence = self._settings.stream_comment_seconds if incoming.profile.has_comments else 0
+                    await exchange.stream(job, replies, silence)
                 else:
                     await exchange.reply(job, replies)
         except Exception as error:
@@ -193,20 +196,27 @@ class _Exchange:
         """Send a successful reply as one body. `notices`: further headers."""
         await Response(body, 200, {"content-type": content_type, **self._ids(), **notices})(*self._asgi)
 
-    async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]]) -> None:
-        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream."""
+    async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]], comment_seconds: float) -> None:
+        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream.
+
+        Args:
+            job: The request, and the writer of the reply.
+            replies: The events of each reply.
+            comment_seconds: Time of silence before each comment; 0: no comments.
+        """
         await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(job)})
-        try:
-            if job.choices is None:
-                completed = self.log.completed = await self._send_deltas(job, replies[0])
-                await self._send(_chunk(job.writer.finish(completed)))
-            else:
-                completed = self.log.completed = await self._send_choices(job.choices, replies)
-                await self._send(_chunk(job.choices.finish(completed)))
-        except Exception as error:
-            api_error = self.explain(error)
-            self.log.error_code = api_error.code
-            await self._send(_chunk(job.writer.error(api_error, self.request_id)))
+        with stream_comments(self._send, comment_seconds) as self._send:
+            try:
+                if job.choices is None:
+                    completed = self.log.completed = await self._send_deltas(job, replies[0])
+                    await self._send(_chunk(job.writer.finish(completed)))
+                else:
+                    completed = self.log.completed = await self._send_choices(job.choices, replies)
+                    await self._send(_chunk(job.choices.finish(completed)))
+            except Exception as error:
+                api_error = self.explain(error)
+                self.log.error_code = api_error.code
+                await self._send(_chunk(job.writer.error(api_error, self.request_id)))
         await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: ApiError) -> None:
@@ -262,7 +272,8 @@ class _Exchange:
         return [
             # Without a charset, which the Workers runtime does not accept.
             (b"content-type", job.writer.stream_type.encode()),
-            (b"cache-control", b"no-cache"),
+            # Compressing proxies would otherwise collect the events.
+            (b"cache-control", b"no-cache, no-transform"),
             (b"x-accel-buffering", b"no"),
             *((name.encode(), value.encode()) for name, value in {**self._ids(), **job.notices}.items()),
         ]
