@@ -20,6 +20,9 @@ from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
+# Forms of a model's REST replies; Model.reply_shape of the contract.
+ReplyShape = Literal["response", "choices", "responses"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
@@ -36,6 +39,7 @@ class CatalogEntry:
         stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         reasoning_format: Format of thoughts; "none": it writes none; None: the one that the chat template contains.
+        shape: Form of the model's REST replies.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
     """
@@ -50,6 +54,7 @@ class CatalogEntry:
     stands_in: bool
     tool_format: ToolFormat | None = None
     reasoning_format: FormatName | Literal["none"] | None = None
+    shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -123,6 +128,7 @@ class _ModelTable(_Table):
     stands_in: bool = False
     tool_format: ToolFormat | None = None
     reasoning_format: FormatName | Literal["none"] | None = None
+    shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: dict[str, JsonValue] | None = None
 
@@ -152,6 +158,7 @@ class _ModelTable(_Table):
             stands_in=self.stands_in,
             tool_format=self.tool_format,
             reasoning_format=self.reasoning_format,
+            shape=self.shape,
             engine=self.engine,
             vllm=self.vllm or {},
         )
