@@ -72,7 +72,14 @@ async def ask(bridge, route: str, fields: dict | None = None, *, content: bytes 
 
 
 SERVERS = [
-    (5007, 400, f"No such model {MODEL} or task: the models here are {MODEL}, @hf/other/second", Code.NOT_FOUND, "UNKNOWN_MODEL", {}),
+    (
+        5007,
+        400,
+        f"No such model {MODEL} or task: the models here are {MODEL}, @hf/other/second",
+        Code.NOT_FOUND,
+        "UNKNOWN_MODEL",
+        {},
+    ),
     (
         5021,
         413,
