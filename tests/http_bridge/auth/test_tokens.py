@@ -34,9 +34,9 @@ def path(tmp_path, monkeypatch):
     return path
 
 
-@pytest.mark.parametrize(("account", "status"), [("second", 403), ("sk%20proj", 404)])
+@pytest.mark.parametrize(("account", "status"), [("second", 403), ("sk+proj", 404)])
 async def test_a_token_in_the_place_of_the_account_is_named(start_bridge, servicer, path, account, status):
-    bridge = await start_bridge(api_tokens_file=path, api_tokens=("sk proj", "plain"))
+    bridge = await start_bridge(api_tokens_file=path, api_tokens=("sk+proj", "plain"))
     response = await bridge.ask(url=run_url(account), headers=bearer("first" if status == 403 else "plain"))
     assert response.status_code == status
     assert "the path has an API token where the account belongs" in response.json()["errors"][0]["message"]
