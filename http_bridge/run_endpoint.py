@@ -5,10 +5,13 @@ ReplyWriter writes the reply.
 """
 
 import asyncio
+import dataclasses
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
+from typing import Any
 
 import grpc
 from starlette.datastructures import Headers, QueryParams
@@ -17,14 +20,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from http_bridge.api.base import IncomingRequest, RequestParser, RunJob
+from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
 from http_bridge.api.collected import Incomplete, all_collected, collected
 from http_bridge.api.openai.choices import Choices, total
-from http_bridge.api.reply_writer import ErrorWriter
+from http_bridge.api.reply_writer import JSON, ErrorWriter
 from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.http_server.client_disconnect import until_disconnect
+from http_bridge.http_server.request_body import read_body
+from http_bridge.http_server.stream_comments import stream_comments
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.bodies.reader import BodyReader
@@ -62,7 +67,7 @@ class RunEndpoint:
             raise HTTPException(404)
         try:
             async with asyncio.timeout(self._body_timeout_seconds):
-                data = await _read_body(scope, receive, self._settings.max_body_bytes)
+                data = await read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
         except TimeoutError:
@@ -70,15 +75,22 @@ class RunEndpoint:
         except ApiError as error:
             await exchange.refuse(error)
         else:
-            await until_disconnect(receive, self._answer(exchange, data, scope["state"]["upstream"]))
+            await until_disconnect(receive, self._answer(exchange, data, scope["state"]))
 
     @property
     def _body_timeout_seconds(self) -> float:
         return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
-    async def _answer(self, exchange: "_Exchange", data: bytes, upstream: Upstream) -> None:
+    async def _answer(self, exchange: "_Exchange", data: bytes, state: dict[str, Any]) -> None:
+        upstream: Upstream = state["upstream"]
         try:
-            job = await self._parse(exchange.incoming(data, self._settings, self._bodies))
+            incoming = exchange.incoming(data, self._settings, self._bodies)
+            job = await self._parse(incoming, upstream)
+            if isinstance(job, DirectJob):
+                exchange.model = exchange.log.model = job.model
+                exchange.log.account, exchange.log.stream = job.account, False
+                await exchange.answer(await job.answer(state), JSON)
+                return
             exchange.model = job.request.model
             exchange.log.account, exchange.log.stream = job.request.account, job.stream
             exchange.log.model = job.request.model
@@ -88,7 +100,8 @@ class RunEndpoint:
                     for index in range(len(job.requests))
                 ]
                 if job.stream:
-                    await exchange.stream(job, replies)
+                    silence = self._settings.stream_comment_seconds if incoming.profile.has_comments else 0
+                    await exchange.stream(job, replies, silence)
                 else:
                     await exchange.reply(job, replies)
         except Exception as error:
@@ -114,7 +127,14 @@ class RunEndpoint:
         ):
             yield call.observe(reply)
 
-    async def _parse(self, incoming: IncomingRequest) -> RunJob:
+    async def _parse(self, incoming: IncomingRequest, upstream: Upstream) -> RunJob | DirectJob:
+        try:
+            return await self._parse_once(incoming)
+        except OutdatedModels:
+            await upstream.refresh_models()
+            return await self._parse_once(dataclasses.replace(incoming, models_are_current=True))
+
+    async def _parse_once(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
         if len(incoming.data) < _LARGE_BODY_BYTES:
             return self._parser.parse(incoming)
@@ -157,6 +177,7 @@ class _Exchange:
             has_padding=settings.stream_padding,
             default_profile=settings.profile,
             bodies=bodies,
+            models=self._scope["state"]["upstream"],
         )
 
     async def reply(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]]) -> None:
@@ -169,23 +190,33 @@ class _Exchange:
             choices = await all_collected(replies)
             self.log.completed = total([reply.completed for reply in choices])
             body = job.choices.complete(choices)
-        response = Response(body, 200, {"content-type": job.writer.complete_type, **self._ids(), **job.notices})
-        await response(*self._asgi)
+        await self.answer(body, job.writer.complete_type, job.notices)
 
-    async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]]) -> None:
-        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream."""
+    async def answer(self, body: bytes, content_type: str, notices: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Send a successful reply as one body. `notices`: further headers."""
+        await Response(body, 200, {"content-type": content_type, **self._ids(), **notices})(*self._asgi)
+
+    async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]], comment_seconds: float) -> None:
+        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream.
+
+        Args:
+            job: The request, and the writer of the reply.
+            replies: The events of each reply.
+            comment_seconds: Time of silence before each comment; 0: no comments.
+        """
         await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(job)})
-        try:
-            if job.choices is None:
-                completed = self.log.completed = await self._send_deltas(job, replies[0])
-                await self._send(_chunk(job.writer.finish(completed)))
-            else:
-                completed = self.log.completed = await self._send_choices(job.choices, replies)
-                await self._send(_chunk(job.choices.finish(completed)))
-        except Exception as error:
-            api_error = self.explain(error)
-            self.log.error_code = api_error.code
-            await self._send(_chunk(job.writer.error(api_error, self.request_id)))
+        with stream_comments(self._send, comment_seconds) as self._send:
+            try:
+                if job.choices is None:
+                    completed = self.log.completed = await self._send_deltas(job, replies[0])
+                    await self._send(_chunk(job.writer.finish(completed)))
+                else:
+                    completed = self.log.completed = await self._send_choices(job.choices, replies)
+                    await self._send(_chunk(job.choices.finish(completed)))
+            except Exception as error:
+                api_error = self.explain(error)
+                self.log.error_code = api_error.code
+                await self._send(_chunk(job.writer.error(api_error, self.request_id)))
         await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: ApiError) -> None:
@@ -241,7 +272,8 @@ class _Exchange:
         return [
             # Without a charset, which the Workers runtime does not accept.
             (b"content-type", job.writer.stream_type.encode()),
-            (b"cache-control", b"no-cache"),
+            # Compressing proxies would otherwise collect the events.
+            (b"cache-control", b"no-cache, no-transform"),
             (b"x-accel-buffering", b"no"),
             *((name.encode(), value.encode()) for name, value in {**self._ids(), **job.notices}.items()),
         ]
@@ -263,20 +295,3 @@ async def _with_names(error: ApiError, model: str, upstream: Upstream) -> ApiErr
 
 def _chunk(data: bytes) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": True}
-
-
-async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
-    # A client that announces a longer body is refused before the upload.
-    if int(Headers(scope=scope).get("content-length", "0")) > max_bytes:
-        raise too_large
-    data = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        data += message.get("body", b"")
-        if len(data) > max_bytes:
-            raise too_large
-        if not message.get("more_body", False):
-            return bytes(data)

@@ -45,7 +45,12 @@ class ErrorWriter(ABC):
 
 
 class ReplyWriter(ABC):
-    """The format of one reply. Each method returns the bytes to send, which may be empty."""
+    """The format of one reply. Each method returns the bytes to send: whole events, or nothing.
+
+    Attributes:
+        stream_type: Content type of a stream.
+        complete_type: Content type of a reply that is not streamed.
+    """
 
     stream_type: ClassVar[str] = EVENT_STREAM
     complete_type: ClassVar[str] = JSON
