@@ -155,4 +155,4 @@ async def test_the_current_profile_has_cloudflares_limit_at_the_account(bridge, 
 
 async def test_options_at_the_root_name_every_method(bridge):
     response = await bridge.client.options("/")
-    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, POST")
+    assert response.status_code == 405 and {"GET", "HEAD", "POST"} <= set(response.headers["allow"].split(", "))
