@@ -243,10 +243,11 @@ class _Exchange:
         writer, is_plain = job.writer, job.is_plain
         completed: Completed | None = None
         async for event in events:
-            if is_plain and (text := event.delta.text) and not event.delta.reasoning:
+            delta = event.delta
+            if is_plain and (text := delta.text) and not delta.reasoning:
                 await self._send(_chunk(writer.text(text)))
             elif event.HasField("delta"):
-                if data := writer.delta(event.delta):
+                if data := writer.delta(delta):
                     await self._send(_chunk(data))
             elif event.HasField("started"):
                 if data := writer.start(event.started):
