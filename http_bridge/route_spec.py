@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette import routing
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import request_response
+from starlette.routing import Match, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge.api.reply_writer import ErrorWriter
@@ -56,6 +57,7 @@ class RouteSpec:
         reply_schema: Schema of a successful JSON reply.
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
+        needs_header: Name of a header without which the route does not match; empty: none.
     """
 
     label: str
@@ -69,6 +71,7 @@ class RouteSpec:
     reply_schema: Schema = field(default_factory=lambda: ANY_OBJECT)
     parameters: tuple[Schema, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=dict)
+    needs_header: str = ""
 
     def route(self, services: Services) -> "LabeledRoute":
         """Return Starlette's route."""
@@ -99,6 +102,12 @@ class LabeledRoute(routing.Route):
     def __init__(self, spec: RouteSpec, app: ASGIApp) -> None:
         super().__init__(spec.path, app, methods=spec.methods)
         self.spec = spec
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match by path and method, and by the header that the route needs."""
+        if self.spec.needs_header and self.spec.needs_header not in Headers(scope=scope):
+            return Match.NONE, {}
+        return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Record the label, then call the endpoint."""

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Scope
 
 from http_bridge.api.base import RequestParser
-from http_bridge.api.binding.unwrap import Wrangler
+from http_bridge.api.binding.unwrap import MINIFLARE_URL, Wrangler
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.models import openai_model, openai_models
 from http_bridge.api.openai.replies import OpenAiErrors
@@ -204,7 +204,15 @@ ROUTES: tuple[RouteSpec, ...] = (
         label="binding",
         path="/",
         endpoint=lambda services: miniflare_app(services, BINDING_ROUTES),
-        methods=("POST", "PATCH"),
+        methods=("POST",),
+    ),
+    # Without miniflare's header, GET / is the playground.
+    RouteSpec(
+        label="binding",
+        path="/",
+        endpoint=lambda services: miniflare_app(services, BINDING_ROUTES),
+        methods=("GET", "PATCH"),
+        needs_header=MINIFLARE_URL,
     ),
     # OpenAI's routes: within Cloudflare's API, and at the path that OpenAI's clients use by default.
     *_openai_routes(f"{_ACCOUNT}/ai/v1"),
