@@ -1,5 +1,6 @@
 """The description of one route, and the Starlette route that is made from it. The table of routes is in routes.py."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,6 +24,7 @@ from http_bridge.settings import Settings
 from http_bridge.site.openapi import Operation
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+_SLASHES = re.compile("/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class RouteSpec:
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
         needs_header: Name of a header without which the route does not match; empty: none.
+        ignores_slashes: Whether repeated slashes and one at the end of a path change nothing.
     """
 
     label: str
@@ -72,6 +75,7 @@ class RouteSpec:
     parameters: tuple[Schema, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=dict)
     needs_header: str = ""
+    ignores_slashes: bool = False
 
     def route(self, services: Services) -> "LabeledRoute":
         """Return Starlette's route."""
@@ -107,6 +111,10 @@ class LabeledRoute(routing.Route):
         """Match by path and method, and by the header that the route needs."""
         if self.spec.needs_header and self.spec.needs_header not in Headers(scope=scope):
             return Match.NONE, {}
+        if self.spec.ignores_slashes and scope["type"] == "http":
+            path = scope["path"]
+            if path.endswith("/") or "//" in path:
+                scope = {**scope, "path": _SLASHES.sub("/", path).rstrip("/") or "/"}
         return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
