@@ -26,7 +26,8 @@ from http_bridge.api.workers_ai.tokens import VerifyToken
 from http_bridge.binding_routes import BindingListener, binding_app, binding_routes, miniflare_app
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
-from http_bridge.protocol.reply_schemas import ENVELOPE, OPENAI_REPLY, RUN_ENVELOPE
+from http_bridge.protocol.batch_schemas import with_batches
+from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RUN_ENVELOPE
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.run_endpoint import RunEndpoint
@@ -106,8 +107,9 @@ _WORKERS_AI_ROUTES = (
         endpoint=_run(RestParser()),
         methods=("POST",),
         summary="Run a model",
-        request_schema=lambda inputs: inputs.run,
+        request_schema=lambda inputs: with_batches(inputs.run),
         reply_schema=RUN_ENVELOPE,
+        parameters=(query("queueRequest", {"type": "boolean"}),),
     ),
     RouteSpec(
         label="run",
@@ -118,7 +120,10 @@ _WORKERS_AI_ROUTES = (
         request_schema=lambda inputs: inputs.generic,
         reply_schema=RUN_ENVELOPE,
     ),
-    _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
+    replace(
+        _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
+        reply_schema=MODELS_REPLY,
+    ),
     _search("tasks/search", search_tasks, "Tasks"),
     _search("authors/search", search_authors, "Authors"),
     RouteSpec(
