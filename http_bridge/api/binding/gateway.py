@@ -1,4 +1,4 @@
-"""What a Worker finds behind env.AI.gateway(id), toMarkdown and autorag: addresses, and one clear error for the rest.
+"""Answers a Worker's env.AI.gateway(id), toMarkdown and autorag: addresses, and one clear error for the rest.
 
 The runs of a gateway are in gateway_endpoint.py. The Workers runtime turns each error into an exception of its own class:
 AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError or AiInternalError.

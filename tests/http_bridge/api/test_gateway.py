@@ -1,4 +1,4 @@
-"""What a Worker finds behind env.AI.gateway(id), toMarkdown, autorag and models, in the runtime's own requests."""
+"""A Worker's env.AI.gateway(id), toMarkdown, autorag and models, in the runtime's own requests."""
 
 import asyncio
 import json
