@@ -156,8 +156,8 @@ def _is_untrusted(error: BaseException | None) -> bool:
 
 def _untrusted(hub_id: str) -> str:
     return (
-        f"downloading {hub_id} failed: the certificate of the hub, or of a proxy before it, is not trusted: set SSL_CERT_FILE to "
-        "a file (PEM) with the certificate of the authority that signed it"
+        f"downloading {hub_id} failed: the certificate of the hub, or of a proxy before it, is not trusted: set SSL_CERT_FILE "
+        "to a file (PEM) with the certificate of the authority that signed it"
     )
 
 
