@@ -1,5 +1,6 @@
 """The description of one route, and the Starlette route that is made from it. The table of routes is in routes.py."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 from starlette import routing
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import request_response
+from starlette.routing import Match, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge.api.reply_writer import ErrorWriter
@@ -15,13 +16,14 @@ from http_bridge.auth.bearer import RequireToken, TokenCheck
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import NullTracing
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.reply_schemas import ANY_OBJECT, REST_ERROR
-from http_bridge.protocol.run_body import BodyReader
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.settings import Settings
 from http_bridge.site.openapi import Operation
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+_SLASHES = re.compile("/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class RouteSpec:
         reply_schema: Schema of a successful JSON reply.
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
+        ignores_slashes: Whether repeated slashes and one at the end of a path change nothing.
     """
 
     label: str
@@ -69,6 +72,7 @@ class RouteSpec:
     reply_schema: Schema = field(default_factory=lambda: ANY_OBJECT)
     parameters: tuple[Schema, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=dict)
+    ignores_slashes: bool = False
 
     def route(self, services: Services) -> "LabeledRoute":
         """Return Starlette's route."""
@@ -99,6 +103,14 @@ class LabeledRoute(routing.Route):
     def __init__(self, spec: RouteSpec, app: ASGIApp) -> None:
         super().__init__(spec.path, app, methods=spec.methods)
         self.spec = spec
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match method and path."""
+        if self.spec.ignores_slashes and scope["type"] == "http":
+            path = scope["path"]
+            if path.endswith("/") or "//" in path:
+                scope = {**scope, "path": _SLASHES.sub("/", path).rstrip("/") or "/"}
+        return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Record the label, then call the endpoint."""

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from http_bridge.batch_settings import BatchSettings
 from http_bridge.protocol.grpc_targets import split_targets
 from http_bridge.protocol.profiles import ProfileName
 from http_bridge.setting_types import (
@@ -20,11 +21,10 @@ from http_bridge.setting_types import (
 )
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.logs import LogFormat, LogLevel
-from tailrace_shared.settings_base import ServiceSettings
 from tailrace_shared.variables import PREFIX
 
 
-class Settings(ServiceSettings):
+class Settings(BatchSettings):
     """The bridge's settings, read from environment variables: TAILRACE_ plus the field's name in upper case.
 
     The group of a field is its section in the documentation.
@@ -203,8 +203,8 @@ class Settings(ServiceSettings):
     profile: ProfileName = Field(
         default="default",
         json_schema_extra={"group": "compatibility"},
-        description="API version of Workers AI: default, 2023-11 or 2026. The header tailrace-profile overrides it for "
-        "one request.",
+        description="API version of Workers AI: default, 2023-11, 2026 or 2026-strict. The header "
+        "tailrace-profile overrides it for one request.",
     )
     stream_padding: bool = Field(
         default=False,

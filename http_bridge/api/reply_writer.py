@@ -25,6 +25,7 @@ class CompleteReply:
 
     completed: Completed
     text: str
+    reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -33,6 +34,10 @@ class ErrorWriter(ABC):
     """The format of a route's errors before the first byte of a reply. `schema`: JSON Schema of the payload."""
 
     schema: ClassVar[Schema]
+
+    def status(self, error: ApiError) -> int:
+        """Return the HTTP status of the error."""
+        return error.status
 
     @abstractmethod
     def payload(self, error: ApiError, request_id: str) -> Mapping[str, object]:
@@ -68,7 +73,7 @@ class ReplyWriter(ABC):
 
     @abstractmethod
     def delta(self, delta: Delta) -> bytes:
-        """Return the events for a delta that may contain tool calls or log probabilities in addition to text."""
+        """Return the events for a delta that may contain thoughts, tool calls or log probabilities beside text."""
 
     @abstractmethod
     def finish(self, completed: Completed) -> bytes:
