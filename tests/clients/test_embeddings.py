@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.clients import python_programs
 from tests.clients.conftest import ACCOUNT
-from tests.clients.node_programs import environment, install
+from tests.clients.node_programs import environment
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(500)]
 
@@ -35,8 +34,7 @@ def test_python_clients_get_the_same_vectors(stack):
     check(python_programs.run(python, "embeddings_client.py", f"http://{stack.http_address}", MODEL, ACCOUNT))
 
 
-def test_node_clients_get_the_same_vectors(stack, tmp_path):
-    programs = install(Path(__file__).parent / "node", tmp_path / "programs")
+def test_node_clients_get_the_same_vectors(stack, programs):
     command = ["node", "embeddings.mjs", f"http://{stack.http_address}", MODEL, ACCOUNT]
     done = subprocess.run(command, cwd=programs, env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
