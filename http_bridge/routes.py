@@ -4,6 +4,8 @@ The table produces Starlette's routes (`build_routes`), the OpenAPI description 
 metrics (`LABELS`).
 """
 
+from collections.abc import Callable
+
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,6 +21,9 @@ from http_bridge.api.openai.models import openai_model, openai_models
 from http_bridge.api.openai.replies import OpenAiErrors
 from http_bridge.api.openai.requests import ChatParser, CompletionParser
 from http_bridge.api.reply_writer import ErrorWriter
+from http_bridge.api.responses.errors import ResponsesErrors
+from http_bridge.api.responses.requests import ResponsesParser
+from http_bridge.api.responses.stored import not_stored
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
@@ -26,7 +31,7 @@ from http_bridge.api.workers_ai.tokens import VerifyToken
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE, request_log
-from http_bridge.protocol.reply_schemas import ENVELOPE, OPENAI_REPLY, RUN_ENVELOPE
+from http_bridge.protocol.reply_schemas import ENVELOPE, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.run_endpoint import RunEndpoint
@@ -35,7 +40,7 @@ from http_bridge.site.pages import pages
 
 _API = "/client/v4"
 _ACCOUNT = f"{_API}/accounts/{{account}}"
-_NOT_SERVED = ("embeddings", "responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+_NOT_SERVED = ("embeddings", "messages", "audio/speech", "audio/transcriptions", "images/generations")
 _PAGE_PARAMETERS = tuple(
     query(name, {"type": "integer", "minimum": 1, "maximum": 1000}) for name in ("page", "per_page")
 )
@@ -203,28 +208,40 @@ def _openai_list(path: str, endpoint: Endpoint, summary: str) -> RouteSpec:
     return RouteSpec(label="models", path=path, endpoint=as_asgi(endpoint), errors=OpenAiErrors(), summary=summary)
 
 
+def _openai_run(
+    path: str, parser: RequestParser, summary: str, request: Callable[[Inputs], Schema], reply: Schema
+) -> RouteSpec:
+    label = path.rpartition("/v1/")[2].replace("/", "_")
+    return RouteSpec(
+        label=label,
+        path=path,
+        endpoint=_run(parser),
+        methods=("POST",),
+        errors=parser.errors,
+        summary=summary,
+        request_schema=request,
+        reply_schema=reply,
+    )
+
+
 def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
     errors = OpenAiErrors()
     return (
-        RouteSpec(
-            label="chat_completions",
-            path=f"{base}/chat/completions",
-            endpoint=_run(ChatParser()),
-            methods=("POST",),
-            errors=errors,
-            summary="Chat",
-            request_schema=lambda inputs: inputs.chat,
-            reply_schema=OPENAI_REPLY,
+        _openai_run(f"{base}/chat/completions", ChatParser(), "Chat", lambda inputs: inputs.chat, OPENAI_REPLY),
+        _openai_run(
+            f"{base}/completions",
+            CompletionParser(),
+            "Continue a text",
+            lambda inputs: inputs.completion,
+            OPENAI_REPLY,
         ),
+        _openai_run(f"{base}/responses", ResponsesParser(), "Respond", lambda inputs: inputs.responses, RESPONSE),
         RouteSpec(
-            label="completions",
-            path=f"{base}/completions",
-            endpoint=_run(CompletionParser()),
-            methods=("POST",),
-            errors=errors,
-            summary="Continue a text",
-            request_schema=lambda inputs: inputs.completion,
-            reply_schema=OPENAI_REPLY,
+            label=OTHER_ROUTE,
+            path=f"{base}/responses/{{response:path}}",
+            endpoint=as_asgi(not_stored),
+            methods=("GET", "DELETE", "POST"),
+            errors=ResponsesErrors(),
         ),
         _openai_list(f"{base}/models", openai_models, "Models"),
         _openai_list(f"{base}/models/{{model:name}}", openai_model, "One model"),

@@ -146,10 +146,12 @@ class _Exchange:
     async def reply(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
         """Collect the reply and send it as one body."""
         texts: list[str] = []
+        thoughts: list[str] = []
         collected = CompleteReply(Completed(), "")
         is_complete = False
         async for event in events:
             texts.append(event.delta.text)
+            thoughts.append(event.delta.reasoning)
             collected.tool_calls.extend(event.delta.tool_calls)
             collected.logprobs.extend(event.delta.logprobs)
             if event.HasField("completed"):
@@ -157,7 +159,7 @@ class _Exchange:
         if not is_complete:
             raise _Incomplete
         self.log.completed = collected.completed
-        collected.text = "".join(texts)
+        collected.text, collected.reasoning = "".join(texts), "".join(thoughts)
         await self._answer(200, job.writer.complete(collected), job.writer.complete_type)
 
     async def stream(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
@@ -193,7 +195,7 @@ class _Exchange:
 
     async def _send_deltas(self, job: RunJob, events: AsyncIterator[RunResponse]) -> Completed:
         # This loop, and everything that it calls, runs for every token of every stream.
-        writer, is_plain = job.writer, job.is_plain
+        writer, is_plain = job.writer, False
         completed: Completed | None = None
         async for event in events:
             if is_plain and (text := event.delta.text):
@@ -201,6 +203,8 @@ class _Exchange:
             elif event.HasField("delta"):
                 if data := writer.delta(event.delta):
                     await self._send(_chunk(data))
+                # Thoughts precede all text. After a delta with text alone, no delta of this job has anything else.
+                is_plain = job.is_plain and bool(event.delta.text) and not event.delta.reasoning
             elif event.HasField("started"):
                 if data := writer.start(event.started):
                     await self._send(_chunk(data))

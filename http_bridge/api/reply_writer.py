@@ -27,6 +27,7 @@ class CompleteReply:
     text: str
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    reasoning: str = ""
 
 
 class ErrorWriter(ABC):

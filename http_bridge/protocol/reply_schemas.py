@@ -38,6 +38,16 @@ ENVELOPE: Schema = {
 RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": RUN_OUTPUT["oneOf"][0]}}
 # A complete reply of OpenAI's two routes.
 OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
+# A complete reply of the Responses API.
+RESPONSE: Schema = {
+    "type": "object",
+    "properties": {
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": {"type": "array", "items": {"type": "object", "required": ["id", "type"]}},
+    },
+    "required": ["id", "object", "created_at", "model", "status", "output", "tools", "usage"],
+}
 
 _ENTRY: Schema = {
     "type": "object",

@@ -104,6 +104,7 @@ class BodyReader:
         self._generic = Validator(inputs.generic)
         self._chat = Validator(inputs.chat)
         self._completion = Validator(inputs.completion)
+        self._responses = Validator(inputs.responses)
 
     def run(self, document: Document, *, model: str) -> RunBody:
         """Return the fields of a body of /ai/run. If it has `messages`, its `prompt` and `raw` are ignored.
@@ -157,6 +158,13 @@ class BodyReader:
             logprobs=_whole(document.get("logprobs")),
             includes_usage=_includes_usage(document),
             echoes=document.get("echo") is True,
+        )
+
+    def responses(self, document: Document) -> RunBody:
+        """Return the fields of a body of /responses that other bodies have too. It has no conversation yet."""
+        _validate(self._responses, document)
+        return RunBody(
+            **_common({**document, "max_tokens": document.get("max_output_tokens"), "response_format": None})
         )
 
 

@@ -60,7 +60,7 @@ async def test_every_route_but_health_and_pages_needs_a_token(start_bridge):
     for route in create_app(Settings(api_tokens=("secret",))).routes:
         assert isinstance(route, Route)
         for method in route.methods - {"HEAD"}:
-            url = route.path_format.format(account="acc", model="m")
+            url = route.path_format.format(account="acc", model="m", response="r")
             wrapped = {"mf-url": "http://workers-binding.ai/run"}
             response = await bridge.client.request(method, url, headers=wrapped)
             is_refused = response.status_code == 400 and "X-Auth-Key" in response.text

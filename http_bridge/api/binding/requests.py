@@ -14,6 +14,7 @@ from typing import Any
 
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
 from http_bridge.api.binding.tensor_replies import FAMILIES, TensorWriter
+from http_bridge.api.responses.requests import is_responses_body, responses_job
 from http_bridge.api.workers_ai.replies import BindingErrors, WorkersAiWriter, bare, bare_zipped
 from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
@@ -60,12 +61,15 @@ def _model(incoming: IncomingRequest) -> str:
 
 
 def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:
+    is_zipped = incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
+    wrap = bare_zipped if is_zipped else bare
+    if is_responses_body(document):
+        return responses_job(incoming, document, wrap=wrap, model=model)
     profile = incoming.profile
     body = incoming.bodies.run(document, model=model)
-    is_zipped = incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
     writer = WorkersAiWriter(
         profile,
-        bare_zipped if is_zipped else bare,
+        wrap,
         has_padding=incoming.has_padding,
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),

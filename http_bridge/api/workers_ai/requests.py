@@ -3,6 +3,7 @@
 from typing import Any
 
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.responses.requests import is_responses_body, responses_job
 from http_bridge.api.workers_ai.replies import RestErrors, WorkersAiWriter, enveloped
 from http_bridge.protocol.to_grpc import run_request
 from http_bridge.protocol.validation import bad_input
@@ -33,13 +34,18 @@ class GenericParser:
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
-        model, document = incoming.bodies.generic(incoming.document())
+        document = incoming.document()
+        if is_responses_body(document):
+            return responses_job(incoming, document, wrap=enveloped)
+        model, document = incoming.bodies.generic(document)
         return _job(incoming, document, check_model_name(model))
 
 
 def _job(incoming: IncomingRequest, document: dict[str, Any], model: str) -> RunJob:
     if incoming.query.get("queueRequest") == "true" or document.get("requests") is not None:
         raise bad_input("batches (queueRequest) are not supported: send each request by itself")
+    if is_responses_body(document):
+        return responses_job(incoming, document, wrap=enveloped, model=model)
     profile = incoming.profile
     body = incoming.bodies.run(document, model=model)
     writer = WorkersAiWriter(
