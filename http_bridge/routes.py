@@ -6,7 +6,6 @@ metrics (`LABELS`).
 
 from collections.abc import Callable
 
-from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -66,15 +65,6 @@ class BindingListener(BaseRoute):
         """Serve the binding."""
         request_log(scope).enter("binding")
         await self._app(scope, receive, send)
-
-
-class _NameConvertor(PathConvertor):
-    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
-
-    regex = r"[\s\S]*"
-
-
-register_url_convertor("name", _NameConvertor())
 
 
 def _run(parser: RequestParser) -> MakeApp:
@@ -208,13 +198,12 @@ def _openai_list(path: str, endpoint: Endpoint, summary: str) -> RouteSpec:
     return RouteSpec(label="models", path=path, endpoint=as_asgi(endpoint), errors=OpenAiErrors(), summary=summary)
 
 
-def _openai_run(
-    path: str, parser: RequestParser, summary: str, request: Callable[[Inputs], Schema], reply: Schema
+def _runs(
+    base: str, name: str, parser: RequestParser, summary: str, request: Callable[[Inputs], Schema], reply: Schema
 ) -> RouteSpec:
-    label = path.rpartition("/v1/")[2].replace("/", "_")
     return RouteSpec(
-        label=label,
-        path=path,
+        label=name.replace("/", "_"),
+        path=f"{base}/{name}",
         endpoint=_run(parser),
         methods=("POST",),
         errors=parser.errors,
@@ -227,15 +216,11 @@ def _openai_run(
 def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
     errors = OpenAiErrors()
     return (
-        _openai_run(f"{base}/chat/completions", ChatParser(), "Chat", lambda inputs: inputs.chat, OPENAI_REPLY),
-        _openai_run(
-            f"{base}/completions",
-            CompletionParser(),
-            "Continue a text",
-            lambda inputs: inputs.completion,
-            OPENAI_REPLY,
+        _runs(base, "chat/completions", ChatParser(), "Chat", lambda inputs: inputs.chat, OPENAI_REPLY),
+        _runs(
+            base, "completions", CompletionParser(), "Continue a text", lambda inputs: inputs.completion, OPENAI_REPLY
         ),
-        _openai_run(f"{base}/responses", ResponsesParser(), "Respond", lambda inputs: inputs.responses, RESPONSE),
+        _runs(base, "responses", ResponsesParser(), "Respond", lambda inputs: inputs.responses, RESPONSE),
         RouteSpec(
             label=OTHER_ROUTE,
             path=f"{base}/responses/{{response:path}}",

@@ -24,6 +24,7 @@ WHEN = {
     ): "the bridge has no API tokens, and `Host` is neither a name of this machine nor in `TAILRACE_ALLOWED_HOSTS`",
     (404, 3042): "the model name in the path is not valid",
     (404, 5007): "no such model, on the routes that describe one",
+    (404, 7000): "no such response, because responses are not stored",
     (404, 7003): "the account in the path is not valid",
     (405, 5005): "`lora`: no model here supports it",
     (405, 7001): "wrong method",
