@@ -18,7 +18,7 @@ from http_bridge.error_handlers import REQUEST_ID_HEADER, failed, refusal, refus
 from http_bridge.errors import ApiError
 from http_bridge.observability.metrics import Metrics
 from http_bridge.observability.tracing.exporter import tracing_from_environment
-from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.route_spec import Services
 from http_bridge.routes import BINDING_PATHS, HEALTH_PATHS, LABELS, build_routes, error_format

@@ -9,14 +9,24 @@ class ApiError(Exception):
         code: Cloudflare's error code.
         description: One sentence for the client; never the text of an exception.
         retry_after_seconds: Whole seconds, at least 1, after which a retry may succeed; None if unknown.
+        param: The first field that is wrong, in OpenAI's notation such as messages[0].content; None if unknown.
     """
 
-    def __init__(self, status: int, code: int, description: str, *, retry_after_seconds: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: int,
+        description: str,
+        *,
+        retry_after_seconds: int | None = None,
+        param: str | None = None,
+    ) -> None:
         super().__init__(description)
         self.status = status
         self.code = code
         self.description = description
         self.retry_after_seconds = retry_after_seconds
+        self.param = param
 
 
 def internal_error() -> ApiError:

@@ -16,8 +16,8 @@ from http_bridge.auth.bearer import RequireToken, TokenCheck
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import NullTracing
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.reply_schemas import ANY_OBJECT, REST_ERROR
-from http_bridge.protocol.run_body import BodyReader
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.settings import Settings
 from http_bridge.site.openapi import Operation

@@ -24,8 +24,8 @@ from http_bridge.errors import ApiError, internal_error
 from http_bridge.http_server.client_disconnect import until_disconnect
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.grpc_errors import request_timeout, rpc_api_error
-from http_bridge.protocol.run_body import BodyReader
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import SESSION_KEY, Upstream
 from tailrace.v1.inference_pb2 import Completed, RunResponse

@@ -16,6 +16,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
 MAX_NAME_LENGTH = 256  # of models, tools and accounts, in characters
 MAX_ROLE_LENGTH = 64  # in characters
+MAX_LOGIT_BIAS = 1024  # tokens of one request with a bias
+MAX_CHOICES = 8  # replies to one request of OpenAI's routes
 DEFAULT_TEMPERATURE = 0.6
 
 
@@ -117,6 +119,7 @@ SAMPLING_FIELDS = (
         default="all tokens",
         grpc=Range(minimum=1),
         rest=Range(minimum=1, maximum=50),
+        openai=Range(minimum=1),
     ),
     SamplingField(
         name="seed",

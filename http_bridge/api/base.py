@@ -7,8 +7,8 @@ from starlette.datastructures import Headers, QueryParams
 
 from http_bridge.api.reply_writer import ErrorWriter, ReplyWriter
 from http_bridge.errors import ApiError
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
-from http_bridge.protocol.run_body import BodyReader
 from http_bridge.protocol.validation import bad_input, load
 from tailrace.v1.inference_pb2 import RunRequest
 

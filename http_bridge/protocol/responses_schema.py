@@ -10,9 +10,10 @@ from tailrace_shared.request_fields import MAX_NAME_LENGTH, MAX_ROLE_LENGTH, MAX
 
 Schema = dict[str, Any]
 
+# The value of `include` for log probabilities.
+RESPONSES_LOGPROBS = "message.output_text.logprobs"
 # A turn of a conversation is up to this many items: thoughts, text, calls and their results.
 _ITEMS_PER_MESSAGE = 4
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", None)
 _SUMMARIES = ("auto", "concise", "detailed", None)
 _NOT_STORED = "Responses are not stored"
 _FLAG: Schema = {"type": ["boolean", "null"]}
@@ -92,10 +93,11 @@ _FIELDS: Schema = {
     "include": {"type": ["array", "null"], "items": {"type": "string"}},
     "tool_choice": {"type": ["string", "object", "null"]},
     "parallel_tool_calls": _FLAG,
+    "chat_template_kwargs": _OBJECT,
     "reasoning": {
         "type": ["object", "null"],
         "properties": {
-            "effort": {"enum": list(_EFFORTS)},
+            "effort": _TEXT,
             "summary": {"enum": list(_SUMMARIES)},
             "generate_summary": {"enum": list(_SUMMARIES)},
         },

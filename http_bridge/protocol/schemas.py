@@ -9,6 +9,8 @@ from typing import Any
 
 from http_bridge.protocol.responses_schema import responses_schema
 from tailrace_shared.request_fields import (
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
     MAX_NAME_LENGTH,
     MAX_ROLE_LENGTH,
     MAX_STOP_LENGTH,
@@ -21,6 +23,10 @@ from tailrace_shared.request_fields import (
 )
 
 Schema = dict[str, Any]
+
+ANY_OBJECT: Schema = {"type": "object"}
+# Types of content parts that are text.
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def _optional(kind: str, **rest: Any) -> Schema:
@@ -45,26 +51,32 @@ def _sampling(field: SamplingField, accepted: Range) -> Schema:
     return schema
 
 
-_TEXT_PART: Schema = {
+# The parts of other types are not in the schema: bodies/messages.py refuses them with the model's name.
+_PART: Schema = {
     "type": "object",
-    "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
-    "required": ["type", "text"],
+    "properties": {"type": _optional("string"), "thinking": {"type": ["string", "array", "null"], "items": ANY_OBJECT}},
+    "if": {"properties": {"type": {"enum": list(TEXT_PARTS)}}, "required": ["type"]},
+    "then": {"required": ["type", "text"], "properties": {"text": {"type": "string"}}},
+    "else": {
+        "if": {"properties": {"type": {"const": "refusal"}}, "required": ["type"]},
+        "then": {"required": ["refusal"], "properties": {"refusal": {"type": "string"}}},
+    },
 }
-_CONTENT: Schema = {"type": ["string", "array"], "items": _TEXT_PART}
+_CONTENT: Schema = {"type": ["string", "array"], "items": _PART}
+_CALLED_FUNCTION: Schema = {
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
+        "arguments": {"type": ["string", "object", "null"]},
+    },
+    "required": ["name"],
+}
 _TOOL_CALL: Schema = {
     "type": "object",
     "description": "A call as OpenAI writes it (function) or as Workers AI does (name, arguments)",
     "properties": {
         "id": _optional("string", maxLength=MAX_NAME_LENGTH),
         "type": {"enum": ["function", None]},
-        "function": {
-            "type": ["object", "null"],
-            "properties": {
-                "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-                "arguments": {"type": ["string", "object", "null"]},
-            },
-            "required": ["name"],
-        },
+        "function": _optional("object", **_CALLED_FUNCTION),
         "name": _optional("string", minLength=1, maxLength=MAX_NAME_LENGTH),
         "arguments": {"type": ["string", "object", "null"]},
     },
@@ -77,30 +89,35 @@ _MESSAGE: Schema = {
         "name": _optional("string", maxLength=MAX_NAME_LENGTH),
         "tool_call_id": _optional("string", maxLength=MAX_NAME_LENGTH),
         "tool_calls": _optional("array", items=_TOOL_CALL, maxItems=MAX_TOOLS),
+        "function_call": _optional("object", **_CALLED_FUNCTION),
+        "reasoning_content": _optional("string", description="An assistant's thoughts before its text"),
+        "reasoning": _optional("string", description="The same as reasoning_content"),
+        "refusal": _optional("string"),
+        "prefix": _optional("boolean", description="In the last message: the reply continues it"),
     },
     # A message that only calls a tool, and the message of a tool without output, may have no content.
     "if": {"properties": {"role": {"enum": ["assistant", "tool"]}}, "required": ["role"]},
     "else": {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
 }
+# The forms of other APIs are not in the schema: bodies/tools.py reads them.
 _TOOL_CHOICE: Schema = {
     "type": ["string", "object", "null"],
-    "description": "none, auto, required, or {type: function, function: {name}}",
-    "if": {"type": "string"},
-    "then": {"enum": ["none", "auto", "required"]},
-    "else": {
-        "if": {"type": "object"},
-        "then": {
-            "properties": {
-                "type": {"enum": ["function"]},
-                "function": {
-                    "type": "object",
-                    "properties": {"name": {"type": "string", "minLength": 1}},
-                    "required": ["name"],
-                },
-            },
-            "required": ["type", "function"],
+    "description": "none, auto, required, any, {type: function, function: {name}}, or {type: allowed_tools, …}",
+}
+_THINKING: Schema = {
+    "reasoning_effort": _optional("string", description="none, minimal, low, medium, high or xhigh"),
+    "reasoning": {
+        "type": ["object", "string", "boolean", "null"],
+        "properties": {
+            "effort": _optional("string"),
+            "enabled": _optional("boolean"),
+            "exclude": _optional("boolean", description="Leaves the thoughts out of the reply"),
         },
     },
+    "enable_thinking": _optional("boolean"),
+    "thinking": {"type": ["object", "boolean", "null"], "properties": {"type": _optional("string")}},
+    "include_reasoning": _optional("boolean"),
+    "reasoning_format": _optional("string"),
 }
 _STOP: Schema = {
     "type": ["string", "array", "null"],
@@ -114,10 +131,18 @@ _OPTIONS: Schema = {
     "type": ["object", "null"],
     "properties": {"rejectIfBusy": _optional("boolean", description="429 rather than wait for a slot")},
 }
+_LOGIT_BIAS: Schema = {
+    "type": ["object", "null"],
+    "description": "Added to the logits of tokens, by the token's id in the model's own vocabulary",
+    "maxProperties": MAX_LOGIT_BIAS,
+    "propertyNames": {"pattern": r"^\d{1,9}$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+}
 _SAMPLING: Schema = {
     "stream": _optional("boolean", default=False),
     **{field.name: _sampling(field, field.rest) for field in SAMPLING_FIELDS},
     "stop": _STOP,
+    "logit_bias": _LOGIT_BIAS,
     "options": _OPTIONS,
 }
 _NEVER_LORA: Schema = _optional("string", description="Accepted by no model here: 405 with code 5005")
@@ -126,13 +151,11 @@ _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
     "properties": {"include_usage": _optional("boolean"), "include_obfuscation": _optional("boolean")},
 }
-_ONE: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 1, "description": "One choice for each request"}
 _OPENAI: Schema = {
     "model": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
     **{field.name: _sampling(field, field.openai) for field in SAMPLING_FIELDS if field.openai is not None},
-    "n": _ONE,
+    "n": _integer(1, MAX_CHOICES, description="Number of replies"),
     "stream_options": _STREAM_OPTIONS,
-    "logit_bias": {"type": ["object", "null"], "maxProperties": 0, "description": "Not supported"},
 }
 
 
@@ -158,12 +181,22 @@ class Inputs:
         """
         sampling = {**_SAMPLING, "response_format": _response_format(max_schema_depth)}
         openai = {**sampling, **_OPENAI}
-        conversation: Schema = {
-            "messages": {"type": "array", "minItems": 1, "maxItems": max_messages, "items": _MESSAGE},
+        templated: Schema = {
             "tools": _optional("array", items=_tool(max_schema_depth), maxItems=MAX_TOOLS),
             "tool_choice": _TOOL_CHOICE,
+            "parallel_tool_calls": _optional("boolean", description="Several calls in one reply; true by default"),
+            "chat_template_kwargs": _optional(
+                "object", maxDepth=max_schema_depth, description="Variables for the chat template"
+            ),
+            **_THINKING,
         }
-        self.prompt = _prompt(sampling)
+        conversation: Schema = {
+            "messages": {"type": "array", "minItems": 1, "maxItems": max_messages, "items": _MESSAGE},
+            "continue_final_message": _optional("boolean", description="The reply continues the last message"),
+            "add_generation_prompt": _optional("boolean", description="Begin an assistant's message; true by default"),
+            **templated,
+        }
+        self.prompt = _prompt({**templated, **sampling})
         self.messages = _messages(conversation, sampling)
         self.run: Schema = {"type": "object", "anyOf": [self.prompt, self.messages]}
         self.generic = _GENERIC
@@ -198,19 +231,24 @@ def _tool(max_schema_depth: int) -> Schema:
             "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
             "description": _optional("string"),
             "parameters": _optional("object", maxDepth=max_schema_depth),
+            "input_schema": _optional("object", maxDepth=max_schema_depth, description="The same as parameters"),
         },
         "required": ["name"],
     }
     return {
         "type": "object",
-        "description": "A function, as such or in OpenAI's form",
+        "description": "A function, as such or in OpenAI's form. Tools of other types are left out",
         "if": {"properties": {"function": {"type": "object"}}, "required": ["function"]},
-        "then": {"properties": {"type": {"enum": ["function", None]}, "function": function}},
-        "else": function,
+        "then": {"properties": {"function": function}},
+        "else": {
+            "if": {"properties": {"type": {"enum": ["function", None]}}},
+            "then": function,
+            "else": {"properties": {"type": {"type": "string", "minLength": 1}}},
+        },
     }
 
 
-def _prompt(sampling: Schema) -> Schema:
+def _prompt(rest: Schema) -> Schema:
     raw = "The prompt as it is, without the model's chat template"
     return {
         "title": "Prompt",
@@ -219,20 +257,18 @@ def _prompt(sampling: Schema) -> Schema:
             "prompt": {"type": "string", "minLength": 1},
             "raw": _optional("boolean", default=False, description=raw),
             "lora": _NEVER_LORA,
-            **sampling,
+            **rest,
         },
         "required": ["prompt"],
     }
 
 
 def _messages(conversation: Schema, sampling: Schema) -> Schema:
-    embedded = "Embedded functions run in the Worker"
     return {
         "title": "Messages",
         "type": "object",
         "properties": {
             **conversation,
-            "functions": {"type": ["array", "null"], "maxItems": 0, "description": embedded},
             "lora": _NEVER_LORA,
             **sampling,
         },
@@ -265,8 +301,8 @@ def _completion(openai: Schema) -> Schema:
             "prompt": {"type": ["string", "array"], **prompt},
             "logprobs": _integer(0, MAX_TOP_LOGPROBS),
             "echo": _optional("boolean"),
-            "best_of": _ONE,
-            "suffix": {"type": ["string", "null"], "maxLength": 0, "description": "Not supported"},
+            "best_of": _integer(1, description="Not above n"),
+            "suffix": _optional("string", description="Not supported, unless it is empty"),
         },
         "required": ["model", "prompt"],
     }

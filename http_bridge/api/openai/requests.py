@@ -48,4 +48,5 @@ def _usage_place(incoming: IncomingRequest, body: RunBody) -> UsagePlace:
 
 
 def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: ReplyWriter) -> RunJob:
-    return RunJob(run_request(body, incoming.profile, model=model, account=incoming.account), writer, body.stream)
+    profile = incoming.profile.for_openai(is_at_account=incoming.is_at_account)
+    return RunJob(run_request(body, profile, model=model, account=incoming.account), writer, body.stream)

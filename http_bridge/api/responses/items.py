@@ -9,7 +9,9 @@ from typing import Any
 
 from http_bridge.api.responses.thoughts import thoughts_of
 from http_bridge.api.responses.tools import INPUT, Toolbox, function_name
-from http_bridge.protocol.validation import MAX_DEPTH, bad_input, is_deeper
+from http_bridge.errors import ApiError
+from http_bridge.protocol.bodies.messages import reads_text_only
+from http_bridge.protocol.validation import MAX_DEPTH, Problem, bad_field, bad_input, is_deeper
 from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]
@@ -79,13 +81,13 @@ class Conversation:
         if read is not None:
             read(self, item, path)
         elif kind in _WHY_REFUSED:
-            raise bad_input(f"'{path}' ({kind}) {_WHY_REFUSED[kind].format(model=self._model)}")
+            raise bad_field(path, f"({kind}) {_WHY_REFUSED[kind].format(model=self._model)}")
         elif kind not in _WITHOUT_TEXT:
-            raise bad_input(f"'{path}/type' {kind:.100} is not a known type of item")
+            raise bad_field(f"{path}/type", f"{kind:.100} is not a known type of item")
 
     def _message(self, item: Document, path: str) -> None:
         if item.get("role") is None:
-            raise bad_input(f"required properties at '{path}' are 'role'")
+            raise _missing(path, "role")
         self.add_message(item["role"], self._text(item.get("content"), f"{path}/content"))
 
     def _reasoning(self, item: Document, path: str) -> None:
@@ -100,7 +102,7 @@ class Conversation:
     def _custom_call(self, item: Document, path: str) -> None:
         text = item.get("input")
         if not isinstance(text, str):
-            raise bad_input(f"'{path}/input' must be a string")
+            raise bad_field(f"{path}/input", "must be a string")
         self._call(item, path, json.dumps({INPUT: text}, ensure_ascii=False))
 
     def _named_call(self, item: Document, path: str) -> None:
@@ -117,7 +119,7 @@ class Conversation:
     def _call(self, item: Document, path: str, arguments: str) -> None:
         name = item.get("name")
         if not isinstance(name, str) or not name:
-            raise bad_input(f"required properties at '{path}' are 'name'")
+            raise _missing(path, "name")
         name = function_name(name, item.get("namespace"))
         call_id = str(item.get("call_id") or item.get("id") or "")
         self._call_names[call_id] = name
@@ -160,17 +162,21 @@ class Conversation:
             return part
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in _PICTURES:
-            raise bad_input(f"'{path}' ({kind}) is a picture, and the model {self._model} reads text only")
+            raise bad_field(path, f"({kind}) is a picture, and {reads_text_only(self._model)}")
         if kind == "refusal":
             return str(part.get("refusal") or "")
         if kind in _TEXT_PARTS:
             if not isinstance(part.get("text"), str):
-                raise bad_input(f"required properties at '{path}' are 'text'")
+                raise _missing(path, "text")
             return str(part["text"])
         if kind is None and isinstance(part, Mapping) and "outcome" in part:
             # A result of OpenAI's shell tool: stdout, stderr and the exit code.
             return json.dumps(part, ensure_ascii=False)
-        raise bad_input(f"'{path}' ({str(kind):.100}) is not text, and the model {self._model} reads text only")
+        raise bad_field(path, f"({str(kind):.100}) is not text, and {reads_text_only(self._model)}")
+
+
+def _missing(path: str, name: str) -> ApiError:
+    return bad_input(Problem(path, f"required properties at '{path}' are '{name}'"))
 
 
 def _arguments(arguments: Any, path: str) -> str:
@@ -183,7 +189,7 @@ def _arguments(arguments: Any, path: str) -> str:
     elif arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping) or is_deeper(arguments, MAX_DEPTH):
-        raise bad_input(f"'{path}' must be a JSON object as text, nested at most {MAX_DEPTH} deep")
+        raise bad_field(path, f"must be a JSON object as text, nested at most {MAX_DEPTH} deep")
     text = json.dumps(arguments, ensure_ascii=False)
     # A text within the text may contain half of a surrogate pair, which is not a character.
     return text if text.isascii() else text.encode(errors="replace").decode()

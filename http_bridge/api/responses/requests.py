@@ -12,28 +12,13 @@ from http_bridge.api.responses.response_object import Request, request_fields
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.api.responses.writer import ResponsesWriter
 from http_bridge.api.workers_ai.replies import json_bytes
-from http_bridge.protocol.to_grpc import run_request
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.to_grpc import TOOL_CHOICES, run_request
+from http_bridge.protocol.validation import bad_field
 from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]
 
-_LOGPROBS = "message.output_text.logprobs"
 _SEALED_THOUGHTS = "reasoning.encrypted_content"
-# OpenAI's highest effort has no equal in inference.proto.
-_EFFORTS = {"max": "xhigh"}
-# Fields that need stored responses, or other services of OpenAI.
-_REFUSED: Mapping[str, str] = {
-    "previous_response_id": "is not supported, because responses are not stored: send the conversation as input",
-    "conversation": "is not supported, because conversations are not stored: send the conversation as input",
-    "prompt": "is not supported, because prompts are not stored: send instructions and input",
-    "context_management": "is not supported: the client must shorten the conversation",
-    "moderation": "is not supported: no model here moderates",
-}
-_MUST_BE_FALSE: Mapping[str, str] = {
-    "store": "must be false, because responses are not stored",
-    "background": "must be false, because responses are not stored: use stream for a long reply",
-}
 logger = logging.getLogger(__name__)
 
 
@@ -72,16 +57,11 @@ def responses_job(
     if model:
         document = {**document, "model": model}
     body = incoming.bodies.responses(document)
-    _refuse_unsupported(document)
+    profile = incoming.profile.for_openai(is_at_account=False)
+    request = run_request(body, profile, model=check_model_name(document["model"]), account=incoming.account)
     toolbox = Toolbox()
-    request = run_request(body, incoming.profile, model=check_model_name(document["model"]), account=incoming.account)
-    if "max_tokens" not in body.sampling:
-        # OpenAI's meaning of an unset limit: up to the model's own.
-        request.sampling.ClearField("max_tokens")
-        request.max_tokens_must_fit = False
     _set_chat(request.chat, document, toolbox, request.model)
     _set_format(request, (document.get("text") or {}).get("format"))
-    _set_logprobs(request, document)
     if toolbox.left_out:
         kinds = ", ".join(sorted(set(toolbox.left_out)))
         logger.info("request %s: tools left out, because they are not functions: %.200s", incoming.request_id, kinds)
@@ -89,20 +69,17 @@ def responses_job(
     options = document.get("stream_options") or {}
     fields = request_fields(document, toolbox.shown)
     writer = ResponsesWriter(
-        Request(incoming.request_id, fields, toolbox, seals_thoughts=_SEALED_THOUGHTS in include),
+        Request(
+            incoming.request_id,
+            fields,
+            toolbox,
+            seals_thoughts=_SEALED_THOUGHTS in include,
+            hides_thoughts=body.hides_reasoning,
+        ),
         wrap,
         has_padding=incoming.has_padding or options.get("include_obfuscation") is True,
     )
     return RunJob(request, writer, body.stream)
-
-
-def _refuse_unsupported(document: Document) -> None:
-    problems = [f"'/{name}' {why}" for name, why in _REFUSED.items() if document.get(name)]
-    problems += [f"'/{name}' {why}" for name, why in _MUST_BE_FALSE.items() if document.get(name) is True]
-    if document.get("truncation") == "auto":
-        problems.append("'/truncation' must be disabled: the client must shorten the conversation")
-    if problems:
-        raise bad_input(", ".join(problems))
 
 
 def _set_chat(chat: pb.Chat, document: Document, toolbox: Toolbox, model: str) -> None:
@@ -116,14 +93,16 @@ def _set_chat(chat: pb.Chat, document: Document, toolbox: Toolbox, model: str) -
         for index, item in enumerate(document["input"]):
             conversation.add_item(item, f"/input/{index}")
     if not conversation.turns:
-        raise bad_input("'/input' has no message")
+        raise bad_field("/input", "has no message")
     chat.turns.extend(conversation.turns)
     chat.tools.extend(toolbox.functions)
-    choose(document.get("tool_choice"), toolbox, chat)
-    if (parallel := document.get("parallel_tool_calls")) is not None:
+    choice = choose(document.get("tool_choice"), toolbox)
+    chat.tool_choice, chat.tool_name = TOOL_CHOICES[choice.tool_choice], choice.tool_name
+    chat.allowed_tools.extend(choice.allowed_tools)
+    parallel = document.get("parallel_tool_calls")
+    parallel = choice.parallel_tool_calls if parallel is None else parallel
+    if parallel is not None:
         chat.parallel_tool_calls = parallel
-    effort = (document.get("reasoning") or {}).get("effort") or ""
-    chat.reasoning_effort = _EFFORTS.get(effort, effort)
 
 
 def _set_format(request: pb.RunRequest, form: Document | None) -> None:
@@ -132,10 +111,3 @@ def _set_format(request: pb.RunRequest, form: Document | None) -> None:
         request.response_format.json_schema = json.dumps(form["schema"], ensure_ascii=False)
     elif kind == "json_object":
         request.response_format.json_object = True
-
-
-def _set_logprobs(request: pb.RunRequest, document: Document) -> None:
-    top = document.get("top_logprobs")
-    if top or _LOGPROBS in (document.get("include") or ()):
-        request.logprobs.top = int(top or 0)
-        request.logprobs.SetInParent()

@@ -30,12 +30,14 @@ class Request:
         fields: The fields of the Response object that the request determines.
         toolbox: The tools, to find the client's tool for a call.
         seals_thoughts: Whether reasoning items have `encrypted_content`.
+        hides_thoughts: Whether the reply has no reasoning items.
     """
 
     request_id: str
     fields: JsonObject
     toolbox: Toolbox
-    seals_thoughts: bool
+    seals_thoughts: bool = False
+    hides_thoughts: bool = False
 
     @property
     def has_summary(self) -> bool:

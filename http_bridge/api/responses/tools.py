@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.bodies.tools import Choice, tool_choice
+from http_bridge.protocol.validation import Problem, bad_field, bad_input
 from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]
@@ -17,6 +18,7 @@ Document = Mapping[str, Any]
 # The argument of a custom tool's function.
 INPUT = "input"
 _SEPARATOR = "__"
+_MAX_TYPE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Toolbox:
     Attributes:
         functions: The functions for the model.
         shown: The client's tools without the tools that are left out, for the reply.
-        left_out: Types of the tools that are left out.
+        left_out: Types of the tools that are left out, without duplicates.
     """
 
     functions: list[pb.Tool] = field(default_factory=list)
@@ -70,7 +72,8 @@ class Toolbox:
     def _add(self, tool: Document, path: str, *, namespace: str = "") -> bool:
         kind = tool.get("type") or "function"
         if kind not in ("function", "custom"):
-            self.left_out.append(str(kind))
+            if (name := str(kind)[:_MAX_TYPE]) not in self.left_out:
+                self.left_out.append(name)
             return False
         function = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
         origin = Origin(_name(function, path), namespace, kind == "custom")
@@ -90,79 +93,28 @@ def function_name(name: str, namespace: object) -> str:
     return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
 
-def choose(choice: Any, toolbox: Toolbox, chat: pb.Chat) -> None:
-    """Set the tool choice of `chat`.
+def choose(choice: Any, toolbox: Toolbox) -> Choice:
+    """Return the tool choice of a body. A custom tool is chosen as the function that it became.
 
     Args:
         choice: The body's `tool_choice`.
         toolbox: The body's tools.
-        chat: The message with the functions of `toolbox`.
 
     Raises:
-        ApiError: 400/5006 if the choice is not supported or names no tool of the body.
+        ApiError: 400/5006 if the choice has no known form, or names a tool that cannot be called.
     """
-    if isinstance(choice, Mapping):
-        _choose_named(choice, toolbox, chat)
-    elif choice in (None, "auto"):
-        chat.tool_choice = pb.TOOL_CHOICE_AUTO
-    elif choice == "none":
-        chat.tool_choice = pb.TOOL_CHOICE_NONE
-    elif choice in ("required", "any"):
-        chat.tool_choice = pb.TOOL_CHOICE_REQUIRED
-    else:
-        raise bad_input(f"enum {choice:.100} not in none,auto,required at '/tool_choice'")
-    if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED and not toolbox.functions:
-        raise bad_input(f"'/tool_choice' needs tools{_hosted(toolbox)}")
+    if isinstance(choice, dict):
+        choice = _as_function(choice)
+        if isinstance(tools := choice.get("tools"), list):
+            choice["tools"] = [_as_function(tool) for tool in tools]
+    return tool_choice(choice, [function.name for function in toolbox.functions], toolbox.left_out)
 
 
-def _choose_named(choice: Document, toolbox: Toolbox, chat: pb.Chat) -> None:
-    kind = choice.get("type")
-    if kind in ("function", "custom"):
-        chat.tool_choice = pb.TOOL_CHOICE_REQUIRED
-        chat.tool_name = _known(choice, toolbox, "/tool_choice")
-    elif kind == "allowed_tools":
-        _allow(choice, toolbox, chat)
-    else:
-        raise bad_input(
-            f"'/tool_choice/type' {json.dumps(kind)[:100]} is not supported: only functions and custom tools can be called"
-        )
-
-
-def _allow(choice: Document, toolbox: Toolbox, chat: pb.Chat) -> None:
-    """Set the allowed tools. OpenAI's chat API has them in an object of their own."""
-    inner = choice.get("allowed_tools")
-    allowed = inner if isinstance(inner, Mapping) else choice
-    mode, tools = allowed.get("mode") or "auto", allowed.get("tools")
-    if mode not in ("auto", "required"):
-        raise bad_input(f"enum {str(mode):.100} not in auto,required at '/tool_choice/mode'")
-    if not isinstance(tools, list):
-        raise bad_input("required properties at '/tool_choice' are 'tools'")
-    callable_tools = [
-        (index, tool)
-        for index, tool in enumerate(tools)
-        if isinstance(tool, Mapping) and (tool.get("type") or "function") in ("function", "custom")
-    ]
-    names = [_known(tool, toolbox, f"/tool_choice/tools/{index}") for index, tool in callable_tools]
-    if not names and mode == "required":
-        raise bad_input("'/tool_choice/tools' names no function or custom tool, so that none can be called")
-    chat.tool_choice = pb.TOOL_CHOICE_REQUIRED if mode == "required" else pb.TOOL_CHOICE_AUTO
-    if names:
-        chat.allowed_tools.extend(names)
-    else:
-        chat.tool_choice = pb.TOOL_CHOICE_NONE
-
-
-def _known(tool: Document, toolbox: Toolbox, path: str) -> str:
-    function = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
-    name = function_name(_name(function, path), function.get("namespace"))
-    if name not in [known.name for known in toolbox.functions]:
-        raise bad_input(f"'{path}/name' is not the name of one of the tools")
-    return name
-
-
-def _hosted(toolbox: Toolbox) -> str:
-    kinds = ", ".join(sorted(set(toolbox.left_out)))
-    return f", and the tools of the body ({kinds:.200}) are not functions" if kinds else ""
+def _as_function(tool: Any) -> Any:
+    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+        return dict(tool) if isinstance(tool, dict) else tool
+    kind = "function" if tool.get("type") == "custom" else tool.get("type")
+    return {**tool, "type": kind, "name": function_name(tool["name"], tool.get("namespace"))}
 
 
 def _custom(name: str, tool: Document) -> pb.Tool:
@@ -183,21 +135,21 @@ def _custom(name: str, tool: Document) -> pb.Tool:
 def _name(tool: Document, path: str) -> str:
     name = tool.get("name")
     if not isinstance(name, str) or not name:
-        raise bad_input(f"required properties at '{path}' are 'name'")
+        raise bad_input(Problem(path, f"required properties at '{path}' are 'name'"))
     return name
 
 
 def _text(tool: Document, key: str, path: str) -> str:
     value = tool.get(key)
     if value is not None and not isinstance(value, str):
-        raise bad_input(f"'{path}/{key}' must be a string")
+        raise bad_field(f"{path}/{key}", "must be a string")
     return value or ""
 
 
 def _schema(tool: Document, path: str) -> str:
     parameters = tool.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise bad_input(f"'{path}/parameters' must be a JSON Schema of type object")
+        raise bad_field(f"{path}/parameters", "must be a JSON Schema of type object")
     return json.dumps(parameters, ensure_ascii=False) if parameters else ""
 
 

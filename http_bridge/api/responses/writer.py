@@ -56,6 +56,8 @@ class ResponsesWriter(ReplyWriter):
         """Return the Response object."""
         status = end_status(reply.completed)
         output = self._output
+        if self._request.hides_thoughts:
+            reply.reasoning = ""
         if reply.reasoning:
             is_last = not (reply.text or reply.tool_calls)
             thoughts_status = status if is_last else "completed"
@@ -82,7 +84,7 @@ class ResponsesWriter(ReplyWriter):
 
     def delta(self, delta: Delta) -> bytes:
         """Return the events for thoughts, text and tool calls, in this order."""
-        events = self._thoughts(delta.reasoning) if delta.reasoning else b""
+        events = self._thoughts(delta.reasoning) if delta.reasoning and not self._request.hides_thoughts else b""
         if delta.logprobs:
             events += self._text_with_logprobs(delta)
         elif delta.text:

@@ -105,7 +105,7 @@ async def test_refusals_of_the_server(bridge, servicer, code, status, sentence, 
 
 
 FIELDS = [
-    ({"top_k": 51}, "'/top_k' must be <= 50"),
+    ({"top_p": 1.5}, "'/top_p' must be <= 1"),
     ({"temperature": -1}, "'/temperature' must be >= 0"),
     ({"max_tokens": "many"}, "Type mismatch of '/max_tokens', 'string' not in 'integer'"),
     ({"response_format": {"type": "yaml"}}, "enum yaml not in text,json_object,json_schema at '/response_format/type'"),

@@ -204,16 +204,16 @@ async def test_pictures_and_files_are_refused_with_the_model_and_the_place(refus
         ({"truncation": "auto"}, "truncation"),
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
         ({"input": []}, "input"),
-        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": -7}, "max_output_tokens"),
         ({"temperature": 9}, "temperature"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"reasoning": {"effort": "enormous"}}, "reasoning.effort"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
-        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice.name"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "web_search_preview"}}, "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "web_search_preview"}}, "tool_choice"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
     ],
 )
@@ -282,7 +282,8 @@ async def test_hosted_tools_alone_are_no_tools(chat_of):
     ],
 )
 async def test_every_tool_choice(chat_of, choice, expected, name, allowed):
-    chat = await chat_of(tools=[WEATHER, TIME], tool_choice=choice, parallel_tool_calls=False)
+    tools = [WEATHER, TIME, {"type": "mcp", "server_label": "x"}]
+    chat = await chat_of(tools=tools, tool_choice=choice, parallel_tool_calls=False)
     assert (chat.tool_choice, chat.tool_name, list(chat.allowed_tools)) == (expected, name, allowed)
     assert chat.HasField("parallel_tool_calls") and chat.parallel_tool_calls is False
 
