@@ -6,7 +6,7 @@ Source: OpenAI's API reference for names, types and ranges. Unknown keys are acc
 from collections.abc import Mapping
 from typing import Any
 
-from tailrace_shared.request_fields import MAX_NAME_LENGTH, MAX_ROLE_LENGTH, MAX_TOP_LOGPROBS
+from tailrace_shared.request_fields import MAX_NAME_LENGTH, MAX_ROLE_LENGTH, MAX_TOP_LOGPROBS, SAMPLING_FIELDS
 
 Schema = dict[str, Any]
 
@@ -14,6 +14,8 @@ Schema = dict[str, Any]
 RESPONSES_LOGPROBS = "message.output_text.logprobs"
 # A turn of a conversation is up to this many items: thoughts, text, calls and their results.
 _ITEMS_PER_MESSAGE = 4
+# Fields of OpenAI's other routes, beyond OpenAI's own Responses API.
+_SHARED = (*(field.name for field in SAMPLING_FIELDS if field.name != "max_tokens"), "logit_bias", "stop", "options")
 _SUMMARIES = ("auto", "concise", "detailed", None)
 _NOT_STORED = "Responses are not stored"
 _FLAG: Schema = {"type": ["boolean", "null"]}
@@ -45,11 +47,11 @@ _FORMAT: Schema = {
 }
 
 
-def responses_schema(sampling: Mapping[str, Schema], *, max_messages: int, max_schema_depth: int) -> Schema:
+def responses_schema(fields: Mapping[str, Schema], *, max_messages: int, max_schema_depth: int) -> Schema:
     """Return the schema.
 
     Args:
-        sampling: Schemas of `temperature` and `top_p`, and others that the body may contain.
+        fields: Schemas of the fields of OpenAI's other routes.
         max_messages: Largest number of messages in a conversation.
         max_schema_depth: Deepest nesting of a JSON Schema inside a request.
     """
@@ -66,7 +68,7 @@ def responses_schema(sampling: Mapping[str, Schema], *, max_messages: int, max_s
                 "items": _ITEM,
             },
             "instructions": _TEXT,
-            **sampling,
+            **{name: fields[name] for name in _SHARED},
             **_FIELDS,
             "tools": _tools(max_schema_depth),
             "text": {

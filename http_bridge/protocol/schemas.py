@@ -202,15 +202,7 @@ class Inputs:
         self.generic = _GENERIC
         self.chat = _chat(conversation, openai)
         self.completion = _completion(openai)
-        self.responses = responses_schema(
-            {
-                **{field.name: _sampling(field, field.openai or field.rest) for field in SAMPLING_FIELDS},
-                "stop": _STOP,
-                "options": _OPTIONS,
-            },
-            max_messages=max_messages,
-            max_schema_depth=max_schema_depth,
-        )
+        self.responses = responses_schema(openai, max_messages=max_messages, max_schema_depth=max_schema_depth)
 
 
 def _response_format(max_schema_depth: int) -> Schema:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from http_bridge.api.responses.thoughts import thoughts_of
+from http_bridge.api.responses.thoughts import REASONING_ID, thoughts_of
 from http_bridge.api.responses.tools import INPUT, Toolbox, function_name
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.messages import reads_text_only
@@ -30,8 +30,6 @@ _WITHOUT_TEXT = (
     "tool_search_call",
 )
 _WHY_REFUSED = {
-    "item_reference": "refers to a stored item, and items are not stored: send the item itself (a client that stores "
-    "replies must set store to false)",
     "compaction": "is encrypted by another service",
     "compaction_summary": "is encrypted by another service",
     "compaction_trigger": "is not supported: the client must shorten the conversation",
@@ -43,13 +41,15 @@ _WHY_REFUSED = {
 class Conversation:
     """The turns of a conversation, which grow item by item."""
 
-    def __init__(self, model: str, toolbox: Toolbox) -> None:
+    def __init__(self, model: str, toolbox: Toolbox, recall: Callable[[str], Document | None]) -> None:
         """Start an empty conversation.
 
         Args:
             model: Name of the model, for messages.
             toolbox: Receives the tools that items add.
+            recall: Returns the item with an id, if it is still in memory.
         """
+        self._recall = recall
         self.turns: list[pb.ChatTurn] = []
         self._model = model
         self._toolbox = toolbox
@@ -89,6 +89,19 @@ class Conversation:
         if item.get("role") is None:
             raise _missing(path, "role")
         self.add_message(item["role"], self._text(item.get("content"), f"{path}/content"))
+
+    def _reference(self, item: Document, path: str) -> None:
+        item_id = str(item.get("id") or "")
+        found = self._recall(item_id)
+        if found is not None:
+            self.add_item(found, path)
+        elif not item_id.startswith(REASONING_ID):
+            # A conversation without its thoughts has the same meaning, so only other items are refused.
+            raise bad_field(
+                path,
+                f"refers to the item {item_id:.100}, which is not stored: send the item itself. Clients that store replies "
+                "(Vercel's AI SDK: providerOptions.openai.store) must set store to false.",
+            )
 
     def _reasoning(self, item: Document, path: str) -> None:
         turn = self._assistant()
@@ -198,6 +211,7 @@ def _arguments(arguments: Any, path: str) -> str:
 _READERS: dict[str, Callable[[Conversation, Document, str], None]] = {
     "message": Conversation._message,
     "reasoning": Conversation._reasoning,
+    "item_reference": Conversation._reference,
     "function_call": Conversation._function_call,
     "custom_tool_call": Conversation._custom_call,
     "local_shell_call": Conversation._named_call,

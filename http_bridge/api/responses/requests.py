@@ -3,11 +3,13 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.items import Conversation
+from http_bridge.api.responses.recent import RECENT_ITEMS
 from http_bridge.api.responses.response_object import Request, request_fields
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.api.responses.writer import ResponsesWriter
@@ -60,7 +62,8 @@ def responses_job(
     profile = incoming.profile.for_openai(is_at_account=False)
     request = run_request(body, profile, model=check_model_name(document["model"]), account=incoming.account)
     toolbox = Toolbox()
-    _set_chat(request.chat, document, toolbox, request.model)
+    recall = partial(RECENT_ITEMS.find, incoming.account)
+    _set_chat(request.chat, document, Conversation(request.model, toolbox, recall), toolbox)
     _set_format(request, (document.get("text") or {}).get("format"))
     if toolbox.left_out:
         kinds = ", ".join(sorted(set(toolbox.left_out)))
@@ -75,6 +78,8 @@ def responses_job(
             toolbox,
             seals_thoughts=_SEALED_THOUGHTS in include,
             hides_thoughts=body.hides_reasoning,
+            account=incoming.account,
+            keeps_items=document.get("store") is not False,
         ),
         wrap,
         has_padding=incoming.has_padding or options.get("include_obfuscation") is True,
@@ -82,9 +87,8 @@ def responses_job(
     return RunJob(request, writer, body.stream)
 
 
-def _set_chat(chat: pb.Chat, document: Document, toolbox: Toolbox, model: str) -> None:
+def _set_chat(chat: pb.Chat, document: Document, conversation: Conversation, toolbox: Toolbox) -> None:
     toolbox.add(document.get("tools") or [], "/tools")
-    conversation = Conversation(model, toolbox)
     if instructions := document.get("instructions"):
         conversation.add_message("system", instructions)
     if isinstance(document["input"], str):

@@ -31,6 +31,8 @@ class Request:
         toolbox: The tools, to find the client's tool for a call.
         seals_thoughts: Whether reasoning items have `encrypted_content`.
         hides_thoughts: Whether the reply has no reasoning items.
+        account: Account of the request; may be empty.
+        keeps_items: Whether a later request may refer to the reply's items.
     """
 
     request_id: str
@@ -38,6 +40,8 @@ class Request:
     toolbox: Toolbox
     seals_thoughts: bool = False
     hides_thoughts: bool = False
+    account: str = ""
+    keeps_items: bool = False
 
     @property
     def has_summary(self) -> bool:

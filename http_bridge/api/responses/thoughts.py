@@ -8,6 +8,8 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
+# Begin of the ids of reasoning items, here and at OpenAI.
+REASONING_ID = "rs_"
 _PREFIX = "tailrace-thoughts-1."
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from http_bridge.api.openai.replies import _logprob as logprob_payload
 from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, padding
+from http_bridge.api.responses.recent import RECENT_ITEMS
 from http_bridge.api.responses.response_object import (
     Request,
     Status,
@@ -55,17 +56,18 @@ class ResponsesWriter(ReplyWriter):
     def complete(self, reply: CompleteReply) -> bytes:
         """Return the Response object."""
         status = end_status(reply.completed)
-        output = self._output
         if self._request.hides_thoughts:
             reply.reasoning = ""
         if reply.reasoning:
             is_last = not (reply.text or reply.tool_calls)
             thoughts_status = status if is_last else "completed"
-            output.append(reasoning_item(self._request, self._next_id("rs"), thoughts_status, reply.reasoning))
+            item = reasoning_item(self._request, self._next_id("rs"), thoughts_status, reply.reasoning)
+            self._add(item, len(reply.reasoning))
         if reply.text or not (reply.reasoning or reply.tool_calls):
-            output.append(message_item(self._next_id("msg"), status, [text_part(reply.text, reply.logprobs)]))
+            item = message_item(self._next_id("msg"), status, [text_part(reply.text, reply.logprobs)])
+            self._add(item, len(reply.text))
         for call in reply.tool_calls:
-            output.append(call_item(self._request, len(output), call))
+            self._add(call_item(self._request, len(self._output), call), len(call.arguments))
         return self._wrap(self._response(status, reply.completed))
 
     def start(self, started: Started) -> bytes:
@@ -194,7 +196,7 @@ class ResponsesWriter(ReplyWriter):
         events = self._item_event(
             "response.output_text.done", content_index=0, text=text, logprobs=part["logprobs"]
         ) + self._item_event("response.content_part.done", content_index=0, part=part)
-        return events + self._done(message_item(self._item_id, status, [part]))
+        return events + self._done(message_item(self._item_id, status, [part]), len(text))
 
     def _closed_reasoning(self, status: Status) -> bytes:
         text = "".join(self._pieces)
@@ -206,7 +208,7 @@ class ResponsesWriter(ReplyWriter):
             events = self._item_event("response.reasoning_text.done", content_index=0, text=text) + self._item_event(
                 "response.content_part.done", content_index=0, part=reasoning_part(text)
             )
-        return events + self._done(reasoning_item(self._request, self._item_id, status, text))
+        return events + self._done(reasoning_item(self._request, self._item_id, status, text), len(text))
 
     def _call(self, call: ToolCall) -> bytes:
         """Return all events of a tool call, which arrives whole."""
@@ -223,11 +225,16 @@ class ResponsesWriter(ReplyWriter):
                 self._event("response.output_item.added", output_index=len(self._output), item=added),
                 self._item_event(f"response.{name}.delta", delta=item[key]),
                 self._item_event(f"response.{name}.done", **end),
-                self._done(item),
+                self._done(item, len(call.arguments)),
             )
         )
 
-    def _done(self, item: JsonObject) -> bytes:
+    def _done(self, item: JsonObject, num_characters: int) -> bytes:
         event = self._event("response.output_item.done", output_index=len(self._output), item=item)
-        self._output.append(item)
+        self._add(item, num_characters)
         return event
+
+    def _add(self, item: JsonObject, num_characters: int) -> None:
+        self._output.append(item)
+        if self._request.keeps_items:
+            RECENT_ITEMS.add(self._request.account, item, num_characters)

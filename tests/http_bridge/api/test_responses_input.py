@@ -161,8 +161,8 @@ async def test_items_of_hosted_tools_without_text_are_left_out(chat_of):
 @pytest.mark.parametrize(
     ("item", "complaint", "param"),
     [
-        ({"type": "item_reference", "id": "msg_1"}, "refers to a stored item", "input[0]"),
-        ({"id": "msg_1"}, "refers to a stored item", "input[0]"),
+        ({"type": "item_reference", "id": "msg_1"}, "which is not stored: send the item itself", "input[0]"),
+        ({"id": "msg_1"}, "which is not stored: send the item itself", "input[0]"),
         ({"type": "compaction", "encrypted_content": "x"}, "is encrypted by another service", "input[0]"),
         ({"type": "nonsense"}, "nonsense is not a known type of item", "input[0].type"),
         ({"type": "message", "content": "hi"}, "required properties at '/input/0' are 'role'", "input[0]"),
