@@ -5,9 +5,11 @@ ReplyWriter writes the reply.
 """
 
 import asyncio
+import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 from starlette.datastructures import Headers, QueryParams
@@ -16,12 +18,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from http_bridge.api.base import IncomingRequest, RequestParser, RunJob
-from http_bridge.api.reply_writer import CompleteReply, ErrorWriter
+from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
+from http_bridge.api.reply_writer import JSON, ErrorWriter, IncompleteReply, collect
 from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.http_server.client_disconnect import until_disconnect
+from http_bridge.http_server.request_body import read_body
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.bodies.reader import BodyReader
@@ -58,7 +61,7 @@ class RunEndpoint:
             raise HTTPException(404)
         try:
             async with asyncio.timeout(self._body_timeout_seconds):
-                data = await _read_body(scope, receive, self._settings.max_body_bytes)
+                data = await read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
         except TimeoutError:
@@ -66,15 +69,21 @@ class RunEndpoint:
         except ApiError as error:
             await exchange.refuse(error)
         else:
-            await until_disconnect(receive, self._answer(exchange, data, scope["state"]["upstream"]))
+            await until_disconnect(receive, self._answer(exchange, data, scope["state"]))
 
     @property
     def _body_timeout_seconds(self) -> float:
         return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
-    async def _answer(self, exchange: "_Exchange", data: bytes, upstream: Upstream) -> None:
+    async def _answer(self, exchange: "_Exchange", data: bytes, state: dict[str, Any]) -> None:
+        upstream: Upstream = state["upstream"]
         try:
-            job = await self._parse(exchange.incoming(data, self._settings, self._bodies))
+            job = await self._parse(exchange.incoming(data, self._settings, self._bodies), upstream)
+            if isinstance(job, DirectJob):
+                exchange.model = exchange.log.model = job.model
+                exchange.log.account, exchange.log.stream = job.account, False
+                await exchange.answer(await job.answer(state), JSON)
+                return
             exchange.model = job.request.model
             exchange.log.account, exchange.log.stream = job.request.account, job.stream
             exchange.log.model = job.request.model
@@ -98,7 +107,14 @@ class RunEndpoint:
         except Exception as error:
             await exchange.refuse(exchange.explain(error))
 
-    async def _parse(self, incoming: IncomingRequest) -> RunJob:
+    async def _parse(self, incoming: IncomingRequest, upstream: Upstream) -> RunJob | DirectJob:
+        try:
+            return await self._parse_once(incoming)
+        except OutdatedModels:
+            await upstream.refresh_models()
+            return await self._parse_once(dataclasses.replace(incoming, models_are_current=True))
+
+    async def _parse_once(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
         if len(incoming.data) < _LARGE_BODY_BYTES:
             return self._parser.parse(incoming)
@@ -141,26 +157,18 @@ class _Exchange:
             has_padding=settings.stream_padding,
             default_profile=settings.profile,
             bodies=bodies,
+            models=self._scope["state"]["upstream"],
         )
 
     async def reply(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
         """Collect the reply and send it as one body."""
-        texts: list[str] = []
-        thoughts: list[str] = []
-        collected = CompleteReply(Completed(), "")
-        is_complete = False
-        async for event in events:
-            texts.append(event.delta.text)
-            thoughts.append(event.delta.reasoning)
-            collected.tool_calls.extend(event.delta.tool_calls)
-            collected.logprobs.extend(event.delta.logprobs)
-            if event.HasField("completed"):
-                collected.completed, is_complete = event.completed, True
-        if not is_complete:
-            raise _Incomplete
+        collected = await collect(events)
         self.log.completed = collected.completed
-        collected.text, collected.reasoning = "".join(texts), "".join(thoughts)
-        await self._answer(200, job.writer.complete(collected), job.writer.complete_type)
+        await self.answer(job.writer.complete(collected), job.writer.complete_type)
+
+    async def answer(self, body: bytes, content_type: str) -> None:
+        """Send a successful reply as one body."""
+        await Response(body, 200, {"content-type": content_type, **self._ids()})(*self._asgi)
 
     async def stream(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
         """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream."""
@@ -211,7 +219,7 @@ class _Exchange:
             elif event.HasField("completed"):
                 completed = event.completed
         if completed is None:
-            raise _Incomplete
+            raise IncompleteReply
         return completed
 
     def _stream_headers(self, job: RunJob) -> list[tuple[bytes, bytes]]:
@@ -223,34 +231,9 @@ class _Exchange:
             *((name.encode(), value.encode()) for name, value in self._ids().items()),
         ]
 
-    async def _answer(self, status: int, body: bytes, content_type: str) -> None:
-        response = Response(body, status, {"content-type": content_type, **self._ids()})
-        await response(*self._asgi)
-
     def _ids(self) -> dict[str, str]:
         return {REQUEST_ID_HEADER: self.request_id, _SECOND_ID_HEADER: self.request_id}
 
 
-class _Incomplete(Exception):
-    """The server ended a reply without `completed` and without an error."""
-
-
 def _chunk(data: bytes) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": True}
-
-
-async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
-    # A client that announces a longer body is refused before the upload.
-    if int(Headers(scope=scope).get("content-length", "0")) > max_bytes:
-        raise too_large
-    data = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        data += message.get("body", b"")
-        if len(data) > max_bytes:
-            raise too_large
-        if not message.get("more_body", False):
-            return bytes(data)

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from http_bridge.batch_settings import BatchSettings
 from http_bridge.protocol.grpc_targets import GRPC_SCHEMES, split_targets
 from http_bridge.protocol.profiles import ProfileName
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.logs import LogFormat, LogLevel
-from tailrace_shared.settings_base import ServiceSettings
 from tailrace_shared.variables import PREFIX
 
 # A name, an IP address, or `.name` for every name below it; `*` for any.
@@ -20,7 +20,7 @@ _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 _Words = Annotated[tuple[str, ...], NoDecode]
 
 
-class Settings(ServiceSettings):
+class Settings(BatchSettings):
     """The bridge's settings, read from environment variables: TAILRACE_ plus the field's name in upper case.
 
     The group of a field is its section in the documentation.
@@ -190,8 +190,8 @@ class Settings(ServiceSettings):
     profile: ProfileName = Field(
         default="default",
         json_schema_extra={"group": "compatibility"},
-        description="API version of Workers AI: default, 2023-11 or 2026. The header tailrace-profile overrides it for "
-        "one request.",
+        description="API version of Workers AI: default, 2023-11, 2026 or 2026-strict. The header "
+        "tailrace-profile overrides it for one request.",
     )
     stream_padding: bool = Field(
         default=False,

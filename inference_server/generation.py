@@ -54,11 +54,20 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarThoughts:
+    """Thoughts before the part of a reply that a grammar constrains. Markers are terms of a Lark grammar."""
+
+    start: str | None  # marker that may begin the reply; None: the prompt has begun the thoughts
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
 class Grammar:
     """Source text of a constraint, for an engine that enforces it in another process."""
 
     kind: Literal["json_schema", "lark"]
     text: str
+    thoughts: GrammarThoughts | None = None  # free text before the constrained text
 
 
 class Constraint(Protocol):
@@ -131,6 +140,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
+    reasoning_tokens: int = 0  # completion tokens that belong to thoughts
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +171,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     last_token: float = field(default=0.0, compare=False)  # time at which the last of its tokens was sampled
+    reasoning: str = ""  # thoughts, which come before the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +206,7 @@ class TextStream(Protocol):
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the text, or None."""
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens so far that belong to thoughts."""

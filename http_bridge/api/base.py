@@ -1,5 +1,7 @@
 """The input and the result of request parsing, which every public API shares."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,10 +12,24 @@ from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
 from http_bridge.protocol.validation import bad_input, load
-from tailrace.v1.inference_pb2 import RunRequest
+from tailrace.v1.inference_pb2 import Model, RunRequest
 
 _MAX_MODEL = 256  # longest model name, in characters
 _UNSUPPORTED_ENCODINGS = ("br", "compress", "deflate", "zstd")
+
+
+class Models(Protocol):
+    """The models of the inference servers, as the bridge last saw them. No method calls a server."""
+
+    def find_model(self, name: str) -> Model | None:
+        """Return the description of a model; None if no server is known to host it."""
+
+    def has_current_model(self, name: str) -> bool:
+        """Return True if `find_model` is up to date for this model."""
+
+
+class OutdatedModels(Exception):
+    """The bridge must ask the servers for their models before it can parse this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +48,8 @@ class IncomingRequest:
         has_padding: Whether the settings enable padding in streams.
         default_profile: Profile of a request without the profile header.
         bodies: Reads the fields of the body.
+        models: The models of the inference servers.
+        models_are_current: Whether the servers were asked for their models because of this request.
     """
 
     request_id: str
@@ -45,6 +63,18 @@ class IncomingRequest:
     has_padding: bool
     default_profile: ProfileName
     bodies: BodyReader
+    models: Models
+    models_are_current: bool = False
+
+    def describe(self, model: str) -> Model | None:
+        """Return the model's description; None if no server hosts it.
+
+        Raises:
+            OutdatedModels: The servers must be asked first.
+        """
+        if not self.models_are_current and not self.models.has_current_model(model):
+            raise OutdatedModels
+        return self.models.find_model(model)
 
     @property
     def profile(self) -> Profile:
@@ -89,6 +119,27 @@ class RunJob:
         return not self.request.chat.tools and not self.request.HasField("logprobs")
 
 
+class DirectJob(ABC):
+    """A parsed request that is answered with one JSON body, and that runs no model while its client waits.
+
+    Attributes:
+        model: Name of the model.
+        account: Account of the request; empty if it has none.
+    """
+
+    model: str
+    account: str
+
+    @abstractmethod
+    async def answer(self, state: Mapping[str, Any]) -> bytes:
+        """Return the body. `state`: the objects that the application shares with every request.
+
+        Raises:
+            ApiError: The request is refused.
+            AioRpcError: An inference server refused the request.
+        """
+
+
 class RequestParser(Protocol):
     """Reads the requests of one kind of route."""
 
@@ -96,11 +147,12 @@ class RequestParser(Protocol):
     def errors(self) -> ErrorWriter:
         """The format of this route's errors."""
 
-    def parse(self, incoming: IncomingRequest) -> RunJob:
+    def parse(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         """Return the parsed request.
 
         Raises:
             ApiError: The request is invalid.
+            OutdatedModels: The servers must be asked for their models first.
         """
 
 

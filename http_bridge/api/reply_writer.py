@@ -3,13 +3,13 @@
 import secrets
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from http_bridge.errors import ApiError
 from http_bridge.protocol.schemas import Schema
-from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
+from tailrace.v1.inference_pb2 import Completed, Delta, RunResponse, Started, TokenLogprob, ToolCall
 
 JsonObject = dict[str, object]
 
@@ -28,6 +28,34 @@ class CompleteReply:
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reasoning: str = ""
+
+
+class IncompleteReply(Exception):
+    """The server ended a reply without `completed` and without an error."""
+
+
+async def collect(events: AsyncIterator[RunResponse]) -> CompleteReply:
+    """Return the whole reply of a run.
+
+    Raises:
+        IncompleteReply: The events ended too early.
+        AioRpcError: The reply failed.
+    """
+    texts: list[str] = []
+    thoughts: list[str] = []
+    reply = CompleteReply(Completed(), "")
+    is_complete = False
+    async for event in events:
+        texts.append(event.delta.text)
+        thoughts.append(event.delta.reasoning)
+        reply.tool_calls.extend(event.delta.tool_calls)
+        reply.logprobs.extend(event.delta.logprobs)
+        if event.HasField("completed"):
+            reply.completed, is_complete = event.completed, True
+    if not is_complete:
+        raise IncompleteReply
+    reply.text, reply.reasoning = "".join(texts), "".join(thoughts)
+    return reply
 
 
 class ErrorWriter(ABC):

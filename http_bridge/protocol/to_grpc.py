@@ -1,5 +1,6 @@
 """Converts a parsed body to the gRPC request. Does not depend on HTTP or on connections."""
 
+from http_bridge.protocol.fidelity import check_request
 from http_bridge.protocol.profiles import Profile
 from http_bridge.protocol.run_body import RunBody, Turn
 from tailrace.v1.inference_pb2 import (
@@ -30,7 +31,11 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
             window.
         model: Name of the model.
         account: Account of the request; may be empty.
+
+    Raises:
+        ApiError: The profile is strict, and Workers AI would refuse the request.
     """
+    check_request(body, profile, model)
     request = RunRequest(model=model, account=account, reject_if_busy=body.reject_if_busy)
     request.sampling.CopyFrom(
         # The table of sampling parameters and inference.proto have the same names; a test compares them.

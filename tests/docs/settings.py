@@ -21,6 +21,7 @@ GROUPS = {
     "scheduling": "Scheduling",
     "cache": "Cache",
     "limits": "Limits",
+    "batches": "Batches",
     "timeouts": "Timeouts",
     "observability": "Observability",
     "compatibility": "Compatibility",

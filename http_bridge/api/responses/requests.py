@@ -14,6 +14,7 @@ from http_bridge.api.responses.response_object import Request, request_fields
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.api.responses.writer import ResponsesWriter
 from http_bridge.api.workers_ai.replies import json_bytes
+from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import TOOL_CHOICES, run_request
 from http_bridge.protocol.validation import bad_field
 from tailrace.v1 import inference_pb2 as pb
@@ -65,26 +66,47 @@ def responses_job(
     recall = partial(RECENT_ITEMS.find, incoming.account)
     _set_chat(request.chat, document, Conversation(request.model, toolbox, recall), toolbox)
     _set_format(request, (document.get("text") or {}).get("format"))
+    return RunJob(request, _writer(incoming, document, body, toolbox, wrap), body.stream)
+
+
+def responses_writer(
+    incoming: IncomingRequest, document: Document, body: RunBody, *, wrap: Callable[[Mapping[str, object]], bytes]
+) -> ResponsesWriter:
+    """Return the writer of a Response for a body of another form.
+
+    Args:
+        incoming: The request.
+        document: Its body, with the model.
+        body: The fields of the body.
+        wrap: Encodes a complete reply.
+    """
+    toolbox = Toolbox()
+    toolbox.add(document.get("tools") or [], "/tools")
+    return _writer(incoming, document, body, toolbox, wrap)
+
+
+def _writer(
+    incoming: IncomingRequest,
+    document: Document,
+    body: RunBody,
+    toolbox: Toolbox,
+    wrap: Callable[[Mapping[str, object]], bytes],
+) -> ResponsesWriter:
     if toolbox.left_out:
-        kinds = ", ".join(sorted(set(toolbox.left_out)))
+        kinds = ", ".join(toolbox.left_out)
         logger.info("request %s: tools left out, because they are not functions: %.200s", incoming.request_id, kinds)
-    include = document.get("include") or ()
     options = document.get("stream_options") or {}
-    fields = request_fields(document, toolbox.shown)
-    writer = ResponsesWriter(
-        Request(
-            incoming.request_id,
-            fields,
-            toolbox,
-            seals_thoughts=_SEALED_THOUGHTS in include,
-            hides_thoughts=body.hides_reasoning,
-            account=incoming.account,
-            keeps_items=document.get("store") is not False,
-        ),
-        wrap,
-        has_padding=incoming.has_padding or options.get("include_obfuscation") is True,
+    request = Request(
+        incoming.request_id,
+        request_fields(document, toolbox.shown),
+        toolbox,
+        seals_thoughts=_SEALED_THOUGHTS in (document.get("include") or ()),
+        hides_thoughts=body.hides_reasoning,
+        account=incoming.account,
+        keeps_items=document.get("store") is not False,
     )
-    return RunJob(request, writer, body.stream)
+    has_padding = incoming.has_padding or options.get("include_obfuscation") is True
+    return ResponsesWriter(request, wrap, has_padding=has_padding)
 
 
 def _set_chat(chat: pb.Chat, document: Document, conversation: Conversation, toolbox: Toolbox) -> None:

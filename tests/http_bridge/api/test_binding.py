@@ -114,7 +114,6 @@ async def test_the_binding_gets_flat_errors(bridge, servicer):
         ({"input": [tensor("INPUT_0", 5)]}, HEADERS, 5006),
         ({"input": []}, HEADERS, 5006),
         (b"\x1f\x8bnot gzip", HEADERS, 5006),
-        ({**MODERN, "options": {"queueRequest": True}}, HEADERS, 5006),
     ],
 )
 async def test_malformed_bodies_are_explained(bridge, servicer, body, headers, code):

@@ -318,3 +318,12 @@ async def test_no_response_is_stored(bridge, method, path):
     response = await bridge.client.request(method, f"{URL}/{path}")
     assert response.status_code == 404
     assert "resp_1" in response.json()["error"]["message"] and "not stored" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [{"prompt": "hi"}, {"messages": [{"role": "user", "content": "hi"}]}])
+async def test_a_model_of_this_shape_answers_other_bodies_in_it_too(bridge, servicer, body):
+    servicer.models[0].reply_shape = "responses"
+    response = (await bridge.ask({**body, "tools": [WEATHER]})).json()
+    assert response["result"]["object"] == "response" and response["result"]["tools"][0]["name"] == "weather"
+    events = events_of(await bridge.ask({**body, "stream": True}))
+    assert types_of(events)[-1] == "completed"

@@ -1,6 +1,7 @@
 """DNS rebinding: without API tokens the bridge answers only under the names of this machine and the allowed ones."""
 
 import asyncio
+from collections import defaultdict
 
 import pytest
 
@@ -66,7 +67,7 @@ async def test_every_route_but_health_refuses_a_foreign_host(start_bridge, servi
     bridge = await start_bridge()
     for route in create_app(Settings()).routes:
         for method in route.methods:
-            url = route.path_format.format(account="acc", model="m", response="r")
+            url = route.path_format.format_map(defaultdict(lambda: "m"))
             response = await bridge.client.request(method, url, headers=EVIL)
             assert (response.status_code == 403) == (url not in ("/healthz", "/readyz")), (method, url)
     for url in ("/nowhere", RUN_URL + "/%00"):
