@@ -1,5 +1,6 @@
 """The description of one route, and the Starlette route that is made from it. The table of routes is in routes.py."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,7 +9,7 @@ from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import request_response
+from starlette.routing import Match, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge.api.reply_writer import ErrorWriter
@@ -23,6 +24,7 @@ from http_bridge.settings import Settings
 from http_bridge.site.openapi import Operation
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+_SLASHES = re.compile("/{2,}")
 
 
 class _NameConvertor(PathConvertor):
@@ -66,6 +68,7 @@ class RouteSpec:
         reply_schema: Schema of a successful JSON reply.
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
+        ignores_slashes: Whether repeated slashes and one at the end of a path change nothing.
     """
 
     label: str
@@ -79,6 +82,7 @@ class RouteSpec:
     reply_schema: Schema = field(default_factory=lambda: ANY_OBJECT)
     parameters: tuple[Schema, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=dict)
+    ignores_slashes: bool = False
 
     def route(self, services: Services) -> "LabeledRoute":
         """Return Starlette's route."""
@@ -109,6 +113,14 @@ class LabeledRoute(routing.Route):
     def __init__(self, spec: RouteSpec, app: ASGIApp) -> None:
         super().__init__(spec.path, app, methods=spec.methods)
         self.spec = spec
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match method and path."""
+        if self.spec.ignores_slashes and scope["type"] == "http":
+            path = scope["path"]
+            if path.endswith("/") or "//" in path:
+                scope = {**scope, "path": _SLASHES.sub("/", path).rstrip("/") or "/"}
+        return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Record the label, then call the endpoint."""

@@ -4,6 +4,8 @@ The table produces Starlette's routes (`build_routes`), the OpenAPI description 
 metrics (`LABELS`).
 """
 
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
@@ -12,8 +14,8 @@ from starlette.types import ASGIApp, Scope
 from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.unwrap import Wrangler
 from http_bridge.api.health import healthz, readyz
+from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
-from http_bridge.api.openai.replies import OpenAiErrors
 from http_bridge.api.openai.requests import ChatParser, CompletionParser
 from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.api.responses.errors import ResponsesErrors
@@ -217,8 +219,7 @@ ROUTES: tuple[RouteSpec, ...] = (
         methods=("POST", "PATCH"),
     ),
     # OpenAI's routes: within Cloudflare's API, and at the path that OpenAI's clients use by default.
-    *_openai_routes(f"{_ACCOUNT}/ai/v1"),
-    *_OPENAI_ROUTES,
+    *(replace(spec, ignores_slashes=True) for spec in (*_openai_routes(f"{_ACCOUNT}/ai/v1"), *_OPENAI_ROUTES)),
     RouteSpec(label="pages", path="/openapi.json", endpoint=_openapi, guard="none"),
     *(RouteSpec(label="pages", path=path, endpoint=as_asgi(page), guard="none") for path, page in pages().items()),
 )

@@ -14,6 +14,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # in characters
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
+MAX_BIASED_TOKENS = 1024
+MAX_BIAS = 100  # a bias lies between -MAX_BIAS and MAX_BIAS
 MAX_NAME_LENGTH = 256  # of models, tools and accounts, in characters
 MAX_ROLE_LENGTH = 64  # in characters
 MAX_LOGIT_BIAS = 1024  # tokens of one request with a bias
@@ -120,6 +122,15 @@ SAMPLING_FIELDS = (
         grpc=Range(minimum=1),
         rest=Range(minimum=1, maximum=50),
         openai=Range(minimum=1),
+    ),
+    SamplingField(
+        name="min_p",
+        kind="number",
+        meaning="Keeps the tokens whose probability is at least this fraction of the most likely token's.",
+        default="0: all tokens",
+        grpc=Range(minimum=0, maximum=1),
+        rest=Range(minimum=0, maximum=1),
+        is_traced=False,
     ),
     SamplingField(
         name="seed",

@@ -3,13 +3,13 @@
 import secrets
 import string
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from http_bridge.errors import ApiError
 from http_bridge.protocol.schemas import Schema
-from tailrace.v1.inference_pb2 import Completed, Delta, RunResponse, Started, TokenLogprob, ToolCall
+from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 
 JsonObject = dict[str, object]
 
@@ -25,37 +25,9 @@ class CompleteReply:
 
     completed: Completed
     text: str
+    reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    reasoning: str = ""
-
-
-class IncompleteReply(Exception):
-    """The server ended a reply without `completed` and without an error."""
-
-
-async def collect(events: AsyncIterator[RunResponse]) -> CompleteReply:
-    """Return the whole reply of a run.
-
-    Raises:
-        IncompleteReply: The events ended too early.
-        AioRpcError: The reply failed.
-    """
-    texts: list[str] = []
-    thoughts: list[str] = []
-    reply = CompleteReply(Completed(), "")
-    is_complete = False
-    async for event in events:
-        texts.append(event.delta.text)
-        thoughts.append(event.delta.reasoning)
-        reply.tool_calls.extend(event.delta.tool_calls)
-        reply.logprobs.extend(event.delta.logprobs)
-        if event.HasField("completed"):
-            reply.completed, is_complete = event.completed, True
-    if not is_complete:
-        raise IncompleteReply
-    reply.text, reply.reasoning = "".join(texts), "".join(thoughts)
-    return reply
 
 
 class ErrorWriter(ABC):
@@ -63,13 +35,22 @@ class ErrorWriter(ABC):
 
     schema: ClassVar[Schema]
 
+    def status(self, error: ApiError) -> int:
+        """Return the HTTP status of the error."""
+        return error.status
+
     @abstractmethod
     def payload(self, error: ApiError, request_id: str) -> Mapping[str, object]:
         """Return the JSON body of the error."""
 
 
 class ReplyWriter(ABC):
-    """The format of one reply. Each method returns the bytes to send, which may be empty."""
+    """The format of one reply. Each method returns the bytes to send: whole events, or nothing.
+
+    Attributes:
+        stream_type: Content type of a stream.
+        complete_type: Content type of a reply that is not streamed.
+    """
 
     stream_type: ClassVar[str] = EVENT_STREAM
     complete_type: ClassVar[str] = JSON
@@ -92,7 +73,7 @@ class ReplyWriter(ABC):
 
     @abstractmethod
     def delta(self, delta: Delta) -> bytes:
-        """Return the events for a delta that may contain tool calls or log probabilities in addition to text."""
+        """Return the events for a delta that may contain thoughts, tool calls or log probabilities beside text."""
 
     @abstractmethod
     def finish(self, completed: Completed) -> bytes:

@@ -22,6 +22,7 @@ class Profile:
         max_tokens: Default of `max_tokens` in a reply that is not streamed; None: the model's sequence length.
         stream_max_tokens: Default of `max_tokens` in a stream; None: the model's sequence length.
         openai_max_tokens: Default of `max_tokens` on the OpenAI routes of an account; None: the model's sequence length.
+        has_comments: Streams have comments while they are silent.
         must_fit: A prompt that leaves less than `max_tokens` of the window is refused.
         is_strict: Requests that Workers AI refuses in production are refused, although Tailrace could serve them.
     """
@@ -33,6 +34,7 @@ class Profile:
     max_tokens: int | None = DEFAULT_MAX_TOKENS
     stream_max_tokens: int | None = None
     openai_max_tokens: int | None = None
+    has_comments: bool = True
     must_fit: bool = False
     is_strict: bool = False
 
@@ -56,7 +58,7 @@ _PROFILE_2026 = Profile(
 )
 PROFILES: dict[ProfileName, Profile] = {
     "default": Profile(),
-    "2023-11": Profile(has_usage=False, has_reasoning=False),
+    "2023-11": Profile(has_usage=False, has_reasoning=False, has_comments=False),
     "2026": _PROFILE_2026,
     "2026-strict": replace(_PROFILE_2026, is_strict=True),
 }

@@ -7,12 +7,12 @@ names, types and ranges; OpenAI's API reference for the fields that its routes a
 
 from typing import Any
 
+from http_bridge.protocol.conversation_schemas import MESSAGE, THINKING, TOOL_CHOICE, optional, tool
 from http_bridge.protocol.responses_schema import responses_schema
 from tailrace_shared.request_fields import (
     MAX_CHOICES,
     MAX_LOGIT_BIAS,
     MAX_NAME_LENGTH,
-    MAX_ROLE_LENGTH,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
     MAX_TOOLS,
@@ -24,22 +24,14 @@ from tailrace_shared.request_fields import (
 
 Schema = dict[str, Any]
 
-ANY_OBJECT: Schema = {"type": "object"}
-# Types of content parts that are text.
-TEXT_PARTS = ("text", "input_text", "output_text")
-
-
-def _optional(kind: str, **rest: Any) -> Schema:
-    return {"type": [kind, "null"], **rest}
-
 
 def _integer(minimum: int, maximum: int | None = None, **rest: Any) -> Schema:
-    return _optional("integer", minimum=minimum, **({} if maximum is None else {"maximum": maximum}), **rest)
+    return optional("integer", minimum=minimum, **({} if maximum is None else {"maximum": maximum}), **rest)
 
 
 def _sampling(field: SamplingField, accepted: Range) -> Schema:
     """Return the schema of one sampling parameter with the range `accepted`."""
-    schema = _optional(field.kind)
+    schema = optional(field.kind)
     if accepted.minimum is not None:
         schema["exclusiveMinimum" if accepted.is_above else "minimum"] = accepted.minimum
     if accepted.maximum is not None:
@@ -51,74 +43,6 @@ def _sampling(field: SamplingField, accepted: Range) -> Schema:
     return schema
 
 
-# The parts of other types are not in the schema: bodies/messages.py refuses them with the model's name.
-_PART: Schema = {
-    "type": "object",
-    "properties": {"type": _optional("string"), "thinking": {"type": ["string", "array", "null"], "items": ANY_OBJECT}},
-    "if": {"properties": {"type": {"enum": list(TEXT_PARTS)}}, "required": ["type"]},
-    "then": {"required": ["type", "text"], "properties": {"text": {"type": "string"}}},
-    "else": {
-        "if": {"properties": {"type": {"const": "refusal"}}, "required": ["type"]},
-        "then": {"required": ["refusal"], "properties": {"refusal": {"type": "string"}}},
-    },
-}
-_CONTENT: Schema = {"type": ["string", "array"], "items": _PART}
-_CALLED_FUNCTION: Schema = {
-    "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-        "arguments": {"type": ["string", "object", "null"]},
-    },
-    "required": ["name"],
-}
-_TOOL_CALL: Schema = {
-    "type": "object",
-    "description": "A call as OpenAI writes it (function) or as Workers AI does (name, arguments)",
-    "properties": {
-        "id": _optional("string", maxLength=MAX_NAME_LENGTH),
-        "type": {"enum": ["function", None]},
-        "function": _optional("object", **_CALLED_FUNCTION),
-        "name": _optional("string", minLength=1, maxLength=MAX_NAME_LENGTH),
-        "arguments": {"type": ["string", "object", "null"]},
-    },
-}
-_MESSAGE: Schema = {
-    "type": "object",
-    "properties": {
-        "role": {"type": "string", "minLength": 1, "maxLength": MAX_ROLE_LENGTH},
-        "content": {**_CONTENT, "type": ["string", "array", "null"]},
-        "name": _optional("string", maxLength=MAX_NAME_LENGTH),
-        "tool_call_id": _optional("string", maxLength=MAX_NAME_LENGTH),
-        "tool_calls": _optional("array", items=_TOOL_CALL, maxItems=MAX_TOOLS),
-        "function_call": _optional("object", **_CALLED_FUNCTION),
-        "reasoning_content": _optional("string", description="An assistant's thoughts before its text"),
-        "reasoning": _optional("string", description="The same as reasoning_content"),
-        "refusal": _optional("string"),
-        "prefix": _optional("boolean", description="In the last message: the reply continues it"),
-    },
-    # A message that only calls a tool, and the message of a tool without output, may have no content.
-    "if": {"properties": {"role": {"enum": ["assistant", "tool"]}}, "required": ["role"]},
-    "else": {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
-}
-# The forms of other APIs are not in the schema: bodies/tools.py reads them.
-_TOOL_CHOICE: Schema = {
-    "type": ["string", "object", "null"],
-    "description": "none, auto, required, any, {type: function, function: {name}}, or {type: allowed_tools, …}",
-}
-_THINKING: Schema = {
-    "reasoning_effort": _optional("string", description="none, minimal, low, medium, high or xhigh"),
-    "reasoning": {
-        "type": ["object", "string", "boolean", "null"],
-        "properties": {
-            "effort": _optional("string"),
-            "enabled": _optional("boolean"),
-            "exclude": _optional("boolean", description="Leaves the thoughts out of the reply"),
-        },
-    },
-    "enable_thinking": _optional("boolean"),
-    "thinking": {"type": ["object", "boolean", "null"], "properties": {"type": _optional("string")}},
-    "include_reasoning": _optional("boolean"),
-    "reasoning_format": _optional("string"),
-}
 _STOP: Schema = {
     "type": ["string", "array", "null"],
     "minLength": 1,
@@ -129,7 +53,7 @@ _STOP: Schema = {
 }
 _OPTIONS: Schema = {
     "type": ["object", "null"],
-    "properties": {"rejectIfBusy": _optional("boolean", description="429 rather than wait for a slot")},
+    "properties": {"rejectIfBusy": optional("boolean", description="429 rather than wait for a slot")},
 }
 _LOGIT_BIAS: Schema = {
     "type": ["object", "null"],
@@ -139,17 +63,17 @@ _LOGIT_BIAS: Schema = {
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
 }
 _SAMPLING: Schema = {
-    "stream": _optional("boolean", default=False),
+    "stream": optional("boolean", default=False),
     **{field.name: _sampling(field, field.rest) for field in SAMPLING_FIELDS},
     "stop": _STOP,
     "logit_bias": _LOGIT_BIAS,
     "options": _OPTIONS,
 }
-_NEVER_LORA: Schema = _optional("string", description="Accepted by no model here: 405 with code 5005")
+_NEVER_LORA: Schema = optional("string", description="Accepted by no model here: 405 with code 5005")
 
 _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
-    "properties": {"include_usage": _optional("boolean"), "include_obfuscation": _optional("boolean")},
+    "properties": {"include_usage": optional("boolean"), "include_obfuscation": optional("boolean")},
 }
 _OPENAI: Schema = {
     "model": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
@@ -182,18 +106,18 @@ class Inputs:
         sampling = {**_SAMPLING, "response_format": _response_format(max_schema_depth)}
         openai = {**sampling, **_OPENAI}
         templated: Schema = {
-            "tools": _optional("array", items=_tool(max_schema_depth), maxItems=MAX_TOOLS),
-            "tool_choice": _TOOL_CHOICE,
-            "parallel_tool_calls": _optional("boolean", description="Several calls in one reply; true by default"),
-            "chat_template_kwargs": _optional(
+            "tools": optional("array", items=tool(max_schema_depth), maxItems=MAX_TOOLS),
+            "tool_choice": TOOL_CHOICE,
+            "parallel_tool_calls": optional("boolean", description="Several calls in one reply; true by default"),
+            "chat_template_kwargs": optional(
                 "object", maxDepth=max_schema_depth, description="Variables for the chat template"
             ),
-            **_THINKING,
+            **THINKING,
         }
         conversation: Schema = {
-            "messages": {"type": "array", "minItems": 1, "maxItems": max_messages, "items": _MESSAGE},
-            "continue_final_message": _optional("boolean", description="The reply continues the last message"),
-            "add_generation_prompt": _optional("boolean", description="Begin an assistant's message; true by default"),
+            "messages": {"type": "array", "minItems": 1, "maxItems": max_messages, "items": MESSAGE},
+            "continue_final_message": optional("boolean", description="The reply continues the last message"),
+            "add_generation_prompt": optional("boolean", description="Begin an assistant's message; true by default"),
             **templated,
         }
         self.prompt = _prompt({**templated, **sampling})
@@ -216,30 +140,6 @@ def _response_format(max_schema_depth: int) -> Schema:
     }
 
 
-def _tool(max_schema_depth: int) -> Schema:
-    function: Schema = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-            "description": _optional("string"),
-            "parameters": _optional("object", maxDepth=max_schema_depth),
-            "input_schema": _optional("object", maxDepth=max_schema_depth, description="The same as parameters"),
-        },
-        "required": ["name"],
-    }
-    return {
-        "type": "object",
-        "description": "A function, as such or in OpenAI's form. Tools of other types are left out",
-        "if": {"properties": {"function": {"type": "object"}}, "required": ["function"]},
-        "then": {"properties": {"function": function}},
-        "else": {
-            "if": {"properties": {"type": {"enum": ["function", None]}}},
-            "then": function,
-            "else": {"properties": {"type": {"type": "string", "minLength": 1}}},
-        },
-    }
-
-
 def _prompt(rest: Schema) -> Schema:
     raw = "The prompt as it is, without the model's chat template"
     return {
@@ -247,7 +147,7 @@ def _prompt(rest: Schema) -> Schema:
         "type": "object",
         "properties": {
             "prompt": {"type": "string", "minLength": 1},
-            "raw": _optional("boolean", default=False, description=raw),
+            "raw": optional("boolean", default=False, description=raw),
             "lora": _NEVER_LORA,
             **rest,
         },
@@ -276,7 +176,7 @@ def _chat(conversation: Schema, openai: Schema) -> Schema:
             **openai,
             **conversation,
             "max_completion_tokens": _integer(1),
-            "logprobs": _optional("boolean"),
+            "logprobs": optional("boolean"),
             "top_logprobs": _integer(0, MAX_TOP_LOGPROBS),
         },
         "required": ["model", "messages"],
@@ -292,9 +192,9 @@ def _completion(openai: Schema) -> Schema:
             **openai,
             "prompt": {"type": ["string", "array"], **prompt},
             "logprobs": _integer(0, MAX_TOP_LOGPROBS),
-            "echo": _optional("boolean"),
+            "echo": optional("boolean"),
             "best_of": _integer(1, description="Not above n"),
-            "suffix": _optional("string", description="Not supported, unless it is empty"),
+            "suffix": optional("string", description="Not supported, unless it is empty"),
         },
         "required": ["model", "prompt"],
     }

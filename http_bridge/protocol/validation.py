@@ -24,6 +24,9 @@ _MAX_ITEMS = 4_096
 # Deepest nesting of arrays and objects in a body: far below Python's recursion limit, and more than clients need.
 MAX_DEPTH = 128
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# First bytes of zlib's format, which HTTP calls deflate. JSON never begins with an x.
+_ZLIB_MAGIC = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGEST_NUMBER = 1e300
 _MAX_DIGITS = 20  # length of -2**63, including its sign, and of 2**64 - 1
@@ -64,7 +67,7 @@ def bad_fields(problems: Sequence[Problem]) -> ApiError:
 
 
 def load(data: bytes, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a body. The first bytes determine whether it is gzipped, not the headers.
+    """Return the JSON object of a body. The first bytes determine whether it is compressed (gzip, deflate), not the headers.
 
     Raises:
         ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 if it is not a JSON
@@ -73,7 +76,11 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if not data:
         raise ApiError(400, 3003, "Request is missing headers or body: body")
     if data.startswith(_GZIP_MAGIC):
-        data = _unzipped(data, max_bytes)
+        data = _unpacked(data, max_bytes, "gzip", zlib.MAX_WBITS | 16)
+    elif data.startswith(_ZLIB_MAGIC):
+        data = _unpacked(data, max_bytes, "deflate", zlib.MAX_WBITS)
+    elif data.startswith(_ZSTD_MAGIC):
+        raise bad_input("the content-encoding zstd is not supported: send gzip, deflate or no encoding")
     document = _parsed(data)
     # The number of opening brackets bounds the depth. In most documents it is small enough to skip the check.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
@@ -118,7 +125,9 @@ class Validator:
         keyword = self._keyword(error.schema_path)
         clause = describe(path, error.instance, keyword)
         # A missing field has no path of its own.
-        return Problem(f"{path.rstrip('/')}/{error.kind.property}" if error.kind.name == "required" else path, clause)
+        return Problem(
+            f"{path.rstrip('/')}/{error.kind.as_dict()['property']}" if error.kind.name == "required" else path, clause
+        )
 
     def _keyword(self, path: list[str | int]) -> Any:
         """Return the schema's value of the keyword that failed."""
@@ -215,16 +224,16 @@ def _path(parts: list[str | int]) -> str:
     return "/" + "/".join(map(str, parts))
 
 
-def _unzipped(data: bytes, max_bytes: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+def _unpacked(data: bytes, max_bytes: int, name: str, wbits: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=wbits)
     try:
         unpacked = unpacker.decompress(data, max_bytes + 1)
     except zlib.error:
-        raise bad_input("the body begins like gzip but is not valid gzip") from None
+        raise bad_input(f"the body begins like {name} but is not valid {name}") from None
     if len(unpacked) > max_bytes:
         raise ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
     if not unpacker.eof:
-        raise bad_input("the body's gzip data ends too early")
+        raise bad_input(f"the body's {name} data ends too early")
     return unpacked
 
 

@@ -13,6 +13,7 @@ from inference_server.generation import (
     Event,
     FinishReason,
     GenerationRequest,
+    LogitBias,
     SamplingParams,
     Started,
     TokenLogprob,
@@ -40,6 +41,7 @@ _FINISH_REASON = {
 
 # Sampling parameters that are passed to the engine unchanged.
 _ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
+_MAX_UNKNOWN = 16  # longest list of unknown tokens in an error
 # Largest seed that the server draws: the largest one that the REST interface accepts.
 _MAX_DRAWN_SEED = 9_999_999_999
 
@@ -77,7 +79,7 @@ def generation_request(
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
         NoRoomForReply: max_tokens must fit into the window and does not.
-        InvalidField: The reply's grammar cannot be enforced.
+        InvalidField: The reply's grammar cannot be enforced, or a bias has a token that the model does not have.
     """
     sampling = request.sampling
     wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
@@ -85,13 +87,14 @@ def generation_request(
     return GenerationRequest(
         request_id=request_id,
         prompt_ids=prompt,
-        sampling=_sampling_params(request),
+        sampling=_sampling_params(request, model.engine.vocab_size),
         max_tokens=model.max_tokens(len(prompt), wanted),
         stop=tuple(sampling.stop),
         continues_prompt=request.WhichOneof("input") == "text",
         time_limit_seconds=seconds(request) if request.HasField("time_limit") else None,
         account=request.account,
         reject_if_busy=request.reject_if_busy,
+        is_batch=request.priority == pb.PRIORITY_BATCH,
         constraint=_constraint(request, model),
     )
 
@@ -131,11 +134,24 @@ def _constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | No
     return None
 
 
-def _sampling_params(request: pb.RunRequest) -> SamplingParams:
+def _sampling_params(request: pb.RunRequest, vocab_size: int) -> SamplingParams:
     sampling = request.sampling
     given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
     seed = sampling.seed if sampling.HasField("seed") else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
-    return SamplingParams(seed=seed, logprobs=request.logprobs.top if request.HasField("logprobs") else None, **given)
+    logprobs = request.logprobs.top if request.HasField("logprobs") else None
+    return SamplingParams(seed=seed, logprobs=logprobs, logit_bias=_logit_bias(sampling, vocab_size), **given)
+
+
+def _logit_bias(sampling: pb.Sampling, vocab_size: int) -> LogitBias | None:
+    """Return the bias of a request, if any. Raises InvalidField for a token that the model does not have."""
+    if not sampling.logit_bias:
+        return None
+    if unknown := sorted(token_id for token_id in sampling.logit_bias if token_id >= vocab_size):
+        sentence = f"is not a token of this model: its vocabulary has the ids 0 to {vocab_size - 1}"
+        raise InvalidField(
+            *(FieldViolation(f"sampling.logit_bias[{each}]", sentence) for each in unknown[:_MAX_UNKNOWN])
+        )
+    return LogitBias.of(sampling.logit_bias)
 
 
 def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:

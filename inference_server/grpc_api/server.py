@@ -30,6 +30,7 @@ from tailrace.v1 import inference_pb2, inference_pb2_grpc
 from tailrace_shared import garbage
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.listeners import PortInUse, listen, local_hosts
 
 if TYPE_CHECKING:
     from inference_server.engine.base import BaseEngine
@@ -232,12 +233,25 @@ class Server:
 
 
 def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None) -> int:
-    try:
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise ConfigurationError(
-            f"cannot listen on {address}: the address is in use or not one of this machine; set TAILRACE_{name}"
-        )
+    """Listen at `address`, and return the port. The host localhost stands for both loopback addresses."""
+    host, port = split_address(address)
+    for each in local_hosts(host):
+        target = f"[{each}]:{port}" if ":" in each else f"{each}:{port}"
+        try:
+            port = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ConfigurationError(_not_usable(address, name))
     return port
+
+
+def _not_usable(address: str, name: str) -> str:
+    try:
+        for listener in listen(address):
+            listener.close()
+    except PortInUse as error:
+        return error.explain(name, address)
+    except OSError:
+        pass
+    return f"cannot listen on {address}: the address is in use or not one of this machine; set TAILRACE_{name}"

@@ -60,7 +60,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
             if (hosted := self.models.get(request.model)) is not None:
                 hosted.engine.check_capacity(
-                    request.account, reject_if_busy=request.reject_if_busy, deadline_seconds=context.time_remaining()
+                    request.account,
+                    reject_if_busy=request.reject_if_busy,
+                    deadline_seconds=context.time_remaining(),
+                    is_batch=request.priority == pb.PRIORITY_BATCH,
                 )
             # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
             model, generation = await asyncio.to_thread(self._prepare, request, request_id, context.time_remaining())

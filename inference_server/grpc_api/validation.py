@@ -9,6 +9,8 @@ from typing import Any
 from inference_server.errors import FieldViolation, InvalidField
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import (
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
     MAX_NAME_LENGTH,
     MAX_ROLE_LENGTH,
     MAX_STOP_LENGTH,
@@ -187,7 +189,17 @@ def _sampling_violations(sampling: pb.Sampling) -> list[FieldViolation]:
         violations.append(FieldViolation("sampling.stop", f"must have at most {MAX_STOP_STRINGS} strings"))
     if any(not 1 <= len(stop) <= MAX_STOP_LENGTH for stop in sampling.stop):
         violations.append(FieldViolation("sampling.stop", f"must be strings of 1 to {MAX_STOP_LENGTH} characters"))
-    return violations
+    return violations + _bias_violations(sampling)
+
+
+def _bias_violations(sampling: pb.Sampling) -> list[FieldViolation]:
+    if len(sampling.logit_bias) > MAX_BIASED_TOKENS:
+        return [FieldViolation("sampling.logit_bias", f"must have at most {MAX_BIASED_TOKENS} tokens")]
+    return [
+        FieldViolation(f"sampling.logit_bias[{token_id}]", f"must be -{MAX_BIAS} to {MAX_BIAS}")
+        for token_id, value in sorted(sampling.logit_bias.items())
+        if not -MAX_BIAS <= value <= MAX_BIAS
+    ]
 
 
 def seconds(request: pb.RunRequest) -> float:

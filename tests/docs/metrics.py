@@ -38,7 +38,14 @@ def bridge_table() -> str:
 
 def _engine() -> Any:
     totals = SimpleNamespace(queried_tokens=0, hit_tokens=0, preemptions=0)
-    gauges = {"num_running": 0, "num_waiting": 0, "num_slots": 1, "num_blocks_in_use": 0, "num_blocks": 1}
+    gauges = {
+        "num_running": 0,
+        "num_waiting": 0,
+        "num_waiting_batch": 0,
+        "num_slots": 1,
+        "num_blocks_in_use": 0,
+        "num_blocks": 1,
+    }
     return SimpleNamespace(totals=totals, step_tokens=Histogram((1.0,)), **gauges)
 
 

@@ -16,7 +16,7 @@ def sentence(monkeypatch, **variables):
 
 def test_defaults_listen_on_loopback(monkeypatch):
     settings = Settings.from_environment()
-    assert (settings.http_address, settings.grpc_address) == ("127.0.0.1:8787", "127.0.0.1:50051")
+    assert (settings.http_address, settings.grpc_address) == ("localhost:8787", "127.0.0.1:50051")
     assert settings.api_tokens == settings.cors_origins == ()
 
 

@@ -1,6 +1,6 @@
 """Errors of the Responses API: OpenAI's form, with the names of this API's fields."""
 
-from http_bridge.api.openai.replies import OpenAiErrors
+from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.reply_writer import JsonObject
 from http_bridge.errors import ApiError
 

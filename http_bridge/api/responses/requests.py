@@ -1,12 +1,12 @@
 """Parses the requests of /v1/responses, and the bodies of /ai/run that have the same form."""
 
 import json
-import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.items import Conversation
 from http_bridge.api.responses.recent import RECENT_ITEMS
@@ -22,7 +22,6 @@ from tailrace.v1 import inference_pb2 as pb
 Document = Mapping[str, Any]
 
 _SEALED_THOUGHTS = "reasoning.encrypted_content"
-logger = logging.getLogger(__name__)
 
 
 class ResponsesParser:
@@ -66,7 +65,8 @@ def responses_job(
     recall = partial(RECENT_ITEMS.find, incoming.account)
     _set_chat(request.chat, document, Conversation(request.model, toolbox, recall), toolbox)
     _set_format(request, (document.get("text") or {}).get("format"))
-    return RunJob(request, _writer(incoming, document, body, toolbox, wrap), body.stream)
+    notices = skipped_notice(replace(body, skipped_tools=tuple(toolbox.left_out)))
+    return RunJob(request, _writer(incoming, document, body, toolbox, wrap), body.stream, notices=notices)
 
 
 def responses_writer(
@@ -92,9 +92,6 @@ def _writer(
     toolbox: Toolbox,
     wrap: Callable[[Mapping[str, object]], bytes],
 ) -> ResponsesWriter:
-    if toolbox.left_out:
-        kinds = ", ".join(toolbox.left_out)
-        logger.info("request %s: tools left out, because they are not functions: %.200s", incoming.request_id, kinds)
     options = document.get("stream_options") or {}
     request = Request(
         incoming.request_id,

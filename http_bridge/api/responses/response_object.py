@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from http_bridge.api.openai.replies import _logprob as logprob_payload
+from http_bridge.api.openai.replies import logprob_payload
 from http_bridge.api.reply_writer import JsonObject
 from http_bridge.api.responses.thoughts import sealed
 from http_bridge.api.responses.tools import INPUT, Toolbox

@@ -10,5 +10,5 @@ async def not_stored(request: Request) -> Response:
     """Refuse the request: 404, as OpenAI does for an unknown response."""
     name = request.path_params["response"].partition("/")[0]
     raise ApiError(
-        404, 7000, f"Response {name!r:.100} not found: responses are not stored, so that none can be retrieved"
+        404, 5006, f"Response {name!r:.100} not found: responses are not stored, so that none can be retrieved"
     )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 
-from http_bridge.api.openai.replies import _logprob as logprob_payload
+from http_bridge.api.openai.replies import logprob_payload
 from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, padding
 from http_bridge.api.responses.recent import RECENT_ITEMS
 from http_bridge.api.responses.response_object import (

@@ -17,7 +17,8 @@ from typing import Any
 import grpc
 
 from http_bridge.api.base import DirectJob, RunJob
-from http_bridge.api.reply_writer import JsonObject, collect, error_message
+from http_bridge.api.collected import collected
+from http_bridge.api.reply_writer import JsonObject, error_message
 from http_bridge.batches.batch import Batch, Request, Result
 from http_bridge.batches.queue import BatchQueue
 from http_bridge.errors import ApiError
@@ -147,7 +148,7 @@ class RunWork:
         try:
             run = self.upstream.run(self.job.request, request_id=request_id, timeout_seconds=timeout_seconds)
             async with run as events:
-                reply = await collect(events)
+                reply = await collected(events)
         except grpc.aio.AioRpcError as error:
             raise rpc_api_error(error, model=self.job.request.model) from error
         usage = reply.completed.usage

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from http_bridge.api.base import DirectJob, IncomingRequest, RunJob
+from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, skipped_notice
 from http_bridge.api.responses.requests import is_responses_body, responses_job, responses_writer
 from http_bridge.api.strict_writer import strict
 from http_bridge.api.workers_ai.batches import batch_job, is_batch
@@ -86,7 +86,7 @@ def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: R
         has_tools=bool(body.tools),
     )
     request = run_request(body, profile, model=model, account=incoming.account)
-    return RunJob(request, strict(writer, body, profile), body.stream)
+    return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
 
 
 def _choices_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
@@ -102,7 +102,7 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
         includes_usage=body.includes_usage,
     )
     request = run_request(body, profile, model=model, account=incoming.account)
-    return RunJob(request, strict(writer, body, profile), body.stream)
+    return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
 
 
 def _responses_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
@@ -111,7 +111,7 @@ def _responses_job(incoming: IncomingRequest, document: _Document, model: str, f
     profile = incoming.profile.for_openai(is_at_account=True)
     writer = responses_writer(incoming, {**document, "model": model}, body, wrap=form.wrap)
     request = run_request(body, profile, model=model, account=incoming.account)
-    return RunJob(request, strict(writer, body, profile), body.stream)
+    return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
 
 
 def _choices_body(incoming: IncomingRequest, document: _Document, model: str) -> RunBody:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from http_bridge.protocol.conversation_schemas import TEXT_PARTS
 from http_bridge.protocol.run_body import ToolCall, Turn
-from http_bridge.protocol.schemas import TEXT_PARTS
 from http_bridge.protocol.validation import MAX_DEPTH, Problem, bad_field, bad_input, is_deeper
 
 Document = Mapping[str, Any]

@@ -1,7 +1,8 @@
 """Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
 
 The following parameters have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence
-penalty (reply), top_k before top_p, and log probabilities of the unchanged logits. docs/vllm.md lists the differences.
+penalty (reply), and log probabilities of the unchanged logits. The order is the same too: bias, penalties, temperature,
+min_p and top_k, top_p. docs/vllm.md lists the differences.
 """
 
 import json
@@ -39,6 +40,10 @@ def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[st
         "repetition_penalty": params.repetition_penalty,
         "frequency_penalty": params.frequency_penalty,
         "presence_penalty": params.presence_penalty,
+        "min_p": params.min_p,
+        "logit_bias": None
+        if (bias := params.logit_bias) is None
+        else dict(zip(bias.token_ids, bias.values, strict=True)),
         "seed": params.seed,
         "logprobs": params.logprobs,
         "max_tokens": request.max_tokens,

@@ -99,7 +99,7 @@ async def test_the_binding_gets_flat_errors(bridge, servicer):
     assert (body["name"], body["internalCode"], body["description"]) == (
         "AiError",
         5007,
-        "No such model @cf/x/y or task",
+        "No such model @cf/x/y or task: the models here are @cf/meta/llama-2-7b-chat-int8, @hf/other/second",
     )
 
 

@@ -67,7 +67,7 @@ async def test_names_types_and_labels_are_stable(bridge):
         ("GET", "/v1/models", "models", 200),
         ("GET", "/healthz", "health", 200),
         ("GET", "/docs", "pages", 200),
-        ("POST", "/v1/embeddings", "other", 400),
+        ("POST", "/v1/images/generations", "other", 404),
         ("GET", "/any/thing", "other", 400),
     ],
 )
