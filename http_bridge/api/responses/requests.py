@@ -101,6 +101,7 @@ def _writer(
         hides_thoughts=body.hides_reasoning,
         account=incoming.account,
         keeps_items=document.get("store") is not False,
+        is_from_codex=incoming.headers.get("originator", "").startswith("codex"),
     )
     has_padding = incoming.has_padding or options.get("include_obfuscation") is True
     return ResponsesWriter(request, wrap, has_padding=has_padding)

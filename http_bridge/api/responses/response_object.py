@@ -33,6 +33,7 @@ class Request:
         hides_thoughts: Whether the reply has no reasoning items.
         account: Account of the request; may be empty.
         keeps_items: Whether a later request may refer to the reply's items.
+        is_from_codex: Whether the client is Codex.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class Request:
     hides_thoughts: bool = False
     account: str = ""
     keeps_items: bool = False
+    is_from_codex: bool = False
 
     @property
     def has_summary(self) -> bool:

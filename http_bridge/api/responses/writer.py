@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 
+from http_bridge.api.openai.errors import openai_error
 from http_bridge.api.openai.replies import logprob_payload
 from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, padding
 from http_bridge.api.responses.recent import RECENT_ITEMS
@@ -22,6 +23,9 @@ from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 
+_TOO_LONG = "context_length_exceeded"
+# Codes of failed responses. Every other failure is a server_error.
+_CODES = ("rate_limit_exceeded", _TOO_LONG)
 _MESSAGE = "message"
 _REASONING = "reasoning"
 
@@ -107,10 +111,15 @@ class ResponsesWriter(ReplyWriter):
     def error(self, error: ApiError, request_id: str) -> bytes:
         """Return the event of a failed response."""
         events = self._begin() + self._close("incomplete")
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
-        details: JsonObject = {"code": code, "message": error.description}
+        openai = openai_error(error)
+        code = openai["code"] if openai["code"] in _CODES else "server_error"
+        details: JsonObject = {"code": code, "message": openai["message"]}
         response = response_payload(self._request, self._created, "failed", self._output, error=details)
         return events + self._event("response.failed", response=response)
+
+    def streams_refusal(self, error: ApiError) -> bool:
+        """Return True for a prompt that is too long, if Codex sent it. From a status, Codex does not recognise it."""
+        return self._request.is_from_codex and openai_error(error)["code"] == _TOO_LONG
 
     def _begin(self) -> bytes:
         """Return the events at the beginning, if they were not sent: a reply may end in the wait queue."""

@@ -17,7 +17,7 @@ WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object
 EVENTS = TypeAdapter(ResponseStreamEvent)
 
 
-def events_of(response):
+def events_of(response, *, checks_types=True):
     """Return the payloads of a stream, each of a type of OpenAI's SDK and numbered from 0."""
     assert response.headers["content-type"] == "text/event-stream"
     events = []
@@ -25,7 +25,8 @@ def events_of(response):
         name, data = text.split("\n")
         payload = json.loads(data.removeprefix("data: "))
         assert name == f"event: {payload['type']}" and payload["sequence_number"] == number
-        EVENTS.validate_python(payload)
+        if checks_types:
+            EVENTS.validate_python(payload)
         events.append(payload)
     return events
 
@@ -253,6 +254,29 @@ async def test_a_failure_during_a_stream_is_a_failed_response(bridge, servicer):
         "server_error",
     )
     assert response["output"][0]["content"][0]["text"] == "one"
+
+
+async def too_long(reply):
+    await reply.refuse(
+        grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_TOO_LONG", prompt_tokens="50000", context_length="2048"
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_is_too_long_is_openais_error(bridge, servicer, stream):
+    servicer.script = too_long
+    response = await bridge.ask({**ASKED, "stream": stream}, url=URL)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "input")
+    assert "maximum context length is 2048 tokens" in error["message"] and "50000" in error["message"]
+
+
+async def test_codex_gets_a_prompt_that_is_too_long_as_a_failed_response(bridge, servicer):
+    servicer.script = too_long
+    response = await bridge.ask({**ASKED, "stream": True}, url=URL, headers={"originator": "codex_cli_rs"})
+    events = events_of(response, checks_types=False)
+    assert types_of(events) == ["created", "in_progress", "failed"]
+    assert events[-1]["response"]["error"]["code"] == "context_length_exceeded"
 
 
 async def test_log_probabilities_are_included_on_request(bridge, servicer):
