@@ -79,6 +79,16 @@ RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "re
 MODELS_REPLY: Schema = {"anyOf": [ENVELOPE, {"type": "object", "required": ["data"]}]}
 # A complete reply of OpenAI's two routes.
 OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
+# A complete reply of the Responses API.
+RESPONSE: Schema = {
+    "type": "object",
+    "properties": {
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": {"type": "array", "items": {"type": "object", "required": ["id", "type"]}},
+    },
+    "required": ["id", "object", "created_at", "model", "status", "output", "tools", "usage"],
+}
 
 _ENTRY: Schema = {
     "type": "object",
