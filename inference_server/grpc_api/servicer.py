@@ -17,9 +17,9 @@ from inference_server.generation import Event, GenerationRequest
 from inference_server.grpc_api.conversion import (
     call_place,
     callable_tools,
+    encoded_prompt,
     generation_request,
     model_info,
-    prompt_ids,
     response,
 )
 from inference_server.grpc_api.status import Context, abort
@@ -28,6 +28,8 @@ from inference_server.observability.metrics import Metrics
 from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import NullTracing
 from inference_server.settings import Settings
+from inference_server.text.chat.prompts import ThoughtState
+from inference_server.text.reasoning.reply import ThoughtfulReplyText, with_thoughts
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
@@ -73,17 +75,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
             if (hosted := self.models.get(request.model)) is not None:
                 hosted.engine.check_capacity(
-                    request.account, reject_if_busy=request.reject_if_busy, deadline_seconds=context.time_remaining()
+                    request.account,
+                    reject_if_busy=request.reject_if_busy,
+                    deadline_seconds=context.time_remaining(),
+                    is_batch=request.priority == pb.PRIORITY_BATCH,
                 )
             # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
             remaining = context.time_remaining()
-            model, generation = await self._off_loop(request, self._prepare, request, request_id, remaining)
+            prepared = await self._off_loop(request, self._prepare, request, request_id, remaining)
+            model, generation, thoughts = prepared
             tools = callable_tools(request)
-            async with model.submit(generation, shows_calls=bool(tools)) as reply:
+            text = model.text(generation, thoughts, shows_calls=bool(tools))
+            async with model.submit(generation, text) as reply:
                 record.accept()
                 trace.accepted()
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 events: AsyncIterator[Event] = reply
+                if isinstance(text, ThoughtfulReplyText):
+                    events = with_thoughts(events, text)
                 if tools:
                     seed, place = generation.sampling.seed, call_place(request)
                     events = with_tool_calls(events, model.tool_format, tools, seed, place)
@@ -167,17 +176,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
-    ) -> "tuple[HostedModel, GenerationRequest]":
+    ) -> "tuple[HostedModel, GenerationRequest, ThoughtState]":
         check(request, self._limits)
         model = self._model(request.model)
-        prompt = prompt_ids(request, model)
+        prompt = encoded_prompt(request, model)
         generation = generation_request(request, request_id, prompt, model)
-        return model, replace(generation, deadline_seconds=deadline_seconds)
+        return model, replace(generation, deadline_seconds=deadline_seconds), prompt.thoughts
 
     def _count(self, request: pb.CountTokensRequest) -> "tuple[HostedModel, int]":
         check_input(request, self._limits)
         model = self._model(request.model)
-        return model, len(prompt_ids(request, model))
+        return model, len(encoded_prompt(request, model).token_ids)
 
     def _model(self, name: str) -> "HostedModel":
         if self.is_stopping:

@@ -50,11 +50,13 @@ async def with_tool_calls(
     push = parser.push
     async for event in events:
         match event:
+            case Delta(text="", reasoning=reasoning) if reasoning:
+                yield event
             case Delta():
                 text, calls = push(event.text)
                 if calls or text != event.text:
                     event = replace(event, text=text, tool_calls=calls)
-                if text or calls or event.logprobs or event.num_tokens:
+                if text or calls or event.logprobs or event.num_tokens or event.reasoning:
                     yield event
             case Completed():
                 is_stopped = event.finish_reason is FinishReason.STOP and event.stop_string is None
