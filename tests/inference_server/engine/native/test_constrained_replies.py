@@ -230,3 +230,16 @@ async def test_a_reply_that_cannot_fit_is_refused_with_the_numbers(running):
     assert info.reason == "NO_ROOM_FOR_REPLY" and info.metadata["max_tokens"] == "5000"
     request.sampling.max_tokens = 5
     assert (await reply(running, request))[2].usage.completion_tokens <= 5
+
+
+async def test_the_catalog_decides_the_form_of_forced_calls(tiny_model, tmp_path):
+    catalog = write_catalog(tmp_path / "catalog.toml", tiny_model("llama-2"), sequence=400)
+    catalog.write_text(catalog.read_text() + 'tool_format = "qwen3_coder"\n')
+    async with running_server(catalog) as running:
+        (model,) = (await running.stub.ListModels(pb.ListModelsRequest())).models
+        text, calls, _ = await reply(running, tool_request(WEATHER, name="weather"))
+        cut, none, completed = await reply(running, tool_request(WEATHER, max_tokens=20))
+    given = json.loads(calls[0].arguments)
+    assert (model.tool_format, text, cut, none) == ("qwen3_coder", "", "", [])
+    assert len(given["a"]) <= 4 and given["b"] in range(100)
+    assert completed.finish_reason == pb.FINISH_REASON_LENGTH
