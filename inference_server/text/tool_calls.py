@@ -193,17 +193,23 @@ class CallParser:
         return None
 
     def _read(self, body: str) -> tuple[ToolCall, ...]:
-        found = read_calls(self._format, body, self._schemas) or []
+        try:
+            found = [(name, _json_text(given)) for name, given in read_calls(self._format, body, self._schemas) or ()]
+        except ValueError:  # a number that JSON cannot represent
+            return ()
         self.num_calls += len(found)
-        return tuple(ToolCall(self._new_id(), name, _json_text(given)) for name, given in found)
+        return tuple(ToolCall(self._new_id(), name, arguments) for name, arguments in found)
 
     def _new_id(self) -> str:
         return "".join(self._ids.choices(_ID_LETTERS, k=_ID_LENGTH))
 
 
 def _json_text(arguments: dict[str, Any]) -> str:
-    """Return arguments as JSON. Half of a surrogate pair stays an escape, because no other text can represent it."""
-    text = json.dumps(arguments, ensure_ascii=False)
+    """Return arguments as JSON. Half of a surrogate pair stays an escape, because no other text can represent it.
+
+    Raises ValueError for infinite numbers, and for what is no number.
+    """
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     return text if text.isascii() or _is_encodable(text) else json.dumps(arguments)
 
 
