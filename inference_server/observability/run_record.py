@@ -37,6 +37,8 @@ class RunRecord:
         self._request = request
         self.request_id = request_id
         self._model = request.model if is_known else UNKNOWN_MODEL
+        # Batch requests may wait for hours, which must not raise the latencies that alerts watch.
+        self._is_batch = request.priority == pb.PRIORITY_BATCH
         self._deadline = deadline
         self._arrived = time.monotonic()
         self.outcome = CANCELLED
@@ -73,7 +75,8 @@ class RunRecord:
             self._gaps.add((event.last_token - self._last_token) / num_tokens, num_tokens)
         else:
             self._first_token = event.last_token
-            self._metrics.first_token.labels(self._model).observe(event.last_token - self._arrived)
+            if not self._is_batch:
+                self._metrics.first_token.labels(self._model).observe(event.last_token - self._arrived)
         self._last_token = event.last_token
 
     def _observe_phase(self, event: Event) -> None:
@@ -127,7 +130,8 @@ class RunRecord:
         """
         metrics, model = self._metrics, self._model
         metrics.ended.labels(model, self.outcome if self.outcome in (COMPLETED, CANCELLED) else FAILED).inc()
-        metrics.queue_time.labels(model).observe(timings.queue)
+        if not self._is_batch:
+            metrics.queue_time.labels(model).observe(timings.queue)
         if self._first_token:
             metrics.prefill_time.labels(model).observe(timings.prefill)
         if self._completed is None or self.outcome != COMPLETED:
