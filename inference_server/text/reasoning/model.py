@@ -13,7 +13,7 @@ from inference_server.text.reasoning.parser import thought_parser
 from inference_server.text.reasoning.reply import ThoughtfulReplyText
 from inference_server.text.token_decoder import TokenDecoder
 
-_RULES = "THOUGHTS_TEXT: /(?s:.*)/\nTHOUGHTS_GAP: /[ \\n]{1,3}/"
+_RULES = "THOUGHT_TEXT: /(?s:.*)/\nTHOUGHT_GAP: /[ \\n]{1,3}/"
 
 
 class ModelThoughts:
@@ -63,16 +63,16 @@ class ModelThoughts:
         return ConstraintAfterThoughts(inner, self._tokens, is_open=is_open, before=self._before(is_open=is_open))
 
     def _before(self, *, is_open: bool) -> str:
-        """Return rules of a Lark grammar, of which `before` accepts the thoughts."""
+        """Return rules of a Lark grammar, of which `thought_part` accepts the thoughts."""
         if self.reasoning.has_channels:
             parts = self._terms(self.reasoning.start), self._terms("<|end|><|start|>assistant" + self.reasoning.end)
-            return f"before: {parts[0]} THOUGHTS_TEXT {parts[1]}\n{_RULES}"
+            return f"thought_part: {parts[0]} THOUGHT_TEXT {parts[1]}\n{_RULES}"
         start, end = self._terms(self.reasoning.start), self._terms(self.reasoning.end)
         if end.startswith('"'):  # not a token, so that the text before it must exclude it
-            thoughts, rules = "thoughts THOUGHTS_GAP?", f"thoughts[suffix={end}]: /(?s:.*)/\n{_RULES}"
+            thoughts, rules = "thought_text THOUGHT_GAP?", f"thought_text[suffix={end}]: /(?s:.*)/\n{_RULES}"
         else:
-            thoughts, rules = f"THOUGHTS_TEXT {end} THOUGHTS_GAP?", _RULES
-        return f"before: {thoughts}\n{rules}" if is_open else f"before: ({start} {thoughts})?\n{rules}"
+            thoughts, rules = f"THOUGHT_TEXT {end} THOUGHT_GAP?", _RULES
+        return f"thought_part: {thoughts}\n{rules}" if is_open else f"thought_part: ({start} {thoughts})?\n{rules}"
 
     def _terms(self, marker: str) -> str:
         """Return a marker as terms of a Lark grammar: control tokens, and the text between them."""
