@@ -40,6 +40,10 @@ class ModelThoughts:
         self._literal = literal
         self._tokens = ThoughtTokens(reasoning, decoder.bytes_function(reasoning.visible_tokens), vocab_size, end_ids)
 
+    def prepare(self) -> None:
+        """Create the tables of tokens that constraints need. This takes 0.1 s for 49,000 tokens (AMD EPYC, Zen 4)."""
+        self._tokens.prepare()
+
     def text(self, detokenizer: Detokenizer, stop: Items[str], state: ThoughtState) -> ThoughtfulReplyText:
         """Return the text stream of a new reply.
 
@@ -53,10 +57,7 @@ class ModelThoughts:
         return ThoughtfulReplyText(detokenizer, stop, parser)
 
     def constrain(self, inner: Constraint, state: ThoughtState) -> Constraint:
-        """Return a constraint that applies after the thoughts; the same one if none are expected.
-
-        Creating the first one takes a tenth of a second for a large vocabulary, so this must not run on the event loop.
-        """
+        """Return a constraint that applies after the thoughts; the same one if none are expected."""
         if state in ("none", "off"):
             return inner
         is_open = state != "possible"
