@@ -158,6 +158,7 @@ async def _start(
     for entry in group:
         logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
     grammars = Grammars(model.tokenizer, engine.vocab_size, end_ids)
+    await in_daemon_thread(grammars.prepare)
     thoughts = await in_daemon_thread(
         lambda: [_thoughts(encoder, grammars, engine.vocab_size, end_ids) for encoder in prompts]
     )
