@@ -87,6 +87,7 @@ class Grammar:
 
     kind: Literal["json_schema", "lark"]
     text: str
+    before: str = ""  # Lark rules of which `before` accepts the thoughts that precede the constrained text
 
 
 class Constraint(Protocol):
@@ -160,6 +161,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
+    reasoning_tokens: int = 0  # completion tokens that belong to thoughts
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     last_token: float = field(default=0.0, compare=False)  # time at which the last of its tokens was sampled
+    reasoning: str = ""  # thoughts, which come before the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +227,7 @@ class TextStream(Protocol):
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the text, or None."""
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens so far that belong to thoughts."""

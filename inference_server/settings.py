@@ -65,8 +65,9 @@ class Settings(ServiceSettings):
     """The server's settings, read from environment variables: TAILRACE_ plus the field's name in upper case."""
 
     grpc_address: str = Field(
-        "127.0.0.1:50051",
-        description="Address of the gRPC server, host:port. Port 0 selects a free port.",
+        "localhost:50051",
+        description="Address of the gRPC server, host:port; localhost is 127.0.0.1 and, with IPv6, ::1. Port 0 selects "
+        "a free port.",
         json_schema_extra=_group("network"),
     )
     grpc_health_address: str | None = Field(

@@ -159,6 +159,7 @@ class RunRecord:
                 "prompt_tokens": started.prompt_tokens if started else None,
                 "completion_tokens": completed.usage.completion_tokens if completed else self._num_tokens,
                 "cached_tokens": completed.usage.cached_tokens if completed else None,
+                "reasoning_tokens": completed.usage.reasoning_tokens if completed else None,
                 "queue_seconds": round(timings.queue, 6) if timings else None,
                 "prefill_seconds": round(timings.prefill, 6) if timings else None,
                 "decode_seconds": round(timings.decode, 6) if timings else None,

@@ -8,16 +8,20 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from inference_server.precision import Precision
 from inference_server.serving.engine_factory import EngineName
+from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
 from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
+
+# Forms of a model's REST replies; Model.reply_shape of the contract.
+ReplyShape = Literal["response", "choices", "responses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,8 @@ class CatalogEntry:
         chat_template: Jinja source of the chat template; None: the model's own template.
         stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
+        reasoning_format: Format of thoughts; "none": it writes none; None: the one that the chat template contains.
+        shape: Form of the model's REST replies.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
     """
@@ -47,6 +53,8 @@ class CatalogEntry:
     chat_template: str | None
     stands_in: bool
     tool_format: ToolFormat | None = None
+    reasoning_format: FormatName | Literal["none"] | None = None
+    shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -119,6 +127,8 @@ class _ModelTable(_Table):
     chat_template: str | None = None
     stands_in: bool = False
     tool_format: ToolFormat | None = None
+    reasoning_format: FormatName | Literal["none"] | None = None
+    shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: dict[str, JsonValue] | None = None
 
@@ -147,6 +157,8 @@ class _ModelTable(_Table):
             chat_template=template,
             stands_in=self.stands_in,
             tool_format=self.tool_format,
+            reasoning_format=self.reasoning_format,
+            shape=self.shape,
             engine=self.engine,
             vllm=self.vllm or {},
         )

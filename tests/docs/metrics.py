@@ -32,6 +32,7 @@ def bridge_table() -> str:
     metrics.add_routes(["route"])
     metrics.requests.labels("route", "200")
     metrics.watch_servers(lambda: 1, lambda: 1)
+    metrics.watch_batches(lambda status: 1, lambda state: 1)
     return _table(metrics.registry)
 
 

@@ -38,7 +38,7 @@ def complaint(monkeypatch, **variables):
 
 def test_defaults_listen_on_loopback_and_load_the_default_catalog(monkeypatch):
     given = settings(monkeypatch)
-    assert given.grpc_address == "127.0.0.1:50051"
+    assert given.grpc_address == "localhost:50051"
     assert given.catalog == DEFAULT_CATALOG
     assert given.device == "auto"
     assert given.kv_cache_tokens is None

@@ -141,6 +141,7 @@ class Letters:
     """A TextStream in which each token is a letter."""
 
     stop_string = None
+    num_reasoning_tokens = 0
 
     def push(self, token_id):
         return chr(ord("a") + token_id)
