@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
 from http_bridge.api.collected import Incomplete, all_collected, collected
-from http_bridge.api.openai.choices import Choices, total
+from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import JSON, ErrorWriter
 from http_bridge.api.upstream_models import with_names
 from http_bridge.auth.bearer import ACCOUNT_KEY
@@ -194,7 +194,7 @@ class _Exchange:
             body = job.writer.complete(reply)
         else:
             choices = await all_collected(replies)
-            self.log.completed = total([reply.completed for reply in choices])
+            self.log.completed = job.choices.total([reply.completed for reply in choices])
             body = job.choices.complete(choices)
         await self.answer(body, job.writer.complete_type, job.notices)
 
@@ -275,7 +275,7 @@ class _Exchange:
                 await self._send(_chunk(data))
         if len(completed) < len(replies):
             raise Incomplete
-        return total([completed[index] for index in range(len(replies))])
+        return choices.total([completed[index] for index in range(len(replies))])
 
     def _stream_headers(self, job: RunJob) -> list[tuple[bytes, bytes]]:
         return [
