@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -268,11 +268,12 @@ class _Exchange:
 
     async def _send_choices(self, choices: Choices, replies: Sequence[AsyncIterator[RunResponse]]) -> Completed:
         completed: dict[int, Completed] = {}
-        async for index, event in merged(replies):
-            if event.HasField("completed"):
-                completed[index] = event.completed
-            if data := choices.event(index, event):
-                await self._send(_chunk(data))
+        async with aclosing(merged(replies)) as events:
+            async for index, event in events:
+                if event.HasField("completed"):
+                    completed[index] = event.completed
+                if data := choices.event(index, event):
+                    await self._send(_chunk(data))
         if len(completed) < len(replies):
             raise Incomplete
         return choices.total([completed[index] for index in range(len(replies))])

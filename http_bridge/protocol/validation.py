@@ -252,7 +252,7 @@ def _parsed(data: bytes) -> object:
         text = data.decode("utf-8-sig")
         return json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer, parse_float=_parse_float)
     except UnicodeDecodeError:
-        raise bad_input("the body is not UTF-8") from None
+        raise bad_input("the body is not UTF-8, and neither gzip nor deflate") from None
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:
