@@ -351,3 +351,9 @@ async def test_a_model_of_this_shape_answers_other_bodies_in_it_too(bridge, serv
     assert response["result"]["object"] == "response" and response["result"]["tools"][0]["name"] == "weather"
     events = events_of(await bridge.ask({**body, "stream": True}))
     assert types_of(events)[-1] == "completed"
+
+
+@pytest.mark.parametrize("name", ["responses/compact", "responses/input_tokens"])
+async def test_other_routes_of_the_api_are_named(bridge, name):
+    response = await bridge.ask(ASKED, url=f"/v1/{name}")
+    assert (response.status_code, name in response.json()["error"]["message"]) == (404, True)
