@@ -7,6 +7,7 @@ from typing import Literal
 
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, request_response
@@ -68,6 +69,7 @@ class RouteSpec:
         reply_schema: Schema of a successful JSON reply.
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
+        needs_header: Name of a header without which the route does not match; empty: none.
         ignores_slashes: Whether repeated slashes and one at the end of a path change nothing.
     """
 
@@ -82,6 +84,7 @@ class RouteSpec:
     reply_schema: Schema = field(default_factory=lambda: ANY_OBJECT)
     parameters: tuple[Schema, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=dict)
+    needs_header: str = ""
     ignores_slashes: bool = False
 
     def route(self, services: Services) -> "LabeledRoute":
@@ -115,7 +118,9 @@ class LabeledRoute(routing.Route):
         self.spec = spec
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match method and path."""
+        """Match by path and method, and by the header that the route needs."""
+        if self.spec.needs_header and self.spec.needs_header not in Headers(scope=scope):
+            return Match.NONE, {}
         if self.spec.ignores_slashes and scope["type"] == "http":
             path = scope["path"]
             if path.endswith("/") or "//" in path:

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Scope
 
 from http_bridge.api.base import RequestParser
-from http_bridge.api.binding.unwrap import Wrangler
+from http_bridge.api.binding.unwrap import MINIFLARE_URL, Wrangler
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
@@ -28,7 +28,8 @@ from http_bridge.api.workers_ai.tokens import VerifyToken
 from http_bridge.binding_routes import BindingListener, binding_app, binding_routes, miniflare_app
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
-from http_bridge.protocol.reply_schemas import ENVELOPE, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
+from http_bridge.protocol.batch_schemas import with_batches
+from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.run_endpoint import RunEndpoint
@@ -99,8 +100,9 @@ _WORKERS_AI_ROUTES = (
         endpoint=_run(RestParser()),
         methods=("POST",),
         summary="Run a model",
-        request_schema=lambda inputs: inputs.run,
+        request_schema=lambda inputs: with_batches(inputs.run),
         reply_schema=RUN_ENVELOPE,
+        parameters=(query("queueRequest", {"type": "boolean"}),),
     ),
     RouteSpec(
         label="run",
@@ -111,7 +113,10 @@ _WORKERS_AI_ROUTES = (
         request_schema=lambda inputs: inputs.generic,
         reply_schema=RUN_ENVELOPE,
     ),
-    _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
+    replace(
+        _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
+        reply_schema=MODELS_REPLY,
+    ),
     _search("tasks/search", search_tasks, "Tasks"),
     _search("authors/search", search_authors, "Authors"),
     RouteSpec(
@@ -216,7 +221,15 @@ ROUTES: tuple[RouteSpec, ...] = (
         label="binding",
         path="/",
         endpoint=lambda services: miniflare_app(services, BINDING_ROUTES),
-        methods=("POST", "PATCH"),
+        methods=("POST",),
+    ),
+    # Without miniflare's header, GET / is the playground.
+    RouteSpec(
+        label="binding",
+        path="/",
+        endpoint=lambda services: miniflare_app(services, BINDING_ROUTES),
+        methods=("GET", "PATCH"),
+        needs_header=MINIFLARE_URL,
     ),
     # OpenAI's routes: within Cloudflare's API, and at the path that OpenAI's clients use by default.
     *(replace(spec, ignores_slashes=True) for spec in (*_openai_routes(f"{_ACCOUNT}/ai/v1"), *_OPENAI_ROUTES)),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, skipped_notice
+from http_bridge.api.openai.choices import Choices, copies
 from http_bridge.api.responses.requests import is_responses_body, responses_job, responses_writer
 from http_bridge.api.strict_writer import strict
 from http_bridge.api.workers_ai.batches import batch_job, is_batch
@@ -84,6 +85,7 @@ def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: R
         has_padding=incoming.has_padding,
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),
+        hides_reasoning=body.hides_reasoning,
     )
     request = run_request(body, profile, model=model, account=incoming.account)
     return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
@@ -93,16 +95,22 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
     # Like OpenAI's routes, these models have no hidden default of max_tokens.
     profile = incoming.profile.for_openai(is_at_account=True)
     body = _choices_body(incoming, document, model)
-    writer = ChoicesWriter(
-        profile,
-        form.wrap_json,
-        request_id=incoming.request_id,
-        model=model,
-        has_padding=incoming.has_padding,
-        includes_usage=body.includes_usage,
+    writers = tuple(
+        ChoicesWriter(
+            profile,
+            form.wrap_json,
+            request_id=incoming.request_id,
+            model=model,
+            has_padding=incoming.has_padding,
+            includes_usage=body.includes_usage,
+            hides_reasoning=body.hides_reasoning,
+            index=index,
+        )
+        for index in range(body.num_choices)
     )
     request = run_request(body, profile, model=model, account=incoming.account)
-    return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
+    choices = Choices(copies(request, len(writers)), writers) if len(writers) > 1 else None
+    return RunJob(request, strict(writers[0], body, profile), body.stream, choices, skipped_notice(body))
 
 
 def _responses_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
