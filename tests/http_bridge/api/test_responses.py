@@ -1,5 +1,7 @@
 """OpenAI's Responses API: the Response object, the order of the events, and the request that the server receives."""
 
+import asyncio
+
 import pytest
 from openai.types.responses import Response
 
@@ -264,3 +266,14 @@ async def test_a_model_of_this_shape_answers_other_bodies_in_it_too(bridge, serv
     assert response["result"]["object"] == "response" and response["result"]["tools"][0]["name"] == "weather"
     events = events_of(await bridge.ask({**body, "stream": True}))
     assert types_of(events)[-1] == "completed"
+
+
+async def test_a_batch_of_responses(bridge):
+    body = {"requests": [{"input": "a"}, {"input": [{"role": "user", "content": "b"}], "instructions": "Be brief"}]}
+    queued = (await bridge.ask(body, url=f"{RUN_URL}?queueRequest=true")).json()["result"]
+    async with asyncio.timeout(5):
+        while "responses" not in (found := (await bridge.ask({"request_id": queued["request_id"]})).json()["result"]):
+            await asyncio.sleep(0.01)
+    results = [response["result"] for response in found["responses"]]
+    assert [result["output"][0]["content"][0]["text"] for result in results] == ["New York\n“é”"] * 2
+    assert len({result["id"] for result in results}) == 2
