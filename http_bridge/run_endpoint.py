@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
-from http_bridge.api.collected import Incomplete, all_collected, collected
+from http_bridge.api.collected import Incomplete, all_collected, collected, failing
 from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import JSON, ErrorWriter
 from http_bridge.api.upstream_models import with_names
@@ -109,7 +109,7 @@ class RunEndpoint:
         except Exception as error:
             refusal = await with_names(exchange.explain(error), exchange.model, upstream)
             if isinstance(job, RunJob) and job.stream and job.writer.streams_refusal(refusal):
-                await exchange.stream(job, [_failing(refusal)], 0)
+                await exchange.stream(job, [failing(refusal)], 0)
             else:
                 await exchange.refuse(refusal)
 
@@ -290,11 +290,6 @@ class _Exchange:
 
     def _ids(self) -> dict[str, str]:
         return {REQUEST_ID_HEADER: self.request_id, _SECOND_ID_HEADER: self.request_id}
-
-
-async def _failing(error: ApiError) -> AsyncIterator[RunResponse]:
-    raise error
-    yield
 
 
 def _chunk(data: bytes) -> Message:

@@ -61,3 +61,9 @@ async def all_collected(replies: Sequence[AsyncIterator[RunResponse]]) -> list[C
         async for index, event in events:
             collectors[index].add(event)
     return [collector.reply() for collector in collectors]
+
+
+async def failing(error: Exception) -> AsyncIterator[RunResponse]:
+    """Yield nothing, and raise `error`: the events of a reply that was refused."""
+    raise error
+    yield
