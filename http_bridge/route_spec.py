@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette import routing
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,6 +26,15 @@ from http_bridge.site.openapi import Operation
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _SLASHES = re.compile("/{2,}")
+
+
+class _NameConvertor(PathConvertor):
+    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("name", _NameConvertor())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ metrics (`LABELS`).
 
 from dataclasses import replace
 
-from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
@@ -19,6 +18,9 @@ from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
 from http_bridge.api.openai.requests import ChatParser, CompletionParser
 from http_bridge.api.reply_writer import ErrorWriter
+from http_bridge.api.responses.errors import ResponsesErrors
+from http_bridge.api.responses.requests import ResponsesParser
+from http_bridge.api.responses.stored import not_stored
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
@@ -27,7 +29,7 @@ from http_bridge.binding_routes import BindingListener, binding_app, binding_rou
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
 from http_bridge.protocol.batch_schemas import with_batches
-from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RUN_ENVELOPE
+from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.run_endpoint import RunEndpoint
@@ -36,20 +38,11 @@ from http_bridge.site.pages import pages
 
 _API = "/client/v4"
 _ACCOUNT = f"{_API}/accounts/{{account}}"
-_NOT_SERVED = ("embeddings", "responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+_NOT_SERVED = ("embeddings", "messages", "audio/speech", "audio/transcriptions", "images/generations")
 _PAGE_PARAMETERS = tuple(
     query(name, {"type": "integer", "minimum": 1, "maximum": 1000}) for name in ("page", "per_page")
 )
 _TEXT: Schema = {"type": "string"}
-
-
-class _NameConvertor(PathConvertor):
-    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
-
-    regex = r"[\s\S]*"
-
-
-register_url_convertor("name", _NameConvertor())
 
 
 def _run(parser: RequestParser) -> MakeApp:
@@ -165,6 +158,23 @@ def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
             summary="Continue a text",
             request_schema=lambda inputs: inputs.completion,
             reply_schema=OPENAI_REPLY,
+        ),
+        RouteSpec(
+            label="responses",
+            path=f"{base}/responses",
+            endpoint=_run(ResponsesParser()),
+            methods=("POST",),
+            errors=ResponsesErrors(),
+            summary="Respond",
+            request_schema=lambda inputs: inputs.responses,
+            reply_schema=RESPONSE,
+        ),
+        RouteSpec(
+            label=OTHER_ROUTE,
+            path=f"{base}/responses/{{response:path}}",
+            endpoint=as_asgi(not_stored),
+            methods=("GET", "DELETE", "POST"),
+            errors=ResponsesErrors(),
         ),
         _openai_list(f"{base}/models", openai_models, "Models"),
         _openai_list(f"{base}/models/{{model:name}}", openai_model, "One model"),

@@ -8,6 +8,7 @@ names, types and ranges; OpenAI's API reference for the fields that its routes a
 from typing import Any
 
 from http_bridge.protocol.conversation_schemas import MESSAGE, THINKING, TOOL_CHOICE, optional, tool
+from http_bridge.protocol.responses_schema import responses_schema
 from tailrace_shared.request_fields import (
     MAX_CHOICES,
     MAX_LOGIT_BIAS,
@@ -92,6 +93,7 @@ class Inputs:
         generic: Body of /ai/run without a model in the path.
         chat: Body of OpenAI's chat completions.
         completion: Body of OpenAI's completions.
+        responses: Body of OpenAI's responses.
     """
 
     def __init__(self, *, max_messages: int, max_schema_depth: int) -> None:
@@ -124,6 +126,7 @@ class Inputs:
         self.generic = _GENERIC
         self.chat = _chat(conversation, openai)
         self.completion = _completion(openai)
+        self.responses = responses_schema(openai, max_messages=max_messages, max_schema_depth=max_schema_depth)
 
 
 def _response_format(max_schema_depth: int) -> Schema:

@@ -27,7 +27,7 @@ WHEN = {
         9109,
     ): "the bridge has no API tokens, and `Host` is neither a name of this machine nor in `TAILRACE_ALLOWED_HOSTS`",
     (404, 3042): "the model name in the path is not valid",
-    (404, 5006): "no batch with this `request_id`, or another account's",
+    (404, 5006): "no batch with this `request_id`, or another account's; and OpenAI's responses, which are not stored",
     (404, 5007): "no such model, on the routes that describe one",
     (404, 7000): "a Worker's gateway has no logs, and there is no AutoRAG",
     (404, 7003): "the account in the path is not valid",

@@ -135,7 +135,7 @@ class ChatWriter(OpenAiWriter):
         return {
             "index": self._index,
             "message": message,
-            "logprobs": {"content": [_logprob(item) for item in reply.logprobs]} if reply.logprobs else None,
+            "logprobs": {"content": [logprob_payload(item) for item in reply.logprobs]} if reply.logprobs else None,
             "finish_reason": _FINISH_REASONS[reply.completed.finish_reason],
         }
 
@@ -162,7 +162,7 @@ class ChatWriter(OpenAiWriter):
             self._num_calls += len(delta.tool_calls)
         if not content:
             return b""
-        logprobs = {"content": [_logprob(item) for item in delta.logprobs]} if delta.logprobs else None
+        logprobs = {"content": [logprob_payload(item) for item in delta.logprobs]} if delta.logprobs else None
         return self._chunk(content, logprobs=logprobs)
 
     def end_choice(self, completed: Completed, *, has_usage: bool) -> bytes:
@@ -267,7 +267,8 @@ def _call(call: ToolCall) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _logprob(item: TokenLogprob) -> JsonObject:
+def logprob_payload(item: TokenLogprob) -> JsonObject:
+    """Return a token's log probability, and its alternatives', as OpenAI writes them."""
     return {**_candidate(item.token), "top_logprobs": [_candidate(top) for top in item.top]}
 
 
