@@ -249,13 +249,14 @@ class _Exchange:
         writer, is_plain = job.writer, False
         completed: Completed | None = None
         async for event in events:
-            if is_plain and (text := event.delta.text):
+            delta = event.delta
+            if is_plain and (text := delta.text):
                 await self._send(_chunk(writer.text(text)))
             elif event.HasField("delta"):
-                if data := writer.delta(event.delta):
+                if data := writer.delta(delta):
                     await self._send(_chunk(data))
                 # Thoughts precede all text. After a delta with text alone, no delta of this job has anything else.
-                is_plain = job.is_plain and bool(event.delta.text) and not event.delta.reasoning
+                is_plain = job.is_plain and bool(delta.text) and not delta.reasoning
             elif event.HasField("started"):
                 if data := writer.start(event.started):
                     await self._send(_chunk(data))

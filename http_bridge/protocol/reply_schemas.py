@@ -114,8 +114,13 @@ OPENAI_ERROR: Schema = {
         **REST_ERROR["properties"],
         "error": {
             "type": "object",
-            "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "code": {"type": "string"}},
-            "required": ["message", "type", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+            "required": ["message", "type", "param", "code"],
         },
     },
     "required": [*REST_ERROR["required"], "error"],

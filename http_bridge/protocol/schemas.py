@@ -75,9 +75,18 @@ _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
     "properties": {"include_usage": optional("boolean"), "include_obfuscation": optional("boolean")},
 }
+# bodies/openai_values.py removes these values.
+_UNSET: Schema = {
+    "max_tokens": {"description": "The model's sequence length by default; -1, 0 and null mean unset"},
+    "top_k": {"description": "-1, 0 and null mean unset"},
+    "seed": {"description": "-1 and null mean unset"},
+}
 _OPENAI: Schema = {
     "model": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-    **{field.name: _sampling(field, field.openai) for field in SAMPLING_FIELDS if field.openai is not None},
+    **{
+        field.name: _sampling(field, field.openai or field.rest) | _UNSET.get(field.name, {})
+        for field in SAMPLING_FIELDS
+    },
     "n": _integer(1, MAX_CHOICES, description="Number of replies"),
     "stream_options": _STREAM_OPTIONS,
 }

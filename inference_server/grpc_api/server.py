@@ -100,8 +100,9 @@ class Server:
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", 16 * 1024),
-                # Clients may ping while a long prompt is computed and nothing is sent.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                # Clients may ping while a long prompt is computed and nothing is sent. Go's shortest interval is 10 s, and a
+                # ping may arrive early.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Clients discover new servers when they reconnect. Replies on the old connection are finished,
                 # regardless of their duration.

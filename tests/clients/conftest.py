@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inference_server.settings import DEFAULT_CATALOG
+from tests.clients.node_programs import install
 from tests.e2e.stack import OTHER_SERVER, Stack
 from tests.support.processes import free_address
 
@@ -59,6 +60,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
     finally:
         stack.stop()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the Node programs, with their packages."""
+    return install(Path(__file__).parent / "node", tmp_path_factory.mktemp("node") / "programs")
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,15 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import ACCOUNT
-from tests.clients.node_programs import environment, install
+from tests.clients.node_programs import environment
 
 pytestmark = pytest.mark.clients
 
 MODEL = "@cf/meta/llama-2-7b-chat-int8"
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    return install(Path(__file__).parent / "node", tmp_path_factory.mktemp("node") / "programs")
 
 
 def run(programs, *arguments):

@@ -6,10 +6,8 @@ from tailrace_cli.client import ReplyStats
 from tailrace_cli.errors import Refusal
 from tailrace_cli.rest import _texts
 
-COMMENTED = (
-    b': keep-alive\n\ndata: {"response":"New"}\n\n: keep-alive\n\n: keep-alive\n\n'
-    b'data: {"response":" York"}\n\ndata: [DONE]\n\n'
-)
+COMMENT = b": keep-alive\n\n"
+COMMENTED = COMMENT.join([b"", b'data: {"response":"New"}\n\n', b'data: {"response":" York"}\n\n', b"data: [DONE]\n\n"])
 
 
 def test_comments_of_a_silent_stream_are_skipped():

@@ -149,12 +149,13 @@ class ChatWriter(OpenAiWriter):
 
     def delta(self, delta: Delta) -> bytes:
         """Return one chunk with thoughts, text, tool calls and log probabilities, or nothing for an empty delta."""
-        has_more = delta.text or delta.logprobs or delta.tool_calls
-        if delta.reasoning and not has_more:
-            return self._thought(delta.reasoning)
-        content: JsonObject = {"content": delta.text} if delta.text or delta.logprobs else {}
-        if delta.reasoning and not self._hides_reasoning:
-            content.update(_thought(delta.reasoning))
+        text, reasoning = delta.text, delta.reasoning
+        if not delta.logprobs and not delta.tool_calls and not (text and reasoning):
+            # The class's own method, because a subclass may add something to the result of either method.
+            return ChatWriter.text(self, text) if text else self._thought(reasoning)
+        content: JsonObject = {"content": text} if text or delta.logprobs else {}
+        if reasoning and not self._hides_reasoning:
+            content.update(_thought(reasoning))
         if delta.tool_calls:
             content["tool_calls"] = [
                 {"index": self._num_calls + offset, **_call(call)} for offset, call in enumerate(delta.tool_calls)
@@ -172,7 +173,7 @@ class ChatWriter(OpenAiWriter):
 
     def _thought(self, text: str) -> bytes:
         """Return one chunk with thoughts. Prepared as in `text`, because a model may think for thousands of tokens."""
-        if self._hides_reasoning:
+        if self._hides_reasoning or not text:
             return b""
         thought = sse.literal(text)
         return f'{self._before_thought}{thought},"reasoning":{thought}{self._after}'.encode()
