@@ -211,4 +211,5 @@ def model_info(model: "HostedModel") -> pb.Model:
         window=model.window,
         tool_format=model.tool_format,
         stands_in=model.entry.stands_in,
+        task=pb.TASK_TEXT_GENERATION,
     )

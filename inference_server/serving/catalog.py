@@ -8,16 +8,19 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from inference_server.embedding.pooling_names import Pooling
 from inference_server.precision import Precision
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.tool_formats import ToolFormat
 from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
+
+Task = Literal["generation", "embedding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +33,16 @@ class CatalogEntry:
         weights: The source of the weights.
         precision: Number format of the weights; a device may use another one (see precision.resolve_precision).
         context_length: Longest prompt, in tokens.
-        sequence_length: Longest reply, in tokens.
+        sequence_length: Longest reply, in tokens; 0 for an embedding model.
         chat_template: Jinja source of the chat template; None: the model's own template.
         stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
+        task: The model's purpose: it generates text, or it embeds text.
+        pooling: Pooling of an embedding model; None: the model's own.
+        normalize: True if the vectors of an embedding model have length 1; None: as the model's files say.
+        is_optional: True if the server starts without the model when its weights are not available.
     """
 
     name: str
@@ -49,6 +56,10 @@ class CatalogEntry:
     tool_format: ToolFormat | None = None
     engine: EngineName = "tailrace"
     vllm: Mapping[str, JsonValue] = field(default_factory=dict)
+    task: Task = "generation"
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    is_optional: bool = False
 
 
 def read_catalog(path: Path) -> list[CatalogEntry]:
@@ -109,23 +120,40 @@ class _Source(_Table):
         return Weights(path=folder / Path(str(self.path or self.gguf)).expanduser())
 
 
+_EMBEDDING_KEYS = ("pooling", "normalize", "optional")
+_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "engine", "vllm")
+
+
 class _ModelTable(_Table):
     name: _Name
     description: str = ""
     source: _Source
     precision: Precision
     context_length: Annotated[int, Field(ge=1)]
-    sequence_length: Annotated[int, Field(ge=1)]
+    sequence_length: Annotated[int, Field(ge=1)] | None = None
     chat_template: str | None = None
     stands_in: bool = False
     tool_format: ToolFormat | None = None
     engine: EngineName = "tailrace"
     vllm: dict[str, JsonValue] | None = None
+    task: Task = "generation"
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    optional: bool = False
 
     @model_validator(mode="after")
     def _has_arguments_of_its_engine(self) -> "_ModelTable":
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError('[models.vllm] is for a model with engine = "vllm"')
+        return self
+
+    @model_validator(mode="after")
+    def _has_keys_of_its_task(self) -> "_ModelTable":
+        if self.task == "generation" and self.sequence_length is None:
+            raise ValueError("sequence_length is missing")
+        wrong = _EMBEDDING_KEYS if self.task == "generation" else _GENERATION_KEYS
+        if names := [name for name in wrong if name in self.model_fields_set]:
+            raise ValueError(f'{names[0]} is not a key of a model with task = "{self.task}"')
         return self
 
     def entry(self, folder: Path) -> CatalogEntry:
@@ -143,12 +171,16 @@ class _ModelTable(_Table):
             weights=weights,
             precision=self.precision,
             context_length=self.context_length,
-            sequence_length=self.sequence_length,
+            sequence_length=self.sequence_length or 0,
             chat_template=template,
             stands_in=self.stands_in,
             tool_format=self.tool_format,
             engine=self.engine,
             vllm=self.vllm or {},
+            task=self.task,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            is_optional=self.optional,
         )
 
 

