@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.requests import BindingParser
 from http_bridge.api.binding.unwrap import Binding, Miniflare, Wrangler
+from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.models import openai_model, openai_models
 from http_bridge.api.openai.replies import OpenAiErrors
@@ -23,6 +24,7 @@ from http_bridge.api.workers_ai.models import ModelSchema, search_authors, searc
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
 from http_bridge.api.workers_ai.tokens import VerifyToken
+from http_bridge.embedding_routes import any_reply, any_task, embeddings_route, run_input
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE, request_log
@@ -35,7 +37,7 @@ from http_bridge.site.pages import pages
 
 _API = "/client/v4"
 _ACCOUNT = f"{_API}/accounts/{{account}}"
-_NOT_SERVED = ("embeddings", "responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+_NOT_SERVED = ("responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
 _PAGE_PARAMETERS = tuple(
     query(name, {"type": "integer", "minimum": 1, "maximum": 1000}) for name in ("page", "per_page")
 )
@@ -138,20 +140,20 @@ _WORKERS_AI_ROUTES = (
     RouteSpec(
         label="run",
         path=f"{_ACCOUNT}/ai/run/{{model:name}}",
-        endpoint=_run(RestParser()),
+        endpoint=any_task(RestParser(), embeddings.RestEmbeddingParser()),
         methods=("POST",),
         summary="Run a model",
-        request_schema=lambda inputs: inputs.run,
-        reply_schema=RUN_ENVELOPE,
+        request_schema=run_input,
+        reply_schema=any_reply(RUN_ENVELOPE),
     ),
     RouteSpec(
         label="run",
         path=f"{_ACCOUNT}/ai/run",
-        endpoint=_run(GenericParser()),
+        endpoint=any_task(GenericParser(), embeddings.GenericEmbeddingParser()),
         methods=("POST",),
         summary="Run the model that the body names",
         request_schema=lambda inputs: inputs.generic,
-        reply_schema=RUN_ENVELOPE,
+        reply_schema=any_reply(RUN_ENVELOPE),
     ),
     _search("models/search", search_models, "Models", "author", "task", "search", "source"),
     _search("tasks/search", search_tasks, "Tasks"),
@@ -174,12 +176,15 @@ def _binding_run(path: str) -> RouteSpec:
     return RouteSpec(
         label="binding",
         path=path,
-        endpoint=_run(BindingParser()),
+        endpoint=any_task(BindingParser(), embeddings.BindingEmbeddingParser()),
         methods=("POST",),
         errors=BindingErrors(),
         summary="A Worker's env.AI.run",
         request_schema=lambda inputs: {
-            "anyOf": [{"type": "object", "properties": {"inputs": inputs.run, "options": {"type": "object"}}}, tensors]
+            "anyOf": [
+                {"type": "object", "properties": {"inputs": run_input(inputs), "options": {"type": "object"}}},
+                tensors,
+            ]
         },
         parameters=(header("cf-consn-model-id", _TEXT),),
     )
@@ -226,6 +231,7 @@ def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
             request_schema=lambda inputs: inputs.completion,
             reply_schema=OPENAI_REPLY,
         ),
+        embeddings_route(base),
         _openai_list(f"{base}/models", openai_models, "Models"),
         _openai_list(f"{base}/models/{{model:name}}", openai_model, "One model"),
         *(

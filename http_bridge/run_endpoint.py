@@ -32,7 +32,7 @@ from tailrace.v1.inference_pb2 import Completed, RunResponse
 
 # OpenAI's clients read the request id from this header.
 _SECOND_ID_HEADER = "x-request-id"
-_LARGE_BODY_BYTES = 100_000
+LARGE_BODY_BYTES = 100_000
 _MAX_SESSION = 256
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class RunEndpoint:
         self._parser = parser
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _Exchange(scope, receive, send, self._parser.errors)
+        exchange = Exchange(scope, receive, send, self._parser.errors)
         if "model" in scope["path_params"] and not exchange.model:
             raise HTTPException(404)
         try:
@@ -72,7 +72,7 @@ class RunEndpoint:
     def _body_timeout_seconds(self) -> float:
         return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
-    async def _answer(self, exchange: "_Exchange", data: bytes, upstream: Upstream) -> None:
+    async def _answer(self, exchange: "Exchange", data: bytes, upstream: Upstream) -> None:
         try:
             job = await self._parse(exchange.incoming(data, self._settings, self._bodies))
             exchange.model = job.request.model
@@ -100,13 +100,20 @@ class RunEndpoint:
 
     async def _parse(self, incoming: IncomingRequest) -> RunJob:
         # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
-        if len(incoming.data) < _LARGE_BODY_BYTES:
+        if len(incoming.data) < LARGE_BODY_BYTES:
             return self._parser.parse(incoming)
         return await asyncio.to_thread(self._parser.parse, incoming)
 
 
-class _Exchange:
-    """The client's side of one request: its fields, and the ways to answer it."""
+class Exchange:
+    """The client's side of one request: its fields, and the ways to answer it.
+
+    Attributes:
+        request_id: UUID of the request.
+        model: Model of the request; empty if it is not known yet.
+        trace: Trace of the request.
+        log: Log line of the request.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, errors: ErrorWriter) -> None:
         self.request_id = str(uuid.uuid4())
@@ -158,7 +165,7 @@ class _Exchange:
             raise _Incomplete
         self.log.completed = collected.completed
         collected.text = "".join(texts)
-        await self._answer(200, job.writer.complete(collected), job.writer.complete_type)
+        await self.answer(200, job.writer.complete(collected), job.writer.complete_type)
 
     async def stream(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
         """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream."""
@@ -219,7 +226,8 @@ class _Exchange:
             *((name.encode(), value.encode()) for name, value in self._ids().items()),
         ]
 
-    async def _answer(self, status: int, body: bytes, content_type: str) -> None:
+    async def answer(self, status: int, body: bytes, content_type: str) -> None:
+        """Send a complete answer."""
         response = Response(body, status, {"content-type": content_type, **self._ids()})
         await response(*self._asgi)
 

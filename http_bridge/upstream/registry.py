@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from http_bridge.upstream.channels import SERVICE_NAME, Channels, Group
 from http_bridge.upstream.resolver import Address, Addresses
 from http_bridge.upstream.tls import Credentials
-from tailrace.v1.inference_pb2 import ListModelsRequest, Model
+from tailrace.v1.inference_pb2 import ListModelsRequest, Model, Task
 
 POLL_SECONDS = 2.0
 # Longest time in seconds for one answer. A slow server delays the next poll.
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Server:
-    """The last answers of one server. `models`: None until its first answer."""
+    """The last answers of one server. `models`: the task of each model by its name; None until the first answer."""
 
-    models: frozenset[str] | None = None
+    models: dict[str, int] | None = None
     is_serving: bool = False
 
 
@@ -85,7 +85,12 @@ class Servers:
             reply = await channel.health.Check(request, metadata=self._credentials.metadata, timeout=timeout_seconds)
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
-    def _models(self, address: Address) -> frozenset[str] | None:
+    def task_of(self, model: str) -> int | None:
+        """Return the task of a model (a value of the contract's Task), or None if no server has listed the model."""
+        servers = (server.models for server in self._servers.values())
+        return next((models[model] for models in servers if models is not None and model in models), None)
+
+    def _models(self, address: Address) -> dict[str, int] | None:
         server = self._servers.get(address)
         return None if server is None else server.models
 
@@ -109,6 +114,10 @@ class Servers:
         try:
             server.is_serving = await self.is_serving(address, _ANSWER_SECONDS)
             # The models of a server that does not answer stay registered: gRPC itself detects a lost connection.
-            server.models = frozenset(model.name for model in await self.models_of(address, _ANSWER_SECONDS))
+            server.models = {model.name: _task(model) for model in await self.models_of(address, _ANSWER_SECONDS)}
         except grpc.aio.AioRpcError:
             server.is_serving = False
+
+
+def _task(model: Model) -> int:
+    return model.task or Task.TASK_TEXT_GENERATION

@@ -35,7 +35,7 @@ class BindingParser:
 
     def parse(self, incoming: IncomingRequest) -> RunJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
-        model = _model(incoming)
+        model = model_of(incoming)
         if incoming.query.get("userInputs") is not None:
             raise bad_input("text generation takes JSON, not a stream of bytes")
         document = incoming.document()
@@ -50,7 +50,8 @@ class BindingParser:
         return _object_job(incoming, {**inputs, "options": options}, model)
 
 
-def _model(incoming: IncomingRequest) -> str:
+def model_of(incoming: IncomingRequest) -> str:
+    """Return the model that the header names. Raises ApiError 400/3003 without the header, 404/3042 for an invalid name."""
     name = incoming.headers.get(_MODEL_HEADER)
     if not name:
         raise ApiError(400, 3003, f"Request is missing headers or body: {_MODEL_HEADER}")
@@ -59,13 +60,17 @@ def _model(incoming: IncomingRequest) -> str:
     return check_model_name(rest if colon and not prefix.startswith("@") else name)
 
 
+def is_zipped(incoming: IncomingRequest) -> bool:
+    """Return True if the client is @cloudflare/ai 1.1.0, which unpacks every complete reply itself."""
+    return incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
+
+
 def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:
     profile = incoming.profile
     body = incoming.bodies.run(document, model=model)
-    is_zipped = incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
     writer = WorkersAiWriter(
         profile,
-        bare_zipped if is_zipped else bare,
+        bare_zipped if is_zipped(incoming) else bare,
         has_padding=incoming.has_padding,
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),

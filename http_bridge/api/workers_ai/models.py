@@ -14,10 +14,11 @@ from starlette.responses import JSONResponse, Response
 from http_bridge.api.upstream_models import author, list_models
 from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.errors import ApiError
+from http_bridge.protocol import embedding_schemas
 from http_bridge.protocol.reply_schemas import RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.protocol.validation import bad_input
-from tailrace.v1.inference_pb2 import Model
+from tailrace.v1.inference_pb2 import Model, Task
 
 _Entry = dict[str, Any]
 
@@ -29,7 +30,17 @@ _TASK = {
     "name": "Text Generation",
     "description": "Language models that continue a text or a conversation.",
 }
-_KNOWN_IDS = {"@cf/meta/llama-2-7b-chat-int8": "9c95c39d-45b3-4163-9631-22f0c0dc3b14"}
+_EMBEDDING_TASK = {
+    "id": "0137cdcf-162a-4108-94f2-1ca59e8c65ee",
+    "name": "Text Embeddings",
+    "description": "Models that turn a text into a vector, for search and retrieval.",
+}
+_KNOWN_IDS = {
+    "@cf/meta/llama-2-7b-chat-int8": "9c95c39d-45b3-4163-9631-22f0c0dc3b14",
+    "@cf/baai/bge-small-en-v1.5": "57fbd08a-a4c4-411c-910d-b9459ff36c20",
+    "@cf/baai/bge-m3": "eed32bc1-8775-4985-89ce-dd1405508ad8",
+    "@cf/qwen/qwen3-embedding-0.6b": "cb254e3b-372b-4d4e-8526-ada79940427a",
+}
 _SOURCES = {"@cf": 1, "@hf": 2}
 # A value of Cloudflare's public API: clients may compare with it.
 _SUBSTITUTE_TAG = "stand-in"
@@ -48,20 +59,22 @@ class ModelSchema:
 
     def __init__(self, inputs: Inputs) -> None:
         self._schema = {"input": inputs.run, "output": RUN_OUTPUT}
+        self._embedding = {"input": embedding_schemas.RUN_INPUT, "output": embedding_schemas.RUN_OUTPUT}
 
     async def __call__(self, request: Request) -> Response:
-        """Answer with the schemas, which are the same for every model. Raises ApiError 400/5007 for an unknown model."""
+        """Answer with the schemas, which are the same for every model of a task. Raises ApiError 400/5007 for an unknown model."""
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")
-        if name not in [model.name for model in await list_models(request)]:
+        model = next((model for model in await list_models(request) if model.name == name), None)
+        if model is None:
             raise ApiError(400, 5007, f"No such model {name} or task")
-        return JSONResponse(envelope(self._schema))
+        return JSONResponse(envelope(self._embedding if _embeds(model) else self._schema))
 
 
 async def search_tasks(request: Request) -> Response:
-    """GET …/ai/tasks/search: list the only task, text generation."""
-    return _page([_TASK], request.query_params)
+    """GET …/ai/tasks/search: list the tasks of the models: text generation, text embeddings."""
+    return _page([_TASK, _EMBEDDING_TASK], request.query_params)
 
 
 async def search_authors(request: Request) -> Response:
@@ -70,33 +83,42 @@ async def search_authors(request: Request) -> Response:
     return _page([{"id": name, "name": name} for name in authors], request.query_params)
 
 
-def _search_entry(model: Model) -> _Entry:
-    values = {
+def _embeds(model: Model) -> bool:
+    return model.task == Task.TASK_TEXT_EMBEDDING
+
+
+def _properties(model: Model) -> dict[str, object]:
+    common = {"weights": model.weights, "precision": model.precision}
+    if _embeds(model):
+        return {"max_input_tokens": model.context_length, "output_dimensions": model.dimensions, **common}
+    return {
         "context_window": model.window,
         "context_length_limit": model.context_length,
         "sequence_length_limit": model.sequence_length,
         "function_calling": "true",
-        "weights": model.weights,
-        "precision": model.precision,
+        **common,
     }
+
+
+def _search_entry(model: Model) -> _Entry:
     return {
         "id": _KNOWN_IDS.get(model.name, str(uuid.uuid5(uuid.NAMESPACE_URL, model.name))),
         "source": _SOURCES.get(model.name.partition("/")[0], 1),
         "name": model.name,
         "description": model.description,
-        "task": _TASK,
+        "task": _EMBEDDING_TASK if _embeds(model) else _TASK,
         "created_at": time.strftime("%Y-%m-%d %H:%M:%S.000", time.gmtime(_STARTED)),
         "tags": [_SUBSTITUTE_TAG] if model.stands_in else [],
         # Every value is a string, as in Cloudflare's API.
-        "properties": [{"property_id": name, "value": str(value)} for name, value in values.items()],
+        "properties": [{"property_id": name, "value": str(value)} for name, value in _properties(model).items()],
     }
 
 
 def _matches(entry: _Entry, query: QueryParams) -> bool:
-    wanted = query.get("search", "").lower()
+    wanted, task = query.get("search", "").lower(), entry["task"]
     return (
         (wanted in entry["name"].lower() or wanted in entry["description"].lower())
-        and query.get("task", _TASK["name"]).lower() in (_TASK["name"].lower(), _TASK["id"])
+        and query.get("task", task["name"]).lower() in (task["name"].lower(), task["id"])
         and query.get("author", "").lower() in ("", author(entry["name"]).lower())
         and query.get("source", "") in ("", str(entry["source"]))
     )
