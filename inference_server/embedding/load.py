@@ -6,21 +6,16 @@ from typing import Any
 
 import torch
 
-from inference_server.cpu.linear.pack import is_packable, pack
-from inference_server.embedding import packing
-from inference_server.embedding.encoder import Encoder
+from inference_server.embedding import bert
+from inference_server.embedding.encoder import Encoder, TokenModel
 from inference_server.embedding.model_files import VectorRules, read_rules
+from inference_server.embedding.positions import longest_text
 from inference_server.embedding.texts import TextEncoder
 from inference_server.precision import Precision, activation_dtype
 from inference_server.progress import progress
 from inference_server.weights.download import local_folder, naming_source
-from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.source import Weights
-from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
-
-# Weights of heads that no vector depends on. Checkpoints often lack them.
-_UNUSED = ("pooler.", "lm_head.", "cls.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,64 +58,30 @@ def load_encoder(weights: Weights, precision: Precision, device: torch.device, c
         folder = local_folder(weights, cache_dir)
         rules = read_rules(folder)
         with progress(f"loading {weights} as {precision}"):
-            model, tokenizer = _read(folder, weights, activation_dtype(precision, device), device)
-            num_bytes = int(model.get_memory_footprint())
-            if device.type == "cpu":
-                _pack_linears(model, precision)
-            offset = _first_position(model.config)
-            limits = (rules.max_tokens, _longest(model.config, offset), _tokenizer_limit(tokenizer))
-            encoder = Encoder(model, device, offset)
-            encoder.probe()
+            from transformers import AutoConfig, AutoTokenizer
+
+            config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            model = _model(folder, config, precision, device)
+            with torch.inference_mode():
+                model.probe()
+        limits = (rules.max_tokens, longest_text(config), _tokenizer_limit(tokenizer))
         return LoadedEncoder(
-            encoder,
+            Encoder(model),
             TextEncoder(tokenizer, rules),
             rules,
             max_tokens=min(limit for limit in limits if limit is not None),
-            num_bytes=num_bytes,
+            num_bytes=model.num_bytes,
         )
 
 
-def _read(folder: Path, weights: Weights, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    packing.register()
-    with LOADING, garbage.paused():
-        from transformers import AutoModel, AutoTokenizer
+def _model(folder: Path, config: Any, precision: Precision, device: torch.device) -> TokenModel:
+    dtype = activation_dtype(precision, device)
+    if bert.supports(config, folder):
+        return bert.BertModel(folder, config, precision, dtype, device)
+    # Importing the model classes of transformers takes seconds.
+    from inference_server.embedding.transformers_model import TransformersModel
 
-        model, report = AutoModel.from_pretrained(
-            folder,
-            output_loading_info=True,
-            dtype=dtype,
-            attn_implementation=packing.NAME,
-            device_map={"": device},
-            use_safetensors=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    # transformers fills missing tensors with random numbers and continues.
-    lacking = {*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}
-    if missing := sorted(name for name in lacking if not name.startswith(_UNUSED)):
-        raise ConfigurationError(f"{weights} lacks {len(missing)} tensors or has them in other shapes: {missing[0]}")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model.eval(), tokenizer
-
-
-def _pack_linears(model: Any, precision: Precision) -> None:
-    """Replace the linear layers by those of this CPU's kernels, where they exist for the precision."""
-    if precision == "float32":  # there are no such kernels
-        return
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if is_packable(child):
-                setattr(module, name, pack([child], precision))
-
-
-def _first_position(config: Any) -> int:
-    """Return the position of a text's first token. RoBERTa's family counts from the padding token's id."""
-    counts_from_padding = "roberta" in config.model_type or config.model_type == "camembert"
-    return int(config.pad_token_id) + 1 if counts_from_padding else 0
-
-
-def _longest(config: Any, first_position: int) -> int:
-    return int(config.max_position_embeddings) - first_position
+    return TransformersModel(folder, precision, dtype, device)
 
 
 def _tokenizer_limit(tokenizer: Any) -> int | None:

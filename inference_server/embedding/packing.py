@@ -91,15 +91,35 @@ def attend(
     if unknown or attention_mask is not None:
         raise UnsupportedModel(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
     is_causal = bool(kwargs["is_causal"] if kwargs.get("is_causal") is not None else module.is_causal)
-    is_grouped = query.shape[1] != key.shape[1]
+    output = attend_rows(query[0], key[0], value[0], packing, is_causal=is_causal, scaling=scaling)
+    return output.unsqueeze(0), None
+
+
+def attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, *, is_causal: bool, scaling: float | None = None
+) -> Tensor:
+    """Attend within each text.
+
+    Args:
+        query: (num_heads, num_tokens, head_dim), after position embedding.
+        key: (num_kv_heads, num_tokens, head_dim), after position embedding.
+        value: (num_kv_heads, num_tokens, value_dim).
+        packing: The texts of the row.
+        is_causal: False if a token attends to later tokens too.
+        scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
+
+    Returns:
+        (num_tokens, num_heads, value_dim).
+    """
+    is_grouped = query.shape[0] != key.shape[0]
     outputs = []
     for run in packing.runs:
-        queries, keys, values = (_texts(tensor[0], run) for tensor in (query, key, value))
+        queries, keys, values = (_texts(tensor, run) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(
             queries, keys, values, is_causal=is_causal, scale=scaling, enable_gqa=is_grouped
         )  # (count, num_heads, length, value_dim)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).unsqueeze(0), None
+    return torch.cat(outputs)
 
 
 def _texts(tensor: Tensor, run: Run) -> Tensor:

@@ -62,7 +62,7 @@ class ModelSchema:
         self._embedding = {"input": embedding_schemas.RUN_INPUT, "output": embedding_schemas.RUN_OUTPUT}
 
     async def __call__(self, request: Request) -> Response:
-        """Answer with the schemas, which are the same for every model of a task. Raises ApiError 400/5007 for an unknown model."""
+        """Answer with the schemas, the same for every model of a task. Raises ApiError 400/5007 for an unknown model."""
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")

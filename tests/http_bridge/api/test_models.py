@@ -61,9 +61,9 @@ async def test_the_schema_of_an_unknown_model_is_an_error(bridge):
     assert (response.status_code, response.json()["errors"]) == (400, [error])
 
 
-async def test_there_is_one_task(bridge):
+async def test_there_are_two_tasks(bridge):
     tasks = (await bridge.client.get(f"{AI}/tasks/search")).json()["result"]
-    assert [task["name"] for task in tasks] == ["Text Generation"]
+    assert [task["name"] for task in tasks] == ["Text Generation", "Text Embeddings"]
     assert (await bridge.client.get(f"{AI}/tasks/search?page=2")).json()["result"] == []
 
 
