@@ -27,6 +27,7 @@ from http_bridge.api.workers_ai.requests import RestParser
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.gateway_endpoint import Inner, ProviderEndpoint, UniversalEndpoint
 from http_bridge.observability.request_log import request_log
+from http_bridge.protocol.batch_schemas import with_batches
 from http_bridge.protocol.reply_schemas import ENVELOPE
 from http_bridge.protocol.schemas import Schema
 from http_bridge.route_spec import Endpoint as HttpEndpoint
@@ -127,7 +128,10 @@ def _run_route(path: str, run: Callable[[RequestParser], MakeApp]) -> RouteSpec:
         errors=BindingErrors(),
         summary="A Worker's env.AI.run",
         request_schema=lambda inputs: {
-            "anyOf": [{"type": "object", "properties": {"inputs": inputs.run, "options": {"type": "object"}}}, tensors]
+            "anyOf": [
+                {"type": "object", "properties": {"inputs": with_batches(inputs.run), "options": {"type": "object"}}},
+                tensors,
+            ]
         },
         parameters=(header("cf-consn-model-id", {"type": "string"}),),
     )

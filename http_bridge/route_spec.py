@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette import routing
+from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, request_response
@@ -24,6 +26,15 @@ from http_bridge.site.openapi import Operation
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _SLASHES = re.compile("/{2,}")
+
+
+class _NameConvertor(PathConvertor):
+    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("name", _NameConvertor())
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,7 @@ class RouteSpec:
         reply_schema: Schema of a successful JSON reply.
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
+        needs_header: Name of a header without which the route does not match; empty: none.
         ignores_slashes: Whether repeated slashes and one at the end of a path change nothing.
     """
 
@@ -72,6 +84,7 @@ class RouteSpec:
     reply_schema: Schema = field(default_factory=lambda: ANY_OBJECT)
     parameters: tuple[Schema, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=dict)
+    needs_header: str = ""
     ignores_slashes: bool = False
 
     def route(self, services: Services) -> "LabeledRoute":
@@ -105,7 +118,9 @@ class LabeledRoute(routing.Route):
         self.spec = spec
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match method and path."""
+        """Match by path and method, and by the header that the route needs."""
+        if self.spec.needs_header and self.spec.needs_header not in Headers(scope=scope):
+            return Match.NONE, {}
         if self.spec.ignores_slashes and scope["type"] == "http":
             path = scope["path"]
             if path.endswith("/") or "//" in path:

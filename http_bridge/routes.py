@@ -6,19 +6,21 @@ metrics (`LABELS`).
 
 from dataclasses import replace
 
-from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Scope
 
 from http_bridge.api.base import RequestParser
-from http_bridge.api.binding.unwrap import Wrangler
+from http_bridge.api.binding.unwrap import MINIFLARE_URL, Wrangler
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
 from http_bridge.api.openai.requests import ChatParser, CompletionParser
 from http_bridge.api.reply_writer import ErrorWriter
+from http_bridge.api.responses.errors import ResponsesErrors
+from http_bridge.api.responses.requests import ResponsesParser
+from http_bridge.api.responses.stored import not_stored
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
@@ -26,7 +28,8 @@ from http_bridge.api.workers_ai.tokens import VerifyToken
 from http_bridge.binding_routes import BindingListener, binding_app, binding_routes, miniflare_app
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
-from http_bridge.protocol.reply_schemas import ENVELOPE, OPENAI_REPLY, RUN_ENVELOPE
+from http_bridge.protocol.batch_schemas import with_batches
+from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.run_endpoint import RunEndpoint
@@ -35,20 +38,11 @@ from http_bridge.site.pages import pages
 
 _API = "/client/v4"
 _ACCOUNT = f"{_API}/accounts/{{account}}"
-_NOT_SERVED = ("embeddings", "responses", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+_NOT_SERVED = ("embeddings", "messages", "audio/speech", "audio/transcriptions", "images/generations")
 _PAGE_PARAMETERS = tuple(
     query(name, {"type": "integer", "minimum": 1, "maximum": 1000}) for name in ("page", "per_page")
 )
 _TEXT: Schema = {"type": "string"}
-
-
-class _NameConvertor(PathConvertor):
-    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
-
-    regex = r"[\s\S]*"
-
-
-register_url_convertor("name", _NameConvertor())
 
 
 def _run(parser: RequestParser) -> MakeApp:
@@ -106,8 +100,9 @@ _WORKERS_AI_ROUTES = (
         endpoint=_run(RestParser()),
         methods=("POST",),
         summary="Run a model",
-        request_schema=lambda inputs: inputs.run,
+        request_schema=lambda inputs: with_batches(inputs.run),
         reply_schema=RUN_ENVELOPE,
+        parameters=(query("queueRequest", {"type": "boolean"}),),
     ),
     RouteSpec(
         label="run",
@@ -118,7 +113,10 @@ _WORKERS_AI_ROUTES = (
         request_schema=lambda inputs: inputs.generic,
         reply_schema=RUN_ENVELOPE,
     ),
-    _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
+    replace(
+        _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
+        reply_schema=MODELS_REPLY,
+    ),
     _search("tasks/search", search_tasks, "Tasks"),
     _search("authors/search", search_authors, "Authors"),
     RouteSpec(
@@ -160,6 +158,23 @@ def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
             summary="Continue a text",
             request_schema=lambda inputs: inputs.completion,
             reply_schema=OPENAI_REPLY,
+        ),
+        RouteSpec(
+            label="responses",
+            path=f"{base}/responses",
+            endpoint=_run(ResponsesParser()),
+            methods=("POST",),
+            errors=ResponsesErrors(),
+            summary="Respond",
+            request_schema=lambda inputs: inputs.responses,
+            reply_schema=RESPONSE,
+        ),
+        RouteSpec(
+            label=OTHER_ROUTE,
+            path=f"{base}/responses/{{response:path}}",
+            endpoint=as_asgi(not_stored),
+            methods=("GET", "DELETE", "POST"),
+            errors=ResponsesErrors(),
         ),
         _openai_list(f"{base}/models", openai_models, "Models"),
         _openai_list(f"{base}/models/{{model:name}}", openai_model, "One model"),
@@ -206,7 +221,15 @@ ROUTES: tuple[RouteSpec, ...] = (
         label="binding",
         path="/",
         endpoint=lambda services: miniflare_app(services, BINDING_ROUTES),
-        methods=("POST", "PATCH"),
+        methods=("POST",),
+    ),
+    # Without miniflare's header, GET / is the playground.
+    RouteSpec(
+        label="binding",
+        path="/",
+        endpoint=lambda services: miniflare_app(services, BINDING_ROUTES),
+        methods=("GET", "PATCH"),
+        needs_header=MINIFLARE_URL,
     ),
     # OpenAI's routes: within Cloudflare's API, and at the path that OpenAI's clients use by default.
     *(replace(spec, ignores_slashes=True) for spec in (*_openai_routes(f"{_ACCOUNT}/ai/v1"), *_OPENAI_ROUTES)),

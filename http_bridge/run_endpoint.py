@@ -24,6 +24,7 @@ from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, Req
 from http_bridge.api.collected import Incomplete, all_collected, collected
 from http_bridge.api.openai.choices import Choices, total
 from http_bridge.api.reply_writer import JSON, ErrorWriter
+from http_bridge.api.upstream_models import with_names
 from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER
 from http_bridge.errors import ApiError, internal_error
@@ -33,7 +34,7 @@ from http_bridge.http_server.stream_comments import stream_comments
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.bodies.reader import BodyReader
-from http_bridge.protocol.grpc_errors import request_timeout, rpc_api_error, unknown_model
+from http_bridge.protocol.grpc_errors import request_timeout, rpc_api_error
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import SESSION_KEY, Upstream
 from http_bridge.upstream.merged import merged
@@ -83,6 +84,7 @@ class RunEndpoint:
 
     async def _answer(self, exchange: "_Exchange", data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
+        job: RunJob | DirectJob | None = None
         try:
             incoming = exchange.incoming(data, self._settings, self._bodies)
             job = await self._parse(incoming, upstream)
@@ -105,7 +107,11 @@ class RunEndpoint:
                 else:
                     await exchange.reply(job, replies)
         except Exception as error:
-            await exchange.refuse(await _with_names(exchange.explain(error), exchange.model, upstream))
+            refusal = await with_names(exchange.explain(error), exchange.model, upstream)
+            if isinstance(job, RunJob) and job.stream and job.writer.streams_refusal(refusal):
+                await exchange.stream(job, [_failing(refusal)], 0)
+            else:
+                await exchange.refuse(refusal)
 
     @asynccontextmanager
     async def _run(
@@ -240,14 +246,17 @@ class _Exchange:
 
     async def _send_deltas(self, job: RunJob, events: AsyncIterator[RunResponse]) -> Completed:
         # This loop, and everything that it calls, runs for every token of every stream.
-        writer, is_plain = job.writer, job.is_plain
+        writer, is_plain = job.writer, False
         completed: Completed | None = None
         async for event in events:
-            if is_plain and (text := event.delta.text) and not event.delta.reasoning:
+            delta = event.delta
+            if is_plain and (text := delta.text):
                 await self._send(_chunk(writer.text(text)))
             elif event.HasField("delta"):
-                if data := writer.delta(event.delta):
+                if data := writer.delta(delta):
                     await self._send(_chunk(data))
+                # Thoughts precede all text. After a delta with text alone, no delta of this job has anything else.
+                is_plain = job.is_plain and bool(delta.text) and not delta.reasoning
             elif event.HasField("started"):
                 if data := writer.start(event.started):
                     await self._send(_chunk(data))
@@ -282,15 +291,9 @@ class _Exchange:
         return {REQUEST_ID_HEADER: self.request_id, _SECOND_ID_HEADER: self.request_id}
 
 
-async def _with_names(error: ApiError, model: str, upstream: Upstream) -> ApiError:
-    """Return `error`. If the model is unknown, the new error lists the models that there are."""
-    if not error.is_unknown_model:
-        return error
-    try:
-        names = [model.name for model in await upstream.list_models()]
-    except grpc.aio.AioRpcError:
-        return error
-    return unknown_model(model, names)
+async def _failing(error: ApiError) -> AsyncIterator[RunResponse]:
+    raise error
+    yield
 
 
 def _chunk(data: bytes) -> Message:

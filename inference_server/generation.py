@@ -82,20 +82,12 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class GrammarThoughts:
-    """Thoughts before the part of a reply that a grammar constrains. Markers are terms of a Lark grammar."""
-
-    start: str | None  # marker that may begin the reply; None: the prompt has begun the thoughts
-    end: str
-
-
-@dataclass(frozen=True, slots=True)
 class Grammar:
     """Source text of a constraint, for an engine that enforces it in another process."""
 
     kind: Literal["json_schema", "lark"]
     text: str
-    thoughts: GrammarThoughts | None = None  # free text before the constrained text
+    before: str = ""  # Lark rules of which `before` accepts the thoughts that precede the constrained text
 
 
 class Constraint(Protocol):

@@ -90,7 +90,7 @@ SAMPLING_FIELDS = (
         name="max_tokens",
         kind="integer",
         meaning="Upper bound on generated tokens. Larger values are reduced to the model's sequence length.",
-        default="the sequence length; 256 where a REST reply is not streamed",
+        default="the sequence length; 256 where a reply of /ai/run is not streamed",
         grpc=Range(minimum=1),
         rest=Range(minimum=1),
         description="256 by default; in a stream the model's sequence length",

@@ -83,6 +83,10 @@ class ReplyWriter(ABC):
     def error(self, error: ApiError, request_id: str) -> bytes:
         """Return the last event of a stream that failed; `finish` is not called then."""
 
+    def streams_refusal(self, error: ApiError) -> bool:
+        """Return True if the client reads this refusal from a stream, instead of from an HTTP status."""
+        return False
+
 
 def usage_payload(completed: Completed, *, counts_cached: bool) -> JsonObject:
     """Return the token counts of a reply. `counts_cached`: include the number of prompt tokens from the prefix cache."""

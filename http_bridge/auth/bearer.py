@@ -14,7 +14,6 @@ ACCOUNT_KEY = "account"
 
 _ACCOUNT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _MISPLACED = "the path has an API token where the account belongs"
-_OTHER_ACCOUNT = "the token is for another account than the path's"
 _Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -50,8 +49,8 @@ class TokenCheck:
         if granted == EVERY_ACCOUNT:
             return ""
         if account is not None and account != granted:
-            clause = _MISPLACED if self.is_token(account) else _OTHER_ACCOUNT
-            raise ApiError(403, 10000, f"Authentication error: {clause}")
+            hint = f": {_MISPLACED}" if self.is_token(account) else ""
+            raise ApiError(403, 10000, f"Authentication error{hint}")
         return granted
 
     def is_token(self, text: str) -> bool:

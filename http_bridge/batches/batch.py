@@ -25,7 +25,7 @@ class Result:
 
 
 class Work(Protocol):
-    """One valid request of a batch."""
+    """A valid request of a batch."""
 
     @property
     def size(self) -> int:
@@ -45,7 +45,7 @@ class Work(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """One request of a batch.
+    """A request of a batch.
 
     Attributes:
         reference: The client's own id of the request, any JSON value; None if it has none.
@@ -98,7 +98,7 @@ class Batch:
 
     @property
     def status(self) -> BatchStatus:
-        """Whether no request has started, some have, or all have ended."""
+        """The progress: no request has started, some have, or all have ended."""
         if not self.num_open:
             return "finished"
         return "running" if self.is_started else "queued"

@@ -8,6 +8,7 @@ names, types and ranges; OpenAI's API reference for the fields that its routes a
 from typing import Any
 
 from http_bridge.protocol.conversation_schemas import MESSAGE, THINKING, TOOL_CHOICE, optional, tool
+from http_bridge.protocol.responses_schema import responses_schema
 from tailrace_shared.request_fields import (
     MAX_CHOICES,
     MAX_LOGIT_BIAS,
@@ -74,9 +75,18 @@ _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
     "properties": {"include_usage": optional("boolean"), "include_obfuscation": optional("boolean")},
 }
+# bodies/openai_values.py removes these values.
+_UNSET: Schema = {
+    "max_tokens": {"description": "The model's sequence length by default; -1, 0 and null mean unset"},
+    "top_k": {"description": "-1, 0 and null mean unset"},
+    "seed": {"description": "-1 and null mean unset"},
+}
 _OPENAI: Schema = {
     "model": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-    **{field.name: _sampling(field, field.openai) for field in SAMPLING_FIELDS if field.openai is not None},
+    **{
+        field.name: _sampling(field, field.openai or field.rest) | _UNSET.get(field.name, {})
+        for field in SAMPLING_FIELDS
+    },
     "n": _integer(1, MAX_CHOICES, description="Number of replies"),
     "stream_options": _STREAM_OPTIONS,
 }
@@ -92,6 +102,7 @@ class Inputs:
         generic: Body of /ai/run without a model in the path.
         chat: Body of OpenAI's chat completions.
         completion: Body of OpenAI's completions.
+        responses: Body of OpenAI's responses.
     """
 
     def __init__(self, *, max_messages: int, max_schema_depth: int) -> None:
@@ -124,6 +135,7 @@ class Inputs:
         self.generic = _GENERIC
         self.chat = _chat(conversation, openai)
         self.completion = _completion(openai)
+        self.responses = responses_schema(openai, max_messages=max_messages, max_schema_depth=max_schema_depth)
 
 
 def _response_format(max_schema_depth: int) -> Schema:

@@ -15,7 +15,7 @@ from tailrace.v1.inference_pb2 import (
     ToolChoice,
 )
 
-_TOOL_CHOICES = {
+TOOL_CHOICES = {
     "auto": ToolChoice.TOOL_CHOICE_AUTO,
     "none": ToolChoice.TOOL_CHOICE_NONE,
     "required": ToolChoice.TOOL_CHOICE_REQUIRED,
@@ -69,7 +69,7 @@ def _chat(body: RunBody) -> Chat:
     return Chat(
         turns=[_turn(turn) for turn in turns],
         tools=[Tool(name=tool.name, description=tool.description, parameters=tool.parameters) for tool in body.tools],
-        tool_choice=_TOOL_CHOICES[body.tool_choice],
+        tool_choice=TOOL_CHOICES[body.tool_choice],
         tool_name=body.tool_name,
         allowed_tools=body.allowed_tools,
         parallel_tool_calls=body.parallel_tool_calls,

@@ -22,8 +22,11 @@ from inference_server.generation import (
 from inference_server.grpc_api.status import duration
 from inference_server.grpc_api.validation import seconds
 from inference_server.text import tool_formats
+from inference_server.text.chat.arguments import parsed
+from inference_server.text.chat.prompts import ChatOptions, ThoughtState
+from inference_server.text.chat.turns import Turn
 from inference_server.text.grammar import GrammarError
-from inference_server.text.prompt_encoder import Turn
+from inference_server.text.prompt_encoder import Prompt
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_formats import Tool
 from tailrace.v1 import inference_pb2 as pb
@@ -46,8 +49,8 @@ _MAX_UNKNOWN = 16  # longest list of unknown tokens in an error
 _MAX_DRAWN_SEED = 9_999_999_999
 
 
-def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> list[int]:
-    """Return the token ids of the prompt.
+def encoded_prompt(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> Prompt:
+    """Return the token ids of the prompt, and the state of the thoughts at its end.
 
     Tokenising a megabyte of text takes about a second, so this must not run on the event loop.
 
@@ -55,25 +58,36 @@ def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedMod
         InvalidField: The prompt has no tokens, or the model lacks one of them.
     """
     if request.WhichOneof("input") == "text":
-        token_ids = model.prompts.encode_text(request.text)
+        prompt = Prompt(model.prompts.encode_text(request.text), "none")
     else:
-        token_ids = model.prompts.encode_chat([_turn(turn) for turn in request.chat.turns], shown_tools(request.chat))
+        turns = [_turn(turn) for turn in request.chat.turns]
+        prompt = model.prompts.encode_conversation(turns, shown_tools(request.chat), _options(request.chat))
+    token_ids = prompt.token_ids
     if not token_ids:
         raise InvalidField(FieldViolation("input", "must give a prompt with at least one token"))
     if max(token_ids) >= model.engine.vocab_size:
         raise InvalidField(FieldViolation("input", "contains a token that is in the tokenizer but not in the model"))
-    return token_ids
+    return prompt
+
+
+def _options(chat: pb.Chat) -> ChatOptions:
+    return ChatOptions(
+        arguments=parsed(chat.template_arguments),
+        effort=chat.reasoning_effort,
+        continue_final_turn=chat.continue_final_turn,
+        omit_generation_prompt=chat.omit_generation_prompt,
+    )
 
 
 def generation_request(
-    request: pb.RunRequest, request_id: str, prompt: list[int], model: "HostedModel"
+    request: pb.RunRequest, request_id: str, prompt: Prompt, model: "HostedModel"
 ) -> GenerationRequest:
     """Return a request for the engine, with the model's limits applied.
 
     Args:
         request: A request that has passed validation.check.
         request_id: Id for logs, traces and the reply.
-        prompt: Token ids of its prompt.
+        prompt: Its prompt.
         model: The requested model.
 
     Raises:
@@ -83,19 +97,20 @@ def generation_request(
     """
     sampling = request.sampling
     wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
-    model.check_length(len(prompt), wanted if request.max_tokens_must_fit else None)
+    num_tokens = len(prompt.token_ids)
+    model.check_length(num_tokens, wanted if request.max_tokens_must_fit else None)
     return GenerationRequest(
         request_id=request_id,
-        prompt_ids=prompt,
+        prompt_ids=prompt.token_ids,
         sampling=_sampling_params(request, model.engine.vocab_size),
-        max_tokens=model.max_tokens(len(prompt), wanted),
+        max_tokens=model.max_tokens(num_tokens, wanted),
         stop=tuple(sampling.stop),
-        continues_prompt=request.WhichOneof("input") == "text",
+        continues_prompt=request.WhichOneof("input") == "text" or request.chat.continue_final_turn,
         time_limit_seconds=seconds(request) if request.HasField("time_limit") else None,
         account=request.account,
         reject_if_busy=request.reject_if_busy,
         is_batch=request.priority == pb.PRIORITY_BATCH,
-        constraint=_constraint(request, model),
+        constraint=_constraint(request, model, prompt.thoughts),
     )
 
 
@@ -113,10 +128,16 @@ def shown_tools(chat: pb.Chat) -> list[Tool]:
 
 def _turn(turn: pb.ChatTurn) -> Turn:
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls)
-    return Turn(turn.role, turn.content, calls, turn.tool_call_id, turn.name)
+    return Turn(turn.role, turn.content, calls, turn.tool_call_id, turn.name, turn.reasoning)
 
 
-def _constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | None:
+def _constraint(request: pb.RunRequest, model: "HostedModel", thoughts: ThoughtState) -> Constraint | None:
+    """Return the constraint of the reply, if any. It applies after the thoughts. Raises InvalidField."""
+    constraint = _reply_constraint(request, model)
+    return None if constraint is None else model.constrain(constraint, thoughts)
+
+
+def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | None:
     """Return the grammar that the reply must follow, if any. Raises InvalidField if it cannot be enforced."""
     field = "response_format.json_schema"
     try:
@@ -179,6 +200,8 @@ def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes:
             delta = response.delta
             delta.text = event.text
             delta.tokens = event.num_tokens
+            if event.reasoning:
+                delta.reasoning = event.reasoning
             if event.tool_calls:
                 delta.tool_calls.extend(
                     pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in event.tool_calls
@@ -199,6 +222,7 @@ def _completed(event: Completed) -> pb.Completed:
             prompt_tokens=event.usage.prompt_tokens,
             completion_tokens=event.usage.completion_tokens,
             cached_tokens=event.usage.cached_tokens,
+            reasoning_tokens=event.usage.reasoning_tokens,
         ),
         timings=pb.Timings(
             queue=duration(event.timings.queue),
@@ -227,5 +251,6 @@ def model_info(model: "HostedModel") -> pb.Model:
         window=model.window,
         tool_format=model.tool_format,
         stands_in=model.entry.stands_in,
+        has_reasoning=model.thoughts is not None,
         reply_shape=model.entry.shape,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_server.errors import FieldViolation, InvalidField
+from inference_server.text.chat.arguments import EFFORTS, is_reserved
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import (
     MAX_BIAS,
@@ -21,6 +22,7 @@ from tailrace_shared.request_fields import (
 )
 
 _MAX_SCHEMA_BYTES = 2**20
+_MAX_ARGUMENTS_LENGTH = 2**16
 # Longest list of violations in an error. A status is sent in a header, and a request may have a million invalid turns.
 _MAX_VIOLATIONS = 16
 
@@ -99,7 +101,24 @@ def _turn_violations(chat: pb.Chat, limits: Limits) -> list[FieldViolation]:
     for index, turn in enumerate(chat.turns):
         if turn.tool_calls or turn.tool_call_id or turn.name:
             violations += _call_violations(turn, f"chat.turns[{index}]")
-    return [*violations, *_tool_violations(chat, limits)]
+    return [*violations, *_tool_violations(chat, limits), *_template_violations(chat, limits)]
+
+
+def _template_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
+    path = "chat.template_arguments"
+    if len(chat.template_arguments) > _MAX_ARGUMENTS_LENGTH:
+        yield FieldViolation(path, f"must have at most {_MAX_ARGUMENTS_LENGTH} characters")
+    elif chat.template_arguments and not _is_object(chat.template_arguments):
+        yield FieldViolation(path, "must be a JSON object")
+    elif _is_too_deep(chat.template_arguments, limits.max_schema_depth):
+        yield FieldViolation(path, f"must be nested at most {limits.max_schema_depth} deep")
+    elif chat.template_arguments:
+        for name in filter(is_reserved, json.loads(chat.template_arguments)):
+            yield FieldViolation(path, f"must not set {name[:MAX_NAME_LENGTH]!r}, which is not a variable for clients")
+    if chat.reasoning_effort and chat.reasoning_effort not in EFFORTS:
+        yield FieldViolation("chat.reasoning_effort", f"must be one of {', '.join(EFFORTS)}")
+    if chat.continue_final_turn and chat.omit_generation_prompt:
+        yield FieldViolation("chat.omit_generation_prompt", "must not be combined with continue_final_turn")
 
 
 def _call_violations(turn: pb.ChatTurn, path: str) -> Iterator[FieldViolation]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from inference_server.precision import Precision
 from inference_server.serving.engine_factory import EngineName
+from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
 from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
@@ -37,6 +38,7 @@ class CatalogEntry:
         chat_template: Jinja source of the chat template; None: the model's own template.
         stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
+        reasoning_format: Format of thoughts; "none": it writes none; None: the one that the chat template contains.
         shape: Form of the model's REST replies.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
@@ -51,6 +53,7 @@ class CatalogEntry:
     chat_template: str | None
     stands_in: bool
     tool_format: ToolFormat | None = None
+    reasoning_format: FormatName | Literal["none"] | None = None
     shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -124,6 +127,7 @@ class _ModelTable(_Table):
     chat_template: str | None = None
     stands_in: bool = False
     tool_format: ToolFormat | None = None
+    reasoning_format: FormatName | Literal["none"] | None = None
     shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: dict[str, JsonValue] | None = None
@@ -153,6 +157,7 @@ class _ModelTable(_Table):
             chat_template=template,
             stands_in=self.stands_in,
             tool_format=self.tool_format,
+            reasoning_format=self.reasoning_format,
             shape=self.shape,
             engine=self.engine,
             vllm=self.vllm or {},

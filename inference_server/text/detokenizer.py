@@ -145,7 +145,10 @@ def overlap(text: str, stop: str) -> int:
 
     `text` must not contain the whole of `stop`.
     """
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
+    # This runs for every token of a reply with stop strings or thoughts. Most texts have no character to begin with.
+    position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while position >= 0:
+        if stop.startswith(text[position:]):
+            return len(text) - position
+        position = text.find(stop[0], position + 1)
     return 0

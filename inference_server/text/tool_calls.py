@@ -35,9 +35,11 @@ async def with_tool_calls(
     parser = CallParser(tool_format, names, random.Random(seed))  # noqa: S311 (repeatable, not a secret)
     async for event in events:
         match event:
+            case Delta(text="", reasoning=reasoning) if reasoning:
+                yield event
             case Delta():
                 text, calls = parser.push(event.text)
-                if text or calls or event.logprobs or event.num_tokens:
+                if text or calls or event.logprobs or event.num_tokens or event.reasoning:
                     yield replace(event, text=text, tool_calls=calls)
             case Completed():
                 text, calls = parser.finish()

@@ -53,8 +53,7 @@ async def test_a_hostile_host_header_opens_no_route(start_bridge, servicer, host
 
 
 @pytest.mark.parametrize(
-    "target",
-    [b"http://x/readyz?", b"http:///client", b"//healthz/../client/v4/user/tokens/verify", b"/healthz/..;/run"],
+    "target", [b"http:///client", b"//healthz/../client/v4/user/tokens/verify", b"/healthz/..;/run"]
 )
 async def test_a_hostile_target_opens_no_route(start_bridge, servicer, target):
     bridge = await start_bridge(api_tokens=("secret",))

@@ -1,4 +1,4 @@
-"""What a Worker finds behind env.AI.gateway(id), toMarkdown and autorag: addresses, and one clear error for the rest.
+"""Answers a Worker's env.AI.gateway(id), toMarkdown and autorag: addresses, and one clear error for the rest.
 
 The runs of a gateway are in gateway_endpoint.py. The Workers runtime turns each error into an exception of its own class:
 AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError or AiInternalError.
@@ -91,9 +91,10 @@ async def no_websocket(request: Request) -> Response:
     """Refuse a run over a WebSocket: 400/5006. The Worker receives this response instead of a socket.
 
     Raises:
-        HTTPException: 405 for a request without `Upgrade`.
+        HTTPException: 405 for another GET.
     """
-    if "upgrade" not in request.headers:
+    # miniflare does not pass `Upgrade` on. In such a request the query has the inputs.
+    if "upgrade" not in request.headers and "body" not in request.query_params:
         raise HTTPException(405)
     raise ApiError(
         400, 5006, "Bad input: Error: the option 'websocket' is for audio models: use stream for a reply in pieces"

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_MINIFLARE_URL = b"mf-url"
+MINIFLARE_URL = "mf-url"
 _MINIFLARE_PREFIX = b"mf-header-"
 _FORWARDED = b"x-forwarded"
 _RUN_URL = "http://workers-binding.ai/run"
@@ -69,7 +69,7 @@ class Miniflare:
         self._other = other
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        url = Headers(scope=scope).get(_MINIFLARE_URL.decode())
+        url = Headers(scope=scope).get(MINIFLARE_URL)
         if url is None:
             await self._other(scope, receive, send)
             return

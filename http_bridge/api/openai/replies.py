@@ -135,7 +135,7 @@ class ChatWriter(OpenAiWriter):
         return {
             "index": self._index,
             "message": message,
-            "logprobs": {"content": [_logprob(item) for item in reply.logprobs]} if reply.logprobs else None,
+            "logprobs": {"content": [logprob_payload(item) for item in reply.logprobs]} if reply.logprobs else None,
             "finish_reason": _FINISH_REASONS[reply.completed.finish_reason],
         }
 
@@ -149,12 +149,13 @@ class ChatWriter(OpenAiWriter):
 
     def delta(self, delta: Delta) -> bytes:
         """Return one chunk with thoughts, text, tool calls and log probabilities, or nothing for an empty delta."""
-        has_more = delta.text or delta.logprobs or delta.tool_calls
-        if delta.reasoning and not has_more:
-            return self._thought(delta.reasoning)
-        content: JsonObject = {"content": delta.text} if delta.text or delta.logprobs else {}
-        if delta.reasoning and not self._hides_reasoning:
-            content.update(_thought(delta.reasoning))
+        text, reasoning = delta.text, delta.reasoning
+        if not delta.logprobs and not delta.tool_calls and not (text and reasoning):
+            # The class's own method, because a subclass may add something to the result of either method.
+            return ChatWriter.text(self, text) if text else self._thought(reasoning)
+        content: JsonObject = {"content": text} if text or delta.logprobs else {}
+        if reasoning and not self._hides_reasoning:
+            content.update(_thought(reasoning))
         if delta.tool_calls:
             content["tool_calls"] = [
                 {"index": self._num_calls + offset, **_call(call)} for offset, call in enumerate(delta.tool_calls)
@@ -162,7 +163,7 @@ class ChatWriter(OpenAiWriter):
             self._num_calls += len(delta.tool_calls)
         if not content:
             return b""
-        logprobs = {"content": [_logprob(item) for item in delta.logprobs]} if delta.logprobs else None
+        logprobs = {"content": [logprob_payload(item) for item in delta.logprobs]} if delta.logprobs else None
         return self._chunk(content, logprobs=logprobs)
 
     def end_choice(self, completed: Completed, *, has_usage: bool) -> bytes:
@@ -172,7 +173,7 @@ class ChatWriter(OpenAiWriter):
 
     def _thought(self, text: str) -> bytes:
         """Return one chunk with thoughts. Prepared as in `text`, because a model may think for thousands of tokens."""
-        if self._hides_reasoning:
+        if self._hides_reasoning or not text:
             return b""
         thought = sse.literal(text)
         return f'{self._before_thought}{thought},"reasoning":{thought}{self._after}'.encode()
@@ -267,7 +268,8 @@ def _call(call: ToolCall) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _logprob(item: TokenLogprob) -> JsonObject:
+def logprob_payload(item: TokenLogprob) -> JsonObject:
+    """Return a token's log probability, and its alternatives', as OpenAI writes them."""
     return {**_candidate(item.token), "top_logprobs": [_candidate(top) for top in item.top]}
 
 

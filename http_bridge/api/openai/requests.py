@@ -6,6 +6,7 @@ from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skip
 from http_bridge.api.openai.choices import Choices, copies
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.replies import ChatWriter, CompletionWriter, OpenAiWriter, UsagePlace
+from http_bridge.api.strict_writer import strict
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
 
@@ -66,4 +67,4 @@ def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[
     if body.num_choices > 1:
         writers = tuple(writer(index) for index in range(body.num_choices))
         choices = Choices(copies(request, body.num_choices), writers)
-    return RunJob(request, writer(0), body.stream, choices, skipped_notice(body))
+    return RunJob(request, strict(writer(0), body, profile), body.stream, choices, skipped_notice(body))

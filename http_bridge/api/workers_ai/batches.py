@@ -8,6 +8,7 @@ Request                                        Answer
 """
 
 import asyncio
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from typing import Any
 import grpc
 
 from http_bridge.api.base import DirectJob, RunJob
-from http_bridge.api.collected import collected
+from http_bridge.api.collected import all_collected
+from http_bridge.api.openai.choices import total
 from http_bridge.api.reply_writer import JsonObject, error_message
 from http_bridge.batches.batch import Batch, Request, Result
 from http_bridge.batches.queue import BatchQueue
@@ -101,7 +103,8 @@ class SubmitJob(DirectJob):
             job = self.parse_one({**document, "stream": False}, str(uuid.uuid4()))
         except ApiError as error:
             return Request(reference, None, error)
-        job.request.priority = Priority.PRIORITY_BATCH
+        for request in job.requests:
+            request.priority = Priority.PRIORITY_BATCH
         return Request(reference, RunWork(job, upstream))
 
 
@@ -141,18 +144,24 @@ class RunWork:
     @property
     def size(self) -> int:
         """The size of the gRPC request in bytes."""
-        return self.job.request.ByteSize()
+        return sum(request.ByteSize() for request in self.job.requests)
 
     async def run(self, request_id: str, timeout_seconds: float) -> Result:
-        """Run the request. Raises ApiError if it fails."""
+        """Run the request, for each of its choices. Raises ApiError if it fails."""
         try:
-            run = self.upstream.run(self.job.request, request_id=request_id, timeout_seconds=timeout_seconds)
-            async with run as events:
-                reply = await collected(events)
+            async with contextlib.AsyncExitStack() as calls:
+                events = []
+                for index, request in enumerate(self.job.requests):
+                    name = f"{request_id}-{index}" if index else request_id
+                    run = self.upstream.run(request, request_id=name, timeout_seconds=timeout_seconds)
+                    events.append(await calls.enter_async_context(run))
+                replies = await all_collected(events)
         except grpc.aio.AioRpcError as error:
             raise rpc_api_error(error, model=self.job.request.model) from error
-        usage = reply.completed.usage
-        return Result(self.job.writer.complete(reply), usage.prompt_tokens, usage.completion_tokens)
+        choices = self.job.choices
+        body = self.job.writer.complete(replies[0]) if choices is None else choices.complete(replies)
+        usage = total([reply.completed for reply in replies]).usage
+        return Result(body, usage.prompt_tokens, usage.completion_tokens)
 
 
 def _status(batch: Batch, status: str) -> bytes:

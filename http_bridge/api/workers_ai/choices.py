@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from http_bridge.api.openai.replies import ChatWriter
-from http_bridge.api.reply_writer import CompleteReply, padding, usage_payload
-from http_bridge.api.workers_ai.replies import error_event
+from http_bridge.api.reply_writer import JsonObject, padding
+from http_bridge.api.workers_ai.replies import error_event, run_usage
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from http_bridge.protocol.profiles import Profile
@@ -25,6 +25,8 @@ class ChoicesWriter(ChatWriter):
         model: str,
         has_padding: bool,
         includes_usage: bool,
+        hides_reasoning: bool,
+        index: int = 0,
     ) -> None:
         """Set the reply format.
 
@@ -35,15 +37,23 @@ class ChoicesWriter(ChatWriter):
             model: Name of the model as the client wrote it.
             has_padding: Whether the settings enable padding in streams.
             includes_usage: Whether a stream has OpenAI's chunk with the usage too.
+            hides_reasoning: Whether the model's thoughts are left out.
+            index: Place of this choice among the choices of the reply.
         """
-        super().__init__(request_id=request_id, model=model, usage="own_chunk" if includes_usage else "nowhere")
+        super().__init__(
+            request_id=request_id,
+            model=model,
+            usage="own_chunk" if includes_usage else "nowhere",
+            index=index,
+            hides_reasoning=hides_reasoning or not profile.has_reasoning,
+        )
         self._profile = profile
         self._wrap = wrap
         self._has_padding = has_padding or profile.has_padding
 
-    def complete(self, reply: CompleteReply) -> bytes:
+    def answer(self, choices: list[JsonObject], completed: Completed) -> bytes:
         """Return the `chat.completion` object in its envelope."""
-        return self._wrap(super().complete(reply))
+        return self._wrap(super().answer(choices, completed))
 
     def start(self, started: Started) -> bytes:
         """Return the chunk with the role."""
@@ -57,12 +67,12 @@ class ChoicesWriter(ChatWriter):
         """Return the chunks of a delta, or nothing for an empty one."""
         return self._padded(super().delta(delta))
 
-    def finish(self, completed: Completed) -> bytes:
-        """Return OpenAI's last chunks, the event with the usage, if the profile has one, and the end of the stream."""
-        data = super().finish(completed)
+    def end(self, completed: Completed) -> bytes:
+        """Return OpenAI's chunk with the usage, Workers AI's event with it, as far as there are any, and the end."""
+        data = super().end(completed)
         if not self._profile.has_usage:
             return data
-        usage = usage_payload(completed, counts_cached=True)
+        usage = run_usage(completed, counts_cached=True)
         return data.removesuffix(sse.DONE) + sse.event({"response": "", "usage": usage}) + sse.DONE
 
     def error(self, error: ApiError, request_id: str) -> bytes:

@@ -16,8 +16,8 @@ from http_bridge.api.upstream_models import author, list_models
 from http_bridge.api.workers_ai.marketplace import openrouter_entry
 from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.errors import ApiError
-from http_bridge.protocol.reply_schemas import RUN_OUTPUT
-from http_bridge.protocol.schemas import Inputs
+from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RUN_OUTPUT
+from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.protocol.validation import bad_input
 from tailrace.v1.inference_pb2 import Model, Task
 
@@ -49,6 +49,7 @@ _REASONING_EFFORT = {
     "normalizes_to": {"minimal": "low", "xhigh": "high"},
 }
 _OPENROUTER = "openrouter"
+_PROMPT: Schema = {"type": "string", "minLength": 1}
 _STARTED = time.time()
 
 
@@ -78,16 +79,21 @@ class ModelSchema:
     """GET …/ai/models/schema?model=: return the JSON Schemas of input and output."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self._schema = {"input": inputs.run, "output": RUN_OUTPUT}
+        self._inputs = inputs
 
     async def __call__(self, request: Request) -> Response:
-        """Answer with the schemas, which are the same for every model. Raises ApiError 400/5007 for an unknown model."""
+        """Answer with the schemas, which the model's shape determines. Raises ApiError 400/5007 for an unknown model."""
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")
-        if name not in [model.name for model in await list_models(request)]:
+        model = next((model for model in await list_models(request) if model.name == name), None)
+        if model is None:
             raise ApiError(400, 5007, f"No such model {name} or task")
-        return JSONResponse(envelope(self._schema))
+        if model.reply_shape == "choices":
+            schema = {"input": _choices_input(self._inputs), "output": CHOICES_OUTPUT}
+        else:
+            schema = {"input": self._inputs.run, "output": RUN_OUTPUT}
+        return JSONResponse(envelope(schema))
 
 
 async def search_tasks(request: Request) -> Response:
@@ -100,6 +106,20 @@ async def search_authors(request: Request) -> Response:
     """GET …/ai/authors/search: list the authors of the models in alphabetical order."""
     authors = sorted({author(model.name) for model in await list_models(request)})
     return _page([{"id": name, "name": name} for name in authors], request.query_params)
+
+
+def _choices_input(inputs: Inputs) -> Schema:
+    """Return OpenAI's schema, without the model, which the path names; a prompt is an alternative to the messages."""
+    chat = inputs.chat
+    fields = {name: schema for name, schema in chat["properties"].items() if name != "model"}
+    prompt = {**{name: schema for name, schema in fields.items() if name != "messages"}, "prompt": _PROMPT}
+    return {
+        "type": "object",
+        "anyOf": [
+            {"title": "Prompt", "type": "object", "properties": prompt, "required": ["prompt"]},
+            {"title": "Messages", "type": "object", "properties": fields, "required": ["messages"]},
+        ],
+    }
 
 
 def _search_entry(model: Model) -> _Entry:

@@ -82,7 +82,14 @@ class WorkersAiWriter(ReplyWriter):
     """Writes `{"response": …}`, complete or in events."""
 
     def __init__(
-        self, profile: Profile, wrap: Callable[[object], bytes], *, has_padding: bool, is_json: bool, has_tools: bool
+        self,
+        profile: Profile,
+        wrap: Callable[[object], bytes],
+        *,
+        has_padding: bool,
+        is_json: bool,
+        has_tools: bool,
+        hides_reasoning: bool = False,
     ) -> None:
         """Set the reply format.
 
@@ -92,12 +99,14 @@ class WorkersAiWriter(ReplyWriter):
             has_padding: Whether the settings enable padding in streams.
             is_json: Whether the reply's text is a JSON document and is written as one.
             has_tools: Whether the reply always has the field `tool_calls`, even if it is empty.
+            hides_reasoning: Whether the model's thoughts are left out.
         """
         self._profile = profile
         self._wrap = wrap
         self._has_padding = has_padding or profile.has_padding
         self._is_json = is_json
         self._has_tools = has_tools
+        self._has_reasoning = profile.has_reasoning and not hides_reasoning
 
     def complete(self, reply: CompleteReply) -> bytes:
         """Return the reply as one object.
@@ -108,7 +117,7 @@ class WorkersAiWriter(ReplyWriter):
         is_call = bool(reply.tool_calls) and not reply.text
         response: object = _document(reply.text) if self._is_json and not is_call else reply.text
         result: JsonObject = {"response": None if is_call else response}
-        if reply.reasoning and self._profile.has_reasoning:
+        if reply.reasoning and self._has_reasoning:
             result["reasoning_content"] = reply.reasoning
         if self._has_tools:
             result["tool_calls"] = [_classic(call) for call in reply.tool_calls]
@@ -123,7 +132,7 @@ class WorkersAiWriter(ReplyWriter):
     def delta(self, delta: Delta) -> bytes:
         """Return an event each for thoughts, text and tool calls, as far as the delta has them."""
         data = b""
-        if delta.reasoning and self._profile.has_reasoning:
+        if delta.reasoning and self._has_reasoning:
             data = sse.event({"response": "", "reasoning_content": delta.reasoning})
         if delta.text:
             data += self.text(delta.text)
@@ -142,13 +151,21 @@ class WorkersAiWriter(ReplyWriter):
         return error_event(error, request_id)
 
     def _usage(self, completed: Completed) -> JsonObject:
-        return usage_payload(completed, counts_cached=self._profile.counts_cached)
+        return run_usage(completed, counts_cached=self._profile.counts_cached)
 
 
 def error_event(error: ApiError, request_id: str) -> bytes:
     """Return an event with the error. Its empty `response` adds nothing to a page that appends every response."""
     entry = {"code": error.code, "message": error_message(error, request_id)}
     return sse.event({"response": "", "errors": [entry], "success": False})
+
+
+def run_usage(completed: Completed, *, counts_cached: bool) -> JsonObject:
+    """Return the token counts of a reply, with those of its thoughts if it has any."""
+    payload = usage_payload(completed, counts_cached=counts_cached)
+    if completed.usage.reasoning_tokens:
+        payload["completion_tokens_details"] = {"reasoning_tokens": completed.usage.reasoning_tokens}
+    return payload
 
 
 def _document(text: str) -> object:

@@ -1,6 +1,7 @@
 """Parses the requests of /ai/run/{model} and /ai/run, Workers AI's REST API."""
 
 from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, check_model_name
+from http_bridge.api.responses.requests import is_responses_body
 from http_bridge.api.workers_ai.replies import RestErrors
 from http_bridge.api.workers_ai.shapes import ENVELOPED, model_job
 
@@ -30,5 +31,9 @@ class GenericParser:
 
     def parse(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
-        model, document = incoming.bodies.generic(incoming.document())
+        document = incoming.document()
+        if is_responses_body(document) and isinstance(document.get("model"), str):
+            model = document["model"]
+        else:
+            model, document = incoming.bodies.generic(document)
         return model_job(incoming, document, check_model_name(model), ENVELOPED)

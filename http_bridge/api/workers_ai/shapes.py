@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, skipped_notice
+from http_bridge.api.openai.choices import Choices, copies
+from http_bridge.api.responses.requests import is_responses_body, responses_job, responses_writer
 from http_bridge.api.strict_writer import strict
 from http_bridge.api.workers_ai.batches import batch_job, is_batch
 from http_bridge.api.workers_ai.choices import ChoicesWriter
@@ -16,6 +18,7 @@ from http_bridge.protocol.validation import zipped
 
 _Document = dict[str, Any]
 _CHOICES = "choices"
+_RESPONSES = "responses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,13 @@ def model_job(incoming: IncomingRequest, document: _Document, model: str, form: 
 
 
 def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
+    if is_responses_body(document):
+        return responses_job(incoming, document, wrap=form.wrap, model=model)
     description = incoming.describe(model)
-    if description is not None and description.reply_shape == _CHOICES:
+    shape = "" if description is None else description.reply_shape
+    if shape == _RESPONSES:
+        return _responses_job(incoming, document, model, form)
+    if shape == _CHOICES:
         return _choices_job(incoming, document, model, form)
     profile = incoming.profile
     body = incoming.bodies.run(document, model=model)
@@ -77,6 +85,7 @@ def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: R
         has_padding=incoming.has_padding,
         is_json=body.json_schema is not None,
         has_tools=bool(body.tools),
+        hides_reasoning=body.hides_reasoning,
     )
     request = run_request(body, profile, model=model, account=incoming.account)
     return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
@@ -86,14 +95,29 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
     # Like OpenAI's routes, these models have no hidden default of max_tokens.
     profile = incoming.profile.for_openai(is_at_account=True)
     body = _choices_body(incoming, document, model)
-    writer = ChoicesWriter(
-        profile,
-        form.wrap_json,
-        request_id=incoming.request_id,
-        model=model,
-        has_padding=incoming.has_padding,
-        includes_usage=body.includes_usage,
+    writers = tuple(
+        ChoicesWriter(
+            profile,
+            form.wrap_json,
+            request_id=incoming.request_id,
+            model=model,
+            has_padding=incoming.has_padding,
+            includes_usage=body.includes_usage,
+            hides_reasoning=body.hides_reasoning,
+            index=index,
+        )
+        for index in range(body.num_choices)
     )
+    request = run_request(body, profile, model=model, account=incoming.account)
+    choices = Choices(copies(request, len(writers)), writers) if len(writers) > 1 else None
+    return RunJob(request, strict(writers[0], body, profile), body.stream, choices, skipped_notice(body))
+
+
+def _responses_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
+    """Return the job for a model that answers a prompt or messages in the form of the Responses API too."""
+    body = _choices_body(incoming, document, model)
+    profile = incoming.profile.for_openai(is_at_account=True)
+    writer = responses_writer(incoming, {**document, "model": model}, body, wrap=form.wrap)
     request = run_request(body, profile, model=model, account=incoming.account)
     return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
 

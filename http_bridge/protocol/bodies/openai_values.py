@@ -9,7 +9,7 @@ Document = Mapping[str, Any]
 
 # Numbers that mean unset, beside null. OpenAI's own ranges do not contain them, except -1 for a seed.
 _UNSET: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("max_tokens", "max_completion_tokens", "top_k", "n", "best_of"), (-1, 0)),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens", "top_k", "n", "best_of"), (-1, 0)),
     "seed": (-1,),
 }
 _EMPTY_TEXT = {field.name for field in SAMPLING_FIELDS} | set(_UNSET) | {"logit_bias"}

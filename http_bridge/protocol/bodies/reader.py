@@ -13,7 +13,8 @@ from http_bridge.protocol.bodies.messages import continues, message_problems, tu
 from http_bridge.protocol.bodies.openai_values import without_unset
 from http_bridge.protocol.bodies.thinking import thinking_fields, thinking_path
 from http_bridge.protocol.bodies.tools import tool_fields
-from http_bridge.protocol.bodies.unsupported import chat_problems, completion_problems, run_problems
+from http_bridge.protocol.bodies.unsupported import chat_problems, completion_problems, responses_problems, run_problems
+from http_bridge.protocol.responses_schema import RESPONSES_LOGPROBS
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.protocol.validation import Problem, Validator, bad_field, bad_fields, bad_input, first_problems
@@ -44,6 +45,7 @@ class BodyReader:
         self._generic = Validator(inputs.generic)
         self._chat = Validator(inputs.chat)
         self._completion = Validator(inputs.completion)
+        self._responses = Validator(inputs.responses)
 
     def run(self, document: Document, *, model: str) -> RunBody:
         """Return the fields of a body of /ai/run. If it has `messages`, its `prompt` and `raw` are ignored.
@@ -107,6 +109,18 @@ class BodyReader:
             raw=True,
             logprobs=_whole(document.get("logprobs")),
             echoes=document.get("echo") is True,
+        )
+
+    def responses(self, document: Document) -> RunBody:
+        """Return the fields of a body of /responses without its conversation, tools and format."""
+        document = without_unset(document)
+        _validate(self._responses, document, responses_problems(document))
+        common = {**document, "max_tokens": document.get("max_output_tokens"), "response_format": None}
+        wants_logprobs = document.get("top_logprobs") or RESPONSES_LOGPROBS in document.get("include", ())
+        return RunBody(
+            **_common(common),
+            **thinking_fields(document),
+            logprobs=_whole(document.get("top_logprobs") or 0) if wants_logprobs else None,
         )
 
 

@@ -78,6 +78,19 @@ _RUN: Mapping[str, _Field] = {
     "functions": _Field("are embedded functions, which run in the Worker: send tools"),
     "audio": _Field("is sound, and the model reads and writes text only"),
 }
+_NOT_STORED = "because nothing is stored here"
+_RESPONSES: Mapping[str, _Field] = {
+    "store": _Field(f"must be false, {_NOT_STORED}"),
+    "background": _Field(f"must be false, {_NOT_STORED}: stream a long reply"),
+    "previous_response_id": _Field(f"is not supported, {_NOT_STORED}: send the conversation as input"),
+    "conversation": _Field(f"is not supported, {_NOT_STORED}: send the conversation as input"),
+    "prompt": _Field(f"is not supported, {_NOT_STORED}: send instructions and input"),
+    "truncation": _Field(
+        "must be disabled: the client must shorten the conversation", lambda value: value in (None, "disabled")
+    ),
+    "context_management": _Field("is not supported: the client must shorten the conversation"),
+    "moderation": _Field("is not supported: no moderation runs here"),
+}
 
 
 def chat_problems(document: Document, model: str) -> Iterator[Problem]:
@@ -90,6 +103,11 @@ def completion_problems(document: Document, model: str) -> Iterator[Problem]:
     yield from _problems(document, model, {**_COMMON, **_COMPLETION})
     if "best_of" in document and _exceeds(document["best_of"], document.get("n")):
         yield Problem("/best_of", "'/best_of' is not supported: ask for n replies and choose among them")
+
+
+def responses_problems(document: Document) -> Iterator[Problem]:
+    """Yield the problems of a body of responses."""
+    yield from _problems(document, str(document.get("model", "")), {**_COMMON, **_RESPONSES})
 
 
 def run_problems(document: Document, model: str) -> Iterator[Problem]:

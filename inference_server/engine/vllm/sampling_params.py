@@ -7,6 +7,7 @@ min_p and top_k, top_p. docs/vllm.md lists the differences.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -55,9 +56,24 @@ def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[st
 
 def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     """Return the keyword arguments of vLLM's StructuredOutputsParams."""
+    if grammar.before:
+        return {"grammar": _LARK_HEADER + _after_thoughts(grammar)}
     if grammar.kind == "lark":
         return {"grammar": _LARK_HEADER + grammar.text}
-    return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": _JSON_OPTIONS})}
+    return {"json": _limited(grammar.text)}
+
+
+def _after_thoughts(grammar: Grammar) -> str:
+    """Return a Lark grammar that accepts thoughts and then what `grammar` accepts."""
+    if grammar.kind == "lark":
+        reply = re.sub(r"(?m)^start:", "reply:", grammar.text, count=1)
+    else:
+        reply = f"reply: %json {_limited(grammar.text)}"
+    return f"start: before reply\n{grammar.before}\n{reply}"
+
+
+def _limited(schema: str) -> str:
+    return json.dumps({**json.loads(schema), "x-guidance": _JSON_OPTIONS})
 
 
 def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:

@@ -112,7 +112,7 @@ class ChatPrompts:
             # The template has no switch, so the thoughts that it begins are ended here.
             if rendered.rstrip().endswith(self._reasoning.start):
                 rendered += f"\n{self._reasoning.end}\n\n"
-        return rendered
+        return _well_formed(rendered)
 
     def render_answer(self, answer: str) -> str:
         """Return the text of a conversation that ends with this answer of the assistant. Raises like `render`."""
@@ -179,6 +179,15 @@ def _check_final_turn(turn: Turn) -> None:
         raise InvalidField(FieldViolation("chat.continue_final_turn", "needs a last turn with the role assistant"))
     if turn.tool_calls:
         raise InvalidField(FieldViolation("chat.continue_final_turn", "needs a last turn without tool calls"))
+
+
+def _well_formed(text: str) -> str:
+    """Return text without lone surrogates, which JSON can contain and no tokenizer can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _texts(value: Json) -> Iterator[str]:

@@ -26,9 +26,9 @@ class RoleRules:
         needs_user: A conversation of system turns alone is one user turn.
         has_early_system: A later system turn is a user turn.
         merges_users: User turns in a row are merged.
-        merges_assistants: Assistant turns in a row are merged.
-        begins_with_user: An empty user turn precedes an assistant at the beginning.
-        answers_tools: An empty assistant turn separates a tool's result from a user turn.
+        merges_assistants: Assistant turns in a row are merged, unless one of them has tool calls.
+        begins_with_user: An empty user turn precedes an assistant or a tool at the beginning.
+        answers_tools: Turns other than calls and results alternate, if need be with empty ones.
         has_short_ids: Ids of tool calls have exactly 9 letters and digits.
         has_text_arguments: Arguments of tool calls are JSON text, not objects.
     """
@@ -56,7 +56,7 @@ _PROBES: tuple[tuple[str, tuple[Turn, ...], tuple[str, ...]], ...] = (
     ("has_no_system", (_S, _U, _A, _V), ("QZS", "QZU", "QZA", "QZW")),
     ("has_one_system", (_S, _T, _U), ("QZS", "QZT", "QZU")),
     ("needs_user", (_S,), ("QZS",)),
-    ("has_early_system", (_U, _A, _S, _V), ("QZU", "QZA", "QZS", "QZW")),
+    ("has_early_system", (_S, _U, _A, _T, _V), ("QZS", "QZU", "QZA", "QZT", "QZW")),
     ("merges_assistants", (_U, _A, _B, _V), ("QZU", "QZA", "QZB", "QZW")),
     ("begins_with_user", (_A, _U), ("QZA", "QZU")),
 )
@@ -108,18 +108,33 @@ def fitted(turns: Items[Turn], rules: RoleRules) -> list[Turn]:
     found = _system_fitted(list(turns), rules)
     if rules.begins_with_user:
         first = next((i for i, turn in enumerate(found) if turn.role != "system"), None)
-        if first is not None and found[first].role == "assistant":
+        if first is not None and found[first].role in ("assistant", "tool"):
             found.insert(first, Turn("user", ""))
     mergeable = {role for role, has in (("user", rules.merges_users), ("assistant", rules.merges_assistants)) if has}
     joined: list[Turn] = []
     for turn in found:
-        if joined and turn.role in mergeable and joined[-1].role == turn.role:
-            joined[-1] = merged(joined[-1], turn)
+        last = joined[-1] if joined else None
+        has_calls = bool(turn.tool_calls or (last and last.tool_calls))
+        if last and turn.role in mergeable and last.role == turn.role and not has_calls:
+            joined[-1] = merged(last, turn)
             continue
-        if rules.answers_tools and turn.role == "user" and joined and joined[-1].role == "tool":
-            joined.append(Turn("assistant", ""))
         joined.append(turn)
+    if rules.answers_tools:
+        joined = _alternating(joined)
     return with_short_ids(joined) if rules.has_short_ids else joined
+
+
+def _alternating(turns: list[Turn]) -> list[Turn]:
+    """Insert empty turns, so that the turns of users and those of assistants without calls alternate."""
+    found: list[Turn] = []
+    last = ""
+    for turn in turns:
+        if turn.role in ("user", "assistant") and not turn.tool_calls:
+            if turn.role == last:
+                found.append(Turn("assistant" if last == "user" else "user", ""))
+            last = turn.role
+        found.append(turn)
+    return found
 
 
 def _system_fitted(turns: list[Turn], rules: RoleRules) -> list[Turn]:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Set
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_server.generation import Constraint, Grammar, GrammarThoughts
+from inference_server.generation import Constraint, Grammar
 from inference_server.text.detokenizer import overlap
 from inference_server.text.reasoning.formats import ReasoningFormat
 
-_GAPS = (b"\n", b"\n\n")
+# White space that models put between thoughts and reply, and the largest number of such tokens.
+_GAPS = (b" ", b"\n", b"\n\n")
+_MAX_GAPS = 3
 _Mask = NDArray[np.uint8]
 
 
@@ -80,7 +82,7 @@ class ThoughtTokens:
         mask[[token_id for text, token_id in self._start_parts if rest.startswith(text)]] = 1
 
     def add_gaps(self, mask: _Mask) -> None:
-        """Allow line ends, which models put between thoughts and reply."""
+        """Allow white space, which models put between thoughts and reply."""
         mask[self._gap_ids] = 1
 
     def none(self) -> _Mask:
@@ -98,28 +100,28 @@ class ThoughtTokens:
 class ConstraintAfterThoughts:
     """Constraint of one reply with thoughts (implements generation.Constraint)."""
 
-    def __init__(self, inner: Constraint, tokens: ThoughtTokens, *, is_open: bool, terms: GrammarThoughts) -> None:
+    def __init__(self, inner: Constraint, tokens: ThoughtTokens, *, is_open: bool, before: str) -> None:
         """Create a constraint for a new reply.
 
         Args:
             inner: Constraint of the text after the thoughts.
             tokens: Tokens of the model.
             is_open: True if the prompt has begun the thoughts. Otherwise the reply may begin with them.
-            terms: The markers for an engine that enforces the grammar in another process.
+            before: Lark rules of the thoughts, for an engine that enforces the grammar in another process.
         """
         tokens.prepare()
         self._inner = inner
         self._tokens = tokens
         self._tail: bytes | None = b"" if is_open else None  # end of the thoughts so far; None: outside of thoughts
         self._begun: bytes | None = None if is_open else b""  # beginning of the start marker; None: decided
-        self._is_in_gap = False
-        self._terms = terms
+        self._num_gaps = 0  # white space tokens that may still follow
+        self._before = before
 
     @property
     def grammar(self) -> Grammar:
         """Source text of the grammar."""
         inner = self._inner.grammar
-        return Grammar(inner.kind, inner.text, self._terms)
+        return Grammar(inner.kind, inner.text, self._before)
 
     @property
     def is_complete(self) -> bool:
@@ -136,7 +138,7 @@ class ConstraintAfterThoughts:
             mask = self._inner.allowed()
         if self._begun is not None:
             self._tokens.add_starts(mask, self._begun)
-        elif self._is_in_gap:
+        elif self._num_gaps:
             self._tokens.add_gaps(mask)
         return mask
 
@@ -146,17 +148,17 @@ class ConstraintAfterThoughts:
             self._accept_thought(token_id)
         elif self._begun is not None:
             self._accept_beginning(token_id)
-        elif self._is_in_gap and self._tokens.token_text(token_id) in _GAPS and not self._inner.allowed()[token_id]:
-            self._is_in_gap = False
+        elif self._num_gaps and self._tokens.token_text(token_id) in _GAPS and not self._inner.allowed()[token_id]:
+            self._num_gaps -= 1
         else:
-            self._is_in_gap = False
+            self._num_gaps = 0
             self._inner.accept(token_id)
 
     def _accept_thought(self, token_id: int) -> None:
         end = self._tokens.end
         tail = (self._tail or b"") + self._tokens.token_text(token_id)
         if end in tail:
-            self._tail, self._is_in_gap = None, True
+            self._tail, self._num_gaps = None, _MAX_GAPS
         else:
             self._tail = tail[-len(end) :]
 

@@ -1,14 +1,5 @@
 """Formats of thoughts: the markers around the text that a reasoning model writes before its reply.
 
-    think     <think>…</think>: Qwen3, DeepSeek R1 and V3.1, GLM, Kimi K2, SmolLM3, Nemotron and others
-    mistral   [THINK]…[/THINK]: Magistral and later models of Mistral
-    seed      <seed:think>…</seed:think>: Seed-OSS
-    kimi      ◁think▷…◁/think▷: Kimi-VL
-    minimax   <mm:think>…</mm:think>: MiniMax-M3
-    cohere    <|START_THINKING|>…<|END_THINKING|>: Command A Reasoning
-    gemma     <|channel>thought…<channel|>: Gemma 4
-    harmony   messages with channels, <|channel|>analysis<|message|>…<|end|>: gpt-oss
-
 Works on text only. Does not depend on a tokenizer or gRPC.
 """
 
@@ -44,14 +35,17 @@ class ReasoningFormat:
 HARMONY_TOKENS = frozenset(("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>"))
 
 FORMATS: Mapping[FormatName, ReasoningFormat] = {
+    # Qwen3, DeepSeek R1 and V3.1, GLM, Kimi K2, SmolLM3, Nemotron and others.
     "think": ReasoningFormat("<think>", "</think>"),
+    # Magistral and later models of Mistral.
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
+    # Seed-OSS, Kimi-VL, MiniMax-M3, Command A Reasoning, Gemma 4.
     "seed": ReasoningFormat("<seed:think>", "</seed:think>"),
     "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
     "minimax": ReasoningFormat("<mm:think>", "</mm:think>"),
     "cohere": ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>"),
     "gemma": ReasoningFormat("<|channel>thought", "<channel|>"),
-    # The answer begins with the message of the channel `final`.
+    # gpt-oss: replies are messages with channels, and the answer is the one of the channel `final`.
     "harmony": ReasoningFormat("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", has_channels=True),
 }
 

@@ -109,9 +109,9 @@ class MarkerParser:
         if not self._has_thoughts:
             held = held.lstrip()
             # Some models repeat the marker that the prompt ended with.
-            if held.startswith(self._start):
+            while held.startswith(self._start):
                 held = held[len(self._start) :].lstrip()
-            elif self._start.startswith(held):
+            if self._start.startswith(held):
                 self._held = held
                 return "", ""
         position = held.find(self._end)

@@ -43,10 +43,17 @@ class ThoughtfulReplyText:
         text = self._detokenizer.push(token_id)
         if self._is_content:
             return self._stop_strings.push(text)
-        was_thinking = self._parser.phase == "thinking"
-        pieces = self._parser.push(text)
+        parser = self._parser
+        was_thinking = parser.phase == "thinking"
+        pieces = parser.push(text)
+        if was_thinking and parser.phase == "thinking" and not self.changes and len(pieces) < 2:
+            # Almost every token of the thoughts.
+            self.num_reasoning_tokens += 1
+            shown = pieces[0][1] if pieces else ""
+            self._length += len(shown)
+            return shown
         self._count(was_thinking, pieces)
-        self._is_content = self._parser.is_finished
+        self._is_content = parser.is_finished
         return self._joined(pieces)
 
     def finish(self) -> str:

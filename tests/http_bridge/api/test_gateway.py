@@ -1,4 +1,4 @@
-"""What a Worker finds behind env.AI.gateway(id), toMarkdown, autorag and models, in the runtime's own requests."""
+"""A Worker's env.AI.gateway(id), toMarkdown, autorag and models, in the runtime's own requests."""
 
 import asyncio
 import json
@@ -191,6 +191,8 @@ async def test_a_gateways_runs_need_a_token_where_the_rest_interface_does(start_
     bridge = await start_bridge(api_tokens=("secret",))
     urls = [UNIVERSAL, "/ai-gateway/v1/acc/g", f"/ai-gateway/v1/acc/g/workers-ai/{MODEL}"]
     assert [(await universal(bridge, STEP, url=url)).status_code for url in urls] == [400] * 3
+    wrapped = await bridge.client.get("/", headers={"mf-url": "https://workers-binding.ai/ai-api/models/search"})
+    assert (wrapped.status_code, wrapped.json()["errors"][0]["code"]) == (400, 9106)
     assert not servicer.requests
     headers = {"authorization": "Bearer secret"}
     assert [(await universal(bridge, STEP, url=url, headers=headers)).status_code for url in urls[:2]] == [200] * 2
@@ -199,6 +201,10 @@ async def test_a_gateways_runs_need_a_token_where_the_rest_interface_does(start_
 async def test_miniflare_and_wrangler_reach_the_gateway(bridge):
     wrapped = {"mf-url": f"https://workers-binding.ai{UNIVERSAL}", "mf-header-content-type": "application/json"}
     assert (await universal(bridge, STEP, url="/", headers=wrapped)).status_code == 200
+    for path, words in (("/ai-api/models/search", MODEL), ("/autorag/rags", "AutoRAG")):
+        response = await bridge.client.get("/", headers={"mf-url": f"https://workers-binding.ai{path}"})
+        assert words in response.text
+    assert "<!doctype html>" in (await bridge.client.get("/")).text.lower()
     headers = {"x-forwarded": f"https://workers-binding.ai{UNIVERSAL}"}
     url = "/client/v4/accounts/acc/ai/run/proxy"
     assert (await universal(bridge, STEP, url=url, headers=headers)).status_code == 200

@@ -57,6 +57,14 @@ async def test_the_schema_is_that_of_the_validation(bridge):
     assert (await bridge.ask({"prompt": "hi", "top_k": 51})).status_code == 400
 
 
+async def test_the_schema_of_a_model_with_choices_is_openais(bridge, servicer):
+    servicer.models = [pb.Model(name=MODEL, window=30, reply_shape="choices")]
+    result = (await bridge.client.get(f"{AI}/models/schema", params={"model": MODEL})).json()["result"]
+    prompt, messages = result["input"]["anyOf"]
+    assert "max_completion_tokens" in prompt["properties"] and "model" not in messages["properties"]
+    assert "choices" in result["output"]["oneOf"][0]["required"]
+
+
 async def test_the_schema_of_an_unknown_model_is_an_error(bridge):
     response = await bridge.client.get(f"{AI}/models/schema", params={"model": "@cf/x/y"})
     error = {"code": 5007, "message": "No such model @cf/x/y or task"}

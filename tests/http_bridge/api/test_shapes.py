@@ -135,6 +135,25 @@ async def test_these_models_have_no_hidden_limit_on_tokens(bridge, servicer):
     assert has_limit == [False, True]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_choices_share_one_reply(bridge, servicer, stream):
+    response = await bridge.ask({"messages": MESSAGES, "n": 2, "stream": stream})
+    if stream:
+        *chunks, usage = events(response.text)
+        indices = {choice["index"] for chunk in chunks for choice in chunk["choices"]}
+        assert usage["usage"] == {**usage["usage"], "prompt_tokens": 5, "completion_tokens": 14}
+    else:
+        indices = {choice["index"] for choice in response.json()["result"]["choices"]}
+    assert indices == {0, 1} and len(servicer.requests) == 2
+
+
+async def test_thoughts_can_be_hidden(bridge, servicer):
+    servicer.script = thinking
+    body = {"messages": MESSAGES, "include_reasoning": False}
+    message = (await bridge.ask(body)).json()["result"]["choices"][0]["message"]
+    assert message["content"] == "Yes" and "reasoning_content" not in message
+
+
 async def test_padding_is_in_every_chunk(start_bridge, servicer):
     bridge = await start_bridge(stream_padding=True)
     chunks = events((await bridge.ask({"messages": MESSAGES, "stream": True})).text)[:-2]
@@ -162,11 +181,13 @@ async def test_a_failure_in_a_stream_has_workers_ais_form(bridge, servicer):
 
 
 async def test_batches_have_the_models_shape(bridge, servicer):
-    queued = (await bridge.ask({"requests": [{"prompt": "a"}, {"messages": MESSAGES}]})).json()["result"]
+    requests = [{"prompt": "a"}, {"messages": MESSAGES, "n": 2}]
+    queued = (await bridge.ask({"requests": requests})).json()["result"]
     async with asyncio.timeout(5):
         while "status" in (answer := (await bridge.ask({"request_id": queued["request_id"]})).json()["result"]):
             await asyncio.sleep(0.005)
     ids = [response["result"]["id"] for response in answer["responses"]]
+    assert [len(response["result"]["choices"]) for response in answer["responses"]] == [1, 2]
     assert len(set(ids)) == 2 and all(name.startswith("chatcmpl-") for name in ids)
 
 
@@ -199,9 +220,8 @@ async def test_a_restarted_server_with_another_catalog_is_noticed(start_bridge, 
     await second.server.start()
     try:
         async with asyncio.timeout(5):
-            while "result" not in (body := (await bridge.ask({"prompt": "hi"})).json()) or not body["success"]:
-                await asyncio.sleep(0.05)
-        assert "choices" in body["result"]
+            while "choices" not in (await bridge.ask({"prompt": "hi"})).json()["result"]:
+                await asyncio.sleep(0.02)
     finally:
         await second.server.stop(None)
 

@@ -115,7 +115,7 @@ async def test_a_file_of_tokens_accepts_any_host_too(start_bridge, tmp_path):
     assert (await bridge.ask(headers={**EVIL, "authorization": "Bearer x"})).status_code == 401
 
 
-@pytest.mark.parametrize("target", ["http://evil.example/healthz", "HTTPS://evil.example:1"])
+@pytest.mark.parametrize("target", ["http://evil.example/v1/models", "HTTPS://evil.example:1"])
 async def test_the_authority_of_an_absolute_target_is_checked(bridge, target):
     response = await raw(bridge, f"GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert response.startswith(b"HTTP/1.1 403 ")

@@ -12,7 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from inference_server.errors import InvalidField, PromptTooLong
 from inference_server.generation import SamplingParams
 from inference_server.grpc_api import validation as checks
-from inference_server.grpc_api.conversion import generation_request, prompt_ids
+from inference_server.grpc_api.conversion import encoded_prompt, generation_request
+from inference_server.text.prompt_encoder import Prompt
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.fakes import hosted_model
 from tests.support.tiny_models import VOCAB_SIZE
@@ -40,7 +41,7 @@ def violations(request, check=check):
 
 def accepted(request, *, num_prompt_tokens=10, **limits):
     check(request)
-    return generation_request(request, "id", list(range(num_prompt_tokens)), hosted_model(**limits))
+    return generation_request(request, "id", Prompt(list(range(num_prompt_tokens)), "none"), hosted_model(**limits))
 
 
 def test_the_message_names_field_and_range():
@@ -128,9 +129,9 @@ def test_counting_tokens_checks_the_same_input(request_, field):
 def test_counting_and_running_see_the_same_prompt():
     chat = pb.Chat(turns=[pb.ChatTurn(role="system", content="be brief"), pb.ChatTurn(role="user", content="hello")])
     for given in ({"text": "the program"}, {"chat": chat}):
-        run = prompt_ids(pb.RunRequest(model="tiny", **given), hosted_model())
-        assert run == prompt_ids(pb.CountTokensRequest(model="tiny", **given), hosted_model())
-        assert run[0] == 1
+        run = encoded_prompt(pb.RunRequest(model="tiny", **given), hosted_model())
+        assert run == encoded_prompt(pb.CountTokensRequest(model="tiny", **given), hosted_model())
+        assert run.token_ids[0] == 1
 
 
 def test_a_bias_reaches_the_engine_by_token_id():

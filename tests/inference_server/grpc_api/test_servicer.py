@@ -249,7 +249,7 @@ async def test_an_unexpected_error_reveals_no_internals(running):
     def fail(*args):
         raise KeyError("secret path")
 
-    running.server.servicer.models[MODEL].prompts.encode_chat = fail
+    running.server.servicer.models[MODEL].prompts.encode_conversation = fail
     error = await refused(running.stub.Run(chat()))
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in error.details()

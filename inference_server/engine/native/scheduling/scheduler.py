@@ -282,7 +282,7 @@ class Scheduler:
         if not prefilling:
             return []
         if prefilling[0].request.is_batch:
-            budget = batch_budget(self._policy)
+            budget = batch_budget(self._policy, sum(seq.request.is_batch for seq in decoding))
         else:
             is_smallest = self.max_running < self._policy.max_running_seqs
             budget = prefill_budget(self._policy, len(prefilling), len(decoding), is_smallest=is_smallest)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inference_server.engine.sequence import Sequence
 
-# A step's prompt tokens of batch requests: this part of the smallest chunk.
+# The tokens of batch requests in a step are this part of the smallest chunk.
 _BATCH_PART = 4
 
 
@@ -87,12 +87,17 @@ def prefill_budget(policy: Policy, num_prefilling: int, num_decoding: int, *, is
     return least + int((most - least) * share * share) // least * least
 
 
-def batch_budget(policy: Policy) -> int:
+def batch_budget(policy: Policy, num_decoding: int) -> int:
     """Return the number of prompt tokens of a step that computes prompts of batch requests only.
 
     An interactive request that arrives during the step waits for its end, so the number is small.
+
+    Args:
+        policy: Limits of the scheduler.
+        num_decoding: Sequences of batch requests that decode in this step.
     """
-    return max(1, policy.prefill_chunk_tokens // _BATCH_PART)
+    most = max(1, policy.prefill_chunk_tokens // _BATCH_PART)
+    return max(most - num_decoding, most // 2, 1)
 
 
 def prefill_chunks(policy: Policy, block_size: int, seqs: Iterable[Sequence], budget: int) -> list[PrefillChunk]:
