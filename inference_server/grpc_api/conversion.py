@@ -2,7 +2,7 @@
 
 import json
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import (
@@ -21,14 +21,16 @@ from inference_server.generation import (
 )
 from inference_server.grpc_api.status import duration
 from inference_server.grpc_api.validation import seconds
-from inference_server.text import tool_formats
 from inference_server.text.chat.arguments import parsed
 from inference_server.text.chat.prompts import ChatOptions, ThoughtState
 from inference_server.text.chat.turns import Turn
-from inference_server.text.grammar import GrammarError
+from inference_server.text.grammar import GrammarError, parsed_schema
 from inference_server.text.prompt_encoder import Prompt
+from inference_server.text.schema_faults import located
 from inference_server.text.token_bytes import TokenBytes
+from inference_server.text.tool_calls import Place
 from inference_server.text.tool_formats import Tool
+from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 
@@ -114,9 +116,18 @@ def generation_request(
     )
 
 
-def callable_tools(request: pb.RunRequest) -> list[str]:
-    """Return the names of the tools that the reply may call. A reply with a response format calls none."""
-    return [] if request.HasField("response_format") else [tool.name for tool in shown_tools(request.chat)]
+def callable_tools(request: pb.RunRequest) -> list[Tool]:
+    """Return the tools that the reply may call: those that the request allows, or the one that it names."""
+    chat = request.chat
+    names = {chat.tool_name} if chat.tool_name else set(chat.allowed_tools)
+    return [tool for tool in shown_tools(chat) if not names or tool.name in names]
+
+
+def call_place(request: pb.RunRequest) -> Place:
+    """Return where the reply may have calls."""
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        return "only"
+    return "beginning" if request.HasField("response_format") else "anywhere"
 
 
 def shown_tools(chat: pb.Chat) -> list[Tool]:
@@ -139,20 +150,48 @@ def _constraint(request: pb.RunRequest, model: "HostedModel", thoughts: ThoughtS
 
 def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | None:
     """Return the grammar that the reply must follow, if any. Raises InvalidField if it cannot be enforced."""
-    field = "response_format.json_schema"
+    schema, tools = None, callable_tools(request)
     try:
-        match request.response_format.WhichOneof("form"):
-            case "json_object":
-                return model.grammars.json_object()
-            case "json_schema":
-                return model.grammars.json_schema(request.response_format.json_schema)
-        if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-            field = "chat.tools"
-            tools = [tool for tool in shown_tools(request.chat) if request.chat.tool_name in ("", tool.name)]
-            return model.grammars.lark(tool_formats.call_grammar(model.tool_format, tools, model.grammars.literal))
+        schema = _document_schema(request)
+        form = _reply_form(request.chat, tools, schema) if tools else None
+        if form is not None:
+            return model.grammars.lark(reply_grammar(model.tool_format, form, model.grammars.literal))
+        return None if schema is None else model.grammars.json_schema(schema)
     except GrammarError as error:
-        raise InvalidField(FieldViolation(field, str(error))) from None
+        raise InvalidField(_grammar_violation(error, request, schema)) from None
+
+
+def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict[str, Any] | None) -> FieldViolation:
+    """Return the violation of the field whose schema cannot be enforced, with the place in it."""
+    if schema is not None and (reason := located(error.cause, schema)):
+        return FieldViolation("response_format.json_schema", reason)
+    for index, tool in enumerate(request.chat.tools):
+        if reason := located(error.cause, json.loads(tool.parameters or "{}")):
+            return FieldViolation(f"chat.tools[{index}].parameters", reason)
+    has_format = request.HasField("response_format")
+    return FieldViolation("response_format.json_schema" if has_format else "chat.tools", str(error))
+
+
+def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
+    """Return the JSON Schema that the reply's document must fit, or None. Raises GrammarError if it is not a schema."""
+    match request.response_format.WhichOneof("form"):
+        case "json_object":
+            return {"type": "object"}
+        case "json_schema":
+            return parsed_schema(request.response_format.json_schema)
     return None
+
+
+def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None) -> ReplyForm | None:
+    """Return the form that the request demands of a reply that may call `tools`, or None if it demands none."""
+    is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
+    if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        return ReplyForm(tools=tools, is_parallel=is_parallel and not chat.tool_name)
+    if schema is not None:
+        return ReplyForm(tools=tools, is_parallel=is_parallel, beside="document", document=schema)
+    if is_parallel and len(tools) == len(chat.tools):
+        return None
+    return ReplyForm(tools=tools, is_parallel=is_parallel, beside="text")
 
 
 def _sampling_params(request: pb.RunRequest, vocab_size: int) -> SamplingParams:

@@ -14,6 +14,7 @@ from inference_server import errors
 from inference_server.engine.rate_limit import RateLimit
 from inference_server.generation import Event, GenerationRequest
 from inference_server.grpc_api.conversion import (
+    call_place,
     callable_tools,
     encoded_prompt,
     generation_request,
@@ -87,7 +88,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 if isinstance(text, ThoughtfulReplyText):
                     events = with_thoughts(events, text)
                 if tools:
-                    events = with_tool_calls(events, model.tool_format, tools, generation.sampling.seed)
+                    seed, place = generation.sampling.seed, call_place(request)
+                    events = with_tool_calls(events, model.tool_format, tools, seed, place)
                 await self._send(context, trace.observe(events), request, record, model.prompts.decoder.token_bytes)
             record.mark_succeeded()
         except errors.TailraceError as error:

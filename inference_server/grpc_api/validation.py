@@ -158,6 +158,14 @@ def _tool_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
         yield FieldViolation("chat.tool_name", "needs tool_choice REQUIRED")
     elif chat.tool_name and chat.tool_name not in names:
         yield FieldViolation("chat.tool_name", "must be the name of one of the tools")
+    elif chat.tool_name and chat.allowed_tools and chat.tool_name not in chat.allowed_tools:
+        yield FieldViolation("chat.tool_name", "must be one of the allowed tools")
+    if len(chat.allowed_tools) > MAX_TOOLS:
+        yield FieldViolation("chat.allowed_tools", f"must have at most {MAX_TOOLS} names")
+        return
+    for index, name in enumerate(chat.allowed_tools):
+        if name not in names:
+            yield FieldViolation(f"chat.allowed_tools[{index}]", "must be the name of one of the tools")
 
 
 def _format_violations(request: pb.RunRequest, limits: Limits) -> Iterator[FieldViolation]:
@@ -170,8 +178,6 @@ def _format_violations(request: pb.RunRequest, limits: Limits) -> Iterator[Field
     elif _is_too_deep(request.response_format.json_schema, limits.max_schema_depth):
         most = limits.max_schema_depth
         yield FieldViolation("response_format.json_schema", f"must be nested at most {most} deep")
-    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        yield FieldViolation("response_format", "must not be combined with tool_choice REQUIRED")
 
 
 def _is_object(text: str) -> bool:

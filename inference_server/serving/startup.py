@@ -157,7 +157,7 @@ async def _start(
     )
     for entry in group:
         logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
-    grammars = Grammars(model.tokenizer, engine.vocab_size)
+    grammars = Grammars(model.tokenizer, engine.vocab_size, end_ids)
     models = [
         HostedModel(
             entry,
