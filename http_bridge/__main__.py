@@ -19,6 +19,7 @@ from http_bridge.settings import Settings
 from tailrace_shared import logs
 from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.listeners import PortInUse, listen
 from tailrace_shared.variables import PREFIX, check_variables
 
 logger = logging.getLogger("http_bridge")
@@ -35,10 +36,10 @@ def main() -> int:
         settings = Settings.from_environment()
         logs.configure("http_bridge", settings.log_level, settings.log_format)
         check_variables(logger)
-        listener = _listen("HTTP_ADDRESS", settings.http_address)
-        binding = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else None
+        listeners = _listen("HTTP_ADDRESS", settings.http_address)
+        bindings = _listen("BINDING_ADDRESS", settings.binding_address) if settings.binding_address else []
         metrics = Metrics()
-        binding_port = None if binding is None else binding.getsockname()[1]
+        binding_port = bindings[0].getsockname()[1] if bindings else None
         app = create_app(settings, binding_port=binding_port, metrics=metrics)
         _serve(metrics, settings.http_metrics_address)
     except ConfigurationError as error:
@@ -48,21 +49,20 @@ def main() -> int:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _exit)
     gc.set_threshold(_GC_THRESHOLD)
-    logger.info("listening on http://%s, calling %s", _url_host(listener), settings.grpc_address)
-    if binding is not None:
-        logger.info("the Worker binding listens on http://%s, without a token", _url_host(binding))
+    logger.info("listening on %s, calling %s", _urls(listeners), settings.grpc_address)
+    if bindings:
+        logger.info("the Worker binding listens on %s, without a token", _urls(bindings))
     _allow_files(settings.max_connections + _OTHER_FILES)
     server = _Server(uvicorn_config(app, settings, metrics))
-    server.run(sockets=[listener] if binding is None else [listener, binding])
+    server.run(sockets=[*listeners, *bindings])
     return 0
 
 
-def _listen(name: str, address: str) -> socket.socket:
-    host, port = split_address(address)
+def _listen(name: str, address: str) -> list[socket.socket]:
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
-        )
+        return listen(address)
+    except PortInUse as error:
+        raise ConfigurationError(error.explain(name, address)) from None
     except OSError as error:
         raise _not_usable(name, address, error) from None
 
@@ -129,9 +129,10 @@ def _allow_files(wanted: int) -> None:
         logger.warning("the system allows %d open files, which is too few for %sMAX_CONNECTIONS", allowed, PREFIX)
 
 
-def _url_host(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _urls(listeners: list[socket.socket]) -> str:
+    addresses = [listener.getsockname()[:2] for listener in listeners]
+    hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses]
+    return " and ".join(f"http://{host}" for host in hosts)
 
 
 def _exit(signal_number: int, frame: FrameType | None) -> Never:

@@ -14,14 +14,17 @@ from starlette.types import ASGIApp, Scope
 from http_bridge.auth.allowed_hosts import AllowedHosts, HostNames
 from http_bridge.auth.bearer import TokenCheck
 from http_bridge.auth.token_file import TokenFile
+from http_bridge.batches.limits import Limits
+from http_bridge.batches.queue import BatchQueue
+from http_bridge.binding_routes import is_binding_path
 from http_bridge.error_handlers import REQUEST_ID_HEADER, failed, refusal, refused, unrouted
 from http_bridge.errors import ApiError
 from http_bridge.observability.metrics import Metrics
 from http_bridge.observability.tracing.exporter import tracing_from_environment
-from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.route_spec import Services
-from http_bridge.routes import BINDING_PATHS, HEALTH_PATHS, LABELS, build_routes, error_format
+from http_bridge.routes import BINDING_ROUTES, HEALTH_PATHS, LABELS, build_routes, error_format
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
 from http_bridge.upstream.tls import Credentials
@@ -31,6 +34,7 @@ class State(TypedDict):
     """The objects that the lifespan shares with every request."""
 
     upstream: Upstream
+    batches: BatchQueue
 
 
 def create_app(settings: Settings, *, binding_port: int | None = None, metrics: Metrics | None = None) -> Starlette:
@@ -58,9 +62,11 @@ def create_app(settings: Settings, *, binding_port: int | None = None, metrics: 
             servers = upstream.servers
             metrics.watch_servers(lambda: servers.num_serving, lambda: len(servers.all))
         tracing.start()
+        batches = BatchQueue(_batch_limits(settings), metrics)
         try:
-            yield {"upstream": upstream}
+            yield {"upstream": upstream, "batches": batches}
         finally:
+            await batches.close()
             await upstream.close()
             await tracing.close()
 
@@ -89,6 +95,17 @@ def _services(settings: Settings) -> Services:
     )
 
 
+def _batch_limits(settings: Settings) -> Limits:
+    return Limits(
+        max_batches=settings.batches_max,
+        max_requests=settings.batches_max_requests,
+        max_bytes=settings.batches_max_bytes,
+        keep_seconds=settings.batches_keep_seconds,
+        timeout_seconds=settings.batches_timeout_seconds,
+        parallel=settings.batches_parallel,
+    )
+
+
 def _allowed_hosts(settings: Settings, binding_port: int | None, routes: list[BaseRoute]) -> Middleware:
     def refuse(scope: Scope, error: ApiError) -> ASGIApp:
         return refusal(error, error_format(routes, scope))
@@ -99,7 +116,7 @@ def _allowed_hosts(settings: Settings, binding_port: int | None, routes: list[Ba
         has_tokens=settings.has_tokens,
         binding_port=binding_port,
         open_paths=HEALTH_PATHS,
-        binding_paths=BINDING_PATHS,
+        is_binding_path=is_binding_path(BINDING_ROUTES),
         refuse=refuse,
     )
 

@@ -1,12 +1,14 @@
 """The endpoints of embedding models: one HTTP request, one gRPC call, one reply or one error."""
 
 import asyncio
+from typing import Any
 
 from http_bridge.api.base import IncomingRequest, RequestParser
 from http_bridge.api.embeddings.job import EmbeddingJob, EmbeddingParser, MixedParser
 from http_bridge.api.reply_writer import JSON
+from http_bridge.api.upstream_models import with_names
 from http_bridge.errors import ApiError
-from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.run_endpoint import LARGE_BODY_BYTES, Exchange, RunEndpoint
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
@@ -24,8 +26,8 @@ class EmbedEndpoint(RunEndpoint):
         super().__init__(settings, bodies, parser)  # type: ignore[arg-type]  # only its errors are used
         self._embedding = parser
 
-    async def _answer(self, exchange: Exchange, data: bytes, upstream: Upstream) -> None:
-        await self._embed(exchange, exchange.incoming(data, self._settings, self._bodies), upstream)
+    async def _answer(self, exchange: Exchange, data: bytes, state: dict[str, Any]) -> None:
+        await self._embed(exchange, exchange.incoming(data, self._settings, self._bodies), state["upstream"])
 
     async def _embed(self, exchange: Exchange, incoming: IncomingRequest, upstream: Upstream) -> None:
         try:
@@ -46,9 +48,9 @@ class EmbedEndpoint(RunEndpoint):
                 body = job.write(response)
             else:
                 body = await asyncio.to_thread(job.write, response)
-            await exchange.answer(200, body, JSON)
+            await exchange.answer(body, JSON)
         except Exception as error:
-            await exchange.refuse(exchange.explain(error))
+            await exchange.refuse(await with_names(exchange.explain(error), exchange.model, upstream))
 
     async def _parse_embedding(self, incoming: IncomingRequest) -> EmbeddingJob:
         if len(incoming.data) < LARGE_BODY_BYTES:
@@ -75,16 +77,17 @@ class AnyTaskEndpoint(EmbedEndpoint):
         self._parser = parser
         self._mixed = embedding
 
-    async def _answer(self, exchange: Exchange, data: bytes, upstream: Upstream) -> None:
+    async def _answer(self, exchange: Exchange, data: bytes, state: dict[str, Any]) -> None:
+        upstream: Upstream = state["upstream"]
         # A chat request, the usual case, is not parsed twice.
-        if upstream.servers.task_of(exchange.model) == Task.TASK_TEXT_GENERATION:
-            await RunEndpoint._answer(self, exchange, data, upstream)
+        if _embeds(upstream, exchange.model) is False:
+            await RunEndpoint._answer(self, exchange, data, state)
             return
         incoming = exchange.incoming(data, self._settings, self._bodies)
         if await self._is_embedding(incoming, upstream):
             await self._embed(exchange, incoming, upstream)
         else:
-            await RunEndpoint._answer(self, exchange, data, upstream)
+            await RunEndpoint._answer(self, exchange, data, state)
 
     async def _is_embedding(self, incoming: IncomingRequest, upstream: Upstream) -> bool:
         try:
@@ -94,5 +97,11 @@ class AnyTaskEndpoint(EmbedEndpoint):
                 model, has_fields = await asyncio.to_thread(self._mixed.target, incoming)
         except ApiError:  # the parser of the other task reports the error
             return False
-        task = upstream.servers.task_of(model)
-        return has_fields if task is None else task == Task.TASK_TEXT_EMBEDDING
+        embeds = _embeds(upstream, model)
+        return has_fields if embeds is None else embeds
+
+
+def _embeds(upstream: Upstream, name: str) -> bool | None:
+    """Return whether a model embeds text; None if no server has listed it."""
+    model = upstream.servers.find_model(name)
+    return None if model is None else model.task == Task.TASK_TEXT_EMBEDDING

@@ -1,14 +1,17 @@
 """Answers errors outside of runs: unknown routes, unsupported methods, refused credentials, unexpected exceptions."""
 
 import logging
+import re
 import uuid
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.reply_writer import ErrorWriter, JsonObject
 from http_bridge.api.workers_ai.replies import RestErrors
 from http_bridge.errors import ApiError, internal_error
@@ -18,6 +21,21 @@ from http_bridge.protocol.reply_schemas import REST_ERROR
 REQUEST_ID_HEADER = "cf-ai-req-id"
 # Key in the state of a request: the ErrorWriter of its route. Without one, the format of Cloudflare's router is used.
 _ERRORS_KEY = "errors"
+_MAX_SHOWN = 200
+# Paths that OpenAI's clients use. Errors below them have OpenAI's form, also without a route.
+_OPENAI_PATH = re.compile(r"/+(client/v4/accounts/[^/]*/ai/)?v1(/.*)?")
+_BASE_HINT = (
+    ": OpenAI's routes are below /v1 and /client/v4/accounts/{account}/ai/v1. "
+    "Set the client's base address to one of them"
+)
+# Usual mistakes in a client's base address.
+_HINTS = (
+    (re.compile(r".*/(chat/completions|completions|responses|embeddings|models)/?"), _BASE_HINT),
+    (
+        re.compile(r"(?!/client/v4/accounts/).*/(ai/)?run/.+"),
+        ": Workers AI's routes begin with /client/v4/accounts/{account}/ai/run",
+    ),
+)
 logger = logging.getLogger(__name__)
 
 
@@ -35,10 +53,17 @@ class WithErrorFormat:
 
 async def unrouted(request: Request, error: Exception) -> Response:
     """Respond to a request without a route (400/7000) or with a method that its route does not have (405/7001)."""
+    path = request.scope["path"]
     if isinstance(error, HTTPException) and error.status_code == 405:
         refusal = ApiError(405, 7001, f"{request.method} not supported for requested URI.")
-        return _answer(request, refusal, dict(error.headers or {}))
-    return _answer(request, ApiError(400, 7000, "No route for that URI"))
+        return _answer(request, refusal, {"allow": ", ".join(_methods(request))})
+    hint = next((hint for pattern, hint in _HINTS if pattern.fullmatch(path)), "")
+    if hint is _BASE_HINT:
+        request.scope["state"][_ERRORS_KEY] = OpenAiErrors()
+    sentence = f"No route for that URI{hint}"
+    return _answer(
+        request, ApiError(400, 7000, sentence, openai_message=f"{sentence} ({request.method} {path[:_MAX_SHOWN]})")
+    )
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -80,12 +105,21 @@ class _RouterErrors(ErrorWriter):
 
 def _answer(request: Request, error: ApiError, headers: dict[str, str] | None = None) -> Response:
     request_log(request.scope).error_code = error.code
-    payload = dict(_errors(request, _RouterErrors()).payload(error, str(uuid.uuid4())))
+    errors = _errors(request, _RouterErrors())
+    payload = dict(errors.payload(error, str(uuid.uuid4())))
     more = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
-    return JSONResponse(payload, error.status, {**(headers or {}), **more})
+    return JSONResponse(payload, errors.status(error), {**(headers or {}), **more})
 
 
 def _errors(request: Request, default: ErrorWriter) -> ErrorWriter:
     state: dict[str, Any] = request.scope.get("state", {})
     errors = state.get(_ERRORS_KEY)
-    return errors if isinstance(errors, ErrorWriter) else default
+    if isinstance(errors, ErrorWriter):
+        return errors
+    return OpenAiErrors() if _OPENAI_PATH.fullmatch(request.scope["path"]) else default
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of all routes that match the request's path."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})

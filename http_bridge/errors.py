@@ -9,14 +9,30 @@ class ApiError(Exception):
         code: Cloudflare's error code.
         description: One sentence for the client; never the text of an exception.
         retry_after_seconds: Whole seconds, at least 1, after which a retry may succeed; None if unknown.
+        openai_message: The description on OpenAI's routes, whose clients expect OpenAI's words; None: `description`.
+        param: The first field that is wrong, in OpenAI's notation such as messages[0].content; None if unknown.
+        is_unknown_model: Whether no server hosts the model.
     """
 
-    def __init__(self, status: int, code: int, description: str, *, retry_after_seconds: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: int,
+        description: str,
+        *,
+        retry_after_seconds: int | None = None,
+        openai_message: str | None = None,
+        param: str | None = None,
+        is_unknown_model: bool = False,
+    ) -> None:
         super().__init__(description)
         self.status = status
         self.code = code
         self.description = description
         self.retry_after_seconds = retry_after_seconds
+        self.openai_message = openai_message
+        self.param = param
+        self.is_unknown_model = is_unknown_model
 
 
 def internal_error() -> ApiError:

@@ -1,13 +1,16 @@
 """The description of one route, and the Starlette route that is made from it. The table of routes is in routes.py."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette import routing
+from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import request_response
+from starlette.routing import Match, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_bridge.api.reply_writer import ErrorWriter
@@ -15,13 +18,23 @@ from http_bridge.auth.bearer import RequireToken, TokenCheck
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import NullTracing
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.reply_schemas import ANY_OBJECT, REST_ERROR
-from http_bridge.protocol.run_body import BodyReader
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.settings import Settings
 from http_bridge.site.openapi import Operation
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+_SLASHES = re.compile("/{2,}")
+
+
+class _NameConvertor(PathConvertor):
+    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("name", _NameConvertor())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,8 @@ class RouteSpec:
         reply_schema: Schema of a successful JSON reply.
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
+        needs_header: Name of a header without which the route does not match; empty: none.
+        ignores_slashes: Whether repeated slashes and one at the end of a path change nothing.
     """
 
     label: str
@@ -69,6 +84,8 @@ class RouteSpec:
     reply_schema: Schema = field(default_factory=lambda: ANY_OBJECT)
     parameters: tuple[Schema, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=dict)
+    needs_header: str = ""
+    ignores_slashes: bool = False
 
     def route(self, services: Services) -> "LabeledRoute":
         """Return Starlette's route."""
@@ -99,6 +116,16 @@ class LabeledRoute(routing.Route):
     def __init__(self, spec: RouteSpec, app: ASGIApp) -> None:
         super().__init__(spec.path, app, methods=spec.methods)
         self.spec = spec
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match by path and method, and by the header that the route needs."""
+        if self.spec.needs_header and self.spec.needs_header not in Headers(scope=scope):
+            return Match.NONE, {}
+        if self.spec.ignores_slashes and scope["type"] == "http":
+            path = scope["path"]
+            if path.endswith("/") or "//" in path:
+                scope = {**scope, "path": _SLASHES.sub("/", path).rstrip("/") or "/"}
+        return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Record the label, then call the endpoint."""

@@ -5,9 +5,13 @@ ReplyWriter writes the reply.
 """
 
 import asyncio
+import dataclasses
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
+from typing import Any
 
 import grpc
 from starlette.datastructures import Headers, QueryParams
@@ -16,18 +20,24 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from http_bridge.api.base import IncomingRequest, RequestParser, RunJob
-from http_bridge.api.reply_writer import CompleteReply, ErrorWriter
+from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
+from http_bridge.api.collected import Incomplete, all_collected, collected
+from http_bridge.api.openai.choices import Choices, total
+from http_bridge.api.reply_writer import JSON, ErrorWriter
+from http_bridge.api.upstream_models import with_names
 from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.http_server.client_disconnect import until_disconnect
+from http_bridge.http_server.request_body import read_body
+from http_bridge.http_server.stream_comments import stream_comments
 from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.grpc_errors import request_timeout, rpc_api_error
-from http_bridge.protocol.run_body import BodyReader
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import SESSION_KEY, Upstream
+from http_bridge.upstream.merged import merged
 from tailrace.v1.inference_pb2 import Completed, RunResponse
 
 # OpenAI's clients read the request id from this header.
@@ -58,7 +68,7 @@ class RunEndpoint:
             raise HTTPException(404)
         try:
             async with asyncio.timeout(self._body_timeout_seconds):
-                data = await _read_body(scope, receive, self._settings.max_body_bytes)
+                data = await read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
         except TimeoutError:
@@ -66,39 +76,71 @@ class RunEndpoint:
         except ApiError as error:
             await exchange.refuse(error)
         else:
-            await until_disconnect(receive, self._answer(exchange, data, scope["state"]["upstream"]))
+            await until_disconnect(receive, self._answer(exchange, data, scope["state"]))
 
     @property
     def _body_timeout_seconds(self) -> float:
         return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
-    async def _answer(self, exchange: "Exchange", data: bytes, upstream: Upstream) -> None:
+    async def _answer(self, exchange: "Exchange", data: bytes, state: dict[str, Any]) -> None:
+        upstream: Upstream = state["upstream"]
+        job: RunJob | DirectJob | None = None
         try:
-            job = await self._parse(exchange.incoming(data, self._settings, self._bodies))
+            incoming = exchange.incoming(data, self._settings, self._bodies)
+            job = await self._parse(incoming, upstream)
+            if isinstance(job, DirectJob):
+                exchange.model = exchange.log.model = job.model
+                exchange.log.account, exchange.log.stream = job.account, False
+                await exchange.answer(await job.answer(state), JSON)
+                return
             exchange.model = job.request.model
             exchange.log.account, exchange.log.stream = job.request.account, job.stream
             exchange.log.model = job.request.model
-            timeout_seconds = self._settings.request_timeout_seconds
-            call = exchange.trace.call(job.request, request_id=exchange.request_id, is_stream=job.stream)
-            async with (
-                call,
-                upstream.run(
-                    job.request,
-                    request_id=exchange.request_id,
-                    timeout_seconds=timeout_seconds,
-                    session=exchange.session,
-                    trace_context=call.context,
-                ) as reply,
-            ):
-                events = call.observe(reply)
+            async with AsyncExitStack() as calls:
+                replies = [
+                    await calls.enter_async_context(self._run(exchange, upstream, job, index))
+                    for index in range(len(job.requests))
+                ]
                 if job.stream:
-                    await exchange.stream(job, events)
+                    silence = self._settings.stream_comment_seconds if incoming.profile.has_comments else 0
+                    await exchange.stream(job, replies, silence)
                 else:
-                    await exchange.reply(job, events)
+                    await exchange.reply(job, replies)
         except Exception as error:
-            await exchange.refuse(exchange.explain(error))
+            refusal = await with_names(exchange.explain(error), exchange.model, upstream)
+            if isinstance(job, RunJob) and job.stream and job.writer.streams_refusal(refusal):
+                await exchange.stream(job, [_failing(refusal)], 0)
+            else:
+                await exchange.refuse(refusal)
 
-    async def _parse(self, incoming: IncomingRequest) -> RunJob:
+    @asynccontextmanager
+    async def _run(
+        self, exchange: "Exchange", upstream: Upstream, job: RunJob, index: int
+    ) -> AsyncIterator[AsyncIterator[RunResponse]]:
+        """Call the inference server for one reply, and yield its events."""
+        request = job.requests[index]
+        request_id = f"{exchange.request_id}-{index}" if index else exchange.request_id
+        call = exchange.trace.call(request, request_id=request_id, is_stream=job.stream)
+        async with (
+            call,
+            upstream.run(
+                request,
+                request_id=request_id,
+                timeout_seconds=self._settings.request_timeout_seconds,
+                session=exchange.session,
+                trace_context=call.context,
+            ) as reply,
+        ):
+            yield call.observe(reply)
+
+    async def _parse(self, incoming: IncomingRequest, upstream: Upstream) -> RunJob | DirectJob:
+        try:
+            return await self._parse_once(incoming)
+        except OutdatedModels:
+            await upstream.refresh_models()
+            return await self._parse_once(dataclasses.replace(incoming, models_are_current=True))
+
+    async def _parse_once(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
         if len(incoming.data) < LARGE_BODY_BYTES:
             return self._parser.parse(incoming)
@@ -148,35 +190,46 @@ class Exchange:
             has_padding=settings.stream_padding,
             default_profile=settings.profile,
             bodies=bodies,
+            models=self._scope["state"]["upstream"],
         )
 
-    async def reply(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
-        """Collect the reply and send it as one body."""
-        texts: list[str] = []
-        collected = CompleteReply(Completed(), "")
-        is_complete = False
-        async for event in events:
-            texts.append(event.delta.text)
-            collected.tool_calls.extend(event.delta.tool_calls)
-            collected.logprobs.extend(event.delta.logprobs)
-            if event.HasField("completed"):
-                collected.completed, is_complete = event.completed, True
-        if not is_complete:
-            raise _Incomplete
-        self.log.completed = collected.completed
-        collected.text = "".join(texts)
-        await self.answer(200, job.writer.complete(collected), job.writer.complete_type)
+    async def reply(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]]) -> None:
+        """Collect the reply, or several, and send one body."""
+        if job.choices is None:
+            reply = await collected(replies[0])
+            self.log.completed = reply.completed
+            body = job.writer.complete(reply)
+        else:
+            choices = await all_collected(replies)
+            self.log.completed = total([reply.completed for reply in choices])
+            body = job.choices.complete(choices)
+        await self.answer(body, job.writer.complete_type, job.notices)
 
-    async def stream(self, job: RunJob, events: AsyncIterator[RunResponse]) -> None:
-        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream."""
+    async def answer(self, body: bytes, content_type: str, notices: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Send a successful reply as one body. `notices`: further headers."""
+        await Response(body, 200, {"content-type": content_type, **self._ids(), **notices})(*self._asgi)
+
+    async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]], comment_seconds: float) -> None:
+        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream.
+
+        Args:
+            job: The request, and the writer of the reply.
+            replies: The events of each reply.
+            comment_seconds: Time of silence before each comment; 0: no comments.
+        """
         await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(job)})
-        try:
-            completed = self.log.completed = await self._send_deltas(job, events)
-            await self._send(_chunk(job.writer.finish(completed)))
-        except Exception as error:
-            api_error = self.explain(error)
-            self.log.error_code = api_error.code
-            await self._send(_chunk(job.writer.error(api_error, self.request_id)))
+        with stream_comments(self._send, comment_seconds) as self._send:
+            try:
+                if job.choices is None:
+                    completed = self.log.completed = await self._send_deltas(job, replies[0])
+                    await self._send(_chunk(job.writer.finish(completed)))
+                else:
+                    completed = self.log.completed = await self._send_choices(job.choices, replies)
+                    await self._send(_chunk(job.choices.finish(completed)))
+            except Exception as error:
+                api_error = self.explain(error)
+                self.log.error_code = api_error.code
+                await self._send(_chunk(job.writer.error(api_error, self.request_id)))
         await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: ApiError) -> None:
@@ -184,7 +237,7 @@ class Exchange:
         self.log.error_code = error.code
         headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
         payload = dict(self._errors.payload(error, self.request_id))
-        await JSONResponse(payload, error.status, {**self._ids(), **headers})(*self._asgi)
+        await JSONResponse(payload, self._errors.status(error), {**self._ids(), **headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
         """Return the client's error for a failure, and log the cause."""
@@ -200,61 +253,55 @@ class Exchange:
 
     async def _send_deltas(self, job: RunJob, events: AsyncIterator[RunResponse]) -> Completed:
         # This loop, and everything that it calls, runs for every token of every stream.
-        writer, is_plain = job.writer, job.is_plain
+        writer, is_plain = job.writer, False
         completed: Completed | None = None
         async for event in events:
-            if is_plain and (text := event.delta.text):
+            delta = event.delta
+            if is_plain and (text := delta.text):
                 await self._send(_chunk(writer.text(text)))
             elif event.HasField("delta"):
-                if data := writer.delta(event.delta):
+                if data := writer.delta(delta):
                     await self._send(_chunk(data))
+                # Thoughts precede all text. After a delta with text alone, no delta of this job has anything else.
+                is_plain = job.is_plain and bool(delta.text) and not delta.reasoning
             elif event.HasField("started"):
                 if data := writer.start(event.started):
                     await self._send(_chunk(data))
             elif event.HasField("completed"):
                 completed = event.completed
         if completed is None:
-            raise _Incomplete
+            raise Incomplete
         return completed
+
+    async def _send_choices(self, choices: Choices, replies: Sequence[AsyncIterator[RunResponse]]) -> Completed:
+        completed: dict[int, Completed] = {}
+        async for index, event in merged(replies):
+            if event.HasField("completed"):
+                completed[index] = event.completed
+            if data := choices.event(index, event):
+                await self._send(_chunk(data))
+        if len(completed) < len(replies):
+            raise Incomplete
+        return total([completed[index] for index in range(len(replies))])
 
     def _stream_headers(self, job: RunJob) -> list[tuple[bytes, bytes]]:
         return [
             # Without a charset, which the Workers runtime does not accept.
             (b"content-type", job.writer.stream_type.encode()),
-            (b"cache-control", b"no-cache"),
+            # Compressing proxies would otherwise collect the events.
+            (b"cache-control", b"no-cache, no-transform"),
             (b"x-accel-buffering", b"no"),
-            *((name.encode(), value.encode()) for name, value in self._ids().items()),
+            *((name.encode(), value.encode()) for name, value in {**self._ids(), **job.notices}.items()),
         ]
-
-    async def answer(self, status: int, body: bytes, content_type: str) -> None:
-        """Send a complete answer."""
-        response = Response(body, status, {"content-type": content_type, **self._ids()})
-        await response(*self._asgi)
 
     def _ids(self) -> dict[str, str]:
         return {REQUEST_ID_HEADER: self.request_id, _SECOND_ID_HEADER: self.request_id}
 
 
-class _Incomplete(Exception):
-    """The server ended a reply without `completed` and without an error."""
+async def _failing(error: ApiError) -> AsyncIterator[RunResponse]:
+    raise error
+    yield
 
 
 def _chunk(data: bytes) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": True}
-
-
-async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
-    # A client that announces a longer body is refused before the upload.
-    if int(Headers(scope=scope).get("content-length", "0")) > max_bytes:
-        raise too_large
-    data = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        data += message.get("body", b"")
-        if len(data) > max_bytes:
-            raise too_large
-        if not message.get("more_body", False):
-            return bytes(data)

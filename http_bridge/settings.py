@@ -1,26 +1,30 @@
 """The bridge's settings, read once from the environment. Does not depend on the code that uses them."""
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, model_validator
 
-from http_bridge.protocol.grpc_targets import GRPC_SCHEMES, split_targets
+from http_bridge.batch_settings import BatchSettings
+from http_bridge.protocol.grpc_targets import split_targets
 from http_bridge.protocol.profiles import ProfileName
+from http_bridge.setting_types import (
+    LOWER_CASE,
+    Address,
+    Hosts,
+    LoopbackAddress,
+    Origins,
+    Seconds,
+    Targets,
+    Token,
+    Tokens,
+)
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.logs import LogFormat, LogLevel
-from tailrace_shared.settings_base import ServiceSettings
 from tailrace_shared.variables import PREFIX
 
-# A name, an IP address, or `.name` for every name below it; `*` for any.
-_HOST = re.compile(r"\*|\.?[\w-]+(\.[\w-]+)*\.?|\[?[0-9a-fA-F]*:[0-9a-fA-F:.]+\]?", re.ASCII)
-_Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-_Words = Annotated[tuple[str, ...], NoDecode]
 
-
-class Settings(ServiceSettings):
+class Settings(BatchSettings):
     """The bridge's settings, read from environment variables: TAILRACE_ plus the field's name in upper case.
 
     The group of a field is its section in the documentation.
@@ -28,31 +32,31 @@ class Settings(ServiceSettings):
 
     secrets = frozenset({"api_tokens", "grpc_token"})
 
-    http_address: str = Field(
-        default="127.0.0.1:8787",
+    http_address: Address = Field(
+        default="localhost:8787",
         json_schema_extra={"group": "network"},
-        description="Address at which the bridge listens, host:port. Port 0 selects a free port. An address beyond "
-        "loopback needs API tokens.",
+        description="Address at which the bridge listens, host:port; localhost is 127.0.0.1 and, with IPv6, ::1. Port 0 "
+        "selects a free port. An address beyond loopback needs API tokens.",
     )
-    grpc_address: str = Field(
+    grpc_address: Targets = Field(
         default="127.0.0.1:50051",
         json_schema_extra={"group": "network"},
         description="Address of the inference server, host:port. Several addresses, separated by commas or behind one "
         "name, share the load; names are looked up every 2 s. Targets in gRPC's notation are left to gRPC.",
     )
-    binding_address: str = Field(
+    binding_address: LoopbackAddress = Field(
         default="",
         json_schema_extra={"group": "network"},
         description="Loopback address, host:port, that serves the Worker binding without a token. Empty: not served.",
     )
-    allowed_hosts: _Words = Field(
+    allowed_hosts: Hosts = Field(
         default=(),
         json_schema_extra={"group": "network"},
         description="Host names, separated by commas, that requests may name besides localhost and loopback addresses; "
         ".example.com accepts every name below it, * any name. Only used without API tokens and for the "
         "Worker binding's address; with tokens any name is accepted.",
     )
-    cors_origins: _Words = Field(
+    cors_origins: Origins = Field(
         default=(),
         json_schema_extra={"group": "network"},
         description="Origins whose pages may call the bridge, separated by commas, or * for all. Empty: none.",
@@ -77,13 +81,13 @@ class Settings(ServiceSettings):
         json_schema_extra={"group": "TLS and tokens"},
         description="Name that the inference server's certificate must contain. Empty: the host of the address.",
     )
-    grpc_token: str = Field(
+    grpc_token: Token = Field(
         default="",
         repr=False,
         json_schema_extra={"group": "TLS and tokens"},
         description="Bearer token for calls to the inference server. Empty: none.",
     )
-    api_tokens: _Words = Field(
+    api_tokens: Tokens = Field(
         default=(),
         repr=False,
         json_schema_extra={"group": "TLS and tokens"},
@@ -136,34 +140,43 @@ class Settings(ServiceSettings):
         description="Largest size of request line and headers together in bytes, 1024 to 1048576. A larger one is "
         "refused with 400.",
     )
-    header_timeout_seconds: _Seconds = Field(
+    header_timeout_seconds: Seconds = Field(
         default=10,
         json_schema_extra={"group": "timeouts"},
         description="Longest time in seconds, above 0 to 86400, in which a client must send the headers of a request, "
         "from its first byte or from connecting; then 408.",
     )
-    body_timeout_seconds: _Seconds = Field(
+    body_timeout_seconds: Seconds = Field(
         default=30,
         json_schema_extra={"group": "timeouts"},
         description="Longest time in seconds, above 0 to 86400, in which a client must send the body of a request; then "
         "408.",
     )
-    idle_timeout_seconds: _Seconds = Field(
+    idle_timeout_seconds: Seconds = Field(
         default=30,
         json_schema_extra={"group": "timeouts"},
         description="Time in seconds, above 0 to 86400, for which an idle connection is kept open.",
     )
-    write_timeout_seconds: _Seconds = Field(
+    write_timeout_seconds: Seconds = Field(
         default=30,
         json_schema_extra={"group": "timeouts"},
         description="Longest time in seconds, above 0 to 86400, for which a client may stop reading its reply. Then the "
         "connection is closed and the run cancelled.",
     )
-    request_timeout_seconds: _Seconds = Field(
+    request_timeout_seconds: Seconds = Field(
         default=600,
         json_schema_extra={"group": "timeouts"},
         description="Longest time for one request in seconds, above 0 to 86400, including its time in the wait queue; "
         "then 408.",
+    )
+    stream_comment_seconds: float = Field(
+        default=10,
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+        json_schema_extra={"group": "timeouts"},
+        description="Time of silence in seconds, up to 86400, after which a stream gets a comment, so that proxies keep "
+        "it open. 0: no comments.",
     )
     http_shutdown_grace_seconds: int = Field(
         default=30,
@@ -172,17 +185,17 @@ class Settings(ServiceSettings):
         json_schema_extra={"group": "timeouts"},
         description="Time in whole seconds, 0 to 3600, for which running streams may continue after SIGTERM.",
     )
-    http_metrics_address: str = Field(
+    http_metrics_address: Address = Field(
         default="",
         json_schema_extra={"group": "observability"},
         description="Address at which the bridge serves Prometheus metrics, host:port. Empty: not served.",
     )
-    log_level: LogLevel = Field(
+    log_level: Annotated[LogLevel, LOWER_CASE] = Field(
         default="info",
         json_schema_extra={"group": "observability"},
         description="Least severity that is logged: debug, info, warning or error.",
     )
-    log_format: LogFormat = Field(
+    log_format: Annotated[LogFormat, LOWER_CASE] = Field(
         default="text",
         json_schema_extra={"group": "observability"},
         description="Format of the log: text, or json for one JSON object per line.",
@@ -190,8 +203,8 @@ class Settings(ServiceSettings):
     profile: ProfileName = Field(
         default="default",
         json_schema_extra={"group": "compatibility"},
-        description="API version of Workers AI: default, 2023-11 or 2026. The header tailrace-profile overrides it for "
-        "one request.",
+        description="API version of Workers AI: default, 2023-11, 2026 or 2026-strict. The header "
+        "tailrace-profile overrides it for one request.",
     )
     stream_padding: bool = Field(
         default=False,
@@ -199,71 +212,6 @@ class Settings(ServiceSettings):
         description="Add random text as `p` to each event of a stream, so that packet sizes do not reveal the lengths "
         "of tokens.",
     )
-
-    @field_validator("api_tokens", "allowed_hosts", "cors_origins", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @field_validator("log_level", "log_format", mode="before")
-    @classmethod
-    def _lower(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
-
-    @field_validator("http_address", "http_metrics_address")
-    @classmethod
-    def _check_address(cls, value: str) -> str:
-        if value:
-            split_address(value)
-        return value
-
-    @field_validator("binding_address")
-    @classmethod
-    def _check_binding_address(cls, value: str) -> str:
-        if value and not is_loopback(split_address(value)[0]):
-            raise ValueError("it needs no token, so it must be a loopback address, for example 127.0.0.1:8789")
-        return value
-
-    @field_validator("grpc_address")
-    @classmethod
-    def _check_grpc_address(cls, value: str) -> str:
-        targets = split_targets(value)
-        for target in targets:
-            if not target.startswith(GRPC_SCHEMES):
-                if split_address(target)[1] == 0:
-                    raise ValueError("port 0 cannot be called")
-            elif len(targets) > 1:
-                raise ValueError(f"{target} is in gRPC's notation, which must be the only target")
-        if not targets:
-            raise ValueError("it contains no address")
-        return value
-
-    @field_validator("api_tokens", "grpc_token")
-    @classmethod
-    def _check_tokens(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        if not all("!" <= character <= "~" for token in value for character in token):
-            raise ValueError("a token may contain printable ASCII characters only, and no space")
-        return value
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            scheme, separator, host = origin.partition("://")
-            if origin != "*" and not (scheme and separator and host and "/" not in host):
-                raise ValueError(f"{origin!r} is not an origin; write it like https://example.com")
-        return value
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for host in value:
-            if not _HOST.fullmatch(host):
-                raise ValueError(
-                    f"{host!r} is not a host name; write it like tailrace.example, .example.com or 10.0.0.5, without "
-                    "scheme and port"
-                )
-        return value
 
     @model_validator(mode="after")
     def _check_tls_pair(self) -> Self:

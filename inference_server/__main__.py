@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tailrace_shared import garbage, logs
 from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
 from tailrace_shared.variables import check_variables
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ SPIN_COUNT = "5000"
 
 def main() -> int:
     """Run the server and return the exit code: 0 after a signal, 1 after an error, which is printed in one sentence."""
+    if is_windows():
+        print(f"tailrace server: {WINDOWS_SENTENCE}", file=sys.stderr)
+        return 1
     limit_spinning()
     garbage.pause()  # resumed after the last import (grpc_api.server.import_startup)
     from inference_server.settings import Settings

@@ -5,6 +5,8 @@ time.monotonic(). Does not depend on torch, a tokenizer or gRPC.
 """
 
 import enum
+from array import array
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_LOWEST_BIAS = -100.0
+_EXCLUDED = -1e9  # below every logit of a model, and far above the logits of tokens that a grammar forbids
+
+
 class FinishReason(enum.Enum):
     """Reason why a reply ended; the values are labels of the metrics."""
 
@@ -23,6 +29,26 @@ class FinishReason(enum.Enum):
     LENGTH = "length"
     TIME_LIMIT = "time_limit"
     TOOL_CALLS = "tool_calls"
+
+
+@dataclass(frozen=True, slots=True)
+class LogitBias:
+    """Numbers that are added to the logits of tokens.
+
+    Attributes:
+        token_ids: Ascending token ids, of typecode "i".
+        values: The number of each of them, of typecode "f".
+    """
+
+    token_ids: "array[int]"
+    values: "array[float]"
+
+    @classmethod
+    def of(cls, biases: Mapping[int, float]) -> "LogitBias":
+        """Return the bias of a request, at least one number from -100 to 100 by token id. -100 excludes a token."""
+        token_ids = sorted(biases)
+        values = (biases[token_id] for token_id in token_ids)
+        return cls(array("i", token_ids), array("f", (each if each > _LOWEST_BIAS else _EXCLUDED for each in values)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +62,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    min_p: float = 0.0
+    logit_bias: LogitBias | None = None
     logprobs: int | None = None  # alternatives per position; None: no log probabilities at all
     ignore_eos: bool = False  # for tests and benchmarks: end tokens are generated like any other
 
@@ -59,6 +87,7 @@ class Grammar:
 
     kind: Literal["json_schema", "lark"]
     text: str
+    before: str = ""  # Lark rules of which `before` accepts the thoughts that precede the constrained text
 
 
 class Constraint(Protocol):
@@ -95,6 +124,7 @@ class GenerationRequest:
     time_limit_seconds: float | None = None
     account: str = ""
     reject_if_busy: bool = False
+    is_batch: bool = False  # uses the capacity that other requests leave
     deadline_seconds: float | None = None  # seconds until the client's deadline
     constraint: Constraint | None = None
 
@@ -131,6 +161,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
+    reasoning_tokens: int = 0  # completion tokens that belong to thoughts
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +192,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     last_token: float = field(default=0.0, compare=False)  # time at which the last of its tokens was sampled
+    reasoning: str = ""  # thoughts, which come before the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +227,7 @@ class TextStream(Protocol):
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the text, or None."""
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens so far that belong to thoughts."""

@@ -43,6 +43,10 @@ class PrefillTokens:
 # chunk.
 _PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
+# Slots for each slot of batch requests, by type of the device. On a CPU each sequence of a step lengthens it, and an
+# interactive request that arrives waits for its end.
+_SLOTS_PER_BATCH_SLOT = {"cpu": 8, "cuda": 2}
+
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
 
 
@@ -61,8 +65,9 @@ class Settings(ServiceSettings):
     """The server's settings, read from environment variables: TAILRACE_ plus the field's name in upper case."""
 
     grpc_address: str = Field(
-        "127.0.0.1:50051",
-        description="Address of the gRPC server, host:port. Port 0 selects a free port.",
+        "localhost:50051",
+        description="Address of the gRPC server, host:port; localhost is 127.0.0.1 and, with IPv6, ::1. Port 0 selects "
+        "a free port.",
         json_schema_extra=_group("network"),
     )
     grpc_health_address: str | None = Field(
@@ -157,7 +162,16 @@ class Settings(ServiceSettings):
     max_account_seqs: int | None = Field(
         None,
         ge=1,
-        description="Number of sequences of one account that each engine runs at the same time, from 1. Unset: all slots.",
+        description="Number of sequences of one account that each engine runs at the same time, from 1, of batch requests as "
+        "many again. Unset: all slots.",
+        json_schema_extra=_group("scheduling"),
+    )
+    max_batch_seqs: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Number of sequences of batch requests that each engine runs at the same time, 1 to 1024. Unset: an eighth "
+        "of the slots on a CPU, half of them on a GPU.",
         json_schema_extra=_group("scheduling"),
     )
     prefill_chunk_tokens: int | None = Field(
@@ -280,6 +294,11 @@ class Settings(ServiceSettings):
         default = _PREFILL_TOKENS[device_type]
         chunk = self.prefill_chunk_tokens or default.chunk
         return PrefillTokens(chunk, max(chunk, self.prefill_idle_tokens or default.idle))
+
+    def batch_seqs(self, device_type: str) -> int:
+        """Return the sequences of batch requests that run together, from the settings or the device, "cpu" or "cuda"."""
+        default = self.max_running_seqs // _SLOTS_PER_BATCH_SLOT[device_type]
+        return min(self.max_running_seqs, self.max_batch_seqs or max(1, default))
 
     @field_validator("grpc_address", "grpc_health_address", "metrics_address")
     @classmethod

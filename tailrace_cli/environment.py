@@ -6,8 +6,11 @@ from tailrace_cli.errors import Failure
 from tailrace_shared.addresses import split_address
 
 DEFAULT_URL = "http://127.0.0.1:8787"
-DEFAULT_HTTP_ADDRESS = "127.0.0.1:8787"
-DEFAULT_GRPC_ADDRESS = "127.0.0.1:50051"
+# The services listen at both loopback addresses. Clients call the first.
+DEFAULT_HTTP_ADDRESS = "localhost:8787"
+DEFAULT_GRPC_ADDRESS = "localhost:50051"
+_HTTP_CLIENT_ADDRESS = "127.0.0.1:8787"
+_GRPC_CLIENT_ADDRESS = "127.0.0.1:50051"
 # The address to call if a service listens on all interfaces.
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
 
@@ -35,7 +38,7 @@ def http_address() -> str:
         Failure: TAILRACE_HTTP_ADDRESS is not an address.
     """
     name = "TAILRACE_HTTP_ADDRESS"
-    address = variable(name, DEFAULT_HTTP_ADDRESS)
+    address = variable(name, _HTTP_CLIENT_ADDRESS)
     try:
         host, port = split_address(address)
     except ValueError as error:
@@ -57,4 +60,4 @@ def bridge_url() -> str:
 
 def grpc_address() -> str:
     """Return host:port of the inference server; of several servers, the first."""
-    return variable("TAILRACE_GRPC_ADDRESS", DEFAULT_GRPC_ADDRESS).partition(",")[0]
+    return variable("TAILRACE_GRPC_ADDRESS", _GRPC_CLIENT_ADDRESS).partition(",")[0]

@@ -100,11 +100,12 @@ class RestClient:
 def _texts(response: http.client.HTTPResponse, stats: ReplyStats) -> Iterator[str]:
     """Yield the text of each event of a stream. Raises Refusal if the stream fails or ends without [DONE]."""
     for line in response:
+        # Every other line is a comment of a silent stream, or the blank line after an event.
+        if not line.startswith(b"data: "):
+            continue
         data = line.removeprefix(b"data: ").strip()
         if data == b"[DONE]":
             return
-        if not data:
-            continue
         event = json.loads(data)
         if errors := event.get("errors"):
             raise Refusal(f"The reply failed: {errors[0]['message']} ({errors[0]['code']})")

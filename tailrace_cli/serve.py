@@ -5,14 +5,12 @@ replies. Then the server stops. Each service finishes accepted requests within i
 forwarded and ends that period.
 """
 
-import errno
 import http.client
 import importlib.util
 import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,9 +20,10 @@ from pathlib import Path
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, http_address, variable
 from tailrace_cli.errors import Failure
 from tailrace_cli.output import write
-from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
-from tailrace_shared.variables import check_variables, unknown_variables
+from tailrace_shared.listeners import PortInUse, listen
+from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
+from tailrace_shared.variables import PREFIX, check_variables, unknown_variables
 
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
 
@@ -57,8 +56,10 @@ def serve() -> int:
         0 after a signal, else the exit code of the service that ended, or 1 if that is 0. 128 + n if signal n killed it.
 
     Raises:
-        Failure: The services are not installed, a setting is invalid, or an address is in use.
+        Failure: This is Windows, the services are not installed, a setting is invalid, or an address is in use.
     """
+    if is_windows():
+        raise Failure(WINDOWS_SENTENCE)
     if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         names = ", ".join(missing)
         raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
@@ -105,27 +106,16 @@ def _check_addresses() -> None:
     addresses = {"TAILRACE_GRPC_ADDRESS": DEFAULT_GRPC_ADDRESS, "TAILRACE_HTTP_ADDRESS": DEFAULT_HTTP_ADDRESS}
     for name, default in addresses.items():
         address = variable(name, default)
-        if _is_in_use(address):
+        try:
+            listeners = listen(address)
+        except PortInUse as error:
             (other,) = addresses.keys() - {name}
-            raise Failure(
-                f"{address} is in use already. Set {name} (and {other}) to other addresses for a second stack."
-            )
-
-
-def _is_in_use(address: str) -> bool:
-    """Return True if a service cannot listen at `address` because another program does.
-
-    Other obstacles, such as an address of another machine, do not count here; the service reports them itself.
-    """
-    try:
-        host, port = split_address(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    except ValueError:
-        return False
-    return False
+            sentences = error.explain(name.removeprefix(PREFIX), address)
+            raise Failure(f"{sentences}. A second stack needs another {other} too.") from None
+        except (OSError, ValueError):  # the service reports it itself
+            continue
+        for listener in listeners:
+            listener.close()
 
 
 def _on_signals(handler: "signal._HANDLER") -> None:

@@ -16,8 +16,12 @@ MAX_TOP_LOGPROBS = 20
 # Largest number of texts in one embedding request.
 MAX_EMBEDDED_TEXTS = 2_048
 MAX_TOOLS = 128
+MAX_BIASED_TOKENS = 1024
+MAX_BIAS = 100  # a bias lies between -MAX_BIAS and MAX_BIAS
 MAX_NAME_LENGTH = 256  # of models, tools and accounts, in characters
 MAX_ROLE_LENGTH = 64  # in characters
+MAX_LOGIT_BIAS = 1024  # tokens of one request with a bias
+MAX_CHOICES = 8  # replies to one request of OpenAI's routes
 DEFAULT_TEMPERATURE = 0.6
 
 
@@ -88,7 +92,7 @@ SAMPLING_FIELDS = (
         name="max_tokens",
         kind="integer",
         meaning="Upper bound on generated tokens. Larger values are reduced to the model's sequence length.",
-        default="the sequence length; 256 where a REST reply is not streamed",
+        default="the sequence length; 256 where a reply of /ai/run is not streamed",
         grpc=Range(minimum=1),
         rest=Range(minimum=1),
         description="256 by default; in a stream the model's sequence length",
@@ -119,6 +123,16 @@ SAMPLING_FIELDS = (
         default="all tokens",
         grpc=Range(minimum=1),
         rest=Range(minimum=1, maximum=50),
+        openai=Range(minimum=1),
+    ),
+    SamplingField(
+        name="min_p",
+        kind="number",
+        meaning="Keeps the tokens whose probability is at least this fraction of the most likely token's.",
+        default="0: all tokens",
+        grpc=Range(minimum=0, maximum=1),
+        rest=Range(minimum=0, maximum=1),
+        is_traced=False,
     ),
     SamplingField(
         name="seed",

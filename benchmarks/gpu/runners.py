@@ -9,7 +9,7 @@ from benchmarks.gpu.models import cache_bytes_per_token
 from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.native.engine import Engine
-from inference_server.engine.native.scheduler import Policy
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 
 MAX_TOKENS = 2048  # tokens of the longest sequence

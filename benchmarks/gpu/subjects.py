@@ -48,6 +48,7 @@ class _Numbers:
     """A text decoder that returns token ids as text, so that the engine runs without a tokenizer."""
 
     stop_string = None
+    num_reasoning_tokens = 0
 
     def push(self, token_id: int) -> str:
         return f"{token_id} "

@@ -1,6 +1,7 @@
-// Runs miniflare 4 with its remote bindings directed to the bridge.
+// Runs miniflare 4 with its remote bindings directed to the bridge: node run-miniflare.mjs [WORKER].
 
 import { readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
 import { Miniflare } from "miniflare";
 
 const [host, port] = (process.env.LISTEN ?? "127.0.0.1:8788").split(":");
@@ -12,7 +13,7 @@ const miniflare = new Miniflare({
   host,
   port: Number(port),
   modules: true,
-  script: readFileSync(new URL("modern.js", import.meta.url), "utf8"),
+  script: readFileSync(resolve(process.argv[2] ?? join(import.meta.dirname, "modern.js")), "utf8"),
   compatibilityDate: "2026-04-01",
   ai: { binding: "AI", remoteProxyConnectionString: bridge },
 });

@@ -1,19 +1,44 @@
 """The input and the result of request parsing, which every public API shares."""
 
-from dataclasses import dataclass
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers, QueryParams
 
+from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import ErrorWriter, ReplyWriter
 from http_bridge.errors import ApiError
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
-from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.validation import bad_input, load
-from tailrace.v1.inference_pb2 import RunRequest
+from tailrace.v1.inference_pb2 import Model, RunRequest
 
 _MAX_MODEL = 256  # longest model name, in characters
-_UNSUPPORTED_ENCODINGS = ("br", "compress", "deflate", "zstd")
+# Header of a reply: the types of the request's tools that were left out because they are not functions.
+SKIPPED_TOOLS_HEADER = "tailrace-skipped-tools"
+_MAX_NOTICES = 16
+_HEADER_TEXT = re.compile(r"[\w.:-]+", re.ASCII)
+_UNSUPPORTED_ENCODINGS = ("br", "compress", "zstd")
+logger = logging.getLogger(__name__)
+
+
+class Models(Protocol):
+    """The models of the inference servers, as the bridge last saw them. No method calls a server."""
+
+    def find_model(self, name: str) -> Model | None:
+        """Return the description of a model; None if no server is known to host it."""
+
+    def has_current_model(self, name: str) -> bool:
+        """Return True if `find_model` is up to date for this model."""
+
+
+class OutdatedModels(Exception):
+    """The bridge must ask the servers for their models before it can parse this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +52,13 @@ class IncomingRequest:
         model: Model of the path; empty if the path has none.
         headers: The request's headers.
         query: The request's query parameters.
-        data: The body as received, possibly gzipped.
+        data: The body as received, possibly compressed.
         max_bytes: Largest body in bytes, also after it is unpacked.
         has_padding: Whether the settings enable padding in streams.
         default_profile: Profile of a request without the profile header.
         bodies: Reads the fields of the body.
+        models: The models of the inference servers.
+        models_are_current: Whether the servers were asked for their models because of this request.
     """
 
     request_id: str
@@ -45,6 +72,18 @@ class IncomingRequest:
     has_padding: bool
     default_profile: ProfileName
     bodies: BodyReader
+    models: Models
+    models_are_current: bool = False
+
+    def describe(self, model: str) -> Model | None:
+        """Return the model's description; None if no server hosts it.
+
+        Raises:
+            OutdatedModels: The servers must be asked first.
+        """
+        if not self.models_are_current and not self.models.has_current_model(model):
+            raise OutdatedModels
+        return self.models.find_model(model)
 
     @property
     def profile(self) -> Profile:
@@ -60,7 +99,7 @@ class IncomingRequest:
         raise bad_input(f"the header {PROFILE_HEADER} must be one of {', '.join(PROFILE_NAMES)}")
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON object of the body, which may be gzipped.
+        """Return the JSON object of the body, which may be compressed with gzip or deflate.
 
         Raises:
             ApiError: 400/3003 for an empty body, 413/3006 for one that is too large when unpacked, 400/5006 for another error.
@@ -71,22 +110,60 @@ class IncomingRequest:
             # Only a body that cannot be parsed is an error: some SDKs send a wrong Content-Encoding with plain JSON.
             encoding = self.headers.get("content-encoding", "").strip().lower()
             if self.data and encoding in _UNSUPPORTED_ENCODINGS:
-                raise bad_input(f"the content-encoding {encoding} is not supported: send gzip or no encoding") from None
+                raise bad_input(
+                    f"the content-encoding {encoding} is not supported: send gzip, deflate or no encoding"
+                ) from None
             raise
 
 
 @dataclass(frozen=True, slots=True)
 class RunJob:
-    """A parsed request: the message to the inference server, and the writer of the reply."""
+    """A parsed request: the message to the inference server, and the writer of the reply.
+
+    Attributes:
+        request: The message.
+        writer: Writes the reply. If there are several, it writes only their errors.
+        stream: Whether the client requested a stream.
+        choices: Writes several replies, one to each of `choices.requests`; None: there is one reply, to `request`.
+        notices: Further headers of the reply.
+    """
 
     request: RunRequest
     writer: ReplyWriter
     stream: bool
+    choices: Choices | None = None
+    notices: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def requests(self) -> tuple[RunRequest, ...]:
+        """The messages to the inference server, one for each reply."""
+        return (self.request,) if self.choices is None else self.choices.requests
 
     @property
     def is_plain(self) -> bool:
-        """True if every delta contains text only: the request has neither tools nor log probabilities."""
+        """True if no delta has tool calls or log probabilities, because the request asks for neither."""
         return not self.request.chat.tools and not self.request.HasField("logprobs")
+
+
+class DirectJob(ABC):
+    """A parsed request that is answered with one JSON body, and that runs no model while its client waits.
+
+    Attributes:
+        model: Name of the model.
+        account: Account of the request; empty if it has none.
+    """
+
+    model: str
+    account: str
+
+    @abstractmethod
+    async def answer(self, state: Mapping[str, Any]) -> bytes:
+        """Return the body. `state`: the objects that the application shares with every request.
+
+        Raises:
+            ApiError: The request is refused.
+            AioRpcError: An inference server refused the request.
+        """
 
 
 class RequestParser(Protocol):
@@ -96,11 +173,12 @@ class RequestParser(Protocol):
     def errors(self) -> ErrorWriter:
         """The format of this route's errors."""
 
-    def parse(self, incoming: IncomingRequest) -> RunJob:
+    def parse(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         """Return the parsed request.
 
         Raises:
             ApiError: The request is invalid.
+            OutdatedModels: The servers must be asked for their models first.
         """
 
 
@@ -113,3 +191,13 @@ def check_model_name(name: str) -> str:
     if not name or len(name) > _MAX_MODEL or not name.isprintable():
         raise ApiError(404, 3042, "The model name is invalid")
     return name
+
+
+def skipped_notice(body: RunBody) -> dict[str, str]:
+    """Return the header that names the types of the tools that were left out, and log them; empty if there are none."""
+    if not body.skipped_tools:
+        return {}
+    # A type comes from the client, and a header cannot contain every character.
+    names = [name if _HEADER_TEXT.fullmatch(name) else "other" for name in body.skipped_tools[:_MAX_NOTICES]]
+    logger.info("tools that are not functions were left out: %s", ", ".join(names))
+    return {SKIPPED_TOOLS_HEADER: ", ".join(dict.fromkeys(names))}

@@ -25,6 +25,7 @@ class CompleteReply:
 
     completed: Completed
     text: str
+    reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -34,13 +35,22 @@ class ErrorWriter(ABC):
 
     schema: ClassVar[Schema]
 
+    def status(self, error: ApiError) -> int:
+        """Return the HTTP status of the error."""
+        return error.status
+
     @abstractmethod
     def payload(self, error: ApiError, request_id: str) -> Mapping[str, object]:
         """Return the JSON body of the error."""
 
 
 class ReplyWriter(ABC):
-    """The format of one reply. Each method returns the bytes to send, which may be empty."""
+    """The format of one reply. Each method returns the bytes to send: whole events, or nothing.
+
+    Attributes:
+        stream_type: Content type of a stream.
+        complete_type: Content type of a reply that is not streamed.
+    """
 
     stream_type: ClassVar[str] = EVENT_STREAM
     complete_type: ClassVar[str] = JSON
@@ -63,7 +73,7 @@ class ReplyWriter(ABC):
 
     @abstractmethod
     def delta(self, delta: Delta) -> bytes:
-        """Return the events for a delta that may contain tool calls or log probabilities in addition to text."""
+        """Return the events for a delta that may contain thoughts, tool calls or log probabilities beside text."""
 
     @abstractmethod
     def finish(self, completed: Completed) -> bytes:
@@ -72,6 +82,10 @@ class ReplyWriter(ABC):
     @abstractmethod
     def error(self, error: ApiError, request_id: str) -> bytes:
         """Return the last event of a stream that failed; `finish` is not called then."""
+
+    def streams_refusal(self, error: ApiError) -> bool:
+        """Return True if the client reads this refusal from a stream, instead of from an HTTP status."""
+        return False
 
 
 def usage_payload(completed: Completed, *, counts_cached: bool) -> JsonObject:

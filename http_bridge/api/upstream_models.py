@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import grpc
 from starlette.requests import Request
 
-from http_bridge.protocol.grpc_errors import rpc_api_error
+from http_bridge.errors import ApiError
+from http_bridge.protocol.grpc_errors import rpc_api_error, unknown_model
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Model
 
@@ -21,6 +22,17 @@ async def list_models(request: Request) -> Sequence[Model]:
         return await upstream.list_models()
     except grpc.aio.AioRpcError as error:
         raise rpc_api_error(error, model="") from error
+
+
+async def with_names(error: ApiError, model: str, upstream: Upstream) -> ApiError:
+    """Return `error`. If the model is unknown, the new error lists the models that there are."""
+    if not error.is_unknown_model:
+        return error
+    try:
+        names = [model.name for model in await upstream.list_models()]
+    except grpc.aio.AioRpcError:
+        return error
+    return unknown_model(model, names)
 
 
 def author(name: str) -> str:

@@ -69,7 +69,7 @@ class AllowedHosts:
         has_tokens: bool,
         binding_port: int | None,
         open_paths: frozenset[str],
-        binding_paths: frozenset[str],
+        is_binding_path: Callable[[str], bool],
         refuse: Refuse,
     ) -> None:
         """Check the requests to `app`.
@@ -83,7 +83,7 @@ class AllowedHosts:
                 are always checked.
             open_paths: Paths that are not checked on the main listener: health probes, which use a pod's or a
                 container's own address and whose answers contain no data.
-            binding_paths: Paths that the Workers runtime requests under its own names for the binding.
+            is_binding_path: Returns True for the paths that the Workers runtime requests under its own host names.
             refuse: Answers a request that is not accepted.
         """
         self._app = app
@@ -91,7 +91,7 @@ class AllowedHosts:
         self._has_tokens = has_tokens
         self._binding_port = binding_port
         self._open_paths = open_paths
-        self._binding_paths = binding_paths
+        self._is_binding_path = is_binding_path
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +113,7 @@ class AllowedHosts:
             return True
         # Browsers send an Origin with every POST and with every request to another site, and pages cannot remove it.
         is_page = any(name == b"origin" for name, _ in scope["headers"])
-        return not is_page and scope["path"] in self._binding_paths and _normalized(authority) in _BINDING_HOSTS
+        return not is_page and _normalized(authority) in _BINDING_HOSTS and self._is_binding_path(scope["path"])
 
 
 def _authorities(scope: Scope) -> list[str]:

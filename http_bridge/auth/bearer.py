@@ -13,6 +13,7 @@ from http_bridge.errors import ApiError
 ACCOUNT_KEY = "account"
 
 _ACCOUNT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+_MISPLACED = "the path has an API token where the account belongs"
 _Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -47,9 +48,14 @@ class TokenCheck:
             raise ApiError(401, 10000, "Authentication error")
         if granted == EVERY_ACCOUNT:
             return ""
-        if account not in (None, granted):
-            raise ApiError(403, 10000, "Authentication error")
+        if account is not None and account != granted:
+            hint = f": {_MISPLACED}" if self.is_token(account) else ""
+            raise ApiError(403, 10000, f"Authentication error{hint}")
         return granted
+
+    def is_token(self, text: str) -> bool:
+        """Return True if `text` is a known token."""
+        return self._account(_digest(text.encode())) is not None
 
     def _account(self, digest: bytes) -> str | None:
         # A lookup in a hash table. Its time depends on the digest's hash, which has a random key in each process, and
@@ -71,7 +77,10 @@ class RequireToken:
         scope["state"][ACCOUNT_KEY] = self._check.check(scope["headers"], account)
         if account is not None and not _ACCOUNT_ID.fullmatch(account):
             path = scope["path"]
-            raise ApiError(404, 7003, f"Could not route to {path:.200}, perhaps your object identifier is invalid?")
+            hint = f" ({_MISPLACED})" if self._check.is_token(account) else ""
+            raise ApiError(
+                404, 7003, f"Could not route to {path:.200}, perhaps your object identifier is invalid?{hint}"
+            )
         await self._app(scope, receive, send)
 
 

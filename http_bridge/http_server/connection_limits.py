@@ -30,6 +30,15 @@ _LINGER_SECONDS = 1.0
 _MAX_LINGERING = 128
 # Shortest time in seconds between two warnings about refused connections.
 _WARNING_SECONDS = 60.0
+# Parts of h11's messages about invalid requests, with the clause for the client.
+_FAULTS = {
+    "Missing mandatory Host": "HTTP/1.1 requires a Host header",
+    "multiple Host": "there is more than one Host header",
+    "conflicting Content-Length": "there are two Content-Length headers with different values",
+    "bad Content-Length": "Content-Length is not a number",
+    "Transfer-Encoding": "Transfer-Encoding is chunked, or there is none",
+    "chunk": "the body's chunks are malformed",
+}
 logger = logging.getLogger(__name__)
 
 
@@ -122,14 +131,19 @@ class LimitedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that is not valid HTTP, or whose headers are too large."""
-        self._end(
-            ApiError(
-                400,
-                6003,
-                "Invalid request headers: this is not HTTP/1.1, or request line and headers have more than "
-                f"{self.settings.max_header_bytes} bytes",
+        limit = self.settings.max_header_bytes
+        default = f"this is not HTTP/1.1, or request line and headers have more than {limit} bytes"
+        clause = next((clause for part, clause in _FAULTS.items() if part in self.conn.fault), default)
+        self._end(ApiError(400, 6003, f"Invalid request headers: {clause}"))
+
+    def eof_received(self) -> None:
+        """Answer a client that closed its sending side before the reply. It counts as disconnected, as behind a proxy."""
+        if self.cycle is not None and not self.cycle.response_started and not self.transport.is_closing():
+            self.cycle.disconnected = True
+            sentence = (
+                "The client closed its side of the connection before the reply. Keep it open until the reply ends."
             )
-        )
+            self.transport.write(_answer(ApiError(400, 6003, sentence)))
 
     def _update_timers(self) -> None:
         """Set the timers for the current phase. Called after every event that can change the phase."""

@@ -3,9 +3,12 @@
 Does not depend on ASGI.
 """
 
+import re
 from typing import Any
 
 import h11
+
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
 class Connection(h11.Connection):
@@ -18,7 +21,7 @@ class Connection(h11.Connection):
     _is_chunking = False
 
     def __init__(self, max_header_bytes: int) -> None:
-        """Create a server's connection.
+        """Create a server's connection. `fault` is h11's message about the last invalid request; empty if there is none.
 
         Args:
             max_header_bytes: Largest size of request line and headers together; beyond it, `next_event` raises
@@ -26,6 +29,7 @@ class Connection(h11.Connection):
         """
         super().__init__(h11.SERVER, max_header_bytes)
         self._max_header_bytes = max_header_bytes
+        self.fault = ""
 
     @property
     def is_in_headers(self) -> bool:
@@ -38,11 +42,16 @@ class Connection(h11.Connection):
         Raises:
             RemoteProtocolError: The client sent invalid HTTP or too large headers.
         """
-        event = super().next_event()
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            self.fault = str(error)
+            raise
         # h11 checks the size of incomplete headers only, so large headers in one packet would pass.
         if isinstance(event, h11.Request) and _size(event) > self._max_header_bytes:
-            raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
-        return event
+            self.fault = "the headers are too long"
+            raise h11.RemoteProtocolError(self.fault, error_status_hint=431)
+        return _in_origin_form(event) if isinstance(event, h11.Request) else event
 
     def send(self, event: Any) -> Any:  # the overloads of h11's method are not repeated here
         """Return the bytes to send for h11's event."""
@@ -55,6 +64,21 @@ class Connection(h11.Connection):
         output = super().send(event)
         self._is_chunking = output == chunk
         return output
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """Return the request with a path as its target. A target with scheme and host (RFC 9112) replaces the Host header."""
+    found = _ABSOLUTE.match(request.target)
+    if found is None:
+        return request
+    rest = request.target[found.end() :]
+    others = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"host"]
+    return h11.Request(
+        method=request.method,
+        target=rest if rest.startswith(b"/") else b"/" + rest,
+        headers=[(b"Host", found[1]), *others],
+        http_version=request.http_version,
+    )
 
 
 def _size(request: h11.Request) -> int:

@@ -1,6 +1,8 @@
 """The bridge's Prometheus metrics: names, labels and buckets. docs/metrics.md documents them."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,6 +16,11 @@ from prometheus_client import (
 )
 
 from tailrace_shared.version import tailrace_version
+
+BatchStatus = Literal["queued", "running", "finished"]
+BatchState = Literal["waiting", "running"]
+BATCH_STATUSES: tuple[BatchStatus, ...] = get_args(BatchStatus)
+BATCH_STATES: tuple[BatchState, ...] = get_args(BatchState)
 
 _REQUESTS_HELP = "Requests by the status of their response; 499: the client disconnected before the response"
 
@@ -65,6 +72,19 @@ class Metrics:
             registry=registry,
         )
 
+        self.batches = Gauge(
+            "tailrace_batches", "Batches by status: queued, running, finished", ["status"], registry=registry
+        )
+        self.batch_requests = Gauge(
+            "tailrace_batch_requests", "Requests of batches by state: waiting, running", ["state"], registry=registry
+        )
+        self.batch_requests_ended = Counter(
+            "tailrace_batch_requests_ended",
+            "Requests of batches that ended, by result: success, error",
+            ["result"],
+            registry=registry,
+        )
+
     def add_routes(self, labels: Iterable[str]) -> None:
         """Create the series of each route label with 0. A rate would miss the first event of a new series."""
         for label in labels:
@@ -75,6 +95,17 @@ class Metrics:
         """Report the numbers of inference servers; both arguments are functions that are called at each scrape."""
         self.servers.labels("serving").set_function(num_serving)
         self.servers.labels("not_serving").set_function(lambda: num_found() - num_serving())
+
+    def watch_batches(
+        self, num_batches: Callable[[BatchStatus], int], num_requests: Callable[[BatchState], int]
+    ) -> None:
+        """Report the batches. The functions are called at each scrape with a status of a batch, or a state of a request."""
+        for status in BATCH_STATUSES:
+            self.batches.labels(status).set_function(partial(num_batches, status))
+        for state in BATCH_STATES:
+            self.batch_requests.labels(state).set_function(partial(num_requests, state))
+        for result in ("success", "error"):
+            self.batch_requests_ended.labels(result)
 
     def serve(self, host: str, port: int) -> None:
         """Answer Prometheus on a thread until the process ends.

@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from http_bridge.observability.metrics import Metrics
+from http_bridge.protocol.sse import COMMENT
 from tailrace.v1.inference_pb2 import Completed, FinishReason
 
 # Label of requests without a route, and of routes that have no label.
@@ -77,7 +78,7 @@ class RequestLog:
     def _examine(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-        elif message.get("more_body") and message.get("body"):
+        elif message.get("more_body") and message.get("body") not in (None, b"", COMMENT):
             self._first_event = time.monotonic() - self._began
             self._metrics.first_event.labels(self._route).observe(self._first_event)
 

@@ -6,24 +6,31 @@ status code if there is no reason. The error's text never does.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.validation import Problem, bad_fields, bad_input
 
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"
 _LOADING_RETRY_SECONDS = 5
+_MAX_NAMES = 20  # of models in one error
 # Field names that differ between inference.proto and a body; the first prefix that matches is replaced.
 _BODY_NAMES = (
     ("sampling.", ""),
     ("chat.turns", "messages"),
     ("chat.tools", "tools"),
     ("chat.tool_", "tool_"),
+    ("chat.allowed_tools", "tool_choice.allowed_tools.tools"),
+    ("chat.parallel_tool_calls", "parallel_tool_calls"),
+    ("chat.continue_final_turn", "continue_final_message"),
+    ("chat.omit_generation_prompt", "add_generation_prompt"),
+    ("chat.template_arguments", "chat_template_kwargs"),
+    ("chat.reasoning_effort", "reasoning_effort"),
     ("chat", "messages"),
     ("text", "prompt"),
     ("response_format", "response_format"),
@@ -38,6 +45,19 @@ def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
     if details.retry_after_seconds is not None:
         api_error.retry_after_seconds = details.retry_after_seconds
     return api_error
+
+
+def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
+    """Return the error for a model that no server hosts: 400/5007. `names`: the models that there are."""
+    listed = f": the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    return ApiError(
+        400,
+        5007,
+        f"No such model {model} or task{listed}",
+        openai_message=f"The model '{model}' does not exist{listed}",
+        param="model",
+        is_unknown_model=True,
+    )
 
 
 def request_timeout() -> ApiError:
@@ -75,8 +95,12 @@ def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
 
 
 def _invalid_field(details: _Details) -> ApiError:
-    violations = [f"'{_body_path(wrong.field)}' {wrong.description}" for wrong in details.bad_request.field_violations]
-    return bad_input(", ".join(violations) or "the model server refused a field")
+    violations = [
+        Problem(path, f"'{path}' {wrong.description}")
+        for wrong in details.bad_request.field_violations
+        for path in (_body_path(wrong.field),)
+    ]
+    return bad_fields(violations) if violations else bad_input("the model server refused a field")
 
 
 def _body_path(field: str) -> str:
@@ -89,25 +113,37 @@ def _body_path(field: str) -> str:
     return "/" + path.replace(".", "/")
 
 
-def _too_many_tokens(tokens: str, limit: str) -> ApiError:
-    # Clients parse this message, so it mentions the output even if the prompt alone is too long.
+def _too_many_tokens(tokens: str, limit: str, *, more: str = "") -> ApiError:
+    # Clients parse both messages and shorten the conversation.
     return ApiError(
         413,
         5021,
         f"The estimated number of input and maximum output tokens ({tokens}) exceeded this model context window limit "
-        f"({limit}).",
+        f"({limit}).{more}",
+        openai_message=f"This model's maximum context length is {limit} tokens. However, the request has {tokens} tokens."
+        f"{more} Please reduce the length of the messages.",
+        param="messages",
     )
 
 
 def _prompt_too_long(details: _Details) -> ApiError:
     metadata = details.info.metadata
-    return _too_many_tokens(metadata.get("prompt_tokens", "?"), metadata.get("context_length", "?"))
+    tokens = metadata.get("prompt_tokens", "?")
+    return _too_many_tokens(tokens, metadata.get("context_length", "?"), more=f" The prompt alone has {tokens} tokens.")
 
 
 def _no_room_for_reply(details: _Details) -> ApiError:
     metadata = details.info.metadata
     tokens = sum(int(metadata.get(key, "0")) for key in ("prompt_tokens", "max_tokens"))
-    return _too_many_tokens(str(tokens), metadata.get("window", "?"))
+    shares = (
+        f" {metadata.get('prompt_tokens', '?')} are in the prompt, and max_tokens is {metadata.get('max_tokens', '?')}."
+    )
+    return _too_many_tokens(str(tokens), metadata.get("window", "?"), more=shares)
+
+
+def _wrong_task(model: str) -> ApiError:
+    sentence = f"No such model {model} or task: the model exists, and its task is another one"
+    return ApiError(400, 5007, sentence, openai_message=f"The model '{model}' has another task", param="model")
 
 
 def _capacity_exceeded() -> ApiError:
@@ -126,8 +162,8 @@ def _not_ready(model: str) -> ApiError:
 
 
 _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
-    "UNKNOWN_MODEL": lambda details, model: ApiError(400, 5007, f"No such model {model} or task"),
-    "WRONG_TASK": lambda details, model: ApiError(400, 5007, f"No such model {model} or task"),
+    "UNKNOWN_MODEL": lambda details, model: unknown_model(model),
+    "WRONG_TASK": lambda details, model: _wrong_task(model),
     "INVALID_FIELD": lambda details, model: _invalid_field(details),
     "PROMPT_TOO_LONG": lambda details, model: _prompt_too_long(details),
     "NO_ROOM_FOR_REPLY": lambda details, model: _no_room_for_reply(details),

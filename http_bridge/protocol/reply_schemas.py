@@ -8,21 +8,59 @@ _USAGE: Schema = {
     "type": "object",
     "properties": {name: {"type": "integer"} for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
 }
+# Sources of the batches' schemas: Cloudflare's pages on its batch API.
+_RESPONSE: Schema = {
+    "type": "object",
+    "contentType": "application/json",
+    "properties": {
+        "response": {"type": ["string", "object", "array", "number", "boolean", "null"]},
+        "reasoning_content": {"type": "string"},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "usage": _USAGE,
+    },
+    "required": ["response"],
+}
+_CHOICES: Schema = {
+    "type": "object",
+    "contentType": "application/json",
+    "description": 'OpenAI\'s chat completion, for models with shape = "choices"',
+    "properties": {"object": {"const": "chat.completion"}, "choices": {"type": "array"}, "usage": _USAGE},
+    "required": ["id", "object", "created", "model", "choices", "usage"],
+}
+_STREAM: Schema = {"type": "string", "contentType": "text/event-stream", "format": "binary"}
 # The reply of /ai/run: an object, or a stream of server-sent events.
-RUN_OUTPUT: Schema = {
-    "oneOf": [
-        {
-            "type": "object",
-            "contentType": "application/json",
-            "properties": {
-                "response": {"type": ["string", "object", "array", "number", "boolean", "null"]},
-                "tool_calls": {"type": "array", "items": {"type": "object"}},
-                "usage": _USAGE,
+RUN_OUTPUT: Schema = {"oneOf": [_RESPONSE, _STREAM]}
+# The same for a model with shape = "choices".
+CHOICES_OUTPUT: Schema = {"oneOf": [_CHOICES, _STREAM]}
+_BATCH_STATUS: Schema = {
+    "type": "object",
+    "properties": {
+        "status": {"enum": ["queued", "running"]},
+        "request_id": {"type": "string"},
+        "model": {"type": "string"},
+    },
+    "required": ["status", "request_id", "model"],
+}
+_BATCH_RESULTS: Schema = {
+    "type": "object",
+    "properties": {
+        "responses": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "id": {"type": "integer"},
+                    "result": {"type": "object"},
+                    "success": {"type": "boolean"},
+                    "external_reference": {},
+                    "error": {"type": "object", "description": "Code and message, if the request failed"},
+                },
+                "required": ["id", "result", "success", "external_reference"],
             },
-            "required": ["response"],
         },
-        {"type": "string", "contentType": "text/event-stream", "format": "binary"},
-    ]
+        "usage": _USAGE,
+    },
+    "required": ["responses", "usage"],
 }
 # Cloudflare's envelope of a success, around any result.
 ENVELOPE: Schema = {
@@ -35,9 +73,22 @@ ENVELOPE: Schema = {
     },
     "required": ["result", "success", "errors", "messages"],
 }
-RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": RUN_OUTPUT["oneOf"][0]}}
+_RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, _BATCH_STATUS, _BATCH_RESULTS]}
+RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
+# models/search: Cloudflare's envelope, or OpenRouter's form.
+MODELS_REPLY: Schema = {"anyOf": [ENVELOPE, {"type": "object", "required": ["data"]}]}
 # A complete reply of OpenAI's two routes.
 OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
+# A complete reply of the Responses API.
+RESPONSE: Schema = {
+    "type": "object",
+    "properties": {
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": {"type": "array", "items": {"type": "object", "required": ["id", "type"]}},
+    },
+    "required": ["id", "object", "created_at", "model", "status", "output", "tools", "usage"],
+}
 
 _ENTRY: Schema = {
     "type": "object",
@@ -61,8 +112,13 @@ OPENAI_ERROR: Schema = {
         **REST_ERROR["properties"],
         "error": {
             "type": "object",
-            "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "code": {"type": "string"}},
-            "required": ["message", "type", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+            "required": ["message", "type", "param", "code"],
         },
     },
     "required": [*REST_ERROR["required"], "error"],

@@ -7,9 +7,12 @@ names, types and ranges; OpenAI's API reference for the fields that its routes a
 
 from typing import Any
 
+from http_bridge.protocol.conversation_schemas import MESSAGE, THINKING, TOOL_CHOICE, optional, tool
+from http_bridge.protocol.responses_schema import responses_schema
 from tailrace_shared.request_fields import (
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
     MAX_NAME_LENGTH,
-    MAX_ROLE_LENGTH,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
     MAX_TOOLS,
@@ -22,17 +25,13 @@ from tailrace_shared.request_fields import (
 Schema = dict[str, Any]
 
 
-def _optional(kind: str, **rest: Any) -> Schema:
-    return {"type": [kind, "null"], **rest}
-
-
 def _integer(minimum: int, maximum: int | None = None, **rest: Any) -> Schema:
-    return _optional("integer", minimum=minimum, **({} if maximum is None else {"maximum": maximum}), **rest)
+    return optional("integer", minimum=minimum, **({} if maximum is None else {"maximum": maximum}), **rest)
 
 
 def _sampling(field: SamplingField, accepted: Range) -> Schema:
     """Return the schema of one sampling parameter with the range `accepted`."""
-    schema = _optional(field.kind)
+    schema = optional(field.kind)
     if accepted.minimum is not None:
         schema["exclusiveMinimum" if accepted.is_above else "minimum"] = accepted.minimum
     if accepted.maximum is not None:
@@ -44,63 +43,6 @@ def _sampling(field: SamplingField, accepted: Range) -> Schema:
     return schema
 
 
-_TEXT_PART: Schema = {
-    "type": "object",
-    "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-_CONTENT: Schema = {"type": ["string", "array"], "items": _TEXT_PART}
-_TOOL_CALL: Schema = {
-    "type": "object",
-    "description": "A call as OpenAI writes it (function) or as Workers AI does (name, arguments)",
-    "properties": {
-        "id": _optional("string", maxLength=MAX_NAME_LENGTH),
-        "type": {"enum": ["function", None]},
-        "function": {
-            "type": ["object", "null"],
-            "properties": {
-                "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-                "arguments": {"type": ["string", "object", "null"]},
-            },
-            "required": ["name"],
-        },
-        "name": _optional("string", minLength=1, maxLength=MAX_NAME_LENGTH),
-        "arguments": {"type": ["string", "object", "null"]},
-    },
-}
-_MESSAGE: Schema = {
-    "type": "object",
-    "properties": {
-        "role": {"type": "string", "minLength": 1, "maxLength": MAX_ROLE_LENGTH},
-        "content": {**_CONTENT, "type": ["string", "array", "null"]},
-        "name": _optional("string", maxLength=MAX_NAME_LENGTH),
-        "tool_call_id": _optional("string", maxLength=MAX_NAME_LENGTH),
-        "tool_calls": _optional("array", items=_TOOL_CALL, maxItems=MAX_TOOLS),
-    },
-    # A message that only calls a tool, and the message of a tool without output, may have no content.
-    "if": {"properties": {"role": {"enum": ["assistant", "tool"]}}, "required": ["role"]},
-    "else": {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
-}
-_TOOL_CHOICE: Schema = {
-    "type": ["string", "object", "null"],
-    "description": "none, auto, required, or {type: function, function: {name}}",
-    "if": {"type": "string"},
-    "then": {"enum": ["none", "auto", "required"]},
-    "else": {
-        "if": {"type": "object"},
-        "then": {
-            "properties": {
-                "type": {"enum": ["function"]},
-                "function": {
-                    "type": "object",
-                    "properties": {"name": {"type": "string", "minLength": 1}},
-                    "required": ["name"],
-                },
-            },
-            "required": ["type", "function"],
-        },
-    },
-}
 _STOP: Schema = {
     "type": ["string", "array", "null"],
     "minLength": 1,
@@ -111,27 +53,42 @@ _STOP: Schema = {
 }
 _OPTIONS: Schema = {
     "type": ["object", "null"],
-    "properties": {"rejectIfBusy": _optional("boolean", description="429 rather than wait for a slot")},
+    "properties": {"rejectIfBusy": optional("boolean", description="429 rather than wait for a slot")},
+}
+_LOGIT_BIAS: Schema = {
+    "type": ["object", "null"],
+    "description": "Added to the logits of tokens, by the token's id in the model's own vocabulary",
+    "maxProperties": MAX_LOGIT_BIAS,
+    "propertyNames": {"pattern": r"^\d{1,9}$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
 }
 _SAMPLING: Schema = {
-    "stream": _optional("boolean", default=False),
+    "stream": optional("boolean", default=False),
     **{field.name: _sampling(field, field.rest) for field in SAMPLING_FIELDS},
     "stop": _STOP,
+    "logit_bias": _LOGIT_BIAS,
     "options": _OPTIONS,
 }
-_NEVER_LORA: Schema = _optional("string", description="Accepted by no model here: 405 with code 5005")
+_NEVER_LORA: Schema = optional("string", description="Accepted by no model here: 405 with code 5005")
 
 _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
-    "properties": {"include_usage": _optional("boolean"), "include_obfuscation": _optional("boolean")},
+    "properties": {"include_usage": optional("boolean"), "include_obfuscation": optional("boolean")},
 }
-_ONE: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 1, "description": "One choice for each request"}
+# bodies/openai_values.py removes these values.
+_UNSET: Schema = {
+    "max_tokens": {"description": "The model's sequence length by default; -1, 0 and null mean unset"},
+    "top_k": {"description": "-1, 0 and null mean unset"},
+    "seed": {"description": "-1 and null mean unset"},
+}
 _OPENAI: Schema = {
     "model": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-    **{field.name: _sampling(field, field.openai) for field in SAMPLING_FIELDS if field.openai is not None},
-    "n": _ONE,
+    **{
+        field.name: _sampling(field, field.openai or field.rest) | _UNSET.get(field.name, {})
+        for field in SAMPLING_FIELDS
+    },
+    "n": _integer(1, MAX_CHOICES, description="Number of replies"),
     "stream_options": _STREAM_OPTIONS,
-    "logit_bias": {"type": ["object", "null"], "maxProperties": 0, "description": "Not supported"},
 }
 
 
@@ -145,6 +102,7 @@ class Inputs:
         generic: Body of /ai/run without a model in the path.
         chat: Body of OpenAI's chat completions.
         completion: Body of OpenAI's completions.
+        responses: Body of OpenAI's responses.
     """
 
     def __init__(self, *, max_messages: int, max_schema_depth: int) -> None:
@@ -156,17 +114,28 @@ class Inputs:
         """
         sampling = {**_SAMPLING, "response_format": _response_format(max_schema_depth)}
         openai = {**sampling, **_OPENAI}
-        conversation: Schema = {
-            "messages": {"type": "array", "minItems": 1, "maxItems": max_messages, "items": _MESSAGE},
-            "tools": _optional("array", items=_tool(max_schema_depth), maxItems=MAX_TOOLS),
-            "tool_choice": _TOOL_CHOICE,
+        templated: Schema = {
+            "tools": optional("array", items=tool(max_schema_depth), maxItems=MAX_TOOLS),
+            "tool_choice": TOOL_CHOICE,
+            "parallel_tool_calls": optional("boolean", description="Several calls in one reply; true by default"),
+            "chat_template_kwargs": optional(
+                "object", maxDepth=max_schema_depth, description="Variables for the chat template"
+            ),
+            **THINKING,
         }
-        self.prompt = _prompt(sampling)
+        conversation: Schema = {
+            "messages": {"type": "array", "minItems": 1, "maxItems": max_messages, "items": MESSAGE},
+            "continue_final_message": optional("boolean", description="The reply continues the last message"),
+            "add_generation_prompt": optional("boolean", description="Begin an assistant's message; true by default"),
+            **templated,
+        }
+        self.prompt = _prompt({**templated, **sampling})
         self.messages = _messages(conversation, sampling)
         self.run: Schema = {"type": "object", "anyOf": [self.prompt, self.messages]}
         self.generic = _GENERIC
         self.chat = _chat(conversation, openai)
         self.completion = _completion(openai)
+        self.responses = responses_schema(openai, max_messages=max_messages, max_schema_depth=max_schema_depth)
 
 
 def _response_format(max_schema_depth: int) -> Schema:
@@ -180,48 +149,27 @@ def _response_format(max_schema_depth: int) -> Schema:
     }
 
 
-def _tool(max_schema_depth: int) -> Schema:
-    function: Schema = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
-            "description": _optional("string"),
-            "parameters": _optional("object", maxDepth=max_schema_depth),
-        },
-        "required": ["name"],
-    }
-    return {
-        "type": "object",
-        "description": "A function, as such or in OpenAI's form",
-        "if": {"properties": {"function": {"type": "object"}}, "required": ["function"]},
-        "then": {"properties": {"type": {"enum": ["function", None]}, "function": function}},
-        "else": function,
-    }
-
-
-def _prompt(sampling: Schema) -> Schema:
+def _prompt(rest: Schema) -> Schema:
     raw = "The prompt as it is, without the model's chat template"
     return {
         "title": "Prompt",
         "type": "object",
         "properties": {
             "prompt": {"type": "string", "minLength": 1},
-            "raw": _optional("boolean", default=False, description=raw),
+            "raw": optional("boolean", default=False, description=raw),
             "lora": _NEVER_LORA,
-            **sampling,
+            **rest,
         },
         "required": ["prompt"],
     }
 
 
 def _messages(conversation: Schema, sampling: Schema) -> Schema:
-    embedded = "Embedded functions run in the Worker"
     return {
         "title": "Messages",
         "type": "object",
         "properties": {
             **conversation,
-            "functions": {"type": ["array", "null"], "maxItems": 0, "description": embedded},
             "lora": _NEVER_LORA,
             **sampling,
         },
@@ -237,7 +185,7 @@ def _chat(conversation: Schema, openai: Schema) -> Schema:
             **openai,
             **conversation,
             "max_completion_tokens": _integer(1),
-            "logprobs": _optional("boolean"),
+            "logprobs": optional("boolean"),
             "top_logprobs": _integer(0, MAX_TOP_LOGPROBS),
         },
         "required": ["model", "messages"],
@@ -253,9 +201,9 @@ def _completion(openai: Schema) -> Schema:
             **openai,
             "prompt": {"type": ["string", "array"], **prompt},
             "logprobs": _integer(0, MAX_TOP_LOGPROBS),
-            "echo": _optional("boolean"),
-            "best_of": _ONE,
-            "suffix": {"type": ["string", "null"], "maxLength": 0, "description": "Not supported"},
+            "echo": optional("boolean"),
+            "best_of": _integer(1, description="Not above n"),
+            "suffix": optional("string", description="Not supported, unless it is empty"),
         },
         "required": ["model", "prompt"],
     }

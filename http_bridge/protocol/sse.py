@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 
 DONE = b"data: [DONE]\n\n"
+# The blank line ends the comment for clients that split a stream at blank lines. An event without data is none.
+COMMENT = b": keep-alive\n\n"
 
 # JSON escapes its own line ends. Some clients split a stream with Python's str.splitlines, which also splits at these three
 # characters. Escaped, they mean the same.

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Never
 
 import jsonschema_rs
@@ -24,18 +24,50 @@ _MAX_ITEMS = 4_096
 # Deepest nesting of arrays and objects in a body: far below Python's recursion limit, and more than clients need.
 MAX_DEPTH = 128
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# First bytes of zlib's format, which HTTP calls deflate. JSON never begins with an x.
+_ZLIB_MAGIC = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGEST_NUMBER = 1e300
 _MAX_DIGITS = 20  # length of -2**63, including its sign, and of 2**64 - 1
 
 
+class Problem(str):
+    """A clause without a full stop about an invalid field. `path`: the field, such as /messages/0/content."""
+
+    path: str
+
+    def __new__(cls, path: str, clause: str) -> "Problem":
+        """Return the clause with its path."""
+        problem = super().__new__(cls, clause)
+        problem.path = path
+        return problem
+
+    @property
+    def param(self) -> str | None:
+        """The path in OpenAI's notation, such as messages[0].content; None for the whole body."""
+        return re.sub(r"/(\d+)(?=/|$)", r"[\1]", self.path).strip("/").replace("/", ".") or None
+
+
 def bad_input(problem: str) -> ApiError:
     """Return the error for an invalid field or body: 400/5006 with `problem`, a clause without a full stop."""
-    return ApiError(400, 5006, f"Bad input: Error: {problem}")
+    return ApiError(
+        400, 5006, f"Bad input: Error: {problem}", param=problem.param if isinstance(problem, Problem) else None
+    )
+
+
+def bad_field(path: str, clause: str) -> ApiError:
+    """Return the error for one invalid field: `clause` follows the quoted path."""
+    return bad_input(Problem(path, f"'{path}' {clause}"))
+
+
+def bad_fields(problems: Sequence[Problem]) -> ApiError:
+    """Return one error for several invalid fields. Its `param` is the first one's."""
+    return bad_input(Problem(problems[0].path, ", ".join(problems)))
 
 
 def load(data: bytes, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a body. The first bytes determine whether it is gzipped, not the headers.
+    """Return the JSON object of a body. The first bytes determine whether it is compressed (gzip, deflate), not the headers.
 
     Raises:
         ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 if it is not a JSON
@@ -44,7 +76,11 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if not data:
         raise ApiError(400, 3003, "Request is missing headers or body: body")
     if data.startswith(_GZIP_MAGIC):
-        data = _unzipped(data, max_bytes)
+        data = _unpacked(data, max_bytes, "gzip", zlib.MAX_WBITS | 16)
+    elif data.startswith(_ZLIB_MAGIC):
+        data = _unpacked(data, max_bytes, "deflate", zlib.MAX_WBITS)
+    elif data.startswith(_ZSTD_MAGIC):
+        raise bad_input("the content-encoding zstd is not supported: send gzip, deflate or no encoding")
     document = _parsed(data)
     # The number of opening brackets bounds the depth. In most documents it is small enough to skip the check.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
@@ -53,7 +89,7 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
         raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
     # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can contain it.
     if _SURROGATE.search(data) and (path := _path_of_surrogate(document, "")) is not None:
-        raise bad_input(f"'{path or '/'}' contains half of a surrogate pair, which is not a character")
+        raise bad_field(path or "/", "contains half of a surrogate pair, which is not a character")
     return document
 
 
@@ -65,19 +101,9 @@ class Validator:
         self._schema = schema
         self._validator = jsonschema_rs.Draft202012Validator(dict(schema), keywords={"maxDepth": _MaxDepth})
 
-    def problems(self, document: Mapping[str, Any]) -> list[str]:
+    def problems(self, document: Mapping[str, Any]) -> list[Problem]:
         """Return the errors as clauses without a full stop: the first MAX_PROBLEMS, then "and more"."""
-        if self._validator.is_valid(document):
-            return []
-        found: list[str] = []
-        for error in self._errors(document):
-            sentence = self._sentence(error)
-            if sentence in found:
-                continue
-            if len(found) == MAX_PROBLEMS:
-                return [*found, "and more"]
-            found.append(sentence)
-        return found
+        return [] if self._validator.is_valid(document) else first_problems(map(self._problem, self._errors(document)))
 
     def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:
         """Return all errors of a small document; for a large one, the first error and the errors near its beginning."""
@@ -91,12 +117,17 @@ class Validator:
             errors.insert(0, first)
         return errors
 
-    def _sentence(self, error: jsonschema_rs.ValidationError) -> str:
+    def _problem(self, error: jsonschema_rs.ValidationError) -> Problem:
         path = _path(error.instance_path)
         describe = _SENTENCES.get(error.kind.name)
         if describe is None:
-            return f"'{path}' {error.message}"
-        return describe(path, error.instance, self._keyword(error.schema_path))
+            return Problem(path, f"'{path}' {error.message}")
+        keyword = self._keyword(error.schema_path)
+        clause = describe(path, error.instance, keyword)
+        # A missing field has no path of its own.
+        return Problem(
+            f"{path.rstrip('/')}/{error.kind.as_dict()['property']}" if error.kind.name == "required" else path, clause
+        )
 
     def _keyword(self, path: list[str | int]) -> Any:
         """Return the schema's value of the keyword that failed."""
@@ -104,6 +135,18 @@ class Validator:
         for part in path:
             value = value[part]
         return value
+
+
+def first_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the first MAX_PROBLEMS without duplicates, then "and more" if there are others."""
+    found: list[Problem] = []
+    for problem in problems:
+        if problem in found:
+            continue
+        if len(found) == MAX_PROBLEMS:
+            return [*found, Problem("/", "and more")]
+        found.append(problem)
+    return found
 
 
 class _MaxDepth:
@@ -181,16 +224,16 @@ def _path(parts: list[str | int]) -> str:
     return "/" + "/".join(map(str, parts))
 
 
-def _unzipped(data: bytes, max_bytes: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+def _unpacked(data: bytes, max_bytes: int, name: str, wbits: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=wbits)
     try:
         unpacked = unpacker.decompress(data, max_bytes + 1)
     except zlib.error:
-        raise bad_input("the body begins like gzip but is not valid gzip") from None
+        raise bad_input(f"the body begins like {name} but is not valid {name}") from None
     if len(unpacked) > max_bytes:
         raise ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
     if not unpacker.eof:
-        raise bad_input("the body's gzip data ends too early")
+        raise bad_input(f"the body's {name} data ends too early")
     return unpacked
 
 

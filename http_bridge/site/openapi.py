@@ -12,10 +12,10 @@ _DESCRIPTION = (
 )
 # Statuses of refused runs, with their descriptions.
 _RUN_STATUSES = {
-    400: "A field is wrong or missing, or there is no such model, route or token",
+    400: "A field is wrong or missing, or there is no such model, route or token, or OpenAI's prompt is too long",
     401: "Wrong token",
     403: "Another account's token, or a host name that is not accepted without tokens",
-    404: "No account or model can have the name in the path",
+    404: "No account or model can have the name in the path, or there is no such batch or, on OpenAI's routes, model",
     405: "Wrong method, or the model does not support LoRA",
     408: "The request took too long",
     413: "The body is too large, or the prompt is longer than the model's context",

@@ -141,6 +141,18 @@ class Upstream:
             raise error
         return list({model.name: model for models in reversed(lists) for model in reversed(models)}.values())[::-1]
 
+    def find_model(self, name: str) -> Model | None:
+        """Return the model's description from the last poll; None if no server is known to host it. Calls no server."""
+        return self.servers.find_model(name)
+
+    def has_current_model(self, name: str) -> bool:
+        """Return True if `find_model` is up to date for this model. Otherwise `refresh_models` may find it."""
+        return self.servers.has_current_model(name)
+
+    async def refresh_models(self) -> None:
+        """Ask the servers for their models now, for at most 2 s, and at most four times a second."""
+        await self.servers.refresh()
+
     async def why_not_ready(self) -> str | None:
         """Return None if a server is serving, otherwise the reason as a sentence."""
         reasons = await asyncio.gather(*(self._why_not_ready(address) for address in self.servers.all))

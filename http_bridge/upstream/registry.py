@@ -5,6 +5,8 @@ Does not depend on runs.
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +16,11 @@ from grpc_health.v1 import health_pb2
 from http_bridge.upstream.channels import SERVICE_NAME, Channels, Group
 from http_bridge.upstream.resolver import Address, Addresses
 from http_bridge.upstream.tls import Credentials
-from tailrace.v1.inference_pb2 import ListModelsRequest, Model, Task
+from tailrace.v1.inference_pb2 import ListModelsRequest, Model
 
 POLL_SECONDS = 2.0
+# Shortest time in seconds between two polls that requests cause.
+_REFRESH_SECONDS = 0.25
 # Longest time in seconds for one answer. A slow server delays the next poll.
 _ANSWER_SECONDS = 2.0
 logger = logging.getLogger(__name__)
@@ -24,9 +28,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Server:
-    """The last answers of one server. `models`: the task of each model by its name; None until the first answer."""
+    """The last answers of one server.
 
-    models: dict[str, int] | None = None
+    Attributes:
+        models: Its models by name; None until its first answer.
+        is_current: Whether the last poll was answered. A restarted server may have other models.
+        is_serving: Whether its health was SERVING.
+    """
+
+    models: dict[str, Model] | None = None
+    is_current: bool = False
     is_serving: bool = False
 
 
@@ -39,6 +50,8 @@ class Servers:
         self.channels = Channels(credentials)
         self._servers: dict[Address, _Server] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = -math.inf
 
     async def start(self) -> None:
         """Look up the names, then poll every 2 s in the background. Call it once."""
@@ -51,8 +64,9 @@ class Servers:
 
     async def close(self) -> None:
         """Stop polling and close the channels. Running calls end immediately."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._refreshing):
+            if task is not None:
+                task.cancel()
         await self.channels.close()
 
     @property
@@ -85,22 +99,38 @@ class Servers:
             reply = await channel.health.Check(request, metadata=self._credentials.metadata, timeout=timeout_seconds)
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
-    def task_of(self, model: str) -> int | None:
-        """Return the task of a model (a value of the contract's Task), or None if no server has listed the model."""
-        servers = (server.models for server in self._servers.values())
-        return next((models[model] for models in servers if models is not None and model in models), None)
+    def find_model(self, name: str) -> Model | None:
+        """Return the model's description from the last poll; None if no server is known to host it."""
+        return next((models[name] for address in self.all if name in (models := self._models(address) or {})), None)
 
-    def _models(self, address: Address) -> dict[str, int] | None:
+    def has_current_model(self, name: str) -> bool:
+        """Return True if a server that answered the last poll hosts the model. Then `find_model` is up to date."""
+        servers = (self._servers.get(address) for address in self.all)
+        return any(server.is_current and name in (server.models or ()) for server in servers if server is not None)
+
+    async def refresh(self) -> None:
+        """Poll the servers now, for at most 2 s. Simultaneous calls share a poll, and a poll in the last 0.25 s counts."""
+        if self._refreshing is None or self._refreshing.done():
+            if time.monotonic() - self._refreshed_at < _REFRESH_SECONDS:
+                return
+            self._refreshing = asyncio.create_task(self._poll_safely())
+        await asyncio.wait((self._refreshing,), timeout=_ANSWER_SECONDS)
+
+    def _models(self, address: Address) -> dict[str, Model] | None:
         server = self._servers.get(address)
         return None if server is None else server.models
 
     async def _watch(self) -> None:
         while True:
-            try:
-                await self._poll()
-            except Exception:
-                logger.exception("polling the inference servers failed")
+            await self._poll_safely()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _poll_safely(self) -> None:
+        try:
+            await self._poll()
+        except Exception:
+            logger.exception("polling the inference servers failed")
+        self._refreshed_at = time.monotonic()
 
     async def _poll(self) -> None:
         await self._addresses.refresh()
@@ -111,13 +141,18 @@ class Servers:
         await self.channels.retain({addresses, *((address,) for address in addresses), *groups})
 
     async def _ask(self, address: Address, server: _Server) -> None:
+        await asyncio.gather(self._ask_health(address, server), self._ask_models(address, server))
+
+    async def _ask_health(self, address: Address, server: _Server) -> None:
         try:
             server.is_serving = await self.is_serving(address, _ANSWER_SECONDS)
-            # The models of a server that does not answer stay registered: gRPC itself detects a lost connection.
-            server.models = {model.name: _task(model) for model in await self.models_of(address, _ANSWER_SECONDS)}
         except grpc.aio.AioRpcError:
             server.is_serving = False
 
-
-def _task(model: Model) -> int:
-    return model.task or Task.TASK_TEXT_GENERATION
+    async def _ask_models(self, address: Address, server: _Server) -> None:
+        # The models of a server that does not answer stay registered: gRPC itself detects a lost connection.
+        try:
+            server.models = {model.name: model for model in await self.models_of(address, _ANSWER_SECONDS)}
+            server.is_current = True
+        except grpc.aio.AioRpcError:
+            server.is_current = False

@@ -70,7 +70,7 @@ class CpuForward:
         self._prefill_kernel = None if decoder.has_windows else prefill
         self._buffers: _Buffers | None = None
         self._segments: ops.PrefillSegments | None = None
-        self._programs: dict[tuple[bool, bool], Program] = {}
+        self._programs: dict[tuple[bool, bool], list[Program]] = {}
 
     @property
     def supports_prefill(self) -> bool:
@@ -86,18 +86,24 @@ class CpuForward:
         """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
         return self._run(tokens, None).logits[: len(tokens.token_ids), : self._decoder.head.out_features]
 
-    def prefill(self, prompts: PromptTokens) -> Tensor:
-        """Compute prompt tokens. Returns the head's inputs, (num_tokens, hidden_size)."""
-        return self._run(None, prompts).normed[: len(prompts.token_ids)]
+    def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
+        """Compute prompt tokens.
 
-    def mixed(self, tokens: DecodeTokens, prompts: PromptTokens) -> Tensor:
+        Returns the head's inputs of the tokens at the ascending indices `wanted`, (num_wanted, hidden_size).
+        """
+        return self._run(None, prompts, wanted).normed[: len(wanted)]
+
+    def mixed(self, tokens: DecodeTokens, prompts: PromptTokens, wanted: list[int]) -> Tensor:
         """Compute decoded and prompt tokens in one pass, which reads the weights once.
 
-        Returns the head's inputs, (num_tokens, hidden_size), with the decoded tokens first.
+        Returns the head's inputs, (num_decoded + num_wanted, hidden_size): those of the decoded tokens, then those of the
+        prompt tokens at the ascending indices `wanted`.
         """
-        return self._run(tokens, prompts).normed[: len(tokens.token_ids) + len(prompts.token_ids)]
+        return self._run(tokens, prompts, wanted).normed[: len(tokens.token_ids) + len(wanted)]
 
-    def _run(self, tokens: DecodeTokens | None, prompts: PromptTokens | None) -> _Buffers:
+    def _run(
+        self, tokens: DecodeTokens | None, prompts: PromptTokens | None, wanted: list[int] | None = None
+    ) -> _Buffers:
         num_decoded = len(tokens.token_ids) if tokens else 0
         table, lengths, rows = _EMPTY
         if tokens:
@@ -118,8 +124,14 @@ class CpuForward:
         self._set_inputs([each for each in (tokens, prompts) if each], buffers)
         parts = (tokens is not None, prompts is not None)
         if parts not in self._programs:
-            self._programs[parts] = Program(self._calls(buffers, *parts), keep=buffers)
-        self._programs[parts].run(count, num_decoded)
+            calls = self._calls(buffers, *parts)
+            self._programs[parts] = [Program(each, keep=buffers) for each in calls if each]
+        whole, *rest = self._programs[parts]
+        whole.run(count, num_decoded)
+        kept = [*range(num_decoded), *(num_decoded + index for index in wanted or ())]
+        if rest and kept:
+            _keep_rows(kept, buffers.hidden, buffers.attended)
+            rest[0].run(len(kept), num_decoded)
         return buffers
 
     def _set_segments(self, parts: list[Segment], tables: list[Tensor], first_row: int, buffers: _Buffers) -> None:
@@ -175,18 +187,29 @@ class CpuForward:
             ),
         )
 
-    def _calls(self, buffers: _Buffers, has_decode: bool, has_prompts: bool) -> list[KernelCall]:
-        """Return the kernel calls of a pass in order."""
+    def _calls(
+        self, buffers: _Buffers, has_decode: bool, has_prompts: bool
+    ) -> tuple[list[KernelCall], list[KernelCall]]:
+        """Return the kernel calls of a pass in order, in two parts.
+
+        With prompts, the second part begins after the attention of the last layer. It computes only the rows whose logits
+        are needed, because no later layer reads the others. Without prompts, it is empty.
+        """
         calls: list[KernelCall] = []
+        rest: list[KernelCall] = []
         for index, layer in enumerate(self._decoder.layers):
             calls.append(self._norm(layer.input_norm, buffers, is_first=not calls))
             calls += self._attention(index, layer, buffers, has_decode, has_prompts)
-            calls.append(self._norm(layer.post_norm, buffers))
-            calls += self._mlp(layer, buffers)
-        calls.append(self._norm(self._decoder.norm, buffers))
+            is_last = index == len(self._decoder.layers) - 1
+            after = rest if is_last and has_prompts else calls
+            after.append(_linear(layer.output, buffers.attended.flatten(1), buffers.delta, buffers))
+            after.append(self._norm(layer.post_norm, buffers))
+            after += self._mlp(layer, buffers)
+            if is_last:
+                after.append(self._norm(self._decoder.norm, buffers))
         if not has_prompts:
             calls.append(_linear(self._decoder.head, buffers.normed, buffers.logits, buffers))
-        return calls
+        return calls, rest
 
     def _kernel(self, name: str, *others: torch.dtype) -> Kernel:
         found = kernel(name, *(dtype is torch.bfloat16 for dtype in (self._decoder.dtype, *others)))
@@ -214,7 +237,7 @@ class CpuForward:
             calls.append(self._prefill_attention(layer.attention, keys, values, b))
         if has_decode:
             calls.append(self._decode_attention(layer.attention, keys, values, b))
-        return [*calls, _linear(layer.output, b.attended.flatten(1), b.delta, b)]
+        return calls
 
     def _decode_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: _Buffers) -> KernelCall:
         block = arguments.attention(
@@ -238,6 +261,15 @@ class CpuForward:
             _linear(layer.gate_up, b.normed, b.product, b),
             _linear(layer.down, b.product, b.delta, b),
         ]
+
+
+def _keep_rows(kept: list[int], *tensors: Tensor) -> None:
+    """Move the rows with the ascending indices `kept` to the beginning of each tensor."""
+    if kept[-1] < len(kept):  # these rows are at the beginning already
+        return
+    indices = torch.tensor(kept)
+    for tensor in tensors:
+        tensor[: len(kept)] = tensor[indices]
 
 
 def _linear(linear: KernelLinear, x: Tensor, out: Tensor, buffers: _Buffers) -> KernelCall:

@@ -1,7 +1,8 @@
 """Admission control: decides on the event loop whether the engine accepts a request, before any work is done for it.
 
-Counts requests in flight and measures the rate at which they leave. This module works with accounts, token counts and
-times in seconds of time.monotonic(). It does not depend on the model or on gRPC.
+Counts requests in flight and measures the rate at which they leave. Interactive requests and batch requests have one
+Admission each. This module works with accounts, token counts and times in seconds of time.monotonic(). It does not depend
+on the model or on gRPC.
 """
 
 import time
@@ -26,26 +27,36 @@ class CapacityLimits:
         slots: Sequences that run together.
         waiting_seqs: Requests that may wait for a slot.
         waiting_tokens: Prompt tokens that may wait for a slot, of all requests together.
-        account_slots: Sequences of one account that run together; None: all slots.
+        account_slots: Sequences of one account that run together, of each priority; None: all slots.
+        batch_slots: Sequences of batch requests that run together; None: all slots.
     """
 
     slots: int
     waiting_seqs: int
     waiting_tokens: int
     account_slots: int | None = None
+    batch_slots: int | None = None
 
 
 @dataclass(eq=False, slots=True)
 class AdmissionTicket:
-    """An accepted request. It waits until it gets a slot. `num_tokens`: length of its prompt."""
+    """An accepted request. It waits until it gets a slot.
 
+    Attributes:
+        admission: The Admission that counts it.
+        account: Its account.
+        num_tokens: Length of its prompt.
+        is_waiting: True until it gets a slot.
+    """
+
+    admission: "Admission"
     account: str
     num_tokens: int
     is_waiting: bool = True
 
 
 class Admission:
-    """Counter of the requests in flight, which decides whether a new one is accepted.
+    """Counter of the requests in flight of one priority, which decides whether a new one is accepted.
 
     A request enters when it is accepted, and leaves when it has ended.
     """
@@ -72,7 +83,13 @@ class Admission:
         return self._waiting.total()
 
     def check(
-        self, account: str, *, num_tokens: int = 0, reject_if_busy: bool = False, deadline_seconds: float | None = None
+        self,
+        account: str,
+        *,
+        num_tokens: int = 0,
+        reject_if_busy: bool = False,
+        deadline_seconds: float | None = None,
+        num_slots_taken: int = 0,
     ) -> None:
         """Check whether a request may enter now.
 
@@ -81,11 +98,12 @@ class Admission:
             num_tokens: Length of the prompt.
             reject_if_busy: Reject the request if it would have to wait.
             deadline_seconds: Time until the client's deadline; None: no deadline.
+            num_slots_taken: Slots that requests of a higher priority take from this one's.
 
         Raises:
             CapacityExceeded: The request may not enter.
         """
-        limits, waiting = self._limits, self.num_in_flight - self._limits.slots
+        limits, waiting = self._limits, self.num_in_flight - max(0, self._limits.slots - num_slots_taken)
         if reject_if_busy and (waiting >= 0 or self._is_at_limit(account)):
             raise self._full("no slot is free and the request must not wait")
         # For an account without requests, the queue is twice as long, so that another account cannot fill all of it.
@@ -102,7 +120,7 @@ class Admission:
 
     def enter(self, account: str, num_tokens: int) -> AdmissionTicket:
         """Count a request that waits for a slot. Does not check the limits."""
-        ticket = AdmissionTicket(account, num_tokens)
+        ticket = AdmissionTicket(self, account, num_tokens)
         self._tickets.add(ticket)
         self._by_account[account] += 1
         self._waiting[account] += 1

@@ -7,6 +7,7 @@ Subclasses compute the tokens. Does not depend on gRPC or a tokenizer.
 """
 
 import asyncio
+import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -33,13 +34,17 @@ class BaseEngine(ABC):
     """Base class of engines: a model and its requests. All public methods must be called on the event loop's thread.
 
     Attributes:
-        admission: Counts of the requests in flight.
+        admission: Counts of the interactive requests in flight.
+        batch_admission: Counts of the batch requests in flight.
         is_stalled: True if the engine has stopped making steps; set by the watchdog.
     """
 
     def __init__(self, limits: CapacityLimits, on_broken: Callable[[], None]) -> None:
         """Create an idle engine. `on_broken` is called on the event loop after the model has failed permanently."""
         self.admission = Admission(limits)
+        self._num_slots = limits.slots
+        self._num_batch_slots = limits.slots if limits.batch_slots is None else limits.batch_slots
+        self.batch_admission = Admission(dataclasses.replace(limits, slots=self._num_batch_slots))
         self.is_stalled = False
         self._on_broken = on_broken
         self._is_accepting = True
@@ -107,13 +112,22 @@ class BaseEngine(ABC):
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for a slot."""
-        return self.admission.num_waiting
+        """Requests that wait for a slot, of both priorities."""
+        return self.admission.num_waiting + self.num_waiting_batch
+
+    @property
+    def num_waiting_batch(self) -> int:
+        """Batch requests that wait for a slot."""
+        return self.batch_admission.num_waiting
 
     @property
     def utilization(self) -> float:
-        """Share of the slots or of the KV cache in use, whichever is larger: 0 to 1, and above 1 while requests wait."""
-        return max(self.num_in_flight / self.num_slots, self.num_blocks_in_use / max(1, self.num_blocks))
+        """Share of the slots or of the KV cache in use, whichever is larger: 0 to 1, and above 1 while requests wait.
+
+        Batch requests that wait do not count, because they do not delay interactive requests.
+        """
+        num_active = self.num_in_flight - self.num_waiting_batch
+        return max(num_active / self.num_slots, self.num_blocks_in_use / max(1, self.num_blocks))
 
     @property
     def seconds_without_progress(self) -> float:
@@ -132,10 +146,12 @@ class BaseEngine(ABC):
             num_tokens=num_tokens,
             reject_if_busy=request.reject_if_busy,
             deadline_seconds=request.deadline_seconds,
+            is_batch=request.is_batch,
         )
         if not self._in_flight:
             self._last_progress = time.monotonic()
-        reply = Reply(self._cancel, self.admission.enter(request.account, num_tokens))
+        admission = self.batch_admission if request.is_batch else self.admission
+        reply = Reply(self._cancel, admission.enter(request.account, num_tokens))
         seq = Sequence(request=request, text=text, reply=reply, arrived=time.monotonic())
         self._in_flight.add(reply)
         self._idle.clear()
@@ -143,7 +159,13 @@ class BaseEngine(ABC):
         return reply
 
     def check_capacity(
-        self, account: str, *, num_tokens: int = 0, reject_if_busy: bool = False, deadline_seconds: float | None = None
+        self,
+        account: str,
+        *,
+        num_tokens: int = 0,
+        reject_if_busy: bool = False,
+        deadline_seconds: float | None = None,
+        is_batch: bool = False,
     ) -> None:
         """Check whether `submit` would accept a request now. Lets the server reject it before the prompt is tokenised.
 
@@ -152,6 +174,7 @@ class BaseEngine(ABC):
             num_tokens: Length of the prompt; 0 if it is not known yet.
             reject_if_busy: Reject the request if it would have to wait.
             deadline_seconds: Time until the client's deadline; None: no deadline.
+            is_batch: The request uses the capacity that interactive requests leave. They have limits of their own.
 
         Raises:
             CapacityExceeded: The limits are reached.
@@ -162,8 +185,16 @@ class BaseEngine(ABC):
             raise ServerStopping("this server is stopping")
         if self.is_stalled:
             raise ModelNotReady("the model does not respond at present")
-        self.admission.check(
-            account, num_tokens=num_tokens, reject_if_busy=reject_if_busy, deadline_seconds=deadline_seconds
+        admission, num_slots_taken = self.admission, 0
+        if is_batch:
+            num_free = self._num_slots - self.admission.num_in_flight
+            admission, num_slots_taken = self.batch_admission, max(0, self._num_batch_slots - num_free)
+        admission.check(
+            account,
+            num_tokens=num_tokens,
+            reject_if_busy=reject_if_busy,
+            deadline_seconds=deadline_seconds,
+            num_slots_taken=num_slots_taken,
         )
 
     async def drain(self) -> None:
@@ -179,12 +210,12 @@ class BaseEngine(ABC):
         for reply, event in emitted:
             reply.events.put_nowait(event)
             if isinstance(event, Started):
-                self.admission.admitted(reply.ticket)
+                reply.ticket.admission.admitted(reply.ticket)
             elif isinstance(event, Completed | Failed):
                 self._forget(reply)
 
     def _forget(self, reply: Reply) -> None:
-        if not self.admission.leave(reply.ticket):
+        if not reply.ticket.admission.leave(reply.ticket):
             return
         self._in_flight.discard(reply)
         if not self._in_flight:

@@ -20,6 +20,10 @@ class RunningEngine(Protocol):
         """Requests that wait."""
 
     @property
+    def num_waiting_batch(self) -> int:
+        """Batch requests that wait."""
+
+    @property
     def num_in_flight(self) -> int:
         """Requests that were accepted and have not ended."""
 

@@ -140,7 +140,8 @@ class Sequence:
 
     def usage(self) -> Usage:
         """Return the token counts so far."""
-        return Usage(self.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens)
+        thoughts = self.text.num_reasoning_tokens
+        return Usage(self.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens, thoughts)
 
     def timings(self, now: float) -> Timings:
         """Return the durations of the phases until `now`; a phase that never began took 0 seconds."""

@@ -80,6 +80,7 @@ class EngineSpec(Generic[ModelT]):
             waiting_seqs=self.settings.max_waiting_seqs,
             waiting_tokens=self.settings.max_waiting_tokens,
             account_slots=self.settings.max_account_seqs,
+            batch_slots=self.settings.batch_seqs(self.device.type),
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import (
@@ -13,6 +13,7 @@ from inference_server.generation import (
     Event,
     FinishReason,
     GenerationRequest,
+    LogitBias,
     SamplingParams,
     Started,
     TokenLogprob,
@@ -20,11 +21,16 @@ from inference_server.generation import (
 )
 from inference_server.grpc_api.status import duration
 from inference_server.grpc_api.validation import seconds
-from inference_server.text import tool_formats
-from inference_server.text.grammar import GrammarError
-from inference_server.text.prompt_encoder import Turn
+from inference_server.text.chat.arguments import parsed
+from inference_server.text.chat.prompts import ChatOptions, ThoughtState
+from inference_server.text.chat.turns import Turn
+from inference_server.text.grammar import GrammarError, parsed_schema
+from inference_server.text.prompt_encoder import Prompt
+from inference_server.text.schema_faults import located
 from inference_server.text.token_bytes import TokenBytes
+from inference_server.text.tool_calls import Place
 from inference_server.text.tool_formats import Tool
+from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 
@@ -40,12 +46,13 @@ _FINISH_REASON = {
 
 # Sampling parameters that are passed to the engine unchanged.
 _ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
+_MAX_UNKNOWN = 16  # longest list of unknown tokens in an error
 # Largest seed that the server draws: the largest one that the REST interface accepts.
 _MAX_DRAWN_SEED = 9_999_999_999
 
 
-def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> list[int]:
-    """Return the token ids of the prompt.
+def encoded_prompt(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> Prompt:
+    """Return the token ids of the prompt, and the state of the thoughts at its end.
 
     Tokenising a megabyte of text takes about a second, so this must not run on the event loop.
 
@@ -53,52 +60,74 @@ def prompt_ids(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedMod
         InvalidField: The prompt has no tokens, or the model lacks one of them.
     """
     if request.WhichOneof("input") == "text":
-        token_ids = model.prompts.encode_text(request.text)
+        prompt = Prompt(model.prompts.encode_text(request.text), "none")
     else:
-        token_ids = model.prompts.encode_chat([_turn(turn) for turn in request.chat.turns], shown_tools(request.chat))
+        turns = [_turn(turn) for turn in request.chat.turns]
+        prompt = model.prompts.encode_conversation(turns, shown_tools(request.chat), _options(request.chat))
+    token_ids = prompt.token_ids
     if not token_ids:
         raise InvalidField(FieldViolation("input", "must give a prompt with at least one token"))
     if max(token_ids) >= model.engine.vocab_size:
         raise InvalidField(FieldViolation("input", "contains a token that is in the tokenizer but not in the model"))
-    return token_ids
+    return prompt
+
+
+def _options(chat: pb.Chat) -> ChatOptions:
+    return ChatOptions(
+        arguments=parsed(chat.template_arguments),
+        effort=chat.reasoning_effort,
+        continue_final_turn=chat.continue_final_turn,
+        omit_generation_prompt=chat.omit_generation_prompt,
+    )
 
 
 def generation_request(
-    request: pb.RunRequest, request_id: str, prompt: list[int], model: "HostedModel"
+    request: pb.RunRequest, request_id: str, prompt: Prompt, model: "HostedModel"
 ) -> GenerationRequest:
     """Return a request for the engine, with the model's limits applied.
 
     Args:
         request: A request that has passed validation.check.
         request_id: Id for logs, traces and the reply.
-        prompt: Token ids of its prompt.
+        prompt: Its prompt.
         model: The requested model.
 
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
         NoRoomForReply: max_tokens must fit into the window and does not.
-        InvalidField: The reply's grammar cannot be enforced.
+        InvalidField: The reply's grammar cannot be enforced, or a bias has a token that the model does not have.
     """
     sampling = request.sampling
     wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
-    model.check_length(len(prompt), wanted if request.max_tokens_must_fit else None)
+    num_tokens = len(prompt.token_ids)
+    model.check_length(num_tokens, wanted if request.max_tokens_must_fit else None)
     return GenerationRequest(
         request_id=request_id,
-        prompt_ids=prompt,
-        sampling=_sampling_params(request),
-        max_tokens=model.max_tokens(len(prompt), wanted),
+        prompt_ids=prompt.token_ids,
+        sampling=_sampling_params(request, model.engine.vocab_size),
+        max_tokens=model.max_tokens(num_tokens, wanted),
         stop=tuple(sampling.stop),
-        continues_prompt=request.WhichOneof("input") == "text",
+        continues_prompt=request.WhichOneof("input") == "text" or request.chat.continue_final_turn,
         time_limit_seconds=seconds(request) if request.HasField("time_limit") else None,
         account=request.account,
         reject_if_busy=request.reject_if_busy,
-        constraint=_constraint(request, model),
+        is_batch=request.priority == pb.PRIORITY_BATCH,
+        constraint=_constraint(request, model, prompt.thoughts),
     )
 
 
-def callable_tools(request: pb.RunRequest) -> list[str]:
-    """Return the names of the tools that the reply may call. A reply with a response format calls none."""
-    return [] if request.HasField("response_format") else [tool.name for tool in shown_tools(request.chat)]
+def callable_tools(request: pb.RunRequest) -> list[Tool]:
+    """Return the tools that the reply may call: those that the request allows, or the one that it names."""
+    chat = request.chat
+    names = {chat.tool_name} if chat.tool_name else set(chat.allowed_tools)
+    return [tool for tool in shown_tools(chat) if not names or tool.name in names]
+
+
+def call_place(request: pb.RunRequest) -> Place:
+    """Return where the reply may have calls."""
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        return "only"
+    return "beginning" if request.HasField("response_format") else "anywhere"
 
 
 def shown_tools(chat: pb.Chat) -> list[Tool]:
@@ -110,32 +139,79 @@ def shown_tools(chat: pb.Chat) -> list[Tool]:
 
 def _turn(turn: pb.ChatTurn) -> Turn:
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls)
-    return Turn(turn.role, turn.content, calls, turn.tool_call_id, turn.name)
+    return Turn(turn.role, turn.content, calls, turn.tool_call_id, turn.name, turn.reasoning)
 
 
-def _constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | None:
+def _constraint(request: pb.RunRequest, model: "HostedModel", thoughts: ThoughtState) -> Constraint | None:
+    """Return the constraint of the reply, if any. It applies after the thoughts. Raises InvalidField."""
+    constraint = _reply_constraint(request, model)
+    return None if constraint is None else model.constrain(constraint, thoughts)
+
+
+def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | None:
     """Return the grammar that the reply must follow, if any. Raises InvalidField if it cannot be enforced."""
-    field = "response_format.json_schema"
+    schema, tools = None, callable_tools(request)
     try:
-        match request.response_format.WhichOneof("form"):
-            case "json_object":
-                return model.grammars.json_object()
-            case "json_schema":
-                return model.grammars.json_schema(request.response_format.json_schema)
-        if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-            field = "chat.tools"
-            tools = [tool for tool in shown_tools(request.chat) if request.chat.tool_name in ("", tool.name)]
-            return model.grammars.lark(tool_formats.call_grammar(model.tool_format, tools, model.grammars.literal))
+        schema = _document_schema(request)
+        form = _reply_form(request.chat, tools, schema) if tools else None
+        if form is not None:
+            return model.grammars.lark(reply_grammar(model.tool_format, form, model.grammars.literal))
+        return None if schema is None else model.grammars.json_schema(schema)
     except GrammarError as error:
-        raise InvalidField(FieldViolation(field, str(error))) from None
+        raise InvalidField(_grammar_violation(error, request, schema)) from None
+
+
+def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict[str, Any] | None) -> FieldViolation:
+    """Return the violation of the field whose schema cannot be enforced, with the place in it."""
+    if schema is not None and (reason := located(error.cause, schema)):
+        return FieldViolation("response_format.json_schema", reason)
+    for index, tool in enumerate(request.chat.tools):
+        if reason := located(error.cause, json.loads(tool.parameters or "{}")):
+            return FieldViolation(f"chat.tools[{index}].parameters", reason)
+    has_format = request.HasField("response_format")
+    return FieldViolation("response_format.json_schema" if has_format else "chat.tools", str(error))
+
+
+def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
+    """Return the JSON Schema that the reply's document must fit, or None. Raises GrammarError if it is not a schema."""
+    match request.response_format.WhichOneof("form"):
+        case "json_object":
+            return {"type": "object"}
+        case "json_schema":
+            return parsed_schema(request.response_format.json_schema)
     return None
 
 
-def _sampling_params(request: pb.RunRequest) -> SamplingParams:
+def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None) -> ReplyForm | None:
+    """Return the form that the request demands of a reply that may call `tools`, or None if it demands none."""
+    is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
+    if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        return ReplyForm(tools=tools, is_parallel=is_parallel and not chat.tool_name)
+    if schema is not None:
+        return ReplyForm(tools=tools, is_parallel=is_parallel, beside="document", document=schema)
+    if is_parallel and len(tools) == len(chat.tools):
+        return None
+    return ReplyForm(tools=tools, is_parallel=is_parallel, beside="text")
+
+
+def _sampling_params(request: pb.RunRequest, vocab_size: int) -> SamplingParams:
     sampling = request.sampling
     given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
     seed = sampling.seed if sampling.HasField("seed") else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
-    return SamplingParams(seed=seed, logprobs=request.logprobs.top if request.HasField("logprobs") else None, **given)
+    logprobs = request.logprobs.top if request.HasField("logprobs") else None
+    return SamplingParams(seed=seed, logprobs=logprobs, logit_bias=_logit_bias(sampling, vocab_size), **given)
+
+
+def _logit_bias(sampling: pb.Sampling, vocab_size: int) -> LogitBias | None:
+    """Return the bias of a request, if any. Raises InvalidField for a token that the model does not have."""
+    if not sampling.logit_bias:
+        return None
+    if unknown := sorted(token_id for token_id in sampling.logit_bias if token_id >= vocab_size):
+        sentence = f"is not a token of this model: its vocabulary has the ids 0 to {vocab_size - 1}"
+        raise InvalidField(
+            *(FieldViolation(f"sampling.logit_bias[{each}]", sentence) for each in unknown[:_MAX_UNKNOWN])
+        )
+    return LogitBias.of(sampling.logit_bias)
 
 
 def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:
@@ -163,6 +239,8 @@ def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes:
             delta = response.delta
             delta.text = event.text
             delta.tokens = event.num_tokens
+            if event.reasoning:
+                delta.reasoning = event.reasoning
             if event.tool_calls:
                 delta.tool_calls.extend(
                     pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in event.tool_calls
@@ -183,6 +261,7 @@ def _completed(event: Completed) -> pb.Completed:
             prompt_tokens=event.usage.prompt_tokens,
             completion_tokens=event.usage.completion_tokens,
             cached_tokens=event.usage.cached_tokens,
+            reasoning_tokens=event.usage.reasoning_tokens,
         ),
         timings=pb.Timings(
             queue=duration(event.timings.queue),
@@ -212,4 +291,6 @@ def model_info(model: "HostedModel") -> pb.Model:
         tool_format=model.tool_format,
         stands_in=model.entry.stands_in,
         task=pb.TASK_TEXT_GENERATION,
+        has_reasoning=model.thoughts is not None,
+        reply_shape=model.entry.shape,
     )

@@ -30,6 +30,7 @@ from tailrace.v1 import inference_pb2, inference_pb2_grpc
 from tailrace_shared import garbage
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.listeners import PortInUse, listen, local_hosts
 
 if TYPE_CHECKING:
     from inference_server.engine.running import RunningEngine
@@ -99,8 +100,9 @@ class Server:
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", 16 * 1024),
-                # Clients may ping while a long prompt is computed and nothing is sent.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                # Clients may ping while a long prompt is computed and nothing is sent. Go's shortest interval is 10 s, and a
+                # ping may arrive early.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Clients discover new servers when they reconnect. Replies on the old connection are finished,
                 # regardless of their duration.
@@ -232,12 +234,25 @@ class Server:
 
 
 def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None) -> int:
-    try:
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise ConfigurationError(
-            f"cannot listen on {address}: the address is in use or not one of this machine; set TAILRACE_{name}"
-        )
+    """Listen at `address`, and return the port. The host localhost stands for both loopback addresses."""
+    host, port = split_address(address)
+    for each in local_hosts(host):
+        target = f"[{each}]:{port}" if ":" in each else f"{each}:{port}"
+        try:
+            port = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ConfigurationError(_not_usable(address, name))
     return port
+
+
+def _not_usable(address: str, name: str) -> str:
+    try:
+        for listener in listen(address):
+            listener.close()
+    except PortInUse as error:
+        return error.explain(name, address)
+    except OSError:
+        pass
+    return f"cannot listen on {address}: the address is in use or not one of this machine; set TAILRACE_{name}"

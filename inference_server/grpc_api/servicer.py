@@ -6,14 +6,21 @@ Any unexpected exception is reported as INTERNAL, with a message that contains n
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inference_server import errors
 from inference_server.engine.rate_limit import RateLimit
 from inference_server.generation import Event, GenerationRequest
-from inference_server.grpc_api.conversion import callable_tools, generation_request, model_info, prompt_ids, response
+from inference_server.grpc_api.conversion import (
+    call_place,
+    callable_tools,
+    encoded_prompt,
+    generation_request,
+    model_info,
+    response,
+)
 from inference_server.grpc_api.embedding import check_texts, embed_response, embedder_info, prepared_texts
 from inference_server.grpc_api.status import Context, abort
 from inference_server.grpc_api.validation import Limits, check, check_input
@@ -22,6 +29,8 @@ from inference_server.observability.metrics import Metrics
 from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import NullTracing
 from inference_server.settings import Settings
+from inference_server.text.chat.prompts import ThoughtState
+from inference_server.text.reasoning.reply import ThoughtfulReplyText, with_thoughts
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
@@ -63,16 +72,27 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
             if (hosted := self.models.get(request.model)) is not None and hosted.task == "generation":
                 hosted.engine.check_capacity(
-                    request.account, reject_if_busy=request.reject_if_busy, deadline_seconds=context.time_remaining()
+                    request.account,
+                    reject_if_busy=request.reject_if_busy,
+                    deadline_seconds=context.time_remaining(),
+                    is_batch=request.priority == pb.PRIORITY_BATCH,
                 )
             # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
-            model, generation = await asyncio.to_thread(self._prepare, request, request_id, context.time_remaining())
+            model, generation, thoughts = await asyncio.to_thread(
+                self._prepare, request, request_id, context.time_remaining()
+            )
             tools = callable_tools(request)
-            async with model.submit(generation, shows_calls=bool(tools)) as reply:
+            text = model.text(generation, thoughts, shows_calls=bool(tools))
+            async with model.submit(generation, text) as reply:
                 record.accept()
                 trace.accepted()
                 await context.send_initial_metadata((("x-request-id", request_id),))
-                events = with_tool_calls(reply, model.tool_format, tools, generation.sampling.seed) if tools else reply
+                events: AsyncIterator[Event] = reply
+                if isinstance(text, ThoughtfulReplyText):
+                    events = with_thoughts(events, text)
+                if tools:
+                    seed, place = generation.sampling.seed, call_place(request)
+                    events = with_tool_calls(events, model.tool_format, tools, seed, place)
                 await self._send(context, trace.observe(events), request, record, model.prompts.decoder.token_bytes)
             record.mark_succeeded()
         except errors.TailraceError as error:
@@ -175,17 +195,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
-    ) -> "tuple[HostedModel, GenerationRequest]":
+    ) -> "tuple[HostedModel, GenerationRequest, ThoughtState]":
         check(request, self._limits)
         model = self._model(request.model)
-        prompt = prompt_ids(request, model)
+        prompt = encoded_prompt(request, model)
         generation = generation_request(request, request_id, prompt, model)
-        return model, replace(generation, deadline_seconds=deadline_seconds)
+        return model, replace(generation, deadline_seconds=deadline_seconds), prompt.thoughts
 
     def _count(self, request: pb.CountTokensRequest) -> "tuple[HostedModel, int]":
         check_input(request, self._limits)
         model = self._model(request.model)
-        return model, len(prompt_ids(request, model))
+        return model, len(encoded_prompt(request, model).token_ids)
 
     def _model(self, name: str) -> "HostedModel":
         model = self._hosted(name)

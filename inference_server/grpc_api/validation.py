@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_server.errors import FieldViolation, InvalidField
+from inference_server.text.chat.arguments import EFFORTS, is_reserved
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import (
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
     MAX_NAME_LENGTH,
     MAX_ROLE_LENGTH,
     MAX_STOP_LENGTH,
@@ -19,6 +22,7 @@ from tailrace_shared.request_fields import (
 )
 
 _MAX_SCHEMA_BYTES = 2**20
+_MAX_ARGUMENTS_LENGTH = 2**16
 # Longest list of violations in an error. A status is sent in a header, and a request may have a million invalid turns.
 _MAX_VIOLATIONS = 16
 
@@ -97,7 +101,24 @@ def _turn_violations(chat: pb.Chat, limits: Limits) -> list[FieldViolation]:
     for index, turn in enumerate(chat.turns):
         if turn.tool_calls or turn.tool_call_id or turn.name:
             violations += _call_violations(turn, f"chat.turns[{index}]")
-    return [*violations, *_tool_violations(chat, limits)]
+    return [*violations, *_tool_violations(chat, limits), *_template_violations(chat, limits)]
+
+
+def _template_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
+    path = "chat.template_arguments"
+    if len(chat.template_arguments) > _MAX_ARGUMENTS_LENGTH:
+        yield FieldViolation(path, f"must have at most {_MAX_ARGUMENTS_LENGTH} characters")
+    elif chat.template_arguments and not _is_object(chat.template_arguments):
+        yield FieldViolation(path, "must be a JSON object")
+    elif _is_too_deep(chat.template_arguments, limits.max_schema_depth):
+        yield FieldViolation(path, f"must be nested at most {limits.max_schema_depth} deep")
+    elif chat.template_arguments:
+        for name in filter(is_reserved, json.loads(chat.template_arguments)):
+            yield FieldViolation(path, f"must not set {name[:MAX_NAME_LENGTH]!r}, which is not a variable for clients")
+    if chat.reasoning_effort and chat.reasoning_effort not in EFFORTS:
+        yield FieldViolation("chat.reasoning_effort", f"must be one of {', '.join(EFFORTS)}")
+    if chat.continue_final_turn and chat.omit_generation_prompt:
+        yield FieldViolation("chat.omit_generation_prompt", "must not be combined with continue_final_turn")
 
 
 def _call_violations(turn: pb.ChatTurn, path: str) -> Iterator[FieldViolation]:
@@ -137,6 +158,14 @@ def _tool_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:
         yield FieldViolation("chat.tool_name", "needs tool_choice REQUIRED")
     elif chat.tool_name and chat.tool_name not in names:
         yield FieldViolation("chat.tool_name", "must be the name of one of the tools")
+    elif chat.tool_name and chat.allowed_tools and chat.tool_name not in chat.allowed_tools:
+        yield FieldViolation("chat.tool_name", "must be one of the allowed tools")
+    if len(chat.allowed_tools) > MAX_TOOLS:
+        yield FieldViolation("chat.allowed_tools", f"must have at most {MAX_TOOLS} names")
+        return
+    for index, name in enumerate(chat.allowed_tools):
+        if name not in names:
+            yield FieldViolation(f"chat.allowed_tools[{index}]", "must be the name of one of the tools")
 
 
 def _format_violations(request: pb.RunRequest, limits: Limits) -> Iterator[FieldViolation]:
@@ -149,8 +178,6 @@ def _format_violations(request: pb.RunRequest, limits: Limits) -> Iterator[Field
     elif _is_too_deep(request.response_format.json_schema, limits.max_schema_depth):
         most = limits.max_schema_depth
         yield FieldViolation("response_format.json_schema", f"must be nested at most {most} deep")
-    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        yield FieldViolation("response_format", "must not be combined with tool_choice REQUIRED")
 
 
 def _is_object(text: str) -> bool:
@@ -187,7 +214,17 @@ def _sampling_violations(sampling: pb.Sampling) -> list[FieldViolation]:
         violations.append(FieldViolation("sampling.stop", f"must have at most {MAX_STOP_STRINGS} strings"))
     if any(not 1 <= len(stop) <= MAX_STOP_LENGTH for stop in sampling.stop):
         violations.append(FieldViolation("sampling.stop", f"must be strings of 1 to {MAX_STOP_LENGTH} characters"))
-    return violations
+    return violations + _bias_violations(sampling)
+
+
+def _bias_violations(sampling: pb.Sampling) -> list[FieldViolation]:
+    if len(sampling.logit_bias) > MAX_BIASED_TOKENS:
+        return [FieldViolation("sampling.logit_bias", f"must have at most {MAX_BIASED_TOKENS} tokens")]
+    return [
+        FieldViolation(f"sampling.logit_bias[{token_id}]", f"must be -{MAX_BIAS} to {MAX_BIAS}")
+        for token_id, value in sorted(sampling.logit_bias.items())
+        if not -MAX_BIAS <= value <= MAX_BIAS
+    ]
 
 
 def seconds(request: pb.RunRequest) -> float:

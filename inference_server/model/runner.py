@@ -209,10 +209,10 @@ class ModelRunner:
         prompts, wanted = _flattened(pieces)
         if self._gpu is not None and self._gpu.fused is not None:
             return self._gpu.prefill(prompts, wanted)
-        columns = self._integers(wanted)
         if self._cpu_forward is not None and self._cpu_forward.supports_prefill:
-            logits: Tensor = self._head(self._cpu_forward.prefill(prompts)[columns])
+            logits: Tensor = self._head(self._cpu_forward.prefill(prompts, wanted))
             return logits.float()
+        columns = self._integers(wanted)
         batch = PrefillBatch(self.cache, self.attention.prompts(self.cache, prompts.segments))
         token_ids, positions = self._integers(prompts.token_ids), self._integers(prompts.positions)
         return self._forward(token_ids[None], positions[None], columns, batch)[0]
@@ -242,9 +242,7 @@ class ModelRunner:
         if self._gpu is not None:
             return self._gpu.mixed(decoded, prompts, wanted)
         assert self._cpu_forward is not None
-        outputs = self._cpu_forward.mixed(decoded, prompts)
-        columns = [*range(len(tokens)), *(len(tokens) + column for column in wanted)]
-        logits: Tensor = self._head(outputs[torch.tensor(columns)])
+        logits: Tensor = self._head(self._cpu_forward.mixed(decoded, prompts, wanted))
         return logits.float()
 
     @torch.inference_mode()

@@ -24,6 +24,11 @@ _GAUGES: _Numbers = (
     ("requests_running", "Sequences that have a slot", lambda engine: engine.num_running),
     ("requests_waiting", "Requests that wait for a slot", lambda engine: engine.num_waiting),
     (
+        "batch_requests_waiting",
+        "Batch requests that wait for a slot, a part of the waiting requests",
+        lambda engine: engine.num_waiting_batch,
+    ),
+    (
         "slots",
         "Sequences that can run together; temporarily fewer after memory ran out",
         lambda engine: engine.num_slots,

@@ -37,7 +37,10 @@ _REFUSED_HELP = (
 _GAPS_HELP = (
     "Time from one token of a reply to the next, one value for each; tokens sent together count with equal gaps"
 )
-_QUEUE_TIME_HELP = "Time from acceptance to the slot, or to the end of a request that ended before"
+_QUEUE_TIME_HELP = (
+    "Time from acceptance to the slot, or to the end of a request that ended before; without batch requests"
+)
+_TTFT_HELP = "Time from the arrival of a request to its first token; without batch requests"
 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _BETWEEN_TOKENS = (
@@ -87,9 +90,7 @@ class Metrics:
         self._add_histograms()
 
     def _add_histograms(self) -> None:
-        self.first_token = self._histogram(
-            "time_to_first_token_seconds", "Time from the arrival of a request to its first token", _FIRST_TOKEN
-        )
+        self.first_token = self._histogram("time_to_first_token_seconds", _TTFT_HELP, _FIRST_TOKEN)
         self.latency = self._histogram(
             "e2e_request_latency_seconds", "Time from the arrival of a completed request to its end", _SECONDS
         )

@@ -37,6 +37,8 @@ class RunRecord:
         self._request = request
         self.request_id = request_id
         self._model = request.model if is_known else UNKNOWN_MODEL
+        # Batch requests may wait for hours, which must not raise the latencies that alerts watch.
+        self._is_batch = request.priority == pb.PRIORITY_BATCH
         self._deadline = deadline
         self._arrived = time.monotonic()
         self.outcome = CANCELLED
@@ -73,7 +75,8 @@ class RunRecord:
             self._gaps.add((event.last_token - self._last_token) / num_tokens, num_tokens)
         else:
             self._first_token = event.last_token
-            self._metrics.first_token.labels(self._model).observe(event.last_token - self._arrived)
+            if not self._is_batch:
+                self._metrics.first_token.labels(self._model).observe(event.last_token - self._arrived)
         self._last_token = event.last_token
 
     def _observe_phase(self, event: Event) -> None:
@@ -127,7 +130,8 @@ class RunRecord:
         """
         metrics, model = self._metrics, self._model
         metrics.ended.labels(model, self.outcome if self.outcome in (COMPLETED, CANCELLED) else FAILED).inc()
-        metrics.queue_time.labels(model).observe(timings.queue)
+        if not self._is_batch:
+            metrics.queue_time.labels(model).observe(timings.queue)
         if self._first_token:
             metrics.prefill_time.labels(model).observe(timings.prefill)
         if self._completed is None or self.outcome != COMPLETED:
@@ -155,6 +159,7 @@ class RunRecord:
                 "prompt_tokens": started.prompt_tokens if started else None,
                 "completion_tokens": completed.usage.completion_tokens if completed else self._num_tokens,
                 "cached_tokens": completed.usage.cached_tokens if completed else None,
+                "reasoning_tokens": completed.usage.reasoning_tokens if completed else None,
                 "queue_seconds": round(timings.queue, 6) if timings else None,
                 "prefill_seconds": round(timings.prefill, 6) if timings else None,
                 "decode_seconds": round(timings.decode, 6) if timings else None,

@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from inference_server.embedding.pooling_names import Pooling
 from inference_server.precision import Precision
 from inference_server.serving.engine_factory import EngineName
+from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
 from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 Task = Literal["generation", "embedding"]
+# Forms of a model's REST replies; Model.reply_shape of the contract.
+ReplyShape = Literal["response", "choices", "responses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class CatalogEntry:
         chat_template: Jinja source of the chat template; None: the model's own template.
         stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
+        reasoning_format: Format of thoughts; "none": it writes none; None: the one that the chat template contains.
+        shape: Form of the model's REST replies.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
         task: The model's purpose: it generates text, or it embeds text.
@@ -54,6 +59,8 @@ class CatalogEntry:
     chat_template: str | None
     stands_in: bool
     tool_format: ToolFormat | None = None
+    reasoning_format: FormatName | Literal["none"] | None = None
+    shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: Mapping[str, JsonValue] = field(default_factory=dict)
     task: Task = "generation"
@@ -121,7 +128,7 @@ class _Source(_Table):
 
 
 _EMBEDDING_KEYS = ("pooling", "normalize", "optional")
-_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "engine", "vllm")
+_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "reasoning_format", "shape", "engine", "vllm")
 
 
 class _ModelTable(_Table):
@@ -134,6 +141,8 @@ class _ModelTable(_Table):
     chat_template: str | None = None
     stands_in: bool = False
     tool_format: ToolFormat | None = None
+    reasoning_format: FormatName | Literal["none"] | None = None
+    shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: dict[str, JsonValue] | None = None
     task: Task = "generation"
@@ -175,6 +184,8 @@ class _ModelTable(_Table):
             chat_template=template,
             stands_in=self.stands_in,
             tool_format=self.tool_format,
+            reasoning_format=self.reasoning_format,
+            shape=self.shape,
             engine=self.engine,
             vllm=self.vllm or {},
             task=self.task,

@@ -6,12 +6,15 @@ from typing import ClassVar, Literal
 from inference_server.engine.base import BaseEngine
 from inference_server.engine.reply import Reply
 from inference_server.errors import NoRoomForReply, PromptTooLong
-from inference_server.generation import GenerationRequest
+from inference_server.generation import Constraint, GenerationRequest
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry
-from inference_server.text.detokenizer import reply_text
+from inference_server.text.chat.prompts import ThoughtState
+from inference_server.text.detokenizer import ReplyText, reply_detokenizer, reply_text
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
+from inference_server.text.reasoning.model import ModelThoughts
+from inference_server.text.reasoning.reply import ThoughtfulReplyText
 from inference_server.text.tool_formats import ToolFormat, visible_control_tokens
 
 
@@ -28,6 +31,7 @@ class HostedModel:
         engine: Runs the requests; other entries with the same weights may use it too.
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
+        thoughts: The thoughts of its replies; None: it writes none.
     """
 
     task: ClassVar[Literal["generation"]] = "generation"
@@ -39,6 +43,7 @@ class HostedModel:
     engine: BaseEngine
     grammars: Grammars
     tool_format: ToolFormat
+    thoughts: ModelThoughts | None = None
 
     @property
     def context_length(self) -> int:
@@ -67,16 +72,35 @@ class HostedModel:
         if max_tokens is not None and num_prompt_tokens + max_tokens > self.window:
             raise NoRoomForReply(num_prompt_tokens, max_tokens, self.window)
 
-    def submit(self, request: GenerationRequest, *, shows_calls: bool = False) -> Reply:
+    def text(
+        self, request: GenerationRequest, thoughts: ThoughtState = "none", *, shows_calls: bool = False
+    ) -> ReplyText | ThoughtfulReplyText:
+        """Return the text stream of a new reply.
+
+        Args:
+            request: The request.
+            thoughts: State of the thoughts at the end of the prompt.
+            shows_calls: True if the text includes the control tokens that begin tool calls.
+        """
+        decoder = self.prompts.decoder
+        visible = visible_control_tokens(self.tool_format) if shows_calls else frozenset()
+        if self.thoughts is None or thoughts == "none":
+            return reply_text(decoder.decode_function(visible), request)
+        decode = decoder.decode_function(visible | self.thoughts.reasoning.visible_tokens)
+        return self.thoughts.text(reply_detokenizer(decode, request), request.stop, thoughts)
+
+    def constrain(self, constraint: Constraint, thoughts: ThoughtState) -> Constraint:
+        """Return a constraint that applies after the reply's thoughts, for this state at the end of the prompt."""
+        return constraint if self.thoughts is None else self.thoughts.constrain(constraint, thoughts)
+
+    def submit(self, request: GenerationRequest, text: ReplyText | ThoughtfulReplyText | None = None) -> Reply:
         """Submit a request to the engine.
 
         Args:
             request: The request; its prompt fits (see `check_length`).
-            shows_calls: True if the reply's text includes the control tokens that begin tool calls.
+            text: The text stream of its reply; None: a new one without thoughts.
 
         Raises:
             TailraceError: For the same reasons as BaseEngine.submit.
         """
-        decoder = self.prompts.decoder
-        decode = decoder.decode_function(visible_control_tokens(self.tool_format)) if shows_calls else decoder.decode
-        return self.engine.submit(request, reply_text(decode, request))
+        return self.engine.submit(request, self.text(request) if text is None else text)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +32,8 @@ from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
+from inference_server.text.reasoning.formats import FORMATS, ReasoningFormat
+from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.tool_formats import detect_tool_format
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -191,7 +193,7 @@ async def _start(
     )
     for entry in group:
         logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
-    grammars = Grammars(model.tokenizer, engine.vocab_size)
+    grammars = Grammars(model.tokenizer, engine.vocab_size, end_ids)
     models = [
         HostedModel(
             entry,
@@ -201,6 +203,7 @@ async def _start(
             engine,
             grammars,
             entry.tool_format or detect_tool_format(encoder.template),
+            _thoughts(encoder, grammars, engine.vocab_size, end_ids),
         )
         for entry, length, encoder in zip(group, windows, prompts, strict=True)
     ]
@@ -221,13 +224,36 @@ def _encoder(entry: CatalogEntry, loaded: EngineModel, settings: Settings) -> Pr
             'another one, set chat_template in the catalog to its file; chat_template = "llama-2" confirms this one',
             entry.name,
         )
-    encoder = PromptEncoder(loaded.tokenizer, chat_template=template, raw_control_tokens=settings.raw_control_tokens)
+    encoder = PromptEncoder(
+        loaded.tokenizer,
+        chat_template=template,
+        raw_control_tokens=settings.raw_control_tokens,
+        reasoning=_reasoning_format(entry),
+    )
     if not encoder.has_chat_template:
         logger.warning(
             "%s has no chat template: only raw prompts work. Set chat_template in the catalog to a template's file",
             entry.name,
         )
     return encoder
+
+
+def _reasoning_format(entry: CatalogEntry) -> ReasoningFormat | Literal["detect"] | None:
+    match entry.reasoning_format:
+        case None:
+            return "detect"
+        case "none":
+            return None
+        case name:
+            return FORMATS[name]
+
+
+def _thoughts(
+    encoder: PromptEncoder, grammars: Grammars, vocab_size: int, end_ids: frozenset[int]
+) -> ModelThoughts | None:
+    if encoder.reasoning is None:
+        return None
+    return ModelThoughts(encoder.reasoning, encoder.decoder, grammars.literal, vocab_size, end_ids)
 
 
 def _end_ids(loaded: EngineModel, prompts: list[PromptEncoder]) -> frozenset[int]:

@@ -103,6 +103,8 @@ class StopStrings:
 class ReplyText:
     """Text stream of one sequence, with stop strings applied (implements generation.TextStream)."""
 
+    num_reasoning_tokens = 0
+
     def __init__(self, detokenizer: Detokenizer, stop_strings: Items[str]) -> None:
         """Create a stream that filters the detokenizer's text by the stop strings."""
         self._detokenizer = detokenizer
@@ -127,10 +129,15 @@ class ReplyText:
         return last if self.stop_string is not None else last + self._stop_strings.finish()
 
 
+def reply_detokenizer(decode: Decode, request: GenerationRequest) -> Detokenizer:
+    """Return the detokenizer of a request's reply."""
+    context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
+    return Detokenizer(decode, context)
+
+
 def reply_text(decode: Decode, request: GenerationRequest) -> ReplyText:
     """Return the text stream of a request's reply."""
-    context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
-    return ReplyText(Detokenizer(decode, context), request.stop)
+    return ReplyText(reply_detokenizer(decode, request), request.stop)
 
 
 def overlap(text: str, stop: str) -> int:
@@ -138,7 +145,10 @@ def overlap(text: str, stop: str) -> int:
 
     `text` must not contain the whole of `stop`.
     """
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
+    # This runs for every token of a reply with stop strings or thoughts. Most texts have no character to begin with.
+    position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while position >= 0:
+        if stop.startswith(text[position:]):
+            return len(text) - position
+        position = text.find(stop[0], position + 1)
     return 0

@@ -4,89 +4,158 @@ llguidance matches the generated tokens and computes the tokens that may come ne
 """
 
 import json
-import re
 import threading
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from time import thread_time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference_server.generation import Constraint, Grammar
+from inference_server.text.grammar_check import TOO_SLOW, GrammarCheck, is_cheap
+from inference_server.text.schema_faults import explained
+from inference_server.text.tools.call_grammar import JSON_OPTIONS
 
-# Between the parts of a document a model may write one line end and up to eight spaces. Without a limit, a small model may
-# write white space until max_tokens.
-JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
 _WORD_BITS = 32
 # Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A state
-# takes up to 2 KB.
-_MAX_STATES, _MAX_SYMBOLS = 20_000, 100_000
-_UNIMPLEMENTED = re.compile(r"Unimplemented keys?: \[(?P<keys>[^\]]*)\]")
-_QUOTED = re.compile(r'"([^"]+)"')
+# takes up to 2 KB. Errors do not include the schema.
+_LIMITS = {"max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
+# CPU time of a step after which its reply fails: all other sequences wait for the step.
+_MAX_STEP_SECONDS = 0.15
+# Compiled grammars that are kept for later requests: their number, and the most memory that one of them may take.
+_MAX_KEPT = 32
+_MAX_KEPT_BYTES = 16 * 2**20
+# Time for which a costly grammar waits while others are compiled in this process.
+_MAX_WAIT_SECONDS = 0.5
 
 
 class GrammarError(ValueError):
-    """A grammar that cannot be enforced. The message continues a sentence that begins with the request's field."""
+    """A grammar that cannot be enforced. The message continues a sentence that begins with the request's field.
+
+    Attributes:
+        cause: The compiler's message.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Grammars:
     """Factory for the constraints of one model's replies. Thread-safe."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
-        """Create a factory. `tokenizer` has a `tokenizers` back end. `vocab_size`: logits per position."""
+    def __init__(self, tokenizer: Any, vocab_size: int, end_ids: Collection[int] = ()) -> None:
+        """Create a factory.
+
+        Args:
+            tokenizer: The transformers tokenizer, with a `tokenizers` back end.
+            vocab_size: Logits per position.
+            end_ids: Tokens that end a reply, in addition to the tokenizer's own.
+        """
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._end_ids = [
+            tokenizer.eos_token_id,
+            *(i for i in end_ids if i < vocab_size and i != tokenizer.eos_token_id),
+        ]
         self._num_tokens = max(vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
         self._lock = threading.Lock()
         self._llguidance: Any = None  # tokenizer of llguidance, created at its first use, which takes half a second
+        self._kept: OrderedDict[Grammar, Any] = OrderedDict()  # matchers in their first state, oldest use first
+        self._compiling = threading.Lock()  # held while a costly grammar is compiled
+        setup = {"num_tokens": self._num_tokens, "end_ids": self._end_ids, "limits": _LIMITS}
+        self._check = GrammarCheck(tokenizer.backend_tokenizer.to_str, setup)
 
     def json_object(self) -> Constraint:
         """Return a constraint that accepts any JSON object."""
-        return self.json_schema('{"type": "object"}')
+        return self.json_schema({"type": "object"})
 
-    def json_schema(self, schema: str) -> Constraint:
-        """Return a constraint that accepts documents that fit a JSON Schema, given as text. Raises GrammarError."""
+    def json_schema(self, schema: Mapping[str, Any]) -> Constraint:
+        """Return a constraint that accepts documents that fit a JSON Schema. Raises GrammarError."""
         from llguidance import LLMatcher
 
-        parsed = _parsed(schema)
-        serialized = LLMatcher.grammar_from_json_schema(parsed, overrides=JSON_OPTIONS)
-        return self._matcher(serialized, Grammar("json_schema", json.dumps(parsed)))
+        text = json.dumps(schema)
+        try:
+            serialized = LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
+        except ValueError as error:
+            raise GrammarError("has a number or a character that JSON cannot represent", str(error)) from None
+        try:
+            return self._constraint(serialized, Grammar("json_schema", text))
+        except GrammarError as error:
+            if error.cause:
+                raise GrammarError(explained(error.cause, schema), error.cause) from None
+            raise
 
     def lark(self, grammar: str) -> Constraint:
         """Return the constraint of a grammar in llguidance's dialect of Lark. Raises GrammarError."""
         from llguidance import LLMatcher
 
-        return self._matcher(LLMatcher.grammar_from_lark(grammar), Grammar("lark", grammar))
+        try:
+            grammar.encode()
+        except UnicodeEncodeError:
+            raise GrammarError("has a character that Unicode does not have: half of a surrogate pair") from None
+        return self._constraint(LLMatcher.grammar_from_lark(grammar), Grammar("lark", grammar))
 
     def literal(self, text: str) -> str:
         """Return `text` as a term of a Lark grammar: the control token of that text, if the tokenizer has one."""
         token_id = self._tokenizer.get_added_vocab().get(text)
         return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
-    def _matcher(self, serialized: str, grammar: Grammar) -> Constraint:
+    def _constraint(self, serialized: str, grammar: Grammar) -> Constraint:
+        if self._tokenizer.eos_token_id is None:
+            raise GrammarError("is not possible: this model has no end token")
+        return GrammarMatcher(grammar, self._matcher(serialized, grammar), self._vocab_size, self._num_tokens)
+
+    def _matcher(self, serialized: str, grammar: Grammar) -> Any:
+        """Return a new matcher: a copy of a kept one, or one that is compiled now."""
+        with self._lock:
+            if (kept := self._kept.get(grammar)) is not None:
+                self._kept.move_to_end(grammar)
+                return kept.deep_copy()
+        if is_cheap(grammar.text):
+            num_bytes, matcher = 0, self._compiled(serialized)
+        else:
+            num_bytes, matcher = self._checked(serialized)
+        if num_bytes <= _MAX_KEPT_BYTES and len(grammar.text) <= _MAX_KEPT_BYTES // _MAX_KEPT:
+            with self._lock:
+                self._kept[grammar] = matcher.deep_copy()
+                if len(self._kept) > _MAX_KEPT:
+                    self._kept.popitem(last=False)
+        return matcher
+
+    def _checked(self, serialized: str) -> tuple[int, Any]:
+        """Compile a costly grammar: first in the worker, then here. Returns the memory that it takes, and the matcher."""
+        try:
+            num_bytes = self._check.run(serialized)
+        except ValueError as error:
+            raise GrammarError(explained(str(error)), str(error)) from None
+        if not self._compiling.acquire(timeout=_MAX_WAIT_SECONDS):
+            raise GrammarError(explained(TOO_SLOW), TOO_SLOW)
+        try:
+            return num_bytes, self._compiled(serialized)
+        finally:
+            self._compiling.release()
+
+    def _compiled(self, serialized: str) -> Any:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(max_lexer_states=_MAX_STATES, max_grammar_size=_MAX_SYMBOLS)
-        matcher = LLMatcher(self._llguidance_tokenizer(), serialized, log_level=0, limits=limits)
+        matcher = LLMatcher(self._llguidance_tokenizer(), serialized, log_level=0, limits=LLParserLimits(**_LIMITS))
+        if not matcher.is_error():
+            # A large grammar's first mask can take a second, which must not block the model's thread.
+            matcher.compute_bitmask()
         if error := matcher.get_error():
-            raise GrammarError(_explained(error))
-        constraint = GrammarMatcher(grammar, matcher, self._vocab_size, self._num_tokens)
-        # A large grammar's first mask can take a second, which must not block the model's thread.
-        constraint.allowed()
-        return constraint
+            raise GrammarError(explained(error), error)
+        return matcher
 
     def _llguidance_tokenizer(self) -> Any:
         from llguidance import LLTokenizer
 
         with self._lock:
             if self._llguidance is None:
-                if self._tokenizer.eos_token_id is None:
-                    raise GrammarError("is not possible: this model has no end token")
                 backend = self._tokenizer.backend_tokenizer
-                self._llguidance = LLTokenizer(
-                    backend.to_str(),
-                    n_vocab=self._num_tokens,
-                    eos_token=self._tokenizer.eos_token_id,
-                )
+                self._llguidance = LLTokenizer(backend.to_str(), n_vocab=self._num_tokens, eos_token=self._end_ids)
             return self._llguidance
 
 
@@ -114,8 +183,12 @@ class GrammarMatcher:
 
     def allowed(self) -> NDArray[np.uint8]:
         """Return a mask of shape (vocab_size,): 1 for tokens that may come next, else 0. Raises GrammarError."""
+        started = thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        self._check()
+        if self._matcher.is_error():
+            raise GrammarError(explained(error := self._matcher.get_error()), error)
+        if thread_time() - started > _MAX_STEP_SECONDS:
+            raise GrammarError(explained(TOO_SLOW), TOO_SLOW)
         # Token i is bit i % 32 of word i // 32; words are little-endian.
         return np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
 
@@ -123,12 +196,9 @@ class GrammarMatcher:
         """Advance by an allowed token. If a limit is exceeded, the next call of `allowed` raises GrammarError."""
         self._matcher.consume_token(token_id)
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GrammarError(_explained(self._matcher.get_error()))
 
-
-def _parsed(schema: str) -> dict[str, Any]:
+def parsed_schema(schema: str) -> dict[str, Any]:
+    """Return a JSON Schema that is given as text. Raises GrammarError if it is not one, or allows no document."""
     try:
         parsed = json.loads(schema)
     except (ValueError, RecursionError):
@@ -140,11 +210,3 @@ def _parsed(schema: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise GrammarError("is not a JSON Schema: an object, true or false")
     return parsed
-
-
-def _explained(error: str) -> str:
-    """Return the useful part of llguidance's message: the unsupported keywords, or its first line."""
-    if found := _UNIMPLEMENTED.search(error):
-        keywords = ", ".join(f"'{key}'" for key in _QUOTED.findall(found["keys"]))
-        return f"holds keywords that are not supported: {keywords}"
-    return f"cannot be enforced: {error.strip().splitlines()[0][:300]}"

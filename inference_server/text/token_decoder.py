@@ -1,6 +1,6 @@
 """Converts token ids to text and to bytes. Thread-safe: the tokenizer's settings never change after construction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from tokenizers import Tokenizer
@@ -26,6 +26,11 @@ class TokenDecoder:
         """Return a function like `decode` that keeps the control tokens in `visible` as text."""
         texts = {self._control_ids[token]: token for token in visible if token in self._control_ids}
         return partial(self._decode_visible, texts) if texts else self.decode
+
+    def bytes_function(self, visible: Iterable[str]) -> Callable[[int], bytes]:
+        """Return a function from a token's id to its bytes; the control tokens in `visible` have the bytes of their text."""
+        texts = {self._control_ids[token]: token.encode() for token in visible if token in self._control_ids}
+        return lambda token_id: texts.get(token_id) or self.token_bytes(token_id)
 
     def _decode_visible(self, texts: Mapping[int, str], token_ids: list[int]) -> str:
         pieces, start = [], 0

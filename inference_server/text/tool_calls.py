@@ -1,49 +1,68 @@
-"""Parses tool calls in a reply's text and replaces their text with call events.
+"""Finds tool calls in a reply's text and replaces their text with call events.
 
-Does not depend on a tokenizer, an engine or gRPC.
+A call that names no tool of the request, or that cannot be read, stays text if the model itself ended the reply. If the
+reply was cut (max_tokens, a time limit, a stop string), an incomplete call is left out. Does not depend on a tokenizer, an
+engine or gRPC.
 """
 
 import json
 import random
+import re
 import string
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from inference_server.generation import Completed, Delta, Event, FinishReason, ToolCall
 from inference_server.text.detokenizer import overlap
-from inference_server.text.tool_formats import CALL_MARKERS, HERMES_END, MISTRAL_ARGUMENTS, ToolFormat
+from inference_server.text.tool_formats import MARKERS, Tool, ToolFormat
+from inference_server.text.tools.reading import is_open, read_calls
 
-_ARGUMENTS_KEYS = ("arguments", "parameters")
+# Where a reply may have calls: after any text, only from its beginning (otherwise it is a document), or nothing but calls.
+Place = Literal["anywhere", "beginning", "only"]
+
 # Mistral's chat template accepts ids of exactly this length and alphabet; the other templates accept any id.
 _ID_LENGTH = 9
 _ID_LETTERS = string.ascii_letters + string.digits
-_DECODER = json.JSONDecoder()
+# Beginnings of a call of llama3's format without a marker: up to the name, another one, and what may become one of both.
+_NAME_OPENING = re.compile(r'\{\s*"name"\s*:\s*"')
+_OTHER_OPENING = re.compile(r'\{\s*(?:"type"\s*:\s*"function"|"(?:parameters|arguments)"\s*:)')
+_PART_OF_OPENING = re.compile(r'\{\s*(?:"\w*"?\s*|"name"\s*:\s*|"type"\s*:\s*"?\w*)?\Z')
 
 
 async def with_tool_calls(
-    events: AsyncIterator[Event], tool_format: ToolFormat, names: Iterable[str], seed: int
+    events: AsyncIterator[Event],
+    tool_format: ToolFormat,
+    tools: Iterable[Tool],
+    seed: int,
+    place: Place = "anywhere",
 ) -> AsyncIterator[Event]:
     """Yield the same events with tool calls in place of their text.
 
     Args:
         events: Events of one reply.
         tool_format: Format in which the model writes calls.
-        names: Names of the tools that may be called; calls of other tools stay text.
+        tools: Tools that may be called; calls of other tools stay text.
         seed: Seed of the calls' ids, so that a repeated request has the same ids.
+        place: Where the reply may have calls.
     """
-    parser = CallParser(tool_format, names, random.Random(seed))  # noqa: S311 (repeatable, not a secret)
+    parser = CallParser(tool_format, tools, random.Random(seed), place)  # noqa: S311 (repeatable, not a secret)
+    push = parser.push
     async for event in events:
         match event:
+            case Delta(text="", reasoning=reasoning) if reasoning:
+                yield event
             case Delta():
-                text, calls = parser.push(event.text)
-                if text or calls or event.logprobs or event.num_tokens:
-                    yield replace(event, text=text, tool_calls=calls)
+                text, calls = push(event.text)
+                if calls or text != event.text:
+                    event = replace(event, text=text, tool_calls=calls)
+                if text or calls or event.logprobs or event.num_tokens or event.reasoning:
+                    yield event
             case Completed():
-                text, calls = parser.finish()
+                is_stopped = event.finish_reason is FinishReason.STOP and event.stop_string is None
+                text, calls = parser.finish(is_cut=not is_stopped)
                 if text or calls:
                     yield Delta(text, 0, tool_calls=calls)
-                is_stopped = event.finish_reason is FinishReason.STOP and event.stop_string is None
                 if parser.num_calls and is_stopped:
                     event = replace(event, finish_reason=FinishReason.TOOL_CALLS)
                 yield event
@@ -54,108 +73,143 @@ async def with_tool_calls(
 class CallParser:
     """Incremental parser for the tool calls in a reply's text. Text that is not a call is passed on unchanged."""
 
-    def __init__(self, tool_format: ToolFormat, names: Iterable[str], ids: random.Random) -> None:
+    def __init__(
+        self, tool_format: ToolFormat, tools: Iterable[Tool], ids: random.Random, place: Place = "anywhere"
+    ) -> None:
         """Create a parser for a new reply.
 
         Args:
             tool_format: Format in which the model writes calls.
-            names: Names of the request's tools; calls of other tools stay text.
+            tools: Tools that may be called; calls of other tools stay text.
             ids: Source of the calls' ids.
+            place: Where the reply may have calls.
         """
         self._format = tool_format
-        self._marker = CALL_MARKERS[tool_format]
-        self._names = frozenset(names)
+        self._markers = MARKERS[tool_format]
+        self._first = self._markers.begin[0]
+        self._schemas = {tool.name: tool.parameters for tool in tools}
         self._ids = ids
+        self._place = place
         self._held = ""
+        self._num_searched = 0  # characters of the held text that hold no end marker
         self._in_call = False
+        self._is_plain = False  # True if the rest of the reply holds no call
+        self._has_begun = place == "anywhere" and not self._markers.is_optional
         self.num_calls = 0
 
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """Append text of the reply. Returns the text and the calls that are final after it."""
+        # Most text of a reply takes this path, which must cost less than a microsecond.
+        if not self._held and self._has_begun and (self._is_plain or self._first not in text):
+            return ("" if self.num_calls and text.isspace() else text), ()
         self._held += text
-        if self._format == "llama3" and not self.num_calls and self._may_be_bare_call():
+        if not self._has_begun and not self._begin():
             return "", ()
-        if self._format != "hermes":
-            return ("", ()) if self._in_call else (self._text_before_marker(), ())
         shown, calls = "", list[ToolCall]()
         while True:
             if not self._in_call:
                 shown += self._text_before_marker()
-            if not self._in_call or (end := self._held.find(HERMES_END)) < 0:
+            if not self._in_call or (end := self._end_of_call()) is None:
                 return shown, tuple(calls)
-            body, self._held = self._held[: end + len(HERMES_END)], self._held[end + len(HERMES_END) :]
+            body, self._held = self._held[:end], self._held[end:]
             self._in_call = False
-            found = self._read(body[len(self._marker) : -len(HERMES_END)])
-            if found:
-                calls += found
-            else:
-                shown += body
+            found = self._read(body.removeprefix(self._markers.begin).removesuffix(self._markers.end))
+            calls += found
+            shown += "" if found else body
 
-    def finish(self) -> tuple[str, tuple[ToolCall, ...]]:
-        """End the reply. Returns the remaining text and calls."""
+    def finish(self, *, is_cut: bool = False) -> tuple[str, tuple[ToolCall, ...]]:
+        """End the reply. Returns the remaining text and calls.
+
+        `is_cut`: True if the model did not end the reply itself; an incomplete call is then left out.
+        """
         held, self._held = self._held, ""
-        is_call = self._in_call or self._format == "llama3"
-        body = held.strip().removeprefix(self._marker) if is_call else None
-        calls = self._read(body) if body is not None else ()
-        return ("", calls) if calls else (held, ())
+        may_be_call = self._in_call or not self._has_begun
+        calls = self._read(held.strip().removeprefix(self._markers.begin)) if may_be_call and held else ()
+        if calls or (is_cut and not self._is_plain):
+            return "", calls
+        return held, ()
 
-    def _may_be_bare_call(self) -> bool:
+    def _begin(self) -> bool:
+        """Decide what the reply's beginning is. Returns False if more text is needed."""
         start = self._held.lstrip()
-        return start.startswith("{") or self._marker.startswith(start[: len(self._marker)])
+        if not start:
+            return False
+        if self._markers.is_optional and (state := self._bare_state(start)) != "text":
+            self._in_call = self._has_begun = state == "call"
+            return self._has_begun
+        marker = self._markers.begin
+        if self._place != "anywhere" and not start.startswith(marker):
+            if marker.startswith(start):
+                return False
+            self._is_plain = self._place == "beginning"
+        self._has_begun = True
+        return True
+
+    def _bare_state(self, start: str) -> Literal["call", "text", "undecided"]:
+        """Return whether a reply without a marker is a call."""
+        if self._format == "pythonic":
+            names, end = set(self._schemas), "("
+            rest = start[1:].lstrip() if start.startswith("[") else None
+        else:
+            names, end = (
+                {json.dumps(name, ensure_ascii=is_ascii)[1:-1] for name in self._schemas for is_ascii in (False, True)},
+                '"',
+            )
+            opening = _NAME_OPENING.match(start)
+            rest = start[opening.end() :] if opening else None
+            if _OTHER_OPENING.match(start):
+                return "call"
+            if _PART_OF_OPENING.match(start):
+                return "undecided"
+        if rest is None:
+            return "text"
+        if any(rest.startswith(name + end) for name in names):
+            return "call"
+        return "undecided" if any((name + end).startswith(rest) for name in names) else "text"
 
     def _text_before_marker(self) -> str:
         """Return the text that can be sent: up to the marker, or up to a possible beginning of one."""
-        position = self._held.find(self._marker)
+        marker = self._markers.begin
+        position = -1 if self._is_plain else self._held.find(marker)
         self._in_call = position >= 0
         if position < 0:
-            position = len(self._held) - overlap(self._held, self._marker)
+            position = len(self._held) - (0 if self._is_plain else overlap(self._held, marker))
         shown, self._held = self._held[:position], self._held[position:]
+        self._num_searched = len(marker)
         # White space between calls is not part of the text.
         return shown if shown.strip() or not self.num_calls else ""
 
+    def _end_of_call(self) -> int | None:
+        """Return the length of the held call, or None if it is incomplete."""
+        end = self._markers.end
+        if not end:
+            return None
+        begin = len(self._markers.begin)
+        while (position := self._held.find(end, self._num_searched)) >= 0:
+            self._num_searched = position + 1
+            if not is_open(self._format, self._held[begin:position]):
+                return position + len(end)
+        self._num_searched = max(begin, len(self._held) - len(end) + 1)
+        return None
+
     def _read(self, body: str) -> tuple[ToolCall, ...]:
-        found = _mistral_calls(body) if self._format == "mistral" and MISTRAL_ARGUMENTS in body else _json_calls(body)
-        if found is None or any(name not in self._names for name, _ in found):
-            return ()
+        found = read_calls(self._format, body, self._schemas) or []
         self.num_calls += len(found)
-        return tuple(ToolCall(self._new_id(), name, json.dumps(given, ensure_ascii=False)) for name, given in found)
+        return tuple(ToolCall(self._new_id(), name, _json_text(given)) for name, given in found)
 
     def _new_id(self) -> str:
         return "".join(self._ids.choices(_ID_LETTERS, k=_ID_LENGTH))
 
 
-def _json_calls(body: str) -> list[tuple[str, dict[str, Any]]] | None:
-    """Return names and arguments of calls written as JSON objects or arrays, separated by semicolons or white space.
-
-    Returns None if `body` is anything else.
-    """
-    found: list[tuple[str, dict[str, Any]]] = []
-    while body := body.strip(" \t\r\n;"):
-        try:
-            value, end = _DECODER.raw_decode(body)
-        except (ValueError, RecursionError):
-            return None
-        for item in value if isinstance(value, list) else [value]:
-            if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-                return None
-            arguments: object = next((item[key] for key in _ARGUMENTS_KEYS if key in item), {})
-            if not isinstance(arguments, dict):
-                return None
-            found.append((item["name"], arguments))
-        body = body[end:]
-    return found or None
+def _json_text(arguments: dict[str, Any]) -> str:
+    """Return arguments as JSON. Half of a surrogate pair stays an escape, because no other text can represent it."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    return text if text.isascii() or _is_encodable(text) else json.dumps(arguments)
 
 
-def _mistral_calls(body: str) -> list[tuple[str, dict[str, Any]]] | None:
-    """Return names and arguments of calls written as name[ARGS]{…}, or None if `body` is anything else."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for part in body.split(CALL_MARKERS["mistral"]):
-        name, _, arguments = part.partition(MISTRAL_ARGUMENTS)
-        try:
-            value = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(value, dict):
-            return None
-        found.append((name.strip(), value))
-    return found or None
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

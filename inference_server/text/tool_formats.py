@@ -1,34 +1,91 @@
-"""Tool-call formats: how a prompt describes tools, how a grammar enforces a call, and which markers a call begins with.
+"""Tool-call formats: the markers of each, its detection in a chat template, and text for templates without tools.
 
 The formats, and the models that write them:
 
-    hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call>, an object or an array of them: Hermes, Qwen, SmolLM2
-    llama3    the whole reply is {"name": …, "parameters": {…}}, optionally after <|python_tag|>: Llama 3.1 and later
-    mistral   [TOOL_CALLS][{"name": …, "arguments": {…}}], or [TOOL_CALLS]name[ARGS]{…}: Mistral
+    hermes        <tool_call>{"name": …, "arguments": {…}}</tool_call>, an object or an array: Hermes, Qwen, SmolLM2, Granite 4
+    llama3        the whole reply is {"name": …, "parameters": {…}}, optionally after <|python_tag|>: Llama 3.1 and later
+    mistral       [TOOL_CALLS][{"name": …, "arguments": {…}}]: Mistral up to 2025
+    mistral_args  [TOOL_CALLS]name[ARGS]{…}: newer Mistral
+    qwen3_coder   <tool_call><function=name><parameter=x>value</parameter></function></tool_call>: Qwen3-Coder,
+                  Qwen3.5, Nemotron 3
+    glm45         <tool_call>name<arg_key>x</arg_key><arg_value>value</arg_value></tool_call>: GLM 4.5 and later
+    pythonic      the whole reply is [name(x=1)]: Llama 3.2 and 4 with a pythonic template
+    granite       <|tool_call|>[{"name": …, "arguments": {…}}]: Granite 3
+    apertus       <|tools_prefix|>[{"name": {…}}]<|tools_suffix|>: Apertus
+    kimi_k2       <|tool_calls_section_begin|> … functions.name:0 … <|tool_calls_section_end|>: Kimi K2
+    deepseek_v3   sections like Kimi's, with the arguments in a block of Markdown: DeepSeek V3, R1
+    deepseek_v31  sections like Kimi's: DeepSeek V3.1
 
-If a chat template does not support tools, the prompt describes them in hermes format. tool_calls.py parses the calls.
-Works on text only. Does not depend on a tokenizer or gRPC.
+If a chat template does not support tools, the prompt describes them in hermes format. tools/ reads calls and builds
+grammars for them. tool_calls.py finds them in a reply. Works on text only. Does not depend on a tokenizer or gRPC.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from inference_server.generation import ToolCall
 
-ToolFormat = Literal["hermes", "llama3", "mistral"]
+ToolFormat = Literal[
+    "hermes",
+    "llama3",
+    "mistral",
+    "mistral_args",
+    "qwen3_coder",
+    "glm45",
+    "pythonic",
+    "granite",
+    "apertus",
+    "kimi_k2",
+    "deepseek_v3",
+    "deepseek_v31",
+]
 
-# First characters of a call. If the tokenizer has a control token for them, the model writes that token.
-CALL_MARKERS: Mapping[ToolFormat, str] = {
-    "hermes": "<tool_call>",
-    "llama3": "<|python_tag|>",
-    "mistral": "[TOOL_CALLS]",
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """Texts around the calls of a reply. A tokenizer may have control tokens for them.
+
+    Attributes:
+        begin: First characters of a call, or of a section with all calls.
+        end: Its last characters; empty: the calls extend to the end of the reply.
+        inner: Further control tokens inside.
+        is_optional: True if a call may also be the whole reply, without a marker.
+    """
+
+    begin: str
+    end: str = ""
+    inner: tuple[str, ...] = ()
+    is_optional: bool = False
+
+
+_TAGS = Markers("<tool_call>", "</tool_call>")
+_DEEPSEEK = Markers(
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+)
+MARKERS: Mapping[ToolFormat, Markers] = {
+    "hermes": _TAGS,
+    "llama3": Markers("<|python_tag|>", is_optional=True),
+    "mistral": Markers("[TOOL_CALLS]", inner=("[ARGS]", "[CALL_ID]")),
+    "mistral_args": Markers("[TOOL_CALLS]", inner=("[ARGS]", "[CALL_ID]")),
+    "qwen3_coder": _TAGS,
+    "glm45": Markers("<tool_call>", "</tool_call>", ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")),
+    "pythonic": Markers("<|python_start|>", inner=("<|python_end|>",), is_optional=True),
+    "granite": Markers("<|tool_call|>"),
+    "apertus": Markers("<|tools_prefix|>", "<|tools_suffix|>"),
+    "kimi_k2": Markers(
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+    ),
+    "deepseek_v3": _DEEPSEEK,
+    "deepseek_v31": _DEEPSEEK,
 }
-HERMES_END = "</tool_call>"
-MISTRAL_ARGUMENTS = "[ARGS]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +103,28 @@ class Tool:
 
 
 def detect_tool_format(template: object) -> ToolFormat:
-    """Return the format that a chat template uses for calls; hermes if it contains no other."""
+    """Return the format that a chat template uses for calls; hermes if it contains no other, or does not support tools."""
     text = str(template)
-    if CALL_MARKERS["mistral"] in text:
-        return "mistral"
-    if "python_tag" in text or ("ipython" in text and '"parameters"' in text):
-        return "llama3"
-    return "hermes"
+    if not supports_tools(template):
+        return "hermes"
+    if MARKERS["mistral"].begin in text:
+        return "mistral_args" if "[ARGS]" in text else "mistral"
+    if _DEEPSEEK.begin in text:
+        return "deepseek_v3" if "```json" in text else "deepseek_v31"
+    if "<function=" in text and "<parameter=" in text:
+        return "qwen3_coder"
+    signs: Mapping[str, ToolFormat] = {
+        MARKERS["kimi_k2"].begin: "kimi_k2",
+        MARKERS["apertus"].begin: "apertus",
+        "<arg_key>": "glm45",
+        MARKERS["granite"].begin: "granite",
+        "[func_name": "pythonic",
+        "python_tag": "llama3",
+    }
+    for sign, tool_format in signs.items():
+        if sign in text:
+            return tool_format
+    return "llama3" if "ipython" in text and '"parameters"' in text else "hermes"
 
 
 def supports_tools(template: object) -> bool:
@@ -65,8 +137,8 @@ def supports_tools(template: object) -> bool:
 
 def visible_control_tokens(tool_format: ToolFormat) -> frozenset[str]:
     """Return the control tokens that are part of a call, so that decoding must keep their text."""
-    marker = CALL_MARKERS[tool_format]
-    return frozenset((marker, MISTRAL_ARGUMENTS)) if tool_format == "mistral" else frozenset((marker,))
+    markers = MARKERS[tool_format]
+    return frozenset((markers.begin, markers.end, *markers.inner)) - {""}
 
 
 def system_text(tools: Items[Tool]) -> str:
@@ -84,7 +156,7 @@ def call_text(calls: Iterable[ToolCall]) -> str:
     """Return the calls of an earlier turn in hermes format."""
     return "\n".join(
         f"<tool_call>\n{json.dumps({'name': call.name, 'arguments': json.loads(call.arguments)}, ensure_ascii=False)}"
-        f"\n{HERMES_END}"
+        f"\n</tool_call>"
         for call in calls
     )
 
@@ -92,32 +164,3 @@ def call_text(calls: Iterable[ToolCall]) -> str:
 def result_text(content: str) -> str:
     """Return the result of a tool in hermes format."""
     return f"<tool_response>\n{content}\n</tool_response>"
-
-
-def call_grammar(tool_format: ToolFormat, tools: Items[Tool], literal: Callable[[str], str]) -> str:
-    """Return a Lark grammar that accepts one call of one of the tools.
-
-    Args:
-        tool_format: Format of the call.
-        tools: At least one tool.
-        literal: Function that turns text into a term of the grammar (Grammars.literal).
-    """
-    calls = "\n".join(_rule(index, tool, tool_format) for index, tool in enumerate(tools))
-    choice = " | ".join(f"call_{index}" for index in range(len(tools)))
-    marker = literal(CALL_MARKERS[tool_format])
-    match tool_format:
-        case "hermes":
-            start = rf'start: {marker} "\n" one "\n" {literal(HERMES_END)}'
-        case "llama3":
-            start = "start: one"
-        case "mistral":
-            start = f'start: {marker} "[" one "]"'
-    return f"{start}\none: {choice}\n{calls}\n"
-
-
-def _rule(index: int, tool: Tool, tool_format: ToolFormat) -> str:
-    key = "parameters" if tool_format == "llama3" else "arguments"
-    opening = json.dumps(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{key}": ', ensure_ascii=False)
-    # Each tool's arguments are a separate document, so that $refs within it still resolve.
-    schema = {"type": "object", **tool.parameters}
-    return f'call_{index}: {opening} arguments_{index} "}}"\narguments_{index}: %json {json.dumps(schema)}'

@@ -5,6 +5,7 @@ Slow phases are logged. No code from the hub is run, and only safetensors and GG
 
 import hashlib
 import logging
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 _CONFIG = "config.json"
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 # Files that contain the same weights in another layout.
 _IGNORED_HUB_FILES = ["consolidated*", "original/*"]
 
@@ -129,14 +131,34 @@ def _explaining_the_hub(hub_id: str, revision: str | None) -> Iterator[None]:
         raise ConfigurationError(
             f"the hub has no model {hub_id}, or it is private: check the id, and set HF_TOKEN if it needs one"
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if _is_untrusted(error):
+            raise ConfigurationError(_untrusted(hub_id)) from None
         raise ConfigurationError(
             f"{hub_id} is not in the local cache and the hub was not reached: unset HF_HUB_OFFLINE or check the network, "
             "or point the catalog's source at a folder"
         ) from None
     except Exception as error:  # the HTTP client's exceptions have no common class, and they change between releases
         logger.debug("downloading %s failed", hub_id, exc_info=True)
+        if _is_untrusted(error):
+            raise ConfigurationError(_untrusted(hub_id)) from None
         raise ConfigurationError(f"downloading {hub_id} failed: {first_line(error)}") from None
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    """Return True if a certificate that is not trusted is among the causes of `error`."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError) or _UNTRUSTED in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _untrusted(hub_id: str) -> str:
+    return (
+        f"downloading {hub_id} failed: the certificate of the hub, or of a proxy before it, is not trusted: set SSL_CERT_FILE "
+        "to a file (PEM) with the certificate of the authority that signed it"
+    )
 
 
 def _convert_gguf(path: Path, cache_dir: Path) -> Path:

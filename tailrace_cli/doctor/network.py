@@ -12,11 +12,12 @@ from tailrace_cli.doctor.finding import Finding
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, bridge_url, variable
 from tailrace_cli.errors import Failure
 from tailrace_shared.addresses import split_address
+from tailrace_shared.listeners import LOOPBACKS, local_hosts, port_holder
 
 # Requests bypass proxies, because the bridge is on this machine or in its network.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _TIMEOUT_SECONDS = 5.0
-_ANY_HOSTS = ("0.0.0.0", "::")
+_ALL_HOSTS = ("0.0.0.0", "::")
 
 
 def addresses() -> Iterator[Finding]:
@@ -31,8 +32,12 @@ def addresses() -> Iterator[Finding]:
         except ValueError as error:
             yield Finding(None, f"{name}={address} is not checked: {error}")
             continue
-        if _is_in_use(host, port):
-            yield Finding(None, f"{address} is in use", f"If another program than Tailrace listens there, set {name}.")
+        hosts = LOOPBACKS if host in _ALL_HOSTS else local_hosts(host)
+        if any(_is_in_use(each, port) for each in hosts):
+            holder = port_holder(port)
+            by = f" by {holder}" if holder else ""
+            advice = f"If another program than Tailrace listens there, set {name}."
+            yield Finding(None, f"{address} is in use{by}", advice)
         else:
             yield Finding(None, f"{address} is free")
 
@@ -81,7 +86,7 @@ def stack(url: str | None, token: str) -> Iterator[Finding]:
 def _is_in_use(host: str, port: int) -> bool:
     """Return True if a program accepts connections at the address."""
     try:
-        with socket.create_connection(("127.0.0.1" if host in _ANY_HOSTS else host, port), timeout=_TIMEOUT_SECONDS):
+        with socket.create_connection((host, port), timeout=_TIMEOUT_SECONDS):
             return True
     except OSError:
         return False

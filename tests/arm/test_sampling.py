@@ -11,7 +11,7 @@ from inference_server.engine.native import sampler
 from inference_server.engine.native.sampler import sample
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.sampling import record
-from tests.inference_server.engine.native.test_compiled_sampler import logits_of, tokens, varied_rows
+from tests.inference_server.engine.native.test_compiled_sampler import NUM_ROWS, logits_of, tokens, varied_rows
 
 
 def memory(address: int, size: int) -> Tensor:
@@ -34,6 +34,7 @@ class EmulatedSampler:
         for row, copied in zip(records.tolist(), copies[0], strict=True):
             sizes = {record.LOGITS: 4, record.SEEN: 1, record.COUNTS: 4, record.ALLOWED: 1}
             used = {word: size * vocab_size for word, size in sizes.items()} | {record.TOP: 8 * row[record.TOP_SIZE]}
+            used |= dict.fromkeys((record.BIASED, record.BIASES), 4 * row[record.NUM_BIASED])
             for word, size in used.items():
                 if row[word]:
                     originals.append((row[word], size))
@@ -52,7 +53,7 @@ class EmulatedSampler:
 
 @pytest.mark.parametrize("vocab_size", [64, 1001])
 def test_tokens_and_changed_logits_are_those_of_torch(vocab_size, place, call, monkeypatch):
-    rows, logits = varied_rows(vocab_size), logits_of(26, vocab_size)
+    rows, logits = varied_rows(vocab_size), logits_of(NUM_ROWS, vocab_size)
     monkeypatch.setattr(sampler, "sampling_kernel", lambda logits: None)
     expected = logits.clone()
     wanted = tokens(sample(expected, rows))
@@ -62,7 +63,7 @@ def test_tokens_and_changed_logits_are_those_of_torch(vocab_size, place, call, m
 
 
 def test_log_probabilities_are_those_of_torch(place, call, monkeypatch):
-    rows, logits = varied_rows(1001, logprobs=6), logits_of(26, 1001)
+    rows, logits = varied_rows(1001, logprobs=6), logits_of(NUM_ROWS, 1001)
     monkeypatch.setattr(sampler, "sampling_kernel", lambda logits: None)
     wanted = sample(logits.clone(), rows)
     monkeypatch.setattr(sampler, "sampling_kernel", lambda logits: EmulatedSampler(place, call))

@@ -52,7 +52,7 @@ def ask(page: Page, prompt: str, *, seed: int = 1, max_tokens: int) -> str:
 
 def answer_with(page: Page, text: str) -> None:
     """Let the endpoint answer with `text` as a complete reply, as a model might write it."""
-    body = f"data: {json.dumps({'response': text})}\n\ndata: [DONE]\n\n"
+    body = f": keep-alive\n\ndata: {json.dumps({'response': text})}\n\n: keep-alive\n\ndata: [DONE]\n\n"
     page.route(
         re.compile("/worker-endpoint"),
         lambda route: route.fulfill(status=200, headers={"content-type": "text/event-stream"}, body=body),

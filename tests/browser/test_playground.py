@@ -49,7 +49,8 @@ def done(page: Page) -> None:
 
 
 def answer_with(page: Page, events: list[object], *, end: str = "data: [DONE]\n\n") -> None:
-    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
+    # With a comment before each event, as after a silence.
+    body = "".join(f": keep-alive\n\ndata: {json.dumps(event)}\n\n" for event in events) + end
     headers = {"content-type": "text/event-stream"}
     page.route(RUN, lambda route: route.fulfill(status=200, headers=headers, body=body))
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from inference_server.settings import DEFAULT_CATALOG
+from tests.clients.node_programs import install
 from tests.e2e.stack import OTHER_SERVER, Stack
+from tests.support.processes import free_address
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
 # Numbers of generated requests, by model. They show how thorough the tests were.
@@ -61,6 +63,22 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the Node programs, with their packages."""
+    return install(Path(__file__).parent / "node", tmp_path_factory.mktemp("node") / "programs")
+
+
+@pytest.fixture(scope="session")
 def api(stack: Stack) -> str:
     """Return the base URL that replaces https://api.cloudflare.com/client/v4."""
     return f"http://{stack.http_address}/client/v4"
+
+
+@pytest.fixture(scope="session")
+def commenting_bridge(stack: Stack) -> str:
+    """Start a bridge that sends a comment in every pause, and return its URL: each client has to skip comments."""
+    address = free_address()
+    settings = {"TAILRACE_HTTP_ADDRESS": address, "TAILRACE_STREAM_COMMENT_SECONDS": "0.002"}
+    stack.spawn("http_bridge", name="commenting bridge", **settings)
+    stack.wait_until_answered(f"http://{address}/readyz")
+    return f"http://{address}"

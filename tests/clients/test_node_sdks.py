@@ -1,22 +1,16 @@
-"""Cloudflare's TypeScript SDK and OpenAI's Node SDK, unmodified but for address and token."""
+"""Cloudflare's and OpenAI's Node SDKs, Vercel's AI SDK and EventSource, unmodified but for address and token."""
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import ACCOUNT
-from tests.clients.node_programs import environment, install
+from tests.clients.node_programs import environment
 
 pytestmark = pytest.mark.clients
 
 MODEL = "@cf/meta/llama-2-7b-chat-int8"
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    return install(Path(__file__).parent / "node", tmp_path_factory.mktemp("node") / "programs")
 
 
 def run(programs, *arguments):
@@ -42,3 +36,17 @@ def test_openais_node_sdk(programs, api, stack, base):
     assert found["usage"]["completion_tokens"] > 0
     assert found["refused"] == {"name": "BadRequestError", "status": 400, "code": "5007"}
     assert MODEL in found["models"]
+
+
+def test_vercels_ai_sdk_with_cloudflares_provider(programs, commenting_bridge):
+    found = run(programs, "workers-ai-provider.mjs", f"{commenting_bridge}/client/v4", ACCOUNT, MODEL)
+    assert "Tokyo" in found["whole"] and found["text"] == found["whole"]
+    assert found["tokens"] == found["streamTokens"] > 0
+    assert found["object"] == found["partial"] and set(found["object"]) == {"city"}
+    assert found["calls"] == [["getWeather", ["city"]]] * 2
+    assert found["cities"] == 3 and len(found["steps"]) == 2
+
+
+def test_parsers_of_event_streams_skip_comments(programs, commenting_bridge):
+    found = run(programs, "event-streams.mjs", commenting_bridge, MODEL)
+    assert "Tokyo" in found["openai"] and found["eventSource"] == found["openai"]

@@ -155,18 +155,53 @@ def test_openai_gets_structured_output(oai):
 
 
 def test_openai_gets_its_own_exceptions(oai):
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.NotFoundError) as caught:
         oai.chat.completions.create(model="@cf/x/y", messages=ASKED)
-    assert caught.value.code == "5007" and "No such model" in str(caught.value)
-    with pytest.raises(openai.BadRequestError):
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model") and MODEL in caught.value.message
+    with pytest.raises(openai.NotFoundError):
+        oai.models.retrieve("@cf/x/y")
+    with pytest.raises(openai.BadRequestError) as caught:
         oai.chat.completions.create(model=MODEL, messages=ASKED, temperature=9)
-    with pytest.raises(openai.BadRequestError):
-        oai.embeddings.create(model=MODEL, input="hi")
+    assert caught.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as caught:
+        oai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 50_000}])
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError):
+        oai.images.generate(model=MODEL, prompt="hi")
 
 
 def test_openai_lists_models(oai):
     assert MODEL in [model.id for model in oai.models.list()]
-    assert oai.models.retrieve(MODEL).id == MODEL
+    model = oai.models.retrieve(MODEL)
+    assert (model.id, model.context_length >= model.max_output_tokens > 0) == (MODEL, True)
+
+
+def test_openai_gets_several_choices_and_the_first_is_that_of_a_single_reply(oai):
+    options = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "seed": 5, "temperature": 1.0}
+    reply = oai.chat.completions.create(**options, n=3)
+    texts = [choice.message.content for choice in reply.choices]
+    assert len(set(texts)) > 1
+    assert texts[0] == oai.chat.completions.create(**options).choices[0].message.content
+    streamed = [""] * 3
+    for chunk in oai.chat.completions.create(**options, n=3, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+
+
+def test_openai_without_max_tokens_gets_more_than_256_tokens(oai):
+    asked = [{"role": "user", "content": "Count from 1 to 200, one number per line, and write nothing else."}]
+    # These ids are the model's end tokens. A biased sampler never chooses them.
+    bias = {"0": -100, "2": -100}
+    reply = oai.chat.completions.create(model=MODEL, messages=asked, temperature=0, logit_bias=bias, stop="\n120")
+    assert reply.usage.completion_tokens > 256
+
+
+def test_openai_sends_its_unset_values_and_hosted_tools(oai):
+    options = {"max_tokens": 5, "stop": [""], "n": 1, "extra_body": {"top_k": -1, "reasoning_effort": None}}
+    tools = [{"type": "web_search"}, TOOL]
+    raw = oai.chat.completions.with_raw_response.create(model=MODEL, messages=ASKED, tools=tools, **options)
+    assert raw.headers["tailrace-skipped-tools"] == "web_search" and raw.parse().choices
 
 
 def test_requests_as_in_the_documentation(api):

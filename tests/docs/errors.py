@@ -8,13 +8,20 @@ from tests.support.processes import ROOT
 
 # When a status and code is the answer. The code has the pairs, and a test compares both.
 WHEN = {
+    (400, 2008): "a Worker's gateway: another provider than workers-ai, or an endpoint that it does not have",
     (400, 3003): "the body or a required header is missing",
     (400, 5006): "a field is wrong or missing; the message names it",
-    (400, 5007): "no such model",
+    (400, 5007): "no such model; the message lists the models. 404 on OpenAI's routes",
+    (400, 5023): "profile `2026-strict`: JSON mode in a stream",
     (400, 5024): "JSON mode, and the reply was cut",
-    (400, 6003): "not HTTP/1.1, or headers longer than `TAILRACE_MAX_HEADER_BYTES`",
-    (400, 7000): "no such route",
-    (400, 9106): "no `Authorization` header, or a malformed one",
+    (400, 5028): "profile `2026-strict`: Cloudflare removed this model",
+    (
+        400,
+        6003,
+    ): "invalid HTTP, or headers longer than `TAILRACE_MAX_HEADER_BYTES`; or the client stopped sending before the reply",
+    (400, 7000): "no such route. 404 on OpenAI's routes",
+    (400, 8006): "profile `2026-strict`: `max_tokens` cut a forced tool call",
+    (400, 9106): "no `Authorization` header, or a malformed one. 401 on OpenAI's routes",
     (401, 1000): "a wrong token, on the routes that verify one",
     (401, 10000): "a wrong token",
     (403, 10000): "a token of another account",
@@ -23,7 +30,9 @@ WHEN = {
         9109,
     ): "the bridge has no API tokens, and `Host` is neither a name of this machine nor in `TAILRACE_ALLOWED_HOSTS`",
     (404, 3042): "the model name in the path is not valid",
+    (404, 5006): "no batch with this `request_id`, or another account's; and OpenAI's responses, which are not stored",
     (404, 5007): "no such model, on the routes that describe one",
+    (404, 7000): "a Worker's gateway has no logs, and there is no AutoRAG",
     (404, 7003): "the account in the path is not valid",
     (405, 5005): "`lora`: no model here supports it",
     (405, 7001): "wrong method",
@@ -31,10 +40,13 @@ WHEN = {
         408,
         3007,
     ): "the request, its headers or its body took longer than the setting allows, or the client read too slowly",
-    (413, 3006): "the body is too large",
-    (413, 5021): "the prompt is longer than the model's context; the message has both numbers",
+    (413, 3006): "the body is too large, or a batch has too many requests",
+    (413, 5021): "the prompt is longer than the model's context; the message has both numbers. 400 on OpenAI's routes",
     (429, 3021): "the account sent more requests than `TAILRACE_ACCOUNT_REQUESTS_PER_MINUTE`; with `Retry-After`",
-    (429, 3040): "the wait queue is full, or no slot is free before the deadline or with `options.rejectIfBusy`; with "
+    (
+        429,
+        3040,
+    ): "the wait queue or the batch queue is full, or no slot is free before the deadline or with `options.rejectIfBusy`; with "
     "`Retry-After`",
     (500, 3000): "the model failed, or an internal error; the log has the cause under the request id",
     (503, 7009): "the inference server is unreachable, loading, stopping or stalled, or refuses the bridge; or all "

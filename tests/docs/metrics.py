@@ -32,12 +32,20 @@ def bridge_table() -> str:
     metrics.add_routes(["route"])
     metrics.requests.labels("route", "200")
     metrics.watch_servers(lambda: 1, lambda: 1)
+    metrics.watch_batches(lambda status: 1, lambda state: 1)
     return _table(metrics.registry)
 
 
 def _engine() -> Any:
     totals = SimpleNamespace(queried_tokens=0, hit_tokens=0, preemptions=0)
-    gauges = {"num_running": 0, "num_waiting": 0, "num_slots": 1, "num_blocks_in_use": 0, "num_blocks": 1}
+    gauges = {
+        "num_running": 0,
+        "num_waiting": 0,
+        "num_waiting_batch": 0,
+        "num_slots": 1,
+        "num_blocks_in_use": 0,
+        "num_blocks": 1,
+    }
     return SimpleNamespace(totals=totals, step_tokens=Histogram((1.0,)), **gauges)
 
 

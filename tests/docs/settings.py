@@ -21,6 +21,7 @@ GROUPS = {
     "scheduling": "Scheduling",
     "cache": "Cache",
     "limits": "Limits",
+    "batches": "Batches",
     "timeouts": "Timeouts",
     "observability": "Observability",
     "compatibility": "Compatibility",
@@ -48,17 +49,17 @@ _GROUP_OF = {name: group for group, names in _FALLBACK.items() for name in names
 class Variable:
     """A variable, as the services that read it describe it."""
 
-    default: str
+    defaults: list[str]
     readers: list[str]
     meanings: list[str]
 
     def row(self, name: str) -> str:
         """Return the variable's line of the table."""
-        if len(self.meanings) == 1:
-            meaning = self.meanings[0]
-        else:
-            meaning = "; ".join(map("{}: {}".format, self.readers, self.meanings))
-        return f"| `TAILRACE_{name.upper()}` | {self.default} | {', '.join(self.readers)} | {meaning} |"
+        default, meaning = self._both(self.defaults), self._both(self.meanings)
+        return f"| `TAILRACE_{name.upper()}` | {default} | {', '.join(self.readers)} | {meaning} |"
+
+    def _both(self, texts: list[str]) -> str:
+        return texts[0] if len(texts) == 1 else "; ".join(map("{}: {}".format, self.readers, texts))
 
 
 def tables() -> str:
@@ -66,8 +67,10 @@ def tables() -> str:
     groups: dict[str, dict[str, Variable]] = defaultdict(dict)
     for service, settings in _SERVICES.items():
         for name, field in settings.model_fields.items():
-            variable = groups[group_of(name, field)].setdefault(name, Variable(_default(name, field), [], []))
+            variable = groups[group_of(name, field)].setdefault(name, Variable([], [], []))
             variable.readers.append(service)
+            default = _default(name, field)
+            variable.defaults += [default] if default not in variable.defaults else []
             meaning = (field.description or "").rstrip(".")
             variable.meanings += [meaning] if meaning not in variable.meanings else []
     parts = []

@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from http_bridge.__main__ import uvicorn_config
 from http_bridge.app import create_app
 from http_bridge.observability.metrics import Metrics
-from http_bridge.protocol.run_body import BodyReader
+from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.settings import Settings
 from tailrace.v1 import inference_pb2 as pb

@@ -53,7 +53,7 @@ async def test_a_hostile_host_header_opens_no_route(start_bridge, servicer, host
 
 
 @pytest.mark.parametrize(
-    "target", [b"http://x/healthz", b"//healthz/../client/v4/user/tokens/verify", b"/healthz/..;/run"]
+    "target", [b"http:///client", b"//healthz/../client/v4/user/tokens/verify", b"/healthz/..;/run"]
 )
 async def test_a_hostile_target_opens_no_route(start_bridge, servicer, target):
     bridge = await start_bridge(api_tokens=("secret",))
@@ -71,12 +71,10 @@ async def test_more_than_one_reply_per_request_is_refused_or_never_made(bridge, 
     assert len(servicer.requests) == (response.status_code == 200)
 
 
-async def test_a_template_in_a_request_is_ignored(bridge, servicer, route):
+async def test_a_template_in_a_request_is_refused_or_ignored(bridge, servicer, route):
     url, body = route
-    template = {"chat_template": "{{ 1/0 }}", "chat_template_kwargs": {"tokenize": True, "chat_template": "{{ 1/0 }}"}}
-    for sent in (body, {**body, **template}):
-        assert (await bridge.ask(sent, url=url)).status_code == 200
-    assert servicer.requests[0] == servicer.requests[1]
+    response = await bridge.ask({**body, "chat_template": "{{ 1/0 }}"}, url=url)
+    assert (response.status_code, len(servicer.requests)) == ((200, 1) if url == "/v1/completions" else (400, 0))
 
 
 async def test_no_url_of_a_request_is_fetched(bridge, servicer):
@@ -92,8 +90,9 @@ async def test_no_url_of_a_request_is_fetched(bridge, servicer):
             for url, body in ((RUN_URL, {}), ("/v1/chat/completions", {"model": MODEL})):
                 sent = {**body, "messages": [{"role": "user", "content": [part]}]}
                 assert (await bridge.ask(sent, url=url)).status_code == 400
-        text = {"prompt": address, "image": address, "tools": None}
+        text = {"prompt": address, "tools": None}
         assert (await bridge.ask(text)).status_code == 200
+        assert (await bridge.ask({**text, "image": address})).status_code == 400
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(trap.accept)
     assert len(servicer.requests) == 1

@@ -19,7 +19,12 @@ FIELD = error_details_pb2.BadRequest(
 )
 RETRY = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2, nanos=1))
 TOO_LONG = (
-    "The estimated number of input and maximum output tokens (2049) exceeded this model context window limit (2048)."
+    "The estimated number of input and maximum output tokens (2049) exceeded this model context window limit (2048). "
+    "The prompt alone has 2049 tokens."
+)
+UNKNOWN = (
+    "No such model @cf/meta/llama-2-7b-chat-int8 or task: the models here are @cf/meta/llama-2-7b-chat-int8, "
+    "@hf/other/second"
 )
 LOADING = (
     "The model @cf/meta/llama-2-7b-chat-int8 is not ready: it is still loading or does not respond. "
@@ -27,7 +32,7 @@ LOADING = (
 )
 INTERNAL = "Internal error; the log of the server has the cause under this request id."
 ROWS = [
-    (Code.NOT_FOUND, "UNKNOWN_MODEL", 400, 5007, "No such model @cf/meta/llama-2-7b-chat-int8 or task"),
+    (Code.NOT_FOUND, "UNKNOWN_MODEL", 400, 5007, UNKNOWN),
     (Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG", 413, 5021, TOO_LONG),
     (Code.RESOURCE_EXHAUSTED, "CAPACITY_EXCEEDED", 429, 3040, "Capacity temporarily exceeded, please try again."),
     (Code.UNAVAILABLE, "SERVER_STOPPING", 503, 7009, "Upstream service unavailable"),
@@ -77,12 +82,20 @@ async def test_a_loading_model_has_a_retry_after(bridge, servicer):
 
 
 async def test_an_unsupported_content_encoding_is_named(bridge, servicer):
-    for encoding, content in (("deflate", zlib.compress(b'{"prompt":"hi"}')), ("br", b"\x8b\x07\x80{}\x03")):
+    for encoding, content in (("zstd", b"\x28\xb5\x2f\xfd{}"), ("br", b"\x8b\x07\x80{}\x03")):
         response = await bridge.client.post(RUN_URL, content=content, headers={"content-encoding": encoding})
         assert response.status_code == 400
         assert f"the content-encoding {encoding} is not supported" in response.json()["errors"][0]["message"]
     response = await bridge.client.post(RUN_URL, content=b'{"prompt":"hi"}', headers={"content-encoding": "br"})
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"content-encoding": "deflate"}, {}])
+async def test_a_deflated_body_is_unpacked(bridge, headers):
+    response = await bridge.client.post(RUN_URL, content=zlib.compress(b'{"prompt":"hi"}'), headers=headers)
+    assert response.status_code == 200
+    response = await bridge.client.post(RUN_URL, content=zlib.compress(b'{"prompt":"hi"}')[:-4], headers=headers)
+    assert "deflate data ends too early" in response.json()["errors"][0]["message"]
 
 
 async def test_retry_after_is_rounded_up(bridge, servicer):

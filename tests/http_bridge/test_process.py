@@ -160,7 +160,11 @@ async def test_port_in_use_is_one_sentence_and_exit_code_1(spawn):
         async with asyncio.timeout(20):
             text = (await process.stderr.read()).decode()
     assert await process.wait() == 1
-    assert re.fullmatch(r"The bridge cannot start\. TAILRACE_HTTP_ADDRESS=\S+: Address already in use\.\n", text)
+    assert re.fullmatch(
+        r"The bridge cannot start\. Port (\d+) \(TAILRACE_HTTP_ADDRESS=127\.0\.0\.1:\1\) is in use already, by python.*"
+        r" \(process \d+\)\. Set TAILRACE_HTTP_ADDRESS to another address, for example 127\.0\.0\.1:\d+\.\n",
+        text,
+    )
 
 
 async def test_wrong_setting_is_one_sentence_and_exit_code_1(spawn):
@@ -187,3 +191,30 @@ async def test_bridge_listens_on_ipv6(spawn):
     url = await listening_url(process)
     assert url.startswith("http://[::1]:")
     assert await get_healthz(url) == 200
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+async def test_localhost_is_served_at_both_loopback_addresses(spawn):
+    process = await spawn(http_address="localhost:0")
+    async with asyncio.timeout(20):
+        line = (await process.stderr.readline()).decode()
+    first, second = re.search(
+        r"listening on (http://127\.0\.0\.1:\S+) and (http://\[::1\]:\S+), calling ", line
+    ).groups()
+    assert httpx.URL(first).port == httpx.URL(second).port
+    assert [await get_healthz(first), await get_healthz(second)] == [200, 200]
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+async def test_the_bindings_listeners_are_told_apart_at_both_addresses(spawn, backend):
+    addresses = {"http_address": "localhost:0", "binding_address": "localhost:0", "grpc_address": backend.address}
+    process = await spawn(**addresses, api_tokens="secret")
+    async with asyncio.timeout(20):
+        lines = [(await process.stderr.readline()).decode() for _ in range(2)]
+    urls = re.findall(r"http://[^\s,]+", "".join(lines))
+    async with httpx.AsyncClient(trust_env=False) as client:
+        asked = [
+            await client.post(f"{url}/run", json={"inputs": {"prompt": "hi"}}, headers={"cf-consn-model-id": "@cf/m"})
+            for url in urls
+        ]
+    assert [response.status_code for response in asked] == [400, 400, 200, 200]

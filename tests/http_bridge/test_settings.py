@@ -16,7 +16,7 @@ def sentence(monkeypatch, **variables):
 
 def test_defaults_listen_on_loopback(monkeypatch):
     settings = Settings.from_environment()
-    assert (settings.http_address, settings.grpc_address) == ("127.0.0.1:8787", "127.0.0.1:50051")
+    assert (settings.http_address, settings.grpc_address) == ("localhost:8787", "127.0.0.1:50051")
     assert settings.api_tokens == settings.cors_origins == ()
 
 
@@ -39,7 +39,7 @@ def test_empty_variables_are_unset(monkeypatch):
     [
         ("HTTP_ADDRESS", "8787", "it is not host:port"),
         ("BINDING_ADDRESS", "0.0.0.0:8789", "it needs no token, so it must be a loopback address"),
-        ("PROFILE", "2024", "Input should be 'default', '2023-11' or '2026'"),
+        ("PROFILE", "2024", "Input should be 'default', '2023-11', '2026' or '2026-strict'"),
         ("HTTP_ADDRESS", ":8787", "it is not host:port"),
         ("HTTP_ADDRESS", "localhost:http", "its port is not a number from 0 to 65535"),
         ("HTTP_ADDRESS", "localhost:65536", "its port is not a number from 0 to 65535"),
@@ -137,4 +137,4 @@ def test_every_setting_is_described():
 
 def test_every_setting_is_in_a_group_of_the_documentation():
     groups = {(field.json_schema_extra or {})["group"] for field in Settings.model_fields.values()}
-    assert groups <= {"network", "TLS and tokens", "limits", "timeouts", "observability", "compatibility"}
+    assert groups <= {"network", "TLS and tokens", "limits", "batches", "timeouts", "observability", "compatibility"}

@@ -38,7 +38,7 @@ def complaint(monkeypatch, **variables):
 
 def test_defaults_listen_on_loopback_and_load_the_default_catalog(monkeypatch):
     given = settings(monkeypatch)
-    assert given.grpc_address == "127.0.0.1:50051"
+    assert given.grpc_address == "localhost:50051"
     assert given.catalog == DEFAULT_CATALOG
     assert given.device == "auto"
     assert given.kv_cache_tokens is None
@@ -63,6 +63,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         MAX_WAITING_SEQS="0",
         MAX_WAITING_TOKENS="9000",
         MAX_ACCOUNT_SEQS="2",
+        MAX_BATCH_SEQS="3",
         ACCOUNT_REQUESTS_PER_MINUTE="60",
         KV_CACHE_TOKENS="50000",
         PREFIX_CACHE="account",
@@ -99,6 +100,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         max_waiting_seqs=0,
         max_waiting_tokens=9000,
         max_account_seqs=2,
+        max_batch_seqs=3,
         account_requests_per_minute=60,
         kv_cache_tokens=50_000,
         prefix_cache="account",

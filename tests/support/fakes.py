@@ -52,6 +52,7 @@ def sequence(
     account: str = "",
     start: int = 0,
     prompt_ids: list[int] | None = None,
+    is_batch: bool = False,
 ) -> Sequence:
     """Return a sequence as the engine's thread gets it. Without `prompt_ids`, its prompt is start, start + 1, …"""
     request = GenerationRequest(
@@ -60,6 +61,7 @@ def sequence(
         prompt_ids=prompt_ids or range(start, start + num_prompt_tokens),
         sampling=SamplingParams(seed=1),
         max_tokens=100,
+        is_batch=is_batch,
     )
     return Sequence(request=request, text=ReplyText(Detokenizer(str), ()), reply=None, arrived=0.0)
 

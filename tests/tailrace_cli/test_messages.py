@@ -64,9 +64,10 @@ def test_serve_refuses_an_address_that_is_in_use(environment, name, other, host)
     with socket.create_server((host, 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         done = tailrace("serve", environment=environment | {name: address})
-    assert_sentence(
-        done, f"{address} is in use already. Set {name} (and {other}) to other addresses for a second stack."
-    )
+    port = address.rpartition(":")[2]
+    assert_sentence(done, f"Port {port} ({name}={address}) is in use already, by python")
+    assert_sentence(done, f"Set {name} to another address, for example 127.0.0.1:")
+    assert_sentence(done, f" A second stack needs another {other} too.")
 
 
 @pytest.mark.parametrize("command", [["token", "acme"], ["doctor"]])

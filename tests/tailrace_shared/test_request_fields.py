@@ -68,7 +68,7 @@ def test_range_is_described_for_error_messages(range_, text):
 
 def test_table_has_the_sampling_parameters_of_the_contract():
     assert len(FIELDS) == len(SAMPLING_FIELDS)
-    assert set(FIELDS) == set(CONTRACT) - {"stop"}
+    assert set(FIELDS) == set(CONTRACT) - {"stop", "logit_bias"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -195,7 +195,9 @@ def rest_values(name, route):
         outside = [(range_.minimum, f"'/{name}' must be > {range_.minimum}")]
     else:
         inside = [range_.minimum]
-        outside = [(next_to(range_.minimum, -1), f"'/{name}' must be >= {range_.minimum}")]
+        # On OpenAI's routes, 0 and -1 mean that these fields are unset.
+        steps = -3 if ROUTES[route] == "openai" and name in ("max_tokens", "top_k") else -1
+        outside = [(next_to(range_.minimum, steps), f"'/{name}' must be >= {range_.minimum}")]
     if range_.maximum is None:
         return [*inside, 2**32], outside
     return [*inside, range_.maximum], [*outside, (next_to(range_.maximum, 1), f"'/{name}' must be <= {range_.maximum}")]

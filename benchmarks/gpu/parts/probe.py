@@ -16,7 +16,7 @@ from benchmarks.gpu.checks import Check, LeftOut, Mismatch, Note, Setup
 from inference_server.engine.native import gumbel
 from inference_server.engine.native.device_sampler import DeviceSampler
 from inference_server.engine.native.sampler import Row, sample
-from inference_server.generation import SamplingParams
+from inference_server.generation import LogitBias, SamplingParams
 from inference_server.gpu import triton_support
 
 _PACKAGES = ("torch", "triton", "transformers", "bitsandbytes", "numpy")
@@ -24,6 +24,8 @@ _SAMPLINGS = (
     {"temperature": 0.7},
     {"temperature": 1.0, "top_p": 0.9},
     {"temperature": 0.8, "top_k": 40},
+    {"temperature": 1.5, "min_p": 0.05},
+    {"temperature": 1.0, "logit_bias": LogitBias.of({7: 5.0, 9: -100.0})},
     {"temperature": 0.0},
 )
 
@@ -69,7 +71,7 @@ def _noise(setup: Setup, note: Note) -> None:
     note("differing_uniforms", f"{differing} of {here.numel()}")
     torch.manual_seed(0)
     logits = torch.randn(64, size) * 3
-    rows = [Row(SamplingParams(seed=n, **_SAMPLINGS[n % len(_SAMPLINGS)]), n) for n in range(64)]  # type: ignore[arg-type]
+    rows = [Row(SamplingParams(seed=n, **_SAMPLINGS[n % len(_SAMPLINGS)]), n) for n in range(64)]
     expected = [chosen.token_id for chosen in sample(logits.clone(), rows)]
     sampled = {"sampler": [chosen.token_id for chosen in sample(logits.to(setup.device, copy=True), rows)]}
     sampled["device_sampler"] = _sample_on_device(setup, logits, rows)

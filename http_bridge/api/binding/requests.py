@@ -12,9 +12,10 @@ names the model.
 
 from typing import Any
 
-from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
+from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, check_model_name
 from http_bridge.api.binding.tensor_replies import FAMILIES, TensorWriter
-from http_bridge.api.workers_ai.replies import BindingErrors, WorkersAiWriter, bare, bare_zipped
+from http_bridge.api.workers_ai.replies import BindingErrors
+from http_bridge.api.workers_ai.shapes import BARE, BARE_ZIPPED, model_job
 from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
@@ -33,7 +34,7 @@ class BindingParser:
 
     errors = BindingErrors()
 
-    def parse(self, incoming: IncomingRequest) -> RunJob:
+    def parse(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
         model = model_of(incoming)
         if incoming.query.get("userInputs") is not None:
@@ -45,8 +46,6 @@ class BindingParser:
         if not isinstance(inputs, dict):
             raise bad_input("required properties at '/' are 'inputs'")
         options = document.get("options") or {}
-        if isinstance(options, dict) and options.get("queueRequest"):
-            raise bad_input("batches (queueRequest) are not supported: send each request by itself")
         return _object_job(incoming, {**inputs, "options": options}, model)
 
 
@@ -65,17 +64,8 @@ def is_zipped(incoming: IncomingRequest) -> bool:
     return incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
 
 
-def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:
-    profile = incoming.profile
-    body = incoming.bodies.run(document, model=model)
-    writer = WorkersAiWriter(
-        profile,
-        bare_zipped if is_zipped(incoming) else bare,
-        has_padding=incoming.has_padding,
-        is_json=body.json_schema is not None,
-        has_tools=bool(body.tools),
-    )
-    return RunJob(run_request(body, profile, model=model, account=incoming.account), writer, body.stream)
+def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob | DirectJob:
+    return model_job(incoming, document, model, BARE_ZIPPED if is_zipped(incoming) else BARE)
 
 
 def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:

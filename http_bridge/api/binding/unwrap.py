@@ -2,7 +2,7 @@
 
     Client             Request as it arrives                        How the client is connected
 
-    Workers runtime    POST /run, GET /ai-api/models/search         as a plain service
+    Workers runtime    POST /run, and the other routes              as a plain service
     miniflare          POST / with MF-URL and MF-Header-* headers   as a remote binding
     wrangler 3         …/ai/run/proxy with X-Forwarded              by environment variables
 
@@ -10,18 +10,29 @@ miniflare and wrangler wrap the direct request. This module unwraps it, and then
 module does not read the body of a request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_MINIFLARE_URL = b"mf-url"
+MINIFLARE_URL = "mf-url"
 _MINIFLARE_PREFIX = b"mf-header-"
 _FORWARDED = b"x-forwarded"
 _RUN_URL = "http://workers-binding.ai/run"
 _Header = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An endpoint of the binding: its method, its path in Starlette's notation, and its ASGI application."""
+
+    method: str
+    path: str
+    app: ASGIApp
 
 
 class Binding:
@@ -31,16 +42,23 @@ class Binding:
         HTTPException: 404 for an unknown path, 405 for an unsupported method.
     """
 
-    def __init__(self, endpoints: Mapping[tuple[str, str], ASGIApp]) -> None:
-        """Serve `endpoints`, by their method and path."""
-        self._endpoints = endpoints
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        """Serve `endpoints`. The first one that matches a request is used."""
+        self._endpoints = [(compile_path(endpoint.path), endpoint) for endpoint in endpoints]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._endpoints.get((scope["method"], scope["path"]))
-        if endpoint is None:
-            raise HTTPException(405 if scope["path"] in [path for _, path in self._endpoints] else 404)
-        scope.setdefault("path_params", {})
-        await endpoint(scope, receive, send)
+        method, path = scope["method"], scope["path"]
+        for (pattern, _, convertors), endpoint in self._endpoints:
+            if endpoint.method == method and (found := pattern.match(path)):
+                parameters = {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
+                scope["path_params"] = {**scope.get("path_params", {}), **parameters}
+                await endpoint.app(scope, receive, send)
+                return
+        raise HTTPException(405 if self.has_path(path) else 404)
+
+    def has_path(self, path: str) -> bool:
+        """Return True if an endpoint has this path, with any method."""
+        return any(pattern.match(path) for (pattern, _, _), _ in self._endpoints)
 
 
 class Miniflare:
@@ -51,7 +69,7 @@ class Miniflare:
         self._other = other
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        url = Headers(scope=scope).get(_MINIFLARE_URL.decode())
+        url = Headers(scope=scope).get(MINIFLARE_URL)
         if url is None:
             await self._other(scope, receive, send)
             return

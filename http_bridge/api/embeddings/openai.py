@@ -5,7 +5,7 @@ from functools import partial
 from http_bridge.api.base import IncomingRequest, check_model_name
 from http_bridge.api.embeddings.job import EmbeddingJob
 from http_bridge.api.embeddings.replies import openai_reply
-from http_bridge.api.openai.replies import OpenAiErrors
+from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.protocol.embedding_body import openai_body
 from tailrace.v1.inference_pb2 import EmbedRequest
 

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from http_bridge.api.upstream_models import author, list_models
-from http_bridge.errors import ApiError
+from http_bridge.protocol.grpc_errors import unknown_model
 from tailrace.v1.inference_pb2 import Model
 
 _STARTED = int(time.time())
@@ -20,11 +20,23 @@ async def openai_models(request: Request) -> Response:
 async def openai_model(request: Request) -> Response:
     """GET …/v1/models/{model}: describe one model, or answer 404."""
     name = request.path_params["model"]
-    for model in await list_models(request):
+    models = await list_models(request)
+    for model in models:
         if model.name == name:
             return JSONResponse(_entry(model))
-    raise ApiError(404, 5007, f"No such model {name} or task")
+    raise unknown_model(name, [model.name for model in models])
 
 
 def _entry(model: Model) -> dict[str, object]:
-    return {"id": model.name, "object": "model", "created": _STARTED, "owned_by": author(model.name)}
+    """Return a model with its limits in tokens, under the names that OpenRouter's and vLLM's clients read."""
+    # Clients subtract the longest reply from the window to find the room for a prompt.
+    window = model.window or model.context_length
+    lengths = {"context_length": window, "max_model_len": window}
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": author(model.name),
+        **(lengths if window else {}),
+        **({"max_output_tokens": model.sequence_length} if model.sequence_length else {}),
+    }

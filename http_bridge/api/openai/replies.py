@@ -1,22 +1,15 @@
-"""Replies as OpenAI writes them: chat completions and completions, complete or in chunks, and errors."""
+"""Replies as OpenAI writes them: chat completions and completions, complete or in chunks."""
 
 import json
 import time
 from abc import abstractmethod
 from typing import Literal
 
-from http_bridge.api.reply_writer import (
-    CompleteReply,
-    ErrorWriter,
-    JsonObject,
-    ReplyWriter,
-    error_message,
-    usage_payload,
-)
+from http_bridge.api.openai.errors import openai_error
+from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, usage_payload
 from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
-from http_bridge.protocol.reply_schemas import OPENAI_ERROR
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 
@@ -30,36 +23,20 @@ _FINISH_REASONS: dict[int, str] = {
 # the chunk with the finish reason, where clients of Cloudflare's address expect it even without include_usage.
 # nowhere: not in the stream.
 UsagePlace = Literal["own_chunk", "last_choice", "nowhere"]
-_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class OpenAiErrors(ErrorWriter):
-    """OpenAI's `error` object together with Cloudflare's envelope, so that clients of either API can read the error."""
-
-    schema = OPENAI_ERROR
-
-    def payload(self, error: ApiError, request_id: str) -> JsonObject:
-        """Return both formats in one object."""
-        entry = {"message": error_message(error, request_id), "code": error.code}
-        return {"error": _error(error), "errors": [entry], "success": False, "result": {}, "messages": []}
-
-
-def _error(error: ApiError) -> JsonObject:
-    kind = _ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    return {"message": error.description, "type": kind, "param": None, "code": str(error.code)}
-
-
-class _OpenAiWriter(ReplyWriter):
+class OpenAiWriter(ReplyWriter):
     """The common part of chat completions and completions: the head of every object, and the usage."""
 
     complete_object: str
     chunk_object: str
 
-    def __init__(self, *, request_id: str, model: str, usage: UsagePlace) -> None:
+    def __init__(self, *, request_id: str, model: str, usage: UsagePlace, index: int) -> None:
         self._id = f"{self.id_prefix}{request_id.replace('-', '')}"
         self._created = int(time.time())
         self._model = model
         self._usage = usage
+        self._index = index
 
     @property
     @abstractmethod
@@ -71,6 +48,37 @@ class _OpenAiWriter(ReplyWriter):
         self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None, **rest: object
     ) -> bytes: ...
 
+    @abstractmethod
+    def choice(self, reply: CompleteReply) -> JsonObject:
+        """Return the reply as one of the choices of a complete reply."""
+
+    @abstractmethod
+    def end_choice(self, completed: Completed, *, has_usage: bool) -> bytes:
+        """Return the chunk with the finish reason. `has_usage`: with the usage, if this is its place."""
+
+    def complete(self, reply: CompleteReply) -> bytes:
+        """Return the reply as an object with one choice."""
+        return self.answer([self.choice(reply)], reply.completed)
+
+    def finish(self, completed: Completed) -> bytes:
+        """Return the chunk with the finish reason, the usage and the end of the stream."""
+        return self.end_choice(completed, has_usage=True) + self.end(completed)
+
+    def answer(self, choices: list[JsonObject], completed: Completed) -> bytes:
+        """Return the object of a complete reply. `completed` has the usage of all choices."""
+        return json_bytes({**self._head(self.complete_object), "choices": choices, "usage": _usage(completed)})
+
+    def end(self, completed: Completed) -> bytes:
+        """Return the end of the stream, after the usage if it has its own chunk."""
+        if self._usage != "own_chunk":
+            return sse.DONE
+        return self._event([], usage=_usage(completed)) + sse.DONE
+
+    def end_choices(self, completed: Completed) -> bytes:
+        """Return the end of a stream whose choices have ended, with the usage of all of them."""
+        usage = self._last_usage(completed, has_usage=True)
+        return (self._event([], **usage) if usage else b"") + self.end(completed)
+
     def _head(self, kind: str) -> JsonObject:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
@@ -80,59 +88,56 @@ class _OpenAiWriter(ReplyWriter):
             payload["usage"] = None
         return sse.event(payload)
 
-    def _answer(self, choice: JsonObject, completed: Completed) -> bytes:
-        usage = usage_payload(completed, counts_cached=True)
-        return json_bytes({**self._head(self.complete_object), "choices": [choice], "usage": usage})
-
-    def _end(self, completed: Completed) -> bytes:
-        if self._usage != "own_chunk":
-            return sse.DONE
-        return self._event([], usage=usage_payload(completed, counts_cached=True)) + sse.DONE
-
-    def _last_usage(self, completed: Completed) -> JsonObject:
-        has_usage = self._usage == "last_choice"
-        return {"usage": usage_payload(completed, counts_cached=True)} if has_usage else {}
+    def _last_usage(self, completed: Completed, has_usage: bool) -> JsonObject:
+        return {"usage": _usage(completed)} if has_usage and self._usage == "last_choice" else {}
 
     def error(self, error: ApiError, request_id: str) -> bytes:
         """Return an event with OpenAI's error object."""
-        return sse.event({"error": _error(error)})
+        return sse.event({"error": openai_error(error)})
 
 
-class ChatWriter(_OpenAiWriter):
+class ChatWriter(OpenAiWriter):
     """Writes `chat.completion` and its chunks."""
 
     id_prefix = "chatcmpl-"
     complete_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, *, request_id: str, model: str, usage: UsagePlace) -> None:
+    def __init__(
+        self, *, request_id: str, model: str, usage: UsagePlace, index: int = 0, hides_reasoning: bool = False
+    ) -> None:
         """Prepare the constant parts of the chunks.
 
         Args:
             request_id: Used as the reply's id, after a prefix.
             model: Name of the model as the client wrote it.
             usage: Where a stream reports the usage.
+            index: Place of this choice among the choices of the reply.
+            hides_reasoning: Whether the model's thoughts are left out.
         """
-        super().__init__(request_id=request_id, model=model, usage=usage)
+        super().__init__(request_id=request_id, model=model, usage=usage, index=index)
         self._num_calls = 0
+        self._hides_reasoning = hides_reasoning
         head = json.dumps(self._head(self.chunk_object), separators=(",", ":"), ensure_ascii=False)
-        self._before = f'data: {head[:-1]},"choices":[{{"index":0,"delta":{{"content":'
+        self._before = f'data: {head[:-1]},"choices":[{{"index":{index},"delta":{{"content":'
+        self._before_thought = f'data: {head[:-1]},"choices":[{{"index":{index},"delta":{{"reasoning_content":'
         no_usage = ',"usage":null' if usage == "own_chunk" else ""
         self._after = f'}},"logprobs":null,"finish_reason":null}}]{no_usage}}}\n\n'
 
-    def complete(self, reply: CompleteReply) -> bytes:
-        """Return the `chat.completion` object."""
+    def choice(self, reply: CompleteReply) -> JsonObject:
+        """Return the reply as a choice with a message."""
         message: JsonObject = {"role": "assistant", "content": reply.text, "refusal": None}
+        if reply.reasoning and not self._hides_reasoning:
+            message.update(_thought(reply.reasoning))
         if reply.tool_calls:
             message["content"] = reply.text or None
             message["tool_calls"] = [_call(call) for call in reply.tool_calls]
-        choice = {
-            "index": 0,
+        return {
+            "index": self._index,
             "message": message,
-            "logprobs": {"content": [_logprob(item) for item in reply.logprobs]} if reply.logprobs else None,
+            "logprobs": {"content": [logprob_payload(item) for item in reply.logprobs]} if reply.logprobs else None,
             "finish_reason": _FINISH_REASONS[reply.completed.finish_reason],
         }
-        return self._answer(choice, reply.completed)
 
     def start(self, started: Started) -> bytes:
         """Return the chunk with the role."""
@@ -143,8 +148,14 @@ class ChatWriter(_OpenAiWriter):
         return f"{self._before}{sse.literal(text)}{self._after}".encode()
 
     def delta(self, delta: Delta) -> bytes:
-        """Return one chunk with text, tool calls and log probabilities, or nothing for an empty delta."""
-        content: JsonObject = {"content": delta.text} if delta.text or delta.logprobs else {}
+        """Return one chunk with thoughts, text, tool calls and log probabilities, or nothing for an empty delta."""
+        text, reasoning = delta.text, delta.reasoning
+        if not delta.logprobs and not delta.tool_calls and not (text and reasoning):
+            # The class's own method, because a subclass may add something to the result of either method.
+            return ChatWriter.text(self, text) if text else self._thought(reasoning)
+        content: JsonObject = {"content": text} if text or delta.logprobs else {}
+        if reasoning and not self._hides_reasoning:
+            content.update(_thought(reasoning))
         if delta.tool_calls:
             content["tool_calls"] = [
                 {"index": self._num_calls + offset, **_call(call)} for offset, call in enumerate(delta.tool_calls)
@@ -152,28 +163,35 @@ class ChatWriter(_OpenAiWriter):
             self._num_calls += len(delta.tool_calls)
         if not content:
             return b""
-        logprobs = {"content": [_logprob(item) for item in delta.logprobs]} if delta.logprobs else None
+        logprobs = {"content": [logprob_payload(item) for item in delta.logprobs]} if delta.logprobs else None
         return self._chunk(content, logprobs=logprobs)
 
-    def finish(self, completed: Completed) -> bytes:
-        """Return the chunk with the finish reason, the usage and the end of the stream."""
+    def end_choice(self, completed: Completed, *, has_usage: bool) -> bytes:
+        """Return the chunk with the finish reason."""
         reason = _FINISH_REASONS[completed.finish_reason]
-        return self._chunk({}, reason, **self._last_usage(completed)) + self._end(completed)
+        return self._chunk({}, reason, **self._last_usage(completed, has_usage))
+
+    def _thought(self, text: str) -> bytes:
+        """Return one chunk with thoughts. Prepared as in `text`, because a model may think for thousands of tokens."""
+        if self._hides_reasoning or not text:
+            return b""
+        thought = sse.literal(text)
+        return f'{self._before_thought}{thought},"reasoning":{thought}{self._after}'.encode()
 
     def _chunk(
         self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None, **rest: object
     ) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return self._event([choice], **rest)
 
 
-class CompletionWriter(_OpenAiWriter):
+class CompletionWriter(OpenAiWriter):
     """Writes `text_completion`, complete or in chunks, which have the same shape."""
 
     id_prefix = "cmpl-"
     complete_object = chunk_object = "text_completion"
 
-    def __init__(self, *, request_id: str, model: str, usage: UsagePlace, echo: str) -> None:
+    def __init__(self, *, request_id: str, model: str, usage: UsagePlace, echo: str, index: int = 0) -> None:
         """Set the reply format.
 
         Args:
@@ -181,20 +199,20 @@ class CompletionWriter(_OpenAiWriter):
             model: Name of the model as the client wrote it.
             usage: Where a stream reports the usage.
             echo: Text before the reply: the prompt, if the client set `echo`; otherwise empty.
+            index: Place of this choice among the choices of the reply.
         """
-        super().__init__(request_id=request_id, model=model, usage=usage)
+        super().__init__(request_id=request_id, model=model, usage=usage, index=index)
         self._echo = echo
         self._offset = len(echo)
 
-    def complete(self, reply: CompleteReply) -> bytes:
-        """Return the `text_completion` object."""
-        choice: JsonObject = {
-            "index": 0,
+    def choice(self, reply: CompleteReply) -> JsonObject:
+        """Return the reply as a choice with a text."""
+        return {
+            "index": self._index,
             "text": self._echo + reply.text,
             "logprobs": self._logprobs(reply.logprobs) if reply.logprobs else None,
             "finish_reason": _FINISH_REASONS[reply.completed.finish_reason],
         }
-        return self._answer(choice, reply.completed)
 
     def start(self, started: Started) -> bytes:
         """Return the chunk with the echo, if there is one."""
@@ -210,15 +228,17 @@ class CompletionWriter(_OpenAiWriter):
             return b""
         return self._chunk({"text": delta.text}, logprobs=self._logprobs(list(delta.logprobs)))
 
-    def finish(self, completed: Completed) -> bytes:
-        """Return the chunk with the finish reason, the usage and the end of the stream."""
+    def end_choice(self, completed: Completed, *, has_usage: bool) -> bytes:
+        """Return the chunk with the finish reason."""
         reason = _FINISH_REASONS[completed.finish_reason]
-        return self._chunk({"text": ""}, reason, **self._last_usage(completed)) + self._end(completed)
+        return self._chunk({"text": ""}, reason, **self._last_usage(completed, has_usage))
 
     def _chunk(
         self, delta: JsonObject, finish_reason: str | None = None, logprobs: object = None, **rest: object
     ) -> bytes:
-        return self._event([{"index": 0, **delta, "logprobs": logprobs, "finish_reason": finish_reason}], **rest)
+        return self._event(
+            [{"index": self._index, **delta, "logprobs": logprobs, "finish_reason": finish_reason}], **rest
+        )
 
     def _logprobs(self, items: list[TokenLogprob]) -> JsonObject:
         texts = [_text(item.token.text) for item in items]
@@ -234,11 +254,22 @@ class CompletionWriter(_OpenAiWriter):
         }
 
 
+def _usage(completed: Completed) -> JsonObject:
+    details = {"reasoning_tokens": completed.usage.reasoning_tokens}
+    return {**usage_payload(completed, counts_cached=True), "completion_tokens_details": details}
+
+
+def _thought(text: str) -> JsonObject:
+    """Return a message's thoughts under both names that clients read: DeepSeek's and OpenRouter's."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
 def _call(call: ToolCall) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _logprob(item: TokenLogprob) -> JsonObject:
+def logprob_payload(item: TokenLogprob) -> JsonObject:
+    """Return a token's log probability, and its alternatives', as OpenAI writes them."""
     return {**_candidate(item.token), "top_logprobs": [_candidate(top) for top in item.top]}
 
 

@@ -1,8 +1,12 @@
 """Parses the requests of /chat/completions and /completions, OpenAI's API."""
 
-from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
-from http_bridge.api.openai.replies import ChatWriter, CompletionWriter, OpenAiErrors, UsagePlace
-from http_bridge.api.reply_writer import ReplyWriter
+from collections.abc import Callable
+
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
+from http_bridge.api.openai.choices import Choices, copies
+from http_bridge.api.openai.errors import OpenAiErrors
+from http_bridge.api.openai.replies import ChatWriter, CompletionWriter, OpenAiWriter, UsagePlace
+from http_bridge.api.strict_writer import strict
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
 
@@ -17,7 +21,17 @@ class ChatParser:
         document = incoming.document()
         body = incoming.bodies.chat(document)
         model = check_model_name(document["model"])
-        writer = ChatWriter(request_id=incoming.request_id, model=model, usage=_usage_place(incoming, body))
+        usage = _usage_place(incoming, body)
+
+        def writer(index: int) -> ChatWriter:
+            return ChatWriter(
+                request_id=incoming.request_id,
+                model=model,
+                usage=usage,
+                index=index,
+                hides_reasoning=body.hides_reasoning,
+            )
+
         return _job(incoming, body, model, writer)
 
 
@@ -33,12 +47,11 @@ class CompletionParser:
         model = check_model_name(document["model"])
         echo = body.prompt or "" if body.echoes else ""
         usage = _usage_place(incoming, body)
-        return _job(
-            incoming,
-            body,
-            model,
-            CompletionWriter(request_id=incoming.request_id, model=model, usage=usage, echo=echo),
-        )
+
+        def writer(index: int) -> CompletionWriter:
+            return CompletionWriter(request_id=incoming.request_id, model=model, usage=usage, echo=echo, index=index)
+
+        return _job(incoming, body, model, writer)
 
 
 def _usage_place(incoming: IncomingRequest, body: RunBody) -> UsagePlace:
@@ -47,5 +60,11 @@ def _usage_place(incoming: IncomingRequest, body: RunBody) -> UsagePlace:
     return "last_choice" if incoming.is_at_account else "nowhere"
 
 
-def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: ReplyWriter) -> RunJob:
-    return RunJob(run_request(body, incoming.profile, model=model, account=incoming.account), writer, body.stream)
+def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[[int], OpenAiWriter]) -> RunJob:
+    profile = incoming.profile.for_openai(is_at_account=incoming.is_at_account)
+    request = run_request(body, profile, model=model, account=incoming.account)
+    choices = None
+    if body.num_choices > 1:
+        writers = tuple(writer(index) for index in range(body.num_choices))
+        choices = Choices(copies(request, body.num_choices), writers)
+    return RunJob(request, strict(writer(0), body, profile), body.stream, choices, skipped_notice(body))

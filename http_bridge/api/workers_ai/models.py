@@ -3,6 +3,7 @@
 Each request fetches the models from the inference servers.
 """
 
+import json
 import time
 import uuid
 from typing import Any
@@ -12,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from http_bridge.api.upstream_models import author, list_models
+from http_bridge.api.workers_ai.marketplace import openrouter_entry
 from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.errors import ApiError
 from http_bridge.protocol import embedding_schemas
-from http_bridge.protocol.reply_schemas import RUN_OUTPUT
-from http_bridge.protocol.schemas import Inputs
+from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RUN_OUTPUT
+from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.protocol.validation import bad_input
 from tailrace.v1.inference_pb2 import Model, Task
 
@@ -25,15 +27,15 @@ _Entry = dict[str, Any]
 _MAX_PER_PAGE = 1000
 _DEFAULT_PER_PAGE = 50
 # Cloudflare's own ids, so that tools which stored one find the same task or model here.
-_TASK = {
+_TEXT_GENERATION = {
     "id": "c329a1f9-323d-4e91-b2aa-582dd4188d34",
     "name": "Text Generation",
     "description": "Language models that continue a text or a conversation.",
 }
-_EMBEDDING_TASK = {
+_TEXT_EMBEDDINGS = {
     "id": "0137cdcf-162a-4108-94f2-1ca59e8c65ee",
     "name": "Text Embeddings",
-    "description": "Models that turn a text into a vector, for search and retrieval.",
+    "description": "Models that turn a text into a vector, for search and comparison.",
 }
 _KNOWN_IDS = {
     "@cf/meta/llama-2-7b-chat-int8": "9c95c39d-45b3-4163-9631-22f0c0dc3b14",
@@ -44,37 +46,68 @@ _KNOWN_IDS = {
 _SOURCES = {"@cf": 1, "@hf": 2}
 # A value of Cloudflare's public API: clients may compare with it.
 _SUBSTITUTE_TAG = "stand-in"
+# A template with a switch for thinking is switched off by "none" and on by the others.
+_REASONING_EFFORT = {
+    "supported_efforts": ["high", "medium", "low", "none"],
+    "default_effort": "medium",
+    "mandatory": False,
+    "default_enabled": True,
+    "normalizes_to": {"minimal": "low", "xhigh": "high"},
+}
+_OPENROUTER = "openrouter"
+_PROMPT: Schema = {"type": "string", "minLength": 1}
 _STARTED = time.time()
 
 
 async def search_models(request: Request) -> Response:
-    """GET …/ai/models/search: filter by author, task, search and source. A page after the last one is empty."""
+    """GET …/ai/models/search: filter by author, task, search and source. A page after the last one is empty.
+
+    With format=openrouter the models have the form of OpenRouter's providers.
+    """
     query = request.query_params
-    entries = [_search_entry(model) for model in await list_models(request)]
-    return _page([entry for entry in entries if _matches(entry, query)], query)
+    models = [(model, entry) for model in await list_models(request) if _matches(entry := _search_entry(model), query)]
+    if _has_marketplace_format(query):
+        shown = [openrouter_entry(model, created=int(_STARTED)) for model, _ in models[_page_slice(query)]]
+        return JSONResponse({"data": shown})
+    return _page([entry for _, entry in models], query)
+
+
+async def search_models_for_worker(request: Request) -> Response:
+    """GET /ai-api/models/search: `search_models` for env.AI.models(), which always reads the list from `result`."""
+    response = await search_models(request)
+    if not _has_marketplace_format(request.query_params):
+        return response
+    entries = json.loads(bytes(response.body))["data"]
+    return JSONResponse({**envelope(entries), "data": entries})
 
 
 class ModelSchema:
     """GET …/ai/models/schema?model=: return the JSON Schemas of input and output."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self._schema = {"input": inputs.run, "output": RUN_OUTPUT}
-        self._embedding = {"input": embedding_schemas.RUN_INPUT, "output": embedding_schemas.RUN_OUTPUT}
+        self._inputs = inputs
 
     async def __call__(self, request: Request) -> Response:
-        """Answer with the schemas, the same for every model of a task. Raises ApiError 400/5007 for an unknown model."""
+        """Answer with the schemas, which task and shape of the model determine. Raises ApiError 400/5007 for an unknown one."""
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")
         model = next((model for model in await list_models(request) if model.name == name), None)
         if model is None:
             raise ApiError(400, 5007, f"No such model {name} or task")
-        return JSONResponse(envelope(self._embedding if _embeds(model) else self._schema))
+        if model.task == Task.TASK_TEXT_EMBEDDING:
+            schema = {"input": embedding_schemas.RUN_INPUT, "output": embedding_schemas.RUN_OUTPUT}
+        elif model.reply_shape == "choices":
+            schema = {"input": _choices_input(self._inputs), "output": CHOICES_OUTPUT}
+        else:
+            schema = {"input": self._inputs.run, "output": RUN_OUTPUT}
+        return JSONResponse(envelope(schema))
 
 
 async def search_tasks(request: Request) -> Response:
-    """GET …/ai/tasks/search: list the tasks of the models: text generation, text embeddings."""
-    return _page([_TASK, _EMBEDDING_TASK], request.query_params)
+    """GET …/ai/tasks/search: list the tasks of the models; without a model, text generation."""
+    tasks = {_task(model)["id"]: _task(model) for model in await list_models(request)}
+    return _page(list(tasks.values()) or [_TEXT_GENERATION], request.query_params)
 
 
 async def search_authors(request: Request) -> Response:
@@ -83,51 +116,81 @@ async def search_authors(request: Request) -> Response:
     return _page([{"id": name, "name": name} for name in authors], request.query_params)
 
 
-def _embeds(model: Model) -> bool:
-    return model.task == Task.TASK_TEXT_EMBEDDING
-
-
-def _properties(model: Model) -> dict[str, object]:
-    common = {"weights": model.weights, "precision": model.precision}
-    if _embeds(model):
-        return {"max_input_tokens": model.context_length, "output_dimensions": model.dimensions, **common}
+def _choices_input(inputs: Inputs) -> Schema:
+    """Return OpenAI's schema, without the model, which the path names; a prompt is an alternative to the messages."""
+    chat = inputs.chat
+    fields = {name: schema for name, schema in chat["properties"].items() if name != "model"}
+    prompt = {**{name: schema for name, schema in fields.items() if name != "messages"}, "prompt": _PROMPT}
     return {
-        "context_window": model.window,
-        "context_length_limit": model.context_length,
-        "sequence_length_limit": model.sequence_length,
-        "function_calling": "true",
-        **common,
+        "type": "object",
+        "anyOf": [
+            {"title": "Prompt", "type": "object", "properties": prompt, "required": ["prompt"]},
+            {"title": "Messages", "type": "object", "properties": fields, "required": ["messages"]},
+        ],
     }
 
 
 def _search_entry(model: Model) -> _Entry:
+    values = _embedding_properties(model) if model.task == Task.TASK_TEXT_EMBEDDING else _text_properties(model)
     return {
         "id": _KNOWN_IDS.get(model.name, str(uuid.uuid5(uuid.NAMESPACE_URL, model.name))),
         "source": _SOURCES.get(model.name.partition("/")[0], 1),
         "name": model.name,
         "description": model.description,
-        "task": _EMBEDDING_TASK if _embeds(model) else _TASK,
+        "task": _task(model),
         "created_at": time.strftime("%Y-%m-%d %H:%M:%S.000", time.gmtime(_STARTED)),
         "tags": [_SUBSTITUTE_TAG] if model.stands_in else [],
-        # Every value is a string, as in Cloudflare's API.
-        "properties": [{"property_id": name, "value": str(value)} for name, value in _properties(model).items()],
+        # As in Cloudflare's API, a number or a truth value is a string, and a price or an effort is not.
+        "properties": [
+            {"property_id": name, "value": value if isinstance(value, list | dict) else str(value)}
+            for name, value in {**values, "weights": model.weights, "precision": model.precision}.items()
+        ],
     }
 
 
+def _text_properties(model: Model) -> _Entry:
+    values: _Entry = {
+        "async_queue": "true",
+        "context_window": model.window,
+        "context_length_limit": model.context_length,
+        "sequence_length_limit": model.sequence_length,
+        "function_calling": "true",
+        "price": [_price("input"), _price("output"), _price("cached input")],
+    }
+    if model.has_reasoning:
+        values |= {"reasoning": "true", "reasoning_effort": _REASONING_EFFORT}
+    return values
+
+
+def _embedding_properties(model: Model) -> _Entry:
+    return {
+        "max_input_tokens": model.context_length,
+        "output_dimensions": model.dimensions,
+        "price": [_price("input")],
+    }
+
+
+def _price(tokens: str) -> _Entry:
+    return {"unit": f"per M {tokens} tokens", "price": 0, "currency": "USD"}
+
+
+def _task(model: Model) -> _Entry:
+    return _TEXT_EMBEDDINGS if model.task == Task.TASK_TEXT_EMBEDDING else _TEXT_GENERATION
+
+
 def _matches(entry: _Entry, query: QueryParams) -> bool:
-    wanted, task = query.get("search", "").lower(), entry["task"]
+    wanted = query.get("search", "").lower()
     return (
         (wanted in entry["name"].lower() or wanted in entry["description"].lower())
-        and query.get("task", task["name"]).lower() in (task["name"].lower(), task["id"])
+        and query.get("task", "").lower() in ("", entry["task"]["name"].lower(), entry["task"]["id"])
         and query.get("author", "").lower() in ("", author(entry["name"]).lower())
         and query.get("source", "") in ("", str(entry["source"]))
     )
 
 
 def _page(entries: list[_Entry], query: QueryParams) -> Response:
-    page = _number(query, "page", 1, _MAX_PER_PAGE * _MAX_PER_PAGE)
-    per_page = _number(query, "per_page", _DEFAULT_PER_PAGE, _MAX_PER_PAGE)
-    shown = entries[(page - 1) * per_page : page * per_page]
+    page, per_page = _page_numbers(query)
+    shown = entries[_page_slice(query)]
     info = {
         "page": page,
         "per_page": per_page,
@@ -136,6 +199,24 @@ def _page(entries: list[_Entry], query: QueryParams) -> Response:
         "total_pages": -(-len(entries) // per_page),
     }
     return JSONResponse({**envelope(shown), "result_info": info})
+
+
+def _page_numbers(query: QueryParams) -> tuple[int, int]:
+    page = _number(query, "page", 1, _MAX_PER_PAGE * _MAX_PER_PAGE)
+    return page, _number(query, "per_page", _DEFAULT_PER_PAGE, _MAX_PER_PAGE)
+
+
+def _page_slice(query: QueryParams) -> slice:
+    page, per_page = _page_numbers(query)
+    return slice((page - 1) * per_page, page * per_page)
+
+
+def _has_marketplace_format(query: QueryParams) -> bool:
+    """Return True for format=openrouter. Raises ApiError 400/5006 for another format."""
+    wanted = query.get("format")
+    if wanted not in (None, "", _OPENROUTER):
+        raise bad_input(f"enum {wanted:.100} not in {_OPENROUTER} at '/format'")
+    return wanted == _OPENROUTER
 
 
 def _number(query: QueryParams, name: str, default: int, maximum: int) -> int:

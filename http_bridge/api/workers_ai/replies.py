@@ -68,6 +68,11 @@ def enveloped(result: object) -> bytes:
     return json_bytes(envelope(result))
 
 
+def enveloped_json(result: bytes) -> bytes:
+    """Return a result that is JSON already in Cloudflare's envelope."""
+    return b'{"result":' + result + b',"success":true,"errors":[],"messages":[]}'
+
+
 def bare_zipped(result: object) -> bytes:
     """Return the gzipped result for @cloudflare/ai 1.1.0, which unpacks every complete reply itself."""
     return zipped(bare(result))
@@ -77,7 +82,14 @@ class WorkersAiWriter(ReplyWriter):
     """Writes `{"response": …}`, complete or in events."""
 
     def __init__(
-        self, profile: Profile, wrap: Callable[[object], bytes], *, has_padding: bool, is_json: bool, has_tools: bool
+        self,
+        profile: Profile,
+        wrap: Callable[[object], bytes],
+        *,
+        has_padding: bool,
+        is_json: bool,
+        has_tools: bool,
+        hides_reasoning: bool = False,
     ) -> None:
         """Set the reply format.
 
@@ -87,12 +99,14 @@ class WorkersAiWriter(ReplyWriter):
             has_padding: Whether the settings enable padding in streams.
             is_json: Whether the reply's text is a JSON document and is written as one.
             has_tools: Whether the reply always has the field `tool_calls`, even if it is empty.
+            hides_reasoning: Whether the model's thoughts are left out.
         """
         self._profile = profile
         self._wrap = wrap
         self._has_padding = has_padding or profile.has_padding
         self._is_json = is_json
         self._has_tools = has_tools
+        self._has_reasoning = profile.has_reasoning and not hides_reasoning
 
     def complete(self, reply: CompleteReply) -> bytes:
         """Return the reply as one object.
@@ -100,8 +114,11 @@ class WorkersAiWriter(ReplyWriter):
         Raises:
             ApiError: 400/5024 if `max_tokens` truncated a JSON document.
         """
-        response: object = _document(reply.text) if self._is_json else reply.text
-        result: JsonObject = {"response": None if reply.tool_calls and not response else response}
+        is_call = bool(reply.tool_calls) and not reply.text
+        response: object = _document(reply.text) if self._is_json and not is_call else reply.text
+        result: JsonObject = {"response": None if is_call else response}
+        if reply.reasoning and self._has_reasoning:
+            result["reasoning_content"] = reply.reasoning
         if self._has_tools:
             result["tool_calls"] = [_classic(call) for call in reply.tool_calls]
         if self._profile.has_usage:
@@ -113,10 +130,15 @@ class WorkersAiWriter(ReplyWriter):
         return sse.text_event(text, padding() if self._has_padding else None)
 
     def delta(self, delta: Delta) -> bytes:
-        """Return an event with the text and one with the tool calls, as far as the delta has them."""
-        calls = [_streamed(call) for call in delta.tool_calls]
-        text = self.text(delta.text) if delta.text else b""
-        return text + sse.event({"response": "", "tool_calls": calls}) if calls else text
+        """Return an event each for thoughts, text and tool calls, as far as the delta has them."""
+        data = b""
+        if delta.reasoning and self._has_reasoning:
+            data = sse.event({"response": "", "reasoning_content": delta.reasoning})
+        if delta.text:
+            data += self.text(delta.text)
+        if calls := [_streamed(call) for call in delta.tool_calls]:
+            data += sse.event({"response": "", "tool_calls": calls})
+        return data
 
     def finish(self, completed: Completed) -> bytes:
         """Return the usage, if the profile has one, and the end of the stream."""
@@ -125,12 +147,25 @@ class WorkersAiWriter(ReplyWriter):
         return sse.event({"response": "", "usage": self._usage(completed)}) + sse.DONE
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        """Return an event with the error. Its empty `response` adds nothing to a page that appends every response."""
-        entry = {"code": error.code, "message": error_message(error, request_id)}
-        return sse.event({"response": "", "errors": [entry], "success": False})
+        """Return an event with the error."""
+        return error_event(error, request_id)
 
     def _usage(self, completed: Completed) -> JsonObject:
-        return usage_payload(completed, counts_cached=self._profile.counts_cached)
+        return run_usage(completed, counts_cached=self._profile.counts_cached)
+
+
+def error_event(error: ApiError, request_id: str) -> bytes:
+    """Return an event with the error. Its empty `response` adds nothing to a page that appends every response."""
+    entry = {"code": error.code, "message": error_message(error, request_id)}
+    return sse.event({"response": "", "errors": [entry], "success": False})
+
+
+def run_usage(completed: Completed, *, counts_cached: bool) -> JsonObject:
+    """Return the token counts of a reply, with those of its thoughts if it has any."""
+    payload = usage_payload(completed, counts_cached=counts_cached)
+    if completed.usage.reasoning_tokens:
+        payload["completion_tokens_details"] = {"reasoning_tokens": completed.usage.reasoning_tokens}
+    return payload
 
 
 def _document(text: str) -> object:

@@ -1,11 +1,9 @@
 """Parses the requests of /ai/run/{model} and /ai/run, Workers AI's REST API."""
 
-from typing import Any
-
-from http_bridge.api.base import IncomingRequest, RunJob, check_model_name
-from http_bridge.api.workers_ai.replies import RestErrors, WorkersAiWriter, enveloped
-from http_bridge.protocol.to_grpc import run_request
-from http_bridge.protocol.validation import bad_input
+from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, check_model_name
+from http_bridge.api.responses.requests import is_responses_body
+from http_bridge.api.workers_ai.replies import RestErrors
+from http_bridge.api.workers_ai.shapes import ENVELOPED, model_job
 
 
 class RestParser:
@@ -13,7 +11,7 @@ class RestParser:
 
     errors = RestErrors()
 
-    def parse(self, incoming: IncomingRequest) -> RunJob:
+    def parse(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
         document = incoming.document()
         if (
@@ -23,7 +21,7 @@ class RestParser:
         ):
             # In its first weeks, Workers AI documented this body.
             document = document["input"]
-        return _job(incoming, document, check_model_name(incoming.model))
+        return model_job(incoming, document, check_model_name(incoming.model), ENVELOPED)
 
 
 class GenericParser:
@@ -31,22 +29,11 @@ class GenericParser:
 
     errors = RestErrors()
 
-    def parse(self, incoming: IncomingRequest) -> RunJob:
+    def parse(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
-        model, document = incoming.bodies.generic(incoming.document())
-        return _job(incoming, document, check_model_name(model))
-
-
-def _job(incoming: IncomingRequest, document: dict[str, Any], model: str) -> RunJob:
-    if incoming.query.get("queueRequest") == "true" or document.get("requests") is not None:
-        raise bad_input("batches (queueRequest) are not supported: send each request by itself")
-    profile = incoming.profile
-    body = incoming.bodies.run(document, model=model)
-    writer = WorkersAiWriter(
-        profile,
-        enveloped,
-        has_padding=incoming.has_padding,
-        is_json=body.json_schema is not None,
-        has_tools=bool(body.tools),
-    )
-    return RunJob(run_request(body, profile, model=model, account=incoming.account), writer, body.stream)
+        document = incoming.document()
+        if is_responses_body(document) and isinstance(document.get("model"), str):
+            model = document["model"]
+        else:
+            model, document = incoming.bodies.generic(document)
+        return model_job(incoming, document, check_model_name(model), ENVELOPED)

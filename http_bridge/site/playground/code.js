@@ -28,9 +28,8 @@ response = requests.post(
     stream=True,
 )
 for line in response.iter_lines():
-    data = line.removeprefix(b"data: ")
-    if data and data != b"[DONE]":
-        print(json.loads(data)["response"], end="", flush=True)`;
+    if line.startswith(b"data: ") and line != b"data: [DONE]":
+        print(json.loads(line[6:])["response"], end="", flush=True)`;
   },
 
   worker({ model, body }) {

@@ -9,7 +9,7 @@ from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
-from inference_server.engine.native.scheduler import Policy
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.native.step_loop import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
 from inference_server.model.runner import ModelRunner
@@ -80,6 +80,7 @@ def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:
         batch_invariant=settings.batch_invariant,
         scope_by_account=settings.prefix_cache == "account",
         max_account_seqs=settings.max_account_seqs,
+        max_batch_seqs=settings.batch_seqs(device.type),
     )
 
 

@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference_server.engine.native import gumbel as noise
-from inference_server.engine.native.penalties import PenalisedRows, PenaltyState, penalty_strengths
+from inference_server.engine.native.penalties import BiasedRows, PenalisedRows, PenaltyState, penalty_strengths
 from inference_server.engine.native.sampler import Row
-from inference_server.engine.native.shortlist import SHORTLIST, Limits, Shortlist, is_narrowed
+from inference_server.engine.native.shortlist import (
+    SHORTLIST,
+    Limits,
+    Shortlist,
+    is_narrowed,
+    logit_depths,
+    without_unlikely,
+)
 from inference_server.generation import SamplingParams
 
 # Markers that replace token ids.
@@ -46,6 +53,11 @@ class DeviceSampler:
             temperatures = [0.0 if param.is_greedy else param.temperature for param in params]
             self._temperatures = upload(torch.tensor(temperatures, dtype=torch.float32)[:, None], device)
         self._narrowed = _NarrowedRows(params, narrowed, to_sort, device) if narrowed else None
+        depths = logit_depths(params)
+        self._depths = None if depths is None else upload(depths, device)
+        self._biased = None
+        if any(param.logit_bias is not None for param in params):
+            self._biased = BiasedRows(params, lambda values: upload(values, device))
         states = [(index, row.penalties) for index, row in enumerate(rows) if isinstance(row.penalties, PenaltyState)]
         self._penalised = None
         if states:
@@ -68,11 +80,16 @@ class DeviceSampler:
             Token ids or markers, int64 of shape (num_rows,).
         """
         largest, token_ids = logits.max(dim=-1)  # torch counts NaN as the largest value
+        if self._biased is not None:
+            logits = self._biased.apply(logits)
         if self._penalised is not None:
             penalised = self._penalised.apply(logits[self._penalised_rows])
             logits = logits.index_copy(0, self._penalised_rows, penalised)
+        if self._biased is not None or self._penalised is not None:
             token_ids = logits.argmax(dim=-1)
         if keys is not None:
+            if self._depths is not None:
+                logits = without_unlikely(logits, self._depths)
             if self._temperatures is not None:
                 uniforms = noise.uniform_of_all(keys, logits.shape[-1], logits.device)
                 token_ids = (logits + self._temperatures * noise.gumbel(uniforms)).argmax(dim=-1)

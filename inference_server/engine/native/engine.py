@@ -16,9 +16,10 @@ from inference_server.attention.kv_cache import NUM_SCRATCH_BLOCKS
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.base import BaseEngine, Totals
 from inference_server.engine.histogram import Histogram
-from inference_server.engine.native.block_pool import BlockPool
 from inference_server.engine.native.sampler import Sample
-from inference_server.engine.native.scheduler import Policy, Scheduler
+from inference_server.engine.native.scheduling.block_pool import BlockPool
+from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.native.step_loop import Logits, sample_tokens
 from inference_server.engine.native.stepper import Stepper
 from inference_server.engine.reply import Reply

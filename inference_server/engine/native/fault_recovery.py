@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.sequence import Sequence
 from inference_server.errors import GenerationFailed
 from inference_server.generation import Event, Failed

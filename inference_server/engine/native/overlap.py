@@ -22,9 +22,9 @@ from inference_server.engine.native.device_sampler import NOT_FINITE, DeviceSamp
 from inference_server.engine.native.readback import StepBuffers
 from inference_server.engine.native.running_batch import RunningBatch
 from inference_server.engine.native.sampler import Row
-from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.engine.native.scheduling.step_plan import StepPlan
 from inference_server.engine.native.step_loop import Logits, StepLoop
-from inference_server.engine.native.step_plan import StepPlan
 from inference_server.engine.sequence import Sequence
 from inference_server.model.runner import ModelRunner
 

@@ -1,10 +1,10 @@
-"""Lowers the logits of tokens that occurred before: repetition, frequency and presence penalty.
+"""Changes logits before sampling: a request's bias, then repetition, frequency and presence penalty.
 
 The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
 OpenAI's API reference, over the reply. This module never waits for the device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 
 import torch
@@ -37,6 +37,36 @@ class PenaltyState:
         """Count one token of the reply."""
         self.seen[token_id] = True
         self.counts[token_id] += 1
+
+
+class BiasedRows:
+    """The biases of a batch, whose rows stay the same from step to step."""
+
+    def __init__(self, params: Items[SamplingParams], upload: Callable[[Tensor], Tensor]) -> None:
+        """Join the biases of all rows that have one.
+
+        Args:
+            params: Parameters of all rows.
+            upload: Moves a tensor from the CPU to the device of the logits.
+        """
+        biases = [(row, param.logit_bias) for row, param in enumerate(params) if param.logit_bias is not None]
+        places = [(row, token_id) for row, bias in biases for token_id in bias.token_ids]
+        self._rows, self._token_ids = upload(torch.tensor(places).T.contiguous())
+        self._values = upload(torch.tensor([value for _, bias in biases for value in bias.values]))
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Return biased logits of shape (num_rows, vocab_size) in new memory."""
+        places = self._rows, self._token_ids
+        return logits.index_put(places, logits[places] + self._values)
+
+
+def bias_rows(logits: Tensor, params: Items[SamplingParams]) -> bool:
+    """Add the biases of the rows in place. Returns True if any row has one."""
+    biased = [(row, param.logit_bias) for row, param in enumerate(params) if param.logit_bias is not None]
+    for row, bias in biased:
+        places = torch.frombuffer(bias.token_ids, dtype=torch.int32).long().to(logits.device)
+        logits[row, places] += torch.frombuffer(bias.values, dtype=torch.float32).to(logits.device)
+    return bool(biased)
 
 
 class PenalisedRows:

@@ -8,7 +8,7 @@ rows would take too long.
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.sequence import Sequence
 from inference_server.model.runner import NextToken
 

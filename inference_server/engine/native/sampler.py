@@ -1,9 +1,9 @@
-"""Samples a token id from each row of logits: penalties, temperature, top_k, top_p, and log probabilities.
+"""Samples a token id from each row of logits: bias, penalties, temperature, min_p, top_k, top_p, and log probabilities.
 
 Each row uses its own parameters only, so that a sequence's tokens do not depend on the other requests in the batch. Sampling
 is Gumbel-max: the token with the largest sum of logit / temperature and noise is sampled. The noise depends on seed,
-position and token id (gumbel.py). top_k and top_p only restrict the candidates. This module works on token ids, not on
-text.
+position and token id (gumbel.py). min_p, top_k and top_p only restrict the candidates: min_p and top_k first, in either
+order, then top_p by the probabilities that are left. This module works on token ids, not on text.
 """
 
 import math
@@ -15,8 +15,14 @@ import torch
 from torch import Tensor
 
 from inference_server.engine.native import gumbel as noise
-from inference_server.engine.native.penalties import PenaltyState, penalise_rows
-from inference_server.engine.native.shortlist import draw_from_likeliest, is_narrowed
+from inference_server.engine.native.penalties import PenaltyState, bias_rows, penalise_rows
+from inference_server.engine.native.shortlist import (
+    draw_from_likeliest,
+    is_narrowed,
+    logit_depth,
+    logit_depths,
+    without_unlikely,
+)
 from inference_server.engine.sequence import Penalties
 from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 from inference_server.kernels.jit.kernel import Kernel
@@ -85,7 +91,9 @@ def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> lis
     places = range(logits.data_ptr(), logits.data_ptr() + len(rows) * vocab_size * 4, vocab_size * 4)
     draws = _draws(rows)
     edits = {
-        index: _edits(row, vocab_size) for index, row in enumerate(rows) if row.penalties or row.allowed is not None
+        index: _edits(row, vocab_size)
+        for index, row in enumerate(rows)
+        if row.penalties or row.allowed is not None or row.params.logit_bias is not None
     }
     tops = {
         index: torch.empty(max(1, min(row.params.logprobs, vocab_size)), 2, dtype=torch.int32)
@@ -122,7 +130,7 @@ def _draws(rows: Items[Row]) -> list[Draw]:
         return [GREEDY] * len(rows)
     keys = noise.Keys([param.seed for param in params], [row.position for row in rows]).take_integers()
     return [
-        GREEDY if param.is_greedy else Draw(param.temperature, key, param.top_k or 0, param.top_p)
+        GREEDY if param.is_greedy else Draw(param.temperature, key, param.top_k or 0, param.top_p, logit_depth(param))
         for param, key in zip(params, keys, strict=True)
     ]
 
@@ -135,7 +143,13 @@ def _edits(row: Row, vocab_size: int) -> Edits:
         raise ValueError(f"penalties or allowed tokens are not those of a vocabulary of {vocab_size} tokens")
     seen, counts, allowed = (0 if each is None else each.data_ptr() for each in tensors)
     params = row.params
-    return Edits(seen, counts, allowed, params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+    penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+    if (bias := params.logit_bias) is None:
+        return Edits(seen, counts, allowed, 0, 0, 0, *penalties)
+    if max(bias.token_ids) >= vocab_size:
+        raise ValueError(f"a bias has a token beyond the vocabulary of {vocab_size} tokens")
+    (biased, size), (biases, _) = bias.token_ids.buffer_info(), bias.values.buffer_info()
+    return Edits(seen, counts, allowed, biased, biases, size, *penalties)
 
 
 def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> None:
@@ -165,9 +179,11 @@ def _sample_with_torch(logits: Tensor, rows: Items[Row]) -> list[Sample]:
         raise NotFinite(bad)
     logprobs = _logprobs_of_model(logits, rows)
     states = {index: state for index, row in enumerate(rows) if isinstance(state := row.penalties, PenaltyState)}
+    params = [row.params for row in rows]
+    has_edits = bias_rows(logits, params) or bool(states)
     if states:
-        penalise_rows(logits, states, [row.params for row in rows])
-    if _forbid(logits, rows) or states:
+        penalise_rows(logits, states, params)
+    if _forbid(logits, rows) or has_edits:
         likeliest = _argmax(logits)
     chosen = _choose(logits, likeliest.tolist(), rows)
     return [
@@ -200,7 +216,10 @@ def _choose(logits: Tensor, likeliest: list[int], rows: Items[Row]) -> list[int]
             params = [rows[index].params for index in indices]
             temperatures = _column([param.temperature for param in params], logits)
             draw = draw_from_likeliest if indices is narrowed else _draw_from_all
-            token_ids = draw(_take(logits, indices), temperatures, params, _keys([rows[index] for index in indices]))
+            candidates = _take(logits, indices)
+            if (depths := logit_depths(params)) is not None:
+                candidates = without_unlikely(candidates, depths.to(logits.device))
+            token_ids = draw(candidates, temperatures, params, _keys([rows[index] for index in indices]))
             for index, token_id in zip(indices, token_ids, strict=True):
                 chosen[index] = token_id
     return chosen

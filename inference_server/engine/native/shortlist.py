@@ -1,4 +1,4 @@
-"""Samples among the likeliest tokens only: the candidates that top_k and top_p leave.
+"""Samples among the likeliest tokens only: the candidates that min_p, top_k and top_p leave.
 
 Rows of a batch do not influence each other. This module never waits for the device. It works on token ids, not on text.
 """
@@ -25,6 +25,27 @@ _NO_TOP_P = 2.0  # above 1, so that no token is excluded even if rounding brings
 def is_narrowed(params: SamplingParams) -> bool:
     """Return True if top_k or top_p may exclude tokens."""
     return params.top_k is not None or params.top_p < 1.0
+
+
+def logit_depth(params: SamplingParams) -> float:
+    """Return the difference of the smallest logit that min_p keeps to the largest one; -infinity without min_p."""
+    return params.temperature * math.log(params.min_p) if params.min_p and not params.is_greedy else -math.inf
+
+
+def logit_depths(params: Items[SamplingParams]) -> Tensor | None:
+    """Return the depths of the rows on the CPU, float32 of shape (num_rows, 1); None if no row has a min_p."""
+    depths = [logit_depth(param) for param in params]
+    return torch.tensor(depths, dtype=torch.float32)[:, None] if max(depths) > -math.inf else None
+
+
+def without_unlikely(logits: Tensor, depths: Tensor) -> Tensor:
+    """Return logits in new memory, with -infinity for the tokens that min_p excludes.
+
+    Args:
+        logits: float32 of shape (num_rows, vocab_size).
+        depths: From `logit_depths`, on the device of the logits.
+    """
+    return torch.where(logits >= logits.amax(dim=-1, keepdim=True) + depths, logits, -torch.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +122,7 @@ class Shortlist:
             everything = (self.scaled.logsumexp(dim=-1, keepdim=True) - self.values[:, :1]).double().exp()
             total = torch.where(top_k < _NO_TOP_K, total, everything)
             is_settled = is_settled | ((top_k >= _NO_TOP_K) & (reached[:, -1:] >= limits.top_p * total))
+        is_settled = is_settled | (self.values[:, -1:] == -torch.inf)  # min_p excludes every other token
         is_kept &= reached - weights < limits.top_p * total
         if isinstance(keys, Tensor):
             uniforms = noise.uniform_of_some(keys, self.ids, self.scaled.shape[-1])

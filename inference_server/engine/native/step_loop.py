@@ -14,8 +14,8 @@ from inference_server.engine.histogram import STEP_TOKENS, Histogram
 from inference_server.engine.native.fault_recovery import Emit, FaultRecovery
 from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.sampler import NotFinite, Row, Sample, sample
-from inference_server.engine.native.scheduler import Scheduler
-from inference_server.engine.native.step_plan import PrefillChunk, StepPlan
+from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.engine.native.scheduling.step_plan import PrefillChunk, StepPlan
 from inference_server.engine.sequence import Sequence
 from inference_server.generation import FinishReason, Started, TokenLogprob
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece

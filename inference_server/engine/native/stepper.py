@@ -6,7 +6,7 @@ from inference_server.engine.histogram import Histogram
 from inference_server.engine.native.fault_recovery import Emit
 from inference_server.engine.native.overlap import OverlappedDecoding
 from inference_server.engine.native.sampler import Sample
-from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.native.step_loop import Logits, StepLoop, sample_tokens
 from inference_server.model.runner import ModelRunner
 

@@ -1,12 +1,12 @@
 """Engine that computes tokens in vLLM's processes. All code of this module runs on the event loop.
 
-vLLM gets at most as many requests as there are slots. The other requests wait in this module's fair queue.
+vLLM gets at most as many requests as there are slots. The other requests wait in this module's wait queue. Batch requests
+get few slots and are not preempted.
 """
 
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import aclosing
 from functools import partial
@@ -14,12 +14,12 @@ from typing import Any
 
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.base import BaseEngine, Totals
-from inference_server.engine.fair_queue import FairQueue
 from inference_server.engine.histogram import Histogram
 from inference_server.engine.reply import Reply
 from inference_server.engine.sequence import Sequence
 from inference_server.engine.vllm.client import VllmClient
 from inference_server.engine.vllm.sampling_params import check_sampling, token_logprob
+from inference_server.engine.wait_queue import RunningCounts, WaitQueue
 from inference_server.errors import GenerationFailed, ServerStopping
 from inference_server.generation import Event, Failed, FinishReason, GenerationRequest, Started, TextStream
 
@@ -45,8 +45,8 @@ class VllmEngine(BaseEngine):
         """
         super().__init__(limits, on_broken)
         self._client = client
-        self._slots, self._account_slots = limits.slots, limits.account_slots
-        self._waiting = FairQueue()
+        self._slots = limits.slots
+        self._waiting = WaitQueue(max_account_seqs=limits.account_slots, max_batch_seqs=limits.batch_slots)
         self._seqs: dict[Reply, Sequence] = {}
         self._tasks: dict[Sequence, asyncio.Task[None]] = {}  # sequences with a slot
         self._time_limits: dict[Sequence, asyncio.TimerHandle] = {}
@@ -129,13 +129,13 @@ class VllmEngine(BaseEngine):
             super()._break()
 
     def _fill_slots(self) -> None:
-        by_account = Counter(seq.request.account for seq in self._tasks)
+        counts = RunningCounts(self._tasks)
         while len(self._tasks) < self._slots:
-            seq = self._waiting.peek(by_account, self._account_slots)
+            seq = self._waiting.peek(counts)
             if seq is None:
                 return
             self._waiting.pop(seq)
-            by_account[seq.request.account] += 1
+            counts.change(seq, 1)
             self._num_admitted += 1
             seq.admission_position = self._num_admitted - seq.num_admitted_before
             seq.admitted = time.monotonic()

@@ -1,11 +1,13 @@
 """Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
 
 The following parameters have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence
-penalty (reply), top_k before top_p, and log probabilities of the unchanged logits. docs/vllm.md lists the differences.
+penalty (reply), and log probabilities of the unchanged logits. The order is the same too: bias, penalties, temperature,
+min_p and top_k, top_p. docs/vllm.md lists the differences.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -39,6 +41,10 @@ def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[st
         "repetition_penalty": params.repetition_penalty,
         "frequency_penalty": params.frequency_penalty,
         "presence_penalty": params.presence_penalty,
+        "min_p": params.min_p,
+        "logit_bias": None
+        if (bias := params.logit_bias) is None
+        else dict(zip(bias.token_ids, bias.values, strict=True)),
         "seed": params.seed,
         "logprobs": params.logprobs,
         "max_tokens": request.max_tokens,
@@ -50,9 +56,24 @@ def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[st
 
 def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     """Return the keyword arguments of vLLM's StructuredOutputsParams."""
+    if grammar.before:
+        return {"grammar": _LARK_HEADER + _after_thoughts(grammar)}
     if grammar.kind == "lark":
         return {"grammar": _LARK_HEADER + grammar.text}
-    return {"json": json.dumps({**json.loads(grammar.text), "x-guidance": _JSON_OPTIONS})}
+    return {"json": _limited(grammar.text)}
+
+
+def _after_thoughts(grammar: Grammar) -> str:
+    """Return a Lark grammar that accepts thoughts and then what `grammar` accepts."""
+    if grammar.kind == "lark":
+        reply = re.sub(r"(?m)^start:", "reply:", grammar.text, count=1)
+    else:
+        reply = f"reply: %json {_limited(grammar.text)}"
+    return f"start: before reply\n{grammar.before}\n{reply}"
+
+
+def _limited(schema: str) -> str:
+    return json.dumps({**json.loads(schema), "x-guidance": _JSON_OPTIONS})
 
 
 def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> TokenLogprob:

@@ -1,5 +1,6 @@
 """Runs the kernel `sample_rows` from Python: builds the rows' records, and reads the results."""
 
+import math
 from collections.abc import Sequence as Items
 from struct import Struct
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.sampling.record import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
 
-_RECORD = Struct("4q4dQqd5q")  # the words of a record, see record.py
+_RECORD = Struct("7q4dQq2d5q")  # the words of a record, see record.py
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
 _PICOSECONDS_PER_LOGIT = 300  # approximate time on one thread
 _ENOUGH_NS = 50_000  # time on one thread for which another thread is added
@@ -25,6 +26,9 @@ class Edits(NamedTuple):
         seen: Address of the tokens of prompt and reply, bool of shape (vocab_size,); 0 for no penalties.
         counts: Address of their occurrences in the reply, float32 of the same shape.
         allowed: Address of the allowed tokens, uint8 of the same shape; 0 for all tokens.
+        biased: Address of the tokens whose logits get a bias, int32 of shape (num_biased,); 0 for none.
+        biases: Address of the numbers to add, float32 of shape (num_biased,).
+        num_biased: Number of these tokens.
         repetition: The repetition penalty, above 0.
         frequency: The frequency penalty.
         presence: The presence penalty.
@@ -33,6 +37,9 @@ class Edits(NamedTuple):
     seen: int = 0
     counts: int = 0
     allowed: int = 0
+    biased: int = 0
+    biases: int = 0
+    num_biased: int = 0
     repetition: float = 1.0
     frequency: float = 0.0
     presence: float = 0.0
@@ -46,12 +53,14 @@ class Draw(NamedTuple):
         key: 64 bits for the noise.
         top_k: 0 for no limit.
         top_p: At least 1 for no limit.
+        depth: Difference of the smallest kept logit to the largest logit, at most 0; -infinity for no limit.
     """
 
     temperature: float
     key: int = 0
     top_k: int = 0
     top_p: float = 1.0
+    depth: float = -math.inf
 
 
 class Results(NamedTuple):
@@ -88,8 +97,7 @@ def row_record(logits: int, edits: Edits, draw: Draw, top: int = 0, top_size: in
             no finite logit is left. 0 without log probabilities.
         top_size: Number of entries.
     """
-    temperature, key, top_k, top_p = draw
-    return _RECORD.pack(logits, *edits, temperature, key, top_k, top_p, top, top_size, 0, 0, 0)
+    return _RECORD.pack(logits, *edits, *draw, top, top_size, 0, 0, 0)
 
 
 def sample_rows(function: Kernel, records: Items[bytes], vocab_size: int, hashes: Tensor) -> Results:

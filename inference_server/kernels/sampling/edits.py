@@ -1,15 +1,35 @@
-"""Part of the sampling kernel that changes a row's logits: penalties, and tokens that a grammar does not allow.
+"""Part of the sampling kernel that changes a row's logits: bias, penalties, and tokens that a grammar does not allow.
 
 Computes the same bits as the engine's torch version, with the same operations in the same order.
 """
 
 from inference_server.kernels.emit.types import INT8, INT32
 from inference_server.kernels.emit.values import Float, Int, Vector
-from inference_server.kernels.sampling.record import ALLOWED, COUNTS, FREQUENCY, LOGITS, PRESENCE, REPETITION, SEEN
+from inference_server.kernels.sampling.record import (
+    ALLOWED,
+    BIASED,
+    BIASES,
+    COUNTS,
+    FREQUENCY,
+    LOGITS,
+    NUM_BIASED,
+    PRESENCE,
+    REPETITION,
+    SEEN,
+)
 from inference_server.kernels.sampling.scan import Scan
 
 _LARGEST_LOGIT = 1e30  # finite after a division by any temperature
 _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be sampled
+
+
+def add_bias(scan: Scan) -> None:
+    """Add the bias to the logits of its tokens, in place."""
+    code, logits = scan.code, scan.word(LOGITS)
+    tokens, biases = scan.word(BIASED), scan.word(BIASES)
+    with code.loop(0, scan.word(NUM_BIASED)) as index:
+        place = logits + code.load_int32(tokens + index * 4) * 4
+        code.store(code.load_float(place) + code.load_float(biases + index * 4), place, 4)
 
 
 def penalise(scan: Scan) -> None:

@@ -1,7 +1,7 @@
-"""Parts of the sampling kernel for top_k and top_p.
+"""Parts of the sampling kernel for top_k, min_p and top_p.
 
 top_k becomes a limit: the first token, in the order of `Scan.is_before`, that is excluded. The kernel finds its logit by
-bisection, between the smallest and the largest possible one.
+bisection, between the smallest and the largest possible one. min_p is a limit too: the smallest logit that is kept.
 
 top_p needs no sorting. A token sampled from all is kept if the tokens before it have less than top_p of the mass. Otherwise
 it becomes the limit, and the kernel samples again among the tokens before it. The result is the token that sampling among
@@ -13,7 +13,7 @@ from inference_server.kernels.emit.elements import exp
 from inference_server.kernels.emit.types import DOUBLE, FLOAT
 from inference_server.kernels.emit.values import Condition, Float, Int, Vector
 from inference_server.kernels.sampling.draw import draw
-from inference_server.kernels.sampling.record import LOGITS, TEMPERATURE, TOP_K, TOP_P, UNDECIDED
+from inference_server.kernels.sampling.record import DEPTH, LOGITS, TEMPERATURE, TOP_K, TOP_P, UNDECIDED
 from inference_server.kernels.sampling.scan import (
     BEST,
     BEST_TOKEN,
@@ -37,7 +37,7 @@ _MASS_ERROR, _LOGIT_ERROR = 1e-5, 2.0**-22
 def apply_top_p(scan: Scan) -> None:
     """Sample again until the tokens before BEST_TOKEN have less than top_p of the mass.
 
-    The mass is the sum of the weights of all tokens that top_k keeps. BEST_TOKEN becomes UNDECIDED if rounding could
+    The mass is the sum of the weights of all tokens that top_k and min_p keep. BEST_TOKEN becomes UNDECIDED if rounding could
     decide whether the token is kept.
     """
     code, factor = scan.code, 1.0 / scan.number(TEMPERATURE)
@@ -84,6 +84,14 @@ def weigh(scan: Scan) -> None:
     scan.blocks(block)
     for offset, total in zip((MASS, MASS_BEFORE), sums, strict=True):
         scan.set(offset, total.get().narrowed(FLOAT).sum())
+
+
+def limit_min_p(scan: Scan) -> None:
+    """Set the limit after the last token that min_p keeps, unless the present limit is stricter."""
+    least = scan.float_at(PEAK) + scan.number(DEPTH)
+    with scan.code.when(least > scan.float_at(LIMIT)):
+        scan.set(LIMIT, least)
+        scan.set(LIMIT_TOKEN, scan.vocab_size)
 
 
 def limit_top_k(scan: Scan) -> None:

@@ -16,11 +16,12 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import Int
 from inference_server.kernels.sampling.draw import draw, tolerance
-from inference_server.kernels.sampling.edits import forbid, penalise
+from inference_server.kernels.sampling.edits import add_bias, forbid, penalise
 from inference_server.kernels.sampling.examine import find_largest, list_top
-from inference_server.kernels.sampling.limits import apply_top_p, limit_top_k, weigh
+from inference_server.kernels.sampling.limits import apply_top_p, limit_min_p, limit_top_k, weigh
 from inference_server.kernels.sampling.record import (
     ALLOWED,
+    BIASED,
     LARGEST,
     RECORD_WORDS,
     SEEN,
@@ -63,7 +64,8 @@ def make_sample_rows() -> Emit:
 
 def _sample(scan: Scan) -> None:
     code = scan.code
-    for address, name, edit in ((SEEN, "penalise", penalise), (ALLOWED, "forbid", forbid)):
+    edits = ((BIASED, "add_bias", add_bias), (SEEN, "penalise", penalise), (ALLOWED, "forbid", forbid))
+    for address, name, edit in edits:
         with code.when(scan.word(address) > 0):
             scan.call(name, edit)
     scan.call("find_largest", find_largest)
@@ -79,6 +81,7 @@ def _sample(scan: Scan) -> None:
         top_k = scan.word(TOP_K)
         with code.when((top_k > 0) & (top_k < scan.vocab_size)):
             scan.call("limit_top_k", limit_top_k)
+        limit_min_p(scan)
         scan.call("draw", draw)
         with code.when(scan.number(TOP_P) < 1.0):
             scan.call("apply_top_p", apply_top_p)

@@ -99,7 +99,7 @@ async def test_the_binding_gets_flat_errors(bridge, servicer):
     assert (body["name"], body["internalCode"], body["description"]) == (
         "AiError",
         5007,
-        "No such model @cf/x/y or task",
+        "No such model @cf/x/y or task: the models here are @cf/meta/llama-2-7b-chat-int8, @hf/other/second",
     )
 
 
@@ -114,7 +114,6 @@ async def test_the_binding_gets_flat_errors(bridge, servicer):
         ({"input": [tensor("INPUT_0", 5)]}, HEADERS, 5006),
         ({"input": []}, HEADERS, 5006),
         (b"\x1f\x8bnot gzip", HEADERS, 5006),
-        ({**MODERN, "options": {"queueRequest": True}}, HEADERS, 5006),
     ],
 )
 async def test_malformed_bodies_are_explained(bridge, servicer, body, headers, code):

@@ -33,7 +33,7 @@ async def test_fields_of_langchain_are_accepted(bridge, servicer):
 
 async def test_unknown_fields_and_query_keys_are_ignored(bridge):
     for route, way in ROUTES.items():
-        body = way.wrap({**way.fields, "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}})
+        body = way.wrap({**way.fields, "user": "u", "x_field": {"a": False}})
         url = f"{way.url}{'&' if '?' in way.url else '?'}max_tokens=5&x=y"
         response = await bridge.client.post(url, json=body, headers=way.headers)
         assert (route, response.status_code) == (route, 200)

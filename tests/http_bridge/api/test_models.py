@@ -2,6 +2,8 @@
 
 import pytest
 
+from tailrace.v1 import inference_pb2 as pb
+
 AI = "/client/v4/accounts/acc/ai"
 MODEL = "@cf/meta/llama-2-7b-chat-int8"
 
@@ -55,15 +57,101 @@ async def test_the_schema_is_that_of_the_validation(bridge):
     assert (await bridge.ask({"prompt": "hi", "top_k": 51})).status_code == 400
 
 
+async def test_the_schema_of_a_model_with_choices_is_openais(bridge, servicer):
+    servicer.models = [pb.Model(name=MODEL, window=30, reply_shape="choices")]
+    result = (await bridge.client.get(f"{AI}/models/schema", params={"model": MODEL})).json()["result"]
+    prompt, messages = result["input"]["anyOf"]
+    assert "max_completion_tokens" in prompt["properties"] and "model" not in messages["properties"]
+    assert "choices" in result["output"]["oneOf"][0]["required"]
+
+
 async def test_the_schema_of_an_unknown_model_is_an_error(bridge):
     response = await bridge.client.get(f"{AI}/models/schema", params={"model": "@cf/x/y"})
     error = {"code": 5007, "message": "No such model @cf/x/y or task"}
     assert (response.status_code, response.json()["errors"]) == (400, [error])
 
 
-async def test_there_are_two_tasks(bridge):
+def properties(entry):
+    return {item["property_id"]: item["value"] for item in entry["properties"]}
+
+
+async def test_properties_are_those_of_workers_ai(bridge, servicer):
+    servicer.models = [
+        pb.Model(name=MODEL, window=30, context_length=20, sequence_length=10, has_reasoning=True),
+        pb.Model(name="@cf/baai/bge", context_length=512, dimensions=384, task=pb.TASK_TEXT_EMBEDDING),
+    ]
+    text, embedding = (await found(bridge))["result"]
+    values = properties(text)
+    assert (values["async_queue"], values["function_calling"], values["reasoning"]) == ("true", "true", "true")
+    assert values["context_window"] == "30"
+    effort = values["reasoning_effort"]
+    assert effort["default_effort"] in effort["supported_efforts"] and "none" in effort["supported_efforts"]
+    assert values["price"][0] == {"unit": "per M input tokens", "price": 0, "currency": "USD"}
+    values = properties(embedding)
+    assert (embedding["task"]["name"], values["output_dimensions"], values["max_input_tokens"]) == (
+        "Text Embeddings",
+        "384",
+        "512",
+    )
+    assert "function_calling" not in values
+    names = [entry["name"] for entry in (await found(bridge, "?task=Text Embeddings"))["result"]]
+    assert names == ["@cf/baai/bge"]
     tasks = (await bridge.client.get(f"{AI}/tasks/search")).json()["result"]
     assert [task["name"] for task in tasks] == ["Text Generation", "Text Embeddings"]
+
+
+async def test_a_model_without_thoughts_has_no_effort(bridge):
+    assert not {"reasoning", "reasoning_effort"} & set(properties((await found(bridge))["result"][0]))
+
+
+async def test_models_in_openrouters_form(bridge, servicer):
+    servicer.models = [
+        pb.Model(name=MODEL, window=30, sequence_length=10, weights="Qwen/Qwen3-0.6B@abc", has_reasoning=True),
+        pb.Model(name="@hf/other/second", window=40, sequence_length=20, weights="second.gguf"),
+        pb.Model(name="@cf/baai/bge", context_length=512, weights="BAAI/bge", task=pb.TASK_TEXT_EMBEDDING),
+    ]
+    body = await found(bridge, "?format=openrouter")
+    assert set(body) == {"data"}
+    first, second, third = body["data"]
+    assert isinstance(first.pop("created"), int)
+    parameters = first.pop("supported_sampling_parameters")
+    assert {"max_tokens", "temperature", "top_p", "seed", "stop"} <= set(parameters)
+    assert first == {
+        "id": MODEL,
+        "name": "llama-2-7b-chat-int8",
+        "hugging_face_id": "Qwen/Qwen3-0.6B",
+        "context_length": 30,
+        "max_output_length": 10,
+        "input_modalities": ["text"],
+        "output_modalities": ["text"],
+        "pricing": {"prompt": "0", "completion": "0", "input_cache_read": "0"},
+        "supported_features": ["tools", "json_mode", "structured_outputs", "logprobs", "reasoning"],
+    }
+    assert second["hugging_face_id"] is None and "reasoning" not in second["supported_features"]
+    assert (third["output_modalities"], third["context_length"]) == (["embeddings"], 512)
+
+
+async def test_openrouters_form_has_pages_and_filters(bridge):
+    pages = [await found(bridge, f"?format=openrouter&page={page}&per_page=1") for page in (1, 2, 3)]
+    assert [[model["id"] for model in page["data"]] for page in pages] == [[MODEL], ["@hf/other/second"], []]
+    assert len((await found(bridge, "?format=openrouter&search=llama"))["data"]) == 1
+
+
+async def test_another_format_is_refused(bridge):
+    response = await bridge.client.get(f"{AI}/models/search?format=marketplace")
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 5006)
+
+
+async def test_a_worker_reads_the_models_from_the_result(bridge):
+    for query in ("", "?format=openrouter"):
+        body = (await bridge.client.get(f"/ai-api/models/search{query}")).json()
+        assert len(body["result"]) == 2 and body["success"]
+    assert body["data"] == body["result"]
+
+
+async def test_there_is_one_task(bridge):
+    tasks = (await bridge.client.get(f"{AI}/tasks/search")).json()["result"]
+    assert [task["name"] for task in tasks] == ["Text Generation"]
     assert (await bridge.client.get(f"{AI}/tasks/search?page=2")).json()["result"] == []
 
 

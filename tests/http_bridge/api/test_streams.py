@@ -24,7 +24,7 @@ async def test_stream_has_exactly_the_announced_bytes(bridge):
 async def test_stream_headers_are_bare_and_forbid_buffering(bridge, servicer):
     headers = (await bridge.ask(STREAM)).headers
     assert headers["content-type"] == "text/event-stream"
-    assert headers["cache-control"] == "no-cache"
+    assert headers["cache-control"] == "no-cache, no-transform"
     assert headers["x-accel-buffering"] == "no"
     assert headers["cf-ai-req-id"] == servicer.request_ids[0]
 

@@ -1,6 +1,7 @@
 """DNS rebinding: without API tokens the bridge answers only under the names of this machine and the allowed ones."""
 
 import asyncio
+from collections import defaultdict
 
 import pytest
 
@@ -66,7 +67,7 @@ async def test_every_route_but_health_refuses_a_foreign_host(start_bridge, servi
     bridge = await start_bridge()
     for route in create_app(Settings()).routes:
         for method in route.methods:
-            url = route.path_format.format(account="acc", model="m")
+            url = route.path_format.format_map(defaultdict(lambda: "m"))
             response = await bridge.client.request(method, url, headers=EVIL)
             assert (response.status_code == 403) == (url not in ("/healthz", "/readyz")), (method, url)
     for url in ("/nowhere", RUN_URL + "/%00"):
@@ -114,7 +115,7 @@ async def test_a_file_of_tokens_accepts_any_host_too(start_bridge, tmp_path):
     assert (await bridge.ask(headers={**EVIL, "authorization": "Bearer x"})).status_code == 401
 
 
-@pytest.mark.parametrize("target", ["http://evil.example/healthz", "HTTPS://evil.example:1"])
+@pytest.mark.parametrize("target", ["http://evil.example/v1/models", "HTTPS://evil.example:1"])
 async def test_the_authority_of_an_absolute_target_is_checked(bridge, target):
     response = await raw(bridge, f"GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert response.startswith(b"HTTP/1.1 403 ")

@@ -34,6 +34,15 @@ def path(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.parametrize(("account", "status"), [("second", 403), ("sk+proj", 404)])
+async def test_a_token_in_the_place_of_the_account_is_named(start_bridge, servicer, path, account, status):
+    bridge = await start_bridge(api_tokens_file=path, api_tokens=("sk+proj", "plain"))
+    response = await bridge.ask(url=run_url(account), headers=bearer("first" if status == 403 else "plain"))
+    assert response.status_code == status
+    assert "the path has an API token where the account belongs" in response.json()["errors"][0]["message"]
+    assert not servicer.requests
+
+
 async def test_a_token_is_valid_for_its_account_alone(start_bridge, servicer, path):
     bridge = await start_bridge(api_tokens_file=path, api_tokens=("plain",))
     asked = {("first", "ada"): 200, ("first", "bob"): 403, ("second", "bob"): 200, ("any", "bob"): 200}

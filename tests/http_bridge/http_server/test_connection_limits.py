@@ -131,6 +131,60 @@ async def test_invalid_http_gets_the_routers_error(bridge):
         assert (await ended(reader))[:2] == (400, 6003)
 
 
+CHUNKED = f"POST {RUN_URL} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "clause"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n\r\n", "HTTP/1.1 requires a Host header"),
+        (b"GET /healthz HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "more than one Host header"),
+        (HEAD.replace(b"content-length", b"content-length: 5\r\ncontent-length"), "two Content-Length headers"),
+        (HEAD.replace(b"content-length: ", b"content-length: x"), "Content-Length is not a number"),
+        (CHUNKED.replace(b"chunked", b"gzip"), "Transfer-Encoding is chunked"),
+        (CHUNKED + b"zz\r\n{}\r\n", "the body's chunks are malformed"),
+        (b"hello\r\n\r\n", "this is not HTTP/1.1"),
+        (HEALTHZ.replace(b"host", b"x: " + b"y" * 70_000 + b"\r\nhost"), "this is not HTTP/1.1, or request line and"),
+    ],
+)
+async def test_the_fault_of_an_invalid_request_is_named(bridge, request_bytes, clause):
+    async with connection(bridge, request_bytes) as (reader, _):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    (error,) = json.loads(body)["errors"]
+    assert (head.split()[1], error["code"]) == (b"400", 6003)
+    assert error["message"].startswith("Invalid request headers: ") and clause in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("http://localhost/healthz", "other"),
+        ("HTTP://127.0.0.1:8787/healthz?x", "127.0.0.1"),
+        ("http://localhost", "x"),
+    ],
+)
+async def test_a_target_with_scheme_and_host_is_served(bridge, target, host):
+    async with connection(bridge, f"GET {target} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()) as (reader, _):
+        assert (await reader.readline()).startswith(OK)
+
+
+@pytest.mark.parametrize("stream", [b"", b', "stream": true'])
+async def test_a_client_that_stops_sending_before_the_reply_gets_a_sentence(bridge, servicer, stream):
+    async def wait(reply):
+        await reply.accept() if not stream else None
+        await reply.forever()
+
+    servicer.script = wait
+    body = b'{"prompt": "hi"%b}' % stream
+    async with connection(bridge, HEAD.replace(b"%d" % len(BODY), b"%d" % len(body)) + body) as (reader, writer):
+        await servicer.entered.wait()
+        writer.write_eof()
+        head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+        assert (head.split()[1], json.loads(answer)["errors"][0]["code"]) == (b"400", 6003)
+        assert b"closed its side of the connection before the reply" in answer
+        await servicer.cancelled.wait()
+
+
 async def test_one_connection_too_many_is_refused_and_the_others_continue(start_bridge):
     bridge = await start_bridge(max_connections=2)
     async with connection(bridge) as (first, to_first), connection(bridge) as (_, to_second):

@@ -15,6 +15,9 @@ from tests.support.processes import free_address
 # Dashboards and alerts of users depend on these names.
 _ROUTE = ("route",)
 NAMES = {
+    ("tailrace_batch_requests", "gauge", ("state",)),
+    ("tailrace_batch_requests_ended_total", "counter", ("result",)),
+    ("tailrace_batches", "gauge", ("status",)),
     ("tailrace_build_info", "gauge", ("version",)),
     ("tailrace_http_clients_gone_total", "counter", _ROUTE),
     ("tailrace_http_connections", "gauge", ()),
@@ -64,7 +67,7 @@ async def test_names_types_and_labels_are_stable(bridge):
         ("GET", "/v1/models", "models", 200),
         ("GET", "/healthz", "health", 200),
         ("GET", "/docs", "pages", 200),
-        ("POST", "/v1/embeddings", "other", 400),
+        ("POST", "/v1/images/generations", "other", 404),
         ("GET", "/any/thing", "other", 400),
     ],
 )

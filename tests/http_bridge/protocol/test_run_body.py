@@ -91,7 +91,7 @@ def test_long_integers_in_tool_arguments_keep_all_digits():
 
 def test_null_is_absent_and_unknown_keys_are_ignored():
     names = ["messages", "raw", "stream", "max_tokens", "temperature", "top_k", "seed", "stop", "options"]
-    assert parse(prompt="hi", **dict.fromkeys(names), model="x", tool_choice=1, lora=None) == parse(prompt="hi")
+    assert parse(prompt="hi", **dict.fromkeys(names), model="x", lora=None) == parse(prompt="hi")
 
 
 def test_all_wrong_fields_are_reported_together():
@@ -150,7 +150,12 @@ def test_content_may_be_text_parts():
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"type": "image_url", "text": ""}, "enum image_url not in text at '/messages/0/content/0/type'"),
+        (
+            {"type": "image_url", "text": ""},
+            "'/messages/0/content/0' (image_url) is a picture, and the model m reads text only",
+        ),
+        ({"type": "new"}, "'/messages/0/content/0' has the unknown type new, and the model m reads text only"),
+        ({}, "required properties at '/messages/0/content/0' are 'type,text'"),
         ({"type": "text"}, "required properties at '/messages/0/content/0' are 'type,text'"),
         ({"type": "text", "text": 1}, "Type mismatch of '/messages/0/content/0/text', 'integer' not in 'string'"),
         ("hi", "Type mismatch of '/messages/0/content/0', 'string' not in 'object'"),

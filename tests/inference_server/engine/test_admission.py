@@ -5,8 +5,10 @@ import time
 import pytest
 
 from inference_server.engine.admission import Admission, CapacityLimits
+from inference_server.engine.base import BaseEngine
 from inference_server.engine.rate_limit import RateLimit
 from inference_server.errors import CapacityExceeded, RateLimited
+from inference_server.generation import GenerationRequest, SamplingParams, Started
 
 
 def admission(**room: int | None) -> Admission:
@@ -98,3 +100,85 @@ def test_an_account_may_send_a_minutes_requests_in_a_burst():
     assert 1 <= refused.value.retry_after_seconds <= 60
     limit.take("b")
     limit.take("")
+
+
+# Priorities.
+
+
+class IdleEngine(BaseEngine):
+    """An engine whose requests never get a slot unless a test says so."""
+
+    path, vocab_size, num_running, num_blocks_in_use, num_blocks, num_slots, totals, step_tokens = (
+        "",
+        9,
+        0,
+        0,
+        1,
+        4,
+        None,
+        None,
+    )
+
+    def _add(self, seq) -> None: ...
+
+    def _cancel(self, reply) -> None:
+        self._forget(reply)
+
+    async def stop(self) -> None: ...
+
+
+def idle_engine(**room):
+    limits = {"slots": 4, "waiting_seqs": 3, "waiting_tokens": 40, "batch_slots": 1, **room}
+    return IdleEngine(CapacityLimits(**limits), lambda: None)
+
+
+def submit(engine, count=1, **options):
+    options = {"request_id": "r", "prompt_ids": [1] * 5, "sampling": SamplingParams(seed=1), "max_tokens": 3, **options}
+    return [engine.submit(GenerationRequest(**options), None) for _ in range(count)]
+
+
+async def test_batch_requests_do_not_fill_the_wait_queue_of_interactive_ones():
+    engine = idle_engine()
+    submit(engine, 4, is_batch=True)
+    with pytest.raises(CapacityExceeded, match="full"):
+        submit(engine, is_batch=True)
+    assert (engine.num_waiting, engine.num_waiting_batch) == (4, 4)
+    submit(engine, 7)
+    with pytest.raises(CapacityExceeded, match="full"):
+        submit(engine)
+    assert (engine.num_waiting, engine.num_waiting_batch, engine.num_in_flight) == (11, 4, 11)
+
+
+async def test_an_interactive_request_that_must_not_wait_counts_interactive_requests_only():
+    engine = idle_engine()
+    submit(engine, 3, is_batch=True)
+    submit(engine, 4, reject_if_busy=True)
+    with pytest.raises(CapacityExceeded, match="no slot is free"):
+        submit(engine, reject_if_busy=True)
+
+
+@pytest.mark.parametrize(("num_interactive", "num_batch"), [(4, 0), (0, 1)])
+async def test_a_batch_request_that_must_not_wait_needs_a_slot_of_the_batch_that_is_free(num_interactive, num_batch):
+    engine = idle_engine()
+    engine.check_capacity("a", reject_if_busy=True, is_batch=True)
+    submit(engine, num_interactive)
+    submit(engine, num_batch, is_batch=True)
+    with pytest.raises(CapacityExceeded, match="no slot is free"):
+        submit(engine, is_batch=True, reject_if_busy=True)
+
+
+async def test_batch_requests_that_wait_do_not_count_as_load():
+    engine = idle_engine()
+    submit(engine, 4, is_batch=True)
+    assert engine.utilization == 0.0
+    reply, *_ = submit(engine, 2)
+    assert engine.utilization == 0.5
+    engine._deliver([(reply, Started(5, 1))])
+    assert (engine.utilization, engine.num_waiting) == (0.5, 5)
+
+
+async def test_a_batch_request_leaves_its_own_count():
+    engine = idle_engine()
+    (reply,) = submit(engine, is_batch=True)
+    engine._cancel(reply)
+    assert (engine.num_in_flight, engine.num_waiting, engine.batch_admission.num_in_flight) == (0, 0, 0)

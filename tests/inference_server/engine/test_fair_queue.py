@@ -1,6 +1,6 @@
 """Fair scheduling: accounts are served round-robin, each with a maximum number of slots."""
 
-from inference_server.engine.native.scheduler import Scheduler
+from inference_server.engine.native.scheduling.scheduler import Scheduler
 from tests.inference_server.engine.native.test_scheduler import run, scheduler
 from tests.support.fakes import sequence
 

@@ -3,6 +3,7 @@
 tests/tailrace_shared/test_request_fields.py has the ranges of the sampling parameters.
 """
 
+import math
 from functools import partial
 
 import pytest
@@ -11,9 +12,11 @@ from google.protobuf.duration_pb2 import Duration
 from inference_server.errors import InvalidField, PromptTooLong
 from inference_server.generation import SamplingParams
 from inference_server.grpc_api import validation as checks
-from inference_server.grpc_api.conversion import generation_request, prompt_ids
+from inference_server.grpc_api.conversion import encoded_prompt, generation_request
+from inference_server.text.prompt_encoder import Prompt
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.fakes import hosted_model
+from tests.support.tiny_models import VOCAB_SIZE
 
 LIMITS = checks.Limits(max_messages=4, max_schema_depth=3)
 check = partial(checks.check, limits=LIMITS)
@@ -38,7 +41,7 @@ def violations(request, check=check):
 
 def accepted(request, *, num_prompt_tokens=10, **limits):
     check(request)
-    return generation_request(request, "id", list(range(num_prompt_tokens)), hosted_model(**limits))
+    return generation_request(request, "id", Prompt(list(range(num_prompt_tokens)), "none"), hosted_model(**limits))
 
 
 def test_the_message_names_field_and_range():
@@ -126,9 +129,39 @@ def test_counting_tokens_checks_the_same_input(request_, field):
 def test_counting_and_running_see_the_same_prompt():
     chat = pb.Chat(turns=[pb.ChatTurn(role="system", content="be brief"), pb.ChatTurn(role="user", content="hello")])
     for given in ({"text": "the program"}, {"chat": chat}):
-        run = prompt_ids(pb.RunRequest(model="tiny", **given), hosted_model())
-        assert run == prompt_ids(pb.CountTokensRequest(model="tiny", **given), hosted_model())
-        assert run[0] == 1
+        run = encoded_prompt(pb.RunRequest(model="tiny", **given), hosted_model())
+        assert run == encoded_prompt(pb.CountTokensRequest(model="tiny", **given), hosted_model())
+        assert run.token_ids[0] == 1
+
+
+def test_a_bias_reaches_the_engine_by_token_id():
+    biases = {VOCAB_SIZE - 1: 5.5, 0: -1.0, 7: -100.0}
+    bias = accepted(run_request(sampling=pb.Sampling(logit_bias=biases))).sampling.logit_bias
+    assert dict(zip(bias.token_ids, bias.values, strict=True)) == biases | {7: -1e9}  # -100 excludes the token
+    assert accepted(run_request()).sampling.logit_bias is None
+
+
+@pytest.mark.parametrize(
+    ("biases", "fields", "said"),
+    [
+        ({5: 100.5, 3: math.nan, 4: 1.0}, ["sampling.logit_bias[3]", "sampling.logit_bias[5]"], "must be -100 to 100"),
+        (dict.fromkeys(range(1025), 1.0), ["sampling.logit_bias"], "must have at most 1024 tokens"),
+    ],
+)
+def test_a_bias_out_of_range_is_named_by_its_token(biases, fields, said):
+    found = violations(run_request(sampling=pb.Sampling(logit_bias=biases)))
+    assert list(found) == fields
+    assert said in str(found)
+
+
+def test_a_bias_for_a_token_that_the_model_lacks_is_refused():
+    with pytest.raises(InvalidField) as caught:
+        accepted(run_request(sampling=pb.Sampling(logit_bias={VOCAB_SIZE: 1.0, 2**32 - 1: 1.0, 3: 1.0})))
+    assert [each.field for each in caught.value.violations] == [
+        f"sampling.logit_bias[{VOCAB_SIZE}]",
+        f"sampling.logit_bias[{2**32 - 1}]",
+    ]
+    assert f"the ids 0 to {VOCAB_SIZE - 1}" in str(caught.value)
 
 
 # Defaults.

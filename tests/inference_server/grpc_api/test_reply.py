@@ -20,7 +20,7 @@ from inference_server.generation import (
     Usage,
 )
 
-TICKET = AdmissionTicket("", 1)
+TICKET = AdmissionTicket(None, "", 1)
 STARTED = Started(prompt_tokens=1, seed=1)
 COMPLETED = Completed(FinishReason.STOP, None, Usage(1, 3), Timings(0, 0, 0))
 

@@ -223,7 +223,7 @@ async def test_count_tokens_counts_a_prompt_that_is_too_long(running):
 async def test_models_are_listed_with_their_limits(running):
     (model,) = (await running.stub.ListModels(pb.ListModelsRequest())).models
     assert (model.name, model.context_length, model.sequence_length, model.window) == (MODEL, 2048, 1800, 3848)
-    assert model.precision == "float32"
+    assert (model.precision, model.reply_shape) == ("float32", "response")
 
 
 async def test_malformed_input_fails_alone(running):
@@ -249,7 +249,7 @@ async def test_an_unexpected_error_reveals_no_internals(running):
     def fail(*args):
         raise KeyError("secret path")
 
-    running.server.servicer.models[MODEL].prompts.encode_chat = fail
+    running.server.servicer.models[MODEL].prompts.encode_conversation = fail
     error = await refused(running.stub.Run(chat()))
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in error.details()

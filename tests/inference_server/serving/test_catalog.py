@@ -49,6 +49,12 @@ def test_the_small_model_has_the_precision_of_its_file():
     assert (entry.precision, "Q4_1" in str(entry.weights), entry.stands_in) == ("int4", True, False)
 
 
+def test_an_entry_may_name_the_shape_of_its_replies(tmp_path):
+    entries = [read_catalog(catalog(tmp_path, ENTRY + line))[0] for line in ("", 'shape = "choices"')]
+    assert [entry.shape for entry in entries] == ["response", "choices"]
+    assert "shape" in complaint(catalog(tmp_path, ENTRY + 'shape = "anything"'))
+
+
 def test_the_default_catalog_marks_substitute_models():
     entries = read_catalog(DEFAULT_CATALOG)
     stand_ins = [entry for entry in entries if entry.stands_in]

@@ -5,9 +5,11 @@ import random
 
 import pytest
 
-from inference_server.text import tool_formats as tools
-from inference_server.text.grammar import GrammarError, Grammars
+from inference_server.text.grammar import GrammarError, Grammars, parsed_schema
 from inference_server.text.tool_calls import CallParser
+from inference_server.text.tool_formats import MARKERS, Tool
+from inference_server.text.tools.call_grammar import MAX_CALLS, ReplyForm, reply_grammar
+from tests.support.fakes import default_tokenizer
 from tests.support.tiny_models import sentencepiece_tokenizer
 
 SCHEMA = {
@@ -27,11 +29,18 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
+def byte_level():
+    """Return the default model's tokenizer and its grammars. The tiny one has no bytes of DeepSeek's markers."""
+    tokenizer = default_tokenizer()
+    return tokenizer, Grammars(tokenizer, vocab_size=len(tokenizer))
+
+
+@pytest.fixture(scope="module")
 def grammars(tokenizer):
     return Grammars(tokenizer, vocab_size=len(tokenizer))
 
 
-def drawn(constraint, tokenizer, seed, *, most=400):
+def drawn(constraint, tokenizer, seed, *, most=3000):
     """Return a reply of random allowed tokens, until an end token is drawn or only end tokens are allowed."""
     dice = random.Random(seed)
     ids = []
@@ -46,12 +55,12 @@ def drawn(constraint, tokenizer, seed, *, most=400):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_any_allowed_reply_fits_the_schema(grammars, tokenizer, seed):
-    reply = json.loads(drawn(grammars.json_schema(json.dumps(SCHEMA)), tokenizer, seed))
+    reply = json.loads(drawn(grammars.json_schema(SCHEMA), tokenizer, seed))
     assert len(reply["city"]) <= 5 and 1 <= reply["count"] <= 9
 
 
 def test_white_space_is_limited(grammars, tokenizer):
-    constraint = grammars.json_schema('{"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 1}')
+    constraint = grammars.json_schema({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 1})
     bracket, space = tokenizer.convert_tokens_to_ids(["<0x5B>", "<0x20>"])
     constraint.accept(bracket)
     for _ in range(20):
@@ -70,30 +79,97 @@ def test_white_space_is_limited(grammars, tokenizer):
 )
 def test_an_unsupported_keyword_is_named(grammars, schema, named):
     with pytest.raises(GrammarError, match=f"'{named}'"):
-        grammars.json_schema(json.dumps(schema))
+        grammars.json_schema(schema)
 
 
 def test_the_schema_true_allows_any_document(grammars, tokenizer):
-    assert grammars.json_schema("true").allowed().any()
+    assert grammars.json_schema(parsed_schema("true")).allowed().any()
 
 
 @pytest.mark.parametrize("schema", ["{", "[]", "false", '"string"', '{"type": "nothing"}', '{"$ref": "#/nowhere"}'])
 def test_an_invalid_schema_is_refused(grammars, schema):
     with pytest.raises(GrammarError):
-        grammars.json_schema(schema)
+        grammars.json_schema(parsed_schema(schema))
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama3", "mistral"])
-def test_a_forced_call_is_parsed_again(grammars, tokenizer, form):
-    offered = [tools.Tool("weather", "", SCHEMA), tools.Tool("clock", "", {})]
-    for seed in range(3):
-        text = drawn(grammars.lark(tools.call_grammar(form, offered[:1], grammars.literal)), tokenizer, seed)
-        parser = CallParser(form, ["weather"], random.Random(1))
-        calls = (*parser.push(text)[1], *parser.finish()[1])
-        assert json.loads(calls[0].arguments)["count"] >= 1
+ARGUMENTS = {
+    "type": "object",
+    "$defs": {"n": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "properties": {
+        "unit": {"enum": ["C", "F"]},
+        "city": {"type": "string", "maxLength": 5},
+        "zip": {"type": "string", "pattern": "^[0-9]{3}$"},
+        "count": {"$ref": "#/$defs/n"},
+        "ok": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 3}, "maxItems": 2},
+        "note": {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}]},
+    },
+    "required": ["city", "zip", "count"],
+    "additionalProperties": False,
+}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+OFFERED = [Tool("weather", "", ARGUMENTS), Tool('odd "name"', "", NOTHING)]
+
+
+def reply_to(byte_level, tool_format, form, seed, place):
+    """Return the text and calls of a reply of random allowed tokens, and whether it is complete."""
+    tokenizer, grammars = byte_level
+    constraint = grammars.lark(reply_grammar(tool_format, form, grammars.literal))
+    text = drawn(constraint, tokenizer, seed)
+    parser = CallParser(tool_format, form.tools, random.Random(1), place)
+    first, last = parser.push(text), parser.finish()
+    return first[0] + last[0], [*first[1], *last[1]]
+
+
+@pytest.mark.parametrize("form", MARKERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_forced_call_is_parsed_again_with_the_types_of_its_schema(byte_level, form, seed):
+    text, calls = reply_to(byte_level, form, ReplyForm(tools=OFFERED[:1]), seed, "only")
+    assert text == "" and 1 <= len(calls) <= MAX_CALLS
+    for call in calls:
+        given = json.loads(call.arguments)
+        assert 1 <= given["count"] <= 9 and len(given["city"]) <= 5 and len(given["zip"]) == 3
+        assert {"city", "count", "zip"} <= set(given) <= set(ARGUMENTS["properties"])
+        assert isinstance(given.get("ok", True), bool) and isinstance(given.get("tags", []), list)
+
+
+@pytest.mark.parametrize("form", MARKERS)
+def test_without_parallel_calls_a_forced_reply_is_one_call(byte_level, form):
+    wanted = ReplyForm(tools=OFFERED[1:], is_parallel=False)
+    text, (call,) = reply_to(byte_level, form, wanted, 1, "only")
+    assert (text, call.name) == ("", 'odd "name"')
+
+
+@pytest.mark.parametrize("form", set(MARKERS) - {"llama3"})
+def test_a_reply_is_a_document_or_calls(byte_level, form):
+    document = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
+    wanted = ReplyForm(tools=OFFERED[:1], beside="document", document=document)
+    kinds = set()
+    for seed in range(6):
+        text, calls = reply_to(byte_level, form, wanted, seed, "beginning")
+        kinds.add("calls" if calls else "document")
+        assert bool(text) != bool(calls)
+        assert not text or len(json.loads(text)) == 2
+    assert kinds
+
+
+@pytest.mark.parametrize("form", MARKERS)
+def test_free_text_may_end_with_calls_of_allowed_tools_alone(byte_level, form):
+    tokenizer, grammars = byte_level
+    markers = MARKERS[form]
+    wanted = ReplyForm(tools=OFFERED[:1], beside="text", is_parallel=False)
+    grammar = reply_grammar(form, wanted, grammars.literal)
+    calls = drawn(grammars.lark(reply_grammar(form, ReplyForm(tools=OFFERED[:1]), grammars.literal)), tokenizer, 1)
+    for before in ("",) if markers.is_optional else ("", "Let me < see. "):
+        constraint = grammars.lark(grammar)
+        for token_id in tokenizer.encode(before + calls.split("weather")[0], add_special_tokens=False):
+            assert constraint.allowed()[token_id]
+            constraint.accept(token_id)
+        named = [tokenizer.decode([token_id]) for token_id in constraint.allowed().nonzero()[0]]
+        assert named and all("weather".startswith(piece.strip()) or piece.startswith("weather") for piece in named)
 
 
 def test_references_within_a_tools_schema_point_into_it(grammars):
     parameters = {"$defs": {"n": {"type": "integer"}}, "properties": {"n": {"$ref": "#/$defs/n"}}}
-    text = tools.call_grammar("hermes", [tools.Tool("count", "", parameters)], grammars.literal)
+    text = reply_grammar("hermes", ReplyForm(tools=[Tool("count", "", parameters)]), grammars.literal)
     assert grammars.lark(text).allowed().any()

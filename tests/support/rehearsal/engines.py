@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_server.engine.native import build as native
-from inference_server.generation import SamplingParams
+from inference_server.generation import LogitBias, SamplingParams
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
@@ -19,6 +19,7 @@ SAMPLINGS = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.9},
     "top_k and top_p": {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+    "min_p and bias": {"temperature": 2.0, "min_p": 0.1, "logit_bias": LogitBias.of({259: -100.0, 300: 4.5})},
     "penalties and logprobs": {
         "temperature": 0.7,
         "repetition_penalty": 1.2,

@@ -4,8 +4,9 @@ import dataclasses
 from types import SimpleNamespace
 
 from inference_server.attention.kv_cache import NUM_SCRATCH_BLOCKS
-from inference_server.engine.native.block_pool import BlockPool
-from inference_server.engine.native.scheduler import Policy, Scheduler
+from inference_server.engine.native.scheduling.block_pool import BlockPool
+from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.native.stepper import Stepper
 from inference_server.engine.sequence import Sequence
 from inference_server.generation import Completed, Delta, GenerationRequest, SamplingParams

@@ -3,7 +3,7 @@
 import pytest
 
 from inference_server.attention.kv_cache import SCRATCH_BLOCK
-from inference_server.engine.native.block_pool import BlockPool
+from inference_server.engine.native.scheduling.block_pool import BlockPool
 from inference_server.engine.prefix_keys import BlockKeys
 
 

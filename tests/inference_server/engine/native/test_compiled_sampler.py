@@ -9,7 +9,7 @@ from inference_server.engine.native import sampler as sampling
 from inference_server.engine.native.gumbel import gumbel, key, uniform_of_all
 from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.sampler import NotFinite, Row, sample
-from inference_server.generation import SamplingParams
+from inference_server.generation import LogitBias, SamplingParams
 from inference_server.kernels.isa import choice
 from inference_server.kernels.jit import kernel as registry
 from inference_server.kernels.jit.kernel import kernel as compiled
@@ -17,6 +17,7 @@ from inference_server.kernels.sampling import calls
 
 CPU = torch.device("cpu")
 EVERY_SET = pytest.mark.parametrize("isa", choice.available(), ids=lambda isa: isa.name)
+BANNED = LogitBias.of(dict.fromkeys(range(3, 30), -100.0) | {0: 2.0, 63: 100.0})
 VARIED = [
     {"temperature": 0.0},
     {"temperature": 1.0},
@@ -31,7 +32,15 @@ VARIED = [
     {"temperature": 1.3, "top_k": 200, "top_p": 0.8},
     {"temperature": 1.0, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.5},
     {"temperature": 0.0, "repetition_penalty": 0.7, "frequency_penalty": -0.3},
+    {"temperature": 1.2, "min_p": 0.05},
+    {"temperature": 5.0, "min_p": 1e-6, "top_p": 0.9},
+    {"temperature": 5.0, "min_p": 0.4, "top_k": 60},
+    {"temperature": 3.0, "min_p": 1.0, "top_k": 2, "top_p": 0.5},
+    {"temperature": 0.0, "min_p": 0.5, "logit_bias": LogitBias.of({8: 20.0, 40: -100.0})},
+    {"temperature": 1.0, "logit_bias": LogitBias.of({n: n % 7 - 3.5 for n in range(0, 60, 2)})},
+    {"temperature": 2.0, "min_p": 0.1, "repetition_penalty": 1.5, "frequency_penalty": 0.2, "logit_bias": BANNED},
 ]
+NUM_ROWS = 2 * len(VARIED)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +68,7 @@ def logits_of(num_rows, vocab_size, *, is_rounded=False):
     return logits.bfloat16().float() if is_rounded else logits
 
 
-def varied_rows(vocab_size, count=26, **params):
+def varied_rows(vocab_size, count=NUM_ROWS, **params):
     rows = []
     for index in range(count):
         varied = VARIED[index % len(VARIED)] | params
@@ -77,7 +86,7 @@ def tokens(samples):
 @pytest.mark.parametrize("vocab_size", [64, 1001, 8192])
 @pytest.mark.parametrize("is_rounded", [False, True], ids=["float32", "rounded to bfloat16"])
 def test_tokens_and_changed_logits_are_those_of_torch(isa, vocab_size, is_rounded, use):
-    rows, logits = varied_rows(vocab_size), logits_of(26, vocab_size, is_rounded=is_rounded)
+    rows, logits = varied_rows(vocab_size), logits_of(NUM_ROWS, vocab_size, is_rounded=is_rounded)
     use(None)
     expected = logits.clone()
     wanted = tokens(sample(expected, rows))
@@ -88,7 +97,7 @@ def test_tokens_and_changed_logits_are_those_of_torch(isa, vocab_size, is_rounde
 
 @EVERY_SET
 def test_log_probabilities_are_those_of_torch(isa, use):
-    rows, logits = varied_rows(1001, logprobs=6), logits_of(26, 1001)
+    rows, logits = varied_rows(1001, logprobs=6), logits_of(NUM_ROWS, 1001)
     logits[3, 5:] = -math.inf  # fewer than six tokens are left
     use(None)
     wanted = sample(logits.clone(), rows)
@@ -167,7 +176,7 @@ def test_every_kind_of_row_ends_if_no_logit_is_finite(use):
     use(choice.available()[0])
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(NotFinite):
-            sample(torch.full((26, 100), bad), varied_rows(100))
+            sample(torch.full((NUM_ROWS, 100), bad), varied_rows(100))
 
 
 def test_without_kernels_torch_samples(monkeypatch):

@@ -17,7 +17,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 WEATHER = pb.Tool(name="weather", description="Returns the weather", parameters=json.dumps(SCHEMA))
-CLOCK = pb.Tool(name="clock")
+CLOCK = pb.Tool(name="clock", parameters='{"properties": {}, "additionalProperties": false}')
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -36,11 +36,16 @@ def json_request(schema=SCHEMA, **sampling):
     return request
 
 
-def tool_request(*tools, choice=pb.TOOL_CHOICE_REQUIRED, name="", **sampling):
+def tool_request(*tools, choice=pb.TOOL_CHOICE_REQUIRED, name="", allowed=(), parallel=None, schema=None, **sampling):
     request = chat(**{"temperature": 2.0, "seed": 1, **sampling})
     request.chat.tools.extend(tools)
     request.chat.tool_choice = choice
     request.chat.tool_name = name
+    request.chat.allowed_tools.extend(allowed)
+    if parallel is not None:
+        request.chat.parallel_tool_calls = parallel
+    if schema is not None:
+        request.response_format.json_schema = json.dumps(schema)
     return request
 
 
@@ -99,12 +104,56 @@ async def test_log_probabilities_ignore_the_constraint(running):
     assert len(tops) == 3 and all(top > -10 for top in tops)
 
 
-@pytest.mark.parametrize("name", ["", "weather"])
-async def test_a_required_call_fits_its_tool(running, name):
-    text, calls, completed = await reply(running, tool_request(WEATHER, CLOCK, name=name))
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"parallel": False}, {"weather", "clock"}),
+        ({"name": "weather"}, {"weather"}),
+        ({"name": "weather", "allowed": ["weather"]}, {"weather"}),
+        ({"allowed": ["weather"], "parallel": False}, {"weather"}),
+    ],
+)
+async def test_a_required_call_is_one_call_of_an_allowed_tool(running, fields, names):
+    text, calls, completed = await reply(running, tool_request(WEATHER, CLOCK, **fields))
     assert (text, len(calls), completed.finish_reason) == ("", 1, pb.FINISH_REASON_TOOL_CALLS)
-    assert calls[0].name in ((name,) if name else ("weather", "clock")) and len(calls[0].id) == 9
+    assert calls[0].name in names and len(calls[0].id) == 9
     assert isinstance(json.loads(calls[0].arguments), dict)
+
+
+async def test_a_required_reply_may_have_several_calls_but_not_for_ever(running):
+    replies = [await reply(running, tool_request(WEATHER, seed=seed)) for seed in range(1, 6)]
+    assert all(text == "" and 1 <= len(calls) <= 8 for text, calls, _ in replies)
+    assert any(len(calls) > 1 for _, calls, _ in replies)
+
+
+@pytest.mark.parametrize("choice", [pb.TOOL_CHOICE_REQUIRED, pb.TOOL_CHOICE_AUTO])
+@pytest.mark.parametrize("length", [1, 2, 5, 15])
+async def test_a_cut_call_is_no_text(running, choice, length):
+    schema = SCHEMA if choice == pb.TOOL_CHOICE_AUTO else None
+    request = tool_request(WEATHER, choice=choice, max_tokens=length, schema=schema)
+    text, calls, completed = await reply(running, request)
+    assert "<" not in text and not calls
+    assert completed.finish_reason == pb.FINISH_REASON_LENGTH and completed.usage.completion_tokens == length
+
+
+async def test_tools_and_a_schema_give_calls_or_a_document(running):
+    outcomes = set()
+    for seed in range(1, 13):
+        request = tool_request(WEATHER, choice=pb.TOOL_CHOICE_AUTO, schema=SCHEMA, parallel=False, seed=seed)
+        text, calls, completed = await reply(running, request)
+        is_call = completed.finish_reason == pb.FINISH_REASON_TOOL_CALLS
+        assert bool(text) is not is_call and len(calls) == is_call
+        assert set(json.loads(calls[0].arguments if is_call else text)) == {"a", "b"}
+        outcomes.add(is_call)
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize(("choice", "is_call"), [(pb.TOOL_CHOICE_REQUIRED, True), (pb.TOOL_CHOICE_NONE, False)])
+async def test_the_tool_choice_decides_between_calls_and_the_document(running, choice, is_call):
+    for seed in range(1, 4):
+        request = tool_request(WEATHER, choice=choice, schema=SCHEMA, parallel=False, seed=seed)
+        text, calls, _ = await reply(running, request)
+        assert (bool(calls), bool(text)) == (is_call, not is_call)
 
 
 async def test_without_a_required_call_the_model_may_answer_with_text(running):
@@ -153,6 +202,10 @@ async def test_a_schema_that_cannot_be_enforced_is_refused(running, schema, fiel
         (tool_request(pb.Tool(name="x", parameters="[]")), "chat.tools[0].parameters"),
         (tool_request(CLOCK, name="weather"), "chat.tool_name"),
         (tool_request(CLOCK, choice=pb.TOOL_CHOICE_AUTO, name="clock"), "chat.tool_name"),
+        (tool_request(CLOCK, allowed=["clock", "weather"]), "chat.allowed_tools[1]"),
+        (tool_request(CLOCK, allowed=["weather"], choice=pb.TOOL_CHOICE_NONE), "chat.allowed_tools[0]"),
+        (tool_request(CLOCK, WEATHER, allowed=["clock"], name="weather"), "chat.tool_name"),
+        (tool_request(CLOCK, allowed=["clock"] * 129), "chat.allowed_tools"),
     ],
 )
 async def test_wrong_tools_are_named(running, request_, field):
@@ -161,11 +214,13 @@ async def test_wrong_tools_are_named(running, request_, field):
     assert [violation.field for violation in details(error)["BadRequest"].field_violations] == [field]
 
 
-async def test_a_schema_and_a_required_call_exclude_each_other(running):
-    request = tool_request(CLOCK)
-    request.response_format.json_object = True
-    error = await refusal(running, request)
-    assert details(error)["BadRequest"].field_violations[0].field == "response_format"
+async def test_all_tools_are_shown_though_only_some_are_allowed(running):
+    counts = []
+    for allowed in ((), ("clock",)):
+        request = tool_request(WEATHER, CLOCK, allowed=allowed)
+        counted = await running.stub.CountTokens(pb.CountTokensRequest(model=request.model, chat=request.chat))
+        counts.append(counted.prompt_tokens)
+    assert counts[0] == counts[1]
 
 
 async def test_a_reply_that_cannot_fit_is_refused_with_the_numbers(running):

@@ -11,7 +11,7 @@ from inference_server.engine.native.gumbel import Keys, key
 from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.readback import StepBuffers
 from inference_server.engine.native.sampler import Row, sample
-from inference_server.generation import SamplingParams
+from inference_server.generation import LogitBias, SamplingParams
 from tests.inference_server.engine.native.test_sampler import VARIED, VOCAB_SIZE, logits_of
 
 CPU = torch.device("cpu")
@@ -46,6 +46,8 @@ def on_host(logits, rows):
         pytest.param([VARIED[1], VARIED[2]] * 8, id="whole vocabulary"),
         pytest.param([VARIED[3], VARIED[5]] * 8, id="narrowed"),
         pytest.param([VARIED[8], {"temperature": 0.0, "frequency_penalty": 2.0}] * 8, id="penalised"),
+        pytest.param([VARIED[9], VARIED[10], {"temperature": 1.0, "min_p": 1.0}] * 5, id="min_p"),
+        pytest.param([VARIED[11], {"temperature": 0.0, "logit_bias": LogitBias.of({5: 30.0})}] * 8, id="biased"),
     ],
 )
 def test_the_tokens_equal_those_of_the_host(params, spread):

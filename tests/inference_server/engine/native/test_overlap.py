@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.native.engine import Engine
-from inference_server.engine.native.scheduler import Policy
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.errors import ServerStopping
 from inference_server.generation import Delta, FinishReason, SamplingParams
 from inference_server.text.detokenizer import reply_text

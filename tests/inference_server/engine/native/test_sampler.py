@@ -9,7 +9,7 @@ from inference_server.engine.native import sampler as sampling
 from inference_server.engine.native.gumbel import gumbel
 from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.sampler import NotFinite, Row, sample
-from inference_server.generation import SamplingParams
+from inference_server.generation import LogitBias, SamplingParams
 from tests.inference_server.engine.native.random_numbers import VOCAB_SIZE, excess, noise
 
 
@@ -58,13 +58,17 @@ VARIED = [
     {"temperature": 5.0, "top_p": 0.99},
     {"temperature": 2.0, "top_k": 300, "top_p": 0.9},
     {"temperature": 3.0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"temperature": 3.0, "min_p": 0.05},
+    {"temperature": 5.0, "min_p": 1e-4, "top_k": 300, "top_p": 0.95},
+    {"temperature": 3.0, "presence_penalty": 0.5, "logit_bias": LogitBias.of({n: -100.0 for n in range(0, 900, 3)})},
 ]
 
 
 def varied_rows():
     state = PenaltyState(range(50), VOCAB_SIZE, torch.device("cpu"))
-    return [row(seed=i % 9, position=i, penalties=state if "presence_penalty" in VARIED[i % 9] else None, **VARIED[i % 9])
-            for i in range(36)]  # fmt: skip
+    params = [VARIED[i % len(VARIED)] for i in range(36)]
+    return [row(seed=i % 9, position=i, penalties=state if "presence_penalty" in param else None, **param)
+            for i, param in enumerate(params)]  # fmt: skip
 
 
 def test_a_row_gets_the_same_token_alone_and_in_a_batch():
@@ -184,6 +188,42 @@ def test_top_k_and_top_p_preserve_the_ratios_of_kept_tokens():
     assert both.tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.05)
 
 
+def test_min_p_keeps_the_tokens_that_are_likely_enough_after_temperature():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None]
+    assert frequencies(logits, temperature=1.0, min_p=0.3).tolist() == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.05)
+    # At temperature 2 the ratios are square roots: 1, 0.87, 0.71, 0.5.
+    assert frequencies(logits, temperature=2.0, min_p=0.6).nonzero().flatten().tolist() == [0, 1, 2]
+    assert frequencies(logits, temperature=2.0, min_p=0.4).nonzero().flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_top_p_refers_to_the_tokens_that_min_p_leaves():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None]
+    shares = frequencies(logits, temperature=1.0, min_p=0.7, top_p=0.5)  # of 4/7 and 3/7
+    assert shares.tolist() == [1.0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("min_p", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("narrowed", [{}, {"top_k": 300}, {"top_p": 0.999}], ids=str)
+def test_min_p_leaves_the_tokens_of_a_draw_without_it(min_p, narrowed):
+    logits = logits_of(200)
+    floor = logits.amax(-1) + 2.0 * math.log(min_p)
+    free, held = (
+        tokens(logits, [row(seed=seed, temperature=2.0, **narrowed, **params) for seed in range(200)])
+        for params in ({}, {"min_p": min_p})
+    )
+    kept = [logits[n, token] >= floor[n] for n, token in enumerate(free)]
+    assert all(logits[n, token] >= floor[n] for n, token in enumerate(held))
+    if not narrowed.get("top_p"):  # a smaller mass moves the limit of top_p
+        assert [b for b, keep in zip(held, kept, strict=True) if keep] == [
+            a for a, keep in zip(free, kept, strict=True) if keep
+        ]
+
+
+def test_greedy_ignores_min_p():
+    logits = logits_of(16)
+    assert tokens(logits, [row(temperature=0.0, min_p=1.0) for _ in range(16)]) == logits.argmax(-1).tolist()
+
+
 def test_a_lower_temperature_sharpens():
     logits = logits_of(1, 50, spread=1.0)
     shares = [frequencies(logits, 500, temperature=t)[logits.argmax()].item() for t in (0.1, 0.6, 1.0, 5.0)]
@@ -283,6 +323,45 @@ def test_the_smallest_repetition_penalty_still_draws_a_likely_token(narrowed):
     rows = [row(seed=s, repetition_penalty=1e-38, penalties=penalty_state(likely, []), **narrowed) for s in range(20)]
     drawn = tokens(logits.expand(20, -1), rows)
     assert set(drawn) <= set(likely)
+
+
+# Bias.
+
+
+def test_a_bias_is_added_before_the_penalties():
+    logits = torch.tensor([[1.0, -2.0, 3.0]])
+    bias = LogitBias.of({0: 2.0, 1: 4.0})
+    sample(logits, [row(repetition_penalty=2.0, logit_bias=bias, penalties=penalty_state([0, 1], [], 3))])
+    assert logits.tolist() == [[1.5, 1.0, 3.0]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 5.0])
+def test_a_bias_excludes_tokens_or_selects_one(temperature):
+    logits = logits_of(100)
+    likely = logits.topk(50).indices.tolist()
+    rows = [row(seed=n, temperature=temperature, logit_bias=LogitBias.of(dict.fromkeys(likely[n], -100.0)))
+            for n in range(100)]  # fmt: skip
+    assert all(token not in excluded for token, excluded in zip(tokens(logits, rows), likely, strict=True))
+    (chosen,) = set(
+        tokens(logits, [row(seed=n, temperature=0.7, logit_bias=LogitBias.of({7: 100.0})) for n in range(100)])
+    )
+    assert chosen == 7
+
+
+def test_a_bias_changes_its_own_row_alone():
+    logits = logits_of(3)
+    before = logits.clone()
+    sample(logits, [row(), row(logit_bias=LogitBias.of({5: 1.5})), row()])
+    before[1, 5] += 1.5
+    assert torch.equal(logits, before)
+
+
+def test_a_token_that_a_grammar_needs_is_chosen_even_if_a_bias_excludes_it():
+    allowed = torch.zeros(VOCAB_SIZE, dtype=torch.uint8)
+    allowed[[3, 9]] = 1
+    params = SamplingParams(seed=1, temperature=1.0, logit_bias=LogitBias.of({3: -100.0, 9: -100.0}))
+    (chosen,) = sample(logits_of(1), [Row(params, 4, None, allowed)])
+    assert chosen.token_id in (3, 9)
 
 
 # Logits that are not finite.

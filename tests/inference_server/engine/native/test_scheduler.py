@@ -2,9 +2,9 @@
 
 import pytest
 
-from inference_server.engine.native.block_pool import BlockPool
-from inference_server.engine.native.scheduler import Policy, Scheduler
-from inference_server.engine.native.step_plan import StepPlan
+from inference_server.engine.native.scheduling.block_pool import BlockPool
+from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.engine.native.scheduling.step_plan import Policy, StepPlan
 from tests.support.fakes import sequence
 
 
@@ -15,6 +15,7 @@ def scheduler(
     num_blocks=100,
     block_size=4,
     idle_chunk_tokens=None,
+    max_unused_blocks=None,
     **policy,
 ):
     policy = Policy(
@@ -23,7 +24,8 @@ def scheduler(
         idle_chunk_tokens=idle_chunk_tokens or prefill_chunk_tokens,
         **policy,
     )
-    scheduler = Scheduler(BlockPool(num_blocks=num_blocks, block_size=block_size), policy)
+    pool = BlockPool(num_blocks=num_blocks, block_size=block_size, max_unused_blocks=max_unused_blocks)
+    scheduler = Scheduler(pool, policy)
     for seq in waiting:
         scheduler.add(seq)
     return scheduler
@@ -74,7 +76,8 @@ def test_no_block_is_given_to_two_sequences():
 
 def test_the_prefill_budget_is_shared_in_the_order_of_admission():
     queue = scheduler(
-        prefill_chunk_tokens=10, waiting=[sequence(4, name="a"), sequence(3, name="b"), sequence(9, name="c")]
+        prefill_chunk_tokens=10,
+        waiting=[sequence(4, name="a"), sequence(3, name="b"), sequence(9, name="c", start=50)],
     )
     step = queue.schedule()
     assert chunks(step) == [("a", 0, 4), ("b", 0, 3), ("c", 0, 3)]

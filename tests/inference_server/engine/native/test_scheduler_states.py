@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from inference_server.attention.kv_cache import SCRATCH_BLOCK
-from inference_server.engine.native.block_pool import BlockPool
-from inference_server.engine.native.scheduler import Policy, Scheduler
+from inference_server.engine.native.scheduling.block_pool import BlockPool
+from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.sequence import Sequence
 from tests.inference_server.engine.native.test_scheduler import compute
 from tests.support.fakes import sequence
@@ -26,14 +27,24 @@ class SchedulerStates(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_unused_blocks=NUM_BLOCKS // 2)
         policy = Policy(
-            max_running_seqs=MAX_RUNNING, prefill_chunk_tokens=5, idle_chunk_tokens=10, max_account_seqs=MAX_OF_ACCOUNT
+            max_running_seqs=MAX_RUNNING,
+            prefill_chunk_tokens=5,
+            idle_chunk_tokens=10,
+            max_account_seqs=MAX_OF_ACCOUNT,
+            max_batch_seqs=MAX_RUNNING - 1,
         )
         self.scheduler = Scheduler(self.pool, policy)
         self.alive: list[Sequence] = []
 
-    @rule(target=seqs, length=st.integers(1, 20), start=st.sampled_from((0, 0, 100)), account=st.sampled_from("ab"))
-    def add(self, length: int, start: int, account: str) -> Sequence:
-        seq = sequence(length, start=start, account=account)
+    @rule(
+        target=seqs,
+        length=st.integers(1, 20),
+        start=st.sampled_from((0, 0, 100)),
+        account=st.sampled_from("ab"),
+        is_batch=st.booleans(),
+    )
+    def add(self, length: int, start: int, account: str, is_batch: bool) -> Sequence:
+        seq = sequence(length, start=start, account=account, is_batch=is_batch)
         self.scheduler.add(seq)
         self.alive.append(seq)
         return seq
@@ -46,6 +57,7 @@ class SchedulerStates(RuleBasedStateMachine):
         # Every computed token has a block.
         for seq in step.decode:
             assert seq.num_computed + 1 <= len(seq.block_ids) * BLOCK_SIZE
+        assert step.num_tokens or not self.scheduler.running  # no sequence waits for another one forever
         for chunk in step.prefill:
             assert chunk.start == chunk.seq.num_computed < chunk.end <= len(chunk.seq.block_ids) * BLOCK_SIZE
         compute(self.scheduler, step)

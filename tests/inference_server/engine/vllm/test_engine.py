@@ -22,6 +22,7 @@ from inference_server.generation import (
     FinishReason,
     GenerationRequest,
     Grammar,
+    LogitBias,
     SamplingParams,
     Started,
 )
@@ -108,6 +109,10 @@ def test_sampling_becomes_vllms_parameters():
     assert (arguments["temperature"], arguments["top_k"], arguments["repetition_penalty"]) == (0.0, 0, 1.5)
     assert (arguments["stop_token_ids"], arguments["logprobs"], arguments["max_tokens"]) == ([END, 9], 0, 4)
     assert sampling_arguments(request(sampling={"ignore_eos": True}), {END})["stop_token_ids"] == []
+    assert (arguments["min_p"], arguments["logit_bias"]) == (0.0, None)
+    sampling = {"min_p": 0.25, "logit_bias": LogitBias.of({9: 1.5, 4: -100.0})}
+    arguments = sampling_arguments(request(sampling=sampling), {END})
+    assert (arguments["min_p"], arguments["logit_bias"]) == (0.25, {4: -1e9, 9: 1.5})
 
 
 def test_a_temperature_that_vllm_does_not_support_is_refused():
@@ -136,6 +141,7 @@ class Letters:
     """A TextStream in which each token is a letter."""
 
     stop_string = None
+    num_reasoning_tokens = 0
 
     def push(self, token_id):
         return chr(ord("a") + token_id)

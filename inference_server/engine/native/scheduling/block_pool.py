@@ -45,6 +45,11 @@ class BlockPool:
         """Blocks that `allocate` can return."""
         return len(self._free) + len(self._unused) + self._end - self._next_fresh
 
+    @property
+    def has_prefix_cache(self) -> bool:
+        """True if full blocks are registered for later prompts."""
+        return self._max_unused > 0
+
     def blocks_for(self, num_tokens: int) -> int:
         """Return the number of blocks that `num_tokens` tokens need."""
         return -(-num_tokens // self.block_size)

@@ -1,42 +1,30 @@
 """Plans each step: which sequences run, in which blocks, and how many prompt tokens are prefilled.
 
 A sequence waits, then runs until it is finished. A step decodes one token of every running sequence with a complete prompt,
-and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted: it goes to the head
-of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
-together for some time. This module works with token counts only and does not depend on text, tensors or gRPC.
+and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted: it goes to the
+head of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
+together for some time.
+
+Batch requests use what interactive requests leave: few of their sequences run together, with small chunks of their
+prompts. They pause while an interactive prompt is computed, and are preempted first, also for a slot.
+
+Prompts with the same beginning are computed once, also if they arrive together (prompt_sharing.py). This module works with
+token counts only and does not depend on text, tensors or gRPC.
 """
 
-from collections import Counter
-from dataclasses import dataclass
-
-from inference_server.engine.fair_queue import FairQueue
-from inference_server.engine.native.block_pool import BlockPool
-from inference_server.engine.native.step_plan import PrefillChunk, StepPlan
+from inference_server.engine.native.scheduling.block_pool import BlockPool
+from inference_server.engine.native.scheduling.prompt_sharing import PromptSharing
+from inference_server.engine.native.scheduling.step_plan import (
+    Policy,
+    PrefillChunk,
+    StepPlan,
+    batch_budget,
+    prefill_budget,
+    prefill_chunks,
+)
 from inference_server.engine.prefix_keys import BlockKeys
 from inference_server.engine.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """Limits and modes of the scheduler.
-
-    Attributes:
-        max_running_seqs: Sequences that run together.
-        prefill_chunk_tokens: Prompt tokens of a step while most running sequences decode.
-        idle_chunk_tokens: Prompt tokens per step while no sequence decodes. May be larger than prefill_chunk_tokens,
-            because no decoding sequence is delayed.
-        batch_invariant: The results of a sequence do not depend on the other requests in the batch.
-        scope_by_account: An account cannot reuse the prefix cache of another account.
-        max_account_seqs: Sequences of one account that run together; None: any number.
-    """
-
-    max_running_seqs: int
-    prefill_chunk_tokens: int
-    idle_chunk_tokens: int
-    batch_invariant: bool = False
-    scope_by_account: bool = False
-    max_account_seqs: int | None = None
-
+from inference_server.engine.wait_queue import RunningCounts, WaitQueue
 
 # Number of steps with enough memory after which one more sequence may run.
 _STEPS_TO_RECOVER = 64
@@ -58,7 +46,7 @@ class Scheduler:
 
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
         """Create a scheduler without sequences. The scheduler must be the only user of `pool`."""
-        self.waiting = FairQueue()
+        self.waiting = WaitQueue(max_account_seqs=policy.max_account_seqs, max_batch_seqs=policy.max_batch_seqs)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_queried_tokens = 0
@@ -68,6 +56,7 @@ class Scheduler:
         self.num_changes = 0
         self._calm_steps = 0
         self._pool = pool
+        self._sharing = PromptSharing(pool, policy)
         self._policy = policy
 
     @property
@@ -116,8 +105,14 @@ class Scheduler:
         self._recover()
         self._allocate_next_blocks()
         admitted = self._admit()
-        decode = [seq for seq in self.running if not seq.is_prefilling]
-        return StepPlan(admitted, self._prefill_chunks(len(decode)), decode)
+        prefilling: list[Sequence] = []
+        decoding: list[Sequence] = []
+        for seq in self.running:
+            (prefilling if seq.is_prefilling else decoding).append(seq)
+        if interactive := [seq for seq in prefilling if not seq.request.is_batch]:
+            prefilling = interactive
+            decoding = [seq for seq in decoding if not seq.request.is_batch]
+        return StepPlan(admitted, self._prefill_chunks(prefilling, decoding), decoding)
 
     def may_continue(self) -> bool:
         """Return True if the running batch can continue unchanged, because no waiting sequence can be admitted.
@@ -125,13 +120,15 @@ class Scheduler:
         Like `schedule`, each call counts as one step of the recovery of `max_running`.
         """
         self._recover()
-        if not self.waiting or len(self.running) >= self.max_running:
+        if not self.waiting:
             return True
-        seq = self._next_waiting(Counter(seq.request.account for seq in self.running))
-        if seq is None or not self._allocate(seq):
+        seq = self.waiting.peek(RunningCounts(self.running))
+        if seq is None:
             return True
-        self._free(seq)
-        return False
+        if len(self.running) < self.max_running and self._allocate(seq):
+            self._free(seq)
+            return False
+        return self._victim_for(seq) is None
 
     def extend(self, seqs: list[Sequence]) -> bool:
         """Give one more block to each running sequence in `seqs`. Returns False, without a change, if too few are free."""
@@ -170,6 +167,8 @@ class Scheduler:
             keys = seq.block_keys.get(seq.token_ids, num_computed // size)
             for index in range(before // size, num_computed // size):
                 self._pool.register(seq.block_ids[index], keys[index])
+        if before < seq.prefill_end <= num_computed:
+            self._sharing.end(seq)
 
     def decoded(self, seqs: list[Sequence]) -> None:
         """Record that the keys and values of one more token of each sequence are in the cache."""
@@ -185,11 +184,11 @@ class Scheduler:
         return not self._policy.batch_invariant or seq.num_computed <= seq.num_prompt_tokens
 
     def _allocate_next_blocks(self) -> None:
-        """Give every decoding sequence a block for its next token. Preempts the sequences admitted last if necessary."""
+        """Give every decoding sequence a block for its next token. Preempts other sequences if necessary."""
         for seq in list(self.running):
             if seq in self.running and not seq.is_prefilling:
                 while not self._has_next_block(seq):
-                    victim = self.running[-1]
+                    victim = self._last_batch_seq() or self.running[-1]
                     self._preempt(victim)
                     if victim is seq:
                         break
@@ -212,21 +211,27 @@ class Scheduler:
         self.num_changes += 1
 
     def _free(self, seq: Sequence) -> None:
+        self._sharing.end(seq)
         self._pool.release(seq.block_ids)
         seq.block_ids = []
         seq.num_computed = 0
 
     def _admit(self) -> list[Sequence]:
         admitted: list[Sequence] = []
-        by_account = Counter(seq.request.account for seq in self.running)
-        while len(self.running) < self.max_running:
-            seq = self._next_waiting(by_account)
-            if seq is None or not self._allocate(seq):
-                break
+        if not self.waiting:
+            return admitted
+        counts = RunningCounts(self.running)
+        while (seq := self.waiting.peek(counts)) is not None:
+            if len(self.running) >= self.max_running or not self._allocate(seq):
+                if (victim := self._victim_for(seq)) is None:
+                    break
+                self._preempt(victim)
+                counts.change(victim, -1)
+                continue
             self.waiting.pop(seq)
             self.running.append(seq)
             self.num_changes += 1
-            by_account[seq.request.account] += 1
+            counts.change(seq, 1)
             if seq.admitted is None:
                 self.num_admitted += 1
                 self.num_queried_tokens += seq.num_prompt_tokens
@@ -235,12 +240,24 @@ class Scheduler:
             admitted.append(seq)
         return admitted
 
-    def _next_waiting(self, by_account: Counter[str]) -> Sequence | None:
-        return self.waiting.peek(by_account, self._policy.max_account_seqs)
+    def _victim_for(self, seq: Sequence) -> Sequence | None:
+        """Return the sequence to preempt so that a waiting sequence gets a slot and blocks, or None."""
+        if seq.request.is_batch or self._policy.batch_invariant:
+            return None
+        batch = [other for other in self.running if other.request.is_batch]
+        if not batch:
+            return None
+        num_blocks = self._pool.blocks_for(len(seq.token_ids)) + len(self.running) - len(batch)
+        num_available = self._pool.num_available + sum(len(other.block_ids) for other in batch)
+        num_available += len(self._sharing.cached(seq))
+        return batch[-1] if num_blocks <= num_available else None
+
+    def _last_batch_seq(self) -> Sequence | None:
+        return next((seq for seq in reversed(self.running) if seq.request.is_batch), None)
 
     def _allocate(self, seq: Sequence) -> bool:
         """Give a sequence the blocks of its tokens, the first ones from the prefix cache. Returns False if too few are free."""
-        found = self._find_prefix(seq)
+        found = self._sharing.cached(seq)
         self._pool.share(found)
         blocks = self._pool.allocate(self._pool.blocks_for(self._num_tokens_reserved(seq)) - len(found))
         # Running sequences need further blocks. Unless one is reserved for each, this sequence would soon be preempted.
@@ -253,6 +270,7 @@ class Scheduler:
         if not seq.num_completion_tokens:
             seq.num_cached_tokens = seq.num_computed
         seq.prefill_end = len(seq.token_ids)
+        self._sharing.start(seq)
         return True
 
     def _num_tokens_reserved(self, seq: Sequence) -> int:
@@ -260,42 +278,21 @@ class Scheduler:
             return seq.num_prompt_tokens + seq.request.max_tokens
         return len(seq.token_ids)
 
-    def _find_prefix(self, seq: Sequence) -> list[int]:
-        # The last token is always computed, because its logits are needed.
-        size = self._pool.block_size
-        found = self._pool.match(seq.block_keys.get(seq.token_ids, (len(seq.token_ids) - 1) // size))
-        if self._policy.batch_invariant:
-            # Further chunks must begin at the same positions as without the cache.
-            chunk = max(size, self._policy.prefill_chunk_tokens // size * size)
-            found = found[: len(found) * size // chunk * chunk // size]
-        return found
+    def _prefill_chunks(self, prefilling: list[Sequence], decoding: list[Sequence]) -> list[PrefillChunk]:
+        if not prefilling:
+            return []
+        if prefilling[0].request.is_batch:
+            budget = batch_budget(self._policy, sum(seq.request.is_batch for seq in decoding))
+        else:
+            is_smallest = self.max_running < self._policy.max_running_seqs
+            budget = prefill_budget(self._policy, len(prefilling), len(decoding), is_smallest=is_smallest)
+        ready = (seq for seq in prefilling if self._is_ready(seq))
+        return prefill_chunks(self._policy, self._pool.block_size, ready, budget)
 
-    def _prefill_budget(self, num_decoding: int) -> int:
-        """Return the number of prompt tokens of a step. It grows with the share of running sequences that prefill.
-
-        Prompt tokens delay the sequences that decode. The result is a multiple of the smallest chunk, because a partial
-        chunk takes as long as a whole one.
-        """
-        policy = self._policy
-        least, most = policy.prefill_chunk_tokens, policy.idle_chunk_tokens
-        if policy.batch_invariant or self.max_running < policy.max_running_seqs:
-            return least
-        share = 1 - num_decoding / max(1, len(self.running))
-        return least + int((most - least) * share * share) // least * least
-
-    def _prefill_chunks(self, num_decoding: int) -> list[PrefillChunk]:
-        budget = self._prefill_budget(num_decoding)
-        chunks = []
-        for seq in self.running:
-            if budget > 0 and seq.is_prefilling:
-                end = min(seq.prefill_end, self._chunk_end(seq.num_computed, budget))
-                budget -= end - seq.num_computed
-                chunks.append(PrefillChunk(seq, seq.num_computed, end))
-        return chunks
-
-    def _chunk_end(self, start: int, budget: int) -> int:
-        if not self._policy.batch_invariant:
-            return start + budget
-        size = self._pool.block_size
-        chunk = max(size, self._policy.prefill_chunk_tokens // size * size)
-        return (start // chunk + 1) * chunk
+    def _is_ready(self, seq: Sequence) -> bool:
+        """Take the blocks that other prompts have filled. Returns False if a sequence must wait for further ones."""
+        if num_tokens := self._sharing.take(seq):
+            if not seq.num_completion_tokens:
+                seq.num_cached_tokens += num_tokens
+                self.num_hit_tokens += num_tokens
+        return self._sharing.may_go_on(seq)

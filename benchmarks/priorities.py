@@ -1,0 +1,190 @@
+"""`python -m benchmarks.priorities`: measures the first tokens of interactive requests beside a running batch.
+
+Client and server use gRPC. In turn, interactive requests arrive without other requests, and beside a batch of requests of
+priority BATCH. Each round has both, because the speed of a shared machine changes by the minute.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from benchmarks import machine
+from benchmarks.load.workload import Workload
+from benchmarks.peers.tailrace import one_entry_catalog
+from benchmarks.processes import LOGS, Child, PeerFailed, free_port
+from inference_server.serving.catalog import read_catalog
+from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.weights.download import local_folder
+from tailrace.v1 import inference_pb2 as pb
+from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
+
+if TYPE_CHECKING:  # the stubs of grpc.aio exist for type checkers only
+    from tailrace.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+
+_ENTRY = "@cf/meta/llama-2-7b-chat-int8"
+_READY_SECONDS = 300.0
+_TIMEOUT_SECONDS = 120.0
+# Pauses between interactive requests, in seconds: random, so that they arrive at any moment of a step.
+_PAUSES = 0.1, 0.4
+# Time in which the batch fills its slots, and its first prompts are computed.
+_SETTLING_SECONDS = 3.0
+
+
+class _Client:
+    """Sends requests with prompts that no other request has."""
+
+    def __init__(self, stub: "InferenceServiceAsyncStub", workload: Workload, arguments: argparse.Namespace) -> None:
+        self._stub, self._workload, self._arguments = stub, workload, arguments
+        self._random = random.Random(1)
+        self.num_batch_tokens = 0
+
+    async def interactive(self) -> list[float]:
+        """Return the times to first token of interactive requests that arrive one after the other, in milliseconds."""
+        times = []
+        for _ in range(self._arguments.requests):
+            request = self._request(self._arguments.prompt, self._arguments.reply)
+            start = time.perf_counter()
+            first = None
+            async for event in self._stub.Run(request, timeout=_TIMEOUT_SECONDS):
+                if first is None and event.HasField("delta"):
+                    first = time.perf_counter()
+            if first is None:
+                raise PeerFailed("a reply has no token")
+            times.append((first - start) * 1e3)
+            await asyncio.sleep(self._random.uniform(*_PAUSES))
+        return times
+
+    async def beside_batch(self) -> list[float]:
+        """Return the same beside a batch, which is cancelled at the end."""
+        batch = [asyncio.create_task(self._batch_request()) for _ in range(self._arguments.batch)]
+        try:
+            await asyncio.sleep(_SETTLING_SECONDS)
+            return await self.interactive()
+        finally:
+            if all(task.done() for task in batch):
+                print("the batch was complete before the interactive requests", file=sys.stderr)
+            for task in batch:
+                task.cancel()
+            await asyncio.gather(*batch, return_exceptions=True)
+
+    async def _batch_request(self) -> None:
+        request = self._request(self._arguments.batch_prompt, self._arguments.batch_reply)
+        request.priority = pb.PRIORITY_BATCH
+        async for event in self._stub.Run(request):
+            self.num_batch_tokens += event.delta.tokens
+
+    def _request(self, prompt_tokens: int, reply_tokens: int) -> pb.RunRequest:
+        text, _ = self._workload.prompt(prompt_tokens)
+        turn = pb.ChatTurn(role="user", content=text)
+        sampling = pb.Sampling(max_tokens=reply_tokens, temperature=0)
+        return pb.RunRequest(model=self._arguments.model, chat=pb.Chat(turns=[turn]), sampling=sampling)
+
+
+async def _measure(address: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    rounds = []
+    entry = next(entry for entry in read_catalog(DEFAULT_CATALOG) if entry.name == arguments.model)
+    workload = Workload(Path(local_folder(entry.weights, Settings.from_environment().cache_dir)), "priorities")
+    async with grpc.aio.insecure_channel(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), _READY_SECONDS)
+        client = _Client(InferenceServiceStub(channel), workload, arguments)
+        await _wait_for_models(InferenceServiceStub(channel))
+        await client.interactive()
+        for number in range(arguments.rounds):
+            alone = await client.interactive()
+            before, start = client.num_batch_tokens, time.perf_counter()
+            beside = await client.beside_batch()
+            rate = (client.num_batch_tokens - before) / (time.perf_counter() - start)
+            figures = {
+                "alone_ttft_p50_ms": round(statistics.median(alone), 1),
+                "beside_ttft_p50_ms": round(statistics.median(beside), 1),
+                "ratio": round(statistics.median(beside) / statistics.median(alone), 3),
+                "alone_ttft_ms": [round(each, 1) for each in alone],
+                "beside_ttft_ms": [round(each, 1) for each in beside],
+                "batch_tokens_per_s": round(rate, 1),
+            }
+            rounds.append(figures)
+            print(
+                f"round {number + 1}: TTFT p50 {figures['alone_ttft_p50_ms']} ms alone, {figures['beside_ttft_p50_ms']} ms "
+                f"beside the batch ({figures['ratio']}); batch {rate:.0f} tokens/s",
+                flush=True,
+            )
+    return rounds
+
+
+async def _wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            await stub.ListModels(pb.ListModelsRequest())
+            return
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(0.2)
+    raise PeerFailed(f"no model is ready after {_READY_SECONDS:.0f} s")
+
+
+@contextmanager
+def _server(arguments: argparse.Namespace) -> Iterator[str]:
+    """Start a server with one model. Yields its address."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = {
+        "TAILRACE_CATALOG": str(one_entry_catalog(arguments.model, "priorities")),
+        "TAILRACE_GRPC_ADDRESS": address,
+    }
+    child = Child([sys.executable, "-m", "benchmarks.launch_server"], LOGS / "priorities.log", environment)
+    try:
+        yield address
+    finally:
+        child.stop()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.priorities", description=__doc__)
+    parser.add_argument("--model", default=_ENTRY, help=f"entry of the default catalog (default {_ENTRY})")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, each without and with a batch (default 5)")
+    parser.add_argument("--requests", type=int, default=20, help="interactive requests of each part (default 20)")
+    parser.add_argument("--prompt", type=int, default=30, help="tokens of an interactive question (default 30)")
+    parser.add_argument("--reply", type=int, default=8, help="tokens of an interactive reply (default 8)")
+    parser.add_argument("--batch", type=int, default=200, help="requests of the batch (default 200)")
+    parser.add_argument("--batch-prompt", type=int, default=100, help="tokens of a question of the batch (default 100)")
+    parser.add_argument("--batch-reply", type=int, default=200, help="tokens of a reply of the batch (default 200)")
+    parser.add_argument("--output", type=Path, help="JSON file to write; otherwise no file is written")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and write the results if there is a file for them."""
+    arguments = _arguments()
+    with _server(arguments) as address:
+        rounds = asyncio.run(_measure(address, arguments))
+    alone, beside = (
+        statistics.median(time for figures in rounds for time in figures[f"{part}_ttft_ms"])
+        for part in ("alone", "beside")
+    )
+    ratios = [figures["ratio"] for figures in rounds]
+    print(f"TTFT p50 {alone:.1f} ms alone, {beside:.1f} ms beside the batch: {beside / alone:.2f} (rounds {ratios})")
+    if arguments.output is not None:
+        results = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine.describe(),
+            **{name: getattr(arguments, name) for name in ("model", "requests", "prompt", "reply", "batch")},
+            **{name: getattr(arguments, name) for name in ("batch_prompt", "batch_reply")},
+            "rounds": rounds,
+            "ratio": {"median": round(statistics.median(ratios), 3), "of_medians": round(beside / alone, 3)},
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Answers a Worker's env.AI.gateway(id), toMarkdown and autorag: addresses, and one clear error for the rest.
+
+The runs of a gateway are in gateway_endpoint.py. The Workers runtime turns each error into an exception of its own class:
+AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError or AiInternalError.
+"""
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from http_bridge.api.reply_writer import ErrorWriter, JsonObject, error_message
+from http_bridge.api.workers_ai.replies import envelope
+from http_bridge.errors import ApiError
+from http_bridge.protocol.reply_schemas import REST_ERROR
+
+WORKERS_AI = "workers-ai"
+UNIVERSAL = "universal"
+# Path below which the gateway's clients find its providers, as below https://gateway.ai.cloudflare.com/v1.
+GATEWAY_PATH = "/ai-gateway/v1"
+_NO_ACCOUNT = "local"  # in addresses for a token without an account
+
+
+class GatewayErrors(ErrorWriter):
+    """An error of AI Gateway, which the runtime's classes for gateways, files and AutoRAG read too."""
+
+    schema = REST_ERROR
+
+    def payload(self, error: ApiError, request_id: str) -> JsonObject:
+        """Return the error in both of the gateway's forms."""
+        entry = {"code": error.code, "message": error.description}
+        return {
+            "success": False,
+            "result": [],
+            "messages": [],
+            "error": [entry],
+            "errors": [entry],
+            "name": "AiGatewayError",
+            "httpCode": error.status,
+            "internalCode": error.code,
+            "message": error_message(error, request_id),
+            "description": error.description,
+        }
+
+
+def no_provider(provider: str) -> ApiError:
+    """Return the error for another provider than workers-ai: 400/2008."""
+    return ApiError(
+        400,
+        2008,
+        f"The provider {provider[:100]!r} is not served here: a gateway of this server has {WORKERS_AI} alone",
+    )
+
+
+async def gateway_url(request: Request) -> Response:
+    """GET /ai-gateway/gateways/{gateway}/url/{provider}: the address at which a client finds the gateway's provider.
+
+    Raises:
+        ApiError: 400/2008 for another provider than workers-ai and universal.
+    """
+    provider = request.path_params["provider"]
+    if provider not in (WORKERS_AI, UNIVERSAL):
+        raise no_provider(provider)
+    host, port = request.scope["server"]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    account = request.scope["state"].get("account") or _NO_ACCOUNT
+    url = f"http://{address}{GATEWAY_PATH}/{account}/{request.path_params['gateway']}"
+    return JSONResponse(envelope({"url": url if provider == UNIVERSAL else f"{url}/{provider}"}))
+
+
+async def no_logs(request: Request) -> Response:
+    """Refuse to read or change a gateway's log: 404/7000. The runtime raises AiGatewayLogNotFound."""
+    raise ApiError(404, 7000, "Tailrace keeps no logs of gateways: its own log has the requests by their cf-ai-req-id")
+
+
+async def no_search(request: Request) -> Response:
+    """Refuse AutoRAG (AI Search): 404/7000. The runtime raises AutoRAGNotFoundError, or AutoRAGInternalError for a list."""
+    raise ApiError(404, 7000, "AutoRAG (AI Search) is not served here: embed and search the documents yourself")
+
+
+async def no_markdown(request: Request) -> Response:
+    """Refuse to convert files to Markdown: 400/7000. The runtime raises AiInternalError."""
+    raise ApiError(400, 7000, "toMarkdown is not served here: convert the files before, and send their text")
+
+
+async def no_markdown_formats(request: Request) -> Response:
+    """GET /to-everything/markdown/supported: the runtime expects a list here and no error. No format is supported."""
+    return JSONResponse(envelope([]))
+
+
+async def no_websocket(request: Request) -> Response:
+    """Refuse a run over a WebSocket: 400/5006. The Worker receives this response instead of a socket.
+
+    Raises:
+        HTTPException: 405 for another GET.
+    """
+    # miniflare does not pass `Upgrade` on. In such a request the query has the inputs.
+    if "upgrade" not in request.headers and "body" not in request.query_params:
+        raise HTTPException(405)
+    raise ApiError(
+        400, 5006, "Bad input: Error: the option 'websocket' is for audio models: use stream for a reply in pieces"
+    )

@@ -1,0 +1,76 @@
+"""Several replies to one request: their messages to the inference server, and one reply that has them as its choices."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from http_bridge.api.openai.replies import OpenAiWriter
+from http_bridge.api.reply_writer import CompleteReply
+from tailrace.v1.inference_pb2 import Completed, RunRequest, RunResponse, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The choices of one reply.
+
+    Attributes:
+        requests: One message for each choice.
+        writers: Writer of each choice. They have the same id and different indices.
+    """
+
+    requests: tuple[RunRequest, ...]
+    writers: tuple[OpenAiWriter, ...]
+
+    def event(self, index: int, event: RunResponse) -> bytes:
+        """Return the chunks for an event of choice `index`, which may be empty."""
+        writer = self.writers[index]
+        if event.HasField("delta"):
+            return writer.delta(event.delta)
+        if event.HasField("started"):
+            return writer.start(event.started)
+        return writer.end_choice(event.completed, has_usage=False) if event.HasField("completed") else b""
+
+    def finish(self, completed: Completed) -> bytes:
+        """Return the end of the stream. `completed` has the usage of all choices."""
+        return self.writers[0].end_choices(completed)
+
+    def complete(self, replies: Sequence[CompleteReply]) -> bytes:
+        """Return the complete reply with all choices in order."""
+        choices = [writer.choice(reply) for writer, reply in zip(self.writers, replies, strict=True)]
+        return self.writers[0].answer(choices, total([reply.completed for reply in replies]))
+
+
+def copies(request: RunRequest, num_choices: int) -> tuple[RunRequest, ...]:
+    """Return a message for each choice. The first is `request`; the others differ from it in the seed.
+
+    A seed of the request determines the seeds of the other choices. Without one, the server draws a seed for each.
+    """
+    requests = [request]
+    for index in range(1, num_choices):
+        copy = RunRequest()
+        copy.CopyFrom(request)
+        if request.sampling.HasField("seed"):
+            copy.sampling.seed = _seed(request.sampling.seed, index)
+        requests.append(copy)
+    return tuple(requests)
+
+
+def total(completed: Sequence[Completed]) -> Completed:
+    """Return the first choice's `completed` with the usage of all. The prompt counts once."""
+    first = Completed()
+    first.CopyFrom(completed[0])
+    first.usage.CopyFrom(
+        Usage(
+            prompt_tokens=completed[0].usage.prompt_tokens,
+            cached_tokens=completed[0].usage.cached_tokens,
+            completion_tokens=sum(each.usage.completion_tokens for each in completed),
+            reasoning_tokens=sum(each.usage.reasoning_tokens for each in completed),
+        )
+    )
+    return first
+
+
+def _seed(seed: int, index: int) -> int:
+    """Return the seed of a further choice. Neighbouring seeds of a request have unrelated ones, so no reply repeats."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,30 @@
+"""Errors of the Responses API: OpenAI's form, with the names of this API's fields."""
+
+from http_bridge.api.openai.errors import OpenAiErrors
+from http_bridge.api.reply_writer import JsonObject
+from http_bridge.errors import ApiError
+
+# The server's errors have the names of chat completions. A turn of the conversation can be several items.
+_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+
+
+class ResponsesErrors(OpenAiErrors):
+    """OpenAI's errors of the Responses API."""
+
+    def payload(self, error: ApiError, request_id: str) -> JsonObject:
+        """Return the error."""
+        payload = super().payload(error, request_id)
+        details, param = payload["error"], error.param
+        if not isinstance(details, dict) or param is None:
+            return payload
+        first = param.partition(".")[0].partition("[")[0]
+        name = _NAMES.get(first)
+        if name is not None:
+            path = f"'/{name.replace('.', '/')}"
+            details = {**details, "message": str(details["message"]).replace(f"'/{first}", path)}
+        return {**payload, "error": {**details, "param": name or param}}

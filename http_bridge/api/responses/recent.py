@@ -1,0 +1,62 @@
+"""The output items of recent replies, so that a client may refer to an item instead of sending it again.
+
+Vercel's AI SDK does so unless its user sets `store` to false. Nothing is stored: the items are in the memory of one bridge, for
+an hour, as far as they fit. A request with `store: false` leaves none.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Item = Mapping[str, Any]
+
+_MAX_BYTES = 16 * 2**20
+_SECONDS = 3600.0
+# An item's size in memory beyond its text.
+_OVERHEAD = 1_000
+
+
+class RecentItems:
+    """Items by account and id. The oldest ones are removed first. Thread-safe."""
+
+    def __init__(
+        self, *, max_bytes: int = _MAX_BYTES, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Create an empty memory.
+
+        Args:
+            max_bytes: Bound on all items together.
+            seconds: Time after which an item is removed.
+            clock: Returns the current time in seconds.
+        """
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._clock = clock
+        self._items: OrderedDict[tuple[str, str], tuple[float, int, Item]] = OrderedDict()
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, account: str, item: Item, num_characters: int) -> None:
+        """Add an item with a text of `num_characters`. Another account cannot refer to it."""
+        size = num_characters * 4 + _OVERHEAD
+        with self._lock:
+            self._items[account, str(item["id"])] = (self._clock() + self._seconds, size, item)
+            self._num_bytes += size
+            while self._items and (self._num_bytes > self._max_bytes or self._oldest_time() <= self._clock()):
+                _, (_, removed, _) = self._items.popitem(last=False)
+                self._num_bytes -= removed
+
+    def find(self, account: str, item_id: str) -> Item | None:
+        """Return an item; None if it is unknown, or no longer there."""
+        with self._lock:
+            found = self._items.get((account, item_id))
+        return found[2] if found is not None and found[0] > self._clock() else None
+
+    def _oldest_time(self) -> float:
+        return next(iter(self._items.values()))[0]
+
+
+# The items of this process, for all routes.
+RECENT_ITEMS = RecentItems()

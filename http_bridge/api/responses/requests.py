@@ -1,0 +1,137 @@
+"""Parses the requests of /v1/responses, and the bodies of /ai/run that have the same form."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
+from http_bridge.api.responses.errors import ResponsesErrors
+from http_bridge.api.responses.items import Conversation
+from http_bridge.api.responses.recent import RECENT_ITEMS
+from http_bridge.api.responses.response_object import Request, request_fields
+from http_bridge.api.responses.tools import Toolbox, choose
+from http_bridge.api.responses.writer import ResponsesWriter
+from http_bridge.api.workers_ai.replies import json_bytes
+from http_bridge.protocol.run_body import RunBody
+from http_bridge.protocol.to_grpc import TOOL_CHOICES, run_request
+from http_bridge.protocol.validation import bad_field
+from tailrace.v1 import inference_pb2 as pb
+
+Document = Mapping[str, Any]
+
+_SEALED_THOUGHTS = "reasoning.encrypted_content"
+
+
+class ResponsesParser:
+    """Parses requests of OpenAI's Responses API."""
+
+    errors = ResponsesErrors()
+
+    def parse(self, incoming: IncomingRequest) -> RunJob:
+        """Return the parsed request. Raises ApiError if the request is invalid."""
+        document = incoming.document()
+        return responses_job(incoming, document, wrap=json_bytes)
+
+
+def is_responses_body(document: Document) -> bool:
+    """Return True if a body of /ai/run has the form of the Responses API: `input`, a text or items, and no prompt."""
+    if document.get("prompt") is not None or document.get("messages") is not None:
+        return False
+    return isinstance(document.get("input"), str | list)
+
+
+def responses_job(
+    incoming: IncomingRequest, document: Document, *, wrap: Callable[[Mapping[str, object]], bytes], model: str = ""
+) -> RunJob:
+    """Return the job of a Responses body.
+
+    Args:
+        incoming: The request.
+        document: Its body.
+        wrap: Encodes a complete reply.
+        model: Name of the model; empty: the body has it.
+
+    Raises:
+        ApiError: 400/5006 if a field is invalid or not supported.
+    """
+    if model:
+        document = {**document, "model": model}
+    body = incoming.bodies.responses(document)
+    profile = incoming.profile.for_openai(is_at_account=False)
+    request = run_request(body, profile, model=check_model_name(document["model"]), account=incoming.account)
+    toolbox = Toolbox()
+    recall = partial(RECENT_ITEMS.find, incoming.account)
+    _set_chat(request.chat, document, Conversation(request.model, toolbox, recall), toolbox)
+    _set_format(request, (document.get("text") or {}).get("format"))
+    notices = skipped_notice(replace(body, skipped_tools=tuple(toolbox.left_out)))
+    return RunJob(request, _writer(incoming, document, body, toolbox, wrap), body.stream, notices=notices)
+
+
+def responses_writer(
+    incoming: IncomingRequest, document: Document, body: RunBody, *, wrap: Callable[[Mapping[str, object]], bytes]
+) -> ResponsesWriter:
+    """Return the writer of a Response for a body of another form.
+
+    Args:
+        incoming: The request.
+        document: Its body, with the model.
+        body: The fields of the body.
+        wrap: Encodes a complete reply.
+    """
+    toolbox = Toolbox()
+    toolbox.add(document.get("tools") or [], "/tools")
+    return _writer(incoming, document, body, toolbox, wrap)
+
+
+def _writer(
+    incoming: IncomingRequest,
+    document: Document,
+    body: RunBody,
+    toolbox: Toolbox,
+    wrap: Callable[[Mapping[str, object]], bytes],
+) -> ResponsesWriter:
+    options = document.get("stream_options") or {}
+    request = Request(
+        incoming.request_id,
+        request_fields(document, toolbox.shown),
+        toolbox,
+        seals_thoughts=_SEALED_THOUGHTS in (document.get("include") or ()),
+        hides_thoughts=body.hides_reasoning,
+        account=incoming.account,
+        keeps_items=document.get("store") is not False,
+        is_from_codex=incoming.headers.get("originator", "").startswith("codex"),
+    )
+    has_padding = incoming.has_padding or options.get("include_obfuscation") is True
+    return ResponsesWriter(request, wrap, has_padding=has_padding)
+
+
+def _set_chat(chat: pb.Chat, document: Document, conversation: Conversation, toolbox: Toolbox) -> None:
+    toolbox.add(document.get("tools") or [], "/tools")
+    if instructions := document.get("instructions"):
+        conversation.add_message("system", instructions)
+    if isinstance(document["input"], str):
+        conversation.add_message("user", document["input"])
+    else:
+        for index, item in enumerate(document["input"]):
+            conversation.add_item(item, f"/input/{index}")
+    if not conversation.turns:
+        raise bad_field("/input", "has no message")
+    chat.turns.extend(conversation.turns)
+    chat.tools.extend(toolbox.functions)
+    choice = choose(document.get("tool_choice"), toolbox)
+    chat.tool_choice, chat.tool_name = TOOL_CHOICES[choice.tool_choice], choice.tool_name
+    chat.allowed_tools.extend(choice.allowed_tools)
+    parallel = document.get("parallel_tool_calls")
+    parallel = choice.parallel_tool_calls if parallel is None else parallel
+    if parallel is not None:
+        chat.parallel_tool_calls = parallel
+
+
+def _set_format(request: pb.RunRequest, form: Document | None) -> None:
+    kind = form["type"] if form else "text"
+    if form and kind == "json_schema":
+        request.response_format.json_schema = json.dumps(form["schema"], ensure_ascii=False)
+    elif kind == "json_object":
+        request.response_format.json_object = True

@@ -1,0 +1,195 @@
+"""Batches of /ai/run and of the binding: requests that are queued together, and whose results the client polls.
+
+Request                                        Answer
+
+{"requests": [{…}, …]} with queueRequest       {"status": "queued", "request_id": …, "model": …}
+{"request_id": …} while requests are open      {"status": "queued" or "running", "request_id": …, "model": …}
+{"request_id": …} afterwards                   {"responses": [{"id", "result", "success", "external_reference"}], "usage"}
+"""
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from http_bridge.api.base import DirectJob, RunJob
+from http_bridge.api.collected import all_collected
+from http_bridge.api.openai.choices import total
+from http_bridge.api.reply_writer import JsonObject, error_message
+from http_bridge.batches.batch import Batch, Request, Result
+from http_bridge.batches.queue import BatchQueue
+from http_bridge.errors import ApiError
+from http_bridge.protocol.grpc_errors import rpc_api_error
+from http_bridge.protocol.validation import bad_input
+from http_bridge.upstream.client import Upstream
+from tailrace.v1.inference_pb2 import Priority
+
+_Document = Mapping[str, Any]
+# Parses one request of a batch, with its id, to a run whose writer returns the bare result.
+ParseOne = Callable[[dict[str, Any], str], RunJob]
+Wrap = Callable[[bytes], bytes]
+_REFERENCE = "external_reference"
+_MAX_ID = 256  # longest request_id, in characters
+
+
+def is_batch(document: _Document, *, is_queued: bool) -> bool:
+    """Return True if a body submits or polls a batch. `is_queued`: the client set queueRequest."""
+    has_input = any(document.get(name) is not None for name in ("prompt", "messages", "input"))
+    return (
+        is_queued or document.get("requests") is not None or (document.get("request_id") is not None and not has_input)
+    )
+
+
+def batch_job(document: _Document, *, model: str, account: str, wrap: Wrap, parse_one: ParseOne) -> DirectJob:
+    """Return the job that submits or polls a batch.
+
+    Args:
+        document: The body. A single request without the list `requests` is a batch of one.
+        model: Name of the model.
+        account: Account of the request; empty if it has none.
+        wrap: Adds the route's envelope to the JSON of a result.
+        parse_one: Parses one request.
+
+    Raises:
+        ApiError: 400/5006 if the body is neither.
+    """
+    batch_id = document.get("request_id")
+    requests = document.get("requests")
+    if requests is None and batch_id is not None:
+        if not isinstance(batch_id, str):
+            raise bad_input("Type mismatch of '/request_id', a string is expected")
+        return PollJob(model, account, wrap, batch_id)
+    if requests is None:
+        requests = [{name: value for name, value in document.items() if name != "queueRequest"}]
+    if not isinstance(requests, list) or not requests:
+        raise bad_input("'/requests' must be an array with at least one request")
+    return SubmitJob(model, account, wrap, requests, parse_one)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitJob(DirectJob):
+    """Queues a batch. The invalid ones of its requests fail alone."""
+
+    model: str
+    account: str
+    wrap: Wrap
+    requests: list[Any]
+    parse_one: ParseOne
+
+    async def answer(self, state: Mapping[str, Any]) -> bytes:
+        """Return the id of the batch. Raises ApiError 400/5007 for an unknown model, 413 and 429 for a full queue."""
+        upstream: Upstream = state["upstream"]
+        queue: BatchQueue = state["batches"]
+        queue.check_size(len(self.requests))
+        if self.model not in [model.name for model in await upstream.list_models()]:
+            raise ApiError(400, 5007, f"No such model {self.model} or task")
+        requests = await asyncio.to_thread(self._parsed, upstream)
+        return self.wrap(_status(queue.submit(requests, account=self.account, model=self.model), "queued"))
+
+    def _parsed(self, upstream: Upstream) -> list[Request]:
+        return [self._request(request, index, upstream) for index, request in enumerate(self.requests)]
+
+    def _request(self, document: Any, index: int, upstream: Upstream) -> Request:
+        if not isinstance(document, dict):
+            return Request(None, None, bad_input(f"'/requests/{index}' is not an object"))
+        reference = document.get(_REFERENCE)
+        try:
+            # The client polls, so a reply cannot stream.
+            job = self.parse_one({**document, "stream": False}, str(uuid.uuid4()))
+        except ApiError as error:
+            return Request(reference, None, error)
+        for request in job.requests:
+            request.priority = Priority.PRIORITY_BATCH
+        return Request(reference, RunWork(job, upstream))
+
+
+@dataclass(frozen=True, slots=True)
+class PollJob(DirectJob):
+    """Returns the status of a batch, or its results."""
+
+    model: str
+    account: str
+    wrap: Wrap
+    batch_id: str
+
+    async def answer(self, state: Mapping[str, Any]) -> bytes:
+        """Return the status or the results. Raises ApiError 404/5006 for an unknown batch, also for another account's."""
+        queue: BatchQueue = state["batches"]
+        batch = queue.find(self.batch_id, account=self.account, model=self.model)
+        if batch is None:
+            raise ApiError(
+                404,
+                5006,
+                f"Bad input: Error: there is no batch with the request_id {self.batch_id[:_MAX_ID]!r} for this account and "
+                "model, or its results are no longer kept",
+            )
+        if batch.status != "finished":
+            return self.wrap(_status(batch, batch.status))
+        batch.was_read = True
+        return self.wrap(_responses(batch))
+
+
+@dataclass(frozen=True, slots=True)
+class RunWork:
+    """A run as a request of a batch."""
+
+    job: RunJob
+    upstream: Upstream
+
+    @property
+    def size(self) -> int:
+        """The size of the gRPC request in bytes."""
+        return sum(request.ByteSize() for request in self.job.requests)
+
+    async def run(self, request_id: str, timeout_seconds: float) -> Result:
+        """Run the request, for each of its choices. Raises ApiError if it fails."""
+        try:
+            async with contextlib.AsyncExitStack() as calls:
+                events = []
+                for index, request in enumerate(self.job.requests):
+                    name = f"{request_id}-{index}" if index else request_id
+                    run = self.upstream.run(request, request_id=name, timeout_seconds=timeout_seconds)
+                    events.append(await calls.enter_async_context(run))
+                replies = await all_collected(events)
+        except grpc.aio.AioRpcError as error:
+            raise rpc_api_error(error, model=self.job.request.model) from error
+        choices = self.job.choices
+        body = self.job.writer.complete(replies[0]) if choices is None else choices.complete(replies)
+        usage = total([reply.completed for reply in replies]).usage
+        return Result(body, usage.prompt_tokens, usage.completion_tokens)
+
+
+def _status(batch: Batch, status: str) -> bytes:
+    return _json({"status": status, "request_id": batch.id, "model": batch.model})
+
+
+def _responses(batch: Batch) -> bytes:
+    # The results are JSON already. They are joined as bytes, because parsing megabytes would delay other streams.
+    responses = b",".join(_response(batch, index, request) for index, request in enumerate(batch.requests))
+    return b'{"responses":[' + responses + b'],"usage":' + _json(_usage(batch)) + b"}"
+
+
+def _response(batch: Batch, index: int, request: Request) -> bytes:
+    outcome = request.outcome
+    rest: JsonObject = {"success": True, _REFERENCE: request.reference}
+    if isinstance(outcome, Result):
+        return b'{"id":%d,"result":%s,%s' % (index, outcome.body, _json(rest)[1:])
+    assert outcome is not None
+    message = error_message(outcome, f"{batch.id}-{index}")
+    rest = {"success": False, _REFERENCE: request.reference, "error": {"code": outcome.code, "message": message}}
+    return b'{"id":%d,"result":{},%s' % (index, _json(rest)[1:])
+
+
+def _usage(batch: Batch) -> JsonObject:
+    results = [request.outcome for request in batch.requests if isinstance(request.outcome, Result)]
+    prompt, completion = sum(item.prompt_tokens for item in results), sum(item.completion_tokens for item in results)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _json(payload: JsonObject) -> bytes:
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()

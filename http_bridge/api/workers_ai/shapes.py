@@ -1,0 +1,134 @@
+"""Parses one body of /ai/run or of the binding. The model's `shape` in the catalog determines the form of the reply."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, skipped_notice
+from http_bridge.api.openai.choices import Choices, copies
+from http_bridge.api.responses.requests import is_responses_body, responses_job, responses_writer
+from http_bridge.api.strict_writer import strict
+from http_bridge.api.workers_ai.batches import batch_job, is_batch
+from http_bridge.api.workers_ai.choices import ChoicesWriter
+from http_bridge.api.workers_ai.replies import WorkersAiWriter, bare, bare_zipped, enveloped, enveloped_json
+from http_bridge.errors import ApiError
+from http_bridge.protocol.run_body import RunBody
+from http_bridge.protocol.to_grpc import run_request
+from http_bridge.protocol.validation import zipped
+
+_Document = dict[str, Any]
+_CHOICES = "choices"
+_RESPONSES = "responses"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultForm:
+    """The form of results on one route.
+
+    Attributes:
+        wrap: Encodes a result.
+        wrap_json: Adds the same around a result that is JSON already.
+    """
+
+    wrap: Callable[[object], bytes]
+    wrap_json: Callable[[bytes], bytes]
+
+
+BARE = ResultForm(bare, bytes)
+BARE_ZIPPED = ResultForm(bare_zipped, zipped)
+ENVELOPED = ResultForm(enveloped, enveloped_json)
+
+
+def model_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob | DirectJob:
+    """Return the job for a body of /ai/run: a run, a new batch, or a question about a batch.
+
+    Args:
+        incoming: The request.
+        document: The body's input, with its `options`.
+        model: Name of the model.
+        form: The form of the route's results.
+
+    Raises:
+        ApiError: The request is invalid.
+        OutdatedModels: The servers must be asked for their models first.
+    """
+    options = document.get("options")
+    queues = [document.get("queueRequest"), options.get("queueRequest") if isinstance(options, dict) else None]
+    is_queued = True in queues or incoming.query.get("queueRequest", "").lower() in ("true", "1")
+    if not is_batch(document, is_queued=is_queued):
+        return _run_job(incoming, document, model, form)
+    incoming.describe(model)
+    one = replace(incoming, models_are_current=True)
+    return batch_job(
+        document,
+        model=model,
+        account=incoming.account,
+        wrap=form.wrap_json,
+        parse_one=lambda request, request_id: _run_job(replace(one, request_id=request_id), request, model, BARE),
+    )
+
+
+def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
+    if is_responses_body(document):
+        return responses_job(incoming, document, wrap=form.wrap, model=model)
+    description = incoming.describe(model)
+    shape = "" if description is None else description.reply_shape
+    if shape == _RESPONSES:
+        return _responses_job(incoming, document, model, form)
+    if shape == _CHOICES:
+        return _choices_job(incoming, document, model, form)
+    profile = incoming.profile
+    body = incoming.bodies.run(document, model=model)
+    writer = WorkersAiWriter(
+        profile,
+        form.wrap,
+        has_padding=incoming.has_padding,
+        is_json=body.json_schema is not None,
+        has_tools=bool(body.tools),
+        hides_reasoning=body.hides_reasoning,
+    )
+    request = run_request(body, profile, model=model, account=incoming.account)
+    return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
+
+
+def _choices_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
+    # Like OpenAI's routes, these models have no hidden default of max_tokens.
+    profile = incoming.profile.for_openai(is_at_account=True)
+    body = _choices_body(incoming, document, model)
+    writers = tuple(
+        ChoicesWriter(
+            profile,
+            form.wrap_json,
+            request_id=incoming.request_id,
+            model=model,
+            has_padding=incoming.has_padding,
+            includes_usage=body.includes_usage,
+            hides_reasoning=body.hides_reasoning,
+            index=index,
+        )
+        for index in range(body.num_choices)
+    )
+    request = run_request(body, profile, model=model, account=incoming.account)
+    choices = Choices(copies(request, len(writers)), writers) if len(writers) > 1 else None
+    return RunJob(request, strict(writers[0], body, profile), body.stream, choices, skipped_notice(body))
+
+
+def _responses_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
+    """Return the job for a model that answers a prompt or messages in the form of the Responses API too."""
+    body = _choices_body(incoming, document, model)
+    profile = incoming.profile.for_openai(is_at_account=True)
+    writer = responses_writer(incoming, {**document, "model": model}, body, wrap=form.wrap)
+    request = run_request(body, profile, model=model, account=incoming.account)
+    return RunJob(request, strict(writer, body, profile), body.stream, notices=skipped_notice(body))
+
+
+def _choices_body(incoming: IncomingRequest, document: _Document, model: str) -> RunBody:
+    """Return the fields of a body with OpenAI's parameters. A `prompt` is a conversation of one message, except with `raw`."""
+    if document.get("lora"):
+        raise ApiError(405, 5005, f"The model {model} does not support LoRa inference")
+    if document.get("messages") is not None:
+        return incoming.bodies.chat({**document, "model": model})
+    prompt = document.get("prompt")
+    if not isinstance(prompt, str) or not prompt or document.get("raw") is True:
+        return incoming.bodies.run(document, model=model)
+    return incoming.bodies.chat({**document, "model": model, "messages": [{"role": "user", "content": prompt}]})

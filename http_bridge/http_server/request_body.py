@@ -1,0 +1,30 @@
+"""Reads the body of a request, within a limit. Uses ASGI's `receive` and does not depend on the format of the body."""
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from http_bridge.errors import ApiError
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        ApiError: 413/3006 for a body of more than `max_bytes`.
+        ClientDisconnect: The client disconnected.
+    """
+    too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
+    # A client that announces a longer body is refused before the upload.
+    if int(Headers(scope=scope).get("content-length", "0")) > max_bytes:
+        raise too_large
+    data = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        data += message.get("body", b"")
+        if len(data) > max_bytes:
+            raise too_large
+        if not message.get("more_body", False):
+            return bytes(data)

@@ -1,0 +1,133 @@
+"""Converts the messages of a conversation, in every form that clients send, to turns.
+
+`message_problems` finds what a schema cannot say: pictures, sounds and files in the forms of several APIs. It accepts
+messages that do not fit the schema, so that one error can list the problems of both.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from http_bridge.protocol.conversation_schemas import TEXT_PARTS
+from http_bridge.protocol.run_body import ToolCall, Turn
+from http_bridge.protocol.validation import MAX_DEPTH, Problem, bad_field, bad_input, is_deeper
+
+Document = Mapping[str, Any]
+
+_THOUGHT_PARTS = ("thinking", "reasoning")
+# Types of content parts of OpenAI's, Anthropic's and other APIs, with what they contain. A part without a type has one of
+# these keys instead.
+_MEDIA = {
+    **dict.fromkeys(("image_url", "input_image", "image", "image_file", "image_embeds"), "a picture"),
+    **dict.fromkeys(("input_audio", "audio", "audio_url", "output_audio"), "sound"),
+    **dict.fromkeys(("video_url", "video", "input_video"), "a video"),
+    **dict.fromkeys(("file", "input_file", "document", "file_url"), "a file"),
+}
+
+
+def message_problems(messages: object, model: str) -> Iterator[Problem]:
+    """Yield a problem for each part of `messages` that the model cannot read. `model`: name for the sentence."""
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if not isinstance(message, dict):
+            continue
+        path = f"/messages/{index}"
+        for key, kind in (("images", "pictures"), ("image", "a picture"), ("audio", "sound")):
+            if message.get(key):
+                yield Problem(f"{path}/{key}", f"'{path}/{key}' is {kind}, and {reads_text_only(model)}")
+        content = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict):
+                yield from _part_problems(part, f"{path}/content/{place}", model)
+
+
+def reads_text_only(model: str) -> str:
+    """Return the clause for input that is not text."""
+    return f"the model {model} reads text only"
+
+
+def turns(messages: list[Document]) -> tuple[Turn, ...]:
+    """Return the turns of messages that fit the schema and have no problems.
+
+    Raises:
+        ApiError: 400/5006 for a tool call without a name or with arguments that are not a JSON object.
+    """
+    return tuple(_turn(message, f"/messages/{index}") for index, message in enumerate(messages))
+
+
+def continues(messages: list[Document]) -> bool:
+    """Return True if the last message has `prefix`: the reply continues it."""
+    return messages[-1].get("prefix") is True
+
+
+def _part_problems(part: Document, path: str, model: str) -> Iterator[Problem]:
+    kind = part.get("type")
+    if kind is None and not isinstance(part.get("text"), str):
+        kind = next((key for key in _MEDIA if key in part), None)
+        if kind is None:
+            yield Problem(path, f"required properties at '{path}' are 'type,text'")
+            return
+    if kind is None or kind in TEXT_PARTS or kind in _THOUGHT_PARTS or kind == "refusal" or not isinstance(kind, str):
+        return
+    holds = _MEDIA.get(kind)
+    if holds is None:
+        yield Problem(f"{path}/type", f"'{path}' has the unknown type {kind:.100}, and {reads_text_only(model)}")
+    else:
+        yield Problem(path, f"'{path}' ({kind}) is {holds}, and {reads_text_only(model)}")
+
+
+def _turn(message: Document, path: str) -> Turn:
+    text, thoughts = _content(message.get("content"))
+    calls = message.get("tool_calls") or ()
+    old_call = message.get("function_call")
+    if old_call and not calls:
+        calls = ({"id": "", "function": old_call},)
+    role = message["role"]
+    return Turn(
+        role="tool" if role == "function" else role,
+        content=text or message.get("refusal") or "",
+        reasoning=message.get("reasoning_content") or message.get("reasoning") or thoughts,
+        tool_calls=tuple(_call(call, f"{path}/tool_calls/{index}") for index, call in enumerate(calls)),
+        tool_call_id=message.get("tool_call_id") or "",
+        name=message.get("name") or "",
+    )
+
+
+def _content(content: Any) -> tuple[str, str]:
+    """Return the text and the thoughts of a message's content."""
+    if not isinstance(content, list):
+        return content or "", ""
+    texts, thoughts = [], []
+    for part in content:
+        kind = part.get("type")
+        if kind in _THOUGHT_PARTS:
+            thoughts.append(_thought(part))
+        else:
+            texts.append(part["refusal"] if kind == "refusal" else part["text"])
+    return "".join(texts), "".join(thoughts)
+
+
+def _thought(part: Document) -> str:
+    """Return the text of a part with thoughts: Mistral writes a list of text parts, others a string."""
+    inner = part.get("thinking") or part.get("text") or part.get("reasoning") or ""
+    return inner if isinstance(inner, str) else "".join(piece.get("text") or "" for piece in inner)
+
+
+def _call(call: Document, path: str) -> ToolCall:
+    function = call.get("function") or call
+    if function.get("name") is None:
+        raise bad_input(Problem(f"{path}/function", f"required properties at '{path}' are 'function'"))
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        place = f"{path}/function/arguments" if call.get("function") else f"{path}/arguments"
+        arguments = _object(arguments or "{}", place)
+    return ToolCall(call.get("id") or "", function["name"], json.dumps(arguments or {}, ensure_ascii=False))
+
+
+def _object(text: str, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or is_deeper(value, MAX_DEPTH):
+        raise bad_field(path, f"must be a JSON object as text, nested at most {MAX_DEPTH} deep")
+    return value

@@ -1,0 +1,127 @@
+"""Names the fields of a body that would change the meaning of the request and that cannot be honoured.
+
+Unknown fields are ignored. A field of this table is known: another server would answer differently because of it. Fields that
+change nothing in the reply (metadata, user, service_tier, prediction and others) are not in the table.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from http_bridge.protocol.bodies.messages import reads_text_only
+from http_bridge.protocol.validation import Problem
+
+Document = Mapping[str, Any]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field that cannot be honoured.
+
+    Attributes:
+        reason: The clause after the field's name.
+        is_harmless: Returns True for a value that asks for nothing.
+    """
+
+    reason: str
+    is_harmless: Callable[[Any], bool] = _is_empty
+
+
+_SCHEMA_REASON = "is not supported: constrain the reply with response_format"
+_MEDIA: Mapping[str, str] = {
+    **dict.fromkeys(("image", "images", "image_url", "mask", "image_b64"), "is a picture"),
+    **dict.fromkeys(("video", "videos"), "is a video"),
+    **dict.fromkeys(("file", "files"), "is a file"),
+}
+# Fields of every route that generates text.
+_COMMON: Mapping[str, _Field] = {
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar"),
+        _Field(_SCHEMA_REASON),
+    ),
+    "use_beam_search": _Field("is not supported: every reply is sampled"),
+    "stop_token_ids": _Field("is not supported: send the tokens' text as stop"),
+    "bad_words": _Field("is not supported: exclude tokens with logit_bias"),
+    "truncate_prompt_tokens": _Field("is not supported: send a shorter prompt"),
+}
+_CONVERSATION: Mapping[str, _Field] = {
+    "chat_template": _Field("is not supported: the model's own template is used"),
+    "documents": _Field("is not supported: put the documents into a message"),
+}
+_OLD_TOOLS: Mapping[str, _Field] = {
+    "functions": _Field("is OpenAI's form of 2023: send tools"),
+    "function_call": _Field(
+        "is OpenAI's form of 2023: send tool_choice", lambda value: value in (None, "none", "auto")
+    ),
+}
+_CHAT: Mapping[str, _Field] = {
+    **_OLD_TOOLS,
+    "modalities": _Field(
+        "asks for more than text, and the model writes text only", lambda value: value in (None, [], ["text"])
+    ),
+    "audio": _Field("asks for sound, and the model writes text only"),
+    "web_search_options": _Field("asks for a web search, which this server does not have", lambda value: value is None),
+    "store": _Field("asks to keep the reply, and nothing is stored here"),
+    "verbosity": _Field(
+        "is not supported: ask for a short or long reply in a message", lambda value: value in (None, "medium")
+    ),
+    "moderation": _Field("is not supported: no moderation runs here"),
+}
+_COMPLETION: Mapping[str, _Field] = {
+    "suffix": _Field("is not supported: the model only continues the prompt"),
+}
+_RUN: Mapping[str, _Field] = {
+    "functions": _Field("are embedded functions, which run in the Worker: send tools"),
+    "audio": _Field("is sound, and the model reads and writes text only"),
+}
+_NOT_STORED = "because nothing is stored here"
+_RESPONSES: Mapping[str, _Field] = {
+    "store": _Field(f"must be false, {_NOT_STORED}"),
+    "background": _Field(f"must be false, {_NOT_STORED}: stream a long reply"),
+    "previous_response_id": _Field(f"is not supported, {_NOT_STORED}: send the conversation as input"),
+    "conversation": _Field(f"is not supported, {_NOT_STORED}: send the conversation as input"),
+    "prompt": _Field(f"is not supported, {_NOT_STORED}: send instructions and input"),
+    "truncation": _Field(
+        "must be disabled: the client must shorten the conversation", lambda value: value in (None, "disabled")
+    ),
+    "context_management": _Field("is not supported: the client must shorten the conversation"),
+    "moderation": _Field("is not supported: no moderation runs here"),
+}
+
+
+def chat_problems(document: Document, model: str) -> Iterator[Problem]:
+    """Yield the problems of a body of chat completions. `model`: name for the sentences."""
+    yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_CHAT})
+
+
+def completion_problems(document: Document, model: str) -> Iterator[Problem]:
+    """Yield the problems of a body of completions. `model`: name for the sentences."""
+    yield from _problems(document, model, {**_COMMON, **_COMPLETION})
+    if "best_of" in document and _exceeds(document["best_of"], document.get("n")):
+        yield Problem("/best_of", "'/best_of' is not supported: ask for n replies and choose among them")
+
+
+def responses_problems(document: Document) -> Iterator[Problem]:
+    """Yield the problems of a body of responses."""
+    yield from _problems(document, str(document.get("model", "")), {**_COMMON, **_RESPONSES})
+
+
+def run_problems(document: Document, model: str) -> Iterator[Problem]:
+    """Yield the problems of a body of /ai/run. `model`: name for the sentences."""
+    yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_RUN})
+
+
+def _problems(document: Document, model: str, fields: Mapping[str, _Field]) -> Iterator[Problem]:
+    for name, value in document.items():
+        if (field := fields.get(name)) is not None and not field.is_harmless(value):
+            yield Problem(f"/{name}", f"'/{name}' {field.reason}")
+        elif name in _MEDIA and not _is_empty(value):
+            yield Problem(f"/{name}", f"'/{name}' {_MEDIA[name]}, and {reads_text_only(model)}")
+
+
+def _exceeds(best_of: Any, num_choices: Any) -> bool:
+    return isinstance(best_of, int | float) and best_of > max(1, num_choices if isinstance(num_choices, int) else 1)

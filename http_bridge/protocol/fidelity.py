@@ -1,0 +1,33 @@
+"""Refusals of Workers AI in production that Tailrace has only in a strict profile: 5023, 5028 and 8006.
+
+Code that passes against a strict profile does not meet these errors for the first time after it is deployed.
+"""
+
+from http_bridge.errors import ApiError
+from http_bridge.protocol.profiles import Profile
+from http_bridge.protocol.removed_models import REMOVED_MODELS
+from http_bridge.protocol.run_body import RunBody
+
+
+def check_request(body: RunBody, profile: Profile, model: str) -> None:
+    """Raise the error with which Workers AI would refuse the request, if the profile is strict.
+
+    Raises:
+        ApiError: 400/5028 for a model that Cloudflare removed, 400/5023 for JSON mode in a stream.
+    """
+    if not profile.is_strict:
+        return
+    if removed_on := REMOVED_MODELS.get(model):
+        raise ApiError(400, 5028, f"This model was deprecated on {removed_on}. Please use an alternative model.")
+    if body.stream and body.json_schema is not None:
+        raise ApiError(400, 5023, "JSON Schema mode is not supported with stream mode.")
+
+
+def cut_call() -> ApiError:
+    """Return the error for a forced tool call that `max_tokens` cut: 400/8006."""
+    return ApiError(
+        400,
+        8006,
+        "Invalid data for tool_choice: the reply reached max_tokens before the forced tool call was complete. Increase "
+        "max_tokens.",
+    )

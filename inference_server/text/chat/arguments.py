@@ -1,0 +1,111 @@
+"""Variables of chat templates: the client's own, and those for the amount of thinking.
+
+Templates name their switch for thinking differently (enable_thinking, thinking, …), and some take an effort. So
+`find_switches` renders a prompt with each candidate that the template reads, and keeps those that have an effect.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+
+# The template's inputs, the parameters of the function that renders it, and Jinja's own names.
+_RESERVED = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
+    + ("conversation", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors")
+    + ("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "self", "loop", "caller", "varargs", "kwargs")
+    + ("raise_exception", "strftime_now", "range", "dict", "namespace", "cycler", "joiner", "lipsum")
+    + ("additional_special_tokens", "extra_special_tokens")
+)
+# Names of switches, each with its values for off and on. None: leave the variable unset.
+_SWITCHES: tuple[tuple[str, Any, Any], ...] = (
+    ("enable_thinking", False, True),
+    ("thinking", False, True),
+    ("enable_reasoning", False, True),
+    ("reasoning", False, True),
+    ("thinking_mode", "disabled", "enabled"),
+    ("thinking_mode", "chat", "thinking"),
+    ("thinking_mode", "off", "on"),
+    ("thinking_budget", 0, None),
+)
+_EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "reasoning_strength")
+# Returns the prompt with these variables, or None if the template rejects them.
+Render = Callable[[Mapping[str, Any]], str | None]
+
+
+def is_reserved(name: str) -> bool:
+    """Return True for a variable that a client must not set: an input of the template, or text of a control token."""
+    return name in _RESERVED or name.endswith("_token") or name.startswith("_") or not name.isidentifier()
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Return template arguments from their JSON text, which has passed validation."""
+    found = json.loads(text) if text else {}
+    assert isinstance(found, dict)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """The variables for thinking that a template reads.
+
+    Attributes:
+        values: Values for off and on by the variable's name.
+        efforts: The value that the template accepts for each effort, by the variable's name.
+    """
+
+    values: Mapping[str, tuple[Any, Any]]
+    efforts: Mapping[str, Mapping[str, str]]
+
+    def arguments(self, effort: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the variables for a request.
+
+        Args:
+            effort: One of EFFORTS, or empty for the template's default.
+            given: The client's own variables, which replace the others.
+        """
+        if not effort:
+            return dict(given)
+        is_off = effort == "none"
+        found = {name: off if is_off else on for name, (off, on) in self.values.items()}
+        for name, accepted in self.efforts.items():
+            if not (is_off and self.values) and effort in accepted:
+                found[name] = accepted[effort]
+        return {name: value for name, value in found.items() if value is not None} | dict(given)
+
+    def are_off(self, arguments: Mapping[str, Any]) -> bool:
+        """Return True if these variables switch thinking off."""
+        return any(name in arguments and arguments[name] == off for name, (off, _) in self.values.items())
+
+
+def find_switches(render: Render, variables: frozenset[str], *, efforts: tuple[str, ...] = EFFORTS) -> Switches:
+    """Return the switches that have an effect on a template.
+
+    Args:
+        render: Renders a short conversation.
+        variables: Variables that the template reads.
+        efforts: The efforts that the model has, from none to the largest.
+    """
+    values: dict[str, tuple[Any, Any]] = {}
+    for name, off, on in _SWITCHES:
+        if name in variables and name not in values:
+            with_off, with_on = render({name: off}), render({} if on is None else {name: on})
+            if with_off is not None and with_on is not None and with_off != with_on:
+                values[name] = off, on
+    accepted: dict[str, Mapping[str, str]] = {}
+    for name in _EFFORT_NAMES:
+        if name in variables:
+            known = [effort for effort in efforts if render({name: effort}) is not None]
+            if known:
+                accepted[name] = {effort: _nearest(effort, known) for effort in EFFORTS}
+    return Switches(values, accepted)
+
+
+def _nearest(effort: str, known: list[str]) -> str:
+    """Return the known effort that is nearest, and the smaller one of two. "none" is nearest to "none" alone."""
+    thinking = [one for one in known if one != "none"] or known
+    place = EFFORTS.index(effort)
+    among = known if effort in known else thinking
+    return min(among, key=lambda one: (abs(EFFORTS.index(one) - place), EFFORTS.index(one)))

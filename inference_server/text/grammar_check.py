@@ -1,0 +1,169 @@
+"""Checks costly grammars in a process of its own before this process compiles them.
+
+llguidance bounds most of its work, but not all: some schemas of a hundred characters compile for minutes, which no thread
+can interrupt. The process (grammar_worker.py) starts with the first such grammar. Thread-safe.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+# A grammar's CPU time and memory in the worker. The worker runs beside the model, so it may take longer than that.
+CPU_SECONDS = 0.5
+MEMORY_BYTES = 256 * 2**20
+# Time from the check of a grammar to its refusal, and the time in which the worker has to start.
+WAIT_SECONDS = 2.0
+_START_SECONDS = 60.0
+
+# A grammar is cheap if it is short, and has none of these: regular expressions, multiples, intersections, large numbers.
+_MAX_CHEAP_LENGTH = 8_192
+_COSTLY = re.compile(
+    r'"(?:pattern|patternProperties|propertyNames|multipleOf|allOf|not)\\?"|& /|[0-9]{5}|[0-9][eE][+-]?[0-9]'
+)
+
+TOO_SLOW = "too slow"
+
+
+def is_cheap(grammar: str) -> bool:
+    """Return True if a grammar's source is certain to compile within milliseconds."""
+    return len(grammar) <= _MAX_CHEAP_LENGTH and _COSTLY.search(grammar) is None
+
+
+class GrammarCheck:
+    """The worker process of one tokenizer, with the grammars that it checks."""
+
+    def __init__(self, tokenizer_json: Callable[[], str], setup: Mapping[str, Any]) -> None:
+        """Create a check whose process starts later.
+
+        Args:
+            tokenizer_json: Returns the tokenizer's file.
+            setup: Values for the worker: num_tokens, end_ids, limits.
+        """
+        self._tokenizer_json = tokenizer_json
+        self._setup = {**setup, "cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY_BYTES}
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    def run(self, grammar: str) -> int:
+        """Compile a grammar in the worker. Returns the memory in bytes that it takes.
+
+        `grammar`: llguidance's serialised form. Raises ValueError with llguidance's message, or TOO_SLOW.
+        """
+        if not hasattr(os, "fork"):
+            return 0
+        for _ in range(2):  # the worker may have been killed
+            with self._lock:
+                if self._worker is None or not self._worker.is_alive:
+                    self._worker = _Worker({"tokenizer": self._tokenizer_json(), **self._setup})
+                worker = self._worker
+            result = worker.check(grammar)
+            if result is not None:
+                break
+        if result is None:
+            raise ValueError("the process that compiles grammars ended")
+        if result.get("error"):
+            raise ValueError(result["error"])
+        return int(result.get("bytes", 0))
+
+
+class _Worker:
+    def __init__(self, setup: Mapping[str, Any]) -> None:
+        program = Path(__file__).with_name("grammar_worker.py")
+        # A session of its own: Ctrl-C in a terminal must reach the server alone.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        self._numbers = itertools.count()
+        self._waiting: dict[int, Future[dict[str, Any] | None]] = {}
+        self._lock = threading.Lock()
+        self._ready = threading.Event()
+        self.is_alive = True
+        weakref.finalize(self, _stop, self._process)
+        threading.Thread(target=_read, args=(weakref.ref(self), self._process.stdout), daemon=True).start()
+        self._send(setup)
+
+    def check(self, grammar: str) -> dict[str, Any] | None:
+        """Return the worker's result, or None if it ended."""
+        self._ready.wait(_START_SECONDS)
+        number, future = next(self._numbers), Future[dict[str, Any] | None]()
+        with self._lock:
+            self._waiting[number] = future
+        started = time.monotonic()
+        if not self.is_alive or not self._send({"id": number, "grammar": grammar}):
+            return None
+        try:
+            return future.result(max(0.0, started + WAIT_SECONDS - time.monotonic()))
+        except FutureTimeout:
+            self._send({"kill": number})
+            return {"error": TOO_SLOW}
+        finally:
+            with self._lock:
+                self._waiting.pop(number, None)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Pass a message of the worker to the thread that waits for it."""
+        if "ready" in message:
+            self._ready.set()
+            return
+        with self._lock:
+            future = self._waiting.get(message["id"])
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def end(self) -> None:
+        """End all waits: the worker is no more."""
+        self.is_alive = False
+        self._ready.set()
+        with self._lock:
+            waiting = list(self._waiting.values())
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _send(self, message: Mapping[str, Any]) -> bool:
+        assert self._process.stdin is not None
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            with self._lock:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+        except OSError:
+            self.is_alive = False
+            return False
+        return True
+
+
+def _read(reference: "weakref.ref[_Worker]", lines: Any) -> None:
+    for line in lines:
+        if (worker := reference()) is not None:
+            worker.take(json.loads(line))
+        del worker
+    if (worker := reference()) is not None:
+        worker.end()
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the process. Closing its input would do; a grammar in compilation would keep it alive for a moment."""
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            try:
+                stream.close()
+            except OSError:
+                pass

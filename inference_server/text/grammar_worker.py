@@ -1,0 +1,194 @@
+"""Compiles grammars in processes that may be killed: a program that grammar_check.py starts, with no imports of this project.
+
+Reads a line of JSON with the tokenizer, then one for each grammar. Each grammar is compiled in a fork of this process, with
+limits on its CPU time and memory, and is then tried on a few random tokens. Writes a line of JSON for each grammar. Ends
+when its standard input ends.
+"""
+
+import json
+import os
+import random
+import resource
+import selectors
+import signal
+import time
+from typing import Any
+
+# A step of a running reply computes one mask. The model's other sequences wait for it.
+_MAX_STEP_SECONDS = 0.05
+_NUM_STEPS = 24
+_MAX_ERROR_LENGTH = 4_000
+
+
+def main() -> None:
+    """Serve grammars until the standard input ends."""
+    os.nice(5)
+    inbox = _Lines(0)
+    while (first := inbox.read()) == []:
+        pass
+    if first is None:
+        return
+    setup = json.loads(first.pop(0))
+    compiler = _Compiler(setup)
+    _write({"ready": True})
+    jobs: dict[int, _Job] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(0, selectors.EVENT_READ)
+        lines: list[bytes] | None = first
+        while lines is not None:
+            for line in lines:
+                _take(json.loads(line), compiler, jobs, selector, setup)
+            lines = []
+            for key, _ in selector.select():
+                if key.fd == 0:
+                    lines = inbox.read()
+                else:
+                    _collect(jobs, key.fd, selector)
+    for job in jobs.values():
+        os.kill(job.pid, signal.SIGKILL)
+
+
+class _Lines:
+    """Lines of a file descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest: list[bytes] = []
+
+    def read(self) -> list[bytes] | None:
+        """Read once. Returns the lines that are now complete, or None at the end."""
+        data = os.read(self._descriptor, 1 << 20)
+        if not data:
+            return None
+        if b"\n" not in data:
+            self._rest.append(data)
+            return []
+        *lines, rest = b"".join((*self._rest, data)).split(b"\n")
+        self._rest = [rest]
+        return lines
+
+
+class _Job:
+    """A grammar that a child process compiles."""
+
+    def __init__(self, number: int, pid: int) -> None:
+        self.number = number
+        self.pid = pid
+        self.result = b""
+
+
+class _Compiler:
+    def __init__(self, setup: dict[str, Any]) -> None:
+        from llguidance import LLTokenizer
+
+        self._tokenizer = LLTokenizer(setup["tokenizer"], n_vocab=setup["num_tokens"], eos_token=setup["end_ids"])
+        self._limits = setup["limits"]
+
+    def verdict(self, grammar: str) -> dict[str, Any]:
+        """Compile a grammar and try it. Returns an error, or the memory in bytes that the grammar takes."""
+        from llguidance import LLMatcher, LLParserLimits
+
+        before = _resident_bytes()
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**self._limits))
+        dice = random.Random(1)  # noqa: S311 (not a secret)
+        for step in range(_NUM_STEPS):
+            started = time.thread_time()
+            if matcher.is_error():
+                # An error of a later step depends on the tokens, and would end that reply alone.
+                return {"error": matcher.get_error()} if step < 2 else {"bytes": _resident_bytes() - before}
+            mask = int.from_bytes(matcher.compute_bitmask(), "little")
+            if matcher.is_stopped() or not mask:
+                break
+            matcher.consume_token(_drawn(mask, dice))
+            if step and time.thread_time() - started > _MAX_STEP_SECONDS:
+                return {"error": "too slow"}
+        return {"error": matcher.get_error()} if matcher.is_error() else {"bytes": _resident_bytes() - before}
+
+
+def _drawn(mask: int, dice: random.Random) -> int:
+    """Return the first set bit at or after a random one."""
+    length = mask.bit_length()
+    start = dice.randrange(length)
+    rest = mask >> start
+    return start + (rest & -rest).bit_length() - 1
+
+
+def _take(
+    message: dict[str, Any],
+    compiler: _Compiler,
+    jobs: "dict[int, _Job]",
+    selector: selectors.BaseSelector,
+    setup: dict[str, Any],
+) -> None:
+    """Start to compile a grammar, or end a compilation."""
+    if (number := message.get("kill")) is not None:
+        for job in jobs.values():
+            if job.number == number:
+                os.kill(job.pid, signal.SIGKILL)
+        return
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _run_child(compiler, message["grammar"], setup, writer)
+    os.close(writer)
+    jobs[reader] = _Job(message["id"], pid)
+    selector.register(reader, selectors.EVENT_READ)
+
+
+def _run_child(compiler: _Compiler, grammar: str, setup: dict[str, Any], writer: int) -> None:
+    """Compile within the limits and exit. The default action of the timer's signal ends the process."""
+    try:
+        signal.setitimer(signal.ITIMER_PROF, setup["cpu_seconds"])
+        most = _virtual_bytes() + setup["memory_bytes"]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        verdict = compiler.verdict(grammar)
+        if error := verdict.get("error"):
+            verdict = {"error": error[:_MAX_ERROR_LENGTH]}
+        os.write(writer, json.dumps(verdict).encode())
+    finally:
+        os._exit(0)
+
+
+def _collect(jobs: "dict[int, _Job]", reader: int, selector: selectors.BaseSelector) -> None:
+    """Read a child's result. At its end, report the result."""
+    job = jobs[reader]
+    if data := os.read(reader, 1 << 16):
+        job.result += data
+        return
+    selector.unregister(reader)
+    os.close(reader)
+    del jobs[reader]
+    _, status = os.waitpid(job.pid, 0)
+    try:
+        result = json.loads(job.result)
+    except ValueError:
+        is_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGKILL)
+        result = {"error": "too slow" if is_time else "too large"}
+    _write({"id": job.number, **result})
+
+
+def _write(message: dict[str, Any]) -> None:
+    os.write(1, json.dumps(message).encode() + b"\n")
+
+
+def _virtual_bytes() -> int:
+    """Return the size of the address space, or 0 where the system does not report it."""
+    return _statm(0)
+
+
+def _resident_bytes() -> int:
+    return _statm(1)
+
+
+def _statm(column: int) -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[column]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Formats of thoughts: the markers around the text that a reasoning model writes before its reply.
+
+Works on text only. Does not depend on a tokenizer or gRPC.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+FormatName = Literal["think", "mistral", "seed", "kimi", "minimax", "cohere", "gemma", "harmony"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """Markers around the thoughts.
+
+    Attributes:
+        start: The text that begins the thoughts.
+        end: The text that ends them; the reply follows.
+        has_channels: True for harmony, whose replies are several messages.
+    """
+
+    start: str
+    end: str
+    has_channels: bool = False
+
+    @property
+    def visible_tokens(self) -> frozenset[str]:
+        """The control tokens that decoding must keep as text, so that the markers can be found."""
+        if self.has_channels:
+            return HARMONY_TOKENS
+        return frozenset((self.start, self.end, "<|channel>"))
+
+
+HARMONY_TOKENS = frozenset(("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>"))
+
+FORMATS: Mapping[FormatName, ReasoningFormat] = {
+    # Qwen3, DeepSeek R1 and V3.1, GLM, Kimi K2, SmolLM3, Nemotron and others.
+    "think": ReasoningFormat("<think>", "</think>"),
+    # Magistral and later models of Mistral.
+    "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
+    # Seed-OSS, Kimi-VL, MiniMax-M3, Command A Reasoning, Gemma 4.
+    "seed": ReasoningFormat("<seed:think>", "</seed:think>"),
+    "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
+    "minimax": ReasoningFormat("<mm:think>", "</mm:think>"),
+    "cohere": ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>"),
+    "gemma": ReasoningFormat("<|channel>thought", "<channel|>"),
+    # gpt-oss: replies are messages with channels, and the answer is the one of the channel `final`.
+    "harmony": ReasoningFormat("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", has_channels=True),
+}
+
+# Text of a chat template that shows its format. The first match counts: a template may mention <think> only to remove it.
+_SIGNS: tuple[tuple[str, FormatName], ...] = (
+    ("<|channel|>", "harmony"),
+    ("<|channel>", "gemma"),
+    ("[THINK]", "mistral"),
+    ("<seed:think>", "seed"),
+    ("◁think▷", "kimi"),
+    ("<mm:think>", "minimax"),
+    ("<|START_THINKING|>", "cohere"),
+    ("<think>", "think"),
+)
+
+
+def detect_reasoning_format(template: object) -> ReasoningFormat | None:
+    """Return the format of thoughts that a chat template contains, or None if it contains none.
+
+    `template`: Jinja text, a dictionary of several templates by name, or None.
+    """
+    text = str(template)
+    return next((FORMATS[name] for sign, name in _SIGNS if sign in text), None)
