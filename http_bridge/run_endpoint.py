@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
 from http_bridge.api.collected import Incomplete, all_collected, collected
-from http_bridge.api.openai.choices import Choices, total
+from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import JSON, ErrorWriter
 from http_bridge.api.upstream_models import with_names
 from http_bridge.auth.bearer import ACCOUNT_KEY
@@ -194,7 +194,7 @@ class _Exchange:
             body = job.writer.complete(reply)
         else:
             choices = await all_collected(replies)
-            self.log.completed = total([reply.completed for reply in choices])
+            self.log.completed = job.choices.total([reply.completed for reply in choices])
             body = job.choices.complete(choices)
         await self.answer(body, job.writer.complete_type, job.notices)
 
@@ -268,14 +268,15 @@ class _Exchange:
 
     async def _send_choices(self, choices: Choices, replies: Sequence[AsyncIterator[RunResponse]]) -> Completed:
         completed: dict[int, Completed] = {}
-        async for index, event in merged(replies):
-            if event.HasField("completed"):
-                completed[index] = event.completed
-            if data := choices.event(index, event):
-                await self._send(_chunk(data))
+        async with aclosing(merged(replies)) as events:
+            async for index, event in events:
+                if event.HasField("completed"):
+                    completed[index] = event.completed
+                if data := choices.event(index, event):
+                    await self._send(_chunk(data))
         if len(completed) < len(replies):
             raise Incomplete
-        return total([completed[index] for index in range(len(replies))])
+        return choices.total([completed[index] for index in range(len(replies))])
 
     def _stream_headers(self, job: RunJob) -> list[tuple[bytes, bytes]]:
         return [
