@@ -70,10 +70,10 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
 def _after_thoughts(grammar: Grammar) -> str:
     """Return a Lark grammar that accepts thoughts and then what `grammar` accepts."""
     if grammar.kind == "lark":
-        reply = re.sub(r"(?m)^start:", "reply:", grammar.text, count=1)
+        reply = re.sub(r"(?m)^start:", "after_thoughts:", grammar.text, count=1)
     else:
-        reply = f"reply: %json {_limited(grammar.text)}"
-    return f"start: before reply\n{grammar.before}\n{reply}"
+        reply = f"after_thoughts: %json {_limited(grammar.text)}"
+    return f"start: thought_part after_thoughts\n{grammar.before}\n{reply}"
 
 
 def _limited(schema: str) -> str:
