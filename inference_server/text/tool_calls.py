@@ -94,7 +94,7 @@ class CallParser:
         self._num_searched = 0  # characters of the held text that hold no end marker
         self._in_call = False
         self._is_plain = False  # True if the rest of the reply holds no call
-        self._has_begun = place == "anywhere" and not self._markers.is_optional
+        self._has_begun = False
         self.num_calls = 0
 
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
@@ -138,9 +138,11 @@ class CallParser:
             self._in_call = self._has_begun = state == "call"
             return self._has_begun
         marker = self._markers.begin
-        if self._place != "anywhere" and not start.startswith(marker):
-            if marker.startswith(start):
-                return False
+        if marker.startswith(start) and start != marker:
+            return False
+        if start.startswith(marker):
+            self._held = start  # white space before the first call is not part of the text
+        else:
             self._is_plain = self._place == "beginning"
         self._has_begun = True
         return True

@@ -76,6 +76,13 @@ def arguments(form, text, **options):
     return [json.loads(call.arguments) for call in calls]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_white_space_before_a_call_is_no_text(form):
+    for cut in (1, 10_000):
+        for place in ("anywhere", "beginning", "only"):
+            assert arguments(form, "\n\n" + FORMS[form][0], cut=cut, place=place) == [{"city": "Kyoto"}]
+
+
 def test_every_format_has_a_case():
     assert set(FORMS) == set(MARKERS)
 
@@ -115,6 +122,7 @@ def test_text_that_only_begins_like_a_call_is_plain_text(form):
     ):
         for cut in (1, 10_000):
             assert parsed(form, text, cut=cut) == (text, [])
+            assert parsed(form, " \n" + text, cut=cut) == (" \n" + text, [])
 
 
 @pytest.mark.parametrize(("form", "text"), CASES)
