@@ -137,7 +137,8 @@ class ChatPrompts:
         end = rendered.rstrip()
         if reasoning.has_channels or end.endswith(reasoning.start):
             return "open"
-        if options.effort == "none" or self.switches.are_off(inputs.arguments) or end.endswith(reasoning.end):
+        is_unswitched = options.effort == "none" and not self.switches.values
+        if is_unswitched or self.switches.are_off(inputs.arguments) or end.endswith(reasoning.end):
             return "off"
         return "possible"
 
