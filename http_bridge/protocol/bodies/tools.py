@@ -54,13 +54,16 @@ def tool_fields(document: Document) -> dict[str, Any]:
     tools, others = functions(given), skipped(given)
     choice = tool_choice(document.get("tool_choice"), [tool.name for tool in tools], others)
     parallel = document.get("parallel_tool_calls")
+    if parallel is None:
+        # OpenAI's API answers the choice of one tool with one call.
+        parallel = False if choice.tool_name else choice.parallel_tool_calls
     return {
         "tools": tools,
         "skipped_tools": others,
         "tool_choice": choice.tool_choice,
         "tool_name": choice.tool_name,
         "allowed_tools": choice.allowed_tools,
-        "parallel_tool_calls": choice.parallel_tool_calls if parallel is None else parallel,
+        "parallel_tool_calls": parallel,
     }
 
 
