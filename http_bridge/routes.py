@@ -110,7 +110,7 @@ _WORKERS_AI_ROUTES = (
         endpoint=_run(GenericParser()),
         methods=("POST",),
         summary="Run the model that the body names",
-        request_schema=lambda inputs: inputs.generic,
+        request_schema=lambda inputs: {"anyOf": [inputs.generic, inputs.responses]},
         reply_schema=RUN_ENVELOPE,
     ),
     replace(

@@ -16,7 +16,7 @@ from http_bridge.api.upstream_models import author, list_models
 from http_bridge.api.workers_ai.marketplace import openrouter_entry
 from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.errors import ApiError
-from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RUN_OUTPUT
+from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RESPONSES_OUTPUT, RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.protocol.validation import bad_input
 from tailrace.v1.inference_pb2 import Model, Task
@@ -91,6 +91,8 @@ class ModelSchema:
             raise ApiError(400, 5007, f"No such model {name} or task")
         if model.reply_shape == "choices":
             schema = {"input": _choices_input(self._inputs), "output": CHOICES_OUTPUT}
+        elif model.reply_shape == "responses":
+            schema = {"input": self._inputs.run, "output": RESPONSES_OUTPUT}
         else:
             schema = {"input": self._inputs.run, "output": RUN_OUTPUT}
         return JSONResponse(envelope(schema))
