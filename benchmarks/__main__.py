@@ -29,7 +29,7 @@ from inference_server.settings import DEFAULT_CATALOG, Settings
 from inference_server.weights.download import local_folder
 from inference_server.weights.loader import silence_libraries
 silence_libraries()
-weights = read_catalog(DEFAULT_CATALOG)[-1].weights
+weights = read_catalog(DEFAULT_CATALOG)[0].weights
 folder = local_folder(weights, Settings.from_environment().cache_dir)
 print(json.dumps({"gguf": str(weights.path), "folder": str(folder)}))
 """

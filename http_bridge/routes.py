@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Scope
 
 from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.unwrap import MINIFLARE_URL, Wrangler
+from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
@@ -26,6 +27,7 @@ from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
 from http_bridge.api.workers_ai.tokens import VerifyToken
 from http_bridge.binding_routes import BindingListener, binding_app, binding_routes, miniflare_app
+from http_bridge.embedding_routes import any_reply, any_task, embeddings_route, run_input
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
 from http_bridge.protocol.batch_schemas import with_batches
@@ -38,7 +40,7 @@ from http_bridge.site.pages import pages
 
 _API = "/client/v4"
 _ACCOUNT = f"{_API}/accounts/{{account}}"
-_NOT_SERVED = ("embeddings", "messages", "audio/speech", "audio/transcriptions", "images/generations")
+_NOT_SERVED = ("messages", "audio/speech", "audio/transcriptions", "images/generations")
 _PAGE_PARAMETERS = tuple(
     query(name, {"type": "integer", "minimum": 1, "maximum": 1000}) for name in ("page", "per_page")
 )
@@ -51,7 +53,7 @@ def _run(parser: RequestParser) -> MakeApp:
 
 async def _not_served(request: Request) -> Response:
     name = request.url.path.partition("/v1/")[2]
-    raise ApiError(400, 7000, f"No route for that URI: {name} is not served here, only text generation is")
+    raise ApiError(400, 7000, f"No route for that URI: {name} is not served here")
 
 
 def _openapi(services: Services) -> ASGIApp:
@@ -97,21 +99,21 @@ _WORKERS_AI_ROUTES = (
     RouteSpec(
         label="run",
         path=f"{_ACCOUNT}/ai/run/{{model:name}}",
-        endpoint=_run(RestParser()),
+        endpoint=any_task(RestParser(), embeddings.RestEmbeddingParser()),
         methods=("POST",),
         summary="Run a model",
-        request_schema=lambda inputs: with_batches(inputs.run),
-        reply_schema=RUN_ENVELOPE,
+        request_schema=lambda inputs: with_batches(run_input(inputs)),
+        reply_schema=any_reply(RUN_ENVELOPE),
         parameters=(query("queueRequest", {"type": "boolean"}),),
     ),
     RouteSpec(
         label="run",
         path=f"{_ACCOUNT}/ai/run",
-        endpoint=_run(GenericParser()),
+        endpoint=any_task(GenericParser(), embeddings.GenericEmbeddingParser()),
         methods=("POST",),
         summary="Run the model that the body names",
         request_schema=lambda inputs: {"anyOf": [inputs.generic, inputs.responses]},
-        reply_schema=RUN_ENVELOPE,
+        reply_schema=any_reply(RUN_ENVELOPE),
     ),
     replace(
         _search("models/search", search_models, "Models", "author", "task", "search", "source", "format"),
@@ -176,6 +178,7 @@ def _openai_routes(base: str) -> tuple[RouteSpec, ...]:
             methods=("GET", "DELETE", "POST"),
             errors=ResponsesErrors(),
         ),
+        embeddings_route(base),
         _openai_list(f"{base}/models", openai_models, "Models"),
         _openai_list(f"{base}/models/{{model:name}}", openai_model, "One model"),
         *(
@@ -211,7 +214,7 @@ _HEALTH_ROUTES = (
 )
 
 _OPENAI_ROUTES = _openai_routes("/v1")
-BINDING_ROUTES: tuple[RouteSpec, ...] = binding_routes(_run, _OPENAI_ROUTES)
+BINDING_ROUTES: tuple[RouteSpec, ...] = binding_routes(_OPENAI_ROUTES)
 # The first route that matches a request is used.
 ROUTES: tuple[RouteSpec, ...] = (
     *_WORKERS_AI_ROUTES,

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
 from http_bridge.api.collected import Incomplete, all_collected, collected, failing
-from http_bridge.api.openai.choices import Choices, total
+from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import JSON, ErrorWriter
 from http_bridge.api.upstream_models import with_names
 from http_bridge.auth.bearer import ACCOUNT_KEY
@@ -42,7 +42,7 @@ from tailrace.v1.inference_pb2 import Completed, RunResponse
 
 # OpenAI's clients read the request id from this header.
 _SECOND_ID_HEADER = "x-request-id"
-_LARGE_BODY_BYTES = 100_000
+LARGE_BODY_BYTES = 100_000
 _MAX_SESSION = 256
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class RunEndpoint:
         self._parser = parser
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _Exchange(scope, receive, send, self._parser.errors)
+        exchange = Exchange(scope, receive, send, self._parser.errors)
         if "model" in scope["path_params"] and not exchange.model:
             raise HTTPException(404)
         try:
@@ -82,7 +82,7 @@ class RunEndpoint:
     def _body_timeout_seconds(self) -> float:
         return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
-    async def _answer(self, exchange: "_Exchange", data: bytes, state: dict[str, Any]) -> None:
+    async def _answer(self, exchange: "Exchange", data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
         job: RunJob | DirectJob | None = None
         try:
@@ -115,7 +115,7 @@ class RunEndpoint:
 
     @asynccontextmanager
     async def _run(
-        self, exchange: "_Exchange", upstream: Upstream, job: RunJob, index: int
+        self, exchange: "Exchange", upstream: Upstream, job: RunJob, index: int
     ) -> AsyncIterator[AsyncIterator[RunResponse]]:
         """Call the inference server for one reply, and yield its events."""
         request = job.requests[index]
@@ -142,13 +142,20 @@ class RunEndpoint:
 
     async def _parse_once(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
-        if len(incoming.data) < _LARGE_BODY_BYTES:
+        if len(incoming.data) < LARGE_BODY_BYTES:
             return self._parser.parse(incoming)
         return await asyncio.to_thread(self._parser.parse, incoming)
 
 
-class _Exchange:
-    """The client's side of one request: its fields, and the ways to answer it."""
+class Exchange:
+    """The client's side of one request: its fields, and the ways to answer it.
+
+    Attributes:
+        request_id: UUID of the request.
+        model: Model of the request; empty if it is not known yet.
+        trace: Trace of the request.
+        log: Log line of the request.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, errors: ErrorWriter) -> None:
         self.request_id = str(uuid.uuid4())
@@ -194,7 +201,7 @@ class _Exchange:
             body = job.writer.complete(reply)
         else:
             choices = await all_collected(replies)
-            self.log.completed = total([reply.completed for reply in choices])
+            self.log.completed = job.choices.total([reply.completed for reply in choices])
             body = job.choices.complete(choices)
         await self.answer(body, job.writer.complete_type, job.notices)
 
@@ -268,14 +275,15 @@ class _Exchange:
 
     async def _send_choices(self, choices: Choices, replies: Sequence[AsyncIterator[RunResponse]]) -> Completed:
         completed: dict[int, Completed] = {}
-        async for index, event in merged(replies):
-            if event.HasField("completed"):
-                completed[index] = event.completed
-            if data := choices.event(index, event):
-                await self._send(_chunk(data))
+        async with aclosing(merged(replies)) as events:
+            async for index, event in events:
+                if event.HasField("completed"):
+                    completed[index] = event.completed
+                if data := choices.event(index, event):
+                    await self._send(_chunk(data))
         if len(completed) < len(replies):
             raise Incomplete
-        return total([completed[index] for index in range(len(replies))])
+        return choices.total([completed[index] for index in range(len(replies))])
 
     def _stream_headers(self, job: RunJob) -> list[tuple[bytes, bytes]]:
         return [

@@ -77,12 +77,16 @@ class ReplyStats:
 
 @dataclass(frozen=True, slots=True)
 class ModelLine:
-    """A model as `tailrace models` lists it. Lengths are in tokens; 0 means unknown."""
+    """A model as `tailrace models` lists it.
+
+    Lengths are in tokens; 0 means unknown. `dimensions`: length of an embedding model's vectors; 0 for other models.
+    """
 
     name: str
     description: str
     context_length: int
     sequence_length: int
+    dimensions: int = 0
 
 
 class Client(Protocol):
@@ -139,13 +143,14 @@ def models(client: Client) -> None:
         write(model.name)
         if model.description:
             write(f"    {model.description}")
-        write(f"    {model.context_length} tokens in, {model.sequence_length} out")
+        output = f"{model.dimensions} numbers" if model.dimensions else f"{model.sequence_length}"
+        write(f"    {model.context_length} tokens in, {output} out")
 
 
 def _first_model(client: Client) -> str:
-    known = client.models()
+    known = [model for model in client.models() if not model.dimensions]
     if not known:
-        raise Failure("This server has no models.")
+        raise Failure("This server has no models that generate text.")
     return known[0].name
 
 

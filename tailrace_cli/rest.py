@@ -129,4 +129,5 @@ def _refusal(response: http.client.HTTPResponse) -> Refusal:
 def _model_line(model: dict[str, Any]) -> ModelLine:
     values = {item["property_id"]: item["value"] for item in model.get("properties", [])}
     context, sequence = (int(values.get(f"{kind}_length_limit", 0)) for kind in ("context", "sequence"))
-    return ModelLine(model["name"], model.get("description", ""), context, sequence)
+    longest_text, dimensions = (int(values.get(name, 0)) for name in ("max_input_tokens", "output_dimensions"))
+    return ModelLine(model["name"], model.get("description", ""), context or longest_text, sequence, dimensions)

@@ -54,7 +54,7 @@ class GrpcClient:
         except grpc.RpcError as error:
             raise self._explain(error) from None
         return [
-            ModelLine(model.name, model.description, model.context_length, model.sequence_length)
+            ModelLine(model.name, model.description, model.context_length, model.sequence_length, model.dimensions)
             for model in reply.models
         ]
 

@@ -179,7 +179,8 @@ def _first_model() -> str:
     from inference_server.settings import DEFAULT_CATALOG
 
     try:
-        return read_catalog(Path(variable("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))[0].name
+        entries = read_catalog(Path(variable("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))
+        return next((entry.name for entry in entries if entry.task == "generation"), "<model>")
     except ConfigurationError:  # the catalog has changed since the server read it
         return "<model>"
 

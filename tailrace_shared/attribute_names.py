@@ -24,6 +24,7 @@ REQUEST_STREAM = "gen_ai.request.stream"
 REQUEST_STOP_SEQUENCES = "gen_ai.request.stop_sequences"
 # Attribute of each sampling parameter that the conventions name, by its name in inference.proto.
 REQUEST_SAMPLING = {field.name: f"gen_ai.request.{field.name}" for field in SAMPLING_FIELDS if field.is_traced}
+DIMENSIONS = "gen_ai.embeddings.dimension.count"
 RESPONSE_ID = "gen_ai.response.id"
 RESPONSE_MODEL = "gen_ai.response.model"
 FINISH_REASONS = "gen_ai.response.finish_reasons"
@@ -38,6 +39,7 @@ OUTPUT_MESSAGES = "gen_ai.output.messages"
 
 # No convention covers the following. The spans of phases do not use gen_ai.usage.*, which viewers would count twice.
 ADMISSION_POSITION = "tailrace.admission_position"  # admissions since the request arrived, including its own
+NUM_TEXTS = "tailrace.num_texts"  # texts of an embedding request
 PROMPT_TOKENS = "tailrace.prompt_tokens"
 CACHED_PROMPT_TOKENS = "tailrace.cached_tokens"
 COMPLETION_TOKENS = "tailrace.completion_tokens"

@@ -13,6 +13,8 @@ from typing import Literal
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # in characters
 MAX_TOP_LOGPROBS = 20
+# Largest number of texts in one embedding request.
+MAX_EMBEDDED_TEXTS = 2_048
 MAX_TOOLS = 128
 MAX_BIASED_TOKENS = 1024
 MAX_BIAS = 100  # a bias lies between -MAX_BIAS and MAX_BIAS

@@ -25,6 +25,7 @@ class Profile:
         has_comments: Streams have comments while they are silent.
         must_fit: A prompt that leaves less than `max_tokens` of the window is refused.
         is_strict: Requests that Workers AI refuses in production are refused, although Tailrace could serve them.
+        pools_bge_by_mean: The English bge models use the mean of all tokens by default, otherwise the model's own pooling.
     """
 
     has_usage: bool = True
@@ -37,6 +38,7 @@ class Profile:
     has_comments: bool = True
     must_fit: bool = False
     is_strict: bool = False
+    pools_bge_by_mean: bool = False
 
     def for_openai(self, *, is_at_account: bool) -> "Profile":
         """Return the profile for an OpenAI route.
@@ -55,10 +57,11 @@ _PROFILE_2026 = Profile(
     stream_max_tokens=DEFAULT_MAX_TOKENS,
     openai_max_tokens=DEFAULT_MAX_TOKENS,
     must_fit=True,
+    pools_bge_by_mean=True,
 )
 PROFILES: dict[ProfileName, Profile] = {
     "default": Profile(),
-    "2023-11": Profile(has_usage=False, has_reasoning=False, has_comments=False),
+    "2023-11": Profile(has_usage=False, has_reasoning=False, has_comments=False, pools_bge_by_mean=True),
     "2026": _PROFILE_2026,
     "2026-strict": replace(_PROFILE_2026, is_strict=True),
 }

@@ -11,7 +11,7 @@ from http_bridge.upstream.channels import SERVICE_NAME
 from http_bridge.upstream.registry import Servers
 from http_bridge.upstream.resolver import Address
 from http_bridge.upstream.tls import Credentials
-from tailrace.v1.inference_pb2 import Model, RunRequest, RunResponse
+from tailrace.v1.inference_pb2 import EmbedRequest, EmbedResponse, Model, RunRequest, RunResponse
 
 REQUEST_ID_KEY = "x-request-id"
 SESSION_KEY = "x-session-affinity"
@@ -82,6 +82,48 @@ class Upstream:
                     # does not cancel it.
                     call.cancel()
             await asyncio.sleep(pause)
+
+    async def embed(
+        self,
+        request: EmbedRequest,
+        *,
+        request_id: str,
+        timeout_seconds: float,
+        trace_context: Sequence[tuple[str, str]] = (),
+    ) -> EmbedResponse:
+        """Send an embedding request and return its vectors. Cancelling the caller cancels the call.
+
+        Args:
+            request: The request.
+            request_id: Id of the request, sent as metadata.
+            timeout_seconds: Longest time from the first attempt to the reply, in seconds.
+            trace_context: W3C trace context, sent as metadata.
+
+        Raises:
+            AioRpcError: The request is refused or fails.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        metadata = (*self._credentials.metadata, (REQUEST_ID_KEY, request_id), *trace_context)
+        for pause in RETRY_PAUSES:
+            try:
+                return await self._embed(request, metadata, deadline - loop.time())
+            except grpc.aio.AioRpcError as error:
+                if not _may_retry(error):
+                    _log_refusal(error)
+                    raise
+            await asyncio.sleep(pause)
+        return await self._embed(request, metadata, deadline - loop.time())
+
+    async def _embed(
+        self, request: EmbedRequest, metadata: Sequence[tuple[str, str]], timeout_seconds: float
+    ) -> EmbedResponse:
+        async with self.servers.channels.for_call(self.servers.hosting(request.model)) as channel:
+            call = channel.inference.Embed(request, metadata=tuple(metadata), timeout=max(0.0, timeout_seconds))
+            try:
+                return await call
+            finally:
+                call.cancel()
 
     async def list_models(self) -> Sequence[Model]:
         """Return every model that at least one server hosts, without duplicates.

@@ -292,4 +292,5 @@ def model_info(model: "HostedModel") -> pb.Model:
         stands_in=model.entry.stands_in,
         has_reasoning=model.thoughts is not None,
         reply_shape=model.entry.shape,
+        task=pb.TASK_TEXT_GENERATION,
     )

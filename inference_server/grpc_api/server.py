@@ -33,7 +33,7 @@ from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen, local_hosts
 
 if TYPE_CHECKING:
-    from inference_server.engine.base import BaseEngine
+    from inference_server.engine.running import RunningEngine
 
 logger = logging.getLogger(__name__)
 
@@ -190,14 +190,14 @@ class Server:
         await asyncio.gather(*(server.stop(_LAST_STREAMS_SECONDS) for server in servers))
         await self._tracing.close()
 
-    def _engines(self) -> "set[BaseEngine]":
+    def _engines(self) -> "set[RunningEngine]":
         return {model.engine for model in self.servicer.models.values()}
 
     def _utilization(self) -> float:
         """Return the utilization of the busiest engine: all engines share the machine."""
         return max((engine.utilization for engine in self._engines()), default=0.0)
 
-    def _named_engines(self) -> "list[tuple[str, BaseEngine]]":
+    def _named_engines(self) -> "list[tuple[str, RunningEngine]]":
         """Return each engine once, with the name of the first model that it serves."""
         return list(
             {model.engine: (name, model.engine) for name, model in reversed(self.servicer.models.items())}.values()

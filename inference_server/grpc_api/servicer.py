@@ -6,9 +6,10 @@ Any unexpected exception is reported as INTERNAL, with a message that contains n
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from inference_server import errors
 from inference_server.engine.rate_limit import RateLimit
@@ -21,8 +22,10 @@ from inference_server.grpc_api.conversion import (
     model_info,
     response,
 )
+from inference_server.grpc_api.embedding import check_texts, embed_response, embedder_info, prepared_texts
 from inference_server.grpc_api.status import Context, abort
 from inference_server.grpc_api.validation import Limits, check, check_input
+from inference_server.observability.embed_record import EmbedRecord
 from inference_server.observability.metrics import Metrics
 from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import NullTracing
@@ -36,9 +39,13 @@ from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
 
 if TYPE_CHECKING:  # these modules import torch, which takes seconds
+    from inference_server.serving.hosted_embedder import HostedEmbedder
     from inference_server.serving.hosted_model import HostedModel
 
 logger = logging.getLogger(__name__)
+
+_GRAMMAR_THREADS = 64
+_Result = TypeVar("_Result")
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -52,12 +59,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self, settings: Settings, tracing: NullTracing) -> None:
         self.tracing = tracing
-        self.models: dict[str, HostedModel] = {}
+        self.models: dict[str, HostedModel | HostedEmbedder] = {}
         self.is_stopping = False
         self.metrics = Metrics()
         self._limits = Limits(settings.max_messages, settings.max_schema_depth)
         self._rate_limit = RateLimit(settings.account_requests_per_minute)
         self._write_timeout_seconds = settings.write_timeout_seconds
+        # A costly grammar waits for seconds without using the CPU. It must not delay requests without a grammar.
+        self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
 
     async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]
         """Generate a reply and write its events to `context`."""
@@ -67,7 +76,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         record = RunRecord(self.metrics, request, request_id, is_known=is_known, deadline=deadline)
         try:
             self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
-            if (hosted := self.models.get(request.model)) is not None:
+            if (hosted := self.models.get(request.model)) is not None and hosted.task == "generation":
                 hosted.engine.check_capacity(
                     request.account,
                     reject_if_busy=request.reject_if_busy,
@@ -75,9 +84,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     is_batch=request.priority == pb.PRIORITY_BATCH,
                 )
             # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
-            model, generation, thoughts = await asyncio.to_thread(
-                self._prepare, request, request_id, context.time_remaining()
-            )
+            remaining = context.time_remaining()
+            prepared = await self._off_loop(request, self._prepare, request, request_id, remaining)
+            model, generation, thoughts = prepared
             tools = callable_tools(request)
             text = model.text(generation, thoughts, shows_calls=bool(tools))
             async with model.submit(generation, text) as reply:
@@ -136,7 +145,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Return the models in the order of the catalog."""
         if not self.models:
             await abort(context, errors.ModelNotReady("the models are still being loaded"))
-        return pb.ListModelsResponse(models=[model_info(model) for model in self.models.values()])
+        return pb.ListModelsResponse(models=[_info(model) for model in self.models.values()])
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         """Return the number of tokens of a prompt, and the model's limits."""
@@ -155,11 +164,47 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Return one vector for each text."""
+        request_id = _request_id(context)
+        trace = self.tracing.embed(request, request_id, context.invocation_metadata() or ())
+        is_known, deadline = request.model in self.models, context.time_remaining()
+        record = EmbedRecord(self.metrics, request, request_id, is_known=is_known, deadline=deadline)
         try:
-            self._model(request.model)
-            raise errors.WrongTask(f"the model {request.model} generates text: call Run")
+            self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
+            check_texts(request)
+            model = self._embedder(request.model)
+            model.check_capacity(request.account, context.time_remaining())
+            # Not on the event loop: tokenising a megabyte of texts takes a second.
+            prepared = await asyncio.to_thread(prepared_texts, request, model)
+            submitted = model.request(prepared, request.account, context.time_remaining())
+            async with model.engine.submit(submitted) as job:
+                record.accept(prepared.prompt_tokens)
+                trace.accepted()
+                await context.send_initial_metadata((("x-request-id", request_id),))
+                try:
+                    vectors = await job.vectors()
+                finally:
+                    record.start(job.started)
+            trace.computed(job.started, prepared.prompt_tokens)
+            record.mark_succeeded()
+            return embed_response(vectors, prepared.prompt_tokens)
         except errors.TailraceError as error:
+            record.mark_failed(error)
             await abort(context, error)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            failure = errors.GenerationFailed("the server failed on this request")
+            record.mark_failed(failure)
+            await abort(context, failure)
+        finally:
+            trace.finish(record.outcome)
+            record.finish()
+
+    async def _off_loop(
+        self, request: pb.RunRequest, prepare: "Callable[..., _Result]", *arguments: object
+    ) -> "_Result":
+        """Call `prepare` on a thread: of the grammars' threads if the request may have a grammar."""
+        threads = self._grammar_threads if request.HasField("response_format") or request.chat.tools else None
+        return await asyncio.get_running_loop().run_in_executor(threads, prepare, *arguments)
 
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
@@ -176,6 +221,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return model, len(encoded_prompt(request, model).token_ids)
 
     def _model(self, name: str) -> "HostedModel":
+        model = self._hosted(name)
+        if model.task != "generation":
+            raise errors.WrongTask(f"the model {name} embeds text: call Embed")
+        return model
+
+    def _embedder(self, name: str) -> "HostedEmbedder":
+        model = self._hosted(name)
+        if model.task != "embedding":
+            raise errors.WrongTask(f"the model {name} generates text: call Run")
+        return model
+
+    def _hosted(self, name: str) -> "HostedModel | HostedEmbedder":
         if self.is_stopping:
             raise errors.ServerStopping("this server is stopping")
         if not self.models:
@@ -183,6 +240,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if name not in self.models:
             raise errors.UnknownModel(f"there is no model {name!r} here; the models are {', '.join(self.models)}")
         return self.models[name]
+
+
+def _info(model: "HostedModel | HostedEmbedder") -> pb.Model:
+    return embedder_info(model) if model.task == "embedding" else model_info(model)
 
 
 def _request_id(context: Context) -> str:

@@ -15,10 +15,10 @@ from prometheus_client.registry import Collector
 from inference_server.engine.histogram import Histogram
 
 if TYPE_CHECKING:  # these modules import torch, which takes seconds
-    from inference_server.engine.base import BaseEngine
+    from inference_server.engine.running import RunningEngine
 
-NamedEngines = Callable[[], "Iterable[tuple[str, BaseEngine]]"]
-_Numbers = tuple[tuple[str, str, "Callable[[BaseEngine], float]"], ...]
+NamedEngines = Callable[[], "Iterable[tuple[str, RunningEngine]]"]
+_Numbers = tuple[tuple[str, str, "Callable[[RunningEngine], float]"], ...]
 
 _GAUGES: _Numbers = (
     ("requests_running", "Sequences that have a slot", lambda engine: engine.num_running),

@@ -80,6 +80,7 @@ class Metrics:
         self.prompt_tokens = self._counter(
             "prompt_tokens", "Prompt tokens of requests that got a slot", "model", "account"
         )
+        self.embedded_texts = self._counter("embedded_texts", "Texts of completed embedding requests", "model")
         self.generation_tokens = LabeledCounters(
             "tailrace_generation_tokens", "Tokens generated, counted as they are sent"
         )
@@ -127,6 +128,7 @@ class Metrics:
             self.accepted.labels(model)
             for end in ENDS:
                 self.ended.labels(model, end)
+            self.embedded_texts.labels(model)
             for reason in FinishReason:
                 self.finished.labels(model, reason.value)
             for histogram in self._histograms:

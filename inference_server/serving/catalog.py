@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from inference_server.embedding.pooling_names import Pooling
 from inference_server.precision import Precision
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.reasoning.formats import FormatName
@@ -22,6 +23,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 # Forms of a model's REST replies; Model.reply_shape of the contract.
 ReplyShape = Literal["response", "choices", "responses"]
+Task = Literal["generation", "embedding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,7 @@ class CatalogEntry:
         weights: The source of the weights.
         precision: Number format of the weights; a device may use another one (see precision.resolve_precision).
         context_length: Longest prompt, in tokens.
-        sequence_length: Longest reply, in tokens.
+        sequence_length: Longest reply, in tokens; 0 for an embedding model.
         chat_template: Jinja source of the chat template; None: the model's own template.
         stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
@@ -42,6 +44,10 @@ class CatalogEntry:
         shape: Form of the model's REST replies.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
+        task: The model's purpose: it generates text, or it embeds text.
+        pooling: Pooling of an embedding model; None: the model's own.
+        normalize: True if the vectors of an embedding model have length 1; None: as the model's files say.
+        is_optional: True if the server starts without the model when its weights are not available.
     """
 
     name: str
@@ -57,6 +63,10 @@ class CatalogEntry:
     shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: Mapping[str, JsonValue] = field(default_factory=dict)
+    task: Task = "generation"
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    is_optional: bool = False
 
 
 def read_catalog(path: Path) -> list[CatalogEntry]:
@@ -117,13 +127,17 @@ class _Source(_Table):
         return Weights(path=folder / Path(str(self.path or self.gguf)).expanduser())
 
 
+_EMBEDDING_KEYS = ("pooling", "normalize", "optional")
+_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "engine", "vllm")
+
+
 class _ModelTable(_Table):
     name: _Name
     description: str = ""
     source: _Source
     precision: Precision
     context_length: Annotated[int, Field(ge=1)]
-    sequence_length: Annotated[int, Field(ge=1)]
+    sequence_length: Annotated[int, Field(ge=1)] | None = None
     chat_template: str | None = None
     stands_in: bool = False
     tool_format: ToolFormat | None = None
@@ -131,11 +145,24 @@ class _ModelTable(_Table):
     shape: ReplyShape = "response"
     engine: EngineName = "tailrace"
     vllm: dict[str, JsonValue] | None = None
+    task: Task = "generation"
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    optional: bool = False
 
     @model_validator(mode="after")
     def _has_arguments_of_its_engine(self) -> "_ModelTable":
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError('[models.vllm] is for a model with engine = "vllm"')
+        return self
+
+    @model_validator(mode="after")
+    def _has_keys_of_its_task(self) -> "_ModelTable":
+        if self.task == "generation" and self.sequence_length is None:
+            raise ValueError("sequence_length is missing")
+        wrong = _EMBEDDING_KEYS if self.task == "generation" else _GENERATION_KEYS
+        if names := [name for name in wrong if name in self.model_fields_set]:
+            raise ValueError(f'{names[0]} is not a key of a model with task = "{self.task}"')
         return self
 
     def entry(self, folder: Path) -> CatalogEntry:
@@ -153,7 +180,7 @@ class _ModelTable(_Table):
             weights=weights,
             precision=self.precision,
             context_length=self.context_length,
-            sequence_length=self.sequence_length,
+            sequence_length=self.sequence_length or 0,
             chat_template=template,
             stands_in=self.stands_in,
             tool_format=self.tool_format,
@@ -161,6 +188,10 @@ class _ModelTable(_Table):
             shape=self.shape,
             engine=self.engine,
             vllm=self.vllm or {},
+            task=self.task,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            is_optional=self.optional,
         )
 
 

@@ -1,6 +1,7 @@
 """A catalog entry whose model is loaded: its limits, its prompt encoder and the engine that it shares."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from inference_server.engine.base import BaseEngine
 from inference_server.engine.reply import Reply
@@ -22,6 +23,7 @@ class HostedModel:
     """A loaded catalog entry.
 
     Attributes:
+        task: The model's purpose.
         entry: The entry.
         precision: The precision in use on the model's device.
         window: Longest prompt and reply together, in tokens.
@@ -31,6 +33,8 @@ class HostedModel:
         tool_format: Syntax of tool calls.
         thoughts: The thoughts of its replies; None: it writes none.
     """
+
+    task: ClassVar[Literal["generation"]] = "generation"
 
     entry: CatalogEntry
     precision: Precision

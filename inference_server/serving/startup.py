@@ -4,6 +4,7 @@ Entries with the same weights, precision and engine arguments share one engine: 
 requests run in one batch.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +23,11 @@ from inference_server.kernels.jit.cores import limit_threads
 from inference_server.precision import choose_device
 from inference_server.progress import progress
 from inference_server.serving.catalog import CatalogEntry, builtin_template
+from inference_server.serving.embedder_startup import load_embedders
 from inference_server.serving.engine_factory import BUILDERS, EngineName, GetBuilder
 from inference_server.serving.engine_groups import group_entries, window
 from inference_server.serving.gpu_plan import divide_free_memory, fitting_demands
+from inference_server.serving.hosted_embedder import HostedEmbedder
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.settings import Settings
 from inference_server.text.grammar import Grammars
@@ -52,11 +55,11 @@ async def load_all(
     settings: Settings,
     on_broken: Callable[[], None],
     builders: Mapping[EngineName, GetBuilder] = BUILDERS,
-) -> dict[str, HostedModel]:
-    """Load every entry, start the engines, and generate a few tokens with each engine.
+) -> dict[str, HostedModel | HostedEmbedder]:
+    """Load every entry, start the engines, and compute a first result with each engine.
 
-    The weights of all engines are loaded before any KV cache is made, because on a GPU the caches divide the memory that is
-    left.
+    The embedding models are loaded at the same time as the others. The weights of all engines are loaded before any KV
+    cache is made, because on a GPU the caches divide the memory that is left.
 
     Args:
         entries: The catalog's entries.
@@ -65,7 +68,7 @@ async def load_all(
         builders: Returns the builder of each engine; tests replace them.
 
     Returns:
-        The loaded models by name, in the order of `entries`.
+        The loaded models by name, in the order of `entries`, without optional ones whose weights are not available.
 
     Raises:
         ConfigurationError: An entry cannot be served, or the models do not fit into the GPU's memory. The message names
@@ -74,6 +77,37 @@ async def load_all(
     device = choose_device(settings.device)
     if device.type == "cpu":
         limit_threads()
+    embedders = [entry for entry in entries if entry.task == "embedding"]
+    generators = [entry for entry in entries if entry.task == "generation"]
+    embedding = asyncio.create_task(load_embedders(embedders, settings, device, on_broken))
+    try:
+        generating = await _load_generators(generators, settings, device, on_broken, builders, embedding)
+        hosted: dict[str, HostedModel | HostedEmbedder] = {**generating, **await embedding}
+    finally:
+        embedding.cancel()
+    if not hosted:
+        raise ConfigurationError("none of the catalog's models can be served")
+    return {entry.name: hosted[entry.name] for entry in entries if entry.name in hosted}
+
+
+async def _load_generators(
+    entries: list[CatalogEntry],
+    settings: Settings,
+    device: torch.device,
+    on_broken: Callable[[], None],
+    builders: Mapping[EngineName, GetBuilder],
+    embedding: asyncio.Task[dict[str, HostedEmbedder]],
+) -> dict[str, HostedModel]:
+    """Load the models that generate text, and start their engines. See `load_all`.
+
+    Args:
+        entries: Entries with task = "generation".
+        settings: The server's settings.
+        device: Device of the native engine.
+        on_broken: Called when an engine has failed and cannot continue.
+        builders: Returns the builder of each engine.
+        embedding: Loads the embedding models. On a GPU, KV caches are made afterwards.
+    """
     groups = group_entries(entries, device)
     demands: dict[EngineKey, EngineDemand] = {}
     if device.type == "cuda":
@@ -87,6 +121,8 @@ async def load_all(
             loaded.append(_Loaded(key, group, builder, model))
     hosted: dict[str, HostedModel] = {}
     cache_tokens: dict[EngineKey, int] = {}
+    if device.type == "cuda":
+        await asyncio.wait([embedding])
     # On a GPU, vLLM takes a fixed share of the memory, so its engines start before the others divide the rest.
     for one in sorted(loaded, key=lambda one: one.key in demands):
         with _naming(one.group[0]):
@@ -94,7 +130,7 @@ async def load_all(
                 cache_tokens = await in_daemon_thread(partial(divide_free_memory, demands, device))
             for started in await _start(one, settings, device, cache_tokens.get(one.key), on_broken):
                 hosted[started.entry.name] = started
-    return {entry.name: hosted[entry.name] for entry in entries}
+    return hosted
 
 
 @contextmanager
@@ -158,6 +194,10 @@ async def _start(
     for entry in group:
         logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
     grammars = Grammars(model.tokenizer, engine.vocab_size, end_ids)
+    await in_daemon_thread(grammars.prepare)
+    thoughts = await in_daemon_thread(
+        lambda: [_thoughts(encoder, grammars, engine.vocab_size, end_ids) for encoder in prompts]
+    )
     models = [
         HostedModel(
             entry,
@@ -167,9 +207,9 @@ async def _start(
             engine,
             grammars,
             entry.tool_format or detect_tool_format(encoder.template),
-            _thoughts(encoder, grammars, engine.vocab_size, end_ids),
+            writes,
         )
-        for entry, length, encoder in zip(group, windows, prompts, strict=True)
+        for entry, length, encoder, writes in zip(group, windows, prompts, thoughts, strict=True)
     ]
     with progress(f"warming up {key.weights} as {key.precision}"):
         await _warm_up(models[0])
@@ -217,7 +257,9 @@ def _thoughts(
 ) -> ModelThoughts | None:
     if encoder.reasoning is None:
         return None
-    return ModelThoughts(encoder.reasoning, encoder.decoder, grammars.literal, vocab_size, end_ids)
+    thoughts = ModelThoughts(encoder.reasoning, encoder.decoder, grammars.literal, vocab_size, end_ids)
+    thoughts.prepare()
+    return thoughts
 
 
 def _end_ids(loaded: EngineModel, prompts: list[PromptEncoder]) -> frozenset[int]:

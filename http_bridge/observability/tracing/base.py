@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from starlette.types import ASGIApp, Scope
 
-from tailrace.v1.inference_pb2 import RunRequest, RunResponse
+from tailrace.v1.inference_pb2 import EmbedRequest, RunRequest, RunResponse
 
 # Key in the state of a request: its RequestTrace, if spans are recorded.
 TRACE_KEY = "trace"
@@ -49,6 +49,10 @@ class RequestTrace:
 
     def call(self, request: RunRequest, *, request_id: str, is_stream: bool) -> CallTrace:
         """Return the trace of the call that sends `request`."""
+        return CallTrace(trace_context(self._scope["headers"]))
+
+    def embed_call(self, request: EmbedRequest, *, request_id: str) -> CallTrace:
+        """Return the trace of the call that sends an embedding request."""
         return CallTrace(trace_context(self._scope["headers"]))
 
 

@@ -17,10 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from http_bridge.observability.tracing.base import TRACE_KEY, CallTrace, RequestTrace, TraceContext, trace_context
-from tailrace.v1.inference_pb2 import FinishReason, RunRequest, RunResponse
+from tailrace.v1.inference_pb2 import EmbedRequest, FinishReason, RunRequest, RunResponse
 from tailrace_shared import attribute_names as names
 
 _METHOD = "tailrace.v1.InferenceService/Run"
+_EMBED_METHOD = "tailrace.v1.InferenceService/Embed"
 _W3C = TraceContextTextMapPropagator()
 # The convertor of a parameter in a route's path, such as {model:name}.
 _CONVERTOR = re.compile(r":\w+}")
@@ -103,6 +104,21 @@ class RequestSpans(RequestTrace):
         parent = set_span_in_context(self._span)
         attributes = _request_attributes(request) | {names.RESPONSE_ID: request_id, names.REQUEST_STREAM: is_stream}
         span = self._tracer.start_span(_METHOD, parent, kind=SpanKind.CLIENT, attributes=attributes)
+        return CallSpan(span, _injected(set_span_in_context(span)))
+
+    def embed_call(self, request: EmbedRequest, *, request_id: str) -> CallTrace:
+        """Return the trace of an embedding call, with a new client span."""
+        attributes: dict[str, Any] = {
+            names.RPC_SYSTEM: "grpc",
+            names.RPC_METHOD: _EMBED_METHOD,
+            names.OPERATION: "embeddings",
+            names.PROVIDER: "tailrace",
+            names.REQUEST_MODEL: request.model,
+            names.RESPONSE_ID: request_id,
+            names.NUM_TEXTS: len(request.texts),
+        }
+        parent = set_span_in_context(self._span)
+        span = self._tracer.start_span(_EMBED_METHOD, parent, kind=SpanKind.CLIENT, attributes=attributes)
         return CallSpan(span, _injected(set_span_in_context(span)))
 
 

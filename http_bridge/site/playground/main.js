@@ -27,7 +27,7 @@ function body(messages) {
 
 async function listModels() {
   try {
-    const models = await get(`${API}/models/search`, $("token").value);
+    const models = await get(`${API}/models/search?task=Text%20Generation`, $("token").value);
     $("model").replaceChildren(...models.map(({ name }) => new Option(name)));
     $("model").onchange = () => {
       $("description").textContent = models[$("model").selectedIndex]?.description ?? "";

@@ -7,7 +7,7 @@ here.
 from collections.abc import AsyncIterable, Iterable
 
 from inference_server.generation import Event
-from tailrace.v1.inference_pb2 import RunRequest
+from tailrace.v1.inference_pb2 import EmbedRequest, RunRequest
 
 # Metadata of a gRPC call: pairs of a name and a value.
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -27,7 +27,26 @@ class RunTrace:
         """Finish the trace. `outcome` is "completed", "cancelled", or the reason of an error."""
 
 
+class EmbedTrace:
+    """The trace of an embedding request. This class records nothing."""
+
+    def accepted(self) -> None:
+        """Record that the request waits from now on."""
+
+    def computed(self, started: float | None, prompt_tokens: int) -> None:
+        """Record that the vectors are complete.
+
+        Args:
+            started: Time at which the first text was computed, in seconds of time.monotonic().
+            prompt_tokens: Tokens of all texts.
+        """
+
+    def finish(self, outcome: str) -> None:
+        """Finish the trace. `outcome` is "completed", "cancelled", or the reason of an error."""
+
+
 _UNTRACED = RunTrace()
+_UNTRACED_EMBED = EmbedTrace()
 
 
 class NullTracing:
@@ -42,6 +61,10 @@ class NullTracing:
             metadata: Metadata of the call; it may contain the W3C context of the client's trace.
         """
         return _UNTRACED
+
+    def embed(self, request: EmbedRequest, request_id: str, metadata: Metadata) -> EmbedTrace:
+        """Return the trace of an embedding request that begins now. The parameters are those of `run`."""
+        return _UNTRACED_EMBED
 
     def start(self) -> None:
         """Log the destination of the traces."""

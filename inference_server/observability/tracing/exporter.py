@@ -3,8 +3,8 @@
 import logging
 from functools import partial
 
-from inference_server.observability.tracing.base import Metadata, NullTracing, RunTrace
-from tailrace.v1.inference_pb2 import RunRequest
+from inference_server.observability.tracing.base import EmbedTrace, Metadata, NullTracing, RunTrace
+from tailrace.v1.inference_pb2 import EmbedRequest, RunRequest
 from tailrace_shared import otlp
 
 logger = logging.getLogger(__name__)
@@ -24,17 +24,24 @@ class OtlpTracing(NullTracing):
     """Spans that are sent to a collector."""
 
     def __init__(self, endpoint: str) -> None:
+        from inference_server.observability.tracing.embed_span import EmbedSpan
         from inference_server.observability.tracing.spans import SpanTrace
 
         self._sender = otlp.SpanSender("tailrace-server", endpoint)
         # OpenTelemetry's own instrumentations use this variable; its values differ between their versions.
         self._has_text = otlp.variable(_TEXT_VARIABLE).lower() in ("true", "span_only", "span_and_event")
         self._trace = partial(SpanTrace, self._sender.tracer, has_text=self._has_text)
+        self._embed_trace = partial(EmbedSpan, self._sender.tracer)
 
     def run(self, request: RunRequest, request_id: str, metadata: Metadata) -> RunTrace:
         """Return a trace for one run; it does nothing if the caller's trace is not sampled."""
         trace = self._trace(request, request_id, metadata)
         return trace if trace.is_recording else super().run(request, request_id, metadata)
+
+    def embed(self, request: EmbedRequest, request_id: str, metadata: Metadata) -> EmbedTrace:
+        """Return a trace for one embedding request; it does nothing if the caller's trace is not sampled."""
+        trace = self._embed_trace(request, request_id, metadata)
+        return trace if trace.is_recording else super().embed(request, request_id, metadata)
 
     def start(self) -> None:
         """Log the destination of the traces."""

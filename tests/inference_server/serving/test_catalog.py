@@ -58,9 +58,11 @@ def test_an_entry_may_name_the_shape_of_its_replies(tmp_path):
 def test_the_default_catalog_marks_substitute_models():
     entries = read_catalog(DEFAULT_CATALOG)
     stand_ins = [entry for entry in entries if entry.stands_in]
-    assert [entry.name for entry in stand_ins] == [INT8, FP16]
+    assert [entry.name for entry in stand_ins] == [INT8, FP16, "@cf/baai/bge-small-en-v1.5"]
     assert all("substitute" in entry.description.lower() for entry in stand_ins)
-    assert len({entry.weights for entry in entries}) == 1
+    assert [
+        len({entry.weights for entry in entries if entry.task == task}) for task in ("generation", "embedding")
+    ] == [1, 1]
     assert entries[0].weights.path.is_file()
 
 
@@ -260,3 +262,41 @@ def test_the_file_and_the_entry_are_always_named(tmp_path, text):
     message = complaint(path)
     assert str(path) in message
     assert "tiny" in message
+
+
+EMBEDDING = """
+[[models]]
+name = "vectors"
+task = "embedding"
+source = { hub = "owner/name" }
+precision = "float32"
+context_length = 512
+"""
+
+
+def test_an_embedding_model_needs_no_sequence_length(tmp_path):
+    (entry,) = read_catalog(catalog(tmp_path, EMBEDDING + 'pooling = "cls"\nnormalize = true\noptional = true'))
+    assert (entry.task, entry.sequence_length, entry.context_length) == ("embedding", 0, 512)
+    assert (entry.pooling, entry.normalize, entry.is_optional) == ("cls", True, True)
+
+
+def test_the_embedding_models_of_workers_ai_have_their_own_pooling():
+    entries = read_catalog(DEFAULT_CATALOG.with_name("embeddings.toml"))
+    assert {entry.task for entry in entries} == {"embedding"}
+    assert {entry.pooling for entry in entries} == {None}
+    assert len(entries) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (EMBEDDING + "sequence_length = 5", 'sequence_length is not a key of a model with task = "embedding"'),
+        (EMBEDDING + 'engine = "vllm"', 'engine is not a key of a model with task = "embedding"'),
+        (EMBEDDING + 'pooling = "max"', "pooling"),
+        (ENTRY + 'pooling = "cls"', 'pooling is not a key of a model with task = "generation"'),
+        (ENTRY + "optional = true", 'optional is not a key of a model with task = "generation"'),
+        (ENTRY.replace("sequence_length = 50", ""), "sequence_length is missing"),
+    ],
+)
+def test_a_key_of_the_other_task_is_refused(tmp_path, text, sentence):
+    assert sentence in complaint(catalog(tmp_path, text))

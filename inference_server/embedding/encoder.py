@@ -1,0 +1,101 @@
+"""Computes the vectors of texts: one forward pass over all tokens of a batch, without padding."""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference_server.embedding.packing import Packing
+from inference_server.embedding.pooling import pooled
+from inference_server.embedding.pooling_names import Pooling
+
+# One vector for each text, in float32.
+Vectors = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedText:
+    """A text of a batch.
+
+    Attributes:
+        token_ids: Its tokens with control tokens, at least one.
+        pooling: Its pooling.
+        normalizes: Whether its vector has length 1.
+        dimensions: Length of its vector: the first components, normalised again; None: the model's own.
+    """
+
+    token_ids: Items[int]
+    pooling: Pooling
+    normalizes: bool
+    dimensions: int | None = None
+
+
+class TokenModel(Protocol):
+    """A model that computes a vector for each token."""
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Valid token ids are smaller."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights, in bytes."""
+
+    def hidden(self, texts: Items[Items[int]], row: Packing) -> Tensor:
+        """Return the vectors of all tokens, (num_tokens, dimensions).
+
+        Args:
+            texts: Token ids of each text, in ascending order of their lengths.
+            row: The packing of these lengths.
+        """
+
+    def probe(self) -> None:
+        """Check that the model computes packed texts correctly. Raises UnsupportedModel if it does not."""
+
+
+class Encoder:
+    """A model that turns token ids into vectors. Only one thread may use it at a time.
+
+    Attributes:
+        dimensions: Length of a vector.
+        vocab_size: Valid token ids are smaller.
+    """
+
+    def __init__(self, model: TokenModel) -> None:
+        """Create an encoder. `model`: computes the vectors of tokens."""
+        self._model = model
+        self.dimensions = model.dimensions
+        self.vocab_size = model.vocab_size
+
+    @torch.inference_mode()
+    def vectors(self, texts: Items[PackedText]) -> Vectors:
+        """Return the vector of each text. A text's vector does not depend on the other texts, up to rounding."""
+        # Ordered by length, texts of equal length are neighbours and attend in one call.
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place].token_ids))
+        ordered = [texts[place] for place in order]
+        row = Packing.of([len(text.token_ids) for text in ordered])
+        hidden = self._model.hidden([text.token_ids for text in ordered], row)
+        result = pooled(hidden, row.lengths, [text.pooling for text in ordered]).cpu()
+        vectors: Vectors = [np.empty(0, np.float32)] * len(texts)
+        for place, text, vector in zip(order, ordered, result, strict=True):
+            vectors[place] = _finished(vector, text)
+        return vectors
+
+
+def _finished(vector: Tensor, text: PackedText) -> NDArray[np.float32]:
+    is_cut = text.dimensions is not None and text.dimensions < len(vector)
+    if is_cut:
+        vector = vector[: text.dimensions]
+    if text.normalizes or is_cut:
+        vector = F.normalize(vector, dim=0)
+    numbers: NDArray[np.float32] = vector.numpy()
+    return numbers

@@ -1,0 +1,65 @@
+"""Defines the interface of a running engine that the server, the metrics and the watchdog use, for every task."""
+
+from typing import Protocol
+
+from inference_server.engine.base import Totals
+from inference_server.engine.histogram import Histogram
+
+
+class RunningEngine(Protocol):
+    """A model with its requests. BaseEngine documents the members."""
+
+    is_stalled: bool
+
+    @property
+    def num_running(self) -> int:
+        """Requests that are computed at present."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait."""
+
+    @property
+    def num_waiting_batch(self) -> int:
+        """Batch requests that wait, a part of `num_waiting`."""
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that were accepted and have not ended."""
+
+    @property
+    def num_slots(self) -> int:
+        """Requests that may run together."""
+
+    @property
+    def num_blocks_in_use(self) -> int:
+        """Blocks of the KV cache that requests hold."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+
+    @property
+    def totals(self) -> Totals:
+        """Counts since the start."""
+
+    @property
+    def step_tokens(self) -> Histogram:
+        """Distribution of the tokens of each step."""
+
+    @property
+    def utilization(self) -> float:
+        """Share of the capacity in use."""
+
+    @property
+    def seconds_without_progress(self) -> float:
+        """Seconds since the last step; 0 without requests in flight."""
+
+    async def drain(self) -> None:
+        """Reject new requests, and wait until the accepted ones have ended."""
+
+    async def stop(self) -> None:
+        """Stop the computation, and fail the requests in flight."""
+
+    def abandon(self) -> None:
+        """Fail all requests of a stalled engine."""

@@ -1,0 +1,108 @@
+"""Loads the embedding models of the catalog and starts their engines.
+
+Entries with the same weights and precision share one engine.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from inference_server.embedding.encoder import PackedText
+from inference_server.embedding.engine import EmbeddingEngine, EmbeddingRequest
+from inference_server.embedding.load import LoadedEncoder, load_encoder
+from inference_server.engine.admission import CapacityLimits
+from inference_server.engine.daemon_thread import in_daemon_thread
+from inference_server.errors import TailraceError, first_line
+from inference_server.precision import Precision, resolve_precision
+from inference_server.serving.catalog import CatalogEntry
+from inference_server.serving.hosted_embedder import HostedEmbedder
+from inference_server.settings import Settings
+from inference_server.weights.source import Weights
+from tailrace_shared.config_errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+# Most tokens of a batch. On a CPU, larger batches are not faster, but a running stream of text would wait for them.
+_BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
+_GIB = 2**30
+
+
+async def load_embedders(
+    entries: list[CatalogEntry], settings: Settings, device: torch.device, on_broken: Callable[[], None]
+) -> dict[str, HostedEmbedder]:
+    """Load the entries' models, start their engines, and embed one text with each.
+
+    Args:
+        entries: Entries with task = "embedding".
+        settings: The server's settings.
+        device: Device of the models.
+        on_broken: Called when an engine has failed and cannot continue.
+
+    Returns:
+        The loaded models by name. An optional entry whose weights are not available is left out, with a warning.
+
+    Raises:
+        ConfigurationError: An entry cannot be served; the message names the entry.
+    """
+    groups: dict[tuple[Weights, Precision], list[CatalogEntry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.weights, resolve_precision(entry.precision, device)), []).append(entry)
+    hosted: dict[str, HostedEmbedder] = {}
+    for (weights, precision), group in groups.items():
+        try:
+            loaded = await in_daemon_thread(partial(load_encoder, weights, precision, device, settings.cache_dir))
+            for one in await _start(loaded, group, precision, settings, device, on_broken):
+                hosted[one.entry.name] = one
+        except (TailraceError, ConfigurationError, RuntimeError, MemoryError) as error:
+            name = group[0].name
+            if not all(entry.is_optional for entry in group):
+                raise ConfigurationError(f"{name} ({weights}) cannot be served: {first_line(error)}") from error
+            logger.warning("%s is left out, because it is optional and cannot be served: %s", name, first_line(error))
+    return hosted
+
+
+async def _start(
+    loaded: LoadedEncoder,
+    group: list[CatalogEntry],
+    precision: Precision,
+    settings: Settings,
+    device: torch.device,
+    on_broken: Callable[[], None],
+) -> list[HostedEmbedder]:
+    """Start the engine of a loaded model. Returns the model once for each entry that shares the engine."""
+    limits = CapacityLimits(
+        slots=settings.max_running_seqs,
+        waiting_seqs=settings.max_waiting_seqs,
+        waiting_tokens=settings.max_waiting_tokens,
+        account_slots=settings.max_account_seqs,
+    )
+    engine = EmbeddingEngine(
+        loaded.encoder, limits=limits, batch_tokens=_BATCH_TOKENS[device.type], on_broken=on_broken
+    )
+    logger.info(
+        "%s as %s on %s: weights %.2f GiB, %d dimensions, texts up to %d tokens",
+        group[0].weights,
+        precision,
+        device,
+        loaded.num_bytes / _GIB,
+        loaded.encoder.dimensions,
+        loaded.max_tokens,
+    )
+    if not loaded.rules.is_declared and any(entry.pooling is None for entry in group):
+        logger.warning(
+            "%s has no modules.json: its vectors are the mean of all tokens, not normalised. Set pooling and normalize in "
+            "the catalog",
+            group[0].weights,
+        )
+    models = []
+    for entry in group:
+        length = min(entry.context_length, loaded.max_tokens)
+        models.append(HostedEmbedder(entry, precision, length, loaded.texts, loaded.rules, engine))
+        logger.info("%s: %s weights, texts packed without padding", entry.name, precision)
+        if entry.stands_in:
+            logger.warning("%s is served by a substitute model: %s", entry.name, entry.weights)
+    async with engine.submit(EmbeddingRequest(texts=[PackedText([1, 2, 3], "mean", False)])) as job:
+        await job.vectors()
+    return models
