@@ -53,7 +53,7 @@ def _run(parser: RequestParser) -> MakeApp:
 
 async def _not_served(request: Request) -> Response:
     name = request.url.path.partition("/v1/")[2]
-    raise ApiError(400, 7000, f"No route for that URI: {name} is not served here, only text generation is")
+    raise ApiError(400, 7000, f"No route for that URI: {name} is not served here")
 
 
 def _openapi(services: Services) -> ASGIApp:

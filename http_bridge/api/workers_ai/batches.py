@@ -25,7 +25,7 @@ from http_bridge.api.reply_writer import JsonObject, error_message
 from http_bridge.batches.batch import Batch, Request, Result
 from http_bridge.batches.queue import BatchQueue
 from http_bridge.errors import ApiError
-from http_bridge.protocol.grpc_errors import rpc_api_error
+from http_bridge.protocol.grpc_errors import rpc_api_error, unknown_model
 from http_bridge.protocol.validation import bad_input
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Priority
@@ -95,8 +95,9 @@ class SubmitJob(DirectJob):
         upstream: Upstream = state["upstream"]
         queue: BatchQueue = state["batches"]
         queue.check_size(len(self.requests))
-        if self.model not in [model.name for model in await upstream.list_models()]:
-            raise ApiError(400, 5007, f"No such model {self.model} or task")
+        names = [model.name for model in await upstream.list_models()]
+        if self.model not in names:
+            raise unknown_model(self.model, names)
         requests = await asyncio.to_thread(self._parsed, upstream)
         return self.wrap(_status(queue.submit(requests, account=self.account, model=self.model), "queued"))
 

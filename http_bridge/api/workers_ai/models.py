@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 from http_bridge.api.upstream_models import author, list_models
 from http_bridge.api.workers_ai.marketplace import openrouter_entry
 from http_bridge.api.workers_ai.replies import envelope
-from http_bridge.errors import ApiError
 from http_bridge.protocol import embedding_schemas
+from http_bridge.protocol.grpc_errors import unknown_model
 from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RESPONSES_OUTPUT, RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.protocol.validation import bad_input
@@ -92,9 +92,10 @@ class ModelSchema:
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")
-        model = next((model for model in await list_models(request) if model.name == name), None)
+        models = await list_models(request)
+        model = next((model for model in models if model.name == name), None)
         if model is None:
-            raise ApiError(400, 5007, f"No such model {name} or task")
+            raise unknown_model(name, [model.name for model in models])
         if model.task == Task.TASK_TEXT_EMBEDDING:
             schema = {"input": embedding_schemas.RUN_INPUT, "output": embedding_schemas.RUN_OUTPUT}
         elif model.reply_shape == "choices":

@@ -17,6 +17,7 @@ NAMES = {
     ("tailrace_batch_requests_waiting", "gauge", _MODEL),
     ("tailrace_build_info", "gauge", ("version",)),
     ("tailrace_e2e_request_latency_seconds", "histogram", _MODEL),
+    ("tailrace_embedded_texts_total", "counter", ("model",)),
     ("tailrace_generation_tokens_total", "counter", ("account", "model")),
     ("tailrace_inter_token_latency_seconds", "histogram", _MODEL),
     ("tailrace_kv_blocks_in_use", "gauge", _MODEL),
