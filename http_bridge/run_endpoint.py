@@ -67,7 +67,9 @@ class RunEndpoint:
         if "model" in scope["path_params"] and not exchange.model:
             raise HTTPException(404)
         try:
-            async with asyncio.timeout(self._body_timeout_seconds):
+            async with asyncio.timeout(
+                min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
+            ):
                 data = await read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
@@ -77,10 +79,6 @@ class RunEndpoint:
             await exchange.refuse(error)
         else:
             await until_disconnect(receive, self._answer(exchange, data, scope["state"]))
-
-    @property
-    def _body_timeout_seconds(self) -> float:
-        return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
     async def _answer(self, exchange: "Exchange", data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
@@ -95,7 +93,7 @@ class RunEndpoint:
                 return
             exchange.model = job.request.model
             exchange.log.account, exchange.log.stream = job.request.account, job.stream
-            exchange.log.model = job.request.model
+            exchange.log.model, exchange.log.tags = job.request.model, job.tags
             async with AsyncExitStack() as calls:
                 replies = [
                     await calls.enter_async_context(self._run(exchange, upstream, job, index))
