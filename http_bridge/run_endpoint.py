@@ -95,10 +95,8 @@ class RunEndpoint:
             exchange.log.account, exchange.log.stream = job.request.account, job.stream
             exchange.log.model, exchange.log.tags = job.request.model, job.tags
             async with AsyncExitStack() as calls:
-                replies = [
-                    await calls.enter_async_context(self._run(exchange, upstream, job, index))
-                    for index in range(len(job.requests))
-                ]
+                runs = [self._run(exchange, upstream, job, index) for index in range(len(job.requests))]
+                replies = [await calls.enter_async_context(run) for run in runs]
                 if job.stream:
                     silence = self._settings.stream_comment_seconds if incoming.profile.has_comments else 0
                     await exchange.stream(job, replies, silence)
