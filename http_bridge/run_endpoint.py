@@ -50,7 +50,9 @@ class RunEndpoint:
         if "model" in scope["path_params"] and not exchange.model:
             raise HTTPException(404)
         try:
-            async with asyncio.timeout(self._body_timeout_seconds):
+            async with asyncio.timeout(
+                min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
+            ):
                 data = await read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return
@@ -60,10 +62,6 @@ class RunEndpoint:
             await exchange.refuse(error)
         else:
             await until_disconnect(receive, self._answer(exchange, data, scope["state"]))
-
-    @property
-    def _body_timeout_seconds(self) -> float:
-        return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
     async def _answer(self, exchange: Exchange, data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
@@ -78,12 +76,10 @@ class RunEndpoint:
                 return
             exchange.model = job.request.model
             exchange.log.account, exchange.log.stream = job.request.account, job.stream
-            exchange.log.model = job.request.model
+            exchange.log.model, exchange.log.tags = job.request.model, job.tags
             async with AsyncExitStack() as calls:
-                replies = [
-                    await calls.enter_async_context(self._run(exchange, upstream, job, index))
-                    for index in range(len(job.requests))
-                ]
+                runs = [self._run(exchange, upstream, job, index) for index in range(len(job.requests))]
+                replies = [await calls.enter_async_context(run) for run in runs]
                 if job.stream:
                     silence = self._settings.stream_comment_seconds if incoming.profile.has_comments else 0
                     await exchange.stream(job, replies, silence)

@@ -137,3 +137,13 @@ BINDING_ERROR: Schema = {
     },
     "required": ["name", "internalCode", "httpCode", "message", "description", "requestId"],
 }
+# An error of a gateway itself, or of a step in the format of the step's own route.
+GATEWAY_ERROR: Schema = {
+    "type": "object",
+    "properties": {
+        "success": {"const": False},
+        "errors": {"type": "array", "minItems": 1, "items": _ENTRY},
+        "messages": {"type": "array"},
+    },
+    "required": ["success", "errors", "messages"],
+}
