@@ -213,7 +213,7 @@ _HEALTH_ROUTES = (
 )
 
 _OPENAI_ROUTES = _openai_routes("/v1")
-BINDING_ROUTES: tuple[RouteSpec, ...] = binding_routes(_run, _OPENAI_ROUTES)
+BINDING_ROUTES: tuple[RouteSpec, ...] = binding_routes(any_task, _OPENAI_ROUTES)
 # The first route that matches a request is used.
 ROUTES: tuple[RouteSpec, ...] = (
     *_WORKERS_AI_ROUTES,
