@@ -38,7 +38,7 @@ _TIMEOUT_SECONDS = 120.0
 # Pauses between interactive requests, in seconds: random, so that they arrive at any moment of a step.
 _PAUSES = 0.1, 0.4
 # Time in which the batch fills its slots, and its first prompts are computed.
-_SETTLING_SECONDS = 3.0
+_SETTLING_SECONDS = 2.0
 
 
 class _Client:
@@ -151,9 +151,9 @@ def _server(arguments: argparse.Namespace) -> Iterator[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.priorities", description=__doc__)
     parser.add_argument("--model", default=_ENTRY, help=f"entry of the default catalog (default {_ENTRY})")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, each without and with a batch (default 5)")
-    parser.add_argument("--requests", type=int, default=20, help="interactive requests of each part (default 20)")
-    parser.add_argument("--prompt", type=int, default=30, help="tokens of an interactive question (default 30)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds, each without and with a batch (default 20)")
+    parser.add_argument("--requests", type=int, default=6, help="interactive requests of each part (default 6)")
+    parser.add_argument("--prompt", type=int, default=30, help="tokens of a question, from 12 (default 30)")
     parser.add_argument("--reply", type=int, default=8, help="tokens of an interactive reply (default 8)")
     parser.add_argument("--batch", type=int, default=200, help="requests of the batch (default 200)")
     parser.add_argument("--batch-prompt", type=int, default=100, help="tokens of a question of the batch (default 100)")

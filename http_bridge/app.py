@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Scope
 
+from http_bridge.api.base import SKIPPED_TOOLS_HEADER
 from http_bridge.auth.allowed_hosts import AllowedHosts, HostNames
 from http_bridge.auth.bearer import TokenCheck
 from http_bridge.auth.token_file import TokenFile
@@ -130,6 +131,6 @@ def _cors(settings: Settings) -> list[Middleware]:
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=(REQUEST_ID_HEADER, "retry-after"),
+            expose_headers=(REQUEST_ID_HEADER, "retry-after", SKIPPED_TOOLS_HEADER),
         )
     ]

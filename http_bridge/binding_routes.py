@@ -6,7 +6,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.gateway import (
     GATEWAY_PATH,
     WORKERS_AI,
@@ -20,11 +19,12 @@ from http_bridge.api.binding.gateway import (
 )
 from http_bridge.api.binding.requests import BindingParser
 from http_bridge.api.binding.unwrap import Binding, Endpoint, Miniflare
+from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.api.workers_ai.models import search_models_for_worker
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import RestParser
-from http_bridge.embedding_routes import run_input
+from http_bridge.embedding_routes import any_task, run_input
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.gateway_endpoint import Inner, ProviderEndpoint, UniversalEndpoint
 from http_bridge.observability.request_log import request_log
@@ -32,7 +32,7 @@ from http_bridge.protocol.batch_schemas import with_batches
 from http_bridge.protocol.reply_schemas import ENVELOPE
 from http_bridge.protocol.schemas import Schema
 from http_bridge.route_spec import Endpoint as HttpEndpoint
-from http_bridge.route_spec import MakeApp, RouteSpec, Services, as_asgi
+from http_bridge.route_spec import RouteSpec, Services, as_asgi
 from http_bridge.site.openapi import header
 
 _LABEL = "binding"
@@ -81,16 +81,11 @@ def is_binding_path(routes: Sequence[RouteSpec]) -> Callable[[str], bool]:
     return binding.has_path
 
 
-def binding_routes(run: Callable[[RequestParser], MakeApp], openai: Sequence[RouteSpec]) -> tuple[RouteSpec, ...]:
-    """Return the routes of the Worker binding.
-
-    Args:
-        run: Makes the endpoint of a parser of runs.
-        openai: OpenAI's routes below /v1, which a gateway serves too.
-    """
+def binding_routes(openai: Sequence[RouteSpec]) -> tuple[RouteSpec, ...]:
+    """Return the routes of the Worker binding. `openai`: OpenAI's routes below /v1, which a gateway serves too."""
     return (
-        _run_route("/run", run),
-        _run_route("/ai-gateway/run", run),
+        _run_route("/run"),
+        _run_route("/ai-gateway/run"),
         _other("/run", no_websocket, BindingErrors()),
         RouteSpec(
             label=_LABEL,
@@ -100,11 +95,11 @@ def binding_routes(run: Callable[[RequestParser], MakeApp], openai: Sequence[Rou
             summary="Models, for a Worker",
             reply_schema=ENVELOPE,
         ),
-        *(_universal(path, run, openai) for path in _UNIVERSAL_PATHS),
+        *(_universal(path, openai) for path in _UNIVERSAL_PATHS),
         RouteSpec(
             label=_LABEL,
             path=f"{GATEWAY_PATH}/{{account}}/{{gateway}}/{WORKERS_AI}/{{endpoint:name}}",
-            endpoint=lambda services: ProviderEndpoint(_inner(services, run, openai)),
+            endpoint=lambda services: ProviderEndpoint(_inner(services, openai)),
             methods=("POST",),
             errors=GatewayErrors(),
         ),
@@ -116,7 +111,7 @@ def binding_routes(run: Callable[[RequestParser], MakeApp], openai: Sequence[Rou
     )
 
 
-def _run_route(path: str, run: Callable[[RequestParser], MakeApp]) -> RouteSpec:
+def _run_route(path: str) -> RouteSpec:
     tensors: Schema = {
         "type": "object",
         "properties": {"input": {"type": "array"}, "stream": {"type": "boolean"}},
@@ -124,7 +119,7 @@ def _run_route(path: str, run: Callable[[RequestParser], MakeApp]) -> RouteSpec:
     return RouteSpec(
         label=_LABEL,
         path=path,
-        endpoint=run(BindingParser()),
+        endpoint=any_task(BindingParser(), embeddings.BindingEmbeddingParser()),
         methods=("POST",),
         errors=BindingErrors(),
         summary="A Worker's env.AI.run",
@@ -149,23 +144,23 @@ def _other(
     )
 
 
-def _universal(path: str, run: Callable[[RequestParser], MakeApp], openai: Sequence[RouteSpec]) -> RouteSpec:
+def _universal(path: str, openai: Sequence[RouteSpec]) -> RouteSpec:
     return RouteSpec(
         label=_LABEL,
         path=path,
-        endpoint=lambda services: UniversalEndpoint(services.settings, _inner(services, run, openai)),
+        endpoint=lambda services: UniversalEndpoint(services.settings, _inner(services, openai)),
         methods=("POST",),
         errors=GatewayErrors(),
     )
 
 
-def _inner(services: Services, run: Callable[[RequestParser], MakeApp], openai: Sequence[RouteSpec]) -> Inner:
+def _inner(services: Services, openai: Sequence[RouteSpec]) -> Inner:
     paths = {
         spec.path.removeprefix(_OPENAI_PREFIX): _formatted(spec, services)
         for spec in openai
         if "POST" in spec.methods and "{" not in spec.path
     }
-    return Inner(run(RestParser())(services), paths)
+    return Inner(any_task(RestParser(), embeddings.RestEmbeddingParser())(services), paths)
 
 
 def _formatted(spec: RouteSpec, services: Services) -> ASGIApp:

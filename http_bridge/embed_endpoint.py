@@ -6,7 +6,6 @@ from typing import Any
 from http_bridge.api.base import IncomingRequest, RequestParser
 from http_bridge.api.embeddings.job import EmbeddingJob, EmbeddingParser, MixedParser
 from http_bridge.api.reply_writer import JSON
-from http_bridge.api.upstream_models import with_names
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.run_endpoint import LARGE_BODY_BYTES, Exchange, RunEndpoint
@@ -50,7 +49,7 @@ class EmbedEndpoint(RunEndpoint):
                 body = await asyncio.to_thread(job.write, response)
             await exchange.answer(body, JSON)
         except Exception as error:
-            await exchange.refuse(await with_names(exchange.explain(error), exchange.model, upstream))
+            await exchange.refuse(exchange.explain(error))
 
     async def _parse_embedding(self, incoming: IncomingRequest) -> EmbeddingJob:
         if len(incoming.data) < LARGE_BODY_BYTES:
@@ -80,7 +79,7 @@ class AnyTaskEndpoint(EmbedEndpoint):
     async def _answer(self, exchange: Exchange, data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
         # A chat request, the usual case, is not parsed twice.
-        if _embeds(upstream, exchange.model) is False:
+        if upstream.servers.task_of(exchange.model) == Task.TASK_TEXT_GENERATION:
             await RunEndpoint._answer(self, exchange, data, state)
             return
         incoming = exchange.incoming(data, self._settings, self._bodies)
@@ -97,11 +96,7 @@ class AnyTaskEndpoint(EmbedEndpoint):
                 model, has_fields = await asyncio.to_thread(self._mixed.target, incoming)
         except ApiError:  # the parser of the other task reports the error
             return False
-        embeds = _embeds(upstream, model)
-        return has_fields if embeds is None else embeds
-
-
-def _embeds(upstream: Upstream, name: str) -> bool | None:
-    """Return whether a model embeds text; None if no server has listed it."""
-    model = upstream.servers.find_model(name)
-    return None if model is None else model.task == Task.TASK_TEXT_EMBEDDING
+        if has_fields is None:
+            return False
+        task = upstream.servers.task_of(model)
+        return has_fields if task is None else task == Task.TASK_TEXT_EMBEDDING

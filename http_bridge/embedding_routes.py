@@ -3,35 +3,17 @@
 from starlette.types import ASGIApp
 
 from http_bridge.api.base import RequestParser
-from http_bridge.api.binding.requests import BindingParser
 from http_bridge.api.embeddings.job import MixedParser
 from http_bridge.api.embeddings.openai import OpenAiEmbeddingParser
-from http_bridge.api.embeddings.workers_ai import (
-    BindingEmbeddingParser,
-    GenericEmbeddingParser,
-    RestEmbeddingParser,
-)
 from http_bridge.api.openai.errors import OpenAiErrors
-from http_bridge.api.workers_ai.requests import GenericParser, RestParser
 from http_bridge.embed_endpoint import AnyTaskEndpoint, EmbedEndpoint
 from http_bridge.protocol.embedding_schemas import OPENAI_INPUT, OPENAI_OUTPUT, RUN_INPUT, RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.route_spec import MakeApp, RouteSpec, Services
 
-_EMBEDDING_PARSERS: dict[type[object], MixedParser] = {
-    RestParser: RestEmbeddingParser(),
-    GenericParser: GenericEmbeddingParser(),
-    BindingParser: BindingEmbeddingParser(),
-}
 
-
-def any_task(parser: RequestParser) -> MakeApp:
-    """Return a factory for an endpoint that generates or embeds text, as the model's task requires.
-
-    Args:
-        parser: Reads the requests of models that generate text, on one of Workers AI's routes.
-    """
-    embedding = _EMBEDDING_PARSERS[type(parser)]
+def any_task(parser: RequestParser, embedding: MixedParser) -> MakeApp:
+    """Return a factory for an endpoint that generates or embeds text, as the model's task requires."""
     return lambda services: services.tracing.around(
         AnyTaskEndpoint(services.settings, services.bodies, parser, embedding)
     )

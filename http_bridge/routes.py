@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Scope
 
 from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.unwrap import MINIFLARE_URL, Wrangler
+from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
@@ -52,7 +53,7 @@ def _run(parser: RequestParser) -> MakeApp:
 
 async def _not_served(request: Request) -> Response:
     name = request.url.path.partition("/v1/")[2]
-    raise ApiError(400, 7000, f"No route for that URI: {name} is not served here, only text generation is")
+    raise ApiError(400, 7000, f"No route for that URI: {name} is not served here")
 
 
 def _openapi(services: Services) -> ASGIApp:
@@ -98,7 +99,7 @@ _WORKERS_AI_ROUTES = (
     RouteSpec(
         label="run",
         path=f"{_ACCOUNT}/ai/run/{{model:name}}",
-        endpoint=any_task(RestParser()),
+        endpoint=any_task(RestParser(), embeddings.RestEmbeddingParser()),
         methods=("POST",),
         summary="Run a model",
         request_schema=lambda inputs: with_batches(run_input(inputs)),
@@ -108,7 +109,7 @@ _WORKERS_AI_ROUTES = (
     RouteSpec(
         label="run",
         path=f"{_ACCOUNT}/ai/run",
-        endpoint=any_task(GenericParser()),
+        endpoint=any_task(GenericParser(), embeddings.GenericEmbeddingParser()),
         methods=("POST",),
         summary="Run the model that the body names",
         request_schema=lambda inputs: inputs.generic,
@@ -213,7 +214,7 @@ _HEALTH_ROUTES = (
 )
 
 _OPENAI_ROUTES = _openai_routes("/v1")
-BINDING_ROUTES: tuple[RouteSpec, ...] = binding_routes(any_task, _OPENAI_ROUTES)
+BINDING_ROUTES: tuple[RouteSpec, ...] = binding_routes(_OPENAI_ROUTES)
 # The first route that matches a request is used.
 ROUTES: tuple[RouteSpec, ...] = (
     *_WORKERS_AI_ROUTES,

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -21,8 +21,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, RequestParser, RunJob
-from http_bridge.api.collected import Incomplete, all_collected, collected
-from http_bridge.api.openai.choices import Choices, total
+from http_bridge.api.collected import Incomplete, all_collected, collected, failing
+from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import JSON, ErrorWriter
 from http_bridge.api.upstream_models import with_names
 from http_bridge.auth.bearer import ACCOUNT_KEY
@@ -109,7 +109,7 @@ class RunEndpoint:
         except Exception as error:
             refusal = await with_names(exchange.explain(error), exchange.model, upstream)
             if isinstance(job, RunJob) and job.stream and job.writer.streams_refusal(refusal):
-                await exchange.stream(job, [_failing(refusal)], 0)
+                await exchange.stream(job, [failing(refusal)], 0)
             else:
                 await exchange.refuse(refusal)
 
@@ -201,7 +201,7 @@ class Exchange:
             body = job.writer.complete(reply)
         else:
             choices = await all_collected(replies)
-            self.log.completed = total([reply.completed for reply in choices])
+            self.log.completed = job.choices.total([reply.completed for reply in choices])
             body = job.choices.complete(choices)
         await self.answer(body, job.writer.complete_type, job.notices)
 
@@ -275,14 +275,15 @@ class Exchange:
 
     async def _send_choices(self, choices: Choices, replies: Sequence[AsyncIterator[RunResponse]]) -> Completed:
         completed: dict[int, Completed] = {}
-        async for index, event in merged(replies):
-            if event.HasField("completed"):
-                completed[index] = event.completed
-            if data := choices.event(index, event):
-                await self._send(_chunk(data))
+        async with aclosing(merged(replies)) as events:
+            async for index, event in events:
+                if event.HasField("completed"):
+                    completed[index] = event.completed
+                if data := choices.event(index, event):
+                    await self._send(_chunk(data))
         if len(completed) < len(replies):
             raise Incomplete
-        return total([completed[index] for index in range(len(replies))])
+        return choices.total([completed[index] for index in range(len(replies))])
 
     def _stream_headers(self, job: RunJob) -> list[tuple[bytes, bytes]]:
         return [
@@ -296,11 +297,6 @@ class Exchange:
 
     def _ids(self) -> dict[str, str]:
         return {REQUEST_ID_HEADER: self.request_id, _SECOND_ID_HEADER: self.request_id}
-
-
-async def _failing(error: ApiError) -> AsyncIterator[RunResponse]:
-    raise error
-    yield
 
 
 def _chunk(data: bytes) -> Message:

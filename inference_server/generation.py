@@ -87,7 +87,7 @@ class Grammar:
 
     kind: Literal["json_schema", "lark"]
     text: str
-    before: str = ""  # Lark rules of which `before` accepts the thoughts that precede the constrained text
+    before: str = ""  # Lark rules of which `thought_part` accepts what precedes the constrained text
 
 
 class Constraint(Protocol):

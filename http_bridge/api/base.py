@@ -15,7 +15,7 @@ from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
 from http_bridge.protocol.run_body import RunBody
-from http_bridge.protocol.validation import bad_input, load
+from http_bridge.protocol.validation import bad_input, inflated, load
 from tailrace.v1.inference_pb2 import Model, RunRequest
 
 _MAX_MODEL = 256  # longest model name, in characters
@@ -109,6 +109,8 @@ class IncomingRequest:
         except ApiError:
             # Only a body that cannot be parsed is an error: some SDKs send a wrong Content-Encoding with plain JSON.
             encoding = self.headers.get("content-encoding", "").strip().lower()
+            if self.data and encoding == "deflate" and self.data[:1] != b"\x78":
+                return load(inflated(self.data, self.max_bytes), self.max_bytes)
             if self.data and encoding in _UNSUPPORTED_ENCODINGS:
                 raise bad_input(
                     f"the content-encoding {encoding} is not supported: send gzip, deflate or no encoding"

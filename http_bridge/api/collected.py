@@ -1,6 +1,7 @@
 """Collects the events of a reply, for a client that did not request a stream."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 
 from http_bridge.api.reply_writer import CompleteReply
 from http_bridge.upstream.merged import merged
@@ -56,6 +57,13 @@ async def all_collected(replies: Sequence[AsyncIterator[RunResponse]]) -> list[C
         AioRpcError: A reply failed.
     """
     collectors = [_Collector() for _ in replies]
-    async for index, event in merged(replies):
-        collectors[index].add(event)
+    async with aclosing(merged(replies)) as events:
+        async for index, event in events:
+            collectors[index].add(event)
     return [collector.reply() for collector in collectors]
+
+
+async def failing(error: Exception) -> AsyncIterator[RunResponse]:
+    """Yield nothing, and raise `error`: the events of a reply that was refused."""
+    raise error
+    yield

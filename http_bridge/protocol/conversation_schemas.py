@@ -42,8 +42,16 @@ _TOOL_CALL: Schema = {
     "description": "A call as OpenAI writes it (function) or as Workers AI does (name, arguments)",
     "properties": {
         "id": optional("string", maxLength=MAX_NAME_LENGTH),
-        "type": {"enum": ["function", None]},
+        "type": {"enum": ["function", "custom", None]},
         "function": optional("object", **_CALLED_FUNCTION),
+        "custom": optional(
+            "object",
+            properties={
+                "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
+                "input": optional("string"),
+            },
+            required=["name"],
+        ),
         "name": optional("string", minLength=1, maxLength=MAX_NAME_LENGTH),
         "arguments": {"type": ["string", "object", "null"]},
     },
@@ -59,6 +67,8 @@ MESSAGE: Schema = {
         "function_call": optional("object", **_CALLED_FUNCTION),
         "reasoning_content": optional("string", description="An assistant's thoughts before its text"),
         "reasoning": optional("string", description="The same as reasoning_content"),
+        "thinking": optional("string", description="The same as reasoning_content"),
+        "reasoning_details": optional("array", items={"type": "object"}),
         "refusal": optional("string"),
         "prefix": optional("boolean", description="In the last message: the reply continues it"),
     },

@@ -63,8 +63,6 @@ def run_body(document: Document, *, model: str) -> EmbeddingBody:
     Raises:
         ApiError: 400/5006 for an invalid field; the message names it.
     """
-    if document.get("requests") is not None:
-        raise bad_input("batches (queueRequest) are not supported by embedding models: send each request by itself")
     if _is_qwen(model):
         return _queries(document, model)
     if document.get("text") is None and document.get("contexts") is None:

@@ -113,15 +113,15 @@ def _body_path(field: str) -> str:
     return "/" + path.replace(".", "/")
 
 
-def _too_many_tokens(tokens: str, limit: str, *, more: str = "") -> ApiError:
+def _too_many_tokens(tokens: str, limit: str, *, more: str, openai: str) -> ApiError:
     # Clients parse both messages and shorten the conversation.
     return ApiError(
         413,
         5021,
         f"The estimated number of input and maximum output tokens ({tokens}) exceeded this model context window limit "
-        f"({limit}).{more}",
-        openai_message=f"This model's maximum context length is {limit} tokens. However, the request has {tokens} tokens."
-        f"{more} Please reduce the length of the messages.",
+        f"({limit}). {more}",
+        openai_message=f"This model's maximum context length is {limit} tokens. However, {openai}. Please reduce the length "
+        "of the messages.",
         param="messages",
     )
 
@@ -129,16 +129,24 @@ def _too_many_tokens(tokens: str, limit: str, *, more: str = "") -> ApiError:
 def _prompt_too_long(details: _Details) -> ApiError:
     metadata = details.info.metadata
     tokens = metadata.get("prompt_tokens", "?")
-    return _too_many_tokens(tokens, metadata.get("context_length", "?"), more=f" The prompt alone has {tokens} tokens.")
+    return _too_many_tokens(
+        tokens,
+        metadata.get("context_length", "?"),
+        more=f"The prompt alone has {tokens} tokens.",
+        openai=f"the prompt has {tokens} tokens",
+    )
 
 
 def _no_room_for_reply(details: _Details) -> ApiError:
     metadata = details.info.metadata
     tokens = sum(int(metadata.get(key, "0")) for key in ("prompt_tokens", "max_tokens"))
-    shares = (
-        f" {metadata.get('prompt_tokens', '?')} are in the prompt, and max_tokens is {metadata.get('max_tokens', '?')}."
+    prompt, reply = (metadata.get(key, "?") for key in ("prompt_tokens", "max_tokens"))
+    return _too_many_tokens(
+        str(tokens),
+        metadata.get("window", "?"),
+        more=f"{prompt} are in the prompt, and max_tokens is {reply}.",
+        openai=f"the request has {tokens} tokens: {prompt} in the prompt and {reply} in the completion (max_tokens)",
     )
-    return _too_many_tokens(str(tokens), metadata.get("window", "?"), more=shares)
 
 
 def _wrong_task(model: str) -> ApiError:

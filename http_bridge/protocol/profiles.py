@@ -24,8 +24,8 @@ class Profile:
         openai_max_tokens: Default of `max_tokens` on the OpenAI routes of an account; None: the model's sequence length.
         has_comments: Streams have comments while they are silent.
         must_fit: A prompt that leaves less than `max_tokens` of the window is refused.
-        pools_bge_by_mean: The English bge models use the mean of all tokens by default, otherwise the model's own pooling.
         is_strict: Requests that Workers AI refuses in production are refused, although Tailrace could serve them.
+        pools_bge_by_mean: The English bge models use the mean of all tokens by default, otherwise the model's own pooling.
     """
 
     has_usage: bool = True
@@ -37,8 +37,8 @@ class Profile:
     openai_max_tokens: int | None = None
     has_comments: bool = True
     must_fit: bool = False
-    pools_bge_by_mean: bool = False
     is_strict: bool = False
+    pools_bge_by_mean: bool = False
 
     def for_openai(self, *, is_at_account: bool) -> "Profile":
         """Return the profile for an OpenAI route.

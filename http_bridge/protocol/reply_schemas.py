@@ -73,8 +73,6 @@ ENVELOPE: Schema = {
     },
     "required": ["result", "success", "errors", "messages"],
 }
-_RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, _BATCH_STATUS, _BATCH_RESULTS]}
-RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
 # models/search: Cloudflare's envelope, or OpenRouter's form.
 MODELS_REPLY: Schema = {"anyOf": [ENVELOPE, {"type": "object", "required": ["data"]}]}
 # A complete reply of OpenAI's two routes.
@@ -89,6 +87,10 @@ RESPONSE: Schema = {
     },
     "required": ["id", "object", "created_at", "model", "status", "output", "tools", "usage"],
 }
+_RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, RESPONSE, _BATCH_STATUS, _BATCH_RESULTS]}
+RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
+# The reply of /ai/run for a model with shape = "responses".
+RESPONSES_OUTPUT: Schema = {"oneOf": [RESPONSE, _STREAM]}
 
 _ENTRY: Schema = {
     "type": "object",

@@ -53,6 +53,7 @@ class RunBody:
 
     Attributes:
         prompt: Text of the prompt.
+        further_prompts: Other prompts of the same request, each with its own replies.
         turns: Messages of the conversation.
         raw: Whether the prompt is used without the model's chat template.
         stream: Whether the client requested a stream.
@@ -80,6 +81,7 @@ class RunBody:
     """
 
     prompt: str | None = None
+    further_prompts: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     raw: bool = False
     stream: bool = False

@@ -193,7 +193,7 @@ def _chat(conversation: Schema, openai: Schema) -> Schema:
 
 
 def _completion(openai: Schema) -> Schema:
-    prompt = {"minLength": 1, "minItems": 1, "maxItems": 1, "items": {"type": "string", "minLength": 1}}
+    prompt = {"minLength": 1, "minItems": 1, "maxItems": MAX_CHOICES, "items": {"type": "string", "minLength": 1}}
     return {
         "title": "Completion",
         "type": "object",

@@ -66,6 +66,11 @@ def bad_fields(problems: Sequence[Problem]) -> ApiError:
     return bad_input(Problem(problems[0].path, ", ".join(problems)))
 
 
+def inflated(data: bytes, max_bytes: int) -> bytes:
+    """Return a body that was compressed with deflate and has no header. Raises ApiError 400/5006 if it is invalid."""
+    return _unpacked(data, max_bytes, "deflate", -zlib.MAX_WBITS)
+
+
 def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object of a body. The first bytes determine whether it is compressed (gzip, deflate), not the headers.
 
@@ -229,7 +234,7 @@ def _unpacked(data: bytes, max_bytes: int, name: str, wbits: int) -> bytes:
     try:
         unpacked = unpacker.decompress(data, max_bytes + 1)
     except zlib.error:
-        raise bad_input(f"the body begins like {name} but is not valid {name}") from None
+        raise bad_input(f"the body is not valid {name}") from None
     if len(unpacked) > max_bytes:
         raise ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
     if not unpacker.eof:
@@ -247,7 +252,7 @@ def _parsed(data: bytes) -> object:
         text = data.decode("utf-8-sig")
         return json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer, parse_float=_parse_float)
     except UnicodeDecodeError:
-        raise bad_input("the body is not UTF-8") from None
+        raise bad_input("the body is not UTF-8, and neither gzip nor deflate") from None
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:

@@ -1,7 +1,7 @@
 """Merges the events of several replies into one stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from tailrace.v1.inference_pb2 import RunResponse
 
@@ -10,8 +10,8 @@ _MAX_WAITING = 16
 _Item = tuple[int, RunResponse | BaseException | None]
 
 
-async def merged(replies: Sequence[AsyncIterator[RunResponse]]) -> AsyncIterator[tuple[int, RunResponse]]:
-    """Yield each event with the index of its reply, in the order of arrival.
+async def merged(replies: Sequence[AsyncIterator[RunResponse]]) -> AsyncGenerator[tuple[int, RunResponse]]:
+    """Yield each event with the index of its reply, in the order of arrival. Close it with contextlib.aclosing.
 
     Raises:
         Exception: The first error of a reply. The caller cancels the calls.

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from http_bridge.upstream.channels import SERVICE_NAME, Channels, Group
 from http_bridge.upstream.resolver import Address, Addresses
 from http_bridge.upstream.tls import Credentials
-from tailrace.v1.inference_pb2 import ListModelsRequest, Model
+from tailrace.v1.inference_pb2 import ListModelsRequest, Model, Task
 
 POLL_SECONDS = 2.0
 # Shortest time in seconds between two polls that requests cause.
@@ -107,6 +107,11 @@ class Servers:
         """Return True if a server that answered the last poll hosts the model. Then `find_model` is up to date."""
         servers = (self._servers.get(address) for address in self.all)
         return any(server.is_current and name in (server.models or ()) for server in servers if server is not None)
+
+    def task_of(self, model: str) -> int | None:
+        """Return the task of a model (a value of the contract's Task), or None if no server has listed the model."""
+        found = self.find_model(model)
+        return None if found is None else found.task or Task.TASK_TEXT_GENERATION
 
     async def refresh(self) -> None:
         """Poll the servers now, for at most 2 s. Simultaneous calls share a poll, and a poll in the last 0.25 s counts."""

@@ -99,13 +99,11 @@ class EmbeddingEngine:
         admission: Counts of the requests in flight.
         step_tokens: Distribution of the tokens of each batch.
         is_stalled: True if the engine has stopped making progress; set by the watchdog.
-        num_waiting_batch: 0: every request is interactive.
         num_blocks_in_use: 0: there is no KV cache.
         num_blocks: 1, so that shares of the KV cache are 0.
         totals: Zeros: there is no prefix cache.
     """
 
-    num_waiting_batch = 0
     num_blocks_in_use = 0
     num_blocks = 1
     totals = Totals(0, 0, 0)
@@ -155,6 +153,11 @@ class EmbeddingEngine:
     def num_waiting(self) -> int:
         """Requests of which no text was computed yet."""
         return self.admission.num_waiting
+
+    @property
+    def num_waiting_batch(self) -> int:
+        """0: embedding requests have one priority."""
+        return 0
 
     @property
     def num_running(self) -> int:

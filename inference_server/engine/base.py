@@ -93,6 +93,11 @@ class BaseEngine(ABC):
     def step_tokens(self) -> Histogram:
         """Distribution of the tokens computed in each step."""
 
+    @property
+    @abstractmethod
+    def preempts_batch(self) -> bool:
+        """True if interactive requests can take the slots of batch requests."""
+
     @abstractmethod
     async def stop(self) -> None:
         """Stop the computation, and fail the requests in flight with ServerStopping."""
@@ -185,7 +190,8 @@ class BaseEngine(ABC):
             raise ServerStopping("this server is stopping")
         if self.is_stalled:
             raise ModelNotReady("the model does not respond at present")
-        admission, num_slots_taken = self.admission, 0
+        admission = self.admission
+        num_slots_taken = 0 if self.preempts_batch else self.batch_admission.num_in_flight - self.num_waiting_batch
         if is_batch:
             num_free = self._num_slots - self.admission.num_in_flight
             admission, num_slots_taken = self.batch_admission, max(0, self._num_batch_slots - num_free)

@@ -21,7 +21,7 @@ class RunningEngine(Protocol):
 
     @property
     def num_waiting_batch(self) -> int:
-        """Batch requests that wait."""
+        """Batch requests that wait, a part of `num_waiting`."""
 
     @property
     def num_in_flight(self) -> int:

@@ -290,7 +290,7 @@ def model_info(model: "HostedModel") -> pb.Model:
         window=model.window,
         tool_format=model.tool_format,
         stands_in=model.entry.stands_in,
-        task=pb.TASK_TEXT_GENERATION,
         has_reasoning=model.thoughts is not None,
         reply_shape=model.entry.shape,
+        task=pb.TASK_TEXT_GENERATION,
     )

@@ -6,9 +6,10 @@ Any unexpected exception is reported as INTERNAL, with a message that contains n
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from inference_server import errors
 from inference_server.engine.rate_limit import RateLimit
@@ -43,6 +44,9 @@ if TYPE_CHECKING:  # these modules import torch, which takes seconds
 
 logger = logging.getLogger(__name__)
 
+_GRAMMAR_THREADS = 64
+_Result = TypeVar("_Result")
+
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Serves the models in `models`, which is empty until they are loaded.
@@ -61,6 +65,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._limits = Limits(settings.max_messages, settings.max_schema_depth)
         self._rate_limit = RateLimit(settings.account_requests_per_minute)
         self._write_timeout_seconds = settings.write_timeout_seconds
+        # A costly grammar waits for seconds without using the CPU. It must not delay requests without a grammar.
+        self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
 
     async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]
         """Generate a reply and write its events to `context`."""
@@ -78,9 +84,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     is_batch=request.priority == pb.PRIORITY_BATCH,
                 )
             # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
-            model, generation, thoughts = await asyncio.to_thread(
-                self._prepare, request, request_id, context.time_remaining()
-            )
+            remaining = context.time_remaining()
+            prepared = await self._off_loop(request, self._prepare, request, request_id, remaining)
+            model, generation, thoughts = prepared
             tools = callable_tools(request)
             text = model.text(generation, thoughts, shows_calls=bool(tools))
             async with model.submit(generation, text) as reply:
@@ -192,6 +198,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             trace.finish(record.outcome)
             record.finish()
+
+    async def _off_loop(
+        self, request: pb.RunRequest, prepare: "Callable[..., _Result]", *arguments: object
+    ) -> "_Result":
+        """Call `prepare` on a thread: of the grammars' threads if the request may have a grammar."""
+        threads = self._grammar_threads if request.HasField("response_format") or request.chat.tools else None
+        return await asyncio.get_running_loop().run_in_executor(threads, prepare, *arguments)
 
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None

@@ -55,6 +55,8 @@ def check(request: pb.RunRequest, limits: Limits) -> None:
         violations.append(FieldViolation("logprobs.top", f"must be at most {MAX_TOP_LOGPROBS}"))
     if request.HasField("time_limit") and seconds(request) <= 0:
         violations.append(FieldViolation("time_limit", "must be above 0"))
+    if request.priority not in pb.Priority.values():
+        violations.append(FieldViolation("priority", "must be INTERACTIVE or BATCH"))
     if len(request.account) > MAX_NAME_LENGTH:
         violations.append(FieldViolation("account", f"must have at most {MAX_NAME_LENGTH} characters"))
     if violations:

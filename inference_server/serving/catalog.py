@@ -21,9 +21,9 @@ from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
-Task = Literal["generation", "embedding"]
 # Forms of a model's REST replies; Model.reply_shape of the contract.
 ReplyShape = Literal["response", "choices", "responses"]
+Task = Literal["generation", "embedding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ class _Source(_Table):
 
 
 _EMBEDDING_KEYS = ("pooling", "normalize", "optional")
-_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "reasoning_format", "shape", "engine", "vllm")
+_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "engine", "vllm")
 
 
 class _ModelTable(_Table):

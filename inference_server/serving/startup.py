@@ -194,6 +194,10 @@ async def _start(
     for entry in group:
         logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
     grammars = Grammars(model.tokenizer, engine.vocab_size, end_ids)
+    await in_daemon_thread(grammars.prepare)
+    thoughts = await in_daemon_thread(
+        lambda: [_thoughts(encoder, grammars, engine.vocab_size, end_ids) for encoder in prompts]
+    )
     models = [
         HostedModel(
             entry,
@@ -203,9 +207,9 @@ async def _start(
             engine,
             grammars,
             entry.tool_format or detect_tool_format(encoder.template),
-            _thoughts(encoder, grammars, engine.vocab_size, end_ids),
+            writes,
         )
-        for entry, length, encoder in zip(group, windows, prompts, strict=True)
+        for entry, length, encoder, writes in zip(group, windows, prompts, thoughts, strict=True)
     ]
     with progress(f"warming up {key.weights} as {key.precision}"):
         await _warm_up(models[0])
@@ -253,7 +257,9 @@ def _thoughts(
 ) -> ModelThoughts | None:
     if encoder.reasoning is None:
         return None
-    return ModelThoughts(encoder.reasoning, encoder.decoder, grammars.literal, vocab_size, end_ids)
+    thoughts = ModelThoughts(encoder.reasoning, encoder.decoder, grammars.literal, vocab_size, end_ids)
+    thoughts.prepare()
+    return thoughts
 
 
 def _end_ids(loaded: EngineModel, prompts: list[PromptEncoder]) -> frozenset[int]:

@@ -19,6 +19,7 @@ from inference_server.text.schema_faults import explained
 from inference_server.text.tools.call_grammar import JSON_OPTIONS
 
 _WORD_BITS = 32
+_LARGE_VOCABULARY = 65_536  # tokens
 # Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A state
 # takes up to 2 KB. Errors do not include the schema.
 _LIMITS = {"max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
@@ -67,6 +68,14 @@ class Grammars:
         self._compiling = threading.Lock()  # held while a costly grammar is compiled
         setup = {"num_tokens": self._num_tokens, "end_ids": self._end_ids, "limits": _LIMITS}
         self._check = GrammarCheck(tokenizer.backend_tokenizer.to_str, setup)
+
+    def prepare(self) -> None:
+        """Create llguidance's tokenizer if its vocabulary is large.
+
+        That holds Python's lock for so long that running replies would stall.
+        """
+        if self._num_tokens > _LARGE_VOCABULARY and self._tokenizer.eos_token_id is not None:
+            self._llguidance_tokenizer()
 
     def json_object(self) -> Constraint:
         """Return a constraint that accepts any JSON object."""

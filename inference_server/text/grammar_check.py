@@ -23,8 +23,8 @@ from typing import Any
 CPU_SECONDS = 0.5
 MEMORY_BYTES = 256 * 2**20
 # Time from the check of a grammar to its refusal, and the time in which the worker has to start.
-WAIT_SECONDS = 2.0
-_START_SECONDS = 60.0
+WAIT_SECONDS = 1.5
+_START_SECONDS = 10.0
 
 # A grammar is cheap if it is short, and has none of these: regular expressions, multiples, intersections, large numbers.
 _MAX_CHEAP_LENGTH = 8_192
@@ -65,7 +65,7 @@ class GrammarCheck:
         for _ in range(2):  # the worker may have been killed
             with self._lock:
                 if self._worker is None or not self._worker.is_alive:
-                    self._worker = _Worker({"tokenizer": self._tokenizer_json(), **self._setup})
+                    self._worker = _Worker(self._setup, self._tokenizer_json())
                 worker = self._worker
             result = worker.check(grammar)
             if result is not None:
@@ -78,7 +78,7 @@ class GrammarCheck:
 
 
 class _Worker:
-    def __init__(self, setup: Mapping[str, Any]) -> None:
+    def __init__(self, setup: Mapping[str, Any], tokenizer: str) -> None:
         program = Path(__file__).with_name("grammar_worker.py")
         # A session of its own: Ctrl-C in a terminal must reach the server alone.
         self._process = subprocess.Popen(
@@ -95,7 +95,7 @@ class _Worker:
         self.is_alive = True
         weakref.finalize(self, _stop, self._process)
         threading.Thread(target=_read, args=(weakref.ref(self), self._process.stdout), daemon=True).start()
-        self._send(setup)
+        self._send(setup, tokenizer)
 
     def check(self, grammar: str) -> dict[str, Any] | None:
         """Return the worker's result, or None if it ended."""
@@ -104,7 +104,7 @@ class _Worker:
         with self._lock:
             self._waiting[number] = future
         started = time.monotonic()
-        if not self.is_alive or not self._send({"id": number, "grammar": grammar}):
+        if not self.is_alive or not self._send({"id": number}, json.dumps(grammar)):
             return None
         try:
             return future.result(max(0.0, started + WAIT_SECONDS - time.monotonic()))
@@ -135,9 +135,10 @@ class _Worker:
             if not future.done():
                 future.set_result(None)
 
-    def _send(self, message: Mapping[str, Any]) -> bool:
+    def _send(self, message: Mapping[str, Any], text: str | None = None) -> bool:
+        """Send a message, and a line of JSON that belongs to it. Returns False if the worker has ended."""
         assert self._process.stdin is not None
-        line = json.dumps(message).encode() + b"\n"
+        line = json.dumps(message).encode() + b"\n" + (b"" if text is None else text.encode() + b"\n")
         try:
             with self._lock:
                 self._process.stdin.write(line)

@@ -1,8 +1,8 @@
 """Compiles grammars in processes that may be killed: a program that grammar_check.py starts, with no imports of this project.
 
-Reads a line of JSON with the tokenizer, then one for each grammar. Each grammar is compiled in a fork of this process, with
-limits on its CPU time and memory, and is then tried on a few random tokens. Writes a line of JSON for each grammar. Ends
-when its standard input ends.
+Reads a line of JSON with its setup, the tokenizer's file in one line, then two lines for each grammar. Each grammar is
+compiled in a fork of this process, with limits on its CPU time and memory, and is then tried on a few random tokens.
+Writes a line of JSON for each grammar. Ends when its standard input ends.
 """
 
 import json
@@ -12,6 +12,7 @@ import resource
 import selectors
 import signal
 import time
+from collections.abc import Iterable
 from typing import Any
 
 # A step of a running reply computes one mask. The model's other sequences wait for it.
@@ -22,29 +23,42 @@ _MAX_ERROR_LENGTH = 4_000
 
 def main() -> None:
     """Serve grammars until the standard input ends."""
-    os.nice(5)
+    os.nice(10)  # the model runs on the same cores
     inbox = _Lines(0)
-    while (first := inbox.read()) == []:
-        pass
-    if first is None:
-        return
-    setup = json.loads(first.pop(0))
-    compiler = _Compiler(setup)
+    lines: list[bytes] = []
+    while len(lines) < 2:
+        if not (more := inbox.read()) and more is None:
+            return
+        lines += more
+    setup = json.loads(lines[0])
+    compiler = _Compiler(lines[1].decode(), setup)
     _write({"ready": True})
+    _serve(inbox, lines[2:], compiler, setup)
+
+
+def _serve(inbox: "_Lines", lines: list[bytes], compiler: "_Compiler", setup: dict[str, Any]) -> None:
     jobs: dict[int, _Job] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
-        lines: list[bytes] | None = first
-        while lines is not None:
-            for line in lines:
-                _take(json.loads(line), compiler, jobs, selector, setup)
-            lines = []
-            for key, _ in selector.select():
-                if key.fd == 0:
-                    lines = inbox.read()
+        while True:
+            while len(lines) >= 2 or (lines and b"kill" in lines[0]):
+                message = json.loads(lines.pop(0))
+                if (number := message.get("kill")) is not None:
+                    _kill(job for job in jobs.values() if job.number == number)
                 else:
+                    _start(message["id"], json.loads(lines.pop(0)), compiler, jobs, selector, setup)
+            for key, _ in selector.select():
+                if key.fd != 0:
                     _collect(jobs, key.fd, selector)
-    for job in jobs.values():
+                elif (more := inbox.read()) is not None:
+                    lines += more
+                else:
+                    _kill(jobs.values())
+                    return
+
+
+def _kill(jobs: "Iterable[_Job]") -> None:
+    for job in jobs:
         os.kill(job.pid, signal.SIGKILL)
 
 
@@ -78,10 +92,10 @@ class _Job:
 
 
 class _Compiler:
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, tokenizer: str, setup: dict[str, Any]) -> None:
         from llguidance import LLTokenizer
 
-        self._tokenizer = LLTokenizer(setup["tokenizer"], n_vocab=setup["num_tokens"], eos_token=setup["end_ids"])
+        self._tokenizer = LLTokenizer(tokenizer, n_vocab=setup["num_tokens"], eos_token=setup["end_ids"])
         self._limits = setup["limits"]
 
     def verdict(self, grammar: str) -> dict[str, Any]:
@@ -113,32 +127,29 @@ def _drawn(mask: int, dice: random.Random) -> int:
     return start + (rest & -rest).bit_length() - 1
 
 
-def _take(
-    message: dict[str, Any],
+def _start(
+    number: int,
+    grammar: str,
     compiler: _Compiler,
     jobs: "dict[int, _Job]",
     selector: selectors.BaseSelector,
     setup: dict[str, Any],
 ) -> None:
-    """Start to compile a grammar, or end a compilation."""
-    if (number := message.get("kill")) is not None:
-        for job in jobs.values():
-            if job.number == number:
-                os.kill(job.pid, signal.SIGKILL)
-        return
+    """Start to compile a grammar."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _run_child(compiler, message["grammar"], setup, writer)
+        _run_child(compiler, grammar, setup, writer)
     os.close(writer)
-    jobs[reader] = _Job(message["id"], pid)
+    jobs[reader] = _Job(number, pid)
     selector.register(reader, selectors.EVENT_READ)
 
 
 def _run_child(compiler: _Compiler, grammar: str, setup: dict[str, Any], writer: int) -> None:
     """Compile within the limits and exit. The default action of the timer's signal ends the process."""
     try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the compiler may report that memory ran out
         signal.setitimer(signal.ITIMER_PROF, setup["cpu_seconds"])
         most = _virtual_bytes() + setup["memory_bytes"]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

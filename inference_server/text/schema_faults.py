@@ -24,7 +24,8 @@ _PATTERN_REASONS = (
     (r"not disjoint", "overlaps another pattern of the same object, which cannot be enforced"),
 )
 _TOO_COMPLEX = re.compile(
-    r"too (?:big|large|many|slow|complex)|fuel exhausted|out of fuel|max is \d+|row has \d+ items|limit", re.IGNORECASE
+    r"too (?:big|large|many|slow|complex)|Unable to determine|fuel exhausted|out of fuel|max is \d+|row has \d+ items|limit",
+    re.IGNORECASE,
 )
 _Part = Mapping[str, Any]
 

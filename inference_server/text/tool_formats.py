@@ -1,21 +1,5 @@
 """Tool-call formats: the markers of each, its detection in a chat template, and text for templates without tools.
 
-The formats, and the models that write them:
-
-    hermes        <tool_call>{"name": …, "arguments": {…}}</tool_call>, an object or an array: Hermes, Qwen, SmolLM2, Granite 4
-    llama3        the whole reply is {"name": …, "parameters": {…}}, optionally after <|python_tag|>: Llama 3.1 and later
-    mistral       [TOOL_CALLS][{"name": …, "arguments": {…}}]: Mistral up to 2025
-    mistral_args  [TOOL_CALLS]name[ARGS]{…}: newer Mistral
-    qwen3_coder   <tool_call><function=name><parameter=x>value</parameter></function></tool_call>: Qwen3-Coder,
-                  Qwen3.5, Nemotron 3
-    glm45         <tool_call>name<arg_key>x</arg_key><arg_value>value</arg_value></tool_call>: GLM 4.5 and later
-    pythonic      the whole reply is [name(x=1)]: Llama 3.2 and 4 with a pythonic template
-    granite       <|tool_call|>[{"name": …, "arguments": {…}}]: Granite 3
-    apertus       <|tools_prefix|>[{"name": {…}}]<|tools_suffix|>: Apertus
-    kimi_k2       <|tool_calls_section_begin|> … functions.name:0 … <|tool_calls_section_end|>: Kimi K2
-    deepseek_v3   sections like Kimi's, with the arguments in a block of Markdown: DeepSeek V3, R1
-    deepseek_v31  sections like Kimi's: DeepSeek V3.1
-
 If a chat template does not support tools, the prompt describes them in hermes format. tools/ reads calls and builds
 grammars for them. tool_calls.py finds them in a reply. Works on text only. Does not depend on a tokenizer or gRPC.
 """
@@ -68,22 +52,35 @@ _DEEPSEEK = Markers(
     "<｜tool▁calls▁end｜>",
     ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
 )
+# Every format, with its look and the models that write it.
 MARKERS: Mapping[ToolFormat, Markers] = {
+    # <tool_call>{"name": …, "arguments": {…}}</tool_call>, an object or an array: Hermes, Qwen, SmolLM2, Granite 4
     "hermes": _TAGS,
+    # {"name": …, "parameters": {…}} as the whole reply, optionally after the marker: Llama 3.1 and later
     "llama3": Markers("<|python_tag|>", is_optional=True),
+    # [TOOL_CALLS][{"name": …, "arguments": {…}}]: Mistral up to 2025
     "mistral": Markers("[TOOL_CALLS]", inner=("[ARGS]", "[CALL_ID]")),
+    # [TOOL_CALLS]name[ARGS]{…}: newer Mistral
     "mistral_args": Markers("[TOOL_CALLS]", inner=("[ARGS]", "[CALL_ID]")),
+    # <tool_call><function=name><parameter=x>value</parameter></function></tool_call>: Qwen3-Coder, Qwen3.5, Nemotron 3
     "qwen3_coder": _TAGS,
+    # <tool_call>name<arg_key>x</arg_key><arg_value>value</arg_value></tool_call>: GLM 4.5 and later
     "glm45": Markers("<tool_call>", "</tool_call>", ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")),
+    # [name(x=1)] as the whole reply: Llama 3.2 and 4 with a pythonic template
     "pythonic": Markers("<|python_start|>", inner=("<|python_end|>",), is_optional=True),
+    # <|tool_call|>[{"name": …, "arguments": {…}}]: Granite 3, Phi 4 mini
     "granite": Markers("<|tool_call|>"),
+    # <|tools_prefix|>[{"name": {…}}]<|tools_suffix|>: Apertus
     "apertus": Markers("<|tools_prefix|>", "<|tools_suffix|>"),
+    # A section of functions.name:0 with {…}: Kimi K2
     "kimi_k2": Markers(
         "<|tool_calls_section_begin|>",
         "<|tool_calls_section_end|>",
         ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
     ),
+    # A section of names, each with {…} in a block of Markdown: DeepSeek V3, R1
     "deepseek_v3": _DEEPSEEK,
+    # A section of names, each with {…}: DeepSeek V3.1
     "deepseek_v31": _DEEPSEEK,
 }
 

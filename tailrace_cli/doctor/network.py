@@ -11,7 +11,7 @@ from typing import IO, Any
 from tailrace_cli.doctor.finding import Finding
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, bridge_url, variable
 from tailrace_cli.errors import Failure
-from tailrace_shared.addresses import split_address
+from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.listeners import LOOPBACKS, local_hosts, port_holder
 
 # Requests bypass proxies, because the bridge is on this machine or in its network.
@@ -34,7 +34,8 @@ def addresses() -> Iterator[Finding]:
             continue
         hosts = LOOPBACKS if host in _ALL_HOSTS else local_hosts(host)
         if any(_is_in_use(each, port) for each in hosts):
-            holder = port_holder(port)
+            is_here = is_loopback(host) or host in _ALL_HOSTS
+            holder = port_holder(port) if is_here else ""
             by = f" by {holder}" if holder else ""
             advice = f"If another program than Tailrace listens there, set {name}."
             yield Finding(None, f"{address} is in use{by}", advice)

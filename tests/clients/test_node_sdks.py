@@ -34,7 +34,7 @@ def test_openais_node_sdk(programs, api, stack, base):
     found = run(programs, "openai.mjs", url, MODEL)
     assert "Tokyo" in found["whole"] and found["text"] == found["whole"]
     assert found["usage"]["completion_tokens"] > 0
-    assert found["refused"] == {"name": "BadRequestError", "status": 400, "code": "5007"}
+    assert found["refused"] == {"name": "NotFoundError", "status": 404, "code": "model_not_found"}
     assert MODEL in found["models"]
 
 

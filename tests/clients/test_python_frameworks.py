@@ -38,8 +38,9 @@ def test_langchain_with_cloudflares_api(python, commenting_bridge, api):
     url = f"{commenting_bridge}/client/v4"
     found = python_programs.run(python, "langchain_cloudflare_client.py", url, MODEL, ACCOUNT, api)
     assert "Tokyo" in found["whole"] and found["text"] == found["whole"]
-    assert found["usage"]["output_tokens"] > 0
-    assert found["calls"] == [CALL] and found["answer"]
+    assert found["usage"]["output_tokens"] > 0 and found["answer"]
+    # In streams of OpenAI's form, the package reads no tool calls.
+    assert found["calls"] == ([CALL, CALL] if api == "workers_ai" else [CALL])
 
 
 def test_pydantic_ai(run, commenting_bridge):

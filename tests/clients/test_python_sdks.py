@@ -190,10 +190,8 @@ def test_openai_gets_several_choices_and_the_first_is_that_of_a_single_reply(oai
 
 
 def test_openai_without_max_tokens_gets_more_than_256_tokens(oai):
-    asked = [{"role": "user", "content": "Count from 1 to 200, one number per line, and write nothing else."}]
-    # These ids are the model's end tokens. A biased sampler never chooses them.
-    bias = {"0": -100, "2": -100}
-    reply = oai.chat.completions.create(model=MODEL, messages=asked, temperature=0, logit_bias=bias, stop="\n120")
+    numbers = "\n".join(str(number) for number in range(1, 20))
+    reply = oai.completions.create(model=MODEL, prompt=numbers, temperature=0, stop="\n130")
     assert reply.usage.completion_tokens > 256
 
 

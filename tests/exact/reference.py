@@ -105,9 +105,13 @@ def tie_gap(model: Any, generation: GenerationRequest, one: TokenIds, other: Tok
     place = next(place for place, (ours, theirs) in enumerate(zip(one, other, strict=True)) if ours != theirs)
     prefix = [*generation.prompt_ids, *one[:place]]
     params = generation.sampling
-    logits = model(torch.tensor([prefix]), logits_to_keep=1).logits[0, 0].double() / params.temperature
+    logits = model(torch.tensor([prefix]), logits_to_keep=1).logits[0, 0].double()
+    if (bias := params.logit_bias) is not None:
+        logits[list(bias.token_ids)] += torch.tensor(list(bias.values), dtype=torch.float64)
+    logits /= params.temperature
     noise = gumbel(uniform_of_all([key(params.seed, len(prefix))], len(logits), logits.device))[0]
     likeliest = logits.argsort(descending=True)[: params.top_k]
+    likeliest = likeliest[logits[likeliest] >= logits.max() + math.log(params.min_p)] if params.min_p else likeliest
     shares = logits[likeliest].softmax(dim=-1)
     allowed = likeliest[shares.cumsum(dim=-1) - shares < params.top_p] if params.top_p < 1.0 else likeliest
     pair = [one[place], other[place]]

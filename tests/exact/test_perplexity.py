@@ -49,7 +49,8 @@ def engine_logits(model: HostedModel) -> Callable[[TokenIds], Tensor]:
         positions = list(range(start, min(start + CHUNK, len(window))))
         if runner._cpu_forward is not None and runner._cpu_forward.supports_prefill:
             segments = [Segment(block_ids, start, len(positions))]
-            outputs = runner._cpu_forward.prefill(PromptTokens(window[start : positions[-1] + 1], positions, segments))
+            tokens = PromptTokens(window[start : positions[-1] + 1], positions, segments)
+            outputs = runner._cpu_forward.prefill(tokens, list(range(len(positions))))
             return runner._head(outputs).float()
         chunk = torch.tensor([window[start : start + CHUNK]])
         columns = torch.arange(chunk.shape[1])

@@ -9,7 +9,7 @@ import asyncio
 
 import pytest
 
-from inference_server.generation import SamplingParams
+from inference_server.generation import LogitBias, SamplingParams
 from inference_server.text.prompt_encoder import Turn
 from tests.exact.reference import LARGEST_TIE, default_entry, prompts, reference_model, tie_gap
 from tests.support.engines import Recorder, collect, hosting, request
@@ -59,10 +59,17 @@ async def test_32_streams_of_different_lengths_equal_their_solo_runs(report):
         model = models["default"]
         recorder = Recorder(model)
         texts = prompts(model.prompts, [5 + 9 * n for n in range(32)])
-        requests = [
-            seeded(prompt, n, 8 + 2 * n, top_k=40 if n % 3 == 0 else None, top_p=0.9 if n % 2 else 1.0)
-            for n, prompt in enumerate(texts)
+        bias = LogitBias.of({260: 3.0, 284: -100.0, 28: -2.5})
+        narrowed = [
+            {
+                "top_k": 40 if n % 3 == 0 else None,
+                "top_p": 0.9 if n % 2 else 1.0,
+                "min_p": 0.02 if n % 4 > 1 else 0.0,
+                "logit_bias": bias if n % 5 == 4 else None,
+            }
+            for n in range(32)
         ]
+        requests = [seeded(prompt, n, 8 + 2 * n, **narrowed[n]) for n, prompt in enumerate(texts)]
         together = await asyncio.gather(*(collect(model, one) for one in requests))
         for n, (one, reply) in enumerate(zip(requests, together, strict=True)):
             in_company = recorder.completion(one.request_id, len(texts[n]))

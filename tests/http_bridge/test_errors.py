@@ -98,6 +98,14 @@ async def test_a_deflated_body_is_unpacked(bridge, headers):
     assert "deflate data ends too early" in response.json()["errors"][0]["message"]
 
 
+async def test_a_deflated_body_without_zlibs_header_is_unpacked(start_bridge):
+    bridge = await start_bridge(max_body_bytes=1000)
+    for text, status in ((b'{"prompt":"hi"}', 200), (b'{"prompt":"%b"}' % (b"x" * 5000), 413)):
+        packed = zlib.compress(text, wbits=-zlib.MAX_WBITS)
+        response = await bridge.client.post(RUN_URL, content=packed, headers={"content-encoding": "deflate"})
+        assert response.status_code == status
+
+
 async def test_retry_after_is_rounded_up(bridge, servicer):
     servicer.script = lambda reply: reply.refuse(Code.RESOURCE_EXHAUSTED, "CAPACITY_EXCEEDED", RETRY)
     response = await bridge.ask()

@@ -13,6 +13,7 @@ from http_bridge.protocol.schemas import Inputs
 from inference_server.errors import InvalidField
 from inference_server.grpc_api import validation
 from inference_server.grpc_api.conversion import SamplingParams, generation_request
+from inference_server.text.prompt_encoder import Prompt
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS, Range
 from tests.http_bridge.conftest import BODIES
@@ -139,7 +140,7 @@ def grpc_values(name):
 def test_grpc_accepts_the_ends_of_a_range(name, value):
     request = pb.RunRequest(model="tiny", text="hi", sampling=pb.Sampling(**{name: value}))
     validation.check(request, LIMITS)
-    given = generation_request(request, "id", [1, 2, 3], hosted_model())
+    given = generation_request(request, "id", Prompt([1, 2, 3], "none"), hosted_model())
     if name != "max_tokens":  # reduced to the model's sequence length
         assert getattr(given.sampling, name) == pytest.approx(value, rel=1e-6)
 

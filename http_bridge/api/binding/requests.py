@@ -12,18 +12,15 @@ names the model.
 
 from typing import Any
 
-from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, check_model_name
+from http_bridge.api.base import DirectJob, IncomingRequest, RunJob
+from http_bridge.api.binding.headers import SDK_HEADER, is_zipped, model_of
 from http_bridge.api.binding.tensor_replies import FAMILIES, TensorWriter
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.shapes import BARE, BARE_ZIPPED, model_job
-from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
 from http_bridge.protocol.validation import bad_input, load
 
-_MODEL_HEADER = "cf-consn-model-id"
-_SDK_HEADER = "cf-consn-sdk-version"
-_SECOND_GENERATION = "1.1.0"
 _BARE_UP_TO = [1, 0, 35]
 _LLAMA_2_MARK = "[INST]"
 _Document = dict[str, Any]
@@ -47,21 +44,6 @@ class BindingParser:
             raise bad_input("required properties at '/' are 'inputs'")
         options = document.get("options") or {}
         return _object_job(incoming, {**inputs, "options": options}, model)
-
-
-def model_of(incoming: IncomingRequest) -> str:
-    """Return the model that the header names. Raises ApiError 400/3003 without the header, 404/3042 for an invalid name."""
-    name = incoming.headers.get(_MODEL_HEADER)
-    if not name:
-        raise ApiError(400, 3003, f"Request is missing headers or body: {_MODEL_HEADER}")
-    # The Worker's author may configure a prefix, which ends at the first colon.
-    prefix, colon, rest = name.partition(":")
-    return check_model_name(rest if colon and not prefix.startswith("@") else name)
-
-
-def is_zipped(incoming: IncomingRequest) -> bool:
-    """Return True if the client is @cloudflare/ai 1.1.0, which unpacks every complete reply itself."""
-    return incoming.query.get("version") == "2" or incoming.headers.get(_SDK_HEADER) == _SECOND_GENERATION
 
 
 def _object_job(incoming: IncomingRequest, document: _Document, model: str) -> RunJob | DirectJob:
@@ -94,7 +76,7 @@ def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
     Up to version 1.0.35, the SDK formatted only `messages`, with Llama 2's template. From these versions, a `prompt`
     without `messages` arrives as the user's plain text.
     """
-    version = incoming.headers.get(_SDK_HEADER, "0").split(".")
+    version = incoming.headers.get(SDK_HEADER, "0").split(".")
     if all(part.isdigit() for part in version) and [int(part) for part in version] <= _BARE_UP_TO:
         return _LLAMA_2_MARK in prompt
     return True

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from http_bridge.api.base import IncomingRequest, check_model_name
-from http_bridge.api.binding.requests import is_zipped, model_of
+from http_bridge.api.binding.headers import is_zipped, model_of
 from http_bridge.api.embeddings.job import EmbeddingJob
 from http_bridge.api.embeddings.replies import enveloped_json, tensors, workers_ai_result
+from http_bridge.api.workers_ai.batches import is_batch_request
 from http_bridge.api.workers_ai.replies import BindingErrors, RestErrors
 from http_bridge.protocol.embedding_body import EMBEDDING_FIELDS, EmbeddingBody, run_body
 from http_bridge.protocol.validation import bad_input, zipped
@@ -31,13 +32,13 @@ class RestEmbeddingParser:
 
     errors = RestErrors()
 
-    def target(self, incoming: IncomingRequest) -> tuple[str, bool]:
+    def target(self, incoming: IncomingRequest) -> tuple[str, bool | None]:
         """Return the model of the path, and whether the body is an embedding request. Raises ApiError for invalid JSON."""
-        return incoming.model, _is_embedding(incoming.document())
+        return incoming.model, _is_embedding(incoming, incoming.document())
 
     def parse(self, incoming: IncomingRequest) -> EmbeddingJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
-        return _job(incoming, incoming.document(), check_model_name(incoming.model), enveloped_json)
+        return embedding_job(incoming, incoming.document(), check_model_name(incoming.model), enveloped_json)
 
 
 class GenericEmbeddingParser:
@@ -45,15 +46,15 @@ class GenericEmbeddingParser:
 
     errors = RestErrors()
 
-    def target(self, incoming: IncomingRequest) -> tuple[str, bool]:
+    def target(self, incoming: IncomingRequest) -> tuple[str, bool | None]:
         """Return the model of the body, and whether its input is an embedding request. Raises ApiError as `parse` does."""
         model, document = incoming.bodies.generic(incoming.document())
-        return model, _is_embedding(document)
+        return model, _is_embedding(incoming, document)
 
     def parse(self, incoming: IncomingRequest) -> EmbeddingJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
         model, document = incoming.bodies.generic(incoming.document())
-        return _job(incoming, document, check_model_name(model), enveloped_json)
+        return embedding_job(incoming, document, check_model_name(model), enveloped_json)
 
 
 class BindingEmbeddingParser:
@@ -61,11 +62,15 @@ class BindingEmbeddingParser:
 
     errors = BindingErrors()
 
-    def target(self, incoming: IncomingRequest) -> tuple[str, bool]:
+    def target(self, incoming: IncomingRequest) -> tuple[str, bool | None]:
         """Return the model of the header, and whether the body is an embedding request. Raises ApiError as `parse` does."""
         document = incoming.document()
-        has_tensor = _tensor(document) is not None
-        return model_of(incoming), has_tensor or _is_embedding(document.get("inputs"))
+        if _tensor(document) is not None:
+            return model_of(incoming), True
+        inputs = document.get("inputs")
+        if not isinstance(inputs, dict):
+            return model_of(incoming), False
+        return model_of(incoming), _is_embedding(incoming, {**inputs, "options": document.get("options")})
 
     def parse(self, incoming: IncomingRequest) -> EmbeddingJob:
         """Return the parsed request. Raises ApiError if the request is invalid."""
@@ -79,12 +84,12 @@ class BindingEmbeddingParser:
         inputs = document.get("inputs")
         if not isinstance(inputs, dict):
             raise bad_input("required properties at '/' are 'inputs'")
-        return _job(incoming, inputs, model, zipped if is_zipped(incoming) else bytes)
+        return embedding_job(incoming, inputs, model, zipped if is_zipped(incoming) else bytes)
 
 
-def _is_embedding(document: object) -> bool:
-    if not isinstance(document, dict):
-        return False
+def _is_embedding(incoming: IncomingRequest, document: _Document) -> bool | None:
+    if is_batch_request(incoming, document):
+        return None
     has_generation = any(document.get(name) is not None for name in _GENERATION_FIELDS)
     return not has_generation and any(document.get(name) is not None for name in EMBEDDING_FIELDS)
 
@@ -98,7 +103,8 @@ def _tensor(document: _Document) -> Any | None:
     return None
 
 
-def _job(incoming: IncomingRequest, document: _Document, model: str, wrap: _Wrap) -> EmbeddingJob:
+def embedding_job(incoming: IncomingRequest, document: _Document, model: str, wrap: _Wrap) -> EmbeddingJob:
+    """Return the parsed request for a body. Raises ApiError if it is invalid. `wrap`: adds the envelope to the JSON."""
     body = run_body(document, model=model)
     request = _request(incoming, body, model)
     shown = {Pooling.POOLING_MEAN: "mean", Pooling.POOLING_CLS: "cls"}.get(request.pooling)

@@ -16,10 +16,12 @@ class Choices:
     Attributes:
         requests: One message for each choice.
         writers: Writer of each choice. They have the same id and different indices.
+        num_prompts: Number of prompts. Each has the same number of choices, one after the other.
     """
 
     requests: tuple[RunRequest, ...]
     writers: tuple[OpenAiWriter, ...]
+    num_prompts: int = 1
 
     def event(self, index: int, event: RunResponse) -> bytes:
         """Return the chunks for an event of choice `index`, which may be empty."""
@@ -37,7 +39,11 @@ class Choices:
     def complete(self, replies: Sequence[CompleteReply]) -> bytes:
         """Return the complete reply with all choices in order."""
         choices = [writer.choice(reply) for writer, reply in zip(self.writers, replies, strict=True)]
-        return self.writers[0].answer(choices, total([reply.completed for reply in replies]))
+        return self.writers[0].answer(choices, self.total([reply.completed for reply in replies]))
+
+    def total(self, completed: Sequence[Completed]) -> Completed:
+        """Return the first choice's `completed` with the usage of all. Each prompt counts once."""
+        return total(completed, self.num_prompts)
 
 
 def copies(request: RunRequest, num_choices: int) -> tuple[RunRequest, ...]:
@@ -55,14 +61,15 @@ def copies(request: RunRequest, num_choices: int) -> tuple[RunRequest, ...]:
     return tuple(requests)
 
 
-def total(completed: Sequence[Completed]) -> Completed:
-    """Return the first choice's `completed` with the usage of all. The prompt counts once."""
+def total(completed: Sequence[Completed], num_prompts: int = 1) -> Completed:
+    """Return the first choice's `completed` with the usage of all. Each prompt counts once."""
     first = Completed()
     first.CopyFrom(completed[0])
+    once = completed[:: len(completed) // num_prompts]
     first.usage.CopyFrom(
         Usage(
-            prompt_tokens=completed[0].usage.prompt_tokens,
-            cached_tokens=completed[0].usage.cached_tokens,
+            prompt_tokens=sum(each.usage.prompt_tokens for each in once),
+            cached_tokens=sum(each.usage.cached_tokens for each in once),
             completion_tokens=sum(each.usage.completion_tokens for each in completed),
             reasoning_tokens=sum(each.usage.reasoning_tokens for each in completed),
         )

@@ -1,6 +1,7 @@
 """Parses the requests of /chat/completions and /completions, OpenAI's API."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
 from http_bridge.api.openai.choices import Choices, copies
@@ -23,7 +24,7 @@ class ChatParser:
         model = check_model_name(document["model"])
         usage = _usage_place(incoming, body)
 
-        def writer(index: int) -> ChatWriter:
+        def writer(index: int, prompt: str) -> ChatWriter:
             return ChatWriter(
                 request_id=incoming.request_id,
                 model=model,
@@ -45,10 +46,10 @@ class CompletionParser:
         document = incoming.document()
         body = incoming.bodies.completion(document)
         model = check_model_name(document["model"])
-        echo = body.prompt or "" if body.echoes else ""
         usage = _usage_place(incoming, body)
 
-        def writer(index: int) -> CompletionWriter:
+        def writer(index: int, prompt: str) -> CompletionWriter:
+            echo = prompt if body.echoes else ""
             return CompletionWriter(request_id=incoming.request_id, model=model, usage=usage, echo=echo, index=index)
 
         return _job(incoming, body, model, writer)
@@ -60,11 +61,16 @@ def _usage_place(incoming: IncomingRequest, body: RunBody) -> UsagePlace:
     return "last_choice" if incoming.is_at_account else "nowhere"
 
 
-def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[[int], OpenAiWriter]) -> RunJob:
+def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[[int, str], OpenAiWriter]) -> RunJob:
     profile = incoming.profile.for_openai(is_at_account=incoming.is_at_account)
-    request = run_request(body, profile, model=model, account=incoming.account)
+    prompts = (body.prompt or "", *body.further_prompts)
+    bodies = (body, *(replace(body, prompt=prompt) for prompt in body.further_prompts))
+    requests = [run_request(each, profile, model=model, account=incoming.account) for each in bodies]
     choices = None
-    if body.num_choices > 1:
-        writers = tuple(writer(index) for index in range(body.num_choices))
-        choices = Choices(copies(request, body.num_choices), writers)
-    return RunJob(request, strict(writer(0), body, profile), body.stream, choices, skipped_notice(body))
+    if len(prompts) * body.num_choices > 1:
+        all_requests = tuple(copy for request in requests for copy in copies(request, body.num_choices))
+        prompt_of = [prompt for prompt in prompts for _ in range(body.num_choices)]
+        writers = tuple(writer(index, prompt) for index, prompt in enumerate(prompt_of))
+        choices = Choices(all_requests, writers, num_prompts=len(prompts))
+    first = strict(writer(0, prompts[0]), body, profile)
+    return RunJob(requests[0], first, body.stream, choices, skipped_notice(body))

@@ -17,29 +17,38 @@ from typing import Any
 
 import grpc
 
-from http_bridge.api.base import DirectJob, RunJob
+from http_bridge.api.base import DirectJob, IncomingRequest, RunJob
 from http_bridge.api.collected import all_collected
+from http_bridge.api.embeddings.job import EmbeddingJob
 from http_bridge.api.openai.choices import total
 from http_bridge.api.reply_writer import JsonObject, error_message
 from http_bridge.batches.batch import Batch, Request, Result
 from http_bridge.batches.queue import BatchQueue
 from http_bridge.errors import ApiError
-from http_bridge.protocol.grpc_errors import rpc_api_error
+from http_bridge.protocol.grpc_errors import rpc_api_error, unknown_model
 from http_bridge.protocol.validation import bad_input
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Priority
 
 _Document = Mapping[str, Any]
-# Parses one request of a batch, with its id, to a run whose writer returns the bare result.
-ParseOne = Callable[[dict[str, Any], str], RunJob]
+# Parses one request of a batch, with its id, to a job whose writer returns the bare result.
+ParseOne = Callable[[dict[str, Any], str], RunJob | EmbeddingJob]
 Wrap = Callable[[bytes], bytes]
 _REFERENCE = "external_reference"
+_INPUTS = ("prompt", "messages", "input", "text", "contexts", "queries", "documents")
 _MAX_ID = 256  # longest request_id, in characters
 
 
-def is_batch(document: _Document, *, is_queued: bool) -> bool:
-    """Return True if a body submits or polls a batch. `is_queued`: the client set queueRequest."""
-    has_input = any(document.get(name) is not None for name in ("prompt", "messages", "input"))
+def is_batch_request(incoming: IncomingRequest, document: _Document) -> bool:
+    """Return True if a request submits or polls a batch. `document`: the body's input, with its `options`."""
+    options = document.get("options")
+    queues = [document.get("queueRequest"), options.get("queueRequest") if isinstance(options, dict) else None]
+    is_queued = True in queues or incoming.query.get("queueRequest", "").lower() in ("true", "1")
+    return _is_batch(document, is_queued=is_queued)
+
+
+def _is_batch(document: _Document, *, is_queued: bool) -> bool:
+    has_input = any(document.get(name) is not None for name in _INPUTS)
     return (
         is_queued or document.get("requests") is not None or (document.get("request_id") is not None and not has_input)
     )
@@ -86,8 +95,9 @@ class SubmitJob(DirectJob):
         upstream: Upstream = state["upstream"]
         queue: BatchQueue = state["batches"]
         queue.check_size(len(self.requests))
-        if self.model not in [model.name for model in await upstream.list_models()]:
-            raise ApiError(400, 5007, f"No such model {self.model} or task")
+        names = [model.name for model in await upstream.list_models()]
+        if self.model not in names:
+            raise unknown_model(self.model, names)
         requests = await asyncio.to_thread(self._parsed, upstream)
         return self.wrap(_status(queue.submit(requests, account=self.account, model=self.model), "queued"))
 
@@ -103,6 +113,8 @@ class SubmitJob(DirectJob):
             job = self.parse_one({**document, "stream": False}, str(uuid.uuid4()))
         except ApiError as error:
             return Request(reference, None, error)
+        if isinstance(job, EmbeddingJob):
+            return Request(reference, EmbeddingWork(job, upstream))
         for request in job.requests:
             request.priority = Priority.PRIORITY_BATCH
         return Request(reference, RunWork(job, upstream))
@@ -162,6 +174,29 @@ class RunWork:
         body = self.job.writer.complete(replies[0]) if choices is None else choices.complete(replies)
         usage = total([reply.completed for reply in replies]).usage
         return Result(body, usage.prompt_tokens, usage.completion_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingWork:
+    """An embedding request as a request of a batch."""
+
+    job: EmbeddingJob
+    upstream: Upstream
+
+    @property
+    def size(self) -> int:
+        """The size of the gRPC request in bytes."""
+        return self.job.request.ByteSize()
+
+    async def run(self, request_id: str, timeout_seconds: float) -> Result:
+        """Embed the texts. Raises ApiError if that fails."""
+        request = self.job.request
+        try:
+            response = await self.upstream.embed(request, request_id=request_id, timeout_seconds=timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise rpc_api_error(error, model=request.model) from error
+        body = await asyncio.to_thread(self.job.write, response)
+        return Result(body, response.prompt_tokens)
 
 
 def _status(batch: Batch, status: str) -> bytes:

@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response
 from http_bridge.api.upstream_models import author, list_models
 from http_bridge.api.workers_ai.marketplace import openrouter_entry
 from http_bridge.api.workers_ai.replies import envelope
-from http_bridge.errors import ApiError
 from http_bridge.protocol import embedding_schemas
-from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RUN_OUTPUT
+from http_bridge.protocol.grpc_errors import unknown_model
+from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RESPONSES_OUTPUT, RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.protocol.validation import bad_input
 from tailrace.v1.inference_pb2 import Model, Task
@@ -35,7 +35,7 @@ _TEXT_GENERATION = {
 _TEXT_EMBEDDINGS = {
     "id": "0137cdcf-162a-4108-94f2-1ca59e8c65ee",
     "name": "Text Embeddings",
-    "description": "Models that turn a text into a vector, for search and comparison.",
+    "description": "Models that turn a text into a vector, for search and retrieval.",
 }
 _KNOWN_IDS = {
     "@cf/meta/llama-2-7b-chat-int8": "9c95c39d-45b3-4163-9631-22f0c0dc3b14",
@@ -88,17 +88,21 @@ class ModelSchema:
         self._inputs = inputs
 
     async def __call__(self, request: Request) -> Response:
-        """Answer with the schemas, which task and shape of the model determine. Raises ApiError 400/5007 for an unknown one."""
+        """Answer with the schemas, which its task and shape determine. Raises ApiError 400/5007 for an unknown model."""
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")
-        model = next((model for model in await list_models(request) if model.name == name), None)
+        models = await list_models(request)
+        model = next((model for model in models if model.name == name), None)
         if model is None:
-            raise ApiError(400, 5007, f"No such model {name} or task")
+            raise unknown_model(name, [model.name for model in models])
         if model.task == Task.TASK_TEXT_EMBEDDING:
             schema = {"input": embedding_schemas.RUN_INPUT, "output": embedding_schemas.RUN_OUTPUT}
         elif model.reply_shape == "choices":
             schema = {"input": _choices_input(self._inputs), "output": CHOICES_OUTPUT}
+        elif model.reply_shape == "responses":
+            accepted = [*_choices_input(self._inputs)["anyOf"], self._inputs.responses]
+            schema = {"input": {"type": "object", "anyOf": accepted}, "output": RESPONSES_OUTPUT}
         else:
             schema = {"input": self._inputs.run, "output": RUN_OUTPUT}
         return JSONResponse(envelope(schema))
@@ -165,6 +169,7 @@ def _text_properties(model: Model) -> _Entry:
 def _embedding_properties(model: Model) -> _Entry:
     return {
         "max_input_tokens": model.context_length,
+        "async_queue": "true",
         "output_dimensions": model.dimensions,
         "price": [_price("input")],
     }

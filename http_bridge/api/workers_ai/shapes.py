@@ -5,16 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, skipped_notice
+from http_bridge.api.embeddings.job import EmbeddingJob
+from http_bridge.api.embeddings.workers_ai import embedding_job
 from http_bridge.api.openai.choices import Choices, copies
 from http_bridge.api.responses.requests import is_responses_body, responses_job, responses_writer
 from http_bridge.api.strict_writer import strict
-from http_bridge.api.workers_ai.batches import batch_job, is_batch
+from http_bridge.api.workers_ai.batches import batch_job, is_batch_request
 from http_bridge.api.workers_ai.choices import ChoicesWriter
 from http_bridge.api.workers_ai.replies import WorkersAiWriter, bare, bare_zipped, enveloped, enveloped_json
 from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
 from http_bridge.protocol.validation import zipped
+from tailrace.v1.inference_pb2 import Task
 
 _Document = dict[str, Any]
 _CHOICES = "choices"
@@ -52,19 +55,22 @@ def model_job(incoming: IncomingRequest, document: _Document, model: str, form: 
         ApiError: The request is invalid.
         OutdatedModels: The servers must be asked for their models first.
     """
-    options = document.get("options")
-    queues = [document.get("queueRequest"), options.get("queueRequest") if isinstance(options, dict) else None]
-    is_queued = True in queues or incoming.query.get("queueRequest", "").lower() in ("true", "1")
-    if not is_batch(document, is_queued=is_queued):
+    if not is_batch_request(incoming, document):
         return _run_job(incoming, document, model, form)
-    incoming.describe(model)
+    description = incoming.describe(model)
     one = replace(incoming, models_are_current=True)
+
+    def parse_one(request: _Document, request_id: str) -> RunJob | EmbeddingJob:
+        if description is not None and description.task == Task.TASK_TEXT_EMBEDDING:
+            return embedding_job(one, request, model, bytes)
+        return _run_job(replace(one, request_id=request_id), request, model, BARE)
+
     return batch_job(
         document,
         model=model,
         account=incoming.account,
         wrap=form.wrap_json,
-        parse_one=lambda request, request_id: _run_job(replace(one, request_id=request_id), request, model, BARE),
+        parse_one=parse_one,
     )
 
 

@@ -15,6 +15,7 @@ from http_bridge.protocol.validation import MAX_DEPTH, Problem, bad_field, bad_i
 Document = Mapping[str, Any]
 
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 # Types of content parts of OpenAI's, Anthropic's and other APIs, with what they contain. A part without a type has one of
 # these keys instead.
 _MEDIA = {
@@ -85,7 +86,9 @@ def _turn(message: Document, path: str) -> Turn:
     return Turn(
         role="tool" if role == "function" else role,
         content=text or message.get("refusal") or "",
-        reasoning=message.get("reasoning_content") or message.get("reasoning") or thoughts,
+        reasoning=next((message[key] for key in _THOUGHT_KEYS if message.get(key)), "")
+        or thoughts
+        or _details(message),
         tool_calls=tuple(_call(call, f"{path}/tool_calls/{index}") for index, call in enumerate(calls)),
         tool_call_id=message.get("tool_call_id") or "",
         name=message.get("name") or "",
@@ -112,7 +115,16 @@ def _thought(part: Document) -> str:
     return inner if isinstance(inner, str) else "".join(piece.get("text") or "" for piece in inner)
 
 
+def _details(message: Document) -> str:
+    """Return the text of OpenRouter's list of thoughts, which also has summaries and encrypted thoughts."""
+    texts = (detail.get("text") for detail in message.get("reasoning_details") or ())
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 def _call(call: Document, path: str) -> ToolCall:
+    if custom := call.get("custom"):
+        # A call of a tool whose input is text, not JSON. Templates have functions only.
+        return ToolCall(call.get("id") or "", custom["name"], json.dumps({"input": custom.get("input") or ""}))
     function = call.get("function") or call
     if function.get("name") is None:
         raise bad_input(Problem(f"{path}/function", f"required properties at '{path}' are 'function'"))

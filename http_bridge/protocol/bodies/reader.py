@@ -18,7 +18,7 @@ from http_bridge.protocol.responses_schema import RESPONSES_LOGPROBS
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.schemas import Inputs
 from http_bridge.protocol.validation import Problem, Validator, bad_field, bad_fields, bad_input, first_problems
-from tailrace_shared.request_fields import SAMPLING_FIELDS
+from tailrace_shared.request_fields import MAX_CHOICES, SAMPLING_FIELDS
 
 Document = Mapping[str, Any]
 
@@ -53,6 +53,9 @@ class BodyReader:
         Raises:
             ApiError: 400/5006 with the paths of the first 8 invalid fields, 405/5005 for `lora`.
         """
+        document = _with_one_format(document)
+        if document.get("max_tokens") is None and document.get("max_completion_tokens") is not None:
+            document = {**document, "max_tokens": document["max_completion_tokens"]}
         has_messages = document.get("messages") is not None
         has_prompt = document.get("prompt") is not None
         if not has_messages and not has_prompt:
@@ -81,7 +84,7 @@ class BodyReader:
 
     def chat(self, document: Document) -> RunBody:
         """Return the fields of a body of /chat/completions."""
-        document = without_unset(document)
+        document = _with_one_format(without_unset(document))
         model = str(document.get("model", ""))
         _validate(
             self._chat, document, message_problems(document.get("messages"), model), chat_problems(document, model)
@@ -97,15 +100,20 @@ class BodyReader:
 
     def completion(self, document: Document) -> RunBody:
         """Return the fields of a body of /completions. The prompt is raw text, as in OpenAI's API."""
-        document = without_unset(document)
+        document = _with_one_format(without_unset(document))
         model = str(document.get("model", ""))
         _validate(self._completion, document, completion_problems(document, model))
         _refuse_chat_fields(document, "the prompt of completions is raw text")
-        prompt = document["prompt"]
+        given = document["prompt"]
+        prompts = [given] if isinstance(given, str) else given
+        rest = _openai(document)
+        if len(prompts) * rest["num_choices"] > MAX_CHOICES:
+            raise bad_field("/prompt", f"has {len(prompts)} prompts, and prompts times n must be <= {MAX_CHOICES}")
         return RunBody(
             **_common(document),
-            **_openai(document),
-            prompt=prompt if isinstance(prompt, str) else prompt[0],
+            **rest,
+            prompt=prompts[0],
+            further_prompts=tuple(prompts[1:]),
             raw=True,
             logprobs=_whole(document.get("logprobs")),
             echoes=document.get("echo") is True,
@@ -208,6 +216,16 @@ def _refuse_chat_fields(document: Document, reason: str) -> None:
     path = thinking_path(document) or ("/tools" if needs_tools else None)
     if path is not None:
         raise bad_field(path, f"needs the model's chat template, and {reason}: send messages")
+
+
+def _with_one_format(document: Document) -> Document:
+    """Return the body with the schema of `response_format` where OpenAI has it. Other APIs write `schema` beside the type."""
+    form = document.get("response_format")
+    if not isinstance(form, dict) or form.get("schema") is None or form.get("json_schema") is not None:
+        return document
+    if form.get("type") not in ("json_object", "json_schema"):
+        return document
+    return {**document, "response_format": {"type": "json_schema", "json_schema": form["schema"]}}
 
 
 def _json_schema(response_format: Document | None) -> str | None:

@@ -31,6 +31,7 @@ class _Field:
     is_harmless: Callable[[Any], bool] = _is_empty
 
 
+_ON_OPENAI = "is not supported here: /v1/chat/completions has log probabilities"
 _SCHEMA_REASON = "is not supported: constrain the reply with response_format"
 _MEDIA: Mapping[str, str] = {
     **dict.fromkeys(("image", "images", "image_url", "mask", "image_b64"), "is a picture"),
@@ -70,11 +71,21 @@ _CHAT: Mapping[str, _Field] = {
         "is not supported: ask for a short or long reply in a message", lambda value: value in (None, "medium")
     ),
     "moderation": _Field("is not supported: no moderation runs here"),
+    "echo": _Field("is not supported: a chat's reply does not contain the conversation"),
 }
 _COMPLETION: Mapping[str, _Field] = {
+    "audio": _CHAT["audio"],
+    "modalities": _CHAT["modalities"],
     "suffix": _Field("is not supported: the model only continues the prompt"),
 }
 _RUN: Mapping[str, _Field] = {
+    "n": _Field(
+        "is not supported here: /v1/chat/completions has several choices", lambda value: value in (None, -1, 0, 1)
+    ),
+    "logprobs": _Field(_ON_OPENAI),
+    "top_logprobs": _Field(_ON_OPENAI, lambda value: value in (None, 0)),
+    "modalities": _CHAT["modalities"],
+    "web_search_options": _CHAT["web_search_options"],
     "functions": _Field("are embedded functions, which run in the Worker: send tools"),
     "audio": _Field("is sound, and the model reads and writes text only"),
 }

@@ -123,6 +123,10 @@ class Engine(BaseEngine):
     def num_slots(self) -> int:
         return self.scheduler.max_running
 
+    @property
+    def preempts_batch(self) -> bool:
+        return self.scheduler.preempts_batch
+
     def _add(self, seq: Sequence) -> None:
         self._commands.put(lambda: self.scheduler.add(seq))
 

@@ -56,11 +56,13 @@ class Limits:
         top_k: int64 of shape (num_rows, 1).
         top_p: float64 of shape (num_rows, 1).
         has_open: False if every row has a top_k.
+        has_min_p: True if any row has a min_p.
     """
 
     top_k: Tensor
     top_p: Tensor
     has_open: bool
+    has_min_p: bool
 
     @classmethod
     def of(cls, params: Items[SamplingParams], upload: Callable[[Tensor], Tensor]) -> "Limits":
@@ -68,7 +70,8 @@ class Limits:
         top_k = [min(param.top_k or _NO_TOP_K, _NO_TOP_K) for param in params]
         top_p = [param.top_p if param.top_p < 1.0 else _NO_TOP_P for param in params]
         columns = upload(torch.tensor(top_k)[:, None]), upload(torch.tensor(top_p, dtype=torch.float64)[:, None])
-        return cls(*columns, has_open=max(top_k) == _NO_TOP_K)
+        has_min_p = any(param.min_p for param in params)
+        return cls(*columns, has_open=max(top_k) == _NO_TOP_K, has_min_p=has_min_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,8 @@ class Shortlist:
             everything = (self.scaled.logsumexp(dim=-1, keepdim=True) - self.values[:, :1]).double().exp()
             total = torch.where(top_k < _NO_TOP_K, total, everything)
             is_settled = is_settled | ((top_k >= _NO_TOP_K) & (reached[:, -1:] >= limits.top_p * total))
-        is_settled = is_settled | (self.values[:, -1:] == -torch.inf)  # min_p excludes every other token
+        if limits.has_min_p:
+            is_settled = is_settled | (self.values[:, -1:] == -torch.inf)  # min_p excludes every other token
         is_kept &= reached - weights < limits.top_p * total
         if isinstance(keys, Tensor):
             uniforms = noise.uniform_of_some(keys, self.ids, self.scaled.shape[-1])

@@ -72,6 +72,10 @@ class VllmEngine(BaseEngine):
         return self._slots
 
     @property
+    def preempts_batch(self) -> bool:
+        return False
+
+    @property
     def num_blocks(self) -> int:
         return self._client.num_blocks
 

@@ -9,10 +9,12 @@ import json
 import math
 import re
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import Candidate, GenerationRequest, Grammar, SamplingParams, TokenLogprob
+from inference_server.text.tools.call_grammar import JSON_OPTIONS
 
 _MAX_TEMPERATURE = 2.0
 # The version of llguidance that vLLM pins does not limit white space, so the grammar allows none in documents.
@@ -56,6 +58,8 @@ def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[st
 
 def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     """Return the keyword arguments of vLLM's StructuredOutputsParams."""
+    if grammar.kind == "lark":
+        grammar = replace(grammar, text=grammar.text.replace(json.dumps(JSON_OPTIONS), json.dumps(_JSON_OPTIONS)))
     if grammar.before:
         return {"grammar": _LARK_HEADER + _after_thoughts(grammar)}
     if grammar.kind == "lark":
@@ -66,10 +70,10 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
 def _after_thoughts(grammar: Grammar) -> str:
     """Return a Lark grammar that accepts thoughts and then what `grammar` accepts."""
     if grammar.kind == "lark":
-        reply = re.sub(r"(?m)^start:", "reply:", grammar.text, count=1)
+        reply = re.sub(r"(?m)^start:", "after_thoughts:", grammar.text, count=1)
     else:
-        reply = f"reply: %json {_limited(grammar.text)}"
-    return f"start: before reply\n{grammar.before}\n{reply}"
+        reply = f"after_thoughts: %json {_limited(grammar.text)}"
+    return f"start: thought_part after_thoughts\n{grammar.before}\n{reply}"
 
 
 def _limited(schema: str) -> str:

@@ -18,22 +18,28 @@ def input_messages(request: pb.RunRequest) -> str:
     return _json([{"role": "user", "parts": [_text(request.text)]}])
 
 
-def output_messages(text: str, calls: Iterable[ToolCall], finish_reason: str) -> str:
+def output_messages(text: str, calls: Iterable[ToolCall], finish_reason: str, reasoning: str = "") -> str:
     """Return a JSON array with the assistant's message.
 
     Args:
         text: Text of the reply.
         calls: Tool calls of the reply.
         finish_reason: The finish reason, or the outcome of an unfinished reply.
+        reasoning: Thoughts of the reply.
     """
-    parts = [*([_text(text)] if text else []), *(_call(call) for call in calls)]
+    parts = [*_texts(reasoning, text), *(_call(call) for call in calls)]
     return _json([{"role": "assistant", "parts": parts, "finish_reason": finish_reason}])
 
 
 def _parts(turn: pb.ChatTurn) -> list[dict[str, Any]]:
     if turn.role == "tool":
         return [{"type": "tool_call_response", "id": turn.tool_call_id, "response": turn.content}]
-    return [*([_text(turn.content)] if turn.content else []), *(_call(call) for call in turn.tool_calls)]
+    return [*_texts(turn.reasoning, turn.content), *(_call(call) for call in turn.tool_calls)]
+
+
+def _texts(reasoning: str, text: str) -> list[dict[str, Any]]:
+    thoughts = [{"type": "reasoning", "content": reasoning}] if reasoning else []
+    return thoughts + ([_text(text)] if text else [])
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class SpanTrace(RunTrace):
         self._tracer = tracer
         self._has_text = has_text
         self._texts: list[str] = []
+        self._thoughts: list[str] = []
         self._tool_calls: list[ToolCall] = []
         self._began = time.monotonic()
         self._epoch = time.time_ns() - int(self._began * 1e9)
@@ -86,6 +87,7 @@ class SpanTrace(RunTrace):
                 self._first = self._first or time.monotonic()
                 if self._has_text:
                     self._texts.append(event.text)
+                    self._thoughts.append(event.reasoning)
                     self._tool_calls += event.tool_calls
             elif isinstance(event, Started):
                 self._admitted = time.monotonic()
@@ -152,7 +154,7 @@ class SpanTrace(RunTrace):
         if self._has_text and self._admitted is not None:
             reason = outcome if completed is None else completed.finish_reason.value
             attributes[attribute_names.OUTPUT_MESSAGES] = output_messages(
-                "".join(self._texts), self._tool_calls, reason
+                "".join(self._texts), self._tool_calls, reason, "".join(self._thoughts)
             )
         return attributes
 

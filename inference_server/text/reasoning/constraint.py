@@ -26,7 +26,7 @@ class ThoughtTokens:
     def __init__(
         self, reasoning: ReasoningFormat, token_text: Callable[[int], bytes], vocab_size: int, end_ids: Set[int]
     ) -> None:
-        """Create the tables at their first use, which takes a tenth of a second for a large vocabulary.
+        """Store the arguments; `prepare` creates the tables.
 
         Args:
             reasoning: Format of the thoughts.

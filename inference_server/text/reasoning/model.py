@@ -13,7 +13,7 @@ from inference_server.text.reasoning.parser import thought_parser
 from inference_server.text.reasoning.reply import ThoughtfulReplyText
 from inference_server.text.token_decoder import TokenDecoder
 
-_RULES = "THOUGHTS_TEXT: /(?s:.*)/\nTHOUGHTS_GAP: /[ \\n]{1,3}/"
+_RULES = "THOUGHT_TEXT: /(?s:.*)/\nTHOUGHT_GAP: /[ \\n]{1,3}/"
 
 
 class ModelThoughts:
@@ -40,6 +40,10 @@ class ModelThoughts:
         self._literal = literal
         self._tokens = ThoughtTokens(reasoning, decoder.bytes_function(reasoning.visible_tokens), vocab_size, end_ids)
 
+    def prepare(self) -> None:
+        """Create the tables of tokens that constraints need. This takes 0.1 s for 49,000 tokens (AMD EPYC, Zen 4)."""
+        self._tokens.prepare()
+
     def text(self, detokenizer: Detokenizer, stop: Items[str], state: ThoughtState) -> ThoughtfulReplyText:
         """Return the text stream of a new reply.
 
@@ -53,26 +57,23 @@ class ModelThoughts:
         return ThoughtfulReplyText(detokenizer, stop, parser)
 
     def constrain(self, inner: Constraint, state: ThoughtState) -> Constraint:
-        """Return a constraint that applies after the thoughts; the same one if none are expected.
-
-        Creating the first one takes a tenth of a second for a large vocabulary, so this must not run on the event loop.
-        """
+        """Return a constraint that applies after the thoughts; the same one if none are expected."""
         if state in ("none", "off"):
             return inner
         is_open = state != "possible"
         return ConstraintAfterThoughts(inner, self._tokens, is_open=is_open, before=self._before(is_open=is_open))
 
     def _before(self, *, is_open: bool) -> str:
-        """Return rules of a Lark grammar, of which `before` accepts the thoughts."""
+        """Return rules of a Lark grammar, of which `thought_part` accepts the thoughts."""
         if self.reasoning.has_channels:
             parts = self._terms(self.reasoning.start), self._terms("<|end|><|start|>assistant" + self.reasoning.end)
-            return f"before: {parts[0]} THOUGHTS_TEXT {parts[1]}\n{_RULES}"
+            return f"thought_part: {parts[0]} THOUGHT_TEXT {parts[1]}\n{_RULES}"
         start, end = self._terms(self.reasoning.start), self._terms(self.reasoning.end)
         if end.startswith('"'):  # not a token, so that the text before it must exclude it
-            thoughts, rules = "thoughts THOUGHTS_GAP?", f"thoughts[suffix={end}]: /(?s:.*)/\n{_RULES}"
+            thoughts, rules = "thought_text THOUGHT_GAP?", f"thought_text[suffix={end}]: /(?s:.*)/\n{_RULES}"
         else:
-            thoughts, rules = f"THOUGHTS_TEXT {end} THOUGHTS_GAP?", _RULES
-        return f"before: {thoughts}\n{rules}" if is_open else f"before: ({start} {thoughts})?\n{rules}"
+            thoughts, rules = f"THOUGHT_TEXT {end} THOUGHT_GAP?", _RULES
+        return f"thought_part: {thoughts}\n{rules}" if is_open else f"thought_part: ({start} {thoughts})?\n{rules}"
 
     def _terms(self, marker: str) -> str:
         """Return a marker as terms of a Lark grammar: control tokens, and the text between them."""

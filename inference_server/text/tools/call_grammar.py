@@ -24,7 +24,7 @@ Literally = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyForm:
-    """What a reply with tool calls may be.
+    """Form of a reply with tool calls.
 
     Attributes:
         tools: The tools that may be called, at least one.
@@ -78,8 +78,8 @@ class _Builder:
                 yield "TEXT: /(?s:.+)/"
             case "text":
                 marker = _escaped(self._markers.begin)
-                yield "start: TEXT | before calls"
-                yield f"before[suffix={_quoted(self._markers.begin)}]: /(?s:.*)/"
+                yield "start: TEXT | opening calls"
+                yield f"opening[suffix={_quoted(self._markers.begin)}]: /(?s:.*)/"
                 yield f"TEXT: /(?s:.*)/ & ~/(?s:.*){marker}(?s:.*)/"
 
     def calls(self) -> Iterator[str]:

@@ -31,6 +31,9 @@ whole = chat.invoke(QUESTION)
 text = "".join(str(chunk.text) for chunk in chat.stream(QUESTION))
 long = chat.model_copy(update={"max_tokens": 60})
 call = long.bind_tools([get_weather], tool_choice="get_weather").invoke(QUESTION)
+streamed = None
+for chunk in long.bind_tools([get_weather], tool_choice="get_weather").stream(QUESTION):
+    streamed = chunk if streamed is None else streamed + chunk
 result = get_weather.invoke(call.tool_calls[0])
 answer = chat.bind_tools([get_weather]).invoke([("system", "Be brief."), ("user", QUESTION), call, result])
 print(
@@ -39,7 +42,7 @@ print(
             "whole": whole.content,
             "usage": whole.usage_metadata,
             "text": text,
-            "calls": [[each["name"], list(each["args"])] for each in call.tool_calls],
+            "calls": [[each["name"], list(each["args"])] for each in (*call.tool_calls, *streamed.tool_calls)],
             "answer": answer.content,
         }
     )

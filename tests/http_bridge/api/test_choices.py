@@ -58,6 +58,20 @@ async def test_a_stream_has_n_choices_with_their_indices(bridge, servicer, url, 
     assert (usage["choices"], usage["usage"]["prompt_tokens"], usage["usage"]["completion_tokens"]) == ([], 5, 36)
 
 
+async def test_several_prompts_have_their_choices_one_after_the_other(bridge, servicer):
+    counting(servicer)
+    body = {**TEXT, "prompt": ["one", "two"], "n": 2, "seed": 3, "echo": True}
+    answer = (await bridge.ask(body, url="/v1/completions")).json()
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert texts == ["onereply 1", "onereply 2", "tworeply 3", "tworeply 4"]
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (10, 10)
+    sent = servicer.requests
+    assert [request.text for request in sent] == ["one", "one", "two", "two"]
+    assert sent[0].sampling.seed == sent[2].sampling.seed == 3
+    *events, last = chunks(await bridge.ask({**body, "stream": True, "echo": False}, url="/v1/completions"))
+    assert {choice["index"] for event in events for choice in event["choices"]} == {0, 1, 2, 3}
+
+
 async def test_a_stream_at_the_account_has_the_usage_once(bridge, servicer):
     counting(servicer)
     events = chunks(

@@ -67,7 +67,7 @@ async def test_the_schema_of_a_model_with_choices_is_openais(bridge, servicer):
 
 async def test_the_schema_of_an_unknown_model_is_an_error(bridge):
     response = await bridge.client.get(f"{AI}/models/schema", params={"model": "@cf/x/y"})
-    error = {"code": 5007, "message": "No such model @cf/x/y or task"}
+    error = {"code": 5007, "message": f"No such model @cf/x/y or task: the models here are {MODEL}, @hf/other/second"}
     assert (response.status_code, response.json()["errors"]) == (400, [error])
 
 

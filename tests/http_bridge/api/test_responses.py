@@ -1,52 +1,15 @@
 """OpenAI's Responses API: the Response object, the order of the events, and the request that the server receives."""
 
-import json
+import asyncio
 
-import grpc
 import pytest
-from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
+from openai.types.responses import Response
 
 from tailrace.v1 import inference_pb2 as pb
+from tests.http_bridge.api.conftest import ASKED, URL, WEATHER, events_of, replying, types_of
 from tests.http_bridge.conftest import MODEL, RUN_URL
 
 ACCOUNT_URL = "/client/v4/accounts/acc/ai/v1/responses"
-URL = "/v1/responses"
-ASKED = {"model": MODEL, "input": "hi"}
-WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
-EVENTS = TypeAdapter(ResponseStreamEvent)
-
-
-def events_of(response, *, checks_types=True):
-    """Return the payloads of a stream, each of a type of OpenAI's SDK and numbered from 0."""
-    assert response.headers["content-type"] == "text/event-stream"
-    events = []
-    for number, text in enumerate(response.text.strip().split("\n\n")):
-        name, data = text.split("\n")
-        payload = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {payload['type']}" and payload["sequence_number"] == number
-        if checks_types:
-            EVENTS.validate_python(payload)
-        events.append(payload)
-    return events
-
-
-def types_of(events):
-    return [event["type"].removeprefix("response.") for event in events]
-
-
-def replying(*deltas, reason=pb.FINISH_REASON_STOP):
-    """Return a script of a reply with these deltas."""
-
-    async def script(reply):
-        await reply.accept()
-        await reply.start()
-        for delta in deltas:
-            await reply.context.write(pb.RunResponse(delta=delta))
-        usage = pb.Usage(prompt_tokens=5, completion_tokens=7, cached_tokens=2, reasoning_tokens=3)
-        await reply.context.write(pb.RunResponse(completed=pb.Completed(finish_reason=reason, usage=usage)))
-
-    return script
 
 
 def call(name="weather", arguments='{"city": "Kyoto"}', call_id="abcdefghi"):
@@ -238,47 +201,6 @@ async def test_a_reply_that_ends_in_the_queue_begins_with_created(bridge, servic
     assert types_of(events)[:2] == ["created", "in_progress"] and types_of(events)[-1] == "incomplete"
 
 
-async def test_a_failure_during_a_stream_is_a_failed_response(bridge, servicer):
-    async def fail(reply):
-        await reply.accept()
-        await reply.start()
-        await reply.say("one")
-        await reply.refuse(grpc.StatusCode.INTERNAL, "GENERATION_FAILED")
-
-    servicer.script = fail
-    events = events_of(await bridge.ask({**ASKED, "stream": True}, url=URL))
-    response = events[-1]["response"]
-    assert (events[-1]["type"], response["status"], response["error"]["code"]) == (
-        "response.failed",
-        "failed",
-        "server_error",
-    )
-    assert response["output"][0]["content"][0]["text"] == "one"
-
-
-async def too_long(reply):
-    await reply.refuse(
-        grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_TOO_LONG", prompt_tokens="50000", context_length="2048"
-    )
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_prompt_that_is_too_long_is_openais_error(bridge, servicer, stream):
-    servicer.script = too_long
-    response = await bridge.ask({**ASKED, "stream": stream}, url=URL)
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "input")
-    assert "maximum context length is 2048 tokens" in error["message"] and "50000" in error["message"]
-
-
-async def test_codex_gets_a_prompt_that_is_too_long_as_a_failed_response(bridge, servicer):
-    servicer.script = too_long
-    response = await bridge.ask({**ASKED, "stream": True}, url=URL, headers={"originator": "codex_cli_rs"})
-    events = events_of(response, checks_types=False)
-    assert types_of(events) == ["created", "in_progress", "failed"]
-    assert events[-1]["response"]["error"]["code"] == "context_length_exceeded"
-
-
 async def test_log_probabilities_are_included_on_request(bridge, servicer):
     token = pb.Candidate(text="é".encode(), logprob=-0.5)
     logprob = pb.TokenLogprob(token=token, top=[token])
@@ -337,13 +259,6 @@ async def test_a_worker_gets_the_response_without_an_envelope(bridge):
     assert types_of(events_of(streamed))[-1] == "completed"
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "resp_1"), ("DELETE", "resp_1"), ("POST", "resp_1/cancel")])
-async def test_no_response_is_stored(bridge, method, path):
-    response = await bridge.client.request(method, f"{URL}/{path}")
-    assert response.status_code == 404
-    assert "resp_1" in response.json()["error"]["message"] and "not stored" in response.json()["error"]["message"]
-
-
 @pytest.mark.parametrize("body", [{"prompt": "hi"}, {"messages": [{"role": "user", "content": "hi"}]}])
 async def test_a_model_of_this_shape_answers_other_bodies_in_it_too(bridge, servicer, body):
     servicer.models[0].reply_shape = "responses"
@@ -351,3 +266,14 @@ async def test_a_model_of_this_shape_answers_other_bodies_in_it_too(bridge, serv
     assert response["result"]["object"] == "response" and response["result"]["tools"][0]["name"] == "weather"
     events = events_of(await bridge.ask({**body, "stream": True}))
     assert types_of(events)[-1] == "completed"
+
+
+async def test_a_batch_of_responses(bridge):
+    body = {"requests": [{"input": "a"}, {"input": [{"role": "user", "content": "b"}], "instructions": "Be brief"}]}
+    queued = (await bridge.ask(body, url=f"{RUN_URL}?queueRequest=true")).json()["result"]
+    async with asyncio.timeout(5):
+        while "responses" not in (found := (await bridge.ask({"request_id": queued["request_id"]})).json()["result"]):
+            await asyncio.sleep(0.01)
+    results = [response["result"] for response in found["responses"]]
+    assert [result["output"][0]["content"][0]["text"] for result in results] == ["New York\n“é”"] * 2
+    assert len({result["id"] for result in results}) == 2

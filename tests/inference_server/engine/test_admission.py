@@ -108,16 +108,8 @@ def test_an_account_may_send_a_minutes_requests_in_a_burst():
 class IdleEngine(BaseEngine):
     """An engine whose requests never get a slot unless a test says so."""
 
-    path, vocab_size, num_running, num_blocks_in_use, num_blocks, num_slots, totals, step_tokens = (
-        "",
-        9,
-        0,
-        0,
-        1,
-        4,
-        None,
-        None,
-    )
+    path, preempts_batch, vocab_size, num_slots = "", True, 9, 4
+    num_running, num_blocks_in_use, num_blocks, totals, step_tokens = 0, 0, 1, None, None
 
     def _add(self, seq) -> None: ...
 
@@ -153,6 +145,16 @@ async def test_an_interactive_request_that_must_not_wait_counts_interactive_requ
     engine = idle_engine()
     submit(engine, 3, is_batch=True)
     submit(engine, 4, reject_if_busy=True)
+    with pytest.raises(CapacityExceeded, match="no slot is free"):
+        submit(engine, reject_if_busy=True)
+
+
+async def test_batch_requests_that_keep_their_slots_count_for_interactive_requests_that_must_not_wait(monkeypatch):
+    monkeypatch.setattr(IdleEngine, "preempts_batch", False)
+    engine = idle_engine()
+    (reply,) = submit(engine, is_batch=True)
+    engine._deliver([(reply, Started(5, 1))])
+    submit(engine, 3, reject_if_busy=True)
     with pytest.raises(CapacityExceeded, match="no slot is free"):
         submit(engine, reject_if_busy=True)
 

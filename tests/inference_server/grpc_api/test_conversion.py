@@ -79,6 +79,7 @@ def test_the_most_and_longest_stop_strings_are_kept_in_order():
         pytest.param(run_request(time_limit=Duration()), "time_limit", id="no time"),
         pytest.param(run_request(time_limit=Duration(nanos=-1)), "time_limit", id="negative time"),
         pytest.param(run_request(account="a" * 257), "account", id="long account"),
+        pytest.param(run_request(priority=7), "priority", id="unknown priority"),
     ],
 )
 def test_a_wrong_field_is_named_by_its_path(request_, field):

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from inference_server.observability.tracing.exporter import tracing_from_environment
+from inference_server.observability.tracing.genai_messages import input_messages, output_messages
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.collector import collecting
@@ -137,3 +138,11 @@ def test_an_endpoint_without_the_extra_stops_the_start(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigurationError, match=r"pip install '\.\[server,traces\]'"):
         tracing_from_environment()
+
+
+def test_thoughts_are_parts_of_their_own():
+    turn = pb.ChatTurn(role="assistant", content="There.", reasoning="Look.")
+    asked = json.loads(input_messages(pb.RunRequest(chat=pb.Chat(turns=[turn]))))
+    replied = json.loads(output_messages("There.", (), "stop", "Look."))
+    parts = [{"type": "reasoning", "content": "Look."}, {"type": "text", "content": "There."}]
+    assert asked[0]["parts"] == replied[0]["parts"] == parts

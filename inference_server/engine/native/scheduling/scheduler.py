@@ -75,6 +75,11 @@ class Scheduler:
         return self._pool.num_blocks - self._pool.num_available
 
     @property
+    def preempts_batch(self) -> bool:
+        """True if interactive requests can take the slots and blocks of batch requests."""
+        return not self._policy.batch_invariant  # a second computation may round differently
+
+    @property
     def is_idle(self) -> bool:
         """True if no sequence waits or runs."""
         return not self.waiting and not self.running
@@ -120,7 +125,7 @@ class Scheduler:
         Like `schedule`, each call counts as one step of the recovery of `max_running`.
         """
         self._recover()
-        if not self.waiting:
+        if not self.waiting or self._is_full():
             return True
         seq = self.waiting.peek(RunningCounts(self.running))
         if seq is None:
@@ -218,7 +223,7 @@ class Scheduler:
 
     def _admit(self) -> list[Sequence]:
         admitted: list[Sequence] = []
-        if not self.waiting:
+        if not self.waiting or self._is_full():
             return admitted
         counts = RunningCounts(self.running)
         while (seq := self.waiting.peek(counts)) is not None:
@@ -240,9 +245,13 @@ class Scheduler:
             admitted.append(seq)
         return admitted
 
+    def _is_full(self) -> bool:
+        """Return True if no waiting sequence can get a slot, whatever its priority."""
+        return len(self.running) >= self.max_running and self._last_batch_seq() is None
+
     def _victim_for(self, seq: Sequence) -> Sequence | None:
         """Return the sequence to preempt so that a waiting sequence gets a slot and blocks, or None."""
-        if seq.request.is_batch or self._policy.batch_invariant:
+        if seq.request.is_batch or not self.preempts_batch:
             return None
         batch = [other for other in self.running if other.request.is_batch]
         if not batch:

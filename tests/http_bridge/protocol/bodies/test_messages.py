@@ -27,6 +27,11 @@ def problem(*messages, **fields):
     [
         {"content": "Oslo", "reasoning_content": "think"},
         {"content": "Oslo", "reasoning": "think"},
+        {"content": "Oslo", "thinking": "think"},
+        {
+            "content": "Oslo",
+            "reasoning_details": [{"type": "reasoning.text", "text": "think"}, {"type": "x", "data": "y"}],
+        },
         {"content": [{"type": "thinking", "thinking": "think"}, {"type": "text", "text": "Oslo"}]},
         {
             "content": [
@@ -53,6 +58,14 @@ def test_calls_of_openais_first_form_are_tool_calls():
     body = chat(USER, asked, {"role": "function", "name": "f", "content": "5"})
     assert body.turns[1].tool_calls == (ToolCall("", "f", "{}"),)
     assert body.turns[2] == Turn(role="tool", content="5", name="f")
+
+
+def test_a_call_of_a_custom_tool_is_a_call_with_its_input():
+    call = {"id": "1", "type": "custom", "custom": {"name": "grep", "input": "x"}}
+    turns = chat(
+        USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": ""}
+    ).turns
+    assert turns[1].tool_calls == (ToolCall("1", "grep", '{"input": "x"}'),)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Values of OpenAI's clients: those that mean unset, ranges, and fields that cannot be honoured."""
 
+import json
+
 import pytest
 
 from http_bridge.errors import ApiError
@@ -130,6 +132,10 @@ def test_the_account_path_keeps_workers_ais_ranges():
         (run, {"image": "iVBORw0KGgo="}),
         (run, {"functions": [{"name": "f", "code": "x"}]}),
         (run, {"audio": [1, 2]}),
+        (run, {"n": 2}),
+        (run, {"logprobs": True}),
+        (run, {"top_logprobs": 2}),
+        (chat, {"echo": True}),
     ],
 )
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(read, fields):
@@ -153,11 +159,36 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(read, fields):
         ),
         (chat, {"verbosity": "medium", "prompt_cache_key": "x", "safety_identifier": "y", "unknown": {"a": 1}}),
         (completion, {"suffix": "", "best_of": 1, "user": "u"}),
-        (run, {"image": [], "functions": [], "audio": None}),
+        (run, {"image": [], "functions": [], "audio": None, "n": 1, "logprobs": False, "top_logprobs": 0}),
     ],
 )
 def test_a_field_that_changes_nothing_is_accepted(read, fields):
     assert read(**fields) == read()
+
+
+@pytest.mark.parametrize("read", [chat, completion, run])
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_schema_beside_the_type_is_not_ignored(read, kind):
+    form = {"type": kind, "name": "x", "schema": {"type": "object"}}
+    assert read(response_format=form).json_schema == '{"type": "object"}'
+    deep = json.loads('{"a":' * 40 + "1" + "}" * 40)
+    assert problem(read, response_format={"type": kind, "schema": deep}).param == "response_format.json_schema"
+
+
+def test_max_completion_tokens_is_max_tokens_on_the_account_path_too():
+    assert run(max_completion_tokens=9).sampling == {"max_tokens": 9}
+    assert run(max_completion_tokens=9, max_tokens=5).sampling == {"max_tokens": 5}
+    assert problem(run, max_completion_tokens=0).param == "max_tokens"
+
+
+@pytest.mark.parametrize("prompts", [[], [""], [[1, 2]], [1, 2], ["a"] * 9])
+def test_wrong_prompts_are_refused(prompts):
+    assert problem(completion, prompt=prompts).param.startswith("prompt")
+
+
+def test_prompts_times_n_is_bounded():
+    assert completion(prompt=["a", "b"], n=4).further_prompts == ("b",)
+    assert problem(completion, prompt=["a", "b", "c"], n=3).param == "prompt"
 
 
 def test_a_picture_is_refused_with_the_models_name():

@@ -3,6 +3,7 @@
 import pytest
 
 from inference_server.engine.native.scheduling.scheduler import Scheduler
+from inference_server.settings import Settings
 from tests.inference_server.engine.native.stepping import Run, sampled, wanted
 from tests.inference_server.engine.native.test_scheduler import run, scheduler
 from tests.support.fakes import sequence
@@ -62,6 +63,27 @@ def test_batch_sequences_pause_while_an_interactive_prompt_is_computed():
 def test_prompts_of_batch_requests_are_computed_in_small_chunks():
     queue = scheduler(waiting=batch(90), prefill_chunk_tokens=40, idle_chunk_tokens=200)
     assert [chunk.end - chunk.start for chunk in run(queue).prefill] == [10]
+
+
+def test_an_interactive_request_waits_for_one_small_step_of_a_large_batch_and_then_has_a_step_alone():
+    settings = Settings()
+    prefill = settings.prefill_tokens("cpu")
+    queue = scheduler(
+        max_running_seqs=settings.max_running_seqs,
+        max_batch_seqs=settings.batch_seqs("cpu"),
+        prefill_chunk_tokens=prefill.chunk,
+        idle_chunk_tokens=prefill.idle,
+        num_blocks=2000,
+        block_size=32,
+        waiting=[sequence(20 + n, start=1000 * n, is_batch=True) for n in range(200)],
+    )
+    for _ in range(300):
+        assert 0 < run(queue).num_tokens <= 16
+        for seq in [seq for seq in queue.running if seq.num_completion_tokens >= 20]:
+            queue.remove(seq)
+    queue.add(interactive := sequence(200, start=10**6))
+    step = run(queue)
+    assert (step.decode, [(chunk.seq, chunk.end) for chunk in step.prefill]) == ([], [(interactive, 200)])
 
 
 # Slots and blocks.

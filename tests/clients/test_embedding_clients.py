@@ -8,8 +8,13 @@ import pytest
 from tests.clients import python_programs
 from tests.clients.conftest import ACCOUNT
 from tests.clients.node_programs import environment
+from tests.e2e.stack import OTHER_SERVER
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(500)]
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.timeout(500),
+    pytest.mark.skipif(bool(OTHER_SERVER), reason="the other server's catalog has no embedding model"),
+]
 
 MODEL = "@cf/baai/bge-small-en-v1.5"
 
