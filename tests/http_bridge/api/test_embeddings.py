@@ -11,6 +11,7 @@ import pytest
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL, RUN_URL
+from tests.support.collector import collecting
 from tests.support.engines import until
 
 BGE, M3, QWEN = "@cf/baai/bge-small-en-v1.5", "@cf/baai/bge-m3", "@cf/qwen/qwen3-embedding-0.6b"
@@ -272,6 +273,17 @@ async def test_a_reply_of_a_hundred_long_vectors_is_whole(bridge, servicer):
     servicer.embed = long_vectors
     result = (await run(bridge, {"text": ["a"] * 100})).json()["result"]
     assert result["shape"] == [100, 1024] and result["data"] == [[0.5] * 1024] * 100
+
+
+async def test_the_call_is_a_span_and_continues_the_clients_trace(servicer, start_bridge, monkeypatch):
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with collecting(monkeypatch) as collector:
+        bridge = await start_bridge()
+        await run(bridge, {"text": ["a", "b"]}, headers={"traceparent": parent})
+        http, call = await collector.named("POST", "Embed")
+    assert http.span.trace_id.hex() == call.span.trace_id.hex() == parent[3:35]
+    assert call.attributes["gen_ai.operation.name"] == "embeddings" and call.attributes["tailrace.num_texts"] == 2
+    assert call.attributes["rpc.response.status_code"] == "OK"
 
 
 async def test_models_and_schemas_tell_the_task(bridge):
