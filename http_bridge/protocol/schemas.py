@@ -117,7 +117,9 @@ class Inputs:
         templated: Schema = {
             "tools": optional("array", items=tool(max_schema_depth), maxItems=MAX_TOOLS),
             "tool_choice": TOOL_CHOICE,
-            "parallel_tool_calls": optional("boolean", description="Several calls in one reply; true by default"),
+            "parallel_tool_calls": optional(
+                "boolean", description="Several calls in one reply; by default true, and false if a call is required"
+            ),
             "chat_template_kwargs": optional(
                 "object", maxDepth=max_schema_depth, description="Variables for the chat template"
             ),
