@@ -112,7 +112,7 @@ _WORKERS_AI_ROUTES = (
         endpoint=any_task(GenericParser(), embeddings.GenericEmbeddingParser()),
         methods=("POST",),
         summary="Run the model that the body names",
-        request_schema=lambda inputs: inputs.generic,
+        request_schema=lambda inputs: {"anyOf": [inputs.generic, inputs.responses]},
         reply_schema=any_reply(RUN_ENVELOPE),
     ),
     replace(

@@ -30,7 +30,8 @@ from inference_server.text.schema_faults import located
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import Place
 from inference_server.text.tool_formats import Tool
-from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
+from inference_server.text.tools.call_grammar import ReplyForm
+from inference_server.text.tools.constraint import calls_constraint
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 
@@ -155,7 +156,7 @@ def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constrain
         schema = _document_schema(request)
         form = _reply_form(request.chat, tools, schema) if tools else None
         if form is not None:
-            return model.grammars.lark(reply_grammar(model.tool_format, form, model.grammars.literal))
+            return calls_constraint(model.grammars, model.tool_format, form)
         return None if schema is None else model.grammars.json_schema(schema)
     except GrammarError as error:
         raise InvalidField(_grammar_violation(error, request, schema)) from None
