@@ -6,7 +6,7 @@ import pytest
 
 from http_bridge.api.reply_writer import ReplyWriter
 from http_bridge.api.strict_writer import StrictWriter
-from http_bridge.protocol.removed_models import REMOVED_MODELS
+from http_bridge.protocol.fidelity import REMOVED_MODELS
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL
 
