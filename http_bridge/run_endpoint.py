@@ -59,6 +59,7 @@ class RunEndpoint:
             parser: Reads the requests of the route.
         """
         self._settings = settings
+        self._body_timeout_seconds = min(settings.body_timeout_seconds, settings.request_timeout_seconds)
         self._bodies = bodies
         self._parser = parser
 
@@ -77,10 +78,6 @@ class RunEndpoint:
             await exchange.refuse(error)
         else:
             await until_disconnect(receive, self._answer(exchange, data, scope["state"]))
-
-    @property
-    def _body_timeout_seconds(self) -> float:
-        return min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
 
     async def _answer(self, exchange: "Exchange", data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
