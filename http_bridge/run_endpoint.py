@@ -42,6 +42,7 @@ class RunEndpoint:
             parser: Reads the requests of the route.
         """
         self._settings = settings
+        self._body_timeout_seconds = min(settings.body_timeout_seconds, settings.request_timeout_seconds)
         self._bodies = bodies
         self._parser = parser
 
