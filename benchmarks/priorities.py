@@ -2,10 +2,15 @@
 
 Client and server use gRPC. In turn, interactive requests arrive without other requests, and beside a batch of requests of
 priority BATCH. Each round has both, because the speed of a shared machine changes by the minute.
+
+The second figure is the CPU time of the server from the request's arrival to its first token. On a machine that other
+processes use too, it is the better one: the system prefers a process that has just been idle, as the server without a batch
+is. Requires Linux.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -32,6 +37,7 @@ from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 if TYPE_CHECKING:  # the stubs of grpc.aio exist for type checkers only
     from tailrace.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
+_KINDS = ("ttft", "cpu")  # the time that passed, and the CPU time of the server
 _ENTRY = "@cf/meta/llama-2-7b-chat-int8"
 _READY_SECONDS = 300.0
 _TIMEOUT_SECONDS = 120.0
@@ -44,28 +50,33 @@ _SETTLING_SECONDS = 2.0
 class _Client:
     """Sends requests with prompts that no other request has."""
 
-    def __init__(self, stub: "InferenceServiceAsyncStub", workload: Workload, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self, stub: "InferenceServiceAsyncStub", workload: Workload, server_pid: int, arguments: argparse.Namespace
+    ) -> None:
         self._stub, self._workload, self._arguments = stub, workload, arguments
+        self._server_pid = server_pid
         self._random = random.Random(1)
         self.num_batch_tokens = 0
 
-    async def interactive(self) -> list[float]:
-        """Return the times to first token of interactive requests that arrive one after the other, in milliseconds."""
+    async def interactive(self) -> list[tuple[float, float]]:
+        """Return the milliseconds to the first token of interactive requests that arrive one after the other.
+
+        Each pair has the time that passed, and the CPU time of the server.
+        """
         times = []
         for _ in range(self._arguments.requests):
             request = self._request(self._arguments.prompt, self._arguments.reply)
-            start = time.perf_counter()
-            first = None
+            start, first = (time.perf_counter(), _cpu_seconds(self._server_pid)), None
             async for event in self._stub.Run(request, timeout=_TIMEOUT_SECONDS):
                 if first is None and event.HasField("delta"):
-                    first = time.perf_counter()
+                    first = time.perf_counter(), _cpu_seconds(self._server_pid)
             if first is None:
                 raise PeerFailed("a reply has no token")
-            times.append((first - start) * 1e3)
+            times.append(((first[0] - start[0]) * 1e3, (first[1] - start[1]) * 1e3))
             await asyncio.sleep(self._random.uniform(*_PAUSES))
         return times
 
-    async def beside_batch(self) -> list[float]:
+    async def beside_batch(self) -> list[tuple[float, float]]:
         """Return the same beside a batch, which is cancelled at the end."""
         batch = [asyncio.create_task(self._batch_request()) for _ in range(self._arguments.batch)]
         try:
@@ -91,13 +102,22 @@ class _Client:
         return pb.RunRequest(model=self._arguments.model, chat=pb.Chat(turns=[turn]), sampling=sampling)
 
 
-async def _measure(address: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time of all threads of a process, in seconds with a resolution of nanoseconds."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+async def _measure(address: str, server_pid: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rounds = []
     entry = next(entry for entry in read_catalog(DEFAULT_CATALOG) if entry.name == arguments.model)
     workload = Workload(Path(local_folder(entry.weights, Settings.from_environment().cache_dir)), "priorities")
     async with grpc.aio.insecure_channel(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), _READY_SECONDS)
-        client = _Client(InferenceServiceStub(channel), workload, arguments)
+        client = _Client(InferenceServiceStub(channel), workload, server_pid, arguments)
         await _wait_for_models(InferenceServiceStub(channel))
         await client.interactive()
         for number in range(arguments.rounds):
@@ -105,21 +125,29 @@ async def _measure(address: str, arguments: argparse.Namespace) -> list[dict[str
             before, start = client.num_batch_tokens, time.perf_counter()
             beside = await client.beside_batch()
             rate = (client.num_batch_tokens - before) / (time.perf_counter() - start)
-            figures = {
-                "alone_ttft_p50_ms": round(statistics.median(alone), 1),
-                "beside_ttft_p50_ms": round(statistics.median(beside), 1),
-                "ratio": round(statistics.median(beside) / statistics.median(alone), 3),
-                "alone_ttft_ms": [round(each, 1) for each in alone],
-                "beside_ttft_ms": [round(each, 1) for each in beside],
-                "batch_tokens_per_s": round(rate, 1),
-            }
+            figures: dict[str, Any] = {"batch_tokens_per_s": round(rate, 1)}
+            for index, kind in enumerate(_KINDS):
+                for part, times in (("alone", alone), ("beside", beside)):
+                    figures[f"{part}_{kind}_ms"] = [round(each[index], 1) for each in times]
             rounds.append(figures)
-            print(
-                f"round {number + 1}: TTFT p50 {figures['alone_ttft_p50_ms']} ms alone, {figures['beside_ttft_p50_ms']} ms "
-                f"beside the batch ({figures['ratio']}); batch {rate:.0f} tokens/s",
-                flush=True,
-            )
+            print(f"round {number + 1}: batch {rate:.0f} tokens/s; {_summary([figures])}", flush=True)
     return rounds
+
+
+def _summary(rounds: list[dict[str, Any]]) -> str:
+    return "; ".join(
+        f"{kind} p50 {alone:.1f} ms alone, {beside:.1f} ms beside the batch, ratio {beside / alone:.2f}"
+        for kind, (alone, beside) in _medians(rounds).items()
+    )
+
+
+def _medians(rounds: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Return the medians over all requests of some rounds, without and beside the batch."""
+
+    def median(name: str) -> float:
+        return float(statistics.median(time for figures in rounds for time in figures[name]))
+
+    return {kind: (median(f"alone_{kind}_ms"), median(f"beside_{kind}_ms")) for kind in _KINDS}
 
 
 async def _wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
@@ -134,8 +162,8 @@ async def _wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
 
 
 @contextmanager
-def _server(arguments: argparse.Namespace) -> Iterator[str]:
-    """Start a server with one model. Yields its address."""
+def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """Start a server with one model. Yields its address and its process id."""
     address = f"127.0.0.1:{free_port()}"
     environment = {
         "TAILRACE_CATALOG": str(one_entry_catalog(arguments.model, "priorities")),
@@ -143,7 +171,7 @@ def _server(arguments: argparse.Namespace) -> Iterator[str]:
     }
     child = Child([sys.executable, "-m", "benchmarks.launch_server"], LOGS / "priorities.log", environment)
     try:
-        yield address
+        yield address, child.pid
     finally:
         child.stop()
 
@@ -165,14 +193,9 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the results if there is a file for them."""
     arguments = _arguments()
-    with _server(arguments) as address:
-        rounds = asyncio.run(_measure(address, arguments))
-    alone, beside = (
-        statistics.median(time for figures in rounds for time in figures[f"{part}_ttft_ms"])
-        for part in ("alone", "beside")
-    )
-    ratios = [figures["ratio"] for figures in rounds]
-    print(f"TTFT p50 {alone:.1f} ms alone, {beside:.1f} ms beside the batch: {beside / alone:.2f} (rounds {ratios})")
+    with _server(arguments) as (address, pid):
+        rounds = asyncio.run(_measure(address, pid, arguments))
+    print(f"all rounds: {_summary(rounds)}")
     if arguments.output is not None:
         results = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -180,7 +203,7 @@ def main() -> None:
             **{name: getattr(arguments, name) for name in ("model", "requests", "prompt", "reply", "batch")},
             **{name: getattr(arguments, name) for name in ("batch_prompt", "batch_reply")},
             "rounds": rounds,
-            "ratio": {"median": round(statistics.median(ratios), 3), "of_medians": round(beside / alone, 3)},
+            "ratios": {kind: round(beside / alone, 3) for kind, (alone, beside) in _medians(rounds).items()},
         }
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -185,9 +185,10 @@ def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
 
 def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None) -> ReplyForm | None:
     """Return the form that the request demands of a reply that may call `tools`, or None if it demands none."""
-    is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        return ReplyForm(tools=tools, is_parallel=is_parallel and not chat.tool_name)
+        # A small model that must write calls repeats them until the reply is full, so several need the caller's consent.
+        return ReplyForm(tools=tools, is_parallel=chat.parallel_tool_calls and not chat.tool_name)
+    is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     if schema is not None:
         return ReplyForm(tools=tools, is_parallel=is_parallel, beside="document", document=schema)
     if is_parallel and len(tools) == len(chat.tools):

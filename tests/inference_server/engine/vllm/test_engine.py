@@ -213,6 +213,20 @@ async def test_slots_go_to_accounts_in_turn_and_vllm_has_no_queue(engine, script
     assert engine.num_running == engine.num_waiting == engine.num_in_flight == 0
 
 
+async def test_batch_requests_get_few_slots_after_interactive_requests(script):
+    limits = CapacityLimits(slots=2, waiting_seqs=8, waiting_tokens=100, batch_slots=1)
+    engine = VllmEngine(script, limits=limits)
+    replies = [engine.submit(request("batch", is_batch=True), Letters()) for _ in range(3)]
+    replies += [engine.submit(request("interactive"), Letters()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    assert (script.started, engine.num_waiting, engine.num_waiting_batch) == (["batch", "interactive"], 3, 2)
+    script.go.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*map(events, replies))
+    assert script.started == ["batch", "interactive", "interactive", "batch", "batch"]
+    await engine.stop()
+
+
 async def test_a_cancelled_request_is_aborted_and_the_next_one_starts(engine, script):
     first = [engine.submit(request("a"), Letters()) for _ in range(2)]
     engine.submit(request("b"), Letters())
