@@ -19,11 +19,13 @@ from typing import Any
 _MAX_STEP_SECONDS = 0.05
 _NUM_STEPS = 24
 _MAX_ERROR_LENGTH = 4_000
+# Time after which a compilation gets a lower priority.
+_SHORT_SECONDS = 0.1
 
 
 def main() -> None:
     """Serve grammars until the standard input ends."""
-    os.nice(10)  # the model runs on the same cores
+    os.nice(5)  # the model runs on the same cores
     inbox = _Lines(0)
     lines: list[bytes] = []
     while len(lines) < 2:
@@ -47,7 +49,7 @@ def _serve(inbox: "_Lines", lines: list[bytes], compiler: "_Compiler", setup: di
                     _kill(job for job in jobs.values() if job.number == number)
                 else:
                     _start(message["id"], json.loads(lines.pop(0)), compiler, jobs, selector, setup)
-            for key, _ in selector.select():
+            for key, _ in selector.select(_SHORT_SECONDS if jobs else None):
                 if key.fd != 0:
                     _collect(jobs, key.fd, selector)
                 elif (more := inbox.read()) is not None:
@@ -55,6 +57,15 @@ def _serve(inbox: "_Lines", lines: list[bytes], compiler: "_Compiler", setup: di
                 else:
                     _kill(jobs.values())
                     return
+            _slow_down(jobs.values())
+
+
+def _slow_down(jobs: "Iterable[_Job]") -> None:
+    """Give grammars that are not done soon the lowest priority, so that they take nothing from the model."""
+    for job in jobs:
+        if not job.is_slow and time.monotonic() - job.started > _SHORT_SECONDS:
+            job.is_slow = True
+            os.setpriority(os.PRIO_PROCESS, job.pid, 19)
 
 
 def _kill(jobs: "Iterable[_Job]") -> None:
@@ -89,6 +100,8 @@ class _Job:
         self.number = number
         self.pid = pid
         self.result = b""
+        self.started = time.monotonic()
+        self.is_slow = False
 
 
 class _Compiler:

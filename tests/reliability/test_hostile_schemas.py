@@ -11,6 +11,7 @@ import pytest
 
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
+from tailrace_shared import garbage
 from tests.e2e.stack import MODELS, Stack
 from tests.support.hostile_schemas import HOSTILE_SCHEMAS
 
@@ -51,15 +52,17 @@ async def token_times(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", unti
     return times
 
 
-async def answer(
-    stub: "inference_pb2_grpc.InferenceServiceAsyncStub", schema: dict, *, as_tool: bool
-) -> tuple[float, str]:
-    """Request a reply of two tokens. Returns the time to its end in seconds, and its outcome."""
+def request_for(schema: dict, *, as_tool: bool) -> pb.RunRequest:
     request = pb.RunRequest(model=MODEL, chat=pb.Chat(turns=[pb.ChatTurn(role="user", content="hi")]))
     request.sampling.max_tokens = 2
     request.response_format.json_schema = json.dumps(schema)
     if as_tool:
         request.chat.tools.append(pb.Tool(name="clock"))
+    return request
+
+
+async def answer(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", request: pb.RunRequest) -> tuple[float, str]:
+    """Request a reply of two tokens. Returns the time to its end in seconds, and its outcome."""
     started = time.monotonic()
     try:
         async for _ in stub.Run(request):
@@ -70,20 +73,27 @@ async def answer(
     return time.monotonic() - started, outcome
 
 
+@pytest.fixture(autouse=True)
+def _no_garbage_collection() -> Iterator[None]:
+    """Switch it off: it would stop this process, which measures the stream, for half a second."""
+    with garbage.paused():
+        yield
+
+
 @pytest.mark.parametrize("as_tool", [False, True], ids=["documents", "documents or calls"])
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
 async def test_hostile_schemas_delay_neither_a_stream_nor_their_answers(stack, report, at_once, as_tool):
     done = asyncio.Event()
+    requests = [request_for(schema, as_tool=as_tool) for schema in HOSTILE_SCHEMAS.values()]
+    good_request = request_for({"type": "object", "properties": {"a": {"type": "integer"}}}, as_tool=as_tool)
     async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         stream = asyncio.create_task(token_times(stub, done))
         await asyncio.sleep(1.5)
         began = time.monotonic()
-        asked = [answer(stub, schema, as_tool=as_tool) for schema in HOSTILE_SCHEMAS.values()]
+        asked = [answer(stub, request) for request in requests]
         answers = await asyncio.gather(*asked) if at_once else [await one for one in asked]
-        good, outcome = await answer(
-            stub, {"type": "object", "properties": {"a": {"type": "integer"}}}, as_tool=as_tool
-        )
+        good, outcome = await answer(stub, good_request)
         done.set()
         times = await stream
     gaps = [(later, later - earlier) for reply in times for earlier, later in zip(reply, reply[1:], strict=False)]

@@ -19,7 +19,8 @@ def calls_constraint(grammars: Grammars, tool_format: ToolFormat, form: ReplyFor
     try:
         return grammars.lark(reply_grammar(tool_format, form, grammars.literal))
     except GrammarError as error:
-        if form.beside == "nothing" or (form.document is not None and located(error.cause, form.document)):
+        is_tools = any(located(error.cause, tool.parameters) for tool in form.tools)
+        if form.beside == "nothing" or (form.beside == "document" and not is_tools):
             raise
     try:
         return grammars.lark(reply_grammar(tool_format, form.with_any_arguments(), grammars.literal))
