@@ -28,8 +28,8 @@ from http_bridge.embedding_routes import any_task, run_input
 from http_bridge.error_handlers import WithErrorFormat
 from http_bridge.gateway_endpoint import Inner, ProviderEndpoint, UniversalEndpoint
 from http_bridge.observability.request_log import request_log
-from http_bridge.protocol.batch_schemas import with_batches
 from http_bridge.protocol.reply_schemas import ENVELOPE
+from http_bridge.protocol.run_schemas import STEPS, with_batches
 from http_bridge.protocol.schemas import Schema
 from http_bridge.route_spec import Endpoint as HttpEndpoint
 from http_bridge.route_spec import RouteSpec, Services, as_asgi
@@ -151,6 +151,8 @@ def _universal(path: str, openai: Sequence[RouteSpec]) -> RouteSpec:
         endpoint=lambda services: UniversalEndpoint(services.settings, _inner(services, openai)),
         methods=("POST",),
         errors=GatewayErrors(),
+        summary="Run the steps of a gateway",
+        request_schema=lambda inputs: STEPS,
     )
 
 

@@ -7,8 +7,9 @@ from http_bridge.api.base import IncomingRequest, RequestParser
 from http_bridge.api.embeddings.job import EmbeddingJob, EmbeddingParser, MixedParser
 from http_bridge.api.reply_writer import JSON
 from http_bridge.errors import ApiError
+from http_bridge.exchange import Exchange
 from http_bridge.protocol.bodies.reader import BodyReader
-from http_bridge.run_endpoint import LARGE_BODY_BYTES, Exchange, RunEndpoint
+from http_bridge.run_endpoint import LARGE_BODY_BYTES, RunEndpoint
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Task

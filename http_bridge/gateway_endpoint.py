@@ -17,13 +17,13 @@ from http_bridge.api.binding.gateway import WORKERS_AI, no_provider
 from http_bridge.errors import ApiError
 from http_bridge.http_server.request_body import read_body
 from http_bridge.protocol.grpc_errors import request_timeout
+from http_bridge.protocol.run_schemas import MAX_STEPS
 from http_bridge.protocol.validation import bad_input, load
 from http_bridge.settings import Settings
 
 _OPENAI = "v1/"
 _RUN = "run/"
 _STEP_HEADER = b"cf-aig-step"
-_MAX_STEPS = 16
 # Headers that describe the outer body or its sender.
 _OUTER_HEADERS = frozenset(
     {"content-length", "content-type", "content-encoding", "transfer-encoding", "host", "connection", "authorization"}
@@ -172,8 +172,8 @@ def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
     steps = document["steps"]
     if isinstance(steps, dict):
         steps = [steps]
-    if not isinstance(steps, list) or not 1 <= len(steps) <= _MAX_STEPS:
-        raise bad_input(f"'/' must be an array of 1 to {_MAX_STEPS} steps")
+    if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
+        raise bad_input(f"'/' must be an array of 1 to {MAX_STEPS} steps")
     for index, step in enumerate(steps):
         if not isinstance(step, dict):
             raise bad_input(f"'/{index}' is not an object")

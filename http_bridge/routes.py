@@ -30,8 +30,8 @@ from http_bridge.binding_routes import BindingListener, binding_app, binding_rou
 from http_bridge.embedding_routes import any_reply, any_task, embeddings_route, run_input
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
-from http_bridge.protocol.batch_schemas import with_batches
 from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
+from http_bridge.protocol.run_schemas import with_batches
 from http_bridge.protocol.schemas import Inputs, Schema
 from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.run_endpoint import RunEndpoint
@@ -112,7 +112,7 @@ _WORKERS_AI_ROUTES = (
         endpoint=any_task(GenericParser(), embeddings.GenericEmbeddingParser()),
         methods=("POST",),
         summary="Run the model that the body names",
-        request_schema=lambda inputs: inputs.generic,
+        request_schema=lambda inputs: {"anyOf": [inputs.generic, inputs.responses]},
         reply_schema=any_reply(RUN_ENVELOPE),
     ),
     replace(

@@ -128,6 +128,7 @@ class RunJob:
         stream: Whether the client requested a stream.
         choices: Writes several replies, one to each of `choices.requests`; None: there is one reply, to `request`.
         notices: Further headers of the reply.
+        tags: A Worker's own tags for the log.
     """
 
     request: RunRequest
@@ -135,6 +136,7 @@ class RunJob:
     stream: bool
     choices: Choices | None = None
     notices: Mapping[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
     @property
     def requests(self) -> tuple[RunRequest, ...]:

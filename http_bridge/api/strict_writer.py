@@ -50,6 +50,10 @@ class StrictWriter(ReplyWriter):
         """Return the last event of a stream that failed."""
         return self._writer.error(error, request_id)
 
+    def streams_refusal(self, error: ApiError) -> bool:
+        """Return True if the client reads this refusal from a stream."""
+        return self._writer.streams_refusal(error)
+
     def _check(self, completed: Completed, *, has_call: bool) -> None:
         if not has_call and completed.finish_reason in _CUT:
             raise cut_call()

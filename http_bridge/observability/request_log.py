@@ -34,6 +34,7 @@ class RequestLog:
         stream: Whether the client requested a stream.
         error_code: Cloudflare's error code, if the answer is an error.
         completed: The inference server's last message of a run.
+        tags: A Worker's own tags of a run.
     """
 
     def __init__(self, metrics: Metrics, receive: Receive, send: Send) -> None:
@@ -43,6 +44,7 @@ class RequestLog:
         self.stream: bool | None = None
         self.error_code: int | None = None
         self.completed: Completed | None = None
+        self.tags: tuple[str, ...] = ()
         self._metrics = metrics
         self._receive = receive
         self._send = send
@@ -114,6 +116,7 @@ class RequestLog:
             "total_seconds": round(seconds, 6),
             "first_event_seconds": None if self._first_event is None else round(self._first_event, 6),
             "client_gone": self._is_gone or None,
+            "tags": ",".join(self.tags) or None,
             **_server_fields(self.completed),
         }
 

@@ -27,11 +27,24 @@ _CHOICES: Schema = {
     "properties": {"object": {"const": "chat.completion"}, "choices": {"type": "array"}, "usage": _USAGE},
     "required": ["id", "object", "created", "model", "choices", "usage"],
 }
+# A complete reply of the Responses API.
+RESPONSE: Schema = {
+    "type": "object",
+    "contentType": "application/json",
+    "properties": {
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": {"type": "array", "items": {"type": "object", "required": ["id", "type"]}},
+    },
+    "required": ["id", "object", "created_at", "model", "status", "output", "tools", "usage"],
+}
 _STREAM: Schema = {"type": "string", "contentType": "text/event-stream", "format": "binary"}
 # The reply of /ai/run: an object, or a stream of server-sent events.
 RUN_OUTPUT: Schema = {"oneOf": [_RESPONSE, _STREAM]}
 # The same for a model with shape = "choices".
 CHOICES_OUTPUT: Schema = {"oneOf": [_CHOICES, _STREAM]}
+# The same for a model with shape = "responses".
+RESPONSES_OUTPUT: Schema = {"oneOf": [RESPONSE, _STREAM]}
 _BATCH_STATUS: Schema = {
     "type": "object",
     "properties": {
@@ -73,25 +86,12 @@ ENVELOPE: Schema = {
     },
     "required": ["result", "success", "errors", "messages"],
 }
+_RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, RESPONSE, _BATCH_STATUS, _BATCH_RESULTS]}
+RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
 # models/search: Cloudflare's envelope, or OpenRouter's form.
 MODELS_REPLY: Schema = {"anyOf": [ENVELOPE, {"type": "object", "required": ["data"]}]}
 # A complete reply of OpenAI's two routes.
 OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
-# A complete reply of the Responses API.
-RESPONSE: Schema = {
-    "type": "object",
-    "properties": {
-        "object": {"const": "response"},
-        "status": {"enum": ["completed", "incomplete"]},
-        "output": {"type": "array", "items": {"type": "object", "required": ["id", "type"]}},
-    },
-    "required": ["id", "object", "created_at", "model", "status", "output", "tools", "usage"],
-}
-_RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, RESPONSE, _BATCH_STATUS, _BATCH_RESULTS]}
-RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
-# The reply of /ai/run for a model with shape = "responses".
-RESPONSES_OUTPUT: Schema = {"oneOf": [RESPONSE, _STREAM]}
-
 _ENTRY: Schema = {
     "type": "object",
     "properties": {"code": {"type": "integer"}, "message": {"type": "string"}},
@@ -136,4 +136,14 @@ BINDING_ERROR: Schema = {
         "requestId": {"type": "string"},
     },
     "required": ["name", "internalCode", "httpCode", "message", "description", "requestId"],
+}
+# An error of a gateway itself, or of a step in the format of the step's own route.
+GATEWAY_ERROR: Schema = {
+    "type": "object",
+    "properties": {
+        "success": {"const": False},
+        "errors": {"type": "array", "minItems": 1, "items": _ENTRY},
+        "messages": {"type": "array"},
+    },
+    "required": ["success", "errors", "messages"],
 }

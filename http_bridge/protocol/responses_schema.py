@@ -15,7 +15,7 @@ RESPONSES_LOGPROBS = "message.output_text.logprobs"
 # A turn of a conversation is up to this many items: thoughts, text, calls and their results.
 _ITEMS_PER_MESSAGE = 4
 # Fields of OpenAI's other routes, beyond OpenAI's own Responses API.
-_SHARED = (*(field.name for field in SAMPLING_FIELDS if field.name != "max_tokens"), "logit_bias", "stop", "options")
+_SHARED = (*(field.name for field in SAMPLING_FIELDS), "logit_bias", "stop", "options")
 _SUMMARIES = ("auto", "concise", "detailed", None)
 _NOT_STORED = "Responses are not stored"
 _FLAG: Schema = {"type": ["boolean", "null"]}
@@ -91,6 +91,7 @@ _FIELDS: Schema = {
     "stream": _FLAG,
     "stream_options": {"type": ["object", "null"], "properties": {"include_obfuscation": _FLAG}},
     "max_output_tokens": {"type": ["integer", "null"], "minimum": 1},
+    "max_tokens": {"type": ["integer", "null"], "minimum": 1, "description": "Another name of max_output_tokens"},
     "top_logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_TOP_LOGPROBS},
     "include": {"type": ["array", "null"], "items": {"type": "string"}},
     "tool_choice": {"type": ["string", "object", "null"]},

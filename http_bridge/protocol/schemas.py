@@ -98,7 +98,7 @@ class Inputs:
     Attributes:
         prompt: Body of /ai/run with `prompt`.
         messages: Body of /ai/run with `messages`.
-        run: Body of /ai/run: `prompt` or `messages`.
+        run: Body of /ai/run: `prompt`, `messages`, or `input` as in OpenAI's responses.
         generic: Body of /ai/run without a model in the path.
         chat: Body of OpenAI's chat completions.
         completion: Body of OpenAI's completions.
@@ -117,7 +117,9 @@ class Inputs:
         templated: Schema = {
             "tools": optional("array", items=tool(max_schema_depth), maxItems=MAX_TOOLS),
             "tool_choice": TOOL_CHOICE,
-            "parallel_tool_calls": optional("boolean", description="Several calls in one reply; true by default"),
+            "parallel_tool_calls": optional(
+                "boolean", description="Several calls in one reply; by default true, and false if a call is required"
+            ),
             "chat_template_kwargs": optional(
                 "object", maxDepth=max_schema_depth, description="Variables for the chat template"
             ),
@@ -131,11 +133,12 @@ class Inputs:
         }
         self.prompt = _prompt({**templated, **sampling})
         self.messages = _messages(conversation, sampling)
-        self.run: Schema = {"type": "object", "anyOf": [self.prompt, self.messages]}
         self.generic = _GENERIC
         self.chat = _chat(conversation, openai)
         self.completion = _completion(openai)
         self.responses = responses_schema(openai, max_messages=max_messages, max_schema_depth=max_schema_depth)
+        responses_input = {**self.responses, "required": ["input"]}
+        self.run: Schema = {"type": "object", "anyOf": [self.prompt, self.messages, responses_input]}
 
 
 def _response_format(max_schema_depth: int) -> Schema:

@@ -30,7 +30,8 @@ from inference_server.text.schema_faults import located
 from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import Place
 from inference_server.text.tool_formats import Tool
-from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
+from inference_server.text.tools.call_grammar import ReplyForm
+from inference_server.text.tools.constraint import calls_constraint
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 
@@ -155,7 +156,7 @@ def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constrain
         schema = _document_schema(request)
         form = _reply_form(request.chat, tools, schema) if tools else None
         if form is not None:
-            return model.grammars.lark(reply_grammar(model.tool_format, form, model.grammars.literal))
+            return calls_constraint(model.grammars, model.tool_format, form)
         return None if schema is None else model.grammars.json_schema(schema)
     except GrammarError as error:
         raise InvalidField(_grammar_violation(error, request, schema)) from None
@@ -184,9 +185,10 @@ def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
 
 def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None) -> ReplyForm | None:
     """Return the form that the request demands of a reply that may call `tools`, or None if it demands none."""
-    is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        return ReplyForm(tools=tools, is_parallel=is_parallel and not chat.tool_name)
+        # A small model that must write calls repeats them until the reply is full, so several need the caller's consent.
+        return ReplyForm(tools=tools, is_parallel=chat.parallel_tool_calls and not chat.tool_name)
+    is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     if schema is not None:
         return ReplyForm(tools=tools, is_parallel=is_parallel, beside="document", document=schema)
     if is_parallel and len(tools) == len(chat.tools):

@@ -128,7 +128,7 @@ class _Source(_Table):
 
 
 _EMBEDDING_KEYS = ("pooling", "normalize", "optional")
-_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "engine", "vllm")
+_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "reasoning_format", "shape", "engine", "vllm")
 
 
 class _ModelTable(_Table):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from inference_server.engine.base import BaseEngine
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.spec import EngineBuilder, EngineKey, EngineModel, EngineSpec
 from inference_server.errors import TailraceError, UnsupportedModel, first_line
@@ -193,30 +194,34 @@ async def _start(
     )
     for entry in group:
         logger.info("%s: %s weights, %s", entry.name, key.precision, engine.path)
-    grammars = Grammars(model.tokenizer, engine.vocab_size, end_ids)
-    await in_daemon_thread(grammars.prepare)
-    thoughts = await in_daemon_thread(
-        lambda: [_thoughts(encoder, grammars, engine.vocab_size, end_ids) for encoder in prompts]
-    )
-    models = [
-        HostedModel(
-            entry,
-            key.precision,
-            length,
-            encoder,
-            engine,
-            grammars,
-            entry.tool_format or detect_tool_format(encoder.template),
-            writes,
-        )
-        for entry, length, encoder, writes in zip(group, windows, prompts, thoughts, strict=True)
-    ]
+    models = await in_daemon_thread(lambda: _hosted(loaded, windows, prompts, engine, end_ids))
     with progress(f"warming up {key.weights} as {key.precision}"):
         await _warm_up(models[0])
     for one in models:
         if one.entry.stands_in:
             logger.warning("%s is served by a substitute model: %s", one.entry.name, one.entry.weights)
     return models
+
+
+def _hosted(
+    loaded: _Loaded, windows: list[int], prompts: list[PromptEncoder], engine: BaseEngine, end_ids: frozenset[int]
+) -> list[HostedModel]:
+    """Return the model once for each entry that shares the engine. Blocks while tables for grammars are created."""
+    grammars = Grammars(loaded.model.tokenizer, engine.vocab_size, end_ids)
+    grammars.prepare()
+    return [
+        HostedModel(
+            entry,
+            loaded.key.precision,
+            length,
+            encoder,
+            engine,
+            grammars,
+            entry.tool_format or detect_tool_format(encoder.template),
+            _thoughts(encoder, grammars, engine.vocab_size, end_ids),
+        )
+        for entry, length, encoder in zip(loaded.group, windows, prompts, strict=True)
+    ]
 
 
 def _encoder(entry: CatalogEntry, loaded: EngineModel, settings: Settings) -> PromptEncoder:

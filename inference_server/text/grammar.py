@@ -62,6 +62,7 @@ class Grammars:
             *(i for i in end_ids if i < vocab_size and i != tokenizer.eos_token_id),
         ]
         self._num_tokens = max(vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
+        self._added_tokens: Mapping[str, int] = tokenizer.get_added_vocab()
         self._lock = threading.Lock()
         self._llguidance: Any = None  # tokenizer of llguidance, created at its first use, which takes half a second
         self._kept: OrderedDict[Grammar, Any] = OrderedDict()  # matchers in their first state, oldest use first
@@ -109,7 +110,7 @@ class Grammars:
 
     def literal(self, text: str) -> str:
         """Return `text` as a term of a Lark grammar: the control token of that text, if the tokenizer has one."""
-        token_id = self._tokenizer.get_added_vocab().get(text)
+        token_id = self._added_tokens.get(text)
         return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
     def _constraint(self, serialized: str, grammar: Grammar) -> Constraint:

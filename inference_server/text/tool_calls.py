@@ -94,7 +94,7 @@ class CallParser:
         self._num_searched = 0  # characters of the held text that hold no end marker
         self._in_call = False
         self._is_plain = False  # True if the rest of the reply holds no call
-        self._has_begun = place == "anywhere" and not self._markers.is_optional
+        self._has_begun = False
         self.num_calls = 0
 
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
@@ -138,9 +138,11 @@ class CallParser:
             self._in_call = self._has_begun = state == "call"
             return self._has_begun
         marker = self._markers.begin
-        if self._place != "anywhere" and not start.startswith(marker):
-            if marker.startswith(start):
-                return False
+        if marker.startswith(start) and start != marker:
+            return False
+        if start.startswith(marker):
+            self._held = start  # white space before the first call is not part of the text
+        else:
             self._is_plain = self._place == "beginning"
         self._has_begun = True
         return True
@@ -193,17 +195,23 @@ class CallParser:
         return None
 
     def _read(self, body: str) -> tuple[ToolCall, ...]:
-        found = read_calls(self._format, body, self._schemas) or []
+        try:
+            found = [(name, _json_text(given)) for name, given in read_calls(self._format, body, self._schemas) or ()]
+        except ValueError:  # a number that JSON cannot represent
+            return ()
         self.num_calls += len(found)
-        return tuple(ToolCall(self._new_id(), name, _json_text(given)) for name, given in found)
+        return tuple(ToolCall(self._new_id(), name, arguments) for name, arguments in found)
 
     def _new_id(self) -> str:
         return "".join(self._ids.choices(_ID_LETTERS, k=_ID_LENGTH))
 
 
 def _json_text(arguments: dict[str, Any]) -> str:
-    """Return arguments as JSON. Half of a surrogate pair stays an escape, because no other text can represent it."""
-    text = json.dumps(arguments, ensure_ascii=False)
+    """Return arguments as JSON. Half of a surrogate pair stays an escape, because no other text can represent it.
+
+    Raises ValueError for infinite numbers, and for what is no number.
+    """
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     return text if text.isascii() or _is_encodable(text) else json.dumps(arguments)
 
 

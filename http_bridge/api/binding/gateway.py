@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from http_bridge.api.reply_writer import ErrorWriter, JsonObject, error_message
 from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.errors import ApiError
-from http_bridge.protocol.reply_schemas import REST_ERROR
+from http_bridge.protocol.reply_schemas import GATEWAY_ERROR
 
 WORKERS_AI = "workers-ai"
 UNIVERSAL = "universal"
@@ -23,7 +23,7 @@ _NO_ACCOUNT = "local"  # in addresses for a token without an account
 class GatewayErrors(ErrorWriter):
     """An error of AI Gateway, which the runtime's classes for gateways, files and AutoRAG read too."""
 
-    schema = REST_ERROR
+    schema = GATEWAY_ERROR
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
         """Return the error in both of the gateway's forms."""

@@ -3,6 +3,7 @@
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.reply_writer import JsonObject
 from http_bridge.errors import ApiError
+from http_bridge.protocol.bodies.unsupported import IN_THIS_API
 
 # The server's errors have the names of chat completions. A turn of the conversation can be several items.
 _NAMES = {
@@ -23,7 +24,7 @@ class ResponsesErrors(OpenAiErrors):
         if not isinstance(details, dict) or param is None:
             return payload
         first = param.partition(".")[0].partition("[")[0]
-        name = _NAMES.get(first)
+        name = None if IN_THIS_API in error.description else _NAMES.get(first)
         if name is not None:
             path = f"'/{name.replace('.', '/')}"
             details = {**details, "message": str(details["message"]).replace(f"'/{first}", path)}

@@ -29,6 +29,8 @@ _WITHOUT_TEXT = (
     "mcp_approval_response",
     "tool_search_call",
 )
+# Roles of results in chat completions, whose calls are parts of messages.
+_CHAT_ROLES = ("tool", "function")
 _WHY_REFUSED = {
     "compaction": "is encrypted by another service",
     "compaction_summary": "is encrypted by another service",
@@ -88,6 +90,8 @@ class Conversation:
     def _message(self, item: Document, path: str) -> None:
         if item.get("role") is None:
             raise _missing(path, "role")
+        if item["role"] in _CHAT_ROLES or item.get("tool_calls"):
+            raise bad_field(path, "is a message of chat completions: send function_call and function_call_output items")
         self.add_message(item["role"], self._text(item.get("content"), f"{path}/content"))
 
     def _reference(self, item: Document, path: str) -> None:

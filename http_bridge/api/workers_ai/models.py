@@ -101,7 +101,7 @@ class ModelSchema:
         elif model.reply_shape == "choices":
             schema = {"input": _choices_input(self._inputs), "output": CHOICES_OUTPUT}
         elif model.reply_shape == "responses":
-            accepted = [*_choices_input(self._inputs)["anyOf"], self._inputs.responses]
+            accepted = [*_choices_input(self._inputs)["anyOf"], self._inputs.run["anyOf"][2]]
             schema = {"input": {"type": "object", "anyOf": accepted}, "output": RESPONSES_OUTPUT}
         else:
             schema = {"input": self._inputs.run, "output": RUN_OUTPUT}

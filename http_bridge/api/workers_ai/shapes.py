@@ -16,11 +16,13 @@ from http_bridge.api.workers_ai.replies import WorkersAiWriter, bare, bare_zippe
 from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
-from http_bridge.protocol.validation import zipped
+from http_bridge.protocol.validation import bad_input, zipped
 from tailrace.v1.inference_pb2 import Task
 
 _Document = dict[str, Any]
 _CHOICES = "choices"
+_MAX_TAGS = 5
+_MAX_TAG_LENGTH = 50  # in characters
 _RESPONSES = "responses"
 
 
@@ -55,8 +57,9 @@ def model_job(incoming: IncomingRequest, document: _Document, model: str, form: 
         ApiError: The request is invalid.
         OutdatedModels: The servers must be asked for their models first.
     """
+    tags = _tags(document.get("options"))
     if not is_batch_request(incoming, document):
-        return _run_job(incoming, document, model, form)
+        return replace(_run_job(incoming, document, model, form), tags=tags)
     description = incoming.describe(model)
     one = replace(incoming, models_are_current=True)
 
@@ -72,6 +75,18 @@ def model_job(incoming: IncomingRequest, document: _Document, model: str, form: 
         wrap=form.wrap_json,
         parse_one=parse_one,
     )
+
+
+def _tags(options: object) -> tuple[str, ...]:
+    """Return the tags in the options. Raises ApiError 400/5006 if there are too many, or if one is too long."""
+    tags = options.get("tags") if isinstance(options, dict) else None
+    if tags is None:
+        return ()
+    if not isinstance(tags, list) or len(tags) > _MAX_TAGS:
+        raise bad_input(f"'/options/tags' must be an array of at most {_MAX_TAGS} strings")
+    if not all(isinstance(tag, str) and len(tag) <= _MAX_TAG_LENGTH for tag in tags):
+        raise bad_input(f"'/options/tags' must hold strings of at most {_MAX_TAG_LENGTH} characters")
+    return tuple(tags)
 
 
 def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:

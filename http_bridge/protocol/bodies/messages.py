@@ -5,6 +5,7 @@ messages that do not fit the schema, so that one error can list the problems of 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,15 @@ _MEDIA = {
     **dict.fromkeys(("video_url", "video", "input_video"), "a video"),
     **dict.fromkeys(("file", "input_file", "document", "file_url"), "a file"),
 }
+# Keys of a message beside its content, with what they contain.
+_MEDIA_KEYS = {
+    **dict.fromkeys(("image", "images", "image_url", "image_urls"), "a picture"),
+    **dict.fromkeys(("file", "files", "attachments"), "a file"),
+    "audio": "sound",
+    "video": "a video",
+}
+# A part whose text is a picture, sound or video in base64.
+_DATA_URL = re.compile(r"\s*data:(image|audio|video)/[\w.+-]+;base64,")
 
 
 def message_problems(messages: object, model: str) -> Iterator[Problem]:
@@ -32,7 +42,7 @@ def message_problems(messages: object, model: str) -> Iterator[Problem]:
         if not isinstance(message, dict):
             continue
         path = f"/messages/{index}"
-        for key, kind in (("images", "pictures"), ("image", "a picture"), ("audio", "sound")):
+        for key, kind in _MEDIA_KEYS.items():
             if message.get(key):
                 yield Problem(f"{path}/{key}", f"'{path}/{key}' is {kind}, and {reads_text_only(model)}")
         content = message.get("content")
@@ -67,6 +77,9 @@ def _part_problems(part: Document, path: str, model: str) -> Iterator[Problem]:
         if kind is None:
             yield Problem(path, f"required properties at '{path}' are 'type,text'")
             return
+    if isinstance(text := part.get("text"), str) and _DATA_URL.match(text):
+        yield Problem(f"{path}/text", f"'{path}/text' is a data URL instead of text, and {reads_text_only(model)}")
+        return
     if kind is None or kind in TEXT_PARTS or kind in _THOUGHT_PARTS or kind == "refusal" or not isinstance(kind, str):
         return
     holds = _MEDIA.get(kind)

@@ -123,7 +123,8 @@ class BodyReader:
         """Return the fields of a body of /responses without its conversation, tools and format."""
         document = without_unset(document)
         _validate(self._responses, document, responses_problems(document))
-        common = {**document, "max_tokens": document.get("max_output_tokens"), "response_format": None}
+        limit = document.get("max_output_tokens") or document.get("max_tokens")
+        common = {**document, "max_tokens": limit, "response_format": None}
         wants_logprobs = document.get("top_logprobs") or RESPONSES_LOGPROBS in document.get("include", ())
         return RunBody(
             **_common(common),

@@ -82,8 +82,13 @@ def tool_choice(choice: Any, names: Sequence[str], others: Sequence[str] = ()) -
     if (mode := _MODES.get(choice)) is not None:
         return _mode(mode, names, others)
     if choice in names:
-        return Choice("required", choice)
+        return _one(choice)
     raise bad_field("/tool_choice", f"is none, auto, required, any, or an object that names a tool, not {choice:.100}")
+
+
+def _one(name: str) -> Choice:
+    # OpenAI's API answers the choice of one tool with one call.
+    return Choice("required", name, parallel_tool_calls=False)
 
 
 def _mode(mode: ToolChoice, names: Sequence[str], others: Sequence[str]) -> Choice:
@@ -110,7 +115,7 @@ def _object_choice(choice: Document, names: Sequence[str], others: Sequence[str]
             raise bad_field("/tool_choice", "does not name a function: send {type: function, function: {name: …}}")
         if name not in names:
             raise bad_field(path, "is not the name of one of the tools")
-        return Choice("required", name)
+        return _one(name)
     raise bad_field("/tool_choice", f"names a tool of type {str(kind):.64}, and only functions can be called here")
 
 

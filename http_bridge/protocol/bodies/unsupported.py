@@ -89,6 +89,8 @@ _RUN: Mapping[str, _Field] = {
     "functions": _Field("are embedded functions, which run in the Worker: send tools"),
     "audio": _Field("is sound, and the model reads and writes text only"),
 }
+# Ends the clause about a field that has another name in the Responses API.
+IN_THIS_API = "in this API"
 _NOT_STORED = "because nothing is stored here"
 _RESPONSES: Mapping[str, _Field] = {
     "store": _Field(f"must be false, {_NOT_STORED}"),
@@ -99,6 +101,10 @@ _RESPONSES: Mapping[str, _Field] = {
     "truncation": _Field(
         "must be disabled: the client must shorten the conversation", lambda value: value in (None, "disabled")
     ),
+    "messages": _Field(f"is input {IN_THIS_API}"),
+    "response_format": _Field(f"is text.format {IN_THIS_API}"),
+    "functions": _Field(f"is tools {IN_THIS_API}"),
+    "n": _Field("is not supported: send a request for each reply", lambda value: value in (None, 1)),
     "context_management": _Field("is not supported: the client must shorten the conversation"),
     "moderation": _Field("is not supported: no moderation runs here"),
 }

@@ -14,7 +14,16 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 # The template's inputs, the parameters of the function that renders it, and Jinja's own names.
 _RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
-    + ("conversation", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors")
+    + (
+        "conversation",
+        "conversations",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+    )
     + ("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "self", "loop", "caller", "varargs", "kwargs")
     + ("raise_exception", "strftime_now", "range", "dict", "namespace", "cycler", "joiner", "lipsum")
     + ("additional_special_tokens", "extra_special_tokens")
@@ -37,7 +46,7 @@ Render = Callable[[Mapping[str, Any]], str | None]
 
 def is_reserved(name: str) -> bool:
     """Return True for a variable that a client must not set: an input of the template, or text of a control token."""
-    return name in _RESERVED or name.endswith("_token") or name.startswith("_") or not name.isidentifier()
+    return name in _RESERVED or name.endswith("_token")
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -77,7 +86,10 @@ class Switches:
 
     def are_off(self, arguments: Mapping[str, Any]) -> bool:
         """Return True if these variables switch thinking off."""
-        return any(name in arguments and arguments[name] == off for name, (off, _) in self.values.items())
+        # Templates compare with "is false", which is not true for 0.
+        return any(
+            type(value := arguments.get(name)) is type(off) and value == off for name, (off, _) in self.values.items()
+        )
 
 
 def find_switches(render: Render, variables: frozenset[str], *, efforts: tuple[str, ...] = EFFORTS) -> Switches:

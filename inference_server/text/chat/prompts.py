@@ -19,6 +19,8 @@ from inference_server.text.tool_formats import Tool
 # follow, but a model may ignore that.
 ThoughtState = Literal["none", "possible", "open", "continued", "off"]
 
+_USUAL_ROLES = frozenset(("system", "user", "assistant", "tool"))
+_MAX_CHECKED_ROLES = 8
 _PROBE_TOOL = Tool("probe", "", {"type": "object", "properties": {"QZK": {"type": "string"}}})
 
 
@@ -90,6 +92,7 @@ class ChatPrompts:
         continued_key = "content" if options.continue_final_turn else ""
         if continued_key and given[-1].reasoning and not given[-1].content:
             given, continued_key = self._with_open_thoughts(given)
+        self._check_roles(given)
         arguments = self.switches.arguments(options.effort, options.arguments)
         add_generation_prompt = not options.omit_generation_prompt
         return ChatInputs(self._messages(given), shown, arguments, continued_key, add_generation_prompt)
@@ -137,13 +140,26 @@ class ChatPrompts:
         end = rendered.rstrip()
         if reasoning.has_channels or end.endswith(reasoning.start):
             return "open"
-        if options.effort == "none" or self.switches.are_off(inputs.arguments) or end.endswith(reasoning.end):
+        is_unswitched = options.effort == "none" and not self.switches.values
+        if is_unswitched or self.switches.are_off(inputs.arguments) or end.endswith(reasoning.end):
             return "off"
         return "possible"
 
     def _messages(self, turns: Items[Turn]) -> list[dict[str, Json]]:
         rules = self.rules
         return [message(turn, has_text_arguments=rules.has_text_arguments) for turn in fitted(turns, rules)]
+
+    def _check_roles(self, turns: Items[Turn]) -> None:
+        """Raise InvalidField for an unusual role whose turns the template leaves out."""
+        unusual = sorted({turn.role for turn in turns} - _USUAL_ROLES)
+        for role in unusual[:_MAX_CHECKED_ROLES]:
+            try:
+                text = self.template.render(self._messages([Turn("user", "QZU"), Turn(role, "QZR")]))
+            except (InvalidField, UnsupportedModel):
+                continue  # rendering the conversation reports it
+            if "QZR" not in text:
+                reason = f"have the role {role!r}, which this model's chat template leaves out"
+                raise InvalidField(FieldViolation("chat.turns", reason))
 
     def _with_open_thoughts(self, turns: list[Turn]) -> tuple[list[Turn], str]:
         """Return turns whose last one is continued within its thoughts, and the key of the text to continue."""

@@ -7,6 +7,7 @@ conversations, once for each model, and keeps the changes that help. A template 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from inference_server.generation import ToolCall
 from inference_server.text.chat.call_ids import with_short_ids
@@ -97,7 +98,7 @@ def as_system(turns: Iterable[Turn]) -> list[Turn]:
     count = next((i for i, turn in enumerate(given) if turn.role not in ("system", "developer")), len(given))
     first = [replace(turn, role="system") for turn in given[:count]]
     if any(turn.role == "developer" for turn in given[:count]):
-        first = _all_merged(first)
+        first = [merged(first)]
     return first + [replace(turn, role="system") if turn.role == "developer" else turn for turn in given[count:]]
 
 
@@ -111,14 +112,12 @@ def fitted(turns: Items[Turn], rules: RoleRules) -> list[Turn]:
         if first is not None and found[first].role in ("assistant", "tool"):
             found.insert(first, Turn("user", ""))
     mergeable = {role for role, has in (("user", rules.merges_users), ("assistant", rules.merges_assistants)) if has}
+    # Turns with calls are not merged, so they get a key of their own.
+    groups = groupby(enumerate(found), lambda at: at[0] if at[1].tool_calls else at[1].role)
     joined: list[Turn] = []
-    for turn in found:
-        last = joined[-1] if joined else None
-        has_calls = bool(turn.tool_calls or (last and last.tool_calls))
-        if last and turn.role in mergeable and last.role == turn.role and not has_calls:
-            joined[-1] = merged(last, turn)
-            continue
-        joined.append(turn)
+    for role, group in groups:
+        turns = [turn for _, turn in group]
+        joined += [merged(turns)] if role in mergeable else turns
     if rules.answers_tools:
         joined = _alternating(joined)
     return with_short_ids(joined) if rules.has_short_ids else joined
@@ -141,18 +140,11 @@ def _system_fitted(turns: list[Turn], rules: RoleRules) -> list[Turn]:
     count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     first, rest = turns[:count], turns[count:]
     if rules.has_one_system or (rules.has_no_system and len(first) > 1):
-        first = _all_merged(first)
+        first = [merged(first)] if first else []
     if first and (rules.has_no_system or (rules.needs_user and not rest)):
         first = [replace(turn, role="user") for turn in first]
         if rest and rest[0].role == "user":
-            rest[0] = replace(rest[0], content=merged(first.pop(), rest[0]).content)
+            rest[0] = replace(rest[0], content=merged([first.pop(), rest[0]]).content)
     if rules.has_no_system or rules.has_early_system:
         rest = [replace(turn, role="user") if turn.role == "system" else turn for turn in rest]
     return first + rest
-
-
-def _all_merged(turns: list[Turn]) -> list[Turn]:
-    joined = turns[:1]
-    for turn in turns[1:]:
-        joined[0] = merged(joined[0], turn)
-    return joined

@@ -77,7 +77,7 @@ class ChatTemplate:
                     chat_template=self.source,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt and not continued_key,
-                    continue_final_message=continued_key or False,
+                    continue_final_message=continued_key == "content" or continued_key or False,
                     **(arguments or {}),
                 )
             )

@@ -35,13 +35,13 @@ class Turn:
     reasoning: str = ""
 
 
-def merged(first: Turn, second: Turn) -> Turn:
-    """Return one turn with the texts and calls of two turns of the same role."""
+def merged(turns: Items[Turn]) -> Turn:
+    """Return one turn with the texts and calls of turns of the same role, at least one."""
     return replace(
-        first,
-        content="\n\n".join(filter(None, (first.content, second.content))),
-        tool_calls=first.tool_calls + second.tool_calls,
-        reasoning="\n\n".join(filter(None, (first.reasoning, second.reasoning))),
+        turns[0],
+        content="\n\n".join(turn.content for turn in turns if turn.content),
+        tool_calls=tuple(call for turn in turns for call in turn.tool_calls),
+        reasoning="\n\n".join(turn.reasoning for turn in turns if turn.reasoning),
     )
 
 

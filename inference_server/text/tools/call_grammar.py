@@ -6,7 +6,7 @@ Does not depend on a tokenizer: the caller passes a function that turns a text i
 import json
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inference_server.text.tool_formats import MARKERS, Tool, ToolFormat
@@ -38,6 +38,14 @@ class ReplyForm:
     is_parallel: bool = True
     beside: Literal["nothing", "text", "document"] = "nothing"
     document: Mapping[str, Any] | None = None
+
+    def with_any_arguments(self) -> "ReplyForm":
+        """Return the same form for tools whose arguments may have any values."""
+        tools = [
+            replace(tool, parameters={"properties": dict.fromkeys(property_schemas(tool.parameters), {})})
+            for tool in self.tools
+        ]
+        return replace(self, tools=tools)
 
 
 def reply_grammar(tool_format: ToolFormat, form: ReplyForm, literal: Literally) -> str:

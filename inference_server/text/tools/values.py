@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -106,17 +105,14 @@ def _as_kind(text: str, kind: str) -> tuple[bool, Any]:
 
 def _parsed(text: str) -> Any:
     """Return a JSON value, or a Python literal that JSON can represent; None if `text` is neither."""
-    try:
-        value = json.loads(text)
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-    except (ValueError, RecursionError):
-        pass
-    try:
-        value = ast.literal_eval(text)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return None
-    return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return value
+    return None
 
 
 def _parts(schema: object, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -51,7 +51,7 @@ class _ToolChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoice
     TOOL_CHOICE_NONE: _ToolChoice.ValueType  # 2
     """The tools are not shown to the model, and none is called."""
     TOOL_CHOICE_REQUIRED: _ToolChoice.ValueType  # 3
-    """The reply is one or more calls. Each fits its tool's schema, which is enforced during sampling."""
+    """The reply is a call, or several with parallel_tool_calls. Each fits its tool's schema, which is enforced during sampling."""
 
 class ToolChoice(_ToolChoice, metaclass=_ToolChoiceEnumTypeWrapper):
     """ToolChoice controls whether tools are called."""
@@ -63,7 +63,7 @@ TOOL_CHOICE_AUTO: ToolChoice.ValueType  # 1
 TOOL_CHOICE_NONE: ToolChoice.ValueType  # 2
 """The tools are not shown to the model, and none is called."""
 TOOL_CHOICE_REQUIRED: ToolChoice.ValueType  # 3
-"""The reply is one or more calls. Each fits its tool's schema, which is enforced during sampling."""
+"""The reply is a call, or several with parallel_tool_calls. Each fits its tool's schema, which is enforced during sampling."""
 Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 class _Priority:
@@ -297,7 +297,7 @@ class Chat(_message.Message):
     tool_name: _builtins.str
     """The tool that must be called. Needs REQUIRED. Empty means any of them."""
     parallel_tool_calls: _builtins.bool
-    """True if one reply may contain several calls. Unset: true."""
+    """True if one reply may contain several calls. Unset: true for AUTO, false for REQUIRED."""
     continue_final_turn: _builtins.bool
     """Continue the last turn, which is an assistant's, instead of starting a new one. The reply is the rest of that turn."""
     omit_generation_prompt: _builtins.bool

@@ -1,5 +1,6 @@
 """The Worker binding in all its generations, directly and wrapped by miniflare and wrangler 3."""
 
+import asyncio
 import gzip
 import json
 
@@ -155,3 +156,19 @@ async def test_the_binding_needs_a_token_where_the_rest_interface_does(start_bri
     assert not servicer.requests
     wrapped["authorization"] = "Bearer secret"
     assert (await run(bridge, MODERN, url=url, headers=wrapped)).status_code == 200
+
+
+async def test_tags_are_in_the_log(bridge, caplog):
+    caplog.set_level("INFO")
+    await run(bridge, {**MODERN, "options": {"tags": ["one", "two"]}})
+    async with asyncio.timeout(5):
+        while not (lines := [record for record in caplog.records if record.name.endswith("request_log")]):
+            await asyncio.sleep(0.005)
+    assert lines[-1].args["tags"] == "one,two"
+
+
+@pytest.mark.parametrize("tags", ["one", ["x"] * 6, ["x" * 51], [5]])
+async def test_wrong_tags_are_refused(bridge, servicer, tags):
+    response = await run(bridge, {**MODERN, "options": {"tags": tags}})
+    assert (response.status_code, response.json()["internalCode"]) == (400, 5006)
+    assert "/options/tags" in response.json()["description"] and not servicer.requests

@@ -11,6 +11,7 @@ import pytest
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL, RUN_URL
+from tests.support.collector import collecting
 from tests.support.engines import until
 
 BGE, M3, QWEN = "@cf/baai/bge-small-en-v1.5", "@cf/baai/bge-m3", "@cf/qwen/qwen3-embedding-0.6b"
@@ -274,6 +275,17 @@ async def test_a_reply_of_a_hundred_long_vectors_is_whole(bridge, servicer):
     assert result["shape"] == [100, 1024] and result["data"] == [[0.5] * 1024] * 100
 
 
+async def test_the_call_is_a_span_and_continues_the_clients_trace(servicer, start_bridge, monkeypatch):
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with collecting(monkeypatch) as collector:
+        bridge = await start_bridge()
+        await run(bridge, {"text": ["a", "b"]}, headers={"traceparent": parent})
+        http, call = await collector.named("POST", "Embed")
+    assert http.span.trace_id.hex() == call.span.trace_id.hex() == parent[3:35]
+    assert call.attributes["gen_ai.operation.name"] == "embeddings" and call.attributes["tailrace.num_texts"] == 2
+    assert call.attributes["rpc.response.status_code"] == "OK"
+
+
 async def test_models_and_schemas_tell_the_task(bridge):
     found = (await bridge.client.get(f"{AI}/models/search", params={"task": "Text Embeddings"})).json()["result"]
     assert [model["name"] for model in found] == [BGE, M3, QWEN]
@@ -285,45 +297,3 @@ async def test_models_and_schemas_tell_the_task(bridge):
     schema = (await bridge.client.get(f"{AI}/models/schema", params={"model": BGE})).json()["result"]
     assert schema["input"]["anyOf"][0]["properties"]["text"]["maxItems"] == 100
     assert "data" in schema["output"]["oneOf"][0]["properties"]
-
-
-async def batch_results(ask):
-    queued = await ask({"requests": [{"text": "ab", "external_reference": "x"}, {"text": 5}]})
-    async with asyncio.timeout(5):
-        while "status" in (answer := await ask({"request_id": queued["request_id"]})):
-            await asyncio.sleep(0.005)
-    return answer
-
-
-async def test_a_batch_of_texts_over_rest(bridge, servicer):
-    async def ask(body):
-        response = await bridge.ask(body, url=f"{AI}/run/{BGE}?queueRequest=true")
-        assert response.status_code == 200, response.text
-        return response.json()["result"]
-
-    answer = await batch_results(ask)
-    first, second = answer["responses"]
-    result = {"shape": [1, 2], "data": [[2, TENTH]]}
-    assert first == {"id": 0, "result": result, "success": True, "external_reference": "x"}
-    assert (second["success"], second["error"]["code"]) == (False, 5006)
-    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
-
-
-@pytest.mark.parametrize("options", [{}, {"queueRequest": True}])
-async def test_a_batch_of_texts_over_the_binding(bridge, options):
-    async def ask(inputs):
-        body = {"inputs": inputs, "options": options}
-        response = await bridge.client.post("/run?version=3", json=body, headers={"cf-consn-model-id": BGE})
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    assert (await batch_results(ask))["responses"][0]["result"]["data"] == [[2, TENTH]]
-
-
-async def test_a_step_of_a_gateway_may_embed(bridge):
-    step = {"provider": "workers-ai", "endpoint": BGE, "headers": {}, "query": {"text": "ab"}}
-    response = await bridge.client.post("/ai-gateway/universal/run/g", json=[step])
-    assert response.json()["result"]["data"] == [[2, TENTH]]
-    openai = {**step, "endpoint": "v1/embeddings", "query": {"model": BGE, "input": "ab"}}
-    response = await bridge.client.post("/ai-gateway/universal/run/g", json=[openai])
-    assert response.json()["data"][0]["embedding"] == [2, TENTH]

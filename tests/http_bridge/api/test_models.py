@@ -52,7 +52,7 @@ async def test_an_invalid_page_is_refused(bridge, query):
 
 async def test_the_schema_is_that_of_the_validation(bridge):
     result = (await bridge.client.get(f"{AI}/models/schema", params={"model": MODEL})).json()["result"]
-    prompt, messages = result["input"]["anyOf"]
+    prompt, messages, _ = result["input"]["anyOf"]
     assert prompt["properties"]["top_k"]["maximum"] == 50 and messages["required"] == ["messages"]
     assert (await bridge.ask({"prompt": "hi", "top_k": 51})).status_code == 400
 
@@ -63,6 +63,13 @@ async def test_the_schema_of_a_model_with_choices_is_openais(bridge, servicer):
     prompt, messages = result["input"]["anyOf"]
     assert "max_completion_tokens" in prompt["properties"] and "model" not in messages["properties"]
     assert "choices" in result["output"]["oneOf"][0]["required"]
+
+
+async def test_the_schema_of_a_model_with_responses(bridge, servicer):
+    servicer.models[0].reply_shape = "responses"
+    result = (await bridge.client.get(f"{AI}/models/schema", params={"model": MODEL})).json()["result"]
+    assert result["input"]["anyOf"][2]["required"] == ["input"]
+    assert result["output"]["oneOf"][0]["properties"]["object"] == {"const": "response"}
 
 
 async def test_the_schema_of_an_unknown_model_is_an_error(bridge):

@@ -136,6 +136,8 @@ async def test_items_of_hosted_tools_without_text_are_left_out(chat_of):
             "must be a JSON object as text",
             "input[0].arguments",
         ),
+        ({"role": "tool", "content": "rain", "tool_call_id": "c"}, "send function_call and", "input[0]"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}, "send function_call and", "input[0]"),
         ({"type": "image_generation_call", "result": "iVBO"}, f"the model {MODEL} reads text only", "input[0]"),
     ],
 )
@@ -166,6 +168,9 @@ async def test_pictures_and_files_are_refused_with_the_model_and_the_place(refus
         ({"conversation": {"id": "conv_1"}}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"truncation": "auto"}, "truncation"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "messages"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"n": 2}, "n"),
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
         ({"input": []}, "input"),
         ({"max_output_tokens": -7}, "max_output_tokens"),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared.config_errors import ConfigurationError
+from tests.support.collector import collecting
 from tests.support.servers import MODEL, chat, details, running_server, write_catalog
 from tests.support.tiny_encoders import WIDTH, write_encoder
 
@@ -129,6 +131,26 @@ async def test_requests_are_counted_with_their_texts_and_tokens(running):
     assert value("tailrace_prompt_tokens_total", {**model, "account": "acc"}) == reply.prompt_tokens
 
 
+async def test_a_request_and_its_time_in_the_queue_are_spans(catalog, monkeypatch):
+    with collecting(monkeypatch) as collector:
+        async with running_server(catalog) as running:
+            reply = await running.stub.Embed(embed(), metadata=(("x-request-id", "abc"),))
+            request, queue = await collector.named("embeddings", "queue")
+    assert request.span.name == f"embeddings {VECTORS}" and queue.span.parent_span_id == request.span.span_id
+    assert request.attributes == {
+        "rpc.system.name": "grpc",
+        "rpc.method": "tailrace.v1.InferenceService/Embed",
+        "rpc.response.status_code": "OK",
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": "tailrace",
+        "gen_ai.request.model": VECTORS,
+        "gen_ai.response.id": "abc",
+        "gen_ai.response.model": VECTORS,
+        "gen_ai.usage.input_tokens": reply.prompt_tokens,
+        "tailrace.num_texts": 3,
+    }
+
+
 async def test_a_stopping_server_refuses_texts(running):
     await running.server.drain(1)
     assert await refusal(running.stub.Embed(embed())) == ("UNAVAILABLE", "SERVER_STOPPING", [])
@@ -148,8 +170,6 @@ async def test_an_optional_model_without_weights_is_left_out(catalog, tmp_path, 
 
 async def test_an_embedding_model_without_its_task_is_refused_with_the_remedy(encoder_folder, tmp_path):
     catalog = write_catalog(tmp_path / "catalog.toml", encoder_folder)
-    from tailrace_shared.config_errors import ConfigurationError
-
     with pytest.raises(ConfigurationError, match='set task = "embedding"'):
         async with running_server(catalog):
             pass

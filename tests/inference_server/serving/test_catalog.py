@@ -291,6 +291,7 @@ def test_the_embedding_models_of_workers_ai_have_their_own_pooling():
     ("text", "sentence"),
     [
         (EMBEDDING + "sequence_length = 5", 'sequence_length is not a key of a model with task = "embedding"'),
+        (EMBEDDING + 'shape = "choices"', 'shape is not a key of a model with task = "embedding"'),
         (EMBEDDING + 'engine = "vllm"', 'engine is not a key of a model with task = "embedding"'),
         (EMBEDDING + 'pooling = "max"', "pooling"),
         (ENTRY + 'pooling = "cls"', 'pooling is not a key of a model with task = "generation"'),

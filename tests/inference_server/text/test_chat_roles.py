@@ -115,6 +115,12 @@ def test_a_rule_that_cannot_be_met_is_named(encoders):
     assert error.value.violations[0].field == "chat.turns"
 
 
+def test_a_role_that_the_template_leaves_out_is_named(encoders):
+    with pytest.raises(InvalidField, match="the role 'critic', which this model's chat template leaves out"):
+        prompt(encoders["qwen3"], ("user", "U"), ("critic", "C"))
+    assert "critic\nC" in prompt(encoders["chatml"], ("user", "U"), ("critic", "C"))
+
+
 # Tool calls.
 
 

@@ -1,6 +1,10 @@
 """Variables, efforts, thoughts and continued turns in chat templates."""
 
+import inspect
+
 import pytest
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from inference_server.errors import InvalidField
 from inference_server.generation import ToolCall
@@ -31,7 +35,9 @@ def end(name, *turns, **options):
         ("qwen3", {"effort": "high"}, "assistant\n", "possible"),
         ("qwen3", {"effort": "none"}, "<think>\n\n</think>\n\n", "off"),
         ("qwen3", {"arguments": {"enable_thinking": False}}, "<think>\n\n</think>\n\n", "off"),
-        ("qwen3", {"effort": "none", "arguments": {"enable_thinking": True}}, "assistant\n", "off"),
+        ("qwen3", {"effort": "none", "arguments": {"enable_thinking": True}}, "assistant\n", "possible"),
+        ("qwen3", {"arguments": {"enable_thinking": 0}}, "assistant\n", "possible"),
+        ("magistral", {"effort": "none"}, "[/INST]", "off"),
         ("qwen3", {"arguments": {"thinking": False}}, "assistant\n", "possible"),
         ("kimi_thinking", {}, "<think>", "open"),
         ("kimi_thinking", {"effort": "none"}, "<think></think>", "off"),
@@ -58,12 +64,12 @@ def test_a_template_gets_the_nearest_effort_that_it_accepts(effort, expected):
     assert default_tokenizer().decode(found.token_ids).startswith(f"Effort: {expected}\n")
 
 
-@pytest.mark.parametrize(
-    "name", ["messages", "tools", "add_generation_prompt", "bos_token", "self", "__class__", "a b"]
-)
-def test_inputs_of_the_template_are_reserved(name):
-    assert is_reserved(name)
-    assert not is_reserved(f"{name}_x" if name.isidentifier() and not name.startswith("_") else "enable_thinking")
+def test_inputs_of_the_template_are_reserved():
+    functions = (render_jinja_template, PreTrainedTokenizerBase.apply_chat_template)
+    parameters = {name for function in functions for name in inspect.signature(function).parameters}
+    for name in {*parameters, "messages", "raise_exception", *default_tokenizer().special_tokens_map}:
+        assert is_reserved(name), name
+    assert not any(map(is_reserved, ("enable_thinking", "thinking", "date_string", "max_thinking_tokens", "a b")))
 
 
 def test_a_control_token_in_an_argument_stays_text():

@@ -76,6 +76,13 @@ def arguments(form, text, **options):
     return [json.loads(call.arguments) for call in calls]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_white_space_before_a_call_is_no_text(form):
+    for cut in (1, 10_000):
+        for place in ("anywhere", "beginning", "only"):
+            assert arguments(form, "\n\n" + FORMS[form][0], cut=cut, place=place) == [{"city": "Kyoto"}]
+
+
 def test_every_format_has_a_case():
     assert set(FORMS) == set(MARKERS)
 
@@ -115,6 +122,7 @@ def test_text_that_only_begins_like_a_call_is_plain_text(form):
     ):
         for cut in (1, 10_000):
             assert parsed(form, text, cut=cut) == (text, [])
+            assert parsed(form, " \n" + text, cut=cut) == (" \n" + text, [])
 
 
 @pytest.mark.parametrize(("form", "text"), CASES)
@@ -196,6 +204,7 @@ def test_an_xml_value_may_look_like_markup(value):
         ({"type": "array", "items": {"type": "integer"}}, "[1,\n 2]", [1, 2]),
         ({"type": "object"}, '{"a": null}', {"a": None}),
         ({"type": "object"}, "{'a': True}", {"a": True}),
+        ({"type": "object"}, '{"a": NaN}', '{"a": NaN}'),
         ({"type": ["string", "null"]}, "null", None),
         ({"type": "string", "nullable": True}, "null", None),
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "null", None),
@@ -235,6 +244,12 @@ def test_a_schema_that_refers_to_itself_many_times_is_read_at_once():
 )
 def test_python_in_a_pythonic_call_is_not_executed(text):
     assert parsed("pythonic", text) == (text, [])
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_call_with_a_number_that_json_cannot_represent_stays_text(number):
+    text = f'<tool_call>{{"name": "weather", "arguments": {{"city": {number}}}}}</tool_call>'
+    assert parsed("hermes", text) == (text, [])
 
 
 def test_a_pythonic_call_may_have_json_values():

@@ -117,6 +117,7 @@ def test_a_continuation_needs_an_assistants_message(messages, fields, param):
         ({"type": "file", "file": {"file_id": "x"}}, "a file"),
         ({"type": "input_file", "file_id": "x"}, "a file"),
         ({"type": "video_url", "video_url": {"url": "x"}}, "a video"),
+        ({"type": "text", "text": "data:image/png;base64,iVBORw0KGgo="}, "a data URL instead of text"),
         ({"type": "hologram"}, "the unknown type hologram"),
     ],
 )
@@ -126,7 +127,7 @@ def test_a_part_that_is_not_text_is_refused_with_the_models_name(part, holds):
     assert error.param.startswith("messages[0].content[1]")
 
 
-@pytest.mark.parametrize("key", ["images", "image", "audio"])
+@pytest.mark.parametrize("key", ["images", "image", "audio", "attachments", "video"])
 def test_a_message_with_media_beside_its_text_is_refused(key):
     assert problem({**USER, key: ["iVBORw0KGgo="]}).param == f"messages[0].{key}"
     assert chat({**USER, key: None}).turns == (Turn(role="user", content="hi"),)

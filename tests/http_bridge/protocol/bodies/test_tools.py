@@ -102,6 +102,13 @@ def test_a_choice_reaches_the_contract():
     assert not run_request(chat(), PROFILES["default"], model="m", account="").chat.HasField("parallel_tool_calls")
 
 
+def test_the_choice_of_one_tool_is_one_call_unless_the_client_wants_several():
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    assert chat(tool_choice=named).parallel_tool_calls is False
+    assert chat(tool_choice=named, parallel_tool_calls=True).parallel_tool_calls is True
+    assert chat(tool_choice="required").parallel_tool_calls is None
+
+
 def test_anthropics_switch_for_parallel_calls_is_read():
     assert chat(tool_choice={"type": "auto", "disable_parallel_tool_use": True}).parallel_tool_calls is False
 

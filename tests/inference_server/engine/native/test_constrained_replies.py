@@ -214,6 +214,25 @@ async def test_wrong_tools_are_named(running, request_, field):
     assert [violation.field for violation in details(error)["BadRequest"].field_violations] == [field]
 
 
+ODD = pb.Tool(name="odd", parameters='{"properties": {"a": {"type": "array", "uniqueItems": true}}}')
+
+
+async def test_a_tools_schema_that_cannot_be_enforced_fails_forced_calls_alone(running):
+    error = await refusal(running, tool_request(CLOCK, ODD))
+    (violation,) = details(error)["BadRequest"].field_violations
+    assert violation.field == "chat.tools[1].parameters"
+    assert violation.description == "has 'uniqueItems' at /properties/a, which cannot be enforced"
+    for fields in ({"schema": SCHEMA}, {"parallel": False}, {"allowed": ["odd"]}):
+        request = tool_request(CLOCK, ODD, choice=pb.TOOL_CHOICE_AUTO, max_tokens=5, **fields)
+        assert (await reply(running, request))[2].usage.completion_tokens == 5
+
+
+async def test_the_documents_schema_is_refused_though_there_are_tools(running):
+    wrong = {"type": "array", "uniqueItems": True}
+    error = await refusal(running, tool_request(CLOCK, choice=pb.TOOL_CHOICE_AUTO, schema=wrong))
+    assert details(error)["BadRequest"].field_violations[0].field == "response_format.json_schema"
+
+
 async def test_all_tools_are_shown_though_only_some_are_allowed(running):
     counts = []
     for allowed in ((), ("clock",)):
@@ -230,3 +249,16 @@ async def test_a_reply_that_cannot_fit_is_refused_with_the_numbers(running):
     assert info.reason == "NO_ROOM_FOR_REPLY" and info.metadata["max_tokens"] == "5000"
     request.sampling.max_tokens = 5
     assert (await reply(running, request))[2].usage.completion_tokens <= 5
+
+
+async def test_the_catalog_decides_the_form_of_forced_calls(tiny_model, tmp_path):
+    catalog = write_catalog(tmp_path / "catalog.toml", tiny_model("llama-2"), sequence=400)
+    catalog.write_text(catalog.read_text() + 'tool_format = "qwen3_coder"\n')
+    async with running_server(catalog) as running:
+        (model,) = (await running.stub.ListModels(pb.ListModelsRequest())).models
+        text, calls, _ = await reply(running, tool_request(WEATHER, name="weather"))
+        cut, none, completed = await reply(running, tool_request(WEATHER, max_tokens=20))
+    given = json.loads(calls[0].arguments)
+    assert (model.tool_format, text, cut, none) == ("qwen3_coder", "", "", [])
+    assert len(given["a"]) <= 4 and given["b"] in range(100)
+    assert completed.finish_reason == pb.FINISH_REASON_LENGTH

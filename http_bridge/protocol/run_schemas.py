@@ -1,4 +1,7 @@
-"""JSON Schemas of the bodies that submit or poll a batch, for /openapi.json. Sources: Cloudflare's pages on its batch API."""
+"""JSON Schemas of the bodies of batches and of a gateway's steps, for /openapi.json.
+
+Sources: Cloudflare's pages on its batch API, and the types of the Workers runtime.
+"""
 
 from http_bridge.protocol.schemas import Schema
 
@@ -21,6 +24,21 @@ _POLL: Schema = {
     "type": "object",
     "properties": {"request_id": {"type": "string", "description": "The id that the submission returned"}},
     "required": ["request_id"],
+}
+MAX_STEPS = 16
+_STEP: Schema = {
+    "type": "object",
+    "properties": {
+        "provider": {"type": "string", "description": "workers-ai; steps of other providers are skipped"},
+        "endpoint": {"type": "string", "description": "A model's name, or v1/… for one of OpenAI's routes"},
+        "headers": {"type": ["object", "null"]},
+        "query": {"type": "object", "description": "The body of the step's own request"},
+    },
+    "required": ["provider", "endpoint", "query"],
+}
+STEPS: Schema = {
+    "title": "Steps of a gateway, of which the first that succeeds answers",
+    "anyOf": [{"type": "array", "minItems": 1, "maxItems": MAX_STEPS, "items": _STEP}, _STEP],
 }
 
 

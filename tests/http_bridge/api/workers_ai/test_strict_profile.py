@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from http_bridge.protocol.removed_models import REMOVED_MODELS
+from http_bridge.api.reply_writer import ReplyWriter
+from http_bridge.api.strict_writer import StrictWriter
+from http_bridge.protocol.fidelity import REMOVED_MODELS
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL
 
@@ -94,6 +96,11 @@ async def test_the_binding_reads_the_code_of_a_removed_model(bridge):
     headers = {**STRICT, "cf-consn-model-id": MODEL}
     response = await bridge.client.post("/run?version=3", json={"inputs": {"prompt": "hi"}}, headers=headers)
     assert (response.status_code, response.json()["internalCode"]) == (400, 5028)
+
+
+def test_the_check_passes_every_other_question_on():
+    overridden = {name for name in vars(ReplyWriter) if not name.startswith("_")} - {"stream_type", "complete_type"}
+    assert overridden <= set(vars(StrictWriter))
 
 
 def test_the_removed_models_have_dates():

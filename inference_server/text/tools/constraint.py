@@ -1,0 +1,29 @@
+"""Compiles the grammar of a reply with tool calls, with plainer arguments where the tools' own schemas cannot be enforced."""
+
+from inference_server.generation import Constraint
+from inference_server.text.grammar import GrammarError, Grammars
+from inference_server.text.schema_faults import located
+from inference_server.text.tool_formats import ToolFormat
+from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
+
+
+def calls_constraint(grammars: Grammars, tool_format: ToolFormat, form: ReplyForm) -> Constraint | None:
+    """Return the constraint of replies of a form.
+
+    Forced calls fit their tools' schemas. If the reply may be something else, a tool's schema that cannot be enforced must
+    not fail the request: the calls then have any arguments. If not even that is possible, free text has no constraint.
+
+    Raises:
+        GrammarError: The tools' schemas of forced calls, or the document's schema, cannot be enforced.
+    """
+    try:
+        return grammars.lark(reply_grammar(tool_format, form, grammars.literal))
+    except GrammarError as error:
+        if form.beside == "nothing" or (form.document is not None and located(error.cause, form.document)):
+            raise
+    try:
+        return grammars.lark(reply_grammar(tool_format, form.with_any_arguments(), grammars.literal))
+    except GrammarError:
+        if form.beside == "text":
+            return None
+        raise
