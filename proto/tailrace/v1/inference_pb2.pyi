@@ -972,7 +972,7 @@ class Model(_message.Message):
     window: _builtins.int
     """Maximum tokens of prompt and reply together: the smaller of the model's own window and the sum of both limits."""
     tool_format: _builtins.str
-    """The format of the model's tool calls: "hermes", "llama3" or "mistral"."""
+    """The format of the model's tool calls, such as "hermes", "llama3" or "mistral"."""
     stands_in: _builtins.bool
     """True if a substitute model answers under this name."""
     task: Global___Task.ValueType
