@@ -11,7 +11,7 @@ from inference_server.engine.native import sampler
 from inference_server.engine.native.sampler import sample
 from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.sampling import record
-from tests.inference_server.engine.native.test_compiled_sampler import NUM_ROWS, logits_of, tokens, varied_rows
+from tests.inference_server.engine.native.sampling.test_compiled_sampler import NUM_ROWS, logits_of, tokens, varied_rows
 
 
 def memory(address: int, size: int) -> Tensor:

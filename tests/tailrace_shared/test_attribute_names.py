@@ -17,5 +17,5 @@ def test_attribute_names_are_stable():
         *("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.usage.cache_read.input_tokens"),
         *("queue", "prefill", "decode", "tailrace.first_token"),
         *("tailrace.admission_position", "tailrace.prompt_tokens", "tailrace.cached_tokens"),
-        "tailrace.completion_tokens",
+        *("tailrace.completion_tokens", "tailrace.num_texts", "gen_ai.embeddings.dimension.count"),
     }

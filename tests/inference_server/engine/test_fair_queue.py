@@ -1,7 +1,7 @@
 """Fair scheduling: accounts are served round-robin, each with a maximum number of slots."""
 
 from inference_server.engine.native.scheduling.scheduler import Scheduler
-from tests.inference_server.engine.native.test_scheduler import run, scheduler
+from tests.inference_server.engine.native.scheduling.test_scheduler import run, scheduler
 from tests.support.fakes import sequence
 
 

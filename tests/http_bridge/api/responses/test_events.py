@@ -6,7 +6,7 @@ import pytest
 from openai.types.responses import Response
 
 from tailrace.v1 import inference_pb2 as pb
-from tests.http_bridge.api.conftest import ASKED, URL, WEATHER, events_of, replying, types_of
+from tests.http_bridge.api.responses.conftest import ASKED, URL, WEATHER, events_of, replying, types_of
 from tests.http_bridge.conftest import MODEL, RUN_URL
 
 ACCOUNT_URL = "/client/v4/accounts/acc/ai/v1/responses"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference_server.engine.native.gumbel import gumbel, key, uniform
-from tests.inference_server.engine.native.random_numbers import excess, noise
+from tests.inference_server.engine.native.sampling.random_numbers import excess, noise
 
 SEEDS = [(seed, 7) for seed in range(1000)]
 POSITIONS = [(7, position) for position in range(1000)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.http_bridge.api.conftest import ASKED, TIME, URL, USER, WEATHER
+from tests.http_bridge.api.responses.conftest import ASKED, TIME, URL, USER, WEATHER
 from tests.http_bridge.conftest import MODEL
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -10,7 +10,7 @@ from inference_server.engine.native.gumbel import gumbel
 from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.sampler import NotFinite, Row, sample
 from inference_server.generation import LogitBias, SamplingParams
-from tests.inference_server.engine.native.random_numbers import VOCAB_SIZE, excess, noise
+from tests.inference_server.engine.native.sampling.random_numbers import VOCAB_SIZE, excess, noise
 
 
 def logits_of(num_rows, vocab_size=VOCAB_SIZE, *, spread=3.0, seed=0):

@@ -3,7 +3,7 @@
 import pytest
 
 from tailrace.v1 import inference_pb2 as pb
-from tests.http_bridge.api.conftest import ASKED, TIME, URL, USER, WEATHER
+from tests.http_bridge.api.responses.conftest import ASKED, TIME, URL, USER, WEATHER
 
 
 async def test_hosted_tools_are_left_out_and_functions_stay(bridge, servicer):

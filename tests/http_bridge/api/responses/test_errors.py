@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from tests.http_bridge.api.conftest import ASKED, URL, events_of, types_of
+from tests.http_bridge.api.responses.conftest import ASKED, URL, events_of, types_of
 
 
 async def test_a_failure_during_a_stream_is_a_failed_response(bridge, servicer):

@@ -11,7 +11,7 @@ from inference_server.engine.native.scheduling.block_pool import BlockPool
 from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.sequence import Sequence
-from tests.inference_server.engine.native.test_scheduler import compute
+from tests.inference_server.engine.native.scheduling.test_scheduler import compute
 from tests.support.fakes import sequence
 
 NUM_BLOCKS, BLOCK_SIZE, MAX_RUNNING, MAX_OF_ACCOUNT = 12, 4, 4, 3

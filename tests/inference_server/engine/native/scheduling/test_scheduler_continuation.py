@@ -3,7 +3,7 @@
 import pytest
 
 from inference_server.engine.native.running_batch import RunningBatch
-from tests.inference_server.engine.native.test_scheduler import compute, run, scheduler
+from tests.inference_server.engine.native.scheduling.test_scheduler import compute, run, scheduler
 from tests.support.fakes import sequence
 
 

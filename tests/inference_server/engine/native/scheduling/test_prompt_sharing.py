@@ -3,7 +3,7 @@
 import pytest
 
 from inference_server.engine.native.scheduling.scheduler import Scheduler
-from tests.inference_server.engine.native.test_scheduler import chunks, compute, run, scheduler
+from tests.inference_server.engine.native.scheduling.test_scheduler import chunks, compute, run, scheduler
 from tests.support.fakes import sequence
 
 

@@ -12,7 +12,7 @@ from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.readback import StepBuffers
 from inference_server.engine.native.sampler import Row, sample
 from inference_server.generation import LogitBias, SamplingParams
-from tests.inference_server.engine.native.test_sampler import VARIED, VOCAB_SIZE, logits_of
+from tests.inference_server.engine.native.sampling.test_sampler import VARIED, VOCAB_SIZE, logits_of
 
 CPU = torch.device("cpu")
 
