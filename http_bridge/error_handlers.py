@@ -28,7 +28,7 @@ _BASE_HINT = (
     ": OpenAI's routes are below /v1 and /client/v4/accounts/{account}/ai/v1. "
     "Set the client's base address to one of them"
 )
-# Usual mistakes in a client's base address.
+# Hints for common mistakes in a client's base address.
 _HINTS = (
     (re.compile(r".*/(chat/completions|completions|responses|embeddings|models)/?"), _BASE_HINT),
     (

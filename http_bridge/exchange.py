@@ -179,7 +179,7 @@ class Exchange:
         return [
             # Without a charset, which the Workers runtime does not accept.
             (b"content-type", job.writer.stream_type.encode()),
-            # Compressing proxies would otherwise collect the events.
+            # Compressing proxies would otherwise buffer the events.
             (b"cache-control", b"no-cache, no-transform"),
             (b"x-accel-buffering", b"no"),
             *((name.encode(), value.encode()) for name, value in {**self._ids(), **job.notices}.items()),

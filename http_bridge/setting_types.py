@@ -1,4 +1,4 @@
-"""The types of the bridge's settings, with the checks of their values. A check raises ValueError with a clause."""
+"""The types of the bridge's settings, with the checks of their values. A check raises ValueError with a clause for the user."""
 
 import re
 from typing import Annotated
