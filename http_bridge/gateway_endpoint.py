@@ -1,6 +1,6 @@
-"""Runs of an AI Gateway: a list of steps of which the first that succeeds answers, or one provider's own request.
+"""Runs the requests of an AI Gateway: a list of steps, or a request for one provider. The first successful step answers.
 
-Each step becomes a request to the bridge's own endpoint of its path, so that a gateway serves what the bridge serves.
+Each step becomes a request to the bridge's own endpoint for its path, so a gateway supports the same routes as the bridge.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from http_bridge.settings import Settings
 _OPENAI = "v1/"
 _RUN = "run/"
 _STEP_HEADER = b"cf-aig-step"
-# Headers that describe the outer body or its sender.
+# Headers of the outer request's body, connection or sender. A step neither inherits nor sets them.
 _OUTER_HEADERS = frozenset(
     {"content-length", "content-type", "content-encoding", "transfer-encoding", "host", "connection", "authorization"}
 )
@@ -47,7 +47,7 @@ class Inner:
         self._openai = openai
 
     def find(self, endpoint: str) -> _Found | None:
-        """Return the ASGI application of a path, its path parameters and its query; None if there is none."""
+        """Return the ASGI application of a path, its path parameters and its query; None if no endpoint has it."""
         path, _, query = endpoint.lstrip("/").partition("?")
         path = unquote(path)
         if path.startswith(_OPENAI):
@@ -58,7 +58,7 @@ class Inner:
 
 
 class ProviderEndpoint:
-    """ASGI application of /ai-gateway/v1/{account}/{gateway}/workers-ai/{endpoint}: passes the request to its endpoint."""
+    """ASGI application of /ai-gateway/v1/{account}/{gateway}/workers-ai/{endpoint}: passes requests to that endpoint."""
 
     def __init__(self, inner: Inner) -> None:
         self._inner = inner
@@ -164,10 +164,10 @@ def _account(scope: Scope) -> dict[str, str]:
 
 
 def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
-    """Return the valid steps of a body. Raises ApiError 400/5006 for an invalid one."""
+    """Return the steps of a body. Raises ApiError 400/3003 for an empty body, 400/5006 for an invalid step."""
     if not data:
         raise ApiError(400, 3003, "Request is missing headers or body: body")
-    # `load` reads objects, so that the list is put into one.
+    # `load` accepts only an object, so the list is put into one.
     document = load(b'{"steps":' + data + b"}", max_bytes + 16)
     steps = document["steps"]
     if isinstance(steps, dict):

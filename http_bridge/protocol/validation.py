@@ -62,17 +62,17 @@ def bad_field(path: str, clause: str) -> ApiError:
 
 
 def bad_fields(problems: Sequence[Problem]) -> ApiError:
-    """Return one error for several invalid fields. Its `param` is the first one's."""
+    """Return one error for several invalid fields. Its `param` is the first field."""
     return bad_input(Problem(problems[0].path, ", ".join(problems)))
 
 
 def inflated(data: bytes, max_bytes: int) -> bytes:
-    """Return a body that was compressed with deflate and has no header. Raises ApiError 400/5006 if it is invalid."""
+    """Return a body unpacked from deflate data without a header. Raises ApiError 400/5006 for invalid data."""
     return _unpacked(data, max_bytes, "deflate", -zlib.MAX_WBITS)
 
 
 def load(data: bytes, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a body. The first bytes determine whether it is compressed (gzip, deflate), not the headers.
+    """Return the JSON object of a body. Its first bytes, not the headers, determine its compression: gzip, deflate or none.
 
     Raises:
         ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 if it is not a JSON
@@ -129,7 +129,7 @@ class Validator:
             return Problem(path, f"'{path}' {error.message}")
         keyword = self._keyword(error.schema_path)
         clause = describe(path, error.instance, keyword)
-        # A missing field has no path of its own.
+        # The path of a missing field is that of its object plus its name.
         return Problem(
             f"{path.rstrip('/')}/{error.kind.as_dict()['property']}" if error.kind.name == "required" else path, clause
         )

@@ -146,7 +146,7 @@ class Upstream:
         return self.servers.find_model(name)
 
     def has_current_model(self, name: str) -> bool:
-        """Return True if `find_model` is up to date for this model. Otherwise `refresh_models` may find it."""
+        """Return True if `find_model` is up to date for this model. Otherwise call `refresh_models` first."""
         return self.servers.has_current_model(name)
 
     async def refresh_models(self) -> None:

@@ -23,7 +23,7 @@ _Wrap = Callable[[bytes], bytes]
 _GENERATION_FIELDS = ("prompt", "messages")
 _TENSOR = "input_text"
 _POOLINGS = {None: Pooling.POOLING_UNSPECIFIED, "mean": Pooling.POOLING_MEAN, "cls": Pooling.POOLING_CLS}
-# The models for which Workers AI's own default is the mean of all tokens.
+# The models that Workers AI pools by the mean of all tokens unless a request sets `pooling`.
 _MEAN_BY_DEFAULT = re.compile(r"@\w+/baai/bge-(small|base|large)-en-v1\.5")
 
 
