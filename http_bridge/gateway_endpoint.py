@@ -18,7 +18,7 @@ from http_bridge.errors import ApiError
 from http_bridge.http_server.request_body import read_body
 from http_bridge.protocol.grpc_errors import request_timeout
 from http_bridge.protocol.run_schemas import MAX_STEPS
-from http_bridge.protocol.validation import bad_input, load
+from http_bridge.protocol.validation import bad_input, load, unpack
 from http_bridge.settings import Settings
 
 _OPENAI = "v1/"
@@ -165,10 +165,8 @@ def _account(scope: Scope) -> dict[str, str]:
 
 def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
     """Return the steps of a body. Raises ApiError 400/3003 for an empty body, 400/5006 for an invalid step."""
-    if not data:
-        raise ApiError(400, 3003, "Request is missing headers or body: body")
     # `load` accepts only an object, so the list is put into one.
-    document = load(b'{"steps":' + data + b"}", max_bytes + 16)
+    document = load(b'{"steps":' + unpack(data, max_bytes) + b"}", max_bytes + 16)
     steps = document["steps"]
     if isinstance(steps, dict):
         steps = [steps]

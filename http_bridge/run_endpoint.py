@@ -51,9 +51,7 @@ class RunEndpoint:
         if "model" in scope["path_params"] and not exchange.model:
             raise HTTPException(404)
         try:
-            async with asyncio.timeout(
-                min(self._settings.body_timeout_seconds, self._settings.request_timeout_seconds)
-            ):
+            async with asyncio.timeout(self._body_timeout_seconds):
                 data = await read_body(scope, receive, self._settings.max_body_bytes)
         except ClientDisconnect:
             return

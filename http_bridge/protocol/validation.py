@@ -78,14 +78,7 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
         ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 if it is not a JSON
             object.
     """
-    if not data:
-        raise ApiError(400, 3003, "Request is missing headers or body: body")
-    if data.startswith(_GZIP_MAGIC):
-        data = _unpacked(data, max_bytes, "gzip", zlib.MAX_WBITS | 16)
-    elif data.startswith(_ZLIB_MAGIC):
-        data = _unpacked(data, max_bytes, "deflate", zlib.MAX_WBITS)
-    elif data.startswith(_ZSTD_MAGIC):
-        raise bad_input("the content-encoding zstd is not supported: send gzip, deflate or no encoding")
+    data = unpack(data, max_bytes)
     document = _parsed(data)
     # The number of opening brackets bounds the depth. In most documents it is small enough to skip the check.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
@@ -96,6 +89,24 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if _SURROGATE.search(data) and (path := _path_of_surrogate(document, "")) is not None:
         raise bad_field(path or "/", "contains half of a surrogate pair, which is not a character")
     return document
+
+
+def unpack(data: bytes, max_bytes: int) -> bytes:
+    """Return a body without its compression, which its first bytes determine.
+
+    Raises:
+        ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 for zstd or invalid
+            compressed data.
+    """
+    if not data:
+        raise ApiError(400, 3003, "Request is missing headers or body: body")
+    if data.startswith(_GZIP_MAGIC):
+        return _unpacked(data, max_bytes, "gzip", zlib.MAX_WBITS | 16)
+    if data.startswith(_ZLIB_MAGIC):
+        return _unpacked(data, max_bytes, "deflate", zlib.MAX_WBITS)
+    if data.startswith(_ZSTD_MAGIC):
+        raise bad_input("the content-encoding zstd is not supported: send gzip, deflate or no encoding")
+    return data
 
 
 class Validator:

@@ -113,7 +113,11 @@ class Upstream:
                     _log_refusal(error)
                     raise
             await asyncio.sleep(pause)
-        return await self._embed(request, metadata, deadline - loop.time())
+        try:
+            return await self._embed(request, metadata, deadline - loop.time())
+        except grpc.aio.AioRpcError as error:
+            _log_refusal(error)
+            raise
 
     async def _embed(
         self, request: EmbedRequest, metadata: Sequence[tuple[str, str]], timeout_seconds: float

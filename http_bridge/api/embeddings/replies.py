@@ -28,11 +28,6 @@ def workers_ai_result(response: EmbedResponse, body: EmbeddingBody, pooling: Poo
     return f'{{{shape},"data":{_vectors(vectors)}{end}}}'.encode()
 
 
-def enveloped_json(result: bytes) -> bytes:
-    """Return a result, which is JSON, in Cloudflare's envelope."""
-    return b'{"result":' + result + b',"success":true,"errors":[],"messages":[]}'
-
-
 def tensors(response: EmbedResponse) -> bytes:
     """Return the tensor that the Workers SDK of 2023 turns into `{"shape", "data"}`."""
     vectors = [embedding.values for embedding in response.embeddings]

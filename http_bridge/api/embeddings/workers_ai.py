@@ -10,9 +10,9 @@ from typing import Any
 from http_bridge.api.base import IncomingRequest, check_model_name
 from http_bridge.api.binding.headers import is_zipped, model_of
 from http_bridge.api.embeddings.job import EmbeddingJob
-from http_bridge.api.embeddings.replies import enveloped_json, tensors, workers_ai_result
+from http_bridge.api.embeddings.replies import tensors, workers_ai_result
 from http_bridge.api.workers_ai.batches import is_batch_request
-from http_bridge.api.workers_ai.replies import BindingErrors, RestErrors
+from http_bridge.api.workers_ai.replies import BindingErrors, RestErrors, enveloped_json
 from http_bridge.protocol.embedding_body import EMBEDDING_FIELDS, EmbeddingBody, run_body
 from http_bridge.protocol.validation import bad_input, zipped
 from tailrace.v1.inference_pb2 import EmbedRequest, EmbedResponse, Pooling

@@ -41,9 +41,11 @@ class RecentItems:
     def add(self, account: str, item: Item, num_characters: int) -> None:
         """Add an item with a text of `num_characters`. Another account cannot refer to it."""
         size = num_characters * 4 + _OVERHEAD
+        key = (account, str(item["id"]))
         with self._lock:
-            self._items[account, str(item["id"])] = (self._clock() + self._seconds, size, item)
-            self._num_bytes += size
+            _, replaced, _ = self._items.pop(key, (0.0, 0, None))
+            self._items[key] = (self._clock() + self._seconds, size, item)
+            self._num_bytes += size - replaced
             while self._items and (self._num_bytes > self._max_bytes or self._oldest_time() <= self._clock()):
                 _, (_, removed, _) = self._items.popitem(last=False)
                 self._num_bytes -= removed
