@@ -68,7 +68,7 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
 
 
 def _after_thoughts(grammar: Grammar) -> str:
-    """Return a Lark grammar that accepts thoughts and then what `grammar` accepts."""
+    """Return a Lark grammar that accepts thoughts, followed by a text that `grammar` accepts."""
     if grammar.kind == "lark":
         reply = re.sub(r"(?m)^start:", "after_thoughts:", grammar.text, count=1)
     else:
