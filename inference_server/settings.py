@@ -43,8 +43,8 @@ class PrefillTokens:
 # chunk.
 _PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
-# Number of slots of which batch requests may use one, by type of the device. On a CPU, each further sequence lengthens a
-# step, and an interactive request that arrives waits for the end of the step.
+# Batch requests may use all slots divided by this number, by type of the device. On a CPU, each further sequence lengthens
+# a step, and an interactive request that arrives waits for the end of the step.
 _SLOTS_PER_BATCH_SLOT = {"cpu": 8, "cuda": 2}
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"

@@ -79,7 +79,7 @@ class Encoder:
 
     @torch.inference_mode()
     def vectors(self, texts: Items[PackedText]) -> Vectors:
-        """Return the vector of each text, in their order. It does not depend on the other texts, up to rounding."""
+        """Return one vector for each text, in their order. A vector does not depend on other texts, up to rounding."""
         # Sorting puts texts of equal length side by side, so that they attend in one call.
         order = sorted(range(len(texts)), key=lambda place: len(texts[place].token_ids))
         ordered = [texts[place] for place in order]

@@ -73,7 +73,7 @@ class Grammars:
     def prepare(self) -> None:
         """Create llguidance's tokenizer now if its vocabulary is large.
 
-        Its creation holds Python's global lock, so that a later one would stall running replies.
+        Creating it later would stall running replies, because the creation holds Python's global lock.
         """
         if self._num_tokens > _LARGE_VOCABULARY and self._tokenizer.eos_token_id is not None:
             self._llguidance_tokenizer()

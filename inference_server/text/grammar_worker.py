@@ -2,8 +2,8 @@
 this project.
 
 Reads a line of JSON with its setup, the tokenizer's file in one line, then two lines for each grammar. A line with `kill`
-ends the compilation of a grammar. Each grammar is compiled in a fork of this process, with limits on its CPU time and memory,
-and is then tried on a few random tokens. Writes a line of JSON for each grammar. Ends when its standard input ends.
+ends the compilation of a grammar. Each grammar is compiled in a fork of this process, with limits on its CPU time and memory.
+It is then tried on a few random tokens. Writes a line of JSON for each grammar. Ends when its standard input ends.
 """
 
 import json

@@ -43,7 +43,15 @@ class ChatOptions:
 
 @dataclass(frozen=True, slots=True)
 class ChatInputs:
-    """Inputs of a chat template for one prompt. `continued_key`: see ChatTemplate.render."""
+    """Inputs of a chat template for one prompt.
+
+    Attributes:
+        messages: The conversation as JSON messages.
+        tools: The tools that the template describes, as JSON.
+        arguments: Further variables by name.
+        continued_key: Key of the text in the last message that the reply continues; empty: none.
+        add_generation_prompt: True if the prompt ends with the beginning of the assistant's turn.
+    """
 
     messages: Json
     tools: Json

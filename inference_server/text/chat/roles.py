@@ -24,7 +24,7 @@ class RoleRules:
     Attributes:
         has_no_system: System text at the beginning is put before the text of the next user turn.
         has_one_system: System turns at the beginning are merged.
-        needs_user: In a conversation of system turns alone, they become user turns.
+        needs_user: System turns become user turns if the conversation has no other turns.
         has_early_system: A later system turn becomes a user turn.
         merges_users: User turns in a row are merged.
         merges_assistants: Assistant turns in a row are merged, unless one of them has tool calls.

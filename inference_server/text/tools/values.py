@@ -87,7 +87,7 @@ def typed_value(text: str, schema: object, root: Mapping[str, Any]) -> Any:
 
 
 def _as_kind(text: str, kind: str) -> tuple[bool, Any]:
-    """Return whether `text` has a JSON type, and its value in that type."""
+    """Return whether `text` is a value of the JSON type `kind`, and the value."""
     if kind == "null":
         return text.lower() in ("null", "none"), None
     if kind == "boolean":

@@ -3,7 +3,7 @@
 A running sequence claims the blocks that its prompt will fill, unless another running sequence has claimed them. A sequence
 whose next block has another owner waits until that block is in the prefix cache, and takes it from there. If the owner is
 cancelled, fails or is preempted, its claims end, and the waiting sequence claims the block itself. So the owner of the first
-missing block of a prompt can always go on.
+missing block of a prompt can always continue.
 """
 
 from inference_server.engine.native.scheduling.block_pool import BlockPool
@@ -37,7 +37,7 @@ class PromptSharing:
             self._claim(seq, keys[seq.num_computed // size :])
 
     def take(self, seq: Sequence) -> int:
-        """Replace a sequence's next blocks with blocks that other sequences have computed. Returns their tokens."""
+        """Replace a sequence's next blocks with those that others computed. Returns the number of their tokens."""
         size = self._pool.block_size
         first = seq.num_computed // size
         if seq.num_computed % size or not self._pool.has_prefix_cache:

@@ -1,7 +1,7 @@
 """Plans each step: which sequences run, in which blocks, and how many prompt tokens are prefilled.
 
 A sequence waits, then runs until it is finished. A step decodes one token of every running sequence with a complete prompt,
-and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted: it goes to the
+and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted. It goes to the
 head of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
 together for some time.
 
