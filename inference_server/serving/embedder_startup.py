@@ -24,7 +24,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-# Most tokens of a batch. On a CPU, larger batches are not faster, but a running stream of text would wait for them.
+# Most tokens of a batch. On a CPU, larger batches are not faster, and generated text waits longer for them.
 _BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
 _GIB = 2**30
 
@@ -41,7 +41,7 @@ async def load_embedders(
         on_broken: Called when an engine has failed and cannot continue.
 
     Returns:
-        The loaded models by name. An optional entry whose weights are not available is left out, with a warning.
+        The loaded models by name. An optional entry that cannot be served is left out, with a warning.
 
     Raises:
         ConfigurationError: An entry cannot be served; the message names the entry.
