@@ -5,6 +5,7 @@ these notes. Needs the bridge and Python's standard library.
 """
 
 import json
+import math
 import os
 import sys
 import urllib.error
@@ -56,7 +57,10 @@ def nearest(vector: Sequence[float], vectors: Sequence[Sequence[float]]) -> list
 
     A score is the cosine of the angle between two vectors.
     """
-    scores = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in vectors]
+    scores = [
+        sum(a * b for a, b in zip(vector, other, strict=True)) / (math.hypot(*vector) * math.hypot(*other))
+        for other in vectors
+    ]
     return sorted(((score, index) for index, score in enumerate(scores)), reverse=True)[:NUM_NOTES]
 
 

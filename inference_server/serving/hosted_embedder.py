@@ -76,7 +76,7 @@ class HostedEmbedder:
         for place, text in enumerate(encoded):
             if not text.token_ids or max(text.token_ids) >= self.engine.encoder.vocab_size:
                 raise InvalidField(
-                    FieldViolation(f"texts[{place}]", "must have tokens that the model's vocabulary has")
+                    FieldViolation(f"texts[{place}]", "has no tokens, or a token that the model's vocabulary lacks")
                 )
         used = pooling or self.entry.pooling or self.rules.pooling
         normalizes = self.rules.normalizes if self.entry.normalize is None else self.entry.normalize

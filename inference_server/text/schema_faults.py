@@ -20,7 +20,7 @@ _PATTERN_REASONS = (
         r"lookarounds not supported yet",
         "has ^ or $ inside, which cannot be enforced: use ^ at its beginning, $ at its end",
     ),
-    (r"regex parse error|invalid regex", "is no regular expression that can be enforced"),
+    (r"regex parse error|invalid regex", "is not a regular expression that can be enforced"),
     (r"not disjoint", "overlaps another pattern of the same object, which cannot be enforced"),
 )
 _TOO_COMPLEX = re.compile(

@@ -13,9 +13,6 @@ from inference_server.generation import ToolCall
 from inference_server.text.chat.call_ids import with_short_ids
 from inference_server.text.chat.turns import Turn, merged
 
-# Returns True if the text of a rendered conversation contains all of the given texts.
-Shows = Callable[[Items[Turn], Items[str]], bool]
-
 
 @dataclass(frozen=True, slots=True)
 class RoleRules:
