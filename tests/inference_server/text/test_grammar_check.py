@@ -80,6 +80,12 @@ def test_the_worker_ends_with_its_grammars():
         ('{"maximum": 1e9}', False),
         ('{"enum": [' + '"a", ' * 3000 + '"b"]}', False),
         ("V: /(?s:.*)/ & /[a-z]+/", False),
+        ('{"anyOf": [{"type": "string"}, {"type": "null"}], "title": "A", "default": null}', True),
+        ('{"$defs": {"a": {"type": "string"}}, "$ref": "#/$defs/a"}', True),
+        ('{"items": {"$ref": "#/$defs/a", "anyOf": [{}, {}]}}', False),
+        ('{"items": {"$ref": "#/$defs/a", "maxLength": 3}}', False),
+        ('start: a\na: %json {"anyOf": [{}, {}], "properties": {"b": {}}}\n', False),
+        ('start: a\na: %json {"anyOf": [{}, {}]}\n', True),
     ],
 )
 def test_only_short_and_plain_grammars_are_cheap(schema, cheap):
