@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from inference_server.text import grammar
 from inference_server.text.grammar import GrammarError, Grammars
 from inference_server.text.grammar_check import GrammarCheck, is_cheap
+from inference_server.text.grammar_worker import startable
 from tests.support.hostile_schemas import HOSTILE_SCHEMAS
 from tests.support.tiny_models import sentencepiece_tokenizer
 
@@ -57,6 +59,18 @@ def test_a_worker_that_was_killed_is_started_again(grammars):
     for worker in worker_ids():
         os.kill(worker, signal.SIGKILL)
     assert grammars.json_schema({**PATTERN, "maxLength": 2}).allowed().any()
+
+
+def test_the_number_of_grammars_that_are_compiled_together_is_limited():
+    assert startable(range(100), 0) == list(range(16))
+    assert startable(range(100), 14) == [0, 1]
+    assert startable(range(100), 16) == []
+
+
+def test_more_grammars_than_are_compiled_together_are_all_answered(grammars):
+    with ThreadPoolExecutor(40) as threads:
+        schemas = [{"type": "string", "pattern": f"^a{{{number}}}$"} for number in range(1, 41)]
+        assert all(constraint.allowed().any() for constraint in threads.map(grammars.json_schema, schemas))
 
 
 def test_the_worker_ends_with_its_grammars():
