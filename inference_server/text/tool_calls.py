@@ -197,7 +197,7 @@ class CallParser:
     def _read(self, body: str) -> tuple[ToolCall, ...]:
         try:
             found = [(name, _json_text(given)) for name, given in read_calls(self._format, body, self._schemas) or ()]
-        except ValueError:  # a number that JSON cannot represent
+        except (ValueError, RecursionError):  # a number that JSON cannot represent, or too deep
             return ()
         self.num_calls += len(found)
         return tuple(ToolCall(self._new_id(), name, arguments) for name, arguments in found)
