@@ -93,6 +93,7 @@ async def test_a_long_text_is_cut_or_refused(running):
         ({"dimensions": 0}, ["dimensions"]),
         ({"dimensions": WIDTH + 1}, ["dimensions"]),
         ({"account": "x" * 257}, ["account"]),
+        ({"model": "x" * 100_000}, ["model"]),
     ],
 )
 async def test_wrong_fields_are_named(running, changes, fields):
