@@ -122,7 +122,7 @@ class EmbeddingEngine:
             encoder: Computes the vectors; used by the engine's thread only.
             limits: Limits for requests in flight.
             batch_tokens: Most tokens of a batch. A longer text is a batch by itself.
-            on_broken: Called on the event loop after the engine was abandoned.
+            on_broken: Called on the event loop after the model has failed permanently, or the engine was abandoned.
         """
         self.encoder = encoder
         self.admission = Admission(limits)
@@ -217,7 +217,7 @@ class EmbeddingEngine:
         await self._idle.wait()
 
     def abandon(self) -> None:
-        """Fail all requests of an engine that stays stalled, and reject new ones."""
+        """Fail all requests of an engine that is broken or stays stalled, and reject new ones."""
         self._is_accepting = False
         self._fail(list(self._jobs), GenerationFailed("the model failed"))
         self._on_broken()
@@ -272,9 +272,21 @@ class EmbeddingEngine:
                 logger.exception("a batch of %d texts failed", len(batch))
                 failed = list({job for job, _ in batch})
                 self._on_loop(self._fail, failed, GenerationFailed("the model failed on this request"))
+                if self._is_broken():
+                    self._on_loop(self.abandon)
+                    return
                 continue
             self.step_tokens.add(sum(len(job.request.texts[place].token_ids) for job, place in batch))
             self._on_loop(self._finished, batch, vectors)
+
+    def _is_broken(self) -> bool:
+        """Return True if the model cannot compute even a single token any more."""
+        try:
+            self.encoder.vectors([PackedText([0], "mean", False)])
+        except Exception:
+            logger.exception("the model cannot embed a single token any more")
+            return True
+        return False
 
     def _next_batch(self) -> _Batch | None:
         """Wait for texts and return them, or None if the engine stops."""

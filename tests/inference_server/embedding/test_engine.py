@@ -22,12 +22,13 @@ class ScriptedEncoder:
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.fails = False
+        self.fails = False  # batches of several texts fail
+        self.is_broken = False  # every batch fails
 
     def vectors(self, texts):
         self.batches.append([text.token_ids[0] for text in texts])
         assert self.gate.wait(10)
-        if self.fails:
+        if self.is_broken or (self.fails and len(texts) > 1):
             raise RuntimeError("no memory")
         return [np.array([text.token_ids[0]], np.float32) for text in texts]
 
@@ -92,6 +93,19 @@ async def test_a_failed_batch_fails_its_requests_alone(engine):
     engine.encoder.fails = False
     assert await vectors(engine, request(7)) == [7]
     assert engine.num_in_flight == 0
+
+
+async def test_a_model_that_cannot_embed_a_token_any_more_is_reported():
+    broken = asyncio.Event()
+    limits = CapacityLimits(slots=2, waiting_seqs=2, waiting_tokens=1000)
+    engine = EmbeddingEngine(ScriptedEncoder(), limits=limits, batch_tokens=4, on_broken=broken.set)
+    engine.encoder.is_broken = True
+    with pytest.raises(GenerationFailed):
+        await vectors(engine, request(1))
+    await asyncio.wait_for(broken.wait(), 5)
+    with pytest.raises(ServerStopping):
+        engine.submit(request(2))
+    await engine.stop()
 
 
 async def test_a_full_queue_refuses_requests(engine):
