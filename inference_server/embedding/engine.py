@@ -171,7 +171,7 @@ class EmbeddingEngine:
 
     @property
     def seconds_without_progress(self) -> float:
-        """Seconds since the last batch; 0 without requests in flight."""
+        """Seconds since the last layer of a batch; 0 without requests in flight."""
         return time.monotonic() - self._last_progress if self._jobs else 0.0
 
     def check_capacity(self, account: str, *, num_tokens: int = 0, deadline_seconds: float | None = None) -> None:
@@ -267,7 +267,8 @@ class EmbeddingEngine:
         while (batch := self._next_batch()) is not None:
             self._on_loop(self._begun, batch)
             try:
-                vectors = self.encoder.vectors([job.request.texts[place] for job, place in batch])
+                texts = [job.request.texts[place] for job, place in batch]
+                vectors = self.encoder.vectors(texts, self._record_progress)
             except Exception:
                 logger.exception("a batch of %d texts failed", len(batch))
                 failed = list({job for job, _ in batch})
@@ -278,6 +279,10 @@ class EmbeddingEngine:
                 continue
             self.step_tokens.add(sum(len(job.request.texts[place].token_ids) for job, place in batch))
             self._on_loop(self._finished, batch, vectors)
+
+    def _record_progress(self) -> None:
+        # A text of 8,192 tokens can take longer on a CPU than the watchdog waits. Both threads write the newest time.
+        self._last_progress = time.monotonic()
 
     def _is_broken(self) -> bool:
         """Return True if the model cannot compute even a single token any more."""

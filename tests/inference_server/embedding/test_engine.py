@@ -25,7 +25,8 @@ class ScriptedEncoder:
         self.fails = False  # batches of several texts fail
         self.is_broken = False  # every batch fails
 
-    def vectors(self, texts):
+    def vectors(self, texts, on_layer=None):
+        self.on_layer = on_layer
         self.batches.append([text.token_ids[0] for text in texts])
         assert self.gate.wait(10)
         if self.is_broken or (self.fails and len(texts) > 1):
@@ -106,6 +107,16 @@ async def test_a_model_that_cannot_embed_a_token_any_more_is_reported():
     with pytest.raises(ServerStopping):
         engine.submit(request(2))
     await engine.stop()
+
+
+async def test_each_layer_of_a_long_batch_is_progress_for_the_watchdog(engine):
+    first = await begun(engine, request(1))
+    engine._last_progress -= 100
+    assert engine.seconds_without_progress > 99
+    engine.encoder.on_layer()
+    assert engine.seconds_without_progress < 50
+    engine.encoder.gate.set()
+    assert await first == [1]
 
 
 async def test_a_full_queue_refuses_requests(engine):
