@@ -116,6 +116,31 @@ def test_a_grammar_is_compiled_once_and_each_reply_has_its_own_state(grammars, m
     assert second.allowed().tolist() == before
 
 
+def test_equal_grammars_that_arrive_together_are_compiled_once(grammars, monkeypatch):
+    compiled, calls = grammars._compiled, []
+
+    def slowly(serialized):
+        calls.append(serialized)
+        time.sleep(0.2)
+        return compiled(serialized)
+
+    monkeypatch.setattr(grammars, "_compiled", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(grammars.json_schema, [{"type": "boolean", "pattern": "together"}] * 8))
+    assert len(calls) == 1
+    found[0].accept(int(found[0].allowed().nonzero()[0][0]))
+    assert all((other.allowed() == found[1].allowed()).all() for other in found[2:])
+
+
+def test_each_request_with_a_wrong_grammar_gets_an_error(grammars):
+    with ThreadPoolExecutor(8) as threads:
+        tasks = [threads.submit(grammars.json_schema, {"type": "string", "pattern": "(?=a)"}) for _ in range(8)]
+    for task in tasks:
+        with pytest.raises(GrammarError, match="look-ahead"):
+            task.result()
+    assert not grammars._pending
+
+
 def test_the_number_of_kept_grammars_is_limited(grammars):
     for number in range(40):
         grammars.json_schema({"const": number})
