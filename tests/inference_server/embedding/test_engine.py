@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from inference_server.embedding.encoder import PackedText
-from inference_server.embedding.engine import EmbeddingEngine, EmbeddingRequest
+from inference_server.embedding.engine import EmbeddingEngine
+from inference_server.embedding.job import EmbeddingRequest
 from inference_server.engine.admission import CapacityLimits
 from inference_server.errors import CapacityExceeded, GenerationFailed, ServerStopping
 from tests.support.engines import until
+
+NAN = float("nan")
 
 
 class ScriptedEncoder:
@@ -31,7 +34,7 @@ class ScriptedEncoder:
         assert self.gate.wait(10)
         if self.is_broken or (self.fails and len(texts) > 1):
             raise RuntimeError("no memory")
-        return [np.array([text.token_ids[0]], np.float32) for text in texts]
+        return [np.array([NAN if text.token_ids[0] == 99 else text.token_ids[0]], np.float32) for text in texts]
 
 
 @pytest.fixture
@@ -107,6 +110,17 @@ async def test_a_model_that_cannot_embed_a_token_any_more_is_reported():
     with pytest.raises(ServerStopping):
         engine.submit(request(2))
     await engine.stop()
+
+
+async def test_a_vector_that_is_not_finite_fails_its_request_alone(engine):
+    blocked = await begun(engine, request(1))
+    bad, good = (asyncio.create_task(vectors(engine, request(number))) for number in (99, 2))
+    await until(lambda: engine.num_in_flight == 3)
+    engine.encoder.gate.set()
+    assert (await blocked, await good) == ([1], [2])
+    with pytest.raises(GenerationFailed):
+        await bad
+    assert engine.num_in_flight == 0
 
 
 async def test_each_layer_of_a_long_batch_is_progress_for_the_watchdog(engine):
