@@ -119,7 +119,10 @@ class _Worker:
         )
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[dict[str, Any] | None]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # protects _waiting
+        # Not the same lock: while a long grammar is sent, the thread that reads must go on. Otherwise the worker could wait
+        # for it with full output, and read no input.
+        self._sending = threading.Lock()
         self._ready = threading.Event()
         self.is_alive = True
         weakref.finalize(self, _stop, self._process)
@@ -169,7 +172,7 @@ class _Worker:
         assert self._process.stdin is not None
         line = json.dumps(message).encode() + b"\n" + (b"" if text is None else text.encode() + b"\n")
         try:
-            with self._lock:
+            with self._sending:
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
         except OSError:

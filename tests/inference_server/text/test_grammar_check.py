@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -59,6 +60,18 @@ def test_a_worker_that_was_killed_is_started_again(grammars):
     for worker in worker_ids():
         os.kill(worker, signal.SIGKILL)
     assert grammars.json_schema({**PATTERN, "maxLength": 2}).allowed().any()
+
+
+def test_results_are_read_while_a_grammar_is_sent(grammars):
+    grammars.json_schema({**PATTERN, "minLength": 2})
+    worker = grammars._check._worker
+    future = worker._waiting[-1] = Future()
+    with worker._sending:
+        reading = threading.Thread(target=worker.take, args=({"id": -1, "bytes": 1},), daemon=True)
+        reading.start()
+        reading.join(2)
+        assert future.done()
+    del worker._waiting[-1]
 
 
 def test_the_number_of_grammars_that_are_compiled_together_is_limited():
