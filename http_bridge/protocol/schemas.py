@@ -59,8 +59,9 @@ _LOGIT_BIAS: Schema = {
     "type": ["object", "null"],
     "description": "Added to the logits of tokens, by the token's id in the model's own vocabulary",
     "maxProperties": MAX_LOGIT_BIAS,
-    "propertyNames": {"pattern": r"^\d{1,9}$"},
-    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    # Not propertyNames: each of its errors has a copy of the whole object.
+    "patternProperties": {r"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}},
+    "additionalProperties": False,
 }
 _SAMPLING: Schema = {
     "stream": optional("boolean", default=False),

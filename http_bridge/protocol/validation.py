@@ -13,13 +13,14 @@ from typing import Any, Never
 import jsonschema_rs
 
 from http_bridge.errors import ApiError
+from http_bridge.protocol.bodies.excerpt import beginning, field_names
 
 Schema = Mapping[str, Any]
 
 # A body can have a million invalid fields. The error lists a few of them, and other requests must not wait for the
 # rest.
 MAX_PROBLEMS = 8
-# jsonschema_rs collects all errors before it returns the first one, so only this many array items are examined.
+# jsonschema_rs collects all errors before it returns the first one, so only this many items and keys are examined.
 _MAX_ITEMS = 4_096
 # Deepest nesting of arrays and objects in a body: far below Python's recursion limit, and more than clients need.
 MAX_DEPTH = 128
@@ -93,7 +94,7 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
     # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can contain it.
-    if _SURROGATE.search(data) and (path := _path_of_surrogate(document, "")) is not None:
+    if _SURROGATE.search(data) and (path := _path_of_surrogate(document)) is not None:
         raise bad_field(path or "/", "contains half of a surrogate pair, which is not a character")
     return document
 
@@ -104,6 +105,7 @@ class Validator:
     def __init__(self, schema: Schema) -> None:
         """Compile `schema`: JSON Schema, draft 2020-12, without $ref, plus the keyword `maxDepth`."""
         self._schema = schema
+        self._names = frozenset(field_names(schema))
         self._validator = jsonschema_rs.Draft202012Validator(dict(schema), keywords={"maxDepth": _MaxDepth})
 
     def problems(self, document: Mapping[str, Any]) -> list[Problem]:
@@ -113,7 +115,7 @@ class Validator:
     def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:
         """Return all errors of a small document; for a large one, the first error and the errors near its beginning."""
         room = iter(range(_MAX_ITEMS))
-        errors = list(self._validator.iter_errors(_beginning(document, room)))
+        errors = list(self._validator.iter_errors(beginning(document, self._names, room)))
         if next(room, None) is not None:
             return errors
         try:
@@ -139,6 +141,9 @@ class Validator:
         value: Any = self._schema
         for part in path:
             value = value[part]
+        if path[-1] == "additionalProperties":
+            # A key that is not allowed matches none of these.
+            return tuple(self._keyword(path[:-1] + ["patternProperties"]))
         return value
 
 
@@ -163,15 +168,6 @@ class _MaxDepth:
     def validate(self, instance: object) -> None:
         if is_deeper(instance, self._limit):
             raise ValueError("nested too deeply")
-
-
-def _beginning(value: object, room: Iterator[int]) -> object:
-    """Return a copy with fewer array items. Each kept item takes one element of `room`, until `room` is exhausted."""
-    if isinstance(value, dict):
-        return {name: _beginning(item, room) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_beginning(item, room) for item, _ in zip(value, room, strict=False)]
-    return value
 
 
 def is_deeper(value: object, limit: int) -> bool:
@@ -219,6 +215,10 @@ _SENTENCES: dict[str, Callable[[str, Any, Any], str]] = {
     "maxLength": lambda path, value, limit: f"'{path}' must be at most {limit} characters long",
     "minItems": lambda path, value, limit: f"'{path}' must hold at least {limit} items",
     "maxItems": lambda path, value, limit: f"'{path}' must hold at most {limit} items",
+    "maxProperties": lambda path, value, limit: f"'{path}' must hold at most {limit} keys",
+    "additionalProperties": lambda path, value, patterns: (
+        f"'{path}' has a key that does not match {' or '.join(patterns)}"
+    ),
     "maxDepth": lambda path, value, limit: f"'{path}' must be nested at most {limit} deep",
     "enum": _enum,
     "const": lambda path, value, option: _enum(path, value, [option]),
@@ -276,21 +276,27 @@ def _parse_float(digits: str) -> float:
     return max(-_LARGEST_NUMBER, min(_LARGEST_NUMBER, float(digits)))
 
 
-def _path_of_surrogate(value: object, path: str) -> str | None:
+def _path_of_surrogate(value: object) -> str | None:
+    """Return the path of a string with half of a surrogate pair, or of its object if it is a key; None if there is none."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return path
-        return None
+        return None if _is_text(value) else ""
+    items: Iterable[tuple[object, object]] = ()
     if isinstance(value, list):
-        items: list[tuple[object, object]] = list(enumerate(value))
+        items = enumerate(value)
     elif isinstance(value, dict):
-        if any(_path_of_surrogate(name, path) is not None for name in value):
-            return path
-        items = list(value.items())
-    else:
-        return None
-    return next(
-        (found for name, item in items if (found := _path_of_surrogate(item, f"{path}/{name}")) is not None), None
-    )
+        if not all(map(_is_text, value)):
+            return ""
+        items = value.items()
+    # A path is built for the string that was found alone: names may be as long as the body.
+    for name, item in items:
+        if (rest := _path_of_surrogate(item)) is not None:
+            return f"/{name}{rest}"
+    return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

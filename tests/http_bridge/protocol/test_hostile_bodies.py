@@ -1,0 +1,49 @@
+"""Bodies that are made to cost time or memory: an error about them takes neither."""
+
+import json
+import time
+
+import pytest
+
+from http_bridge.errors import ApiError
+from http_bridge.protocol.validation import load
+from tests.http_bridge.conftest import BODIES
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+RESPONSE = {"model": "m", "input": "hi"}
+# A slow machine takes a tenth of it; work that grows with the square of the body takes minutes.
+SECONDS = 2.0
+
+
+def refusal(read, *arguments):
+    begin = time.process_time()
+    with pytest.raises(ApiError) as caught:
+        read(*arguments)
+    assert time.process_time() - begin < SECONDS
+    assert caught.value.code == 5006
+    return caught.value
+
+
+@pytest.mark.parametrize("value", [1, "x"])
+@pytest.mark.parametrize("key", ["k", ""])
+def test_many_wrong_biases_are_one_short_error(key, value):
+    biases = {f"{key}{number}": value for number in range(50_000)}
+    error = refusal(BODIES.chat, {**CHAT, "logit_bias": biases})
+    assert error.param == "logit_bias" and len(error.description) < 1000
+
+
+def test_much_wrong_metadata_is_one_short_error():
+    metadata = {f"k{number}": [] for number in range(50_000)}
+    error = refusal(BODIES.responses, {**RESPONSE, "metadata": metadata})
+    assert error.param == "metadata.k0" and len(error.description) < 1000
+
+
+def test_a_wrong_field_is_found_behind_many_unknown_ones():
+    unknown = {f"k{number}": [] for number in range(50_000)}
+    assert refusal(BODIES.chat, {**unknown, **CHAT, "n": 9}).description == "Bad input: Error: '/n' must be <= 8"
+
+
+def test_a_long_name_is_not_repeated_for_each_item_below_it():
+    body = {"k" * 400_000: [0] * 100_000, "last": "\ud800"}
+    error = refusal(load, json.dumps(body).encode(), 10**7)
+    assert error.param == "last"
