@@ -10,7 +10,7 @@ from typing import Any
 from http_bridge.api.responses.thoughts import REASONING_ID, thoughts_of
 from http_bridge.api.responses.tools import INPUT, Toolbox, function_name
 from http_bridge.errors import ApiError
-from http_bridge.protocol.bodies.messages import reads_text_only
+from http_bridge.protocol.bodies.messages import arguments_text, reads_text_only
 from http_bridge.protocol.validation import MAX_DEPTH, Problem, bad_field, bad_input, is_deeper
 from tailrace.v1 import inference_pb2 as pb
 
@@ -52,11 +52,19 @@ class Conversation:
             recall: Returns the item with an id, if it is still in memory.
         """
         self._recall = recall
-        self.turns: list[pb.ChatTurn] = []
+        self._turns: list[pb.ChatTurn] = []
+        # Thoughts of the last turn. They are joined once: each new value of a message's field takes memory of its own.
+        self._thoughts: list[str] = []
         self._model = model
         self._toolbox = toolbox
         self._call_names: dict[str, str] = {}
         self._is_open = False
+
+    @property
+    def turns(self) -> list[pb.ChatTurn]:
+        """The turns so far."""
+        self._join_thoughts()
+        return self._turns
 
     def add_message(self, role: str, content: str) -> None:
         """Add a message."""
@@ -111,7 +119,7 @@ class Conversation:
         turn = self._assistant()
         if turn.content or turn.tool_calls:
             turn = self._new_assistant()
-        turn.reasoning += thoughts_of(item)
+        self._thoughts.append(thoughts_of(item))
 
     def _function_call(self, item: Document, path: str) -> None:
         self._call(item, path, _arguments(item.get("arguments"), f"{path}/arguments"))
@@ -154,17 +162,23 @@ class Conversation:
             self._toolbox.add([tool for tool in tools if isinstance(tool, Mapping)], f"{path}/tools")
 
     def _add(self, turn: pb.ChatTurn) -> None:
-        self.turns.append(turn)
+        self._join_thoughts()
+        self._turns.append(turn)
         self._is_open = False
 
     def _assistant(self) -> pb.ChatTurn:
         """Return the assistant's turn that the last item belongs to, or a new one."""
-        return self.turns[-1] if self._is_open else self._new_assistant()
+        return self._turns[-1] if self._is_open else self._new_assistant()
 
     def _new_assistant(self) -> pb.ChatTurn:
-        self.turns.append(pb.ChatTurn(role="assistant"))
+        self._add(pb.ChatTurn(role="assistant"))
         self._is_open = True
-        return self.turns[-1]
+        return self._turns[-1]
+
+    def _join_thoughts(self) -> None:
+        if self._thoughts:
+            self._turns[-1].reasoning += "".join(self._thoughts)
+            self._thoughts = []
 
     def _text(self, content: Any, path: str) -> str:
         """Return the text of a string or of a list of parts."""
@@ -207,9 +221,7 @@ def _arguments(arguments: Any, path: str) -> str:
         arguments = {}
     if not isinstance(arguments, Mapping) or is_deeper(arguments, MAX_DEPTH):
         raise bad_field(path, f"must be a JSON object as text, nested at most {MAX_DEPTH} deep")
-    text = json.dumps(arguments, ensure_ascii=False)
-    # A text within the text may contain half of a surrogate pair, which is not a character.
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    return arguments_text(arguments)
 
 
 _READERS: dict[str, Callable[[Conversation, Document, str], None]] = {

@@ -1,10 +1,14 @@
 """Bodies that are made to cost time or memory: an error about them takes neither."""
 
 import json
+import resource
+import sys
 import time
 
 import pytest
 
+from http_bridge.api.responses.items import Conversation
+from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.errors import ApiError
 from http_bridge.protocol.validation import load
 from tests.http_bridge.conftest import BODIES
@@ -13,6 +17,11 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 RESPONSE = {"model": "m", "input": "hi"}
 # A slow machine takes a tenth of it; work that grows with the square of the body takes minutes.
 SECONDS = 2.0
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has had. Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def refusal(read, *arguments):
@@ -47,3 +56,27 @@ def test_a_long_name_is_not_repeated_for_each_item_below_it():
     body = {"k" * 400_000: [0] * 100_000, "last": "\ud800"}
     error = refusal(load, json.dumps(body).encode(), 10**7)
     assert error.param == "last"
+
+
+def test_many_types_of_tools_are_left_out_in_linear_time():
+    toolbox, begin = Toolbox(), time.process_time()
+    toolbox.add([{"type": f"t{number}"} for number in range(50_000)], "/tools")
+    assert len(toolbox.left_out) == 50_000 and time.process_time() - begin < SECONDS
+
+
+def test_many_allowed_tools_are_found_in_linear_time():
+    tools = [{"type": "function", "name": f"f{number}"} for number in range(10_000)]
+    toolbox, begin = Toolbox(), time.process_time()
+    toolbox.add(tools, "/tools")
+    allowed = choose({"type": "allowed_tools", "mode": "auto", "tools": tools}, toolbox).allowed_tools
+    assert len(allowed) == 10_000 and time.process_time() - begin < SECONDS
+
+
+def test_many_thoughts_take_the_memory_of_their_text():
+    conversation = Conversation("m", Toolbox(), lambda item_id: None)
+    item = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "x" * 900}]}
+    begin = peak_bytes()
+    for _ in range(4096):
+        conversation.add_item(item, "/input/0")
+    (turn,) = conversation.turns
+    assert len(turn.reasoning) == 4096 * 900 and peak_bytes() - begin < 200_000_000
