@@ -39,10 +39,16 @@ class RecentItems:
         self._lock = threading.Lock()
 
     def add(self, account: str, item: Item, num_characters: int) -> None:
-        """Add an item with a text of `num_characters`. Another account cannot refer to it."""
+        """Add an item with a text of `num_characters`. Another account cannot refer to it.
+
+        Only the parts that a conversation needs are kept: the log probabilities of a token take a thousand times its memory.
+        """
+        key, kept = (account, str(item["id"])), _kept(item)
         size = num_characters * 4 + _OVERHEAD
         with self._lock:
-            self._items[account, str(item["id"])] = (self._clock() + self._seconds, size, item)
+            if (replaced := self._items.pop(key, None)) is not None:
+                self._num_bytes -= replaced[1]
+            self._items[key] = (self._clock() + self._seconds, size, kept)
             self._num_bytes += size
             while self._items and (self._num_bytes > self._max_bytes or self._oldest_time() <= self._clock()):
                 _, (_, removed, _) = self._items.popitem(last=False)
@@ -56,6 +62,15 @@ class RecentItems:
 
     def _oldest_time(self) -> float:
         return next(iter(self._items.values()))[0]
+
+
+def _kept(item: Item) -> Item:
+    """Return a copy without log probabilities, and without the second and third copy of thoughts."""
+    if item.get("type") == "reasoning":
+        return {**item, "summary": [], "encrypted_content": None}
+    if item.get("type") == "message":
+        return {**item, "content": [{**part, "logprobs": []} for part in item["content"]]}
+    return item
 
 
 # The items of this process, for all routes.

@@ -69,3 +69,22 @@ def test_the_memory_is_bounded(by):
         now += 0 if by == "size" else 61
     assert items.find("acc", "msg_0") is None
     assert (items.find("acc", "msg_19") is not None) == (by == "size")
+
+
+@pytest.mark.parametrize("key", ["logprobs", "encrypted_content"])
+def test_of_an_item_only_its_text_is_kept(key):
+    part = {"type": "output_text", "text": "a", "logprobs": [{"token": "a", "top_logprobs": ["x" * 10_000]}]}
+    thoughts = {"content": [{"type": "reasoning_text", "text": "a"}], "encrypted_content": "x" * 10_000}
+    item = {"type": "message", "content": [part]} if key == "logprobs" else {"type": "reasoning", **thoughts}
+    items = RecentItems()
+    items.add("acc", {"id": "x_0", **item}, 1)
+    found = items.find("acc", "x_0")
+    assert found["content"][0]["text"] == "a" and len(str(found)) < 1000
+
+
+def test_an_item_that_is_added_again_counts_once():
+    items = RecentItems(max_bytes=10_000)
+    for _ in range(20):
+        items.add("acc", {"id": "msg_0"}, 100)
+    items.add("acc", {"id": "msg_1"}, 100)
+    assert items.find("acc", "msg_0") is not None
