@@ -9,7 +9,7 @@ from http_bridge.api.reply_writer import JSON
 from http_bridge.errors import ApiError
 from http_bridge.exchange import Exchange
 from http_bridge.protocol.bodies.reader import BodyReader
-from http_bridge.run_endpoint import LARGE_BODY_BYTES, RunEndpoint
+from http_bridge.run_endpoint import RunEndpoint
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Task
@@ -53,7 +53,7 @@ class EmbedEndpoint(RunEndpoint):
             await exchange.refuse(exchange.explain(error))
 
     async def _parse_embedding(self, incoming: IncomingRequest) -> EmbeddingJob:
-        if len(incoming.data) < LARGE_BODY_BYTES:
+        if not incoming.is_large:
             return self._embedding.parse(incoming)
         return await asyncio.to_thread(self._embedding.parse, incoming)
 
@@ -91,7 +91,7 @@ class AnyTaskEndpoint(EmbedEndpoint):
 
     async def _is_embedding(self, incoming: IncomingRequest, upstream: Upstream) -> bool:
         try:
-            if len(incoming.data) < LARGE_BODY_BYTES:
+            if not incoming.is_large:
                 model, has_fields = self._mixed.target(incoming)
             else:
                 model, has_fields = await asyncio.to_thread(self._mixed.target, incoming)

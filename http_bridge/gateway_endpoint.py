@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from http_bridge.api.base import LARGE_BODY_BYTES
 from http_bridge.api.binding.gateway import WORKERS_AI, no_provider
 from http_bridge.errors import ApiError
 from http_bridge.http_server.request_body import read_body
 from http_bridge.protocol.grpc_errors import request_timeout
 from http_bridge.protocol.run_schemas import MAX_STEPS
 from http_bridge.protocol.validation import bad_input, load
-from http_bridge.run_endpoint import LARGE_BODY_BYTES
 from http_bridge.settings import Settings
 
 _OPENAI = "v1/"

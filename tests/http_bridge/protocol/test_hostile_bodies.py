@@ -4,13 +4,16 @@ import json
 import resource
 import sys
 import time
+import zlib
 
 import pytest
+from starlette.datastructures import Headers, QueryParams
 
+from http_bridge.api.base import IncomingRequest
 from http_bridge.api.responses.items import Conversation
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.errors import ApiError
-from http_bridge.protocol.validation import load
+from http_bridge.protocol.validation import load, zipped
 from tests.http_bridge.conftest import BODIES
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -80,3 +83,32 @@ def test_many_thoughts_take_the_memory_of_their_text():
         conversation.add_item(item, "/input/0")
     (turn,) = conversation.turns
     assert len(turn.reasoning) == 4096 * 900 and peak_bytes() - begin < 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "is_large"),
+    [
+        (b'{"prompt": "hi"}', {}, False),
+        (b' {"prompt": "hi"}', {}, False),
+        (b'{"prompt": "' + b"x" * 100_000 + b'"}', {}, True),
+        (zipped(b"{}"), {}, True),
+        (zlib.compress(b"{}"), {}, True),
+        (b"{ compressed without a header", {"content-encoding": "deflate"}, True),
+    ],
+)
+def test_a_body_that_may_take_long_is_parsed_on_another_thread(data, headers, is_large):
+    incoming = IncomingRequest(
+        request_id="a",
+        account="",
+        is_at_account=False,
+        model="m",
+        headers=Headers(headers),
+        query=QueryParams(""),
+        data=data,
+        max_bytes=1_000_000,
+        has_padding=False,
+        default_profile="default",
+        bodies=BODIES,
+        models=None,
+    )
+    assert incoming.is_large is is_large
