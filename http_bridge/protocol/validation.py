@@ -137,13 +137,10 @@ class Validator:
         )
 
     def _keyword(self, path: list[str | int]) -> Any:
-        """Return the schema's value of the keyword that failed."""
+        """Return the schema's value of the keyword that failed; for a key that is not allowed, those that are."""
         value: Any = self._schema
-        for part in path:
+        for part in [*path[:-1], "patternProperties"] if path[-1] == "additionalProperties" else path:
             value = value[part]
-        if path[-1] == "additionalProperties":
-            # A key that is not allowed matches none of these.
-            return tuple(self._keyword(path[:-1] + ["patternProperties"]))
         return value
 
 

@@ -112,3 +112,9 @@ def test_a_body_that_may_take_long_is_parsed_on_another_thread(data, headers, is
         models=None,
     )
     assert incoming.is_large is is_large
+
+
+def test_a_long_name_of_a_model_is_not_repeated_for_each_problem():
+    pictures = [{"type": "image_url"}] * 8
+    body = {"model": "m" * 1_000_000, "messages": [{"role": "user", "content": pictures}]}
+    assert len(refusal(BODIES.chat, body).description) < 5000
