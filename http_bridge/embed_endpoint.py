@@ -6,6 +6,7 @@ from typing import Any
 from http_bridge.api.base import IncomingRequest, RequestParser
 from http_bridge.api.embeddings.job import EmbeddingJob, EmbeddingParser, MixedParser
 from http_bridge.api.reply_writer import JSON
+from http_bridge.api.upstream_models import with_names
 from http_bridge.errors import ApiError
 from http_bridge.exchange import Exchange
 from http_bridge.protocol.bodies.reader import BodyReader
@@ -50,7 +51,7 @@ class EmbedEndpoint(RunEndpoint):
                 body = await asyncio.to_thread(job.write, response)
             await exchange.answer(body, JSON)
         except Exception as error:
-            await exchange.refuse(exchange.explain(error))
+            await exchange.refuse(await with_names(exchange.explain(error), exchange.model, upstream))
 
     async def _parse_embedding(self, incoming: IncomingRequest) -> EmbeddingJob:
         if not incoming.is_large:
