@@ -1,11 +1,11 @@
-"""`python -m benchmarks.priorities`: measures the first tokens of interactive requests beside a running batch.
+"""`python -m benchmarks.priorities`: measures the time to first token of interactive requests beside a running batch.
 
-Client and server use gRPC. In turn, interactive requests arrive without other requests, and beside a batch of requests of
-priority BATCH. Each round has both, because the speed of a shared machine changes by the minute.
+Client and server use gRPC. Each round sends interactive requests twice: without other requests, and beside a batch of requests
+of priority BATCH. It has both parts, because the speed of a shared machine changes by the minute.
 
-The second figure is the CPU time of the server from the request's arrival to its first token. On a machine that other
-processes use too, it is the better one: the system prefers a process that has just been idle, as the server without a batch
-is. Requires Linux.
+Each part gives two figures for a request: the time to its first token, and the server's CPU time until then. The CPU time is
+the better figure on a machine that other processes use too. Linux favours a process that has just been idle, as the server is
+without a batch. Requires Linux.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 if TYPE_CHECKING:  # the stubs of grpc.aio exist for type checkers only
     from tailrace.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
-_KINDS = ("ttft", "cpu")  # the time that passed, and the CPU time of the server
+_KINDS = ("ttft", "cpu")  # wall-clock time to the first token, and the server's CPU time
 _ENTRY = "@cf/meta/llama-2-7b-chat-int8"
 _READY_SECONDS = 300.0
 _TIMEOUT_SECONDS = 120.0
@@ -48,7 +48,7 @@ _SETTLING_SECONDS = 2.0
 
 
 class _Client:
-    """Sends requests with prompts that no other request has."""
+    """Client whose requests all have different prompts."""
 
     def __init__(
         self, stub: "InferenceServiceAsyncStub", workload: Workload, server_pid: int, arguments: argparse.Namespace
@@ -59,9 +59,9 @@ class _Client:
         self.num_batch_tokens = 0
 
     async def interactive(self) -> list[tuple[float, float]]:
-        """Return the milliseconds to the first token of interactive requests that arrive one after the other.
+        """Send interactive requests one after the other, and return their times to first token in milliseconds.
 
-        Each pair has the time that passed, and the CPU time of the server.
+        Each pair has the wall-clock time and the server's CPU time.
         """
         times = []
         for _ in range(self._arguments.requests):
@@ -77,7 +77,7 @@ class _Client:
         return times
 
     async def beside_batch(self) -> list[tuple[float, float]]:
-        """Return the same beside a batch, which is cancelled at the end."""
+        """Return the result of `interactive` beside a batch, which is cancelled at the end."""
         batch = [asyncio.create_task(self._batch_request()) for _ in range(self._arguments.batch)]
         try:
             await asyncio.sleep(_SETTLING_SECONDS)
@@ -142,7 +142,7 @@ def _summary(rounds: list[dict[str, Any]]) -> str:
 
 
 def _medians(rounds: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Return the medians over all requests of some rounds, without and beside the batch."""
+    """Return the median of each kind over all requests of `rounds`, in milliseconds: without and beside the batch."""
 
     def median(name: str) -> float:
         return float(statistics.median(time for figures in rounds for time in figures[name]))
@@ -191,7 +191,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, and write the results if there is a file for them."""
+    """Measure, print the results, and write them to the file of `--output` if it is given."""
     arguments = _arguments()
     with _server(arguments) as (address, pid):
         rounds = asyncio.run(_measure(address, pid, arguments))

@@ -1,10 +1,11 @@
 """Retrieval-augmented generation in one screen: `python -m examples.rag When is breakfast?`.
 
-Embeds a few notes, keeps the vectors in memory, retrieves the notes nearest to the question, and lets a chat model answer from
-them. Needs the bridge and Python's standard library.
+Embeds a few notes, keeps the vectors in memory, and retrieves the notes nearest to the question. A chat model then answers from
+these notes. Needs the bridge and Python's standard library.
 """
 
 import json
+import math
 import os
 import sys
 import urllib.error
@@ -52,8 +53,14 @@ def embed(texts: Sequence[str]) -> list[list[float]]:
 
 
 def nearest(vector: Sequence[float], vectors: Sequence[Sequence[float]]) -> list[tuple[float, int]]:
-    """Return the best NUM_NOTES scores with their places, best first. The score is the cosine of the angle."""
-    scores = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in vectors]
+    """Return the NUM_NOTES largest scores with the indices of their vectors, largest first.
+
+    A score is the cosine of the angle between two vectors.
+    """
+    scores = [
+        sum(a * b for a, b in zip(vector, other, strict=True)) / (math.hypot(*vector) * math.hypot(*other))
+        for other in vectors
+    ]
     return sorted(((score, index) for index, score in enumerate(scores)), reverse=True)[:NUM_NOTES]
 
 
@@ -65,7 +72,7 @@ def answer(question: str, notes: Sequence[str]) -> str:
 
 
 def run(model: str, body: dict[str, object]) -> dict[str, Any]:
-    """Run a model of Workers AI's REST API and return its result. Raises HTTPError for a refusal."""
+    """Run a model through Workers AI's REST API, and return the result. Raises HTTPError if the bridge refuses."""
     url = f"{BRIDGE}/client/v4/accounts/local/ai/run/{model}"
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - the user's own address

@@ -27,7 +27,7 @@ class BatchSettings(ServiceSettings):
         default=64_000_000,
         ge=1_000,
         json_schema_extra={"group": "batches"},
-        description="Largest size of all waiting requests and all results of batches together, in bytes, at least 1000.",
+        description="Largest size of all unfinished requests and all results of batches together, in bytes, at least 1000.",
     )
     batches_parallel: int = Field(
         default=4,

@@ -71,12 +71,12 @@ def binding_app(services: Services, routes: Sequence[RouteSpec]) -> ASGIApp:
 
 
 def miniflare_app(services: Services, routes: Sequence[RouteSpec]) -> ASGIApp:
-    """Return the application that serves the binding's routes to miniflare, and nothing to others."""
+    """Return the application that serves the binding's routes to miniflare, and answers 404 to other clients."""
     return Miniflare(WithErrorFormat(binding_app(services, routes), BindingErrors()), _nowhere)
 
 
 def is_binding_path(routes: Sequence[RouteSpec]) -> Callable[[str], bool]:
-    """Return a function that is true for the paths of the binding's routes."""
+    """Return a function that returns True for the paths of the binding's routes."""
     binding = Binding([Endpoint(method, spec.path, _nowhere) for spec in routes for method in spec.methods])
     return binding.has_path
 

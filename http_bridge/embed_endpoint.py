@@ -15,7 +15,7 @@ from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Task
 
-# Numbers of a reply above which it is written on another thread: 20,000 numbers take about 10 ms.
+# A reply with more numbers is written on another thread. Writing 20,000 numbers takes about 10 ms.
 _MANY_NUMBERS = 20_000
 
 
@@ -23,7 +23,7 @@ class EmbedEndpoint(RunEndpoint):
     """ASGI application that embeds texts."""
 
     def __init__(self, settings: Settings, bodies: BodyReader, parser: EmbeddingParser) -> None:
-        """Create the endpoint. `parser`: reads the requests of the route. See RunEndpoint for the others."""
+        """Create the endpoint. `parser`: reads the requests of the route. RunEndpoint describes the others."""
         super().__init__(settings, bodies, parser)  # type: ignore[arg-type]  # only its errors are used
         self._embedding = parser
 
@@ -62,7 +62,7 @@ class EmbedEndpoint(RunEndpoint):
 class AnyTaskEndpoint(EmbedEndpoint):
     """ASGI application that runs a model of any task. The model determines the task.
 
-    For a model that no server has listed yet, the fields of the body determine it.
+    If no server has listed the model yet, the fields of the body determine the task.
     """
 
     def __init__(self, settings: Settings, bodies: BodyReader, parser: RequestParser, embedding: MixedParser) -> None:

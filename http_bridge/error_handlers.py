@@ -22,13 +22,13 @@ REQUEST_ID_HEADER = "cf-ai-req-id"
 # Key in the state of a request: the ErrorWriter of its route. Without one, the format of Cloudflare's router is used.
 _ERRORS_KEY = "errors"
 _MAX_SHOWN = 200
-# Paths that OpenAI's clients use. Errors below them have OpenAI's form, also without a route.
+# Paths that OpenAI's clients use. Errors below them have OpenAI's form, even if no route matches.
 _OPENAI_PATH = re.compile(r"/+(client/v4/accounts/[^/]*/ai/)?v1(/.*)?")
 _BASE_HINT = (
     ": OpenAI's routes are below /v1 and /client/v4/accounts/{account}/ai/v1. "
     "Set the client's base address to one of them"
 )
-# Usual mistakes in a client's base address.
+# Hints for common mistakes in a client's base address.
 _HINTS = (
     (re.compile(r".*/(chat/completions|completions|responses|embeddings|models)/?"), _BASE_HINT),
     (

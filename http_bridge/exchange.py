@@ -1,4 +1,7 @@
-"""The client's side of one request: its fields, and the ways to answer it. Decides when a reply has started."""
+"""Represents the client's side of one request: its fields, and the methods that answer it.
+
+An error before the start of a reply has an HTTP status. A later error is the last event of the stream.
+"""
 
 import logging
 import uuid
@@ -35,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class Exchange:
-    """The client's side of one request: its fields, and the ways to answer it.
+    """The client's side of one request: its fields, and the methods that answer it.
 
     Attributes:
         request_id: UUID of the request.
@@ -82,7 +85,7 @@ class Exchange:
         )
 
     async def reply(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]]) -> None:
-        """Collect the reply, or several, and send one body."""
+        """Collect the reply, or all choices, and send one body."""
         if job.choices is None:
             reply = await collected(replies[0])
             self.log.completed = reply.completed
@@ -94,7 +97,7 @@ class Exchange:
         await self.answer(body, job.writer.complete_type, job.notices)
 
     async def answer(self, body: bytes, content_type: str, notices: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Send a successful reply as one body. `notices`: further headers."""
+        """Send a successful reply as one body. `notices`: additional headers."""
         await Response(body, 200, {"content-type": content_type, **self._ids(), **notices})(*self._asgi)
 
     async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]], comment_seconds: float) -> None:
@@ -103,7 +106,7 @@ class Exchange:
         Args:
             job: The request, and the writer of the reply.
             replies: The events of each reply.
-            comment_seconds: Time of silence before each comment; 0: no comments.
+            comment_seconds: Time of silence before each comment, in seconds; 0: no comments.
         """
         await self._send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(job)})
         with stream_comments(self._send, comment_seconds) as self._send:
@@ -128,7 +131,7 @@ class Exchange:
         await JSONResponse(payload, self._errors.status(error), {**self._ids(), **headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
-        """Return the client's error for a failure, and log the cause."""
+        """Return the error that the client gets for a failure, and log the cause."""
         if isinstance(error, ApiError):
             return error
         if not isinstance(error, grpc.aio.AioRpcError):
@@ -177,7 +180,7 @@ class Exchange:
         return [
             # Without a charset, which the Workers runtime does not accept.
             (b"content-type", job.writer.stream_type.encode()),
-            # Compressing proxies would otherwise collect the events.
+            # Compressing proxies would otherwise buffer the events.
             (b"cache-control", b"no-cache, no-transform"),
             (b"x-accel-buffering", b"no"),
             *((name.encode(), value.encode()) for name, value in {**self._ids(), **job.notices}.items()),

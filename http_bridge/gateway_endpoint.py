@@ -1,6 +1,6 @@
-"""Runs of an AI Gateway: a list of steps of which the first that succeeds answers, or one provider's own request.
+"""Runs the requests of an AI Gateway: a list of steps, or a request for one provider. The first successful step answers.
 
-Each step becomes a request to the bridge's own endpoint of its path, so that a gateway serves what the bridge serves.
+Each step becomes a request to the bridge's own endpoint for its path, so a gateway supports the same routes as the bridge.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from http_bridge.errors import ApiError
 from http_bridge.http_server.request_body import read_body
 from http_bridge.protocol.grpc_errors import request_timeout
 from http_bridge.protocol.run_schemas import MAX_STEPS
-from http_bridge.protocol.validation import bad_input, load
+from http_bridge.protocol.validation import bad_input, load, unpack
 from http_bridge.settings import Settings
 
 _OPENAI = "v1/"
 _RUN = "run/"
 _STEP_HEADER = b"cf-aig-step"
-# Headers that describe the outer body or its sender.
+# Headers of the outer request's body, connection or sender. A step neither inherits nor sets them.
 _OUTER_HEADERS = frozenset(
     {"content-length", "content-type", "content-encoding", "transfer-encoding", "host", "connection", "authorization"}
 )
@@ -48,7 +48,7 @@ class Inner:
         self._openai = openai
 
     def find(self, endpoint: str) -> _Found | None:
-        """Return the ASGI application of a path, its path parameters and its query; None if there is none."""
+        """Return the ASGI application of a path, its path parameters and its query; None if no endpoint has it."""
         path, _, query = endpoint.lstrip("/").partition("?")
         path = unquote(path)
         if path.startswith(_OPENAI):
@@ -59,7 +59,7 @@ class Inner:
 
 
 class ProviderEndpoint:
-    """ASGI application of /ai-gateway/v1/{account}/{gateway}/workers-ai/{endpoint}: passes the request to its endpoint."""
+    """ASGI application of /ai-gateway/v1/{account}/{gateway}/workers-ai/{endpoint}: passes requests to that endpoint."""
 
     def __init__(self, inner: Inner) -> None:
         self._inner = inner
@@ -170,18 +170,21 @@ def _account(scope: Scope) -> dict[str, str]:
 
 
 async def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
-    # As in run_endpoint.py: parsing megabytes takes a second, and other streams continue meanwhile.
-    if len(data) < LARGE_BODY_BYTES:
+    # As in run_endpoint.py: parsing megabytes takes a second, and other streams continue meanwhile. A compressed body may
+    # become a thousand times as large.
+    if len(data) < LARGE_BODY_BYTES and data.lstrip()[:1] in (b"[", b"{", b""):
         return _parsed_steps(data, max_bytes)
     return await asyncio.to_thread(_parsed_steps, data, max_bytes)
 
 
 def _parsed_steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
-    """Return the steps of a body, with each `query` as JSON. Raises ApiError 400/5006 for an invalid step."""
-    if not data:
-        raise ApiError(400, 3003, "Request is missing headers or body: body")
-    # `load` reads objects, so that the list is put into one.
-    document = load(b'{"steps":' + data + b"}", max_bytes + 16)
+    """Return the steps of a body, with each `query` as JSON.
+
+    Raises:
+        ApiError: 400/3003 for an empty body, 400/5006 for an invalid step.
+    """
+    # `load` accepts only an object, so the list is put into one.
+    document = load(b'{"steps":' + unpack(data, max_bytes) + b"}", max_bytes + 16)
     steps = document["steps"]
     if isinstance(steps, dict):
         steps = [steps]

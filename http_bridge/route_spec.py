@@ -29,7 +29,7 @@ _SLASHES = re.compile("/{2,}")
 
 
 class _NameConvertor(PathConvertor):
-    """Convertor that matches the rest of a path, including line ends, which make the model's name invalid."""
+    """Matches the rest of a path, including line breaks, so that the parser can refuse a model name with them."""
 
     regex = r"[\s\S]*"
 
@@ -70,7 +70,7 @@ class RouteSpec:
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
         needs_header: Name of a header without which the route does not match; empty: none.
-        ignores_slashes: Whether repeated slashes and one at the end of a path change nothing.
+        ignores_slashes: Whether repeated slashes, and a slash at the end of the path, have no effect.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""The types of the bridge's settings, with the checks of their values. A check raises ValueError with a clause."""
+"""The types of the bridge's settings, with the checks of their values. A check raises ValueError with a clause for the user."""
 
 import re
 from typing import Annotated
@@ -81,10 +81,10 @@ Address = Annotated[str, AfterValidator(_check_address)]
 LoopbackAddress = Annotated[str, AfterValidator(_check_loopback_address)]
 Targets = Annotated[str, AfterValidator(_check_targets)]
 Token = Annotated[str, AfterValidator(_check_token)]
-# Written as one text with commas in the environment.
+# In the environment, the words are separated by commas.
 _Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Tokens = Annotated[_Words, AfterValidator(_check_tokens)]
 Hosts = Annotated[_Words, AfterValidator(_check_hosts)]
 Origins = Annotated[_Words, AfterValidator(_check_origins)]
-# Case does not matter in the names of a choice.
+# For settings that accept their values in any case.
 LOWER_CASE = BeforeValidator(_lower)

@@ -36,8 +36,8 @@ class LogitBias:
     """Numbers that are added to the logits of tokens.
 
     Attributes:
-        token_ids: Ascending token ids, of typecode "i".
-        values: The number of each of them, of typecode "f".
+        token_ids: Ascending token ids, int32.
+        values: The number for each token id, float32.
     """
 
     token_ids: "array[int]"
@@ -45,7 +45,7 @@ class LogitBias:
 
     @classmethod
     def of(cls, biases: Mapping[int, float]) -> "LogitBias":
-        """Return the bias of a request, at least one number from -100 to 100 by token id. -100 excludes a token."""
+        """Return the bias for `biases`: a number from -100 to 100 for at least one token id. -100 excludes a token."""
         token_ids = sorted(biases)
         values = (biases[token_id] for token_id in token_ids)
         return cls(array("i", token_ids), array("f", (each if each > _LOWEST_BIAS else _EXCLUDED for each in values)))
@@ -87,7 +87,7 @@ class Grammar:
 
     kind: Literal["json_schema", "lark"]
     text: str
-    before: str = ""  # Lark rules of which `thought_part` accepts what precedes the constrained text
+    before: str = ""  # Lark rules; `thought_part` accepts the thoughts before the constrained text; empty: no thoughts
 
 
 class Constraint(Protocol):
@@ -124,7 +124,7 @@ class GenerationRequest:
     time_limit_seconds: float | None = None
     account: str = ""
     reject_if_busy: bool = False
-    is_batch: bool = False  # uses the capacity that other requests leave
+    is_batch: bool = False  # uses the capacity that interactive requests leave
     deadline_seconds: float | None = None  # seconds until the client's deadline
     constraint: Constraint | None = None
 

@@ -43,8 +43,8 @@ class PrefillTokens:
 # chunk.
 _PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
-# Slots for each slot of batch requests, by type of the device. On a CPU each sequence of a step lengthens it, and an
-# interactive request that arrives waits for its end.
+# Batch requests may use all slots divided by this number, by type of the device. On a CPU, each further sequence lengthens
+# a step, and an interactive request that arrives waits for the end of the step.
 _SLOTS_PER_BATCH_SLOT = {"cpu": 8, "cuda": 2}
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
@@ -162,8 +162,8 @@ class Settings(ServiceSettings):
     max_account_seqs: int | None = Field(
         None,
         ge=1,
-        description="Number of sequences of one account that each engine runs at the same time, from 1, of batch requests as "
-        "many again. Unset: all slots.",
+        description="Number of sequences of one account that each engine runs at the same time, from 1. Interactive and "
+        "batch requests are counted separately. Unset: all slots.",
         json_schema_extra=_group("scheduling"),
     )
     max_batch_seqs: int | None = Field(
@@ -296,7 +296,10 @@ class Settings(ServiceSettings):
         return PrefillTokens(chunk, max(chunk, self.prefill_idle_tokens or default.idle))
 
     def batch_seqs(self, device_type: str) -> int:
-        """Return the sequences of batch requests that run together, from the settings or the device, "cpu" or "cuda"."""
+        """Return the number of batch sequences that run together: the setting, or the default of the device's type.
+
+        `device_type` is "cpu" or "cuda".
+        """
         default = self.max_running_seqs // _SLOTS_PER_BATCH_SLOT[device_type]
         return min(self.max_running_seqs, self.max_batch_seqs or max(1, default))
 

@@ -100,7 +100,7 @@ class RestClient:
 def _texts(response: http.client.HTTPResponse, stats: ReplyStats) -> Iterator[str]:
     """Yield the text of each event of a stream. Raises Refusal if the stream fails or ends without [DONE]."""
     for line in response:
-        # Every other line is a comment of a silent stream, or the blank line after an event.
+        # A line without data is a comment of a silent stream, or the blank line after an event.
         if not line.startswith(b"data: "):
             continue
         data = line.removeprefix(b"data: ").strip()

@@ -1,6 +1,6 @@
 """Opens the sockets of a service, and names the program that holds a port.
 
-The host localhost stands for both loopback addresses, 127.0.0.1 and ::1, because some clients try only one of them. Each
+The host localhost stands for both loopback addresses, 127.0.0.1 and ::1, because some clients try only one of them. An
 address that this machine does not have is left out.
 """
 
@@ -14,14 +14,14 @@ from tailrace_shared.addresses import split_address
 from tailrace_shared.variables import PREFIX
 
 LOOPBACKS = ("127.0.0.1", "::1")
-# wrangler dev's default, and the bridge's.
+# The default port of wrangler dev, and of the bridge.
 _WRANGLER_PORT = 8787
 _WRANGLER_PROGRAM = "workerd"
 _MISSING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _BACKLOG = 2048
-# Attempts to find a port that is free on both loopback addresses, if the system may choose it.
+# Attempts to find a port that is free on both loopback addresses, if the system selects it (port 0).
 _ATTEMPTS = 20
-_LISTEN = "0A"  # a state of /proc/net/tcp
+_LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
 _OTHER_PORT = 3  # distance of the port that an error suggests
 
 
@@ -37,7 +37,7 @@ class PortInUse(Exception):
         """Return two sentences for the user, without the last full stop.
 
         Args:
-            name: Name of the variable of the address, without TAILRACE_.
+            name: Name of the variable with the address, without TAILRACE_.
             address: The variable's value, or its default.
         """
         holder = port_holder(self.port)
@@ -109,7 +109,7 @@ def _has_address(host: str) -> bool:
 def port_holder(port: int) -> str:
     """Return the program that listens at a port of this machine, with its process id; empty if it cannot be found.
 
-    Only Linux shows it, and only for processes of the same user.
+    Works on Linux only, and for processes of other users only as root.
     """
     wanted = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for process in Path("/proc").glob("[0-9]*") if wanted else ():

@@ -16,11 +16,10 @@ MAX_TOP_LOGPROBS = 20
 # Largest number of texts in one embedding request.
 MAX_EMBEDDED_TEXTS = 2_048
 MAX_TOOLS = 128
-MAX_BIASED_TOKENS = 1024
-MAX_BIAS = 100  # a bias lies between -MAX_BIAS and MAX_BIAS
+MAX_BIASED_TOKENS = 1024  # tokens of one request with a bias
+MAX_BIAS = 100  # a bias is -MAX_BIAS to MAX_BIAS
 MAX_NAME_LENGTH = 256  # of models, tools and accounts, in characters
 MAX_ROLE_LENGTH = 64  # in characters
-MAX_LOGIT_BIAS = 1024  # tokens of one request with a bias
 MAX_CHOICES = 8  # replies to one request of OpenAI's routes
 DEFAULT_TEMPERATURE = 0.6
 

@@ -87,7 +87,8 @@ class ForwardedStream(StreamingResponse):
     """The upstream's event stream, byte for byte. Always closes the upstream at its end."""
 
     def __init__(self, upstream: httpx.Response) -> None:
-        # Set as a header, because Starlette would add a charset to media_type. The others forbid proxies to collect events.
+        # The content type is a header, because Starlette would add a charset to media_type. The other headers keep proxies
+        # from buffering events.
         headers = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
         super().__init__(_chunks(upstream), headers={**headers, "cache-control": "no-cache, no-transform"})
         self._upstream = upstream

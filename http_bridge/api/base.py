@@ -22,7 +22,7 @@ from tailrace.v1.inference_pb2 import Model, RunRequest
 LARGE_BODY_BYTES = 100_000
 _PLAIN_BEGINNINGS = (b"{", b" ", b"\n", b"\r", b"\t", b"")
 _MAX_MODEL = 256  # longest model name, in characters
-# Header of a reply: the types of the request's tools that were left out because they are not functions.
+# Header of a reply that lists the types of the request's tools that were left out, because they are not functions.
 SKIPPED_TOOLS_HEADER = "tailrace-skipped-tools"
 _MAX_NOTICES = 16
 _HEADER_TEXT = re.compile(r"[\w.:-]+", re.ASCII)
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Models(Protocol):
-    """The models of the inference servers, as the bridge last saw them. No method calls a server."""
+    """The models of the inference servers, from the bridge's last poll. No method calls a server."""
 
     def find_model(self, name: str) -> Model | None:
         """Return the description of a model; None if no server is known to host it."""
@@ -61,7 +61,7 @@ class IncomingRequest:
         default_profile: Profile of a request without the profile header.
         bodies: Reads the fields of the body.
         models: The models of the inference servers.
-        models_are_current: Whether the servers were asked for their models because of this request.
+        models_are_current: Whether `models` is recent enough for this request, so that `describe` does not raise.
     """
 
     request_id: str
@@ -88,7 +88,7 @@ class IncomingRequest:
         """Return the model's description; None if no server hosts it.
 
         Raises:
-            OutdatedModels: The servers must be asked first.
+            OutdatedModels: The servers must be asked for their models first.
         """
         if not self.models_are_current and not self.models.has_current_model(model):
             raise OutdatedModels
@@ -133,10 +133,10 @@ class RunJob:
 
     Attributes:
         request: The message.
-        writer: Writes the reply. If there are several, it writes only their errors.
+        writer: Writes the reply. If there are several replies, it writes only their errors.
         stream: Whether the client requested a stream.
         choices: Writes several replies, one to each of `choices.requests`; None: there is one reply, to `request`.
-        notices: Further headers of the reply.
+        notices: Additional headers of the reply.
         tags: A Worker's own tags for the log.
     """
 
@@ -171,7 +171,10 @@ class DirectJob(ABC):
 
     @abstractmethod
     async def answer(self, state: Mapping[str, Any]) -> bytes:
-        """Return the body. `state`: the objects that the application shares with every request.
+        """Return the JSON body.
+
+        Args:
+            state: The objects that the application shares with every request.
 
         Raises:
             ApiError: The request is refused.
@@ -207,7 +210,7 @@ def check_model_name(name: str) -> str:
 
 
 def skipped_notice(body: RunBody) -> dict[str, str]:
-    """Return the header that names the types of the tools that were left out, and log them; empty if there are none."""
+    """Return the header with the types of the tools that were left out, and log these types; empty if there are none."""
     if not body.skipped_tools:
         return {}
     # A type comes from the client, and a header cannot contain every character.

@@ -50,10 +50,10 @@ async def collected(events: AsyncIterator[RunResponse]) -> CompleteReply:
 
 
 async def all_collected(replies: Sequence[AsyncIterator[RunResponse]]) -> list[CompleteReply]:
-    """Return several replies, which arrive at the same time.
+    """Collect several replies at the same time, and return them in the same order.
 
     Raises:
-        Incomplete: The events of one ended before the reply did.
+        Incomplete: The events of a reply ended before the reply did.
         AioRpcError: A reply failed.
     """
     collectors = [_Collector() for _ in replies]
@@ -64,6 +64,6 @@ async def all_collected(replies: Sequence[AsyncIterator[RunResponse]]) -> list[C
 
 
 async def failing(error: Exception) -> AsyncIterator[RunResponse]:
-    """Yield nothing, and raise `error`: the events of a reply that was refused."""
+    """Raise `error` before the first event, as the events of a refused reply do."""
     raise error
     yield

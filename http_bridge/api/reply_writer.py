@@ -36,7 +36,7 @@ class ErrorWriter(ABC):
     schema: ClassVar[Schema]
 
     def status(self, error: ApiError) -> int:
-        """Return the HTTP status of the error."""
+        """Return the HTTP status of the error. Formats with statuses of their own override this method."""
         return error.status
 
     @abstractmethod
@@ -84,7 +84,7 @@ class ReplyWriter(ABC):
         """Return the last event of a stream that failed; `finish` is not called then."""
 
     def streams_refusal(self, error: ApiError) -> bool:
-        """Return True if the client reads this refusal from a stream, instead of from an HTTP status."""
+        """Return True if the client reads this refusal only from a stream, and not from an HTTP status."""
         return False
 
 

@@ -25,7 +25,7 @@ async def list_models(request: Request) -> Sequence[Model]:
 
 
 async def with_names(error: ApiError, model: str, upstream: Upstream) -> ApiError:
-    """Return `error`. If the model is unknown, the new error lists the models that there are."""
+    """Return `error`, or for an unknown model an error that lists the models of the servers too."""
     if not error.is_unknown_model:
         return error
     try:

@@ -49,8 +49,8 @@ class Request:
 
     Attributes:
         reference: The client's own id of the request as JSON; null if it has none.
-        work: The request, until it has an outcome; an ApiError if it is invalid.
-        outcome: Its result, or the error that ended it; None while it waits or runs.
+        work: The request itself; None if it has an outcome or is invalid.
+        outcome: Its result, or the error of a failed or invalid request; None while it waits or runs.
     """
 
     reference: bytes
@@ -66,20 +66,20 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """A batch.
+    """A batch and its progress.
 
     Attributes:
         id: UUID of the batch.
         account: Account that submitted it; empty if the request had none.
         model: Name of the model.
         requests: The requests in the client's order.
-        deadline: Time at which it must end, as the event loop's time.
-        began_at: Time of its submission, as the event loop's time.
+        deadline: Time at which it must end, in seconds of the event loop's clock.
+        began_at: Time of its submission, in seconds of the event loop's clock.
         waiting: Indexes of the requests that have not started, in order.
         num_open: Number of requests without an outcome.
-        size: Bytes of its waiting requests, their references, and its results.
+        size: Size of its unfinished requests, of all references, and of its results, in bytes.
         is_started: Whether a request has started.
-        pause_seconds: Pause before the next attempt after a refusal, in seconds; 0 after a success.
+        pause_seconds: The last pause after a refusal, in seconds; 0 after a success. The next pause is longer.
         was_read: Whether a client received the results.
     """
 
@@ -104,7 +104,7 @@ class Batch:
 
     @property
     def status(self) -> BatchStatus:
-        """The progress: no request has started, some have, or all have ended."""
+        """The progress: "queued" before the first request starts, then "running", then "finished"."""
         if not self.num_open:
             return "finished"
         return "running" if self.is_started else "queued"

@@ -1,4 +1,4 @@
-"""The bounds of the batch queue. Does not depend on the settings that they come from."""
+"""The bounds of the batch queue. Does not depend on the settings that define them."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Limits:
     Attributes:
         max_batches: Largest number of batches that are kept, finished ones included.
         max_requests: Largest number of requests in a batch.
-        max_bytes: Largest size of all waiting requests and all results together, in bytes.
+        max_bytes: Largest size of all unfinished requests and all results together, in bytes.
         keep_seconds: Time for which results are kept after the end of their batch, in seconds.
         timeout_seconds: Longest time for a batch, in seconds. Requests that did not end by then fail.
         parallel: Largest number of requests that run at the same time.

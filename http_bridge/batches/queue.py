@@ -18,7 +18,7 @@ from http_bridge.observability.metrics import BatchState, BatchStatus, Metrics
 # Pauses in seconds before a refused batch continues: the first one, and the longest one.
 FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
-# Statuses of requests that a later attempt may fulfil: too many requests, no capacity, no server.
+# Statuses after which a request is repeated: too many requests, no capacity, no server.
 _MAY_REPEAT = (429, 503)
 _FULL_RETRY_SECONDS = 30
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class BatchQueue:
         self._batches: dict[str, Batch] = {}
         self._turns: deque[Batch] = deque()  # the batches with waiting requests, in the order of their turns
         self._running: set[asyncio.Task[None]] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}  # the end of the time that results are kept
-        self._pauses: dict[str, asyncio.TimerHandle] = {}  # the next attempts of refused batches
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # timers that remove finished batches, by batch id
+        self._pauses: dict[str, asyncio.TimerHandle] = {}  # timers that end the pauses of refused batches
         self._size = 0
         if metrics is not None:
             metrics.watch_batches(self.count, self.count_requests)
@@ -48,7 +48,7 @@ class BatchQueue:
         return len(self._running) if state == "running" else sum(len(batch.waiting) for batch in self._batches.values())
 
     def check_size(self, num_requests: int) -> None:
-        """Raise ApiError 413/3006 if a batch may not have this many requests, 400/5006 if there are no batches at all."""
+        """Raise ApiError 413/3006 if a batch may not have this many requests, 400/5006 if batches are switched off."""
         if not self._limits.max_batches:
             raise ApiError(400, 5006, "Bad input: Error: batches are switched off here: send each request by itself")
         if num_requests > self._limits.max_requests:
@@ -60,7 +60,7 @@ class BatchQueue:
         """Queue a batch and return it. Invalid requests already have an outcome.
 
         Raises:
-            ApiError: 413/3006 if it has too many requests, 429/3040 if the queue is full.
+            ApiError: 400/5006 if batches are switched off, 413/3006 for too many requests, 429/3040 if the queue is full.
         """
         self.check_size(len(requests))
         now = asyncio.get_running_loop().time()
@@ -91,7 +91,7 @@ class BatchQueue:
         return batch if batch is not None and (batch.account, batch.model) == (account, model) else None
 
     async def close(self) -> None:
-        """Cancel every running request and drop all batches. Logs what is lost."""
+        """Cancel every running request, drop all batches, and log how many requests and results are lost."""
         num_open = sum(batch.num_open for batch in self._batches.values())
         num_unread = sum(not batch.num_open and not batch.was_read for batch in self._batches.values())
         for timer in (*self._timers.values(), *self._pauses.values()):
@@ -111,7 +111,7 @@ class BatchQueue:
         self._batches.clear()
 
     def _make_room(self, size: int) -> None:
-        """Drop the oldest finished batches that a client has read, as far as a new batch of `size` bytes needs it."""
+        """Drop the oldest batches that a client has read until a batch of `size` bytes fits. Raises ApiError 429/3040."""
         for batch in [batch for batch in self._batches.values() if batch.was_read and not batch.num_open]:
             if self._has_room(size):
                 return

@@ -30,7 +30,7 @@ _LINGER_SECONDS = 1.0
 _MAX_LINGERING = 128
 # Shortest time in seconds between two warnings about refused connections.
 _WARNING_SECONDS = 60.0
-# Parts of h11's messages about invalid requests, with the clause for the client.
+# The clause for the client by a part of h11's message about an invalid request.
 _FAULTS = {
     "Missing mandatory Host": "HTTP/1.1 requires a Host header",
     "multiple Host": "there is more than one Host header",
@@ -137,7 +137,7 @@ class LimitedProtocol(H11Protocol):
         self._end(ApiError(400, 6003, f"Invalid request headers: {clause}"))
 
     def eof_received(self) -> None:
-        """Answer a client that closed its sending side before the reply. It counts as disconnected, as behind a proxy."""
+        """Answer a client that closed its sending side before the reply, and treat the client as disconnected."""
         if self.cycle is not None and not self.cycle.response_started and not self.transport.is_closing():
             self.cycle.disconnected = True
             sentence = (

@@ -67,7 +67,7 @@ class Connection(h11.Connection):
 
 
 def _in_origin_form(request: h11.Request) -> h11.Request:
-    """Return the request with a path as its target. A target with scheme and host (RFC 9112) replaces the Host header."""
+    """Return the request with a path as its target. The host of an absolute target (RFC 9112) replaces the Host header."""
     found = _ABSOLUTE.match(request.target)
     if found is None:
         return request

@@ -2,7 +2,7 @@
 
 A stream is silent while its request waits for a slot, during a long prefill, and while a tool call is held back. nginx and
 load balancers end a silent reply after 60 s, Cloudflare after 100 s, Node's fetch after 300 s. A comment is a line that
-starts with a colon; every client of server-sent events skips it.
+starts with a colon. Every client of server-sent events skips it.
 
 Uses ASGI's `send` and does not depend on the events.
 """
@@ -27,7 +27,7 @@ def stream_comments(send: Send, seconds: float) -> Iterator[Send]:
 
     Args:
         send: ASGI's `send`.
-        seconds: Time of silence before each comment; 0: no comments.
+        seconds: Time of silence before each comment, in seconds; 0: no comments.
     """
     if not seconds:
         yield send
@@ -51,7 +51,7 @@ class _CommentedStream:
         self._commenting: asyncio.Task[None] | None = None
 
     def __call__(self, message: Message) -> Awaitable[None]:
-        # Called for each token of every stream: the timer is not set again here.
+        # This runs for each token of every stream, so it does not reset the timer.
         self._sent_at = self._loop.time()
         return self._send(message)
 
@@ -67,12 +67,12 @@ class _CommentedStream:
         if rest <= 0:
             rest = self._seconds
             self._sent_at = self._loop.time()
-            # The last comment is still unsent if the client reads slowly. One is enough.
+            # If the client reads slowly, the last comment is still unsent, and no further one is needed.
             if self._commenting is None or self._commenting.done():
                 self._commenting = self._loop.create_task(self._comment())
         self._timer = self._loop.call_later(rest, self._check)
 
     async def _comment(self) -> None:
-        # ASGI servers may raise OSError once the client has disconnected. The reply ends for that reason elsewhere.
+        # ASGI servers may raise OSError once the client has disconnected. Other code then ends the reply.
         with suppress(OSError):
             await self._send(_COMMENT)

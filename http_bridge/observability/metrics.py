@@ -99,7 +99,7 @@ class Metrics:
     def watch_batches(
         self, num_batches: Callable[[BatchStatus], int], num_requests: Callable[[BatchState], int]
     ) -> None:
-        """Report the batches. The functions are called at each scrape with a status of a batch, or a state of a request."""
+        """Set the functions that count the batches with a status and their requests in a state. Each scrape calls them."""
         for status in BATCH_STATUSES:
             self.batches.labels(status).set_function(partial(num_batches, status))
         for state in BATCH_STATES:

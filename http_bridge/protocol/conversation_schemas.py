@@ -15,7 +15,7 @@ def optional(kind: str, **rest: Any) -> Schema:
     return {"type": [kind, "null"], **rest}
 
 
-# The parts of other types are not in the schema: bodies/messages.py refuses them with the model's name.
+# Parts of other types are not in the schema: bodies/messages.py refuses them, with an error that names the model.
 _PART: Schema = {
     "type": "object",
     "properties": {

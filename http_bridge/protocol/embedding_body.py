@@ -36,9 +36,9 @@ class EmbeddingBody:
     """A valid body of /ai/run.
 
     Attributes:
-        texts: The texts in the order of the reply; of the form "scores", the query is the first one.
+        texts: The texts in the order of the reply. In the form "scores", the query is the first one.
         form: The form of the reply.
-        pooling: Pooling of the request; None: not set.
+        pooling: Pooling that the request sets; None: not set.
         refuses_long_texts: Refuse a text that is longer than the model's context instead of cutting it.
     """
 
@@ -50,7 +50,7 @@ class EmbeddingBody:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAiEmbeddingBody:
-    """A valid body of /v1/embeddings. `dimensions`: None: the model's own length."""
+    """A valid body of /v1/embeddings. `dimensions`: length of the vectors; None: the model's own."""
 
     texts: tuple[str, ...]
     is_base64: bool = False
@@ -61,7 +61,7 @@ def run_body(document: Document, *, model: str) -> EmbeddingBody:
     """Return the fields of a body of /ai/run for an embedding model.
 
     Raises:
-        ApiError: 400/5006 for an invalid field; the message names it.
+        ApiError: 400/5006 for an invalid field. The message names the field.
     """
     if _is_qwen(model):
         return _queries(document, model)
@@ -81,7 +81,7 @@ def openai_body(document: Document) -> OpenAiEmbeddingBody:
     """Return the fields of a body of /v1/embeddings.
 
     Raises:
-        ApiError: 400/5006 for an invalid field; the message names it.
+        ApiError: 400/5006 for an invalid field. The message names the field.
     """
     given = document.get("input")
     first = given[0] if isinstance(given, list) and given else None

@@ -1,12 +1,12 @@
 """JSON Schemas of embedding requests and replies: Workers AI's published schemas of bge and qwen3-embedding, and OpenAI's.
 
-Bodies are validated against them; /ai/models/schema and /openapi.json publish them.
+Bodies are validated against these schemas. /ai/models/schema and /openapi.json publish them.
 """
 
 from http_bridge.protocol.schemas import Schema
 from tailrace_shared.request_fields import MAX_EMBEDDED_TEXTS, MAX_NAME_LENGTH
 
-# Workers AI's limits: texts of one request, and texts of one request to qwen3-embedding.
+# Workers AI's largest numbers of texts: in a request, and in each field of a request to qwen3-embedding.
 MAX_TEXTS = 100
 _MAX_QWEN_TEXTS = 32
 

@@ -1,6 +1,6 @@
 """Refusals of Workers AI in production that Tailrace has only in a strict profile: 5023, 5028 and 8006.
 
-Code that passes against a strict profile does not meet these errors for the first time after it is deployed.
+Code that is tested with a strict profile meets these errors before it is deployed.
 
 Sources of the removed models: Workers AI's release notes of 2025-09-18 and its changelog of 2026-05-08.
 @cf/moonshotai/kimi-k2.5 is not among them, because Cloudflare serves a later model under its name.

@@ -48,7 +48,7 @@ def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
 
 
 def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
-    """Return the error for a model that no server hosts: 400/5007. `names`: the models that there are."""
+    """Return the error for a model that no server hosts: 400/5007. `names`: the models of the servers."""
     listed = f": the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
     return ApiError(
         400,

@@ -18,14 +18,14 @@ class Profile:
         has_usage: Replies have token counts; streams have them in an event before [DONE].
         counts_cached: The token counts state how many prompt tokens came from the prefix cache.
         has_padding: The events of a stream contain random text as `p`.
-        has_reasoning: Replies of /ai/run have the model's thoughts in a field of their own; otherwise they are left out.
+        has_reasoning: Replies of /ai/run have the model's thoughts in a field of their own. Otherwise they are left out.
         max_tokens: Default of `max_tokens` in a reply that is not streamed; None: the model's sequence length.
         stream_max_tokens: Default of `max_tokens` in a stream; None: the model's sequence length.
         openai_max_tokens: Default of `max_tokens` on the OpenAI routes of an account; None: the model's sequence length.
         has_comments: Streams have comments while they are silent.
         must_fit: A prompt that leaves less than `max_tokens` of the window is refused.
         is_strict: Requests that Workers AI refuses in production are refused, although Tailrace could serve them.
-        pools_bge_by_mean: The English bge models use the mean of all tokens by default, otherwise the model's own pooling.
+        pools_bge_by_mean: The English bge models use the mean of all tokens by default. Otherwise they use their own pooling.
     """
 
     has_usage: bool = True

@@ -8,7 +8,6 @@ _USAGE: Schema = {
     "type": "object",
     "properties": {name: {"type": "integer"} for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
 }
-# Sources of the batches' schemas: Cloudflare's pages on its batch API.
 _RESPONSE: Schema = {
     "type": "object",
     "contentType": "application/json",
@@ -45,6 +44,7 @@ RUN_OUTPUT: Schema = {"oneOf": [_RESPONSE, _STREAM]}
 CHOICES_OUTPUT: Schema = {"oneOf": [_CHOICES, _STREAM]}
 # The same for a model with shape = "responses".
 RESPONSES_OUTPUT: Schema = {"oneOf": [RESPONSE, _STREAM]}
+# Source of the batches' schemas: Cloudflare's pages on its batch API.
 _BATCH_STATUS: Schema = {
     "type": "object",
     "properties": {
@@ -137,7 +137,7 @@ BINDING_ERROR: Schema = {
     },
     "required": ["name", "internalCode", "httpCode", "message", "description", "requestId"],
 }
-# An error of a gateway itself, or of a step in the format of the step's own route.
+# An error of a gateway, or of one of its steps in the format of the step's own route.
 GATEWAY_ERROR: Schema = {
     "type": "object",
     "properties": {

@@ -1,4 +1,4 @@
-"""JSON Schema of the body of OpenAI's Responses API. The types of items and tools are checked where they are read.
+"""JSON Schema of the body of OpenAI's Responses API. Other modules check the types of items and tools.
 
 Source: OpenAI's API reference for names, types and ranges. Unknown keys are accepted, and a null counts as absent.
 """
@@ -14,7 +14,7 @@ Schema = dict[str, Any]
 RESPONSES_LOGPROBS = "message.output_text.logprobs"
 # A turn of a conversation is up to this many items: thoughts, text, calls and their results.
 _ITEMS_PER_MESSAGE = 4
-# Fields of OpenAI's other routes, beyond OpenAI's own Responses API.
+# Fields with the schemas of OpenAI's other routes. OpenAI's Responses API lacks some of them.
 _SHARED = (*(field.name for field in SAMPLING_FIELDS), "logit_bias", "stop", "options")
 _SUMMARIES = ("auto", "concise", "detailed", None)
 _NOT_STORED = "Responses are not stored"
@@ -48,7 +48,7 @@ _FORMAT: Schema = {
 
 
 def responses_schema(fields: Mapping[str, Schema], *, max_messages: int, max_schema_depth: int) -> Schema:
-    """Return the schema.
+    """Return the JSON Schema of the body.
 
     Args:
         fields: Schemas of the fields of OpenAI's other routes.

@@ -62,7 +62,6 @@ class RunBody:
         stop: Strings that end the reply.
         num_choices: Number of replies, at least 1.
         reject_if_busy: Refuse the request with 429 instead of queueing it.
-        is_batch: Whether interactive requests precede this one.
         tools: Tools that the model may call.
         skipped_tools: Types of the body's tools that are not functions and were left out, without duplicates.
         tool_choice: Whether a tool may or must be called.
@@ -90,7 +89,6 @@ class RunBody:
     stop: tuple[str, ...] = ()
     num_choices: int = 1
     reject_if_busy: bool = False
-    is_batch: bool = False
     tools: tuple[Tool, ...] = ()
     skipped_tools: tuple[str, ...] = ()
     tool_choice: ToolChoice = "auto"

@@ -10,8 +10,9 @@ from typing import Any
 from http_bridge.protocol.conversation_schemas import MESSAGE, THINKING, TOOL_CHOICE, optional, tool
 from http_bridge.protocol.responses_schema import responses_schema
 from tailrace_shared.request_fields import (
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
     MAX_CHOICES,
-    MAX_LOGIT_BIAS,
     MAX_NAME_LENGTH,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
@@ -58,9 +59,9 @@ _OPTIONS: Schema = {
 _LOGIT_BIAS: Schema = {
     "type": ["object", "null"],
     "description": "Added to the logits of tokens, by the token's id in the model's own vocabulary",
-    "maxProperties": MAX_LOGIT_BIAS,
+    "maxProperties": MAX_BIASED_TOKENS,
     # Not propertyNames: each of its errors has a copy of the whole object.
-    "patternProperties": {r"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}},
+    "patternProperties": {r"^[0-9]{1,9}$": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}},
     "additionalProperties": False,
 }
 _SAMPLING: Schema = {

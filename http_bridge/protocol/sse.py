@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 
 DONE = b"data: [DONE]\n\n"
-# The blank line ends the comment for clients that split a stream at blank lines. An event without data is none.
+# The blank line ends the comment for clients that split a stream at blank lines. It adds no event, because there is no data.
 COMMENT = b": keep-alive\n\n"
 
 # JSON escapes its own line ends. Some clients split a stream with Python's str.splitlines, which also splits at these three

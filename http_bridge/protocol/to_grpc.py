@@ -6,7 +6,6 @@ from http_bridge.protocol.run_body import RunBody, Turn
 from tailrace.v1.inference_pb2 import (
     Chat,
     ChatTurn,
-    Priority,
     ResponseFormat,
     RunRequest,
     Sampling,
@@ -54,8 +53,6 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
     if body.logprobs is not None:
         request.logprobs.top = body.logprobs
         request.logprobs.SetInParent()
-    if body.is_batch:
-        request.priority = Priority.PRIORITY_BATCH
     request.max_tokens_must_fit = profile.must_fit
     return request
 

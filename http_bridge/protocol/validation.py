@@ -14,6 +14,7 @@ import jsonschema_rs
 
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.excerpt import beginning, field_names
+from http_bridge.protocol.bodies.surrogates import path_of_surrogate
 
 Schema = Mapping[str, Any]
 
@@ -63,30 +64,23 @@ def bad_field(path: str, clause: str) -> ApiError:
 
 
 def bad_fields(problems: Sequence[Problem]) -> ApiError:
-    """Return one error for several invalid fields. Its `param` is the first one's."""
+    """Return one error for several invalid fields. Its `param` is the first field."""
     return bad_input(Problem(problems[0].path, ", ".join(problems)))
 
 
 def inflated(data: bytes, max_bytes: int) -> bytes:
-    """Return a body that was compressed with deflate and has no header. Raises ApiError 400/5006 if it is invalid."""
+    """Return a body unpacked from deflate data without a header. Raises ApiError 400/5006 for invalid data."""
     return _unpacked(data, max_bytes, "deflate", -zlib.MAX_WBITS)
 
 
 def load(data: bytes, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a body. The first bytes determine whether it is compressed (gzip, deflate), not the headers.
+    """Return the JSON object of a body. Its first bytes, not the headers, determine its compression: gzip, deflate or none.
 
     Raises:
         ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 if it is not a JSON
             object.
     """
-    if not data:
-        raise ApiError(400, 3003, "Request is missing headers or body: body")
-    if data.startswith(_GZIP_MAGIC):
-        data = _unpacked(data, max_bytes, "gzip", zlib.MAX_WBITS | 16)
-    elif data.startswith(_ZLIB_MAGIC):
-        data = _unpacked(data, max_bytes, "deflate", zlib.MAX_WBITS)
-    elif data.startswith(_ZSTD_MAGIC):
-        raise bad_input("the content-encoding zstd is not supported: send gzip, deflate or no encoding")
+    data = unpack(data, max_bytes)
     document = _parsed(data)
     # The number of opening brackets bounds the depth. In most documents it is small enough to skip the check.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
@@ -94,9 +88,27 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
     # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can contain it.
-    if _SURROGATE.search(data) and (path := _path_of_surrogate(document)) is not None:
+    if _SURROGATE.search(data) and (path := path_of_surrogate(document)) is not None:
         raise bad_field(path or "/", "contains half of a surrogate pair, which is not a character")
     return document
+
+
+def unpack(data: bytes, max_bytes: int) -> bytes:
+    """Return a body without its compression, which its first bytes determine.
+
+    Raises:
+        ApiError: 400/3003 for an empty body, 413/3006 if it unpacks to more than `max_bytes`, 400/5006 for zstd or invalid
+            compressed data.
+    """
+    if not data:
+        raise ApiError(400, 3003, "Request is missing headers or body: body")
+    if data.startswith(_GZIP_MAGIC):
+        return _unpacked(data, max_bytes, "gzip", zlib.MAX_WBITS | 16)
+    if data.startswith(_ZLIB_MAGIC):
+        return _unpacked(data, max_bytes, "deflate", zlib.MAX_WBITS)
+    if data.startswith(_ZSTD_MAGIC):
+        raise bad_input("the content-encoding zstd is not supported: send gzip, deflate or no encoding")
+    return data
 
 
 class Validator:
@@ -131,7 +143,7 @@ class Validator:
             return Problem(path, f"'{path}' {error.message}")
         keyword = self._keyword(error.schema_path)
         clause = describe(path, error.instance, keyword)
-        # A missing field has no path of its own.
+        # The path of a missing field is that of its object plus its name.
         return Problem(
             f"{path.rstrip('/')}/{error.kind.as_dict()['property']}" if error.kind.name == "required" else path, clause
         )
@@ -271,29 +283,3 @@ def _parse_integer(digits: str) -> int | float:
 
 def _parse_float(digits: str) -> float:
     return max(-_LARGEST_NUMBER, min(_LARGEST_NUMBER, float(digits)))
-
-
-def _path_of_surrogate(value: object) -> str | None:
-    """Return the path of a string with half of a surrogate pair, or of its object if it is a key; None if there is none."""
-    if isinstance(value, str):
-        return None if _is_text(value) else ""
-    items: Iterable[tuple[object, object]] = ()
-    if isinstance(value, list):
-        items = enumerate(value)
-    elif isinstance(value, dict):
-        if not all(map(_is_text, value)):
-            return ""
-        items = value.items()
-    # A path is built for the string that was found alone: names may be as long as the body.
-    for name, item in items:
-        if (rest := _path_of_surrogate(item)) is not None:
-            return f"/{name}{rest}"
-    return None
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -34,7 +34,7 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.min_reconnect_backoff_ms", 5_000),
     # The servers are in the same network; an HTTP proxy for outgoing traffic must not be used.
     ("grpc.enable_http_proxy", 0),
-    # 2,048 vectors of 4,096 numbers have 32 MiB.
+    # 2,048 vectors of 4,096 float32 numbers take 32 MiB. The limit is twice as large.
     ("grpc.max_receive_message_length", 64 * 2**20),
     # Only client.py retries calls.
     ("grpc.enable_retries", 0),

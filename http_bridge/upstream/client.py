@@ -113,7 +113,11 @@ class Upstream:
                     _log_refusal(error)
                     raise
             await asyncio.sleep(pause)
-        return await self._embed(request, metadata, deadline - loop.time())
+        try:
+            return await self._embed(request, metadata, deadline - loop.time())
+        except grpc.aio.AioRpcError as error:
+            _log_refusal(error)
+            raise
 
     async def _embed(
         self, request: EmbedRequest, metadata: Sequence[tuple[str, str]], timeout_seconds: float
@@ -146,7 +150,7 @@ class Upstream:
         return self.servers.find_model(name)
 
     def has_current_model(self, name: str) -> bool:
-        """Return True if `find_model` is up to date for this model. Otherwise `refresh_models` may find it."""
+        """Return True if `find_model` is up to date for this model. Otherwise call `refresh_models` first."""
         return self.servers.has_current_model(name)
 
     async def refresh_models(self) -> None:

@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from tailrace.v1.inference_pb2 import RunResponse
 
-# Events that wait for the client. Beyond them, the calls wait too.
+# Largest number of events that wait for the client. Beyond it, the calls wait too.
 _MAX_WAITING = 16
 _Item = tuple[int, RunResponse | BaseException | None]
 
 
 async def merged(replies: Sequence[AsyncIterator[RunResponse]]) -> AsyncGenerator[tuple[int, RunResponse]]:
-    """Yield each event with the index of its reply, in the order of arrival. Close it with contextlib.aclosing.
+    """Yield each event with the index of its reply, in the order of arrival. Close the generator with aclosing.
 
     Raises:
         Exception: The first error of a reply. The caller cancels the calls.

@@ -19,7 +19,7 @@ from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import ListModelsRequest, Model, Task
 
 POLL_SECONDS = 2.0
-# Shortest time in seconds between two polls that requests cause.
+# Time in seconds after a poll in which no request causes another one.
 _REFRESH_SECONDS = 0.25
 # Longest time in seconds for one answer. A slow server delays the next poll.
 _ANSWER_SECONDS = 2.0
@@ -114,7 +114,7 @@ class Servers:
         return None if found is None else found.task or Task.TASK_TEXT_GENERATION
 
     async def refresh(self) -> None:
-        """Poll the servers now, for at most 2 s. Simultaneous calls share a poll, and a poll in the last 0.25 s counts."""
+        """Poll the servers now, for at most 2 s. Simultaneous calls share one. A poll that ended in the last 0.25 s counts."""
         if self._refreshing is None or self._refreshing.done():
             if time.monotonic() - self._refreshed_at < _REFRESH_SECONDS:
                 return

@@ -1,7 +1,7 @@
 """Computes BERT's family of encoders without transformers' model classes, whose import takes seconds.
 
-Covers BERT, RoBERTa and XLM-R with learned positions and the exact GELU. One product computes queries, keys and values. On a
-CPU, this package's kernels multiply the weights where they exist for the precision.
+Covers BERT, RoBERTa and XLM-R with learned positions and the exact GELU. One matrix product computes queries, keys and
+values. On a CPU, the server's own kernels compute the linear layers in every precision that they support.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _FILE = "model.safetensors"
 
 
 def supports(config: Any, folder: Path) -> bool:
-    """Check whether this module computes the model of a transformers configuration whose weights are in `folder`."""
+    """Check whether this module can compute a model. `config`: its transformers configuration; `folder`: its folder."""
     is_plain = (
         config.model_type in _TYPES
         and config.hidden_act == "gelu"
@@ -120,7 +120,7 @@ _WORDS = "embeddings.word_embeddings.weight"
 
 
 class _Weights:
-    """Reads tensors by their names in transformers' BertModel. `num_bytes`: bytes of the tensors so far."""
+    """Reads tensors by their names in transformers' BertModel. `num_bytes`: bytes of the tensors read so far."""
 
     def __init__(self, names: Mapping[str, str], file: Any, dtype: torch.dtype, device: torch.device) -> None:
         self._names = names
@@ -130,7 +130,7 @@ class _Weights:
         self.num_bytes = 0
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """Return a tensor. Raises ConfigurationError if it is missing or has another shape."""
+        """Return a tensor. Raises ConfigurationError if it is missing or its shape is not `shape`, where that is given."""
         # Checkpoints of 2018 have other names for the parameters of norms.
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         stored = self._names.get(name) or self._names.get(old)
@@ -143,11 +143,11 @@ class _Weights:
         return tensor
 
     def pair(self, prefix: str) -> tuple[Tensor, Tensor]:
-        """Return weight and bias."""
+        """Return the weight and the bias whose names begin with `prefix`."""
         return self.tensor(f"{prefix}.weight"), self.tensor(f"{prefix}.bias")
 
     def linear(self, prefix: str) -> nn.Linear:
-        """Return a linear layer."""
+        """Return the linear layer whose tensors' names begin with `prefix`."""
         weight, bias = self.pair(prefix)
         linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -23,10 +23,11 @@ class PackedText:
     """A text of a batch.
 
     Attributes:
-        token_ids: Its tokens with control tokens, at least one.
+        token_ids: Its token ids, including control tokens; at least one.
         pooling: Its pooling.
-        normalizes: Whether its vector has length 1.
-        dimensions: Length of its vector: the first components, normalised again; None: the model's own.
+        normalizes: True if its vector is scaled to length 1.
+        dimensions: Number of components to keep, from the first one. A shortened vector is always scaled to length 1. None:
+            all components.
     """
 
     token_ids: Items[int]
@@ -40,11 +41,11 @@ class TokenModel(Protocol):
 
     @property
     def dimensions(self) -> int:
-        """Length of a vector."""
+        """Number of components of a vector."""
 
     @property
     def vocab_size(self) -> int:
-        """Valid token ids are smaller."""
+        """Size of the vocabulary: valid token ids are smaller."""
 
     @property
     def num_bytes(self) -> int:
@@ -66,8 +67,8 @@ class Encoder:
     """A model that turns token ids into vectors. Only one thread may use it at a time.
 
     Attributes:
-        dimensions: Length of a vector.
-        vocab_size: Valid token ids are smaller.
+        dimensions: Number of components of a vector.
+        vocab_size: Size of the vocabulary: valid token ids are smaller.
     """
 
     def __init__(self, model: TokenModel) -> None:
@@ -78,8 +79,8 @@ class Encoder:
 
     @torch.inference_mode()
     def vectors(self, texts: Items[PackedText]) -> Vectors:
-        """Return the vector of each text. A text's vector does not depend on the other texts, up to rounding."""
-        # Ordered by length, texts of equal length are neighbours and attend in one call.
+        """Return one vector for each text, in their order. A vector does not depend on other texts, up to rounding."""
+        # Sorting puts texts of equal length side by side, so that they attend in one call.
         order = sorted(range(len(texts)), key=lambda place: len(texts[place].token_ids))
         ordered = [texts[place] for place in order]
         row = Packing.of([len(text.token_ids) for text in ordered])

@@ -1,4 +1,4 @@
-"""Runs embedding requests: batches of texts of all clients, on a thread that owns the model.
+"""Runs embedding requests: computes the texts of all clients in batches, on a thread that owns the model.
 
     async with engine.submit(request) as job:  # may raise CapacityExceeded or ServerStopping
         vectors = await job.vectors()           # leaving early cancels the request before its next batch
@@ -32,7 +32,7 @@ _Batch = list[tuple["EmbeddingJob", int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingRequest:
-    """A request for vectors: tokenised and checked. `deadline_seconds`: time until the client's deadline; None: none."""
+    """A tokenised and checked request for vectors. `deadline_seconds`: time until the client's deadline; None: none."""
 
     texts: list[PackedText]
     account: str = ""
@@ -48,13 +48,13 @@ class EmbeddingJob:
     """An accepted request. Leaving its `async with` block before its vectors are complete cancels it.
 
     Attributes:
-        started: Time at which its first text was computed, in seconds of time.monotonic(); None before.
+        started: Time at which its first batch began, in seconds of time.monotonic(); None before.
     """
 
     def __init__(
         self, request: EmbeddingRequest, ticket: AdmissionTicket, cancel: Callable[["EmbeddingJob"], None]
     ) -> None:
-        """`cancel` is called when the reader leaves early."""
+        """Create a job without vectors. `cancel` is called when the caller leaves the `async with` block."""
         self.request = request
         self.ticket = ticket
         self.started: float | None = None
@@ -87,7 +87,7 @@ class EmbeddingJob:
         """End the job with an error. Has no effect on a job that has ended."""
         if not self._done.done():
             self._done.set_exception(error)
-            self._done.exception()  # marks it as read: the reader may have left
+            self._done.exception()  # asyncio logs an exception that is never read, and the caller may have left
 
 
 class EmbeddingEngine:
@@ -100,7 +100,7 @@ class EmbeddingEngine:
         step_tokens: Distribution of the tokens of each batch.
         is_stalled: True if the engine has stopped making progress; set by the watchdog.
         num_blocks_in_use: 0: there is no KV cache.
-        num_blocks: 1, so that shares of the KV cache are 0.
+        num_blocks: 1, so that the used share of the KV cache is 0.
         totals: Zeros: there is no prefix cache.
     """
 
@@ -116,7 +116,7 @@ class EmbeddingEngine:
         batch_tokens: int,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the engine's thread. Called on the event loop.
+        """Start the engine's thread.
 
         Args:
             encoder: Computes the vectors; used by the engine's thread only.
@@ -151,7 +151,7 @@ class EmbeddingEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Requests of which no text was computed yet."""
+        """Requests whose first batch has not begun."""
         return self.admission.num_waiting
 
     @property
@@ -161,12 +161,12 @@ class EmbeddingEngine:
 
     @property
     def num_running(self) -> int:
-        """Requests of which at least one text was computed."""
+        """Requests whose first batch has begun."""
         return self.num_in_flight - self.num_waiting
 
     @property
     def utilization(self) -> float:
-        """Share of the slots in use; above 1 while requests wait."""
+        """Requests in flight divided by the slots; above 1 if there are more requests than slots."""
         return self.num_in_flight / self.num_slots
 
     @property

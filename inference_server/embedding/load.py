@@ -48,7 +48,8 @@ def load_encoder(weights: Weights, precision: Precision, device: torch.device, c
         cache_dir: Folder for downloaded packages.
 
     Raises:
-        ConfigurationError: The weights are missing or damaged, or the model is not supported; the message has the remedy.
+        ConfigurationError: The weights are missing or damaged, or the model is not supported; the message contains the
+            remedy.
     """
     with naming_source(weights):
         if precision == "bitsandbytes-int8":
@@ -85,6 +86,6 @@ def _model(folder: Path, config: Any, precision: Precision, device: torch.device
 
 
 def _tokenizer_limit(tokenizer: Any) -> int | None:
-    """Return the limit of the tokenizer's configuration, or None. transformers has a huge number for no limit."""
+    """Return the limit of the tokenizer's configuration, or None. transformers uses a huge number for "no limit"."""
     limit = int(tokenizer.model_max_length)
     return limit if limit < 10**9 else None

@@ -1,6 +1,6 @@
-"""Reads how a model's authors make vectors from token vectors: the files that sentence-transformers writes.
+"""Reads the files in which sentence-transformers stores the steps from a text to its vector.
 
-A folder without these files is read as sentence-transformers reads it: the mean of all tokens, not normalised.
+A folder without these files gets the defaults of sentence-transformers: the mean of all tokens, not normalised.
 """
 
 import json
@@ -13,7 +13,7 @@ from inference_server.errors import UnsupportedModel
 
 _MODULES = "modules.json"
 _SUPPORTED = ("Transformer", "Pooling", "Normalize")
-# Names of the poolings in the files: as a key that is true, and as the value of one key.
+# Names of the poolings in the files: a key with the value true, or the value of the key `pooling_mode`.
 _KEYS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 _NAMES = {"cls": "cls", "mean": "mean", "lasttoken": "last", "last": "last"}
 
@@ -24,11 +24,11 @@ class VectorRules:
 
     Attributes:
         pooling: The model's own pooling.
-        normalizes: Whether vectors have length 1.
+        normalizes: True if vectors are scaled to length 1.
         max_tokens: Longest text in tokens, including control tokens; None: not limited by these files.
-        prefix: Text in front of every text.
-        lowercases: Whether texts are converted to lower case.
-        is_declared: Whether the folder has sentence-transformers' files.
+        prefix: Text that is put in front of every text.
+        lowercases: True if texts are converted to lower case.
+        is_declared: True if the folder has sentence-transformers' files.
     """
 
     pooling: Pooling = "mean"

@@ -1,4 +1,4 @@
-"""Attention over several texts in one row of tokens, as an attention function that transformers calls by the name `packed`.
+"""Computes attention over several texts in one row of tokens. transformers calls it by the name `packed`.
 
 The texts of a batch are concatenated without padding, ordered by length. Texts of equal length attend in one call, and
 no token attends to another text. Does not depend on a tokenizer.
@@ -17,7 +17,7 @@ from inference_server.errors import UnsupportedModel
 
 NAME = "packed"
 
-# Keyword arguments of transformers models that have no effect on this attention.
+# Keyword arguments of transformers models that this attention accepts. Only `is_causal` has an effect.
 _IGNORED = {"dropout", "position_ids", "position_embeddings", "use_cache", "output_attentions", "is_causal"}
 
 
@@ -71,17 +71,17 @@ def attend(
     """Attend within each text, as transformers' attention interface defines it.
 
     Args:
-        module: The attention module, whose `is_causal` is False if a token attends to later tokens too.
+        module: The attention module. Its `is_causal` is False if a token attends to later tokens too.
         query: (1, num_heads, num_tokens, head_dim), after position embedding.
         key: (1, num_kv_heads, num_tokens, head_dim), after position embedding.
         value: (1, num_kv_heads, num_tokens, value_dim).
-        attention_mask: None; other masks are not supported.
+        attention_mask: Must be None: masks are not supported.
         packing: The texts of the row.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
-        kwargs: Further arguments of the model, of which some are ignored.
+        kwargs: Further arguments of the model. `is_causal` replaces the module's own. Others in _IGNORED have no effect.
 
     Returns:
-        (1, num_tokens, num_heads, value_dim), and None in place of the attention weights.
+        The output, (1, num_tokens, num_heads, value_dim), and None in place of the attention weights.
 
     Raises:
         UnsupportedModel: The model passes an argument that this attention would have to ignore (sliding windows,
@@ -109,7 +109,7 @@ def attend_rows(
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
 
     Returns:
-        (num_tokens, num_heads, value_dim).
+        The output, (num_tokens, num_heads, value_dim).
     """
     is_grouped = query.shape[0] != key.shape[0]
     outputs = []

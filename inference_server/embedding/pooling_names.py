@@ -1,4 +1,4 @@
-"""Names the poolings, without importing torch, so that the catalog can be read without it."""
+"""Defines the names of the poolings. Does not import torch, so that the catalog can be read without it."""
 
 from typing import Literal
 

@@ -1,14 +1,14 @@
-"""Positions of tokens, which begin at another number in RoBERTa's family."""
+"""Computes the range of a model's positions, which does not begin at 0 in RoBERTa's family."""
 
 from typing import Any
 
 
 def first_position(config: Any) -> int:
-    """Return the position of a text's first token. RoBERTa's family counts from the padding token's id."""
+    """Return the position of a text's first token: 0, or the padding token's id plus 1 in RoBERTa's family."""
     counts_from_padding = "roberta" in config.model_type or config.model_type == "camembert"
     return int(config.pad_token_id) + 1 if counts_from_padding else 0
 
 
 def longest_text(config: Any) -> int:
-    """Return the number of tokens for which the model has positions."""
+    """Return the longest text for which the model has positions, in tokens."""
     return int(config.max_position_embeddings) - first_position(config)

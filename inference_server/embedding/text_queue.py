@@ -1,7 +1,7 @@
 """Orders the texts that wait for a batch: round-robin across accounts, first come, first served within an account.
 
-Each batch takes one text from each account in turn, so that a request with one text does not wait for the two thousand
-texts of another account. Does not depend on tensors.
+Each batch takes one text from each account in turn. So a request with one text does not wait for the two thousand texts of
+another account. Does not depend on tensors.
 """
 
 from collections import OrderedDict, deque
@@ -12,7 +12,7 @@ JobT = TypeVar("JobT")
 
 
 class _Waiting(Generic[JobT]):
-    """A job with the lengths of its texts in tokens. `next`: the first text that is not in a batch yet."""
+    """A job with the lengths of its texts in tokens. `next`: index of the first text that is not in a batch yet."""
 
     __slots__ = ("job", "lengths", "next")
 
@@ -46,7 +46,7 @@ class TextQueue(Generic[JobT]):
                 del self._by_account[account]
 
     def take(self, max_tokens: int) -> list[tuple[JobT, int]]:
-        """Remove and return the texts of the next batch, as jobs with the text's place in its job.
+        """Remove and return the texts of the next batch, as pairs of a job and the text's index in it.
 
         Args:
             max_tokens: Most tokens of the batch. A longer text is a batch by itself.

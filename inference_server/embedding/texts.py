@@ -40,7 +40,7 @@ class TextEncoder:
         self._num_control_tokens = int(self._tokenizer.num_special_tokens_to_add(False))
 
     def encode(self, texts: Items[str], max_tokens: int) -> list[EncodedText]:
-        """Return the token ids of each text. A longer text is cut at its end to `max_tokens`, control tokens included."""
+        """Return the token ids of each text, cut at its end to `max_tokens` tokens, control tokens included."""
         rules = self._rules
         # sentence-transformers removes white space around a text as well.
         prepared = [rules.prefix + (text.lower() if rules.lowercases else text).strip() for text in texts]

@@ -1,4 +1,4 @@
-"""Computes the vectors of tokens with a model class of transformers, whose attention function is `packing.attend`."""
+"""Computes the vectors of tokens with a model class of transformers that calls `packing.attend` for its attention."""
 
 from collections.abc import Sequence as Items
 from pathlib import Path
@@ -70,7 +70,7 @@ class TransformersModel:
         """Compare two short texts in one batch with each text by itself, computed by transformers' own attention.
 
         Raises:
-            UnsupportedModel: The results differ, or the model does not run: its attention is not the usual one.
+            UnsupportedModel: The results differ, or the model does not run, because its attention is not supported.
         """
         texts = [[token % self.vocab_size for token in range(5, 5 + length)] for length in (3, 8)]
         try:
@@ -107,7 +107,7 @@ class TransformersModel:
 
 
 def _pack_linears(model: Any, precision: Precision) -> None:
-    """Replace the linear layers by those of this CPU's kernels."""
+    """Replace the linear layers with modules that run this CPU's kernels."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if is_packable(child):

@@ -98,7 +98,7 @@ class Admission:
             num_tokens: Length of the prompt.
             reject_if_busy: Reject the request if it would have to wait.
             deadline_seconds: Time until the client's deadline; None: no deadline.
-            num_slots_taken: Slots that requests of the other priority have and do not give up.
+            num_slots_taken: Slots that are not available, because requests of the other priority hold them.
 
         Raises:
             CapacityExceeded: The request may not enter.

@@ -127,9 +127,10 @@ class BaseEngine(ABC):
 
     @property
     def utilization(self) -> float:
-        """Share of the slots or of the KV cache in use, whichever is larger: 0 to 1, and above 1 while requests wait.
+        """Share of the slots or of the KV cache in use, whichever is larger.
 
-        Batch requests that wait do not count, because they do not delay interactive requests.
+        The value is 0 to 1, or above 1 while interactive requests wait. Batch requests that wait do not count, because they do
+        not delay interactive requests.
         """
         num_active = self.num_in_flight - self.num_waiting_batch
         return max(num_active / self.num_slots, self.num_blocks_in_use / max(1, self.num_blocks))
@@ -179,7 +180,7 @@ class BaseEngine(ABC):
             num_tokens: Length of the prompt; 0 if it is not known yet.
             reject_if_busy: Reject the request if it would have to wait.
             deadline_seconds: Time until the client's deadline; None: no deadline.
-            is_batch: The request uses the capacity that interactive requests leave. They have limits of their own.
+            is_batch: True for a batch request. The limits count requests of each priority separately.
 
         Raises:
             CapacityExceeded: The limits are reached.

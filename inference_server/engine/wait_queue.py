@@ -1,4 +1,4 @@
-"""The wait queue of an engine: interactive requests first, then batch requests, and each of both fair across accounts."""
+"""Wait queue of an engine: interactive requests before batch requests, and fair across accounts in each priority."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,11 +8,11 @@ from inference_server.engine.sequence import Sequence
 
 
 class RunningCounts:
-    """Numbers of running sequences by account, of interactive and of batch requests.
+    """Numbers of running sequences of each account.
 
     Attributes:
-        interactive: Sequences of interactive requests.
-        batch: Sequences of batch requests.
+        interactive: Sequences of interactive requests by account.
+        batch: Sequences of batch requests by account.
     """
 
     def __init__(self, running: Iterable[Sequence] = ()) -> None:
@@ -23,12 +23,12 @@ class RunningCounts:
             self.change(seq, 1)
 
     def change(self, seq: Sequence, number: int) -> None:
-        """Add a number to the count of the sequence's account."""
+        """Add `number`, which may be negative, to the count of the sequence's account."""
         (self.batch if seq.request.is_batch else self.interactive)[seq.request.account] += number
 
 
 class WaitQueue:
-    """Sequences that wait for a slot. A batch request is next only if no interactive request can be."""
+    """Sequences that wait for a slot. A batch request is next only if no interactive request may start."""
 
     def __init__(self, *, max_account_seqs: int | None = None, max_batch_seqs: int | None = None) -> None:
         """Create an empty queue.

@@ -90,13 +90,13 @@ def generation_request(
     Args:
         request: A request that has passed validation.check.
         request_id: Id for logs, traces and the reply.
-        prompt: Its prompt.
+        prompt: Its encoded prompt.
         model: The requested model.
 
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
         NoRoomForReply: max_tokens must fit into the window and does not.
-        InvalidField: The reply's grammar cannot be enforced, or a bias has a token that the model does not have.
+        InvalidField: The reply's grammar cannot be enforced, or a bias is for a token that the model does not have.
     """
     sampling = request.sampling
     wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
@@ -125,7 +125,7 @@ def callable_tools(request: pb.RunRequest) -> list[Tool]:
 
 
 def call_place(request: pb.RunRequest) -> Place:
-    """Return where the reply may have calls."""
+    """Return the place of tool calls in the reply, which depends on the tool choice and the response format."""
     if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
         return "only"
     return "beginning" if request.HasField("response_format") else "anywhere"
@@ -144,7 +144,7 @@ def _turn(turn: pb.ChatTurn) -> Turn:
 
 
 def _constraint(request: pb.RunRequest, model: "HostedModel", thoughts: ThoughtState) -> Constraint | None:
-    """Return the constraint of the reply, if any. It applies after the thoughts. Raises InvalidField."""
+    """Return the constraint of the reply after its thoughts, if any. Raises InvalidField if it cannot be enforced."""
     constraint = _reply_constraint(request, model)
     return None if constraint is None else model.constrain(constraint, thoughts)
 
@@ -163,7 +163,7 @@ def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constrain
 
 
 def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict[str, Any] | None) -> FieldViolation:
-    """Return the violation of the field whose schema cannot be enforced, with the place in it."""
+    """Return the violation of the field whose schema cannot be enforced, with the place in the schema."""
     if schema is not None and (reason := located(error.cause, schema)):
         return FieldViolation("response_format.json_schema", reason)
     for index, tool in enumerate(request.chat.tools):
@@ -186,7 +186,7 @@ def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
 def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None) -> ReplyForm | None:
     """Return the form that the request demands of a reply that may call `tools`, or None if it demands none."""
     if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        # A small model that must write calls repeats them until the reply is full, so several need the caller's consent.
+        # A small model that must write calls repeats them until the reply is full. So several need the client's consent.
         return ReplyForm(tools=tools, is_parallel=chat.parallel_tool_calls and not chat.tool_name)
     is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     if schema is not None:
@@ -205,7 +205,7 @@ def _sampling_params(request: pb.RunRequest, vocab_size: int) -> SamplingParams:
 
 
 def _logit_bias(sampling: pb.Sampling, vocab_size: int) -> LogitBias | None:
-    """Return the bias of a request, if any. Raises InvalidField for a token that the model does not have."""
+    """Return the bias of a request, if any. Raises InvalidField for a token id that the model does not have."""
     if not sampling.logit_bias:
         return None
     if unknown := sorted(token_id for token_id in sampling.logit_bias if token_id >= vocab_size):

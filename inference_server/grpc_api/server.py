@@ -100,8 +100,8 @@ class Server:
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", 16 * 1024),
-                # Clients may ping while a long prompt is computed and nothing is sent. Go's shortest interval is 10 s, and a
-                # ping may arrive early.
+                # Clients may ping while a long prompt is computed and nothing is sent. The shortest interval of Go's client is
+                # 10 s, and a ping may arrive early.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Clients discover new servers when they reconnect. Replies on the old connection are finished,
@@ -234,7 +234,7 @@ class Server:
 
 
 def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None) -> int:
-    """Listen at `address`, and return the port. The host localhost stands for both loopback addresses."""
+    """Listen at `address`, and return the port. The host localhost means 127.0.0.1 and, with IPv6, ::1."""
     host, port = split_address(address)
     for each in local_hosts(host):
         target = f"[{each}]:{port}" if ":" in each else f"{each}:{port}"

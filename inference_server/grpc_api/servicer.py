@@ -65,7 +65,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._limits = Limits(settings.max_messages, settings.max_schema_depth)
         self._rate_limit = RateLimit(settings.account_requests_per_minute)
         self._write_timeout_seconds = settings.write_timeout_seconds
-        # A costly grammar waits for seconds without using the CPU. It must not delay requests without a grammar.
+        # A request with a costly grammar may wait for seconds for the process that checks it. With threads of their own,
+        # such requests do not delay requests without a grammar.
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
 
     async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]
@@ -202,7 +203,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _off_loop(
         self, request: pb.RunRequest, prepare: "Callable[..., _Result]", *arguments: object
     ) -> "_Result":
-        """Call `prepare` on a thread: of the grammars' threads if the request may have a grammar."""
+        """Call `prepare` on another thread: one of the grammar threads if the request may have a grammar."""
         threads = self._grammar_threads if request.HasField("response_format") or request.chat.tools else None
         return await asyncio.get_running_loop().run_in_executor(threads, prepare, *arguments)
 

@@ -1,4 +1,4 @@
-"""Records one Embed from its arrival to its end, for the metrics and the log. Times are seconds of time.monotonic()."""
+"""Records one call of Embed from its arrival to its end, for metrics and log. Times are seconds of time.monotonic()."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class EmbedRecord:
-    """The record of one Embed. `finish` updates the metrics and writes the log line.
+    """The record of one call of Embed. `finish` updates the metrics and writes the log line.
 
     A request that is marked as neither succeeded nor failed before `finish` was cancelled.
 
@@ -51,7 +51,7 @@ class EmbedRecord:
         self._metrics.accepted.labels(self._model).inc()
 
     def start(self, started: float | None) -> None:
-        """Record the time at which the first text was computed; None if none was."""
+        """Record the time at which the first batch with a text of the request began; None if none did."""
         self._started = started
 
     def mark_succeeded(self) -> None:

@@ -37,7 +37,7 @@ class RunRecord:
         self._request = request
         self.request_id = request_id
         self._model = request.model if is_known else UNKNOWN_MODEL
-        # Batch requests may wait for hours, which must not raise the latencies that alerts watch.
+        # Batch requests may wait for hours, which must not raise the latency metrics that alerts use.
         self._is_batch = request.priority == pb.PRIORITY_BATCH
         self._deadline = deadline
         self._arrived = time.monotonic()

@@ -21,7 +21,7 @@ from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
-# Forms of a model's REST replies; Model.reply_shape of the contract.
+# Forms of a model's REST replies, which the contract's Model.reply_shape reports.
 ReplyShape = Literal["response", "choices", "responses"]
 Task = Literal["generation", "embedding"]
 
@@ -40,14 +40,15 @@ class CatalogEntry:
         chat_template: Jinja source of the chat template; None: the model's own template.
         stands_in: True if the weights belong to another model than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
-        reasoning_format: Format of thoughts; "none": it writes none; None: the one that the chat template contains.
+        reasoning_format: Format of thoughts; "none": replies are not searched for thoughts; None: the one that the chat
+            template contains.
         shape: Form of the model's REST replies.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
-        task: The model's purpose: it generates text, or it embeds text.
+        task: The model's purpose: to generate text or to embed text.
         pooling: Pooling of an embedding model; None: the model's own.
-        normalize: True if the vectors of an embedding model have length 1; None: as the model's files say.
-        is_optional: True if the server starts without the model when its weights are not available.
+        normalize: True if the vectors of an embedding model are scaled to length 1; None: according to the model's files.
+        is_optional: True if the server starts without the model when it cannot be served.
     """
 
     name: str

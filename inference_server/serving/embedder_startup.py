@@ -24,7 +24,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-# Most tokens of a batch. On a CPU, larger batches are not faster, but a running stream of text would wait for them.
+# Most tokens of a batch. On a CPU, larger batches are not faster, and generated text waits longer for them.
 _BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
 _GIB = 2**30
 
@@ -41,7 +41,7 @@ async def load_embedders(
         on_broken: Called when an engine has failed and cannot continue.
 
     Returns:
-        The loaded models by name. An optional entry whose weights are not available is left out, with a warning.
+        The loaded models by name. An optional entry that cannot be served is left out, with a warning.
 
     Raises:
         ConfigurationError: An entry cannot be served; the message names the entry.
@@ -56,7 +56,7 @@ async def load_embedders(
             for one in await _start(loaded, group, precision, settings, device, on_broken):
                 hosted[one.entry.name] = one
         except (TailraceError, ConfigurationError, RuntimeError, MemoryError) as error:
-            name = group[0].name
+            name = ", ".join(entry.name for entry in group)
             if not all(entry.is_optional for entry in group):
                 raise ConfigurationError(f"{name} ({weights}) cannot be served: {first_line(error)}") from error
             logger.warning("%s is left out, because it is optional and cannot be served: %s", name, first_line(error))
@@ -103,6 +103,10 @@ async def _start(
         logger.info("%s: %s weights, texts packed without padding", entry.name, precision)
         if entry.stands_in:
             logger.warning("%s is served by a substitute model: %s", entry.name, entry.weights)
-    async with engine.submit(EmbeddingRequest(texts=[PackedText([1, 2, 3], "mean", False)])) as job:
-        await job.vectors()
+    try:
+        async with engine.submit(EmbeddingRequest(texts=[PackedText([1, 2, 3], "mean", False)])) as job:
+            await job.vectors()
+    except TailraceError:
+        await engine.stop()  # an optional entry is left out, and its thread must end
+        raise
     return models

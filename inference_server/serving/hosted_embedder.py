@@ -16,7 +16,7 @@ from inference_server.serving.catalog import CatalogEntry
 
 @dataclass(frozen=True, slots=True)
 class PreparedTexts:
-    """Texts as tokens. `prompt_tokens`: tokens of all texts, including control tokens."""
+    """Texts as tokens. `prompt_tokens`: number of tokens of all texts after cutting, including control tokens."""
 
     texts: list[PackedText]
     prompt_tokens: int
@@ -47,7 +47,7 @@ class HostedEmbedder:
 
     @property
     def dimensions(self) -> int:
-        """Length of a vector."""
+        """Number of components of a vector."""
         return self.engine.encoder.dimensions
 
     def prepare(
@@ -56,14 +56,14 @@ class HostedEmbedder:
         """Return the tokens of texts. Takes a second for a megabyte of text, so this must not run on the event loop.
 
         Args:
-            texts: The texts.
-            pooling: Pooling of the request; None: the entry's, otherwise the model's own.
-            dimensions: Length of the vectors; None: the model's own.
+            texts: The texts, at least one.
+            pooling: Pooling of the request; None: the pooling of the catalog entry, or else the model's own.
+            dimensions: Number of components of the vectors; None: all of the model's.
             refuses_long_texts: False cuts texts that are longer than `context_length`.
 
         Raises:
-            InvalidField: The model has fewer dimensions, or a text has no tokens that the model can read.
-            PromptTooLong: A text is too long.
+            InvalidField: The model has fewer dimensions, or a text has no tokens or one that the model lacks.
+            PromptTooLong: A text is longer than `context_length`, and `refuses_long_texts` is True.
         """
         if dimensions is not None and dimensions > self.dimensions:
             raise InvalidField(
@@ -76,7 +76,7 @@ class HostedEmbedder:
         for place, text in enumerate(encoded):
             if not text.token_ids or max(text.token_ids) >= self.engine.encoder.vocab_size:
                 raise InvalidField(
-                    FieldViolation(f"texts[{place}]", "must have tokens that the model's vocabulary has")
+                    FieldViolation(f"texts[{place}]", "has no tokens, or a token that the model's vocabulary lacks")
                 )
         used = pooling or self.entry.pooling or self.rules.pooling
         normalizes = self.rules.normalizes if self.entry.normalize is None else self.entry.normalize

@@ -31,7 +31,7 @@ class HostedModel:
         engine: Runs the requests; other entries with the same weights may use it too.
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
-        thoughts: The thoughts of its replies; None: it writes none.
+        thoughts: Finds the thoughts in its replies; None: replies are not searched for thoughts.
     """
 
     task: ClassVar[Literal["generation"]] = "generation"
@@ -90,7 +90,7 @@ class HostedModel:
         return self.thoughts.text(reply_detokenizer(decode, request), request.stop, thoughts)
 
     def constrain(self, constraint: Constraint, thoughts: ThoughtState) -> Constraint:
-        """Return a constraint that applies after the reply's thoughts, for this state at the end of the prompt."""
+        """Return a constraint that applies after the reply's thoughts. `thoughts`: their state at the end of the prompt."""
         return constraint if self.thoughts is None else self.thoughts.constrain(constraint, thoughts)
 
     def submit(self, request: GenerationRequest, text: ReplyText | ThoughtfulReplyText | None = None) -> Reply:

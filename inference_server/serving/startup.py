@@ -69,7 +69,7 @@ async def load_all(
         builders: Returns the builder of each engine; tests replace them.
 
     Returns:
-        The loaded models by name, in the order of `entries`, without optional ones whose weights are not available.
+        The loaded models by name, in the order of `entries`, without optional ones that cannot be served.
 
     Raises:
         ConfigurationError: An entry cannot be served, or the models do not fit into the GPU's memory. The message names
@@ -107,7 +107,7 @@ async def _load_generators(
         device: Device of the native engine.
         on_broken: Called when an engine has failed and cannot continue.
         builders: Returns the builder of each engine.
-        embedding: Loads the embedding models. On a GPU, KV caches are made afterwards.
+        embedding: Task that loads the embedding models. On a GPU, the KV caches are made after its end.
     """
     groups = group_entries(entries, device)
     demands: dict[EngineKey, EngineDemand] = {}
@@ -206,7 +206,7 @@ async def _start(
 def _hosted(
     loaded: _Loaded, windows: list[int], prompts: list[PromptEncoder], engine: BaseEngine, end_ids: frozenset[int]
 ) -> list[HostedModel]:
-    """Return the model once for each entry that shares the engine. Blocks while tables for grammars are created."""
+    """Return the model once for each entry that shares the engine. Blocks while it creates tables for grammars."""
     grammars = Grammars(loaded.model.tokenizer, engine.vocab_size, end_ids)
     grammars.prepare()
     return [

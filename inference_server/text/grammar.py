@@ -23,12 +23,12 @@ _LARGE_VOCABULARY = 65_536  # tokens
 # Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A state
 # takes up to 2 KB. Errors do not include the schema.
 _LIMITS = {"max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
-# CPU time of a step after which its reply fails: all other sequences wait for the step.
+# Most CPU time for one mask. A reply that exceeds it fails, because all other sequences wait for the step.
 _MAX_STEP_SECONDS = 0.15
 # Compiled grammars that are kept for later requests: their number, and the most memory that one of them may take.
 _MAX_KEPT = 32
 _MAX_KEPT_BYTES = 16 * 2**20
-# Time for which a costly grammar waits while others are compiled in this process.
+# Longest time for which a costly grammar waits while others are compiled in this process.
 _MAX_WAIT_SECONDS = 0.5
 
 
@@ -36,7 +36,7 @@ class GrammarError(ValueError):
     """A grammar that cannot be enforced. The message continues a sentence that begins with the request's field.
 
     Attributes:
-        cause: The compiler's message.
+        cause: The compiler's message; empty if the error is not the compiler's.
     """
 
     def __init__(self, message: str, cause: str = "") -> None:
@@ -71,9 +71,9 @@ class Grammars:
         self._check = GrammarCheck(tokenizer.backend_tokenizer.to_str, setup)
 
     def prepare(self) -> None:
-        """Create llguidance's tokenizer if its vocabulary is large.
+        """Create llguidance's tokenizer now if its vocabulary is large.
 
-        That holds Python's lock for so long that running replies would stall.
+        Creating it later would stall running replies, because the creation holds Python's global lock.
         """
         if self._num_tokens > _LARGE_VOCABULARY and self._tokenizer.eos_token_id is not None:
             self._llguidance_tokenizer()
@@ -136,7 +136,7 @@ class Grammars:
         return matcher
 
     def _checked(self, serialized: str) -> tuple[int, Any]:
-        """Compile a costly grammar: first in the worker, then here. Returns the memory that it takes, and the matcher."""
+        """Compile a costly grammar: first in the worker, then here. Returns its memory in bytes, and the matcher."""
         try:
             num_bytes = self._check.run(serialized)
         except ValueError as error:

@@ -19,10 +19,11 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
-# A grammar's CPU time and memory in the worker. The worker runs beside the model, so it may take longer than that.
+# Limits of a grammar's CPU time and memory in the worker. The wall-clock time may be longer, because the worker shares the
+# CPU with the model.
 CPU_SECONDS = 0.5
 MEMORY_BYTES = 256 * 2**20
-# Time from the check of a grammar to its refusal, and the time in which the worker has to start.
+# Longest wall-clock time of a check, after which the grammar is refused, and longest time for the start of the worker.
 WAIT_SECONDS = 1.5
 _START_SECONDS = 10.0
 
@@ -47,7 +48,7 @@ class GrammarCheck:
         """Create a check whose process starts later.
 
         Args:
-            tokenizer_json: Returns the tokenizer's file.
+            tokenizer_json: Returns the content of the tokenizer's tokenizer.json, in one line.
             setup: Values for the worker: num_tokens, end_ids, limits.
         """
         self._tokenizer_json = tokenizer_json
@@ -56,7 +57,7 @@ class GrammarCheck:
         self._worker: _Worker | None = None
 
     def run(self, grammar: str) -> int:
-        """Compile a grammar in the worker. Returns the memory in bytes that it takes.
+        """Compile a grammar in the worker. Returns the memory in bytes that it takes; 0 where processes cannot fork.
 
         `grammar`: llguidance's serialised form. Raises ValueError with llguidance's message, or TOO_SLOW.
         """
@@ -126,7 +127,7 @@ class _Worker:
             future.set_result(message)
 
     def end(self) -> None:
-        """End all waits: the worker is no more."""
+        """End all waits, because the worker has ended."""
         self.is_alive = False
         self._ready.set()
         with self._lock:
@@ -159,7 +160,7 @@ def _read(reference: "weakref.ref[_Worker]", lines: Any) -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the process. Closing its input would do; a grammar in compilation would keep it alive for a moment."""
+    """Kill the process and close its pipes. Closing its input alone would end it only after its current work."""
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):

@@ -1,8 +1,9 @@
-"""Compiles grammars in processes that may be killed: a program that grammar_check.py starts, with no imports of this project.
+"""Compiles grammars in processes that may be killed. grammar_check.py starts this program, which imports nothing of
+this project.
 
-Reads a line of JSON with its setup, the tokenizer's file in one line, then two lines for each grammar. Each grammar is
-compiled in a fork of this process, with limits on its CPU time and memory, and is then tried on a few random tokens.
-Writes a line of JSON for each grammar. Ends when its standard input ends.
+Reads a line of JSON with its setup, the tokenizer's file in one line, then two lines for each grammar. A line with `kill`
+ends the compilation of a grammar. Each grammar is compiled in a fork of this process, with limits on its CPU time and memory.
+It is then tried on a few random tokens. Writes a line of JSON for each grammar. Ends when its standard input ends.
 """
 
 import json
@@ -61,7 +62,7 @@ def _serve(inbox: "_Lines", lines: list[bytes], compiler: "_Compiler", setup: di
 
 
 def _slow_down(jobs: "Iterable[_Job]") -> None:
-    """Give grammars that are not done soon the lowest priority, so that they take nothing from the model."""
+    """Give compilations that take longer than _SHORT_SECONDS the lowest priority, so that the model gets the CPU first."""
     for job in jobs:
         if not job.is_slow and time.monotonic() - job.started > _SHORT_SECONDS:
             job.is_slow = True
@@ -160,7 +161,7 @@ def _start(
 
 
 def _run_child(compiler: _Compiler, grammar: str, setup: dict[str, Any], writer: int) -> None:
-    """Compile within the limits and exit. The default action of the timer's signal ends the process."""
+    """Compile within the limits and exit. The signal of the CPU timer ends the process."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the compiler may report that memory ran out
         signal.setitimer(signal.ITIMER_PROF, setup["cpu_seconds"])
@@ -176,7 +177,7 @@ def _run_child(compiler: _Compiler, grammar: str, setup: dict[str, Any], writer:
 
 
 def _collect(jobs: "dict[int, _Job]", reader: int, selector: selectors.BaseSelector) -> None:
-    """Read a child's result. At its end, report the result."""
+    """Read a part of a child's result. When the child has ended, write the result."""
     job = jobs[reader]
     if data := os.read(reader, 1 << 16):
         job.result += data

@@ -111,7 +111,7 @@ class PromptEncoder:
         return self.encode_conversation(turns, tools, ChatOptions()).token_ids
 
     def encode_conversation(self, turns: Items[Turn], tools: Items[Tool], options: ChatOptions) -> Prompt:
-        """Return the token ids of a conversation and of the beginning of the assistant's turn.
+        """Return the prompt of a conversation. By default it ends with the beginning of the assistant's turn.
 
         Raises:
             InvalidField: The chat template rejects the conversation or an option, or there is no template.

@@ -11,7 +11,7 @@ _SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "conta
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
-# Reasons for which a pattern cannot be enforced: words of the compiler's message, and ours.
+# Reasons for which a pattern cannot be enforced: an expression that finds the compiler's message, and the explanation.
 _PATTERN_REASONS = (
     (r"look-around, including", "uses a look-ahead or look-behind, which cannot be enforced: write it without"),
     (r"backreferences are not", "uses a back-reference, which cannot be enforced: write it without"),
@@ -20,7 +20,7 @@ _PATTERN_REASONS = (
         r"lookarounds not supported yet",
         "has ^ or $ inside, which cannot be enforced: use ^ at its beginning, $ at its end",
     ),
-    (r"regex parse error|invalid regex", "is no regular expression that can be enforced"),
+    (r"regex parse error|invalid regex", "is not a regular expression that can be enforced"),
     (r"not disjoint", "overlaps another pattern of the same object, which cannot be enforced"),
 )
 _TOO_COMPLEX = re.compile(
@@ -31,11 +31,11 @@ _Part = Mapping[str, Any]
 
 
 def explained(error: str, schema: object = None) -> str:
-    """Return a sentence's end that explains why a grammar cannot be enforced.
+    """Explain why a grammar cannot be enforced. Returns the end of a sentence that begins with the request's field.
 
     Args:
         error: The compiler's message.
-        schema: The schema that it refers to, if the message should have the place in the schema.
+        schema: The schema to which the message refers; None: the explanation contains no place in a schema.
     """
     return located(error, schema) or _general(error)
 

@@ -18,13 +18,13 @@ from inference_server.text.detokenizer import overlap
 from inference_server.text.tool_formats import MARKERS, Tool, ToolFormat
 from inference_server.text.tools.reading import is_open, read_calls
 
-# Where a reply may have calls: after any text, only from its beginning (otherwise it is a document), or nothing but calls.
+# Place of calls in a reply: after any text; only from the beginning (otherwise the reply is a document); calls alone.
 Place = Literal["anywhere", "beginning", "only"]
 
 # Mistral's chat template accepts ids of exactly this length and alphabet; the other templates accept any id.
 _ID_LENGTH = 9
 _ID_LETTERS = string.ascii_letters + string.digits
-# Beginnings of a call of llama3's format without a marker: up to the name, another one, and what may become one of both.
+# Beginnings of a call in llama3's format without a marker: up to its name, up to another key, and a part of either.
 _NAME_OPENING = re.compile(r'\{\s*"name"\s*:\s*"')
 _OTHER_OPENING = re.compile(r'\{\s*(?:"type"\s*:\s*"function"|"(?:parameters|arguments)"\s*:)')
 _PART_OF_OPENING = re.compile(r'\{\s*(?:"\w*"?\s*|"name"\s*:\s*|"type"\s*:\s*"?\w*)?\Z')
@@ -44,7 +44,7 @@ async def with_tool_calls(
         tool_format: Format in which the model writes calls.
         tools: Tools that may be called; calls of other tools stay text.
         seed: Seed of the calls' ids, so that a repeated request has the same ids.
-        place: Where the reply may have calls.
+        place: Place of calls in the reply.
     """
     parser = CallParser(tool_format, tools, random.Random(seed), place)  # noqa: S311 (repeatable, not a secret)
     push = parser.push
@@ -82,7 +82,7 @@ class CallParser:
             tool_format: Format in which the model writes calls.
             tools: Tools that may be called; calls of other tools stay text.
             ids: Source of the calls' ids.
-            place: Where the reply may have calls.
+            place: Place of calls in the reply.
         """
         self._format = tool_format
         self._markers = MARKERS[tool_format]
@@ -91,9 +91,9 @@ class CallParser:
         self._ids = ids
         self._place = place
         self._held = ""
-        self._num_searched = 0  # characters of the held text that hold no end marker
+        self._num_searched = 0  # characters of the held text without an end marker
         self._in_call = False
-        self._is_plain = False  # True if the rest of the reply holds no call
+        self._is_plain = False  # True if the rest of the reply contains no call
         self._has_begun = False
         self.num_calls = 0
 
@@ -130,7 +130,7 @@ class CallParser:
         return held, ()
 
     def _begin(self) -> bool:
-        """Decide what the reply's beginning is. Returns False if more text is needed."""
+        """Decide whether the reply begins with a call. Returns False if more text is needed."""
         start = self._held.lstrip()
         if not start:
             return False
@@ -209,7 +209,7 @@ class CallParser:
 def _json_text(arguments: dict[str, Any]) -> str:
     """Return arguments as JSON. Half of a surrogate pair stays an escape, because no other text can represent it.
 
-    Raises ValueError for infinite numbers, and for what is no number.
+    Raises ValueError for infinite numbers and NaN.
     """
     text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     return text if text.isascii() or _is_encodable(text) else json.dumps(arguments)

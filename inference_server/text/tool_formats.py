@@ -36,7 +36,7 @@ class Markers:
     Attributes:
         begin: First characters of a call, or of a section with all calls.
         end: Its last characters; empty: the calls extend to the end of the reply.
-        inner: Further control tokens inside.
+        inner: Further control tokens within a call or section.
         is_optional: True if a call may also be the whole reply, without a marker.
     """
 
@@ -52,7 +52,7 @@ _DEEPSEEK = Markers(
     "<｜tool▁calls▁end｜>",
     ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
 )
-# Every format, with its look and the models that write it.
+# Every format, with an example of a call and the models that write it.
 MARKERS: Mapping[ToolFormat, Markers] = {
     # <tool_call>{"name": …, "arguments": {…}}</tool_call>, an object or an array: Hermes, Qwen, SmolLM2, Granite 4
     "hermes": _TAGS,
@@ -100,7 +100,7 @@ class Tool:
 
 
 def detect_tool_format(template: object) -> ToolFormat:
-    """Return the format that a chat template uses for calls; hermes if it contains no other, or does not support tools."""
+    """Return a chat template's format for calls; hermes if the template contains no other or does not support tools."""
     text = str(template)
     if not supports_tools(template):
         return "hermes"

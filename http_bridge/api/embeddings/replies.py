@@ -10,12 +10,12 @@ from functools import partial
 from http_bridge.protocol.embedding_body import EmbeddingBody, OpenAiEmbeddingBody, PoolingName
 from tailrace.v1.inference_pb2 import EmbedResponse
 
-# Significant digits of a number: as many as float32 needs to be restored exactly.
+# Nine significant digits are enough to restore a float32 exactly.
 _NUMBER = "%.9g"
 
 
 def workers_ai_result(response: EmbedResponse, body: EmbeddingBody, pooling: PoolingName | None) -> bytes:
-    """Return the result of /ai/run as JSON, without an envelope. `pooling`: written into the reply; None: not written."""
+    """Return the result of /ai/run as JSON, without an envelope. `pooling`: value of its field; None: no field."""
     vectors = [embedding.values for embedding in response.embeddings]
     if body.form == "scores":
         query, contexts = vectors[0], vectors[1:]
@@ -26,11 +26,6 @@ def workers_ai_result(response: EmbedResponse, body: EmbeddingBody, pooling: Poo
     if body.form == "contexts":
         return f'{{"response":{_vectors(vectors)},{shape}{end}}}'.encode()
     return f'{{{shape},"data":{_vectors(vectors)}{end}}}'.encode()
-
-
-def enveloped_json(result: bytes) -> bytes:
-    """Return a result, which is JSON, in Cloudflare's envelope."""
-    return b'{"result":' + result + b',"success":true,"errors":[],"messages":[]}'
 
 
 def tensors(response: EmbedResponse) -> bytes:

@@ -10,9 +10,9 @@ from typing import Any
 from http_bridge.api.base import IncomingRequest, check_model_name
 from http_bridge.api.binding.headers import is_zipped, model_of
 from http_bridge.api.embeddings.job import EmbeddingJob
-from http_bridge.api.embeddings.replies import enveloped_json, tensors, workers_ai_result
+from http_bridge.api.embeddings.replies import tensors, workers_ai_result
 from http_bridge.api.workers_ai.batches import is_batch_request
-from http_bridge.api.workers_ai.replies import BindingErrors, RestErrors
+from http_bridge.api.workers_ai.replies import BindingErrors, RestErrors, enveloped_json
 from http_bridge.protocol.embedding_body import EMBEDDING_FIELDS, EmbeddingBody, run_body
 from http_bridge.protocol.validation import bad_input, zipped
 from tailrace.v1.inference_pb2 import EmbedRequest, EmbedResponse, Pooling
@@ -23,7 +23,7 @@ _Wrap = Callable[[bytes], bytes]
 _GENERATION_FIELDS = ("prompt", "messages")
 _TENSOR = "input_text"
 _POOLINGS = {None: Pooling.POOLING_UNSPECIFIED, "mean": Pooling.POOLING_MEAN, "cls": Pooling.POOLING_CLS}
-# The models for which Workers AI's own default is the mean of all tokens.
+# The models that Workers AI pools by the mean of all tokens unless a request sets `pooling`.
 _MEAN_BY_DEFAULT = re.compile(r"@\w+/baai/bge-(small|base|large)-en-v1\.5")
 
 

@@ -1,4 +1,4 @@
-"""Several replies to one request: their messages to the inference server, and one reply that has them as its choices."""
+"""Handles several replies to one request: a message to the inference server for each, and one reply with all choices."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ class Choices:
     """The choices of one reply.
 
     Attributes:
-        requests: One message for each choice.
+        requests: One message to the inference server for each choice.
         writers: Writer of each choice. They have the same id and different indices.
-        num_prompts: Number of prompts. Each has the same number of choices, one after the other.
+        num_prompts: Number of prompts. Each has the same number of choices, which are adjacent.
     """
 
     requests: tuple[RunRequest, ...]
@@ -24,7 +24,7 @@ class Choices:
     num_prompts: int = 1
 
     def event(self, index: int, event: RunResponse) -> bytes:
-        """Return the chunks for an event of choice `index`, which may be empty."""
+        """Return the chunks for an event of choice `index`; may be empty."""
         writer = self.writers[index]
         if event.HasField("delta"):
             return writer.delta(event.delta)
@@ -42,14 +42,14 @@ class Choices:
         return self.writers[0].answer(choices, self.total([reply.completed for reply in replies]))
 
     def total(self, completed: Sequence[Completed]) -> Completed:
-        """Return the first choice's `completed` with the usage of all. Each prompt counts once."""
+        """Return the first choice's `completed` with the usage of all choices. Each prompt counts once."""
         return total(completed, self.num_prompts)
 
 
 def copies(request: RunRequest, num_choices: int) -> tuple[RunRequest, ...]:
-    """Return a message for each choice. The first is `request`; the others differ from it in the seed.
+    """Return a message for each choice. The first one is `request`. The others differ from it only in the seed.
 
-    A seed of the request determines the seeds of the other choices. Without one, the server draws a seed for each.
+    If the request has a seed, it determines the seeds of the other choices. Otherwise the server draws a seed for each.
     """
     requests = [request]
     for index in range(1, num_choices):
@@ -62,7 +62,7 @@ def copies(request: RunRequest, num_choices: int) -> tuple[RunRequest, ...]:
 
 
 def total(completed: Sequence[Completed], num_prompts: int = 1) -> Completed:
-    """Return the first choice's `completed` with the usage of all. Each prompt counts once."""
+    """Return the first choice's `completed` with the usage of all choices. Each prompt counts once."""
     first = Completed()
     first.CopyFrom(completed[0])
     once = completed[:: len(completed) // num_prompts]
@@ -78,6 +78,6 @@ def total(completed: Sequence[Completed], num_prompts: int = 1) -> Completed:
 
 
 def _seed(seed: int, index: int) -> int:
-    """Return the seed of a further choice. Neighbouring seeds of a request have unrelated ones, so no reply repeats."""
+    """Return the seed of choice `index`. A hash keeps requests with consecutive seeds from having choices in common."""
     digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(8, "little"), digest_size=8).digest()
     return int.from_bytes(digest, "little")

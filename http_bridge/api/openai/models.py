@@ -29,7 +29,7 @@ async def openai_model(request: Request) -> Response:
 
 def _entry(model: Model) -> dict[str, object]:
     """Return a model with its limits in tokens, under the names that OpenRouter's and vLLM's clients read."""
-    # Clients subtract the longest reply from the window to find the room for a prompt.
+    # Clients subtract the longest reply from the window to find the longest prompt.
     window = model.window or model.context_length
     lengths = {"context_length": window, "max_model_len": window}
     return {

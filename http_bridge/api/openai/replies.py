@@ -54,7 +54,7 @@ class OpenAiWriter(ReplyWriter):
 
     @abstractmethod
     def end_choice(self, completed: Completed, *, has_usage: bool) -> bytes:
-        """Return the chunk with the finish reason. `has_usage`: with the usage, if this is its place."""
+        """Return the chunk with the finish reason. `has_usage`: whether it may contain the usage."""
 
     def complete(self, reply: CompleteReply) -> bytes:
         """Return the reply as an object with one choice."""
@@ -65,7 +65,7 @@ class OpenAiWriter(ReplyWriter):
         return self.end_choice(completed, has_usage=True) + self.end(completed)
 
     def answer(self, choices: list[JsonObject], completed: Completed) -> bytes:
-        """Return the object of a complete reply. `completed` has the usage of all choices."""
+        """Return the complete reply with these choices. `completed` has the usage of all choices."""
         return json_bytes({**self._head(self.complete_object), "choices": choices, "usage": _usage(completed)})
 
     def end(self, completed: Completed) -> bytes:
@@ -151,7 +151,7 @@ class ChatWriter(OpenAiWriter):
         """Return one chunk with thoughts, text, tool calls and log probabilities, or nothing for an empty delta."""
         text, reasoning = delta.text, delta.reasoning
         if not delta.logprobs and not delta.tool_calls and not (text and reasoning):
-            # The class's own method, because a subclass may add something to the result of either method.
+            # Not `self.text`: a subclass that pads the results of `text` and `delta` would pad this one twice.
             return ChatWriter.text(self, text) if text else self._thought(reasoning)
         content: JsonObject = {"content": text} if text or delta.logprobs else {}
         if reasoning and not self._hides_reasoning:
@@ -172,7 +172,7 @@ class ChatWriter(OpenAiWriter):
         return self._chunk({}, reason, **self._last_usage(completed, has_usage))
 
     def _thought(self, text: str) -> bytes:
-        """Return one chunk with thoughts. Prepared as in `text`, because a model may think for thousands of tokens."""
+        """Return one chunk with thoughts. Its constant parts are prepared: a model may think for thousands of tokens."""
         if self._hides_reasoning or not text:
             return b""
         thought = sse.literal(text)

@@ -5,7 +5,7 @@ from http_bridge.api.reply_writer import JsonObject
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.unsupported import IN_THIS_API
 
-# The server's errors have the names of chat completions. A turn of the conversation can be several items.
+# The server's errors name the fields of chat completions. `param` has no index: several items can be one turn.
 _NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -18,7 +18,7 @@ class ResponsesErrors(OpenAiErrors):
     """OpenAI's errors of the Responses API."""
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
-        """Return the error."""
+        """Return the error with the names of this API's fields."""
         payload = super().payload(error, request_id)
         details, param = payload["error"], error.param
         if not isinstance(details, dict) or param is None:

@@ -1,6 +1,6 @@
 """Converts the input items of a Responses body to the turns of a conversation.
 
-Thoughts, text and calls of one reply are separate items. They become one assistant's turn.
+Thoughts, text and calls of one reply are separate items. They become one turn of the assistant.
 """
 
 import json
@@ -18,7 +18,7 @@ Document = Mapping[str, Any]
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _PICTURES = ("input_image", "image_url", "image", "computer_screenshot")
-# Items that describe what OpenAI's own tools did. Their results are in other items or in none.
+# Items of OpenAI's own tools, which are ignored. Their results are in other items, or the client does not send them.
 _WITHOUT_TEXT = (
     "web_search_call",
     "file_search_call",
@@ -29,7 +29,7 @@ _WITHOUT_TEXT = (
     "mcp_approval_response",
     "tool_search_call",
 )
-# Roles of results in chat completions, whose calls are parts of messages.
+# Roles of tool results in chat completions. Here a result is an item of its own.
 _CHAT_ROLES = ("tool", "function")
 _WHY_REFUSED = {
     "compaction": "is encrypted by another service",
@@ -41,15 +41,15 @@ _WHY_REFUSED = {
 
 
 class Conversation:
-    """The turns of a conversation, which grow item by item."""
+    """A conversation that grows item by item. `turns`: its turns so far."""
 
     def __init__(self, model: str, toolbox: Toolbox, recall: Callable[[str], Document | None]) -> None:
         """Start an empty conversation.
 
         Args:
-            model: Name of the model, for messages.
+            model: Name of the model, for error messages.
             toolbox: Receives the tools that items add.
-            recall: Returns the item with an id, if it is still in memory.
+            recall: Returns the item of a recent reply by its id; None if it is not in memory.
         """
         self._recall = recall
         self._turns: list[pb.ChatTurn] = []
@@ -67,7 +67,7 @@ class Conversation:
         return self._turns
 
     def add_message(self, role: str, content: str) -> None:
-        """Add a message."""
+        """Add a message. An assistant's text joins the turn of the thoughts before it."""
         if role != "assistant":
             self._add(pb.ChatTurn(role=role, content=content))
             return
@@ -84,7 +84,7 @@ class Conversation:
             path: Its path in the body.
 
         Raises:
-            ApiError: 400/5006 if the item is incomplete or cannot be shown to a model of text.
+            ApiError: 400/5006 if the item is incomplete or cannot be converted to text.
         """
         kind = item.get("type") or ("message" if item.get("role") is not None else "item_reference")
         read = _READERS.get(kind)

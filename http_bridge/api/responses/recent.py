@@ -1,7 +1,7 @@
-"""The output items of recent replies, so that a client may refer to an item instead of sending it again.
+"""Keeps the output items of recent replies, so that a client can refer to an item instead of sending it again.
 
-Vercel's AI SDK does so unless its user sets `store` to false. Nothing is stored: the items are in the memory of one bridge, for
-an hour, as far as they fit. A request with `store: false` leaves none.
+Vercel's AI SDK does so unless its user sets `store` to false. One bridge keeps the items in memory, for at most an hour and
+within 16 MiB. Items of requests with `store: false` are not kept.
 """
 
 import threading
@@ -14,7 +14,7 @@ Item = Mapping[str, Any]
 
 _MAX_BYTES = 16 * 2**20
 _SECONDS = 3600.0
-# An item's size in memory beyond its text.
+# Estimated size of an item in memory beyond its text, in bytes.
 _OVERHEAD = 1_000
 
 
@@ -27,8 +27,8 @@ class RecentItems:
         """Create an empty memory.
 
         Args:
-            max_bytes: Bound on all items together.
-            seconds: Time after which an item is removed.
+            max_bytes: Largest estimated size of all items together, in bytes.
+            seconds: Time in seconds after which an item is no longer returned.
             clock: Returns the current time in seconds.
         """
         self._max_bytes = max_bytes
@@ -46,16 +46,15 @@ class RecentItems:
         key, kept = (account, str(item["id"])), _kept(item)
         size = num_characters * 4 + _OVERHEAD
         with self._lock:
-            if (replaced := self._items.pop(key, None)) is not None:
-                self._num_bytes -= replaced[1]
+            _, replaced, _ = self._items.pop(key, (0.0, 0, None))
             self._items[key] = (self._clock() + self._seconds, size, kept)
-            self._num_bytes += size
+            self._num_bytes += size - replaced
             while self._items and (self._num_bytes > self._max_bytes or self._oldest_time() <= self._clock()):
                 _, (_, removed, _) = self._items.popitem(last=False)
                 self._num_bytes -= removed
 
     def find(self, account: str, item_id: str) -> Item | None:
-        """Return an item; None if it is unknown, or no longer there."""
+        """Return an item; None if it is unknown, was removed or is too old."""
         with self._lock:
             found = self._items.get((account, item_id))
         return found[2] if found is not None and found[0] > self._clock() else None

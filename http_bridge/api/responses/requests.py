@@ -37,7 +37,7 @@ class ResponsesParser:
 
 
 def is_responses_body(document: Document) -> bool:
-    """Return True if a body of /ai/run has the form of the Responses API: `input`, a text or items, and no prompt."""
+    """Return True if a body of /ai/run has the form of the Responses API: `input`, and no prompt or messages."""
     if document.get("prompt") is not None or document.get("messages") is not None:
         return False
     return isinstance(document.get("input"), str | list)
@@ -52,7 +52,7 @@ def responses_job(
         incoming: The request.
         document: Its body.
         wrap: Encodes a complete reply.
-        model: Name of the model; empty: the body has it.
+        model: Name of the model; empty if the body names it.
 
     Raises:
         ApiError: 400/5006 if a field is invalid or not supported.
@@ -73,7 +73,7 @@ def responses_job(
 def responses_writer(
     incoming: IncomingRequest, document: Document, body: RunBody, *, wrap: Callable[[Mapping[str, object]], bytes]
 ) -> ResponsesWriter:
-    """Return the writer of a Response for a body of another form.
+    """Return the writer that answers a body of another form with a Response object.
 
     Args:
         incoming: The request.

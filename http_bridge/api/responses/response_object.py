@@ -47,17 +47,17 @@ class Request:
 
     @property
     def has_summary(self) -> bool:
-        """True if the client requested a summary of the thoughts. It then gets the thoughts as summary too."""
+        """True if the client requested a summary of the thoughts. The reply then has the thoughts as the summary too."""
         reasoning = self.fields["reasoning"]
         return isinstance(reasoning, dict) and reasoning["summary"] is not None
 
     def item_id(self, prefix: str, index: int) -> str:
-        """Return the id of the output item at `index`."""
+        """Return the id of the output item at `index`. `prefix`: its beginning, which names the type."""
         return f"{prefix}_{self.request_id.replace('-', '')}{index:02x}"
 
 
 def request_fields(document: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> JsonObject:
-    """Return the fields of the Response object that a request determines. `tools`: the tools that are used."""
+    """Return the fields of the Response object that a request determines. `tools`: the tools without those left out."""
     reasoning, text = document.get("reasoning"), document.get("text")
     if not isinstance(reasoning, dict):
         # Bodies of other forms have the effort itself, or a switch.
@@ -104,7 +104,7 @@ def response_payload(
         created: Time of the request, in seconds since 1970.
         status: Status of the response.
         output: The output items so far.
-        completed: The end of the reply; None: not complete.
+        completed: The end of the reply; None if it has not ended.
         error: The error of a failed response.
     """
     return {
@@ -127,12 +127,12 @@ def end_status(completed: Completed) -> Literal["completed", "incomplete"]:
 
 
 def message_item(item_id: str, status: Status, parts: Sequence[JsonObject]) -> JsonObject:
-    """Return the item of the reply's text."""
+    """Return the output item with the reply's text."""
     return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": list(parts)}
 
 
 def text_part(text: str, logprobs: Sequence[TokenLogprob] = ()) -> JsonObject:
-    """Return the content of a message."""
+    """Return the content part of a message, with the log probabilities of its tokens."""
     return {
         "type": "output_text",
         "text": text,
@@ -142,17 +142,17 @@ def text_part(text: str, logprobs: Sequence[TokenLogprob] = ()) -> JsonObject:
 
 
 def reasoning_part(text: str) -> JsonObject:
-    """Return the content of a reasoning item."""
+    """Return the content part of a reasoning item."""
     return {"type": "reasoning_text", "text": text}
 
 
 def summary_part(text: str) -> JsonObject:
-    """Return the summary of a reasoning item."""
+    """Return the summary part of a reasoning item."""
     return {"type": "summary_text", "text": text}
 
 
 def reasoning_item(request: Request, item_id: str, status: Status, thoughts: str) -> JsonObject:
-    """Return the item of the thoughts; empty thoughts: the item before its content."""
+    """Return the reasoning item. With empty `thoughts`, it is the item at its start, before any content."""
     return {
         "id": item_id,
         "type": "reasoning",
@@ -189,7 +189,7 @@ def call_item(request: Request, index: int, call: ToolCall) -> JsonObject:
 
 
 def _custom_input(arguments: str) -> str:
-    """Return the text of a custom tool's call; arguments that do not fit the schema are passed on as they are."""
+    """Return the input text of a custom tool's call. Arguments that do not fit the schema are returned unchanged."""
     try:
         value = json.loads(arguments).get(INPUT)
     except (ValueError, AttributeError):

@@ -1,6 +1,6 @@
-"""Thoughts in reasoning items, which clients send back with the next request.
+"""Encodes and decodes the thoughts in reasoning items, which clients return with the next request.
 
-Some clients send back only the summary and `encrypted_content`. OpenAI encrypts the thoughts there; here they are encoded.
+Some clients return only the summary and `encrypted_content`. OpenAI encrypts the thoughts there. Here they are only encoded.
 """
 
 import base64
@@ -8,7 +8,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-# Begin of the ids of reasoning items, here and at OpenAI.
+# Beginning of the ids of reasoning items, here and at OpenAI.
 REASONING_ID = "rs_"
 _PREFIX = "tailrace-thoughts-1."
 
@@ -19,7 +19,7 @@ def sealed(thoughts: str) -> str:
 
 
 def thoughts_of(item: Mapping[str, Any]) -> str:
-    """Return the thoughts of a reasoning item: its content, else its `encrypted_content` from here, else its summary."""
+    """Return the thoughts of a reasoning item: its content, else its own `encrypted_content`, else its summary."""
     return _joined(item.get("content")) or _unsealed(item.get("encrypted_content")) or _joined(item.get("summary"))
 
 

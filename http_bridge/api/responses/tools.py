@@ -15,7 +15,7 @@ from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]
 
-# The argument of a custom tool's function.
+# Name of the only argument of a custom tool's function.
 INPUT = "input"
 _SEPARATOR = "__"
 _MAX_TYPE = 64
@@ -23,7 +23,7 @@ _MAX_TYPE = 64
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The client's tool behind a function. `namespace`: empty if it is in none."""
+    """The client's tool behind a function. `namespace`: empty if the tool is in none."""
 
     name: str
     namespace: str = ""
@@ -50,7 +50,7 @@ class Toolbox:
         return tuple(self._left_out)
 
     def origin(self, function: str) -> Origin:
-        """Return the client's tool behind a function."""
+        """Return the client's tool behind a function. An unknown function is a tool of the same name."""
         return self._origins.get(function) or Origin(function)
 
     def add(self, tools: list[Document], path: str) -> None:
@@ -61,7 +61,7 @@ class Toolbox:
             path: Its path in the body.
 
         Raises:
-            ApiError: 400/5006 if a tool has no name or is not an object.
+            ApiError: 400/5006 if a tool has no name, or a description or parameters of the wrong type.
         """
         for index, tool in enumerate(tools):
             place = f"{path}/{index}"

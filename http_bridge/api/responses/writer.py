@@ -24,14 +24,14 @@ from http_bridge.protocol import sse
 from tailrace.v1.inference_pb2 import Completed, Delta, Started, TokenLogprob, ToolCall
 
 _TOO_LONG = "context_length_exceeded"
-# Codes of failed responses. Every other failure is a server_error.
+# Codes that a failed response keeps. Every other code becomes server_error.
 _CODES = ("rate_limit_exceeded", _TOO_LONG)
 _MESSAGE = "message"
 _REASONING = "reasoning"
 
 
 class ResponsesWriter(ReplyWriter):
-    """Writes one response. Each item of the output is opened by its first piece and closed by the next item."""
+    """Writes one response. The first piece of an output item opens it. The next item or the end of the reply closes it."""
 
     def __init__(
         self, request: Request, wrap: Callable[[Mapping[str, object]], bytes], *, has_padding: bool = False
@@ -39,7 +39,7 @@ class ResponsesWriter(ReplyWriter):
         """Set the reply format.
 
         Args:
-            request: The parts of the request that the reply contains.
+            request: The parts of the request that the reply needs.
             wrap: Encodes a complete reply.
             has_padding: Whether the events with text have random characters in `obfuscation`.
         """
@@ -75,7 +75,7 @@ class ResponsesWriter(ReplyWriter):
         return self._wrap(self._response(status, reply.completed))
 
     def start(self, started: Started) -> bytes:
-        """Return the two events at the beginning."""
+        """Return the events `response.created` and `response.in_progress`."""
         self._is_started = True
         response = self._response("in_progress")
         return self._event("response.created", response=response) + self._event(
@@ -83,7 +83,7 @@ class ResponsesWriter(ReplyWriter):
         )
 
     def text(self, text: str) -> bytes:
-        """Return one event. Only the text and the number differ from event to event, so the rest is prepared once."""
+        """Return the event of a piece of text, after those that open its item. Its constant parts are prepared once."""
         opened = b"" if self._kind == _MESSAGE else self._open_message()
         self._pieces.append(text)
         return opened + self._piece(text)
@@ -109,7 +109,7 @@ class ResponsesWriter(ReplyWriter):
         return events + self._event(f"response.{status}", response=self._response(status, completed))
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        """Return the event of a failed response."""
+        """Return the events that close the open item, and the event of the failed response."""
         events = self._begin() + self._close("incomplete")
         openai = openai_error(error)
         code = openai["code"] if openai["code"] in _CODES else "server_error"
@@ -118,11 +118,11 @@ class ResponsesWriter(ReplyWriter):
         return events + self._event("response.failed", response=response)
 
     def streams_refusal(self, error: ApiError) -> bool:
-        """Return True for a prompt that is too long, if Codex sent it. From a status, Codex does not recognise it."""
+        """Return True for a prompt that is too long, if Codex sent it. Codex does not recognise this error by its status."""
         return self._request.is_from_codex and openai_error(error)["code"] == _TOO_LONG
 
     def _begin(self) -> bytes:
-        """Return the events at the beginning, if they were not sent: a reply may end in the wait queue."""
+        """Return the events at the beginning, if they were not sent: a reply may fail before it starts."""
         return b"" if self._is_started else self.start(Started())
 
     def _response(self, status: Status, completed: Completed | None = None) -> JsonObject:
@@ -147,7 +147,7 @@ class ResponsesWriter(ReplyWriter):
         return event.encode()
 
     def _prepare(self, kind: str, index: str, after: str) -> None:
-        """Set the constant parts of the events of the open item, which hold its text as `delta`."""
+        """Set the constant parts of the open item's events, which contain its text as `delta`."""
         self._before = (
             f'event: {kind}\ndata: {{"type":"{kind}","item_id":"{self._item_id}",'
             f'"output_index":{len(self._output)},"{index}":0,"delta":'
@@ -220,7 +220,7 @@ class ResponsesWriter(ReplyWriter):
         return events + self._done(reasoning_item(self._request, self._item_id, status, text), len(text))
 
     def _call(self, call: ToolCall) -> bytes:
-        """Return all events of a tool call, which arrives whole."""
+        """Return all events of a tool call, which arrives complete."""
         events = self._close("completed")
         item = call_item(self._request, len(self._output), call)
         self._item_id = str(item["id"])

@@ -31,7 +31,7 @@ from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Priority
 
 _Document = Mapping[str, Any]
-# Parses one request of a batch, with its id, to a job whose writer returns the bare result.
+# Parses a request of a batch, given the request and its id. The job's writer returns the result without an envelope.
 ParseOne = Callable[[dict[str, Any], str], RunJob | EmbeddingJob]
 Wrap = Callable[[bytes], bytes]
 _REFERENCE = "external_reference"
@@ -67,7 +67,7 @@ def batch_job(document: _Document, *, model: str, account: str, wrap: Wrap, pars
         parse_one: Parses one request.
 
     Raises:
-        ApiError: 400/5006 if the body is neither.
+        ApiError: 400/5006 if `request_id` or `requests` is not valid.
     """
     batch_id = document.get("request_id")
     requests = document.get("requests")
@@ -84,7 +84,7 @@ def batch_job(document: _Document, *, model: str, account: str, wrap: Wrap, pars
 
 @dataclass(frozen=True, slots=True)
 class SubmitJob(DirectJob):
-    """Queues a batch. The invalid ones of its requests fail alone."""
+    """Queues a batch. An invalid request of the batch fails alone."""
 
     model: str
     account: str
@@ -93,7 +93,13 @@ class SubmitJob(DirectJob):
     parse_one: ParseOne
 
     async def answer(self, state: Mapping[str, Any]) -> bytes:
-        """Return the id of the batch. Raises ApiError 400/5007 for an unknown model, 413 and 429 for a full queue."""
+        """Queue the batch and return its id.
+
+        Raises:
+            ApiError: 400/5006 if batches are switched off, 400/5007 for an unknown model, 413/3006 for too many requests,
+                429/3040 for a full queue.
+            AioRpcError: No server returned its models.
+        """
         upstream: Upstream = state["upstream"]
         queue: BatchQueue = state["batches"]
         queue.check_size(len(self.requests))
@@ -133,7 +139,7 @@ class PollJob(DirectJob):
     batch_id: str
 
     async def answer(self, state: Mapping[str, Any]) -> bytes:
-        """Return the status or the results. Raises ApiError 404/5006 for an unknown batch, also for another account's."""
+        """Return the status or the results. Raises ApiError 404/5006 if this account and model have no such batch."""
         queue: BatchQueue = state["batches"]
         batch = queue.find(self.batch_id, account=self.account, model=self.model)
         if batch is None:
@@ -153,7 +159,7 @@ class PollJob(DirectJob):
 
 @dataclass(frozen=True, slots=True)
 class RunWork:
-    """A run as a request of a batch. `num_bytes`: size of its body, of which the reply may repeat fields."""
+    """Runs a model for a request of a batch. `num_bytes`: size of its body, of which the reply may repeat fields."""
 
     job: RunJob
     upstream: Upstream
@@ -165,7 +171,7 @@ class RunWork:
         return max(self.num_bytes, sum(request.ByteSize() for request in self.job.requests))
 
     async def run(self, request_id: str, timeout_seconds: float) -> Result:
-        """Run the request, for each of its choices. Raises ApiError if it fails."""
+        """Run the request, with all of its choices at the same time. Raises ApiError if a gRPC call fails."""
         try:
             async with contextlib.AsyncExitStack() as calls:
                 events = []
@@ -184,7 +190,7 @@ class RunWork:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingWork:
-    """An embedding request as a request of a batch."""
+    """Embeds the texts of a request of a batch."""
 
     job: EmbeddingJob
     upstream: Upstream

@@ -68,7 +68,7 @@ class ChoicesWriter(ChatWriter):
         return self._padded(super().delta(delta))
 
     def end(self, completed: Completed) -> bytes:
-        """Return OpenAI's chunk with the usage, Workers AI's event with it, as far as there are any, and the end."""
+        """Return the end, after OpenAI's chunk and Workers AI's event with the usage, if the stream has them."""
         data = super().end(completed)
         if not self._profile.has_usage:
             return data

@@ -1,4 +1,4 @@
-"""Models in the form that OpenRouter asks of its providers: models/search?format=openrouter."""
+"""Describes models in the form that OpenRouter requires of its providers: models/search?format=openrouter."""
 
 import re
 
@@ -34,6 +34,6 @@ def _features(model: Model) -> list[str]:
 
 
 def _hub_id(weights: str) -> str | None:
-    """Return the hub id of the weights; None if they are a folder or a file."""
+    """Return the id of the weights on the Hugging Face Hub; None if they are a folder or a file."""
     name = weights.partition("@")[0]
     return name if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) else None

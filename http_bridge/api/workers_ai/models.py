@@ -46,7 +46,7 @@ _KNOWN_IDS = {
 _SOURCES = {"@cf": 1, "@hf": 2}
 # A value of Cloudflare's public API: clients may compare with it.
 _SUBSTITUTE_TAG = "stand-in"
-# A template with a switch for thinking is switched off by "none" and on by the others.
+# If a template can only switch thinking on or off, "none" switches it off and every other effort on.
 _REASONING_EFFORT = {
     "supported_efforts": ["high", "medium", "low", "none"],
     "default_effort": "medium",
@@ -62,7 +62,7 @@ _STARTED = time.time()
 async def search_models(request: Request) -> Response:
     """GET …/ai/models/search: filter by author, task, search and source. A page after the last one is empty.
 
-    With format=openrouter the models have the form of OpenRouter's providers.
+    With format=openrouter the models have the form that OpenRouter requires of its providers.
     """
     query = request.query_params
     models = [(model, entry) for model in await list_models(request) if _matches(entry := _search_entry(model), query)]
@@ -88,7 +88,7 @@ class ModelSchema:
         self._inputs = inputs
 
     async def __call__(self, request: Request) -> Response:
-        """Answer with the schemas, which its task and shape determine. Raises ApiError 400/5007 for an unknown model."""
+        """Return the schemas of the model's input and output. Raises ApiError 400/5007 for an unknown model."""
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")
@@ -109,7 +109,7 @@ class ModelSchema:
 
 
 async def search_tasks(request: Request) -> Response:
-    """GET …/ai/tasks/search: list the tasks of the models; without a model, text generation."""
+    """GET …/ai/tasks/search: list the tasks of the models. Without models, the list has text generation."""
     tasks = {_task(model)["id"]: _task(model) for model in await list_models(request)}
     return _page(list(tasks.values()) or [_TEXT_GENERATION], request.query_params)
 
@@ -121,7 +121,7 @@ async def search_authors(request: Request) -> Response:
 
 
 def _choices_input(inputs: Inputs) -> Schema:
-    """Return OpenAI's schema, without the model, which the path names; a prompt is an alternative to the messages."""
+    """Return OpenAI's schema, with a prompt as an alternative to messages. It has no model, because the path names it."""
     chat = inputs.chat
     fields = {name: schema for name, schema in chat["properties"].items() if name != "model"}
     prompt = {**{name: schema for name, schema in fields.items() if name != "messages"}, "prompt": _PROMPT}
@@ -144,7 +144,7 @@ def _search_entry(model: Model) -> _Entry:
         "task": _task(model),
         "created_at": time.strftime("%Y-%m-%d %H:%M:%S.000", time.gmtime(_STARTED)),
         "tags": [_SUBSTITUTE_TAG] if model.stands_in else [],
-        # As in Cloudflare's API, a number or a truth value is a string, and a price or an effort is not.
+        # As in Cloudflare's API, numbers and booleans are written as strings, and prices and efforts as JSON.
         "properties": [
             {"property_id": name, "value": value if isinstance(value, list | dict) else str(value)}
             for name, value in {**values, "weights": model.weights, "precision": model.precision}.items()

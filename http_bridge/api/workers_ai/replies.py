@@ -69,7 +69,7 @@ def enveloped(result: object) -> bytes:
 
 
 def enveloped_json(result: bytes) -> bytes:
-    """Return a result that is JSON already in Cloudflare's envelope."""
+    """Return a result, which is JSON already, in Cloudflare's envelope."""
     return b'{"result":' + result + b',"success":true,"errors":[],"messages":[]}'
 
 
@@ -130,7 +130,7 @@ class WorkersAiWriter(ReplyWriter):
         return sse.text_event(text, padding() if self._has_padding else None)
 
     def delta(self, delta: Delta) -> bytes:
-        """Return an event each for thoughts, text and tool calls, as far as the delta has them."""
+        """Return one event for each of the delta's parts: thoughts, text and tool calls."""
         data = b""
         if delta.reasoning and self._has_reasoning:
             data = sse.event({"response": "", "reasoning_content": delta.reasoning})

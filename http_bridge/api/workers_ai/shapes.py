@@ -32,7 +32,7 @@ class ResultForm:
 
     Attributes:
         wrap: Encodes a result.
-        wrap_json: Adds the same around a result that is JSON already.
+        wrap_json: Encodes a result that is JSON already, with the same envelope or compression.
     """
 
     wrap: Callable[[object], bytes]
@@ -45,7 +45,7 @@ ENVELOPED = ResultForm(enveloped, enveloped_json)
 
 
 def model_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob | DirectJob:
-    """Return the job for a body of /ai/run: a run, a new batch, or a question about a batch.
+    """Return the job for a body of /ai/run: a run, a new batch, or a poll of a batch.
 
     Args:
         incoming: The request.
@@ -113,7 +113,7 @@ def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: R
 
 
 def _choices_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
-    # Like OpenAI's routes, these models have no hidden default of max_tokens.
+    # As on OpenAI's routes of an account, an unset max_tokens means 256 in profile 2026, otherwise the sequence length.
     profile = incoming.profile.for_openai(is_at_account=True)
     body = _choices_body(incoming, document, model)
     writers = tuple(
@@ -144,7 +144,7 @@ def _responses_job(incoming: IncomingRequest, document: _Document, model: str, f
 
 
 def _choices_body(incoming: IncomingRequest, document: _Document, model: str) -> RunBody:
-    """Return the fields of a body with OpenAI's parameters. A `prompt` is a conversation of one message, except with `raw`."""
+    """Return the fields of a body with OpenAI's parameters. A `prompt` becomes one user message, except with `raw`."""
     if document.get("lora"):
         raise ApiError(405, 5005, f"The model {model} does not support LoRa inference")
     if document.get("messages") is not None:

@@ -1,7 +1,7 @@
 """Converts the messages of a conversation, in every form that clients send, to turns.
 
-`message_problems` finds what a schema cannot say: pictures, sounds and files in the forms of several APIs. It accepts
-messages that do not fit the schema, so that one error can list the problems of both.
+`message_problems` finds content that the schema does not check: pictures, sound and files in the forms of several APIs. It
+accepts messages that do not fit the schema, so that one error can list the problems of both checks.
 """
 
 import json
@@ -17,15 +17,15 @@ Document = Mapping[str, Any]
 
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-# Types of content parts of OpenAI's, Anthropic's and other APIs, with what they contain. A part without a type has one of
-# these keys instead.
+# Kinds of content by the type of a content part in OpenAI's, Anthropic's and other APIs. A part without a type has one of
+# these names as a key.
 _MEDIA = {
     **dict.fromkeys(("image_url", "input_image", "image", "image_file", "image_embeds"), "a picture"),
     **dict.fromkeys(("input_audio", "audio", "audio_url", "output_audio"), "sound"),
     **dict.fromkeys(("video_url", "video", "input_video"), "a video"),
     **dict.fromkeys(("file", "input_file", "document", "file_url"), "a file"),
 }
-# Keys of a message beside its content, with what they contain.
+# Kinds of content by the key of a message beside `content`.
 _MEDIA_KEYS = {
     **dict.fromkeys(("image", "images", "image_url", "image_urls"), "a picture"),
     **dict.fromkeys(("file", "files", "attachments"), "a file"),
@@ -37,7 +37,7 @@ _DATA_URL = re.compile(r"\s*data:(image|audio|video)/[\w.+-]+;base64,")
 
 
 def message_problems(messages: object, model: str) -> Iterator[Problem]:
-    """Yield a problem for each part of `messages` that the model cannot read. `model`: name for the sentence."""
+    """Yield a problem for each part of `messages` that the model cannot read. `model`: name in the error."""
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if not isinstance(message, dict):
             continue
@@ -66,7 +66,7 @@ def turns(messages: list[Document]) -> tuple[Turn, ...]:
 
 
 def continues(messages: list[Document]) -> bool:
-    """Return True if the last message has `prefix`: the reply continues it."""
+    """Return True if the last message has `prefix`. The reply then continues this message."""
     return messages[-1].get("prefix") is True
 
 
@@ -129,7 +129,7 @@ def _thought(part: Document) -> str:
 
 
 def _details(message: Document) -> str:
-    """Return the text of OpenRouter's list of thoughts, which also has summaries and encrypted thoughts."""
+    """Return the text in OpenRouter's list of thoughts. Its summaries and encrypted thoughts are ignored."""
     return _joined(message.get("reasoning_details"))
 
 
@@ -141,7 +141,7 @@ def _joined(parts: object) -> str:
 
 def _call(call: Document, path: str) -> ToolCall:
     if custom := call.get("custom"):
-        # A call of a tool whose input is text, not JSON. Templates have functions only.
+        # This tool's input is text, not JSON. Chat templates support only functions, so the text becomes an argument.
         return ToolCall(call.get("id") or "", custom["name"], arguments_text({"input": custom.get("input") or ""}))
     function = call.get("function") or call
     if function.get("name") is None:

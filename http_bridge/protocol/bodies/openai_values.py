@@ -1,4 +1,4 @@
-"""Removes the values by which OpenAI's clients say that a field is unset, such as max_tokens -1."""
+"""Removes the values with which OpenAI's clients mark a field as unset, such as -1 for max_tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _EMPTY_TEXT = {field.name for field in SAMPLING_FIELDS} | set(_UNSET) | {"logit_
 
 
 def without_unset(document: Document) -> dict[str, Any]:
-    """Return the fields of a body that have a value. The strings of `stop` that are empty are left out."""
+    """Return the fields of a body that have a value. Empty strings in `stop` are left out."""
     kept = {name: value for name, value in document.items() if not _is_unset(name, value)}
     if isinstance(stop := kept.get("stop"), list) and "" in stop:
         kept["stop"] = [text for text in stop if text != ""]

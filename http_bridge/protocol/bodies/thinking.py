@@ -25,7 +25,7 @@ _EFFORTS: Mapping[str, Effort] = {
     "max": "xhigh",
 }
 _LISTED = ", ".join(effort for effort in get_args(Effort) if effort)
-# The effort of a switch that is only on or off.
+# The amounts of a switch that is only on or off.
 _ON: Effort = "medium"
 _OFF: Effort = "none"
 _NO_WISH: Effort = ""
@@ -53,7 +53,7 @@ def thinking_fields(document: Document) -> dict[str, Any]:
 
 
 def thinking_path(document: Document) -> str | None:
-    """Return the path of a field that needs a chat template; None if the body has none."""
+    """Return the path of a field about thinking, which needs a chat template; None if the body has none."""
     wishes = (path for path, _, _ in _wishes(document))
     return _ARGUMENTS if document.get("chat_template_kwargs") else next(wishes, None)
 
@@ -71,7 +71,7 @@ def effort(value: Any, path: str) -> Effort:
 
 
 def _agreed(document: Document) -> Effort:
-    """Return the amount that all switches of the body agree on. A switch without an amount agrees with any but none."""
+    """Return the amount that all switches of the body agree on. A switch that is only on agrees with any but none."""
     path, agreed, is_exact = "", _NO_WISH, False
     for other, amount, is_other_exact in _wishes(document):
         if not path:
@@ -80,7 +80,7 @@ def _agreed(document: Document) -> Effort:
             raise bad_field(other, f"contradicts '{path}': send one of them")
         elif is_other_exact and not is_exact and not other.startswith(_ARGUMENTS):
             path, agreed, is_exact = other, amount, True
-    # The template gets its own variables as they are.
+    # The template reads its variables itself, so no amount is derived from them.
     return _NO_WISH if path.startswith(_ARGUMENTS) else agreed
 
 

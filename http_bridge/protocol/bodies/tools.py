@@ -21,7 +21,7 @@ _MAX_TYPE = 64
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which tools may be called: the values of RunBody's fields with these names."""
+    """The tools that may be called, as the values of RunBody's fields with the same names."""
 
     tool_choice: ToolChoice = "auto"
     tool_name: str = ""
@@ -30,12 +30,12 @@ class Choice:
 
 
 def is_function(tool: Document) -> bool:
-    """Return True if the client runs the tool."""
+    """Return True if the tool is a function, which the client runs."""
     return isinstance(tool.get("function"), dict) or tool.get("type") in (None, "function")
 
 
 def functions(tools: Sequence[Document]) -> tuple[Tool, ...]:
-    """Return the tools that are functions. They fit the schema."""
+    """Return the tools that are functions. `tools` must fit the schema."""
     return tuple(_tool(tool) for tool in tools if is_function(tool))
 
 
@@ -137,12 +137,12 @@ def _allowed(choice: Document, names: Collection[str], others: Sequence[str]) ->
         allowed.append(name)
     if not allowed and _MODES[mode] == "required":
         raise bad_field(f"{path}/tools", "has no function, and one of its tools must be called")
-    # Only tools that were left out are allowed, so none can be called.
+    # If every allowed tool was left out, none can be called.
     return Choice(_MODES[mode] if allowed else "none", allowed_tools=tuple(dict.fromkeys(allowed)))
 
 
 def _listed_names(listed: Sequence[Any], path: str, others: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield place and name of the functions in a list of allowed tools. Tools that were left out are passed over."""
+    """Yield place and name of the functions in a list of allowed tools. Tools that were left out are skipped."""
     left_out = frozenset(others)
     for index, tool in enumerate(listed):
         kind = tool.get("type") if isinstance(tool, dict) else None
@@ -162,6 +162,6 @@ def _listed(names: Sequence[str]) -> str:
 
 def _tool(tool: Document) -> Tool:
     function = tool["function"] if isinstance(tool.get("function"), dict) else tool
-    # Anthropic's name of the schema.
+    # Anthropic's API names the schema input_schema.
     parameters = function.get("parameters") or function.get("input_schema")
     return Tool(function["name"], function.get("description") or "", json.dumps(parameters) if parameters else "")

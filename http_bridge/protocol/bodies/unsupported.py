@@ -1,7 +1,7 @@
-"""Names the fields of a body that would change the meaning of the request and that cannot be honoured.
+"""Finds the fields of a body that would change the reply and that cannot be honoured.
 
-Unknown fields are ignored. A field of this table is known: another server would answer differently because of it. Fields that
-change nothing in the reply (metadata, user, service_tier, prediction and others) are not in the table.
+The tables contain fields with which another server would answer differently. Unknown fields are not in the tables and are
+ignored. So are fields that do not change the reply: metadata, user, service_tier, prediction and others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ class _Field:
 
     Attributes:
         reason: The clause after the field's name.
-        is_harmless: Returns True for a value that asks for nothing.
+        is_harmless: Returns True for a value that has no effect.
     """
 
     reason: str
@@ -118,24 +118,24 @@ def model_name(document: Document) -> str:
 
 
 def chat_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of chat completions. `model`: name for the sentences."""
+    """Yield the problems of a body of chat completions. `model`: name in the errors."""
     yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_CHAT})
 
 
 def completion_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of completions. `model`: name for the sentences."""
+    """Yield the problems of a body of completions. `model`: name in the errors."""
     yield from _problems(document, model, {**_COMMON, **_COMPLETION})
     if "best_of" in document and _exceeds(document["best_of"], document.get("n")):
         yield Problem("/best_of", "'/best_of' is not supported: ask for n replies and choose among them")
 
 
 def responses_problems(document: Document) -> Iterator[Problem]:
-    """Yield the problems of a body of responses."""
+    """Yield the problems of a body of the Responses API."""
     yield from _problems(document, model_name(document), {**_COMMON, **_RESPONSES})
 
 
 def run_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of /ai/run. `model`: name for the sentences."""
+    """Yield the problems of a body of /ai/run. `model`: name in the errors."""
     yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_RUN})
 
 

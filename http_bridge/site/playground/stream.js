@@ -24,7 +24,7 @@ export async function* events(url, { body, token, signal }) {
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
-    // Every other part is a comment, which the bridge sends while a stream is silent.
+    // A part without data is a comment, which the bridge sends while a stream is silent.
     for (const part of parts) if (part.startsWith("data: ")) yield part.slice("data: ".length);
   }
 }

@@ -46,7 +46,7 @@ class BiasedRows:
         """Join the biases of all rows that have one.
 
         Args:
-            params: Parameters of all rows.
+            params: Parameters of all rows, of which at least one has a bias.
             upload: Moves a tensor from the CPU to the device of the logits.
         """
         biases = [(row, param.logit_bias) for row, param in enumerate(params) if param.logit_bias is not None]

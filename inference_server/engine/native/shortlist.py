@@ -28,7 +28,7 @@ def is_narrowed(params: SamplingParams) -> bool:
 
 
 def logit_depth(params: SamplingParams) -> float:
-    """Return the difference of the smallest logit that min_p keeps to the largest one; -infinity without min_p."""
+    """Return the smallest logit that min_p keeps minus the largest logit: at most 0; -infinity without min_p."""
     return params.temperature * math.log(params.min_p) if params.min_p and not params.is_greedy else -math.inf
 
 

@@ -1,8 +1,8 @@
 """Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
 
-The following parameters have the same meaning in vLLM: repetition penalty (prompt and reply), frequency and presence
-penalty (reply), and log probabilities of the unchanged logits. The order is the same too: bias, penalties, temperature,
-min_p and top_k, top_p. docs/vllm.md lists the differences.
+The penalties have the same meaning in vLLM: the repetition penalty covers prompt and reply, frequency and presence penalty the
+reply. Log probabilities are those of the unchanged logits in both engines. The order is the same too: bias, penalties,
+temperature, min_p and top_k, top_p. docs/vllm.md lists the differences.
 """
 
 import json
@@ -68,7 +68,7 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
 
 
 def _after_thoughts(grammar: Grammar) -> str:
-    """Return a Lark grammar that accepts thoughts and then what `grammar` accepts."""
+    """Return a Lark grammar that accepts thoughts, followed by a text that `grammar` accepts."""
     if grammar.kind == "lark":
         reply = re.sub(r"(?m)^start:", "after_thoughts:", grammar.text, count=1)
     else:

@@ -53,7 +53,7 @@ class Draw(NamedTuple):
         key: 64 bits for the noise.
         top_k: 0 for no limit.
         top_p: At least 1 for no limit.
-        depth: Difference of the smallest kept logit to the largest logit, at most 0; -infinity for no limit.
+        depth: The smallest kept logit minus the largest logit, at most 0; -infinity for no limit.
     """
 
     temperature: float

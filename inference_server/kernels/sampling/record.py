@@ -5,11 +5,8 @@ LOGITS = 0  # address of the row's logits, float32
 SEEN = 1  # address of a mask of the tokens in prompt and reply, (vocab_size,) bool; 0 if the row has no penalties
 COUNTS = 2  # address of each token's number of occurrences in the reply, (vocab_size,) float32
 ALLOWED = 3  # address of a mask of the tokens that a grammar allows, (vocab_size,) uint8; 0 if the row has no grammar
-BIASED, BIASES = (
-    4,
-    5,
-)  # addresses of tokens, int32, and of the numbers to add to their logits, float32; 0 without a bias
-NUM_BIASED = 6  # number of these tokens
+BIASED, BIASES = 4, 5  # addresses of token ids, int32, and of the biases of their logits, float32; 0 without a bias
+NUM_BIASED = 6  # number of these token ids
 REPETITION, FREQUENCY, PRESENCE = 7, 8, 9  # strengths of the penalties, float64
 TEMPERATURE = 10  # float64; 0 selects the token with the largest logit
 KEY = 11  # 64 bits for the noise

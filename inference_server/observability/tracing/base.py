@@ -31,13 +31,13 @@ class EmbedTrace:
     """The trace of an embedding request. This class records nothing."""
 
     def accepted(self) -> None:
-        """Record that the request waits from now on."""
+        """Record that the engine accepted the request, which now waits for a batch."""
 
     def computed(self, started: float | None, prompt_tokens: int) -> None:
         """Record that the vectors are complete.
 
         Args:
-            started: Time at which the first text was computed, in seconds of time.monotonic().
+            started: Time at which the first batch with a text of the request began, in seconds of time.monotonic().
             prompt_tokens: Tokens of all texts.
         """
 

@@ -62,7 +62,7 @@ class EmbedSpan(EmbedTrace):
         self._accepted = time.monotonic()
 
     def computed(self, started: float | None, prompt_tokens: int) -> None:
-        """Record the end of the queue phase and the tokens of all texts."""
+        """Record the end of the queue phase, `started`, and the number of tokens of all texts."""
         self._started, self._prompt_tokens = started, prompt_tokens
 
     def finish(self, outcome: str) -> None:

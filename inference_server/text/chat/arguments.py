@@ -1,7 +1,7 @@
-"""Variables of chat templates: the client's own, and those for the amount of thinking.
+"""Chooses the variables of a chat template: the client's own, and those for the amount of thinking.
 
-Templates name their switch for thinking differently (enable_thinking, thinking, …), and some take an effort. So
-`find_switches` renders a prompt with each candidate that the template reads, and keeps those that have an effect.
+Each template has its own name for the switch that controls thinking (enable_thinking, thinking, …), and some accept an
+effort. So `find_switches` renders a prompt with each candidate that the template reads, and keeps those with an effect.
 """
 
 import json
@@ -45,7 +45,7 @@ Render = Callable[[Mapping[str, Any]], str | None]
 
 
 def is_reserved(name: str) -> bool:
-    """Return True for a variable that a client must not set: an input of the template, or text of a control token."""
+    """Return True for a variable that a client must not set: an input, a name of Jinja, or the text of a control token."""
     return name in _RESERVED or name.endswith("_token")
 
 
@@ -61,7 +61,7 @@ class Switches:
     """The variables for thinking that a template reads.
 
     Attributes:
-        values: Values for off and on by the variable's name.
+        values: The two values that switch thinking off and on, by the variable's name.
         efforts: The value that the template accepts for each effort, by the variable's name.
     """
 
@@ -98,7 +98,7 @@ def find_switches(render: Render, variables: frozenset[str], *, efforts: tuple[s
     Args:
         render: Renders a short conversation.
         variables: Variables that the template reads.
-        efforts: The efforts that the model has, from none to the largest.
+        efforts: The efforts that the model may support, in ascending order.
     """
     values: dict[str, tuple[Any, Any]] = {}
     for name, off, on in _SWITCHES:
@@ -116,7 +116,7 @@ def find_switches(render: Render, variables: frozenset[str], *, efforts: tuple[s
 
 
 def _nearest(effort: str, known: list[str]) -> str:
-    """Return the known effort that is nearest, and the smaller one of two. "none" is nearest to "none" alone."""
+    """Return the nearest known effort, or the smaller of two. "none" replaces another effort only if no other is known."""
     thinking = [one for one in known if one != "none"] or known
     place = EFFORTS.index(effort)
     among = known if effort in known else thinking

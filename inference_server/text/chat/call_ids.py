@@ -1,4 +1,4 @@
-"""Maps the ids of tool calls to the form that Mistral's chat templates insist on: exactly 9 letters and digits."""
+"""Maps the ids of tool calls to the form that Mistral's chat templates require: exactly 9 ASCII letters and digits."""
 
 import hashlib
 import re
@@ -16,9 +16,9 @@ _FITTING = re.compile(rf"[a-zA-Z0-9]{{{_LENGTH}}}")
 def with_short_ids(turns: Items[Turn]) -> list[Turn]:
     """Return turns in which every call and its result have the same short id.
 
-    An id that has the form already stays. The others depend on the given id alone, so that a longer conversation keeps
+    An id that already has the form is kept. The other short ids depend on the given id alone. So a longer conversation keeps
     the ids of its beginning, and its tokens are found in the prefix cache. A call without an id gets one from its position.
-    A result without an id answers the first call before it that has no result.
+    A result without an id belongs to the first call without a result in the last turn with calls.
     """
     taken: dict[str, str] = {}  # given id by short id
     unanswered: list[str] = []
@@ -39,7 +39,7 @@ def with_short_ids(turns: Items[Turn]) -> list[Turn]:
 
 
 def _short(given: str, taken: dict[str, str]) -> str:
-    """Return the short form of an id, different from those of the other ids in `taken`, and add it there."""
+    """Return the short form of an id, different from those of other ids in `taken`, and add it to `taken`."""
     short, salt = given, 0
     while not _FITTING.fullmatch(short) or taken.get(short, given) != given:
         number = int.from_bytes(hashlib.sha256(f"{salt} {given}".encode()).digest()[:16], "big")

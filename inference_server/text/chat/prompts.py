@@ -15,8 +15,8 @@ from inference_server.text.reasoning.formats import ReasoningFormat
 from inference_server.text.tool_formats import Tool
 
 # Thoughts at the beginning of a reply. "none": the text is not searched for thoughts. "possible": the reply may begin with
-# them. "open": the prompt has begun them. "continued": the prompt ends within thoughts of the client. "off": none should
-# follow, but a model may ignore that.
+# thoughts. "open": the prompt has begun them. "continued": the prompt ends within thoughts that the client sent. "off": no
+# thoughts should follow, but a model may write them nevertheless.
 ThoughtState = Literal["none", "possible", "open", "continued", "off"]
 
 _USUAL_ROLES = frozenset(("system", "user", "assistant", "tool"))
@@ -43,7 +43,15 @@ class ChatOptions:
 
 @dataclass(frozen=True, slots=True)
 class ChatInputs:
-    """Inputs of a chat template for one prompt."""
+    """Inputs of a chat template for one prompt.
+
+    Attributes:
+        messages: The conversation as JSON messages.
+        tools: The tools that the template describes, as JSON.
+        arguments: Further variables by name.
+        continued_key: Key of the text in the last message that the reply continues; empty: none.
+        add_generation_prompt: True if the prompt ends with the beginning of the assistant's turn.
+    """
 
     messages: Json
     tools: Json
@@ -64,10 +72,10 @@ class ChatInputs:
 
 
 class ChatPrompts:
-    """Conversations as one model's chat template expects them."""
+    """Builder of prompts for one model's chat template."""
 
     def __init__(self, template: ChatTemplate, reasoning: ReasoningFormat | None) -> None:
-        """Create an object for a template. `reasoning`: format of the model's thoughts; None: it has none."""
+        """Create a builder for a template. `reasoning`: format of the model's thoughts; None: it has no thoughts."""
         self.template = template
         self._reasoning = reasoning
 
@@ -112,13 +120,13 @@ class ChatPrompts:
             continued_key=inputs.continued_key,
         )
         if self._reasoning and options.effort == "none" and not (options.continue_final_turn or self.switches.values):
-            # The template has no switch, so the thoughts that it begins are ended here.
+            # The template has no switch and begins thoughts, so the end marker is added here.
             if rendered.rstrip().endswith(self._reasoning.start):
                 rendered += f"\n{self._reasoning.end}\n\n"
         return _well_formed(rendered)
 
     def render_answer(self, answer: str) -> str:
-        """Return the text of a conversation that ends with this answer of the assistant. Raises like `render`."""
+        """Return the text of a conversation that ends with an assistant's `answer`. Raises the errors of `render`."""
         return self.template.render(
             self._messages([Turn("user", "hi"), Turn("assistant", answer)]), add_generation_prompt=False
         )
@@ -156,7 +164,7 @@ class ChatPrompts:
             try:
                 text = self.template.render(self._messages([Turn("user", "QZU"), Turn(role, "QZR")]))
             except (InvalidField, UnsupportedModel):
-                continue  # rendering the conversation reports it
+                continue  # rendering the conversation raises the error
             if "QZR" not in text:
                 reason = f"have the role {role!r}, which this model's chat template leaves out"
                 raise InvalidField(FieldViolation("chat.turns", reason))
@@ -172,7 +180,7 @@ class ChatPrompts:
         return [*turns[:-1], replace(last, content=content, reasoning="")], "content"
 
     def _shows(self, turns: Items[Turn], texts: Items[str], rules: RoleRules) -> bool:
-        """Return True if the template renders these turns by these rules with all of these texts."""
+        """Return True if the template renders `turns`, fitted by `rules`, to a text that contains all of `texts`."""
         messages = [message(turn, has_text_arguments=rules.has_text_arguments) for turn in fitted(turns, rules)]
         has_tools = any(turn.tool_calls for turn in turns)
         try:

@@ -1,7 +1,7 @@
-"""Reorders and merges turns for chat templates that reject them, as the servers of the models' vendors do.
+"""Merges turns and changes their roles for chat templates that reject them, as the servers of the models' vendors do.
 
-A template shows its rules only by raising an exception or by leaving out text. So `find_rules` renders short
-conversations, once for each model, and keeps the changes that help. A template that accepts everything changes nothing.
+A template reveals its rules only by raising an exception or by leaving out text. So `find_rules` renders short
+conversations, once for each model, and keeps the changes that help. No turn is changed for a template that accepts all.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,23 +13,20 @@ from inference_server.generation import ToolCall
 from inference_server.text.chat.call_ids import with_short_ids
 from inference_server.text.chat.turns import Turn, merged
 
-# Returns True if a conversation is rendered with all of these texts.
-Shows = Callable[[Items[Turn], Items[str]], bool]
-
 
 @dataclass(frozen=True, slots=True)
 class RoleRules:
     """Changes that a chat template needs.
 
     Attributes:
-        has_no_system: System text goes before the text of the next user turn.
+        has_no_system: System text at the beginning is put before the text of the next user turn.
         has_one_system: System turns at the beginning are merged.
-        needs_user: A conversation of system turns alone is one user turn.
-        has_early_system: A later system turn is a user turn.
+        needs_user: System turns become user turns if the conversation has no other turns.
+        has_early_system: A later system turn becomes a user turn.
         merges_users: User turns in a row are merged.
         merges_assistants: Assistant turns in a row are merged, unless one of them has tool calls.
-        begins_with_user: An empty user turn precedes an assistant or a tool at the beginning.
-        answers_tools: Turns other than calls and results alternate, if need be with empty ones.
+        begins_with_user: An empty user turn is inserted before an assistant's or a tool's turn at the beginning.
+        answers_tools: Empty turns are inserted so that user turns alternate with assistant turns that have no calls.
         has_short_ids: Ids of tool calls have exactly 9 letters and digits.
         has_text_arguments: Arguments of tool calls are JSON text, not objects.
     """
@@ -51,7 +48,8 @@ _S, _T, _U, _V = Turn("system", "QZS"), Turn("system", "QZT"), Turn("user", "QZU
 _A, _B = Turn("assistant", "QZA"), Turn("assistant", "QZB")
 _CALL, _RESULT = Turn("assistant", "", _CALLS), Turn("tool", "QZR", tool_call_id="call_abc123def456", name="probe")
 
-# A rule is kept if this conversation needs it. Later conversations are rendered with the rules found before.
+# Each rule has a conversation and the texts that its prompt must contain. A rule is kept if the texts appear only with the
+# rule. Later conversations are rendered with the rules found before.
 _PROBES: tuple[tuple[str, tuple[Turn, ...], tuple[str, ...]], ...] = (
     ("merges_users", (_U, _V), ("QZU", "QZW")),
     ("has_no_system", (_S, _U, _A, _V), ("QZS", "QZU", "QZA", "QZW")),
@@ -72,7 +70,7 @@ def find_rules(shows: Callable[[Items[Turn], Items[str], RoleRules], bool], *, s
     """Return the rules that a chat template needs.
 
     Args:
-        shows: Function of turns, texts and rules that renders the turns by the rules, and returns True if the result has
+        shows: Function of turns, texts and rules. It renders the turns by the rules, and returns True if the result contains
             all of the texts.
         supports_tools: True if the template describes tools.
     """
@@ -93,7 +91,7 @@ def find_rules(shows: Callable[[Items[Turn], Items[str], RoleRules], bool], *, s
 
 
 def as_system(turns: Iterable[Turn]) -> list[Turn]:
-    """Return the turns with the role "developer" renamed to "system", and merged with system turns at the beginning."""
+    """Return the turns with the role "system" in place of "developer". Both are merged at the beginning."""
     given = list(turns)
     count = next((i for i, turn in enumerate(given) if turn.role not in ("system", "developer")), len(given))
     first = [replace(turn, role="system") for turn in given[:count]]

@@ -35,11 +35,11 @@ class ChatTemplate:
         texts = self.source.values() if isinstance(self.source, dict) else [self.source]
         found: set[str] = set()
         for text in filter(lambda text: isinstance(text, str), texts):
-            # jinja2 does not report a variable that the template itself sets if the caller did not.
+            # jinja2 does not report a variable that the template sets if it is not defined.
             found.update(re.findall(r"\b(\w+)\s+is\s+(?:not\s+)?(?:un)?defined\b", text))
             try:
                 found |= meta.find_undeclared_variables(_ENVIRONMENT.parse(_GENERATION_TAG.sub("", text)))
-            except TemplateError:  # rendering reports it
+            except TemplateError:  # rendering raises the error
                 continue
         return frozenset(found)
 
@@ -59,7 +59,7 @@ class ChatTemplate:
             tools: The tools.
             arguments: Further variables.
             add_generation_prompt: Add the beginning of the assistant's turn.
-            continued_key: Key of the last message whose text the reply continues; empty: none.
+            continued_key: Key of the text in the last message that the reply continues; empty: none.
 
         Raises:
             InvalidField: The template rejects the conversation, or there is no template.

@@ -10,9 +10,9 @@ from inference_server.generation import ToolCall
 from inference_server.text import tool_formats
 from inference_server.text.tool_formats import Tool
 
-# Names of the key under which a message has its thoughts; templates read one of them.
+# Keys under which a message contains its thoughts. Each template reads one of them.
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-# Keys and values of a message that do not come from a client.
+# Keys of messages and tools that do not come from a client.
 MESSAGE_NAMES = frozenset(
     ("role", "content", "tool_calls", "tool_call_id", "id", "type", "function", "name", "arguments")
     + ("description", "parameters")

@@ -21,7 +21,7 @@ _Mask = NDArray[np.uint8]
 
 
 class ThoughtTokens:
-    """Tokens of one model that matter at the markers of its thoughts. Thread-safe."""
+    """Tokens of one model that occur at the markers of its thoughts. Thread-safe."""
 
     def __init__(
         self, reasoning: ReasoningFormat, token_text: Callable[[int], bytes], vocab_size: int, end_ids: Set[int]
@@ -82,7 +82,7 @@ class ThoughtTokens:
         mask[[token_id for text, token_id in self._start_parts if rest.startswith(text)]] = 1
 
     def add_gaps(self, mask: _Mask) -> None:
-        """Allow white space, which models put between thoughts and reply."""
+        """Allow the white space that models put between thoughts and reply."""
         mask[self._gap_ids] = 1
 
     def none(self) -> _Mask:
@@ -90,7 +90,7 @@ class ThoughtTokens:
         return np.zeros(self._vocab_size, dtype=np.uint8)
 
     def _forbid_crossing(self, mask: _Mask, rest: bytes) -> None:
-        """Forbid tokens in which text, not only white space, follows the rest of the end marker: it would be unconstrained."""
+        """Forbid tokens in which more than white space follows the end marker's `rest`, because it would be unconstrained."""
         for text, token_id in self._crossing:
             at = text.find(rest) if rest == self.end else (0 if text.startswith(rest) else -1)
             if at >= 0 and text[at + len(rest) :].strip():
@@ -113,7 +113,7 @@ class ConstraintAfterThoughts:
         self._inner = inner
         self._tokens = tokens
         self._tail: bytes | None = b"" if is_open else None  # end of the thoughts so far; None: outside of thoughts
-        self._begun: bytes | None = None if is_open else b""  # beginning of the start marker; None: decided
+        self._begun: bytes | None = None if is_open else b""  # part of the start marker so far; None: decided
         self._num_gaps = 0  # white space tokens that may still follow
         self._before = before
 
@@ -163,7 +163,7 @@ class ConstraintAfterThoughts:
             self._tail = tail[-len(end) :]
 
     def _accept_beginning(self, token_id: int) -> None:
-        """Take the grammar's path if it allows the token, else the start marker's."""
+        """Treat a token as constrained text if the grammar allows it, else as a part of the start marker."""
         if not self._begun and self._inner.allowed()[token_id]:
             self._begun = None
             self._inner.accept(token_id)

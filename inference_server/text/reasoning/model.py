@@ -1,4 +1,4 @@
-"""The thoughts of one model's replies: their text streams, and constraints that apply after them."""
+"""Handles the thoughts of one model's replies: text streams that separate them, and constraints that apply after them."""
 
 import re
 from collections.abc import Callable, Set
@@ -57,19 +57,19 @@ class ModelThoughts:
         return ThoughtfulReplyText(detokenizer, stop, parser)
 
     def constrain(self, inner: Constraint, state: ThoughtState) -> Constraint:
-        """Return a constraint that applies after the thoughts; the same one if none are expected."""
+        """Return a constraint that applies after the thoughts, or `inner` itself if no thoughts are expected."""
         if state in ("none", "off"):
             return inner
         is_open = state != "possible"
         return ConstraintAfterThoughts(inner, self._tokens, is_open=is_open, before=self._before(is_open=is_open))
 
     def _before(self, *, is_open: bool) -> str:
-        """Return rules of a Lark grammar, of which `thought_part` accepts the thoughts."""
+        """Return rules of a Lark grammar. The rule `thought_part` accepts the thoughts."""
         if self.reasoning.has_channels:
             parts = self._terms(self.reasoning.start), self._terms("<|end|><|start|>assistant" + self.reasoning.end)
             return f"thought_part: {parts[0]} THOUGHT_TEXT {parts[1]}\n{_RULES}"
         start, end = self._terms(self.reasoning.start), self._terms(self.reasoning.end)
-        if end.startswith('"'):  # not a token, so that the text before it must exclude it
+        if end.startswith('"'):  # a text, not a control token, so the thoughts must exclude it
             thoughts, rules = "thought_text THOUGHT_GAP?", f"thought_text[suffix={end}]: /(?s:.*)/\n{_RULES}"
         else:
             thoughts, rules = f"THOUGHT_TEXT {end} THOUGHT_GAP?", _RULES

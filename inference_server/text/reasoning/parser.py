@@ -1,6 +1,6 @@
 """Splits a reply's text into thoughts and content, incrementally.
 
-The result does not depend on the lengths of the deltas. White space around the thoughts is not part of them, nor of the
+The result does not depend on the lengths of the deltas. White space around the thoughts belongs neither to them nor to the
 content after them. Does not depend on a tokenizer, an engine or gRPC.
 """
 
@@ -15,7 +15,7 @@ from inference_server.text.reasoning.formats import ReasoningFormat
 Piece = tuple[bool, str]  # True for thoughts, False for content; and the text
 Phase = Literal["undecided", "thinking", "gap", "content"]
 
-# A shorter beginning of a marker at the end of a reply is more probably text.
+# Characters. A shorter beginning of a marker at the end of a reply is more probably text.
 _MIN_HALF_MARKER = 2
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 
@@ -23,7 +23,7 @@ _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 class ThoughtParser(Protocol):
     """Incremental parser of one reply."""
 
-    phase: Phase  # "content" may be final: then the parser need not be called any more
+    phase: Phase  # the part of the reply at the end of the text so far
 
     @property
     def is_finished(self) -> bool:
@@ -33,7 +33,7 @@ class ThoughtParser(Protocol):
         """Append text of the reply. Returns the pieces that are final after it."""
 
     def finish(self) -> list[Piece]:
-        """End the reply. Returns the remaining pieces, without half a marker."""
+        """End the reply. Returns the remaining pieces, without an incomplete marker."""
 
 
 def thought_parser(reasoning: ReasoningFormat, *, is_open: bool, is_continued: bool = False) -> ThoughtParser:
@@ -82,7 +82,7 @@ class MarkerParser:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """End the reply. Returns the remaining pieces, without half a marker."""
+        """End the reply. Returns the remaining pieces, without an incomplete marker."""
         held, self._held = self._held, ""
         if self.phase == "undecided":
             return [(False, held)] if held and len(held.strip()) < _MIN_HALF_MARKER else []
@@ -93,7 +93,7 @@ class MarkerParser:
         return [(True, held)] if held else []
 
     def _without_start(self, held: str) -> str:
-        """Decide whether thoughts begin, and return the text after the marker; empty while that is open."""
+        """Decide whether thoughts begin. Returns the text that follows the marker, if any; empty while undecided."""
         begun = held.lstrip()
         if begun.startswith(self._start):
             self.phase = "thinking"
@@ -149,7 +149,7 @@ class ChannelParser:
         return _joined(self._pieces())
 
     def finish(self) -> list[Piece]:
-        """End the reply. Returns the remaining pieces, without half a marker."""
+        """End the reply. Returns the remaining pieces, without an incomplete marker."""
         held, self._held = self._held, ""
         return _joined(self._end_body(held)) if self._body is not None else []
 

@@ -47,7 +47,7 @@ class ThoughtfulReplyText:
         was_thinking = parser.phase == "thinking"
         pieces = parser.push(text)
         if was_thinking and parser.phase == "thinking" and not self.changes and len(pieces) < 2:
-            # Almost every token of the thoughts.
+            # Almost every token of the thoughts takes this path.
             self.num_reasoning_tokens += 1
             shown = pieces[0][1] if pieces else ""
             self._length += len(shown)

@@ -29,8 +29,7 @@ class ReplyForm:
     Attributes:
         tools: The tools that may be called, at least one.
         is_parallel: True if a reply may have several calls.
-        beside: What the reply may be instead of calls: nothing, free text (also before the calls), or a document that fits
-            `document`.
+        beside: Alternative to calls: nothing, free text (also before the calls), or a document that fits `document`.
         document: JSON Schema of the document.
     """
 
@@ -53,7 +52,7 @@ def reply_grammar(tool_format: ToolFormat, form: ReplyForm, literal: Literally) 
 
     Args:
         tool_format: Format of the calls.
-        form: What the reply may be.
+        form: Form of the replies.
         literal: Function that turns text into a term of the grammar (Grammars.literal).
     """
     builder = _Builder(tool_format, form, literal)
@@ -69,7 +68,7 @@ class _Builder:
         self._begin = "" if self._markers.is_optional else literal(self._markers.begin)
 
     def start(self) -> Iterator[str]:
-        """Yield the rules of the reply: calls, or what may be beside them."""
+        """Yield the rules of the reply: calls, or the form's alternative to them."""
         calls = f"{self._begin} calls"
         match self._form.beside:
             case "nothing":
@@ -136,7 +135,7 @@ class _Builder:
         yield self._arguments(index, tool)
 
     def _named(self, index: int, tool: Tool, call: NamedCall) -> Iterator[str]:
-        # A format's texts may hold several control tokens.
+        # A format's texts may contain several control tokens.
         name = f"functions.{tool.name}:" if self._format == "kimi_k2" else tool.name
         begin = "" if self._format == "mistral_args" else self._terms(call.begin)
         number = "/[0-9]{1,3}/" if self._format == "kimi_k2" else ""
@@ -229,7 +228,7 @@ def _json(schema: Mapping[str, Any]) -> str:
 
 
 def _text(limits: Mapping[str, Any], may_be_null: bool) -> str:
-    """Return a regular expression for a string without quotes, of the length and pattern that its schema names."""
+    """Return a regular expression for a string without quotes, with the length and the pattern of its schema."""
     low, high, pattern = limits.get("minLength", 0), limits.get("maxLength"), limits.get("pattern")
     if not isinstance(low, int) or not isinstance(high, int | None):
         low, high = 0, None

@@ -1,4 +1,4 @@
-"""Compiles the grammar of a reply with tool calls, with plainer arguments where the tools' own schemas cannot be enforced."""
+"""Compiles the grammar of a reply with tool calls, with any arguments where the tools' schemas cannot be enforced."""
 
 from inference_server.generation import Constraint
 from inference_server.text.grammar import GrammarError, Grammars
@@ -11,7 +11,7 @@ def calls_constraint(grammars: Grammars, tool_format: ToolFormat, form: ReplyFor
     """Return the constraint of replies of a form.
 
     Forced calls fit their tools' schemas. If the reply may be something else, a tool's schema that cannot be enforced must
-    not fail the request: the calls then have any arguments. If not even that is possible, free text has no constraint.
+    not fail the request. The calls may then have any arguments. If that grammar fails too, free text has no constraint.
 
     Raises:
         GrammarError: The tools' schemas of forced calls, or the document's schema, cannot be enforced.

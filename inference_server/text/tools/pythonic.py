@@ -12,7 +12,7 @@ _BEGIN, _END = "<|python_start|>", "<|python_end|>"
 def read(body: str, names: Iterable[str]) -> list[tuple[str, dict[str, Any]]] | None:
     """Return names and arguments of the calls, or None if `body` is anything else. Nothing is executed.
 
-    `names`: The tools' names, which need not be Python's.
+    `names`: The tools' names, which need not be Python identifiers.
     """
     body = body.strip().removeprefix(_BEGIN).removesuffix(_END).strip()
     replaced = {f"tool_{index}_": name for index, name in enumerate(names) if not name.isidentifier()}

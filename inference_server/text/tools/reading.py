@@ -84,7 +84,7 @@ def read_calls(tool_format: ToolFormat, body: str, schemas: Schemas) -> Found | 
     Args:
         tool_format: Format of the calls.
         body: The text, without the markers around it.
-        schemas: Schemas of the tools' arguments by the tools' names; other names make the text no call.
+        schemas: Schemas of the tools' arguments by the tools' names. A call of another tool makes the result None.
     """
     match tool_format:
         case "qwen3_coder" | "glm45":

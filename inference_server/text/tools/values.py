@@ -12,7 +12,7 @@ _MAX_PARTS = 256
 
 
 def property_schemas(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schemas of an object's properties, including those of its alternatives and parts."""
+    """Return the schemas of an object's properties by name, including those within anyOf, oneOf and allOf."""
     found: dict[str, Any] = {}
     for part in _parts(schema, schema):
         properties = part.get("properties")
@@ -33,7 +33,7 @@ def kinds(schema: object, root: Mapping[str, Any]) -> tuple[str, ...]:
 
     Args:
         schema: Schema of the value.
-        root: The whole schema, which references point into.
+        root: The whole schema, which resolves references.
     """
     if not isinstance(schema, Mapping):
         return _ALL_KINDS
@@ -50,7 +50,7 @@ def kinds(schema: object, root: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def constants(schema: object, root: Mapping[str, Any]) -> list[Any] | None:
-    """Return the values that a schema enumerates, or None if it allows others."""
+    """Return the values that a schema enumerates, or None if it enumerates none."""
     part = _resolved(schema, root)
     if "const" in part:
         return [part["const"]]
@@ -70,7 +70,7 @@ def typed_value(text: str, schema: object, root: Mapping[str, Any]) -> Any:
     Args:
         text: The value as the model wrote it.
         schema: Schema of the value; None: the tool does not declare it, and its text is the value.
-        root: The whole schema, which references point into.
+        root: The whole schema, which resolves references.
     """
     if schema is None:
         return text
@@ -87,7 +87,7 @@ def typed_value(text: str, schema: object, root: Mapping[str, Any]) -> Any:
 
 
 def _as_kind(text: str, kind: str) -> tuple[bool, Any]:
-    """Return True and the value of `text` in a JSON type, or False."""
+    """Return whether `text` is a value of the JSON type `kind`, and the value."""
     if kind == "null":
         return text.lower() in ("null", "none"), None
     if kind == "boolean":
@@ -116,7 +116,7 @@ def _parsed(text: str) -> Any:
 
 
 def _parts(schema: object, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a schema and the schemas of its alternatives, each once, and at most a bounded number."""
+    """Yield a schema and the schemas within its anyOf, oneOf and allOf, each once, and at most _MAX_PARTS of them."""
     waiting = [schema]
     seen: set[int] = set()
     while waiting and len(seen) < _MAX_PARTS:

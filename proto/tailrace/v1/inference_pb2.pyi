@@ -16,7 +16,7 @@ domain "tailrace" whose reason is one of:
   RATE_LIMITED         RESOURCE_EXHAUSTED   the account exceeded its request limit; with a google.rpc.RetryInfo
   CLIENT_TOO_SLOW      RESOURCE_EXHAUSTED   the client did not read the reply for too long, and the server aborted it
   SERVER_STOPPING      UNAVAILABLE          the server drains; retry on another replica, or after its restart
-  MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded
+  MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded, or its steps have stalled
   GENERATION_FAILED    INTERNAL             the forward pass failed; the server's log has the cause under the request id
 Cancelling is gRPC's own cancel, a deadline is gRPC's own deadline. Both free the sequence's slot before the next step.
 """
@@ -80,7 +80,7 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     """Uses the capacity that interactive requests leave. An interactive request may preempt it; its reply stays the same."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Priority determines the order of waiting requests."""
+    """Priority determines the order of waiting requests, and the requests that are paused or preempted for others."""
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """INTERACTIVE."""
@@ -761,8 +761,8 @@ Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):
-    """Candidate is a possible next token with its probability by the model itself, before temperature, penalties, top_k and
-    top_p.
+    """Candidate is a possible next token with its probability by the model itself: before logit_bias, penalties, the grammar,
+    temperature, min_p, top_k and top_p.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -964,7 +964,7 @@ class Model(_message.Message):
     context_length: _builtins.int
     """Longest accepted prompt, in tokens, including those of the chat template."""
     sequence_length: _builtins.int
-    """Longest reply, in tokens."""
+    """Longest reply, in tokens. 0 for embedding models."""
     weights: _builtins.str
     """The loaded weights: a hub id, or the name of a folder or file."""
     precision: _builtins.str
@@ -1127,7 +1127,7 @@ class EmbedResponse(_message.Message):
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of all texts, including control tokens."""
+    """Tokens of all texts after cutting, including control tokens."""
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
         """One for each text."""

@@ -16,7 +16,7 @@ domain "tailrace" whose reason is one of:
   RATE_LIMITED         RESOURCE_EXHAUSTED   the account exceeded its request limit; with a google.rpc.RetryInfo
   CLIENT_TOO_SLOW      RESOURCE_EXHAUSTED   the client did not read the reply for too long, and the server aborted it
   SERVER_STOPPING      UNAVAILABLE          the server drains; retry on another replica, or after its restart
-  MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded
+  MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded, or its steps have stalled
   GENERATION_FAILED    INTERNAL             the forward pass failed; the server's log has the cause under the request id
 Cancelling is gRPC's own cancel, a deadline is gRPC's own deadline. Both free the sequence's slot before the next step.
 """

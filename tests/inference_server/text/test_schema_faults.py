@@ -24,7 +24,7 @@ CASES = [
     (at_zip("(?<!a/b)c"), "a pattern at /properties/zip/pattern that uses a look-ahead or look-behind"),
     (at_zip(r"(a)\1"), "a pattern at /properties/zip/pattern that uses a back-reference"),
     (at_zip(r"a\bb"), r"a pattern at /properties/zip/pattern that uses \b"),
-    (at_zip("[a"), "a pattern at /properties/zip/pattern that is no regular expression"),
+    (at_zip("[a"), "a pattern at /properties/zip/pattern that is not a regular expression"),
     ({"items": {"anyOf": [{"type": "string"}, {"pattern": "(?!x)"}]}}, "at /items/anyOf/1/pattern"),
     ({"patternProperties": {"^(?!x/y)": {}}}, "at /patternProperties/^(?!x~1y) that uses a look-ahead"),
     ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, "'uniqueItems' at /properties/a,"),

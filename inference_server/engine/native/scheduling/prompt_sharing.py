@@ -1,9 +1,9 @@
-"""Computes the beginning that several prompts have in common once, also if they arrive together.
+"""Computes a common beginning of several prompts only once, even if the prompts arrive together.
 
-A running sequence claims the blocks that its prompt will fill, unless another one has claimed them. A sequence whose next
-block has another owner waits until that block is in the prefix cache, and takes it from there. If the owner is cancelled,
-fails or is preempted, its claims end, and the sequence claims the block itself. So the owner of the first missing block of
-a prompt can always go on.
+A running sequence claims the blocks that its prompt will fill, unless another running sequence has claimed them. A sequence
+whose next block has another owner waits until that block is in the prefix cache, and takes it from there. If the owner is
+cancelled, fails or is preempted, its claims end, and the waiting sequence claims the block itself. So the owner of the first
+missing block of a prompt can always continue.
 """
 
 from inference_server.engine.native.scheduling.block_pool import BlockPool
@@ -16,7 +16,7 @@ class PromptSharing:
     """The prefix cache of the scheduler, with the claims of the prompts that are being computed."""
 
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
-        """Create the sharing without claims."""
+        """Start without claims. `pool`: the scheduler's blocks, with the prefix cache."""
         self._pool = pool
         # Batch-invariant chunks must begin at the same positions as without the cache.
         size = pool.block_size
@@ -25,7 +25,7 @@ class PromptSharing:
         self._claimed: dict[Sequence, list[PrefixKey]] = {}
 
     def cached(self, seq: Sequence) -> list[int]:
-        """Return the blocks of the beginning of a sequence that are in the prefix cache."""
+        """Return the blocks in the prefix cache that contain the beginning of a sequence."""
         found = self._pool.match(self._usable_keys(seq))
         return found[: len(found) // self._blocks_at_once * self._blocks_at_once]
 
@@ -37,7 +37,7 @@ class PromptSharing:
             self._claim(seq, keys[seq.num_computed // size :])
 
     def take(self, seq: Sequence) -> int:
-        """Replace a sequence's next blocks by those that others have computed meanwhile. Returns their number of tokens."""
+        """Replace a sequence's next blocks with those that others computed. Returns the number of their tokens."""
         size = self._pool.block_size
         first = seq.num_computed // size
         if seq.num_computed % size or not self._pool.has_prefix_cache:
@@ -71,7 +71,7 @@ class PromptSharing:
         return owner is seq
 
     def end(self, seq: Sequence) -> None:
-        """Remove a sequence's claims: its prompt is complete, or it does not run any longer."""
+        """Remove a sequence's claims, because its prompt is complete or it no longer runs."""
         for key in self._claimed.pop(seq, ()):
             if self._owners.get(key) is seq:
                 del self._owners[key]

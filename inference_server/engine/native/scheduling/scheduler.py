@@ -1,12 +1,13 @@
 """Plans each step: which sequences run, in which blocks, and how many prompt tokens are prefilled.
 
 A sequence waits, then runs until it is finished. A step decodes one token of every running sequence with a complete prompt,
-and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted: it goes to the
+and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted. It goes to the
 head of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
 together for some time.
 
-Batch requests use what interactive requests leave: few of their sequences run together, with small chunks of their
-prompts. They pause while an interactive prompt is computed, and are preempted first, also for a slot.
+Batch requests use the capacity that interactive requests leave: few of their sequences run together, with small chunks of
+their prompts. They pause while an interactive prompt is computed. They are preempted first, also to free a slot for an
+interactive request.
 
 Prompts with the same beginning are computed once, also if they arrive together (prompt_sharing.py). This module works with
 token counts only and does not depend on text, tensors or gRPC.
@@ -299,7 +300,7 @@ class Scheduler:
         return prefill_chunks(self._policy, self._pool.block_size, ready, budget)
 
     def _is_ready(self, seq: Sequence) -> bool:
-        """Take the blocks that other prompts have filled. Returns False if a sequence must wait for further ones."""
+        """Take the blocks that other prompts have filled. Returns False if the sequence must wait for its next block."""
         if num_tokens := self._sharing.take(seq):
             if not seq.num_completion_tokens:
                 seq.num_cached_tokens += num_tokens

@@ -1,11 +1,11 @@
-"""The work of one step, and the rules for its prompt tokens. Works with token counts only."""
+"""Defines the work of one step, and divides its prompt tokens among sequences. Works with token counts only."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inference_server.engine.sequence import Sequence
 
-# The tokens of batch requests in a step are this part of the smallest chunk.
+# A step with prompts of batch requests computes about `prefill_chunk_tokens // _BATCH_PART` tokens.
 _BATCH_PART = 4
 
 
@@ -33,7 +33,7 @@ class Policy:
     max_batch_seqs: int | None = None
 
     def chunk_size(self, block_size: int) -> int:
-        """Return the distance, in tokens, of the positions at which batch-invariant chunks begin."""
+        """Return the distance in tokens between the positions at which batch-invariant chunks begin."""
         return max(block_size, self.prefill_chunk_tokens // block_size * block_size)
 
 

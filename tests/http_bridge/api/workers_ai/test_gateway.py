@@ -1,6 +1,7 @@
 """A Worker's env.AI.gateway(id), toMarkdown, autorag and models, in the runtime's own requests."""
 
 import asyncio
+import gzip
 import json
 import logging
 
@@ -39,6 +40,11 @@ async def test_a_step_may_name_openais_route(bridge):
 
 async def test_a_single_step_needs_no_list(bridge):
     assert (await bridge.client.post(UNIVERSAL, json=STEP)).status_code == 200
+
+
+async def test_steps_may_be_compressed(bridge):
+    response = await bridge.client.post(UNIVERSAL, content=gzip.compress(json.dumps([STEP]).encode()))
+    assert response.status_code == 200
 
 
 async def test_headers_of_a_step_replace_those_of_the_request(bridge, servicer):
