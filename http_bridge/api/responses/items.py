@@ -39,6 +39,10 @@ _WHY_REFUSED = {
     "computer_call_output": "is a picture, and the model {model} reads text only",
 }
 
+# Longest JSON of all items that a request refers to: about the largest body. A reference is short, so that a body could
+# otherwise refer to gigabytes.
+_MAX_RECALLED = 4_000_000
+
 
 class Conversation:
     """A conversation that grows item by item. `turns`: its turns so far."""
@@ -59,6 +63,7 @@ class Conversation:
         self._toolbox = toolbox
         self._call_names: dict[str, str] = {}
         self._is_open = False
+        self._num_recalled = 0
 
     @property
     def turns(self) -> list[pb.ChatTurn]:
@@ -106,6 +111,9 @@ class Conversation:
         item_id = str(item.get("id") or "")
         found = self._recall(item_id)
         if found is not None:
+            self._num_recalled += len(json.dumps(found))
+            if self._num_recalled > _MAX_RECALLED:
+                raise bad_field(path, f"makes the items that are referred to longer than {_MAX_RECALLED} characters")
             self.add_item(found, path)
         elif not item_id.startswith(REASONING_ID):
             # A conversation without its thoughts has the same meaning, so only other items are refused.

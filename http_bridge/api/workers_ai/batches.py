@@ -96,8 +96,8 @@ class SubmitJob(DirectJob):
         """Queue the batch and return its id.
 
         Raises:
-            ApiError: 400/5006 if batches are switched off, 400/5007 for an unknown model, 413/3006 for too many requests,
-                429/3040 for a full queue.
+            ApiError: 400/5006 if batches are switched off, 400/5007 for an unknown model, 413/3006 for too many requests or
+                bytes, 429/3040 for a full queue.
             AioRpcError: No server returned its models.
         """
         upstream: Upstream = state["upstream"]
@@ -106,11 +106,18 @@ class SubmitJob(DirectJob):
         names = [model.name for model in await upstream.list_models()]
         if self.model not in names:
             raise unknown_model(self.model, names)
-        requests = await asyncio.to_thread(self._parsed, upstream)
+        requests = await asyncio.to_thread(self._parsed, upstream, queue)
         return self.wrap(_status(queue.submit(requests, account=self.account, model=self.model), "queued"))
 
-    def _parsed(self, upstream: Upstream) -> list[Request]:
-        return [self._request(request, index, upstream) for index, request in enumerate(self.requests)]
+    def _parsed(self, upstream: Upstream, queue: BatchQueue) -> list[Request]:
+        parsed: list[Request] = []
+        num_bytes = 0
+        for index, document in enumerate(self.requests):
+            parsed.append(self._request(document, index, upstream))
+            num_bytes += parsed[-1].size
+            # References to items of earlier replies can become much longer than the body.
+            queue.check_size(len(self.requests), num_bytes)
+        return parsed
 
     def _request(self, document: Any, index: int, upstream: Upstream) -> Request:
         if not isinstance(document, dict):

@@ -193,6 +193,14 @@ async def test_too_many_requests_are_refused(make_queue):
     assert (refusal.value.status, refusal.value.code) == (413, 3006)
 
 
+async def test_a_batch_that_would_never_fit_is_refused(make_queue):
+    queue = make_queue(max_bytes=100)
+    queue.check_size(1, 100)
+    with pytest.raises(ApiError) as refusal:
+        queue.check_size(1, 101)
+    assert (refusal.value.status, refusal.value.code) == (413, 3006)
+
+
 async def test_batches_can_be_switched_off(make_queue):
     with pytest.raises(ApiError) as refusal:
         submit(make_queue(max_batches=0), FakeWork())

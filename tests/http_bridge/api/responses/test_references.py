@@ -2,7 +2,10 @@
 
 import pytest
 
+from http_bridge.api.responses.items import Conversation
 from http_bridge.api.responses.recent import RecentItems
+from http_bridge.api.responses.tools import Toolbox
+from http_bridge.errors import ApiError
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL
 
@@ -58,6 +61,16 @@ async def test_another_account_cannot_refer_to_an_item(bridge, servicer):
     for account, status in (("other", 400), ("another", 400)):
         response = await refer(bridge, [message], url=f"/client/v4/accounts/{account}/ai/v1/responses")
         assert response.status_code == status
+
+
+def test_references_to_much_text_are_refused():
+    item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x" * 1_000_000}]}
+    conversation = Conversation("m", Toolbox(), lambda item_id: item)
+    for index in range(3):
+        conversation.add_item({"type": "item_reference", "id": "msg_0"}, f"/input/{index}")
+    with pytest.raises(ApiError) as refusal:
+        conversation.add_item({"type": "item_reference", "id": "msg_0"}, "/input/3")
+    assert (refusal.value.code, refusal.value.param) == (5006, "input[3]")
 
 
 @pytest.mark.parametrize("by", ["size", "time"])
