@@ -6,10 +6,11 @@ from typing import Any
 from http_bridge.api.base import IncomingRequest, RequestParser
 from http_bridge.api.embeddings.job import EmbeddingJob, EmbeddingParser, MixedParser
 from http_bridge.api.reply_writer import JSON
+from http_bridge.api.upstream_models import with_names
 from http_bridge.errors import ApiError
 from http_bridge.exchange import Exchange
 from http_bridge.protocol.bodies.reader import BodyReader
-from http_bridge.run_endpoint import LARGE_BODY_BYTES, RunEndpoint
+from http_bridge.run_endpoint import RunEndpoint
 from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Task
@@ -50,10 +51,10 @@ class EmbedEndpoint(RunEndpoint):
                 body = await asyncio.to_thread(job.write, response)
             await exchange.answer(body, JSON)
         except Exception as error:
-            await exchange.refuse(exchange.explain(error))
+            await exchange.refuse(await with_names(exchange.explain(error), exchange.model, upstream))
 
     async def _parse_embedding(self, incoming: IncomingRequest) -> EmbeddingJob:
-        if len(incoming.data) < LARGE_BODY_BYTES:
+        if not incoming.is_large:
             return self._embedding.parse(incoming)
         return await asyncio.to_thread(self._embedding.parse, incoming)
 
@@ -91,7 +92,7 @@ class AnyTaskEndpoint(EmbedEndpoint):
 
     async def _is_embedding(self, incoming: IncomingRequest, upstream: Upstream) -> bool:
         try:
-            if len(incoming.data) < LARGE_BODY_BYTES:
+            if not incoming.is_large:
                 model, has_fields = self._mixed.target(incoming)
             else:
                 model, has_fields = await asyncio.to_thread(self._mixed.target, incoming)

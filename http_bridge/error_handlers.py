@@ -32,7 +32,8 @@ _BASE_HINT = (
 _HINTS = (
     (re.compile(r".*/(chat/completions|completions|responses|embeddings|models)/?"), _BASE_HINT),
     (
-        re.compile(r"(?!/client/v4/accounts/).*/(ai/)?run/.+"),
+        # Its last part matches every text, because a search from each /run/ of a long path would take seconds.
+        re.compile(r"(?!/client/v4/accounts/)[\s\S]*?/run/[\s\S]+"),
         ": Workers AI's routes begin with /client/v4/accounts/{account}/ai/run",
     ),
 )

@@ -58,6 +58,7 @@ class Exchange:
         self._errors = errors
         self.trace = request_trace(scope)
         self.log = request_log(scope)
+        self.log.error_code = None  # a step of a gateway may have failed before
         self.log.request_id, self.log.account, self.log.model = self.request_id, self._account, self.model
 
     @property

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from http_bridge.api.base import LARGE_BODY_BYTES
 from http_bridge.api.binding.gateway import WORKERS_AI, no_provider
 from http_bridge.errors import ApiError
 from http_bridge.http_server.request_body import read_body
@@ -88,13 +89,18 @@ class UniversalEndpoint:
             return
         except TimeoutError:
             raise request_timeout() from None
-        steps = _steps(data, settings.max_body_bytes)
+        steps = await _steps(data, settings.max_body_bytes)
         served = [(index, found) for index, step in enumerate(steps) if (found := self._find(step)) is not None]
         if not served:
             raise _refusal(steps[0])
         for index, found in served:
             attempt = _Attempt(send, index, is_last=index == served[-1][0])
-            await _run_step(scope, receive, attempt, found, steps[index])
+            try:
+                await _run_step(scope, receive, attempt, found, steps[index])
+            except (ApiError, HTTPException):  # raised before a reply, by a route that runs no model
+                if index == served[-1][0]:
+                    raise
+                continue
             if not attempt.has_failed:
                 return
 
@@ -121,7 +127,7 @@ class _Attempt:
 
 async def _run_step(scope: Scope, receive: Receive, send: Send, found: _Found, step: Mapping[str, Any]) -> None:
     app, parameters, query = found
-    body = json.dumps(step["query"], ensure_ascii=False).encode()
+    body: bytes = step["query"]
     inner = {
         **scope,
         "path_params": {**_account(scope), **parameters},
@@ -163,8 +169,20 @@ def _account(scope: Scope) -> dict[str, str]:
     return {} if account is None else {"account": account}
 
 
-def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
-    """Return the steps of a body. Raises ApiError 400/3003 for an empty body, 400/5006 for an invalid step."""
+async def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
+    # As in run_endpoint.py: parsing megabytes takes a second, and other streams continue meanwhile. A compressed body may
+    # become a thousand times as large.
+    if len(data) < LARGE_BODY_BYTES and data.lstrip()[:1] in (b"[", b"{", b""):
+        return _parsed_steps(data, max_bytes)
+    return await asyncio.to_thread(_parsed_steps, data, max_bytes)
+
+
+def _parsed_steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
+    """Return the steps of a body, with each `query` as JSON.
+
+    Raises:
+        ApiError: 400/3003 for an empty body, 400/5006 for an invalid step.
+    """
     # `load` accepts only an object, so the list is put into one.
     document = load(b'{"steps":' + unpack(data, max_bytes) + b"}", max_bytes + 16)
     steps = document["steps"]
@@ -181,7 +199,11 @@ def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
                 raise bad_input(f"required properties at '/{index}' are '{name}', {word}")
         if not isinstance(step.get("headers") or {}, dict):
             raise bad_input(f"'/{index}/headers' is not an object")
-    return steps
+    return [{**step, "query": _compact(step["query"])} for step in steps]
+
+
+def _compact(query: Mapping[str, Any]) -> bytes:
+    return json.dumps(query, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _refusal(step: Mapping[str, Any]) -> ApiError:

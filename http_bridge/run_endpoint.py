@@ -27,8 +27,6 @@ from http_bridge.settings import Settings
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import RunResponse
 
-LARGE_BODY_BYTES = 100_000
-
 
 class RunEndpoint:
     """ASGI application that runs a model. Account and model come from the path, if the route has them there."""
@@ -120,6 +118,6 @@ class RunEndpoint:
 
     async def _parse_once(self, incoming: IncomingRequest) -> RunJob | DirectJob:
         # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
-        if len(incoming.data) < LARGE_BODY_BYTES:
+        if not incoming.is_large:
             return self._parser.parse(incoming)
         return await asyncio.to_thread(self._parser.parse, incoming)

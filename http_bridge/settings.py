@@ -245,3 +245,13 @@ class Settings(BatchSettings):
                 f"set tokens there or in {PREFIX}API_TOKENS_FILE, or listen on 127.0.0.1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _separate_ports(self) -> Self:
+        port = split_address(self.http_address)[1]
+        if port and self.binding_address and split_address(self.binding_address)[1] == port:
+            raise ValueError(
+                f"{PREFIX}BINDING_ADDRESS and {PREFIX}HTTP_ADDRESS have the port {port}: requests to the binding's port need "
+                "no token, so it must be another one"
+            )
+        return self

@@ -18,6 +18,9 @@ from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.validation import bad_input, inflated, load
 from tailrace.v1.inference_pb2 import Model, RunRequest
 
+# Size from which a body is parsed on another thread.
+LARGE_BODY_BYTES = 100_000
+_PLAIN_BEGINNINGS = (b"{", b" ", b"\n", b"\r", b"\t", b"")
 _MAX_MODEL = 256  # longest model name, in characters
 # Header of a reply that lists the types of the request's tools that were left out, because they are not functions.
 SKIPPED_TOOLS_HEADER = "tailrace-skipped-tools"
@@ -74,6 +77,12 @@ class IncomingRequest:
     bodies: BodyReader
     models: Models
     models_are_current: bool = False
+
+    @property
+    def is_large(self) -> bool:
+        """True if the body may take long to parse. A compressed one may become a thousand times as large."""
+        is_plain = self.data[:1] in _PLAIN_BEGINNINGS and "content-encoding" not in self.headers
+        return len(self.data) >= LARGE_BODY_BYTES or not is_plain
 
     def describe(self, model: str) -> Model | None:
         """Return the model's description; None if no server hosts it.

@@ -84,6 +84,18 @@ class RequireToken:
         await self._app(scope, receive, send)
 
 
+def check_inner_account(scope: Scope, account: str) -> None:
+    """Check the account of a path that a request has in its headers. `scope`: a request that RequireToken has passed on.
+
+    Raises:
+        ApiError: 403/10000 for another account than the token's, 404/7003 for an invalid account.
+    """
+    if scope["state"].get(ACCOUNT_KEY) not in (None, "", account):
+        raise ApiError(403, 10000, "Authentication error")
+    if not _ACCOUNT_ID.fullmatch(account):
+        raise ApiError(404, 7003, "Could not route to this path, perhaps your object identifier is invalid?")
+
+
 def token_id(headers: _Headers) -> str:
     """Return an id of the request's token that does not reveal the token: 32 hexadecimal digits.
 

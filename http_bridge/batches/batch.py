@@ -48,14 +48,20 @@ class Request:
     """A request of a batch.
 
     Attributes:
-        reference: The client's own id of the request, any JSON value; None if it has none.
+        reference: The client's own id of the request as JSON; null if it has none.
         work: The request itself; None if it has an outcome or is invalid.
         outcome: Its result, or the error of a failed or invalid request; None while it waits or runs.
     """
 
-    reference: object
+    reference: bytes
     work: Work | None
     outcome: Result | ApiError | None = None
+
+    @property
+    def size(self) -> int:
+        """The size of the request and of its reference in bytes; of an invalid request, the size of its error."""
+        text = len(self.outcome.description) if isinstance(self.outcome, ApiError) else 0
+        return len(self.reference) + text + (0 if self.work is None else self.work.size)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +77,7 @@ class Batch:
         began_at: Time of its submission, in seconds of the event loop's clock.
         waiting: Indexes of the requests that have not started, in order.
         num_open: Number of requests without an outcome.
-        size: Size of its unfinished requests and of its results, in bytes.
+        size: Size of its unfinished requests, of all references, and of its results, in bytes.
         is_started: Whether a request has started.
         pause_seconds: The last pause after a refusal, in seconds; 0 after a success. The next pause is longer.
         was_read: Whether a client received the results.
@@ -94,7 +100,7 @@ class Batch:
         """Queue the requests that have no outcome yet."""
         self.waiting.extend(index for index, request in enumerate(self.requests) if request.outcome is None)
         self.num_open = len(self.waiting)
-        self.size = sum(request.work.size for request in self.requests if request.work is not None)
+        self.size = sum(request.size for request in self.requests)
 
     @property
     def status(self) -> BatchStatus:

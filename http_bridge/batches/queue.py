@@ -47,14 +47,20 @@ class BatchQueue:
         """Return the number of requests in this state."""
         return len(self._running) if state == "running" else sum(len(batch.waiting) for batch in self._batches.values())
 
-    def check_size(self, num_requests: int) -> None:
-        """Raise ApiError 413/3006 if a batch may not have this many requests, 400/5006 if batches are switched off."""
+    def check_size(self, num_requests: int, num_bytes: int = 0) -> None:
+        """Check the size of a batch.
+
+        Raises:
+            ApiError: 413/3006 if it has too many requests or bytes for an empty queue, 400/5006 if batches are switched off.
+        """
         if not self._limits.max_batches:
             raise ApiError(400, 5006, "Bad input: Error: batches are switched off here: send each request by itself")
         if num_requests > self._limits.max_requests:
             raise ApiError(
                 413, 3006, f"Request is too large (more than {self._limits.max_requests} requests in a batch)"
             )
+        if num_bytes > self._limits.max_bytes:
+            raise ApiError(413, 3006, f"Request is too large (more than {self._limits.max_bytes} bytes in a batch)")
 
     def submit(self, requests: Sequence[Request], *, account: str, model: str) -> Batch:
         """Queue a batch and return it. Invalid requests already have an outcome.

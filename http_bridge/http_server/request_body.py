@@ -6,6 +6,8 @@ from starlette.types import Receive, Scope
 
 from http_bridge.errors import ApiError
 
+_MAX_DIGITS = 20  # more than those of any size
+
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """Return the body of a request.
@@ -15,8 +17,10 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         ClientDisconnect: The client disconnected.
     """
     too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
-    # A client that announces a longer body is refused before the upload.
-    if int(Headers(scope=scope).get("content-length", "0")) > max_bytes:
+    # A client that announces a longer body is refused before the upload. The HTTP server checks the header, but not the one
+    # of a request that is wrapped into another.
+    announced = Headers(scope=scope).get("content-length", "0")
+    if announced.isdecimal() and int(announced[:_MAX_DIGITS]) > max_bytes:
         raise too_large
     data = bytearray()
     while True:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from http_bridge.protocol import embedding_schemas as schemas
-from http_bridge.protocol.validation import Validator, bad_input
+from http_bridge.protocol.validation import Validator, bad_field, bad_fields, bad_input
 
 Document = Mapping[str, Any]
 Form = Literal["data", "contexts", "scores"]
@@ -86,9 +86,10 @@ def openai_body(document: Document) -> OpenAiEmbeddingBody:
     given = document.get("input")
     first = given[0] if isinstance(given, list) and given else None
     if isinstance(first, int | list) and not isinstance(first, bool):
-        raise bad_input(
-            "'/input' has token ids, which belong to another model's tokenizer: send the text itself (in LangChain: "
-            "check_embedding_ctx_length=False)"
+        raise bad_field(
+            "/input",
+            "has token ids, which belong to another model's tokenizer: send the text itself (in LangChain: "
+            "check_embedding_ctx_length=False)",
         )
     _check(_OPENAI, document)
     dimensions = document.get("dimensions")
@@ -118,7 +119,7 @@ def _common(document: Document, model: str) -> dict[str, Any]:
 
 def _check(validator: Validator, document: Document) -> None:
     if problems := validator.problems(document):
-        raise bad_input(", ".join(problems))
+        raise bad_fields(problems)
 
 
 def _list(value: Any) -> tuple[str, ...]:

@@ -60,8 +60,9 @@ _LOGIT_BIAS: Schema = {
     "type": ["object", "null"],
     "description": "Added to the logits of tokens, by the token's id in the model's own vocabulary",
     "maxProperties": MAX_BIASED_TOKENS,
-    "propertyNames": {"pattern": r"^\d{1,9}$"},
-    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+    # Not propertyNames: each of its errors has a copy of the whole object.
+    "patternProperties": {r"^[0-9]{1,9}$": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}},
+    "additionalProperties": False,
 }
 _SAMPLING: Schema = {
     "stream": optional("boolean", default=False),

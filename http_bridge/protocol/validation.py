@@ -7,19 +7,21 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Never
 
 import jsonschema_rs
 
 from http_bridge.errors import ApiError
+from http_bridge.protocol.bodies.excerpt import beginning, field_names
+from http_bridge.protocol.bodies.surrogates import path_of_surrogate
 
 Schema = Mapping[str, Any]
 
 # A body can have a million invalid fields. The error lists a few of them, and other requests must not wait for the
 # rest.
 MAX_PROBLEMS = 8
-# jsonschema_rs collects all errors before it returns the first one, so only this many array items are examined.
+# jsonschema_rs collects all errors before it returns the first one, so only this many items and keys are examined.
 _MAX_ITEMS = 4_096
 # Deepest nesting of arrays and objects in a body: far below Python's recursion limit, and more than clients need.
 MAX_DEPTH = 128
@@ -86,7 +88,7 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
     # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can contain it.
-    if _SURROGATE.search(data) and (path := _path_of_surrogate(document, "")) is not None:
+    if _SURROGATE.search(data) and (path := path_of_surrogate(document)) is not None:
         raise bad_field(path or "/", "contains half of a surrogate pair, which is not a character")
     return document
 
@@ -115,6 +117,7 @@ class Validator:
     def __init__(self, schema: Schema) -> None:
         """Compile `schema`: JSON Schema, draft 2020-12, without $ref, plus the keyword `maxDepth`."""
         self._schema = schema
+        self._names = frozenset(field_names(schema))
         self._validator = jsonschema_rs.Draft202012Validator(dict(schema), keywords={"maxDepth": _MaxDepth})
 
     def problems(self, document: Mapping[str, Any]) -> list[Problem]:
@@ -124,7 +127,7 @@ class Validator:
     def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:
         """Return all errors of a small document; for a large one, the first error and the errors near its beginning."""
         room = iter(range(_MAX_ITEMS))
-        errors = list(self._validator.iter_errors(_beginning(document, room)))
+        errors = list(self._validator.iter_errors(beginning(document, self._names, room)))
         if next(room, None) is not None:
             return errors
         try:
@@ -146,9 +149,9 @@ class Validator:
         )
 
     def _keyword(self, path: list[str | int]) -> Any:
-        """Return the schema's value of the keyword that failed."""
+        """Return the schema's value of the keyword that failed; for a key that is not allowed, those that are."""
         value: Any = self._schema
-        for part in path:
+        for part in [*path[:-1], "patternProperties"] if path[-1] == "additionalProperties" else path:
             value = value[part]
         return value
 
@@ -174,15 +177,6 @@ class _MaxDepth:
     def validate(self, instance: object) -> None:
         if is_deeper(instance, self._limit):
             raise ValueError("nested too deeply")
-
-
-def _beginning(value: object, room: Iterator[int]) -> object:
-    """Return a copy with fewer array items. Each kept item takes one element of `room`, until `room` is exhausted."""
-    if isinstance(value, dict):
-        return {name: _beginning(item, room) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_beginning(item, room) for item, _ in zip(value, room, strict=False)]
-    return value
 
 
 def is_deeper(value: object, limit: int) -> bool:
@@ -230,6 +224,10 @@ _SENTENCES: dict[str, Callable[[str, Any, Any], str]] = {
     "maxLength": lambda path, value, limit: f"'{path}' must be at most {limit} characters long",
     "minItems": lambda path, value, limit: f"'{path}' must hold at least {limit} items",
     "maxItems": lambda path, value, limit: f"'{path}' must hold at most {limit} items",
+    "maxProperties": lambda path, value, limit: f"'{path}' must hold at most {limit} keys",
+    "additionalProperties": lambda path, value, patterns: (
+        f"'{path}' has a key that does not match {' or '.join(patterns)}"
+    ),
     "maxDepth": lambda path, value, limit: f"'{path}' must be nested at most {limit} deep",
     "enum": _enum,
     "const": lambda path, value, option: _enum(path, value, [option]),
@@ -285,23 +283,3 @@ def _parse_integer(digits: str) -> int | float:
 
 def _parse_float(digits: str) -> float:
     return max(-_LARGEST_NUMBER, min(_LARGEST_NUMBER, float(digits)))
-
-
-def _path_of_surrogate(value: object, path: str) -> str | None:
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return path
-        return None
-    if isinstance(value, list):
-        items: list[tuple[object, object]] = list(enumerate(value))
-    elif isinstance(value, dict):
-        if any(_path_of_surrogate(name, path) is not None for name in value):
-            return path
-        items = list(value.items())
-    else:
-        return None
-    return next(
-        (found for name, item in items if (found := _path_of_surrogate(item, f"{path}/{name}")) is not None), None
-    )

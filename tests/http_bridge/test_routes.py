@@ -1,5 +1,6 @@
 """Routes, credentials, CORS, health."""
 
+import time
 from collections import defaultdict
 
 import pytest
@@ -97,6 +98,12 @@ async def test_an_unknown_route_is_error_7000(bridge):
         assert response.json() == router_envelope({"code": 7000, "message": "No route for that URI"})
         assert response.headers["content-type"] == "application/json"
         assert "cf-ai-req-id" not in response.headers
+
+
+async def test_a_long_path_delays_no_other_request(bridge):
+    begin = time.process_time()
+    response = await bridge.ask(url="/run" * 15_000 + "/%0A")
+    assert response.status_code == 400 and time.process_time() - begin < 0.5
 
 
 @pytest.mark.parametrize("account", ["a%20b", "a:b", "x" * 129, "%00"])

@@ -28,6 +28,13 @@ def test_lists_are_separated_by_commas(monkeypatch):
     assert settings.cors_origins == ("*",)
 
 
+def test_the_bindings_port_is_its_own(monkeypatch):
+    addresses = {"HTTP_ADDRESS": "10.0.0.5:8789", "BINDING_ADDRESS": "127.0.0.1:8789", "API_TOKENS": "secret"}
+    assert "have the port 8789" in sentence(monkeypatch, **addresses)
+    monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", "10.0.0.5:8787")
+    assert Settings.from_environment().binding_address == "127.0.0.1:8789"
+
+
 def test_empty_variables_are_unset(monkeypatch):
     monkeypatch.setenv("TAILRACE_HTTP_ADDRESS", "")
     monkeypatch.setenv("TAILRACE_MAX_BODY_BYTES", "")

@@ -10,6 +10,7 @@ The body determines whether a request has tensors, because wrangler's proxy does
 names the model.
 """
 
+import re
 from typing import Any
 
 from http_bridge.api.base import DirectJob, IncomingRequest, RunJob
@@ -22,6 +23,7 @@ from http_bridge.protocol.to_grpc import run_request
 from http_bridge.protocol.validation import bad_input, load
 
 _BARE_UP_TO = [1, 0, 35]
+_NUMBER = re.compile("[0-9]{1,9}")
 _LLAMA_2_MARK = "[INST]"
 _Document = dict[str, Any]
 
@@ -77,7 +79,7 @@ def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
     without `messages` arrives as the user's plain text.
     """
     version = incoming.headers.get(SDK_HEADER, "0").split(".")
-    if all(part.isdigit() for part in version) and [int(part) for part in version] <= _BARE_UP_TO:
+    if all(map(_NUMBER.fullmatch, version)) and [int(part) for part in version] <= _BARE_UP_TO:
         return _LLAMA_2_MARK in prompt
     return True
 

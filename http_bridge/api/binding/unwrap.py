@@ -19,6 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from http_bridge.auth.bearer import check_inner_account
+
 MINIFLARE_URL = "mf-url"
 _MINIFLARE_PREFIX = b"mf-header-"
 _FORWARDED = b"x-forwarded"
@@ -40,6 +42,7 @@ class Binding:
 
     Raises:
         HTTPException: 404 for an unknown path, 405 for an unsupported method.
+        ApiError: 403/10000 or 404/7003 for an account in the path that the request's token is not for.
     """
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
@@ -51,6 +54,8 @@ class Binding:
         for (pattern, _, convertors), endpoint in self._endpoints:
             if endpoint.method == method and (found := pattern.match(path)):
                 parameters = {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
+                if "account" in parameters:
+                    check_inner_account(scope, parameters["account"])
                 scope["path_params"] = {**scope.get("path_params", {}), **parameters}
                 await endpoint.app(scope, receive, send)
                 return

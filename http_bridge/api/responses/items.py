@@ -10,7 +10,7 @@ from typing import Any
 from http_bridge.api.responses.thoughts import REASONING_ID, thoughts_of
 from http_bridge.api.responses.tools import INPUT, Toolbox, function_name
 from http_bridge.errors import ApiError
-from http_bridge.protocol.bodies.messages import reads_text_only
+from http_bridge.protocol.bodies.messages import arguments_text, reads_text_only
 from http_bridge.protocol.validation import MAX_DEPTH, Problem, bad_field, bad_input, is_deeper
 from tailrace.v1 import inference_pb2 as pb
 
@@ -39,6 +39,10 @@ _WHY_REFUSED = {
     "computer_call_output": "is a picture, and the model {model} reads text only",
 }
 
+# Longest JSON of all items that a request refers to: about the largest body. A reference is short, so that a body could
+# otherwise refer to gigabytes.
+_MAX_RECALLED = 4_000_000
+
 
 class Conversation:
     """A conversation that grows item by item. `turns`: its turns so far."""
@@ -52,11 +56,20 @@ class Conversation:
             recall: Returns the item of a recent reply by its id; None if it is not in memory.
         """
         self._recall = recall
-        self.turns: list[pb.ChatTurn] = []
+        self._turns: list[pb.ChatTurn] = []
+        # Thoughts of the last turn. They are joined once: each new value of a message's field takes memory of its own.
+        self._thoughts: list[str] = []
         self._model = model
         self._toolbox = toolbox
         self._call_names: dict[str, str] = {}
         self._is_open = False
+        self._num_recalled = 0
+
+    @property
+    def turns(self) -> list[pb.ChatTurn]:
+        """The turns so far."""
+        self._join_thoughts()
+        return self._turns
 
     def add_message(self, role: str, content: str) -> None:
         """Add a message. An assistant's text joins the turn of the thoughts before it."""
@@ -98,6 +111,9 @@ class Conversation:
         item_id = str(item.get("id") or "")
         found = self._recall(item_id)
         if found is not None:
+            self._num_recalled += len(json.dumps(found))
+            if self._num_recalled > _MAX_RECALLED:
+                raise bad_field(path, f"makes the items that are referred to longer than {_MAX_RECALLED} characters")
             self.add_item(found, path)
         elif not item_id.startswith(REASONING_ID):
             # A conversation without its thoughts has the same meaning, so only other items are refused.
@@ -111,7 +127,7 @@ class Conversation:
         turn = self._assistant()
         if turn.content or turn.tool_calls:
             turn = self._new_assistant()
-        turn.reasoning += thoughts_of(item)
+        self._thoughts.append(thoughts_of(item))
 
     def _function_call(self, item: Document, path: str) -> None:
         self._call(item, path, _arguments(item.get("arguments"), f"{path}/arguments"))
@@ -154,17 +170,23 @@ class Conversation:
             self._toolbox.add([tool for tool in tools if isinstance(tool, Mapping)], f"{path}/tools")
 
     def _add(self, turn: pb.ChatTurn) -> None:
-        self.turns.append(turn)
+        self._join_thoughts()
+        self._turns.append(turn)
         self._is_open = False
 
     def _assistant(self) -> pb.ChatTurn:
         """Return the assistant's turn that the last item belongs to, or a new one."""
-        return self.turns[-1] if self._is_open else self._new_assistant()
+        return self._turns[-1] if self._is_open else self._new_assistant()
 
     def _new_assistant(self) -> pb.ChatTurn:
-        self.turns.append(pb.ChatTurn(role="assistant"))
+        self._add(pb.ChatTurn(role="assistant"))
         self._is_open = True
-        return self.turns[-1]
+        return self._turns[-1]
+
+    def _join_thoughts(self) -> None:
+        if self._thoughts:
+            self._turns[-1].reasoning += "".join(self._thoughts)
+            self._thoughts = []
 
     def _text(self, content: Any, path: str) -> str:
         """Return the text of a string or of a list of parts."""
@@ -207,9 +229,7 @@ def _arguments(arguments: Any, path: str) -> str:
         arguments = {}
     if not isinstance(arguments, Mapping) or is_deeper(arguments, MAX_DEPTH):
         raise bad_field(path, f"must be a JSON object as text, nested at most {MAX_DEPTH} deep")
-    text = json.dumps(arguments, ensure_ascii=False)
-    # A string in the JSON may contain half of a surrogate pair, which UTF-8 cannot encode.
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    return arguments_text(arguments)
 
 
 _READERS: dict[str, Callable[[Conversation, Document, str], None]] = {

@@ -39,12 +39,15 @@ class RecentItems:
         self._lock = threading.Lock()
 
     def add(self, account: str, item: Item, num_characters: int) -> None:
-        """Add an item with a text of `num_characters`. Another account cannot refer to it."""
+        """Add an item with a text of `num_characters`. Another account cannot refer to it.
+
+        Only the parts that a conversation needs are kept: the log probabilities of a token take a thousand times its memory.
+        """
+        key, kept = (account, str(item["id"])), _kept(item)
         size = num_characters * 4 + _OVERHEAD
-        key = (account, str(item["id"]))
         with self._lock:
             _, replaced, _ = self._items.pop(key, (0.0, 0, None))
-            self._items[key] = (self._clock() + self._seconds, size, item)
+            self._items[key] = (self._clock() + self._seconds, size, kept)
             self._num_bytes += size - replaced
             while self._items and (self._num_bytes > self._max_bytes or self._oldest_time() <= self._clock()):
                 _, (_, removed, _) = self._items.popitem(last=False)
@@ -58,6 +61,15 @@ class RecentItems:
 
     def _oldest_time(self) -> float:
         return next(iter(self._items.values()))[0]
+
+
+def _kept(item: Item) -> Item:
+    """Return a copy without log probabilities, and without the second and third copy of thoughts."""
+    if item.get("type") == "reasoning":
+        return {**item, "summary": [], "encrypted_content": None}
+    if item.get("type") == "message":
+        return {**item, "content": [{**part, "logprobs": []} for part in item["content"]]}
+    return item
 
 
 # The items of this process, for all routes.

@@ -14,6 +14,7 @@ from http_bridge.api.responses.response_object import Request, request_fields
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.api.responses.writer import ResponsesWriter
 from http_bridge.api.workers_ai.replies import json_bytes
+from http_bridge.protocol.bodies.tools import is_function
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import TOOL_CHOICES, run_request
 from http_bridge.protocol.validation import bad_field
@@ -65,7 +66,7 @@ def responses_job(
     recall = partial(RECENT_ITEMS.find, incoming.account)
     _set_chat(request.chat, document, Conversation(request.model, toolbox, recall), toolbox)
     _set_format(request, (document.get("text") or {}).get("format"))
-    notices = skipped_notice(replace(body, skipped_tools=tuple(toolbox.left_out)))
+    notices = skipped_notice(replace(body, skipped_tools=toolbox.left_out))
     return RunJob(request, _writer(incoming, document, body, toolbox, wrap), body.stream, notices=notices)
 
 
@@ -81,7 +82,7 @@ def responses_writer(
         wrap: Encodes a complete reply.
     """
     toolbox = Toolbox()
-    toolbox.add(document.get("tools") or [], "/tools")
+    toolbox.add([tool for tool in document.get("tools") or () if is_function(tool)], "/tools")
     return _writer(incoming, document, body, toolbox, wrap)
 
 
@@ -92,19 +93,20 @@ def _writer(
     toolbox: Toolbox,
     wrap: Callable[[Mapping[str, object]], bytes],
 ) -> ResponsesWriter:
-    options = document.get("stream_options") or {}
+    # A body of another form may have any values here.
+    include, options = document.get("include"), document.get("stream_options")
     request = Request(
         incoming.request_id,
         request_fields(document, toolbox.shown),
         toolbox,
-        seals_thoughts=_SEALED_THOUGHTS in (document.get("include") or ()),
+        seals_thoughts=isinstance(include, list) and _SEALED_THOUGHTS in include,
         hides_thoughts=body.hides_reasoning,
         account=incoming.account,
         keeps_items=document.get("store") is not False,
         is_from_codex=incoming.headers.get("originator", "").startswith("codex"),
     )
-    has_padding = incoming.has_padding or options.get("include_obfuscation") is True
-    return ResponsesWriter(request, wrap, has_padding=has_padding)
+    pads = isinstance(options, dict) and options.get("include_obfuscation") is True
+    return ResponsesWriter(request, wrap, has_padding=incoming.has_padding or pads)
 
 
 def _set_chat(chat: pb.Chat, document: Document, conversation: Conversation, toolbox: Toolbox) -> None:

@@ -58,8 +58,12 @@ class Request:
 
 def request_fields(document: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> JsonObject:
     """Return the fields of the Response object that a request determines. `tools`: the tools without those left out."""
-    reasoning = document.get("reasoning") or {}
-    text = document.get("text") or {}
+    reasoning, text = document.get("reasoning"), document.get("text")
+    if not isinstance(reasoning, dict):
+        # Bodies of other forms have the effort itself, or a switch.
+        reasoning = {"effort": reasoning} if isinstance(reasoning, str) else {}
+    if not isinstance(text, dict):
+        text = {}
     parallel, temperature = document.get("parallel_tool_calls"), document.get("temperature")
     top_p = document.get("top_p")
     return {

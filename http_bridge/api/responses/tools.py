@@ -37,13 +37,17 @@ class Toolbox:
     Attributes:
         functions: The functions for the model.
         shown: The client's tools without the tools that are left out, for the reply.
-        left_out: Types of the tools that are left out, without duplicates.
     """
 
     functions: list[pb.Tool] = field(default_factory=list)
     shown: list[Document] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    _left_out: dict[str, None] = field(default_factory=dict)
     _origins: dict[str, Origin] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Types of the tools that are left out, without duplicates, each at most 64 characters."""
+        return tuple(self._left_out)
 
     def origin(self, function: str) -> Origin:
         """Return the client's tool behind a function. An unknown function is a tool of the same name."""
@@ -62,8 +66,10 @@ class Toolbox:
         for index, tool in enumerate(tools):
             place = f"{path}/{index}"
             if tool.get("type") == "namespace":
-                members = [member for member in tool.get("tools") or () if isinstance(member, Mapping)]
-                for member in members:
+                members = tool.get("tools")
+                for member in members if isinstance(members, list) else ():
+                    if not isinstance(member, Mapping):
+                        continue
                     self._add(member, place, namespace=_name(tool, place))
                 self.shown.append(tool)
             elif self._add(tool, place):
@@ -72,8 +78,7 @@ class Toolbox:
     def _add(self, tool: Document, path: str, *, namespace: str = "") -> bool:
         kind = tool.get("type") or "function"
         if kind not in ("function", "custom"):
-            if (name := str(kind)[:_MAX_TYPE]) not in self.left_out:
-                self.left_out.append(name)
+            self._left_out[str(kind)[:_MAX_TYPE]] = None
             return False
         function = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
         origin = Origin(_name(function, path), namespace, kind == "custom")

@@ -37,6 +37,8 @@ Wrap = Callable[[bytes], bytes]
 _REFERENCE = "external_reference"
 _INPUTS = ("prompt", "messages", "input", "text", "contexts", "queries", "documents")
 _MAX_ID = 256  # longest request_id, in characters
+# Results above this size are joined, and perhaps compressed, on another thread.
+_LARGE_BYTES = 1_000_000
 
 
 def is_batch_request(incoming: IncomingRequest, document: _Document) -> bool:
@@ -94,8 +96,8 @@ class SubmitJob(DirectJob):
         """Queue the batch and return its id.
 
         Raises:
-            ApiError: 400/5006 if batches are switched off, 400/5007 for an unknown model, 413/3006 for too many requests,
-                429/3040 for a full queue.
+            ApiError: 400/5006 if batches are switched off, 400/5007 for an unknown model, 413/3006 for too many requests or
+                bytes, 429/3040 for a full queue.
             AioRpcError: No server returned its models.
         """
         upstream: Upstream = state["upstream"]
@@ -104,16 +106,23 @@ class SubmitJob(DirectJob):
         names = [model.name for model in await upstream.list_models()]
         if self.model not in names:
             raise unknown_model(self.model, names)
-        requests = await asyncio.to_thread(self._parsed, upstream)
+        requests = await asyncio.to_thread(self._parsed, upstream, queue)
         return self.wrap(_status(queue.submit(requests, account=self.account, model=self.model), "queued"))
 
-    def _parsed(self, upstream: Upstream) -> list[Request]:
-        return [self._request(request, index, upstream) for index, request in enumerate(self.requests)]
+    def _parsed(self, upstream: Upstream, queue: BatchQueue) -> list[Request]:
+        parsed: list[Request] = []
+        num_bytes = 0
+        for index, document in enumerate(self.requests):
+            parsed.append(self._request(document, index, upstream))
+            num_bytes += parsed[-1].size
+            # References to items of earlier replies can become much longer than the body.
+            queue.check_size(len(self.requests), num_bytes)
+        return parsed
 
     def _request(self, document: Any, index: int, upstream: Upstream) -> Request:
         if not isinstance(document, dict):
-            return Request(None, None, bad_input(f"'/requests/{index}' is not an object"))
-        reference = document.get(_REFERENCE)
+            return Request(b"null", None, bad_input(f"'/requests/{index}' is not an object"))
+        reference = _json(document.get(_REFERENCE))
         try:
             # The client polls, so a reply cannot stream.
             job = self.parse_one({**document, "stream": False}, str(uuid.uuid4()))
@@ -121,9 +130,10 @@ class SubmitJob(DirectJob):
             return Request(reference, None, error)
         if isinstance(job, EmbeddingJob):
             return Request(reference, EmbeddingWork(job, upstream))
+        num_bytes = len(_json(document))
         for request in job.requests:
             request.priority = Priority.PRIORITY_BATCH
-        return Request(reference, RunWork(job, upstream))
+        return Request(reference, RunWork(job, upstream, num_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +159,23 @@ class PollJob(DirectJob):
         if batch.status != "finished":
             return self.wrap(_status(batch, batch.status))
         batch.was_read = True
-        return self.wrap(_responses(batch))
+        if batch.size < _LARGE_BYTES:
+            return self.wrap(_responses(batch))
+        return await asyncio.to_thread(lambda: self.wrap(_responses(batch)))
 
 
 @dataclass(frozen=True, slots=True)
 class RunWork:
-    """Runs a model for a request of a batch."""
+    """Runs a model for a request of a batch. `num_bytes`: size of its body, of which the reply may repeat fields."""
 
     job: RunJob
     upstream: Upstream
+    num_bytes: int
 
     @property
     def size(self) -> int:
-        """The size of the gRPC requests in bytes."""
-        return sum(request.ByteSize() for request in self.job.requests)
+        """The size of the body or of the gRPC requests in bytes, whichever is larger."""
+        return max(self.num_bytes, sum(request.ByteSize() for request in self.job.requests))
 
     async def run(self, request_id: str, timeout_seconds: float) -> Result:
         """Run the request, with all of its choices at the same time. Raises ApiError if a gRPC call fails."""
@@ -217,13 +230,12 @@ def _responses(batch: Batch) -> bytes:
 
 def _response(batch: Batch, index: int, request: Request) -> bytes:
     outcome = request.outcome
-    rest: JsonObject = {"success": True, _REFERENCE: request.reference}
+    reference = b'"%b":%b' % (_REFERENCE.encode(), request.reference)
     if isinstance(outcome, Result):
-        return b'{"id":%d,"result":%s,%s' % (index, outcome.body, _json(rest)[1:])
+        return b'{"id":%d,"result":%b,"success":true,%b}' % (index, outcome.body, reference)
     assert outcome is not None
-    message = error_message(outcome, f"{batch.id}-{index}")
-    rest = {"success": False, _REFERENCE: request.reference, "error": {"code": outcome.code, "message": message}}
-    return b'{"id":%d,"result":{},%s' % (index, _json(rest)[1:])
+    error = _json({"code": outcome.code, "message": error_message(outcome, f"{batch.id}-{index}")})
+    return b'{"id":%d,"result":{},"success":false,%b,"error":%b}' % (index, reference, error)
 
 
 def _usage(batch: Batch) -> JsonObject:
@@ -232,5 +244,5 @@ def _usage(batch: Batch) -> JsonObject:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _json(payload: JsonObject) -> bytes:
+def _json(payload: object) -> bytes:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()

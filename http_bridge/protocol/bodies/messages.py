@@ -124,20 +124,25 @@ def _content(content: Any) -> tuple[str, str]:
 
 def _thought(part: Document) -> str:
     """Return the text of a part with thoughts: Mistral writes a list of text parts, others a string."""
-    inner = part.get("thinking") or part.get("text") or part.get("reasoning") or ""
-    return inner if isinstance(inner, str) else "".join(piece.get("text") or "" for piece in inner)
+    inner = part.get("thinking") or part.get("text") or part.get("reasoning")
+    return inner if isinstance(inner, str) else _joined(inner)
 
 
 def _details(message: Document) -> str:
     """Return the text in OpenRouter's list of thoughts. Its summaries and encrypted thoughts are ignored."""
-    texts = (detail.get("text") for detail in message.get("reasoning_details") or ())
+    return _joined(message.get("reasoning_details"))
+
+
+def _joined(parts: object) -> str:
+    """Return the texts of a list of parts. The schema does not check thoughts, so that other values are left out."""
+    texts = (part.get("text") for part in parts if isinstance(part, dict)) if isinstance(parts, list) else ()
     return "".join(text for text in texts if isinstance(text, str))
 
 
 def _call(call: Document, path: str) -> ToolCall:
     if custom := call.get("custom"):
         # This tool's input is text, not JSON. Chat templates support only functions, so the text becomes an argument.
-        return ToolCall(call.get("id") or "", custom["name"], json.dumps({"input": custom.get("input") or ""}))
+        return ToolCall(call.get("id") or "", custom["name"], arguments_text({"input": custom.get("input") or ""}))
     function = call.get("function") or call
     if function.get("name") is None:
         raise bad_input(Problem(f"{path}/function", f"required properties at '{path}' are 'function'"))
@@ -145,7 +150,14 @@ def _call(call: Document, path: str) -> ToolCall:
     if isinstance(arguments, str):
         place = f"{path}/function/arguments" if call.get("function") else f"{path}/arguments"
         arguments = _object(arguments or "{}", place)
-    return ToolCall(call.get("id") or "", function["name"], json.dumps(arguments or {}, ensure_ascii=False))
+    return ToolCall(call.get("id") or "", function["name"], arguments_text(arguments or {}))
+
+
+def arguments_text(arguments: Document) -> str:
+    """Return the arguments of a call as the text of a JSON object."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    # A text within the text may contain half of a surrogate pair, which is not a character.
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _object(text: str, path: str) -> dict[str, Any]:

@@ -13,7 +13,13 @@ from http_bridge.protocol.bodies.messages import continues, message_problems, tu
 from http_bridge.protocol.bodies.openai_values import without_unset
 from http_bridge.protocol.bodies.thinking import thinking_fields, thinking_path
 from http_bridge.protocol.bodies.tools import tool_fields
-from http_bridge.protocol.bodies.unsupported import chat_problems, completion_problems, responses_problems, run_problems
+from http_bridge.protocol.bodies.unsupported import (
+    chat_problems,
+    completion_problems,
+    model_name,
+    responses_problems,
+    run_problems,
+)
 from http_bridge.protocol.responses_schema import RESPONSES_LOGPROBS
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.schemas import Inputs
@@ -85,7 +91,7 @@ class BodyReader:
     def chat(self, document: Document) -> RunBody:
         """Return the fields of a body of /chat/completions."""
         document = _with_one_format(without_unset(document))
-        model = str(document.get("model", ""))
+        model = model_name(document)
         _validate(
             self._chat, document, message_problems(document.get("messages"), model), chat_problems(document, model)
         )
@@ -101,7 +107,7 @@ class BodyReader:
     def completion(self, document: Document) -> RunBody:
         """Return the fields of a body of /completions. The prompt is raw text, as in OpenAI's API."""
         document = _with_one_format(without_unset(document))
-        model = str(document.get("model", ""))
+        model = model_name(document)
         _validate(self._completion, document, completion_problems(document, model))
         _refuse_chat_fields(document, "the prompt of completions is raw text")
         given = document["prompt"]

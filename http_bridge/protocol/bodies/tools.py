@@ -5,7 +5,7 @@ and others) runs at the API's provider. Such a tool is left out of the prompt, a
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def tool_fields(document: Document) -> dict[str, Any]:
     }
 
 
-def tool_choice(choice: Any, names: Sequence[str], others: Sequence[str] = ()) -> Choice:
+def tool_choice(choice: Any, names: Collection[str], others: Sequence[str] = ()) -> Choice:
     """Return the choice in a body.
 
     Args:
@@ -75,6 +75,7 @@ def tool_choice(choice: Any, names: Sequence[str], others: Sequence[str] = ()) -
     Raises:
         ApiError: 400/5006 if the choice has no known form, or names a tool that cannot be called.
     """
+    names = frozenset(names)
     if isinstance(choice, dict):
         return _object_choice(choice, names, others)
     if choice in (None, ""):
@@ -91,7 +92,7 @@ def _one(name: str) -> Choice:
     return Choice("required", name, parallel_tool_calls=False)
 
 
-def _mode(mode: ToolChoice, names: Sequence[str], others: Sequence[str]) -> Choice:
+def _mode(mode: ToolChoice, names: Collection[str], others: Sequence[str]) -> Choice:
     if mode == "required" and not names:
         # A required call of a tool that was left out cannot be made.
         left_out = f", and {_listed(others)} is not a function" if others else ""
@@ -99,7 +100,7 @@ def _mode(mode: ToolChoice, names: Sequence[str], others: Sequence[str]) -> Choi
     return Choice(mode)
 
 
-def _object_choice(choice: Document, names: Sequence[str], others: Sequence[str]) -> Choice:
+def _object_choice(choice: Document, names: Collection[str], others: Sequence[str]) -> Choice:
     kind = choice.get("type")
     if kind == "allowed_tools":
         return _allowed(choice, names, others)
@@ -119,7 +120,7 @@ def _object_choice(choice: Document, names: Sequence[str], others: Sequence[str]
     raise bad_field("/tool_choice", f"names a tool of type {str(kind):.64}, and only functions can be called here")
 
 
-def _allowed(choice: Document, names: Sequence[str], others: Sequence[str]) -> Choice:
+def _allowed(choice: Document, names: Collection[str], others: Sequence[str]) -> Choice:
     """Return the choice of OpenAI's allowed_tools, nested as in chat completions or flat as in responses."""
     is_nested = isinstance(choice.get("allowed_tools"), dict)
     inner = choice["allowed_tools"] if is_nested else choice
@@ -142,14 +143,16 @@ def _allowed(choice: Document, names: Sequence[str], others: Sequence[str]) -> C
 
 def _listed_names(listed: Sequence[Any], path: str, others: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Yield place and name of the functions in a list of allowed tools. Tools that were left out are skipped."""
+    left_out = frozenset(others)
     for index, tool in enumerate(listed):
+        kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(tool, str):
             yield index, tool
         elif isinstance(tool, dict) and is_function(tool):
             nested = tool.get("function")
             name = nested.get("name") if isinstance(nested, dict) else tool.get("name")
             yield index, name if isinstance(name, str) else ""
-        elif not isinstance(tool, dict) or tool.get("type") not in others:
+        elif not isinstance(kind, str) or kind not in left_out:
             raise bad_field(f"{path}/{index}", "is not one of the tools")
 
 

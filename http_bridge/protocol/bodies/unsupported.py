@@ -10,6 +10,7 @@ from typing import Any
 
 from http_bridge.protocol.bodies.messages import reads_text_only
 from http_bridge.protocol.validation import Problem
+from tailrace_shared.request_fields import MAX_NAME_LENGTH
 
 Document = Mapping[str, Any]
 
@@ -110,6 +111,12 @@ _RESPONSES: Mapping[str, _Field] = {
 }
 
 
+def model_name(document: Document) -> str:
+    """Return the model of a body for the sentences about it. It may be as long as the body, so it is truncated."""
+    name = document.get("model")
+    return name[:MAX_NAME_LENGTH] if isinstance(name, str) else ""
+
+
 def chat_problems(document: Document, model: str) -> Iterator[Problem]:
     """Yield the problems of a body of chat completions. `model`: name in the errors."""
     yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_CHAT})
@@ -124,7 +131,7 @@ def completion_problems(document: Document, model: str) -> Iterator[Problem]:
 
 def responses_problems(document: Document) -> Iterator[Problem]:
     """Yield the problems of a body of the Responses API."""
-    yield from _problems(document, str(document.get("model", "")), {**_COMMON, **_RESPONSES})
+    yield from _problems(document, model_name(document), {**_COMMON, **_RESPONSES})
 
 
 def run_problems(document: Document, model: str) -> Iterator[Problem]:

@@ -60,10 +60,16 @@ async def test_the_first_sdks_get_a_tensor_under_both_names(bridge, servicer):
 
 @pytest.mark.parametrize(
     ("version", "prompt", "is_raw"),
-    [(None, "hi", False), ("1.0.35", "hi", False), ("1.0.35", "[INST]hi[/INST]", True), ("1.0.53", "hi", True)],
+    [
+        (None, "hi", False),
+        ("1.0.²", "hi", True),
+        ("1.0.35", "hi", False),
+        ("1.0.35", "[INST]hi[/INST]", True),
+        ("1.0.53", "hi", True),
+    ],
 )
 async def test_a_prompt_without_the_sdks_template_is_a_users_turn(bridge, servicer, version, prompt, is_raw):
-    headers = {**HEADERS, **({"cf-consn-sdk-version": version} if version else {})}
+    headers = {**HEADERS, **({"cf-consn-sdk-version": version.encode("latin-1")} if version else {})}
     await run(bridge, zipped({"input": [tensor("INPUT_0", prompt)]}), url="/run", headers=headers)
     turns = [turn.content for turn in servicer.requests[0].chat.turns]
     assert (servicer.requests[0].text, turns) == ((prompt, []) if is_raw else ("", [prompt]))
@@ -172,3 +178,12 @@ async def test_wrong_tags_are_refused(bridge, servicer, tags):
     response = await run(bridge, {**MODERN, "options": {"tags": tags}})
     assert (response.status_code, response.json()["internalCode"]) == (400, 5006)
     assert "/options/tags" in response.json()["description"] and not servicer.requests
+
+
+@pytest.mark.parametrize("length", ["x", "²", "-1", "1" * 5000])
+async def test_a_wrapped_content_length_is_no_internal_error(bridge, length):
+    headers = {f"mf-header-{name}": value for name, value in HEADERS.items()}
+    wrapped = {**headers, "mf-url": "http://workers-binding.ai/run?version=3", "mf-header-content-length": length}
+    encoded = {name: value.encode("latin-1") for name, value in wrapped.items()}
+    response = await bridge.client.post("/", json={"inputs": {"prompt": "hi"}}, headers=encoded)
+    assert response.status_code == (413 if length.startswith("11") else 200)

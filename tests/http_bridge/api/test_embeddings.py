@@ -208,9 +208,9 @@ async def test_base64_holds_the_float32_numbers(bridge, servicer):
 )
 async def test_openais_errors_name_the_field(bridge, servicer, changes, part):
     response = await bridge.ask({"model": BGE, "input": "a", **changes}, url="/v1/embeddings")
-    assert response.status_code == 400
-    assert part in response.json()["error"]["message"]
-    assert not servicer.embed_requests
+    assert response.status_code == 400 and not servicer.embed_requests
+    error = response.json()["error"]
+    assert part in error["message"] and error["param"].partition("[")[0] == next(iter(changes))
 
 
 @pytest.mark.parametrize(

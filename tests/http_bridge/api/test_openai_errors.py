@@ -28,6 +28,9 @@ async def test_an_unknown_model_is_404_and_the_models_are_listed(bridge, service
         assert error_of(response) == (404, "invalid_request_error", "model_not_found", "model")
         message = response.json()["error"]["message"]
         assert message == f"The model 'gpt-4o' does not exist: the models here are {MODEL}, @hf/other/second"
+    servicer.embed = lambda reply: reply.refuse(Code.NOT_FOUND, "UNKNOWN_MODEL")
+    response = await bridge.ask({"model": "gpt-4o", "input": "a"}, url=f"{base}/embeddings")
+    assert MODEL in response.json()["error"]["message"]
     response = await bridge.client.get(f"{base}/models/gpt-4o")
     assert error_of(response) == (404, "invalid_request_error", "model_not_found", "model")
 

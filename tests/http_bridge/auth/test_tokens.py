@@ -69,6 +69,22 @@ async def test_without_an_account_in_the_path_the_tokens_account_is_used(start_b
     assert [request.account for request in servicer.requests] == ["bob", "bob", "bob", ""]
 
 
+@pytest.mark.parametrize(("account", "status"), [("bob", 200), ("ada", 403), ("b:b", 403)])
+@pytest.mark.parametrize("end", ["", f"/workers-ai/{MODEL}"])
+async def test_a_wrapped_request_is_for_the_tokens_account_alone(start_bridge, servicer, path, account, status, end):
+    bridge = await start_bridge(api_tokens_file=path)
+    address = f"http://workers-binding.ai/ai-gateway/v1/{account}/g{end}"
+    step = {"provider": "workers-ai", "endpoint": MODEL, "query": {"prompt": "hi"}}
+    for url, wrapped in (
+        ("/", {"mf-url": address}),
+        (f"{API}/accounts/bob/ai/run/proxy", {"x-forwarded": address}),
+    ):
+        body = step["query"] if end else [step]
+        response = await bridge.client.post(url, json=body, headers={**bearer("second"), **wrapped})
+        assert response.status_code == status, response.text
+    assert [request.account for request in servicer.requests] == ["bob"] * (2 if status == 200 else 0)
+
+
 async def test_the_place_of_usage_depends_on_the_path(start_bridge, path):
     bridge = await start_bridge(api_tokens_file=path)
     response = await bridge.ask({**CHAT, "stream": True}, url="/v1/chat/completions", headers=bearer("first"))

@@ -57,7 +57,7 @@ async def make_queue():
 
 
 def submit(queue, *works, account="acc"):
-    return queue.submit([Request(None, work) for work in works], account=account, model="m")
+    return queue.submit([Request(b"null", work) for work in works], account=account, model="m")
 
 
 async def finished(batch):
@@ -122,7 +122,7 @@ async def test_other_errors_end_their_request_alone(make_queue):
 
 
 async def test_a_batch_without_valid_requests_is_finished_at_once(make_queue):
-    batch = make_queue().submit([Request("x", None, ApiError(400, 5006, "Bad input"))], account="", model="m")
+    batch = make_queue().submit([Request(b'"x"', None, ApiError(400, 5006, "Bad input"))], account="", model="m")
     assert batch.status == "finished" and batch.num_failed == 1
 
 
@@ -170,6 +170,17 @@ async def test_waiting_requests_have_a_bound_in_bytes(make_queue):
     assert refusal.value.code == 3040
 
 
+@pytest.mark.parametrize(
+    "request_", [Request(b"x" * 90, None, ApiError(400, 5006, "")), Request(b"", None, ApiError(400, 5006, "x" * 90))]
+)
+async def test_references_and_errors_count_too(make_queue, request_):
+    queue = make_queue(max_bytes=100)
+    queue.submit([request_], account="", model="m")
+    with pytest.raises(ApiError) as refusal:
+        submit(queue, FakeWork(size=20))
+    assert refusal.value.code == 3040
+
+
 async def test_a_result_without_room_fails_alone(make_queue):
     batch = submit(make_queue(max_bytes=30), FakeWork("y" * 50, size=10), FakeWork("z", size=10))
     first, second = await finished(batch)
@@ -179,6 +190,14 @@ async def test_a_result_without_room_fails_alone(make_queue):
 async def test_too_many_requests_are_refused(make_queue):
     with pytest.raises(ApiError) as refusal:
         submit(make_queue(max_requests=2), *(FakeWork() for _ in range(3)))
+    assert (refusal.value.status, refusal.value.code) == (413, 3006)
+
+
+async def test_a_batch_that_would_never_fit_is_refused(make_queue):
+    queue = make_queue(max_bytes=100)
+    queue.check_size(1, 100)
+    with pytest.raises(ApiError) as refusal:
+        queue.check_size(1, 101)
     assert (refusal.value.status, refusal.value.code) == (413, 3006)
 
 

@@ -53,6 +53,13 @@ async def test_a_batch_over_rest(bridge, servicer):
     assert {request.priority for request in servicer.requests} == {pb.PRIORITY_BATCH}
 
 
+async def test_a_batch_that_is_too_large_is_refused(start_bridge, servicer):
+    bridge = await start_bridge(batches_max_bytes=1000)
+    response = await bridge.ask({"requests": [{"prompt": "a" * 600}] * 2}, url=QUEUE_URL)
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (413, 3006)
+    assert not servicer.requests
+
+
 async def test_a_batch_over_the_binding(bridge):
     queued = await binding(bridge, TWO, queueRequest=True)
     answer = await results(binding, bridge, queued["request_id"])

@@ -268,6 +268,15 @@ async def test_a_model_of_this_shape_answers_other_bodies_in_it_too(bridge, serv
     assert types_of(events)[-1] == "completed"
 
 
+async def test_a_model_of_this_shape_takes_the_values_of_other_forms(bridge, servicer):
+    servicer.models[0].reply_shape = "responses"
+    fields = {"reasoning": "high", "text": "x", "include": 5, "tools": [{"type": "namespace", "tools": 5}, WEATHER]}
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    result = (await bridge.ask(body)).json()["result"]
+    assert result["reasoning"]["effort"] == "high" and [tool["name"] for tool in result["tools"]] == ["weather"]
+    assert (await bridge.ask({"prompt": "hi", "raw": True, "stream_options": 5})).status_code == 200
+
+
 async def test_a_batch_of_responses(bridge):
     body = {"requests": [{"input": "a"}, {"input": [{"role": "user", "content": "b"}], "instructions": "Be brief"}]}
     queued = (await bridge.ask(body, url=f"{RUN_URL}?queueRequest=true")).json()["result"]

@@ -2,7 +2,10 @@
 
 import pytest
 
+from http_bridge.api.responses.items import Conversation
 from http_bridge.api.responses.recent import RecentItems
+from http_bridge.api.responses.tools import Toolbox
+from http_bridge.errors import ApiError
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL
 
@@ -60,6 +63,16 @@ async def test_another_account_cannot_refer_to_an_item(bridge, servicer):
         assert response.status_code == status
 
 
+def test_references_to_much_text_are_refused():
+    item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x" * 1_000_000}]}
+    conversation = Conversation("m", Toolbox(), lambda item_id: item)
+    for index in range(3):
+        conversation.add_item({"type": "item_reference", "id": "msg_0"}, f"/input/{index}")
+    with pytest.raises(ApiError) as refusal:
+        conversation.add_item({"type": "item_reference", "id": "msg_0"}, "/input/3")
+    assert (refusal.value.code, refusal.value.param) == (5006, "input[3]")
+
+
 @pytest.mark.parametrize("by", ["size", "time"])
 def test_the_memory_is_bounded(by):
     now = 0.0
@@ -69,3 +82,22 @@ def test_the_memory_is_bounded(by):
         now += 0 if by == "size" else 61
     assert items.find("acc", "msg_0") is None
     assert (items.find("acc", "msg_19") is not None) == (by == "size")
+
+
+@pytest.mark.parametrize("key", ["logprobs", "encrypted_content"])
+def test_of_an_item_only_its_text_is_kept(key):
+    part = {"type": "output_text", "text": "a", "logprobs": [{"token": "a", "top_logprobs": ["x" * 10_000]}]}
+    thoughts = {"content": [{"type": "reasoning_text", "text": "a"}], "encrypted_content": "x" * 10_000}
+    item = {"type": "message", "content": [part]} if key == "logprobs" else {"type": "reasoning", **thoughts}
+    items = RecentItems()
+    items.add("acc", {"id": "x_0", **item}, 1)
+    found = items.find("acc", "x_0")
+    assert found["content"][0]["text"] == "a" and len(str(found)) < 1000
+
+
+def test_an_item_that_is_added_again_counts_once():
+    items = RecentItems(max_bytes=10_000)
+    for _ in range(20):
+        items.add("acc", {"id": "msg_0"}, 100)
+    items.add("acc", {"id": "msg_1"}, 100)
+    assert items.find("acc", "msg_0") is not None

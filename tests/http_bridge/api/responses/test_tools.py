@@ -17,6 +17,12 @@ async def test_hosted_tools_alone_are_no_tools(chat_of):
     assert not (await chat_of(tools=[{"type": "web_search"}])).tools
 
 
+async def test_a_namespace_without_a_list_of_tools_has_none(chat_of):
+    tools = [{"type": "namespace", "name": "shop", "tools": 5}, WEATHER]
+    chat = await chat_of(input=[{"type": "additional_tools", "tools": tools}, USER])
+    assert [tool.name for tool in chat.tools] == ["weather"]
+
+
 @pytest.mark.parametrize(
     ("choice", "expected", "name", "allowed"),
     [

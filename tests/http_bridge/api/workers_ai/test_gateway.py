@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import logging
 
 import grpc
 import pytest
@@ -67,6 +68,28 @@ async def test_the_next_step_answers_for_a_failed_one(bridge, servicer):
     servicer.scripts = [busy, new_york]
     response = await universal(bridge, STEP, OTHER, STEP)
     assert (response.status_code, response.headers["cf-aig-step"]) == (200, "2")
+
+
+async def test_a_step_at_a_route_that_is_not_served_has_failed_too(bridge):
+    response = await universal(bridge, {**STEP, "endpoint": "v1/messages"}, STEP)
+    assert (response.status_code, response.headers["cf-aig-step"]) == (200, "1")
+    assert (await universal(bridge, STEP, {**STEP, "endpoint": "v1/messages"})).headers["cf-aig-step"] == "0"
+    assert (await universal(bridge, {**STEP, "endpoint": "v1/messages"})).json()["errors"][0]["code"] == 7000
+
+
+async def test_the_log_of_a_run_has_no_error_of_an_earlier_step(bridge, caplog):
+    caplog.set_level(logging.INFO)
+    await universal(bridge, {**STEP, "query": {"prompt": ""}}, STEP)
+    async with asyncio.timeout(5):
+        while not (found := [record.args for record in caplog.records if "%(route)s" in record.msg]):
+            await asyncio.sleep(0.005)
+    (fields,) = found
+    assert (fields["status"], fields["error_code"]) == (200, None)
+
+
+async def test_many_steps_are_read_on_another_thread(bridge, servicer):
+    response = await universal(bridge, {**STEP, "query": {"prompt": "x" * 200_000}})
+    assert response.status_code == 200 and len(servicer.requests[0].chat.turns[0].content) == 200_000
 
 
 async def test_the_last_steps_error_is_the_answer(bridge, servicer):

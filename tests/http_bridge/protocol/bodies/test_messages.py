@@ -48,6 +48,22 @@ def test_thoughts_of_an_earlier_reply_reach_the_contract(message):
     assert (turn.content, turn.reasoning) == ("Oslo", "think")
 
 
+@pytest.mark.parametrize(
+    "inner", [{"text": 5}, {"text": ["a"]}, {"thinking": [{"text": 5}]}, {"reasoning": {"a": "b"}}]
+)
+def test_thoughts_that_are_not_text_are_left_out(inner):
+    part = {"type": "thinking", **inner}
+    turn = chat(USER, {"role": "assistant", "content": [part, {"type": "text", "text": "Oslo"}]}, USER).turns[1]
+    assert (turn.content, turn.reasoning) == ("Oslo", "")
+
+
+def test_half_a_surrogate_pair_in_arguments_is_replaced():
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":"\\ud800é"}'}}
+    body = chat(USER, {"role": "assistant", "content": None, "tool_calls": [call]})
+    request = run_request(body, PROFILES["default"], model="m", account="")
+    assert request.chat.turns[1].tool_calls[0].arguments == '{"a": "?é"}'
+
+
 def test_a_refusal_is_text():
     assert chat(USER, {"role": "assistant", "content": None, "refusal": "no"}, USER).turns[1].content == "no"
     assert chat(USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}).turns[1].content == "no"
