@@ -27,6 +27,8 @@ from inference_server.text.tokenizer_copy import copy_tokenizer
 from inference_server.text.tool_formats import Tool
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+# Longest control token for which a pattern is a tree; Python limits how deep a pattern nests.
+_LONGEST_IN_TREE = 100
 # Two Unicode noncharacters, which never occur in text.
 _MARK = "\U0010fffe\U0010ffff"
 
@@ -188,8 +190,24 @@ def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[i
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern that matches as a tokenizer does: the leftmost and longest string. Without strings it never matches."""
-    longest_first = sorted(strings, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    # Tokenizers have up to a thousand control tokens with equal beginnings. In a list, each would be tried at each place.
+    strings = list(strings)
+    if max(map(len, strings), default=0) > _LONGEST_IN_TREE:
+        return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))))
+    tree: dict[str, Any] = {}
+    for string in strings:
+        node = tree
+        for character in string:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return re.compile(_tree_pattern(tree) or r"(?!)")
+
+
+def _tree_pattern(node: dict[str, Any]) -> str:
+    branches = [re.escape(character) + _tree_pattern(child) for character, child in node.items() if character]
+    if "" not in node and len(branches) == 1:
+        return branches[0]
+    return f"(?:{'|'.join(branches)})" + ("?" if "" in node else "") if branches else ""
 
 
 def _look_alikes(controls: Iterable[str]) -> re.Pattern[str]:
@@ -198,4 +216,4 @@ def _look_alikes(controls: Iterable[str]) -> re.Pattern[str]:
     beginnings = {control[:length] for control in controls for length in range(1, len(control))}
     ends = {control[length:] for control in controls for length in range(1, len(control))}
     whole, beginning, end = (_any_of(strings).pattern for strings in (controls, beginnings, ends))
-    return re.compile(rf"{whole}|\A(?:{end})|(?:{beginning})\Z")
+    return re.compile(rf"(?:{whole})|\A(?:{end})|(?:{beginning})\Z")

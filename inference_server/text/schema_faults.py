@@ -74,7 +74,7 @@ def _pattern(error: str, schema: object) -> str | None:
     if not found:
         return None
     path, pattern = max(found, key=lambda item: len(item[1]))
-    return f"has a pattern at {path} that {reason} ({_shown(pattern)})"
+    return f"has a pattern at {_path(path)} that {reason} ({_shown(pattern)})"
 
 
 def _quotes(error: str, pattern: str) -> bool:

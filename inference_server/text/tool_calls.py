@@ -96,13 +96,15 @@ class CallParser:
         self._in_call = False
         self._is_plain = False  # True if the rest of the reply contains no call
         self._has_begun = False
+        self._is_after_call = False  # True until text other than white space follows a call
+        self._gap = ""  # white space after a call
         self.num_calls = 0
 
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """Append text of the reply. Returns the text and the calls that are final after it."""
         # Most text of a reply takes this path, which must cost less than a microsecond.
         if not self._held and self._has_begun and (self._is_plain or self._first not in text):
-            return ("" if self.num_calls and text.isspace() else text), ()
+            return (self._after_gap(text) if self._is_after_call else text), ()
         self._held += text
         if not self._has_begun and not self._begin():
             return "", ()
@@ -116,7 +118,10 @@ class CallParser:
             self._in_call = False
             found = self._read(body.removeprefix(self._markers.begin).removesuffix(self._markers.end))
             calls += found
-            shown += "" if found else body
+            if found:
+                self._is_after_call, self._gap = True, ""
+            else:
+                shown += self._after_gap(body)
 
     def finish(self, *, is_cut: bool = False) -> tuple[str, tuple[ToolCall, ...]]:
         """End the reply. Returns the remaining text and calls.
@@ -130,7 +135,7 @@ class CallParser:
         is_text = self._is_plain or (not may_be_call and not self.num_calls and len(held) < _MIN_HALF_MARKER)
         if calls or (is_cut and not is_text):
             return "", calls
-        return held, ()
+        return self._after_gap(held), ()
 
     def _begin(self) -> bool:
         """Decide whether the reply begins with a call. Returns False if more text is needed."""
@@ -181,8 +186,18 @@ class CallParser:
             position = len(self._held) - (0 if self._is_plain else overlap(self._held, marker))
         shown, self._held = self._held[:position], self._held[position:]
         self._num_searched = len(marker)
-        # White space between calls is not part of the text.
-        return shown if shown.strip() or not self.num_calls else ""
+        return self._after_gap(shown)
+
+    def _after_gap(self, text: str) -> str:
+        """Return text that can be sent. White space after a call is held until other text follows, and dropped otherwise."""
+        if not self._is_after_call:
+            return text
+        text = self._gap + text
+        if not text.strip():
+            self._gap = text
+            return ""
+        self._is_after_call = False
+        return text
 
     def _end_of_call(self) -> int | None:
         """Return the length of the held call, or None if it is incomplete."""

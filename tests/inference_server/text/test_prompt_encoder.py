@@ -1,5 +1,8 @@
 """Prompts to tokens: the template's own control tokens, one <s>, and no control tokens of the caller."""
 
+import random
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from inference_server.errors import InvalidField, UnsupportedModel
 from inference_server.serving.catalog import builtin_template
-from inference_server.text.prompt_encoder import PromptEncoder, Turn
+from inference_server.text.prompt_encoder import PromptEncoder, Turn, _any_of, _look_alikes
 from tests.support.fakes import default_prompts, default_tokenizer, llama_prompts, llama_tokenizer
 
 BOS, EOS = 1, 2  # control tokens of the tiny Llama
@@ -322,3 +325,23 @@ def test_a_text_of_all_private_characters_is_encoded_like_any_other():
 def test_a_template_that_fails_in_an_expression_is_an_invalid_field():
     prompts = PromptEncoder(llama_tokenizer(), chat_template="{{ 1 + messages[0].content }}")
     assert refusal(prompts, [Turn("user", "hello")]).field == "chat.turns"
+
+
+@pytest.mark.parametrize(
+    "strings", [["ab", "abc", "abcd", "b", "bc", " x ", "<s>", "</s>"], ["a"], [], ["<" + "x" * 150, "<"]]
+)
+def test_a_pattern_matches_the_leftmost_and_longest_string(strings):
+    wanted = re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or r"(?!)")
+    dice = random.Random(1)
+    for _ in range(500):
+        text = "".join(dice.choices([*strings, "a", "b", "c", "<", "x", " ", "/s>"], k=dice.randrange(8)))
+        assert [found.span() for found in _any_of(strings).finditer(text)] == [
+            found.span() for found in wanted.finditer(text)
+        ]
+
+
+def test_many_control_tokens_do_not_slow_the_search_down():
+    pattern = _look_alikes(f"<|reserved_{number}|>" for number in range(1000))
+    started = time.perf_counter()
+    assert pattern.search("<|" * 300_000 + "a") is None
+    assert time.perf_counter() - started < 2

@@ -60,3 +60,12 @@ def test_a_tools_pattern_is_named_by_its_place(grammars, form):
     with pytest.raises(GrammarError) as caught:
         grammars.lark(reply_grammar(form, ReplyForm(tools=[tool]), grammars.literal))
     assert "at /properties/zip/pattern that uses a look-ahead" in str(located(caught.value.cause, tool.parameters))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pattern": "(?=a)b"}, {"format": "f" * 50_000}, {"uniqueItems": True}, {"type": "t" * 9_999}]
+)
+def test_a_message_is_short_enough_for_a_status(grammars, wrong):
+    with pytest.raises(GrammarError) as caught:
+        grammars.json_schema({"properties": {"p" * 50_000: {"type": "string", **wrong}}})
+    assert len(str(caught.value)) < 1_000

@@ -145,6 +145,14 @@ def test_no_part_of_a_cut_call_is_shown(form, text):
             assert shown == "", text[:length]
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if MARKERS[form].end])
+@pytest.mark.parametrize("cut", [1, 10_000])
+def test_text_after_a_call_keeps_its_white_space(form, cut):
+    call = FORMS[form][0]
+    shown, calls = parsed(form, f"{call}\n{call}\n\nDone.\n\n- one\n- two \n", cut=cut)
+    assert (shown, len(calls)) == ("\n\nDone.\n\n- one\n- two \n", 2)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_cut_text_without_a_call_is_shown(form):
     text = "Temperatures: {a} and [b] at 3 o'clock"
