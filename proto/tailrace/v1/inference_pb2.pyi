@@ -260,7 +260,7 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """The tool's name. In a reply it is one of the request's tools. In a request 1 to 256 characters."""
     arguments: _builtins.str
-    """The arguments, a JSON object as JSON text."""
+    """The arguments, a JSON object as JSON text. In a request nested at most 100 deep."""
     def __init__(
         self,
         *,
