@@ -153,7 +153,11 @@ def _change_field(inside: Message, dice: random.Random) -> None:
             setattr(inside, field.name, values[0])
     else:
         messages = getattr(inside, field.name)
-        if field.is_repeated:
+        if field.message_type.GetOptions().map_entry:
+            key, value = field.message_type.fields
+            for _ in range(dice.choice((1, 2, 40))):
+                messages[_value(key, dice)] = _value(value, dice)
+        elif field.is_repeated:
             for _ in range(dice.choice((1, 2, 40))):
                 _change_field(messages.add(), dice)
         else:
