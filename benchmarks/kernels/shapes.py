@@ -26,7 +26,7 @@ class Model:
         return sum(layer.outputs * layer.inputs * layer.count for layer in self.layers)
 
     def in_order(self) -> list[Layer]:
-        """Return the layers in the order of a pass, each as often as it is computed."""
+        """Return the layers in the order of a forward pass. Each is repeated once for each computation."""
         depth = max(layer.count for layer in self.layers)
         return [layer for number in range(depth) for layer in self.layers if number >= depth - layer.count]
 

@@ -70,7 +70,7 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Tailrace over HTTP and over gRPC (the difference is the bridge's share of the cost), and with JSON Schemas."""
+    """Tailrace with two more scenarios: replies with a JSON Schema, and HTTP beside gRPC, which gives the bridge's share."""
 
     scenarios = (*Tailrace.scenarios, "constraint", "share")
 

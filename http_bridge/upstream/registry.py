@@ -19,7 +19,7 @@ from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import ListModelsRequest, Model, Task
 
 POLL_SECONDS = 2.0
-# Time in seconds after a poll in which no request causes another one.
+# For this time in seconds after a poll, requests cause no other poll.
 _REFRESH_SECONDS = 0.25
 # Longest time in seconds for one answer. A slow server delays the next poll.
 _ANSWER_SECONDS = 2.0

@@ -1,5 +1,6 @@
 """Computes the vectors of texts: one forward pass over all tokens of a batch, without padding."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,12 +79,15 @@ class Encoder:
         self.vocab_size = model.vocab_size
 
     @torch.inference_mode()
-    def vectors(self, texts: Items[PackedText]) -> Vectors:
-        """Return one vector for each text, in their order. A vector does not depend on other texts, up to rounding."""
+    def vectors(self, texts: Items[PackedText], on_layer: Callable[[], None] = lambda: None) -> Vectors:
+        """Return one vector for each text, in their order. A vector does not depend on other texts, up to rounding.
+
+        `on_layer` is called after the attention of each layer of the model.
+        """
         # Sorting puts texts of equal length side by side, so that they attend in one call.
         order = sorted(range(len(texts)), key=lambda place: len(texts[place].token_ids))
         ordered = [texts[place] for place in order]
-        row = Packing.of([len(text.token_ids) for text in ordered])
+        row = Packing.of([len(text.token_ids) for text in ordered], on_layer)
         hidden = self._model.hidden([text.token_ids for text in ordered], row)
         result = pooled(hidden, row.lengths, [text.pooling for text in ordered]).cpu()
         vectors: Vectors = [np.empty(0, np.float32)] * len(texts)

@@ -12,82 +12,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference_server.embedding.encoder import Encoder, PackedText, Vectors
+from inference_server.embedding.job import EmbeddingJob, EmbeddingRequest
 from inference_server.embedding.text_queue import TextQueue
-from inference_server.engine.admission import Admission, AdmissionTicket, CapacityLimits
+from inference_server.engine.admission import Admission, CapacityLimits
 from inference_server.engine.base import Totals
 from inference_server.engine.histogram import STEP_TOKENS, Histogram
 from inference_server.errors import GenerationFailed, ModelNotReady, ServerStopping, TailraceError
 
 logger = logging.getLogger(__name__)
 
-_Batch = list[tuple["EmbeddingJob", int]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingRequest:
-    """A tokenised and checked request for vectors. `deadline_seconds`: time until the client's deadline; None: none."""
-
-    texts: list[PackedText]
-    account: str = ""
-    deadline_seconds: float | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all texts."""
-        return sum(len(text.token_ids) for text in self.texts)
-
-
-class EmbeddingJob:
-    """An accepted request. Leaving its `async with` block before its vectors are complete cancels it.
-
-    Attributes:
-        started: Time at which its first batch began, in seconds of time.monotonic(); None before.
-    """
-
-    def __init__(
-        self, request: EmbeddingRequest, ticket: AdmissionTicket, cancel: Callable[["EmbeddingJob"], None]
-    ) -> None:
-        """Create a job without vectors. `cancel` is called when the caller leaves the `async with` block."""
-        self.request = request
-        self.ticket = ticket
-        self.started: float | None = None
-        self._cancel = cancel
-        self._found: dict[int, NDArray[np.float32]] = {}
-        self._done: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
-
-    async def __aenter__(self) -> "EmbeddingJob":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._cancel(self)
-
-    async def vectors(self) -> Vectors:
-        """Return one vector for each text. Raises GenerationFailed or ServerStopping if they cannot be computed."""
-        return await self._done
-
-    def add(self, place: int, vector: NDArray[np.float32]) -> bool:
-        """Add the vector of the text at `place`, and return True if all are complete."""
-        self._found[place] = vector
-        if len(self._found) < len(self.request.texts):
-            return False
-        if not self._done.done():
-            self._done.set_result([self._found[index] for index in range(len(self._found))])
-        return True
-
-    def fail(self, error: TailraceError) -> None:
-        """End the job with an error. Has no effect on a job that has ended."""
-        if not self._done.done():
-            self._done.set_exception(error)
-            self._done.exception()  # asyncio logs an exception that is never read, and the caller may have left
+_Batch = list[tuple[EmbeddingJob, int]]
 
 
 class EmbeddingEngine:
@@ -122,7 +61,7 @@ class EmbeddingEngine:
             encoder: Computes the vectors; used by the engine's thread only.
             limits: Limits for requests in flight.
             batch_tokens: Most tokens of a batch. A longer text is a batch by itself.
-            on_broken: Called on the event loop after the engine was abandoned.
+            on_broken: Called on the event loop after the model has failed permanently, or the engine was abandoned.
         """
         self.encoder = encoder
         self.admission = Admission(limits)
@@ -171,7 +110,7 @@ class EmbeddingEngine:
 
     @property
     def seconds_without_progress(self) -> float:
-        """Seconds since the last batch; 0 without requests in flight."""
+        """Seconds since the last layer of a batch; 0 without requests in flight."""
         return time.monotonic() - self._last_progress if self._jobs else 0.0
 
     def check_capacity(self, account: str, *, num_tokens: int = 0, deadline_seconds: float | None = None) -> None:
@@ -217,7 +156,7 @@ class EmbeddingEngine:
         await self._idle.wait()
 
     def abandon(self) -> None:
-        """Fail all requests of an engine that stays stalled, and reject new ones."""
+        """Fail all requests of an engine that is broken or stays stalled, and reject new ones."""
         self._is_accepting = False
         self._fail(list(self._jobs), GenerationFailed("the model failed"))
         self._on_broken()
@@ -267,14 +206,34 @@ class EmbeddingEngine:
         while (batch := self._next_batch()) is not None:
             self._on_loop(self._begun, batch)
             try:
-                vectors = self.encoder.vectors([job.request.texts[place] for job, place in batch])
+                texts = [job.request.texts[place] for job, place in batch]
+                vectors = self.encoder.vectors(texts, self._record_progress)
             except Exception:
                 logger.exception("a batch of %d texts failed", len(batch))
                 failed = list({job for job, _ in batch})
                 self._on_loop(self._fail, failed, GenerationFailed("the model failed on this request"))
+                if self._is_broken():
+                    self._on_loop(self.abandon)
+                    return
                 continue
             self.step_tokens.add(sum(len(job.request.texts[place].token_ids) for job, place in batch))
+            if failed := list({job for (job, _), vector in zip(batch, vectors, strict=True) if not _is_finite(vector)}):
+                logger.error("the vectors of %d requests are not finite", len(failed))
+                self._on_loop(self._fail, failed, GenerationFailed("the model failed on this request"))
             self._on_loop(self._finished, batch, vectors)
+
+    def _record_progress(self) -> None:
+        # A text of 8,192 tokens can take longer on a CPU than the watchdog waits. Both threads write the newest time.
+        self._last_progress = time.monotonic()
+
+    def _is_broken(self) -> bool:
+        """Return True if the model cannot compute even a single token any more."""
+        try:
+            self.encoder.vectors([PackedText([0], "mean", False)])
+        except Exception:
+            logger.exception("the model cannot embed a single token any more")
+            return True
+        return False
 
     def _next_batch(self) -> _Batch | None:
         """Wait for texts and return them, or None if the engine stops."""
@@ -285,3 +244,8 @@ class EmbeddingEngine:
     def _on_loop(self, function: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: no request remains
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _is_finite(vector: NDArray[np.float32]) -> bool:
+    """Return False if a model's numbers have exceeded the range of its precision."""
+    return bool(np.isfinite(vector).all())

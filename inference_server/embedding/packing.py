@@ -4,8 +4,9 @@ The texts of a batch are concatenated without padding, ordered by length. Texts 
 no token attends to another text. Does not depend on a tokenizer.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -30,6 +31,10 @@ class Run:
     length: int
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """The texts of one row of tokens.
@@ -37,20 +42,22 @@ class Packing:
     Attributes:
         lengths: Tokens of each text, in ascending order.
         runs: The same texts, those of equal length together.
+        on_layer: Called after the attention of each layer.
     """
 
     lengths: tuple[int, ...]
     runs: tuple[Run, ...]
+    on_layer: Callable[[], None] = field(default=_nothing, compare=False)
 
     @classmethod
-    def of(cls, lengths: Items[int]) -> "Packing":
+    def of(cls, lengths: Items[int], on_layer: Callable[[], None] = _nothing) -> "Packing":
         """Return the packing of texts with these lengths in tokens, which are in ascending order and above 0."""
         runs, start = [], 0
         for length, group in groupby(lengths):
             count = len(list(group))
             runs.append(Run(start, count, length))
             start += count * length
-        return cls(tuple(lengths), tuple(runs))
+        return cls(tuple(lengths), tuple(runs), on_layer)
 
     def positions(self, first: int) -> Tensor:
         """Return the positions of all tokens, (num_tokens,) int64. Each text begins at position `first`."""
@@ -119,6 +126,7 @@ def attend_rows(
             queries, keys, values, is_causal=is_causal, scale=scaling, enable_gqa=is_grouped
         )  # (count, num_heads, length, value_dim)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
+    packing.on_layer()
     return torch.cat(outputs)
 
 

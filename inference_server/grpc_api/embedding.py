@@ -28,6 +28,8 @@ def check_texts(request: pb.EmbedRequest) -> None:
         InvalidField: The error lists the first 16 invalid fields.
     """
     violations = []
+    if not 1 <= len(request.model) <= MAX_NAME_LENGTH:
+        violations.append(FieldViolation("model", f"is required, and has at most {MAX_NAME_LENGTH} characters"))
     if not 1 <= len(request.texts) <= MAX_EMBEDDED_TEXTS:
         violations.append(FieldViolation("texts", f"must have 1 to {MAX_EMBEDDED_TEXTS} texts"))
     else:

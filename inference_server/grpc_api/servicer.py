@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from inference_server import errors
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # these modules import torch, which takes seconds
 logger = logging.getLogger(__name__)
 
 _GRAMMAR_THREADS = 64
+_FEW_VECTORS = 64
 _Result = TypeVar("_Result")
 
 
@@ -186,8 +188,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 finally:
                     record.start(job.started)
             trace.computed(job.started, prepared.prompt_tokens)
+            # Making the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4). All streams would pause for it.
+            convert = partial(embed_response, vectors, prepared.prompt_tokens)
+            message = await asyncio.to_thread(convert) if len(vectors) > _FEW_VECTORS else convert()
             record.mark_succeeded()
-            return embed_response(vectors, prepared.prompt_tokens)
+            return message
         except errors.TailraceError as error:
             record.mark_failed(error)
             await abort(context, error)

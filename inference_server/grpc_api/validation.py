@@ -23,6 +23,8 @@ from tailrace_shared.request_fields import (
 
 _MAX_SCHEMA_BYTES = 2**20
 _MAX_ARGUMENTS_LENGTH = 2**16
+# Deepest nesting of the arguments of an earlier call. Chat templates walk them with recursive functions.
+_MAX_ARGUMENTS_DEPTH = 100
 # Longest list of violations in an error. A status is sent in a header, and a request may have a million invalid turns.
 _MAX_VIOLATIONS = 16
 
@@ -137,6 +139,9 @@ def _call_violations(turn: pb.ChatTurn, path: str) -> Iterator[FieldViolation]:
             yield FieldViolation(f"{path}.tool_calls[{index}].id", f"must have at most {MAX_NAME_LENGTH} characters")
         if not _is_object(call.arguments):
             yield FieldViolation(f"{path}.tool_calls[{index}].arguments", "must be a JSON object")
+        elif _is_too_deep(call.arguments, _MAX_ARGUMENTS_DEPTH):
+            reason = f"must be nested at most {_MAX_ARGUMENTS_DEPTH} deep"
+            yield FieldViolation(f"{path}.tool_calls[{index}].arguments", reason)
 
 
 def _tool_violations(chat: pb.Chat, limits: Limits) -> Iterator[FieldViolation]:

@@ -117,7 +117,7 @@ class RunRecord:
         self._log(timings, now - self._arrived)
 
     def _timings(self, accepted: float, now: float) -> Timings:
-        """Return the durations of the phases that an unfinished reply has reached, as measured here."""
+        """Return the durations of the phases that an unfinished reply has reached, from this record's times."""
         admitted = self._admitted or now
         first = self._first_token or now
         return Timings(admitted - accepted, max(0.0, first - admitted), max(0.0, self._last_token - first))

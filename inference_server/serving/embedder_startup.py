@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from inference_server.embedding.encoder import PackedText
-from inference_server.embedding.engine import EmbeddingEngine, EmbeddingRequest
+from inference_server.embedding.engine import EmbeddingEngine
+from inference_server.embedding.job import EmbeddingRequest
 from inference_server.embedding.load import LoadedEncoder, load_encoder
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.daemon_thread import in_daemon_thread

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from inference_server.embedding.encoder import PackedText
-from inference_server.embedding.engine import EmbeddingEngine, EmbeddingRequest
+from inference_server.embedding.engine import EmbeddingEngine
+from inference_server.embedding.job import EmbeddingRequest
 from inference_server.embedding.model_files import VectorRules
 from inference_server.embedding.pooling_names import Pooling
 from inference_server.embedding.texts import TextEncoder

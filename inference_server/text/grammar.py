@@ -7,6 +7,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future
 from time import thread_time
 from typing import Any
 
@@ -66,6 +67,7 @@ class Grammars:
         self._lock = threading.Lock()
         self._llguidance: Any = None  # tokenizer of llguidance, created at its first use, which takes half a second
         self._kept: OrderedDict[Grammar, Any] = OrderedDict()  # matchers in their first state, oldest use first
+        self._pending: dict[Grammar, Future[Any]] = {}  # grammars that are compiled now
         self._compiling = threading.Lock()  # held while a costly grammar is compiled
         setup = {"num_tokens": self._num_tokens, "end_ids": self._end_ids, "limits": _LIMITS}
         self._check = GrammarCheck(tokenizer.backend_tokenizer.to_str, setup)
@@ -119,11 +121,31 @@ class Grammars:
         return GrammarMatcher(grammar, self._matcher(serialized, grammar), self._vocab_size, self._num_tokens)
 
     def _matcher(self, serialized: str, grammar: Grammar) -> Any:
-        """Return a new matcher: a copy of a kept one, or one that is compiled now."""
+        """Return a new matcher: a copy of a kept one, or one that is compiled now. Equal grammars are compiled once."""
         with self._lock:
             if (kept := self._kept.get(grammar)) is not None:
                 self._kept.move_to_end(grammar)
                 return kept.deep_copy()
+            if (pending := self._pending.get(grammar)) is None:
+                own = self._pending[grammar] = Future[Any]()
+        if pending is not None:
+            try:
+                return pending.result().deep_copy()
+            except GrammarError as error:  # every thread needs an exception of its own
+                raise GrammarError(str(error), error.cause) from None
+        try:
+            matcher = self._new(serialized, grammar)
+            own.set_result(matcher.deep_copy())
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._pending[grammar]
+        return matcher
+
+    def _new(self, serialized: str, grammar: Grammar) -> Any:
+        """Compile a grammar, and keep it for later requests if it is not too large."""
         if is_cheap(grammar.text):
             num_bytes, matcher = 0, self._compiled(serialized)
         else:

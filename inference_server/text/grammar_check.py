@@ -33,12 +33,41 @@ _COSTLY = re.compile(
     r'"(?:pattern|patternProperties|propertyNames|multipleOf|allOf|not)\\?"|& /|[0-9]{5}|[0-9][eE][+-]?[0-9]'
 )
 
+# A schema whose alternatives or reference have other keywords beside them is merged with each alternative. Several levels
+# of these have exponentially many.
+_MERGED = frozenset(("properties", "additionalProperties", "required", "items", "prefixItems"))
+_ANNOTATIONS = frozenset(
+    ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator", "nullable")
+    + ("$defs", "definitions", "$schema", "$id", "$comment", "x-guidance")
+)
+_DECODER = json.JSONDecoder()
+
 TOO_SLOW = "too slow"
 
 
 def is_cheap(grammar: str) -> bool:
     """Return True if a grammar's source is certain to compile within milliseconds."""
-    return len(grammar) <= _MAX_CHEAP_LENGTH and _COSTLY.search(grammar) is None
+    return len(grammar) <= _MAX_CHEAP_LENGTH and _COSTLY.search(grammar) is None and not _merges(grammar)
+
+
+def _merges(grammar: str) -> bool:
+    """Return True if a schema in a grammar's source has alternatives that are merged with other keywords."""
+    starts = [0] if grammar.startswith("{") else [match.end() for match in re.finditer("%json ", grammar)]
+    try:
+        waiting = [_DECODER.raw_decode(grammar, start)[0] for start in starts]
+    except (ValueError, RecursionError):
+        return True
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            keys = part.keys() - _ANNOTATIONS
+            num_alternatives = len(keys & {"anyOf", "oneOf"})
+            if ("$ref" in keys and len(keys) > 1) or num_alternatives > 1 or (num_alternatives and keys & _MERGED):
+                return True
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return False
 
 
 class GrammarCheck:
@@ -91,7 +120,10 @@ class _Worker:
         )
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[dict[str, Any] | None]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # protects _waiting
+        # Not the same lock: while a long grammar is sent, the thread that reads must go on. Otherwise the worker could wait
+        # for it with full output, and read no input.
+        self._sending = threading.Lock()
         self._ready = threading.Event()
         self.is_alive = True
         weakref.finalize(self, _stop, self._process)
@@ -141,7 +173,7 @@ class _Worker:
         assert self._process.stdin is not None
         line = json.dumps(message).encode() + b"\n" + (b"" if text is None else text.encode() + b"\n")
         try:
-            with self._lock:
+            with self._sending:
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
         except OSError:

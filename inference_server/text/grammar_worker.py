@@ -14,12 +14,15 @@ import selectors
 import signal
 import time
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 # A step of a running reply computes one mask. The model's other sequences wait for it.
 _MAX_STEP_SECONDS = 0.05
 _NUM_STEPS = 24
 _MAX_ERROR_LENGTH = 4_000
+# Grammars that are compiled at the same time. Together they may take this many times the memory of one.
+_MAX_JOBS = 16
 # Time after which a compilation gets a lower priority.
 _SHORT_SECONDS = 0.1
 
@@ -41,15 +44,19 @@ def main() -> None:
 
 def _serve(inbox: "_Lines", lines: list[bytes], compiler: "_Compiler", setup: dict[str, Any]) -> None:
     jobs: dict[int, _Job] = {}
+    waiting: dict[int, str] = {}  # grammars by number, in the order of arrival
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
         while True:
             while len(lines) >= 2 or (lines and b"kill" in lines[0]):
                 message = json.loads(lines.pop(0))
                 if (number := message.get("kill")) is not None:
+                    waiting.pop(number, None)
                     _kill(job for job in jobs.values() if job.number == number)
                 else:
-                    _start(message["id"], json.loads(lines.pop(0)), compiler, jobs, selector, setup)
+                    waiting[message["id"]] = json.loads(lines.pop(0))
+            for number in startable(waiting, len(jobs)):
+                _start(number, waiting.pop(number), compiler, jobs, selector, setup)
             for key, _ in selector.select(_SHORT_SECONDS if jobs else None):
                 if key.fd != 0:
                     _collect(jobs, key.fd, selector)
@@ -59,6 +66,11 @@ def _serve(inbox: "_Lines", lines: list[bytes], compiler: "_Compiler", setup: di
                     _kill(jobs.values())
                     return
             _slow_down(jobs.values())
+
+
+def startable(waiting: Iterable[int], num_running: int) -> list[int]:
+    """Return the numbers of the waiting grammars that may be compiled now, the first ones of `waiting`."""
+    return list(islice(waiting, max(0, _MAX_JOBS - num_running)))
 
 
 def _slow_down(jobs: "Iterable[_Job]") -> None:

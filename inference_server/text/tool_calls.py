@@ -23,6 +23,7 @@ Place = Literal["anywhere", "beginning", "only"]
 
 # Mistral's chat template accepts ids of exactly this length and alphabet; the other templates accept any id.
 _ID_LENGTH = 9
+_MIN_HALF_MARKER = 2
 _ID_LETTERS = string.ascii_letters + string.digits
 # Beginnings of a call in llama3's format without a marker: up to its name, up to another key, and a part of either.
 _NAME_OPENING = re.compile(r'\{\s*"name"\s*:\s*"')
@@ -125,7 +126,9 @@ class CallParser:
         held, self._held = self._held, ""
         may_be_call = self._in_call or not self._has_begun
         calls = self._read(held.strip().removeprefix(self._markers.begin)) if may_be_call and held else ()
-        if calls or (is_cut and not self._is_plain):
+        # One character after other text is more probably text than a marker's beginning.
+        is_text = self._is_plain or (not may_be_call and not self.num_calls and len(held) < _MIN_HALF_MARKER)
+        if calls or (is_cut and not is_text):
             return "", calls
         return held, ()
 
@@ -197,7 +200,7 @@ class CallParser:
     def _read(self, body: str) -> tuple[ToolCall, ...]:
         try:
             found = [(name, _json_text(given)) for name, given in read_calls(self._format, body, self._schemas) or ()]
-        except ValueError:  # a number that JSON cannot represent
+        except (ValueError, RecursionError):  # a number that JSON cannot represent, or too deep
             return ()
         self.num_calls += len(found)
         return tuple(ToolCall(self._new_id(), name, arguments) for name, arguments in found)

@@ -166,7 +166,7 @@ def _better_instruction_set(times: Times, best: Times, name: str) -> Finding:
 
 
 def _better_precision(names: str, precision: str, times: Times) -> Iterator[Finding]:
-    """Report the precision in which one stream's products are fastest, if it is not the model's own."""
+    """Report the precision with the fastest products for one stream, if it is clearly faster than the model's own."""
     if (precision, 1) not in times:  # the model uses float32, which was not measured
         return
     best = min(_INTEGER, key=lambda other: times[other, 1])

@@ -47,7 +47,7 @@ class Request:
 
     @property
     def has_summary(self) -> bool:
-        """True if the client requested a summary of the thoughts. The reply then has the thoughts as the summary too."""
+        """True if the client requested a summary. The field `summary` of the reply then repeats the thoughts."""
         reasoning = self.fields["reasoning"]
         return isinstance(reasoning, dict) and reasoning["summary"] is not None
 

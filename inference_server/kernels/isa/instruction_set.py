@@ -93,7 +93,7 @@ class InstructionSet:
         return [code.load_splat(address + 4 * index, INT32, lanes) for index in range(count)]
 
     def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
-        """Load `count` times two bfloat16 into every lane, in the form that `multiply_pairs` takes as its inputs."""
+        """Load `count` consecutive pairs of bfloat16, and copy each pair to all lanes of a vector for `multiply_pairs`."""
         return [widened_pair(word) for word in self.load_words(code, address, count, lanes)]
 
     def prepare_pairs(self, code: "Code", pairs: Vector) -> Any:

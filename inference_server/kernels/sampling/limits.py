@@ -97,7 +97,7 @@ def limit_min_p(scan: Scan) -> None:
 def limit_top_k(scan: Scan) -> None:
     """Set the limit after the first TOP_K tokens, 1 to vocab_size - 1. PEAK must be the largest logit."""
     code, wanted = scan.code, scan.word(TOP_K).to_float()
-    # The logit of the last kept token lies between `low` and `high`, which are logits of the row after the first step.
+    # The logit of the last kept token lies between `low` and `high`. From the second step on, both are logits of the row.
     low, high = code.variable(code.number(-INFINITY)), code.variable(scan.float_at(PEAK))
     num_larger = code.variable(code.number(0.0))  # tokens with logits above `high`
     is_exact, num_steps = code.variable(code.integer(0)), code.variable(code.integer(0))

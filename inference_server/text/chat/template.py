@@ -85,7 +85,7 @@ class ChatTemplate:
             raise UnsupportedModel(f"its chat template has an error in line {error.lineno}: {error.message}") from None
         except TemplateError as error:
             raise InvalidField(
-                FieldViolation("chat.turns", f"do not fit this model's chat template: {error}")
+                FieldViolation("chat.turns", f"do not fit this model's chat template: {str(error)[:_MAX_SHOWN]}")
             ) from None
         except Exception as error:  # a template is a program, which may raise any exception
             if continued_key and isinstance(error, ValueError):
@@ -97,6 +97,8 @@ class ChatTemplate:
             raise InvalidField(FieldViolation("chat.turns", "do not fit this model's chat template")) from error
 
 
+# Longest message of a template in an error: a template may repeat a whole turn, and a status is sent in a header.
+_MAX_SHOWN = 300
 # transformers adds this tag to Jinja; it marks the text of assistants.
 _GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _ENVIRONMENT = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # noqa: S701 (only parses)

@@ -116,6 +116,7 @@ class ConstraintAfterThoughts:
         self._begun: bytes | None = None if is_open else b""  # part of the start marker so far; None: decided
         self._num_gaps = 0  # white space tokens that may still follow
         self._before = before
+        self._inner_mask: _Mask | None = None  # mask of the inner constraint for the next token, if it was computed
 
     @property
     def grammar(self) -> Grammar:
@@ -136,6 +137,8 @@ class ConstraintAfterThoughts:
             mask = self._tokens.none()
         else:
             mask = self._inner.allowed()
+            if self._begun is not None or self._num_gaps:
+                self._inner_mask, mask = mask, mask.copy()
         if self._begun is not None:
             self._tokens.add_starts(mask, self._begun)
         elif self._num_gaps:
@@ -148,11 +151,17 @@ class ConstraintAfterThoughts:
             self._accept_thought(token_id)
         elif self._begun is not None:
             self._accept_beginning(token_id)
-        elif self._num_gaps and self._tokens.token_text(token_id) in _GAPS and not self._inner.allowed()[token_id]:
+        elif self._num_gaps and self._tokens.token_text(token_id) in _GAPS and not self._is_inner(token_id):
             self._num_gaps -= 1
         else:
             self._num_gaps = 0
             self._inner.accept(token_id)
+        self._inner_mask = None
+
+    def _is_inner(self, token_id: int) -> bool:
+        """Return True if the inner constraint allows a token. Engines of other processes have not computed the mask."""
+        mask = self._inner.allowed() if self._inner_mask is None else self._inner_mask
+        return bool(mask[token_id])
 
     def _accept_thought(self, token_id: int) -> None:
         end = self._tokens.end
@@ -164,7 +173,7 @@ class ConstraintAfterThoughts:
 
     def _accept_beginning(self, token_id: int) -> None:
         """Treat a token as constrained text if the grammar allows it, else as a part of the start marker."""
-        if not self._begun and self._inner.allowed()[token_id]:
+        if not self._begun and self._is_inner(token_id):
             self._begun = None
             self._inner.accept(token_id)
             return

@@ -17,6 +17,7 @@ Phase = Literal["undecided", "thinking", "gap", "content"]
 
 # Characters. A shorter beginning of a marker at the end of a reply is more probably text.
 _MIN_HALF_MARKER = 2
+_HEADER = re.compile(r"\s*(?:<\||to=)")  # beginning of a header after the role
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 
 
@@ -45,7 +46,7 @@ def thought_parser(reasoning: ReasoningFormat, *, is_open: bool, is_continued: b
         is_continued: True if thoughts of the prompt are continued, so that white space at the beginning belongs to them.
     """
     if reasoning.has_channels:
-        return ChannelParser()
+        return ChannelParser(is_continued=is_continued)
     return MarkerParser(reasoning, is_open=is_open, is_continued=is_continued)
 
 
@@ -131,12 +132,15 @@ class ChannelParser:
     The bodies of all other messages are content.
     """
 
-    def __init__(self) -> None:
-        """Create a parser for a new reply, which begins within a header."""
+    def __init__(self, *, is_continued: bool = False) -> None:
+        """Create a parser for a new reply. It begins within a header, or within thoughts if they are continued."""
         self._held = ""
         self._body: Literal["thoughts", "content", "call"] | None = None  # None: within a header
         self._call = ""
+        self._has_messages = is_continued
         self.phase: Phase = "undecided"
+        if is_continued:
+            self._body, self.phase = "thoughts", "thinking"
 
     @property
     def is_finished(self) -> bool:
@@ -151,7 +155,11 @@ class ChannelParser:
     def finish(self) -> list[Piece]:
         """End the reply. Returns the remaining pieces, without an incomplete marker."""
         held, self._held = self._held, ""
-        return _joined(self._end_body(held)) if self._body is not None else []
+        if self._body is not None:
+            return _joined(self._end_body(held))
+        # A reply without any message is text of a model that does not write them, unless it is half a header.
+        is_text = not self._has_messages and not _HEADER.match(held)
+        return [(False, held)] if is_text and held else []
 
     def _pieces(self) -> Iterator[Piece]:
         while True:
@@ -172,6 +180,7 @@ class ChannelParser:
             yield from self._end_body(body)
 
     def _begin_body(self, header: str) -> None:
+        self._has_messages = True
         if recipient := _RECIPIENT.search(header):
             self._body, self._call = "call", recipient.group(1)
             self._arguments = ""

@@ -53,8 +53,10 @@ class ThoughtfulReplyText:
             self._length += len(shown)
             return shown
         self._count(was_thinking, pieces)
-        self._is_content = parser.is_finished
-        return self._joined(pieces)
+        shown = self._joined(pieces)
+        # A possible stop string may hold back all content so far, and then the change is not recorded yet.
+        self._is_content = parser.is_finished and len(self.changes) % 2 == 1
+        return shown
 
     def finish(self) -> str:
         """Return the rest of the text; empty after a stop string."""

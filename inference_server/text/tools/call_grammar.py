@@ -4,6 +4,7 @@ Does not depend on a tokenizer: the caller passes a function that turns a text i
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
@@ -216,10 +217,11 @@ class _Builder:
             rest = " ".join(f'(", " {rule})?' for rule in optional)
             yield f"list_{index}: {needed} {rest}"
             return
-        choices = [
-            f"{rule} " + " ".join(f'(", " {later})?' for later in optional[number + 1 :])
-            for number, rule in enumerate(optional)
-        ]
+        # A rule for each end of the list keeps the grammar's size linear in the number of arguments.
+        for number, rule in enumerate(optional):
+            yield f'rest_{index}_{number}: (", " {rule})? rest_{index}_{number + 1}'
+        yield f'rest_{index}_{len(optional)}: ""'
+        choices = [f"{rule} rest_{index}_{number + 1}" for number, rule in enumerate(optional)]
         yield f"list_{index}: " + " | ".join(('""', *choices))
 
 
@@ -253,4 +255,6 @@ def _escaped(text: str) -> str:
 
 
 def _in_slashes(pattern: str) -> str:
-    return pattern.replace("\\/", "/").replace("/", "\\/").replace("\n", "\\n")
+    """Return a regular expression for a place between slashes, in which a slash has one backslash before it."""
+    escaped = re.sub(r"(\\.)|/", lambda match: match.group(1) or r"\/", pattern, flags=re.DOTALL)
+    return escaped.replace("\n", "\\n")

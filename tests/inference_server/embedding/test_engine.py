@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from inference_server.embedding.encoder import PackedText
-from inference_server.embedding.engine import EmbeddingEngine, EmbeddingRequest
+from inference_server.embedding.engine import EmbeddingEngine
+from inference_server.embedding.job import EmbeddingRequest
 from inference_server.engine.admission import CapacityLimits
 from inference_server.errors import CapacityExceeded, GenerationFailed, ServerStopping
 from tests.support.engines import until
+
+NAN = float("nan")
 
 
 class ScriptedEncoder:
@@ -22,14 +25,16 @@ class ScriptedEncoder:
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.fails = False
+        self.fails = False  # batches of several texts fail
+        self.is_broken = False  # every batch fails
 
-    def vectors(self, texts):
+    def vectors(self, texts, on_layer=None):
+        self.on_layer = on_layer
         self.batches.append([text.token_ids[0] for text in texts])
         assert self.gate.wait(10)
-        if self.fails:
+        if self.is_broken or (self.fails and len(texts) > 1):
             raise RuntimeError("no memory")
-        return [np.array([text.token_ids[0]], np.float32) for text in texts]
+        return [np.array([NAN if text.token_ids[0] == 99 else text.token_ids[0]], np.float32) for text in texts]
 
 
 @pytest.fixture
@@ -92,6 +97,40 @@ async def test_a_failed_batch_fails_its_requests_alone(engine):
     engine.encoder.fails = False
     assert await vectors(engine, request(7)) == [7]
     assert engine.num_in_flight == 0
+
+
+async def test_a_model_that_cannot_embed_a_token_any_more_is_reported():
+    broken = asyncio.Event()
+    limits = CapacityLimits(slots=2, waiting_seqs=2, waiting_tokens=1000)
+    engine = EmbeddingEngine(ScriptedEncoder(), limits=limits, batch_tokens=4, on_broken=broken.set)
+    engine.encoder.is_broken = True
+    with pytest.raises(GenerationFailed):
+        await vectors(engine, request(1))
+    await asyncio.wait_for(broken.wait(), 5)
+    with pytest.raises(ServerStopping):
+        engine.submit(request(2))
+    await engine.stop()
+
+
+async def test_a_vector_that_is_not_finite_fails_its_request_alone(engine):
+    blocked = await begun(engine, request(1))
+    bad, good = (asyncio.create_task(vectors(engine, request(number))) for number in (99, 2))
+    await until(lambda: engine.num_in_flight == 3)
+    engine.encoder.gate.set()
+    assert (await blocked, await good) == ([1], [2])
+    with pytest.raises(GenerationFailed):
+        await bad
+    assert engine.num_in_flight == 0
+
+
+async def test_each_layer_of_a_long_batch_is_progress_for_the_watchdog(engine):
+    first = await begun(engine, request(1))
+    engine._last_progress -= 100
+    assert engine.seconds_without_progress > 99
+    engine.encoder.on_layer()
+    assert engine.seconds_without_progress < 50
+    engine.encoder.gate.set()
+    assert await first == [1]
 
 
 async def test_a_full_queue_refuses_requests(engine):

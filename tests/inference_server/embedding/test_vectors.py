@@ -85,6 +85,13 @@ def test_a_vector_does_not_depend_on_the_batch(loaded, kind):
         assert np.abs(model.encoder.vectors(packed(model, batch))[place] - alone).max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_each_layer_is_reported(loaded, kind):
+    reported = []
+    loaded[kind].encoder.vectors(packed(loaded[kind], TEXTS), lambda: reported.append(1))
+    assert len(reported) == 3
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_the_pooling_of_a_request_replaces_the_models(folders, loaded, pooling):
     texts = packed(loaded["bert"], TEXTS[:3], pooling)

@@ -256,3 +256,13 @@ def test_a_conversation_and_a_schema_have_a_limit():
     for text in (nested(4), nested(100_000)):
         wrong = violations(run_request(response_format=pb.ResponseFormat(json_schema=text)))
         assert wrong == {"response_format.json_schema": "must be nested at most 3 deep"}
+
+
+def test_the_arguments_of_an_earlier_call_have_a_limited_depth():
+    def request(depth):
+        call = pb.ToolCall(id="a", name="f", arguments='{"a": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}")
+        turns = [pb.ChatTurn(role="user", content="hi"), pb.ChatTurn(role="assistant", tool_calls=[call])]
+        return pb.RunRequest(model="tiny", chat=pb.Chat(turns=turns))
+
+    check(request(100))
+    assert violations(request(101)) == {"chat.turns[1].tool_calls[0].arguments": "must be nested at most 100 deep"}

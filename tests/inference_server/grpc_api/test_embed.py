@@ -67,6 +67,13 @@ async def test_each_text_has_a_vector_of_length_1(running):
     assert dict(await call.initial_metadata())["x-request-id"] == "abc"
 
 
+async def test_many_texts_have_their_vectors_in_order(running):
+    texts = [TEXTS[number % 3] for number in range(100)]
+    found = np.array([list(embedding.values) for embedding in (await running.stub.Embed(embed(*texts))).embeddings])
+    assert found.shape == (100, WIDTH)
+    assert np.allclose(found, found[[number % 3 for number in range(100)]], atol=1e-5)
+
+
 async def test_pooling_and_dimensions_of_the_request_are_used(running):
     own, mean = [(await running.stub.Embed(embed(pooling=pooling))).embeddings[0].values for pooling in (0, 1)]
     assert not np.allclose(own, mean, atol=0.01)
@@ -93,6 +100,7 @@ async def test_a_long_text_is_cut_or_refused(running):
         ({"dimensions": 0}, ["dimensions"]),
         ({"dimensions": WIDTH + 1}, ["dimensions"]),
         ({"account": "x" * 257}, ["account"]),
+        ({"model": "x" * 100_000}, ["model"]),
     ],
 )
 async def test_wrong_fields_are_named(running, changes, fields):

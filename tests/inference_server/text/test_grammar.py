@@ -173,3 +173,25 @@ def test_references_within_a_tools_schema_point_into_it(grammars):
     parameters = {"$defs": {"n": {"type": "integer"}}, "properties": {"n": {"$ref": "#/$defs/n"}}}
     text = reply_grammar("hermes", ReplyForm(tools=[Tool("count", "", parameters)]), grammars.literal)
     assert grammars.lark(text).allowed().any()
+
+
+def test_a_pattern_with_a_backslash_before_a_slash_stays_within_its_expression(byte_level):
+    parameters = {"properties": {"p": {"type": "string", "pattern": r"^a\\/b\/c/d$"}}, "required": ["p"]}
+    _, (call,) = reply_to(byte_level, "qwen3_coder", ReplyForm(tools=[Tool("f", "", parameters)]), 1, "only")
+    assert json.loads(call.arguments) == {"p": r"a\/b/c/d"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pythonic_call_may_have_any_optional_arguments(byte_level, seed):
+    tool = Tool("f", "", {"properties": {f"p{number}": {"type": "boolean"} for number in range(6)}})
+    text, calls = reply_to(byte_level, "pythonic", ReplyForm(tools=[tool]), seed, "only")
+    assert text == "" and calls
+    assert all(set(json.loads(call.arguments)) <= set(tool.parameters["properties"]) for call in calls)
+
+
+def test_the_grammar_of_a_pythonic_call_grows_linearly_with_its_arguments(byte_level):
+    sizes = []
+    for count in (500, 1000):
+        tool = Tool("f", "", {"properties": {f"p{number:04}": {} for number in range(count)}})
+        sizes.append(len(reply_grammar("pythonic", ReplyForm(tools=[tool]), byte_level[1].literal)))
+    assert sizes[1] < 2.2 * sizes[0]

@@ -250,6 +250,11 @@ def test_a_conversation_that_the_template_refuses_is_an_invalid_field():
     assert prompts.encode_chat([Turn("user", "hello")])
 
 
+def test_a_template_that_repeats_a_turn_in_its_error_is_cut():
+    prompts = PromptEncoder(llama_tokenizer(), chat_template="{{ raise_exception('no ' + messages[-1].content) }}")
+    assert len(refusal(prompts, [Turn("user", "long " * 10_000)]).description) < 400
+
+
 @pytest.mark.parametrize("content", ["hello", "</s>"])
 def test_a_model_without_a_template_takes_raw_text_only(content):
     prompts = PromptEncoder(llama_tokenizer())

@@ -136,6 +136,19 @@ def test_a_token_must_not_hold_the_end_of_the_marker_and_more():
     assert not allowed[10] and allowed[11] and allowed[14] and allowed[13]
 
 
+@pytest.mark.parametrize(("state", "text"), [("possible", "{"), ("open", "x</think>\n{")])
+def test_a_token_is_accepted_without_another_mask(model, state, text):
+    inner = model.grammars.json_schema(SCHEMA)
+    constraint = model.constraint(state, inner)
+    number_of_masks, allowed = [], inner.allowed
+    inner.allowed = lambda: number_of_masks.append(1) or allowed()
+    for token_id in model.ids(text):
+        assert constraint.allowed()[token_id]
+        before = len(number_of_masks)
+        constraint.accept(token_id)
+        assert len(number_of_masks) == before
+
+
 def test_a_required_call_follows_the_thoughts():
     model = Model()
     start, end = (model.grammars.literal(marker) for marker in ("<tool_call>", "</tool_call>"))

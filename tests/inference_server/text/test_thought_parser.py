@@ -73,6 +73,24 @@ def test_a_call_of_harmony_becomes_a_call_in_hermes_format():
     assert not split(text[:-10], name="harmony")[1].endswith("</tool_call>")
 
 
+@pytest.mark.parametrize(
+    ("text", "is_continued", "expected"),
+    [
+        pytest.param("Plain <b>text</b>", False, ("", "Plain <b>text</b>"), id="no message"),
+        pytest.param("<|channel|>anal", False, ("", ""), id="half a header"),
+        pytest.param(" to=functions.f", False, ("", ""), id="half a header of a call"),
+        pytest.param(
+            " of an analysis.<|end|><|start|>assistant<|channel|>final<|message|>Hello",
+            True,
+            (" of an analysis.", "Hello"),
+            id="continued thoughts",
+        ),
+    ],
+)
+def test_harmony_loses_no_text_outside_of_messages(text, is_continued, expected):
+    assert split(text, name="harmony", is_open=is_continued, is_continued=is_continued) == expected
+
+
 _TEXTS = st.lists(
     st.sampled_from(["<think>", "</think>", "<", "</", "think>", "\n", " ", "a", "word", "</thin", "🙂"]), max_size=12
 ).map("".join)
@@ -147,6 +165,13 @@ async def test_stop_strings_do_not_match_within_thoughts():
     text = stream(stop=("END",))
     thoughts, content, _ = await replied("<think>not END yet</think>done END never", text, [3, 3])
     assert (thoughts, content, text.stop_string) == ("not END yet", "done ", "END")
+
+
+async def test_content_that_begins_like_a_stop_string_is_no_thought():
+    thoughts, content, _ = await replied("<think>a</think>\n\nUse this", stream(stop=("User:",)), [1] * 20)
+    assert (thoughts, content) == ("a", "Use this")
+    thoughts, content, _ = await replied("<think>a</think>Us", stream(stop=("User:",)), [1] * 10)
+    assert (thoughts, content) == ("a", "Us")
 
 
 def test_tokens_of_thoughts_are_counted_with_their_markers():

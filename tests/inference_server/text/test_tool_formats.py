@@ -149,6 +149,8 @@ def test_no_part_of_a_cut_call_is_shown(form, text):
 def test_cut_text_without_a_call_is_shown(form):
     text = "Temperatures: {a} and [b] at 3 o'clock"
     assert parsed(form, text, cut=1, is_cut=True) == (text, [])
+    text = f"If a {MARKERS[form].begin[0]}"
+    assert parsed(form, text, cut=1, is_cut=True) == (text, [])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,7 @@ without users stays until its memory is needed, and the least recently used one 
 block numbers only and does not depend on tensors.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
@@ -44,6 +44,19 @@ class BlockPool:
     def num_available(self) -> int:
         """Blocks that `allocate` can return."""
         return len(self._free) + len(self._unused) + self._end - self._next_fresh
+
+    def num_available_after(self, released: Items[int], shared: Items[int]) -> int:
+        """Return the blocks that `allocate` could return after a release of some blocks, while others are shared.
+
+        Args:
+            released: Blocks, each as often as it would be released.
+            shared: Registered blocks, each once, which get a user before.
+        """
+        kept = set(shared)
+        num_freed = sum(
+            self._num_users[block] == count for block, count in Counter(released).items() if block not in kept
+        )
+        return self.num_available + num_freed - sum(not self._num_users[block] for block in kept)
 
     @property
     def has_prefix_cache(self) -> bool:

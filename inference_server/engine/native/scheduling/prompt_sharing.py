@@ -68,7 +68,8 @@ class PromptSharing:
         if owner is None or _goes_before(seq, owner):
             self._claim(seq, keys)
             return True
-        return owner is seq
+        # A block that its owner has computed, and that is not in the prefix cache, belonged to a failed sequence as well.
+        return owner is seq or owner.num_computed >= seq.num_computed + size
 
     def end(self, seq: Sequence) -> None:
         """Remove a sequence's claims, because its prompt is complete or it no longer runs."""

@@ -257,10 +257,10 @@ class Scheduler:
         batch = [other for other in self.running if other.request.is_batch]
         if not batch:
             return None
-        num_blocks = self._pool.blocks_for(len(seq.token_ids)) + len(self.running) - len(batch)
-        num_available = self._pool.num_available + sum(len(other.block_ids) for other in batch)
-        num_available += len(self._sharing.cached(seq))
-        return batch[-1] if num_blocks <= num_available else None
+        found = self._sharing.cached(seq)
+        num_blocks = self._pool.blocks_for(len(seq.token_ids)) - len(found) + len(self.running) - len(batch)
+        held = [block for other in batch for block in other.block_ids]
+        return batch[-1] if num_blocks <= self._pool.num_available_after(held, found) else None
 
     def _last_batch_seq(self) -> Sequence | None:
         return next((seq for seq in reversed(self.running) if seq.request.is_batch), None)

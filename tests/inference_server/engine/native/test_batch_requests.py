@@ -119,6 +119,20 @@ def test_no_batch_sequence_is_preempted_if_that_gives_too_few_blocks():
     assert queue.num_preemptions == 0
 
 
+def test_blocks_of_the_prefix_cache_count_once_in_the_decision_to_preempt_a_batch_sequence():
+    earlier, running, long = sequence(32), sequence(32, start=1000), sequence(72)
+    (patient,) = batch(16)
+    queue = scheduler(waiting=[earlier], num_blocks=20, block_size=4, prefill_chunk_tokens=200)
+    run(queue)
+    queue.remove(earlier)
+    queue.add(running)
+    queue.add(patient)
+    queue.schedule()
+    queue.add(long)
+    assert queue.schedule().admitted == []
+    assert queue.running == [running, patient]
+
+
 def test_batch_sequences_are_preempted_before_interactive_ones_that_are_newer():
     queue = scheduler(num_blocks=5, block_size=4, waiting=batch(3))
     run(queue)

@@ -101,3 +101,24 @@ def test_an_interactive_request_does_not_wait_for_the_prompt_of_a_batch_request(
     assert interactive.num_cached_tokens == 20
     assert computed_tokens(queue)[0] == 20 + 4
     assert batch.num_cached_tokens == 56
+
+
+def test_a_prompt_does_not_wait_for_blocks_that_a_failure_removed_from_the_cache():
+    first, failed, late = (sequence(200, name=name) for name in ("first", "failed", "late"))
+    queue = scheduler(waiting=[first, failed], num_blocks=200, block_size=4, prefill_chunk_tokens=20)
+    run(queue, 2)
+    queue.schedule()
+    assert failed.block_ids[:5] == first.block_ids[:5]
+    queue.discard(failed)
+    queue.add(late)
+    run(queue)
+    assert queue._is_ready(late)
+
+
+def test_a_prompt_waits_for_a_block_that_another_one_has_begun():
+    first, second, other = sequence(40, name="first"), sequence(40, name="second"), sequence(30, start=200)
+    queue = scheduler(waiting=[first, second, other], block_size=4, prefill_chunk_tokens=10)
+    run(queue)
+    assert first.num_computed == 10
+    assert not queue._is_ready(second)
+    assert second.num_computed == 8
