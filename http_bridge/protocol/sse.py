@@ -7,16 +7,13 @@ DONE = b"data: [DONE]\n\n"
 # The blank line ends the comment for clients that split a stream at blank lines. It adds no event, because there is no data.
 COMMENT = b": keep-alive\n\n"
 
-# JSON escapes its own line ends. Some clients split a stream with Python's str.splitlines, which also splits at these three
-# characters. Escaped, they mean the same.
-_LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 # One encoder for all events, because json.dumps creates one for each call.
 _to_json: Callable[[object], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def event(payload: Mapping[str, object]) -> bytes:
     """Return one event: `data: `, the payload as compact JSON in UTF-8, and a blank line."""
-    return f"data: {_to_json(payload).translate(_LINE_ENDS)}\n\n".encode()
+    return f"data: {_as_line(_to_json(payload))}\n\n".encode()
 
 
 def text_event(text: str, padding: str | None) -> bytes:
@@ -33,4 +30,10 @@ def text_event(text: str, padding: str | None) -> bytes:
 def literal(text: str) -> str:
     """Return `text` as a JSON string that every client reads as one line."""
     encoded = _to_json(text)
-    return encoded if encoded.isascii() else encoded.translate(_LINE_ENDS)
+    return encoded if encoded.isascii() else _as_line(encoded)
+
+
+def _as_line(encoded: str) -> str:
+    # JSON escapes its own line ends. Some clients split a stream with Python's str.splitlines, which also splits at these
+    # three characters. Escaped, they mean the same. str.translate is much slower.
+    return encoded.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
