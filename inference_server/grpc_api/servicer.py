@@ -197,6 +197,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             record.mark_failed(error)
             await abort(context, error)
         except Exception:
+            if context.cancelled():  # writing the metadata failed because the client has cancelled the call
+                return pb.EmbedResponse()
             logger.exception("request %s failed", request_id)
             failure = errors.GenerationFailed("the server failed on this request")
             record.mark_failed(failure)
