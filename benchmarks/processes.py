@@ -23,6 +23,8 @@ LOGS = BENCH / "logs"
 _MIB = 2**20
 _SAMPLE_SECONDS = 0.5
 _STOP_SECONDS = 15.0
+# Longest wait for SIGSTOP to take effect, on a machine that is busy.
+_PAUSE_SECONDS = 2.0
 # Requests to this machine bypass any proxy that is set in the environment.
 _OPENER = build_opener(ProxyHandler({}))
 
@@ -67,9 +69,13 @@ class Child:
     def pause(self) -> None:
         """Stop the process and its descendants (SIGSTOP) until `resume`. They keep their memory and use no CPU time.
 
-        A server that waits for requests by spinning would otherwise slow the peer that is measured.
+        Returns once they have stopped, or after _PAUSE_SECONDS. A server that waits for requests by spinning would
+        otherwise slow the peer that is measured.
         """
         self._signal(signal.SIGSTOP)
+        deadline = time.monotonic() + _PAUSE_SECONDS
+        while any(map(_is_active, tree(self.pid))) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def resume(self) -> None:
         """Continue the processes that `pause` stopped. No effect on running ones."""
@@ -149,6 +155,13 @@ def tree(pid: int) -> list[psutil.Process]:
         return [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _is_active(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _sum(pid: int, value: Callable[[psutil.Process], float]) -> float:
