@@ -43,6 +43,13 @@ class WrongTask(TailraceError):
     grpc_code = "INVALID_ARGUMENT"
 
 
+class UnknownAdapter(TailraceError):
+    """The model has no LoRA adapter of the requested name."""
+
+    reason = "UNKNOWN_ADAPTER"
+    grpc_code = "NOT_FOUND"
+
+
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
     """An invalid field of a request.

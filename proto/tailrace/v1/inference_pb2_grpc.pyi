@@ -8,6 +8,7 @@ domain "tailrace" whose reason is one of:
   UNAUTHENTICATED      UNAUTHENTICATED      the call has no token, or one that this server does not accept
   UNKNOWN_MODEL        NOT_FOUND            the model is not in this server's catalog
   WRONG_TASK           INVALID_ARGUMENT     the model has another task: it embeds text, or it generates text
+  UNKNOWN_ADAPTER      NOT_FOUND            the model has no LoRA adapter of that name
   INVALID_FIELD        INVALID_ARGUMENT     with a google.rpc.BadRequest that names each field
   PROMPT_TOO_LONG      INVALID_ARGUMENT     metadata prompt_tokens and context_length have both numbers
   NO_ROOM_FOR_REPLY    INVALID_ARGUMENT     with max_tokens_must_fit; metadata prompt_tokens, max_tokens and window

@@ -203,7 +203,7 @@ def test_a_wrong_precision_names_the_valid_ones(tmp_path):
 
 def test_a_mixed_source_names_the_possible_forms(tmp_path):
     message = complaint(catalog(tmp_path, with_source('{ hub = "a/b", path = "c" }')))
-    assert "must be one of {hub}, {hub, revision}, {path}, {gguf}, {package, file}" in message
+    assert "must be one of {hub}, {hub, file}, {path}, {gguf}, {package, file}; hub may have a revision" in message
 
 
 def test_two_entries_of_one_name_are_refused(tmp_path):
