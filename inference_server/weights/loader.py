@@ -17,8 +17,9 @@ from huggingface_hub.utils.tqdm import enable_progress_bars
 from inference_server.attention import paged as attention
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
-from inference_server.weights.download import local_folder, naming_source
+from inference_server.weights.download import local_folder, local_path, naming_source
 from inference_server.weights.encoders import refuse_encoders
+from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
@@ -83,6 +84,7 @@ def load_model(
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
         refuse_encoders(folder)
+        source = local_path(weights, cache_dir)
         quantizes = precision == "bitsandbytes-int8"
         verb = "quantising" if quantizes else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
@@ -91,6 +93,10 @@ def load_model(
             attention.register()
             if quantizes and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
+            if source.suffix == ".gguf":
+                options: dict[str, Any] = {"int8_threshold": int8_threshold, "attention_name": attention_name}
+                model = load_module(source, folder, precision, device, **options)
+                return LoadedModel(model, AutoTokenizer.from_pretrained(folder), precision)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 output_loading_info=True,

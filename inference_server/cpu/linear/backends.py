@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from inference_server.cpu.linear.integer_weights import Int4, Int8
+from inference_server.cpu.linear.integer_weights import Int4, Int4Pairs, Int8
 from inference_server.cpu.linear.kernel_linear import (
     KernelLinear,
     LinearKind,
@@ -41,7 +41,7 @@ class LinearBackend(Protocol):
     def supports_gate(self, num_outputs: int) -> bool:
         """Check whether gate and up projections of `num_outputs` outputs each can be fused into one gated layer."""
 
-    def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> nn.Module:
+    def pack(self, weight: Tensor | Int8 | Int4 | Int4Pairs, bias: Tensor | None, kind: LinearKind) -> nn.Module:
         """Return a layer with these weights, in this backend's layout.
 
         Args:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, choose_backend
-from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8, int4_weights, int8_weights
+from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int4Pairs, Int8, int4_weights, int8_weights
 from inference_server.cpu.linear.kernel_linear import LinearKind, WeightFormat
+from inference_server.cpu.linear.stored_linear import StoredLinear, stacked_weights
 from inference_server.precision import Precision
 
 
@@ -28,7 +29,8 @@ def pack(
     """Return one module for linear layers that share their input. Its output is the concatenation of their outputs.
 
     Args:
-        linears: torch's linear layers, or bitsandbytes' Linear8bitLt, which keeps its own integers for any precision.
+        linears: torch's linear layers, or bitsandbytes' Linear8bitLt, which keeps its own integers for any precision, or
+            StoredLinear, whose weights are read from a file now.
         precision: The precision of these layers (the output head of an int4 model is packed as int8).
         batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, rounded to the activations' dtype.
@@ -40,7 +42,8 @@ def pack(
     backend = choose_backend(weight_format, linears[0].in_features, backends)
     has_gate = is_gated and backend.supports_gate(linears[0].out_features)
     kind = LinearKind(weight_format, is_head=is_head, is_gated=has_gate, is_invariant=batch_invariant)
-    return backend.pack(weight, _stacked_bias(linears), kind)
+    layer = backend.pack(weight, _stacked_bias(linears), kind)
+    return linears[0].keep(layer, linears) if isinstance(linears[0], StoredLinear) else layer
 
 
 def pack_linears(
@@ -64,16 +67,18 @@ def pack_linears(
 
 
 def is_packable(module: nn.Module) -> bool:
-    """Return True for torch's linear layer and bitsandbytes' int8 layer, but not for subclasses."""
-    return type(module) is nn.Linear or _is_int8(module)
+    """Return True for torch's linear layer and bitsandbytes' int8 layer, but not for subclasses, and for StoredLinear."""
+    return type(module) is nn.Linear or _is_int8(module) or isinstance(module, StoredLinear)
 
 
 def _is_int8(module: nn.Module) -> bool:
     return type(module).__name__ == "Linear8bitLt"
 
 
-def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Tensor | Int8 | Int4]:
+def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Tensor | Int8 | Int4 | Int4Pairs]:
     """Return the weights of all layers, (out_features of all, in_features), and their format."""
+    if isinstance(linears[0], StoredLinear):
+        return stacked_weights(linears, precision)
     if precision == "bitsandbytes-int8" or any(_is_int8(linear) for linear in linears):
         return "int8", int8_weights(linears)
     if precision == "int4" and linears[0].in_features % GROUP == 0:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
+from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int4Pairs, Int8
 from inference_server.cpu.linear.kernel_linear import (
     KernelLinear,
     LinearKind,
@@ -70,14 +70,17 @@ class PanelBackend:
         """Check whether `num_outputs` gate outputs fill complete panels."""
         return num_outputs % _PANEL == 0
 
-    def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> KernelLinear:
+    def pack(self, weight: Tensor | Int8 | Int4 | Int4Pairs, bias: Tensor | None, kind: LinearKind) -> KernelLinear:
         """Return a layer with these weights in panels."""
         scales = None
+        shape: tuple[int, ...]
         if isinstance(weight, Int8):
             weights, shape = self._int8(weight, kind.is_gated), weight.codes.shape
             scales = _in_order(weight.scales, kind.is_gated)
         elif isinstance(weight, Int4):
             weights, shape = _int4(weight, kind.is_gated), weight.codes.shape
+        elif isinstance(weight, Int4Pairs):
+            weights, shape = _int4_pairs(weight, kind.is_gated), (len(weight.pairs), weight.pairs.shape[1] * GROUP)
         else:
             weights, shape = _bf16(weight, kind.is_gated), weight.shape
         biases = _in_order(torch.zeros(shape[0]) if bias is None else bias.float(), kind.is_gated)
@@ -113,6 +116,20 @@ def _int4(weight: Int4, is_gated: bool) -> Tensor:
     factors = factors.view(2, -1, _PANEL, groups).permute(1, 3, 0, 2).contiguous()
     records = [factors.view(torch.uint8).view(-1, groups, 4 * _PANEL), codes]
     return torch.cat(records, dim=2)
+
+
+def _int4_pairs(weight: Int4Pairs, is_gated: bool) -> Tensor:
+    """Return the same records as `_int4`: it pairs the same two inputs in a byte as GGUF files do."""
+    groups = weight.pairs.shape[1]
+    fours = _in_order(weight.pairs, is_gated).view(torch.int32).view(-1, _PANEL, groups, 4)
+    records = torch.empty(len(fours), groups, 20 * _PANEL, dtype=torch.uint8)
+    factors = records[..., : 4 * _PANEL].view(torch.float16)
+    for part, each in enumerate((weight.scales, weight.minima)):
+        ordered = _in_order(each, is_gated).view(-1, _PANEL, groups)
+        factors[..., part * _PANEL : (part + 1) * _PANEL] = ordered.transpose(1, 2)
+    codes = records[..., 4 * _PANEL :].view(torch.int32).view(len(fours), groups, 4, _PANEL)
+    codes.copy_(fours.permute(0, 2, 3, 1))
+    return records
 
 
 class PanelLinear(KernelLinear):

@@ -1,0 +1,29 @@
+"""Shares embeddings and packed layers between the engines of a process that serve the same file."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+_lock = threading.Lock()
+_in_use: WeakValueDictionary[str, Any] = WeakValueDictionary()
+_Value = TypeVar("_Value")
+
+
+def shared(file: Path, description: Any, make: Callable[[], _Value]) -> _Value:
+    """Return the result of `make`, or that of an earlier call with the same arguments while it is in use.
+
+    Args:
+        file: The file whose content the result depends on.
+        description: Everything else that it depends on, as JSON values.
+        make: Computes the result, an object that is never changed.
+    """
+    status = file.stat()
+    key = json.dumps([str(file.resolve()), status.st_size, status.st_mtime_ns, description], sort_keys=True)
+    with _lock:
+        value: _Value | None = _in_use.get(key)
+        if value is None:
+            value = _in_use[key] = make()
+        return value
