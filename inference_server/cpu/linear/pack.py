@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, choose_backend
-from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int4Pairs, Int8, int4_weights, int8_weights
+from inference_server.cpu.linear.integer_weights import GROUP, int4_weights, int8_weights
 from inference_server.cpu.linear.kernel_linear import LinearKind, WeightFormat
 from inference_server.cpu.linear.stored_linear import StoredLinear, stacked_weights
+from inference_server.cpu.linear.weight_types import Weights
 from inference_server.precision import Precision
 
 
@@ -75,7 +76,7 @@ def _is_int8(module: nn.Module) -> bool:
     return type(module).__name__ == "Linear8bitLt"
 
 
-def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Tensor | Int8 | Int4 | Int4Pairs]:
+def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Weights]:
     """Return the weights of all layers, (out_features of all, in_features), and their format."""
     if isinstance(linears[0], StoredLinear):
         return stacked_weights(linears, precision)

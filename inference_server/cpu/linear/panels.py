@@ -18,7 +18,10 @@ from inference_server.cpu.linear.kernel_linear import (
     WeightFormat,
     layout_name,
 )
+from inference_server.cpu.linear.stored_linear import StoredRows
+from inference_server.cpu.linear.weight_types import Weights
 from inference_server.kernels.isa.choice import chosen, obstacle
+from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
 
@@ -70,8 +73,12 @@ class PanelBackend:
         """Check whether `num_outputs` gate outputs fill complete panels."""
         return num_outputs % _PANEL == 0
 
-    def pack(self, weight: Tensor | Int8 | Int4 | Int4Pairs, bias: Tensor | None, kind: LinearKind) -> KernelLinear:
+    def pack(self, weight: Weights, bias: Tensor | None, kind: LinearKind) -> KernelLinear:
         """Return a layer with these weights in panels."""
+        if isinstance(weight, StoredRows):
+            if (layer := self._of_rows(weight, bias, kind)) is not None:
+                return layer
+            weight = weight.computed()
         scales = None
         shape: tuple[int, ...]
         if isinstance(weight, Int8):
@@ -83,9 +90,29 @@ class PanelBackend:
             weights, shape = _int4_pairs(weight, kind.is_gated), (len(weight.pairs), weight.pairs.shape[1] * GROUP)
         else:
             weights, shape = _bf16(weight, kind.is_gated), weight.shape
+        return self._layer(kind, (shape[0], shape[1]), weights, scales, bias)
+
+    def _layer(
+        self, kind: LinearKind, shape: tuple[int, int], weights: Tensor, scales: Tensor | None, bias: Tensor | None
+    ) -> KernelLinear:
         biases = _in_order(torch.zeros(shape[0]) if bias is None else bias.float(), kind.is_gated)
         layout = layout_name(self.name, self.layout_version)
-        return self.from_packed(PackedWeights(layout, kind, (shape[0], shape[1]), weights, scales, biases))
+        return self.from_packed(PackedWeights(layout, kind, shape, weights, scales, biases))
+
+    def _of_rows(self, stored: StoredRows, bias: Tensor | None, kind: LinearKind) -> KernelLinear | None:
+        """Return a layer whose weights one kernel reads and orders; None without that kernel."""
+        is_int8, width = kind.weight_format == "int8", stored.in_features
+        rounding = "-bitsandbytes" if is_int8 and stored.is_like_bitsandbytes else ""
+        function = kernel(f"{stored.format_name}-{kind.weight_format}{rounding}", isa=self.isa)
+        if function is None:
+            return None
+        rows = _in_order(stored.addresses, kind.is_gated)
+        dtype, inputs = (torch.int8, 4) if is_int8 else (torch.bfloat16, 2)
+        weights = stored.empty(dtype, (len(rows) // _PANEL, width // inputs, _PANEL, inputs))
+        scales = stored.empty(torch.float32, (len(rows),)) if is_int8 else None
+        block = arguments.stored(rows, weights, scales, len(rows) // _PANEL, width // GROUP)
+        function.run(block, len(rows), weights.numel() // 2)
+        return self._layer(kind, (len(stored.addresses), width), weights, scales, bias)
 
     def from_packed(self, packed: PackedWeights) -> KernelLinear:
         """Return the layer for weights that `pack` stored in this or an earlier process."""

@@ -2,7 +2,9 @@
 packed weights."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,34 @@ from inference_server.precision import Precision
 
 # The formats in which layers that share their input can be stacked, from few to many bits.
 _WIDTHS: tuple[WeightFormat, ...] = ("int4", "int8", "bf16", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Weights in the number format of a file, which a kernel writes in the order of a layer's kernel.
+
+    Attributes:
+        format_name: A key of kernels.linear.stored.FORMATS.
+        rows: The file's bytes, one tensor for each layer, (num_rows, row_bytes) uint8 each.
+        addresses: (out_features,) int64, the address of each output's row.
+        in_features: Number of inputs.
+        is_like_bitsandbytes: int8 weights have the codes of bitsandbytes.
+        empty: Returns memory of a dtype and shape, filled with zeros.
+        computed: Returns the weights without the kernel.
+    """
+
+    format_name: str
+    rows: list[Tensor]
+    addresses: Tensor
+    in_features: int
+    is_like_bitsandbytes: bool
+    empty: Callable[[torch.dtype, tuple[int, ...]], Tensor]
+    computed: Callable[[], Tensor | Int8]
+
+    def dequantize(self) -> Tensor:
+        """Return the weights, (out_features, in_features) in a float dtype."""
+        weight = self.computed()
+        return weight if isinstance(weight, Tensor) else weight.dequantize()
 
 
 class StoredLinear(nn.Module):
@@ -46,13 +76,17 @@ class StoredLinear(nn.Module):
         """Read the weights, (out_features, in_features) of `dtype`."""
 
     @abstractmethod
+    def rows(self, linears: "Items[StoredLinear]", computed: Callable[[], Tensor | Int8]) -> StoredRows | None:
+        """Read the rows of `linears`, of which this is the first; None if no kernel reads their formats."""
+
+    @abstractmethod
     def keep(self, layer: nn.Module, linears: "Items[StoredLinear]") -> nn.Module:
         """Return the layer that was packed from `linears`, of which this is the first, in its final place in memory."""
 
 
 def stacked_weights(
     linears: Items[StoredLinear], precision: Precision
-) -> tuple[WeightFormat, Tensor | Int8 | Int4Pairs]:
+) -> tuple[WeightFormat, Tensor | Int8 | Int4Pairs | StoredRows]:
     """Return the weights of all layers, (out_features of all, in_features), and their format: that with the most bits."""
     weight_format = max((linear.weight_format(precision) for linear in linears), key=_WIDTHS.index)
     if weight_format == "int4":
@@ -62,11 +96,16 @@ def stacked_weights(
             _joined([each.scales for each in fours]),
             _joined([each.minima for each in fours]),
         )
-    if weight_format == "int8":
-        eights = [linear.int8() for linear in linears]
-        return weight_format, Int8(_joined([each.codes for each in eights]), _joined([each.scales for each in eights]))
-    dtype = torch.bfloat16 if weight_format == "bf16" else torch.float32
-    return weight_format, _joined([linear.plain(dtype) for linear in linears])
+
+    def computed() -> Tensor | Int8:
+        if weight_format == "int8":
+            eights = [linear.int8() for linear in linears]
+            return Int8(_joined([each.codes for each in eights]), _joined([each.scales for each in eights]))
+        dtype = torch.bfloat16 if weight_format == "bf16" else torch.float32
+        return _joined([linear.plain(dtype) for linear in linears])
+
+    rows = linears[0].rows(linears, computed) if weight_format in ("int8", "bf16") else None
+    return weight_format, rows or computed()
 
 
 def divides_into_groups(in_features: int) -> bool:

@@ -21,6 +21,7 @@ def _layout(arguments: str) -> Struct:
     return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
+STORED_FORMATS = ("q4_0", "q4_1", "q8_0")  # the number formats of linear/stored.py, whose import takes long
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
 
 _RMS_NORM = _layout("5qd")
@@ -30,6 +31,7 @@ _ROPE = _layout("11q")
 _ATTENTION = _layout("14q2d")
 _PREFILL = _layout("9qd")
 _LINEAR = _layout("9q")
+_STORED = _layout("5q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
@@ -177,3 +179,17 @@ def linear(
     """
     sizes = (num_rows, width, num_outputs)
     return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace)
+
+
+def stored(rows: Tensor, out: Tensor, scales: Tensor | None, num_items: int, num_groups: int) -> bytes:
+    """Return the argument block of the kernels of linear/stored.py.
+
+    Args:
+        rows: int64, the addresses of the stored rows, one for each output; 0 for none.
+        out: The panels or rows to write.
+        scales: float32, one for each output, written; None for kernels that write none.
+        num_items: Number of panels, or of rows.
+        num_groups: Groups of 32 weights in a row.
+    """
+    addresses = (rows.data_ptr(), out.data_ptr(), 0 if scales is None else scales.data_ptr())
+    return _STORED.pack(0, 0, 0, *addresses, num_items, num_groups)
