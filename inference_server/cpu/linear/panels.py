@@ -111,7 +111,7 @@ class PanelBackend:
         weights = stored.empty(dtype, (len(rows) // _PANEL, width // inputs, _PANEL, inputs))
         scales = stored.empty(torch.float32, (len(rows),)) if is_int8 else None
         block = arguments.stored(rows, weights, scales, len(rows) // _PANEL, width // GROUP)
-        function.run(block, len(rows), weights.numel() // 2)
+        function.run(block, len(rows) // _PANEL, weights.numel() // 2)
         return self._layer(kind, (len(stored.addresses), width), weights, scales, bias)
 
     def from_packed(self, packed: PackedWeights) -> KernelLinear:

@@ -4,7 +4,8 @@ A stored row consists of groups of 32 weights, each with its scale in float16 an
 their addresses, so that they can be in any order. A row with the address 0 is padding: nothing is written for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import element_bytes, store
@@ -65,6 +66,16 @@ class _Rows:
         self._decode, self._group_bytes = FORMATS[name]
         self._code = code
 
+    @contextmanager
+    def each_output_of_panels(self, block: Int) -> Iterator[tuple[Int, Int]]:
+        """Emit a loop over panels, and one over their outputs: the number of an output and its row's address.
+
+        One thread writes a whole panel, because its outputs share cache lines.
+        """
+        code = self._code
+        with code.work_items(block, self.items) as panel, code.loop(panel * _PANEL, panel * _PANEL + _PANEL) as output:
+            yield output, code.load_int64(self.addresses + output * 8)
+
     def each_half_group(self, row: Int, use: Callable[[Int, Vector], None]) -> None:
         """Emit a loop over a row's groups: `use` gets the number of 16 weights, and the weights."""
         with self._code.loop(0, self.groups) as group:
@@ -86,8 +97,7 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
         def weights_of(weights: Vector) -> Vector:
             return weights.narrowed(HALF).widened(FLOAT) if is_like_bitsandbytes else weights
 
-        with code.work_items(block, rows.items * _PANEL) as output:
-            row = code.load_int64(rows.addresses + output * 8)
+        with rows.each_output_of_panels(block) as (output, row):
             with code.when(row > 0):
                 largest = code.variable(code.floats(0.0))
 
@@ -123,8 +133,7 @@ def make_bf16(name: str) -> Emit:
 
     def stored_bf16(code: Code, block: Int) -> None:
         rows = _Rows(code, block, name)
-        with code.work_items(block, rows.items * _PANEL) as output:
-            row = code.load_int64(rows.addresses + output * 8)
+        with rows.each_output_of_panels(block) as (output, row):
             with code.when(row > 0):
                 panel = rows.out + (output // _PANEL) * rows.groups * (2 * GROUP * _PANEL)
 

@@ -184,11 +184,12 @@ class FileLinear(StoredLinear):
         if not isinstance(layer, KernelLinear):
             return layer
         packed = layer.packed
+        present = {name: getattr(packed, name) for name in ("weights", "scales", "bias")}
         moved: dict[str, Any] = {
-            name: None if (tensor := getattr(packed, name)) is None else self._places.moved(tensor)
-            for name in ("weights", "scales", "bias")
+            name: None if tensor is None else self._places.moved(tensor) for name, tensor in present.items()
         }
-        kept = from_packed(replace(packed, **moved))
+        is_here = all(moved[name] is present[name] for name in ("weights", "scales"))
+        kept = layer if is_here else from_packed(replace(packed, **moved))
         self._places.sources[kept.packed.weights.data_ptr()] = list(linears)
         return kept
 

@@ -28,7 +28,7 @@ from inference_server.precision import Precision
 from inference_server.weights import packed_cache
 from inference_server.weights.gguf.file import FileTensor
 from inference_server.weights.gguf.linear import FileLinear, Places
-from inference_server.weights.gguf.shared_tensors import shared
+from inference_server.weights.gguf.shared_tensors import shared, state_of
 from inference_server.weights.model_info import ModelInfo
 
 _FORMAT = 1  # increment when the plan's content changes
@@ -115,28 +115,28 @@ def read_plan(path: Path, source: Path) -> Planned:
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["tailrace"])
         own = {name: file.get_tensor(name) for name in file.keys()}
-    places = Places()
+    places, state = Places(), state_of(source)
     tensors = {name: tensor for name, tensor in own.items() if not name.endswith(".bias")}
     for name, described in metadata["linears"].items():
         sources = [
             _linear(source, one, own.get(f"{name}.{index}.bias"), places)
             for index, one in enumerate(described["sources"])
         ]
-        for part, tensor in _parts(source, described, cache(partial(_packed, tuple(sources), described["kind"]))):
+        for part, tensor in _parts(state, described, cache(partial(_packed, tuple(sources), described["kind"]))):
             tensors[f"{name}.{part}"] = tensor
     place, dtype = FileTensor(**_with_shape(metadata["embedding"]["tensor"])), metadata["embedding"]["dtype"]
     embedding = FileLinear(source, place, places)
     tensors[packed_cache.EMBEDDING] = shared(
-        source, metadata["embedding"], lambda: embedding.plain(getattr(torch, dtype))
+        state, metadata["embedding"], lambda: embedding.plain(getattr(torch, dtype))
     )
     decoder = packed_cache.decoder_of(metadata["structure"], tensors, BACKENDS)
     return Planned(decoder, ModelInfo(**metadata["info"]))
 
 
-def _parts(source: Path, described: Any, packed: Callable[[], KernelLinear]) -> Iterator[tuple[str, Tensor]]:
+def _parts(state: str, described: Any, packed: Callable[[], KernelLinear]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a packed layer. Engines with the same layer share them."""
     for part in ("weights", "bias", *(["scales"] if described["kind"]["weight_format"] == "int8" else [])):
-        yield part, shared(source, [part, described], partial(_part, packed, part))
+        yield part, shared(state, [part, described], partial(_part, packed, part))
 
 
 def _part(packed: Callable[[], KernelLinear], name: str) -> Tensor:

@@ -12,16 +12,21 @@ _in_use: WeakValueDictionary[str, Any] = WeakValueDictionary()
 _Value = TypeVar("_Value")
 
 
-def shared(file: Path, description: Any, make: Callable[[], _Value]) -> _Value:
+def state_of(file: Path) -> str:
+    """Return a text that changes with the file's place and content."""
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def shared(state: str, description: Any, make: Callable[[], _Value]) -> _Value:
     """Return the result of `make`, or that of an earlier call with the same arguments while it is in use.
 
     Args:
-        file: The file whose content the result depends on.
+        state: The state of the file on whose content the result depends.
         description: Everything else that it depends on, as JSON values.
         make: Computes the result, an object that is never changed.
     """
-    status = file.stat()
-    key = json.dumps([str(file.resolve()), status.st_size, status.st_mtime_ns, description], sort_keys=True)
+    key = state + json.dumps(description)
     with _lock:
         value: _Value | None = _in_use.get(key)
         if value is None:
