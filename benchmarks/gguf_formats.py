@@ -2,7 +2,8 @@
 
 For each file, prints the perplexity of the tests' corpus through the engine's own forward pass in the precision that is
 nearest to the file, and through transformers in float32 with the weights of gguf.dequantize. Then the seconds and the peak
-memory of a first and of a second load, each in a process of its own, the memory of the packed weights, and the disk space.
+memory (beyond that of the imported libraries) of a first and of a second load, each in a process of its own, the memory
+of the packed weights, and the disk space.
 Options: `--llama-cpp PYTHON` adds the seconds of a load by llama.cpp, with an interpreter that has llama-cpp-python.
 `--times` leaves out the perplexities.
 """
@@ -28,8 +29,9 @@ MB = 1 << 20
 _LOAD = """
 import json, sys, time
 from pathlib import Path
-import torch, transformers
-from transformers import PreTrainedTokenizerFast
+import accelerate, gguf, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.llama import modeling_llama
 from inference_server.settings import Settings
 from inference_server.weights.loader import silence_libraries
 from inference_server.weights.prepare import prepare
@@ -68,7 +70,7 @@ class Load:
 def load(path: Path, precision: str, cache_dir: Path) -> Load:
     """Load a file in a new process."""
     command = [sys.executable, "-c", _LOAD, str(path), precision, str(cache_dir)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Load(*json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -123,9 +123,13 @@ class PanelBackend:
     def _int8(self, weight: Int8, is_gated: bool) -> Tensor:
         """Return the codes in the order (panel, 4 inputs, output, input)."""
         assert self.isa is not None
-        codes = weight.codes ^ -128 if self.isa.unsigned_codes else weight.codes
-        panels = _in_order(codes, is_gated).view(-1, _PANEL, codes.shape[1] // 4, 4)
-        return panels.transpose(1, 2).contiguous()
+        codes = _in_order(weight.codes, is_gated)
+        panels = codes.view(-1, _PANEL, codes.shape[1] // 4, 4).transpose(1, 2)
+        if not self.isa.unsigned_codes:
+            return panels.contiguous()
+        if (padding := len(codes) - len(weight.codes)) > 0:
+            codes[-padding:] = -128  # becomes 0 below
+        return torch.bitwise_xor(panels, -128, out=torch.empty(panels.shape, dtype=torch.int8))
 
 
 def _bf16(weight: Tensor, is_gated: bool) -> Tensor:

@@ -196,6 +196,7 @@ class FileLinear(StoredLinear):
     def _fill(self, convert: Callable[[Tensor], Any], write: Callable[[Any, int, int], object]) -> None:
         """Convert the rows' bytes chunk by chunk, and write each result to its rows, with several threads."""
 
+        @torch.inference_mode()  # a mode of each thread
         def convert_part(chunks: Iterator[tuple[int, Tensor]]) -> None:
             for first, rows in chunks:
                 write(convert(rows), first, first + len(rows))

@@ -89,5 +89,7 @@ def test_the_kernels_write_what_torch_computes(name):
     assert torch.equal(found, wanted.weights)
     for dtype in (torch.float32, torch.bfloat16):
         found = torch.zeros(64, 128, dtype=dtype)
-        kernel(f"{name}-rows", dtype is torch.bfloat16).run(arguments.stored(addresses, found, None, 64, 4), 64, 1 << 20)
+        kernel(f"{name}-rows", dtype is torch.bfloat16).run(
+            arguments.stored(addresses, found, None, 64, 4), 64, 1 << 20
+        )
         assert torch.equal(found, weights.to(dtype))
