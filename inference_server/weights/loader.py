@@ -17,12 +17,13 @@ from huggingface_hub.utils.tqdm import enable_progress_bars
 from inference_server.attention import paged as attention
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
-from inference_server.weights.download import local_folder, local_path, naming_source
+from inference_server.weights.download import local_folder, local_path, naming_source, weights_folder
 from inference_server.weights.encoders import refuse_encoders
 from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
+from inference_server.weights.tokenizers import read_tokenizer
 from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -96,7 +97,7 @@ def load_model(
             if source.suffix == ".gguf":
                 options: dict[str, Any] = {"int8_threshold": int8_threshold, "attention_name": attention_name}
                 model = load_module(source, folder, precision, device, **options)
-                return LoadedModel(model, AutoTokenizer.from_pretrained(folder), precision)
+                return LoadedModel(model, read_tokenizer(folder), precision)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 output_loading_info=True,
@@ -133,19 +134,23 @@ def _import_bitsandbytes_without_compiler() -> None:
 def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any, Any]:
     """Return folder, tokenizer, config and generation config of a model, without loading its weights.
 
+    The folder contains the weights, in 16 bits if the source is a GGUF file.
+
     Raises:
         ConfigurationError: For the same reasons as `load_model`.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     with naming_source(weights):
-        folder = local_folder(weights, cache_dir)
+        folder = weights_folder(weights, cache_dir)
         config = AutoConfig.from_pretrained(folder)
         if (folder / "generation_config.json").is_file():
             generation_config = GenerationConfig.from_pretrained(folder)
         else:
             generation_config = GenerationConfig.from_model_config(config)
-        return folder, AutoTokenizer.from_pretrained(folder), config, generation_config
+        is_gguf = local_path(weights, cache_dir).suffix == ".gguf"
+        tokenizer = read_tokenizer(folder) if is_gguf else AutoTokenizer.from_pretrained(folder)
+        return folder, tokenizer, config, generation_config
 
 
 def total_memory_bytes(device: torch.device) -> int:
