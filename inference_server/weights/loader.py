@@ -6,6 +6,7 @@ The transformers models take more than a second to import, so they are imported 
 import importlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inference_server.progress import progress
 from inference_server.weights.download import local_folder, naming_source
 from inference_server.weights.encoders import refuse_encoders
 from inference_server.weights.loading_lock import LOADING
+from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
 from tailrace_shared import garbage
@@ -91,8 +93,9 @@ def load_model(
             attention.register()
             if quantizes and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
+            source = quantized_source(folder)
+            load = source.load if source else partial(AutoModelForCausalLM.from_pretrained, folder)
+            model, report = load(
                 output_loading_info=True,
                 dtype=activation_dtype(precision, device),
                 quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
