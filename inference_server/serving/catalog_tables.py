@@ -17,14 +17,16 @@ Task = Literal["generation", "embedding"]
 Speculation = Literal["prompt-lookup", "off"]
 
 
-class _Table(BaseModel):
+class StrictTable(BaseModel):
+    """A table whose keys are all known, with values of exactly their types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 _Name = Annotated[str, Field(min_length=1)]
 
 
-class Source(_Table):
+class Source(StrictTable):
     """The table `source`: exactly one of its forms."""
 
     hub: _Name | None = None
@@ -49,7 +51,7 @@ class Source(_Table):
         return self
 
 
-class SamplingTable(_Table):
+class SamplingTable(StrictTable):
     """The table `[models.sampling]`: values for requests that do not set these parameters (see SAMPLING_FIELDS)."""
 
     max_tokens: int | None = None
@@ -87,7 +89,7 @@ _GENERATION_KEYS = (
 )
 
 
-class ModelTable(_Table):
+class ModelTable(StrictTable):
     """A `[[models]]` table."""
 
     name: _Name
@@ -129,7 +131,7 @@ class ModelTable(_Table):
         return self
 
 
-class Document(_Table):
+class Document(StrictTable):
     """A whole catalog file."""
 
     models: Annotated[list[ModelTable], Field(min_length=1)]
