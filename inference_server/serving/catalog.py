@@ -22,7 +22,6 @@ from inference_server.weights.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
-
 # Properties of an entry that may be left open: serving/automatic.py chooses them before the model is loaded.
 OpenKey = Literal["task", "precision", "context_length", "sequence_length"]
 # The values of open properties until they are chosen. Nothing uses them.
