@@ -14,7 +14,19 @@ from inference_server.weights.gguf_header import GgufHeader, read_header
 from tailrace_shared.config_errors import ConfigurationError
 
 # Feed-forward layers of these architectures have two matrices, those of all others three.
-_WITHOUT_GATE = {"gpt2", "gpt_neox", "gptj", "gpt_bigcode", "phi", "opt", "falcon", "bloom", "mpt", "starcoder2", "bert"}
+_WITHOUT_GATE = {
+    "gpt2",
+    "gpt_neox",
+    "gptj",
+    "gpt_bigcode",
+    "phi",
+    "opt",
+    "falcon",
+    "bloom",
+    "mpt",
+    "starcoder2",
+    "bert",
+}
 # Bytes per weight of a linear layer. A group of 32 weights in int4 has two 16-bit constants: 4 + 32 / 32 bits per weight.
 _LINEAR_BYTES: Mapping[Precision, float] = {
     "float32": 4,
@@ -127,9 +139,7 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
 
 
 def _shape_of_gguf(header: GgufHeader) -> ModelShape | None:
-    layers, hidden, heads = (
-        header.number(key) for key in ("block_count", "embedding_length", "attention.head_count")
-    )
+    layers, hidden, heads = (header.number(key) for key in ("block_count", "embedding_length", "attention.head_count"))
     if not (layers and hidden and heads):
         return None
     kv_heads = header.number("attention.head_count_kv") or heads
