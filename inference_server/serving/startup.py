@@ -21,6 +21,7 @@ from inference_server.errors import TailraceError, UnsupportedModel, first_line
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.gpu.memory import EngineDemand
 from inference_server.kernels.jit.cores import limit_threads
+from inference_server.machine import available_memory_bytes, machine_memory_bytes, memory_bytes
 from inference_server.precision import choose_device
 from inference_server.progress import progress
 from inference_server.serving.catalog import CatalogEntry, builtin_template
@@ -39,6 +40,8 @@ from inference_server.text.tool_formats import detect_tool_format
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ async def load_all(
             the entries.
     """
     device = choose_device(settings.device)
+    _log_memory_limit()
     if device.type == "cpu":
         limit_threads()
     embedders = [entry for entry in entries if entry.task == "embedding"]
@@ -147,6 +151,17 @@ def _naming(entry: CatalogEntry) -> Iterator[None]:
             f"{entry.name} ({entry.weights}) cannot be served: {first_line(error)}; "
             "if memory is short, lower TAILRACE_MAX_RUNNING_SEQS or TAILRACE_KV_CACHE_TOKENS"
         ) from error
+
+
+def _log_memory_limit() -> None:
+    allowed, present = memory_bytes(), machine_memory_bytes()
+    if allowed < present:
+        logger.info(
+            "the control group (container) allows %.1f GiB of the machine's %.1f GiB of memory; %.1f GiB are available",
+            allowed / _GIB,
+            present / _GIB,
+            available_memory_bytes() / _GIB,
+        )
 
 
 def _log_replaced_precisions(groups: Mapping[EngineKey, list[CatalogEntry]]) -> None:

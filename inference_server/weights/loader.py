@@ -5,7 +5,6 @@ The transformers models take more than a second to import, so they are imported 
 
 import importlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import transformers
 from huggingface_hub.utils.tqdm import enable_progress_bars
 
 from inference_server.attention import paged as attention
+from inference_server.machine import memory_bytes
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
 from inference_server.weights.download import local_folder, naming_source
@@ -143,7 +143,7 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Return the memory of `device` in bytes: that of the GPU, or that of the machine."""
+    """Return the memory of `device` in bytes: that of the GPU, or that which this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes()
