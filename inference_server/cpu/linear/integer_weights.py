@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUP = 32
+from inference_server.linears.plain import GROUP
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ FineGrainedFP8Config.
 import torch
 from torch import Tensor
 
-from inference_server.cpu.linear.integer_weights import GROUP, Int4
+from inference_server.cpu.linear.integer_weights import Int4
+from inference_server.linears.plain import GROUP
 
 _ONE_IN_EACH_FIELD = 0x11111111
 # Position among the eight 4-bit fields of a word at which AutoAWQ stores each of eight consecutive outputs.
