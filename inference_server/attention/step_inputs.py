@@ -35,7 +35,9 @@ class DecodeTokens:
     token_ids: list[int]
     positions: list[int]
     block_ids: Items[Items[int]]
-    adapters: Items[int] = ()  # the LoRA adapter of each sequence, from 1, 0 for none; empty if the model has no adapters
+    adapters: Items[
+        int
+    ] = ()  # the LoRA adapter of each sequence, from 1, 0 for none; empty if the model has no adapters
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class CpuAdapters:
 
 def _shapes(decoder: DecoderWeights) -> Mapping[str, tuple[int, int]]:
     """Return outputs and inputs of every linear layer that can be adapted, by its name in transformers' model."""
-    shapes = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for index, layer in enumerate(decoder.layers):
         for place, sizes in _part_shapes(decoder, layer).items():
             names = (f"model.layers.{index}.{module}" for module in _MODULES[place])

@@ -13,8 +13,8 @@ PrefixKey = bytes
 class BlockKeys:
     """Keys of one sequence's full blocks: SHA-256 over the block's tokens and the previous block's key.
 
-    Equal keys mean equal tokens from the first token on, an equal `scope` and an equal `adapter`. A collision of two 256-bit hashes is not
-    handled.
+    Equal keys mean equal tokens from the first token on, an equal `scope` and an equal `adapter`. A collision of two
+    256-bit hashes is not handled.
     """
 
     def __init__(self, block_size: int, scope: str = "", adapter: int = 0) -> None:

@@ -93,9 +93,9 @@ def upload_prompts(
 class DecodeInputs:
     """The buffer that decode passes read, (max_rows, 5 + max_blocks) int32 at a fixed address on the device.
 
-    Each row has a token id, its position, its row of the KV cache, the sequence's length and adapter, and the block table. A negative
-    token id -(k + 1) refers to row k of `sampled`, and the device reads it during the pass. So the host can start a pass
-    before it has read the sampled tokens.
+    Each row has a token id, its position, its row of the KV cache, the sequence's length and adapter, and the block table. A
+    negative token id -(k + 1) refers to row k of `sampled`, and the device reads it during the pass. So the host can start
+    a pass before it has read the sampled tokens.
 
     Attributes:
         max_rows: The largest number of rows.

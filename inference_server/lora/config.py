@@ -70,11 +70,13 @@ class AdapterConfig:
     Attributes:
         rank: The rank of matrices without an entry in `rank_pattern`.
         alpha: The alpha of matrices without an entry in `alpha_pattern`.
+        largest_rank: The largest rank that the configuration mentions.
         uses_square_root: The factor is alpha / sqrt(rank) instead of alpha / rank (rank-stabilized LoRA).
         alpha_pattern: Other values of alpha, by a regular expression for the end of the module's name.
     """
 
     rank: int
+    largest_rank: int
     alpha: float
     uses_square_root: bool
     alpha_pattern: Mapping[str, float]
@@ -101,7 +103,7 @@ def read_config(folder: Path) -> AdapterConfig:
     rank, alpha = document.get("r", 8), document.get("lora_alpha", 8)
     if not _is_number(rank) or rank != int(rank) or not 1 <= rank <= MAX_RANK:
         raise UnsupportedModel(f"the adapter {folder} has the rank {rank!r}: it must be 1 to {MAX_RANK}")
-    patterns = document.get("alpha_pattern") or {}
+    patterns, ranks = document.get("alpha_pattern") or {}, document.get("rank_pattern") or {}
     if not _is_number(alpha) or not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
         raise UnsupportedModel(f"{folder / CONFIG_FILE}: lora_alpha and the values of alpha_pattern must be numbers")
     for pattern in patterns:
@@ -112,7 +114,8 @@ def read_config(folder: Path) -> AdapterConfig:
     if not (folder / WEIGHTS_FILE).is_file():
         hint = ": save the adapter as safetensors" if (folder / "adapter_model.bin").is_file() else ""
         raise UnsupportedModel(f"the adapter {folder} lacks the file {WEIGHTS_FILE}{hint}")
-    return AdapterConfig(int(rank), float(alpha), bool(document.get("use_rslora")), patterns)
+    largest = max([rank, *filter(_is_number, ranks.values() if isinstance(ranks, dict) else ())])
+    return AdapterConfig(int(rank), int(largest), float(alpha), bool(document.get("use_rslora")), patterns)
 
 
 def _document(folder: Path) -> dict[str, Any]:

@@ -187,17 +187,21 @@ def module_parts(model: Any, adapters: Items[Adapter]) -> dict[str, LayerPart]:
     head = model.get_output_embeddings()
     adapted = {name for adapter in adapters for name in adapter.pairs}
     parts: dict[str, LayerPart] = {}
-    for path, module in list(model.named_modules()):
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for path, module in modules:
         if isinstance(module, FusedAttention):
             names = [f"{path}.{each}" for each in ("q_proj", "k_proj", "v_proj")]
-            heads, kv_heads, linear = module.num_heads, module.num_kv_heads, module.qkv_proj
+            linear: Any = module.qkv_proj
+            heads, kv_heads = module.num_heads, module.num_kv_heads
             width = linear.out_features // (heads + 2 * kv_heads)
             parts |= _stacked(linear, names, _qkv(heads, kv_heads, width), linear.in_features)
         elif isinstance(module, FusedMLP):
             names = [f"{path}.{each}" for each in ("gate_proj", "up_proj")]
-            num_inputs, half = module.gate_up_proj.in_features, module.down_proj.in_features
-            if getattr(module.gate_up_proj, "is_gated", False) and not adapted.isdisjoint(names):
-                module.gate_up_proj = _Ungated(without_gate(module.gate_up_proj))
+            gate_up: Any = module.gate_up_proj
+            down: Any = module.down_proj
+            num_inputs, half = gate_up.in_features, down.in_features
+            if getattr(gate_up, "is_gated", False) and not adapted.isdisjoint(names):
+                module.gate_up_proj = _Ungated(without_gate(gate_up))
             parts |= _stacked(module.gate_up_proj, names, [half, half], num_inputs)
         elif (features := _features(module)) and module is not head:
             parts[path] = LayerPart(module, 0, *features)

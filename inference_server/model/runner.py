@@ -292,7 +292,9 @@ class ModelRunner:
         token_ids, positions = (self._integers([*ids, *padding]) for ids in (decoded.token_ids, decoded.positions))
         adapters = self._integers([*decoded.adapters, *padding]) if self._invariant_rows else decoded.adapters
         with self._adapted(adapters):
-            return self._decode_by_modules(DecodeRows(token_ids, positions, rows, lengths, table, lengths.new_zeros(num_rows)))[: len(tokens)]
+            return self._decode_by_modules(
+                DecodeRows(token_ids, positions, rows, lengths, table, lengths.new_zeros(num_rows))
+            )[: len(tokens)]
 
     def _adapted(self, adapters: Items[int] | Tensor) -> AbstractContextManager[None]:
         """Return a context in which passes by modules apply the adapter of each row."""

@@ -218,9 +218,7 @@ def _row(index: int, seq: Sequence) -> Row:
 
 
 def _next_tokens(plan: StepPlan) -> list[NextToken]:
-    return [
-        NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1], seq.request.adapter) for seq in plan.decode
-    ]
+    return [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1], seq.request.adapter) for seq in plan.decode]
 
 
 def _seqs_of(chunks: list[PrefillChunk]) -> list[Sequence]:

@@ -21,7 +21,15 @@ def _layout(arguments: str) -> Struct:
     return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
-RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = 6, 7, 5, 10, 9, 8, 7
+RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
+    6,
+    7,
+    5,
+    10,
+    9,
+    8,
+    7,
+)
 
 # The kernel `lora` multiplies this many ranks at a time. The matrices are padded with zeros to a multiple of it.
 LORA_RANKS = 4

@@ -56,7 +56,9 @@ class _Arguments:
         self.block, self.is_bf16, self.size = block, is_bf16, element_bytes(is_bf16)
         self.x, self.out, self.adapters, self.table = (code.argument(block, index) for index in range(3, 7))
         self.num_rows, self.width, self.num_outputs = (code.argument(block, index) for index in range(7, 10))
-        self.num_parts, self.parts, self.scratch, self.max_rank = (code.argument(block, index) for index in range(10, 14))
+        self.num_parts, self.parts, self.scratch, self.max_rank = (
+            code.argument(block, index) for index in range(10, 14)
+        )
         self.gated = code.argument(block, 14)
         self.runs = (code.argument(block, THREADS_WORD) * _RUNS_PER_THREAD).maximum(1)
 
