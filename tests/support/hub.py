@@ -92,7 +92,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Faults:
-    """What goes wrong, or slowly.
+    """Errors and delays of the hub.
 
     Attributes:
         bytes_per_second: Rate of each large file's transfer; None: unlimited.
@@ -132,6 +132,7 @@ class Hub(ThreadingHTTPServer):
         self.faults = Faults()
         self.sent_bytes: dict[str, int] = {}
         self.scheme = "http"
+        self.content_host = "localhost"
 
     @property
     def url(self) -> str:
@@ -141,7 +142,7 @@ class Hub(ThreadingHTTPServer):
     @property
     def content_url(self) -> str:
         """Address of large files: another host name, because the client follows a HEAD's redirect within a host only."""
-        return f"{self.scheme}://localhost:{self.server_port}"
+        return f"{self.scheme}://{self.content_host}:{self.server_port}"
 
     def add(self, name: str, files: Path | Mapping[str, bytes], *, refusal: str | None = None) -> Repository:
         """Add a repository, or give one a new commit.
