@@ -14,17 +14,30 @@ from torch import Tensor, nn
 
 from inference_server.attention.paged import Projections
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.experts import PackedExperts
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.pack import pack, pack_linears
+from inference_server.cpu.routers import is_router, pack_router
 from inference_server.kernels import ops
-from inference_server.precision import Precision
+from inference_server.linears.experts import SILUS, is_stack
+from inference_server.precision import Precision, activation_dtype
 
 # Attention classes whose forward is: project, rotate whole heads of q and k in halves, attend, project. Classes are compared by
 # name, not by isinstance, because a subclass may compute something else in between.
-_ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
-_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
-_SILUS = {"SiLU", "SiLUActivation"}  # torch's class and transformers' class
-_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+_ATTENTIONS = {"LlamaAttention", "MistralAttention", "MixtralAttention", "Qwen2Attention", "Qwen2MoeAttention"}
+# Attention classes that read the sliding window from the model's configuration.
+_WINDOW_OF_CONFIG = {"MistralAttention", "MixtralAttention"}
+_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen2MoeMLP", "Qwen3MLP", "Qwen3MoeMLP"}
+_NORMS = {
+    "LlamaRMSNorm",
+    "MistralRMSNorm",
+    "MixtralRMSNorm",
+    "OlmoeRMSNorm",
+    "Qwen2MoeRMSNorm",
+    "Qwen2RMSNorm",
+    "Qwen3MoeRMSNorm",
+    "Qwen3RMSNorm",
+}
 
 _Pack = Callable[..., nn.Module]
 
@@ -40,7 +53,7 @@ class FusedAttention(nn.Module):
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = config.num_key_value_heads
         window = getattr(attention, "sliding_window", None)
-        if type(attention).__name__ == "MistralAttention":
+        if type(attention).__name__ in _WINDOW_OF_CONFIG:
             window = getattr(config, "sliding_window", None)
         self.spec = AttentionSpec(attention.scaling, window)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -95,7 +108,7 @@ class FusedRMSNorm(nn.Module):
 def fuse(
     model: nn.Module, precision: Precision, *, batch_invariant: bool, backends: Items[LinearBackend] = BACKENDS
 ) -> None:
-    """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear layer.
+    """Replace modules of a model on a CPU in place: attention, MLPs, experts, norms, and every remaining linear layer.
 
     Args:
         model: A transformers causal language model.
@@ -104,9 +117,14 @@ def fuse(
         backends: The candidates for linear layers, of which the first that supports a layer is used.
     """
     packed = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
+    dtype = activation_dtype(precision, torch.device("cpu"))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if replacement := _replacement(child, packed):
+            if is_stack(child):
+                setattr(parent, name, PackedExperts(child, packed, dtype, batch_invariant=batch_invariant))
+            elif is_router(child) and precision != "float32":
+                setattr(parent, name, pack_router(child, backends) or child)
+            elif replacement := _replacement(child, packed):
                 setattr(parent, name, replacement)
     pack_linears(model, precision, batch_invariant=batch_invariant, backends=backends)
 
@@ -116,7 +134,7 @@ def _replacement(module: nn.Module, packed: _Pack) -> nn.Module | None:
     name = type(module).__name__
     if name in _ATTENTIONS:
         return FusedAttention(module, packed)
-    if name in _MLPS and type(getattr(module, "act_fn", None)).__name__ in _SILUS:
+    if name in _MLPS and type(getattr(module, "act_fn", None)).__name__ in SILUS:
         return FusedMLP(module, packed)
     if name in _NORMS:
         return FusedRMSNorm(module)
