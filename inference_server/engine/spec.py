@@ -5,6 +5,7 @@ An engine is a package in this folder whose module `build` implements EngineBuil
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -26,12 +27,14 @@ class EngineKey:
         precision: Precision in use on the device.
         engine: Name of the engine in the catalog.
         arguments: Arguments of the engine, as a JSON object with sorted keys.
+        adapters: Folders of the LoRA adapters of all entries, without duplicates.
     """
 
     weights: Weights
     precision: Precision
     engine: str
     arguments: str
+    adapters: tuple[Path, ...] = ()
 
 
 class EngineModel(Protocol):

@@ -12,6 +12,7 @@ from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
 from inference_server.linears.share import quantised_share
+from inference_server.lora.adapter import Adapter
 from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
 from inference_server.settings import Settings
@@ -33,12 +34,14 @@ class PreparedModel:
         tokenizer: The transformers tokenizer.
         info: Limits and end tokens.
         num_bytes: Memory of the weights, in bytes.
+        adapters: LoRA adapters, in the order of EngineKey.adapters.
     """
 
     model: Any
     tokenizer: Any
     info: ModelInfo
     num_bytes: int
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
