@@ -1,11 +1,19 @@
 """The models on this machine: gets them, lists them, and removes them. Imports neither torch nor transformers."""
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from inference_server.weights.fetching.integrity import folder_faults, lacks
+from inference_server.weights.fetching.package_model import PackageModel
+from inference_server.weights.fetching.selection import refuse_split
+from inference_server.weights.fetching.transfer import Show
 from inference_server.weights.source import Weights
+from tailrace_shared.config_errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 # Where the bytes are: the hub's own cache, a model out of a Python package, or a form that this server made of a model.
 Kind = Literal["hub", "package", "converted", "packed"]
@@ -16,10 +24,10 @@ class StoredModel:
     """A model, or a form of one, in a cache folder.
 
     Attributes:
-        name: Its name for `remove_stored`.
-        kind: What it is; a packed or converted model is made again from its source when it is needed.
+        name: Its name for `remove_stored`. Forms of a model have the model's name.
+        kind: What it is; a packed or converted form is made again from the model when it is needed.
         num_bytes: Bytes on disk.
-        path: Its folder.
+        path: Its folder or file.
         last_used: Time of its last use, in local time with the offset from UTC.
     """
 
@@ -30,35 +38,59 @@ class StoredModel:
     last_used: datetime
 
 
-def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False) -> Path:
-    """Return the folder or the file of a model; download what is missing, with lines of progress in the log.
+def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Show | None = None) -> Path:
+    """Return the folder or the file of a model; download what is missing.
 
     A complete model is not looked up on the network again. Every downloaded file is compared with the hub's digest.
 
     Args:
-        weights: The source. A hub's GGUF file or a local one is returned as a file, everything else as a folder.
+        weights: The source. A GGUF file is returned as a file, everything else as a folder.
         cache_dir: The server's cache folder. Models of the hub are in the hub's own cache.
         refresh: True asks the hub whether the branch has a newer commit, as `tailrace pull` does.
+        show: Called twice a second with a line of progress, which replaces the one before. None: lines are logged.
 
     Raises:
         ConfigurationError: The model is not available, damaged or incomplete; the message contains the remedy.
     """
-    raise NotImplementedError
+    if weights.hub is not None:
+        from inference_server.weights.fetching.hub import HubModel  # the hub's client takes time to import
+
+        model = HubModel(weights, cache_dir)
+        if not refresh and (path := model.stored()):
+            return path
+        path = model.fetch(refresh=refresh, show=show)
+        _report_lacks(weights, path)
+        return path
+    if weights.package is not None:
+        return PackageModel(weights.package, str(weights.file), cache_dir).fetch()
+    assert weights.path is not None
+    _check(weights.path)
+    return weights.path
 
 
-def stored_models(cache_dir: Path) -> list[StoredModel]:
-    """Return the models in the hub's cache and in the server's cache folder, sorted by name."""
-    raise NotImplementedError
+def stored(weights: Weights, cache_dir: Path) -> Path | None:
+    """Return what `fetch` returns if that needs no download, else None. Sends no request."""
+    if weights.hub is not None:
+        from inference_server.weights.fetching.hub import HubModel
+
+        return HubModel(weights, cache_dir).stored()
+    path = weights.path
+    if weights.package is not None:
+        path = PackageModel(weights.package, str(weights.file), cache_dir).path
+    return path if path is not None and path.exists() else None
 
 
-def remove_stored(name: str, cache_dir: Path) -> int:
-    """Remove a model, and the forms of it that this server has made. Returns the bytes that became free.
+def _check(path: Path) -> None:
+    """Check a local model. Raises ConfigurationError for a part of a split file, and for a file that is missing or cut."""
+    if path.suffix == ".gguf":
+        refuse_split(path.name)
+    elif path.is_dir():
+        faults = list(folder_faults(path))
+        if faults:
+            raise ConfigurationError(f"cannot load {path.name}: {'; '.join(faults)}: copy or download its files again")
 
-    Args:
-        name: A name of `stored_models`.
-        cache_dir: The server's cache folder.
 
-    Raises:
-        ConfigurationError: No stored model has this name, or it cannot be removed.
-    """
-    raise NotImplementedError
+def _report_lacks(weights: Weights, path: Path) -> None:
+    if path.is_dir():
+        for sentence in lacks(path):
+            logger.warning("%s: %s", weights, sentence)
