@@ -15,7 +15,7 @@ from inference_server.serving.gpu_plan import free_bytes
 from inference_server.settings import Settings
 from inference_server.weights.download import config_folder
 from inference_server.weights.encoders import is_encoder
-from inference_server.weights.package_model import PackageModel
+from inference_server.weights.fetching.package_model import PackageModel
 from inference_server.weights.shape import ModelShape, read_config_file, read_shape
 from inference_server.weights.source import Weights
 from inference_server.weights.store import fetch

@@ -15,7 +15,7 @@ import transformers
 from inference_server.errors import first_line
 from inference_server.progress import progress
 from inference_server.weights.atomic_folder import atomic_directory, made_once
-from inference_server.weights.fetching.gguf_header import gguf_fault, read_sizes
+from inference_server.weights.fetching.gguf_file import whole_header
 from inference_server.weights.fetching.hub import HubModel
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.source import Weights
@@ -66,7 +66,7 @@ def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path
     """
     if weights.hub is not None and weights.file is None:
         model = HubModel(weights, cache_dir)
-        return model.fetch_config() if may_fetch else model.stored_config()
+        return model.fetch_config() if may_fetch else model.cached.stored_config()
     if may_fetch:
         return local_folder(weights, cache_dir)
     path = stored(weights, cache_dir)
@@ -121,9 +121,7 @@ def _converted_bytes(path: Path) -> int:
     Raises:
         ConfigurationError: The file is cut or is not a GGUF file.
     """
-    if fault := gguf_fault(path):
-        raise ConfigurationError(f"cannot load {path.name}: {fault}: download it again")
-    return 4 * read_sizes(path).num_values
+    return 4 * sum(tensor.num_weights for tensor in whole_header(path).tensors)
 
 
 def _fingerprint(path: Path) -> str:

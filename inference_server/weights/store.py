@@ -1,12 +1,11 @@
 """The models on this machine: gets them, lists them, and removes them. Imports neither torch nor transformers."""
 
 import logging
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
+from inference_server.weights.atomic_folder import remove_leftovers
 from inference_server.weights.fetching.integrity import folder_faults, lacks
+from inference_server.weights.fetching.inventory import StoredModel, inventory
 from inference_server.weights.fetching.package_model import PackageModel
 from inference_server.weights.fetching.selection import refuse_split
 from inference_server.weights.fetching.transfer import Show
@@ -14,28 +13,6 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-
-# Where the bytes are: the hub's own cache, a model out of a Python package, or a form that this server made of a model.
-Kind = Literal["hub", "package", "converted", "packed"]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredModel:
-    """A model, or a form of one, in a cache folder.
-
-    Attributes:
-        name: Its name for `remove_stored`. Forms of a model have the model's name.
-        kind: What it is; a packed or converted form is made again from the model when it is needed.
-        num_bytes: Bytes on disk.
-        path: Its folder or file.
-        last_used: Time of its last use, in local time with the offset from UTC.
-    """
-
-    name: str
-    kind: Kind
-    num_bytes: int
-    path: Path
-    last_used: datetime
 
 
 def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Show | None = None) -> Path:
@@ -56,7 +33,7 @@ def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Sho
         from inference_server.weights.fetching.hub import HubModel  # the hub's client takes time to import
 
         model = HubModel(weights, cache_dir)
-        if not refresh and (path := model.stored()):
+        if not refresh and (path := model.cached.stored()):
             return path
         path = model.fetch(refresh=refresh, show=show)
         _report_lacks(weights, path)
@@ -73,11 +50,54 @@ def stored(weights: Weights, cache_dir: Path) -> Path | None:
     if weights.hub is not None:
         from inference_server.weights.fetching.hub import HubModel
 
-        return HubModel(weights, cache_dir).stored()
+        return HubModel(weights, cache_dir).cached.stored()
     path = weights.path
     if weights.package is not None:
         path = PackageModel(weights.package, str(weights.file), cache_dir).path
     return path if path is not None and path.exists() else None
+
+
+def stored_models(cache_dir: Path) -> list[StoredModel]:
+    """Return the models in the hub's cache and in the server's cache folder, and the forms of them, sorted by name."""
+    return sorted(inventory(cache_dir), key=lambda model: (model.name, model.kind))
+
+
+def remove_stored(name: str, cache_dir: Path) -> int:
+    """Remove a model, and the forms of it that this server has made. Returns the bytes that became free.
+
+    A running server keeps the files that it has open. Unfinished folders of killed processes are removed as well.
+
+    Args:
+        name: A name of `stored_models`. The name of a repository includes its GGUF files.
+        cache_dir: The server's cache folder.
+
+    Raises:
+        ConfigurationError: No stored model has this name, or it cannot be removed.
+    """
+    models = [model for model in inventory(cache_dir) if model.name == name or model.name.startswith(f"{name}:")]
+    if not models:
+        raise ConfigurationError(f"no model {name!r} is stored: `tailrace list` shows the names")
+    remove_leftovers(cache_dir)
+    for model in models:
+        try:
+            _remove(model)
+        except OSError as error:
+            raise ConfigurationError(f"cannot remove {error.filename or model.path} ({error.strerror})") from None
+    return sum(model.num_bytes for model in models)
+
+
+def _remove(model: StoredModel) -> None:
+    if model.path.is_dir():
+        shutil.rmtree(model.path)
+    elif model.path.is_symlink():  # a file of a repository
+        model.path.resolve().unlink(missing_ok=True)
+        model.path.unlink()
+        snapshot = model.path.parent
+        with contextlib.suppress(OSError):  # the folder has other files
+            snapshot.rmdir()
+            shutil.rmtree(snapshot.parents[1])
+    else:
+        model.path.unlink(missing_ok=True)
 
 
 def _check(path: Path) -> None:

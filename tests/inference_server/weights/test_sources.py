@@ -147,6 +147,6 @@ def test_converting_draws_no_progress_bar(gguf_file, tmp_path, capfd):
 def test_a_file_that_is_not_gguf_is_named_and_leaves_nothing_behind(tmp_path, content):
     path = tmp_path / "tiny.gguf"
     path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match="^cannot load tiny.gguf: "):
+    with pytest.raises(ConfigurationError, match=r"^(cannot load )?tiny.gguf"):
         load(Weights(path=path), tmp_path)
     assert converted(tmp_path) == []
