@@ -1,10 +1,12 @@
 """The commands pull, list and rm: the models in the caches of this machine. They need the server's packages, but no server."""
 
+import contextlib
 import importlib.util
 import json
 import logging
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from inference_server.weights.store import StoredModel
 
 _REQUIRED = ("pydantic_settings", "huggingface_hub")
-# A line of the log that the next one replaces in a terminal begins with this.
-_UNFINISHED = "…"
 _CLEAR_LINE = "\r\033[K"
 _UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -42,11 +42,11 @@ def pull(names: Sequence[str]) -> int:
     from inference_server.serving.model_names import entries_of
     from inference_server.weights.store import fetch
 
-    _show_progress()
+    show = _show_progress()
     try:
         for entry in entries_of(names, settings.catalog):
             for weights in filter(None, (entry.weights, entry.draft)):
-                path = fetch(weights, settings.cache_dir, refresh=True) if weights.path is None else weights.path
+                path = fetch(weights, settings.cache_dir, refresh=True, show=show)
                 write(f"{entry.name}: {path} ({size(_bytes_of(path))})")
     except ConfigurationError as error:
         raise Failure(f"{error}.") from None
@@ -135,24 +135,33 @@ def _bytes_of(path: Path) -> int:
     return sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
 
 
-def _show_progress() -> None:
-    """Write the log to stderr: in a terminal, a line of progress replaces the one before it."""
-    handler = _ReplacedLines() if sys.stderr.isatty() else logging.StreamHandler()
+def _show_progress() -> Callable[[str], None] | None:
+    """Write the log to stderr. Return a function that shows a line of progress in a terminal; elsewhere, lines are logged."""
+    handler = _LinesAfterProgress()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("inference_server").setLevel(logging.INFO)
+    return handler.show if sys.stderr.isatty() else None
 
 
-class _ReplacedLines(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log lines to a terminal. The line after an unfinished one takes its place."""
+class _LinesAfterProgress(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes log lines to stderr. The next line takes the place of a line of progress."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_open = False
+        self._has_progress = False
+
+    def show(self, text: str) -> None:
+        """Write a line of progress, of which a terminal shows the part that fits."""
+        with self.lock or contextlib.nullcontext():
+            width = shutil.get_terminal_size().columns
+            self.stream.write(f"{_CLEAR_LINE}{text[: width - 1]}")
+            self.flush()
+            self._has_progress = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line; see the class."""
-        text = self.format(record)
-        is_open, self._is_open = self._is_open, text.startswith(_UNFINISHED)
-        self.stream.write(f"{_CLEAR_LINE if is_open else ''}{text}{'' if self._is_open else chr(10)}")
-        self.flush()
+        """Write one line of the log."""
+        if self._has_progress:
+            self.stream.write(_CLEAR_LINE)
+            self._has_progress = False
+        super().emit(record)

@@ -62,7 +62,7 @@ def test_pull_fetches_each_model_and_prints_its_place(tmp_path, monkeypatch, cap
     (tmp_path / "file").write_bytes(b"x" * 2000)
     fetched = []
 
-    def fetch(weights, cache_dir, *, refresh=False):
+    def fetch(weights, cache_dir, *, refresh=False, show=None):
         fetched.append((weights.hub, refresh))
         return tmp_path
 
@@ -78,12 +78,15 @@ def test_pull_of_a_wrong_name_fails():
         stored.pull(["./x"])
 
 
-def test_in_a_terminal_a_line_of_progress_is_replaced(capsys):
-    handler = stored._ReplacedLines()
-    for text in ("getting a", "… 1 of 2 GB", "… 2 of 2 GB", "done", "end"):
+def test_the_next_line_takes_the_place_of_progress(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "12")
+    handler = stored._LinesAfterProgress()
+    handler.show("getting a: 1 of 2 GB")
+    handler.show("getting b")
+    for text in ("done", "end"):
         handler.handle(logging.makeLogRecord({"msg": text}))
     clear = "\r\033[K"
-    assert capsys.readouterr().err == f"getting a\n… 1 of 2 GB{clear}… 2 of 2 GB{clear}done\nend\n"
+    assert capsys.readouterr().err == f"{clear}getting a: {clear}getting b{clear}done\nend\n"
 
 
 @pytest.mark.parametrize(
