@@ -1,6 +1,7 @@
 """A catalog entry whose model is loaded: its limits, its prompt encoder and the engine that it shares."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from inference_server.engine.base import BaseEngine
@@ -32,6 +33,7 @@ class HostedModel:
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
         thoughts: Finds the thoughts in its replies; None: replies are not searched for thoughts.
+        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS.
     """
 
     task: ClassVar[Literal["generation"]] = "generation"
@@ -44,6 +46,7 @@ class HostedModel:
     grammars: Grammars
     tool_format: ToolFormat
     thoughts: ModelThoughts | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def context_length(self) -> int:

@@ -34,7 +34,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3  # increment when the files' content changes
+_FORMAT = 4  # increment when the files' content changes
 _FILE = "model.safetensors"
 _EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
