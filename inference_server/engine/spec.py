@@ -5,6 +5,7 @@ An engine is a package in this folder whose module `build` implements EngineBuil
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -26,12 +27,14 @@ class EngineKey:
         precision: Precision in use on the device.
         engine: Name of the engine in the catalog.
         arguments: Arguments of the engine, as a JSON object with sorted keys.
+        adapters: Folders of the LoRA adapters of all entries, without duplicates.
     """
 
     weights: Weights
     precision: Precision
     engine: str
     arguments: str
+    adapters: tuple[Path, ...] = ()
 
 
 class EngineModel(Protocol):
@@ -60,7 +63,7 @@ class EngineSpec(Generic[ModelT]):
         end_ids: Tokens that end a reply.
         settings: Settings of the server.
         device: Device for engines that run in this process.
-        cache_tokens: Tokens of KV cache for which the GPU's memory has room; None: no limit, as on a CPU.
+        cache_tokens: Tokens of KV cache for which the device's memory has room; None: no limit.
         on_broken: Called on the event loop after the engine has failed permanently.
     """
 

@@ -96,6 +96,7 @@ def generation_request(
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
         NoRoomForReply: max_tokens must fit into the window and does not.
+        UnknownAdapter: The model has no adapter of the request's name.
         InvalidField: The reply's grammar cannot be enforced, or a bias is for a token that the model does not have.
     """
     must_fit = request.max_tokens_must_fit and request.sampling.HasField("max_tokens")
@@ -115,6 +116,7 @@ def generation_request(
         reject_if_busy=request.reject_if_busy,
         is_batch=request.priority == pb.PRIORITY_BATCH,
         constraint=_constraint(request, model, prompt.thoughts),
+        adapter=model.adapter(request.adapter),
     )
 
 
@@ -297,6 +299,7 @@ def model_info(model: "HostedModel") -> pb.Model:
         reply_shape=model.entry.shape,
         task=pb.TASK_TEXT_GENERATION,
         sampling_defaults=_sampling_defaults(model) if model.sampling else None,
+        adapters=model.adapters,
     )
 
 

@@ -95,8 +95,8 @@ class ModelTable(StrictTable):
     name: _Name
     description: str = ""
     source: Source
-    precision: Precision
-    context_length: Annotated[int, Field(ge=1)]
+    precision: Precision | None = None
+    context_length: Annotated[int, Field(ge=1)] | None = None
     sequence_length: Annotated[int, Field(ge=1)] | None = None
     chat_template: str | None = None
     stands_in: bool = False
@@ -123,8 +123,6 @@ class ModelTable(StrictTable):
 
     @model_validator(mode="after")
     def _has_keys_of_its_task(self) -> "ModelTable":
-        if self.task == "generation" and self.sequence_length is None:
-            raise ValueError("sequence_length is missing")
         wrong = _EMBEDDING_KEYS if self.task == "generation" else _GENERATION_KEYS
         if names := [name for name in wrong if name in self.model_fields_set]:
             raise ValueError(f'{names[0]} is not a key of a model with task = "{self.task}"')
