@@ -46,7 +46,7 @@ class EngineModel(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """Limits and end tokens."""
+        """Limits, end tokens and sampling defaults."""
 
 
 ModelT = TypeVar("ModelT", bound=EngineModel)

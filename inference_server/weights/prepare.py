@@ -19,7 +19,7 @@ from inference_server.settings import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.download import local_folder
 from inference_server.weights.loader import load_description, load_model
-from inference_server.weights.model_info import ModelInfo
+from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class PreparedModel:
     Attributes:
         model: A transformers model, or DecoderWeights; ModelRunner takes both.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
         num_bytes: Memory of the weights, in bytes.
         adapters: LoRA adapters, in the order of EngineKey.adapters.
     """
@@ -51,7 +51,7 @@ class ModelDescription:
     Attributes:
         folder: Folder with the weights, as transformers reads it.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
     """
 
     folder: Path
@@ -154,6 +154,7 @@ def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
         model_type=model_config.model_type,
         max_tokens=max_tokens(config),
         end_ids=[token for token in end_ids if token is not None],
+        sampling=sampling_defaults(generation_config),
     )
 
 
