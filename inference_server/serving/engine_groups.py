@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -20,9 +21,14 @@ def group_entries(entries: Iterable[CatalogEntry], device: torch.device) -> dict
         if entry.task != "generation":
             continue
         arguments = json.dumps(dict(entry.vllm), sort_keys=True)
-        key = EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
+        rope = json.dumps(dict(entry.rope), sort_keys=True) if entry.rope else ""
+        key = EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments, rope)
         groups.setdefault(key, []).append(entry)
-    return groups
+    longest = [max(entry.context_length + entry.sequence_length for entry in group) for group in groups.values()]
+    return {
+        replace(key, num_tokens=num_tokens): group
+        for (key, group), num_tokens in zip(groups.items(), longest, strict=True)
+    }
 
 
 def window(entry: CatalogEntry, max_tokens: int | None) -> int:

@@ -15,10 +15,11 @@ import transformers
 from huggingface_hub.utils.tqdm import enable_progress_bars
 
 from inference_server.attention import paged as attention
+from inference_server.attention.rope import OWN_ROPE, RopeChoice
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
+from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import local_folder, naming_source
-from inference_server.weights.encoders import refuse_encoders
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
@@ -63,6 +64,7 @@ def load_model(
     cache_dir: Path,
     int8_threshold: float = 0.0,
     attention_name: str = attention.NAME,
+    rope: RopeChoice = OWN_ROPE,
 ) -> LoadedModel:
     """Load one model with its tokenizer.
 
@@ -75,6 +77,7 @@ def load_model(
         cache_dir: Folder for converted models.
         int8_threshold: Outlier threshold of bitsandbytes, 0 for none.
         attention_name: Attention function, by its name in transformers' registry.
+        rope: The scaling of rotary positions.
 
     Raises:
         ConfigurationError: The weights are missing, damaged or incomplete; the message contains the remedy.
@@ -82,17 +85,20 @@ def load_model(
     precision = resolve_precision(precision, device)
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
-        refuse_encoders(folder)
+        refuse_unsupported(folder)
         quantizes = precision == "bitsandbytes-int8"
         verb = "quantising" if quantizes else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
-            from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
             attention.register()
+            config = AutoConfig.from_pretrained(folder)
+            rope.apply(config)
             if quantizes and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 output_loading_info=True,
                 dtype=activation_dtype(precision, device),
                 quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
@@ -102,6 +108,7 @@ def load_model(
                 device_map={"": device},
                 use_safetensors=True,
             )
+            rope.fix(model)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         # transformers fills missing tensors with random numbers and continues.
         if missing := sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import RopeChoice
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
@@ -27,7 +28,7 @@ _GIB = 2**30
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
     """Load the weights, or read them in packed form. Raises ConfigurationError."""
-    return prepare(key.weights, key.precision, device, settings)
+    return prepare(key.weights, key.precision, device, settings, RopeChoice(key.rope, key.num_tokens))
 
 
 async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list[Sample]] = sample_tokens) -> Engine:
