@@ -119,9 +119,9 @@ def original_length(rope: Mapping[str, Any], config: Any) -> int:
         rope: Parameters of the rotary positions.
         config: A transformers configuration, or the content of config.json.
     """
-    read = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None)
-    lengths = (rope.get("original_max_position_embeddings"), read("original_max_position_embeddings"))
-    return int(next((length for length in lengths if length), None) or read("max_position_embeddings") or 0)
+    names = ("original_max_position_embeddings", "max_position_embeddings")
+    given = [config.get(name) if isinstance(config, Mapping) else getattr(config, name, None) for name in names]
+    return int(next((length for length in (rope.get(names[0]), *given) if length), 0))
 
 
 def _kinds(config: Mapping[str, Any], parameters: str) -> Iterator[dict[str, Any]]:
