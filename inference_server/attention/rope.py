@@ -44,7 +44,7 @@ class RopeChoice:
                 "the catalog scales its rotary positions, but its layers differ in them: remove [models.rope]"
             )
         chosen = json.loads(self.parameters)
-        original = chosen.get("original_max_position_embeddings") or text.max_position_embeddings
+        original, longest = _lengths(chosen, text.max_position_embeddings)
         kept = {
             name: present[name] for name in ("rope_theta", "partial_rotary_factor") if present.get(name) is not None
         }
@@ -59,15 +59,19 @@ class RopeChoice:
             if hasattr(text, "original_max_position_embeddings"):  # has priority in transformers (Phi-3)
                 text.original_max_position_embeddings = original
         text.rope_parameters = kept | chosen
-        factor = float(chosen.get("factor") or 1.0)
-        text.max_position_embeddings = original if chosen["rope_type"] == "dynamic" else int(original * factor)
+        text.max_position_embeddings = original if chosen["rope_type"] == "dynamic" else longest
 
     def fix(self, model: Any) -> None:
-        """Give a loaded transformers model one set of frequencies for all lengths, instead of several."""
+        """Give a loaded transformers model the catalog's scaling, and one set of frequencies for all lengths.
+
+        Raises:
+            ValueError: As for `apply`.
+        """
+        self.apply(model.config)
         for module in model.modules():
             kinds = getattr(module, "rope_type", None)
-            if isinstance(kinds, str) and kinds in _BY_LENGTH:
-                self._fix(module, kinds, "", {})
+            if isinstance(kinds, str) and (self.parameters or kinds in _BY_LENGTH):
+                self._fix(module, module.config.rope_parameters["rope_type"], "", {})
                 module.rope_type = "default"
             elif isinstance(kinds, dict):
                 for layer_type, kind in kinds.items():
@@ -81,7 +85,8 @@ class RopeChoice:
         config, frequencies = module.config, getattr(module, f"{prefix}inv_freq")
         rope = config.rope_parameters[options["layer_type"]] if options else config.rope_parameters
         length = self.num_tokens if self.num_tokens > original_length(rope, config) else None
-        chosen, scaling = ROPE_INIT_FUNCTIONS[kind](config, frequencies.device, seq_len=length, **options)
+        compute = module.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+        chosen, scaling = compute(config, frequencies.device, seq_len=length, **options)
         frequencies.copy_(chosen)
         setattr(module, f"{prefix}attention_scaling", scaling)
 
@@ -100,6 +105,17 @@ class RopeChoice:
 
 
 OWN_ROPE = RopeChoice()  # the scaling of the model's configuration
+
+
+def scaled_window(parameters: Mapping[str, Any], own: int) -> int:
+    """Return the longest sequence in tokens with the catalog's `rope`. `own`: the window of the model's configuration."""
+    return _lengths(parameters, own)[1]
+
+
+def _lengths(parameters: Mapping[str, Any], own: int) -> tuple[int, int]:
+    """Return the length without and with the catalog's scaling, in tokens."""
+    original = int(parameters.get("original_max_position_embeddings") or own)
+    return original, int(original * float(parameters.get("factor") or 1.0))
 
 
 def window(config: Any) -> int | None:

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from inference_server.attention.paged import Projections
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.experts import PackedExperts
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.pack import pack, pack_linears
+from inference_server.cpu.routers import is_router, pack_router
 from inference_server.kernels import ops
 from inference_server.kernels.jit.arguments import HeadNorms
-from inference_server.precision import Precision
+from inference_server.linears.experts import SILUS, is_stack
+from inference_server.precision import Precision, activation_dtype
 
 # Attention classes whose forward is: project, normalise the heads of q and k if the layer has norms, rotate whole heads in
 # halves if the layer uses positions, attend, project. Classes are compared by name, not by isinstance, because a subclass may
@@ -27,22 +30,39 @@ _ATTENTIONS = {
     "GraniteAttention",
     "LlamaAttention",
     "MistralAttention",
+    "MixtralAttention",
     "Phi3Attention",
     "Qwen2Attention",
+    "Qwen2MoeAttention",
     "Qwen3Attention",
+    "Qwen3MoeAttention",
     "SeedOssAttention",
     "SmolLM3Attention",
 }
 # Classes that take the sliding window of every layer from the configuration.
-_WINDOWED = {"MistralAttention", "Phi3Attention"}
-_MLPS = {"GraniteMLP", "LlamaMLP", "MistralMLP", "Phi3MLP", "Qwen2MLP", "Qwen3MLP", "SeedOssMLP", "SmolLM3MLP"}
-_SILUS = {"SiLU", "SiLUActivation"}  # torch's class and transformers' class
+_WINDOWED = {"MistralAttention", "MixtralAttention", "Phi3Attention"}
+_MLPS = {
+    "GraniteMLP",
+    "LlamaMLP",
+    "MistralMLP",
+    "Phi3MLP",
+    "Qwen2MLP",
+    "Qwen2MoeMLP",
+    "Qwen3MLP",
+    "Qwen3MoeMLP",
+    "SeedOssMLP",
+    "SmolLM3MLP",
+}
 _NORMS = {
     "GraniteRMSNorm",
     "LlamaRMSNorm",
     "MistralRMSNorm",
+    "MixtralRMSNorm",
+    "OlmoeRMSNorm",
     "Phi3RMSNorm",
+    "Qwen2MoeRMSNorm",
     "Qwen2RMSNorm",
+    "Qwen3MoeRMSNorm",
     "Qwen3RMSNorm",
     "SeedOssRMSNorm",
     "SmolLM3RMSNorm",
@@ -135,7 +155,7 @@ class FusedRMSNorm(nn.Module):
 def fuse(
     model: nn.Module, precision: Precision, *, batch_invariant: bool, backends: Items[LinearBackend] = BACKENDS
 ) -> None:
-    """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear layer.
+    """Replace modules of a model on a CPU in place: attention, MLPs, experts, norms, and every remaining linear layer.
 
     Args:
         model: A transformers causal language model.
@@ -144,9 +164,14 @@ def fuse(
         backends: The candidates for linear layers, of which the first that supports a layer is used.
     """
     packed = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
+    dtype = activation_dtype(precision, torch.device("cpu"))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if replacement := _replacement(child, packed):
+            if is_stack(child):
+                setattr(parent, name, PackedExperts(child, packed, dtype, batch_invariant=batch_invariant))
+            elif is_router(child) and precision != "float32":
+                setattr(parent, name, pack_router(child, backends) or child)
+            elif replacement := _replacement(child, packed):
                 setattr(parent, name, replacement)
     pack_linears(model, precision, batch_invariant=batch_invariant, backends=backends)
 
@@ -157,7 +182,7 @@ def _replacement(module: nn.Module, packed: _Pack) -> nn.Module | None:
     if name in _ATTENTIONS and not rotates_partly(module.config):
         return FusedAttention(module, packed)
     activation = getattr(module, "activation_fn" if name == "Phi3MLP" else "act_fn", None)
-    if name in _MLPS and type(activation).__name__ in _SILUS:
+    if name in _MLPS and type(activation).__name__ in SILUS:
         return FusedMLP(module, packed)
     if name in _NORMS:
         return FusedRMSNorm(module)

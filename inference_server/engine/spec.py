@@ -5,6 +5,7 @@ An engine is a package in this folder whose module `build` implements EngineBuil
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ class EngineKey:
         arguments: Arguments of the engine, as a JSON object with sorted keys.
         rope: The catalog's scaling of rotary positions, as a JSON object with sorted keys; "" for the model's own.
         num_tokens: The longest prompt and reply together that the entries allow, in tokens. It may differ between entries.
+        adapters: Folders of the LoRA adapters of all entries, without duplicates.
     """
 
     weights: Weights
@@ -36,6 +38,7 @@ class EngineKey:
     arguments: str
     rope: str = ""
     num_tokens: int = field(default=0, compare=False)
+    adapters: tuple[Path, ...] = ()
 
 
 class EngineModel(Protocol):
@@ -64,7 +67,7 @@ class EngineSpec(Generic[ModelT]):
         end_ids: Tokens that end a reply.
         settings: Settings of the server.
         device: Device for engines that run in this process.
-        cache_tokens: Tokens of KV cache for which the GPU's memory has room; None: no limit, as on a CPU.
+        cache_tokens: Tokens of KV cache for which the device's memory has room; None: no limit.
         on_broken: Called on the event loop after the engine has failed permanently.
     """
 

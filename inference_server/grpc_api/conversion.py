@@ -96,6 +96,7 @@ def generation_request(
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
         NoRoomForReply: max_tokens must fit into the window and does not.
+        UnknownAdapter: The model has no adapter of the request's name.
         InvalidField: The reply's grammar cannot be enforced, or a bias is for a token that the model does not have.
     """
     sampling = request.sampling
@@ -114,6 +115,7 @@ def generation_request(
         reject_if_busy=request.reject_if_busy,
         is_batch=request.priority == pb.PRIORITY_BATCH,
         constraint=_constraint(request, model, prompt.thoughts),
+        adapter=model.adapter(request.adapter),
     )
 
 
@@ -295,4 +297,5 @@ def model_info(model: "HostedModel") -> pb.Model:
         has_reasoning=model.thoughts is not None,
         reply_shape=model.entry.shape,
         task=pb.TASK_TEXT_GENERATION,
+        adapters=model.adapters,
     )

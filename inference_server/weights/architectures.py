@@ -4,12 +4,12 @@ Architectures are named by transformers' `model_type`. tests/exact/test_architec
 docs/architectures.md has the results. What this module does not list is loaded, and ModelRunner.probe checks it with one token.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inference_server.errors import UnsupportedModel
+from inference_server.weights.shape import read_config_file
 
 # Names of the architectures, by the clause that is the reason.
 _BY_REASON: dict[str, str] = {
@@ -48,12 +48,21 @@ def refuse_unsupported(folder: Path) -> None:
     Raises:
         UnsupportedModel: It does not run; the message is the reason, a clause that names the architecture.
     """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    # sentence-transformers wrote a folder that has this file.
-    reason = _ENCODERS if (folder / "modules.json").is_file() else refusal(config)
+    config = read_config_file(folder)
+    reason = _ENCODERS if is_encoder(config, folder) else refusal(config)
     if reason is not None:
         raise UnsupportedModel(reason)
+
+
+def is_encoder(config: Mapping[str, Any], folder: Path) -> bool:
+    """Return True if a model embeds text: its architecture does, or sentence-transformers wrote its folder.
+
+    Args:
+        config: The content of its config.json.
+        folder: Its folder.
+    """
+    is_known = _REASONS.get(str(config.get("model_type"))) == _ENCODERS and not config.get("is_decoder")
+    return is_known or (folder / "modules.json").is_file()
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:

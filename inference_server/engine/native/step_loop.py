@@ -187,7 +187,7 @@ class StepLoop:
             if seq.penalties is None and seq.request.sampling.has_penalties:
                 seq.penalties = self.penalties_of(seq)
             token_ids = seq.token_ids[chunk.start : chunk.end]
-            pieces.append(PromptPiece(seq.block_ids, chunk.start, token_ids, chunk.is_last))
+            pieces.append(PromptPiece(seq.block_ids, chunk.start, token_ids, chunk.is_last, seq.request.adapter))
         return pieces
 
     def penalties_of(self, seq: Sequence) -> PenaltyState:
@@ -218,7 +218,7 @@ def _row(index: int, seq: Sequence) -> Row:
 
 
 def _next_tokens(plan: StepPlan) -> list[NextToken]:
-    return [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1]) for seq in plan.decode]
+    return [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1], seq.request.adapter) for seq in plan.decode]
 
 
 def _seqs_of(chunks: list[PrefillChunk]) -> list[Sequence]:

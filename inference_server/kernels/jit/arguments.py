@@ -31,7 +31,18 @@ def _layout(arguments: str) -> Struct:
     return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
-RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
+RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
+    6,
+    7,
+    5,
+    10,
+    9,
+    8,
+    7,
+)
+
+# The kernel `lora` multiplies this many ranks at a time. The matrices are padded with zeros to a multiple of it.
+LORA_RANKS = 4
 
 _RMS_NORM = _layout("5qd")
 _ADD_RMS_NORM = _layout("6q2d")
@@ -40,6 +51,7 @@ _ROPE = _layout("13qd")
 _ATTENTION = _layout("14q2d")
 _PREFILL = _layout("9qd")
 _LINEAR = _layout("9q")
+_LORA = _layout("12q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
@@ -199,3 +211,24 @@ def linear(
     """
     sizes = (num_rows, width, num_outputs)
     return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace)
+
+
+def lora(
+    x: Tensor, out: Tensor, adapters: Tensor, table: Tensor, parts: Tensor, scratch: Tensor, gated: Tensor | None
+) -> bytes:
+    """Return the argument block of `lora`, or of `lora-gated` if there is a gated result.
+
+    Args:
+        x: Activations, (rows, inputs).
+        out: Result of the layer, (rows, outputs).
+        adapters: The adapter of each row, from 1; 0 for none. (rows,) int32.
+        table: Matrices, (adapters, parts, 4) int64: see kernels/linear/lora.py.
+        parts: First panel and number of panels of each part, (parts, 2) int64.
+        scratch: (rows, parts * the largest rank) float32, or wider.
+        gated: The gated result, (rows, outputs / 2).
+    """
+    num_parts = len(parts)
+    tensors = [each.data_ptr() for each in (x, out, adapters, table)]
+    sizes = (x.shape[0], x.shape[1], out.shape[1], num_parts)
+    rest = (parts.data_ptr(), scratch.data_ptr(), scratch.shape[1] // num_parts)
+    return _LORA.pack(0, 0, 0, *tensors, *sizes, *rest, 0 if gated is None else gated.data_ptr())
