@@ -19,7 +19,7 @@ from tailrace_shared.short_names import Ambiguous, long_name
 
 if TYPE_CHECKING:
     from inference_server.settings import Settings
-    from inference_server.weights.store import StoredModel
+    from inference_server.weights.fetching.inventory import StoredModel
 
 _REQUIRED = ("pydantic_settings", "huggingface_hub")
 _CLEAR_LINE = "\r\033[K"

@@ -4,7 +4,7 @@ An engine is a package in this folder whose module `build` implements EngineBuil
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,6 +27,8 @@ class EngineKey:
         precision: Precision in use on the device.
         engine: Name of the engine in the catalog.
         arguments: Arguments of the engine, as a JSON object with sorted keys.
+        rope: The catalog's scaling of rotary positions, as a JSON object with sorted keys; "" for the model's own.
+        num_tokens: The longest prompt and reply together that the entries allow, in tokens. It may differ between entries.
         adapters: Folders of the LoRA adapters of all entries, without duplicates.
     """
 
@@ -34,6 +36,8 @@ class EngineKey:
     precision: Precision
     engine: str
     arguments: str
+    rope: str = ""
+    num_tokens: int = field(default=0, compare=False)
     adapters: tuple[Path, ...] = ()
 
 

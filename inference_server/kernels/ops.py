@@ -157,9 +157,7 @@ def paged_decode_attention(
             query, keys, values, block_table, lengths, scaling, sliding_window, softcap, sinks
         )
     out = torch.empty(num_seqs, num_heads, value_width, dtype=query.dtype)
-    block = arguments.attention(
-        query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap, sinks
-    )
+    block = arguments.attention(query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap, sinks)
     function.run(block, num_seqs * num_kv_heads, ENOUGH_NS)
     return out
 

@@ -23,9 +23,14 @@ def group_entries(entries: Iterable[CatalogEntry], device: torch.device) -> dict
         if entry.task != "generation":
             continue
         arguments = json.dumps(dict(entry.vllm), sort_keys=True)
-        key = EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
+        rope = json.dumps(dict(entry.rope), sort_keys=True) if entry.rope else ""
+        key = EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments, rope)
         groups.setdefault(key, []).append(entry)
-    return {replace(key, adapters=_adapters(group)): group for key, group in groups.items()}
+    return {replace(key, adapters=_adapters(group), num_tokens=_longest(group)): group for key, group in groups.items()}
+
+
+def _longest(entries: Iterable[CatalogEntry]) -> int:
+    return max(window(entry, None) for entry in entries)
 
 
 def _adapters(entries: Iterable[CatalogEntry]) -> tuple[Path, ...]:

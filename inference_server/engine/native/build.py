@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import RopeChoice
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
@@ -31,7 +32,7 @@ def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedMo
     """Load the weights, or read them in packed form, and the adapters. Raises ConfigurationError."""
     # The adapters are read first: an error in one of them ends the start at once.
     adapters = tuple(read_adapter(folder, device) for folder in key.adapters)
-    model = prepare(key.weights, key.precision, device, settings)
+    model = prepare(key.weights, key.precision, device, settings, RopeChoice(key.rope, key.num_tokens))
     return replace(model, adapters=adapters, num_bytes=model.num_bytes + sum(each.num_bytes for each in adapters))
 
 
