@@ -161,6 +161,8 @@ def _text_properties(model: Model) -> _Entry:
         "function_calling": "true",
         "price": [_price("input"), _price("output"), _price("cached input")],
     }
+    if model.adapters:
+        values |= {"lora": "true", "adapters": list(model.adapters)}
     if model.has_reasoning:
         values |= {"reasoning": "true", "reasoning_effort": _REASONING_EFFORT}
     return values
