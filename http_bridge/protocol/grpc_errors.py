@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.protocol.validation import Problem, bad_field, bad_fields, bad_input
+from tailrace_shared.workers_ai import how_to_serve, removed_on
 
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -48,13 +49,25 @@ def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
 
 
 def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
-    """Return the error for a model that no server hosts: 400/5007. `names`: the models of the servers."""
-    listed = f": the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    """Return the error for a model that no server hosts: 400/5007, or 400/5028 for a model that Cloudflare removed.
+
+    For a model of Workers AI's catalogue, the message contains the step that serves it.
+
+    Args:
+        model: The requested name.
+        names: The models of the servers.
+    """
+    listed = f"the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    step = how_to_serve(model) or ""
+    more = "; ".join(each for each in (step, listed) if each)
+    if day := removed_on(model):
+        return removed_model(day, f"No server here hosts it: {more}.")
+    reasons = f": {more}" if more else ""
     return ApiError(
         400,
         5007,
-        f"No such model {model} or task{listed}",
-        openai_message=f"The model '{model}' does not exist{listed}",
+        f"No such model {model} or task{reasons}",
+        openai_message=f"The model '{model}' does not exist{' here' if step else ''}{reasons}",
         param="model",
         is_unknown_model=True,
     )
@@ -69,6 +82,17 @@ def unknown_adapter(model: str, names: Sequence[str]) -> ApiError:
         return ApiError(405, 5005, f"The model {model} does not support LoRa inference", param="lora")
     listed = ", ".join(names[:_MAX_NAMES])
     return bad_field("/lora", f"is not an adapter of the model {model}: its adapters are {listed}")
+
+
+def removed_model(day: str, more: str = "") -> ApiError:
+    """Return the error for a model that Cloudflare removed: 400/5028.
+
+    Args:
+        day: The day of the removal, YYYY-MM-DD.
+        more: A sentence to add, for a model that no server hosts. Empty: the servers host it, and the profile refuses it.
+    """
+    sentence = f"This model was deprecated on {day}. Please use an alternative model."
+    return ApiError(400, 5028, f"{sentence} {more}".rstrip(), param="model", is_unknown_model=bool(more))
 
 
 def request_timeout() -> ApiError:

@@ -19,6 +19,7 @@ from inference_server.attention.kv_cache import KVCache
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.errors import UnsupportedModel
 from inference_server.kernels import ops
+from inference_server.kernels.jit.arguments import HeadNorms
 
 NAME = "tailrace"
 
@@ -96,6 +97,7 @@ class Projections:
     sin: Tensor  # (num_tokens, head_dim)
     num_heads: int
     num_kv_heads: int
+    norms: HeadNorms | None = None  # of query and key heads, before the rotation
 
     @property
     def head_dim(self) -> int:
@@ -132,11 +134,11 @@ class _Batch(ABC):
         return self._attend(query, keys, values, spec)
 
     def attend_fused(self, layer: int, parts: Projections, spec: AttentionSpec) -> Tensor:
-        """Rotate, write keys and values into the cache, and attend. Returns (num_tokens, num_heads, head_dim)."""
+        """Normalise and rotate, write keys and values into the cache, and attend. Returns (num_tokens, num_heads, head_dim)."""
         like = parts.qkv.new_empty((0, parts.num_kv_heads, parts.head_dim))
         keys, values = self._cache.layer(layer, like, like)
         query = ops.rope_and_write(
-            parts.qkv, parts.cos, parts.sin, keys, values, self._rows, parts.num_heads, parts.num_kv_heads
+            parts.qkv, parts.cos, parts.sin, keys, values, self._rows, parts.num_heads, parts.num_kv_heads, parts.norms
         )
         self.windows[layer] = spec.sliding_window
         return self._attend(query, keys, values, spec)

@@ -36,13 +36,15 @@ from inference_server.kernels.jit.program import KernelCall, Program
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """The tensors at fixed addresses that the kernels read and write. The first ten have the shape (num_rows, …)."""
+    """The tensors at fixed addresses that the kernels read and write. The first twelve have the shape (num_rows, …)."""
 
     hidden: Tensor  # the residual stream
     normed: Tensor
     delta: Tensor  # the output of attention or MLP, to be added to hidden
     cos: Tensor
     sin: Tensor
+    ones: Tensor  # the cosines of layers that do not rotate
+    zeros: Tensor  # their sines
     qkv: Tensor
     query: Tensor
     attended: Tensor
@@ -154,6 +156,8 @@ class CpuForward:
         positions = [position for part in parts for position in part.positions]
         count = len(token_ids)
         torch.index_select(self._decoder.embedding, 0, torch.tensor(token_ids), out=buffers.hidden[:count])
+        if self._decoder.embedding_factor != 1.0:
+            buffers.hidden[:count] *= self._decoder.embedding_factor
         self._decoder.rotary.angles(torch.tensor(positions), buffers.cos[:count], buffers.sin[:count])
 
     def _set_adapters(self, tokens: DecodeTokens | None, prompts: PromptTokens | None, buffers: _Buffers) -> bool:
@@ -189,6 +193,8 @@ class CpuForward:
             delta=zeros(hidden_size),
             cos=zeros(decoder.head_dim),
             sin=zeros(decoder.head_dim),
+            ones=zeros(decoder.head_dim) + 1.0,
+            zeros=zeros(decoder.head_dim),
             qkv=zeros(layer.qkv.out_features),
             query=zeros(decoder.num_heads, decoder.head_dim),
             attended=zeros(decoder.num_heads, decoder.head_dim),
@@ -245,15 +251,17 @@ class CpuForward:
         hidden, delta, normed, eps = buffers.hidden, buffers.delta, buffers.normed, self._decoder.eps
         if is_first:
             return KernelCall(self._kernel("rms_norm"), arguments.rms_norm(hidden, weight, normed, eps), RMS_NORM_ROWS)
-        block = arguments.add_rms_norm(hidden, delta, weight, normed, eps)
+        block = arguments.add_rms_norm(hidden, delta, weight, normed, eps, self._decoder.residual_factor)
         return KernelCall(self._kernel("add_rms_norm"), block, ADD_RMS_NORM_ROWS)
 
     def _attention(
         self, index: int, layer: LayerWeights, b: _Buffers, has_decode: bool, has_prompts: bool
     ) -> list[KernelCall]:
         keys, values = self._keys_and_values(index)
-        rotate = arguments.rope_and_write(b.qkv, b.cos, b.sin, keys, values, b.rows, b.query)
-        calls = [KernelCall(self._kernel("rope_and_write", b.cos.dtype, keys.dtype), rotate, ROPE_ROWS)]
+        cos, sin = (b.cos, b.sin) if layer.rotates else (b.ones, b.zeros)
+        rotate = arguments.rope_and_write(b.qkv, cos, sin, keys, values, b.rows, b.query, layer.head_norms)
+        name = "rope_and_write" if layer.head_norms is None else "norm_rope_and_write"
+        calls = [KernelCall(self._kernel(name, cos.dtype, keys.dtype), rotate, ROPE_ROWS)]
         if has_prompts:
             calls.append(self._prefill_attention(layer.attention, keys, values, b))
         if has_decode:

@@ -63,7 +63,7 @@ class EngineSpec(Generic[ModelT]):
         end_ids: Tokens that end a reply.
         settings: Settings of the server.
         device: Device for engines that run in this process.
-        cache_tokens: Tokens of KV cache for which the GPU's memory has room; None: no limit, as on a CPU.
+        cache_tokens: Tokens of KV cache for which the device's memory has room; None: no limit.
         on_broken: Called on the event loop after the engine has failed permanently.
     """
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.torch_attention import AttentionSpec
-from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, is_int8, stacked
+from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, stacked
 from inference_server.gpu.paths import SUPPORTED_ARCHITECTURES
+from inference_server.linears.plain import is_int8
 
 # Classes are compared by name, not by isinstance, because a subclass may compute something else.
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}

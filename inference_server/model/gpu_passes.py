@@ -15,9 +15,10 @@ from inference_server.gpu.decoder import extract
 from inference_server.gpu.forward import GpuForward
 from inference_server.gpu.graphs import DecodeGraphs, DecodePass
 from inference_server.gpu.inputs import DecodeInputs, DecodeRows
-from inference_server.gpu.linear import has_outlier_threshold, is_int8, replace_int8
+from inference_server.gpu.linear import has_outlier_threshold, replace_int8
 from inference_server.gpu.paths import GpuPath
 from inference_server.gpu.triton_support import obstacle
+from inference_server.linears.plain import is_int8
 from inference_server.lora.adapter import Adapter
 from inference_server.model.module_adapters import ModuleAdapters, decoder_parts, module_parts
 

@@ -17,14 +17,16 @@ Task = Literal["generation", "embedding"]
 Speculation = Literal["prompt-lookup", "off"]
 
 
-class _Table(BaseModel):
+class StrictTable(BaseModel):
+    """A table whose keys are all known, with values of exactly their types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 _Name = Annotated[str, Field(min_length=1)]
 
 
-class Source(_Table):
+class Source(StrictTable):
     """The table `source`: exactly one of its forms."""
 
     hub: _Name | None = None
@@ -49,7 +51,7 @@ class Source(_Table):
         return self
 
 
-class SamplingTable(_Table):
+class SamplingTable(StrictTable):
     """The table `[models.sampling]`: values for requests that do not set these parameters (see SAMPLING_FIELDS)."""
 
     max_tokens: int | None = None
@@ -87,14 +89,14 @@ _GENERATION_KEYS = (
 )
 
 
-class ModelTable(_Table):
+class ModelTable(StrictTable):
     """A `[[models]]` table."""
 
     name: _Name
     description: str = ""
     source: Source
-    precision: Precision
-    context_length: Annotated[int, Field(ge=1)]
+    precision: Precision | None = None
+    context_length: Annotated[int, Field(ge=1)] | None = None
     sequence_length: Annotated[int, Field(ge=1)] | None = None
     chat_template: str | None = None
     stands_in: bool = False
@@ -121,15 +123,13 @@ class ModelTable(_Table):
 
     @model_validator(mode="after")
     def _has_keys_of_its_task(self) -> "ModelTable":
-        if self.task == "generation" and self.sequence_length is None:
-            raise ValueError("sequence_length is missing")
         wrong = _EMBEDDING_KEYS if self.task == "generation" else _GENERATION_KEYS
         if names := [name for name in wrong if name in self.model_fields_set]:
             raise ValueError(f'{names[0]} is not a key of a model with task = "{self.task}"')
         return self
 
 
-class Document(_Table):
+class Document(StrictTable):
     """A whole catalog file."""
 
     models: Annotated[list[ModelTable], Field(min_length=1)]

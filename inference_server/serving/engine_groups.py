@@ -33,11 +33,11 @@ def _adapters(entries: Iterable[CatalogEntry]) -> tuple[Path, ...]:
 
 
 def window(entry: CatalogEntry, max_tokens: int | None) -> int:
-    """Return the longest prompt and reply together, in tokens: the sum of the entry's limits, or the model's own window.
+    """Return the longest prompt and reply together, in tokens: the sum of the entry's limits, or a lower limit on both.
 
     Args:
         entry: The entry.
         max_tokens: The model's window in tokens; None: no limit.
     """
     wanted = entry.context_length + entry.sequence_length
-    return min(wanted, max_tokens or wanted)
+    return min(wanted, max_tokens or wanted, entry.window_limit or wanted)

@@ -11,6 +11,7 @@ from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
+from inference_server.linears.share import quantised_share
 from inference_server.lora.adapter import Adapter
 from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
@@ -113,7 +114,17 @@ def _load(weights: Weights, precision: Precision, device: torch.device, settings
     )
     model = loaded.model
     info = _model_info(model.config, model.generation_config)
+    _log_share(model, weights, precision, device)
     return PreparedModel(model, loaded.tokenizer, info, model.get_memory_footprint())
+
+
+def _log_share(model: Any, weights: Weights, precision: Precision, device: torch.device) -> None:
+    """Log how many of a loaded model's parameters the precision quantises, and warn of layers that it does not."""
+    share = quantised_share(model, precision, head_is_quantised=device.type == "cpu")
+    if share is not None:
+        logger.info("%s: %s", weights, share)
+        if share.warning:
+            logger.warning("%s: %s", weights, share.warning)
 
 
 def _pack(

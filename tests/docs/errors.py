@@ -14,7 +14,10 @@ WHEN = {
     (400, 5007): "no such model; the message lists the models. 404 on OpenAI's routes",
     (400, 5023): "profile `2026-strict`: JSON mode in a stream",
     (400, 5024): "JSON mode, and the reply was cut",
-    (400, 5028): "profile `2026-strict`: Cloudflare removed this model",
+    (
+        400,
+        5028,
+    ): "Cloudflare removed this model, and no server here hosts it (404 on OpenAI's routes), or the profile is `2026-strict`",
     (
         400,
         6003,

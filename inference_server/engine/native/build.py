@@ -99,7 +99,7 @@ def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
     if tokens is None:
         return most
     if tokens // block_size < blocks_per_sequence:
-        setting = "the GPU's free memory" if wanted is None else f"TAILRACE_KV_CACHE_TOKENS={wanted}"
+        setting = "the free memory" if wanted is None else f"TAILRACE_KV_CACHE_TOKENS={wanted}"
         raise ConfigurationError(
             f"{setting} is too small for a sequence of {spec.max_len} tokens, the longest that the catalog allows: "
             "lower context_length or sequence_length in the catalog, or make the KV cache larger"

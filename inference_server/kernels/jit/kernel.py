@@ -73,7 +73,8 @@ def makers() -> "dict[str, Callable[..., Emit]]":
     return {
         "rms_norm": norms.make_rms_norm,
         "add_rms_norm": norms.make_add_rms_norm,
-        "rope_and_write": rope.make_rope_and_write,
+        "rope_and_write": partial(rope.make_rope_and_write, False),
+        "norm_rope_and_write": partial(rope.make_rope_and_write, True),
         "decode_attention": decode.make_decode_attention,
         "prefill_attention": prefill.make_prefill_attention,
         "program": program_runner.make_program,
