@@ -72,8 +72,7 @@ class HostedModel:
             UnknownAdapter: The model has no adapter of this name.
         """
         if name and name not in self.adapters:
-            listed = f"; its adapters are {', '.join(self.adapters)}" if self.adapters else ""
-            raise UnknownAdapter(f"the model {self.entry.name} has no LoRA adapter {name!r}{listed}")
+            raise UnknownAdapter(self.entry.name, name, list(self.adapters))
         return self.adapters[name] if name else 0
 
     def check_length(self, num_prompt_tokens: int, max_tokens: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """Endpoints of OpenAI's list of models."""
 
 import time
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,18 +14,27 @@ _STARTED = int(time.time())
 
 
 async def openai_models(request: Request) -> Response:
-    """GET …/v1/models: list every model."""
-    return JSONResponse({"object": "list", "data": [_entry(model) for model in await list_models(request)]})
+    """GET …/v1/models: list every model, each followed by its LoRA adapters."""
+    return JSONResponse({"object": "list", "data": _entries(await list_models(request))})
 
 
 async def openai_model(request: Request) -> Response:
-    """GET …/v1/models/{model}: describe one model, or answer 404."""
+    """GET …/v1/models/{model}: describe one model or LoRA adapter, or answer 404."""
     name = request.path_params["model"]
     models = await list_models(request)
-    for model in models:
-        if model.name == name:
-            return JSONResponse(_entry(model))
+    # A name that a model and an adapter have means the model.
+    for entry in sorted(_entries(models), key=lambda entry: "parent" in entry):
+        if entry["id"] == name:
+            return JSONResponse(entry)
     raise unknown_model(name, [model.name for model in models])
+
+
+def _entries(models: Sequence[Model]) -> list[dict[str, object]]:
+    entries: list[dict[str, object]] = []
+    for model in models:
+        entry = _entry(model)
+        entries += [entry, *({**entry, "id": name, "parent": model.name} for name in model.adapters)]
+    return entries
 
 
 def _entry(model: Model) -> dict[str, object]:

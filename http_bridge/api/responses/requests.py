@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from http_bridge.api.adapters import with_adapter
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.items import Conversation
@@ -62,7 +63,8 @@ def responses_job(
         document = {**document, "model": model}
     body = incoming.bodies.responses(document)
     profile = incoming.profile.for_openai(is_at_account=False)
-    request = run_request(body, profile, model=check_model_name(document["model"]), account=incoming.account)
+    body, model = with_adapter(incoming, body, check_model_name(document["model"]))
+    request = run_request(body, profile, model=model, account=incoming.account)
     toolbox = Toolbox()
     recall = partial(RECENT_ITEMS.find, incoming.account)
     _set_chat(request.chat, document, Conversation(request.model, toolbox, recall), toolbox)

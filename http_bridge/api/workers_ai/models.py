@@ -176,6 +176,8 @@ def _text_properties(model: Model) -> _Entry:
     }
     if defaults := sampling_defaults(model):
         values["default_parameters"] = defaults
+    if model.adapters:
+        values |= {"lora": "true", "adapters": list(model.adapters)}
     if model.has_reasoning:
         values |= {"reasoning": "true", "reasoning_effort": _REASONING_EFFORT}
     return values
