@@ -5,7 +5,7 @@ An engine is a package in this folder whose module `build` implements EngineBuil
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 
@@ -26,12 +26,16 @@ class EngineKey:
         precision: Precision in use on the device.
         engine: Name of the engine in the catalog.
         arguments: Arguments of the engine, as a JSON object with sorted keys.
+        speculation: Where draft tokens come from, as in the catalog; None: the engine decides.
+        draft: Source of a draft model's weights; None: no draft model.
     """
 
     weights: Weights
     precision: Precision
     engine: str
     arguments: str
+    speculation: Literal["prompt-lookup", "off"] | None = None
+    draft: Weights | None = None
 
 
 class EngineModel(Protocol):

@@ -13,14 +13,15 @@ from inference_server.serving.catalog import CatalogEntry
 def group_entries(entries: Iterable[CatalogEntry], device: torch.device) -> dict[EngineKey, list[CatalogEntry]]:
     """Return the entries of each engine that generates text.
 
-    They have the same weights, precision on `device`, and engine arguments. Embedding models are left out.
+    They have the same weights, precision on `device`, engine arguments and speculation. Embedding models are left out.
     """
     groups: dict[EngineKey, list[CatalogEntry]] = {}
     for entry in entries:
         if entry.task != "generation":
             continue
         arguments = json.dumps(dict(entry.vllm), sort_keys=True)
-        key = EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
+        precision = resolve_precision(entry.precision, device)
+        key = EngineKey(entry.weights, precision, entry.engine, arguments, entry.speculation, entry.draft)
         groups.setdefault(key, []).append(entry)
     return groups
 

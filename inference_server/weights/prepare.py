@@ -32,12 +32,14 @@ class PreparedModel:
         tokenizer: The transformers tokenizer.
         info: Limits and end tokens.
         num_bytes: Memory of the weights, in bytes.
+        draft: The model that computes draft tokens; None: no such model.
     """
 
     model: Any
     tokenizer: Any
     info: ModelInfo
     num_bytes: int
+    draft: "PreparedModel | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -10,7 +11,8 @@ from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduling.step_plan import Policy
-from inference_server.engine.native.step_loop import Logits, sample_tokens
+from inference_server.engine.native.speculation.build import drafting_of, with_draft_model
+from inference_server.engine.native.step_rows import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
@@ -27,7 +29,8 @@ _GIB = 2**30
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
     """Load the weights, or read them in packed form. Raises ConfigurationError."""
-    return prepare(key.weights, key.precision, device, settings)
+    model = prepare(key.weights, key.precision, device, settings)
+    return with_draft_model(model, key, device, settings)
 
 
 async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list[Sample]] = sample_tokens) -> Engine:
@@ -50,6 +53,7 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
     with progress(f"compiling and checking {key.weights} as {key.precision}", is_brief=True):
         await in_daemon_thread(runner.probe)
         await in_daemon_thread(runner.record_graphs)
+        drafting = await in_daemon_thread(partial(drafting_of, spec, runner))
     logger.info(
         "%s as %s on %s: weights %.2f GiB, KV cache up to %.2f GiB (%d tokens) of %.1f GiB memory",
         key.weights,
@@ -68,6 +72,7 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
         max_unused_blocks=0 if settings.prefix_cache == "off" else settings.prefix_cache_tokens // BLOCK_SIZE,
         on_broken=spec.on_broken,
         sample=sample,
+        drafting=drafting,
     )
 
 
