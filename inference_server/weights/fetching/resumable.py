@@ -85,7 +85,6 @@ class BlobDownload:
         partial = partial_path(self._blob)
         with partial.open("a+b") as opened:
             digest, start = self._digest_of(opened)
-            self._transfer.skip(start)
             digest = self._receive(opened, digest, start)
             if digest.hexdigest() != self._file.etag:
                 return False
@@ -104,6 +103,7 @@ class BlobDownload:
         while chunk := opened.read(_CHUNK):
             self._check_stop()
             digest.update(chunk)
+            self._transfer.skip(len(chunk))
         return digest, opened.tell()
 
     def _receive(self, opened: BinaryIO, digest: Any, start: int) -> Any:
