@@ -60,7 +60,10 @@ def list_stored(*, as_json: bool) -> int:
         write(json.dumps([_described(model) for model in models], indent=2))
         return 0
     rows = [("NAME", "KIND", "SIZE", "USED")]
-    rows += [(model.name, model.kind, size(model.num_bytes), _ago(model.last_used)) for model in models]
+    rows += [
+        (model.name, model.kind if model.is_complete else "interrupted", size(model.num_bytes), _ago(model.last_used))
+        for model in models
+    ]
     table(rows)
     return 0
 
@@ -115,6 +118,7 @@ def _described(model: "StoredModel") -> dict[str, object]:
     return {
         "name": model.name,
         "kind": model.kind,
+        "complete": model.is_complete,
         "bytes": model.num_bytes,
         "path": str(model.path),
         "last_used": model.last_used.isoformat(timespec="seconds"),
