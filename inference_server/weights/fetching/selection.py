@@ -15,16 +15,8 @@ INDEX = "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 # The same weights in another layout, and descriptions of people and of training runs.
 _IGNORED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "README*", "LICENSE*", "*trainer_state.json")
-# Files from which a tokenizer can be made; a name of the left column is enough.
-_TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "*.model",
-    "vocab.json",
-    "vocab.txt",
-    "*.tiktoken",
-    "tekken.json",
-)
+# Files from which a tokenizer can be made.
+_TOKENIZERS = ("tokenizer.json", "*.model", "*.spm", "*vocab*.json", "*vocab*.txt", "*.tiktoken", "tekken.json")
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _PICKLED = (".bin", ".pt", ".pth", ".msgpack", ".h5")
 _NAMES_SHOWN = 6

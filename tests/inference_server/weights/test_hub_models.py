@@ -84,12 +84,13 @@ def test_of_a_configuration_only_that_file_is_downloaded(outcomes, hub):
     assert outcomes["config of owner/large"] == [None, "llama", "llama"]
     paths = [Path(request.path) for request in hub.requests if "/large/" in request.path]
     assert {path.name for path in paths} == {"config.json"}
-    assert outcomes["config of owner/gated"].startswith("owner/gated is gated: accept its licence on the hub, ")
+    assert outcomes["config of owner/gated"].startswith("owner/gated is gated: accept its licence at http://127.0.0.1:")
 
 
-def test_a_gated_models_error_names_the_token(outcomes):
+def test_a_gated_models_error_names_its_page_and_the_token(outcomes, hub):
     assert outcomes["owner/gated"] == (
-        "owner/gated is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
+        f"owner/gated is gated: accept its licence at {hub.url}/owner/gated, then set HF_TOKEN to an access token of that "
+        "account"
     )
 
 

@@ -288,6 +288,19 @@ def test_a_hub_that_is_down_is_named_with_its_status(hub, client):
     assert client.fetch("owner/down").error == "downloading owner/down failed: the hub answered 503: try again later"
 
 
+def test_a_complete_model_whose_hub_is_not_reached_is_named_as_complete(hub, client):
+    hub.add("owner/known", model())
+    client.fetch("owner/known")
+    assert client.fetch("owner/known", refresh=True, offline=True).error.startswith(
+        "owner/known is complete in the local cache and the hub was not reached: "
+    )
+
+
+def test_a_path_outside_of_the_repository_is_refused(hub, client):
+    hub.add("owner/outside", model(**{"../../outside.json": b"{}"}))
+    assert client.fetch("owner/outside").error == ("owner/outside has a file with an unsafe path: '../../outside.json'")
+
+
 def test_two_processes_download_a_model_once(hub, client, tmp_path):
     files = model(300_000)
     hub.add("owner/both", files)
