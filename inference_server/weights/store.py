@@ -1,6 +1,8 @@
 """The models on this machine: gets them, lists them, and removes them. Imports neither torch nor transformers."""
 
+import contextlib
 import logging
+import shutil
 from pathlib import Path
 
 from inference_server.weights.atomic_folder import remove_leftovers
