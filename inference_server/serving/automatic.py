@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
+from inference_server.attention.rope import scaled_window
 from inference_server.kernels.isa import choice
 from inference_server.machine import available_memory_bytes
 from inference_server.precision import Precision, resolve_precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.gpu_plan import free_bytes
 from inference_server.settings import Settings
+from inference_server.weights.architectures import is_encoder
 from inference_server.weights.download import config_folder
-from inference_server.weights.encoders import is_encoder
 from inference_server.weights.shape import ModelShape, read_config_file, read_shape
 from inference_server.weights.source import Weights
 from inference_server.weights.store import fetch, stored
@@ -98,6 +99,7 @@ def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -
     if "precision" in entry.open_keys:
         entry = replace(entry, precision=_precision(entry, shape, device, share))
     window = shape.max_tokens if shape is not None and shape.max_tokens else _USUAL_WINDOW
+    window = scaled_window(entry.rope, window) if entry.rope else window
     window = min(window, entry.window_limit or window)
     if entry.task == "generation" and shape is not None:
         window = _fitting_window(window, shape, resolve_precision(entry.precision, device), device.type, share)

@@ -153,7 +153,7 @@ def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
         adapters=adapters,
         speculation=table.speculation,
         draft=draft,
-        rope=table.rope,
+        rope=table.rope.model_dump(exclude_none=True) if table.rope else None,
         open_keys=_open_keys(table),
     )
 
