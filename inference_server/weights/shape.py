@@ -7,8 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from inference_server.attention.rope import scaled_window
+from inference_server.attention.rope import window as rope_window
 from inference_server.precision import Precision
 from inference_server.weights.gguf_header import GgufHeader, read_header
 from tailrace_shared.config_errors import ConfigurationError
@@ -70,6 +73,12 @@ class ModelShape:
         # On a CPU the output head is a packed copy of its own. Of the embedding, only a few rows of a file are read.
         head = {"float32": 4, "int4": 1, "bitsandbytes-int8": 1}.get(precision, 2)
         return int(linear + head * self.vocab_weights)
+
+    def window(self, rope: Mapping[str, Any] | None) -> int | None:
+        """Return the longest sequence in tokens, or None if it is not given. `rope`: the catalog's scaling; None: none."""
+        if rope and self.max_tokens:
+            return scaled_window(rope, self.max_tokens)
+        return self.max_tokens
 
     def token_bytes(self, precision: Precision) -> int:
         """Return the memory of the keys and values of one token in all layers."""
@@ -133,9 +142,16 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
         is_tied=bool(first("tie_word_embeddings")),
         kv_width=2 * kv_heads * head_dim,
         num_layers=layers,
-        max_tokens=first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+        max_tokens=_own_window(config, first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")),
         file_bits=bits,
     )
+
+
+def _own_window(config: Mapping[str, Any], limit: int | None) -> int | None:
+    """Return the longest sequence in tokens. `limit`: the one in the configuration, before dynamic scaling extends it."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = {**given, "rope_type": given.get("rope_type") or given.get("type")}
+    return rope_window(SimpleNamespace(max_position_embeddings=limit, rope_parameters=rope))
 
 
 def _shape_of_gguf(header: GgufHeader) -> ModelShape | None:
