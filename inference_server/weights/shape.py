@@ -6,6 +6,7 @@ The counts are those of a usual decoder. weights/sizes.py counts exactly, but ne
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,12 +96,18 @@ def read_shape(path: Path) -> ModelShape | None:
         ConfigurationError: The file is damaged.
     """
     if path.suffix == ".gguf":
-        return _shape_of_gguf(read_header(path))
+        return _cached_shape(path, path.stat().st_mtime_ns)
     config = read_config_file(path)
     try:
         return _shape_of_config(config)
     except (KeyError, TypeError, ZeroDivisionError):
         return None
+
+
+@lru_cache
+def _cached_shape(path: Path, changed: int) -> ModelShape | None:
+    """Return the sizes of a GGUF file, which several entries of a catalog may share. `changed`: time of its last change."""
+    return _shape_of_gguf(read_header(path))
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
