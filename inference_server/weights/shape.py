@@ -96,7 +96,10 @@ def read_shape(path: Path) -> ModelShape | None:
         ConfigurationError: The file is damaged.
     """
     if path.suffix == ".gguf":
-        return _cached_shape(path, path.stat().st_mtime_ns)
+        try:
+            return _cached_shape(path, path.stat().st_mtime_ns)
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
     config = read_config_file(path)
     try:
         return _shape_of_config(config)
