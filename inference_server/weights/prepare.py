@@ -38,6 +38,7 @@ class PreparedModel:
         info: Limits, end tokens and sampling defaults.
         num_bytes: Memory of the weights, in bytes.
         adapters: LoRA adapters, in the order of EngineKey.adapters.
+        draft: The model that computes draft tokens; None: no such model.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class PreparedModel:
     info: ModelInfo
     num_bytes: int
     adapters: tuple[Adapter, ...] = ()
+    draft: "PreparedModel | None" = None
 
 
 @dataclass(frozen=True, slots=True)
