@@ -43,7 +43,8 @@ def explaining_the_hub(
         raise
     except GatedRepoError:
         raise ConfigurationError(
-            f"{hub_id} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
+            f"{hub_id} is gated: accept its licence on https://huggingface.co/{hub_id}, then set HF_TOKEN to an access token "
+            "of that account"
         ) from None
     except RevisionNotFoundError:
         raise ConfigurationError(f"{hub_id} has no revision {revision!r}: correct the catalog's source") from None
