@@ -111,7 +111,8 @@ def _weight(precision: Precision) -> "Tensor | Int8 | Int4":
     """Return weights in the format of a precision. Their values do not change the time of a product."""
     import torch
 
-    from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
+    from inference_server.cpu.linear.integer_weights import Int4, Int8
+    from inference_server.linears.plain import GROUP
 
     if precision == "bfloat16":
         return torch.ones(WIDTH, WIDTH, dtype=torch.bfloat16)
