@@ -26,7 +26,7 @@ from inference_server.weights.prepare import memory_bytes
 _SIZES = {
     "vocab_size": 8000,
     "hidden_size": 512,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -37,7 +37,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **_SIZES, moe_intermediate_size=256, num_experts=64, num_experts_per_tok=8, norm_topk_prob=True
     ),
 }
-PROMPT, STEPS = 16, 40
+PROMPT, STEPS = 16, 20
 CPU = torch.device("cpu")
 Decode = Callable[[int], float]
 
