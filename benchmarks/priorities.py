@@ -118,7 +118,7 @@ async def _measure(address: str, server_pid: int, arguments: argparse.Namespace)
     async with grpc.aio.insecure_channel(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), _READY_SECONDS)
         client = _Client(InferenceServiceStub(channel), workload, server_pid, arguments)
-        await _wait_for_models(InferenceServiceStub(channel))
+        await wait_for_models(InferenceServiceStub(channel))
         await client.interactive()
         for number in range(arguments.rounds):
             alone = await client.interactive()
@@ -150,7 +150,8 @@ def _medians(rounds: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     return {kind: (median(f"alone_{kind}_ms"), median(f"beside_{kind}_ms")) for kind in _KINDS}
 
 
-async def _wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
+async def wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
+    """Wait until the server's models are loaded. Raises PeerFailed after five minutes."""
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
         try:

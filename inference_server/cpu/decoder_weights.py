@@ -1,9 +1,10 @@
 """The weights of a Llama-like decoder as the kernels read them, and their extraction from a transformers model.
 
-Each layer computes x += attention(norm(x)), then x += gated_mlp(norm(x)), and nothing else. Does not import
+Each layer computes x += factor * attention(norm(x)), then x += factor * gated_mlp(norm(x)), and nothing else. Does not import
 the transformers models, which takes more than a second.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,15 @@ from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRM
 from inference_server.cpu.linear.kernel_linear import KernelLinear
 from inference_server.kernels import ops
 from inference_server.kernels.isa.choice import obstacle
+from inference_server.kernels.jit.arguments import HeadNorms
 
 # Decoders that a kernel program computes, by the names of their classes in transformers.
-MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
-_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+_FAMILIES = ("Granite", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SeedOss", "SmolLM3")
+MODELS = {f"{family}ForCausalLM" for family in _FAMILIES}
+_LAYERS = {f"{family}DecoderLayer" for family in _FAMILIES}
+
+
+_MAX_LANES = 16  # kernels of norms compute whole vectors of this width
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class LayerWeights:
     post_norm: Tensor
     gate_up: KernelLinear  # a gated layer
     down: KernelLinear
+    head_norms: HeadNorms | None = None  # of query and key heads, before the rotation
+    rotates: bool = True  # False: attention ignores positions
 
     @property
     def linears(self) -> list[KernelLinear]:
@@ -65,7 +73,8 @@ class LayerWeights:
 class DecoderWeights:
     """A decoder's weights.
 
-    Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32.
+    Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32. A factor of the logits
+    is part of the last norm.
     """
 
     embedding: Tensor  # (vocab_size, hidden_size)
@@ -76,6 +85,8 @@ class DecoderWeights:
     eps: float  # epsilon of all norms
     num_heads: int
     num_kv_heads: int
+    embedding_factor: float = 1.0
+    residual_factor: float = 1.0  # multiplies the outputs of attention and MLP
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,10 +111,20 @@ class DecoderWeights:
         return any(layer.attention.sliding_window is not None for layer in self.layers)
 
     @property
+    def norms(self) -> Iterator[Tensor]:
+        """Yield the weights of every norm."""
+        yield self.norm
+        for layer in self.layers:
+            yield from (layer.input_norm, layer.post_norm)
+            if layer.head_norms is not None:
+                yield from (layer.head_norms.query, layer.head_norms.key)
+
+    @property
     def num_bytes(self) -> int:
         """Return the memory of all weights in bytes."""
-        norms = [self.norm, *(norm for layer in self.layers for norm in (layer.input_norm, layer.post_norm))]
-        return sum(tensor.nbytes for tensor in (self.embedding, *norms)) + sum(each.num_bytes for each in self.linears)
+        return sum(tensor.nbytes for tensor in (self.embedding, *self.norms)) + sum(
+            each.num_bytes for each in self.linears
+        )
 
 
 def extract_weights(model: Any) -> DecoderWeights:
@@ -127,18 +148,20 @@ def extract_weights(model: Any) -> DecoderWeights:
         raise ValueError("its norms have no compiled kernel")
     if not isinstance(model.lm_head, KernelLinear):
         raise ValueError(f"its output head has no compiled kernel{_because(model.lm_head)}")
-    attention = inner.layers[0].self_attn
+    attention, config = inner.layers[0].self_attn, model.config
     decoder = DecoderWeights(
         embedding=inner.embed_tokens.weight.detach(),
         rotary=_rotary(inner.rotary_emb),
         layers=layers,
-        norm=inner.norm.weight.detach(),
+        norm=_last_norm(inner.norm.weight.detach(), getattr(config, "logits_scaling", None) or 1.0),
         head=model.lm_head,
         eps=inner.norm.eps,
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
+        embedding_factor=float(getattr(config, "embedding_multiplier", None) or 1.0),
+        residual_factor=float(getattr(config, "residual_multiplier", None) or 1.0),
     )
-    _check(decoder, model.config)
+    _check(decoder, config)
     return decoder
 
 
@@ -155,7 +178,21 @@ def _layer(layer: Any) -> LayerWeights:
     if not gate_up.is_gated:
         raise ValueError("no kernel supports the width of its MLP")
     norms = (layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach())
-    return LayerWeights(norms[0], qkv, attention.spec, output, norms[1], gate_up, down)
+    return LayerWeights(
+        norms[0], qkv, attention.spec, output, norms[1], gate_up, down, attention.norms, attention.rotates
+    )
+
+
+def _last_norm(weight: Tensor, logits_divisor: float) -> Tensor:
+    """Return the weights of the norm before the head, divided by the model's divisor of logits."""
+    if not is_power_of_two(logits_divisor):
+        raise ValueError("kernel programs do not support the scaling of its logits")
+    return weight / logits_divisor if logits_divisor != 1.0 else weight
+
+
+def is_power_of_two(number: float) -> bool:
+    """Return True for a number by which weights can be divided without rounding."""
+    return math.frexp(number)[0] == 0.5
 
 
 def _because(linear: nn.Module) -> str:
@@ -168,13 +205,9 @@ def _because(linear: nn.Module) -> str:
 
 
 def _rotary(module: Any) -> Rotary:
-    """Return the rotary embedding.
-
-    longrope has two sets of frequencies, so it is not supported. Dynamic scaling begins beyond the context length that is
-    served (weights/prepare.py), so it needs no support here.
-    """
-    if getattr(module, "rope_type", "default") == "longrope":
-        raise ValueError("kernel programs do not support its rotary positions (longrope)")
+    """Return the rotary embedding. RopeChoice.fix has given it one set of frequencies for all lengths."""
+    if (kind := getattr(module, "rope_type", "default")) in ("longrope", "dynamic"):
+        raise ValueError(f"its rotary positions ({kind}) depend on the sequence's length")
     return Rotary(module.inv_freq.detach().float(), float(module.attention_scaling))
 
 
@@ -183,9 +216,12 @@ def _check(decoder: DecoderWeights, config: Any) -> None:
     dtype = decoder.dtype
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError("its embedding is neither float32 nor bfloat16")
-    norms = [decoder.norm, *(norm for layer in decoder.layers for norm in (layer.input_norm, layer.post_norm))]
-    if any(norm.dtype is not dtype for norm in norms):
+    if any(norm.dtype is not dtype for norm in decoder.norms):
         raise ValueError("its norms and its embedding differ in dtype")
+    if any(norm.numel() % _MAX_LANES for norm in decoder.norms):
+        raise ValueError("no kernel supports the width of its norms")
+    if decoder.rotary.inverse_frequencies.numel() * 2 != decoder.head_dim:
+        raise ValueError("it rotates only a part of each head")
     for layer in decoder.layers:
         if any(linear.padded_features != linear.out_features for linear in layer.linears):
             raise ValueError("the outputs of its linear layers do not fill whole panels")

@@ -19,27 +19,70 @@ from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.pack import pack, pack_linears
 from inference_server.cpu.routers import is_router, pack_router
 from inference_server.kernels import ops
+from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.linears.experts import SILUS, is_stack
 from inference_server.precision import Precision, activation_dtype
 
-# Attention classes whose forward is: project, rotate whole heads of q and k in halves, attend, project. Classes are compared by
-# name, not by isinstance, because a subclass may compute something else in between.
-_ATTENTIONS = {"LlamaAttention", "MistralAttention", "MixtralAttention", "Qwen2Attention", "Qwen2MoeAttention"}
-# Attention classes that read the sliding window from the model's configuration.
-_WINDOW_OF_CONFIG = {"MistralAttention", "MixtralAttention"}
-_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen2MoeMLP", "Qwen3MLP", "Qwen3MoeMLP"}
+# Attention classes whose forward is: project, normalise the heads of q and k if the layer has norms, rotate whole heads in
+# halves if the layer uses positions, attend, project. Classes are compared by name, not by isinstance, because a subclass may
+# compute something else in between.
+_ATTENTIONS = {
+    "GraniteAttention",
+    "LlamaAttention",
+    "MistralAttention",
+    "MixtralAttention",
+    "Phi3Attention",
+    "Qwen2Attention",
+    "Qwen2MoeAttention",
+    "Qwen3Attention",
+    "Qwen3MoeAttention",
+    "SeedOssAttention",
+    "SmolLM3Attention",
+}
+# Classes that take the sliding window of every layer from the configuration.
+_WINDOWED = {"MistralAttention", "MixtralAttention", "Phi3Attention"}
+_MLPS = {
+    "GraniteMLP",
+    "LlamaMLP",
+    "MistralMLP",
+    "Phi3MLP",
+    "Qwen2MLP",
+    "Qwen2MoeMLP",
+    "Qwen3MLP",
+    "Qwen3MoeMLP",
+    "SeedOssMLP",
+    "SmolLM3MLP",
+}
 _NORMS = {
+    "GraniteRMSNorm",
     "LlamaRMSNorm",
     "MistralRMSNorm",
     "MixtralRMSNorm",
     "OlmoeRMSNorm",
+    "Phi3RMSNorm",
     "Qwen2MoeRMSNorm",
     "Qwen2RMSNorm",
     "Qwen3MoeRMSNorm",
     "Qwen3RMSNorm",
+    "SeedOssRMSNorm",
+    "SmolLM3RMSNorm",
 }
 
 _Pack = Callable[..., nn.Module]
+
+
+def rotates_partly(config: Any) -> bool:
+    """Return True if a transformers configuration rotates only a part of each head."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return float(rope.get("partial_rotary_factor") or 1.0) != 1.0
+
+
+def _head_norms(attention: Any) -> HeadNorms | None:
+    """Return the norms of query and key heads, or None if the layer has none."""
+    query, key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    if query is None or key is None:
+        return None
+    return HeadNorms(query.weight.detach(), key.weight.detach(), query.variance_epsilon)
 
 
 class FusedAttention(nn.Module):
@@ -52,11 +95,12 @@ class FusedAttention(nn.Module):
         self.layer_idx: int = attention.layer_idx
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = config.num_key_value_heads
-        window = getattr(attention, "sliding_window", None)
-        if type(attention).__name__ in _WINDOW_OF_CONFIG:
-            window = getattr(config, "sliding_window", None)
-        self.spec = AttentionSpec(attention.scaling, window)
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        holder = config if type(attention).__name__ in _WINDOWED else attention
+        self.spec = AttentionSpec(attention.scaling, getattr(holder, "sliding_window", None))
+        self.rotates = bool(getattr(attention, "use_rope", True))
+        self.norms = _head_norms(attention)
+        stacked = getattr(attention, "qkv_proj", None)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj] if stacked is None else [stacked]
         self.qkv_proj = packed(projections)
         self.o_proj = packed([attention.o_proj])
 
@@ -66,7 +110,9 @@ class FusedAttention(nn.Module):
         """Return the attention's output, in the shape of `hidden_states` (batch, num_tokens, hidden_size)."""
         qkv = self.qkv_proj(hidden_states).flatten(0, 1)
         cos, sin = (angles.flatten(0, 1) for angles in position_embeddings)
-        parts = Projections(qkv, cos, sin, self.num_heads, self.num_kv_heads)
+        if not self.rotates:
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+        parts = Projections(qkv, cos, sin, self.num_heads, self.num_kv_heads, self.norms)
         output = step_batch.attend_fused(self.layer_idx, parts, self.spec)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
 
@@ -77,7 +123,8 @@ class FusedMLP(nn.Module):
     def __init__(self, mlp: Any, packed: _Pack) -> None:
         """Replace transformers' `mlp`. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
-        gate_up = [mlp.gate_proj, mlp.up_proj]
+        stacked = getattr(mlp, "gate_up_proj", None)
+        gate_up = [mlp.gate_proj, mlp.up_proj] if stacked is None else [stacked]
         self.gate_up_proj = packed(gate_up, is_gated=True)
         self.down_proj = packed([mlp.down_proj])
 
@@ -132,9 +179,10 @@ def fuse(
 def _replacement(module: nn.Module, packed: _Pack) -> nn.Module | None:
     """Return the faster module for a transformers module, or None if there is none."""
     name = type(module).__name__
-    if name in _ATTENTIONS:
+    if name in _ATTENTIONS and not rotates_partly(module.config):
         return FusedAttention(module, packed)
-    if name in _MLPS and type(getattr(module, "act_fn", None)).__name__ in SILUS:
+    activation = getattr(module, "activation_fn" if name == "Phi3MLP" else "act_fn", None)
+    if name in _MLPS and type(activation).__name__ in SILUS:
         return FusedMLP(module, packed)
     if name in _NORMS:
         return FusedRMSNorm(module)

@@ -22,17 +22,18 @@ class GpuForward:
 
     Attributes:
         dtype: The dtype of activations and logits.
+        decoder: The weights.
     """
 
     def __init__(self, decoder: GpuDecoder, cache: KVCache, attention: GpuAttention) -> None:
         """Run `decoder` over `cache`, whose layers are allocated by the first pass."""
         self.dtype = decoder.embedding.dtype
-        self._decoder, self._cache, self._attention = decoder, cache, attention
+        self.decoder, self._cache, self._attention = decoder, cache, attention
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
 
     def decode(self, tokens: DecodeRows) -> Tensor:
         """Compute one token of each sequence. Returns logits (n, vocab_size)."""
-        logits: Tensor = self._decoder.head(self._run(tokens, None))
+        logits: Tensor = self.decoder.head(self._run(tokens, None))
         return logits
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
@@ -66,7 +67,7 @@ class GpuForward:
         )
 
     def _logits(self, hidden: Tensor, wanted: Tensor) -> Tensor:
-        logits: Tensor = self._decoder.head(hidden.index_select(0, wanted))
+        logits: Tensor = self.decoder.head(hidden.index_select(0, wanted))
         return logits
 
     def _run(self, tokens: DecodeRows | None, prompts: PromptRows | None) -> Tensor:
@@ -74,7 +75,7 @@ class GpuForward:
 
         Returns the output head's inputs, (num_tokens, hidden_size), with the decoded tokens first.
         """
-        decoder, eps = self._decoder, self._decoder.eps
+        decoder, eps = self.decoder, self.decoder.eps
         self._cached = self._cached or self._allocated()
         parts = [part for part in (tokens, prompts) if part is not None]
         rows = _joined([part.rows for part in parts])
@@ -95,7 +96,7 @@ class GpuForward:
         return ops.add_rms_norm(hidden, delta, decoder.norm, eps)
 
     def _allocated(self) -> list[tuple[Tensor, Tensor]]:
-        decoder = self._decoder
+        decoder = self.decoder
         like = decoder.embedding.new_empty((0, decoder.num_kv_heads, decoder.head_dim))
         return [self._cache.layer(index, like, like) for index in range(len(decoder.layers))]
 
@@ -103,7 +104,7 @@ class GpuForward:
         self, layer: GpuLayer, normed: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor
     ) -> Tensor:
         """Compute q, k and v, write k and v to the cache, and return rotated queries (num_tokens, num_heads, head_dim)."""
-        decoder = self._decoder
+        decoder = self.decoder
         return ops.rope_and_write(
             layer.qkv(normed),
             cos,

@@ -5,22 +5,25 @@ The transformers models take more than a second to import, so they are imported 
 
 import importlib
 import logging
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.utils.tqdm import enable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from inference_server.attention import paged as attention
+from inference_server.attention.rope import OWN_ROPE, RopeChoice
 from inference_server.linears import checkpoint
+from inference_server.machine import memory_bytes
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
+from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import local_folder, naming_source
-from inference_server.weights.encoders import refuse_encoders
 from inference_server.weights.loading_lock import LOADING
+from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
 from tailrace_shared import garbage
@@ -50,7 +53,7 @@ def silence_libraries() -> None:
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("huggingface_hub").handlers.clear()
-    enable_progress_bars()  # disable_progress_bar also turned off the hub's bars, which show the progress of downloads
+    disable_progress_bars()
     # bitsandbytes warns of a cast in every linear layer of every step if activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -64,6 +67,7 @@ def load_model(
     cache_dir: Path,
     int8_threshold: float = 0.0,
     attention_name: str = attention.NAME,
+    rope: RopeChoice = OWN_ROPE,
 ) -> LoadedModel:
     """Load one model with its tokenizer.
 
@@ -77,6 +81,7 @@ def load_model(
         cache_dir: Folder for converted models.
         int8_threshold: Outlier threshold of bitsandbytes, 0 for none.
         attention_name: Attention function, by its name in transformers' registry.
+        rope: The scaling of rotary positions.
 
     Raises:
         ConfigurationError: The weights are missing, damaged or incomplete; the message contains the remedy.
@@ -84,7 +89,7 @@ def load_model(
     precision = resolve_precision(precision, device)
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
-        refuse_encoders(folder)
+        refuse_unsupported(folder)
         quantises = precision == "bitsandbytes-int8"
         verb = "quantising" if quantises else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
@@ -96,8 +101,9 @@ def load_model(
                 _import_bitsandbytes_without_compiler()
             dtype = activation_dtype(precision, device)
             narrow = checkpoint.narrow_dtype(folder, precision, device)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
+            source = quantized_source(folder)
+            load = source.load if source else partial(AutoModelForCausalLM.from_pretrained, folder)
+            model, report = load(
                 output_loading_info=True,
                 dtype=narrow or dtype,
                 quantization_config=quantisation,
@@ -107,6 +113,7 @@ def load_model(
             )
             if narrow is not None:
                 checkpoint.widen_rest(model, dtype)
+            rope.fix(model)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         # transformers fills missing tensors with random numbers and continues.
         if missing := sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}):
@@ -165,7 +172,7 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Return the memory of `device` in bytes: that of the GPU, or that of the machine."""
+    """Return the memory of `device` in bytes: that of the GPU, or that which this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes()

@@ -24,6 +24,7 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, from_packed, preferred_layout
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights
+from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import atomic_directory
 from inference_server.weights.large_pages import moved
@@ -34,7 +35,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3  # increment when the files' content changes
+_FORMAT = 4  # increment when the files' content changes
 _FILE = "model.safetensors"
 _EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
@@ -52,6 +53,7 @@ def packed_folder(
     *,
     batch_invariant: bool,
     backends: Items[LinearBackend] = BACKENDS,
+    rope: str = "",
 ) -> Path:
     """Return the folder in which a model is, or will be, kept packed.
 
@@ -61,8 +63,9 @@ def packed_folder(
         precision: The precision in which the model is packed.
         batch_invariant: The setting of the same name, which changes the choice of kernels.
         backends: The candidates for linear layers; the layout of the first that can run here is part of the name.
+        rope: Name of the rotary frequencies, if they are not those of the model's configuration.
     """
-    variant = f"{precision}-invariant" if batch_invariant else precision
+    variant = "-".join(part for part in (precision, "invariant" if batch_invariant else "", rope) if part)
     place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
     determining: list[Any] = [_FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
     for path in sorted(source.iterdir()):
@@ -133,6 +136,9 @@ def _tensors(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
     for index, layer in enumerate(decoder.layers):
         yield f"{index}.input_norm", layer.input_norm
         yield f"{index}.post_norm", layer.post_norm
+        if layer.head_norms is not None:
+            yield f"{index}.query_norm", layer.head_norms.query
+            yield f"{index}.key_norm", layer.head_norms.key
         for name in _LINEARS:
             yield from _linear_tensors(f"{index}.{name}", getattr(layer, name))
 
@@ -152,10 +158,14 @@ def _structure(decoder: DecoderWeights) -> dict[str, Any]:
         "num_heads": decoder.num_heads,
         "num_kv_heads": decoder.num_kv_heads,
         "rotary_scaling": decoder.rotary.scaling,
+        "embedding_factor": decoder.embedding_factor,
+        "residual_factor": decoder.residual_factor,
         "head": _linear_metadata(decoder.head),
         "layers": [
             {
                 "attention": asdict(layer.attention),
+                "rotates": layer.rotates,
+                "head_norm_eps": None if layer.head_norms is None else layer.head_norms.eps,
                 **{name: _linear_metadata(getattr(layer, name)) for name in _LINEARS},
             }
             for layer in decoder.layers
@@ -177,6 +187,8 @@ def _decoder(metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: 
                 input_norm=tensors[f"{index}.input_norm"],
                 post_norm=tensors[f"{index}.post_norm"],
                 attention=AttentionSpec(**layer["attention"]),
+                head_norms=_head_norms(tensors, index, layer["head_norm_eps"]),
+                rotates=layer["rotates"],
                 **{name: _linear(tensors, f"{index}.{name}", layer[name], backends) for name in _LINEARS},
             )
             for index, layer in enumerate(metadata["layers"])
@@ -186,7 +198,13 @@ def _decoder(metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: 
         eps=metadata["eps"],
         num_heads=metadata["num_heads"],
         num_kv_heads=metadata["num_kv_heads"],
+        embedding_factor=metadata["embedding_factor"],
+        residual_factor=metadata["residual_factor"],
     )
+
+
+def _head_norms(tensors: Mapping[str, Tensor], layer: int, eps: float | None) -> HeadNorms | None:
+    return None if eps is None else HeadNorms(tensors[f"{layer}.query_norm"], tensors[f"{layer}.key_norm"], eps)
 
 
 def _linear(

@@ -12,12 +12,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 VOCAB_SIZE = 403  # tokens that the trainer below finds in _WORDS, and 256 byte tokens
@@ -60,6 +63,24 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**_SIZES, max_position_embeddings=4096, sliding_window=24, head_dim=16),
     "qwen-2": Qwen2Config(**_SIZES, max_position_embeddings=4096),
     "qwen-3": Qwen3Config(**_SIZES, max_position_embeddings=4096, head_dim=32),
+    # Layers that rotate and layers that ignore positions. Heads are wide enough for the prefill attention kernel.
+    "smollm-3": SmolLM3Config(
+        **{**_SIZES, "hidden_size": 128},
+        max_position_embeddings=4096,
+        no_rope_layers=[1, 0, 1],
+        use_sliding_window=False,
+    ),
+    # Stacked projections.
+    "phi-3": Phi3Config(**{**_SIZES, "hidden_size": 128}, max_position_embeddings=4096),
+    # Factors on embeddings, scores, residuals and logits.
+    "granite": GraniteConfig(
+        **{**_SIZES, "hidden_size": 128},
+        max_position_embeddings=4096,
+        embedding_multiplier=12.0,
+        attention_multiplier=0.1,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+    ),
     # Soft-capped scores, and a sliding window in every other layer.
     "gemma-2": Gemma2Config(
         **_SIZES,

@@ -30,17 +30,17 @@ def pack(
 
     Args:
         linears: torch's linear layers, PlainLinear, or bitsandbytes' Linear8bitLt, which keeps its own integers for any
-            precision.
+            precision. A single layer may contain several ones, stacked.
         precision: The precision of these layers (the output head of an int4 model is packed as int8).
         batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, rounded to the activations' dtype.
-        is_gated: The two layers are gate and up of an MLP. The module may then return silu(gate) * up; if it does, its
-            attribute `is_gated` is True.
+        is_gated: The outputs are those of gate, then of up of an MLP. The module may then return silu(gate) * up; if it does,
+            its attribute `is_gated` is True.
         backends: The candidates, of which the first that supports the layer is used.
     """
     weight_format, weight = _stacked_weights(linears, precision)
     backend = choose_backend(weight_format, linears[0].in_features, backends)
-    has_gate = is_gated and backend.supports_gate(linears[0].out_features)
+    has_gate = is_gated and backend.supports_gate(sum(linear.out_features for linear in linears) // 2)
     kind = LinearKind(weight_format, is_head=is_head, is_gated=has_gate, is_invariant=batch_invariant)
     return backend.pack(weight, _stacked_bias(linears), kind)
 

@@ -34,7 +34,9 @@ class Cache:
             rows = table[places // block_size].long(), places % block_size
             self.keys[rows], self.values[rows] = key, value
 
-    def attend(self, run: Any, query: Tensor, starts: list[int], lengths: list[int], sinks: Tensor | None = None) -> Tensor:
+    def attend(
+        self, run: Any, query: Tensor, starts: list[int], lengths: list[int], sinks: Tensor | None = None
+    ) -> Tensor:
         words, bytes_per_value = arguments.prefill_segments(starts, lengths, self.tables, 0)
         workspace = aligned(torch.full((bytes_per_value * self.keys[0, 0].numel(),), 255, dtype=torch.uint8))
         words[0] = workspace.data_ptr()
@@ -42,9 +44,7 @@ class Cache:
         run(arguments.prefill_attention(query, self.keys, self.values, segments, out, SCALING, sinks))
         return out
 
-    def wanted(
-        self, query: Tensor, starts: list[int], lengths: list[int], sinks: Tensor | None = None
-    ) -> Tensor:
+    def wanted(self, query: Tensor, starts: list[int], lengths: list[int], sinks: Tensor | None = None) -> Tensor:
         """Return the attention in float64."""
         results = []
         pieces = query.bfloat16().double().split(lengths)

@@ -296,7 +296,6 @@ def test_the_embedding_models_of_workers_ai_have_their_own_pooling():
         (EMBEDDING + 'pooling = "max"', "pooling"),
         (ENTRY + 'pooling = "cls"', 'pooling is not a key of a model with task = "generation"'),
         (ENTRY + "optional = true", 'optional is not a key of a model with task = "generation"'),
-        (ENTRY.replace("sequence_length = 50", ""), "sequence_length is missing"),
     ],
 )
 def test_a_key_of_the_other_task_is_refused(tmp_path, text, sentence):
