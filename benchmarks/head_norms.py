@@ -1,6 +1,6 @@
-"""Compares two ways to decode with a model of Qwen 3's architecture on a CPU: one kernel program, and modules of transformers.
+"""Compares two ways to decode on a CPU with Qwen 3's architecture: one kernel program, and transformers' modules.
 
-`python -m benchmarks.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Until its norms of heads had a
+`python -m benchmarks.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Until its head norms had a
 kernel, its attention ran module by module. Both ways take turns, step by step, so that the machine's load is the same for both.
 """
 

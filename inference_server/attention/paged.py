@@ -52,6 +52,7 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface defines it.
@@ -66,19 +67,21 @@ def attend(
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: The limit c of c * tanh(score / c); None for no limit.
+        s_aux: (num_heads,), the attention sinks; None if there are none.
         kwargs: Further arguments of the model, of which some are ignored.
 
     Returns:
         (batch, num_tokens, num_heads, value_dim), and None in place of the attention weights.
 
     Raises:
-        UnsupportedModel: The model passes an argument that this attention would have to ignore (attention sinks,
-            position biases, …).
+        UnsupportedModel: The model passes an argument that this attention would have to ignore (position biases,
+            …).
     """
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
     if unknown or attention_mask is not None or kwargs.get("is_causal") is False:
         raise UnsupportedModel(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
-    spec = AttentionSpec(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    sinks = None if s_aux is None else s_aux.detach().float()
+    spec = AttentionSpec(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, sinks)
     layer: int = module.layer_idx  # type: ignore[assignment]
     batch: PrefillBatch | DecodeBatch = step_batch or _passes.batch
     # One row of many tokens (prefill) and many rows of one token (decode) are flattened to the same shape.

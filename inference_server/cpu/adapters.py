@@ -18,7 +18,7 @@ from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.arguments import LORA_RANKS, LORA_ROWS
 from inference_server.kernels.jit.kernel import kernel
 from inference_server.kernels.jit.program import KernelCall
-from inference_server.lora.adapter import Adapter, Pair, check_fit
+from inference_server.lora.adapter import Adapter, Pair, fitted
 
 _PANEL = 16  # outputs of a panel
 _MODULES = {
@@ -30,12 +30,19 @@ _MODULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Site:
-    """The adapters of one linear layer, whose parts are the layers of transformers' model that it contains."""
+class Site:
+    """The adapters of one linear layer, whose parts are the layers of transformers' model that it contains.
 
-    table: Tensor  # (adapters, parts, 4) int64, see kernels/linear/lora.py
-    parts: Tensor  # (parts, 2) int64
-    matrices: list[Tensor]  # the owners of the memory that `table` points to
+    Attributes:
+        table: (adapters, parts, 4) int64, see kernels/linear/lora.py.
+        parts: First panel and number of panels of each part, (parts, 2) int64.
+        matrices: The owners of the memory that `table` points to.
+        max_rank: The largest rank.
+    """
+
+    table: Tensor
+    parts: Tensor
+    matrices: list[Tensor]
     max_rank: int
 
 
@@ -54,24 +61,24 @@ class CpuAdapters:
             UnsupportedModel: An adapter does not fit the model.
         """
         shapes = _shapes(decoder)
-        for adapter in adapters:
-            check_fit(adapter, shapes)
+        fitting = [fitted(adapter, shapes) for adapter in adapters]
         if odd := next((name for name, (outputs, _) in shapes.items() if outputs % _PANEL), None):
             raise UnsupportedModel(f"adapters need layers whose outputs are a multiple of {_PANEL}, which {odd} lacks")
         self._is_bf16 = decoder.dtype is torch.bfloat16
-        self._sites: list[dict[str, _Site]] = [{} for _ in decoder.layers]
+        self._sites: list[dict[str, Site]] = [{} for _ in decoder.layers]
         self._ungated: dict[int, KernelLinear] = {}
         for index, layer in enumerate(decoder.layers):
             for place, modules in _MODULES.items():
                 names = [f"model.layers.{index}.{module}" for module in modules]
-                if any(name in adapter.pairs for name in names for adapter in adapters):
+                if any(name in pairs for name in names for pairs in fitting):
                     outputs = [shapes[name][0] for name in names]
-                    pairs = [[adapter.pairs.get(name) for name in names] for adapter in adapters]
-                    self._sites[index][place] = _site(pairs, outputs)
+                    self._sites[index][place] = site(
+                        [[pairs.get(name) for name in names] for pairs in fitting], outputs
+                    )
             if "gate_up" in self._sites[index]:
                 self._ungated[index] = without_gate(layer.gate_up)
-        all_sites = [site for sites in self._sites for site in sites.values()]
-        self.scratch_width = max((len(site.parts) * site.max_rank for site in all_sites), default=LORA_RANKS)
+        all_sites = [each for sites in self._sites for each in sites.values()]
+        self.scratch_width = max((len(each.parts) * each.max_rank for each in all_sites), default=LORA_RANKS)
         self.gated_width = 2 * decoder.layers[0].down.in_features if self._ungated else 0
 
     def ungated(self, layer: int) -> KernelLinear | None:
@@ -95,12 +102,12 @@ class CpuAdapters:
             scratch: (rows, scratch_width) float32.
             gated: Receives silu(gate) * up, (rows, outputs / 2). Only for gate_up.
         """
-        site = self._sites[layer].get(place)
-        if site is None:
+        adapted = self._sites[layer].get(place)
+        if adapted is None:
             return
         found = kernel("lora" if gated is None else "lora-gated", self._is_bf16)
         assert found is not None
-        block = arguments.lora(x, out, rows, site.table, site.parts, scratch, gated)
+        block = arguments.lora(x, out, rows, adapted.table, adapted.parts, scratch, gated)
         yield KernelCall(found, block, LORA_ROWS)
 
 
@@ -124,7 +131,7 @@ def _part_shapes(decoder: DecoderWeights, layer: LayerWeights) -> dict[str, list
     }
 
 
-def _site(pairs: list[list[Pair | None]], outputs: list[int]) -> _Site:
+def site(pairs: list[list[Pair | None]], outputs: list[int]) -> Site:
     """Return the adapters of a linear layer.
 
     Args:
@@ -146,7 +153,7 @@ def _site(pairs: list[list[Pair | None]], outputs: list[int]) -> _Site:
     counts = torch.tensor(outputs) // _PANEL
     parts = torch.stack([counts.cumsum(0) - counts, counts], dim=1)
     table = torch.tensor(records, dtype=torch.int64).view(len(pairs), len(outputs), 4)
-    return _Site(table, parts, matrices, int(table[:, :, 2].max()))
+    return Site(table, parts, matrices, int(table[:, :, 2].max()))
 
 
 def _padded(matrix: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 from inference_server.errors import UnsupportedModel, first_line
 from inference_server.lora.config import MAX_RANK, WEIGHTS_FILE, AdapterConfig, read_config
 
+# Layers that are several others at once, with the names of these in their order.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 
@@ -93,8 +95,10 @@ def _pair(folder: Path, module: str, down: Tensor, up: Tensor, config: AdapterCo
     return pair
 
 
-def check_fit(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Check that an adapter fits a model.
+def fitted(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> Mapping[str, Pair]:
+    """Return the matrices of an adapter by the names of the model's linear layers.
+
+    The matrices of a layer that contains several of them, as in Phi 3, are divided.
 
     Args:
         adapter: The adapter.
@@ -103,7 +107,8 @@ def check_fit(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
     Raises:
         UnsupportedModel: The adapter has matrices for a module that is not among these layers, or in another shape.
     """
-    for module, pair in adapter.pairs.items():
+    pairs = _divided(adapter.pairs, shapes)
+    for module, pair in pairs.items():
         if module not in shapes:
             raise UnsupportedModel(
                 f"the adapter {adapter.folder} adapts {module}, which is not a linear layer that this server can adapt"
@@ -114,3 +119,18 @@ def check_fit(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
                 f"the adapter {adapter.folder} belongs to another model: for {module} it has {found[1]} inputs and "
                 f"{found[0]} outputs, the model has {wanted[1]} and {wanted[0]}"
             )
+    return pairs
+
+
+def _divided(pairs: Mapping[str, Pair], shapes: Mapping[str, tuple[int, int]]) -> dict[str, Pair]:
+    found: dict[str, Pair] = {}
+    for module, pair in pairs.items():
+        parent, _, name = module.rpartition(".")
+        parts = [f"{parent}.{part}" for part in FUSED.get(name, ())]
+        outputs = [shapes[part][0] for part in parts if part in shapes]
+        if module in shapes or not parts or len(outputs) < len(parts) or sum(outputs) != pair.up.shape[0]:
+            found[module] = pair
+            continue
+        for part, up in zip(parts, torch.split(pair.up, outputs), strict=True):
+            found[part] = Pair(pair.down, up.contiguous())
+    return found

@@ -17,7 +17,7 @@ from inference_server.cpu.adapters import without_gate
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP
 from inference_server.gpu.decoder import GpuDecoder
 from inference_server.gpu.inputs import upload
-from inference_server.lora.adapter import Adapter, Pair, check_fit
+from inference_server.lora.adapter import FUSED, Adapter, Pair, fitted
 
 _PANEL = 16  # outputs of gate, then of up, in the result of KernelLinear's gate_up without its gate
 
@@ -95,13 +95,12 @@ class ModuleAdapters:
             UnsupportedModel: An adapter does not fit the model.
         """
         shapes = {name: (part.num_outputs, part.num_inputs) for name, part in parts.items()}
-        for adapter in adapters:
-            check_fit(adapter, shapes)
+        fitting = [fitted(adapter, shapes) for adapter in adapters]
         self._device = device
         self._rows: Tensor | list[Group] | None = None
         by_module: dict[nn.Module, list[_Matrices]] = {}
         for name, part in parts.items():
-            pairs = [adapter.pairs.get(name) for adapter in adapters]
+            pairs = [each.get(name) for each in fitting]
             if any(pair is not None for pair in pairs):
                 by_module.setdefault(part.module, []).append(_Matrices(part, pairs, dtype, device))
         for module, matrices in by_module.items():
@@ -187,23 +186,26 @@ def module_parts(model: Any, adapters: Items[Adapter]) -> dict[str, LayerPart]:
     head = model.get_output_embeddings()
     adapted = {name for adapter in adapters for name in adapter.pairs}
     parts: dict[str, LayerPart] = {}
+    inner: set[nn.Module] = set()  # modules whose outputs are listed already, under other names
     modules: list[tuple[str, Any]] = list(model.named_modules())
     for path, module in modules:
         if isinstance(module, FusedAttention):
-            names = [f"{path}.{each}" for each in ("q_proj", "k_proj", "v_proj")]
+            names = [f"{path}.{each}" for each in FUSED["qkv_proj"]]
             linear: Any = module.qkv_proj
             heads, kv_heads = module.num_heads, module.num_kv_heads
+            inner.add(linear)
             width = linear.out_features // (heads + 2 * kv_heads)
             parts |= _stacked(linear, names, _qkv(heads, kv_heads, width), linear.in_features)
         elif isinstance(module, FusedMLP):
-            names = [f"{path}.{each}" for each in ("gate_proj", "up_proj")]
+            names = [f"{path}.{each}" for each in FUSED["gate_up_proj"]]
             gate_up: Any = module.gate_up_proj
             down: Any = module.down_proj
+            inner.add(gate_up)
             num_inputs, half = gate_up.in_features, down.in_features
-            if getattr(gate_up, "is_gated", False) and not adapted.isdisjoint(names):
+            if getattr(gate_up, "is_gated", False) and not adapted.isdisjoint([*names, f"{path}.gate_up_proj"]):
                 module.gate_up_proj = _Ungated(without_gate(gate_up))
             parts |= _stacked(module.gate_up_proj, names, [half, half], num_inputs)
-        elif (features := _features(module)) and module is not head:
+        elif (features := _features(module)) and module is not head and module not in inner:
             parts[path] = LayerPart(module, 0, *features)
     return parts
 

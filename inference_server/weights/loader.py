@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.utils.tqdm import enable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from inference_server.attention import paged as attention
 from inference_server.attention.rope import OWN_ROPE, RopeChoice
@@ -53,7 +53,7 @@ def silence_libraries() -> None:
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("huggingface_hub").handlers.clear()
-    enable_progress_bars()  # disable_progress_bar also turned off the hub's bars, which show the progress of downloads
+    disable_progress_bars()
     # bitsandbytes warns of a cast in every linear layer of every step if activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -22,7 +22,7 @@ from inference_server.weights import packed_cache
 from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import config_folder, local_folder
 from inference_server.weights.loader import load_description, load_model
-from inference_server.weights.model_info import ModelInfo
+from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,10 @@ class PreparedModel:
     Attributes:
         model: A transformers model, or DecoderWeights; ModelRunner takes both.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
         num_bytes: Memory of the weights, in bytes.
         adapters: LoRA adapters, in the order of EngineKey.adapters.
+        draft: The model that computes draft tokens; None: no such model.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class PreparedModel:
     info: ModelInfo
     num_bytes: int
     adapters: tuple[Adapter, ...] = ()
+    draft: "PreparedModel | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class ModelDescription:
     Attributes:
         folder: Folder with the weights, as transformers reads it.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
     """
 
     folder: Path
@@ -187,4 +189,5 @@ def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
         model_type=model_config.model_type,
         max_tokens=window(config),
         end_ids=[token for token in end_ids if token is not None],
+        sampling=sampling_defaults(generation_config),
     )

@@ -37,7 +37,7 @@ WHEN = {
     (404, 5007): "no such model, on the routes that describe one",
     (404, 7000): "a Worker's gateway has no logs, and there is no AutoRAG",
     (404, 7003): "the account in the path is not valid",
-    (405, 5005): "`lora`: no model here supports it",
+    (405, 5005): "`lora`: the model has no LoRA adapters",
     (405, 7001): "wrong method",
     (
         408,
