@@ -142,7 +142,9 @@ async def _measure_once(
 def _sampling(given: str, seed: int) -> pb.Sampling:
     """Return the parameters of a text such as temperature=0.6,top_p=0.9."""
     pairs = (pair.split("=") for pair in given.split(",") if pair)
-    values: dict[str, Any] = {name: int(value) if name == "top_k" else float(value) for name, value in pairs}
+    values: dict[str, Any] = {
+        name: int(value) if name in ("top_k", "max_tokens") else float(value) for name, value in pairs
+    }
     return pb.Sampling(seed=seed, **values)
 
 

@@ -93,6 +93,7 @@ OTHERS = (
     "PROMETHEUS_PORT",
     "GRAFANA_PORT",
     "FAULT_FILE",
+    "PARENT_PIPE",
     "TEST_CATALOG",
     "TEST_SERVER",
 )

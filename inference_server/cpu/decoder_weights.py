@@ -205,13 +205,9 @@ def _because(linear: nn.Module) -> str:
 
 
 def _rotary(module: Any) -> Rotary:
-    """Return the rotary embedding.
-
-    longrope has two sets of frequencies, so it is not supported. Dynamic scaling begins beyond the context length that is
-    served (weights/prepare.py), so it needs no support here.
-    """
-    if getattr(module, "rope_type", "default") == "longrope":
-        raise ValueError("kernel programs do not support its rotary positions (longrope)")
+    """Return the rotary embedding. RopeChoice.fix has given it one set of frequencies for all lengths."""
+    if (kind := getattr(module, "rope_type", "default")) in ("longrope", "dynamic"):
+        raise ValueError(f"its rotary positions ({kind}) depend on the sequence's length")
     return Rotary(module.inv_freq.detach().float(), float(module.attention_scaling))
 
 

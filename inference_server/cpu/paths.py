@@ -116,9 +116,6 @@ def _refusal(config: Any, precision: Precision) -> str:
         return "the outputs of its linear layers do not fill whole panels"
     if not is_power_of_two(getattr(config, "logits_scaling", None) or 1.0):
         return "kernel programs do not support the scaling of its logits"
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return "kernel programs do not support its rotary positions (longrope)"
     return ""
 
 

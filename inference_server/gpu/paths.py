@@ -54,12 +54,9 @@ class GpuPath:
 
 def has_fused_layers(config: Any) -> bool:
     """Return True if the layers of a model with this transformers configuration can run as operators of gpu/ops.py."""
-    rope = getattr(config, "rope_parameters", None) or {}
     return (
         not SUPPORTED_ARCHITECTURES.isdisjoint(getattr(config, "architectures", None) or [])
         and config.hidden_act in _SILU_NAMES
-        # The frequencies of longrope depend on the sequence's length, which the operators do not support.
-        and rope.get("rope_type") != "longrope"
     )
 
 

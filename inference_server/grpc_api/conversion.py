@@ -99,15 +99,16 @@ def generation_request(
         UnknownAdapter: The model has no adapter of the request's name.
         InvalidField: The reply's grammar cannot be enforced, or a bias is for a token that the model does not have.
     """
-    sampling = request.sampling
-    wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
+    must_fit = request.max_tokens_must_fit and request.sampling.HasField("max_tokens")
     num_tokens = len(prompt.token_ids)
-    model.check_length(num_tokens, wanted if request.max_tokens_must_fit else None)
+    model.check_length(num_tokens, request.sampling.max_tokens if must_fit else None)
+    sampling = _sampling_defaults(model)
+    sampling.MergeFrom(request.sampling)
     return GenerationRequest(
         request_id=request_id,
         prompt_ids=prompt.token_ids,
-        sampling=_sampling_params(request, model.engine.vocab_size),
-        max_tokens=model.max_tokens(num_tokens, wanted),
+        sampling=_sampling_params(request, sampling, model.engine.vocab_size),
+        max_tokens=model.max_tokens(num_tokens, sampling.max_tokens if sampling.HasField("max_tokens") else None),
         stop=tuple(sampling.stop),
         continues_prompt=request.WhichOneof("input") == "text" or request.chat.continue_final_turn,
         time_limit_seconds=seconds(request) if request.HasField("time_limit") else None,
@@ -198,8 +199,8 @@ def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None)
     return ReplyForm(tools=tools, is_parallel=is_parallel, beside="text")
 
 
-def _sampling_params(request: pb.RunRequest, vocab_size: int) -> SamplingParams:
-    sampling = request.sampling
+def _sampling_params(request: pb.RunRequest, sampling: pb.Sampling, vocab_size: int) -> SamplingParams:
+    """Return the engine's parameters. `sampling`: those of the request, with the model's defaults."""
     given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
     seed = sampling.seed if sampling.HasField("seed") else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
     logprobs = request.logprobs.top if request.HasField("logprobs") else None
@@ -297,5 +298,11 @@ def model_info(model: "HostedModel") -> pb.Model:
         has_reasoning=model.thoughts is not None,
         reply_shape=model.entry.shape,
         task=pb.TASK_TEXT_GENERATION,
+        sampling_defaults=_sampling_defaults(model) if model.sampling else None,
         adapters=model.adapters,
     )
+
+
+def _sampling_defaults(model: "HostedModel") -> pb.Sampling:
+    values: dict[str, Any] = dict(model.sampling)
+    return pb.Sampling(**values)

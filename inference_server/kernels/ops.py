@@ -121,6 +121,7 @@ def paged_decode_attention(
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend with each sequence's newest token, at position length - 1, over the sequence's keys so far.
 
@@ -135,6 +136,7 @@ def paged_decode_attention(
         scaling: The factor on the scores.
         sliding_window: The number of newest keys that are attended to; None for all.
         softcap: The limit c of c * tanh(score / c); None for no limit.
+        sinks: (num_heads,) float32, a score of each head that has no value and takes its share of the softmax, or None.
 
     Returns:
         (num_seqs, num_heads, value_dim) in the queries' dtype.
@@ -149,12 +151,13 @@ def paged_decode_attention(
         or value_width % _MAX_LANES
         or group * (width + value_width + 64) + width * _MAX_LANES > _STACK_FLOATS
         or not _attention_tensors_fit(query, keys, values, block_table, lengths)
+        or not _are_sinks(sinks)
     ):
         return reference.paged_decode_attention(
-            query, keys, values, block_table, lengths, scaling, sliding_window, softcap
+            query, keys, values, block_table, lengths, scaling, sliding_window, softcap, sinks
         )
     out = torch.empty(num_seqs, num_heads, value_width, dtype=query.dtype)
-    block = arguments.attention(query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap)
+    block = arguments.attention(query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap, sinks)
     function.run(block, num_seqs * num_kv_heads, ENOUGH_NS)
     return out
 
@@ -174,7 +177,13 @@ def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> Kernel |
 
 
 def paged_prefill_attention(
-    query: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, start: int, scaling: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    blocks: Tensor,
+    start: int,
+    scaling: float,
+    sinks: Tensor | None = None,
 ) -> Tensor | None:
     """Attend causally with consecutive tokens of one sequence over the sequence's keys so far.
 
@@ -187,6 +196,7 @@ def paged_prefill_attention(
         blocks: The sequence's block table, (num_blocks,) int32.
         start: The position of the first token.
         scaling: The factor on the scores.
+        sinks: See paged_decode_attention.
 
     Returns:
         (num_tokens, num_heads, head_dim), or None if `prefill_attention_kernel` has no kernel for these tensors.
@@ -198,13 +208,14 @@ def paged_prefill_attention(
         or keys.dtype is not values.dtype
         or keys.shape != values.shape
         or blocks.dtype is not torch.int32
+        or not _are_sinks(sinks)
         or not all(tensor.is_cpu and tensor.is_contiguous() for tensor in (query, keys, values, blocks))
     ):
         return None
     out = torch.empty_like(query)
     segments = PrefillSegments([start], [num_rows], [blocks])
     segments.allocate_workspace(keys.shape[2], width)
-    block = arguments.prefill_attention(query, keys, values, segments.table, out, scaling)
+    block = arguments.prefill_attention(query, keys, values, segments.table, out, scaling, sinks)
     function.run(block, num_rows, ENOUGH_NS)
     return out
 
@@ -251,6 +262,10 @@ def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_ta
         and values.is_contiguous()
         and lengths.is_contiguous()
     )
+
+
+def _are_sinks(sinks: Tensor | None) -> bool:
+    return sinks is None or (sinks.is_cpu and sinks.dtype is torch.float32 and sinks.is_contiguous())
 
 
 def _kernel(name: str, device: torch.device, *dtypes: torch.dtype) -> Kernel | None:

@@ -61,6 +61,7 @@ def paged_decode_attention(
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Return the attention of each sequence's newest token, by gathering all keys and values and masking the scores."""
     num_seqs, num_heads, width = query.shape
@@ -81,6 +82,8 @@ def paged_decode_attention(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
-    weights = torch.softmax(scores, dim=-1).where(lengths[:, None, None, None] > 0, 0.0)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(num_kv_heads, -1, 1).expand(num_seqs, -1, -1, 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :longest].where(lengths[:, None, None, None] > 0, 0.0)
     output = torch.einsum("nkgl,nlkd->nkgd", weights, value)
     return output.reshape(num_seqs, num_heads, value_width).to(query.dtype)

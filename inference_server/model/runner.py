@@ -16,7 +16,7 @@ from torch import Tensor
 from inference_server.attention.backend import AttentionBackend
 from inference_server.attention.cpu_backend import CpuAttention
 from inference_server.attention.kv_cache import BLOCK_SIZE, NUM_SCRATCH_BLOCKS, SCRATCH_BLOCK, KVCache
-from inference_server.attention.paged import DecodeBatch, PrefillBatch
+from inference_server.attention.paged import DecodeBatch, PrefillBatch, passing
 from inference_server.attention.step_inputs import DecodeTokens, PromptTokens, Segment, decode_inputs
 from inference_server.cpu.adapters import CpuAdapters
 from inference_server.cpu.decoder_weights import DecoderWeights, extract_weights
@@ -323,13 +323,14 @@ class ModelRunner:
             Logits (num_rows, num_wanted, vocab_size) float32.
         """
         assert self.model is not None, "kernel programs compute every pass of DecoderWeights"
-        logits: Tensor = self.model(
-            input_ids=token_ids,
-            position_ids=positions,
-            logits_to_keep=wanted,
-            use_cache=False,
-            step_batch=batch,
-        ).logits
+        with passing(batch):
+            logits: Tensor = self.model(
+                input_ids=token_ids,
+                position_ids=positions,
+                logits_to_keep=wanted,
+                use_cache=False,
+                step_batch=batch,
+            ).logits
         return logits.float()
 
     def _decoded(self, tokens: Items[NextToken]) -> DecodeTokens:

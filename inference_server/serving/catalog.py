@@ -18,7 +18,7 @@ from inference_server.serving.catalog_tables import Document, ModelTable, ReplyS
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
-from inference_server.weights.package_model import WHEELS, package_folder
+from inference_server.weights.fetching.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -153,7 +153,7 @@ def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
         adapters=adapters,
         speculation=table.speculation,
         draft=draft,
-        rope=table.rope,
+        rope=table.rope.model_dump(exclude_none=True) if table.rope else None,
         open_keys=_open_keys(table),
     )
 

@@ -72,6 +72,52 @@ class SamplingTable(StrictTable):
         return self
 
 
+# Parameters of rotary positions that each kind of scaling needs, by transformers' names.
+_ROPE_KEYS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("factor", "short_factor", "long_factor", "original_max_position_embeddings"),
+}
+
+
+class RopeTable(StrictTable):
+    """The table `[models.rope]`: the scaling of rotary positions, by transformers' names."""
+
+    rope_type: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
+    factor: Annotated[float, Field(ge=1.0)] | None = None
+    original_max_position_embeddings: Annotated[int, Field(ge=1)] | None = None
+    rope_theta: Annotated[float, Field(gt=0.0)] | None = None
+    attention_factor: Annotated[float, Field(gt=0.0)] | None = None
+    beta_fast: Annotated[float, Field(gt=0.0)] | None = None
+    beta_slow: Annotated[float, Field(gt=0.0)] | None = None
+    mscale: Annotated[float, Field(gt=0.0)] | None = None
+    mscale_all_dim: Annotated[float, Field(gt=0.0)] | None = None
+    truncate: bool | None = None
+    low_freq_factor: Annotated[float, Field(gt=0.0)] | None = None
+    high_freq_factor: Annotated[float, Field(gt=0.0)] | None = None
+    short_factor: Annotated[list[float], Field(min_length=1)] | None = None
+    long_factor: Annotated[list[float], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_the_keys_of_its_type(self) -> "RopeTable":
+        needed = _ROPE_KEYS[self.rope_type]
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f'rope_type = "{self.rope_type}" needs {missing[0]}')
+        optional = {"rope_type", "rope_theta", "original_max_position_embeddings"}
+        if self.rope_type == "yarn":
+            optional |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+        if self.rope_type in ("yarn", "longrope"):
+            optional |= {"attention_factor"}
+        if wrong := sorted(self.model_fields_set - optional - set(needed)):
+            raise ValueError(f'{wrong[0]} is not a parameter of rope_type = "{self.rope_type}"')
+        if self.low_freq_factor and self.high_freq_factor and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("low_freq_factor must be smaller than high_freq_factor")
+        return self
+
+
 _EMBEDDING_KEYS = ("pooling", "normalize", "optional")
 _GENERATION_KEYS = (
     "sequence_length",
@@ -113,12 +159,14 @@ class ModelTable(StrictTable):
     adapters: dict[_Name, _Name] | None = None
     speculation: Speculation | None = None
     draft: Source | None = None
-    rope: dict[str, JsonValue] | None = None
+    rope: RopeTable | None = None
 
     @model_validator(mode="after")
     def _has_arguments_of_its_engine(self) -> "ModelTable":
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError('[models.vllm] is for a model with engine = "vllm"')
+        if self.rope is not None and self.engine == "vllm":
+            raise ValueError('[models.rope] is for engine = "tailrace": for vLLM, set hf_overrides in [models.vllm]')
         return self
 
     @model_validator(mode="after")

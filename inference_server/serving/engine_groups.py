@@ -15,17 +15,29 @@ from inference_server.serving.catalog import CatalogEntry
 def group_entries(entries: Iterable[CatalogEntry], device: torch.device) -> dict[EngineKey, list[CatalogEntry]]:
     """Return the entries of each engine that generates text.
 
-    They have the same weights, precision on `device`, and engine arguments. Embedding models are left out. The engine has
-    the LoRA adapters of all its entries.
+    They have the same weights, precision on `device`, engine arguments and speculation. Embedding models are left out. The
+    engine has the LoRA adapters of all its entries.
     """
     groups: dict[EngineKey, list[CatalogEntry]] = {}
     for entry in entries:
         if entry.task != "generation":
             continue
         arguments = json.dumps(dict(entry.vllm), sort_keys=True)
-        key = EngineKey(entry.weights, resolve_precision(entry.precision, device), entry.engine, arguments)
+        key = EngineKey(
+            entry.weights,
+            resolve_precision(entry.precision, device),
+            entry.engine,
+            arguments,
+            rope=json.dumps(dict(entry.rope), sort_keys=True) if entry.rope else "",
+            speculation=entry.speculation,
+            draft=entry.draft,
+        )
         groups.setdefault(key, []).append(entry)
-    return {replace(key, adapters=_adapters(group)): group for key, group in groups.items()}
+    return {replace(key, adapters=_adapters(group), num_tokens=_longest(group)): group for key, group in groups.items()}
+
+
+def _longest(entries: Iterable[CatalogEntry]) -> int:
+    return max(window(entry, None) for entry in entries)
 
 
 def _adapters(entries: Iterable[CatalogEntry]) -> tuple[Path, ...]:

@@ -33,6 +33,7 @@ class HostedModel:
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
         thoughts: Finds the thoughts in its replies; None: replies are not searched for thoughts.
+        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS.
         adapters: The entry's LoRA adapters: the place of each in the engine's list, from 1, by name.
     """
 
@@ -46,6 +47,7 @@ class HostedModel:
     grammars: Grammars
     tool_format: ToolFormat
     thoughts: ModelThoughts | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
     adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property

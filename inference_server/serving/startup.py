@@ -246,6 +246,7 @@ def _hosted(
             grammars,
             entry.tool_format or detect_tool_format(encoder.template),
             _thoughts(encoder, grammars, engine.vocab_size, end_ids),
+            {**loaded.model.info.sampling, **(entry.sampling or {})},
             {name: loaded.key.adapters.index(folder) + 1 for name, folder in entry.adapters.items()},
         )
         for entry, length, encoder in zip(loaded.group, windows, prompts, strict=True)

@@ -16,6 +16,7 @@ _MAGIC = b"GGUF"
 # Formats of struct by GGUF's number of a type; 8 is a string and 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_ALIGNMENT = 32  # of the first tensor, unless the metadata have another number
 _LONGEST_STRING = 1 << 26  # a chat template is far shorter; a larger number means a damaged file
 
 
@@ -84,10 +85,12 @@ def read_header(path: Path) -> GgufHeader:
                 (kind,) = _unpack(file, "<I")
                 metadata[key] = _value(file, kind)
             tensors = [_tensor(file) for _ in range(num_tensors)]
-            return GgufHeader(metadata, tensors, path.stat().st_size - file.tell())
+            alignment = metadata.get("general.alignment", _ALIGNMENT)
+            start = -(-file.tell() // alignment) * alignment
+            return GgufHeader(metadata, tensors, path.stat().st_size - start)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
-    except (struct.error, ValueError, KeyError, MemoryError, OverflowError):
+    except (struct.error, ValueError, KeyError, TypeError, ArithmeticError, MemoryError):
         raise ConfigurationError(f"the header of {path.name} is cut or damaged: download the file again") from None
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.utils.tqdm import enable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from inference_server.attention import paged as attention
+from inference_server.attention.rope import OWN_ROPE, RopeChoice
 from inference_server.linears import checkpoint
 from inference_server.machine import memory_bytes
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
+from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import local_folder, naming_source
-from inference_server.weights.encoders import refuse_encoders
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
@@ -52,7 +53,7 @@ def silence_libraries() -> None:
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("huggingface_hub").handlers.clear()
-    enable_progress_bars()  # disable_progress_bar also turned off the hub's bars, which show the progress of downloads
+    disable_progress_bars()
     # bitsandbytes warns of a cast in every linear layer of every step if activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -66,6 +67,7 @@ def load_model(
     cache_dir: Path,
     int8_threshold: float = 0.0,
     attention_name: str = attention.NAME,
+    rope: RopeChoice = OWN_ROPE,
 ) -> LoadedModel:
     """Load one model with its tokenizer.
 
@@ -79,6 +81,7 @@ def load_model(
         cache_dir: Folder for converted models.
         int8_threshold: Outlier threshold of bitsandbytes, 0 for none.
         attention_name: Attention function, by its name in transformers' registry.
+        rope: The scaling of rotary positions.
 
     Raises:
         ConfigurationError: The weights are missing, damaged or incomplete; the message contains the remedy.
@@ -86,7 +89,7 @@ def load_model(
     precision = resolve_precision(precision, device)
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
-        refuse_encoders(folder)
+        refuse_unsupported(folder)
         quantises = precision == "bitsandbytes-int8"
         verb = "quantising" if quantises else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
@@ -109,6 +112,7 @@ def load_model(
             )
             if narrow is not None:
                 checkpoint.widen_rest(model, dtype)
+            rope.fix(model)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         # transformers fills missing tensors with random numbers and continues.
         if missing := sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}):

@@ -53,6 +53,7 @@ def packed_folder(
     *,
     batch_invariant: bool,
     backends: Items[LinearBackend] = BACKENDS,
+    rope: str = "",
 ) -> Path:
     """Return the folder in which a model is, or will be, kept packed.
 
@@ -62,8 +63,9 @@ def packed_folder(
         precision: The precision in which the model is packed.
         batch_invariant: The setting of the same name, which changes the choice of kernels.
         backends: The candidates for linear layers; the layout of the first that can run here is part of the name.
+        rope: Name of the rotary frequencies, if they are not those of the model's configuration.
     """
-    variant = f"{precision}-invariant" if batch_invariant else precision
+    variant = "-".join(part for part in (precision, "invariant" if batch_invariant else "", rope) if part)
     place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
     determining: list[Any] = [_FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
     for path in sorted(source.iterdir()):

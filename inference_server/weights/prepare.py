@@ -1,5 +1,6 @@
 """Turns weights into a model that can run: loaded, fused and packed, or read from the folder of an earlier start."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import OWN_ROPE, RopeChoice, window
 from inference_server.cpu.decoder_weights import extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
@@ -17,9 +19,10 @@ from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache
-from inference_server.weights.download import local_folder
+from inference_server.weights.architectures import refuse_unsupported
+from inference_server.weights.download import config_folder, local_folder
 from inference_server.weights.loader import load_description, load_model
-from inference_server.weights.model_info import ModelInfo
+from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
 
 logger = logging.getLogger(__name__)
@@ -32,9 +35,10 @@ class PreparedModel:
     Attributes:
         model: A transformers model, or DecoderWeights; ModelRunner takes both.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
         num_bytes: Memory of the weights, in bytes.
         adapters: LoRA adapters, in the order of EngineKey.adapters.
+        draft: The model that computes draft tokens; None: no such model.
     """
 
     model: Any
@@ -42,6 +46,7 @@ class PreparedModel:
     info: ModelInfo
     num_bytes: int
     adapters: tuple[Adapter, ...] = ()
+    draft: "PreparedModel | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class ModelDescription:
     Attributes:
         folder: Folder with the weights, as transformers reads it.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
     """
 
     folder: Path
@@ -69,7 +74,9 @@ def describe(weights: Weights, settings: Settings) -> ModelDescription:
     return ModelDescription(folder, tokenizer, _model_info(config, generation_config))
 
 
-def prepare(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> PreparedModel:
+def prepare(
+    weights: Weights, precision: Precision, device: torch.device, settings: Settings, rope: RopeChoice = OWN_ROPE
+) -> PreparedModel:
     """Return a model that is ready to run on `device`. On a CPU, the packed form is kept in the cache folder.
 
     Args:
@@ -77,17 +84,19 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
         precision: The precision in use on the device (see precision.resolve_precision).
         device: A CPU or a GPU.
         settings: The cache folder and the options that change packed weights.
+        rope: The scaling of rotary positions.
 
     Raises:
         ConfigurationError: For the same reasons as `loader.load_model`.
     """
+    _refuse_before_download(weights, settings.cache_dir)
     if device.type != "cpu":
-        return _load(weights, precision, device, settings)
+        return _load(weights, precision, device, settings, rope)
     source = local_folder(weights, settings.cache_dir)
     folder = None
     if source.is_dir():  # a missing folder makes the loading below fail, with a message
         folder = packed_cache.packed_folder(
-            settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant
+            settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant, rope=_variant(source, rope)
         )
     if folder is not None and folder.is_dir():
         try:
@@ -96,7 +105,26 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
             return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
         except ValueError as reason:
             logger.info("packing %s again: %s", weights, reason)
-    return _pack(_load(weights, precision, device, settings), weights, precision, settings, folder)
+    return _pack(_load(weights, precision, device, settings, rope), weights, precision, settings, folder)
+
+
+def _refuse_before_download(weights: Weights, cache_dir: Path) -> None:
+    """Raise UnsupportedModel if the configuration of a model that is not downloaded yet says that it does not run here."""
+    if (
+        weights.hub is None
+        or weights.file is not None
+        or config_folder(weights, cache_dir, may_fetch=False) is not None
+    ):
+        return
+    folder = config_folder(weights, cache_dir, may_fetch=True)
+    if folder is not None:
+        refuse_unsupported(folder)
+
+
+def _variant(source: Path, rope: RopeChoice) -> str:
+    """Return the name of the rotary frequencies of the model in `source`, "" for those of its configuration."""
+    path = source / "config.json"
+    return rope.variant(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
 
 
 def memory_bytes(model: Any) -> int:
@@ -108,9 +136,16 @@ def memory_bytes(model: Any) -> int:
     return int(model.get_memory_footprint()) + packed_bytes
 
 
-def _load(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> PreparedModel:
+def _load(
+    weights: Weights, precision: Precision, device: torch.device, settings: Settings, rope: RopeChoice
+) -> PreparedModel:
     loaded = load_model(
-        weights, precision, device=device, cache_dir=settings.cache_dir, int8_threshold=settings.int8_threshold
+        weights,
+        precision,
+        device=device,
+        cache_dir=settings.cache_dir,
+        int8_threshold=settings.int8_threshold,
+        rope=rope,
     )
     model = loaded.model
     info = _model_info(model.config, model.generation_config)
@@ -152,20 +187,7 @@ def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
     end_ids = configured if isinstance(configured, list) else [configured]
     return ModelInfo(
         model_type=model_config.model_type,
-        max_tokens=max_tokens(config),
+        max_tokens=window(config),
         end_ids=[token for token in end_ids if token is not None],
+        sampling=sampling_defaults(generation_config),
     )
-
-
-def max_tokens(config: Any) -> int | None:
-    """Return the model's own window in tokens, or None if it has no limit.
-
-    Some position embeddings depend on the longest sequence of a call: longrope and dynamic scaling in transformers.
-    They are used up to their original length only. Beyond it, one sequence would change the results of other sequences.
-    """
-    limits = [getattr(config, "max_position_embeddings", None)]
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if parameters.get("rope_type") in ("longrope", "dynamic"):
-            limits.append(parameters.get("original_max_position_embeddings"))
-    return min((limit for limit in limits if limit), default=None)

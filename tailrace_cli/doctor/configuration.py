@@ -80,7 +80,7 @@ def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) 
     """
     if not weights.package:
         return Finding(True, f"{name}: {weights}, {weights.availability}")
-    from inference_server.weights.package_model import PackageModel
+    from inference_server.weights.fetching.package_model import PackageModel
 
     path = PackageModel(weights.package, weights.file, cache_dir).path
     if path.is_file():

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from tailrace_cli.doctor import cpu
 from tailrace_cli.doctor.finding import Finding
 from tailrace_cli.doctor.gpu import gpu
-from tailrace_cli.serve import HOW_TO_INSTALL
+from tailrace_cli.serving.serve import HOW_TO_INSTALL
 from tailrace_shared.platforms import is_windows
 
 _GIB = 2**30

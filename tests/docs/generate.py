@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from benchmarks.report import readme
 from benchmarks.report.classes import all_classes
 from tailrace_shared.request_fields import SAMPLING_FIELDS
-from tests.docs import errors, metrics, settings
+from tests.docs import catalogue, errors, metrics, settings
 from tests.support.processes import ROOT
 
 _END = "<!-- /generated -->"
@@ -35,6 +35,9 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "server metrics": ("docs/metrics.md", metrics.server_table),
     "bridge metrics": ("docs/metrics.md", metrics.bridge_table),
     "sampling": ("docs/rest-api.md", sampling),
+    "catalogue": ("docs/catalogue.md", catalogue.generation_table),
+    "embedding catalogue": ("docs/catalogue.md", catalogue.embedding_table),
+    "removed models": ("docs/catalogue.md", catalogue.removed_table),
     "performance": ("README.md", performance),
 }
 

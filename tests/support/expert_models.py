@@ -1,5 +1,6 @@
 """Tiny random mixture-of-experts models of transformers, and their weights as the server rounds them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import (
 from inference_server.cpu.linear.integer_weights import int4_weights, int8_weights
 from inference_server.linears.experts import is_stack, weight_names
 from inference_server.linears.plain import PlainLinear, is_linear
-from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 _SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -58,6 +59,14 @@ def expert_model(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0
         if parameter.dim() == 1 and parameter.numel() < 64:  # sinks and the router's biases, which are all zero
             nn.init.normal_(parameter)
     return model.eval()
+
+
+def write_expert_model(folder: Path, name: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """Write a model with a tokenizer to a folder, and return it. See `expert_model`."""
+    model = expert_model(name, dtype=dtype, **changes)
+    model.save_pretrained(folder)
+    sentencepiece_tokenizer().save_pretrained(folder)
+    return model
 
 
 @torch.no_grad()

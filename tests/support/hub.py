@@ -101,6 +101,7 @@ class Faults:
         corrupt: Paths of files of which one byte is changed on the way.
         ignores_ranges: True answers a request for a range with the whole file.
         is_down: True answers every request with 503.
+        delay: Seconds before each answer.
     """
 
     bytes_per_second: float | None = None
@@ -109,6 +110,7 @@ class Faults:
     corrupt: set[str] = field(default_factory=set)
     ignores_ranges: bool = False
     is_down: bool = False
+    delay: float = 0.0
 
 
 class Hub(ThreadingHTTPServer):
@@ -135,6 +137,11 @@ class Hub(ThreadingHTTPServer):
     def url(self) -> str:
         """The value of HF_ENDPOINT."""
         return f"{self.scheme}://127.0.0.1:{self.server_port}"
+
+    @property
+    def content_url(self) -> str:
+        """Address of large files: another host name, because the client follows a HEAD's redirect within a host only."""
+        return f"{self.scheme}://localhost:{self.server_port}"
 
     def add(self, name: str, files: Path | Mapping[str, bytes], *, refusal: str | None = None) -> Repository:
         """Add a repository, or give one a new commit.
@@ -198,6 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         token = self.headers.get("Authorization")
         self.server.requests.append(Request(self.command, path, self.headers.get("Range"), token))
+        time.sleep(self.server.faults.delay)
         if self.server.faults.is_down:
             self._refuse(503, None)
         elif path.startswith("/cdn/"):
@@ -258,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
         about = {"X-Repo-Commit": repository.commit}
         if file.is_lfs:
             linked = {"X-Linked-Size": str(len(file.content)), "X-Linked-Etag": f'"{file.sha256}"'}
-            address = f"{self.server.url}/cdn/{name}/{path}"
+            address = f"{self.server.content_url}/cdn/{name}/{path}"
             self._send(302, {**about, **linked, "Location": address, "Content-Length": "0"})
         else:
             self._send_content(file, about)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tailrace_cli import serve
+from tailrace_cli.serving import announcement, serve
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_curl_reads_the_token_from_the_variable_of_the_command(monkeypatch, caps
     for each in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"):
         monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, "value")
-    serve._announce("127.0.0.1:8787", 1.0)
+    announcement.announce("127.0.0.1:8787", 1.0)
     assert f'-H "Authorization: Bearer {token}"' in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from http_bridge.api.upstream_models import author, list_models
+from http_bridge.api.upstream_models import author, list_models, sampling_defaults
 from http_bridge.protocol.grpc_errors import unknown_model
 from tailrace.v1.inference_pb2 import Model
 
@@ -38,7 +38,7 @@ def _entries(models: Sequence[Model]) -> list[dict[str, object]]:
 
 
 def _entry(model: Model) -> dict[str, object]:
-    """Return a model with its limits in tokens, under the names that OpenRouter's and vLLM's clients read."""
+    """Return a model with its limits in tokens and its sampling defaults, under OpenRouter's and vLLM's names."""
     # Clients subtract the longest reply from the window to find the longest prompt.
     window = model.window or model.context_length
     lengths = {"context_length": window, "max_model_len": window}
@@ -49,4 +49,5 @@ def _entry(model: Model) -> dict[str, object]:
         "owned_by": author(model.name),
         **(lengths if window else {}),
         **({"max_output_tokens": model.sequence_length} if model.sequence_length else {}),
+        **({"default_parameters": defaults} if (defaults := sampling_defaults(model)) else {}),
     }

@@ -14,6 +14,7 @@ from http_bridge.api.responses.recent import RECENT_ITEMS
 from http_bridge.api.responses.response_object import Request, request_fields
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.api.responses.writer import ResponsesWriter
+from http_bridge.api.upstream_models import sampling_defaults
 from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.protocol.bodies.tools import is_function
 from http_bridge.protocol.run_body import RunBody
@@ -97,9 +98,10 @@ def _writer(
 ) -> ResponsesWriter:
     # A body of another form may have any values here.
     include, options = document.get("include"), document.get("stream_options")
+    defaults = sampling_defaults(incoming.models.find_model(document["model"]))
     request = Request(
         incoming.request_id,
-        request_fields(document, toolbox.shown),
+        request_fields(document, toolbox.shown, defaults),
         toolbox,
         seals_thoughts=isinstance(include, list) and _SEALED_THOUGHTS in include,
         hides_thoughts=body.hides_reasoning,

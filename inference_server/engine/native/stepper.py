@@ -7,7 +7,9 @@ from inference_server.engine.native.fault_recovery import Emit
 from inference_server.engine.native.overlap import OverlappedDecoding
 from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduling.scheduler import Scheduler
-from inference_server.engine.native.step_loop import Logits, StepLoop, sample_tokens
+from inference_server.engine.native.speculation.drafting import Drafting
+from inference_server.engine.native.step_loop import StepLoop
+from inference_server.engine.native.step_rows import Logits, sample_tokens
 from inference_server.model.runner import ModelRunner
 
 
@@ -21,9 +23,12 @@ class Stepper:
         end_ids: Set[int],
         emit: Emit,
         sample: Callable[[Logits], list[Sample]] = sample_tokens,
+        drafting: Drafting | None = None,
     ) -> None:
         """Create an executor without a step in flight. For the arguments, see StepLoop."""
-        self._step_loop = StepLoop(runner, scheduler, end_ids, emit, sample)
+        self._step_loop = StepLoop(runner, scheduler, end_ids, emit, sample, drafting)
+        self._scheduler = scheduler
+        self._drafting = drafting
         # A `sample` function of the caller needs the logits on the host.
         can_overlap = runner.supports_overlap and sample is sample_tokens
         self._overlap = OverlappedDecoding(runner, scheduler, self._step_loop) if can_overlap else None
@@ -44,7 +49,7 @@ class Stepper:
         With overlap, the tokens of the step are emitted by the next call, or by `flush`.
         """
         if self._overlap is not None:
-            is_launched = self._overlap.advance()
+            is_launched = not self._expects_drafts() and self._overlap.advance()
             yield
             if is_launched or self.is_broken:
                 return
@@ -52,6 +57,13 @@ class Stepper:
         yield
         if self._overlap is None or not self._overlap.start(plan):
             yield from self._step_loop.passes(plan)
+
+    def _expects_drafts(self) -> bool:
+        """Return True if the next step should have draft tokens. Then no step is in flight any more."""
+        if self._overlap is None or self._drafting is None or not self._drafting.expects(self._scheduler.running):
+            return False
+        self._overlap.flush()
+        return True
 
     def flush(self) -> None:
         """Wait for the step in flight, if there is one, and emit its tokens."""

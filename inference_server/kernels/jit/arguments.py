@@ -48,8 +48,8 @@ _RMS_NORM = _layout("5qd")
 _ADD_RMS_NORM = _layout("6q2d")
 _SILU_MUL = _layout("4q")
 _ROPE = _layout("13qd")
-_ATTENTION = _layout("14q2d")
-_PREFILL = _layout("9qd")
+_ATTENTION = _layout("14q2dq")
+_PREFILL = _layout("9qdq")
 _LINEAR = _layout("9q")
 _LORA = _layout("12q")
 
@@ -105,6 +105,7 @@ def attention(
     scaling: float,
     sliding_window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> bytes:
     """Return the argument block of `decode_attention`. Shapes as in ops.paged_decode_attention; out is the result."""
     num_seqs, num_heads, width = query.shape
@@ -124,6 +125,7 @@ def attention(
         _NO_WINDOW if sliding_window is None else sliding_window,
         scaling,
         softcap or 0.0,
+        0 if sinks is None else sinks.data_ptr(),
     )
 
 
@@ -134,6 +136,7 @@ def prefill_attention(
     segments: Tensor,
     out: Tensor,
     scaling: float,
+    sinks: Tensor | None = None,
 ) -> bytes:
     """Return the argument block of a prefill attention kernel.
 
@@ -144,12 +147,13 @@ def prefill_attention(
         segments: The words of `prefill_segments`, int64.
         out: The result, (rows, num_heads, head_dim).
         scaling: The factor on the scores.
+        sinks: (num_heads,) float32, or None.
     """
     _, num_heads, width = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
     addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
     sizes = (num_heads, num_kv_heads, width, block_size)
-    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling)
+    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, 0 if sinks is None else sinks.data_ptr())
 
 
 def segment_words(num_segments: int) -> int:

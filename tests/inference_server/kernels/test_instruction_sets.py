@@ -53,6 +53,12 @@ def test_sequences_attend(
     assert_attends(query, cache, scaling=0.5, window=window, softcap=softcap)
 
 
+def test_sequences_attend_to_sinks(instruction_set: str) -> None:
+    cache = make_cache(ragged(7), torch.bfloat16, kv_heads=2)
+    sinks = torch.tensor([-20.0, 0.0, 3.0, 20.0, 0.5, -1.0])
+    assert_attends(torch.randn(7, 6, 64), cache, scaling=0.5, window=100, sinks=sinks)
+
+
 @DTYPES
 @pytest.mark.usefixtures("num_threads")
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype) -> None:

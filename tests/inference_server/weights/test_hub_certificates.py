@@ -1,23 +1,20 @@
 """A hub behind a proxy with a certificate authority of its own: the error names the variable, which then helps."""
 
 import json
-import os
 import ssl
 import subprocess
 import sys
-import threading
 
 import pytest
 
-from tests.inference_server.weights.test_sources import Hub
 from tests.support.certificates import Authority
-from tests.support.processes import ROOT
+from tests.support.hub import Hub
 
 # A separate process, because huggingface_hub fixes its address at import.
 READ_TWICE = """
 import json, os, pathlib, sys, time
 import huggingface_hub
-from inference_server.weights.sizes import read_config
+from inference_server.weights.fetching.hub import HubModel
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -25,7 +22,8 @@ time.sleep = lambda seconds: None  # the pauses between the hub's attempts
 
 def outcome():
     try:
-        return read_config(Weights(hub="owner/large"), pathlib.Path("unused"), may_fetch=True).model_type
+        folder = HubModel(Weights(hub="owner/large"), pathlib.Path("unused")).fetch_config()
+        return json.loads((folder / "config.json").read_text())["model_type"]
     except ConfigurationError as error:
         return str(error)
 
@@ -39,24 +37,24 @@ print(json.dumps([*outcomes, outcome()]))
 @pytest.fixture
 def hub(tiny_model, tmp_path):
     """Run a hub with TLS. Returns it and the file of its authority."""
-    hub, authority = Hub(tiny_model("llama-2")), Authority(tmp_path)
+    hub, authority = Hub(), Authority(tmp_path)
+    hub.add("owner/large", tiny_model("llama-2"))
+    hub.scheme = "https"
     files = authority.issue("hub")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
     hub.socket = context.wrap_socket(hub.socket, server_side=True)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    yield hub, authority.path
-    hub.shutdown()
-    hub.server_close()
+    yield hub.start(), authority.path
+    hub.close()
 
 
 def test_an_untrusted_certificate_is_named_with_the_variable_that_helps(hub, tmp_path):
     server, authority = hub
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "SSL_"))}
-    address = {"HF_ENDPOINT": f"https://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+    environment = server.environment(tmp_path / "hub")
+    environment.pop("SSL_CERT_FILE", None)
     done = subprocess.run(
         [sys.executable, "-c", READ_TWICE, str(authority)],
-        env={**kept, **address, "NO_PROXY": "*", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=60,
