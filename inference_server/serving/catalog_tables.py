@@ -117,6 +117,9 @@ class ModelTable(_Table):
     def _has_arguments_of_its_engine(self) -> "ModelTable":
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError('[models.vllm] is for a model with engine = "vllm"')
+        if self.engine == "vllm" and (self.speculation or self.draft):
+            key = "speculation" if self.speculation else "draft"
+            raise ValueError(f'{key} is for a model with engine = "tailrace"; vLLM has speculative_config in [models.vllm]')
         return self
 
     @model_validator(mode="after")
