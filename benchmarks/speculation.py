@@ -5,9 +5,9 @@ prompt goes to both in turn, at temperature 0, several times; the best time of e
 The prompts ask for code edits, extractions, summaries and chat (speculation_prompts.py). `--streams` sends as many
 prompts of a kind together.
 
-Two ratios are printed: of the time from a reply's first token to its last, and of the process's CPU time for the whole
-reply. The CPU time includes the prompt. It is the better figure on a machine that other processes use too, but only with
-one thread (`OMP_NUM_THREADS=1`), because waiting threads use the CPU as well.
+Two ratios are printed: of the time from the first token of the replies to the last, and of the process's CPU time between
+them. The CPU time is the better figure on a machine that other processes use too, but only with one thread
+(`OMP_NUM_THREADS=1`), because waiting threads use the CPU as well.
 """
 
 import argparse
@@ -52,28 +52,29 @@ class _Sums:
     num_tokens: int = 0
 
 
-async def _reply(model: HostedModel, prompt_ids: list[int], max_tokens: int) -> tuple[str, Completed]:
-    """Return the text and the last event of one greedy reply."""
+async def _reply(model: HostedModel, prompt_ids: list[int], max_tokens: int) -> tuple[str, Completed, float]:
+    """Return the text and the last event of one greedy reply, and the process's CPU time at its first token."""
     sampling = SamplingParams(seed=1, temperature=0.0)
     request = GenerationRequest(request_id="benchmark", prompt_ids=prompt_ids, sampling=sampling, max_tokens=max_tokens)
     parts: list[str] = []
+    first = 0.0
     async with model.submit(request) as reply:
         async for event in reply:
             if isinstance(event, Delta):
+                first = first or time.process_time()
                 parts.append(event.text)
             elif isinstance(event, Completed):
-                return "".join(parts), event
+                return "".join(parts), event, first
     raise RuntimeError("the reply has no end")
 
 
 async def _run(model: HostedModel, prompts: list[list[int]], max_tokens: int, times: _Times) -> None:
     """Send the prompts together, and record the times if they are the best so far."""
-    started = time.process_time()
     replies = await asyncio.gather(*(_reply(model, prompt, max_tokens) for prompt in prompts))
-    times.cpu = min(times.cpu, time.process_time() - started)
-    times.decode = min(times.decode, max(completed.timings.decode for _, completed in replies))
-    times.texts = [text for text, _ in replies]
-    times.num_tokens = sum(completed.usage.completion_tokens for _, completed in replies)
+    times.cpu = min(times.cpu, time.process_time() - max(first for _, _, first in replies))
+    times.decode = min(times.decode, max(completed.timings.decode for _, completed, _ in replies))
+    times.texts = [text for text, _, _ in replies]
+    times.num_tokens = sum(completed.usage.completion_tokens for _, completed, _ in replies)
 
 
 async def _measure(models: dict[str, HostedModel], kind: str, arguments: argparse.Namespace) -> str:

@@ -119,7 +119,9 @@ class ModelTable(_Table):
             raise ValueError('[models.vllm] is for a model with engine = "vllm"')
         if self.engine == "vllm" and (self.speculation or self.draft):
             key = "speculation" if self.speculation else "draft"
-            raise ValueError(f'{key} is for a model with engine = "tailrace"; vLLM has speculative_config in [models.vllm]')
+            raise ValueError(
+                f'{key} is for a model with engine = "tailrace"; vLLM has speculative_config in [models.vllm]'
+            )
         return self
 
     @model_validator(mode="after")
