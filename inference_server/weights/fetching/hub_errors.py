@@ -91,8 +91,8 @@ def _sentence(hub_id: str, error: Exception, stored: str) -> str:
 def gated(hub_id: str) -> str:
     """Return the sentence about a model whose licence has not been accepted."""
     return (
-        f"{hub_id} is gated: accept its licence at {constants.ENDPOINT}/{hub_id}, then set HF_TOKEN to an access token of that "
-        "account"
+        f"{hub_id} is gated: accept its licence on https://huggingface.co/{hub_id}, then set HF_TOKEN to an access token "
+        "of that account"
     )
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".tailrace.incomplete"
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30.0  # without a byte
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before attempts that follow one without progress
+_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before attempts that follow one without progress
 _LONGEST_PAUSE = 60.0
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
