@@ -132,6 +132,7 @@ def _described(model: "StoredModel") -> dict[str, object]:
     return {
         "name": model.name,
         "kind": model.kind,
+        "complete": model.is_complete,
         "form": _form(model),
         "bytes": model.num_bytes,
         "path": str(model.path),

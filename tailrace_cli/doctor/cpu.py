@@ -139,7 +139,7 @@ def cpu_engines(entries: "Sequence[CatalogEntry]", settings: "Settings") -> "dic
 
 def _path(names: str, key: "EngineKey", settings: "Settings") -> Finding:
     from inference_server.cpu.paths import predicted_path
-    from inference_server.weights.sizes import read_config
+    from inference_server.weights.sizes import predicted_share, read_config
 
     try:
         config = read_config(key.weights, settings.cache_dir, may_fetch=False)
@@ -149,4 +149,11 @@ def _path(names: str, key: "EngineKey", settings: "Settings") -> Finding:
         text = f"{names}: as {key.precision}; its first start, which downloads or converts it, determines the path"
         return Finding(None, text)
     path = predicted_path(config, key.precision)
-    return Finding(True if path.program == "all" else None, f"{names}: as {key.precision}, {path}")
+    try:
+        share = predicted_share(config, key.precision, on_gpu=False)
+    except ValueError as error:
+        return Finding(False, f"{names}: {error}")
+    text = f"{names}: as {key.precision}, {path}" + (f", {share}" if share else "")
+    if share and share.warning:
+        return Finding(None, text, share.warning, is_warning=True)
+    return Finding(True if path.program == "all" else None, text)
