@@ -35,7 +35,7 @@ _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start.
+    """The figures of one start.
 
     Attributes:
         seconds: Time until the announcement.
