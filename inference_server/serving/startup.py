@@ -39,6 +39,7 @@ from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.reasoning.formats import FORMATS, ReasoningFormat
 from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.tool_formats import detect_tool_format
+from inference_server.weights.atomic_folder import remove_leftovers
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ async def load_all(
         ConfigurationError: An entry cannot be served, or the models do not fit into the GPU's memory. The message names
             the entries.
     """
+    await in_daemon_thread(partial(remove_leftovers, settings.cache_dir))
     device = choose_device(settings.device)
     _log_memory_limit()
     if device.type == "cpu":
