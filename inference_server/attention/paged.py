@@ -80,7 +80,7 @@ def attend(
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
     if unknown or attention_mask is not None or kwargs.get("is_causal") is False:
         raise UnsupportedModel(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
-    sinks = None if s_aux is None else s_aux.detach().float()
+    sinks = None if s_aux is None else s_aux.float()
     spec = AttentionSpec(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, sinks)
     layer: int = module.layer_idx  # type: ignore[assignment]
     batch: PrefillBatch | DecodeBatch = step_batch or _passes.batch

@@ -7,7 +7,7 @@ biases, whether the weights are transposed, and whether gate and up outputs are 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inference_server.linears.plain import PlainLinear
 
@@ -23,7 +23,7 @@ def is_stack(module: Any) -> bool:
     """Return True for a module with stacked experts in the form that transformers' experts interface describes."""
     down = getattr(module, "down_proj", None)
     described = all(hasattr(module, name) for name in _DESCRIPTION)
-    return described and isinstance(down, nn.Parameter) and down.dim() == 3
+    return described and isinstance(down, Tensor) and down.dim() == 3
 
 
 def weight_names(stack: Any) -> list[str]:

@@ -12,6 +12,7 @@ from inference_server.attention.kv_cache import KVCache
 from inference_server.attention.step_inputs import DecodeTokens, PromptTokens
 from inference_server.gpu.attention import GpuAttention
 from inference_server.gpu.decoder import extract
+from inference_server.gpu.experts import replace_experts
 from inference_server.gpu.forward import GpuForward
 from inference_server.gpu.graphs import DecodeGraphs, DecodePass
 from inference_server.gpu.inputs import DecodeInputs, DecodeRows
@@ -72,6 +73,7 @@ class GpuPasses:
         self.attention = GpuAttention(batch_invariant=invariant_rows is not None)
         self.fused = _fused_forward(model, cache, self.attention) if fuse else None
         if self.fused is None:
+            replace_experts(model, is_int8=is_quantized)
             replace_int8(model)
         self._int8: Literal["kernels", "bitsandbytes"] | None = None
         if is_quantized:

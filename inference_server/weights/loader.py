@@ -96,7 +96,8 @@ def load_model(
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
             attention.register()
-            if quantises and device.type == "cpu":
+            quantisation = _quantisation(folder, precision, device, int8_threshold)
+            if quantisation is not None and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
             dtype = activation_dtype(precision, device)
             narrow = checkpoint.narrow_dtype(folder, precision, device)
@@ -105,7 +106,7 @@ def load_model(
             model, report = load(
                 output_loading_info=True,
                 dtype=narrow or dtype,
-                quantization_config=_quantisation(folder, precision, device, int8_threshold),
+                quantization_config=quantisation,
                 attn_implementation=attention_name,
                 device_map={"": device},
                 use_safetensors=True,

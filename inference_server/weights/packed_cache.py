@@ -87,7 +87,8 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
         tokenizer: The transformers tokenizer.
     """
     try:
-        with atomic_directory(folder) as unfinished:
+        num_bytes = sum(tensor.nbytes for _, tensor in _tensors(decoder))
+        with atomic_directory(folder, num_bytes=num_bytes) as unfinished:
             tokenizer.save_pretrained(unfinished)
             if not is_same_tokenizer(tokenizer, read_tokenizer(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")

@@ -2,15 +2,19 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from inference_server.linears.experts import is_stack
 from inference_server.linears.share import quantised_share
 from inference_server.precision import Precision
+from inference_server.weights.loader import load_model
 from inference_server.weights.source import Weights
+from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.weights.loading import load
 from tests.support.engines import Recorder, collect, entry, hosting, request
 from tests.support.expert_models import expert_model, round_weights, write_expert_model
@@ -74,7 +78,46 @@ def test_layers_that_no_form_quantises_are_named():
     assert share is not None and "Odd (16.38K parameters)" in share.warning
 
 
-def test_experts_in_mxfp4_become_bfloat16(tmp_path):
-    model = write_expert_model(tmp_path / "model", "gpt-oss", dtype=torch.bfloat16)
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    print(config, model)
+# The values of a code of MXFP4, without its sign.
+MXFP4_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def write_in_mxfp4(folder: Path) -> dict[str, torch.Tensor]:
+    """Replace the experts of a gpt-oss model in `folder` with random ones in MXFP4. Returns them in bfloat16, by name."""
+    generator = torch.Generator().manual_seed(5)
+    tensors, kept, plain = load_file(folder / "model.safetensors"), {}, {}
+    for name, tensor in tensors.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            kept[name] = tensor
+            continue
+        experts, inputs, outputs = tensor.shape
+        codes = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8, generator=generator)
+        scales = torch.randint(122, 126, (experts, outputs, inputs // 32), dtype=torch.uint8, generator=generator)
+        kept |= {f"{name}_blocks": codes, f"{name}_scales": scales}
+        nibbles = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).int()
+        values = MXFP4_VALUES[nibbles & 7] * (1 - 2 * (nibbles >> 3)) * 2.0 ** (scales[..., None].float() - 127)
+        plain[name] = values.flatten(-2).transpose(1, 2).bfloat16()
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    plain_modules = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": plain_modules}
+    (folder / "config.json").write_text(json.dumps(config))
+    return plain
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8"])
+def test_experts_in_mxfp4_become_bfloat16(precision, tmp_path):
+    folder = tmp_path / "model"
+    write_expert_model(folder, "gpt-oss", dtype=torch.bfloat16)
+    plain = write_in_mxfp4(folder)
+    model = load(Weights(path=folder), tmp_path, precision, attention_name="eager").model
+    found = dict(model.named_parameters())
+    assert len(plain) == 4
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+
+
+def test_experts_in_mxfp4_are_refused_in_int8_on_a_gpu(tmp_path):
+    write_expert_model(tmp_path, "gpt-oss", dtype=torch.bfloat16)
+    write_in_mxfp4(tmp_path)
+    with pytest.raises(ConfigurationError, match='experts in MXFP4.*set precision = "bfloat16"'):
+        load_model(Weights(path=tmp_path), "bitsandbytes-int8", device=torch.device("cuda"), cache_dir=tmp_path)
