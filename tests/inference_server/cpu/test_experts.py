@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inference_server.attention import paged
-from inference_server.cpu.experts import PackedExperts
+from inference_server.cpu.experts import PackedExperts, pack_experts
 from inference_server.cpu.fused_modules import fuse
 from inference_server.cpu.linear.backends import BACKENDS
 from inference_server.cpu.linear.kernel_linear import KernelLinear
@@ -70,7 +70,7 @@ def packed_experts(precision: str, backends: Any, *, batch_invariant: bool) -> P
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     stack = expert_model("mixtral", dtype=dtype).model.layers[0].mlp.experts
     bound = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
-    return PackedExperts(stack, bound, dtype, batch_invariant=batch_invariant)
+    return pack_experts(stack, bound, dtype, batch_invariant=batch_invariant)
 
 
 @pytest.mark.parametrize(
