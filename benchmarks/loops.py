@@ -112,7 +112,7 @@ async def _measure(address: str, arguments: argparse.Namespace) -> None:
         for given in arguments.sampling or [""]:
             print(f"{model.name}, sequence length {model.sequence_length}, {given or 'no sampling parameters'}:")
             for seed in range(1, arguments.seeds + 1):
-                await _measure_once(stub, model.name, _sampling(given, seed), arguments)
+                await _measure_once(stub, model.name, sampling_of(given, seed=seed), arguments)
 
 
 async def _measure_once(
@@ -139,8 +139,8 @@ async def _measure_once(
         arguments.output.write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
 
 
-def _sampling(given: str, seed: int) -> pb.Sampling:
-    """Return the parameters of a text such as temperature=0.6,top_p=0.9."""
+def sampling_of(given: str, *, seed: int) -> pb.Sampling:
+    """Return the parameters of a text such as temperature=0.6,top_p=0.9, with this seed."""
     pairs = (pair.split("=") for pair in given.split(",") if pair)
     values: dict[str, Any] = {
         name: int(value) if name in ("top_k", "max_tokens") else float(value) for name, value in pairs
@@ -152,7 +152,7 @@ def _sampling(given: str, seed: int) -> pb.Sampling:
 def _server(arguments: argparse.Namespace) -> Iterator[str]:
     """Start a server with one model of the default catalog. Yields its address."""
     address = f"127.0.0.1:{free_port()}"
-    catalog = arguments.catalog or one_entry_catalog(arguments.model, "loops")
+    catalog = arguments.catalog or one_entry_catalog(arguments.model, "loops", keeps_sampling=True)
     environment = {"TAILRACE_CATALOG": str(catalog), "TAILRACE_GRPC_ADDRESS": address}
     child = Child([sys.executable, "-m", "inference_server"], LOGS / "loops.log", environment)
     try:

@@ -73,7 +73,7 @@ def _read_message() -> str:
     text = line.removeprefix(_QUOTES)
     while not text.endswith(_QUOTES):
         try:
-            text = f"{text}\\n{_input('. ')}"
+            text = f"{text}\n{_input('. ')}"
         except EOFError:
             break
     return text.removesuffix(_QUOTES).strip()

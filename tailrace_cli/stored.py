@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _REQUIRED = ("pydantic_settings", "huggingface_hub")
 _CLEAR_LINE = "\r\033[K"
+# The digest at the beginning of the name of a packed model's folder. The precision follows.
+_PACKED = re.compile(r"^[0-9a-f]+-")
 _UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"))
 
 
@@ -59,10 +62,24 @@ def list_stored(*, as_json: bool) -> int:
     if as_json:
         write(json.dumps([_described(model) for model in models], indent=2))
         return 0
-    rows = [("NAME", "KIND", "SIZE", "USED")]
-    rows += [(model.name, model.kind, size(model.num_bytes), _ago(model.last_used)) for model in models]
+    forms: dict[str, list[StoredModel]] = {}
+    for model in models:
+        forms.setdefault(model.name, []).append(model)
+    rows = [("NAME", "SIZE", "USED", "FORMS")]
+    for name, group in forms.items():
+        num_bytes, used = sum(each.num_bytes for each in group), max(each.last_used for each in group)
+        rows.append((name, size(num_bytes), _ago(used), ", ".join(map(_form, group))))
     table(rows)
     return 0
+
+
+def _form(model: "StoredModel") -> str:
+    """Return what a folder of a model is: "downloaded", "incomplete", "converted", or the precision if it is packed."""
+    if not model.is_complete:
+        return "incomplete"
+    if model.kind == "packed":
+        return _PACKED.sub("", model.path.name).partition(".")[0]
+    return {"hub": "downloaded", "package": "downloaded", "converted": "converted"}[model.kind]
 
 
 def remove(names: Sequence[str]) -> int:
@@ -115,6 +132,8 @@ def _described(model: "StoredModel") -> dict[str, object]:
     return {
         "name": model.name,
         "kind": model.kind,
+        "complete": model.is_complete,
+        "form": _form(model),
         "bytes": model.num_bytes,
         "path": str(model.path),
         "last_used": model.last_used.isoformat(timespec="seconds"),

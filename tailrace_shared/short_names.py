@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+_MAX_LISTED = 8  # names in the message about a name that is not unique
+
 
 class Ambiguous(ValueError):
     """Several models have the short name. The message lists them."""
@@ -27,5 +29,6 @@ def long_name(name: str, names: Iterable[str]) -> str | None:
     endings = [each for each in known if each.lower() == wanted or each.lower().endswith(f"/{wanted}")]
     found = endings or [each for each in known if each.lower().rpartition("/")[2].startswith(wanted)]
     if len(found) > 1:
-        raise Ambiguous(f"several models are called {name}: {', '.join(found)}")
+        more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+        raise Ambiguous(f"several models are called {name}: {', '.join(found[:_MAX_LISTED])}{more}")
     return found[0] if found else None

@@ -35,5 +35,8 @@ def with_adapter(incoming: IncomingRequest, body: RunBody, model: str) -> tuple[
         base = incoming.models.find_adapter(model)
         if base is not None:
             return replace(body, adapter=model), base.name
+        incoming.describe(
+            model
+        )  # raises OutdatedModels if the servers may have models or adapters that are not known yet
     check_adapter(incoming, body, model)
     return body, model

@@ -167,6 +167,11 @@ class ModelTable(StrictTable):
             raise ValueError('[models.vllm] is for a model with engine = "vllm"')
         if self.rope is not None and self.engine == "vllm":
             raise ValueError('[models.rope] is for engine = "tailrace": for vLLM, set hf_overrides in [models.vllm]')
+        if self.engine == "vllm" and (self.speculation or self.draft):
+            key = "speculation" if self.speculation else "draft"
+            raise ValueError(
+                f'{key} is for a model with engine = "tailrace"; vLLM has speculative_config in [models.vllm]'
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.engine_groups import window
 from inference_server.settings import Settings
 from inference_server.weights.shape import ModelShape, read_shape
+from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 _GIB, _MIB = 2**30, 2**20
@@ -68,11 +69,16 @@ def cpu_demands(
     for key, group in groups.items():
         if key.engine != "tailrace":
             continue
-        path = model_path(key.weights, settings.cache_dir, may_fetch=may_fetch)
-        shape = None if path is None or not path.exists() else read_shape(path)
+        shape = _shape(key.weights, settings, may_fetch)
         if shape is not None:
-            demands[key] = _demand(key, group, shape, settings)
+            draft = None if key.draft is None else _shape(key.draft, settings, may_fetch)
+            demands[key] = _demand(key, group, [shape, draft] if draft else [shape], settings)
     return demands
+
+
+def _shape(weights: Weights, settings: Settings, may_fetch: bool) -> ModelShape | None:
+    path = model_path(weights, settings.cache_dir, may_fetch=may_fetch)
+    return None if path is None or not path.exists() else read_shape(path)
 
 
 def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
@@ -113,13 +119,16 @@ def limited_caches(free_bytes: int, demands: Mapping[EngineKey, CpuDemand]) -> d
     return {key: max(demand.least_tokens, int(share * demand.most_tokens)) for key, demand in demands.items()}
 
 
-def _demand(key: EngineKey, group: Sequence[CatalogEntry], shape: ModelShape, settings: Settings) -> CpuDemand:
+def _demand(
+    key: EngineKey, group: Sequence[CatalogEntry], shapes: Sequence[ModelShape], settings: Settings
+) -> CpuDemand:
+    """Return the demand of an engine. `shapes`: the sizes of its model, and those of its draft model if there is one."""
     return CpuDemand(
         name=" + ".join(entry.name for entry in group),
-        weight_bytes=shape.weight_bytes(key.precision, "cpu"),
-        int4_bytes=shape.weight_bytes("int4", "cpu"),
-        token_bytes=shape.token_bytes(key.precision),
-        max_len=max(window(entry, shape.max_tokens) for entry in group),
+        weight_bytes=sum(shape.weight_bytes(key.precision, "cpu") for shape in shapes),
+        int4_bytes=sum(shape.weight_bytes("int4", "cpu") for shape in shapes),
+        token_bytes=sum(shape.token_bytes(key.precision) for shape in shapes),
+        max_len=max(window(entry, shapes[0].window(entry.rope)) for entry in group),
         max_running_seqs=settings.max_running_seqs,
     )
 

@@ -105,7 +105,7 @@ def _known(table: KnownModelTable) -> KnownModel:
         hub=table.hub,
         description=table.description,
         licence=table.licence,
-        gate=f"https://huggingface.co/{table.hub}" if table.gated else None,
+        gate=workers_ai.gate(workers_ai.tables()[table.name]),
         context_length=table.context_length,
         sequence_length=table.sequence_length,
         shape=table.shape,

@@ -1,8 +1,8 @@
 """Turns the names of TAILRACE_MODELS and of the command line into catalog entries.
 
-A name is a folder or a GGUF file, a hub id (`owner/name`, `owner/name:file.gguf`, each with `@revision` after the id), or a
-name of Workers AI's catalogue, of the default catalog or of the catalog in use. The last part of such a name is enough if
-it is unique. Does not import torch, and downloads nothing.
+A name is a folder, a GGUF file or a hub id: `owner/name` or `owner/name:file.gguf`, each with `@revision` after the id. It
+may also be a name of Workers AI's catalogue, of the default catalog or of the catalog in use. The last part of such a name is
+enough if it is unique. Does not import torch, and downloads nothing.
 """
 
 import difflib

@@ -29,7 +29,7 @@ from inference_server.serving.catalog import CatalogEntry, builtin_template
 from inference_server.serving.cpu_plan import check_memory, cpu_demands, limited_caches
 from inference_server.serving.embedder_startup import load_embedders
 from inference_server.serving.engine_factory import BUILDERS, EngineName, GetBuilder
-from inference_server.serving.engine_groups import group_entries, window
+from inference_server.serving.engine_groups import group_entries, refuse_unsupported_models, window
 from inference_server.serving.gpu_plan import divide_free_memory, fitting_demands
 from inference_server.serving.hosted_embedder import HostedEmbedder
 from inference_server.serving.hosted_model import HostedModel
@@ -39,6 +39,7 @@ from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.reasoning.formats import FORMATS, ReasoningFormat
 from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.tool_formats import detect_tool_format
+from inference_server.weights.atomic_folder import remove_leftovers
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ async def load_all(
         ConfigurationError: An entry cannot be served, or the models do not fit into the GPU's memory. The message names
             the entries.
     """
+    await in_daemon_thread(partial(remove_leftovers, settings.cache_dir))
     device = choose_device(settings.device)
     _log_memory_limit()
     if device.type == "cpu":
@@ -117,6 +119,7 @@ async def _load_generators(
         embedding: Task that loads the embedding models. On a GPU, the KV caches are made after its end.
     """
     groups = group_entries(entries, device)
+    await in_daemon_thread(partial(refuse_unsupported_models, groups, settings.cache_dir))
     demands: dict[EngineKey, EngineDemand] = {}
     if device.type == "cuda":
         _log_replaced_precisions(groups)

@@ -4,12 +4,12 @@ Architectures are named by transformers' `model_type`. tests/exact/test_architec
 docs/architectures.md has the results. What this module does not list is loaded, and ModelRunner.probe checks it with one token.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inference_server.errors import UnsupportedModel
-from inference_server.weights.shape import read_config_file
 
 # Names of the architectures, by the clause that is the reason.
 _BY_REASON: dict[str, str] = {
@@ -27,19 +27,24 @@ _BY_REASON: dict[str, str] = {
         qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba
         zamba2 zaya
         """,
-    "its modules in transformers compute attention themselves, with position biases (ALiBi) or without, and cannot use this "
-    "server's KV cache": """
-        bloom codegen cpmant ctrl falcon gpt_neo gpt_neox_japanese gptj mpt openai-gpt reformer xglm xlm xlnet
+    "its attention has position biases (ALiBi), which this server does not compute": "bloom mpt",
+    "its modules in transformers compute attention themselves and cannot use this server's KV cache": """
+        codegen cpmant ctrl falcon gpt_neo gpt_neox_japanese gptj openai-gpt reformer xglm xlm xlnet
         """,
     "its attention is of a kind that this server does not compute": """
         blt deepseek_v32 deepseek_v4 diffllama doge flint glm_moe_dsa hrm_text hy_v4 inkling2_text inkling_text longcat_flash
         """,
-    "its attention is divided into chunks": "llama4 llama4_text",
+    "its attention is chunked": "llama4 llama4_text",
     "it computes images or sound beside text": "git mllama moshi musicgen musicgen_melody phi4_multimodal",
 }
 _REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 _ENCODERS = next(iter(_BY_REASON))
 _LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
+
+
+def reasons() -> Mapping[str, str]:
+    """Return the architectures that this server does not run, each with the reason as a clause."""
+    return _REASONS
 
 
 def refuse_unsupported(folder: Path) -> None:
@@ -48,7 +53,8 @@ def refuse_unsupported(folder: Path) -> None:
     Raises:
         UnsupportedModel: It does not run; the message is the reason, a clause that names the architecture.
     """
-    config = read_config_file(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     reason = _ENCODERS if is_encoder(config, folder) else refusal(config)
     if reason is not None:
         raise UnsupportedModel(reason)
@@ -78,7 +84,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         if reason is None and part.get("is_encoder_decoder"):
             reason = "it has an encoder beside its decoder, and this server runs only decoders"
         if reason is None and part.get("attention_chunk_size"):
-            reason = "its attention is divided into chunks"
+            reason = "its attention is chunked"
         if reason is None and (unknown := sorted(_layer_types(part) - _LAYER_TYPES)):
             reason = f"some of its layers are of type {unknown[0]}, which this server does not support"
         if reason is not None:

@@ -23,13 +23,13 @@ from torch import Tensor
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.decoder_weights import DecoderWeights, ExpertWeights, LayerWeights, Rotary
 from inference_server.cpu.experts import PackedExperts
+from inference_server.cpu.large_pages import moved
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, from_packed, preferred_layout
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights
 from inference_server.cpu.routers import PackedRouter, RouterChoice
 from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import atomic_directory
-from inference_server.weights.large_pages import moved
 from inference_server.weights.model_info import ModelInfo
 from inference_server.weights.tensor_file import reading
 from inference_server.weights.tokenizers import read_tokenizer
@@ -89,7 +89,8 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
         tokenizer: The transformers tokenizer.
     """
     try:
-        with atomic_directory(folder) as unfinished:
+        num_bytes = sum(tensor.nbytes for _, tensor in _tensors(decoder))
+        with atomic_directory(folder, num_bytes=num_bytes) as unfinished:
             tokenizer.save_pretrained(unfinished)
             if not is_same_tokenizer(tokenizer, read_tokenizer(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")

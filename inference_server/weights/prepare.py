@@ -19,8 +19,7 @@ from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache
-from inference_server.weights.architectures import refuse_unsupported
-from inference_server.weights.download import config_folder, local_folder
+from inference_server.weights.download import local_folder
 from inference_server.weights.loader import load_description, load_model
 from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
@@ -89,7 +88,6 @@ def prepare(
     Raises:
         ConfigurationError: For the same reasons as `loader.load_model`.
     """
-    _refuse_before_download(weights, settings.cache_dir)
     if device.type != "cpu":
         return _load(weights, precision, device, settings, rope)
     source = local_folder(weights, settings.cache_dir)
@@ -106,19 +104,6 @@ def prepare(
         except ValueError as reason:
             logger.info("packing %s again: %s", weights, reason)
     return _pack(_load(weights, precision, device, settings, rope), weights, precision, settings, folder)
-
-
-def _refuse_before_download(weights: Weights, cache_dir: Path) -> None:
-    """Raise UnsupportedModel if the configuration of a model that is not downloaded yet says that it does not run here."""
-    if (
-        weights.hub is None
-        or weights.file is not None
-        or config_folder(weights, cache_dir, may_fetch=False) is not None
-    ):
-        return
-    folder = config_folder(weights, cache_dir, may_fetch=True)
-    if folder is not None:
-        refuse_unsupported(folder)
 
 
 def _variant(source: Path, rope: RopeChoice) -> str:

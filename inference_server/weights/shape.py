@@ -6,9 +6,13 @@ The counts are those of a usual decoder. weights/sizes.py counts exactly, but ne
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from inference_server.attention.rope import scaled_window
+from inference_server.attention.rope import window as rope_window
 from inference_server.precision import Precision
 from inference_server.weights.gguf_header import GgufHeader, read_header
 from tailrace_shared.config_errors import ConfigurationError
@@ -71,6 +75,12 @@ class ModelShape:
         head = {"float32": 4, "int4": 1, "bitsandbytes-int8": 1}.get(precision, 2)
         return int(linear + head * self.vocab_weights)
 
+    def window(self, rope: Mapping[str, Any] | None) -> int | None:
+        """Return the longest sequence in tokens, or None if it is not given. `rope`: the catalog's scaling; None: none."""
+        if rope and self.max_tokens:
+            return scaled_window(rope, self.max_tokens)
+        return self.max_tokens
+
     def token_bytes(self, precision: Precision) -> int:
         """Return the memory of the keys and values of one token in all layers."""
         return self.num_layers * self.kv_width * (4 if precision == "float32" else 2)
@@ -86,12 +96,21 @@ def read_shape(path: Path) -> ModelShape | None:
         ConfigurationError: The file is damaged.
     """
     if path.suffix == ".gguf":
-        return _shape_of_gguf(read_header(path))
+        try:
+            return _cached_shape(path, path.stat().st_mtime_ns)
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
     config = read_config_file(path)
     try:
         return _shape_of_config(config)
     except (KeyError, TypeError, ZeroDivisionError):
         return None
+
+
+@lru_cache
+def _cached_shape(path: Path, changed: int) -> ModelShape | None:
+    """Return the sizes of a GGUF file, which several entries of a catalog may share. `changed`: time of its last change."""
+    return _shape_of_gguf(read_header(path))
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
@@ -133,9 +152,16 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
         is_tied=bool(first("tie_word_embeddings")),
         kv_width=2 * kv_heads * head_dim,
         num_layers=layers,
-        max_tokens=first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+        max_tokens=_own_window(config, first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")),
         file_bits=bits,
     )
+
+
+def _own_window(config: Mapping[str, Any], limit: int | None) -> int | None:
+    """Return the longest sequence in tokens. `limit`: the one in the configuration, before dynamic scaling extends it."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = {**given, "rope_type": given.get("rope_type") or given.get("type")}
+    return rope_window(SimpleNamespace(max_position_embeddings=limit, rope_parameters=rope))
 
 
 def _shape_of_gguf(header: GgufHeader) -> ModelShape | None:

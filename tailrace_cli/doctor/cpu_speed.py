@@ -82,9 +82,9 @@ def measure(isa: "InstructionSet | None") -> Times:
 
 
 def _kernel_layers(precision: Precision, isa: "InstructionSet") -> "list[nn.Module]":
+    from inference_server.cpu.large_pages import moved
     from inference_server.cpu.linear.kernel_linear import LinearKind
     from inference_server.cpu.linear.panels import PanelBackend
-    from inference_server.weights.large_pages import moved
 
     backend = PanelBackend(isa)
     packed = backend.pack(_weight(precision), None, LinearKind(_FORMATS[precision])).packed

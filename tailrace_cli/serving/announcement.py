@@ -1,4 +1,4 @@
-"""What `tailrace serve` prints once both services are ready: a request to try, and the addresses."""
+"""Prints the announcement of `tailrace serve` once both services are ready: a request to try, and the addresses."""
 
 from tailrace_cli.client import ModelLine
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, grpc_address, variable

@@ -40,10 +40,12 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
     """Return the variables that the options set.
 
     Raises:
-        Failure: TAILRACE_HTTP_ADDRESS, of which an option replaces a part, is not an address; or a model has a comma.
+        Failure: TAILRACE_HTTP_ADDRESS, of which an option replaces a part, is not an address; or a model has a comma or is empty.
     """
     if name := next((name for name in options.models if _SEPARATOR in name), None):
         raise Failure(f"{name} contains a comma: put the model into a catalog, or use a link without one.")
+    if not all(name.strip() for name in options.models):
+        raise Failure("The name of a model is empty.")
     values = {
         "MODELS": _SEPARATOR.join(options.models),
         "CATALOG": options.catalog,

@@ -8,6 +8,7 @@ have the digest of a git blob. Faults are attributes, which a test may change be
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -45,12 +47,12 @@ class HubFile:
         """True if the hub keeps the file in LFS."""
         return self.path.endswith(_LFS_SUFFIXES)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of an LFS file."""
         return hashlib.sha256(self.content).hexdigest()
 
-    @property
+    @cached_property
     def blob_id(self) -> str:
         """Digest of the git blob: of the content, or of an LFS file's pointer."""
         content = f"oid sha256:{self.sha256}".encode() if self.is_lfs else self.content
@@ -92,7 +94,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Faults:
-    """What goes wrong, or slowly.
+    """Errors and delays of the hub.
 
     Attributes:
         bytes_per_second: Rate of each large file's transfer; None: unlimited.
@@ -132,6 +134,7 @@ class Hub(ThreadingHTTPServer):
         self.faults = Faults()
         self.sent_bytes: dict[str, int] = {}
         self.scheme = "http"
+        self.content_host = "localhost"
 
     @property
     def url(self) -> str:
@@ -141,7 +144,7 @@ class Hub(ThreadingHTTPServer):
     @property
     def content_url(self) -> str:
         """Address of large files: another host name, because the client follows a HEAD's redirect within a host only."""
-        return f"{self.scheme}://localhost:{self.server_port}"
+        return f"{self.scheme}://{self.content_host}:{self.server_port}"
 
     def add(self, name: str, files: Path | Mapping[str, bytes], *, refusal: str | None = None) -> Repository:
         """Add a repository, or give one a new commit.
@@ -316,7 +319,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.dumps(body).encode()
         self._send(200, {"Content-Type": "application/json", "Content-Length": str(len(content))})
         if self.command == "GET":
-            self.wfile.write(content)
+            with contextlib.suppress(OSError):  # the client was killed
+                self.wfile.write(content)
 
     def _refuse(self, status: int, code: str | None, headers: Mapping[str, str] | None = None) -> None:
         named = {"X-Error-Code": code} if code else {}

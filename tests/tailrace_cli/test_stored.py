@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from inference_server.weights import store
-from inference_server.weights.store import StoredModel
+from inference_server.weights.fetching.inventory import StoredModel
 from tailrace_cli import output, stored
 from tailrace_cli.errors import Failure
 from tailrace_shared.config_errors import ConfigurationError
 
 OLD = datetime.now(UTC) - timedelta(days=3, hours=2)
+PACKED = Path("/cache/packed/0123abcd-bitsandbytes-int8.panels-0123456789abcdef")
 MODELS = [
     StoredModel("Qwen/Qwen3-0.6B", "hub", 1_500_000_000, Path("/hub/a"), OLD),
-    StoredModel("SmolLM2-135M.Q4_1 (int4)", "packed", 98_400_000, Path("/cache/b"), datetime.now(UTC)),
+    StoredModel("Qwen/Qwen3-0.6B", "packed", 700_000_000, PACKED, OLD),
+    StoredModel("a/b:tiny.Q4_1.gguf", "hub", 98_400_000, Path("/hub/b"), datetime.now(UTC), is_complete=False),
 ]
 
 
@@ -29,18 +31,19 @@ def caches(monkeypatch):
     return removed
 
 
-def test_list_is_a_table(caches, capsys):
+def test_list_has_a_line_for_each_model_with_its_forms(caches, capsys):
     assert stored.list_stored(as_json=False) == 0
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first.split() == ["NAME", "KIND", "SIZE", "USED"]
-    assert second.startswith("Qwen/Qwen3-0.6B  ") and second.endswith("   hub      1.5 GB   3 days ago")
-    assert third == "SmolLM2-135M.Q4_1 (int4)   packed   98 MB    now"
+    assert first.split() == ["NAME", "SIZE", "USED", "FORMS"]
+    assert second == "Qwen/Qwen3-0.6B      2.2 GB   3 days ago   downloaded, bitsandbytes-int8"
+    assert third == "a/b:tiny.Q4_1.gguf   98 MB    now          incomplete"
 
 
-def test_list_as_json_has_bytes_and_paths(caches, capsys):
+def test_list_as_json_has_every_form_with_its_bytes_and_path(caches, capsys):
     stored.list_stored(as_json=True)
-    first, _ = json.loads(capsys.readouterr().out)
+    first, second, _ = json.loads(capsys.readouterr().out)
     assert (first["name"], first["bytes"], first["path"]) == ("Qwen/Qwen3-0.6B", 1_500_000_000, "/hub/a")
+    assert (second["kind"], second["form"]) == ("packed", "bitsandbytes-int8")
     assert datetime.fromisoformat(first["last_used"]) == OLD.replace(microsecond=0)
 
 

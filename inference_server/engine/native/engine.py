@@ -93,6 +93,8 @@ class Engine(BaseEngine):
         self._commands.put(None)
         # A stalled thread may never return.
         await asyncio.to_thread(self._thread.join, 0.1 if self.is_stalled else 10.0)
+        if self.drafting is not None and self.drafting.num_drafted:
+            logger.info("%d of %d draft tokens were accepted", self.drafting.num_accepted, self.drafting.num_drafted)
         self._fail_all(ServerStopping("this server is stopping"))
 
     @property

@@ -107,14 +107,18 @@ class StepLoop:
         return True
 
     def _run_decode(self, plan: StepPlan) -> None:
-        """Decode a token of each sequence, with its draft tokens if it has any."""
-        started = time.perf_counter()
+        """Decode a token of each sequence, with its draft tokens if it has any.
+
+        On a CPU the time of the thread is measured, because other processes may delay a step by any time.
+        """
+        clock = time.perf_counter if self._runner.supports_overlap else time.thread_time
+        started = clock()
         if plan.drafts:
             self._run_drafts(plan)
         else:
             self._run_pass(plan.decode, lambda: self._decode(plan))
         if self._drafting is not None and not plan.prefill:
-            self._drafting.costs.add(plan.num_tokens, time.perf_counter() - started)
+            self._drafting.costs.add(plan.num_tokens, clock() - started)
 
     @torch.inference_mode()
     def _run_drafts(self, plan: StepPlan) -> None:

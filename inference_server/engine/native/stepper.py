@@ -1,5 +1,6 @@
 """Runs the engine's steps: with host and device overlapped if the runner supports it, else one after the other."""
 
+import time
 from collections.abc import Callable, Iterator, Set
 
 from inference_server.engine.histogram import Histogram
@@ -29,6 +30,7 @@ class Stepper:
         self._step_loop = StepLoop(runner, scheduler, end_ids, emit, sample, drafting)
         self._scheduler = scheduler
         self._drafting = drafting
+        self._launched: float | None = None  # time of the last launch, if no other step followed
         # A `sample` function of the caller needs the logits on the host.
         can_overlap = runner.supports_overlap and sample is sample_tokens
         self._overlap = OverlappedDecoding(runner, scheduler, self._step_loop) if can_overlap else None
@@ -50,6 +52,7 @@ class Stepper:
         """
         if self._overlap is not None:
             is_launched = not self._expects_drafts() and self._overlap.advance()
+            self._measure(is_launched)
             yield
             if is_launched or self.is_broken:
                 return
@@ -57,6 +60,15 @@ class Stepper:
         yield
         if self._overlap is None or not self._overlap.start(plan):
             yield from self._step_loop.passes(plan)
+
+    def _measure(self, is_launched: bool) -> None:
+        """Record the time between two steps that were launched without a pause."""
+        if self._drafting is None:
+            return
+        now = time.perf_counter()
+        if is_launched and self._launched is not None:
+            self._drafting.costs.add(len(self._scheduler.running) or 1, now - self._launched)
+        self._launched = now if is_launched else None
 
     def _expects_drafts(self) -> bool:
         """Return True if the next step should have draft tokens. Then no step is in flight any more."""

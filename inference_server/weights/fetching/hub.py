@@ -27,6 +27,9 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+# The hub's client has one of these HTTP clients. They log each address, and addresses of large files contain a signature.
+for _name in ("httpx", "httpx2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 _TIMEOUT_SECONDS = 30.0  # of the request for the list of files
 _MAX_THREADS = 4  # files that are downloaded at the same time
@@ -123,10 +126,11 @@ class HubModel:
         require_free(total - present, hub_cache(), str(self.weights), "HF_HOME")
         resumed = f", {sized(present)} of it from an interrupted download" if present else ""
         logger.info(
-            "getting %s from the hub (once; it stays in %s): %d files, %s%s",
+            "getting %s from the hub (once; it stays in %s): %d file%s, %s%s",
             self.weights,
             hub_cache(),
             len(missing),
+            "" if len(missing) == 1 else "s",
             sized(total),
             resumed,
         )

@@ -43,7 +43,8 @@ def explaining_the_hub(
         raise
     except GatedRepoError:
         raise ConfigurationError(
-            f"{hub_id} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
+            f"{hub_id} is gated: accept its licence on https://huggingface.co/{hub_id}, then set HF_TOKEN to an access token "
+            "of that account"
         ) from None
     except RevisionNotFoundError:
         raise ConfigurationError(f"{hub_id} has no revision {revision!r}: correct the catalog's source") from None
@@ -58,7 +59,7 @@ def explaining_the_hub(
 
 def _sentence(hub_id: str, error: Exception, stored: str) -> str:
     chain = list(_causes(error))
-    if any(isinstance(each, ssl.SSLCertVerificationError) or _UNTRUSTED in str(each) for each in chain):
+    if is_untrusted(error):
         return _untrusted(hub_id)
     if full := next((each for each in chain if is_full(each)), None):
         return (
@@ -90,6 +91,11 @@ def _sentence(hub_id: str, error: Exception, stored: str) -> str:
             "HTTPS_PROXY or HF_ENDPOINT, or point the catalog's source at a folder"
         )
     return f"downloading {hub_id} failed: {first_line(error)}"
+
+
+def is_untrusted(error: BaseException) -> bool:
+    """Return True if a certificate that is not trusted caused an error."""
+    return any(isinstance(each, ssl.SSLCertVerificationError) or _UNTRUSTED in str(each) for each in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

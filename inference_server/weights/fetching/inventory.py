@@ -58,11 +58,11 @@ def inventory(cache_dir: Path) -> Iterator[StoredModel]:
         sources |= {place_of(path): model.name for path in folder.iterdir()}
     for path in _installed_models():
         sources[place_of(path)] = path.name
-    stems = {Path(name).stem: name for name in sources.values() if name.endswith(".gguf")}
+    stems = {Path(name.rpartition(":")[2]).stem: name for name in sources.values() if name.endswith(".gguf")}
     for folder in _folders(cache_dir / "converted"):
         match = _CONVERTED.fullmatch(folder.name)
         stem = match["stem"] if match else folder.name
-        model = _stored(stems.get(stem.removeprefix(":"), f"{stem}.gguf"), "converted", folder)
+        model = _stored(stems.get(stem, f"{stem}.gguf"), "converted", folder)
         yield model
         sources[place_of(folder)] = model.name
     for folder in _folders(cache_dir / "packed"):

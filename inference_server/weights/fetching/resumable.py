@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from inference_server.errors import first_line
+from inference_server.weights.fetching.hub_errors import is_untrusted
 from inference_server.weights.fetching.listing import RemoteFile
 from inference_server.weights.fetching.transfer import Transfer
 
@@ -84,7 +85,6 @@ class BlobDownload:
         partial = partial_path(self._blob)
         with partial.open("a+b") as opened:
             digest, start = self._digest_of(opened)
-            self._transfer.skip(start)
             digest = self._receive(opened, digest, start)
             if digest.hexdigest() != self._file.etag:
                 return False
@@ -103,6 +103,7 @@ class BlobDownload:
         while chunk := opened.read(_CHUNK):
             self._check_stop()
             digest.update(chunk)
+            self._transfer.skip(len(chunk))
         return digest, opened.tell()
 
     def _receive(self, opened: BinaryIO, digest: Any, start: int) -> Any:
@@ -168,4 +169,4 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _TRANSIENT
     # The HTTP client's transport errors are no OSErrors; those of the disk are.
-    return not isinstance(error, OSError | OfflineModeIsEnabled | Stopped)
+    return not isinstance(error, OSError | OfflineModeIsEnabled | Stopped) and not is_untrusted(error)

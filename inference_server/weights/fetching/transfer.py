@@ -34,6 +34,7 @@ class Transfer:
         self.total = total
         self._done = 0
         self._clock = clock
+        self._last = clock()
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
         self._lock = threading.Lock()
 
@@ -41,6 +42,7 @@ class Transfer:
         """Count bytes that arrived. A negative number takes bytes back that must be sent again."""
         with self._lock:
             self._done += num_bytes
+            self._last = self._clock()
 
     def skip(self, num_bytes: int) -> None:
         """Count bytes that were there before. They do not change the rate."""
@@ -51,7 +53,7 @@ class Transfer:
     def line(self) -> str:
         """Return the activity with its bytes, the rate of the last seconds and the remaining time."""
         with self._lock:
-            now, done = self._clock(), self._done
+            now, done, idle = self._clock(), self._done, self._clock() - self._last
             self._samples.append((now, done))
             while len(self._samples) > 2 and self._samples[1][0] <= now - _RATE_SECONDS:
                 self._samples.popleft()
@@ -59,8 +61,10 @@ class Transfer:
         share = 100 * done / self.total if self.total else 100
         text = f"{self.activity}: {sized(done)} of {sized(self.total)} ({share:.0f}%)"
         rate = (done - before) / (now - then) if now > then else 0.0
+        if idle >= _RATE_SECONDS:
+            return f"{text}, no data for {duration(idle)}"
         if rate <= 0:
-            return f"{text}, no data for {now - then:.0f} s" if now - then >= _RATE_SECONDS else text
+            return text
         return f"{text}, {sized(rate)}/s, {duration((self.total - done) / rate)} left"
 
 

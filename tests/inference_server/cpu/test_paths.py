@@ -34,6 +34,9 @@ def path_in_use(folder, precision):
         ("llama-2", "int4"),
         ("mistral", "bfloat16"),
         ("qwen-3", "bfloat16"),
+        ("phi-3", "bfloat16"),
+        ("smollm-3", "int4"),
+        ("granite", "bfloat16"),
         ("gemma-2", "bitsandbytes-int8"),
     ],
 )

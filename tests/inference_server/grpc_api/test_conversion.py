@@ -233,6 +233,16 @@ def test_a_default_equals_the_same_value_in_a_request():
     )
 
 
+def test_the_default_penalties_do_not_apply_to_a_constrained_reply():
+    form = pb.ResponseFormat(json_schema='{"type": "object"}')
+    given = accepted(run_request(response_format=form), sampling=TUNED).sampling
+    assert (given.repetition_penalty, given.temperature) == (1.0, 0.25)
+    wanted = pb.Sampling(repetition_penalty=1.25)
+    assert (
+        accepted(run_request(response_format=form, sampling=wanted), sampling=TUNED).sampling.repetition_penalty == 1.25
+    )
+
+
 def test_the_models_longest_reply_need_not_fit_beside_the_prompt():
     limits = {"sampling": {"max_tokens": 100}, "window": 64}
     assert accepted(run_request(max_tokens_must_fit=True), num_prompt_tokens=60, **limits).max_tokens == 4

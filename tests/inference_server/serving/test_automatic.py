@@ -1,4 +1,4 @@
-"""What is chosen for a model when the catalog leaves it open."""
+"""The choice of precision and lengths for a model whose catalog entry leaves them open."""
 
 from dataclasses import replace
 

@@ -55,6 +55,30 @@ def test_an_entry_may_name_the_shape_of_its_replies(tmp_path):
     assert "shape" in complaint(catalog(tmp_path, ENTRY + 'shape = "anything"'))
 
 
+def test_rotary_positions_may_be_scaled_by_transformers_names(tmp_path):
+    rope = 'rope = { rope_type = "yarn", factor = 2.0, original_max_position_embeddings = 4096 }'
+    entry = read_catalog(catalog(tmp_path, ENTRY + rope))[0]
+    assert entry.rope == {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ('rope_type = "linear"', "needs factor"),
+        ('rope_type = "linear", factor = 0.5', "greater than or equal to 1"),
+        ('rope_type = "linear", factor = 2.0, beta_fast = 32.0', "beta_fast is not a parameter of"),
+        ('rope_type = "llama3", factor = 8.0', "needs low_freq_factor"),
+        ('rope_type = "su"', "rope_type"),
+        ('rope_type = "yarn", factor = 2.0, original = 4096', "original"),
+        ("factor = 2.0", "rope_type"),
+    ],
+)
+def test_a_wrong_scaling_of_rotary_positions_is_named(tmp_path, rope, named):
+    found = complaint(catalog(tmp_path, f"{ENTRY}rope = {{ {rope} }}"))
+    assert "rope" in found
+    assert named in found
+
+
 def test_the_default_catalog_marks_substitute_models():
     entries = read_catalog(DEFAULT_CATALOG)
     stand_ins = [entry for entry in entries if entry.stands_in]

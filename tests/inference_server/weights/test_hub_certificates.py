@@ -1,14 +1,19 @@
-"""A hub behind a proxy with a certificate authority of its own: the error names the variable, which then helps."""
+"""A hub behind a proxy, and one with a certificate authority of its own: errors name the variable that helps."""
 
+import contextlib
 import json
+import socket
+import socketserver
 import ssl
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from tests.support.certificates import Authority
 from tests.support.hub import Hub
+from tests.support.hub_client import HubClient
 
 # A separate process, because huggingface_hub fixes its address at import.
 READ_TWICE = """
@@ -39,7 +44,7 @@ def hub(tiny_model, tmp_path):
     """Run a hub with TLS. Returns it and the file of its authority."""
     hub, authority = Hub(), Authority(tmp_path)
     hub.add("owner/large", tiny_model("llama-2"))
-    hub.scheme = "https"
+    hub.scheme, hub.content_host = "https", "127.0.0.1"  # the host of the certificate
     files = authority.issue("hub")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
@@ -66,3 +71,72 @@ def test_an_untrusted_certificate_is_named_with_the_variable_that_helps(hub, tmp
     )
     assert "set SSL_CERT_FILE to a file" in untrusted
     assert trusted == "llama"
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """A proxy that connects to any host, or refuses every one."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, answer: str) -> None:
+        super().__init__(("127.0.0.1", 0), Tunnel)
+        self.answer = answer
+        self.asked: list[str] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """Answers CONNECT, then copies bytes both ways."""
+
+    def handle(self):
+        address = self.rfile.readline().decode().split()[1]
+        self.server.asked.append(address)
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(f"HTTP/1.1 {self.server.answer}\r\n\r\n".encode())
+        if not self.server.answer.startswith("200"):
+            return
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port))) as upstream:
+            threading.Thread(target=self.copy, args=(upstream, self.connection), daemon=True).start()
+            self.copy(self.connection, upstream)
+
+    @staticmethod
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while content := source.recv(65536):
+                target.sendall(content)
+
+
+@pytest.mark.parametrize("answer", ["200 Connected", "407 Proxy Authentication Required"])
+def test_every_request_takes_the_proxy_of_https_proxy(hub, tmp_path, answer):
+    server, authority = hub
+    proxy = Proxy(answer)
+    client = HubClient(
+        server,
+        tmp_path,
+        HTTPS_PROXY=proxy.url,
+        https_proxy=proxy.url,
+        NO_PROXY="",
+        no_proxy="",
+        SSL_CERT_FILE=authority,
+    )
+    try:
+        outcome = client.fetch("owner/large")
+    finally:
+        client.kill()
+        proxy.shutdown()
+        proxy.server_close()
+    if answer.startswith("200"):
+        assert outcome.path
+        assert set(proxy.asked) == {f"127.0.0.1:{server.server_port}"}
+    else:
+        assert outcome.error.startswith(
+            "downloading owner/large failed: the proxy of HTTPS_PROXY refused or did not answer (407"
+        )
+        assert server.requests == []

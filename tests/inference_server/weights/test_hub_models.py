@@ -84,12 +84,15 @@ def test_of_a_configuration_only_that_file_is_downloaded(outcomes, hub):
     assert outcomes["config of owner/large"] == [None, "llama", "llama"]
     paths = [Path(request.path) for request in hub.requests if "/large/" in request.path]
     assert {path.name for path in paths} == {"config.json"}
-    assert outcomes["config of owner/gated"].startswith("owner/gated is gated: accept its licence on the hub, ")
+    assert outcomes["config of owner/gated"].startswith(
+        "owner/gated is gated: accept its licence on https://huggingface.co/owner/gated, "
+    )
 
 
 def test_a_gated_models_error_names_the_token(outcomes):
     assert outcomes["owner/gated"] == (
-        "owner/gated is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
+        "owner/gated is gated: accept its licence on https://huggingface.co/owner/gated, then set HF_TOKEN to an access token "
+        "of that account"
     )
 
 

@@ -170,6 +170,14 @@ def test_a_model_with_sliding_windows_is_not_packed_whole(tiny_model, tmp_path):
     assert not (tmp_path / "packed").exists()
 
 
+@pytest.mark.parametrize("architecture", ["qwen-3", "smollm-3", "granite"])
+def test_norms_of_heads_positions_and_factors_are_kept(tiny_model, tmp_path, architecture):
+    settings, weights = Settings(cache_dir=tmp_path), Weights(path=tiny_model(architecture))
+    first, second = (prepare(weights, "bfloat16", CPU, settings) for _ in range(2))
+    assert len(folders(tmp_path)) == 1
+    assert all(torch.equal(*pair) for pair in zip(*(logits(each, "bfloat16") for each in (first, second)), strict=True))
+
+
 def test_two_layouts_of_packed_weights_never_share_a_folder(source, tmp_path):
     class NextLayout(OtherBackend):
         layout_version = 8

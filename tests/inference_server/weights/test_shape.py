@@ -1,5 +1,7 @@
 """Sizes of models from their configuration files and GGUF headers."""
 
+import json
+
 import pytest
 from transformers import AutoConfig
 
@@ -84,3 +86,13 @@ def test_bits_of_quantised_checkpoints_are_found(tiny_model, tmp_path):
     for quantization, bits in (('{"quant_method": "awq", "bits": 4}', 4), ('{"quant_method": "fp8"}', 8)):
         (tmp_path / "config.json").write_text(f'{text}, "quantization_config": {quantization}}}')
         assert read_shape(tmp_path).file_bits == bits
+
+
+def test_scaled_positions_extend_the_window(tiny_model, tmp_path):
+    text = (tiny_model("llama-2") / "config.json").read_text()
+    config = json.loads(text)
+    config.pop("rope_parameters", None)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}))
+    assert read_shape(tmp_path).max_tokens == 2 * 4096
+    shape = read_shape(tiny_model("llama-2"))
+    assert (shape.window(None), shape.window({"rope_type": "yarn", "factor": 4.0})) == (4096, 4 * 4096)

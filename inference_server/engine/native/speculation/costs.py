@@ -17,13 +17,14 @@ _LARGEST_CHANGE = 2.0  # a step delayed by another process changes an estimate b
 class StepCosts:
     """Times of decode steps by number of rows, relative to a step of one row."""
 
-    __slots__ = ("_base", "_is_known", "_ratios")
+    __slots__ = ("_base", "_is_known", "_is_warm", "_ratios")
 
     def __init__(self) -> None:
         """Start with a guess."""
         self._base = 0.0  # seconds of a step of one row
         self._ratios = [0.0, *(1.0 + _FIRST_GUESS * row for row in range(MAX_ROWS))]
         self._is_known = [False] * len(self._ratios)
+        self._is_warm = [False] * len(self._ratios)
 
     @property
     def base_seconds(self) -> float:
@@ -33,6 +34,9 @@ class StepCosts:
     def add(self, num_rows: int, seconds: float) -> None:
         """Record a decode step."""
         if num_rows > MAX_ROWS:
+            return
+        if not self._is_warm[num_rows]:  # a first step may compile kernels or allocate buffers
+            self._is_warm[num_rows] = True
             return
         ratio = self._ratios[num_rows]
         if not self._base:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 logger = logging.getLogger(__name__)
 
 _CHUNK_TOKENS = 256  # of a prompt in one pass
+_LAST_TOKENS = 2  # of a sequence that the first pass of a draft computes
 _TIME_WEIGHT = 0.2  # of the newest draft in the estimate of the time per token
 
 
@@ -83,49 +85,55 @@ class DraftModel:
         drafts: list[list[int]] = [[] for _ in wanted]
         active = [index for index, (seq, _) in enumerate(wanted) if self._catch_up(seq)]
         started = time.perf_counter()
-        tokens = [self._newest(wanted[index][0]) for index in active]
         while active:
-            logits = self._runner.decode(tokens)
-            chosen = self._sampled(logits, [(wanted[index][0], len(drafts[index])) for index in active])
-            kept: list[int] = []
-            next_tokens: list[NextToken] = []
-            for index, token, token_id in zip(active, tokens, chosen, strict=True):
-                seq, count = wanted[index]
-                self._cached[seq].token_ids.append(token.token_id)
-                if token_id >= self._vocab_size:
-                    continue
+            # A sequence's first pass has its newest token, and perhaps the token before it.
+            tokens = [self._missing(wanted[index][0], drafts[index]) for index in active]
+            logits = self._runner.decode([token for each in tokens for token in each])
+            last_rows = [number - 1 for number in accumulate(map(len, tokens))]
+            places = [(wanted[index][0], len(drafts[index])) for index in active]
+            chosen = self._sampled(logits[last_rows], places)
+            for index, token_id in zip(active, chosen, strict=True):
                 drafts[index].append(token_id)
-                if len(drafts[index]) < count:
-                    kept.append(index)
-                    next_tokens.append(NextToken(token.block_ids, token.position + 1, token_id))
-            active, tokens = kept, next_tokens
+            active = [index for index in active if self._goes_on(drafts[index], wanted[index][1])]
         if num_tokens := max(map(len, drafts), default=0):
             seconds = (time.perf_counter() - started) / num_tokens
             weight = _TIME_WEIGHT if self.seconds_per_token else 1.0
             self.seconds_per_token += weight * (seconds - self.seconds_per_token)
         return drafts
 
+    def _goes_on(self, draft: list[int], count: int) -> bool:
+        """Return True if a draft needs a further token. Removes a token that the other model does not have."""
+        if draft[-1] >= self._vocab_size:
+            draft.pop()
+            return False
+        return len(draft) < count
+
     def _catch_up(self, seq: Sequence) -> bool:
-        """Compute the sequence's tokens before the newest one that are not cached. Returns False without free blocks."""
+        """Compute tokens of the sequence that are not cached, except the last few. Returns False without free blocks."""
         cached = self._cached.get(seq)
         if cached is None:
             if not self._free:
                 return False
             cached = self._cached[seq] = _Cached(self._free.pop())
-        tokens, end = cached.token_ids, len(seq.token_ids) - 1
+        tokens, end = cached.token_ids, max(0, len(seq.token_ids) - _LAST_TOKENS)
         place = cached.num_checked
-        while place < min(len(tokens), end) and tokens[place] == seq.token_ids[place]:
+        while place < min(len(tokens), len(seq.token_ids) - 1) and tokens[place] == seq.token_ids[place]:
             place += 1
         del tokens[place:]
         for start in range(place, end, _CHUNK_TOKENS):
             piece = seq.token_ids[start : min(end, start + _CHUNK_TOKENS)]
             self._runner.prefill([PromptPiece(cached.block_ids, start, piece, wants_logits=True)])
             tokens += piece
-        cached.num_checked = end
+        cached.num_checked = len(tokens)
         return True
 
-    def _newest(self, seq: Sequence) -> NextToken:
-        return NextToken(self._cached[seq].block_ids, len(seq.token_ids) - 1, seq.token_ids[-1])
+    def _missing(self, seq: Sequence, draft: list[int]) -> list[NextToken]:
+        """Return the tokens of sequence and draft that are not cached, and count them as cached."""
+        cached = self._cached[seq]
+        first = len(cached.token_ids)
+        tokens = seq.token_ids[first:] + draft[max(0, first - len(seq.token_ids)) :]
+        cached.token_ids += tokens
+        return [NextToken(cached.block_ids, first + number, token_id) for number, token_id in enumerate(tokens)]
 
     @staticmethod
     def _sampled(logits: Tensor, places: list[tuple[Sequence, int]]) -> list[int]:

@@ -24,6 +24,10 @@ MAX_DRAFT = 11
 MAX_SEQS = 8
 # A step with drafts must be expected to give more tokens per second by this factor.
 _MARGIN = 1.05
+# After so many steps in which drafts were found and not expected to pay, one is tried, because the expectation may be wrong.
+# The number doubles with each such trial.
+_FIRST_PATIENCE = 32
+_LONGEST_PATIENCE = 1024
 _DRAFT_MODEL_KIND = len(RUN_LENGTHS)
 
 
@@ -70,6 +74,8 @@ class Drafting:
         self.num_drafted = 0
         self.num_accepted = 0
         self.costs = StepCosts()
+        self._num_skipped = 0  # steps in a row whose drafts were not expected to pay
+        self._patience = _FIRST_PATIENCE
 
     def with_drafts(self, plan: StepPlan) -> StepPlan:
         """Return the plan with draft tokens for the sequences that are expected to gain from them."""
@@ -78,13 +84,14 @@ class Drafting:
             self._draft_model.keep(self._scheduler.running)
         if plan.prefill or not 0 < num_seqs <= MAX_SEQS or num_seqs >= self._max_rows:
             return plan
-        chosen = self._chosen(self._found(plan.decode), num_seqs)
+        found = self._found(plan.decode)
+        chosen = self._chosen(found, num_seqs) or self._trial(found)
         drafts = {}
-        for found, tokens in self._tokens_of(chosen):
-            room = self._scheduler.reserve(found.seq, len(tokens))
+        for each, tokens in self._tokens_of(chosen):
+            room = self._scheduler.reserve(each.seq, len(tokens))
             if room > 0:
-                found.state.kind = found.kind
-                drafts[found.seq] = tokens[:room]
+                each.state.kind = each.kind
+                drafts[each.seq] = tokens[:room]
         return dataclasses.replace(plan, drafts=drafts) if drafts else plan
 
     def expects(self, seqs: list[Sequence]) -> bool:
@@ -96,7 +103,11 @@ class Drafting:
             return False
         if any(seq.is_prefilling for seq in seqs):
             return False
-        return bool(self._chosen(self._found(seqs), len(seqs)))
+        found = self._found(seqs)
+        if self._chosen(found, len(seqs)):
+            return True
+        self._num_skipped += bool(found)
+        return self._num_skipped >= self._patience
 
     def checked(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Record how many draft tokens of a sequence were accepted."""
@@ -141,6 +152,8 @@ class Drafting:
             speed = expected / (self.costs.ratio(num_seqs + number) + extra)
             if speed > best:
                 best, num_best = speed, number
+        if num_best:
+            self._num_skipped, self._patience = 0, _FIRST_PATIENCE
         counts = [0] * len(found)
         for _, index in gains[:num_best]:
             counts[index] += 1
@@ -148,6 +161,18 @@ class Drafting:
             if not count:
                 each.state.acceptance.skip(each.kind)
         return [(each, count) for each, count in zip(found, counts, strict=True) if count]
+
+    def _trial(self, found: list[_Found]) -> list[tuple[_Found, int]]:
+        """Return a short draft if none has been expected to pay for long, else nothing."""
+        if not found:
+            return []
+        self._num_skipped += 1
+        if self._num_skipped < self._patience:
+            return []
+        self._num_skipped = 0
+        self._patience = min(_LONGEST_PATIENCE, 2 * self._patience)
+        best = max(found, key=lambda each: each.state.acceptance.share(each.kind))
+        return [(best, 1)]
 
     def _model_cost(self, found: _Found) -> float:
         """Return the time of one token of the draft model, relative to a step of one row."""

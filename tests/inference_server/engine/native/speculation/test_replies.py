@@ -12,7 +12,7 @@ from tests.inference_server.engine.native.stepping import GREEDY, Run, replies, 
 from tests.inference_server.engine.native.test_overlap import REQUESTS
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(REQUESTS, st.integers(0, 25)), min_size=1, max_size=8),
     st.sampled_from([15, 20, 200]),
