@@ -20,6 +20,8 @@ from inference_server.cpu.routers import PackedRouter
 from inference_server.kernels import ops
 from inference_server.kernels.isa.choice import obstacle
 from inference_server.kernels.jit.arguments import HeadNorms
+from inference_server.linears.share import WEIGHT_FORMATS, QuantisedShare
+from inference_server.precision import Precision
 
 # Decoders that a kernel program computes, by the names of their classes in transformers.
 _FAMILIES = ("Granite", "Llama", "Mistral", "Mixtral", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SeedOss", "SmolLM3")
@@ -153,6 +155,20 @@ class DecoderWeights:
         return sum(tensor.nbytes for tensor in (self.embedding, *self.norms)) + sum(
             each.num_bytes for each in (*self.linears, *routers)
         )
+
+
+def decoder_share(decoder: DecoderWeights, precision: Precision) -> QuantisedShare | None:
+    """Return how many parameters of a packed decoder are quantised; None if the precision quantises none."""
+    if precision not in WEIGHT_FORMATS:
+        return None
+    linears = [*decoder.linears, *(layer.experts.product for layer in decoder.layers if layer.experts)]
+    total = sum(tensor.numel() for tensor in (decoder.embedding, *decoder.norms))
+    quantised = 0
+    for linear in linears:
+        count = linear.packed.shape[0] * linear.packed.shape[1]
+        total += count
+        quantised += count if linear.packed.kind.weight_format in ("int8", "int4") else 0
+    return QuantisedShare(WEIGHT_FORMATS[precision], quantised, total, decoder.embedding.numel())
 
 
 def extract_weights(model: Any) -> DecoderWeights:

@@ -64,12 +64,14 @@ def test_a_packed_model_gives_the_same_bits_as_when_it_was_packed(prepared, prec
 @pytest.mark.parametrize(
     ("name", "precision"), [("mixtral", "int4"), ("qwen-3", "bitsandbytes-int8"), ("mixtral", "bfloat16")]
 )
-def test_experts_give_the_same_bits_as_when_they_were_packed(name, precision, tmp_path):
+def test_experts_give_the_same_bits_as_when_they_were_packed(name, precision, tmp_path, caplog):
     if choice.obstacle():
         pytest.skip("this CPU has no linear kernels")
     write_expert_model(tmp_path / "model", name)
     weights, settings = Weights(path=tmp_path / "model"), Settings(cache_dir=tmp_path)
-    first, second = (prepare(weights, precision, CPU, settings) for _ in range(2))
+    with caplog.at_level(logging.INFO):
+        first, second = (prepare(weights, precision, CPU, settings) for _ in range(2))
+    assert caplog.text.count(" parameters in int") == (0 if precision == "bfloat16" else 2)
     assert len(folders(tmp_path)) == 1
     for found in (first, second):
         assert isinstance(found.model, DecoderWeights)
