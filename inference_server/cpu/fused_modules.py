@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inference_server.attention.paged import Projections
 from inference_server.attention.rope import rotates_partly
 from inference_server.attention.torch_attention import AttentionSpec
-from inference_server.cpu.experts import PackedExperts
+from inference_server.cpu.experts import pack_experts
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.pack import pack, pack_linears
 from inference_server.cpu.routers import is_router, pack_router
@@ -163,7 +163,7 @@ def fuse(
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if is_stack(child):
-                setattr(parent, name, PackedExperts(child, packed, dtype, batch_invariant=batch_invariant))
+                setattr(parent, name, pack_experts(child, packed, dtype, batch_invariant=batch_invariant))
             elif is_router(child) and precision != "float32":
                 setattr(parent, name, pack_router(child, backends) or child)
             elif replacement := _replacement(child, packed):
