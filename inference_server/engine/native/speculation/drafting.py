@@ -33,7 +33,7 @@ _DRAFT_MODEL_KIND = len(RUN_LENGTHS)
 
 @dataclass(slots=True)
 class _State:
-    """What the drafts of one sequence need from step to step."""
+    """State of one sequence's drafts."""
 
     lookup: PromptLookup = field(default_factory=lambda: PromptLookup())
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(len(RUN_LENGTHS) + 1))
