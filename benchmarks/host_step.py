@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.machine import describe
 from inference_server.attention.kv_cache import NUM_SCRATCH_BLOCKS
 from inference_server.engine.admission import CapacityLimits
-from inference_server.engine.native import step_loop
+from inference_server.engine.native import step_rows
 from inference_server.engine.native.device_sampler import DeviceSampler
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import sample
@@ -93,7 +93,7 @@ class _Launches:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         DeviceSampler.sample = self._timed(DeviceSampler.sample)  # type: ignore[method-assign]
-        step_loop.sample = self._timed(sample)  # type: ignore[attr-defined]
+        step_rows.sample = self._timed(sample)  # type: ignore[attr-defined]
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: object) -> Any:

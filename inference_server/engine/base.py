@@ -28,6 +28,8 @@ class Totals:
     queried_tokens: int  # prompt tokens looked up in the prefix cache
     hit_tokens: int  # prompt tokens found in the prefix cache
     preemptions: int  # sequences that wait again because blocks or memory ran out
+    drafted_tokens: int = 0  # draft tokens of speculative decoding that were computed
+    accepted_tokens: int = 0  # draft tokens that became tokens of replies
 
 
 class BaseEngine(ABC):

@@ -49,6 +49,7 @@ class Sequence:
     first_token: float | None = None
     last_token: float | None = None
     penalties: Penalties | None = None  # set at the first prefill if the request has any penalty
+    drafting: object | None = None  # state of its drafts (engine/native/speculation/)
     unsent_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_unsent: int = 0  # generated tokens that no delta has reported yet
     _full_length: int = field(init=False)  # tokens of the prompt and the longest reply
@@ -67,6 +68,11 @@ class Sequence:
     def num_completion_tokens(self) -> int:
         """Generated tokens so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_tokens_left(self) -> int:
+        """Tokens that the reply may still get."""
+        return self._full_length - len(self.token_ids)
 
     @property
     def is_prefilling(self) -> bool:

@@ -56,6 +56,16 @@ _COUNTERS: _Numbers = (
         "Sequences preempted because blocks or memory ran out",
         lambda engine: engine.totals.preemptions,
     ),
+    (
+        "draft_tokens",
+        "Draft tokens of speculative decoding that were computed",
+        lambda engine: engine.totals.drafted_tokens,
+    ),
+    (
+        "accepted_draft_tokens",
+        "Draft tokens of speculative decoding that became tokens of replies",
+        lambda engine: engine.totals.accepted_tokens,
+    ),
 )
 
 
@@ -77,7 +87,7 @@ class EngineState(Collector):
                 yield family
         yield _histogram(
             "tailrace_step_tokens",
-            "Tokens computed in one step of an engine: one per decoded sequence, and prompt tokens",
+            "Tokens computed in one step of an engine: one per decoded sequence, draft tokens and prompt tokens",
             [(model, engine.step_tokens) for model, engine in engines],
         )
 

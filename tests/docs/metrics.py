@@ -37,7 +37,7 @@ def bridge_table() -> str:
 
 
 def _engine() -> Any:
-    totals = SimpleNamespace(queried_tokens=0, hit_tokens=0, preemptions=0)
+    totals = SimpleNamespace(queried_tokens=0, hit_tokens=0, preemptions=0, drafted_tokens=0, accepted_tokens=0)
     gauges = {
         "num_running": 0,
         "num_waiting": 0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from inference_server.engine.native import build as native
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
-from inference_server.engine.native.step_loop import Logits, sample_tokens
+from inference_server.engine.native.step_rows import Logits, sample_tokens
 from inference_server.engine.spec import EngineBuilder, EngineSpec
 from inference_server.generation import Completed, Delta, GenerationRequest, SamplingParams, Started
 from inference_server.precision import Precision

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 from inference_server.engine.native import build as native
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
-from inference_server.engine.native.step_loop import Logits, sample_tokens
+from inference_server.engine.native.step_rows import Logits, sample_tokens
 from inference_server.engine.spec import EngineSpec
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from inference_server.cpu.linear.integer_weights import GROUP, Int4Pairs, Int8
+from inference_server.cpu.linear.integer_weights import Int4Pairs, Int8
 from inference_server.cpu.linear.kernel_linear import WeightFormat
+from inference_server.linears.plain import GROUP
 from inference_server.precision import Precision
 
 # The formats in which layers that share their input can be stacked, from few to many bits.

@@ -20,7 +20,8 @@ from inference_server.engine.native.sampler import Sample
 from inference_server.engine.native.scheduling.block_pool import BlockPool
 from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.native.scheduling.step_plan import Policy
-from inference_server.engine.native.step_loop import Logits, sample_tokens
+from inference_server.engine.native.speculation.drafting import Drafting
+from inference_server.engine.native.step_rows import Logits, sample_tokens
 from inference_server.engine.native.stepper import Stepper
 from inference_server.engine.reply import Reply
 from inference_server.engine.sequence import Sequence
@@ -39,6 +40,7 @@ class Engine(BaseEngine):
     Attributes:
         runner: Computes the forward passes.
         scheduler: Sequences that wait or run. Belongs to the engine's thread.
+        drafting: Draft tokens of the sequences; None without speculative decoding.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine(BaseEngine):
         max_unused_blocks: int | None = None,
         on_broken: Callable[[], None] = lambda: None,
         sample: Callable[[Logits], list[Sample]] = sample_tokens,
+        drafting: Callable[[Scheduler], Drafting] | None = None,
     ) -> None:
         """Start the engine's thread. Called on the event loop.
 
@@ -62,6 +65,7 @@ class Engine(BaseEngine):
             max_unused_blocks: Blocks that the prefix cache keeps (see BlockPool).
             on_broken: Called on the event loop after the model has failed permanently.
             sample: Chooses a token for each row of logits; tests replace it.
+            drafting: Makes the choice of draft tokens for the engine's scheduler; None: no speculative decoding.
         """
         super().__init__(limits, on_broken)
         self.runner = runner
@@ -73,7 +77,8 @@ class Engine(BaseEngine):
             max_unused_blocks=max_unused_blocks,
         )
         self.scheduler = Scheduler(pool, policy)
-        self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit, sample)
+        self.drafting = None if drafting is None else drafting(self.scheduler)
+        self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit, sample, self.drafting)
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         # Emitted by the engine's thread, not yet passed to the event loop.
@@ -88,6 +93,8 @@ class Engine(BaseEngine):
         self._commands.put(None)
         # A stalled thread may never return.
         await asyncio.to_thread(self._thread.join, 0.1 if self.is_stalled else 10.0)
+        if self.drafting is not None and self.drafting.num_drafted:
+            logger.info("%d of %d draft tokens were accepted", self.drafting.num_accepted, self.drafting.num_drafted)
         self._fail_all(ServerStopping("this server is stopping"))
 
     @property
@@ -112,8 +119,14 @@ class Engine(BaseEngine):
 
     @property
     def totals(self) -> Totals:
-        scheduler = self.scheduler
-        return Totals(scheduler.num_queried_tokens, scheduler.num_hit_tokens, scheduler.num_preemptions)
+        scheduler, drafting = self.scheduler, self.drafting
+        return Totals(
+            scheduler.num_queried_tokens,
+            scheduler.num_hit_tokens,
+            scheduler.num_preemptions,
+            drafted_tokens=drafting.num_drafted if drafting else 0,
+            accepted_tokens=drafting.num_accepted if drafting else 0,
+        )
 
     @property
     def step_tokens(self) -> Histogram:

@@ -24,7 +24,8 @@ from inference_server.engine.native.running_batch import RunningBatch
 from inference_server.engine.native.sampler import Row
 from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.native.scheduling.step_plan import StepPlan
-from inference_server.engine.native.step_loop import Logits, StepLoop
+from inference_server.engine.native.step_loop import StepLoop
+from inference_server.engine.native.step_rows import Logits
 from inference_server.engine.sequence import Sequence
 from inference_server.model.runner import ModelRunner
 
@@ -58,7 +59,7 @@ class OverlappedDecoding:
 
     def start(self, plan: StepPlan) -> bool:
         """Launch a planned step and leave it in flight. Returns False if the step must run without overlap."""
-        if plan.prefill or not plan.decode or not all(map(_can_overlap, plan.decode)):
+        if plan.prefill or plan.drafts or not plan.decode or not all(map(_can_overlap, plan.decode)):
             return False
         batch = RunningBatch.first(plan.decode)
         self._num_changes = -1

@@ -4,53 +4,23 @@ Used on the engine's thread only. fault_recovery.py handles forward passes that 
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from inference_server.engine.histogram import STEP_TOKENS, Histogram
 from inference_server.engine.native.fault_recovery import Emit, FaultRecovery
 from inference_server.engine.native.penalties import PenaltyState
-from inference_server.engine.native.sampler import NotFinite, Row, Sample, sample
+from inference_server.engine.native.sampler import NotFinite, Sample
 from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.native.scheduling.step_plan import PrefillChunk, StepPlan
+from inference_server.engine.native.speculation.drafting import Drafting
+from inference_server.engine.native.speculation.verification import verify
+from inference_server.engine.native.step_rows import GrammarLimit, Logits, sample_tokens
 from inference_server.engine.sequence import Sequence
 from inference_server.generation import FinishReason, Started, TokenLogprob
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
-from inference_server.text.grammar import GrammarError
-
-
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """Logits of the sequences that get a token in this step. `rows`: float32, shape (len(seqs), vocab_size)."""
-
-    rows: Tensor
-    seqs: list[Sequence]
-
-    def without(self, bad: Collection[int]) -> "Logits":
-        """Return a copy without some rows and their sequences."""
-        kept = [row for row in range(len(self.seqs)) if row not in bad]
-        return Logits(self.rows[kept], [self.seqs[row] for row in kept])
-
-
-class GrammarLimit(Exception):
-    """The grammar of a sequence exceeds its limits. `rows`: index of its row."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(reason)
-        self.rows = [row]
-
-
-def sample_tokens(logits: Logits) -> list[Sample]:
-    """Choose a token for each sequence.
-
-    Raises:
-        NotFinite: Rows of logits cannot be sampled. The logits are unchanged.
-        GrammarLimit: A grammar exceeds its limits. The logits are unchanged.
-    """
-    return sample(logits.rows, [_row(index, seq) for index, seq in enumerate(logits.seqs)])
 
 
 class StepLoop:
@@ -68,6 +38,7 @@ class StepLoop:
         end_ids: Set[int],
         emit: Emit,
         sample: Callable[[Logits], list[Sample]] = sample_tokens,
+        drafting: Drafting | None = None,
     ) -> None:
         """Create a loop without sequences.
 
@@ -77,12 +48,14 @@ class StepLoop:
             end_ids: Tokens that end a reply.
             emit: Called with every event, in order.
             sample: Chooses a token for each row of logits; tests replace it. It may change the logits.
+            drafting: Chooses draft tokens; None: no draft tokens.
         """
         self._runner = runner
         self._scheduler = scheduler
         self._end_ids = end_ids
         self._emit = emit
         self._sample = sample
+        self._drafting = drafting
         self.recovery = FaultRecovery(runner, scheduler, emit)
         self.step_tokens = Histogram(STEP_TOKENS)
 
@@ -98,6 +71,8 @@ class StepLoop:
             if seq.is_expired(now):
                 self._finish(seq, FinishReason.TIME_LIMIT, seq.text.finish())
         plan = self._scheduler.schedule()
+        if self._drafting is not None:
+            plan = self._drafting.with_drafts(plan)
         if num_tokens := plan.num_tokens:
             self.step_tokens.add(num_tokens)
         for seq in plan.admitted:
@@ -115,7 +90,7 @@ class StepLoop:
             yield
             return
         if plan.decode:
-            self._run_pass(plan.decode, lambda: self._decode(plan))
+            self._run_decode(plan)
             yield
         if plan.prefill:
             self._run_pass(_seqs_of(plan.prefill), lambda: self._prefill(plan))
@@ -124,12 +99,43 @@ class StepLoop:
     @torch.inference_mode()
     def _run_mixed_pass(self, plan: StepPlan) -> bool:
         """Run one pass for decoded tokens and prompts. Returns False if it failed and separate passes must follow."""
-        rows = self.recovery.attempt(lambda: self._runner.mixed(_next_tokens(plan), self._pieces(plan)))
+        what = "decoded tokens and prompts"
+        rows = self.recovery.attempt(lambda: self._runner.mixed(_next_tokens(plan), self._pieces(plan)), what)
         if rows is None:
             return False
         logits = Logits(rows, self._decoded(plan) + self._prefilled(plan))
         self._run_pass([*plan.decode, *_seqs_of(plan.prefill)], lambda: logits)
         return True
+
+    def _run_decode(self, plan: StepPlan) -> None:
+        """Decode a token of each sequence, with its draft tokens if it has any.
+
+        On a CPU the time of the thread is measured, because other processes may delay a step by any time.
+        """
+        clock = time.perf_counter if self._runner.supports_overlap else time.thread_time
+        started = clock()
+        if plan.drafts:
+            self._run_drafts(plan)
+        else:
+            self._run_pass(plan.decode, lambda: self._decode(plan))
+        if self._drafting is not None and not plan.prefill:
+            self._drafting.costs.add(plan.num_tokens, clock() - started)
+
+    @torch.inference_mode()
+    def _run_drafts(self, plan: StepPlan) -> None:
+        """Decode and check the draft tokens. An exception affects the sequences of this step, as in `_run_pass`."""
+        assert self._drafting is not None
+        rows = self.recovery.attempt(lambda: self._runner.decode(_next_tokens(plan)), "draft tokens")
+        if rows is None:
+            plain = replace(plan, drafts={})
+            self._run_pass(plan.decode, lambda: self._decode(plain))
+            return
+        try:
+            self._decoded(plan)
+            sample = self._sample if self._sample is sample_tokens else None
+            verify(plan, rows, appender=self, scheduler=self._scheduler, drafting=self._drafting, sample=sample)
+        except Exception as error:
+            self.recovery.pass_failed(plan.decode, error)
 
     @torch.inference_mode()
     def _run_pass(self, seqs: list[Sequence], forward: Callable[[], Logits]) -> None:
@@ -141,22 +147,26 @@ class StepLoop:
 
     def sample(self, logits: Logits) -> None:
         """Sample a token for each row and append it to its sequence."""
-        sampled, samples = self._sample_rows(logits)
+        sampled = self.sampled(logits)
         now = time.monotonic()
-        for seq, chosen in zip(sampled, samples, strict=True):
-            if seq.penalties is not None:
-                seq.penalties.add(chosen.token_id)
-            self.append(seq, chosen.token_id, chosen.logprob, now)
+        for seq, chosen in sampled:
+            self.append_sample(seq, chosen, now)
 
-    def _sample_rows(self, logits: Logits) -> tuple[list[Sequence], list[Sample]]:
+    def sampled(self, logits: Logits) -> Iterable[tuple[Sequence, Sample]]:
         """Sample a token for each row. Sequences whose row cannot be sampled fail and are left out."""
         while logits.seqs:
             try:
-                return logits.seqs, self._sample(logits)
+                return zip(logits.seqs, self._sample(logits), strict=True)
             except (NotFinite, GrammarLimit) as error:
                 self.recovery.sampling_failed([logits.seqs[row] for row in error.rows])
                 logits = logits.without(error.rows)
-        return [], []
+        return ()
+
+    def append_sample(self, seq: Sequence, sample: Sample, now: float) -> None:
+        """Append a sampled token, and count it for the sequence's penalties."""
+        if seq.penalties is not None:
+            seq.penalties.add(sample.token_id)
+        self.append(seq, sample.token_id, sample.logprob, now)
 
     def append(self, seq: Sequence, token_id: int, logprob: TokenLogprob | None, now: float) -> None:
         """Append a token that was sampled at `now`, emit its text, and finish the sequence if its reply ends here."""
@@ -187,7 +197,7 @@ class StepLoop:
             if seq.penalties is None and seq.request.sampling.has_penalties:
                 seq.penalties = self.penalties_of(seq)
             token_ids = seq.token_ids[chunk.start : chunk.end]
-            pieces.append(PromptPiece(seq.block_ids, chunk.start, token_ids, chunk.is_last))
+            pieces.append(PromptPiece(seq.block_ids, chunk.start, token_ids, chunk.is_last, seq.request.adapter))
         return pieces
 
     def penalties_of(self, seq: Sequence) -> PenaltyState:
@@ -208,17 +218,17 @@ class StepLoop:
         return [chunk.seq for chunk in plan.prefill if chunk.is_last]
 
 
-def _row(index: int, seq: Sequence) -> Row:
-    constraint = seq.request.constraint
-    try:
-        allowed = None if constraint is None else torch.from_numpy(constraint.allowed())
-    except GrammarError as error:
-        raise GrammarLimit(index, str(error)) from error
-    return Row(seq.request.sampling, len(seq.token_ids), seq.penalties, allowed)
-
-
 def _next_tokens(plan: StepPlan) -> list[NextToken]:
-    return [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1]) for seq in plan.decode]
+    """Return the tokens of a decode pass: each sequence's newest token, and after it its draft tokens."""
+    newest = [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1], seq.request.adapter) for seq in plan.decode]
+    if not plan.drafts:
+        return newest
+    tokens = []
+    for seq, token in zip(plan.decode, newest, strict=True):
+        tokens.append(token)
+        for position, draft in enumerate(plan.drafts.get(seq, ()), token.position + 1):
+            tokens.append(replace(token, position=position, token_id=draft))
+    return tokens
 
 
 def _seqs_of(chunks: list[PrefillChunk]) -> list[Sequence]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.atomic_folder import atomic_directory, made_once
 from inference_server.weights.gguf.file import GgufFile
 from inference_server.weights.loading_lock import LOADING
 from tailrace_shared import garbage
@@ -36,6 +36,14 @@ def describe_file(path: Path, cache_dir: Path) -> Path:
     if folder.is_dir():
         return folder
     file = GgufFile(path)
+    with made_once(folder, f"reading {path.name}"):
+        if not folder.is_dir():
+            _write_description(file, path, folder)
+            _remove_converted(path, cache_dir)
+    return folder
+
+
+def _write_description(file: GgufFile, path: Path, folder: Path) -> None:
     with (
         atomic_directory(folder) as unfinished,
         progress(f"reading the configuration and the tokenizer of {path.name} (once)"),
@@ -49,8 +57,6 @@ def describe_file(path: Path, cache_dir: Path) -> Path:
         config.save_pretrained(unfinished)
         _generation_config(config, end_tokens(file)).save_pretrained(unfinished)
         read_gguf_tokenizer(file).save_pretrained(unfinished)
-    _remove_converted(path, cache_dir)
-    return folder
 
 
 def _generation_config(config: Any, end_ids: list[int]) -> Any:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from inference_server.cpu.linear.backends import from_packed
 from inference_server.cpu.linear.integer_weights import (
-    GROUP,
     Int4Pairs,
     Int8,
     rounded_like_bitsandbytes,
@@ -25,6 +24,7 @@ from inference_server.cpu.linear.kernel_linear import KernelLinear, WeightFormat
 from inference_server.cpu.linear.stored_linear import StoredLinear, StoredRows, divides_into_groups
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import kernel
+from inference_server.linears.plain import GROUP
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import FileTensor, read_rows
 from inference_server.weights.large_pages import Arena, aligned_bytes

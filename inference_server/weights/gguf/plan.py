@@ -52,17 +52,18 @@ class Planned:
     info: ModelInfo
 
 
-def plan_path(folder: Path, precision: Precision, *, batch_invariant: bool) -> Path:
+def plan_path(folder: Path, precision: Precision, *, batch_invariant: bool, rope: str = "") -> Path:
     """Return the path of a plan, which may not exist.
 
     Args:
         folder: The folder that describes the file.
         precision: The precision in which the model is packed.
         batch_invariant: The setting of the same name, which changes the choice of kernels.
+        rope: Name of the rotary frequencies, if they are not those of the model's configuration.
     """
     determining = json.dumps([_FORMAT, packed_cache.FORMAT, version("torch")])
     digest = hashlib.sha256(determining.encode()).hexdigest()[:8]
-    variant = f"{precision}-invariant" if batch_invariant else precision
+    variant = "-".join(part for part in (precision, "invariant" if batch_invariant else "", rope) if part)
     return folder / f"plan-{variant}.{preferred_layout()}-{digest}.safetensors"
 
 

@@ -14,8 +14,10 @@ from tests.support.servers import MODEL, chat, running_server, write_catalog
 # Dashboards and alerts of users depend on these names.
 _MODEL = ("model",)
 NAMES = {
+    ("tailrace_accepted_draft_tokens_total", "counter", _MODEL),
     ("tailrace_batch_requests_waiting", "gauge", _MODEL),
     ("tailrace_build_info", "gauge", ("version",)),
+    ("tailrace_draft_tokens_total", "counter", _MODEL),
     ("tailrace_e2e_request_latency_seconds", "histogram", _MODEL),
     ("tailrace_embedded_texts_total", "counter", ("model",)),
     ("tailrace_generation_tokens_total", "counter", ("account", "model")),

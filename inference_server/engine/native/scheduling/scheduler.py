@@ -87,7 +87,8 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         """Put a new sequence into the wait queue."""
-        seq.block_keys = BlockKeys(self._pool.block_size, seq.request.account if self._policy.scope_by_account else "")
+        account = seq.request.account if self._policy.scope_by_account else ""
+        seq.block_keys = BlockKeys(self._pool.block_size, account, seq.request.adapter)
         seq.num_admitted_before = self.num_admitted
         self.waiting.add(seq)
         self.num_changes += 1
@@ -144,6 +145,18 @@ class Scheduler:
         for seq, block in zip(seqs, blocks, strict=True):
             seq.block_ids.append(block)
         return True
+
+    def reserve(self, seq: Sequence, num_drafts: int) -> int:
+        """Give a decoding sequence blocks for draft tokens behind its newest token. Nothing is preempted for them.
+
+        Returns the draft tokens that have room, 0 to `num_drafts`. A block stays free for each running sequence.
+        """
+        size = self._pool.block_size
+        lacking = self._pool.blocks_for(seq.num_computed + 1 + num_drafts) - len(seq.block_ids)
+        if lacking > 0:
+            spare = min(lacking, self._pool.num_available - len(self.running))
+            seq.block_ids += self._pool.allocate(spare) or [] if spare > 0 else []
+        return min(num_drafts, len(seq.block_ids) * size - seq.num_computed - 1)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
         """Preempt sequences after memory ran out. Afterwards at most half as many run, with the smallest prompt chunks.

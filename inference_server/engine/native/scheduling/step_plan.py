@@ -1,7 +1,7 @@
 """Defines the work of one step, and divides its prompt tokens among sequences. Works with token counts only."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from inference_server.engine.sequence import Sequence
 
@@ -61,11 +61,13 @@ class StepPlan:
     admitted: list[Sequence]  # sequences that get a slot in this step
     prefill: list[PrefillChunk]
     decode: list[Sequence]  # in the order of admission
+    drafts: Mapping[Sequence, list[int]] = field(default_factory=dict)  # draft tokens of decoded sequences
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
-        return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
+        num_drafted = sum(map(len, self.drafts.values()))
+        return len(self.decode) + num_drafted + sum(chunk.end - chunk.start for chunk in self.prefill)
 
 
 def prefill_budget(policy: Policy, num_prefilling: int, num_decoding: int, *, is_smallest: bool) -> int:

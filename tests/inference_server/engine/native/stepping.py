@@ -30,7 +30,7 @@ def wanted(prompt=(5, 6, 7), *, max_tokens=20, sampling=GREEDY, **options):
 class Run:
     """An engine without threads: a step runs when the test says so."""
 
-    def __init__(self, *, overlap=True, max_running=4, num_blocks=200, chunk=8, **policy):
+    def __init__(self, *, overlap=True, max_running=4, num_blocks=200, chunk=8, drafting=None, **policy):
         self.runner = FakeRunner(num_blocks=num_blocks, supports_overlap=overlap)
         pool = BlockPool(
             num_blocks=num_blocks, block_size=self.runner.cache.block_size, num_reserved=NUM_SCRATCH_BLOCKS
@@ -38,7 +38,14 @@ class Run:
         policy = Policy(max_running_seqs=max_running, prefill_chunk_tokens=chunk, idle_chunk_tokens=chunk, **policy)
         self.scheduler = Scheduler(pool, policy)
         self.events = {}
-        self.stepper = Stepper(self.runner, self.scheduler, {END}, lambda seq, event: self.events[seq].append(event))
+        self.drafting = drafting(self.scheduler) if drafting else None
+        self.stepper = Stepper(
+            self.runner,
+            self.scheduler,
+            {END},
+            lambda seq, event: self.events[seq].append(event),
+            drafting=self.drafting,
+        )
 
     def add(self, request, arrived=0.0):
         seq = Sequence(request=request, text=reply_text(letters, request), reply=SimpleNamespace(), arrived=arrived)

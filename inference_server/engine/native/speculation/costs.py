@@ -1,0 +1,72 @@
+"""Estimates how much longer a decode step takes with more rows, from the times of the steps so far.
+
+The first rows share the reading of the weights, so they cost little. The more rows, the more each of them costs. The
+ratio depends on the model, the precision, the processor, the number of threads and the lengths of the sequences.
+"""
+
+# The largest number of rows whose ratio is kept.
+MAX_ROWS = 24
+# The ratio grows by this number with each row until a step has shown it.
+_FIRST_GUESS = 0.25
+_BASE_WEIGHT = 0.3  # of the newest step in the estimate of a step of one row
+_RATIO_WEIGHT = 0.1  # of the newest step in the ratio of its number of rows
+_FIRST_WEIGHT = 0.5  # of the first step in the ratio of its number of rows
+_LARGEST_CHANGE = 2.0  # a step delayed by another process changes an estimate by at most this factor
+
+
+class StepCosts:
+    """Times of decode steps by number of rows, relative to a step of one row."""
+
+    __slots__ = ("_base", "_is_known", "_is_warm", "_ratios")
+
+    def __init__(self) -> None:
+        """Start with a guess."""
+        self._base = 0.0  # seconds of a step of one row
+        self._ratios = [0.0, *(1.0 + _FIRST_GUESS * row for row in range(MAX_ROWS))]
+        self._is_known = [False] * len(self._ratios)
+        self._is_warm = [False] * len(self._ratios)
+
+    @property
+    def base_seconds(self) -> float:
+        """Estimated seconds of a step of one row; 0 before the first step."""
+        return self._base
+
+    def add(self, num_rows: int, seconds: float) -> None:
+        """Record a decode step."""
+        if num_rows > MAX_ROWS:
+            return
+        if not self._is_warm[num_rows]:  # a first step may compile kernels or allocate buffers
+            self._is_warm[num_rows] = True
+            return
+        ratio = self._ratios[num_rows]
+        if not self._base:
+            self._base = seconds / ratio
+            return
+        seen = min(max(seconds / self._base, ratio / _LARGEST_CHANGE), ratio * _LARGEST_CHANGE)
+        if num_rows == 1 or self._is_known[num_rows]:
+            self._base += _BASE_WEIGHT * self._base * (seen / ratio - 1.0)
+        if num_rows > 1:
+            weight = _RATIO_WEIGHT if self._is_known[num_rows] else _FIRST_WEIGHT
+            self._ratios[num_rows] += weight * (seen - ratio)
+            self._is_known[num_rows] = True
+            self._fill(num_rows)
+
+    def ratio(self, num_rows: int) -> float:
+        """Return the time of a step of `num_rows` rows, at most MAX_ROWS, relative to a step of one row."""
+        return self._ratios[num_rows]
+
+    def _fill(self, changed: int) -> None:
+        """Estimate the numbers of rows without steps from the neighbours of `changed` that have some."""
+        before, after = changed - 1, changed + 1
+        while before > 1 and not self._is_known[before]:
+            before -= 1
+        while after <= MAX_ROWS and not self._is_known[after]:
+            after += 1
+        ratios, at = self._ratios, self._ratios[changed]
+        for row in range(before + 1, changed):
+            ratios[row] = ratios[before] + (at - ratios[before]) * (row - before) / (changed - before)
+        slope = (at - 1.0) / (changed - 1)
+        if after <= MAX_ROWS:
+            slope = (ratios[after] - at) / (after - changed)
+        for row in range(changed + 1, min(after, MAX_ROWS + 1)):
+            ratios[row] = at + slope * (row - changed)
