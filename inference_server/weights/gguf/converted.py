@@ -20,7 +20,7 @@ def convert_file(path: Path, cache_dir: Path) -> Path:
         ConfigurationError: The file is damaged or not supported, or the cache cannot be written.
     """
     description = describe_file(path, cache_dir)
-    folder = cache_dir / "bfloat16" / description.name
+    folder = cache_dir / "converted" / description.name
     if folder.is_dir():
         return folder
     with (
