@@ -10,10 +10,10 @@ import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.attention.rope import OWN_ROPE, RopeChoice, window
-from inference_server.cpu.decoder_weights import extract_weights
+from inference_server.cpu.decoder_weights import decoder_share, extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
-from inference_server.linears.share import quantised_share
+from inference_server.linears.share import QuantisedShare, quantised_share
 from inference_server.lora.adapter import Adapter
 from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
@@ -100,6 +100,7 @@ def prepare(
         try:
             with progress(f"reading {weights}, packed as {precision}"):
                 decoder, info, tokenizer = packed_cache.read(folder)
+            _log_share(decoder_share(decoder, precision), weights)
             return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
         except ValueError as reason:
             logger.info("packing %s again: %s", weights, reason)
@@ -134,13 +135,12 @@ def _load(
     )
     model = loaded.model
     info = _model_info(model.config, model.generation_config)
-    _log_share(model, weights, precision, device)
+    _log_share(quantised_share(model, precision, head_is_quantised=device.type == "cpu"), weights)
     return PreparedModel(model, loaded.tokenizer, info, model.get_memory_footprint())
 
 
-def _log_share(model: Any, weights: Weights, precision: Precision, device: torch.device) -> None:
-    """Log how many of a loaded model's parameters the precision quantises, and warn of layers that it does not."""
-    share = quantised_share(model, precision, head_is_quantised=device.type == "cpu")
+def _log_share(share: QuantisedShare | None, weights: Weights) -> None:
+    """Log how many of a model's parameters are quantised, if any are, and warn of layers that are not."""
     if share is not None:
         logger.info("%s: %s", weights, share)
         if share.warning:
