@@ -73,16 +73,17 @@ class CpuAdapters:
         for index, layer in enumerate(decoder.layers):
             for place, modules in _MODULES.items():
                 names = [f"model.layers.{index}.{module}" for module in modules]
-                if any(name in pairs for name in names for pairs in fitting):
+                if names[0] in shapes and any(name in pairs for name in names for pairs in fitting):
                     outputs = [shapes[name][0] for name in names]
                     self._sites[index][place] = site(
                         [[pairs.get(name) for name in names] for pairs in fitting], outputs, arena
                     )
             if "gate_up" in self._sites[index]:
+                assert layer.gate_up is not None
                 self._ungated[index] = without_gate(layer.gate_up)
         all_sites = [each for sites in self._sites for each in sites.values()]
         self.scratch_width = max((len(each.parts) * each.max_rank for each in all_sites), default=LORA_RANKS)
-        self.gated_width = 2 * decoder.layers[0].down.in_features if self._ungated else 0
+        self.gated_width = max((each.out_features for each in self._ungated.values()), default=0)
 
     def ungated(self, layer: int) -> KernelLinear | None:
         """Return gate and up of a layer as one layer without the gate, or None if no adapter adapts them.
@@ -126,12 +127,14 @@ def _shapes(decoder: DecoderWeights) -> Mapping[str, tuple[int, int]]:
 
 def _part_shapes(decoder: DecoderWeights, layer: LayerWeights) -> dict[str, list[tuple[int, int]]]:
     heads, kv_heads, width = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
-    return {
+    shapes = {
         "qkv": [(count * width, layer.qkv.in_features) for count in (heads, kv_heads, kv_heads)],
         "output": [(layer.output.out_features, layer.output.in_features)],
-        "gate_up": [(layer.gate_up.out_features, layer.gate_up.in_features)] * 2,
-        "down": [(layer.down.out_features, layer.down.in_features)],
     }
+    if layer.gate_up is not None and layer.down is not None:  # adapters of experts do not exist
+        shapes["gate_up"] = [(layer.gate_up.out_features, layer.gate_up.in_features)] * 2
+        shapes["down"] = [(layer.down.out_features, layer.down.in_features)]
+    return shapes
 
 
 def site(pairs: list[list[Pair | None]], outputs: list[int], arena: Arena | None = None) -> Site:

@@ -64,7 +64,7 @@ def allocate(
         qkv=zeros(layer.qkv.out_features),
         query=zeros(decoder.num_heads, decoder.head_dim),
         attended=zeros(decoder.num_heads, decoder.head_dim),
-        product=zeros(layer.down.in_features),
+        product=zeros(max((each.down.in_features for each in decoder.layers if each.down), default=0)),
         rows=zeros(dtype=torch.int64),
         table=torch.zeros(num_seqs, num_blocks, dtype=torch.int32),
         lengths=torch.zeros(num_seqs, dtype=torch.int32),

@@ -13,16 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.experts import PackedExperts
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm
 from inference_server.cpu.linear.kernel_linear import KernelLinear
+from inference_server.cpu.routers import PackedRouter
 from inference_server.kernels import ops
 from inference_server.kernels.isa.choice import obstacle
 from inference_server.kernels.jit.arguments import HeadNorms
+from inference_server.linears.share import WEIGHT_FORMATS, QuantisedShare
+from inference_server.precision import Precision
 
 # Decoders that a kernel program computes, by the names of their classes in transformers.
-_FAMILIES = ("Granite", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SeedOss", "SmolLM3")
+_FAMILIES = ("Granite", "Llama", "Mistral", "Mixtral", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SeedOss", "SmolLM3")
 MODELS = {f"{family}ForCausalLM" for family in _FAMILIES}
 _LAYERS = {f"{family}DecoderLayer" for family in _FAMILIES}
+# Blocks whose forward is: choose experts, add up their weighted results.
+_EXPERT_BLOCKS = {"MixtralSparseMoeBlock", "Qwen3MoeSparseMoeBlock"}
 
 
 _MAX_LANES = 16  # kernels of norms compute whole vectors of this width
@@ -50,23 +56,46 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """The weights of a mixture of experts."""
+
+    router: PackedRouter  # its product is a KernelLinear
+    experts: PackedExperts  # its layers are KernelLinears
+
+    @property
+    def product(self) -> KernelLinear:
+        """Return the router's product."""
+        assert isinstance(self.router.product, KernelLinear)
+        return self.router.product
+
+    @property
+    def linears(self) -> "list[tuple[KernelLinear, KernelLinear]]":
+        """Return gate and up as one gated layer, and down, of each expert."""
+        pairs = zip(self.experts.gate_up, self.experts.down, strict=True)
+        return [(first, down) for first, down in pairs]  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The weights of one layer. All norms have the shape (hidden_size,)."""
+    """The weights of one layer. All norms have the shape (hidden_size,). It has an MLP or experts."""
 
     input_norm: Tensor
     qkv: KernelLinear
     attention: AttentionSpec
     output: KernelLinear
     post_norm: Tensor
-    gate_up: KernelLinear  # a gated layer
-    down: KernelLinear
+    gate_up: KernelLinear | None  # a gated layer
+    down: KernelLinear | None
     head_norms: HeadNorms | None = None  # of query and key heads, before the rotation
     rotates: bool = True  # False: attention ignores positions
+    experts: ExpertWeights | None = None
 
     @property
     def linears(self) -> list[KernelLinear]:
-        """Return the layer's four linear layers."""
-        return [self.qkv, self.output, self.gate_up, self.down]
+        """Return the layer's linear layers, without a router's product."""
+        experts = self.experts.linears if self.experts else []
+        others = [self.qkv, self.output, self.gate_up, self.down, *(each for pair in experts for each in pair)]
+        return [linear for linear in others if linear is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +151,24 @@ class DecoderWeights:
     @property
     def num_bytes(self) -> int:
         """Return the memory of all weights in bytes."""
+        routers = [layer.experts.product for layer in self.layers if layer.experts]
         return sum(tensor.nbytes for tensor in (self.embedding, *self.norms)) + sum(
-            each.num_bytes for each in self.linears
+            each.num_bytes for each in (*self.linears, *routers)
         )
+
+
+def decoder_share(decoder: DecoderWeights, precision: Precision) -> QuantisedShare | None:
+    """Return how many parameters of a packed decoder are quantised; None if the precision quantises none."""
+    if precision not in WEIGHT_FORMATS:
+        return None
+    linears = [*decoder.linears, *(layer.experts.product for layer in decoder.layers if layer.experts)]
+    total = sum(tensor.numel() for tensor in (decoder.embedding, *decoder.norms))
+    quantised = 0
+    for linear in linears:
+        count = linear.packed.shape[0] * linear.packed.shape[1]
+        total += count
+        quantised += count if linear.packed.kind.weight_format in ("int8", "int4") else 0
+    return QuantisedShare(WEIGHT_FORMATS[precision], quantised, total, decoder.embedding.numel())
 
 
 def extract_weights(model: Any) -> DecoderWeights:
@@ -169,18 +213,32 @@ def _layer(layer: Any) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     if type(layer).__name__ not in _LAYERS:
         raise ValueError("kernel programs do not support its layers")
-    if type(attention) is not FusedAttention or type(mlp) is not FusedMLP:
+    experts = _experts(mlp)
+    if type(attention) is not FusedAttention or (type(mlp) is not FusedMLP and experts is None):
         raise ValueError("its attention or MLP has no fused module")
-    linears: list[Any] = [attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj]
-    if not all(isinstance(linear, KernelLinear) for linear in linears):
+    linears: list[Any] = [attention.qkv_proj, attention.o_proj]
+    linears += [None, None] if experts else [mlp.gate_up_proj, mlp.down_proj]
+    if not all(linear is None or isinstance(linear, KernelLinear) for linear in linears):
         raise ValueError(f"its linear layers have no compiled kernel{_because(attention.qkv_proj)}")
     qkv, output, gate_up, down = linears
-    if not gate_up.is_gated:
+    if gate_up is not None and not gate_up.is_gated:
         raise ValueError("no kernel supports the width of its MLP")
     norms = (layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach())
     return LayerWeights(
-        norms[0], qkv, attention.spec, output, norms[1], gate_up, down, attention.norms, attention.rotates
+        norms[0], qkv, attention.spec, output, norms[1], gate_up, down, attention.norms, attention.rotates, experts
     )
+
+
+def _experts(block: Any) -> ExpertWeights | None:
+    """Return the weights of a mixture of experts, or None for another module. Raises ValueError without kernels."""
+    if type(block).__name__ not in _EXPERT_BLOCKS:
+        return None
+    router, experts = block.gate, block.experts
+    if not isinstance(experts, PackedExperts) or not experts.has_kernels or not isinstance(router, PackedRouter):
+        raise ValueError(f"its experts have no compiled kernel{_because(nn.Identity())}")
+    if not experts.is_plain:
+        raise ValueError("no kernel supports the width or the activation of its experts")
+    return ExpertWeights(router, experts)
 
 
 def _last_norm(weight: Tensor, logits_divisor: float) -> Tensor:

@@ -6,6 +6,7 @@ depend on the other tokens.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from typing import Any
 
 import torch
@@ -19,28 +20,41 @@ Pack = Callable[..., nn.Module]
 
 
 class PackedExperts(nn.Module):
-    """The experts of one layer, packed for this CPU."""
+    """The experts of one layer, packed for this CPU.
 
-    def __init__(self, stack: Any, packed: Pack, dtype: torch.dtype, *, batch_invariant: bool) -> None:
-        """Pack the experts of transformers' module `stack` one after the other, and remove its parameters.
+    Attributes:
+        gate_up: Gate and up of each expert as one layer, or the layer before an activation without gate.
+        down: The layer down of each expert.
+        has_silu_gate: True if the experts compute silu(gate) * up.
+    """
+
+    def __init__(
+        self, gate_up: Items[nn.Module], down: Items[nn.Module], stack: Any = None, *, batch_invariant: bool = False
+    ) -> None:
+        """Use packed layers.
 
         Args:
-            stack: A module that linears.experts.is_stack accepts.
-            packed: `pack` with its options bound.
-            dtype: The dtype of the activations. The stack may have a narrower one.
+            gate_up: See the attribute.
+            down: See the attribute.
+            stack: transformers' module with the gate and the activation; None for silu(gate) * up.
             batch_invariant: A row's result must be bit-identical for any number of rows.
         """
         super().__init__()
-        self.has_silu_gate = has_silu_gate(stack)
-        self.gate_up, self.down = nn.ModuleList(), nn.ModuleList()
-        for expert in range(stack.num_experts):
-            first, down = expert_linears(stack, expert, dtype)
-            self.gate_up.append(packed(first, is_gated=self.has_silu_gate))
-            self.down.append(packed([down]))
-        has_kernels = all(isinstance(linear, KernelLinear) for linear in (*self.gate_up, *self.down))
-        self._pads = batch_invariant and not has_kernels
+        self.gate_up, self.down = nn.ModuleList(gate_up), nn.ModuleList(down)
+        self.has_silu_gate = stack is None or has_silu_gate(stack)
+        self._pads = batch_invariant and not self.has_kernels
         self._stack = stack
-        remove_weights(stack)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Return True if compiled kernels multiply all weights."""
+        return all(isinstance(linear, KernelLinear) for linear in (*self.gate_up, *self.down))
+
+    @property
+    def is_plain(self) -> bool:
+        """Return True if kernels compute the experts, silu(gate) * up included, without transformers' module."""
+        has_gates = all(getattr(linear, "is_gated", False) for linear in self.gate_up)
+        return self.has_kernels and has_gates and not getattr(self._stack, "has_post_expert_norm", False)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Apply the chosen experts to each token.
@@ -81,6 +95,24 @@ class PackedExperts(nn.Module):
         if not getattr(self.gate_up[expert], "is_gated", False):
             product = ops.silu_mul(product) if self.has_silu_gate else activated(self._stack, product)
         down: Tensor = self.down[expert](product)
-        if self._stack.has_post_expert_norm:
+        if getattr(self._stack, "has_post_expert_norm", False):
             down = self._stack.post_expert_norm(down)
         return down[:count]
+
+
+def pack_experts(stack: Any, packed: Pack, dtype: torch.dtype, *, batch_invariant: bool) -> PackedExperts:
+    """Pack the experts of transformers' module `stack` one after the other, and remove its parameters.
+
+    Args:
+        stack: A module that linears.experts.is_stack accepts.
+        packed: `pack` with its options bound.
+        dtype: The dtype of the activations. The stack may have a narrower one.
+        batch_invariant: A row's result must be bit-identical for any number of rows.
+    """
+    gate_up, downs = [], []
+    for expert in range(stack.num_experts):
+        first, down = expert_linears(stack, expert, dtype)
+        gate_up.append(packed(first, is_gated=has_silu_gate(stack)))
+        downs.append(packed([down]))
+    remove_weights(stack)
+    return PackedExperts(gate_up, downs, stack, batch_invariant=batch_invariant)

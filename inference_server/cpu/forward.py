@@ -21,6 +21,7 @@ from inference_server.cpu.adapters import CpuAdapters
 from inference_server.cpu.buffers import Buffers, allocate
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights
 from inference_server.cpu.linear.kernel_linear import KernelLinear
+from inference_server.cpu.steps import ExpertsStep, Steps
 from inference_server.kernels import ops
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.arguments import (
@@ -31,7 +32,7 @@ from inference_server.kernels.jit.arguments import (
     ROPE_ROWS,
 )
 from inference_server.kernels.jit.kernel import Kernel, kernel
-from inference_server.kernels.jit.program import KernelCall, Program
+from inference_server.kernels.jit.program import KernelCall
 
 # Block tables, lengths and cache rows of a batch without decoded tokens.
 _EMPTY = (torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
@@ -51,7 +52,7 @@ class CpuForward:
         self._prefill_kernel = None if decoder.has_windows else prefill
         self._buffers: Buffers | None = None
         self._segments: ops.PrefillSegments | None = None
-        self._programs: dict[tuple[bool, bool, bool], list[Program]] = {}
+        self._programs: dict[tuple[bool, bool, bool], list[Steps]] = {}
 
     @property
     def supports_prefill(self) -> bool:
@@ -106,7 +107,7 @@ class CpuForward:
         parts = (tokens is not None, prompts is not None, self._set_adapters(tokens, prompts, buffers))
         if parts not in self._programs:
             calls = self._calls(buffers, *parts)
-            self._programs[parts] = [Program(each, keep=buffers) for each in calls if each]
+            self._programs[parts] = [Steps(each, keep=buffers) for each in calls if each]
         whole, *rest = self._programs[parts]
         whole.run(count, num_decoded)
         kept = [*range(num_decoded), *(num_decoded + index for index in wanted or ())]
@@ -155,14 +156,14 @@ class CpuForward:
 
     def _calls(
         self, buffers: Buffers, has_decode: bool, has_prompts: bool, has_adapters: bool
-    ) -> tuple[list[KernelCall], list[KernelCall]]:
-        """Return the kernel calls of a pass in order, in two parts. Without `has_adapters`, no row has an adapter.
+    ) -> tuple[list[KernelCall | ExpertsStep], list[KernelCall | ExpertsStep]]:
+        """Return the steps of a pass in order, in two parts. Without `has_adapters`, no row has an adapter.
 
         With prompts, the second part begins after the attention of the last layer. It computes only the rows whose logits
         are needed, because no later layer reads the others. Without prompts, it is empty.
         """
-        calls: list[KernelCall] = []
-        rest: list[KernelCall] = []
+        calls: list[KernelCall | ExpertsStep] = []
+        rest: list[KernelCall | ExpertsStep] = []
         adapters = self._adapters if has_adapters else None
         attended = buffers.attended.flatten(1)
         for index, layer in enumerate(self._decoder.layers):
@@ -175,7 +176,10 @@ class CpuForward:
             after.append(_linear(layer.output, attended, buffers.delta, buffers))
             after += _adapted(adapters, index, "output", attended, buffers.delta, buffers)
             after.append(self._norm(layer.post_norm, buffers))
-            after += _mlp(index, layer, buffers, adapters)
+            if layer.experts is not None:
+                after.append(ExpertsStep(layer.experts, buffers.normed, buffers.delta))
+            else:
+                after += _mlp(index, layer, buffers, adapters)
             if is_last:
                 after.append(self._norm(self._decoder.norm, buffers))
         if not has_prompts:
@@ -229,14 +233,21 @@ class CpuForward:
 
 def _mlp(index: int, layer: LayerWeights, b: Buffers, adapters: CpuAdapters | None) -> Iterator[KernelCall]:
     """Yield the calls of an MLP. If an adapter adapts gate or up, the kernel that adds it also applies the gate."""
+    assert layer.gate_up is not None and layer.down is not None
     ungated = adapters.ungated(index) if adapters else None
     if ungated is None:
         yield _linear(layer.gate_up, b.normed, b.product, b)
     else:
-        yield _linear(ungated, b.normed, b.gate_up, b)
-        yield from _adapted(adapters, index, "gate_up", b.normed, b.gate_up, b, b.product)
+        gate_up = _as_wide(b.gate_up, ungated.out_features)
+        yield _linear(ungated, b.normed, gate_up, b)
+        yield from _adapted(adapters, index, "gate_up", b.normed, gate_up, b, b.product)
     yield _linear(layer.down, b.product, b.delta, b)
-    yield from _adapted(adapters, index, "down", b.product, b.delta, b)
+    yield from _adapted(adapters, index, "down", _as_wide(b.product, layer.down.in_features), b.delta, b)
+
+
+def _as_wide(buffer: Tensor, width: int) -> Tensor:
+    """Return a view of a buffer with rows of `width` values. The buffer may be wider, for other layers of the model."""
+    return buffer.view(-1)[: len(buffer) * width].view(-1, width)
 
 
 def _adapted(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.paged import Projections
+from inference_server.attention.rope import rotates_partly
 from inference_server.attention.torch_attention import AttentionSpec
-from inference_server.cpu.experts import PackedExperts
+from inference_server.cpu.experts import pack_experts
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.pack import pack, pack_linears
 from inference_server.cpu.routers import is_router, pack_router
@@ -69,12 +70,6 @@ _NORMS = {
 }
 
 _Pack = Callable[..., nn.Module]
-
-
-def rotates_partly(config: Any) -> bool:
-    """Return True if a transformers configuration rotates only a part of each head."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return float(rope.get("partial_rotary_factor") or 1.0) != 1.0
 
 
 def _head_norms(attention: Any) -> HeadNorms | None:
@@ -168,7 +163,7 @@ def fuse(
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if is_stack(child):
-                setattr(parent, name, PackedExperts(child, packed, dtype, batch_invariant=batch_invariant))
+                setattr(parent, name, pack_experts(child, packed, dtype, batch_invariant=batch_invariant))
             elif is_router(child) and precision != "float32":
                 setattr(parent, name, pack_router(child, backends) or child)
             elif replacement := _replacement(child, packed):

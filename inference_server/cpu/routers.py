@@ -6,6 +6,7 @@ of two int8 weights: one rounds the weight, the other one rounds what is left. T
 """
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +52,13 @@ def pack_router(router: Any, backends: Items[LinearBackend]) -> "PackedRouter | 
     else:
         halves = None if bias is None else torch.cat([bias, torch.zeros_like(bias)])
         product = backend.pack(_two_halves(weight.float()), halves, LinearKind("int8", is_head=True))
-    return PackedRouter(router, product, is_split=not is_bf16)
+    choice = RouterChoice(
+        num_chosen=router.top_k,
+        is_split=not is_bf16,
+        is_softmax_first=_ROUTERS[type(router).__name__],
+        is_normalized=bool(getattr(router, "norm_topk_prob", True)),
+    )
+    return PackedRouter(product, choice)
 
 
 def _two_halves(weight: Tensor) -> Int8:
@@ -61,39 +68,52 @@ def _two_halves(weight: Tensor) -> Int8:
     return Int8(torch.cat([rounded.codes, left.codes]), torch.cat([rounded.scales, left.scales]))
 
 
+@dataclass(frozen=True, slots=True)
+class RouterChoice:
+    """The way in which a router chooses experts.
+
+    Attributes:
+        num_chosen: The number of experts of a token.
+        is_split: The first and second half of the product's outputs are added.
+        is_softmax_first: The softmax is computed over all experts, not only over the chosen ones.
+        is_normalized: The weights of the chosen experts add up to 1. Without effect unless `is_softmax_first`.
+    """
+
+    num_chosen: int
+    is_split: bool
+    is_softmax_first: bool
+    is_normalized: bool
+
+
 class PackedRouter(nn.Module):
-    """Chooses the experts of each token."""
+    """Chooses the experts of each token.
 
-    def __init__(self, router: Any, product: nn.Module, *, is_split: bool) -> None:
-        """Replace transformers' `router`.
+    Attributes:
+        product: The packed product.
+        choice: The way in which it chooses.
+    """
 
-        Args:
-            router: The module, whose weight is no longer needed.
-            product: The packed product.
-            is_split: The product's first and second half of outputs are added.
-        """
+    def __init__(self, product: nn.Module, choice: RouterChoice) -> None:
+        """Use a packed product."""
         super().__init__()
         self.product = product
-        self.num_chosen: int = router.top_k
-        self._is_split = is_split
-        self._dtype: torch.dtype = router.weight.dtype
-        self._is_softmax_first = _ROUTERS[type(router).__name__]
-        self._is_normalized = bool(getattr(router, "norm_topk_prob", True))
+        self.choice = choice
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (num_tokens, num_experts), and weights and numbers of the chosen experts, (num_tokens, k).
 
         The argument is (…, hidden_size); its leading dimensions are the tokens.
         """
+        choice = self.choice
         logits: Tensor = self.product(hidden_states.flatten(0, -2))
-        if self._is_split:
+        if choice.is_split:
             rounded, left = logits.chunk(2, dim=-1)
             logits = rounded + left
-        if self._is_softmax_first:
-            weights, chosen = torch.softmax(logits.float(), dim=-1).topk(self.num_chosen, dim=-1)
-            if self._is_normalized:
+        if choice.is_softmax_first:
+            weights, chosen = torch.softmax(logits, dim=-1).topk(choice.num_chosen, dim=-1)
+            if choice.is_normalized:
                 weights = weights / weights.sum(dim=-1, keepdim=True)
         else:
-            best, chosen = logits.topk(self.num_chosen, dim=-1)
-            weights = torch.softmax(best.float(), dim=-1)
-        return logits.to(self._dtype), weights, chosen
+            best, chosen = logits.topk(choice.num_chosen, dim=-1)
+            weights = torch.softmax(best, dim=-1)
+        return logits, weights, chosen

@@ -11,7 +11,8 @@ from inference_server.linears.plain import GROUP, as_linear, is_linear
 
 # A layer with fewer parameters than this share of the model is not named.
 _SMALLEST_NAMED = 0.01
-_QUANTISED = {"bitsandbytes-int8": "int8", "int4": "int4"}
+# Formats of the weights of precisions that quantise.
+WEIGHT_FORMATS = {"bitsandbytes-int8": "int8", "int4": "int4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def quantised_share(model: Any, precision: str, *, head_is_quantised: bool = Tru
         precision: The precision in use on the device.
         head_is_quantised: False if the output head keeps 16 bits, as on a GPU.
     """
-    if precision not in _QUANTISED:
+    if precision not in WEIGHT_FORMATS:
         return None
     head = model.get_output_embeddings()
     counts: Counter[str] = Counter()
@@ -78,7 +79,7 @@ def quantised_share(model: Any, precision: str, *, head_is_quantised: bool = Tru
                 left_out[type(module).__name__] += parameter.numel()
     total = counts["total"]
     named = tuple((name, count) for name, count in left_out.most_common() if count >= _SMALLEST_NAMED * total)
-    return QuantisedShare(_QUANTISED[precision], counts["quantised"], total, counts["embeddings"], named)
+    return QuantisedShare(WEIGHT_FORMATS[precision], counts["quantised"], total, counts["embeddings"], named)
 
 
 def _quantised_names(module: Any, precision: str) -> list[str]:

@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inference_server.attention.torch_attention import AttentionSpec
-from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
+from inference_server.cpu.decoder_weights import DecoderWeights, ExpertWeights, LayerWeights, Rotary
+from inference_server.cpu.experts import PackedExperts
 from inference_server.cpu.large_pages import moved
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, from_packed, preferred_layout
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights
+from inference_server.cpu.routers import PackedRouter, RouterChoice
 from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import atomic_directory
@@ -35,9 +37,9 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 4  # increment when the files' content changes
+FORMAT = 6  # increment when the files' content changes
 _FILE = "model.safetensors"
-_EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
+EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
@@ -67,7 +69,7 @@ def packed_folder(
     """
     variant = "-".join(part for part in (precision, "invariant" if batch_invariant else "", rope) if part)
     place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
-    determining: list[Any] = [_FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
+    determining: list[Any] = [FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
     for path in sorted(source.iterdir()):
         status = path.stat()
         determining.append([path.name, status.st_size, status.st_mtime_ns])
@@ -87,13 +89,13 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
         tokenizer: The transformers tokenizer.
     """
     try:
-        num_bytes = sum(tensor.nbytes for _, tensor in _tensors(decoder))
+        num_bytes = sum(tensor.nbytes for _, tensor in tensors_of(decoder))
         with atomic_directory(folder, num_bytes=num_bytes) as unfinished:
             tokenizer.save_pretrained(unfinished)
             if not is_same_tokenizer(tokenizer, read_tokenizer(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")
-            metadata = {"info": asdict(info), **_structure(decoder)}
-            save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(metadata)})
+            metadata = {"info": asdict(info), **structure_of(decoder)}
+            save_file(dict(tensors_of(decoder)), unfinished / _FILE, {"tailrace": json.dumps(metadata)})
     except (OSError, ValueError, ConfigurationError) as reason:
         logger.info("the packed model is not kept for the next start: %s", reason)
         return
@@ -107,9 +109,9 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
         ValueError: No kernel of this CPU reads the weights, or the folder's content is damaged. A damaged folder is removed.
     """
     try:
-        with reading(folder / _FILE, mapped=[_EMBEDDING]) as file:
+        with reading(folder / _FILE, mapped=[EMBEDDING]) as file:
             metadata = json.loads(file.metadata["tailrace"])
-            decoder = _decoder(metadata, file.tensors, backends)
+            decoder = decoder_of(metadata, file.tensors, backends)
             tokenizer = read_tokenizer(folder)
         return decoder, ModelInfo(**metadata["info"]), tokenizer
     except (NoKernel, MemoryError):  # these errors do not mean that the files are damaged
@@ -124,13 +126,14 @@ def in_large_pages(decoder: DecoderWeights, backends: Items[LinearBackend] = BAC
 
     Tensors that `read` loads from a folder are in large pages already.
     """
-    tensors = dict(_tensors(decoder))
-    embedding = tensors.pop(_EMBEDDING)
-    return _decoder(_structure(decoder), {_EMBEDDING: embedding, **moved(tensors)}, backends)
+    tensors = dict(tensors_of(decoder))
+    embedding = tensors.pop(EMBEDDING)
+    return decoder_of(structure_of(decoder), {EMBEDDING: embedding, **moved(tensors)}, backends)
 
 
-def _tensors(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
-    yield _EMBEDDING, decoder.embedding
+def tensors_of(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
+    """Yield the decoder's tensors by name. Those of a linear layer are NAME.weights, NAME.bias and perhaps NAME.scales."""
+    yield EMBEDDING, decoder.embedding
     yield "norm", decoder.norm
     yield "inverse_frequencies", decoder.rotary.inverse_frequencies
     yield from _linear_tensors("head", decoder.head)
@@ -140,8 +143,18 @@ def _tensors(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
         if layer.head_norms is not None:
             yield f"{index}.query_norm", layer.head_norms.query
             yield f"{index}.key_norm", layer.head_norms.key
-        for name in _LINEARS:
-            yield from _linear_tensors(f"{index}.{name}", getattr(layer, name))
+        for name, linear in _linears_of(layer).items():
+            yield from _linear_tensors(f"{index}.{name}", linear)
+
+
+def _linears_of(layer: LayerWeights) -> dict[str, KernelLinear]:
+    """Return the linear layers of a layer, with those of its experts and their router, by name."""
+    named = {name: getattr(layer, name) for name in _LINEARS}
+    if layer.experts is not None:
+        named["router"] = layer.experts.product
+        for number, (gate_up, down) in enumerate(layer.experts.linears):
+            named |= {f"experts.{number}.gate_up": gate_up, f"experts.{number}.down": down}
+    return {name: linear for name, linear in named.items() if linear is not None}
 
 
 def _linear_tensors(name: str, linear: KernelLinear) -> Iterator[tuple[str, Tensor]]:
@@ -152,7 +165,7 @@ def _linear_tensors(name: str, linear: KernelLinear) -> Iterator[tuple[str, Tens
         yield f"{name}.scales", packed.scales
 
 
-def _structure(decoder: DecoderWeights) -> dict[str, Any]:
+def structure_of(decoder: DecoderWeights) -> dict[str, Any]:
     """Return everything of a decoder apart from its tensors."""
     return {
         "eps": decoder.eps,
@@ -167,7 +180,8 @@ def _structure(decoder: DecoderWeights) -> dict[str, Any]:
                 "attention": asdict(layer.attention),
                 "rotates": layer.rotates,
                 "head_norm_eps": None if layer.head_norms is None else layer.head_norms.eps,
-                **{name: _linear_metadata(getattr(layer, name)) for name in _LINEARS},
+                "linears": {name: _linear_metadata(linear) for name, linear in _linears_of(layer).items()},
+                "choice": asdict(layer.experts.router.choice) if layer.experts else None,
             }
             for layer in decoder.layers
         ],
@@ -179,21 +193,18 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
     return {"layout": packed.layout, "kind": asdict(packed.kind), "shape": packed.shape}
 
 
-def _decoder(metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: Items[LinearBackend]) -> DecoderWeights:
+def decoder_of(
+    metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: Items[LinearBackend] = BACKENDS
+) -> DecoderWeights:
+    """Return the decoder with the structure `metadata`, as `structure_of` returns it, and these tensors.
+
+    Raises:
+        NoKernel: No kernel of this CPU reads its packed weights.
+    """
     return DecoderWeights(
-        embedding=tensors[_EMBEDDING],
+        embedding=tensors[EMBEDDING],
         rotary=Rotary(tensors["inverse_frequencies"], metadata["rotary_scaling"]),
-        layers=[
-            LayerWeights(
-                input_norm=tensors[f"{index}.input_norm"],
-                post_norm=tensors[f"{index}.post_norm"],
-                attention=AttentionSpec(**layer["attention"]),
-                head_norms=_head_norms(tensors, index, layer["head_norm_eps"]),
-                rotates=layer["rotates"],
-                **{name: _linear(tensors, f"{index}.{name}", layer[name], backends) for name in _LINEARS},
-            )
-            for index, layer in enumerate(metadata["layers"])
-        ],
+        layers=[_layer(tensors, index, layer, backends) for index, layer in enumerate(metadata["layers"])],
         norm=tensors["norm"],
         head=_linear(tensors, "head", metadata["head"], backends),
         eps=metadata["eps"],
@@ -201,6 +212,35 @@ def _decoder(metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: 
         num_kv_heads=metadata["num_kv_heads"],
         embedding_factor=metadata["embedding_factor"],
         residual_factor=metadata["residual_factor"],
+    )
+
+
+def _layer(
+    tensors: Mapping[str, Tensor], index: int, metadata: dict[str, Any], backends: Items[LinearBackend]
+) -> LayerWeights:
+    linears = {
+        name: _linear(tensors, f"{index}.{name}", described, backends)
+        for name, described in metadata["linears"].items()
+    }
+    experts = None
+    if metadata["choice"] is not None:
+        router = PackedRouter(linears["router"], RouterChoice(**metadata["choice"]))
+        gate_up, down = (
+            [linear for name, linear in linears.items() if name.startswith("experts.") and name.endswith(f".{part}")]
+            for part in ("gate_up", "down")
+        )
+        experts = ExpertWeights(router, PackedExperts(gate_up, down))
+    return LayerWeights(
+        input_norm=tensors[f"{index}.input_norm"],
+        post_norm=tensors[f"{index}.post_norm"],
+        attention=AttentionSpec(**metadata["attention"]),
+        head_norms=_head_norms(tensors, index, metadata["head_norm_eps"]),
+        rotates=metadata["rotates"],
+        qkv=linears["qkv"],
+        output=linears["output"],
+        gate_up=linears.get("gate_up"),
+        down=linears.get("down"),
+        experts=experts,
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from inference_server.gpu.memory import ModelSizes
-from inference_server.linears.share import QuantisedShare, quantised_share
+from inference_server.linears.share import WEIGHT_FORMATS, QuantisedShare, quantised_share
 from inference_server.precision import Precision
 from inference_server.weights.download import config_folder, naming_source
 from inference_server.weights.source import Weights
@@ -44,7 +44,7 @@ def predicted_share(config: Any, precision: Precision, *, on_gpu: bool) -> Quant
     """
     from transformers import AutoModelForCausalLM
 
-    if precision not in ("bitsandbytes-int8", "int4"):
+    if precision not in WEIGHT_FORMATS:
         return None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -34,7 +34,7 @@ _SIZES = {
 _OTHERS = {"num_experts": 4, "moe_intermediate_size": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 EXPERT_MODELS: dict[str, PreTrainedConfig] = {
-    "mixtral": MixtralConfig(**_SIZES, num_local_experts=4),
+    "mixtral": MixtralConfig(**_SIZES, num_local_experts=4, head_dim=32),
     "olmoe": OlmoeConfig(**_SIZES, **{key: _OTHERS[key] for key in _OTHERS if key != "moe_intermediate_size"}),
     "qwen-2": Qwen2MoeConfig(**_SIZES, **_OTHERS, shared_expert_intermediate_size=64, decoder_sparse_step=1),
     "qwen-3": Qwen3MoeConfig(**_SIZES, **_OTHERS, head_dim=32, decoder_sparse_step=1, norm_topk_prob=True),

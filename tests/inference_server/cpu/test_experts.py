@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inference_server.attention import paged
-from inference_server.cpu.experts import PackedExperts
+from inference_server.cpu.experts import PackedExperts, pack_experts
 from inference_server.cpu.fused_modules import fuse
 from inference_server.cpu.linear.backends import BACKENDS
 from inference_server.cpu.linear.kernel_linear import KernelLinear
@@ -16,6 +16,7 @@ from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.cpu.linear.torch_backend import TorchBackend
 from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
+from inference_server.precision import Precision, activation_dtype
 from inference_server.weights.prepare import memory_bytes
 from tests.support.expert_models import EXPERT_MODELS, expert_model, round_weights
 from tests.support.linears import assert_close
@@ -70,7 +71,7 @@ def packed_experts(precision: str, backends: Any, *, batch_invariant: bool) -> P
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     stack = expert_model("mixtral", dtype=dtype).model.layers[0].mlp.experts
     bound = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
-    return PackedExperts(stack, bound, dtype, batch_invariant=batch_invariant)
+    return pack_experts(stack, bound, dtype, batch_invariant=batch_invariant)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +119,22 @@ def test_int8_takes_at_most_a_third_of_the_memory_of_float32() -> None:
 def test_the_parameters_of_a_packed_stack_are_freed() -> None:
     experts = packed_experts("bitsandbytes-int8", BACKENDS, batch_invariant=False)
     assert not [parameter for parameter in experts.parameters() if parameter.dim() == 3]
+
+
+@NEEDS_KERNELS
+@pytest.mark.parametrize("precision", ["bfloat16", "bitsandbytes-int8"])
+def test_a_sequence_has_the_same_bits_alone_and_beside_others(precision: Precision) -> None:
+    model = expert_model("qwen-3", dtype=activation_dtype(precision, torch.device("cpu")))
+    paged.register()
+    model.set_attn_implementation(paged.NAME)
+    fuse(model, precision, batch_invariant=False)
+    runner = ModelRunner(model, num_blocks=8, cache_dtype=torch.bfloat16)
+    assert runner.supports_mixed_batch
+    pieces = [PromptPiece([row + 1], 0, PROMPT[row:], wants_logits=True) for row in range(4)]
+    alone = torch.cat([runner.prefill([piece]).clone() for piece in pieces])
+    assert torch.equal(runner.prefill(pieces), alone)
+    tokens = [NextToken([row + 1], len(PROMPT) - row, 300 + row) for row in range(4)]
+    alone = torch.cat([runner.decode([token]).clone() for token in tokens])
+    assert torch.equal(runner.decode(tokens), alone)
+    other = PromptPiece([6], 0, PROMPT, wants_logits=True)
+    assert torch.equal(runner.mixed(tokens, [other])[:4], alone)
