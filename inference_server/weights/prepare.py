@@ -13,6 +13,7 @@ from inference_server.attention.rope import OWN_ROPE, RopeChoice, window
 from inference_server.cpu.decoder_weights import decoder_share, extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
+from inference_server.cpu.large_pages import return_free_memory
 from inference_server.linears.share import QuantisedShare, quantised_share
 from inference_server.lora.adapter import Adapter
 from inference_server.precision import Precision, cache_dtype
@@ -104,7 +105,9 @@ def prepare(
             return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
         except ValueError as reason:
             logger.info("packing %s again: %s", weights, reason)
-    return _pack(_load(weights, precision, device, settings, rope), weights, precision, settings, folder)
+    packed = _pack(_load(weights, precision, device, settings, rope), weights, precision, settings, folder)
+    return_free_memory()
+    return packed
 
 
 def _variant(source: Path, rope: RopeChoice) -> str:
