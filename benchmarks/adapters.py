@@ -1,9 +1,11 @@
 """Measures the speed of decoding with LoRA adapters, as a share of the same engine's speed without them.
 
-`python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine, and prints for 1 and 8
-streams the tokens/s without an adapter, with one adapter for all streams, and with an adapter of its own for each stream. The
-adapters adapt all seven linear layers of each layer of the model ("all"), or only q and v ("qv"), PEFT's default for Llama.
-The kinds alternate in short rounds, so that other processes slow all of them. A ratio is the median over the rounds.
+`python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine. It prints the tokens/s of
+1 and 8 streams in three kinds: without an adapter, one adapter for all streams, and an adapter of its own for each stream.
+The adapters adapt all seven linear layers of each layer of the model ("all"), or only q and v ("qv"), PEFT's default for
+Llama. The kinds alternate in short rounds, so that other processes slow all of them. A ratio is the median over the rounds.
+
+`--steps` measures the decode steps of the model alone, on one thread and in its CPU time. Other processes affect this less.
 """
 
 import argparse

@@ -128,6 +128,12 @@ def window(config: Any) -> int | None:
     return limit
 
 
+def rotates_partly(config: Any) -> bool:
+    """Return True if a transformers configuration rotates only a part of each head."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return float(rope.get("partial_rotary_factor") or 1.0) != 1.0
+
+
 def original_length(rope: Mapping[str, Any], config: Any) -> int:
     """Return the length in tokens up to which the model was trained, before its rotary positions were scaled.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.paged import Projections
+from inference_server.attention.rope import rotates_partly
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.experts import pack_experts
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
@@ -69,12 +70,6 @@ _NORMS = {
 }
 
 _Pack = Callable[..., nn.Module]
-
-
-def rotates_partly(config: Any) -> bool:
-    """Return True if a transformers configuration rotates only a part of each head."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return float(rope.get("partial_rotary_factor") or 1.0) != 1.0
 
 
 def _head_norms(attention: Any) -> HeadNorms | None:

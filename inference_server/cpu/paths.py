@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import rotates_partly
 from inference_server.cpu.decoder_weights import MODELS, is_power_of_two
 from inference_server.cpu.forward import CpuForward
-from inference_server.cpu.fused_modules import rotates_partly
 from inference_server.cpu.linear.backends import choose_backend
 from inference_server.cpu.linear.kernel_linear import WeightFormat
 from inference_server.cpu.linear.torch_backend import TorchBackend

@@ -122,19 +122,24 @@ def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -
 
 
 def _precision(entry: CatalogEntry, shape: ModelShape | None, device: torch.device, share: int) -> Precision:
-    """Return the first suitable precision with which the model fits into `share` bytes, or else the smallest one."""
+    """Return the first suitable precision with which the model fits into `share` bytes, or else the one that needs least."""
     if entry.task == "embedding":
         is_small = shape is not None and shape.weight_bytes("float32", device.type) <= _SMALL_BYTES
         return "float32" if is_small else "bfloat16"
     candidates = _candidates(shape, device, entry.engine == "vllm")
-    for precision in candidates:
-        if shape is None:
-            break
-        window = min(_LEAST_WINDOW, shape.max_tokens or _LEAST_WINDOW)
-        used = resolve_precision(precision, device)
-        if shape.weight_bytes(used, device.type) + window * shape.token_bytes(used) <= share:
-            return precision
-    return candidates[0] if shape is None else candidates[-1]
+    if shape is None:
+        return candidates[0]
+    needs = {precision: _need(shape, resolve_precision(precision, device), device.type) for precision in candidates}
+    return next(
+        (precision for precision, need in needs.items() if need <= share), min(needs, key=lambda one: needs[one])
+    )
+
+
+def _need(shape: ModelShape, precision: Precision, device_type: str) -> int:
+    """Return the memory in bytes for a model and a short window, and on a CPU also for its first loading."""
+    window = min(_LEAST_WINDOW, shape.max_tokens or _LEAST_WINDOW)
+    running = shape.weight_bytes(precision, device_type) + window * shape.token_bytes(precision)
+    return running if device_type == "cuda" else max(running, shape.load_bytes(precision))
 
 
 def _candidates(shape: ModelShape | None, device: torch.device, is_vllm: bool) -> tuple[Precision, ...]:
@@ -147,7 +152,7 @@ def _candidates(shape: ModelShape | None, device: torch.device, is_vllm: bool) -
         return ("float16",)
     bits = shape.file_bits if shape is not None else None
     if bits is not None and bits <= _INT4_BITS:
-        return ("int4",)
+        return ("int4", "bitsandbytes-int8")
     # In int8, a token takes half of the time that it takes in 16 bits, and the perplexity is within 1%.
     return ("bitsandbytes-int8", "int4")
 

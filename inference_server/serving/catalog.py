@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import JsonValue, ValidationError
 
 from inference_server.embedding.pooling_names import Pooling
+from inference_server.lora.config import CONFIG_FILE
 from inference_server.precision import Precision
 from inference_server.serving.catalog_tables import Document, ModelTable, ReplyShape, Source, Speculation, Task
 from inference_server.serving.engine_factory import EngineName
@@ -125,9 +126,10 @@ def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
         template = _template_text(table.chat_template, folder) if table.chat_template else None
     except ConfigurationError as error:
         raise ConfigurationError(f"{table.name}: {error}") from None
-    adapters = {name: folder / Path(adapter).expanduser() for name, adapter in (table.adapters or {}).items()}
+    adapters, adapters_folder = _adapters(table, folder)
     paths: dict[str, Path | None] = {"source": weights.path, "draft": draft.path if draft else None}
     paths |= {f"adapters.{name}": path for name, path in adapters.items()}
+    paths["adapters_folder"] = adapters_folder
     for key, path in paths.items():
         if path is not None and not path.exists():
             raise ConfigurationError(f"{table.name}: {key} names a file or folder that does not exist: {path}")
@@ -164,6 +166,19 @@ def _open_keys(table: ModelTable) -> frozenset[OpenKey]:
         lengths["sequence_length"] = table.sequence_length
     unset = {key for key, value in lengths.items() if value is None}
     return frozenset(unset if table.precision else {*unset, "precision"})
+
+
+def _adapters(table: ModelTable, folder: Path) -> tuple[dict[str, Path], Path | None]:
+    """Return the folders of a table's LoRA adapters by name, and the folder of `adapters_folder`.
+
+    The adapters of `adapters_folder` come last, in the order of their names. A name of `adapters` replaces one of them.
+    """
+    named = {name: folder / Path(adapter).expanduser() for name, adapter in (table.adapters or {}).items()}
+    if table.adapters_folder is None:
+        return named, None
+    root = folder / Path(table.adapters_folder).expanduser()
+    found = {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG_FILE}"))}
+    return named | {name: path for name, path in found.items() if name not in named}, root
 
 
 def _weights(source: Source, folder: Path) -> Weights:

@@ -9,7 +9,7 @@ from inference_server.precision import Precision
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
-from tailrace_shared.request_fields import SAMPLING_FIELDS
+from tailrace_shared.request_fields import MAX_NAME_LENGTH, SAMPLING_FIELDS
 
 # Forms of a model's REST replies, which the contract's Model.reply_shape reports.
 ReplyShape = Literal["response", "choices", "responses"]
@@ -24,6 +24,7 @@ class StrictTable(BaseModel):
 
 
 _Name = Annotated[str, Field(min_length=1)]
+_AdapterName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
 class Source(StrictTable):
@@ -129,6 +130,7 @@ _GENERATION_KEYS = (
     "vllm",
     "sampling",
     "adapters",
+    "adapters_folder",
     "speculation",
     "draft",
     "rope",
@@ -156,7 +158,8 @@ class ModelTable(StrictTable):
     normalize: bool | None = None
     optional: bool = False
     sampling: SamplingTable | None = None
-    adapters: dict[_Name, _Name] | None = None
+    adapters: dict[_AdapterName, _Name] | None = None
+    adapters_folder: _Name | None = None
     speculation: Speculation | None = None
     draft: Source | None = None
     rope: RopeTable | None = None

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import RopeChoice
 from inference_server.engine.spec import EngineKey
 from inference_server.serving.automatic import model_path
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.engine_groups import window
 from inference_server.settings import Settings
-from inference_server.weights.shape import ModelShape, read_shape
+from inference_server.weights.packed_cache import packed_folder
+from inference_server.weights.shape import ModelShape, read_config_file, read_shape
 from inference_server.weights.source import Weights
+from inference_server.weights.store import stored
 from tailrace_shared.config_errors import ConfigurationError
 
 _GIB, _MIB = 2**30, 2**20
@@ -29,6 +32,7 @@ class CpuDemand:
         name: Names of its catalog entries, for messages.
         weight_bytes: Memory of the weights.
         int4_bytes: Memory of the weights in int4.
+        load_bytes: Largest memory for the weights while they are loaded; that of the weights if they are packed already.
         token_bytes: Memory of one token's keys and values in all layers.
         max_len: Longest sequence, prompt and reply together, in tokens.
         max_running_seqs: Number of slots.
@@ -37,6 +41,7 @@ class CpuDemand:
     name: str
     weight_bytes: int
     int4_bytes: int
+    load_bytes: int
     token_bytes: int
     max_len: int
     max_running_seqs: int
@@ -81,6 +86,17 @@ def _shape(weights: Weights, settings: Settings, may_fetch: bool) -> ModelShape 
     return None if path is None or not path.exists() else read_shape(path)
 
 
+def _is_packed(key: EngineKey, settings: Settings) -> bool:
+    """Return True if an earlier start kept the packed weights of a model in a folder."""
+    source = stored(key.weights, settings.cache_dir)
+    if source is None or not source.is_dir():
+        return False
+    rope = RopeChoice(key.rope, key.num_tokens).variant(read_config_file(source))
+    return packed_folder(
+        settings.cache_dir, source, key.precision, batch_invariant=settings.batch_invariant, rope=rope
+    ).is_dir()
+
+
 def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
     """Check that the weights and one longest sequence of each engine fit into the free memory.
 
@@ -91,6 +107,7 @@ def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
     Raises:
         ConfigurationError: They do not fit; the message has the figures and what to change.
     """
+    _check_loading(free_bytes, demands)
     weights = sum(demand.weight_bytes for demand in demands)
     caches = sum(demand.least_tokens * demand.token_bytes for demand in demands)
     if weights + caches <= free_bytes:
@@ -102,6 +119,20 @@ def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
         f"the models need {_gib(weights + caches)} of memory, but {_gib(free_bytes)} are free: {_gib(weights)} for weights "
         f"({listed}), {_gib(caches)} for one longest sequence of each ({tokens}); {remedies}"
     )
+
+
+def _check_loading(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
+    """Check that each model can be loaded beside those before it. Raises ConfigurationError."""
+    loaded = 0
+    for demand in demands:
+        # If the packed weights alone do not fit, the sentence of `check_memory` is clearer.
+        if loaded + demand.weight_bytes <= free_bytes < loaded + demand.load_bytes:
+            raise ConfigurationError(
+                f"loading {demand.name} for the first time needs {_gib(loaded + demand.load_bytes)} of memory, but "
+                f"{_gib(free_bytes)} are free: its weights are {_gib(demand.weight_bytes)} only after they are packed; serve a "
+                "GGUF file of the model, or use a machine with more memory for the first start and keep its TAILRACE_CACHE_DIR"
+            )
+        loaded += demand.weight_bytes
 
 
 def limited_caches(free_bytes: int, demands: Mapping[EngineKey, CpuDemand]) -> dict[EngineKey, int]:
@@ -123,10 +154,14 @@ def _demand(
     key: EngineKey, group: Sequence[CatalogEntry], shapes: Sequence[ModelShape], settings: Settings
 ) -> CpuDemand:
     """Return the demand of an engine. `shapes`: the sizes of its model, and those of its draft model if there is one."""
+    weight_bytes = sum(shape.weight_bytes(key.precision, "cpu") for shape in shapes)
     return CpuDemand(
         name=" + ".join(entry.name for entry in group),
-        weight_bytes=sum(shape.weight_bytes(key.precision, "cpu") for shape in shapes),
+        weight_bytes=weight_bytes,
         int4_bytes=sum(shape.weight_bytes("int4", "cpu") for shape in shapes),
+        load_bytes=weight_bytes
+        if _is_packed(key, settings)
+        else sum(shape.load_bytes(key.precision) for shape in shapes),
         token_bytes=sum(shape.token_bytes(key.precision) for shape in shapes),
         max_len=max(window(entry, shapes[0].window(entry.rope)) for entry in group),
         max_running_seqs=settings.max_running_seqs,

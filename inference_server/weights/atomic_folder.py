@@ -21,7 +21,7 @@ from tailrace_shared.config_errors import ConfigurationError
 _UNFINISHED_SECONDS = 3600.0
 _LOCKS = ".locks"
 # Folders of the cache folder that contain atomic folders.
-_PARENTS = ("converted", "packed", "packages")
+_PARENTS = ("converted", "gguf", "packed", "packages")
 
 
 @contextmanager

@@ -21,7 +21,9 @@ from inference_server.machine import memory_bytes
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
 from inference_server.weights.architectures import refuse_unsupported
-from inference_server.weights.download import local_folder, naming_source
+from inference_server.weights.download import local_folder, local_path, naming_source
+from inference_server.weights.fetching.selection import NO_TOKENIZER
+from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
@@ -90,15 +92,22 @@ def load_model(
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
         refuse_unsupported(folder)
+        path = local_path(weights, cache_dir)
         quantises = precision == "bitsandbytes-int8"
         verb = "quantising" if quantises else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers import AutoModelForCausalLM
 
+            tokenizer = _tokenizer(folder, weights)
             attention.register()
             quantisation = _quantisation(folder, precision, device, int8_threshold)
             if quantisation is not None and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
+            if path.suffix == ".gguf":
+                options: dict[str, Any] = {"int8_threshold": int8_threshold, "attention_name": attention_name}
+                model = load_module(path, folder, precision, device, **options)
+                rope.fix(model)
+                return LoadedModel(model, tokenizer, precision)
             dtype = activation_dtype(precision, device)
             narrow = checkpoint.narrow_dtype(folder, precision, device)
             source = quantized_source(folder)
@@ -114,13 +123,24 @@ def load_model(
             if narrow is not None:
                 checkpoint.widen_rest(model, dtype)
             rope.fix(model)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
         # transformers fills missing tensors with random numbers and continues.
         if missing := sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}):
             raise ConfigurationError(
                 f"{weights} lacks {len(missing)} tensors or has them in other shapes: {missing[0]}"
             )
     return LoadedModel(model.eval(), tokenizer, precision)
+
+
+def _tokenizer(folder: Path, weights: Weights) -> Any:
+    """Return the tokenizer in `folder`. Raises ConfigurationError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except ValueError as error:
+        if "backend tokenizer" not in str(error):
+            raise
+        raise ConfigurationError(f"cannot load {weights}: it {NO_TOKENIZER}") from error
 
 
 def _quantisation(folder: Path, precision: Precision, device: torch.device, int8_threshold: float) -> Any | None:
@@ -159,7 +179,7 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
     Raises:
         ConfigurationError: For the same reasons as `load_model`.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
@@ -168,7 +188,7 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
             generation_config = GenerationConfig.from_pretrained(folder)
         else:
             generation_config = GenerationConfig.from_model_config(config)
-        return folder, AutoTokenizer.from_pretrained(folder), config, generation_config
+        return folder, _tokenizer(folder, weights), config, generation_config
 
 
 def total_memory_bytes(device: torch.device) -> int:

@@ -39,6 +39,16 @@ _LINEAR_BYTES: Mapping[Precision, float] = {
     "bitsandbytes-int8": 1,
     "int4": 0.625,
 }
+# Bytes per weight of a linear layer while transformers loads a model. int4 is computed from float32.
+_LOADED_BYTES: Mapping[Precision, int] = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "bitsandbytes-int8": 1,
+    "int4": 4,
+}
+_WIDE = ("float16", "bfloat16")  # embeddings have 16 bits, and with all other precisions 32
+_FILE_COPIES = 1.5
 # Weights of more bits are not quantised.
 _MOST_QUANTIZED_BITS = 12
 
@@ -55,6 +65,8 @@ class ModelShape:
         num_layers: Number of layers.
         max_tokens: The model's window in tokens; None: not given.
         file_bits: Bits per weight of the linear layers in a quantised source; None: 16 or 32 bits.
+        is_file: True for a GGUF file, whose weights are packed without an unpacked copy.
+        has_experts: True for a mixture of experts, whose weights keep 16 bits until they are packed.
     """
 
     linear_weights: int
@@ -64,6 +76,8 @@ class ModelShape:
     num_layers: int
     max_tokens: int | None
     file_bits: float | None = None
+    is_file: bool = False
+    has_experts: bool = False
 
     def weight_bytes(self, precision: Precision, device_type: str) -> int:
         """Return the memory of the weights. `device_type` is "cpu" or "cuda"."""
@@ -74,6 +88,16 @@ class ModelShape:
         # On a CPU the output head is a packed copy of its own. Of the embedding, only a few rows of a file are read.
         head = {"float32": 4, "int4": 1, "bitsandbytes-int8": 1}.get(precision, 2)
         return int(linear + head * self.vocab_weights)
+
+    def load_bytes(self, precision: Precision) -> int:
+        """Return the largest memory for weights while a model is loaded on a CPU and packed for the first time."""
+        packed = self.weight_bytes(precision, "cpu")
+        if self.is_file:
+            return int(_FILE_COPIES * packed)
+        linear = 2 if self.has_experts else _LOADED_BYTES[precision]
+        vocab = self.vocab_weights * (1 if self.is_tied else 2) * (2 if precision in _WIDE else 4)
+        # At the end, all packed weights are copied into large pages.
+        return max(linear * self.linear_weights + vocab, 2 * packed)
 
     def window(self, rope: Mapping[str, Any] | None) -> int | None:
         """Return the longest sequence in tokens, or None if it is not given. `rope`: the catalog's scaling; None: none."""
@@ -154,6 +178,7 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
         num_layers=layers,
         max_tokens=_own_window(config, first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")),
         file_bits=bits,
+        has_experts=experts > 1,
     )
 
 
@@ -183,4 +208,5 @@ def _shape_of_gguf(header: GgufHeader) -> ModelShape | None:
         num_layers=layers,
         max_tokens=header.number("context_length"),
         file_bits=bits if bits < _MOST_QUANTIZED_BITS else None,
+        is_file=True,
     )

@@ -40,7 +40,7 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
     """Return the variables that the options set.
 
     Raises:
-        Failure: TAILRACE_HTTP_ADDRESS, of which an option replaces a part, is not an address; or a model has a comma or is empty.
+        Failure: A model's name is empty or has a comma, or TAILRACE_HTTP_ADDRESS is not an address.
     """
     if name := next((name for name in options.models if _SEPARATOR in name), None):
         raise Failure(f"{name} contains a comma: put the model into a catalog, or use a link without one.")

@@ -36,18 +36,19 @@ class FaultRecovery:
         self._emit = emit
         self.is_broken = False
 
-    def attempt(self, forward: Callable[[], _Result]) -> _Result | None:
-        """Return the result of a mixed forward pass, or None if it failed.
+    def attempt(self, forward: Callable[[], _Result], what: str) -> _Result | None:
+        """Return the result of a forward pass that combines several, or None if it failed.
 
-        After a failure, no sequence fails yet. The caller then runs separate passes for decoded tokens and for prompts,
-        which show the cause.
+        After a failure, no sequence fails yet. The caller then runs smaller passes, which show the cause.
+
+        Args:
+            forward: The pass.
+            what: What it computes, for the log.
         """
         try:
             return forward()
         except Exception:
-            logger.exception(
-                "a forward pass of decoded tokens and prompts failed: they are computed in separate passes"
-            )
+            logger.exception("a forward pass of %s failed: smaller passes follow", what)
             return None
 
     def pass_failed(self, seqs: list[Sequence], error: Exception) -> None:

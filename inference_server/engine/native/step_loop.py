@@ -99,7 +99,8 @@ class StepLoop:
     @torch.inference_mode()
     def _run_mixed_pass(self, plan: StepPlan) -> bool:
         """Run one pass for decoded tokens and prompts. Returns False if it failed and separate passes must follow."""
-        rows = self.recovery.attempt(lambda: self._runner.mixed(_next_tokens(plan), self._pieces(plan)))
+        what = "decoded tokens and prompts"
+        rows = self.recovery.attempt(lambda: self._runner.mixed(_next_tokens(plan), self._pieces(plan)), what)
         if rows is None:
             return False
         logits = Logits(rows, self._decoded(plan) + self._prefilled(plan))
@@ -124,8 +125,12 @@ class StepLoop:
     def _run_drafts(self, plan: StepPlan) -> None:
         """Decode and check the draft tokens. An exception affects the sequences of this step, as in `_run_pass`."""
         assert self._drafting is not None
+        rows = self.recovery.attempt(lambda: self._runner.decode(_next_tokens(plan)), "draft tokens")
+        if rows is None:
+            plain = replace(plan, drafts={})
+            self._run_pass(plan.decode, lambda: self._decode(plain))
+            return
         try:
-            rows = self._runner.decode(_next_tokens(plan))
             self._decoded(plan)
             sample = self._sample if self._sample is sample_tokens else None
             verify(plan, rows, appender=self, scheduler=self._scheduler, drafting=self._drafting, sample=sample)

@@ -17,8 +17,8 @@ The argument block (int64 words):
 - word 3: activations, (rows, inputs)
 - word 4: result of the layer, (rows, outputs)
 - word 5: the adapter of each row, int32, from 1; 0 for none
-- word 6: table of matrices: for each adapter and part the addresses of `down` and `up`, the rank (a multiple of 4; 0 for no
-  matrices), and a factor on the result (float32 in the low bits)
+- word 6: table of matrices. An entry has the addresses of `down` and `up`, the rank, and a factor on the result. The rank is a
+  multiple of 4, or 0 for no matrices. The factor is a float32 in the low bits. An adapter has an entry for each part.
 - word 7: number of rows
 - word 8: number of inputs
 - word 9: outputs in a row of the result, a multiple of 16

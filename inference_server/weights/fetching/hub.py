@@ -6,18 +6,19 @@ that, a start sends no request: a newer commit is fetched on demand only (`refre
 
 import contextlib
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
 from huggingface_hub.utils import validate_repo_id
 
 from inference_server.progress import progress
 from inference_server.weights.fetching.disk_space import require_free, sized
 from inference_server.weights.fetching.hub_cache import CachedModel, hub_cache, link, remove_files
-from inference_server.weights.fetching.hub_errors import explaining_the_hub
+from inference_server.weights.fetching.hub_errors import explaining_the_hub, gated
 from inference_server.weights.fetching.listing import Listing, RemoteFile, matches
 from inference_server.weights.fetching.locks import exclusively
 from inference_server.weights.fetching.resumable import BlobDownload, Damaged, Stopped, partial_path
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 for _name in ("httpx", "httpx2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _TIMEOUT_SECONDS = 30.0  # of the request for the list of files
 _MAX_THREADS = 4  # files that are downloaded at the same time
 # The hub serves larger files through another protocol (Xet) alone, which its client implements.
@@ -101,13 +103,19 @@ class HubModel:
             info = HfApi().model_info(
                 self.name, revision=self.weights.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
             )
-        if not info.sha or any(file.size is None or file.blob_id is None for file in info.siblings or []):
-            raise ConnectionError("the hub's answer has no sizes and digests, so HF_ENDPOINT is not a complete mirror")
-        files = (
+        files = tuple(
             RemoteFile(file.rfilename, file.size or 0, str(file.blob_id), file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or []
         )
-        return Listing(info.sha, tuple(files))
+        if not info.sha or not all(_DIGEST.fullmatch(file.etag) for file in files):
+            if info.gated:
+                raise ConfigurationError(gated(self.name))
+            raise ConfigurationError(
+                f"{constants.ENDPOINT} states no digests of {self.name}: it is not a complete mirror of the hub"
+            )
+        if outside := next((file.path for file in files if not _is_inside(file.path)), None):
+            raise ConfigurationError(f"{self.name} has a file with an unsafe path: {outside!r}")
+        return Listing(info.sha, files)
 
     def _index(self, commit: str, file: RemoteFile) -> str:
         """Download the index of the weights, which determines the other files, and return its text."""
@@ -204,6 +212,11 @@ class HubModel:
             return
         url = hf_hub_url(self.name, file.path, revision=commit)
         BlobDownload(url, self.cached.blob(file), file, transfer, stopping).run()
+
+
+def _is_inside(path: str) -> bool:
+    """Return True if a file's path stays in the folder of its commit."""
+    return bool(path) and not path.startswith("/") and "\\" not in path and ".." not in path.split("/")
 
 
 def _by_blob(files: Sequence[RemoteFile]) -> dict[str, RemoteFile]:

@@ -7,6 +7,7 @@ the commit of a branch. This server's own records say which files had the hub's 
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ABANDONED_SECONDS = 3600.0
 # An interrupted download of ours is kept for the next try, but not for ever.
 _PARTIAL_SECONDS = 30 * 86400.0
+_COPIED_BYTES = 100 << 20  # files up to this size are copied where links are impossible
 
 
 def hub_cache() -> Path:
@@ -83,6 +85,8 @@ class CachedModel:
             wanted = self.wanted(listing, lambda file: (snapshot / file.path).read_text(encoding="utf-8"))
         except (ConfigurationError, OSError, ValueError) as error:
             return [str(error)]
+        if CONFIG in listing.checked:  # a small file that only a later version of this server wants is not needed
+            wanted = [file for file in wanted if file.path in listing.checked or _has_weights(file)]
         return [fault for file in wanted if (fault := _fault(snapshot / file.path, file))]
 
     def _structural_faults(self, snapshot: Path) -> list[str]:
@@ -98,6 +102,8 @@ class CachedModel:
         faults = self._missing(commit) if commit else []
         if not faults:
             present = sum(path.stat().st_size for path in self.blobs.glob("*"))
+            if commit:
+                return "is complete in the local cache"
             interrupted = f"is incomplete in the local cache (its download was interrupted after {sized(present)})"
             return interrupted if present else "is not in the local cache"
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -156,6 +162,10 @@ class CachedModel:
         return self._records / f"{commit}.json"
 
 
+def _has_weights(file: RemoteFile) -> bool:
+    return file.path.endswith((".safetensors", ".gguf"))
+
+
 def _fault(path: Path, file: RemoteFile) -> str | None:
     """Return a clause if a file is missing or has another size than the hub's."""
     try:
@@ -174,7 +184,11 @@ def link(blob: Path, pointer: Path) -> None:
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:
-        blob.replace(pointer)
+        # Files with equal content, which are small, share a blob.
+        if blob.stat().st_size <= _COPIED_BYTES:
+            shutil.copyfile(blob, pointer)
+        else:
+            blob.replace(pointer)
 
 
 def remove_files(*paths: Path) -> None:

@@ -2,11 +2,11 @@
 
 import errno
 import logging
-import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -42,10 +42,7 @@ def explaining_the_hub(
     except ConfigurationError:
         raise
     except GatedRepoError:
-        raise ConfigurationError(
-            f"{hub_id} is gated: accept its licence on https://huggingface.co/{hub_id}, then set HF_TOKEN to an access token "
-            "of that account"
-        ) from None
+        raise ConfigurationError(gated(hub_id)) from None
     except RevisionNotFoundError:
         raise ConfigurationError(f"{hub_id} has no revision {revision!r}: correct the catalog's source") from None
     except RepositoryNotFoundError:
@@ -76,21 +73,39 @@ def _sentence(hub_id: str, error: Exception, stored: str) -> str:
             f"{hub_id} {stored} and the hub was not reached: unset HF_HUB_OFFLINE or check the network, "
             "or point the catalog's source at a folder"
         )
-    response = getattr(error, "response", None)
-    if isinstance(error, HfHubHTTPError) and response is not None and response.status_code >= 500:
-        return f"downloading {hub_id} failed: the hub answered {response.status_code}: try again later"
+    if isinstance(error, HfHubHTTPError):
+        return f"downloading {hub_id} failed: {_answer(error)}"
     if any(type(each).__name__ == "ProxyError" for each in chain):
         return (
             f"downloading {hub_id} failed: the proxy of HTTPS_PROXY refused or did not answer ({first_line(error)}): "
             "correct HTTPS_PROXY, or list the hub in NO_PROXY"
         )
     if any(type(each).__name__ in ("ConnectError", "ConnectTimeout") for each in chain):
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         return (
-            f"{hub_id} {stored} and the hub was not reached at {endpoint} ({first_line(error)}): check the network, or set "
-            "HTTPS_PROXY or HF_ENDPOINT, or point the catalog's source at a folder"
+            f"{hub_id} {stored} and the hub was not reached at {constants.ENDPOINT} ({first_line(error)}): "
+            "check the network, or set HTTPS_PROXY or HF_ENDPOINT, or point the catalog's source at a folder"
         )
     return f"downloading {hub_id} failed: {first_line(error)}"
+
+
+def gated(hub_id: str) -> str:
+    """Return the sentence about a model whose licence has not been accepted."""
+    return (
+        f"{hub_id} is gated: accept its licence on https://huggingface.co/{hub_id}, then set HF_TOKEN to an access token "
+        "of that account"
+    )
+
+
+def _answer(error: HfHubHTTPError) -> str:
+    """Return the end of the sentence about a refusal that is not the model's own."""
+    status = error.response.status_code
+    if status >= 500:
+        return f"the hub answered {status}: try again later"
+    if status == 429:
+        return "the hub answered 429, too many requests: try again later, or set HF_TOKEN for a higher limit"
+    if status in (401, 403):
+        return f"the hub answered {status}: HF_TOKEN is not valid, or lacks the right to read this model"
+    return first_line(error)
 
 
 def is_untrusted(error: BaseException) -> bool:

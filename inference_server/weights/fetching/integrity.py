@@ -18,10 +18,16 @@ def folder_faults(folder: Path) -> Iterator[str]:
     Args:
         folder: A folder in transformers' format.
     """
-    if not (folder / CONFIG).is_file():
+    try:
+        json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
         yield f"{CONFIG} is missing"
+    except (OSError, ValueError) as error:
+        yield f"{CONFIG} is damaged ({error})"
     index = folder / INDEX
-    if (folder / WEIGHTS).exists() or not index.exists():
+    if (folder / WEIGHTS).exists():
+        names = [WEIGHTS]
+    elif not index.exists():
         names = sorted(path.name for path in folder.glob("*.safetensors"))
         if not names:
             yield f"it {no_weights([path.name for path in folder.iterdir()])}"

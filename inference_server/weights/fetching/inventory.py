@@ -59,7 +59,7 @@ def inventory(cache_dir: Path) -> Iterator[StoredModel]:
     for path in _installed_models():
         sources[place_of(path)] = path.name
     stems = {Path(name.rpartition(":")[2]).stem: name for name in sources.values() if name.endswith(".gguf")}
-    for folder in _folders(cache_dir / "converted"):
+    for folder in (*_folders(cache_dir / "converted"), *_folders(cache_dir / "gguf")):
         match = _CONVERTED.fullmatch(folder.name)
         stem = match["stem"] if match else folder.name
         model = _stored(stems.get(stem, f"{stem}.gguf"), "converted", folder)

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -10,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference_server.progress import progress
+
+try:
+    import fcntl
+except ImportError:  # Windows, where only the command runs
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ def _wait(descriptor: int, activity: str) -> None:
 
 def try_lock(descriptor: int) -> bool | None:
     """Lock an open file or folder without waiting. Returns False if another holds it, None if there are no locks."""
+    if fcntl is None:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".tailrace.incomplete"
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30.0  # without a byte
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before attempts that follow one without progress
+_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before attempts that follow one without progress
+_LONGEST_PAUSE = 60.0
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -153,6 +154,7 @@ class BlobDownload:
         seconds = next(pauses, None)
         if seconds is None:
             raise failure or ConnectionError(f"{self._file.path} ends early each time")
+        seconds = max(seconds, _asked_pause(failure))
         reason = first_line(failure) if failure else "the connection ended early"
         logger.warning("%s: %s; the download continues in %.1f s", self._file.path, reason, seconds)
         if self._stopping.wait(seconds):
@@ -162,6 +164,14 @@ class BlobDownload:
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise Stopped
+
+
+def _asked_pause(failure: Exception | None) -> float:
+    """Return the seconds for which the hub asked, up to a minute."""
+    if not isinstance(failure, HfHubHTTPError):
+        return 0.0
+    asked = failure.response.headers.get("Retry-After", "")
+    return min(float(asked), _LONGEST_PAUSE) if asked.isdecimal() else 0.0
 
 
 def _is_transient(error: Exception) -> bool:

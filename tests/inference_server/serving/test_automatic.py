@@ -51,14 +51,15 @@ def chosen(monkeypatch, tmp_path):
     ("free_gib", "bits", "precision"),
     [
         (24, None, "bitsandbytes-int8"),
-        (8, None, "int4"),
-        (2, None, "int4"),
+        (2, None, "bitsandbytes-int8"),
+        (2, 8.5, "int4"),
         (24, 4.5, "int4"),
         (24, 8.5, "bitsandbytes-int8"),
     ],
 )
 def test_a_cpu_gets_int8_and_int4_if_memory_or_file_are_small(chosen, free_gib, bits, precision):
-    assert chosen(replace(SHAPE, file_bits=bits), free_gib).precision == precision
+    shape = replace(SHAPE, file_bits=bits, is_file=bits is not None)
+    assert chosen(shape, free_gib).precision == precision
 
 
 @pytest.mark.parametrize(("free_gib", "precision"), [(24, "bfloat16"), (12, "bitsandbytes-int8")])

@@ -165,6 +165,27 @@ def test_a_chat_template_may_be_a_file_beside_the_catalog(tmp_path):
     assert entry.chat_template == "{{ messages }} ✓"
 
 
+def test_adapters_have_names_or_are_the_subfolders_of_a_folder(tmp_path):
+    for name in ("b", "a", "legal"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "adapter_config.json").touch()
+    (tmp_path / "all" / "checkpoints").mkdir()
+    (tmp_path / "own").mkdir()
+    keys = 'adapters_folder = "all"\n[models.adapters]\nlegal = "own"\n'
+    (entry,) = read_catalog(catalog(tmp_path, ENTRY + keys))
+    assert list(entry.adapters) == ["legal", "a", "b"]
+    assert (entry.adapters["legal"], entry.adapters["b"]) == (tmp_path / "own", tmp_path / "all" / "b")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [('adapters_folder = "none"', "adapters_folder"), ('[models.adapters]\nlegal = "none"', "adapters.legal")],
+)
+def test_a_missing_folder_of_adapters_is_named(tmp_path, keys, named):
+    message = complaint(catalog(tmp_path, ENTRY + keys))
+    assert f"tiny: {named} names a file or folder that does not exist: {tmp_path / 'none'}" in message
+
+
 def test_there_is_no_builtin_template_of_another_name():
     with pytest.raises(KeyError):
         builtin_template("llama-3")

@@ -3,22 +3,24 @@
 import pytest
 import torch
 
+from inference_server.kernels.isa import choice
 from inference_server.serving import startup
 from inference_server.serving.cpu_plan import CpuDemand, check_memory, cpu_demands, limited_caches
 from inference_server.serving.engine_groups import group_entries
 from inference_server.settings import Settings
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.engines import entry
+from tests.support.engines import entry, hosting
 
 CPU = torch.device("cpu")
 GIB, MIB = 2**30, 2**20
 
 
-def demand(name="m", weights=8, max_len=4096, slots=4):
+def demand(name="m", weights=8, max_len=4096, slots=4, load=0):
     return CpuDemand(
         name=name,
         weight_bytes=int(weights * GIB),
         int4_bytes=int(weights * GIB / 2),
+        load_bytes=int(max(weights, load) * GIB),
         token_bytes=MIB // 8,
         max_len=max_len,
         max_running_seqs=slots,
@@ -50,6 +52,15 @@ def test_the_refusal_has_a_remedy(free, demands, remedy):
     assert remedy in refusal(free, *demands)
 
 
+def test_a_model_that_cannot_be_loaded_beside_the_others_is_refused():
+    check_memory(20 * GIB, [demand("a", load=18), demand("b", load=8)])
+    assert refusal(20, demand("a", load=8), demand("b", load=18)) == (
+        "loading b for the first time needs 26.0 GiB of memory, but 20.0 GiB are free: its weights are 8.0 GiB only after they "
+        "are packed; serve a GGUF file of the model, or use a machine with more memory for the first start and keep its "
+        "TAILRACE_CACHE_DIR"
+    )
+
+
 def test_models_that_fit_exactly_are_accepted():
     check_memory(8 * GIB + GIB // 2, [demand()])
 
@@ -74,8 +85,22 @@ def test_demands_come_from_the_configuration(tiny_model, tmp_path):
     assert 3 * (4 * 64 * 64 + 3 * 64 * 128) * 4 < found.weight_bytes < 10**6
 
 
+async def test_a_packed_model_needs_no_memory_for_loading(tiny_model, tmp_path):
+    given, settings = (
+        entry(tiny_model("llama-2-heads-of-32"), precision="int4"),
+        Settings(cache_dir=tmp_path, device="cpu"),
+    )
+    groups = group_entries([given], CPU)
+    (before,) = cpu_demands(groups, settings).values()
+    async with hosting(given, cache_dir=tmp_path):
+        (after,) = cpu_demands(groups, settings).values()
+    assert before.load_bytes > 4 * before.weight_bytes
+    if choice.available():
+        assert after.load_bytes == after.weight_bytes == before.weight_bytes
+
+
 async def test_nothing_is_loaded_if_the_models_do_not_fit(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(startup, "available_memory_bytes", lambda: 10**6)
+    monkeypatch.setattr(startup, "available_memory_bytes", lambda: 10**5)
     with pytest.raises(ConfigurationError, match=r"^the models need .* but 0\.0 GiB are free"):
         await startup.load_all(
             [entry(tiny_model("llama-2"))], Settings(cache_dir=tmp_path, device="cpu"), lambda: None, {}

@@ -89,7 +89,7 @@ def test_of_a_configuration_only_that_file_is_downloaded(outcomes, hub):
     )
 
 
-def test_a_gated_models_error_names_the_token(outcomes):
+def test_a_gated_models_error_names_its_page_and_the_token(outcomes):
     assert outcomes["owner/gated"] == (
         "owner/gated is gated: accept its licence on https://huggingface.co/owner/gated, then set HF_TOKEN to an access token "
         "of that account"

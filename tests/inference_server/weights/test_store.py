@@ -110,12 +110,16 @@ def test_an_empty_cache_has_no_models(tmp_path, monkeypatch):
         ),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
         (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "config.json is damaged (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+        ),
+        (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
             "it has no safetensors files (model.safetensors; its weights are in pytorch_model.bin, a format that can run code "
             "when it is read)",
         ),
     ],
-    ids=["cut", "pointer", "config", "pickled"],
+    ids=["cut", "pointer", "config", "damaged config", "pickled"],
 )
 def test_a_damaged_folder_is_refused_with_its_fault(tmp_path, tiny_model, damage, fault):
     folder = tmp_path / "model"
@@ -126,6 +130,15 @@ def test_a_damaged_folder_is_refused_with_its_fault(tmp_path, tiny_model, damage
     with pytest.raises(ConfigurationError) as refusal:
         fetch(Weights(path=folder), tmp_path)
     assert str(refusal.value) == f"cannot load model: {fault}: copy or download its files again"
+
+
+def test_a_folder_without_a_tokenizer_is_refused_with_the_consequence(tmp_path, tiny_model):
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_model("llama-2") / name).read_bytes())
+    with pytest.raises(
+        ConfigurationError, match=r"has no tokenizer \(tokenizer.json or tokenizer.model\), so text cannot be "
+    ):
+        fetch(Weights(path=tmp_path), tmp_path)
 
 
 def test_a_missing_shard_of_a_folder_is_named(tmp_path):

@@ -1,20 +1,21 @@
 """Estimates how many draft tokens of a sequence will be accepted, from those that were."""
 
-_WEIGHT = 0.15  # of the newest draft token in the estimate
-_FIRST_GUESS = 0.5
+from collections.abc import Iterable
+
+_WEIGHT = 0.1  # of the newest draft token in the estimate
 # A sequence whose estimate is so low that no draft pays gets another chance from time to time: each token without a
 # draft, although one was found, raises the estimate by this share.
 _RECOVERY = 0.002
 
 
 class Acceptance:
-    """Share of accepted draft tokens of one sequence, by kind of draft (see lookup.RUN_LENGTHS)."""
+    """Share of accepted draft tokens of one sequence, by kind of draft (see drafting.FIRST_GUESSES)."""
 
     __slots__ = ("_shares",)
 
-    def __init__(self, num_kinds: int) -> None:
-        """Start with a guess for each kind."""
-        self._shares = [_FIRST_GUESS] * num_kinds
+    def __init__(self, guesses: Iterable[float]) -> None:
+        """Start with a guess for each kind, 0 to 1."""
+        self._shares = list(guesses)
 
     def share(self, kind: int) -> float:
         """Return the probability that the next draft token of this kind is accepted, 0 to 1."""

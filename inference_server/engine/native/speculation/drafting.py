@@ -28,15 +28,17 @@ _MARGIN = 1.05
 # The number doubles with each such trial.
 _FIRST_PATIENCE = 32
 _LONGEST_PATIENCE = 1024
+# Expected share of accepted draft tokens of a new sequence: of drafts after runs of RUN_LENGTHS, and of a draft model.
+FIRST_GUESSES = (0.9, 0.7, 0.45, 0.7)
 _DRAFT_MODEL_KIND = len(RUN_LENGTHS)
 
 
 @dataclass(slots=True)
 class _State:
-    """What the drafts of one sequence need from step to step."""
+    """State of one sequence's drafts."""
 
     lookup: PromptLookup = field(default_factory=lambda: PromptLookup())
-    acceptance: Acceptance = field(default_factory=lambda: Acceptance(len(RUN_LENGTHS) + 1))
+    acceptance: Acceptance = field(default_factory=lambda: Acceptance(FIRST_GUESSES))
     kind: int = 0  # of the draft in the current step
 
 

@@ -6,7 +6,7 @@ Replies that edit code, extract or summarise repeat parts of their prompt. Works
 from collections.abc import Sequence as Items
 
 # Lengths in tokens of the runs that are looked up, longest first. A long run is a better sign, a short one is found sooner.
-RUN_LENGTHS = (4, 2)
+RUN_LENGTHS = (8, 4, 2)
 
 
 class PromptLookup:
@@ -16,8 +16,9 @@ class PromptLookup:
 
     def __init__(self) -> None:
         """Create an empty index."""
-        # For each length, the place of the token after the last occurrence of each run.
-        self._followers: list[dict[tuple[int, ...], int]] = [{} for _ in RUN_LENGTHS]
+        # For each length, the place of the token after the last occurrence of each run, by hash of the run. Hashes need
+        # less memory than tuples, and a wrong draft from two equal ones does no harm.
+        self._followers: list[dict[int, int]] = [{} for _ in RUN_LENGTHS]
         self._num_indexed = 0
 
     def find(self, token_ids: Items[int], count: int) -> tuple[int, list[int]]:
@@ -32,7 +33,7 @@ class PromptLookup:
         """
         self._index(token_ids)
         for kind, (length, followers) in enumerate(zip(RUN_LENGTHS, self._followers, strict=True)):
-            place = followers.get(tuple(token_ids[-length:]))
+            place = followers.get(hash(tuple(token_ids[-length:])))
             if place is not None:
                 return kind, list(token_ids[place : place + count])
         return 0, []
@@ -44,5 +45,5 @@ class PromptLookup:
             first = max(0, self._num_indexed - length)
             tail = token_ids[first:]
             runs = zip(*(tail[offset:] for offset in range(length)), strict=False)
-            followers.update(zip(runs, range(first + length, end), strict=False))
+            followers.update(zip(map(hash, runs), range(first + length, end), strict=False))
         self._num_indexed = end

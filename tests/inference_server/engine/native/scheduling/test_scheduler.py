@@ -304,3 +304,16 @@ def test_batch_invariant_prompts_begin_at_chunk_borders():
     other = sequence(22, name="other")
     queue.add(other)
     assert ("other", 16, 22) in chunks(queue.schedule())
+
+
+def test_draft_tokens_get_blocks_only_if_enough_stay_free():
+    seqs = [sequence(4, start=100 * number) for number in range(2)]
+    queue = scheduler(num_blocks=8, waiting=seqs)
+    run(queue)
+    queue.schedule()  # both have 4 computed tokens and two blocks
+    assert queue.reserve(seqs[0], 3) == 3
+    assert queue.reserve(seqs[0], 4) == 4
+    assert queue.reserve(seqs[0], 30) == 11  # two of eight blocks stay free
+    assert queue.reserve(seqs[1], 30) == 3
+    queue.schedule()
+    assert queue.num_preemptions == 0

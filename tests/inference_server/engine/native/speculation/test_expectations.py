@@ -44,11 +44,11 @@ def test_a_delayed_step_changes_little():
 
 
 def test_rejected_drafts_lower_the_expectation_and_accepted_ones_raise_it():
-    acceptance = Acceptance(2)
+    acceptance = Acceptance((0.6, 0.6))
     acceptance.add(0, 4, 4)
     acceptance.add(1, 4, 0)
-    assert acceptance.share(0) > 0.7
-    assert acceptance.share(1) < 0.45
+    assert acceptance.share(0) > 0.6
+    assert acceptance.share(1) < 0.6
     before = acceptance.share(1)
     acceptance.skip(1)
     assert acceptance.share(1) > before
@@ -68,4 +68,4 @@ def test_drafts_are_used_where_they_pay(monkeypatch, ratio_per_row, wrong, may_d
     if may_draft:
         assert run.drafting.num_drafted > 150
     else:
-        assert run.drafting.num_drafted < 40  # trials
+        assert run.drafting.num_drafted < 80  # until the expectation is low, and trials

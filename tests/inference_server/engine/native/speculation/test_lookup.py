@@ -4,15 +4,15 @@ from inference_server.engine.native.speculation.lookup import PromptLookup
 
 
 def test_the_tokens_after_the_last_occurrence_are_found():
-    assert PromptLookup().find([1, 2, 3, 9, 1, 2, 4, 5, 1, 2], 2) == (1, [4, 5])
+    assert PromptLookup().find([1, 2, 3, 9, 1, 2, 4, 5, 1, 2], 2) == (2, [4, 5])
 
 
 def test_a_longer_run_goes_before_a_later_one():
-    assert PromptLookup().find([6, 7, 1, 2, 3, 9, 8, 1, 2, 4, 4, 6, 7, 1, 2], 2) == (0, [3, 9])
+    assert PromptLookup().find([6, 7, 1, 2, 3, 9, 8, 1, 2, 4, 4, 6, 7, 1, 2], 2) == (1, [3, 9])
 
 
 def test_a_draft_ends_with_the_sequence():
-    assert PromptLookup().find([1, 2, 1, 2], 8) == (1, [1, 2])
+    assert PromptLookup().find([1, 2, 1, 2], 8) == (2, [1, 2])
 
 
 def test_new_tokens_have_no_draft():

@@ -168,3 +168,31 @@ def test_overlapped_steps_pause_for_drafts(monkeypatch):
     (drafted,), run = replies([request], overlap=True, drafting=drafting)
     assert drafted == plain
     assert run.drafting.num_accepted > 40
+
+
+def test_a_failing_pass_with_drafts_is_replaced_by_one_without(monkeypatch):
+    request = wanted(max_tokens=30, sampling=sampled())
+    plain, _ = replies([request], overlap=False)
+
+    def fail_with_drafts(run):
+        def spoil(tokens, logits):
+            if len(tokens) > 1:
+                raise MemoryError
+
+        run.runner.spoil = spoil
+
+    drafting = always_drafting(monkeypatch, [plain[0][1]])
+    drafted, run = replies([request], overlap=False, drafting=drafting, prepare=fail_with_drafts)
+    assert drafted == plain
+    assert run.drafting.num_drafted == 0
+
+
+def test_a_cancelled_sequence_releases_the_blocks_of_its_drafts(monkeypatch):
+    request = wanted(max_tokens=60, sampling=sampled())
+    plain, _ = replies([request], overlap=False)
+    run = Run(overlap=False, drafting=always_drafting(monkeypatch, [plain[0][1]], 3))
+    seq = run.add(request)
+    run.steps(4)
+    assert run.drafting.num_drafted
+    run.scheduler.remove(seq)
+    run.finish()  # no block is in use
