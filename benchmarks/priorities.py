@@ -66,10 +66,10 @@ class _Client:
         times = []
         for _ in range(self._arguments.requests):
             request = self._request(self._arguments.prompt, self._arguments.reply)
-            start, first = (time.perf_counter(), _cpu_seconds(self._server_pid)), None
+            start, first = (time.perf_counter(), cpu_seconds(self._server_pid)), None
             async for event in self._stub.Run(request, timeout=_TIMEOUT_SECONDS):
                 if first is None and event.HasField("delta"):
-                    first = time.perf_counter(), _cpu_seconds(self._server_pid)
+                    first = time.perf_counter(), cpu_seconds(self._server_pid)
             if first is None:
                 raise PeerFailed("a reply has no token")
             times.append(((first[0] - start[0]) * 1e3, (first[1] - start[1]) * 1e3))
@@ -102,7 +102,7 @@ class _Client:
         return pb.RunRequest(model=self._arguments.model, chat=pb.Chat(turns=[turn]), sampling=sampling)
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return the CPU time of all threads of a process, in seconds with a resolution of nanoseconds."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -118,7 +118,7 @@ async def _measure(address: str, server_pid: int, arguments: argparse.Namespace)
     async with grpc.aio.insecure_channel(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), _READY_SECONDS)
         client = _Client(InferenceServiceStub(channel), workload, server_pid, arguments)
-        await _wait_for_models(InferenceServiceStub(channel))
+        await wait_for_models(InferenceServiceStub(channel))
         await client.interactive()
         for number in range(arguments.rounds):
             alone = await client.interactive()
@@ -150,7 +150,8 @@ def _medians(rounds: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     return {kind: (median(f"alone_{kind}_ms"), median(f"beside_{kind}_ms")) for kind in _KINDS}
 
 
-async def _wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
+async def wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
+    """Wait until the server's models are loaded. Raises PeerFailed after five minutes."""
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -162,14 +163,19 @@ async def _wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
 
 
 @contextmanager
-def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """Start a server with one model. Yields its address and its process id."""
+def running_server(model: str, name: str) -> Iterator[tuple[str, int]]:
+    """Start a server with one model of the default catalog, which ignores end tokens. Yields its address and its process id.
+
+    Args:
+        model: Name of the entry. Its sampling defaults do not apply.
+        name: Name of the log.
+    """
     address = f"127.0.0.1:{free_port()}"
     environment = {
-        "TAILRACE_CATALOG": str(one_entry_catalog(arguments.model, "priorities")),
+        "TAILRACE_CATALOG": str(one_entry_catalog(model, name)),
         "TAILRACE_GRPC_ADDRESS": address,
     }
-    child = Child([sys.executable, "-m", "benchmarks.launch_server"], LOGS / "priorities.log", environment)
+    child = Child([sys.executable, "-m", "benchmarks.launch_server"], LOGS / f"{name}.log", environment)
     try:
         yield address, child.pid
     finally:
@@ -193,7 +199,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the results, and write them to the file of `--output` if it is given."""
     arguments = _arguments()
-    with _server(arguments) as (address, pid):
+    with running_server(arguments.model, "priorities") as (address, pid):
         rounds = asyncio.run(_measure(address, pid, arguments))
     print(f"all rounds: {_summary(rounds)}")
     if arguments.output is not None:

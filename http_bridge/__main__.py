@@ -20,6 +20,7 @@ from tailrace_shared import logs
 from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
+from tailrace_shared.parent import watch_parent
 from tailrace_shared.variables import PREFIX, check_variables
 
 logger = logging.getLogger("http_bridge")
@@ -32,6 +33,7 @@ _OTHER_FILES = 256
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after such a signal, 1 if the bridge could not start."""
+    watch_parent()
     try:
         settings = Settings.from_environment()
         logs.configure("http_bridge", settings.log_level, settings.log_format)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tailrace_shared import garbage, logs
 from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.parent import watch_parent
 from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
 from tailrace_shared.variables import check_variables
 
@@ -32,6 +33,7 @@ def main() -> int:
     if is_windows():
         print(f"tailrace server: {WINDOWS_SENTENCE}", file=sys.stderr)
         return 1
+    watch_parent()
     limit_spinning()
     garbage.pause()  # resumed after the last import (grpc_api.server.import_startup)
     from inference_server.settings import Settings

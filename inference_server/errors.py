@@ -4,6 +4,7 @@ Every class has the reason and the gRPC status code of the contract (inference.p
 and contain no internals. Does not depend on gRPC: status codes are names.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +49,12 @@ class UnknownAdapter(TailraceError):
 
     reason = "UNKNOWN_ADAPTER"
     grpc_code = "NOT_FOUND"
+
+    def __init__(self, model: str, adapter: str, adapters: Sequence[str]) -> None:
+        """`adapters`: the names of the model's adapters."""
+        listed = f"; its adapters are {', '.join(adapters)}" if adapters else ""
+        super().__init__(f"the model {model} has no LoRA adapter {adapter!r}{listed}")
+        self.adapters = adapters
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class GenerationRequest:
     is_batch: bool = False  # uses the capacity that interactive requests leave
     deadline_seconds: float | None = None  # seconds until the client's deadline
     constraint: Constraint | None = None
+    adapter: int = 0  # LoRA adapter: its place in EngineKey.adapters, from 1; 0 for none
 
 
 @dataclass(frozen=True, slots=True)

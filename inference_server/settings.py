@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
+from inference_server.precision import Precision
 from tailrace_shared.addresses import split_address
 from tailrace_shared.logs import LogFormat, LogLevel
 from tailrace_shared.settings_base import ServiceSettings
@@ -109,6 +110,25 @@ class Settings(ServiceSettings):
     catalog: Path = Field(
         DEFAULT_CATALOG,
         description="Catalog file (TOML) with the models. Unset: the default catalog of the package.",
+        json_schema_extra=_group("models"),
+    )
+    models: str | None = Field(
+        None,
+        description="Models to serve instead of the catalog's, separated by commas: names of Workers AI's catalogue, hub ids "
+        "(owner/name, owner/name:file.gguf), folders or GGUF files. Unset: every model of the catalog.",
+        json_schema_extra=_group("models"),
+    )
+    precision: Precision | None = Field(
+        None,
+        description="Precision of all models that generate text: float32, float16, bfloat16, bitsandbytes-int8 or int4. "
+        "Unset: the catalog's, or chosen for device and memory.",
+        json_schema_extra=_group("models"),
+    )
+    max_context: int | None = Field(
+        None,
+        ge=2,
+        description="Longest prompt and reply together, in tokens, from 2, of all models that generate text. Unset: the "
+        "catalog's limits, or as much of the model's window as fits into the memory.",
         json_schema_extra=_group("models"),
     )
     cache_dir: Path = Field(

@@ -1,21 +1,19 @@
 """The command `tailrace`, also `python -m tailrace_cli`: parses the command line and runs one subcommand.
 
-Every error ends the command with one sentence on stderr. The services are imported only by `serve` and `doctor`.
+Every error ends the command with one sentence on stderr. The services are imported only by the commands that need them.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
 
 from tailrace_cli import environment
-from tailrace_cli.client import Client, Request, chat, models, run
+from tailrace_cli.client import Client, Request, full_name, models, run
 from tailrace_cli.errors import Failure, Refusal
+from tailrace_cli.parser import parse
+from tailrace_cli.prompt import divide, read_prompt, schema_text
 
 # Exit code that a shell reports for a program that Ctrl-C ended.
 EXIT_INTERRUPTED = 130
-
-_Command = Callable[[argparse.Namespace], int]
 
 
 def main() -> int:
@@ -24,7 +22,7 @@ def main() -> int:
     Returns:
         The exit code: 0, 1 after an error, 2 for invalid usage, 130 after Ctrl-C.
     """
-    options = _parser().parse_args()
+    options = parse(_COMMANDS)
     try:
         if sys.stdout is None and options.command is not _serve:  # the services log to stderr
             raise Failure("Standard output is closed, so the result cannot be written.")
@@ -39,16 +37,21 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if options.prompt == ["-"] else " ".join(options.prompt)
-    if not prompt.strip():
-        raise Failure("The prompt is empty.")
-    run(_client(options), _request(options, prompt), shows_stats=options.stats)
+    model, words = divide(options.words, options.model)
+    if not words and sys.stdin is not None and sys.stdin.isatty():
+        from tailrace_cli.chat import chat
+
+        return chat(_client(options), _request(options, model, ""))
+    prompt = read_prompt(words)
+    client = _client(options)
+    run(client, _request(options, full_name(client, model), prompt), shows_stats=options.stats)
     return 0
 
 
 def _chat(options: argparse.Namespace) -> int:
-    chat(_client(options), _request(options, ""))
-    return 0
+    from tailrace_cli.chat import chat
+
+    return chat(_client(options), _request(options, options.model, ""))
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -56,10 +59,46 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(options: argparse.Namespace) -> int:
-    from tailrace_cli.serve import serve
+def _ps(options: argparse.Namespace) -> int:
+    from tailrace_cli.served import ps
 
-    return serve()
+    url = f"grpc://{options.grpc_address}" if options.grpc else options.url or environment.bridge_url()
+    return ps(_client(options), url=url, as_json=options.json)
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from tailrace_cli.stored import pull
+
+    return pull(options.models)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from tailrace_cli.stored import list_stored
+
+    return list_stored(as_json=options.json)
+
+
+def _rm(options: argparse.Namespace) -> int:
+    from tailrace_cli.stored import remove
+
+    return remove(options.models)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from tailrace_cli.serving.options import ServeOptions
+    from tailrace_cli.serving.serve import serve
+
+    return serve(
+        ServeOptions(
+            models=tuple(options.models),
+            host=options.host,
+            port=options.port,
+            catalog=options.catalog,
+            device=options.device,
+            precision=options.precision,
+            max_context=options.max_context,
+        )
+    )
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -75,6 +114,20 @@ def _token(options: argparse.Namespace) -> int:
     return 0
 
 
+_COMMANDS = {
+    "serve": _serve,
+    "run": _run,
+    "chat": _chat,
+    "models": _models,
+    "ps": _ps,
+    "pull": _pull,
+    "list": _list,
+    "rm": _rm,
+    "doctor": _doctor,
+    "token": _token,
+}
+
+
 def _client(options: argparse.Namespace) -> Client:
     if options.grpc:
         from tailrace_cli.rpc import GrpcClient
@@ -85,112 +138,19 @@ def _client(options: argparse.Namespace) -> Client:
     return RestClient(options.url or environment.bridge_url(), options.token)
 
 
-def _request(options: argparse.Namespace, prompt: str) -> Request:
+def _request(options: argparse.Namespace, model: str, prompt: str) -> Request:
     return Request(
-        model=options.model,
+        model=model,
         prompt=prompt,
         system=options.system,
         raw=getattr(options, "raw", False),
         max_tokens=options.max_tokens,
         temperature=options.temperature,
+        top_p=options.top_p,
         seed=options.seed,
+        stop=tuple(options.stop),
+        schema=schema_text(getattr(options, "schema", None)),
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tailrace",
-        description="Workers AI text generation on your own hardware.",
-        epilog=environment.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"tailrace {version('tailrace')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run_parser = _add_command(
-        commands, "run", _run, "send a prompt to a model and print the reply while it is generated"
-    )
-    run_parser.add_argument("model", type=_text, metavar="MODEL", help="name of the model, as in `tailrace models`")
-    run_parser.add_argument(
-        "prompt", nargs="+", type=_text, metavar="PROMPT", help="words are joined by spaces; - reads stdin"
-    )
-    run_parser.add_argument("--raw", action="store_true", help="continue the text, without a chat template")
-    run_parser.add_argument("--stats", action="store_true", help="report token counts and times on stderr")
-    chat_parser = _add_command(commands, "chat", _chat, "talk to a model; an empty line or Ctrl-D ends")
-    chat_parser.add_argument(
-        "model", nargs="?", default="", type=_text, metavar="MODEL", help="name of the model; by default the first one"
-    )
-    models_parser = _add_command(commands, "models", _models, "list the models with their limits")
-    _add_command(commands, "serve", _serve, "start the inference server and the bridge")
-    doctor_parser = _add_command(commands, "doctor", _doctor, "check this machine, the settings and the services")
-    token_parser = _add_command(
-        commands, "token", _token, "make an API token, and its line for TAILRACE_API_TOKENS_FILE"
-    )
-    token_parser.add_argument(
-        "account", type=_text, metavar="ACCOUNT", help="account that the token is for; '*' is every account"
-    )
-    for command in (run_parser, chat_parser):
-        _add_request_options(command)
-    for command in (run_parser, chat_parser, models_parser):
-        _add_grpc_options(command)
-    for command in (run_parser, chat_parser, models_parser, doctor_parser):
-        _add_bridge_options(command)
-    return parser
-
-
-def _add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, function: _Command, summary: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    parser.set_defaults(command=function)
-    return parser
-
-
-def _add_request_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--system", type=_text, default="", help="system message before the conversation")
-    command.add_argument("--max-tokens", type=_integer(2**32 - 1), help="longest reply, in tokens")
-    command.add_argument("--temperature", type=float, help="0 to 5; 0 always selects the most likely token")
-    command.add_argument(
-        "--seed", type=_integer(9_999_999_999), help="seed of the random numbers; the same seed repeats the reply"
-    )
-
-
-def _add_grpc_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--grpc", action="store_true", help="call the inference server directly, not the bridge")
-    command.add_argument(
-        "--grpc-address",
-        default=environment.grpc_address(),
-        help="inference server for --grpc as host:port; by default TAILRACE_GRPC_ADDRESS (%(default)s)",
-    )
-
-
-def _add_bridge_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--url",
-        help=f"URL of the bridge; by default TAILRACE_HTTP_ADDRESS, else TAILRACE_URL, else {environment.DEFAULT_URL}",
-    )
-    command.add_argument(
-        "--token",
-        default=environment.variable("TAILRACE_TOKEN"),
-        help="API token; by default TAILRACE_TOKEN, which keeps it out of the shell's history",
-    )
-
-
-def _text(argument: str) -> str:
-    # Python represents bytes that are not UTF-8 as lone surrogates, which neither JSON nor protobuf can represent.
-    return argument.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _integer(maximum: int) -> Callable[[str], int]:
-    """Return a parser of integers from 1 to `maximum`."""
-
-    def parse(text: str) -> int:
-        number = int(text)
-        if not 1 <= number <= maximum:
-            raise argparse.ArgumentTypeError(f"must be 1 to {maximum}")
-        return number
-
-    parse.__name__ = "integer"  # argparse shows this name in its message
-    return parse
 
 
 if __name__ == "__main__":

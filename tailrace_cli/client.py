@@ -1,4 +1,4 @@
-"""The commands run, chat and models: send requests through a `Client` and show the replies in a terminal.
+"""The commands run and models: send requests through a `Client` and show the replies in a terminal.
 
 Does not depend on a transport: rest.py and rpc.py contain the clients.
 """
@@ -6,11 +6,12 @@ Does not depend on a transport: rest.py and rpc.py contain the clients.
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from tailrace_cli.errors import Failure, Refusal
-from tailrace_cli.output import write
+from tailrace_cli.errors import Failure
+from tailrace_cli.output import dim, write
+from tailrace_shared.short_names import Ambiguous, long_name
 
 # Control characters, which a terminal would execute, except line ends and tabs. They are removed from replies in a
 # terminal.
@@ -28,7 +29,10 @@ class Request:
         raw: True to continue `prompt` without a chat template.
         max_tokens: Longest reply, in tokens.
         temperature: 0 to 5.
+        top_p: Above 0 to 1.
         seed: Seed of the random numbers.
+        stop: Texts that end the reply.
+        schema: JSON Schema that the reply has to fit, as JSON text.
         turns: Role and content of the earlier messages, oldest first.
     """
 
@@ -38,7 +42,10 @@ class Request:
     raw: bool = False
     max_tokens: int | None = None
     temperature: float | None = None
+    top_p: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] = ()
+    schema: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -79,7 +86,14 @@ class ReplyStats:
 class ModelLine:
     """A model as `tailrace models` lists it.
 
-    Lengths are in tokens; 0 means unknown. `dimensions`: length of an embedding model's vectors; 0 for other models.
+    Attributes:
+        name: The name that requests use.
+        description: A sentence; empty: none.
+        context_length: Longest prompt in tokens; 0: unknown.
+        sequence_length: Longest reply in tokens; 0: unknown.
+        dimensions: Length of an embedding model's vectors; 0 for other models.
+        weights: The loaded weights: a hub id, or the name of a folder or file; empty: unknown.
+        precision: Number format of the weights; empty: unknown.
     """
 
     name: str
@@ -87,6 +101,8 @@ class ModelLine:
     context_length: int
     sequence_length: int
     dimensions: int = 0
+    weights: str = ""
+    precision: str = ""
 
 
 class Client(Protocol):
@@ -105,36 +121,9 @@ class Client(Protocol):
 def run(client: Client, request: Request, *, shows_stats: bool) -> None:
     """Print one reply while it is generated; with `shows_stats`, its token counts and times on stderr."""
     stats = ReplyStats()
-    _print_reply(client, request, stats)
+    print_reply(client, request, stats)
     if shows_stats:
-        print(_dim(str(stats)), file=sys.stderr)
-
-
-def chat(client: Client, request: Request) -> None:
-    """Run a conversation until an empty line or the end of the input.
-
-    A refused message is reported on stderr, and the conversation continues without it.
-
-    Args:
-        client: Connection to the models.
-        request: Model and options for every message; its prompt and turns are not used. An empty model selects the
-            server's first one.
-    """
-    model = request.model or _first_model(client)
-    print(_dim(f"Talking to {model}. An empty line ends, Ctrl-C cuts a reply short."), file=sys.stderr)
-    turns: list[tuple[str, str]] = []
-    while prompt := _read_line():
-        stats = ReplyStats()
-        try:
-            text = _print_reply(client, replace(request, model=model, prompt=prompt, turns=tuple(turns)), stats)
-        except Refusal as error:
-            print(error, file=sys.stderr)
-            continue
-        except KeyboardInterrupt:
-            write()
-            continue
-        turns += [("user", prompt), ("assistant", text)]
-        print(_dim(str(stats)), file=sys.stderr)
+        print(dim(str(stats)), file=sys.stderr)
 
 
 def models(client: Client) -> None:
@@ -147,22 +136,41 @@ def models(client: Client) -> None:
         write(f"    {model.context_length} tokens in, {output} out")
 
 
-def _first_model(client: Client) -> str:
+def full_name(client: Client, name: str) -> str:
+    """Return the served model that `name` means; an empty name means the first one that generates text.
+
+    Names with a slash are returned as they are, without a request to the server.
+
+    Raises:
+        Failure: No served model has this name, or several have.
+    """
+    if not name:
+        return first_model(client)
+    if "/" in name:
+        return name
+    names = [model.name for model in client.models()]
+    try:
+        found = long_name(name, names)
+    except Ambiguous as error:
+        raise Failure(f"{str(error).capitalize()}.") from None
+    if found is None:
+        raise Failure(
+            f"The server has no model {name}; it has: {', '.join(names)}. A prompt for its first model needs quotation marks "
+            'if it is one word: tailrace run "" Hello'
+        )
+    return found
+
+
+def first_model(client: Client) -> str:
+    """Return the name of the first model that generates text. Raises Failure if there is none."""
     known = [model for model in client.models() if not model.dimensions]
     if not known:
         raise Failure("This server has no models that generate text.")
     return known[0].name
 
 
-def _read_line() -> str:
-    try:
-        return input(_dim("> ") if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
-
-
-def _print_reply(client: Client, request: Request, stats: ReplyStats) -> str:
-    """Print the reply and return its text."""
+def print_reply(client: Client, request: Request, stats: ReplyStats) -> str:
+    """Print a reply while it is generated, and return its text. `stats` receives its token counts and times."""
     pieces = []
     stream = client.stream(request, stats)
     try:
@@ -179,7 +187,3 @@ def _print_reply(client: Client, request: Request, stats: ReplyStats) -> str:
         if pieces:
             write()
     return "".join(pieces)
-
-
-def _dim(text: str) -> str:
-    return f"\033[2m{text}\033[0m" if sys.stderr.isatty() else text

@@ -5,8 +5,11 @@ Does not depend on a service.
 
 import os
 import sys
+from collections.abc import Sequence
 
 from tailrace_cli.errors import Failure
+
+_STEP = 1000
 
 
 def write(text: str = "", *, end: str = "\n") -> None:
@@ -25,3 +28,26 @@ def write(text: str = "", *, end: str = "\n") -> None:
         if isinstance(error, BrokenPipeError):
             raise
         raise Failure(f"Cannot write to standard output: {error.strerror}.") from None
+
+
+def dim(text: str) -> str:
+    """Return text for stderr in a faint colour, unless stderr is not a terminal or NO_COLOR is set."""
+    return f"\033[2m{text}\033[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Write rows of cells in columns, three spaces apart. The first row has the headings."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        write("   ".join(cells).rstrip())
+
+
+def size(num_bytes: int) -> str:
+    """Return a number of bytes as people read it, in decimal units like `ls -h --si`: "98 MB"."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < _STEP:
+            break
+        value, unit = value / _STEP, larger
+    return f"{value:.0f} {unit}" if unit in ("B", "kB", "MB") else f"{value:.1f} {unit}"

@@ -11,7 +11,7 @@ from tailrace_cli.errors import Failure, Refusal
 
 _API = "/client/v4/accounts/local/ai"
 _CONNECT_SECONDS = 10.0
-_NUMBERS = ("max_tokens", "temperature", "seed")
+_NUMBERS = ("max_tokens", "temperature", "top_p", "seed")
 
 
 class RestClient:
@@ -42,6 +42,10 @@ class RestClient:
         numbers = {name: getattr(request, name) for name in _NUMBERS}
         body: dict[str, object] = {name: value for name, value in numbers.items() if value is not None}
         body["stream"] = True
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": json.loads(request.schema)}
         if request.raw:
             body |= {"prompt": request.prompt, "raw": True}
         else:
@@ -130,4 +134,12 @@ def _model_line(model: dict[str, Any]) -> ModelLine:
     values = {item["property_id"]: item["value"] for item in model.get("properties", [])}
     context, sequence = (int(values.get(f"{kind}_length_limit", 0)) for kind in ("context", "sequence"))
     longest_text, dimensions = (int(values.get(name, 0)) for name in ("max_input_tokens", "output_dimensions"))
-    return ModelLine(model["name"], model.get("description", ""), context or longest_text, sequence, dimensions)
+    return ModelLine(
+        model["name"],
+        model.get("description", ""),
+        context or longest_text,
+        sequence,
+        dimensions,
+        str(values.get("weights", "")),
+        str(values.get("precision", "")),
+    )

@@ -54,7 +54,15 @@ class GrpcClient:
         except grpc.RpcError as error:
             raise self._explain(error) from None
         return [
-            ModelLine(model.name, model.description, model.context_length, model.sequence_length, model.dimensions)
+            ModelLine(
+                model.name,
+                model.description,
+                model.context_length,
+                model.sequence_length,
+                model.dimensions,
+                model.weights,
+                model.precision,
+            )
             for model in reply.models
         ]
 
@@ -124,8 +132,16 @@ def _file(name: str) -> bytes | None:
 
 def _run_request(request: Request) -> pb.RunRequest:
     # protobuf leaves a field unset that is None here, and the server then applies its default.
-    sampling = pb.Sampling(max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed)
+    sampling = pb.Sampling(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=request.stop,
+    )
     message = pb.RunRequest(model=request.model, sampling=sampling)
+    if request.schema is not None:
+        message.response_format.json_schema = request.schema
     if request.raw:
         message.text = request.prompt
     else:

@@ -30,7 +30,7 @@ FETCHING_MODULES = {"urllib.request", "http.client", "httpx", "requests", "aioht
 # Grammars are compiled in a process of this project's own program, which reads them as data.
 # A developer's command runs CUDA's own tools on the kernels that it has compiled.
 ALLOWED = {
-    ("inference_server/weights/package_model.py", "subprocess"),
+    ("inference_server/weights/fetching/package_model.py", "subprocess"),
     ("inference_server/text/grammar_check.py", "subprocess"),
     ("inference_server/gpu/kernels/compilation.py", "subprocess"),
 }

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.kernels.shapes import Layer
 from inference_server.cpu.linear.backends import choose_backend
-from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
+from inference_server.cpu.linear.integer_weights import Int4, Int8
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, WeightFormat
+from inference_server.linears.plain import GROUP
 
 FORMATS: tuple[WeightFormat, ...] = ("int4", "int8", "bf16")
 # oneDNN orders the weights for an expected number of rows. This order is fast for one row and for many.

@@ -113,10 +113,18 @@ class OneSlot(Tailrace):
     }
 
 
-def one_entry_catalog(entry: str, name: str) -> Path:
-    """Write a catalog file with one entry of the default catalog, unchanged, and return its path."""
+def one_entry_catalog(entry: str, name: str, *, keeps_sampling: bool = False) -> Path:
+    """Write a catalog file with one entry of the default catalog, and return its path.
+
+    Args:
+        entry: The entry's name.
+        name: Name of the file.
+        keeps_sampling: True if the entry keeps its sampling defaults. The peers have none, so their comparisons do without.
+    """
     tables = tomllib.loads(_CATALOG.read_text(encoding="utf-8"))["models"]
     table = next(table for table in tables if table["name"] == entry)
+    if not keeps_sampling:
+        table.pop("sampling", None)
     path = BENCH / "catalogs" / f"{name}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[[models]]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items()))

@@ -36,6 +36,9 @@ class Models(Protocol):
     def find_model(self, name: str) -> Model | None:
         """Return the description of a model; None if no server is known to host it."""
 
+    def find_adapter(self, name: str) -> Model | None:
+        """Return the description of the first model that has a LoRA adapter of this name; None if no model has one."""
+
     def has_current_model(self, name: str) -> bool:
         """Return True if `find_model` is up to date for this model."""
 

@@ -9,6 +9,9 @@ from http_bridge.errors import ApiError
 from http_bridge.protocol.grpc_errors import rpc_api_error, unknown_model
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Model
+from tailrace_shared.request_fields import SAMPLING_FIELDS
+
+_DIGITS = 6
 
 
 async def list_models(request: Request) -> Sequence[Model]:
@@ -39,3 +42,16 @@ def author(name: str) -> str:
     """Return the author in a model's name, such as meta in @cf/meta/llama-2-7b-chat-int8; "tailrace" without one."""
     parts = name.split("/")
     return parts[1] if len(parts) > 2 else "tailrace"
+
+
+def sampling_defaults(model: Model | None) -> dict[str, float]:
+    """Return the model's own values of sampling parameters that a request does not set, by name, apart from max_tokens."""
+    if model is None:
+        return {}
+    values = {field.name: value for field, value in model.sampling_defaults.ListFields()}
+    # The contract has float32: 0.6 arrives as 0.6000000238.
+    return {
+        each.name: round(values[each.name], _DIGITS)
+        for each in SAMPLING_FIELDS
+        if each.name in values and each.name != "max_tokens"
+    }

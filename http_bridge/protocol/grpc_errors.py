@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.protocol.validation import Problem, bad_fields, bad_input
+from http_bridge.protocol.validation import Problem, bad_field, bad_fields, bad_input
+from tailrace_shared.workers_ai import how_to_serve, removed_on
 
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -48,16 +49,50 @@ def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
 
 
 def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
-    """Return the error for a model that no server hosts: 400/5007. `names`: the models of the servers."""
-    listed = f": the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    """Return the error for a model that no server hosts: 400/5007, or 400/5028 for a model that Cloudflare removed.
+
+    For a model of Workers AI's catalogue, the message contains the step that serves it.
+
+    Args:
+        model: The requested name.
+        names: The models of the servers.
+    """
+    listed = f"the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    step = how_to_serve(model) or ""
+    more = "; ".join(each for each in (step, listed) if each)
+    if day := removed_on(model):
+        return removed_model(day, f"No server here hosts it: {more}.")
+    reasons = f": {more}" if more else ""
     return ApiError(
         400,
         5007,
-        f"No such model {model} or task{listed}",
-        openai_message=f"The model '{model}' does not exist{listed}",
+        f"No such model {model} or task{reasons}",
+        openai_message=f"The model '{model}' does not exist{' here' if step else ''}{reasons}",
         param="model",
         is_unknown_model=True,
     )
+
+
+def unknown_adapter(model: str, names: Sequence[str]) -> ApiError:
+    """Return the error for a LoRA adapter that the model does not have: 405/5005 without any adapter, otherwise 400/5006.
+
+    `names`: the model's adapters.
+    """
+    if not names:
+        return ApiError(405, 5005, f"The model {model} does not support LoRa inference", param="lora")
+    listed = ", ".join(names[:_MAX_NAMES])
+    return bad_field("/lora", f"is not an adapter of the model {model}: its adapters are {listed}")
+
+
+def removed_model(day: str, more: str = "") -> ApiError:
+    """Return the error for a model that Cloudflare removed: 400/5028.
+
+    Args:
+        day: The day of the removal, YYYY-MM-DD.
+        more: A sentence to add, for a model that no server hosts. Empty: the servers host it, and the profile refuses it.
+    """
+    sentence = f"This model was deprecated on {day}. Please use an alternative model."
+    return ApiError(400, 5028, f"{sentence} {more}".rstrip(), param="model", is_unknown_model=bool(more))
 
 
 def request_timeout() -> ApiError:
@@ -154,6 +189,11 @@ def _wrong_task(model: str) -> ApiError:
     return ApiError(400, 5007, sentence, openai_message=f"The model '{model}' has another task", param="model")
 
 
+def _unknown_adapter(details: _Details, model: str) -> ApiError:
+    names = details.info.metadata.get("adapters", "")
+    return unknown_adapter(model, names.split("\n") if names else ())
+
+
 def _capacity_exceeded() -> ApiError:
     return ApiError(429, 3040, "Capacity temporarily exceeded, please try again.")
 
@@ -172,6 +212,7 @@ def _not_ready(model: str) -> ApiError:
 _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
     "UNKNOWN_MODEL": lambda details, model: unknown_model(model),
     "WRONG_TASK": lambda details, model: _wrong_task(model),
+    "UNKNOWN_ADAPTER": _unknown_adapter,
     "INVALID_FIELD": lambda details, model: _invalid_field(details),
     "PROMPT_TOO_LONG": lambda details, model: _prompt_too_long(details),
     "NO_ROOM_FOR_REPLY": lambda details, model: _no_room_for_reply(details),

@@ -15,7 +15,7 @@ RESPONSES_LOGPROBS = "message.output_text.logprobs"
 # A turn of a conversation is up to this many items: thoughts, text, calls and their results.
 _ITEMS_PER_MESSAGE = 4
 # Fields with the schemas of OpenAI's other routes. OpenAI's Responses API lacks some of them.
-_SHARED = (*(field.name for field in SAMPLING_FIELDS), "logit_bias", "stop", "options")
+_SHARED = (*(field.name for field in SAMPLING_FIELDS), "logit_bias", "stop", "options", "lora")
 _SUMMARIES = ("auto", "concise", "detailed", None)
 _NOT_STORED = "Responses are not stored"
 _FLAG: Schema = {"type": ["boolean", "null"]}

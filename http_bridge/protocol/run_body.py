@@ -77,6 +77,7 @@ class RunBody:
         logprobs: Number of alternatives per token; None: no log probabilities.
         includes_usage: Whether a stream ends with a chunk that has the usage.
         echoes: Whether the reply begins with the prompt.
+        adapter: Name of a LoRA adapter of the model; empty: none.
     """
 
     prompt: str | None = None
@@ -104,3 +105,4 @@ class RunBody:
     logprobs: int | None = None
     includes_usage: bool = False
     echoes: bool = False
+    adapter: str = ""

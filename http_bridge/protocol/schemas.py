@@ -70,9 +70,8 @@ _SAMPLING: Schema = {
     "stop": _STOP,
     "logit_bias": _LOGIT_BIAS,
     "options": _OPTIONS,
+    "lora": optional("string", maxLength=MAX_NAME_LENGTH, description="Name of a LoRA adapter of the model"),
 }
-_NEVER_LORA: Schema = optional("string", description="Accepted by no model here: 405 with code 5005")
-
 _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
     "properties": {"include_usage": optional("boolean"), "include_obfuscation": optional("boolean")},
@@ -162,7 +161,6 @@ def _prompt(rest: Schema) -> Schema:
         "properties": {
             "prompt": {"type": "string", "minLength": 1},
             "raw": optional("boolean", default=False, description=raw),
-            "lora": _NEVER_LORA,
             **rest,
         },
         "required": ["prompt"],
@@ -175,7 +173,6 @@ def _messages(conversation: Schema, sampling: Schema) -> Schema:
         "type": "object",
         "properties": {
             **conversation,
-            "lora": _NEVER_LORA,
             **sampling,
         },
         "required": ["messages"],

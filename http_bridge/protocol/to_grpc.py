@@ -35,7 +35,7 @@ def run_request(body: RunBody, profile: Profile, *, model: str, account: str) ->
         ApiError: The profile is strict, and Workers AI would refuse the request.
     """
     check_request(body, profile, model)
-    request = RunRequest(model=model, account=account, reject_if_busy=body.reject_if_busy)
+    request = RunRequest(model=model, account=account, reject_if_busy=body.reject_if_busy, adapter=body.adapter)
     request.sampling.CopyFrom(
         # The table of sampling parameters and inference.proto have the same names; a test compares them.
         Sampling(

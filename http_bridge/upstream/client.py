@@ -149,6 +149,10 @@ class Upstream:
         """Return the model's description from the last poll; None if no server is known to host it. Calls no server."""
         return self.servers.find_model(name)
 
+    def find_adapter(self, name: str) -> Model | None:
+        """Return the first model that has a LoRA adapter of this name, as of the last poll; None if no model has one."""
+        return self.servers.find_adapter(name)
+
     def has_current_model(self, name: str) -> bool:
         """Return True if `find_model` is up to date for this model. Otherwise call `refresh_models` first."""
         return self.servers.has_current_model(name)

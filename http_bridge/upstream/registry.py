@@ -103,6 +103,11 @@ class Servers:
         """Return the model's description from the last poll; None if no server is known to host it."""
         return next((models[name] for address in self.all if name in (models := self._models(address) or {})), None)
 
+    def find_adapter(self, name: str) -> Model | None:
+        """Return the first model that has a LoRA adapter of this name, from the last poll; None if no model has one."""
+        models = (model for address in self.all for model in (self._models(address) or {}).values())
+        return next((model for model in models if name in model.adapters), None)
+
     def has_current_model(self, name: str) -> bool:
         """Return True if a server that answered the last poll hosts the model. Then `find_model` is up to date."""
         servers = (self._servers.get(address) for address in self.all)

@@ -35,7 +35,9 @@ class CpuPrompts:
             output = None
             if spec.softcap is None and (spec.sliding_window is None or spec.sliding_window >= segment.end):
                 blocks = self._blocks[index]
-                output = ops.paged_prefill_attention(rows, keys, values, blocks, segment.start, spec.scaling)
+                output = ops.paged_prefill_attention(
+                    rows, keys, values, blocks, segment.start, spec.scaling, spec.sinks
+                )
             outputs.append(self._gathered(index, rows, keys, values, spec) if output is None else output)
             offset += segment.length
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -74,4 +76,5 @@ class CpuAttention:
             spec.scaling,
             sliding_window=spec.sliding_window,
             softcap=spec.softcap,
+            sinks=spec.sinks,
         )

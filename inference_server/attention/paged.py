@@ -7,7 +7,10 @@ applies causality and sliding windows. Fused modules (cpu/fused_modules.py) pass
 one kernel then rotates and writes.
 """
 
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +22,11 @@ from inference_server.attention.kv_cache import KVCache
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.errors import UnsupportedModel
 from inference_server.kernels import ops
+from inference_server.kernels.jit.arguments import HeadNorms
 
 NAME = "tailrace"
+
+_passes = threading.local()  # attribute `batch`: the batch of the pass that runs on this thread
 
 # Keyword arguments of transformers models that have no effect on this attention.
 _IGNORED = {
@@ -42,10 +48,11 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    step_batch: "PrefillBatch | DecodeBatch",
+    step_batch: "PrefillBatch | DecodeBatch | None" = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface defines it.
@@ -56,28 +63,41 @@ def attend(
         key: (batch, num_kv_heads, num_tokens, head_dim), after position embedding.
         value: (batch, num_kv_heads, num_tokens, value_dim).
         attention_mask: None; other masks are not supported.
-        step_batch: The batch of this forward pass.
+        step_batch: The batch of this forward pass; None for that of `passing`, in models whose layers do not pass arguments on.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: The limit c of c * tanh(score / c); None for no limit.
+        s_aux: (num_heads,), the attention sinks; None if there are none.
         kwargs: Further arguments of the model, of which some are ignored.
 
     Returns:
         (batch, num_tokens, num_heads, value_dim), and None in place of the attention weights.
 
     Raises:
-        UnsupportedModel: The model passes an argument that this attention would have to ignore (attention sinks,
-            position biases, …).
+        UnsupportedModel: The model passes an argument that this attention would have to ignore (position biases,
+            …).
     """
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
     if unknown or attention_mask is not None or kwargs.get("is_causal") is False:
         raise UnsupportedModel(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
-    spec = AttentionSpec(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    sinks = None if s_aux is None else s_aux.float()
+    spec = AttentionSpec(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, sinks)
     layer: int = module.layer_idx  # type: ignore[assignment]
+    batch: PrefillBatch | DecodeBatch = step_batch or _passes.batch
     # One row of many tokens (prefill) and many rows of one token (decode) are flattened to the same shape.
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    output = step_batch.attend(layer, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), spec)
+    output = batch.attend(layer, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), spec)
     return output.view(*query.shape[:2], *output.shape[1:]), None
+
+
+@contextmanager
+def passing(batch: "PrefillBatch | DecodeBatch") -> Iterator[None]:
+    """Let `attend` use this batch on this thread during the `with` block, where the model does not pass it on."""
+    _passes.batch = batch
+    try:
+        yield
+    finally:
+        del _passes.batch
 
 
 def register() -> None:
@@ -96,6 +116,7 @@ class Projections:
     sin: Tensor  # (num_tokens, head_dim)
     num_heads: int
     num_kv_heads: int
+    norms: HeadNorms | None = None  # of query and key heads, before the rotation
 
     @property
     def head_dim(self) -> int:
@@ -132,11 +153,11 @@ class _Batch(ABC):
         return self._attend(query, keys, values, spec)
 
     def attend_fused(self, layer: int, parts: Projections, spec: AttentionSpec) -> Tensor:
-        """Rotate, write keys and values into the cache, and attend. Returns (num_tokens, num_heads, head_dim)."""
+        """Normalise and rotate, write keys and values into the cache, and attend. Returns (num_tokens, num_heads, head_dim)."""
         like = parts.qkv.new_empty((0, parts.num_kv_heads, parts.head_dim))
         keys, values = self._cache.layer(layer, like, like)
         query = ops.rope_and_write(
-            parts.qkv, parts.cos, parts.sin, keys, values, self._rows, parts.num_heads, parts.num_kv_heads
+            parts.qkv, parts.cos, parts.sin, keys, values, self._rows, parts.num_heads, parts.num_kv_heads, parts.norms
         )
         self.windows[layer] = spec.sliding_window
         return self._attend(query, keys, values, spec)

@@ -12,11 +12,15 @@ from inference_server.attention.kv_cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive prompt tokens of a sequence: `length` tokens from position `start`, cached in blocks `block_ids`."""
+    """Consecutive prompt tokens of a sequence: `length` tokens from position `start`, cached in blocks `block_ids`.
+
+    `adapter`: the LoRA adapter of the sequence, from 1; 0 for none.
+    """
 
     block_ids: Items[int]
     start: int
     length: int
+    adapter: int = 0
 
     @property
     def end(self) -> int:
@@ -31,6 +35,9 @@ class DecodeTokens:
     token_ids: list[int]
     positions: list[int]
     block_ids: Items[Items[int]]
+    adapters: Items[
+        int
+    ] = ()  # the LoRA adapter of each sequence, from 1, 0 for none; empty if the model has no adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,11 @@ class PromptTokens:
     token_ids: list[int]
     positions: list[int]
     segments: list[Segment]
+
+    @property
+    def adapters(self) -> list[int]:
+        """Return the LoRA adapter of each token, from 1; 0 for none."""
+        return [segment.adapter for segment in self.segments for _ in range(segment.length)]
 
 
 def decode_inputs(

@@ -4,7 +4,7 @@ Shapes: query (num_tokens, num_heads, head_dim), key (num_keys, num_kv_heads, he
 value_dim).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ class AttentionSpec:
     scaling: float  # factor that multiplies the scores
     sliding_window: int | None = None  # in tokens; None attends to all keys so far
     softcap: float | None = None  # c of c * tanh(score / c); None for no limit
+    # (num_heads,) float32, a score of each head that takes its share of the softmax and has no value; None for no sinks
+    sinks: Tensor | None = field(default=None, compare=False)
 
 
 def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tensor) -> Tensor | None:
@@ -33,7 +35,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
         (num_tokens, num_keys), or None if torch's causal attention needs no mask.
     """
     window = spec.sliding_window if spec.sliding_window is not None and spec.sliding_window < num_keys else None
-    if num_tokens == num_keys and window is None and spec.softcap is None:
+    if num_tokens == num_keys and window is None and spec.softcap is None and spec.sinks is None:
         return None
     columns = torch.arange(num_keys, device=like.device)[None, :]
     positions = torch.arange(num_keys - num_tokens, num_keys, device=like.device)[:, None]
@@ -107,11 +109,18 @@ def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
     Returns:
         (n, num_heads, num_rows, value_dim).
     """
-    if spec.softcap is None:
+    if spec.softcap is None and spec.sinks is None:
         grouped = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=spec.scaling, enable_gqa=grouped)
-    # Gemma 2 limits scores by softcap * tanh(scores / softcap) before the mask. No fused kernel of torch computes it.
+    # Gemma 2 limits scores by softcap * tanh(scores / softcap) before the mask, and gpt-oss has sinks. No fused kernel of
+    # torch computes them.
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = torch.tanh(query @ key.transpose(2, 3) * spec.scaling / spec.softcap) * spec.softcap + mask
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    scores = query @ key.transpose(2, 3) * spec.scaling
+    if spec.softcap is not None:
+        scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    scores = (scores + mask).float()
+    if spec.sinks is not None:
+        sinks = spec.sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    return torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(query.dtype) @ value

@@ -1,9 +1,10 @@
 """The weights of a Llama-like decoder as the kernels read them, and their extraction from a transformers model.
 
-Each layer computes x += attention(norm(x)), then x += gated_mlp(norm(x)), and nothing else. Does not import
+Each layer computes x += factor * attention(norm(x)), then x += factor * gated_mlp(norm(x)), and nothing else. Does not import
 the transformers models, which takes more than a second.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.experts import PackedExperts
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm
 from inference_server.cpu.linear.kernel_linear import KernelLinear
+from inference_server.cpu.routers import PackedRouter
 from inference_server.kernels import ops
 from inference_server.kernels.isa.choice import obstacle
+from inference_server.kernels.jit.arguments import HeadNorms
+from inference_server.linears.share import WEIGHT_FORMATS, QuantisedShare
+from inference_server.precision import Precision
 
 # Decoders that a kernel program computes, by the names of their classes in transformers.
-MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
-_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+_FAMILIES = ("Granite", "Llama", "Mistral", "Mixtral", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SeedOss", "SmolLM3")
+MODELS = {f"{family}ForCausalLM" for family in _FAMILIES}
+_LAYERS = {f"{family}DecoderLayer" for family in _FAMILIES}
+# Blocks whose forward is: choose experts, add up their weighted results.
+_EXPERT_BLOCKS = {"MixtralSparseMoeBlock", "Qwen3MoeSparseMoeBlock"}
+
+
+_MAX_LANES = 16  # kernels of norms compute whole vectors of this width
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +56,54 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """The weights of a mixture of experts."""
+
+    router: PackedRouter  # its product is a KernelLinear
+    experts: PackedExperts  # its layers are KernelLinears
+
+    @property
+    def product(self) -> KernelLinear:
+        """Return the router's product."""
+        assert isinstance(self.router.product, KernelLinear)
+        return self.router.product
+
+    @property
+    def linears(self) -> "list[tuple[KernelLinear, KernelLinear]]":
+        """Return gate and up as one gated layer, and down, of each expert."""
+        pairs = zip(self.experts.gate_up, self.experts.down, strict=True)
+        return [(first, down) for first, down in pairs]  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The weights of one layer. All norms have the shape (hidden_size,)."""
+    """The weights of one layer. All norms have the shape (hidden_size,). It has an MLP or experts."""
 
     input_norm: Tensor
     qkv: KernelLinear
     attention: AttentionSpec
     output: KernelLinear
     post_norm: Tensor
-    gate_up: KernelLinear  # a gated layer
-    down: KernelLinear
+    gate_up: KernelLinear | None  # a gated layer
+    down: KernelLinear | None
+    head_norms: HeadNorms | None = None  # of query and key heads, before the rotation
+    rotates: bool = True  # False: attention ignores positions
+    experts: ExpertWeights | None = None
 
     @property
     def linears(self) -> list[KernelLinear]:
-        """Return the layer's four linear layers."""
-        return [self.qkv, self.output, self.gate_up, self.down]
+        """Return the layer's linear layers, without a router's product."""
+        experts = self.experts.linears if self.experts else []
+        others = [self.qkv, self.output, self.gate_up, self.down, *(each for pair in experts for each in pair)]
+        return [linear for linear in others if linear is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
     """A decoder's weights.
 
-    Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32.
+    Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32. A factor of the logits
+    is part of the last norm.
     """
 
     embedding: Tensor  # (vocab_size, hidden_size)
@@ -76,6 +114,8 @@ class DecoderWeights:
     eps: float  # epsilon of all norms
     num_heads: int
     num_kv_heads: int
+    embedding_factor: float = 1.0
+    residual_factor: float = 1.0  # multiplies the outputs of attention and MLP
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,10 +140,35 @@ class DecoderWeights:
         return any(layer.attention.sliding_window is not None for layer in self.layers)
 
     @property
+    def norms(self) -> Iterator[Tensor]:
+        """Yield the weights of every norm."""
+        yield self.norm
+        for layer in self.layers:
+            yield from (layer.input_norm, layer.post_norm)
+            if layer.head_norms is not None:
+                yield from (layer.head_norms.query, layer.head_norms.key)
+
+    @property
     def num_bytes(self) -> int:
         """Return the memory of all weights in bytes."""
-        norms = [self.norm, *(norm for layer in self.layers for norm in (layer.input_norm, layer.post_norm))]
-        return sum(tensor.nbytes for tensor in (self.embedding, *norms)) + sum(each.num_bytes for each in self.linears)
+        routers = [layer.experts.product for layer in self.layers if layer.experts]
+        return sum(tensor.nbytes for tensor in (self.embedding, *self.norms)) + sum(
+            each.num_bytes for each in (*self.linears, *routers)
+        )
+
+
+def decoder_share(decoder: DecoderWeights, precision: Precision) -> QuantisedShare | None:
+    """Return how many parameters of a packed decoder are quantised; None if the precision quantises none."""
+    if precision not in WEIGHT_FORMATS:
+        return None
+    linears = [*decoder.linears, *(layer.experts.product for layer in decoder.layers if layer.experts)]
+    total = sum(tensor.numel() for tensor in (decoder.embedding, *decoder.norms))
+    quantised = 0
+    for linear in linears:
+        count = linear.packed.shape[0] * linear.packed.shape[1]
+        total += count
+        quantised += count if linear.packed.kind.weight_format in ("int8", "int4") else 0
+    return QuantisedShare(WEIGHT_FORMATS[precision], quantised, total, decoder.embedding.numel())
 
 
 def extract_weights(model: Any) -> DecoderWeights:
@@ -127,18 +192,20 @@ def extract_weights(model: Any) -> DecoderWeights:
         raise ValueError("its norms have no compiled kernel")
     if not isinstance(model.lm_head, KernelLinear):
         raise ValueError(f"its output head has no compiled kernel{_because(model.lm_head)}")
-    attention = inner.layers[0].self_attn
+    attention, config = inner.layers[0].self_attn, model.config
     decoder = DecoderWeights(
         embedding=inner.embed_tokens.weight.detach(),
         rotary=_rotary(inner.rotary_emb),
         layers=layers,
-        norm=inner.norm.weight.detach(),
+        norm=_last_norm(inner.norm.weight.detach(), getattr(config, "logits_scaling", None) or 1.0),
         head=model.lm_head,
         eps=inner.norm.eps,
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
+        embedding_factor=float(getattr(config, "embedding_multiplier", None) or 1.0),
+        residual_factor=float(getattr(config, "residual_multiplier", None) or 1.0),
     )
-    _check(decoder, model.config)
+    _check(decoder, config)
     return decoder
 
 
@@ -146,16 +213,44 @@ def _layer(layer: Any) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     if type(layer).__name__ not in _LAYERS:
         raise ValueError("kernel programs do not support its layers")
-    if type(attention) is not FusedAttention or type(mlp) is not FusedMLP:
+    experts = _experts(mlp)
+    if type(attention) is not FusedAttention or (type(mlp) is not FusedMLP and experts is None):
         raise ValueError("its attention or MLP has no fused module")
-    linears: list[Any] = [attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj]
-    if not all(isinstance(linear, KernelLinear) for linear in linears):
+    linears: list[Any] = [attention.qkv_proj, attention.o_proj]
+    linears += [None, None] if experts else [mlp.gate_up_proj, mlp.down_proj]
+    if not all(linear is None or isinstance(linear, KernelLinear) for linear in linears):
         raise ValueError(f"its linear layers have no compiled kernel{_because(attention.qkv_proj)}")
     qkv, output, gate_up, down = linears
-    if not gate_up.is_gated:
+    if gate_up is not None and not gate_up.is_gated:
         raise ValueError("no kernel supports the width of its MLP")
     norms = (layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach())
-    return LayerWeights(norms[0], qkv, attention.spec, output, norms[1], gate_up, down)
+    return LayerWeights(
+        norms[0], qkv, attention.spec, output, norms[1], gate_up, down, attention.norms, attention.rotates, experts
+    )
+
+
+def _experts(block: Any) -> ExpertWeights | None:
+    """Return the weights of a mixture of experts, or None for another module. Raises ValueError without kernels."""
+    if type(block).__name__ not in _EXPERT_BLOCKS:
+        return None
+    router, experts = block.gate, block.experts
+    if not isinstance(experts, PackedExperts) or not experts.has_kernels or not isinstance(router, PackedRouter):
+        raise ValueError(f"its experts have no compiled kernel{_because(nn.Identity())}")
+    if not experts.is_plain:
+        raise ValueError("no kernel supports the width or the activation of its experts")
+    return ExpertWeights(router, experts)
+
+
+def _last_norm(weight: Tensor, logits_divisor: float) -> Tensor:
+    """Return the weights of the norm before the head, divided by the model's divisor of logits."""
+    if not is_power_of_two(logits_divisor):
+        raise ValueError("kernel programs do not support the scaling of its logits")
+    return weight / logits_divisor if logits_divisor != 1.0 else weight
+
+
+def is_power_of_two(number: float) -> bool:
+    """Return True for a number by which weights can be divided without rounding."""
+    return math.frexp(number)[0] == 0.5
 
 
 def _because(linear: nn.Module) -> str:
@@ -168,13 +263,9 @@ def _because(linear: nn.Module) -> str:
 
 
 def _rotary(module: Any) -> Rotary:
-    """Return the rotary embedding.
-
-    longrope has two sets of frequencies, so it is not supported. Dynamic scaling begins beyond the context length that is
-    served (weights/prepare.py), so it needs no support here.
-    """
-    if getattr(module, "rope_type", "default") == "longrope":
-        raise ValueError("kernel programs do not support its rotary positions (longrope)")
+    """Return the rotary embedding. RopeChoice.fix has given it one set of frequencies for all lengths."""
+    if (kind := getattr(module, "rope_type", "default")) in ("longrope", "dynamic"):
+        raise ValueError(f"its rotary positions ({kind}) depend on the sequence's length")
     return Rotary(module.inv_freq.detach().float(), float(module.attention_scaling))
 
 
@@ -183,9 +274,12 @@ def _check(decoder: DecoderWeights, config: Any) -> None:
     dtype = decoder.dtype
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError("its embedding is neither float32 nor bfloat16")
-    norms = [decoder.norm, *(norm for layer in decoder.layers for norm in (layer.input_norm, layer.post_norm))]
-    if any(norm.dtype is not dtype for norm in norms):
+    if any(norm.dtype is not dtype for norm in decoder.norms):
         raise ValueError("its norms and its embedding differ in dtype")
+    if any(norm.numel() % _MAX_LANES for norm in decoder.norms):
+        raise ValueError("no kernel supports the width of its norms")
+    if decoder.rotary.inverse_frequencies.numel() * 2 != decoder.head_dim:
+        raise ValueError("it rotates only a part of each head")
     for layer in decoder.layers:
         if any(linear.padded_features != linear.out_features for linear in layer.linears):
             raise ValueError("the outputs of its linear layers do not fill whole panels")

@@ -3,6 +3,7 @@
 With a small model, calling the kernels one by one from Python would take longer than the kernels themselves.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,10 @@ from inference_server.attention.step_inputs import (
     prefill_inputs,
 )
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.adapters import CpuAdapters
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights
 from inference_server.cpu.linear.kernel_linear import KernelLinear
+from inference_server.cpu.steps import ExpertsStep, Steps
 from inference_server.kernels import ops
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.arguments import (
@@ -29,18 +32,20 @@ from inference_server.kernels.jit.arguments import (
     ROPE_ROWS,
 )
 from inference_server.kernels.jit.kernel import Kernel, kernel
-from inference_server.kernels.jit.program import KernelCall, Program
+from inference_server.kernels.jit.program import KernelCall
 
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """The tensors at fixed addresses that the kernels read and write. The first ten have the shape (num_rows, …)."""
+    """The tensors at fixed addresses that the kernels read and write. The first twelve have the shape (num_rows, …)."""
 
     hidden: Tensor  # the residual stream
     normed: Tensor
     delta: Tensor  # the output of attention or MLP, to be added to hidden
     cos: Tensor
     sin: Tensor
+    ones: Tensor  # the cosines of layers that do not rotate
+    zeros: Tensor  # their sines
     qkv: Tensor
     query: Tensor
     attended: Tensor
@@ -51,6 +56,9 @@ class _Buffers:
     logits: Tensor  # (decoded sequences, vocabulary) float32
     segments: Tensor  # int64, the table of prompt segments, at most one for each row
     workspace: Tensor  # int8, for the linear layers
+    adapters: Tensor  # (num_rows,) int32, the adapter of each row, from 1; 0 for none
+    scratch: Tensor  # (num_rows, …) float32, for the adapters
+    gate_up: Tensor  # (num_rows, …), the outputs of gate and up before the gate, if an adapter adapts them
 
 
 # Block tables, lengths and cache rows of a batch without decoded tokens.
@@ -63,14 +71,15 @@ class CpuForward:
     The returned tensors are overwritten by the next call.
     """
 
-    def __init__(self, decoder: DecoderWeights, cache: KVCache) -> None:
-        self._decoder, self._cache = decoder, cache
+    def __init__(self, decoder: DecoderWeights, cache: KVCache, adapters: CpuAdapters | None = None) -> None:
+        """Run `decoder` over `cache`. `adapters`: LoRA adapters of the decoder, if it has any."""
+        self._decoder, self._cache, self._adapters = decoder, cache, adapters
         keys, _ = self._keys_and_values(0)
         prefill = ops.prefill_attention_kernel(decoder.dtype, keys)
         self._prefill_kernel = None if decoder.has_windows else prefill
         self._buffers: _Buffers | None = None
         self._segments: ops.PrefillSegments | None = None
-        self._programs: dict[tuple[bool, bool], list[Program]] = {}
+        self._programs: dict[tuple[bool, bool, bool], list[Steps]] = {}
 
     @property
     def supports_prefill(self) -> bool:
@@ -122,15 +131,15 @@ class CpuForward:
         if prompts:
             self._set_segments(prompts.segments, tables, num_decoded, buffers)
         self._set_inputs([each for each in (tokens, prompts) if each], buffers)
-        parts = (tokens is not None, prompts is not None)
+        parts = (tokens is not None, prompts is not None, self._set_adapters(tokens, prompts, buffers))
         if parts not in self._programs:
             calls = self._calls(buffers, *parts)
-            self._programs[parts] = [Program(each, keep=buffers) for each in calls if each]
+            self._programs[parts] = [Steps(each, keep=buffers) for each in calls if each]
         whole, *rest = self._programs[parts]
         whole.run(count, num_decoded)
         kept = [*range(num_decoded), *(num_decoded + index for index in wanted or ())]
         if rest and kept:
-            _keep_rows(kept, buffers.hidden, buffers.attended)
+            _keep_rows(kept, buffers.hidden, buffers.attended, buffers.adapters)
             rest[0].run(len(kept), num_decoded)
         return buffers
 
@@ -148,7 +157,19 @@ class CpuForward:
         positions = [position for part in parts for position in part.positions]
         count = len(token_ids)
         torch.index_select(self._decoder.embedding, 0, torch.tensor(token_ids), out=buffers.hidden[:count])
+        if self._decoder.embedding_factor != 1.0:
+            buffers.hidden[:count] *= self._decoder.embedding_factor
         self._decoder.rotary.angles(torch.tensor(positions), buffers.cos[:count], buffers.sin[:count])
+
+    def _set_adapters(self, tokens: DecodeTokens | None, prompts: PromptTokens | None, buffers: _Buffers) -> bool:
+        """Write the adapter of each row. Returns True if any row has one, so that the pass needs the adapters' kernels."""
+        if self._adapters is None:
+            return False
+        rows = [*(tokens.adapters if tokens else ()), *(prompts.adapters if prompts else ())]
+        if not any(rows):
+            return False
+        buffers.adapters[: len(rows)] = torch.tensor(rows, dtype=torch.int32)
+        return True
 
     def _buffers_for(self, num_rows: int, num_seqs: int, num_blocks: int) -> _Buffers:
         """Return buffers of at least these sizes. Larger ones have new addresses, so the programs are built again."""
@@ -161,7 +182,7 @@ class CpuForward:
         return self._buffers
 
     def _allocate(self, num_rows: int, num_seqs: int, num_blocks: int) -> _Buffers:
-        decoder = self._decoder
+        decoder, adapters = self._decoder, self._adapters
         layer, hidden_size = decoder.layers[0], decoder.embedding.shape[1]
 
         def zeros(*shape: int, dtype: torch.dtype = decoder.dtype) -> Tensor:
@@ -173,10 +194,12 @@ class CpuForward:
             delta=zeros(hidden_size),
             cos=zeros(decoder.head_dim),
             sin=zeros(decoder.head_dim),
+            ones=zeros(decoder.head_dim) + 1.0,
+            zeros=zeros(decoder.head_dim),
             qkv=zeros(layer.qkv.out_features),
             query=zeros(decoder.num_heads, decoder.head_dim),
             attended=zeros(decoder.num_heads, decoder.head_dim),
-            product=zeros(layer.down.in_features),
+            product=zeros(max((each.down.in_features for each in decoder.layers if each.down), default=0)),
             rows=zeros(dtype=torch.int64),
             table=torch.zeros(num_seqs, num_blocks, dtype=torch.int32),
             lengths=torch.zeros(num_seqs, dtype=torch.int32),
@@ -185,26 +208,37 @@ class CpuForward:
             workspace=torch.zeros(
                 max(each.workspace_bytes(num_rows) for each in decoder.linears) + 64, dtype=torch.int8
             ),
+            adapters=zeros(dtype=torch.int32),
+            scratch=zeros(adapters.scratch_width if adapters else 0, dtype=torch.float32),
+            gate_up=zeros(adapters.gated_width if adapters else 0),
         )
 
     def _calls(
-        self, buffers: _Buffers, has_decode: bool, has_prompts: bool
-    ) -> tuple[list[KernelCall], list[KernelCall]]:
-        """Return the kernel calls of a pass in order, in two parts.
+        self, buffers: _Buffers, has_decode: bool, has_prompts: bool, has_adapters: bool
+    ) -> tuple[list[KernelCall | ExpertsStep], list[KernelCall | ExpertsStep]]:
+        """Return the steps of a pass in order, in two parts. Without `has_adapters`, no row has an adapter.
 
         With prompts, the second part begins after the attention of the last layer. It computes only the rows whose logits
         are needed, because no later layer reads the others. Without prompts, it is empty.
         """
-        calls: list[KernelCall] = []
-        rest: list[KernelCall] = []
+        calls: list[KernelCall | ExpertsStep] = []
+        rest: list[KernelCall | ExpertsStep] = []
+        adapters = self._adapters if has_adapters else None
+        attended = buffers.attended.flatten(1)
         for index, layer in enumerate(self._decoder.layers):
             calls.append(self._norm(layer.input_norm, buffers, is_first=not calls))
+            calls.append(_linear(layer.qkv, buffers.normed, buffers.qkv, buffers))
+            calls += _adapted(adapters, index, "qkv", buffers.normed, buffers.qkv, buffers)
             calls += self._attention(index, layer, buffers, has_decode, has_prompts)
             is_last = index == len(self._decoder.layers) - 1
             after = rest if is_last and has_prompts else calls
-            after.append(_linear(layer.output, buffers.attended.flatten(1), buffers.delta, buffers))
+            after.append(_linear(layer.output, attended, buffers.delta, buffers))
+            after += _adapted(adapters, index, "output", attended, buffers.delta, buffers)
             after.append(self._norm(layer.post_norm, buffers))
-            after += self._mlp(layer, buffers)
+            if layer.experts is not None:
+                after.append(ExpertsStep(layer.experts, buffers.normed, buffers.delta))
+            else:
+                after += _mlp(index, layer, buffers, adapters)
             if is_last:
                 after.append(self._norm(self._decoder.norm, buffers))
         if not has_prompts:
@@ -221,18 +255,17 @@ class CpuForward:
         hidden, delta, normed, eps = buffers.hidden, buffers.delta, buffers.normed, self._decoder.eps
         if is_first:
             return KernelCall(self._kernel("rms_norm"), arguments.rms_norm(hidden, weight, normed, eps), RMS_NORM_ROWS)
-        block = arguments.add_rms_norm(hidden, delta, weight, normed, eps)
+        block = arguments.add_rms_norm(hidden, delta, weight, normed, eps, self._decoder.residual_factor)
         return KernelCall(self._kernel("add_rms_norm"), block, ADD_RMS_NORM_ROWS)
 
     def _attention(
         self, index: int, layer: LayerWeights, b: _Buffers, has_decode: bool, has_prompts: bool
     ) -> list[KernelCall]:
         keys, values = self._keys_and_values(index)
-        rotate = arguments.rope_and_write(b.qkv, b.cos, b.sin, keys, values, b.rows, b.query)
-        calls = [
-            _linear(layer.qkv, b.normed, b.qkv, b),
-            KernelCall(self._kernel("rope_and_write", b.cos.dtype, keys.dtype), rotate, ROPE_ROWS),
-        ]
+        cos, sin = (b.cos, b.sin) if layer.rotates else (b.ones, b.zeros)
+        rotate = arguments.rope_and_write(b.qkv, cos, sin, keys, values, b.rows, b.query, layer.head_norms)
+        name = "rope_and_write" if layer.head_norms is None else "norm_rope_and_write"
+        calls = [KernelCall(self._kernel(name, cos.dtype, keys.dtype), rotate, ROPE_ROWS)]
         if has_prompts:
             calls.append(self._prefill_attention(layer.attention, keys, values, b))
         if has_decode:
@@ -256,11 +289,32 @@ class CpuForward:
         like = torch.empty(0, decoder.num_kv_heads, decoder.head_dim, dtype=decoder.dtype)
         return self._cache.layer(layer, like, like)
 
-    def _mlp(self, layer: LayerWeights, b: _Buffers) -> list[KernelCall]:
-        return [
-            _linear(layer.gate_up, b.normed, b.product, b),
-            _linear(layer.down, b.product, b.delta, b),
-        ]
+
+def _mlp(index: int, layer: LayerWeights, b: _Buffers, adapters: CpuAdapters | None) -> Iterator[KernelCall]:
+    """Yield the calls of an MLP. If an adapter adapts gate or up, the kernel that adds it also applies the gate."""
+    assert layer.gate_up is not None and layer.down is not None
+    ungated = adapters.ungated(index) if adapters else None
+    if ungated is None:
+        yield _linear(layer.gate_up, b.normed, b.product, b)
+    else:
+        yield _linear(ungated, b.normed, b.gate_up, b)
+        yield from _adapted(adapters, index, "gate_up", b.normed, b.gate_up, b, b.product)
+    yield _linear(layer.down, b.product, b.delta, b)
+    yield from _adapted(adapters, index, "down", b.product, b.delta, b)
+
+
+def _adapted(
+    adapters: CpuAdapters | None,
+    index: int,
+    place: str,
+    x: Tensor,
+    out: Tensor,
+    b: _Buffers,
+    gated: Tensor | None = None,
+) -> Iterator[KernelCall]:
+    """Yield the call that adds the adapters to a linear layer's result, if there are any. See CpuAdapters.call."""
+    if adapters is not None:
+        yield from adapters.call(index, place, x, out, b.adapters, b.scratch, gated)
 
 
 def _keep_rows(kept: list[int], *tensors: Tensor) -> None:

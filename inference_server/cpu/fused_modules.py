@@ -13,20 +13,71 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.paged import Projections
+from inference_server.attention.rope import rotates_partly
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.experts import pack_experts
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend
 from inference_server.cpu.linear.pack import pack, pack_linears
+from inference_server.cpu.routers import is_router, pack_router
 from inference_server.kernels import ops
-from inference_server.precision import Precision
+from inference_server.kernels.jit.arguments import HeadNorms
+from inference_server.linears.experts import SILUS, is_stack
+from inference_server.precision import Precision, activation_dtype
 
-# Attention classes whose forward is: project, rotate whole heads of q and k in halves, attend, project. Classes are compared by
-# name, not by isinstance, because a subclass may compute something else in between.
-_ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
-_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
-_SILUS = {"SiLU", "SiLUActivation"}  # torch's class and transformers' class
-_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+# Attention classes whose forward is: project, normalise the heads of q and k if the layer has norms, rotate whole heads in
+# halves if the layer uses positions, attend, project. Classes are compared by name, not by isinstance, because a subclass may
+# compute something else in between.
+_ATTENTIONS = {
+    "GraniteAttention",
+    "LlamaAttention",
+    "MistralAttention",
+    "MixtralAttention",
+    "Phi3Attention",
+    "Qwen2Attention",
+    "Qwen2MoeAttention",
+    "Qwen3Attention",
+    "Qwen3MoeAttention",
+    "SeedOssAttention",
+    "SmolLM3Attention",
+}
+# Classes that take the sliding window of every layer from the configuration.
+_WINDOWED = {"MistralAttention", "MixtralAttention", "Phi3Attention"}
+_MLPS = {
+    "GraniteMLP",
+    "LlamaMLP",
+    "MistralMLP",
+    "Phi3MLP",
+    "Qwen2MLP",
+    "Qwen2MoeMLP",
+    "Qwen3MLP",
+    "Qwen3MoeMLP",
+    "SeedOssMLP",
+    "SmolLM3MLP",
+}
+_NORMS = {
+    "GraniteRMSNorm",
+    "LlamaRMSNorm",
+    "MistralRMSNorm",
+    "MixtralRMSNorm",
+    "OlmoeRMSNorm",
+    "Phi3RMSNorm",
+    "Qwen2MoeRMSNorm",
+    "Qwen2RMSNorm",
+    "Qwen3MoeRMSNorm",
+    "Qwen3RMSNorm",
+    "SeedOssRMSNorm",
+    "SmolLM3RMSNorm",
+}
 
 _Pack = Callable[..., nn.Module]
+
+
+def _head_norms(attention: Any) -> HeadNorms | None:
+    """Return the norms of query and key heads, or None if the layer has none."""
+    query, key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    if query is None or key is None:
+        return None
+    return HeadNorms(query.weight.detach(), key.weight.detach(), query.variance_epsilon)
 
 
 class FusedAttention(nn.Module):
@@ -39,11 +90,12 @@ class FusedAttention(nn.Module):
         self.layer_idx: int = attention.layer_idx
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = config.num_key_value_heads
-        window = getattr(attention, "sliding_window", None)
-        if type(attention).__name__ == "MistralAttention":
-            window = getattr(config, "sliding_window", None)
-        self.spec = AttentionSpec(attention.scaling, window)
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        holder = config if type(attention).__name__ in _WINDOWED else attention
+        self.spec = AttentionSpec(attention.scaling, getattr(holder, "sliding_window", None))
+        self.rotates = bool(getattr(attention, "use_rope", True))
+        self.norms = _head_norms(attention)
+        stacked = getattr(attention, "qkv_proj", None)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj] if stacked is None else [stacked]
         self.qkv_proj = packed(projections)
         self.o_proj = packed([attention.o_proj])
 
@@ -53,7 +105,9 @@ class FusedAttention(nn.Module):
         """Return the attention's output, in the shape of `hidden_states` (batch, num_tokens, hidden_size)."""
         qkv = self.qkv_proj(hidden_states).flatten(0, 1)
         cos, sin = (angles.flatten(0, 1) for angles in position_embeddings)
-        parts = Projections(qkv, cos, sin, self.num_heads, self.num_kv_heads)
+        if not self.rotates:
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+        parts = Projections(qkv, cos, sin, self.num_heads, self.num_kv_heads, self.norms)
         output = step_batch.attend_fused(self.layer_idx, parts, self.spec)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
 
@@ -64,7 +118,8 @@ class FusedMLP(nn.Module):
     def __init__(self, mlp: Any, packed: _Pack) -> None:
         """Replace transformers' `mlp`. `packed`: `pack` with its options bound, to create the linear layers."""
         super().__init__()
-        gate_up = [mlp.gate_proj, mlp.up_proj]
+        stacked = getattr(mlp, "gate_up_proj", None)
+        gate_up = [mlp.gate_proj, mlp.up_proj] if stacked is None else [stacked]
         self.gate_up_proj = packed(gate_up, is_gated=True)
         self.down_proj = packed([mlp.down_proj])
 
@@ -95,7 +150,7 @@ class FusedRMSNorm(nn.Module):
 def fuse(
     model: nn.Module, precision: Precision, *, batch_invariant: bool, backends: Items[LinearBackend] = BACKENDS
 ) -> None:
-    """Replace modules of a model on a CPU in place: attention, MLPs, norms, and every remaining linear layer.
+    """Replace modules of a model on a CPU in place: attention, MLPs, experts, norms, and every remaining linear layer.
 
     Args:
         model: A transformers causal language model.
@@ -104,9 +159,14 @@ def fuse(
         backends: The candidates for linear layers, of which the first that supports a layer is used.
     """
     packed = partial(pack, precision=precision, batch_invariant=batch_invariant, backends=backends)
+    dtype = activation_dtype(precision, torch.device("cpu"))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if replacement := _replacement(child, packed):
+            if is_stack(child):
+                setattr(parent, name, pack_experts(child, packed, dtype, batch_invariant=batch_invariant))
+            elif is_router(child) and precision != "float32":
+                setattr(parent, name, pack_router(child, backends) or child)
+            elif replacement := _replacement(child, packed):
                 setattr(parent, name, replacement)
     pack_linears(model, precision, batch_invariant=batch_invariant, backends=backends)
 
@@ -114,9 +174,10 @@ def fuse(
 def _replacement(module: nn.Module, packed: _Pack) -> nn.Module | None:
     """Return the faster module for a transformers module, or None if there is none."""
     name = type(module).__name__
-    if name in _ATTENTIONS:
+    if name in _ATTENTIONS and not rotates_partly(module.config):
         return FusedAttention(module, packed)
-    if name in _MLPS and type(getattr(module, "act_fn", None)).__name__ in _SILUS:
+    activation = getattr(module, "activation_fn" if name == "Phi3MLP" else "act_fn", None)
+    if name in _MLPS and type(activation).__name__ in SILUS:
         return FusedMLP(module, packed)
     if name in _NORMS:
         return FusedRMSNorm(module)

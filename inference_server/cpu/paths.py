@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
-from inference_server.cpu.decoder_weights import MODELS
+from inference_server.attention.rope import rotates_partly
+from inference_server.cpu.decoder_weights import MODELS, is_power_of_two
 from inference_server.cpu.forward import CpuForward
 from inference_server.cpu.linear.backends import choose_backend
 from inference_server.cpu.linear.kernel_linear import WeightFormat
@@ -102,21 +103,29 @@ def _refusal(config: Any, precision: Precision) -> str:
         return "kernel programs do not support its architecture"
     if precision not in _FORMATS:
         return f"its linear layers have no compiled kernel, because no kernel multiplies {precision} weights"
-    if config.hidden_act not in _SILU_NAMES:
+    if config.hidden_act not in _SILU_NAMES or rotates_partly(config):
         return "its attention or MLP has no fused module"
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, _head_dim(config)
-    widths = (config.hidden_size, config.intermediate_size, heads * head_dim)
-    formats = [(_FORMATS[precision], width) for width in widths]
+    inner = _inner_widths(config)
+    formats = [(_FORMATS[precision], width) for width in (config.hidden_size, *inner, heads * head_dim)]
     if not all(_has_kernel(*each) for each in [*formats, (_HEAD_FORMATS[precision], config.hidden_size)]):
         return "its linear layers have no compiled kernel"
-    if not choose_backend(*formats[0]).supports_gate(config.intermediate_size):
+    if not all(choose_backend(*formats[0]).supports_gate(width) for width in inner):
         return "no kernel supports the width of its MLP"
     if any(count % _OUTPUTS for count in ((heads + 2 * kv_heads) * head_dim, config.hidden_size)):
         return "the outputs of its linear layers do not fill whole panels"
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return "kernel programs do not support its rotary positions (longrope)"
+    if not is_power_of_two(getattr(config, "logits_scaling", None) or 1.0):
+        return "kernel programs do not support the scaling of its logits"
     return ""
+
+
+def _inner_widths(config: Any) -> list[int]:
+    """Return the widths inside the MLPs and the experts of a model's layers."""
+    width: int | None = getattr(config, "moe_intermediate_size", None)
+    if width is None:
+        return [config.intermediate_size]
+    has_mlps = bool(getattr(config, "mlp_only_layers", None)) or getattr(config, "decoder_sparse_step", 1) > 1
+    return [width, config.intermediate_size] if has_mlps else [width]
 
 
 def _head_dim(config: Any) -> int:

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_server.cpu.linear.pack import is_packable, pack
+from inference_server.cpu.linear.pack import pack
 from inference_server.embedding import packing
 from inference_server.embedding.packing import Packing
 from inference_server.embedding.positions import first_position
 from inference_server.errors import UnsupportedModel, first_line
+from inference_server.linears.plain import as_linear, is_linear
 from inference_server.precision import Precision
 from inference_server.weights.loading_lock import LOADING
 from tailrace_shared import garbage
@@ -110,5 +111,5 @@ def _pack_linears(model: Any, precision: Precision) -> None:
     """Replace the linear layers with modules that run this CPU's kernels."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if is_packable(child):
-                setattr(module, name, pack([child], precision))
+            if is_linear(child):
+                setattr(module, name, pack([as_linear(child)], precision))

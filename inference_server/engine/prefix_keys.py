@@ -13,19 +13,20 @@ PrefixKey = bytes
 class BlockKeys:
     """Keys of one sequence's full blocks: SHA-256 over the block's tokens and the previous block's key.
 
-    Equal keys mean equal tokens from the first token on, and an equal `scope`. A collision of two 256-bit hashes is not
-    handled.
+    Equal keys mean equal tokens from the first token on, an equal `scope` and an equal `adapter`. A collision of two
+    256-bit hashes is not handled.
     """
 
-    def __init__(self, block_size: int, scope: str = "") -> None:
+    def __init__(self, block_size: int, scope: str = "", adapter: int = 0) -> None:
         """Create the keys of a sequence without tokens.
 
         Args:
             block_size: Tokens per block.
             scope: Account that may share the blocks; empty: all accounts.
+            adapter: LoRA adapter that computed the blocks; 0 for none.
         """
         self._block_size = block_size
-        self._root = hashlib.sha256(scope.encode()).digest()
+        self._root = hashlib.sha256(f"{adapter}:{scope}".encode()).digest()
         self._keys: list[PrefixKey] = []
 
     def get(self, token_ids: Items[int], num_blocks: int) -> list[PrefixKey]:

@@ -4,7 +4,8 @@ An engine is a package in this folder whose module `build` implements EngineBuil
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -26,6 +27,9 @@ class EngineKey:
         precision: Precision in use on the device.
         engine: Name of the engine in the catalog.
         arguments: Arguments of the engine, as a JSON object with sorted keys.
+        rope: The catalog's scaling of rotary positions, as a JSON object with sorted keys; "" for the model's own.
+        num_tokens: The longest prompt and reply together that the entries allow, in tokens. It may differ between entries.
+        adapters: Folders of the LoRA adapters of all entries, without duplicates.
         speculation: Where draft tokens come from, as in the catalog; None: the engine decides.
         draft: Source of a draft model's weights; None: no draft model.
     """
@@ -34,6 +38,9 @@ class EngineKey:
     precision: Precision
     engine: str
     arguments: str
+    rope: str = ""
+    num_tokens: int = field(default=0, compare=False)
+    adapters: tuple[Path, ...] = ()
     speculation: Literal["prompt-lookup", "off"] | None = None
     draft: Weights | None = None
 
@@ -47,7 +54,7 @@ class EngineModel(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """Limits and end tokens."""
+        """Limits, end tokens and sampling defaults."""
 
 
 ModelT = TypeVar("ModelT", bound=EngineModel)
@@ -64,7 +71,7 @@ class EngineSpec(Generic[ModelT]):
         end_ids: Tokens that end a reply.
         settings: Settings of the server.
         device: Device for engines that run in this process.
-        cache_tokens: Tokens of KV cache for which the GPU's memory has room; None: no limit, as on a CPU.
+        cache_tokens: Tokens of KV cache for which the device's memory has room; None: no limit.
         on_broken: Called on the event loop after the engine has failed permanently.
     """
 

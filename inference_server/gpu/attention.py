@@ -41,6 +41,7 @@ class GpuPrompts:
             spec.scaling,
             spec.sliding_window,
             spec.softcap,
+            spec.sinks,
         )
 
 
@@ -69,4 +70,5 @@ class GpuAttention:
             spec.sliding_window,
             spec.softcap,
             self._num_splits,
+            spec.sinks,
         )

@@ -1,7 +1,7 @@
 """The weights of a Llama-like decoder as a GPU's forward pass reads them, and their extraction from a transformers model.
 
-Each layer computes x += attention(norm(x)), then x += gated_mlp(norm(x)), and nothing else. q, k and v are one linear layer,
-and so are gate and up. Does not import the transformers models, which takes more than a second.
+Each layer computes x += factor * attention(norm(x)), then x += factor * gated_mlp(norm(x)), and nothing else. q, k and v are
+one linear layer, and so are gate and up. Does not import the transformers models, which takes more than a second.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.torch_attention import AttentionSpec
-from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, is_int8, stacked
-from inference_server.gpu.paths import SUPPORTED_ARCHITECTURES
+from inference_server.gpu.linear import Int8Linear, Linear16, can_multiply_int8, has_outlier_threshold, stacked
+from inference_server.gpu.paths import FAMILIES, SUPPORTED_ARCHITECTURES
+from inference_server.linears.plain import is_int8
 
 # Classes are compared by name, not by isinstance, because a subclass may compute something else.
-_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-_ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
-_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+_LAYERS = {f"{family}DecoderLayer" for family in FAMILIES}
+_ATTENTIONS = {f"{family}Attention" for family in FAMILIES}
+_MLPS = {f"{family}MLP" for family in FAMILIES}
 _SILUS = {"SiLU", "SiLUActivation"}  # torch's class and transformers' class
-_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+_NORMS = {f"{family}RMSNorm" for family in FAMILIES}
+# Classes that take the sliding window of every layer from the configuration.
+_WINDOWED = {"MistralAttention", "Phi3Attention"}
 
 Linear = Linear16 | Int8Linear
 
@@ -53,6 +56,7 @@ class GpuLayer:
     post_norm: Tensor  # (hidden_size,)
     gate_up: Linear  # the outputs of gate, then of up
     down: Linear
+    rotates: bool = True  # False: attention ignores positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,14 @@ class GpuDecoder:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    embedding_factor: float = 1.0
+    residual_factor: float = 1.0  # multiplies the outputs of attention and MLP
+    logits_divisor: float = 1.0
+
+    @property
+    def has_unrotated(self) -> bool:
+        """Return True if the attention of any layer ignores positions."""
+        return not all(layer.rotates for layer in self.layers)
 
 
 def extract(model: Any) -> GpuDecoder:
@@ -81,7 +93,7 @@ def extract(model: Any) -> GpuDecoder:
             the reason, as a clause.
     """
     _check_model(model)
-    inner = model.model
+    inner, config = model.model, model.config
     attention = inner.layers[0].self_attn
     rotary = inner.rotary_emb
     with torch.no_grad():
@@ -92,9 +104,12 @@ def extract(model: Any) -> GpuDecoder:
             layers=[_extracted(layer) for layer in inner.layers],
             norm=inner.norm.weight.detach(),
             eps=inner.norm.variance_epsilon,
-            num_heads=model.config.num_attention_heads,
-            num_kv_heads=model.config.num_key_value_heads,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
             head_dim=attention.head_dim,
+            embedding_factor=float(getattr(config, "embedding_multiplier", None) or 1.0),
+            residual_factor=float(getattr(config, "residual_multiplier", None) or 1.0),
+            logits_divisor=float(getattr(config, "logits_scaling", None) or 1.0),
         )
 
 
@@ -104,15 +119,21 @@ def _extracted(layer: Any) -> GpuLayer:
     query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return GpuLayer(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=_taken(attention, "q_proj", "k_proj", "v_proj"),
+        qkv=_taken(attention, *_names(attention, "qkv_proj", "q_proj", "k_proj", "v_proj")),
         query_norm=None if query_norm is None else query_norm.weight.detach(),
         key_norm=None if key_norm is None else key_norm.weight.detach(),
         attention=AttentionSpec(attention.scaling, _window(attention)),
         output=_taken(attention, "o_proj"),
         post_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=_taken(mlp, "gate_proj", "up_proj"),
+        gate_up=_taken(mlp, *_names(mlp, "gate_up_proj", "gate_proj", "up_proj")),
         down=_taken(mlp, "down_proj"),
+        rotates=bool(getattr(attention, "use_rope", True)),
     )
+
+
+def _names(parent: nn.Module, stacked_name: str, *names: str) -> tuple[str, ...]:
+    """Return `names`, or the name of the layer that already contains them, stacked."""
+    return (stacked_name,) if hasattr(parent, stacked_name) else names
 
 
 def _taken(parent: nn.Module, *names: str) -> Linear:
@@ -125,7 +146,7 @@ def _taken(parent: nn.Module, *names: str) -> Linear:
 
 def _window(attention: Any) -> int | None:
     """Return the sliding window of an attention module in tokens, or None."""
-    holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    holder = attention.config if type(attention).__name__ in _WINDOWED else attention
     window: int | None = getattr(holder, "sliding_window", None)
     return window
 
@@ -177,12 +198,13 @@ def _check_layer(layer: Any, dtype: torch.dtype) -> None:
     names = (type(layer).__name__, type(attention).__name__, type(mlp).__name__)
     if names[0] not in _LAYERS or names[1] not in _ATTENTIONS or names[2] not in _MLPS:
         raise ValueError(f"there is no fused pass for its layers ({', '.join(names)})")
-    if type(mlp.act_fn).__name__ not in _SILUS:
+    activation = mlp.activation_fn if names[2] == "Phi3MLP" else mlp.act_fn
+    if type(activation).__name__ not in _SILUS:
         raise ValueError("its MLP's activation is not SiLU")
     groups = [
-        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [getattr(attention, name) for name in _names(attention, "qkv_proj", "q_proj", "k_proj", "v_proj")],
         [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
+        [getattr(mlp, name) for name in _names(mlp, "gate_up_proj", "gate_proj", "up_proj")],
         [mlp.down_proj],
     ]
     for group in groups:

@@ -22,18 +22,18 @@ class GpuForward:
 
     Attributes:
         dtype: The dtype of activations and logits.
+        decoder: The weights.
     """
 
     def __init__(self, decoder: GpuDecoder, cache: KVCache, attention: GpuAttention) -> None:
         """Run `decoder` over `cache`, whose layers are allocated by the first pass."""
         self.dtype = decoder.embedding.dtype
-        self._decoder, self._cache, self._attention = decoder, cache, attention
+        self.decoder, self._cache, self._attention = decoder, cache, attention
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
 
     def decode(self, tokens: DecodeRows) -> Tensor:
         """Compute one token of each sequence. Returns logits (n, vocab_size)."""
-        logits: Tensor = self._decoder.head(self._run(tokens, None))
-        return logits
+        return self._head(self._run(tokens, None))
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
         """Compute prompt tokens. Returns the logits of the tokens `wanted`, (num_wanted, vocab_size)."""
@@ -66,36 +66,49 @@ class GpuForward:
         )
 
     def _logits(self, hidden: Tensor, wanted: Tensor) -> Tensor:
-        logits: Tensor = self._decoder.head(hidden.index_select(0, wanted))
-        return logits
+        return self._head(hidden.index_select(0, wanted))
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.decoder.head(hidden)
+        divisor = self.decoder.logits_divisor
+        return logits if divisor == 1.0 else logits / divisor
 
     def _run(self, tokens: DecodeRows | None, prompts: PromptRows | None) -> Tensor:
         """Run all layers.
 
         Returns the output head's inputs, (num_tokens, hidden_size), with the decoded tokens first.
         """
-        decoder, eps = self._decoder, self._decoder.eps
+        decoder, eps = self.decoder, self.decoder.eps
         self._cached = self._cached or self._allocated()
         parts = [part for part in (tokens, prompts) if part is not None]
         rows = _joined([part.rows for part in parts])
         cos, sin = decoder.rotary.angles(_joined([part.positions for part in parts]))
         hidden = F.embedding(_joined([part.token_ids for part in parts]), decoder.embedding)
+        if decoder.embedding_factor != 1.0:
+            hidden = hidden * decoder.embedding_factor
+        unrotated = (torch.ones_like(cos), torch.zeros_like(sin)) if decoder.has_unrotated else (cos, sin)
         delta: Tensor | None = None
         for layer, (keys, values) in zip(decoder.layers, self._cached, strict=True):
             if delta is None:
                 normed = ops.rms_norm(hidden, layer.input_norm, eps)
             else:
                 normed = ops.add_rms_norm(hidden, delta, layer.input_norm, eps)
-            query = self._rotated(layer, normed, cos, sin, keys, values, rows)
+            angles = (cos, sin) if layer.rotates else unrotated
+            query = self._rotated(layer, normed, *angles, keys, values, rows)
             attended = self._attended(query, keys, values, tokens, prompts, layer.attention)
-            delta = layer.output(attended.flatten(1))
+            delta = self._scaled(layer.output(attended.flatten(1)))
             normed = ops.add_rms_norm(hidden, delta, layer.post_norm, eps)
-            delta = layer.down(ops.silu_mul(layer.gate_up(normed)))
+            delta = self._scaled(layer.down(ops.silu_mul(layer.gate_up(normed))))
         assert delta is not None, "a decoder has at least one layer"
         return ops.add_rms_norm(hidden, delta, decoder.norm, eps)
 
+    def _scaled(self, delta: Tensor) -> Tensor:
+        """Return the output of attention or MLP times the model's factor."""
+        factor = self.decoder.residual_factor
+        return delta if factor == 1.0 else delta * factor
+
     def _allocated(self) -> list[tuple[Tensor, Tensor]]:
-        decoder = self._decoder
+        decoder = self.decoder
         like = decoder.embedding.new_empty((0, decoder.num_kv_heads, decoder.head_dim))
         return [self._cache.layer(index, like, like) for index in range(len(decoder.layers))]
 
@@ -103,7 +116,7 @@ class GpuForward:
         self, layer: GpuLayer, normed: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor
     ) -> Tensor:
         """Compute q, k and v, write k and v to the cache, and return rotated queries (num_tokens, num_heads, head_dim)."""
-        decoder = self._decoder
+        decoder = self.decoder
         return ops.rope_and_write(
             layer.qkv(normed),
             cos,

@@ -16,7 +16,7 @@ from torch import Tensor
 from inference_server.attention.step_inputs import DecodeTokens, Segment
 
 # Columns of the buffer; the block table follows.
-_TOKEN, _POSITION, _ROW, _LENGTH, _TABLE = range(5)
+_TOKEN, _POSITION, _ROW, _LENGTH, _ADAPTER, _TABLE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class DecodeRows:
     rows: Tensor  # (n,) int32, the tokens' rows of the KV cache
     lengths: Tensor  # (n,) int32, the sequences' lengths with the new token
     table: Tensor  # (n, max_blocks) int32, the block tables
+    adapters: Tensor  # (n,) int32, the LoRA adapter of each sequence, from 1; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,11 @@ def upload_prompts(
 
 
 class DecodeInputs:
-    """The buffer that decode passes read, (max_rows, 4 + max_blocks) int32 at a fixed address on the device.
+    """The buffer that decode passes read, (max_rows, 5 + max_blocks) int32 at a fixed address on the device.
 
-    Each row has a token id, its position, its row of the KV cache, the sequence's length, and the block table. A negative
-    token id -(k + 1) refers to row k of `sampled`, and the device reads it during the pass. So the host can start a pass
-    before it has read the sampled tokens.
+    Each row has a token id, its position, its row of the KV cache, the sequence's length and adapter, and the block table. A
+    negative token id -(k + 1) refers to row k of `sampled`, and the device reads it during the pass. So the host can start
+    a pass before it has read the sampled tokens.
 
     Attributes:
         max_rows: The largest number of rows.
@@ -134,6 +135,7 @@ class DecodeInputs:
             rows=part[:, _ROW],
             lengths=part[:, _LENGTH],
             table=part[:, _TABLE:],
+            adapters=part[:, _ADAPTER],
         )
 
 
@@ -166,6 +168,7 @@ class _Staging:
         cells[:count, _POSITION] = positions
         cells[:count, _ROW] = np.asarray(last_blocks) * size + positions % size
         cells[:count, _LENGTH] = positions + 1
+        cells[:count, _ADAPTER] = tokens.adapters or 0
         cells[count:num_rows, :_TABLE] = 0
 
     def copy_to(self, buffer: Tensor, num_rows: int) -> None:

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from inference_server.gpu import ops
 from inference_server.gpu.triton_support import has_triton
-
-# The class of bitsandbytes' int8 layers, compared by name: only transformers imports bitsandbytes.
-_INT8_CLASS = "Linear8bitLt"
+from inference_server.linears.plain import is_int8
 
 
 class Linear16(nn.Module):
@@ -61,11 +59,6 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         output = ops.int8_linear(rows, self.codes, self.scales, self.bias)  # type: ignore[arg-type]
         return output.view(*x.shape[:-1], self.out_features)
-
-
-def is_int8(module: nn.Module) -> bool:
-    """Return True for an int8 linear layer of bitsandbytes."""
-    return type(module).__name__ == _INT8_CLASS
 
 
 def has_outlier_threshold(model: nn.Module) -> bool:

@@ -34,11 +34,11 @@ _SCHEMAS = {
     ),
     "paged_decode_attention": (
         "(Tensor query, Tensor keys, Tensor values, Tensor table, Tensor lengths, float scaling, int? sliding_window, "
-        "float? softcap, int num_splits) -> Tensor"
+        "float? softcap, int num_splits, Tensor? sinks=None) -> Tensor"
     ),
     "paged_prefill_attention": (
         "(Tensor query, Tensor keys, Tensor values, Tensor table, Tensor starts, Tensor lengths, int longest, "
-        "float scaling, int? sliding_window, float? softcap) -> Tensor"
+        "float scaling, int? sliding_window, float? softcap, Tensor? sinks=None) -> Tensor"
     ),
     "int8_linear": "(Tensor x, Tensor codes, Tensor scales, Tensor? bias) -> Tensor",
 }
@@ -102,6 +102,7 @@ def paged_decode_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     num_splits: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend with one query for each of n sequences. Launches two kernels if the keys are split, else one.
 
@@ -118,12 +119,23 @@ def paged_decode_attention(
         softcap: c of c * tanh(score / c); None for no limit.
         num_splits: Number of parts in which each sequence's keys are computed; 0 selects it from n, num_kv_heads, max_blocks
             and the GPU's number of multiprocessors.
+        sinks: (num_heads,) float32, a score of each head that has no value and takes its share of the softmax, or None.
 
     Returns:
         (n, num_heads, head_dim) in the query's dtype.
     """
     return _call(
-        "paged_decode_attention", query, keys, values, table, lengths, scaling, sliding_window, softcap, num_splits
+        "paged_decode_attention",
+        query,
+        keys,
+        values,
+        table,
+        lengths,
+        scaling,
+        sliding_window,
+        softcap,
+        num_splits,
+        sinks,
     )
 
 
@@ -138,6 +150,7 @@ def paged_prefill_attention(
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute attention for n segments, which are the newest tokens of one sequence each.
 
@@ -154,6 +167,7 @@ def paged_prefill_attention(
         scaling: Factor that multiplies the scores.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: c of c * tanh(score / c); None for no limit.
+        sinks: See paged_decode_attention.
 
     Returns:
         (num_tokens, num_heads, head_dim) in the query's dtype.
@@ -170,6 +184,7 @@ def paged_prefill_attention(
         scaling,
         sliding_window,
         softcap,
+        sinks,
     )
 
 

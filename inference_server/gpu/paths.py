@@ -7,12 +7,12 @@ are a GpuPath, and tests/rehearsal/test_short.py compares them.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from inference_server.attention.rope import rotates_partly
 from inference_server.precision import Precision
 
 # Decoders whose layers run as operators of gpu/ops.py, by the names of their classes in transformers.
-SUPPORTED_ARCHITECTURES = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"},
-)
+FAMILIES = ("Granite", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SeedOss", "SmolLM3")
+SUPPORTED_ARCHITECTURES = frozenset(f"{family}ForCausalLM" for family in FAMILIES)
 _SILU_NAMES = ("silu", "swish")
 
 
@@ -54,12 +54,10 @@ class GpuPath:
 
 def has_fused_layers(config: Any) -> bool:
     """Return True if the layers of a model with this transformers configuration can run as operators of gpu/ops.py."""
-    rope = getattr(config, "rope_parameters", None) or {}
     return (
         not SUPPORTED_ARCHITECTURES.isdisjoint(getattr(config, "architectures", None) or [])
         and config.hidden_act in _SILU_NAMES
-        # The frequencies of longrope depend on the sequence's length, which the operators do not support.
-        and rope.get("rope_type") != "longrope"
+        and not rotates_partly(config)
     )
 
 

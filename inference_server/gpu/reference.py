@@ -60,9 +60,10 @@ def paged_decode_attention(
     sliding_window: int | None,
     softcap: float | None,
     num_splits: int,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend on copies of the paged keys and values. `num_splits` has no effect."""
-    spec = AttentionSpec(scaling, sliding_window, softcap)
+    spec = AttentionSpec(scaling, sliding_window, softcap, sinks)
     return gathered_decode_attention(query, keys, values, table, lengths, spec)
 
 
@@ -77,9 +78,10 @@ def paged_prefill_attention(
     scaling: float,
     sliding_window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend segment by segment, on copies of the paged keys and values. `longest` has no effect."""
-    spec = AttentionSpec(scaling, sliding_window, softcap)
+    spec = AttentionSpec(scaling, sliding_window, softcap, sinks)
     output = query.new_empty(*query.shape[:2], values.shape[-1])
     bounds, ends = starts.cpu().tolist(), lengths.cpu().tolist()
     for index, end in enumerate(ends):

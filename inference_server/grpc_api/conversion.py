@@ -1,7 +1,6 @@
 """Converts requests of inference.proto to the engine's requests, and the engine's events to responses."""
 
 import json
-import random
 from typing import TYPE_CHECKING, Any
 
 from inference_server.errors import FieldViolation, InvalidField
@@ -13,12 +12,11 @@ from inference_server.generation import (
     Event,
     FinishReason,
     GenerationRequest,
-    LogitBias,
-    SamplingParams,
     Started,
     TokenLogprob,
     ToolCall,
 )
+from inference_server.grpc_api.sampling import sampling_defaults, sampling_params, with_defaults
 from inference_server.grpc_api.status import duration
 from inference_server.grpc_api.validation import seconds
 from inference_server.text.chat.arguments import parsed
@@ -33,7 +31,6 @@ from inference_server.text.tool_formats import Tool
 from inference_server.text.tools.call_grammar import ReplyForm
 from inference_server.text.tools.constraint import calls_constraint
 from tailrace.v1 import inference_pb2 as pb
-from tailrace_shared.request_fields import SAMPLING_FIELDS
 
 if TYPE_CHECKING:  # these modules import torch, which takes seconds
     from inference_server.serving.hosted_model import HostedModel
@@ -44,12 +41,6 @@ _FINISH_REASON = {
     FinishReason.TIME_LIMIT: pb.FINISH_REASON_TIME_LIMIT,
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
-
-# Sampling parameters that are passed to the engine unchanged.
-_ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
-_MAX_UNKNOWN = 16  # longest list of unknown tokens in an error
-# Largest seed that the server draws: the largest one that the REST interface accepts.
-_MAX_DRAWN_SEED = 9_999_999_999
 
 
 def encoded_prompt(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> Prompt:
@@ -96,24 +87,27 @@ def generation_request(
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
         NoRoomForReply: max_tokens must fit into the window and does not.
+        UnknownAdapter: The model has no adapter of the request's name.
         InvalidField: The reply's grammar cannot be enforced, or a bias is for a token that the model does not have.
     """
-    sampling = request.sampling
-    wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
+    must_fit = request.max_tokens_must_fit and request.sampling.HasField("max_tokens")
     num_tokens = len(prompt.token_ids)
-    model.check_length(num_tokens, wanted if request.max_tokens_must_fit else None)
+    model.check_length(num_tokens, request.sampling.max_tokens if must_fit else None)
+    constraint = _constraint(request, model, prompt.thoughts)
+    sampling = with_defaults(request, model, is_constrained=constraint is not None)
     return GenerationRequest(
         request_id=request_id,
         prompt_ids=prompt.token_ids,
-        sampling=_sampling_params(request, model.engine.vocab_size),
-        max_tokens=model.max_tokens(num_tokens, wanted),
+        sampling=sampling_params(sampling, request, model.engine.vocab_size),
+        max_tokens=model.max_tokens(num_tokens, sampling.max_tokens if sampling.HasField("max_tokens") else None),
         stop=tuple(sampling.stop),
         continues_prompt=request.WhichOneof("input") == "text" or request.chat.continue_final_turn,
         time_limit_seconds=seconds(request) if request.HasField("time_limit") else None,
         account=request.account,
         reject_if_busy=request.reject_if_busy,
         is_batch=request.priority == pb.PRIORITY_BATCH,
-        constraint=_constraint(request, model, prompt.thoughts),
+        constraint=constraint,
+        adapter=model.adapter(request.adapter),
     )
 
 
@@ -196,26 +190,6 @@ def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None)
     return ReplyForm(tools=tools, is_parallel=is_parallel, beside="text")
 
 
-def _sampling_params(request: pb.RunRequest, vocab_size: int) -> SamplingParams:
-    sampling = request.sampling
-    given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
-    seed = sampling.seed if sampling.HasField("seed") else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
-    logprobs = request.logprobs.top if request.HasField("logprobs") else None
-    return SamplingParams(seed=seed, logprobs=logprobs, logit_bias=_logit_bias(sampling, vocab_size), **given)
-
-
-def _logit_bias(sampling: pb.Sampling, vocab_size: int) -> LogitBias | None:
-    """Return the bias of a request, if any. Raises InvalidField for a token id that the model does not have."""
-    if not sampling.logit_bias:
-        return None
-    if unknown := sorted(token_id for token_id in sampling.logit_bias if token_id >= vocab_size):
-        sentence = f"is not a token of this model: its vocabulary has the ids 0 to {vocab_size - 1}"
-        raise InvalidField(
-            *(FieldViolation(f"sampling.logit_bias[{each}]", sentence) for each in unknown[:_MAX_UNKNOWN])
-        )
-    return LogitBias.of(sampling.logit_bias)
-
-
 def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:
     """Return the message of one event.
 
@@ -295,4 +269,6 @@ def model_info(model: "HostedModel") -> pb.Model:
         has_reasoning=model.thoughts is not None,
         reply_shape=model.entry.shape,
         task=pb.TASK_TEXT_GENERATION,
+        sampling_defaults=sampling_defaults(model) if model.sampling else None,
+        adapters=model.adapters,
     )

@@ -24,7 +24,7 @@ from inference_server.grpc_api.servicer import InferenceServicer
 from inference_server.grpc_api.tls import server_credentials
 from inference_server.observability.tracing.exporter import tracing_from_environment
 from inference_server.progress import progress
-from inference_server.serving.catalog import read_catalog
+from inference_server.serving.model_names import configured_entries
 from inference_server.settings import Settings
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
 from tailrace_shared import garbage
@@ -158,7 +158,7 @@ class Server:
             ConfigurationError: The catalog cannot be read, or one of its models cannot be served.
         """
         started = time.monotonic()
-        entries = read_catalog(self._settings.catalog)
+        entries = configured_entries(self._settings)
         # In a daemon thread: a signal ends the process without waiting for the imports.
         startup = await in_daemon_thread(import_startup)
         self.servicer.models = await startup.load_all(entries, self._settings, self._break)

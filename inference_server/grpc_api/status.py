@@ -45,6 +45,8 @@ def _details(error: errors.TailraceError) -> list[Any]:
             info.metadata["prompt_tokens"] = str(error.prompt_tokens)
             info.metadata["max_tokens"] = str(error.max_tokens)
             info.metadata["window"] = str(error.window)
+        case errors.UnknownAdapter():
+            info.metadata["adapters"] = "\n".join(error.adapters)
         case errors.CapacityExceeded() | errors.RateLimited():
             details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after_seconds)))
     return details

@@ -61,6 +61,8 @@ def check(request: pb.RunRequest, limits: Limits) -> None:
         violations.append(FieldViolation("priority", "must be INTERACTIVE or BATCH"))
     if len(request.account) > MAX_NAME_LENGTH:
         violations.append(FieldViolation("account", f"must have at most {MAX_NAME_LENGTH} characters"))
+    if len(request.adapter) > MAX_NAME_LENGTH:
+        violations.append(FieldViolation("adapter", f"must have at most {MAX_NAME_LENGTH} characters"))
     if violations:
         raise InvalidField(*violations[:_MAX_VIOLATIONS])
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference_server.kernels import reference
 from inference_server.kernels.jit import arguments
+from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
@@ -59,12 +60,20 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def rope_and_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, num_heads: int, num_kv_heads: int
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
     """Rotate queries and keys by their positions, and write keys and values into the KV cache.
 
     Args:
-        qkv: (num_tokens, (num_heads + 2 * num_kv_heads) * head_dim).
+        qkv: (num_tokens, (num_heads + 2 * num_kv_heads) * head_dim). With `norms`, queries and keys may be overwritten.
         cos: (num_tokens, head_dim), float32 or qkv's dtype, each angle in both halves.
         sin: The same for the sines.
         keys: The layer's cache, (num_blocks, block_size, num_kv_heads, head_dim), float32 or bfloat16.
@@ -72,14 +81,17 @@ def rope_and_write(
         rows: (num_tokens,) int64, the cache row of each token: block * block_size + offset.
         num_heads: Query heads.
         num_kv_heads: Key and value heads.
+        norms: The norms of query and key heads, which come before the rotation; None for none.
 
     Returns:
         The rotated queries, (num_tokens, num_heads, head_dim).
     """
     dtype = qkv.dtype
     width = keys.shape[-1]
+    name = "rope_and_write" if norms is None else "norm_rope_and_write"
     if not (
         keys.dtype is values.dtype
+        and (norms is None or _norms_fit(norms, dtype))
         and (cos.dtype is dtype or cos.dtype is torch.float32)
         and sin.dtype is cos.dtype
         and rows.dtype is torch.int64
@@ -90,12 +102,12 @@ def rope_and_write(
         and rows.is_contiguous()
         and keys.is_contiguous()
         and values.is_contiguous()
-        and (function := _kernel("rope_and_write", qkv.device, dtype, cos.dtype, keys.dtype)) is not None
+        and (function := _kernel(name, qkv.device, dtype, cos.dtype, keys.dtype)) is not None
     ):
-        return reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads)
+        return reference.rope_and_write(qkv, cos, sin, keys, values, rows, num_heads, num_kv_heads, norms)
     num_rows = qkv.shape[0]
     query = torch.empty(num_rows, num_heads, width, dtype=dtype)
-    block = arguments.rope_and_write(qkv, cos, sin, keys, values, rows, query)
+    block = arguments.rope_and_write(qkv, cos, sin, keys, values, rows, query, norms)
     function.run(block, num_rows, num_rows * qkv.shape[1] // 2)
     return query
 
@@ -109,6 +121,7 @@ def paged_decode_attention(
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend with each sequence's newest token, at position length - 1, over the sequence's keys so far.
 
@@ -123,6 +136,7 @@ def paged_decode_attention(
         scaling: The factor on the scores.
         sliding_window: The number of newest keys that are attended to; None for all.
         softcap: The limit c of c * tanh(score / c); None for no limit.
+        sinks: (num_heads,) float32, a score of each head that has no value and takes its share of the softmax, or None.
 
     Returns:
         (num_seqs, num_heads, value_dim) in the queries' dtype.
@@ -137,12 +151,13 @@ def paged_decode_attention(
         or value_width % _MAX_LANES
         or group * (width + value_width + 64) + width * _MAX_LANES > _STACK_FLOATS
         or not _attention_tensors_fit(query, keys, values, block_table, lengths)
+        or not _are_sinks(sinks)
     ):
         return reference.paged_decode_attention(
-            query, keys, values, block_table, lengths, scaling, sliding_window, softcap
+            query, keys, values, block_table, lengths, scaling, sliding_window, softcap, sinks
         )
     out = torch.empty(num_seqs, num_heads, value_width, dtype=query.dtype)
-    block = arguments.attention(query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap)
+    block = arguments.attention(query, keys, values, block_table, lengths, out, scaling, sliding_window, softcap, sinks)
     function.run(block, num_seqs * num_kv_heads, ENOUGH_NS)
     return out
 
@@ -162,7 +177,13 @@ def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> Kernel |
 
 
 def paged_prefill_attention(
-    query: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, start: int, scaling: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    blocks: Tensor,
+    start: int,
+    scaling: float,
+    sinks: Tensor | None = None,
 ) -> Tensor | None:
     """Attend causally with consecutive tokens of one sequence over the sequence's keys so far.
 
@@ -175,6 +196,7 @@ def paged_prefill_attention(
         blocks: The sequence's block table, (num_blocks,) int32.
         start: The position of the first token.
         scaling: The factor on the scores.
+        sinks: See paged_decode_attention.
 
     Returns:
         (num_tokens, num_heads, head_dim), or None if `prefill_attention_kernel` has no kernel for these tensors.
@@ -186,13 +208,14 @@ def paged_prefill_attention(
         or keys.dtype is not values.dtype
         or keys.shape != values.shape
         or blocks.dtype is not torch.int32
+        or not _are_sinks(sinks)
         or not all(tensor.is_cpu and tensor.is_contiguous() for tensor in (query, keys, values, blocks))
     ):
         return None
     out = torch.empty_like(query)
     segments = PrefillSegments([start], [num_rows], [blocks])
     segments.allocate_workspace(keys.shape[2], width)
-    block = arguments.prefill_attention(query, keys, values, segments.table, out, scaling)
+    block = arguments.prefill_attention(query, keys, values, segments.table, out, scaling, sinks)
     function.run(block, num_rows, ENOUGH_NS)
     return out
 
@@ -221,6 +244,14 @@ class PrefillSegments:
         self.table[0] = self._workspace.data_ptr()
 
 
+def _norms_fit(norms: HeadNorms, dtype: torch.dtype) -> bool:
+    """Return True if the kernel reads these norms: weights of whole vectors, in the activations' dtype."""
+    return all(
+        weight.dtype is dtype and weight.is_contiguous() and weight.numel() % _MAX_LANES == 0
+        for weight in (norms.query, norms.key)
+    )
+
+
 def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor) -> bool:
     return (
         keys.dtype is values.dtype
@@ -231,6 +262,10 @@ def _attention_tensors_fit(query: Tensor, keys: Tensor, values: Tensor, block_ta
         and values.is_contiguous()
         and lengths.is_contiguous()
     )
+
+
+def _are_sinks(sinks: Tensor | None) -> bool:
+    return sinks is None or (sinks.is_cpu and sinks.dtype is torch.float32 and sinks.is_contiguous())
 
 
 def _kernel(name: str, device: torch.device, *dtypes: torch.dtype) -> Kernel | None:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference_server.kernels.jit.arguments import HeadNorms
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return the RMS norm of each row, computed in float32 and rounded to x's dtype, times `weight`."""
@@ -29,12 +31,22 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rope_and_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, num_heads: int, num_kv_heads: int
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
-    """Write rotated keys and values into the cache rows, and return the rotated queries."""
+    """Normalize query and key heads if there are norms, write rotated keys and values, and return the rotated queries."""
     width = keys.shape[-1]
     heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, width)
     query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
+    if norms is not None:
+        query, key = rms_norm(query, norms.query, norms.eps), rms_norm(key, norms.key, norms.eps)
     keys.view(-1, num_kv_heads, width).index_copy_(0, rows, _rotated(key, cos, sin).to(keys.dtype))
     values.view(-1, num_kv_heads, width).index_copy_(0, rows, value.to(values.dtype))
     return _rotated(query, cos, sin)
@@ -49,6 +61,7 @@ def paged_decode_attention(
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Return the attention of each sequence's newest token, by gathering all keys and values and masking the scores."""
     num_seqs, num_heads, width = query.shape
@@ -69,6 +82,8 @@ def paged_decode_attention(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
-    weights = torch.softmax(scores, dim=-1).where(lengths[:, None, None, None] > 0, 0.0)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(num_kv_heads, -1, 1).expand(num_seqs, -1, -1, 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :longest].where(lengths[:, None, None, None] > 0, 0.0)
     output = torch.einsum("nkgl,nlkd->nkgd", weights, value)
     return output.reshape(num_seqs, num_heads, value_width).to(query.dtype)

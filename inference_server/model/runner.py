@@ -6,6 +6,7 @@ requests, text or sampling.
 
 import logging
 from collections.abc import Sequence as Items
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,17 @@ from torch import Tensor
 from inference_server.attention.backend import AttentionBackend
 from inference_server.attention.cpu_backend import CpuAttention
 from inference_server.attention.kv_cache import BLOCK_SIZE, NUM_SCRATCH_BLOCKS, SCRATCH_BLOCK, KVCache
-from inference_server.attention.paged import DecodeBatch, PrefillBatch
+from inference_server.attention.paged import DecodeBatch, PrefillBatch, passing
 from inference_server.attention.step_inputs import DecodeTokens, PromptTokens, Segment, decode_inputs
+from inference_server.cpu.adapters import CpuAdapters
 from inference_server.cpu.decoder_weights import DecoderWeights, extract_weights
 from inference_server.cpu.forward import CpuForward
 from inference_server.cpu.paths import path_in_use
 from inference_server.errors import UnsupportedModel
 from inference_server.gpu.inputs import DecodeRows, upload
+from inference_server.lora.adapter import Adapter
 from inference_server.model.gpu_passes import GpuPasses
+from inference_server.model.module_adapters import ModuleAdapters, module_parts
 from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -41,18 +45,21 @@ class PromptPiece:
     start: int
     token_ids: Items[int]
     wants_logits: bool  # True if the logits of its last token are needed
+    adapter: int = 0  # the LoRA adapter of the sequence: its place in the runner's list, from 1; 0 for none
 
 
 @dataclass(slots=True)
 class NextToken:
     """The newest token of a sequence, at `position`, cached in blocks `block_ids`.
 
-    A negative `token_id` -(k + 1) refers to row k of ModelRunner.sampled, if the runner supports overlap.
+    A negative `token_id` -(k + 1) refers to row k of ModelRunner.sampled, if the runner supports overlap. `adapter`: see
+    PromptPiece.
     """
 
     block_ids: Items[int]
     position: int
     token_id: int
+    adapter: int = 0
 
 
 class ModelRunner:
@@ -78,6 +85,7 @@ class ModelRunner:
         invariant_rows: int | None = None,
         cache_dtype: torch.dtype | None = None,
         use_kernel_programs: bool = True,
+        adapters: Items[Adapter] = (),
     ) -> None:
         """Create the cache, and choose how forward passes run.
 
@@ -95,8 +103,14 @@ class ModelRunner:
             cache_dtype: The dtype of keys and values; None for the activations' dtype.
             use_kernel_programs: False runs a transformers model module by module even if a kernel program or a fused
                 decoder supports it.
+            adapters: The LoRA adapters that sequences may use.
+
+        Raises:
+            UnsupportedModel: An adapter does not fit the model.
         """
         self._invariant_rows = invariant_rows
+        self._has_adapters = bool(adapters)
+        self._module_adapters: ModuleAdapters | None = None
         is_decoder = isinstance(model, DecoderWeights)
         self.device: torch.device = torch.device("cpu") if is_decoder else model.device
         self.cache = KVCache(
@@ -110,22 +124,32 @@ class ModelRunner:
         self._gpu: GpuPasses | None = None
         self.model: Any
         if is_decoder:
-            self._cpu_forward = CpuForward(model, self.cache)
+            self._cpu_forward = CpuForward(model, self.cache, CpuAdapters(model, adapters) if adapters else None)
             self.model, self._head = None, model.head
         else:
             self.model, self._head = model.eval(), model.get_output_embeddings()
             if self.device.type == "cpu" and use_kernel_programs:
-                self._cpu_forward = self._kernel_programs(model)
+                self._cpu_forward = self._kernel_programs(model, adapters)
+            if adapters and self.device.type == "cpu" and not self._runs_prompts_as_program:
+                parts = module_parts(model, adapters)
+                self._module_adapters = ModuleAdapters(parts, adapters, torch.float32, self.device)
         self.vocab_size: int = self._head.out_features
         if self.device.type == "cuda":
             decode, fuse = self._decode_by_modules, use_kernel_programs
-            self._gpu = GpuPasses(model, self.cache, self.sampled, decode, max_len, invariant_rows, fuse=fuse)
+            self._gpu = GpuPasses(
+                model, self.cache, self.sampled, decode, max_len, invariant_rows, fuse=fuse, adapters=adapters
+            )
+            self._module_adapters = self._gpu.adapters
             self.attention = self._gpu.attention
             self.model = model if self._gpu.fused is None else None
 
-    def _kernel_programs(self, model: Any) -> CpuForward | None:
+    @property
+    def _runs_prompts_as_program(self) -> bool:
+        return self._cpu_forward is not None and self._cpu_forward.supports_prefill
+
+    def _kernel_programs(self, model: Any, adapters: Items[Adapter]) -> CpuForward | None:
         try:
-            return CpuForward(extract_weights(model), self.cache)
+            decoder = extract_weights(model)
         except ValueError as reason:
             self._why_modules = str(reason)
             logger.info(
@@ -134,6 +158,7 @@ class ModelRunner:
                 reason,
             )
             return None
+        return CpuForward(decoder, self.cache, CpuAdapters(decoder, adapters) if adapters else None)
 
     @property
     def path(self) -> str:
@@ -212,6 +237,10 @@ class ModelRunner:
         if self._cpu_forward is not None and self._cpu_forward.supports_prefill:
             logits: Tensor = self._head(self._cpu_forward.prefill(prompts, wanted))
             return logits.float()
+        with self._adapted(prompts.adapters):
+            return self._prefill_by_modules(prompts, wanted)
+
+    def _prefill_by_modules(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
         columns = self._integers(wanted)
         batch = PrefillBatch(self.cache, self.attention.prompts(self.cache, prompts.segments))
         token_ids, positions = self._integers(prompts.token_ids), self._integers(prompts.positions)
@@ -228,7 +257,7 @@ class ModelRunner:
             return False
         if self._gpu is not None:
             return self._gpu.fused is not None
-        return self._cpu_forward is not None and self._cpu_forward.supports_prefill
+        return self._runs_prompts_as_program
 
     @torch.inference_mode()
     def mixed(self, tokens: Items[NextToken], pieces: Items[PromptPiece]) -> Tensor:
@@ -237,7 +266,7 @@ class ModelRunner:
         Returns the logits of `decode`, then the logits of `prefill`, (num_rows, vocab_size) float32. The caller may change
         them.
         """
-        decoded = _decoded(tokens)
+        decoded = self._decoded(tokens)
         prompts, wanted = _flattened(pieces)
         if self._gpu is not None:
             return self._gpu.mixed(decoded, prompts, wanted)
@@ -252,7 +281,7 @@ class ModelRunner:
         Returns logits (num_seqs, vocab_size) float32, which the caller may change. On a GPU they are a new tensor. On a CPU
         the next call of `decode`, `prefill` or `mixed` may overwrite them.
         """
-        decoded = _decoded(tokens)
+        decoded = self._decoded(tokens)
         if self._cpu_forward is not None:
             return self._cpu_forward.decode(decoded)
         if self._gpu is not None:
@@ -261,7 +290,15 @@ class ModelRunner:
         padding = [0] * (num_rows - len(tokens))
         table, lengths, rows = decode_inputs(self.cache.block_size, decoded.block_ids, decoded.positions, num_rows)
         token_ids, positions = (self._integers([*ids, *padding]) for ids in (decoded.token_ids, decoded.positions))
-        return self._decode_by_modules(DecodeRows(token_ids, positions, rows, lengths, table))[: len(tokens)]
+        adapters = self._integers([*decoded.adapters, *padding]) if self._invariant_rows else decoded.adapters
+        with self._adapted(adapters):
+            return self._decode_by_modules(
+                DecodeRows(token_ids, positions, rows, lengths, table, lengths.new_zeros(num_rows))
+            )[: len(tokens)]
+
+    def _adapted(self, adapters: Items[int] | Tensor) -> AbstractContextManager[None]:
+        """Return a context in which passes by modules apply the adapter of each row."""
+        return nullcontext() if self._module_adapters is None else self._module_adapters.rows(adapters)
 
     def _decode_by_modules(self, inputs: DecodeRows) -> Tensor:
         batch = DecodeBatch(self.cache, self.attention, inputs.table, inputs.lengths, inputs.rows)
@@ -286,22 +323,23 @@ class ModelRunner:
             Logits (num_rows, num_wanted, vocab_size) float32.
         """
         assert self.model is not None, "kernel programs compute every pass of DecoderWeights"
-        logits: Tensor = self.model(
-            input_ids=token_ids,
-            position_ids=positions,
-            logits_to_keep=wanted,
-            use_cache=False,
-            step_batch=batch,
-        ).logits
+        with passing(batch):
+            logits: Tensor = self.model(
+                input_ids=token_ids,
+                position_ids=positions,
+                logits_to_keep=wanted,
+                use_cache=False,
+                step_batch=batch,
+            ).logits
         return logits.float()
 
-
-def _decoded(tokens: Items[NextToken]) -> DecodeTokens:
-    return DecodeTokens(
-        [token.token_id for token in tokens],
-        [token.position for token in tokens],
-        [token.block_ids for token in tokens],
-    )
+    def _decoded(self, tokens: Items[NextToken]) -> DecodeTokens:
+        return DecodeTokens(
+            [token.token_id for token in tokens],
+            [token.position for token in tokens],
+            [token.block_ids for token in tokens],
+            [token.adapter for token in tokens] if self._has_adapters else (),
+        )
 
 
 def _flattened(pieces: Items[PromptPiece]) -> tuple[PromptTokens, list[int]]:
@@ -311,7 +349,7 @@ def _flattened(pieces: Items[PromptPiece]) -> tuple[PromptTokens, list[int]]:
     for piece in pieces:
         prompts.token_ids.extend(piece.token_ids)
         prompts.positions.extend(range(piece.start, piece.start + len(piece.token_ids)))
-        prompts.segments.append(Segment(piece.block_ids, piece.start, len(piece.token_ids)))
+        prompts.segments.append(Segment(piece.block_ids, piece.start, len(piece.token_ids), piece.adapter))
         if piece.wants_logits:
             wanted.append(len(prompts.token_ids) - 1)
     return prompts, wanted

@@ -5,7 +5,7 @@ import torch.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,21 @@ from typing import Literal
 from pydantic import JsonValue, ValidationError
 
 from inference_server.embedding.pooling_names import Pooling
+from inference_server.lora.config import CONFIG_FILE
 from inference_server.precision import Precision
 from inference_server.serving.catalog_tables import Document, ModelTable, ReplyShape, Source, Speculation, Task
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
-from inference_server.weights.package_model import WHEELS, package_folder
+from inference_server.weights.fetching.package_model import WHEELS, package_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
+
+# Properties of an entry that may be left open: serving/automatic.py chooses them before the model is loaded.
+OpenKey = Literal["task", "precision", "context_length", "sequence_length"]
+# The values of open properties until they are chosen. Nothing uses them.
+_OPEN_PRECISION: Precision = "float32"
+_OPEN_LENGTH = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +59,18 @@ class CatalogEntry:
         speculation: Where draft tokens come from: "prompt-lookup", from earlier text; "off"; None: the engine decides.
         draft: The source of a draft model's weights, which has the same tokenizer; None: no draft model.
         rope: Scaling of the rotary positions, as `rope_parameters` of transformers' configurations; None: the model's own.
+        window_limit: Longest prompt and reply together, in tokens; None: no limit besides the model's own.
+        open_keys: Properties whose values are still to be chosen.
     """
 
     name: str
     description: str
     weights: Weights
-    precision: Precision
-    context_length: int
-    sequence_length: int
-    chat_template: str | None
-    stands_in: bool
+    precision: Precision = _OPEN_PRECISION
+    context_length: int = _OPEN_LENGTH
+    sequence_length: int = _OPEN_LENGTH
+    chat_template: str | None = None
+    stands_in: bool = False
     tool_format: ToolFormat | None = None
     reasoning_format: FormatName | Literal["none"] | None = None
     shape: ReplyShape = "response"
@@ -76,6 +85,8 @@ class CatalogEntry:
     speculation: Speculation | None = None
     draft: Weights | None = None
     rope: Mapping[str, JsonValue] | None = None
+    window_limit: int | None = None
+    open_keys: frozenset[OpenKey] = frozenset()
 
 
 def read_catalog(path: Path) -> list[CatalogEntry]:
@@ -94,13 +105,17 @@ def read_catalog(path: Path) -> list[CatalogEntry]:
         tables = Document.model_validate(document).models
     except ValidationError as error:
         raise ConfigurationError(f"the catalog {path}: {_sentences(error)}") from None
-    names = [table.name for table in tables]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"the catalog {path} names {twice[0]} twice: remove or rename one entry")
+    if twice := repeated([table.name for table in tables]):
+        raise ConfigurationError(f"the catalog {path} names {twice} twice: remove or rename one entry")
     try:
         return [_entry(table, path.parent) for table in tables]
     except ConfigurationError as error:
         raise ConfigurationError(f"the catalog {path}: {error}") from None
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """Return a name that occurs more than once, or None."""
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
@@ -111,9 +126,10 @@ def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
         template = _template_text(table.chat_template, folder) if table.chat_template else None
     except ConfigurationError as error:
         raise ConfigurationError(f"{table.name}: {error}") from None
-    adapters = {name: folder / Path(adapter).expanduser() for name, adapter in (table.adapters or {}).items()}
+    adapters, adapters_folder = _adapters(table, folder)
     paths: dict[str, Path | None] = {"source": weights.path, "draft": draft.path if draft else None}
     paths |= {f"adapters.{name}": path for name, path in adapters.items()}
+    paths["adapters_folder"] = adapters_folder
     for key, path in paths.items():
         if path is not None and not path.exists():
             raise ConfigurationError(f"{table.name}: {key} names a file or folder that does not exist: {path}")
@@ -121,8 +137,8 @@ def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
         name=table.name,
         description=table.description,
         weights=weights,
-        precision=table.precision,
-        context_length=table.context_length,
+        precision=table.precision or _OPEN_PRECISION,
+        context_length=table.context_length or _OPEN_LENGTH,
         sequence_length=table.sequence_length or 0,
         chat_template=template,
         stands_in=table.stands_in,
@@ -139,8 +155,30 @@ def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
         adapters=adapters,
         speculation=table.speculation,
         draft=draft,
-        rope=table.rope,
+        rope=table.rope.model_dump(exclude_none=True) if table.rope else None,
+        open_keys=_open_keys(table),
     )
+
+
+def _open_keys(table: ModelTable) -> frozenset[OpenKey]:
+    lengths: dict[OpenKey, int | None] = {"context_length": table.context_length}
+    if table.task == "generation":
+        lengths["sequence_length"] = table.sequence_length
+    unset = {key for key, value in lengths.items() if value is None}
+    return frozenset(unset if table.precision else {*unset, "precision"})
+
+
+def _adapters(table: ModelTable, folder: Path) -> tuple[dict[str, Path], Path | None]:
+    """Return the folders of a table's LoRA adapters by name, and the folder of `adapters_folder`.
+
+    The adapters of `adapters_folder` come last, in the order of their names. A name of `adapters` replaces one of them.
+    """
+    named = {name: folder / Path(adapter).expanduser() for name, adapter in (table.adapters or {}).items()}
+    if table.adapters_folder is None:
+        return named, None
+    root = folder / Path(table.adapters_folder).expanduser()
+    found = {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG_FILE}"))}
+    return named | {name: path for name, path in found.items() if name not in named}, root
 
 
 def _weights(source: Source, folder: Path) -> Weights:

@@ -9,7 +9,7 @@ from inference_server.precision import Precision
 from inference_server.serving.engine_factory import EngineName
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
-from tailrace_shared.request_fields import SAMPLING_FIELDS
+from tailrace_shared.request_fields import MAX_NAME_LENGTH, SAMPLING_FIELDS
 
 # Forms of a model's REST replies, which the contract's Model.reply_shape reports.
 ReplyShape = Literal["response", "choices", "responses"]
@@ -17,14 +17,17 @@ Task = Literal["generation", "embedding"]
 Speculation = Literal["prompt-lookup", "off"]
 
 
-class _Table(BaseModel):
+class StrictTable(BaseModel):
+    """A table whose keys are all known, with values of exactly their types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 _Name = Annotated[str, Field(min_length=1)]
+_AdapterName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
-class Source(_Table):
+class Source(StrictTable):
     """The table `source`: exactly one of its forms."""
 
     hub: _Name | None = None
@@ -49,7 +52,7 @@ class Source(_Table):
         return self
 
 
-class SamplingTable(_Table):
+class SamplingTable(StrictTable):
     """The table `[models.sampling]`: values for requests that do not set these parameters (see SAMPLING_FIELDS)."""
 
     max_tokens: int | None = None
@@ -70,6 +73,52 @@ class SamplingTable(_Table):
         return self
 
 
+# Parameters of rotary positions that each kind of scaling needs, by transformers' names.
+_ROPE_KEYS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("factor", "short_factor", "long_factor", "original_max_position_embeddings"),
+}
+
+
+class RopeTable(StrictTable):
+    """The table `[models.rope]`: the scaling of rotary positions, by transformers' names."""
+
+    rope_type: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
+    factor: Annotated[float, Field(ge=1.0)] | None = None
+    original_max_position_embeddings: Annotated[int, Field(ge=1)] | None = None
+    rope_theta: Annotated[float, Field(gt=0.0)] | None = None
+    attention_factor: Annotated[float, Field(gt=0.0)] | None = None
+    beta_fast: Annotated[float, Field(gt=0.0)] | None = None
+    beta_slow: Annotated[float, Field(gt=0.0)] | None = None
+    mscale: Annotated[float, Field(gt=0.0)] | None = None
+    mscale_all_dim: Annotated[float, Field(gt=0.0)] | None = None
+    truncate: bool | None = None
+    low_freq_factor: Annotated[float, Field(gt=0.0)] | None = None
+    high_freq_factor: Annotated[float, Field(gt=0.0)] | None = None
+    short_factor: Annotated[list[float], Field(min_length=1)] | None = None
+    long_factor: Annotated[list[float], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_the_keys_of_its_type(self) -> "RopeTable":
+        needed = _ROPE_KEYS[self.rope_type]
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f'rope_type = "{self.rope_type}" needs {missing[0]}')
+        optional = {"rope_type", "rope_theta", "original_max_position_embeddings"}
+        if self.rope_type == "yarn":
+            optional |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+        if self.rope_type in ("yarn", "longrope"):
+            optional |= {"attention_factor"}
+        if wrong := sorted(self.model_fields_set - optional - set(needed)):
+            raise ValueError(f'{wrong[0]} is not a parameter of rope_type = "{self.rope_type}"')
+        if self.low_freq_factor and self.high_freq_factor and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("low_freq_factor must be smaller than high_freq_factor")
+        return self
+
+
 _EMBEDDING_KEYS = ("pooling", "normalize", "optional")
 _GENERATION_KEYS = (
     "sequence_length",
@@ -81,20 +130,21 @@ _GENERATION_KEYS = (
     "vllm",
     "sampling",
     "adapters",
+    "adapters_folder",
     "speculation",
     "draft",
     "rope",
 )
 
 
-class ModelTable(_Table):
+class ModelTable(StrictTable):
     """A `[[models]]` table."""
 
     name: _Name
     description: str = ""
     source: Source
-    precision: Precision
-    context_length: Annotated[int, Field(ge=1)]
+    precision: Precision | None = None
+    context_length: Annotated[int, Field(ge=1)] | None = None
     sequence_length: Annotated[int, Field(ge=1)] | None = None
     chat_template: str | None = None
     stands_in: bool = False
@@ -108,15 +158,18 @@ class ModelTable(_Table):
     normalize: bool | None = None
     optional: bool = False
     sampling: SamplingTable | None = None
-    adapters: dict[_Name, _Name] | None = None
+    adapters: dict[_AdapterName, _Name] | None = None
+    adapters_folder: _Name | None = None
     speculation: Speculation | None = None
     draft: Source | None = None
-    rope: dict[str, JsonValue] | None = None
+    rope: RopeTable | None = None
 
     @model_validator(mode="after")
     def _has_arguments_of_its_engine(self) -> "ModelTable":
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError('[models.vllm] is for a model with engine = "vllm"')
+        if self.rope is not None and self.engine == "vllm":
+            raise ValueError('[models.rope] is for engine = "tailrace": for vLLM, set hf_overrides in [models.vllm]')
         if self.engine == "vllm" and (self.speculation or self.draft):
             key = "speculation" if self.speculation else "draft"
             raise ValueError(
@@ -126,15 +179,13 @@ class ModelTable(_Table):
 
     @model_validator(mode="after")
     def _has_keys_of_its_task(self) -> "ModelTable":
-        if self.task == "generation" and self.sequence_length is None:
-            raise ValueError("sequence_length is missing")
         wrong = _EMBEDDING_KEYS if self.task == "generation" else _GENERATION_KEYS
         if names := [name for name in wrong if name in self.model_fields_set]:
             raise ValueError(f'{names[0]} is not a key of a model with task = "{self.task}"')
         return self
 
 
-class Document(_Table):
+class Document(StrictTable):
     """A whole catalog file."""
 
     models: Annotated[list[ModelTable], Field(min_length=1)]

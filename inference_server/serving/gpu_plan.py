@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import RopeChoice
+from inference_server.attention.rope import window as rope_window
 from inference_server.engine.spec import EngineKey
 from inference_server.gpu.memory import GIB, EngineDemand, least_needs, plan
 from inference_server.gpu.paths import has_fused_layers
@@ -13,7 +15,6 @@ from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.engine_groups import window
 from inference_server.settings import Settings
 from inference_server.weights.download import naming_source
-from inference_server.weights.prepare import max_tokens
 from inference_server.weights.sizes import model_sizes, read_config
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,9 @@ def engine_demand(
     config = read_config(key.weights, settings.cache_dir, may_fetch=may_fetch)
     if config is None:
         return None
-    longest = max_tokens(config.get_text_config())
     with naming_source(key.weights):
+        RopeChoice(key.rope).apply(config)
+        longest = rope_window(config.get_text_config())
         sizes = model_sizes(config)
     return EngineDemand(
         name=" + ".join(entry.name for entry in group),

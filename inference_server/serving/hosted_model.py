@@ -1,11 +1,12 @@
 """A catalog entry whose model is loaded: its limits, its prompt encoder and the engine that it shares."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from inference_server.engine.base import BaseEngine
 from inference_server.engine.reply import Reply
-from inference_server.errors import NoRoomForReply, PromptTooLong
+from inference_server.errors import NoRoomForReply, PromptTooLong, UnknownAdapter
 from inference_server.generation import Constraint, GenerationRequest
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry
@@ -32,6 +33,8 @@ class HostedModel:
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
         thoughts: Finds the thoughts in its replies; None: replies are not searched for thoughts.
+        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS.
+        adapters: The entry's LoRA adapters: the place of each in the engine's list, from 1, by name.
     """
 
     task: ClassVar[Literal["generation"]] = "generation"
@@ -44,6 +47,8 @@ class HostedModel:
     grammars: Grammars
     tool_format: ToolFormat
     thoughts: ModelThoughts | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def context_length(self) -> int:
@@ -59,6 +64,16 @@ class HostedModel:
         """
         limit = min(self.entry.sequence_length, self.window - num_prompt_tokens)
         return max(0, limit if wanted is None else min(limit, wanted))
+
+    def adapter(self, name: str) -> int:
+        """Return the place of a LoRA adapter in the engine's list, from 1; 0 for an empty name.
+
+        Raises:
+            UnknownAdapter: The model has no adapter of this name.
+        """
+        if name and name not in self.adapters:
+            raise UnknownAdapter(self.entry.name, name, list(self.adapters))
+        return self.adapters[name] if name else 0
 
     def check_length(self, num_prompt_tokens: int, max_tokens: int | None = None) -> None:
         """Check that a prompt fits, together with `max_tokens` if that is not None. Both are in tokens.

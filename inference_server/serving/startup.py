@@ -21,12 +21,15 @@ from inference_server.errors import TailraceError, UnsupportedModel, first_line
 from inference_server.generation import Completed, GenerationRequest, SamplingParams
 from inference_server.gpu.memory import EngineDemand
 from inference_server.kernels.jit.cores import limit_threads
+from inference_server.machine import available_memory_bytes, machine_memory_bytes, memory_bytes
 from inference_server.precision import choose_device
 from inference_server.progress import progress
+from inference_server.serving.automatic import complete
 from inference_server.serving.catalog import CatalogEntry, builtin_template
+from inference_server.serving.cpu_plan import check_memory, cpu_demands, limited_caches
 from inference_server.serving.embedder_startup import load_embedders
 from inference_server.serving.engine_factory import BUILDERS, EngineName, GetBuilder
-from inference_server.serving.engine_groups import group_entries, window
+from inference_server.serving.engine_groups import group_entries, refuse_unsupported_models, window
 from inference_server.serving.gpu_plan import divide_free_memory, fitting_demands
 from inference_server.serving.hosted_embedder import HostedEmbedder
 from inference_server.serving.hosted_model import HostedModel
@@ -36,9 +39,12 @@ from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.reasoning.formats import FORMATS, ReasoningFormat
 from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.tool_formats import detect_tool_format
+from inference_server.weights.atomic_folder import remove_leftovers
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +81,12 @@ async def load_all(
         ConfigurationError: An entry cannot be served, or the models do not fit into the GPU's memory. The message names
             the entries.
     """
+    await in_daemon_thread(partial(remove_leftovers, settings.cache_dir))
     device = choose_device(settings.device)
+    _log_memory_limit()
     if device.type == "cpu":
         limit_threads()
+    entries = await in_daemon_thread(partial(complete, entries, settings, device))
     embedders = [entry for entry in entries if entry.task == "embedding"]
     generators = [entry for entry in entries if entry.task == "generation"]
     embedding = asyncio.create_task(load_embedders(embedders, settings, device, on_broken))
@@ -110,10 +119,14 @@ async def _load_generators(
         embedding: Task that loads the embedding models. On a GPU, the KV caches are made after its end.
     """
     groups = group_entries(entries, device)
+    await in_daemon_thread(partial(refuse_unsupported_models, groups, settings.cache_dir))
     demands: dict[EngineKey, EngineDemand] = {}
     if device.type == "cuda":
         _log_replaced_precisions(groups)
         demands = await in_daemon_thread(partial(fitting_demands, groups, settings, device))
+    limits: dict[EngineKey, int] = {}
+    if device.type == "cpu":
+        limits = await in_daemon_thread(partial(_plan_cpu, groups, settings))
     loaded = []
     for key, group in groups.items():
         with _naming(group[0]):
@@ -121,17 +134,23 @@ async def _load_generators(
             model = await in_daemon_thread(partial(builder.load, key, device, settings))
             loaded.append(_Loaded(key, group, builder, model))
     hosted: dict[str, HostedModel] = {}
-    cache_tokens: dict[EngineKey, int] = {}
     if device.type == "cuda":
         await asyncio.wait([embedding])
     # On a GPU, vLLM takes a fixed share of the memory, so its engines start before the others divide the rest.
     for one in sorted(loaded, key=lambda one: one.key in demands):
         with _naming(one.group[0]):
-            if one.key in demands and not cache_tokens:
-                cache_tokens = await in_daemon_thread(partial(divide_free_memory, demands, device))
-            for started in await _start(one, settings, device, cache_tokens.get(one.key), on_broken):
+            if one.key in demands and not limits:
+                limits = await in_daemon_thread(partial(divide_free_memory, demands, device))
+            for started in await _start(one, settings, device, limits.get(one.key), on_broken):
                 hosted[started.entry.name] = started
     return hosted
+
+
+def _plan_cpu(groups: Mapping[EngineKey, list[CatalogEntry]], settings: Settings) -> dict[EngineKey, int]:
+    """Return the tokens of each KV cache that the machine's memory limits. Raises ConfigurationError if models do not fit."""
+    demands, free = cpu_demands(groups, settings), available_memory_bytes()
+    check_memory(free, list(demands.values()))
+    return limited_caches(free, demands)
 
 
 @contextmanager
@@ -147,6 +166,17 @@ def _naming(entry: CatalogEntry) -> Iterator[None]:
             f"{entry.name} ({entry.weights}) cannot be served: {first_line(error)}; "
             "if memory is short, lower TAILRACE_MAX_RUNNING_SEQS or TAILRACE_KV_CACHE_TOKENS"
         ) from error
+
+
+def _log_memory_limit() -> None:
+    allowed, present = memory_bytes(), machine_memory_bytes()
+    if allowed < present:
+        logger.info(
+            "the control group (container) allows %.1f GiB of the machine's %.1f GiB of memory; %.1f GiB are available",
+            allowed / _GIB,
+            present / _GIB,
+            available_memory_bytes() / _GIB,
+        )
 
 
 def _log_replaced_precisions(groups: Mapping[EngineKey, list[CatalogEntry]]) -> None:
@@ -173,7 +203,7 @@ async def _start(
         loaded: The model.
         settings: The server's settings.
         device: Device of the native engine.
-        cache_tokens: Tokens of KV cache for which the GPU has room; None: not limited.
+        cache_tokens: Tokens of KV cache for which the memory has room; None: not limited.
         on_broken: Called when the engine has failed and cannot continue.
     """
     key, group, model = loaded.key, loaded.group, loaded.model
@@ -219,6 +249,8 @@ def _hosted(
             grammars,
             entry.tool_format or detect_tool_format(encoder.template),
             _thoughts(encoder, grammars, engine.vocab_size, end_ids),
+            {**loaded.model.info.sampling, **(entry.sampling or {})},
+            {name: loaded.key.adapters.index(folder) + 1 for name, folder in entry.adapters.items()},
         )
         for entry, length, encoder in zip(loaded.group, windows, prompts, strict=True)
     ]

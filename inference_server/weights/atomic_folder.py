@@ -1,4 +1,8 @@
-"""Creates folders atomically: other processes see a complete folder or none."""
+"""Creates folders atomically: other processes see a complete folder or none.
+
+An unfinished folder has a name that begins with a dot. The process that fills it holds a lock of it, which ends with the
+process. So folders of killed processes are recognised and removed.
+"""
 
 import contextlib
 import shutil
@@ -8,44 +12,97 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from inference_server.weights.fetching.disk_space import is_full, require_free
+from inference_server.weights.fetching.locks import exclusively, is_in_use, marked_in_use
 from tailrace_shared.config_errors import ConfigurationError
 
-# Filling a folder takes a few minutes at most. An older unfinished folder belongs to a process that was killed.
+# Filling a folder takes a few minutes at most. Where the file system has no locks, an older unfinished folder belongs to a
+# process that was killed.
 _UNFINISHED_SECONDS = 3600.0
+_LOCKS = ".locks"
+# Folders of the cache folder that contain atomic folders.
+_PARENTS = ("converted", "gguf", "packed", "packages")
 
 
 @contextmanager
-def atomic_directory(folder: Path) -> Iterator[Path]:
+def atomic_directory(folder: Path, *, num_bytes: int = 0) -> Iterator[Path]:
     """Yield an empty folder to fill, and rename it to `folder` afterwards.
 
     If another process has made `folder` in the meantime, that folder is kept. If the `with` block raises, no folder is
     created.
 
+    Args:
+        folder: The folder's final path.
+        num_bytes: Bytes that the block will write, if they are known.
+
     Raises:
-        ConfigurationError: The parent folder cannot be written; the message names TAILRACE_CACHE_DIR.
+        ConfigurationError: The parent folder cannot be written or has no room; the message names TAILRACE_CACHE_DIR.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(folder.parent)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot write to {folder.parent} ({error.strerror}): set TAILRACE_CACHE_DIR to a folder that can be written"
-        ) from None
-    try:
-        yield unfinished
+    require_free(num_bytes, folder.parent, folder.name, "TAILRACE_CACHE_DIR")
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with exclusively(_parent_lock(folder.parent), f"creating a folder in {folder.parent}"):
+                _remove_unfinished(folder.parent)
+                unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+                stack.enter_context(marked_in_use(unfinished))
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write to {folder.parent} ({error.strerror}): set TAILRACE_CACHE_DIR to a folder that can be written"
+            ) from None
+        stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
+        try:
+            yield unfinished
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise ConfigurationError(
+                f"the disk of {folder.parent} is full: free disk space, or set TAILRACE_CACHE_DIR to a folder on a larger disk"
+            ) from None
         try:
             unfinished.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def made_once(folder: Path, activity: str) -> Iterator[None]:
+    """Hold the lock of a folder in the cache, so that one of several processes makes it and the others wait.
+
+    Args:
+        folder: The folder. The block must look for it first: another process may have made it during the wait.
+        activity: What the holder does, for the log: "converting tiny.gguf".
+    """
+    with exclusively(_locks(folder.parent) / f"{folder.name}.lock", activity):
+        yield
+
+
+def remove_leftovers(cache_dir: Path) -> None:
+    """Remove the unfinished folders that killed processes left in the cache folder: they may occupy gigabytes."""
+    for parent in (cache_dir / name for name in _PARENTS):
+        if parent.is_dir() and any(parent.glob(".*-*")):
+            with exclusively(_parent_lock(parent), f"creating a folder in {parent}"):
+                _remove_unfinished(parent)
+
+
+def _parent_lock(parent: Path) -> Path:
+    """Return the lock that a process holds while an unfinished folder has no lock of its own yet."""
+    return _locks(parent) / f"{parent.name}.lock"
+
+
+def _locks(parent: Path) -> Path:
+    return parent.parent / _LOCKS
 
 
 def _remove_unfinished(parent: Path) -> None:
-    """Remove folders of processes that were killed: they may occupy gigabytes."""
-    for folder in parent.glob(".*"):
+    """Remove folders of processes that were killed."""
+    for folder in parent.glob(".*-*"):
         with contextlib.suppress(OSError):  # another process has renamed or removed the folder in the meantime
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > _UNFINISHED_SECONDS:
+            if not folder.is_dir():
+                continue
+            in_use = is_in_use(folder)
+            if in_use is None:
+                in_use = time.time() - folder.stat().st_mtime <= _UNFINISHED_SECONDS
+            if not in_use:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -5,38 +5,25 @@ Slow phases are logged. No code from the hub is run, and only safetensors and GG
 
 import hashlib
 import logging
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from inference_server.errors import first_line
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.atomic_folder import atomic_directory, made_once
+from inference_server.weights.fetching.gguf_file import whole_header
+from inference_server.weights.fetching.hub import HubModel
 from inference_server.weights.loading_lock import LOADING
-from inference_server.weights.package_model import PackageModel
 from inference_server.weights.source import Weights
+from inference_server.weights.store import fetch, stored
 from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-_CONFIG = "config.json"
-_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
-# Files that contain the same weights in another layout.
-_IGNORED_HUB_FILES = ["consolidated*", "original/*"]
 
 
 @contextmanager
@@ -62,12 +49,7 @@ def local_folder(weights: Weights, cache_dir: Path) -> Path:
         ConfigurationError: The weights are not available; the message contains the remedy.
     """
     with naming_source(weights):
-        if weights.hub is not None:
-            return _download_from_hub(weights.hub, weights.revision)
-        path = weights.path
-        if weights.package is not None:
-            path = PackageModel(weights.package, str(weights.file), cache_dir).fetch()
-        assert path is not None
+        path = fetch(weights, cache_dir)
         return _convert_gguf(path, cache_dir) if path.suffix == ".gguf" else path
 
 
@@ -82,83 +64,14 @@ def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path
     Raises:
         ConfigurationError: For the same reasons as `local_folder`.
     """
-    if weights.hub is not None:
-        return _config_from_hub(weights.hub, weights.revision, may_fetch=may_fetch)
+    if weights.hub is not None and weights.file is None:
+        model = HubModel(weights, cache_dir)
+        return model.fetch_config() if may_fetch else model.cached.stored_config()
     if may_fetch:
         return local_folder(weights, cache_dir)
-    path = weights.path
-    if weights.package is not None:
-        path = PackageModel(weights.package, str(weights.file), cache_dir).path
-    assert path is not None
-    folder = _converted_folder(path, cache_dir) if path.suffix == ".gguf" and path.is_file() else path
-    return folder if folder.is_dir() else None
-
-
-def _config_from_hub(hub_id: str, revision: str | None, *, may_fetch: bool) -> Path | None:
-    if may_fetch:
-        with _explaining_the_hub(hub_id, revision):
-            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[_CONFIG]))
-    try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[_CONFIG], local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if (folder / _CONFIG).is_file() else None
-
-
-def _download_from_hub(hub_id: str, revision: str | None) -> Path:
-    with (
-        _explaining_the_hub(hub_id, revision),
-        progress(f"getting {hub_id} from the hub (once; it stays in the hub's cache)", every_seconds=10.0),
-    ):
-        folder = snapshot_download(
-            hub_id, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_IGNORED_HUB_FILES
-        )
-    return Path(folder)
-
-
-@contextmanager
-def _explaining_the_hub(hub_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the exceptions of a download in the `with` block into a ConfigurationError with the remedy."""
-    try:
-        yield
-    except GatedRepoError:
-        raise ConfigurationError(
-            f"{hub_id} is gated: accept its licence on the hub, then set HF_TOKEN to an access token of that account"
-        ) from None
-    except RevisionNotFoundError:
-        raise ConfigurationError(f"{hub_id} has no revision {revision!r}: correct the catalog's source") from None
-    except RepositoryNotFoundError:
-        raise ConfigurationError(
-            f"the hub has no model {hub_id}, or it is private: check the id, and set HF_TOKEN if it needs one"
-        ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        if _is_untrusted(error):
-            raise ConfigurationError(_untrusted(hub_id)) from None
-        raise ConfigurationError(
-            f"{hub_id} is not in the local cache and the hub was not reached: unset HF_HUB_OFFLINE or check the network, "
-            "or point the catalog's source at a folder"
-        ) from None
-    except Exception as error:  # the HTTP client's exceptions have no common class, and they change between releases
-        logger.debug("downloading %s failed", hub_id, exc_info=True)
-        if _is_untrusted(error):
-            raise ConfigurationError(_untrusted(hub_id)) from None
-        raise ConfigurationError(f"downloading {hub_id} failed: {first_line(error)}") from None
-
-
-def _is_untrusted(error: BaseException | None) -> bool:
-    """Return True if a certificate that is not trusted is among the causes of `error`."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError) or _UNTRUSTED in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _untrusted(hub_id: str) -> str:
-    return (
-        f"downloading {hub_id} failed: the certificate of the hub, or of a proxy before it, is not trusted: set SSL_CERT_FILE "
-        "to a file (PEM) with the certificate of the authority that signed it"
-    )
+    path = stored(weights, cache_dir)
+    folder = _converted_folder(path, cache_dir) if path and path.suffix == ".gguf" and path.is_file() else path
+    return folder if folder and folder.is_dir() else None
 
 
 def _convert_gguf(path: Path, cache_dir: Path) -> Path:
@@ -169,10 +82,16 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
     folder = _converted_folder(path, cache_dir)
     if folder.is_dir():
         return folder
+    with made_once(folder, f"converting {path.name}"):
+        if not folder.is_dir():
+            _write_converted(path, folder)
+    return folder
+
+
+def _write_converted(path: Path, folder: Path) -> None:
     with (
-        atomic_directory(folder) as unfinished,
+        atomic_directory(folder, num_bytes=_converted_bytes(path)) as unfinished,
         progress(f"converting {path.name} (once; the result stays in {folder.parent})"),
-        _explaining_damage(path),
         LOADING,
         garbage.paused(),
     ):
@@ -189,7 +108,6 @@ def _convert_gguf(path: Path, cache_dir: Path) -> Path:
             )
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)
-    return folder
 
 
 def _converted_folder(path: Path, cache_dir: Path) -> Path:
@@ -197,21 +115,13 @@ def _converted_folder(path: Path, cache_dir: Path) -> Path:
     return cache_dir / "converted" / f"{path.stem}-{_fingerprint(path)}"
 
 
-@contextmanager
-def _explaining_damage(path: Path) -> Iterator[None]:
-    """If the `with` block fails, raise ConfigurationError for a file that is truncated or is not a GGUF file."""
-    try:
-        yield
-    except Exception:
-        from gguf import GGUFReader
+def _converted_bytes(path: Path) -> int:
+    """Return the size of a GGUF file's weights in float32, in bytes.
 
-        try:
-            GGUFReader(path)
-        except Exception as damage:  # the reader does not define its own exception class
-            raise ConfigurationError(
-                f"cannot load {path.name}: the file is cut or is not a GGUF file ({first_line(damage)}): download it again"
-            ) from None
-        raise
+    Raises:
+        ConfigurationError: The file is cut or is not a GGUF file.
+    """
+    return 4 * sum(tensor.num_weights for tensor in whole_header(path).tensors)
 
 
 def _fingerprint(path: Path) -> str:

@@ -5,21 +5,26 @@ The transformers models take more than a second to import, so they are imported 
 
 import importlib
 import logging
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.utils.tqdm import enable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from inference_server.attention import paged as attention
+from inference_server.attention.rope import OWN_ROPE, RopeChoice
+from inference_server.linears import checkpoint
+from inference_server.machine import memory_bytes
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
+from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import local_folder, naming_source
-from inference_server.weights.encoders import refuse_encoders
+from inference_server.weights.fetching.selection import no_tokenizer
 from inference_server.weights.loading_lock import LOADING
+from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
 from tailrace_shared import garbage
@@ -49,7 +54,7 @@ def silence_libraries() -> None:
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("huggingface_hub").handlers.clear()
-    enable_progress_bars()  # disable_progress_bar also turned off the hub's bars, which show the progress of downloads
+    disable_progress_bars()
     # bitsandbytes warns of a cast in every linear layer of every step if activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -63,10 +68,12 @@ def load_model(
     cache_dir: Path,
     int8_threshold: float = 0.0,
     attention_name: str = attention.NAME,
+    rope: RopeChoice = OWN_ROPE,
 ) -> LoadedModel:
     """Load one model with its tokenizer.
 
-    An int4 model is loaded as float32: `cpu.linear` computes the int4 weights when it packs the layers.
+    An int4 model is loaded as float32: `cpu.linear` computes the int4 weights when it packs the layers. Its experts keep
+    the checkpoint's dtype until then, and those of an int8 model too.
 
     Args:
         weights: The source of the weights; they are downloaded or converted first if necessary.
@@ -75,6 +82,7 @@ def load_model(
         cache_dir: Folder for converted models.
         int8_threshold: Outlier threshold of bitsandbytes, 0 for none.
         attention_name: Attention function, by its name in transformers' registry.
+        rope: The scaling of rotary positions.
 
     Raises:
         ConfigurationError: The weights are missing, damaged or incomplete; the message contains the remedy.
@@ -82,33 +90,67 @@ def load_model(
     precision = resolve_precision(precision, device)
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
-        refuse_encoders(folder)
-        quantizes = precision == "bitsandbytes-int8"
-        verb = "quantising" if quantizes else "loading"
+        refuse_unsupported(folder)
+        quantises = precision == "bitsandbytes-int8"
+        verb = "quantising" if quantises else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
-            from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+            from transformers import AutoModelForCausalLM
 
+            tokenizer = _tokenizer(folder, weights)
             attention.register()
-            if quantizes and device.type == "cpu":
+            quantisation = _quantisation(folder, precision, device, int8_threshold)
+            if quantisation is not None and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
+            dtype = activation_dtype(precision, device)
+            narrow = checkpoint.narrow_dtype(folder, precision, device)
+            source = quantized_source(folder)
+            load = source.load if source else partial(AutoModelForCausalLM.from_pretrained, folder)
+            model, report = load(
                 output_loading_info=True,
-                dtype=activation_dtype(precision, device),
-                quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold)
-                if quantizes
-                else None,
+                dtype=narrow or dtype,
+                quantization_config=quantisation,
                 attn_implementation=attention_name,
                 device_map={"": device},
                 use_safetensors=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            if narrow is not None:
+                checkpoint.widen_rest(model, dtype)
+            rope.fix(model)
         # transformers fills missing tensors with random numbers and continues.
         if missing := sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}):
             raise ConfigurationError(
                 f"{weights} lacks {len(missing)} tensors or has them in other shapes: {missing[0]}"
             )
     return LoadedModel(model.eval(), tokenizer, precision)
+
+
+def _tokenizer(folder: Path, weights: Weights) -> Any:
+    """Return the tokenizer in `folder`. Raises ConfigurationError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except ValueError as error:
+        if "backend tokenizer" not in str(error):
+            raise
+        raise ConfigurationError(no_tokenizer(f"cannot load {weights}: it")) from error
+
+
+def _quantisation(folder: Path, precision: Precision, device: torch.device, int8_threshold: float) -> Any | None:
+    """Return transformers' quantisation for a model in `folder`, or None.
+
+    Experts in MXFP4 become bfloat16. On a CPU they are then packed like other weights.
+    """
+    from transformers import BitsAndBytesConfig, Mxfp4Config
+
+    quantises = precision == "bitsandbytes-int8"
+    if checkpoint.quantisation_method(folder) == checkpoint.MXFP4:
+        if quantises and device.type == "cuda":
+            raise ConfigurationError(
+                f'{folder} has experts in MXFP4, which a GPU computes in 16 bits: set precision = "bfloat16"'
+            )
+        return Mxfp4Config(dequantize=True)
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold) if quantises else None
 
 
 def _import_bitsandbytes_without_compiler() -> None:
@@ -130,7 +172,7 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
     Raises:
         ConfigurationError: For the same reasons as `load_model`.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
@@ -139,11 +181,11 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
             generation_config = GenerationConfig.from_pretrained(folder)
         else:
             generation_config = GenerationConfig.from_model_config(config)
-        return folder, AutoTokenizer.from_pretrained(folder), config, generation_config
+        return folder, _tokenizer(folder, weights), config, generation_config
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Return the memory of `device` in bytes: that of the GPU, or that of the machine."""
+    """Return the memory of `device` in bytes: that of the GPU, or that which this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes()

@@ -21,12 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inference_server.attention.torch_attention import AttentionSpec
-from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights, Rotary
+from inference_server.cpu.decoder_weights import DecoderWeights, ExpertWeights, LayerWeights, Rotary
+from inference_server.cpu.experts import PackedExperts
+from inference_server.cpu.large_pages import moved
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, from_packed, preferred_layout
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights
+from inference_server.cpu.routers import PackedRouter, RouterChoice
+from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.precision import Precision
 from inference_server.weights.atomic_folder import atomic_directory
-from inference_server.weights.large_pages import moved
 from inference_server.weights.model_info import ModelInfo
 from inference_server.weights.tensor_file import reading
 from inference_server.weights.tokenizers import read_tokenizer
@@ -34,7 +37,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3  # increment when the files' content changes
+_FORMAT = 5  # increment when the files' content changes
 _FILE = "model.safetensors"
 _EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
@@ -52,6 +55,7 @@ def packed_folder(
     *,
     batch_invariant: bool,
     backends: Items[LinearBackend] = BACKENDS,
+    rope: str = "",
 ) -> Path:
     """Return the folder in which a model is, or will be, kept packed.
 
@@ -61,8 +65,9 @@ def packed_folder(
         precision: The precision in which the model is packed.
         batch_invariant: The setting of the same name, which changes the choice of kernels.
         backends: The candidates for linear layers; the layout of the first that can run here is part of the name.
+        rope: Name of the rotary frequencies, if they are not those of the model's configuration.
     """
-    variant = f"{precision}-invariant" if batch_invariant else precision
+    variant = "-".join(part for part in (precision, "invariant" if batch_invariant else "", rope) if part)
     place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
     determining: list[Any] = [_FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
     for path in sorted(source.iterdir()):
@@ -84,7 +89,8 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
         tokenizer: The transformers tokenizer.
     """
     try:
-        with atomic_directory(folder) as unfinished:
+        num_bytes = sum(tensor.nbytes for _, tensor in _tensors(decoder))
+        with atomic_directory(folder, num_bytes=num_bytes) as unfinished:
             tokenizer.save_pretrained(unfinished)
             if not is_same_tokenizer(tokenizer, read_tokenizer(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")
@@ -133,8 +139,21 @@ def _tensors(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
     for index, layer in enumerate(decoder.layers):
         yield f"{index}.input_norm", layer.input_norm
         yield f"{index}.post_norm", layer.post_norm
-        for name in _LINEARS:
-            yield from _linear_tensors(f"{index}.{name}", getattr(layer, name))
+        if layer.head_norms is not None:
+            yield f"{index}.query_norm", layer.head_norms.query
+            yield f"{index}.key_norm", layer.head_norms.key
+        for name, linear in _linears_of(layer).items():
+            yield from _linear_tensors(f"{index}.{name}", linear)
+
+
+def _linears_of(layer: LayerWeights) -> dict[str, KernelLinear]:
+    """Return the linear layers of a layer, with those of its experts and their router, by name."""
+    named = {name: getattr(layer, name) for name in _LINEARS}
+    if layer.experts is not None:
+        named["router"] = layer.experts.product
+        for number, (gate_up, down) in enumerate(layer.experts.linears):
+            named |= {f"experts.{number}.gate_up": gate_up, f"experts.{number}.down": down}
+    return {name: linear for name, linear in named.items() if linear is not None}
 
 
 def _linear_tensors(name: str, linear: KernelLinear) -> Iterator[tuple[str, Tensor]]:
@@ -152,11 +171,16 @@ def _structure(decoder: DecoderWeights) -> dict[str, Any]:
         "num_heads": decoder.num_heads,
         "num_kv_heads": decoder.num_kv_heads,
         "rotary_scaling": decoder.rotary.scaling,
+        "embedding_factor": decoder.embedding_factor,
+        "residual_factor": decoder.residual_factor,
         "head": _linear_metadata(decoder.head),
         "layers": [
             {
                 "attention": asdict(layer.attention),
-                **{name: _linear_metadata(getattr(layer, name)) for name in _LINEARS},
+                "rotates": layer.rotates,
+                "head_norm_eps": None if layer.head_norms is None else layer.head_norms.eps,
+                "linears": {name: _linear_metadata(linear) for name, linear in _linears_of(layer).items()},
+                "choice": asdict(layer.experts.router.choice) if layer.experts else None,
             }
             for layer in decoder.layers
         ],
@@ -172,21 +196,48 @@ def _decoder(metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: 
     return DecoderWeights(
         embedding=tensors[_EMBEDDING],
         rotary=Rotary(tensors["inverse_frequencies"], metadata["rotary_scaling"]),
-        layers=[
-            LayerWeights(
-                input_norm=tensors[f"{index}.input_norm"],
-                post_norm=tensors[f"{index}.post_norm"],
-                attention=AttentionSpec(**layer["attention"]),
-                **{name: _linear(tensors, f"{index}.{name}", layer[name], backends) for name in _LINEARS},
-            )
-            for index, layer in enumerate(metadata["layers"])
-        ],
+        layers=[_layer(tensors, index, layer, backends) for index, layer in enumerate(metadata["layers"])],
         norm=tensors["norm"],
         head=_linear(tensors, "head", metadata["head"], backends),
         eps=metadata["eps"],
         num_heads=metadata["num_heads"],
         num_kv_heads=metadata["num_kv_heads"],
+        embedding_factor=metadata["embedding_factor"],
+        residual_factor=metadata["residual_factor"],
     )
+
+
+def _layer(
+    tensors: Mapping[str, Tensor], index: int, metadata: dict[str, Any], backends: Items[LinearBackend]
+) -> LayerWeights:
+    linears = {
+        name: _linear(tensors, f"{index}.{name}", described, backends)
+        for name, described in metadata["linears"].items()
+    }
+    experts = None
+    if metadata["choice"] is not None:
+        router = PackedRouter(linears["router"], RouterChoice(**metadata["choice"]))
+        gate_up, down = (
+            [linear for name, linear in linears.items() if name.startswith("experts.") and name.endswith(f".{part}")]
+            for part in ("gate_up", "down")
+        )
+        experts = ExpertWeights(router, PackedExperts(gate_up, down))
+    return LayerWeights(
+        input_norm=tensors[f"{index}.input_norm"],
+        post_norm=tensors[f"{index}.post_norm"],
+        attention=AttentionSpec(**metadata["attention"]),
+        head_norms=_head_norms(tensors, index, metadata["head_norm_eps"]),
+        rotates=metadata["rotates"],
+        qkv=linears["qkv"],
+        output=linears["output"],
+        gate_up=linears.get("gate_up"),
+        down=linears.get("down"),
+        experts=experts,
+    )
+
+
+def _head_norms(tensors: Mapping[str, Tensor], layer: int, eps: float | None) -> HeadNorms | None:
+    return None if eps is None else HeadNorms(tensors[f"{layer}.query_norm"], tensors[f"{layer}.key_norm"], eps)
 
 
 def _linear(

@@ -1,5 +1,6 @@
 """Turns weights into a model that can run: loaded, fused and packed, or read from the folder of an earlier start."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
-from inference_server.cpu.decoder_weights import extract_weights
+from inference_server.attention.rope import OWN_ROPE, RopeChoice, window
+from inference_server.cpu.decoder_weights import decoder_share, extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
+from inference_server.linears.share import QuantisedShare, quantised_share
+from inference_server.lora.adapter import Adapter
 from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.download import local_folder
 from inference_server.weights.loader import load_description, load_model
-from inference_server.weights.model_info import ModelInfo
+from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
 
 logger = logging.getLogger(__name__)
@@ -30,8 +34,9 @@ class PreparedModel:
     Attributes:
         model: A transformers model, or DecoderWeights; ModelRunner takes both.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
         num_bytes: Memory of the weights, in bytes.
+        adapters: LoRA adapters, in the order of EngineKey.adapters.
         draft: The model that computes draft tokens; None: no such model.
     """
 
@@ -39,6 +44,7 @@ class PreparedModel:
     tokenizer: Any
     info: ModelInfo
     num_bytes: int
+    adapters: tuple[Adapter, ...] = ()
     draft: "PreparedModel | None" = None
 
 
@@ -49,7 +55,7 @@ class ModelDescription:
     Attributes:
         folder: Folder with the weights, as transformers reads it.
         tokenizer: The transformers tokenizer.
-        info: Limits and end tokens.
+        info: Limits, end tokens and sampling defaults.
     """
 
     folder: Path
@@ -67,7 +73,9 @@ def describe(weights: Weights, settings: Settings) -> ModelDescription:
     return ModelDescription(folder, tokenizer, _model_info(config, generation_config))
 
 
-def prepare(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> PreparedModel:
+def prepare(
+    weights: Weights, precision: Precision, device: torch.device, settings: Settings, rope: RopeChoice = OWN_ROPE
+) -> PreparedModel:
     """Return a model that is ready to run on `device`. On a CPU, the packed form is kept in the cache folder.
 
     Args:
@@ -75,26 +83,34 @@ def prepare(weights: Weights, precision: Precision, device: torch.device, settin
         precision: The precision in use on the device (see precision.resolve_precision).
         device: A CPU or a GPU.
         settings: The cache folder and the options that change packed weights.
+        rope: The scaling of rotary positions.
 
     Raises:
         ConfigurationError: For the same reasons as `loader.load_model`.
     """
     if device.type != "cpu":
-        return _load(weights, precision, device, settings)
+        return _load(weights, precision, device, settings, rope)
     source = local_folder(weights, settings.cache_dir)
     folder = None
     if source.is_dir():  # a missing folder makes the loading below fail, with a message
         folder = packed_cache.packed_folder(
-            settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant
+            settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant, rope=_variant(source, rope)
         )
     if folder is not None and folder.is_dir():
         try:
             with progress(f"reading {weights}, packed as {precision}"):
                 decoder, info, tokenizer = packed_cache.read(folder)
+            _log_share(decoder_share(decoder, precision), weights)
             return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
         except ValueError as reason:
             logger.info("packing %s again: %s", weights, reason)
-    return _pack(_load(weights, precision, device, settings), weights, precision, settings, folder)
+    return _pack(_load(weights, precision, device, settings, rope), weights, precision, settings, folder)
+
+
+def _variant(source: Path, rope: RopeChoice) -> str:
+    """Return the name of the rotary frequencies of the model in `source`, "" for those of its configuration."""
+    path = source / "config.json"
+    return rope.variant(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
 
 
 def memory_bytes(model: Any) -> int:
@@ -106,13 +122,29 @@ def memory_bytes(model: Any) -> int:
     return int(model.get_memory_footprint()) + packed_bytes
 
 
-def _load(weights: Weights, precision: Precision, device: torch.device, settings: Settings) -> PreparedModel:
+def _load(
+    weights: Weights, precision: Precision, device: torch.device, settings: Settings, rope: RopeChoice
+) -> PreparedModel:
     loaded = load_model(
-        weights, precision, device=device, cache_dir=settings.cache_dir, int8_threshold=settings.int8_threshold
+        weights,
+        precision,
+        device=device,
+        cache_dir=settings.cache_dir,
+        int8_threshold=settings.int8_threshold,
+        rope=rope,
     )
     model = loaded.model
     info = _model_info(model.config, model.generation_config)
+    _log_share(quantised_share(model, precision, head_is_quantised=device.type == "cpu"), weights)
     return PreparedModel(model, loaded.tokenizer, info, model.get_memory_footprint())
+
+
+def _log_share(share: QuantisedShare | None, weights: Weights) -> None:
+    """Log how many of a model's parameters are quantised, if any are, and warn of layers that are not."""
+    if share is not None:
+        logger.info("%s: %s", weights, share)
+        if share.warning:
+            logger.warning("%s: %s", weights, share.warning)
 
 
 def _pack(
@@ -140,20 +172,7 @@ def _model_info(model_config: Any, generation_config: Any) -> ModelInfo:
     end_ids = configured if isinstance(configured, list) else [configured]
     return ModelInfo(
         model_type=model_config.model_type,
-        max_tokens=max_tokens(config),
+        max_tokens=window(config),
         end_ids=[token for token in end_ids if token is not None],
+        sampling=sampling_defaults(generation_config),
     )
-
-
-def max_tokens(config: Any) -> int | None:
-    """Return the model's own window in tokens, or None if it has no limit.
-
-    Some position embeddings depend on the longest sequence of a call: longrope and dynamic scaling in transformers.
-    They are used up to their original length only. Beyond it, one sequence would change the results of other sequences.
-    """
-    limits = [getattr(config, "max_position_embeddings", None)]
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if parameters.get("rope_type") in ("longrope", "dynamic"):
-            limits.append(parameters.get("original_max_position_embeddings"))
-    return min((limit for limit in limits if limit), default=None)

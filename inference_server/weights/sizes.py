@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from inference_server.gpu.memory import ModelSizes
+from inference_server.linears.share import WEIGHT_FORMATS, QuantisedShare, quantised_share
+from inference_server.precision import Precision
 from inference_server.weights.download import config_folder, naming_source
 from inference_server.weights.source import Weights
 
@@ -27,6 +29,26 @@ def read_config(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Any | 
     with naming_source(weights):
         folder = config_folder(weights, cache_dir, may_fetch=may_fetch)
         return None if folder is None else AutoConfig.from_pretrained(folder)
+
+
+def predicted_share(config: Any, precision: Precision, *, on_gpu: bool) -> QuantisedShare | None:
+    """Return how many parameters of a model with this configuration a precision quantises; None if it quantises none.
+
+    Args:
+        config: The transformers configuration.
+        precision: The precision in use on the device.
+        on_gpu: True for a GPU, where the output head keeps 16 bits.
+
+    Raises:
+        ValueError: transformers has no causal language model for this configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if precision not in WEIGHT_FORMATS:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return quantised_share(model, precision, head_is_quantised=not on_gpu)
 
 
 def model_sizes(config: Any) -> ModelSizes:

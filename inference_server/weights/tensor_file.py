@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from inference_server.weights.large_pages import Arena, aligned_bytes
+from inference_server.cpu.large_pages import Arena, aligned_bytes
 
 _HEADER_LENGTH = struct.Struct("<Q")
 _CHUNK = 8 << 20  # bytes that one thread reads at a time

@@ -38,8 +38,16 @@ def models() -> Iterator[Finding]:
     missing: set[Path] = set()
     for entry in entries:
         yield model_finding(entry.name, entry.weights, server.cache_dir, missing)
-    yield from cpu.models(entries, server)
-    yield from gpu.models(entries, server)
+    chosen = _chosen(entries, server)
+    if isinstance(chosen, Finding):
+        yield chosen
+        return
+    for entry in entries:
+        if entry.name not in {each.name for each in chosen}:
+            yield Finding(None, f"{entry.name}: its first start, which downloads it, chooses precision and lengths")
+    yield from cpu.models(chosen, server)
+    yield from cpu.memory(chosen, server)
+    yield from gpu.models(chosen, server)
 
 
 def speed() -> Iterator[Finding]:
@@ -49,14 +57,29 @@ def speed() -> Iterator[Finding]:
         yield Finding(None, "not measured: see Models")
         return
     server, entries = loaded
-    yield from cpu_speed.speed(entries, server)
+    chosen = _chosen(entries, server)
+    if not isinstance(chosen, Finding):
+        yield from cpu_speed.speed(chosen, server)
+
+
+def _chosen(entries: Any, server: Any) -> Any:
+    """Return the entries with precision and lengths, without those that need a download first, or the finding why not."""
+    from inference_server.precision import choose_device
+    from inference_server.serving.automatic import complete
+
+    try:
+        return complete(entries, server, choose_device(server.device), may_fetch=False)
+    except ConfigurationError as error:
+        return Finding(False, f"{error}")
+    except (RuntimeError, OSError, ImportError):  # the section "Packages" reports this error
+        return []
 
 
 def _settings_and_entries() -> Finding | tuple[Any, Any]:
     """Return the server's settings and the catalog's entries, or the finding that explains why they are missing."""
     if not has_server():
         return MISSING_SERVER
-    from inference_server.serving.catalog import read_catalog
+    from inference_server.serving.model_names import configured_entries
     from inference_server.settings import Settings
 
     try:
@@ -64,9 +87,11 @@ def _settings_and_entries() -> Finding | tuple[Any, Any]:
     except ConfigurationError:
         return Finding(None, "not checked, because the settings are wrong")
     try:
-        return server, read_catalog(server.catalog)
+        return server, configured_entries(server)
     except ConfigurationError as error:
-        return Finding(False, f"{error}", "TAILRACE_CATALOG names the catalog file.")
+        return Finding(
+            False, f"{error}", "TAILRACE_MODELS has the models, or else TAILRACE_CATALOG names the catalog file."
+        )
 
 
 def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) -> Finding:
@@ -80,7 +105,7 @@ def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) 
     """
     if not weights.package:
         return Finding(True, f"{name}: {weights}, {weights.availability}")
-    from inference_server.weights.package_model import PackageModel
+    from inference_server.weights.fetching.package_model import PackageModel
 
     path = PackageModel(weights.package, weights.file, cache_dir).path
     if path.is_file():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from inference_server.settings import Settings
 
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_GIB = 2**30
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -91,6 +92,38 @@ def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
             yield Finding(None, f"{names}: {key.engine} chooses how it runs")
 
 
+def memory(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[Finding]:
+    """Report whether the models fit into the memory that is available now, as far as their configurations are on disk.
+
+    Yields nothing if a GPU is used.
+
+    Args:
+        entries: The catalog's entries.
+        settings: The server's settings.
+    """
+    from inference_server.machine import available_memory_bytes
+    from inference_server.serving.cpu_plan import check_memory, cpu_demands
+
+    engines = cpu_engines(entries, settings)
+    try:
+        demands, free = cpu_demands(engines, settings, may_fetch=False), available_memory_bytes()
+    except ConfigurationError:  # the line of the model has this error
+        return
+    if not demands:
+        return
+    weights = sum(demand.weight_bytes for demand in demands.values())
+    try:
+        check_memory(free, list(demands.values()))
+    except ConfigurationError as error:
+        advice = "If a running inference server uses the memory, ignore this."
+        yield Finding(None, f"the inference server does not start now: {error}", advice, is_warning=True)
+        return
+    subject = "the models fit" if len(demands) == len(engines) else "the models that are on disk fit"
+    yield Finding(
+        True, f"{subject} into the memory: {weights / _GIB:.1f} GiB of weights, {free / _GIB:.1f} GiB are available"
+    )
+
+
 def cpu_engines(entries: "Sequence[CatalogEntry]", settings: "Settings") -> "dict[EngineKey, list[CatalogEntry]]":
     """Return the entries of each engine; empty if the server uses a GPU, or cannot start."""
     from inference_server.precision import choose_device
@@ -106,7 +139,7 @@ def cpu_engines(entries: "Sequence[CatalogEntry]", settings: "Settings") -> "dic
 
 def _path(names: str, key: "EngineKey", settings: "Settings") -> Finding:
     from inference_server.cpu.paths import predicted_path
-    from inference_server.weights.sizes import read_config
+    from inference_server.weights.sizes import predicted_share, read_config
 
     try:
         config = read_config(key.weights, settings.cache_dir, may_fetch=False)
@@ -116,4 +149,11 @@ def _path(names: str, key: "EngineKey", settings: "Settings") -> Finding:
         text = f"{names}: as {key.precision}; its first start, which downloads or converts it, determines the path"
         return Finding(None, text)
     path = predicted_path(config, key.precision)
-    return Finding(True if path.program == "all" else None, f"{names}: as {key.precision}, {path}")
+    try:
+        share = predicted_share(config, key.precision, on_gpu=False)
+    except ValueError as error:
+        return Finding(False, f"{names}: {error}")
+    text = f"{names}: as {key.precision}, {path}" + (f", {share}" if share else "")
+    if share and share.warning:
+        return Finding(None, text, share.warning, is_warning=True)
+    return Finding(True if path.program == "all" else None, text)

@@ -82,9 +82,9 @@ def measure(isa: "InstructionSet | None") -> Times:
 
 
 def _kernel_layers(precision: Precision, isa: "InstructionSet") -> "list[nn.Module]":
+    from inference_server.cpu.large_pages import moved
     from inference_server.cpu.linear.kernel_linear import LinearKind
     from inference_server.cpu.linear.panels import PanelBackend
-    from inference_server.weights.large_pages import moved
 
     backend = PanelBackend(isa)
     packed = backend.pack(_weight(precision), None, LinearKind(_FORMATS[precision])).packed
@@ -111,7 +111,8 @@ def _weight(precision: Precision) -> "Tensor | Int8 | Int4":
     """Return weights in the format of a precision. Their values do not change the time of a product."""
     import torch
 
-    from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
+    from inference_server.cpu.linear.integer_weights import Int4, Int8
+    from inference_server.linears.plain import GROUP
 
     if precision == "bfloat16":
         return torch.ones(WIDTH, WIDTH, dtype=torch.bfloat16)

@@ -11,6 +11,7 @@ from tailrace_cli.doctor.finding import Finding
 from tailrace_shared.config_errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from inference_server.engine.spec import EngineKey
     from inference_server.gpu.memory import EngineDemand
     from inference_server.serving.catalog import CatalogEntry
     from inference_server.settings import Settings
@@ -87,6 +88,7 @@ def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
             continue
         demands.append(demand)
         yield _path(demand, settings)
+        yield from _share(names, key, settings)
     if demands:
         yield _memory(demands, is_complete)
 
@@ -99,6 +101,15 @@ def _path(demand: "EngineDemand", settings: "Settings") -> Finding:
         demand.can_fuse, demand.precision, int8_threshold=settings.int8_threshold, has_triton=has_triton()
     )
     return Finding(True, f"{demand.name}: as {demand.precision}, {path}")
+
+
+def _share(names: str, key: "EngineKey", settings: "Settings") -> "Iterator[Finding]":
+    """Yield how many of a model's parameters are quantised, if the precision quantises any."""
+    from inference_server.weights.sizes import predicted_share, read_config
+
+    config = read_config(key.weights, settings.cache_dir, may_fetch=False)
+    if config is not None and (share := predicted_share(config, key.precision, on_gpu=True)) is not None:
+        yield Finding(None if share.warning else True, f"{names}: {share}", share.warning, bool(share.warning))
 
 
 def _memory(demands: "Sequence[EngineDemand]", is_complete: bool) -> Finding:

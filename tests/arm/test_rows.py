@@ -27,6 +27,15 @@ def test_add_rms_norm_adds_and_norms(dtype, place, call):
 
 
 @DTYPES
+def test_add_rms_norm_multiplies_what_it_adds(dtype, place, call):
+    x, delta, weight = (place(torch.randn(shape).to(dtype)) for shape in ((5, 64), (5, 64), (64,)))
+    out, added = place(torch.full_like(x, float("nan"))), (x.float() + 0.22 * delta.float()).to(dtype)
+    call(arguments.add_rms_norm(x, delta, weight, out, 1e-5, 0.22), "add_rms_norm", dtype == torch.bfloat16)
+    assert_close(x, added)
+    assert_close(out, reference.rms_norm(added, weight, 1e-5))
+
+
+@DTYPES
 def test_silu_mul_is_that_of_torch(dtype, place, call):
     gate_up = place(torch.randn(7, 96).to(dtype) * 8)
     out = place(torch.full((7, 48), float("nan"), dtype=dtype))
@@ -57,6 +66,21 @@ def test_rope_rotates_and_writes_like_torch(dtype, has_float32_angles, width, pl
     types = (dtype, angles, dtype)
     call(arguments.rope_and_write(*given), "rope_and_write", *(each == torch.bfloat16 for each in types))
     wanted = reference.rope_and_write(*given[:3], *cache, rows, heads, kv_heads)
+    assert_close(given[6], wanted)
+    assert_close(given[3], cache[0])
+    assert torch.equal(given[4], cache[1])
+
+
+@DTYPES
+def test_heads_are_normalised_before_they_are_rotated(dtype, place, call):
+    heads, kv_heads, width, num_rows = 9, 3, 80, 7
+    qkv, theta = torch.randn(num_rows, (heads + 2 * kv_heads) * width).to(dtype) * 5, torch.randn(num_rows, width)
+    norms = arguments.HeadNorms(*(place(torch.randn(width).to(dtype)) for _ in range(2)), 1e-6)
+    cache = torch.zeros(2, 5, 16, kv_heads, width, dtype=dtype)
+    rows, query = torch.randperm(80)[:num_rows], torch.full((num_rows, heads, width), float("nan"), dtype=dtype)
+    given = [place(each) for each in (qkv, theta.cos().to(dtype), theta.sin().to(dtype), *cache.clone(), rows, query)]
+    wanted = reference.rope_and_write(*given[:3], *cache, rows, heads, kv_heads, norms)
+    call(arguments.rope_and_write(*given, norms), "norm_rope_and_write", *[dtype == torch.bfloat16] * 3)
     assert_close(given[6], wanted)
     assert_close(given[3], cache[0])
     assert torch.equal(given[4], cache[1])

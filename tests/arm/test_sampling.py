@@ -32,9 +32,11 @@ class EmulatedSampler:
         records = memory(*originals[0]).view(torch.int64).view(num_rows, record.RECORD_WORDS)
         copies = [self._place(records)]
         for row, copied in zip(records.tolist(), copies[0], strict=True):
-            sizes = {record.LOGITS: 4, record.SEEN: 1, record.COUNTS: 4, record.ALLOWED: 1}
+            sizes = {record.LOGITS: 4, record.ALLOWED: 1}
             used = {word: size * vocab_size for word, size in sizes.items()} | {record.TOP: 8 * row[record.TOP_SIZE]}
             used |= dict.fromkeys((record.BIASED, record.BIASES), 4 * row[record.NUM_BIASED])
+            penalties = record.PENALISED, record.COUNTS, record.UNCHANGED
+            used |= dict.fromkeys(penalties, 4 * row[record.NUM_PENALISED])
             for word, size in used.items():
                 if row[word]:
                     originals.append((row[word], size))

@@ -43,6 +43,11 @@ def replies(page: Page):
     return page.locator("#turns .assistant")
 
 
+def test_empty_settings_show_the_models_sampling_defaults(playground):
+    expect(playground.get_by_label("Top p")).to_have_attribute("placeholder", "0.9")
+    expect(playground.get_by_label("Temperature")).to_have_attribute("placeholder", "0.6")
+
+
 def done(page: Page) -> None:
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     expect(page.get_by_role("status")).to_have_text("Ready.")

@@ -192,7 +192,7 @@ def test_openai_gets_several_choices_and_the_first_is_that_of_a_single_reply(oai
 
 def test_openai_without_max_tokens_gets_more_than_256_tokens(oai):
     numbers = "\n".join(str(number) for number in range(1, 20))
-    reply = oai.completions.create(model=MODEL, prompt=numbers, temperature=0, stop="\n130")
+    reply = oai.completions.create(model=MODEL, prompt=numbers, temperature=0, frequency_penalty=0, stop="\n130")
     assert reply.usage.completion_tokens > 256
 
 

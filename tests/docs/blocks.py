@@ -15,6 +15,7 @@ ELSEWHERE = {
     r"docker compose up --build --wait$": "tests/compose/test_compose.py",
     r"pip install -c constraints\.txt '\.\[server,bridge\]'$": "tests/docs/test_install.py",
     r"tailrace serve$": "tests/e2e/test_local_stack.py",
+    r"\.venv/bin/tailrace serve [\w.-]+/[\w.-]+$": "tests/e2e/test_one_step.py",
     r"tailrace doctor$": "tests/e2e/test_command.py",
     r"(CLOUDFLARE_\w+=\S+ +)*npx wrangler@3 dev$": "tests/clients/test_workers.py",
     r"HF_TOKEN=\S+ TAILRACE_CATALOG=inference_server/catalogs/llama-2\.toml make run$": "tests/docs/test_install.py",

@@ -14,7 +14,10 @@ WHEN = {
     (400, 5007): "no such model; the message lists the models. 404 on OpenAI's routes",
     (400, 5023): "profile `2026-strict`: JSON mode in a stream",
     (400, 5024): "JSON mode, and the reply was cut",
-    (400, 5028): "profile `2026-strict`: Cloudflare removed this model",
+    (
+        400,
+        5028,
+    ): "Cloudflare removed this model, and no server here hosts it (404 on OpenAI's routes), or the profile is `2026-strict`",
     (
         400,
         6003,
@@ -34,7 +37,7 @@ WHEN = {
     (404, 5007): "no such model, on the routes that describe one",
     (404, 7000): "a Worker's gateway has no logs, and there is no AutoRAG",
     (404, 7003): "the account in the path is not valid",
-    (405, 5005): "`lora`: no model here supports it",
+    (405, 5005): "`lora`: the model has no LoRA adapters",
     (405, 7001): "wrong method",
     (
         408,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from benchmarks.report import readme
 from benchmarks.report.classes import all_classes
 from tailrace_shared.request_fields import SAMPLING_FIELDS
-from tests.docs import errors, metrics, settings
+from tests.docs import architectures, catalogue, errors, metrics, settings
 from tests.support.processes import ROOT
 
 _END = "<!-- /generated -->"
@@ -34,7 +34,12 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "grpc errors": ("docs/errors.md", errors.grpc_table),
     "server metrics": ("docs/metrics.md", metrics.server_table),
     "bridge metrics": ("docs/metrics.md", metrics.bridge_table),
+    "served architectures": ("docs/architectures.md", architectures.served_table),
+    "refused architectures": ("docs/architectures.md", architectures.refused_table),
     "sampling": ("docs/rest-api.md", sampling),
+    "catalogue": ("docs/catalogue.md", catalogue.generation_table),
+    "embedding catalogue": ("docs/catalogue.md", catalogue.embedding_table),
+    "removed models": ("docs/catalogue.md", catalogue.removed_table),
     "performance": ("README.md", performance),
 }
 

@@ -31,6 +31,23 @@ def test_run_reads_the_prompt_from_stdin(stack):
 
 
 @TRANSPORTS
+def test_piped_text_and_options_reach_the_first_model(stack, transport):
+    schema = '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}'
+    options = ["--max-tokens", "40", "--temperature", "0", "--top-p", "0.9", "--schema", schema, *transport]
+    done = tailrace("run", "Which city?", *options, environment=stack.environment, text="I live in Tokyo.\n")
+    assert (done.returncode, done.stdout[:1], '"city"' in done.stdout) == (0, "{", True)
+    options = ["--raw", "--temperature", "0", "--stop", "3", *transport]
+    done = tailrace("run", "llama-2-7b-chat-int8", *options, environment=stack.environment, text="0, 1, 2,")
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+def test_ps_lists_the_served_models(stack):
+    done = tailrace("ps", environment=stack.environment)
+    assert done.returncode == 0
+    assert done.stdout.startswith("NAME ") and f"\n{MODEL} " in done.stdout
+
+
+@TRANSPORTS
 def test_chat_keeps_the_conversation_until_an_empty_line(stack, transport):
     lines = "My name is Ada.\nSay yes.\n\nnever read\n"
     done = tailrace("chat", "--max-tokens", "4", "--seed", "1", *transport, environment=stack.environment, text=lines)

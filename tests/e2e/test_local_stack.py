@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.support.processes import Process, free_address, process
+from tests.support.processes import Process, children, free_address, is_running, process
 from tests.support.servers import MODEL, write_catalog
 
 
@@ -19,20 +19,6 @@ def settings(tiny_model, tmp_path):
     catalog.write_text(text)
     addresses = {"http_address": free_address(), "grpc_address": free_address()}
     return {"catalog": str(catalog), "device": "cpu", **addresses}
-
-
-def children(pid: int) -> list[int]:
-    """Return the ids of the children of `pid`, in the order of their start."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, timeout=5)
-    return sorted(int(line) for line in found.stdout.split())
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def started_services(stack: Process) -> list[int]:

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
 
+from http_bridge.protocol.grpc_errors import unknown_model
 from tests.http_bridge.conftest import RUN_URL
 
 Code = grpc.StatusCode
@@ -22,9 +23,11 @@ TOO_LONG = (
     "The estimated number of input and maximum output tokens (2049) exceeded this model context window limit (2048). "
     "The prompt alone has 2049 tokens."
 )
+# The default model's name is among those that Cloudflare removed.
 UNKNOWN = (
-    "No such model @cf/meta/llama-2-7b-chat-int8 or task: the models here are @cf/meta/llama-2-7b-chat-int8, "
-    "@hf/other/second"
+    "This model was deprecated on 2026-05-30. Please use an alternative model. No server here hosts it: accept its licence on "
+    "https://huggingface.co/meta-llama/Llama-2-7b-chat-hf and set HF_TOKEN, then `tailrace serve "
+    "@cf/meta/llama-2-7b-chat-int8` serves it; the models here are @cf/meta/llama-2-7b-chat-int8, @hf/other/second."
 )
 LOADING = (
     "The model @cf/meta/llama-2-7b-chat-int8 is not ready: it is still loading or does not respond. "
@@ -32,7 +35,7 @@ LOADING = (
 )
 INTERNAL = "Internal error; the log of the server has the cause under this request id."
 ROWS = [
-    (Code.NOT_FOUND, "UNKNOWN_MODEL", 400, 5007, UNKNOWN),
+    (Code.NOT_FOUND, "UNKNOWN_MODEL", 400, 5028, UNKNOWN),
     (Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG", 413, 5021, TOO_LONG),
     (Code.RESOURCE_EXHAUSTED, "CAPACITY_EXCEEDED", 429, 3040, "Capacity temporarily exceeded, please try again."),
     (Code.UNAVAILABLE, "SERVER_STOPPING", 503, 7009, "Upstream service unavailable"),
@@ -199,3 +202,31 @@ async def test_a_missing_server_is_unavailable(start_bridge):
     response = await bridge.ask({"prompt": "hi", "stream": True})
     assert response.status_code == 503
     assert response.json()["errors"][0]["code"] == 7009
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "more"),
+    [
+        ("@cf/x/y", 5007, ": the models here are @cf/a/b"),
+        ("@cf/qwen/qwq-32b", 5007, ": `tailrace serve @cf/qwen/qwq-32b` serves it; the models here are @cf/a/b"),
+        ("@cf/google/embeddinggemma-300m", 5007, ": no engine of Tailrace runs it ("),
+        ("@cf/openai/gpt-oss-120b", 5007, "serves it; the models here are @cf/a/b"),
+        (
+            "@cf/meta/llama-3.2-1b-instruct",
+            5007,
+            ": accept its licence on https://huggingface.co/meta-llama/Llama-3.2-1B-Instruct",
+        ),
+        ("@cf/microsoft/phi-2", 5028, "No server here hosts it: `tailrace serve @cf/microsoft/phi-2` serves it; "),
+    ],
+)
+def test_an_unknown_model_of_workers_ai_has_the_step_that_serves_it(model, code, more):
+    error = unknown_model(model, ["@cf/a/b"])
+    assert (error.status, error.code, error.is_unknown_model) == (400, code, True)
+    assert more in error.description
+
+
+async def test_a_removed_model_is_404_for_openais_clients(bridge, servicer):
+    servicer.script = lambda reply: reply.refuse(Code.NOT_FOUND, "UNKNOWN_MODEL")
+    body = {"model": "@cf/microsoft/phi-2", "messages": [{"role": "user", "content": "hi"}]}
+    response = await bridge.ask(body, url="/v1/chat/completions")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")

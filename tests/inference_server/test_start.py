@@ -72,7 +72,7 @@ async def test_chunked_attention_is_refused_by_name(tmp_path):
             pass
 
 
-async def test_dynamic_rotary_positions_end_at_their_original_length(tmp_path):
+async def test_longrope_reaches_beyond_its_original_length(tmp_path):
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
@@ -84,7 +84,7 @@ async def test_dynamic_rotary_positions_end_at_their_original_length(tmp_path):
         **SIZES, max_position_embeddings=512, original_max_position_embeddings=128, rope_parameters=rope
     )
     async with hosting(entry(write(config, tmp_path), context_length=300, sequence_length=100)) as models:
-        assert models["tiny"].window == 128
+        assert models["tiny"].window == 400
 
 
 async def test_a_mixture_of_experts_is_served(tmp_path):

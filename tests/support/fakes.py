@@ -1,5 +1,6 @@
 """Objects for tests without an engine: sequences, hosted models, and real tokenizers."""
 
+from collections.abc import Mapping
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +67,13 @@ def sequence(
     return Sequence(request=request, text=ReplyText(Detokenizer(str), ()), reply=None, arrived=0.0)
 
 
-def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, window: int = 3848) -> HostedModel:
+def hosted_model(
+    *,
+    context_length: int = 2048,
+    sequence_length: int = 1800,
+    window: int = 3848,
+    sampling: Mapping[str, float] | None = None,
+) -> HostedModel:
     """Return a hosted model with these limits in tokens and without an engine."""
     entry = CatalogEntry(
         name="tiny",
@@ -80,4 +87,4 @@ def hosted_model(*, context_length: int = 2048, sequence_length: int = 1800, win
     )
     engine = SimpleNamespace(vocab_size=VOCAB_SIZE)
     grammars = Grammars(llama_tokenizer(), VOCAB_SIZE)
-    return HostedModel(entry, "float32", window, llama_prompts(), engine, grammars, "hermes")
+    return HostedModel(entry, "float32", window, llama_prompts(), engine, grammars, "hermes", sampling=sampling or {})

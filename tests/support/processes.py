@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,20 @@ def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of the children of `pid`, in the order of their start."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, timeout=5)
+    return sorted(int(line) for line in found.stdout.split())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Process:

@@ -12,12 +12,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 VOCAB_SIZE = 403  # tokens that the trainer below finds in _WORDS, and 256 byte tokens
@@ -27,7 +30,7 @@ _WORDS = (
     "an answer comes word by word so that nobody waits for the end of a long reply hello world this is text 1 2 3 "
 )
 
-_SIZES = {
+SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -42,11 +45,11 @@ _SIZES = {
 
 ARCHITECTURES: dict[str, PreTrainedConfig] = {
     # Llama 2: a window of 4096, and keys for every head.
-    "llama-2": LlamaConfig(**{**_SIZES, "num_key_value_heads": 4}, max_position_embeddings=4096),
+    "llama-2": LlamaConfig(**{**SIZES, "num_key_value_heads": 4}, max_position_embeddings=4096),
     # Wide enough for the tile registers, which process 32 values of a head or 64 inputs of a product together.
-    "llama-2-heads-of-32": LlamaConfig(**{**_SIZES, "hidden_size": 128}, max_position_embeddings=4096),
+    "llama-2-heads-of-32": LlamaConfig(**{**SIZES, "hidden_size": 128}, max_position_embeddings=4096),
     "llama-3": LlamaConfig(
-        **_SIZES,
+        **SIZES,
         max_position_embeddings=8192,
         rope_parameters={
             "rope_type": "llama3",
@@ -57,12 +60,30 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
             "original_max_position_embeddings": 256,
         },
     ),
-    "mistral": MistralConfig(**_SIZES, max_position_embeddings=4096, sliding_window=24, head_dim=16),
-    "qwen-2": Qwen2Config(**_SIZES, max_position_embeddings=4096),
-    "qwen-3": Qwen3Config(**_SIZES, max_position_embeddings=4096, head_dim=32),
+    "mistral": MistralConfig(**SIZES, max_position_embeddings=4096, sliding_window=24, head_dim=16),
+    "qwen-2": Qwen2Config(**SIZES, max_position_embeddings=4096),
+    "qwen-3": Qwen3Config(**SIZES, max_position_embeddings=4096, head_dim=32),
+    # Layers that rotate and layers that ignore positions. Heads are wide enough for the prefill attention kernel.
+    "smollm-3": SmolLM3Config(
+        **{**SIZES, "hidden_size": 128},
+        max_position_embeddings=4096,
+        no_rope_layers=[1, 0, 1],
+        use_sliding_window=False,
+    ),
+    # Stacked projections.
+    "phi-3": Phi3Config(**{**SIZES, "hidden_size": 128}, max_position_embeddings=4096),
+    # Factors on embeddings, scores, residuals and logits.
+    "granite": GraniteConfig(
+        **{**SIZES, "hidden_size": 128},
+        max_position_embeddings=4096,
+        embedding_multiplier=12.0,
+        attention_multiplier=0.1,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+    ),
     # Soft-capped scores, and a sliding window in every other layer.
     "gemma-2": Gemma2Config(
-        **_SIZES,
+        **SIZES,
         max_position_embeddings=4096,
         head_dim=16,
         sliding_window=24,
@@ -75,11 +96,16 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
 
 def write_model(folder: Path, architecture: str, *, seed: int = 0) -> Path:
     """Write a model folder with config, safetensors and the SentencePiece-style tokenizer. Returns `folder`."""
+    return write_config(folder, ARCHITECTURES[architecture], seed=seed)
+
+
+def write_config(folder: Path, config: PreTrainedConfig, *, seed: int = 0) -> Path:
+    """Write a model with this configuration, whose vocabulary has VOCAB_SIZE tokens. Returns `folder`."""
     torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture])
+    model: Any = AutoModelForCausalLM.from_config(config)
     if not model.config.tie_word_embeddings:
         # Random bytes are not text. Their logits are 0, which is hardly ever the largest.
-        model.lm_head.weight.data[: 3 + 256] = 0
+        model.get_output_embeddings().weight.data[: 3 + 256] = 0
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)
     sentencepiece_tokenizer().save_pretrained(folder)

@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from inference_server.weights.package_model import PackageModel
+from inference_server.weights.fetching.package_model import PackageModel
 from inference_server.weights.source import Weights
 from tailrace_cli.doctor import configuration, cpu_speed, network
 from tailrace_cli.doctor.command import doctor

@@ -145,6 +145,15 @@ def test_each_model_has_its_precision_and_path(catalog):
     assert second[1].startswith(f"m1: as float32, {kernels}, modules of transformers (")
 
 
+def test_memory_is_compared_with_the_models(catalog, monkeypatch):
+    given = catalog(("llama-2", "float32"))
+    (finding,) = doctor_cpu.memory(*given)
+    assert finding.is_ok and finding.text.startswith("the models fit into the memory: 0.0 GiB of weights, ")
+    monkeypatch.setattr("inference_server.machine.available_memory_bytes", lambda: 1000)
+    (finding,) = doctor_cpu.memory(*given)
+    assert finding.is_warning and "does not start now: the models need" in finding.text
+
+
 def test_entries_that_share_an_engine_are_one_line(catalog):
     models = (("llama-2-heads-of-32", "int4"), ("llama-2-heads-of-32", "int4"))
     (line,) = lines(doctor_cpu.models(*catalog(*models)))

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from tailrace_cli import serve
+from tailrace_cli.client import ModelLine
+from tailrace_cli.serving import announcement, serve
 
 
 @pytest.mark.parametrize(
@@ -21,8 +22,26 @@ def test_curl_reads_the_token_from_the_variable_of_the_command(monkeypatch, caps
     for each in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"):
         monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, "value")
-    serve._announce("127.0.0.1:8787", 1.0)
+    monkeypatch.setattr(announcement, "_served", lambda: [])
+    announcement.announce("127.0.0.1:8787", 1.0)
     assert f'-H "Authorization: Bearer {token}"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("models", "name", "body"),
+    [
+        ([("b", 384), ("a", 0), ("c", 0)], "a", '"prompt": "where'),
+        ([("b", 384)], "b", '"text": ["where'),
+        ([], "<model>", '"prompt": "where'),
+    ],
+)
+def test_the_curl_calls_the_first_model_that_generates_text(monkeypatch, capsys, models, name, body):
+    served = [ModelLine(name, "", 1, 1, dimensions) for name, dimensions in models]
+    monkeypatch.setattr(announcement, "_served", lambda: served)
+    announcement.announce("127.0.0.1:8787", 1.0)
+    text = capsys.readouterr().out
+    assert f'/ai/run/{name}"' in text and body in text
+    assert ("Models: b, a, c" in text) == (len(models) > 1)
 
 
 def test_a_signal_that_arrives_while_a_line_is_logged_is_not_lost():

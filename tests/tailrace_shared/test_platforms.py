@@ -6,7 +6,8 @@ import pytest
 
 import inference_server.__main__
 from tailrace_cli.errors import Failure
-from tailrace_cli.serve import serve
+from tailrace_cli.serving.options import ServeOptions
+from tailrace_cli.serving.serve import serve
 
 
 @pytest.fixture(autouse=True)
@@ -22,4 +23,4 @@ def test_the_server_says_so_and_ends(capsys):
 
 def test_serve_says_so_before_it_looks_at_anything_else():
     with pytest.raises(Failure, match="use WSL 2 or Docker Desktop"):
-        serve()
+        serve(ServeOptions())

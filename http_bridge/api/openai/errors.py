@@ -11,6 +11,7 @@ _OPENAI: Mapping[int, tuple[int, str]] = {
     3042: (404, "model_not_found"),
     5007: (404, "model_not_found"),
     5021: (400, "context_length_exceeded"),
+    5028: (404, "model_not_found"),
     7000: (404, "unknown_url"),
     7001: (405, "method_not_allowed"),
     9106: (401, "invalid_api_key"),

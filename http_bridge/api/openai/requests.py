@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from http_bridge.api.adapters import with_adapter
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
 from http_bridge.api.openai.choices import Choices, copies
 from http_bridge.api.openai.errors import OpenAiErrors
@@ -63,6 +64,7 @@ def _usage_place(incoming: IncomingRequest, body: RunBody) -> UsagePlace:
 
 def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[[int, str], OpenAiWriter]) -> RunJob:
     profile = incoming.profile.for_openai(is_at_account=incoming.is_at_account)
+    body, model = with_adapter(incoming, body, model)
     prompts = (body.prompt or "", *body.further_prompts)
     bodies = (body, *(replace(body, prompt=prompt) for prompt in body.further_prompts))
     requests = [run_request(each, profile, model=model, account=incoming.account) for each in bodies]

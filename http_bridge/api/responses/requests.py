@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from http_bridge.api.adapters import with_adapter
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.items import Conversation
@@ -13,6 +14,7 @@ from http_bridge.api.responses.recent import RECENT_ITEMS
 from http_bridge.api.responses.response_object import Request, request_fields
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.api.responses.writer import ResponsesWriter
+from http_bridge.api.upstream_models import sampling_defaults
 from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.protocol.bodies.tools import is_function
 from http_bridge.protocol.run_body import RunBody
@@ -61,7 +63,8 @@ def responses_job(
         document = {**document, "model": model}
     body = incoming.bodies.responses(document)
     profile = incoming.profile.for_openai(is_at_account=False)
-    request = run_request(body, profile, model=check_model_name(document["model"]), account=incoming.account)
+    body, model = with_adapter(incoming, body, check_model_name(document["model"]))
+    request = run_request(body, profile, model=model, account=incoming.account)
     toolbox = Toolbox()
     recall = partial(RECENT_ITEMS.find, incoming.account)
     _set_chat(request.chat, document, Conversation(request.model, toolbox, recall), toolbox)
@@ -95,9 +98,10 @@ def _writer(
 ) -> ResponsesWriter:
     # A body of another form may have any values here.
     include, options = document.get("include"), document.get("stream_options")
+    defaults = sampling_defaults(incoming.models.find_model(document["model"]))
     request = Request(
         incoming.request_id,
-        request_fields(document, toolbox.shown),
+        request_fields(document, toolbox.shown, defaults),
         toolbox,
         seals_thoughts=isinstance(include, list) and _SEALED_THOUGHTS in include,
         hides_thoughts=body.hides_reasoning,

@@ -56,16 +56,25 @@ class Request:
         return f"{prefix}_{self.request_id.replace('-', '')}{index:02x}"
 
 
-def request_fields(document: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> JsonObject:
-    """Return the fields of the Response object that a request determines. `tools`: the tools without those left out."""
+def request_fields(
+    document: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], defaults: Mapping[str, float]
+) -> JsonObject:
+    """Return the fields of the Response object that a request determines.
+
+    Args:
+        document: The request's body.
+        tools: The tools without those left out.
+        defaults: The model's sampling defaults.
+    """
     reasoning, text = document.get("reasoning"), document.get("text")
     if not isinstance(reasoning, dict):
         # Bodies of other forms have the effort itself, or a switch.
         reasoning = {"effort": reasoning} if isinstance(reasoning, str) else {}
     if not isinstance(text, dict):
         text = {}
-    parallel, temperature = document.get("parallel_tool_calls"), document.get("temperature")
-    top_p = document.get("top_p")
+    parallel = document.get("parallel_tool_calls")
+    given = {name: document[name] for name in ("temperature", "top_p") if document.get(name) is not None}
+    sampling = {"temperature": DEFAULT_TEMPERATURE, "top_p": 1, **defaults, **given}
     return {
         "background": False,
         **{name: document.get(name) for name in _ECHOED},
@@ -79,12 +88,12 @@ def request_fields(document: Mapping[str, Any], tools: Sequence[Mapping[str, Any
         },
         "service_tier": "default",
         "store": False,
-        "temperature": DEFAULT_TEMPERATURE if temperature is None else temperature,
+        "temperature": sampling["temperature"],
         "text": {"format": text.get("format") or {"type": "text"}, "verbosity": text.get("verbosity") or "medium"},
         "tool_choice": document.get("tool_choice") or "auto",
         "tools": list(tools),
         "top_logprobs": document.get("top_logprobs") or 0,
-        "top_p": 1 if top_p is None else top_p,
+        "top_p": sampling["top_p"],
         "truncation": "disabled",
     }
 

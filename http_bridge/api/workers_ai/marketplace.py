@@ -2,6 +2,7 @@
 
 import re
 
+from http_bridge.api.upstream_models import sampling_defaults
 from tailrace.v1.inference_pb2 import Model, Task
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 
@@ -24,6 +25,7 @@ def openrouter_entry(model: Model, *, created: int) -> dict[str, object]:
         "output_modalities": ["embeddings"] if is_embedding else ["text"],
         "pricing": {"prompt": _FREE, "completion": _FREE, "input_cache_read": _FREE},
         "supported_features": [] if is_embedding else _features(model),
+        "default_parameters": sampling_defaults(model),
         "supported_sampling_parameters": [] if is_embedding else [*(field.name for field in SAMPLING_FIELDS), "stop"],
     }
 

@@ -6,13 +6,14 @@ Each request fetches the models from the inference servers.
 import json
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from http_bridge.api.upstream_models import author, list_models
+from http_bridge.api.upstream_models import author, list_models, sampling_defaults
 from http_bridge.api.workers_ai.marketplace import openrouter_entry
 from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.protocol import embedding_schemas
@@ -105,6 +106,7 @@ class ModelSchema:
             schema = {"input": {"type": "object", "anyOf": accepted}, "output": RESPONSES_OUTPUT}
         else:
             schema = {"input": self._inputs.run, "output": RUN_OUTPUT}
+        schema["input"] = _with_defaults(schema["input"], sampling_defaults(model))
         return JSONResponse(envelope(schema))
 
 
@@ -134,6 +136,17 @@ def _choices_input(inputs: Inputs) -> Schema:
     }
 
 
+def _with_defaults(schema: Schema, defaults: Mapping[str, float]) -> Schema:
+    """Return the schema of a body whose sampling parameters have these defaults. `schema` does not change."""
+    if not defaults:
+        return schema
+    if forms := schema.get("anyOf"):
+        return {**schema, "anyOf": [_with_defaults(form, defaults) for form in forms]}
+    fields = schema["properties"]
+    changed = {name: {**fields[name], "default": value} for name, value in defaults.items() if name in fields}
+    return {**schema, "properties": {**fields, **changed}}
+
+
 def _search_entry(model: Model) -> _Entry:
     values = _embedding_properties(model) if model.task == Task.TASK_TEXT_EMBEDDING else _text_properties(model)
     return {
@@ -144,7 +157,7 @@ def _search_entry(model: Model) -> _Entry:
         "task": _task(model),
         "created_at": time.strftime("%Y-%m-%d %H:%M:%S.000", time.gmtime(_STARTED)),
         "tags": [_SUBSTITUTE_TAG] if model.stands_in else [],
-        # As in Cloudflare's API, numbers and booleans are written as strings, and prices and efforts as JSON.
+        # As in Cloudflare's API, numbers and booleans are written as strings, and lists and objects as JSON.
         "properties": [
             {"property_id": name, "value": value if isinstance(value, list | dict) else str(value)}
             for name, value in {**values, "weights": model.weights, "precision": model.precision}.items()
@@ -161,6 +174,10 @@ def _text_properties(model: Model) -> _Entry:
         "function_calling": "true",
         "price": [_price("input"), _price("output"), _price("cached input")],
     }
+    if defaults := sampling_defaults(model):
+        values["default_parameters"] = defaults
+    if model.adapters:
+        values |= {"lora": "true", "adapters": list(model.adapters)}
     if model.has_reasoning:
         values |= {"reasoning": "true", "reasoning_effort": _REASONING_EFFORT}
     return values

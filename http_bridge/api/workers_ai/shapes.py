@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from http_bridge.api.adapters import check_adapter
 from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, skipped_notice
 from http_bridge.api.embeddings.job import EmbeddingJob
 from http_bridge.api.embeddings.workers_ai import embedding_job
@@ -13,7 +14,6 @@ from http_bridge.api.strict_writer import strict
 from http_bridge.api.workers_ai.batches import batch_job, is_batch_request
 from http_bridge.api.workers_ai.choices import ChoicesWriter
 from http_bridge.api.workers_ai.replies import WorkersAiWriter, bare, bare_zipped, enveloped, enveloped_json
-from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
 from http_bridge.protocol.validation import bad_input, zipped
@@ -100,6 +100,7 @@ def _run_job(incoming: IncomingRequest, document: _Document, model: str, form: R
         return _choices_job(incoming, document, model, form)
     profile = incoming.profile
     body = incoming.bodies.run(document, model=model)
+    check_adapter(incoming, body, model)
     writer = WorkersAiWriter(
         profile,
         form.wrap,
@@ -116,6 +117,7 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
     # As on OpenAI's routes of an account, an unset max_tokens means 256 in profile 2026, otherwise the sequence length.
     profile = incoming.profile.for_openai(is_at_account=True)
     body = _choices_body(incoming, document, model)
+    check_adapter(incoming, body, model)
     writers = tuple(
         ChoicesWriter(
             profile,
@@ -137,6 +139,7 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
 def _responses_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
     """Return the job for a model that answers a prompt or messages in the form of the Responses API too."""
     body = _choices_body(incoming, document, model)
+    check_adapter(incoming, body, model)
     profile = incoming.profile.for_openai(is_at_account=True)
     writer = responses_writer(incoming, {**document, "model": model}, body, wrap=form.wrap)
     request = run_request(body, profile, model=model, account=incoming.account)
@@ -145,8 +148,6 @@ def _responses_job(incoming: IncomingRequest, document: _Document, model: str, f
 
 def _choices_body(incoming: IncomingRequest, document: _Document, model: str) -> RunBody:
     """Return the fields of a body with OpenAI's parameters. A `prompt` becomes one user message, except with `raw`."""
-    if document.get("lora"):
-        raise ApiError(405, 5005, f"The model {model} does not support LoRa inference")
     if document.get("messages") is not None:
         return incoming.bodies.chat({**document, "model": model})
     prompt = document.get("prompt")

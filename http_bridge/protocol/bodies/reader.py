@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.messages import continues, message_problems, turns
 from http_bridge.protocol.bodies.openai_values import without_unset
 from http_bridge.protocol.bodies.thinking import thinking_fields, thinking_path
@@ -57,7 +56,7 @@ class BodyReader:
         """Return the fields of a body of /ai/run. If it has `messages`, its `prompt` and `raw` are ignored.
 
         Raises:
-            ApiError: 400/5006 with the paths of the first 8 invalid fields, 405/5005 for `lora`.
+            ApiError: 400/5006 with the paths of the first 8 invalid fields.
         """
         document = _with_one_format(document)
         if document.get("max_tokens") is None and document.get("max_completion_tokens") is not None:
@@ -75,8 +74,6 @@ class BodyReader:
             problems = first_problems(chain(problems, named))
             raise bad_input(Problem(problems[0].path, _unmatched(*missing, *problems)))
         _refuse(named)
-        if document.get("lora"):
-            raise ApiError(405, 5005, f"The model {model} does not support LoRa inference")
         common = _common(document)
         if has_messages:
             return RunBody(**common, **_conversation(document))
@@ -163,6 +160,7 @@ def _common(document: Document) -> dict[str, Any]:
         "sampling": _sampling(document),
         "logit_bias": {int(token): bias for token, bias in (document.get("logit_bias") or {}).items() if bias},
         "stop": (stop,) if isinstance(stop, str) else tuple(stop or ()),
+        "adapter": document.get("lora") or "",
         "reject_if_busy": options.get("rejectIfBusy") is True,
         "json_schema": _json_schema(document.get("response_format")),
     }

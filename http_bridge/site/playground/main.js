@@ -7,6 +7,8 @@ const API = "client/v4/accounts/playground/ai";
 const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "seed", "repetition_penalty"];
 const MOST_EVENTS = 400;
 const $ = (id) => document.getElementById(id);
+// What applies to a model without sampling defaults.
+const USUAL = Object.fromEntries(NUMBERS.map((name) => [name, $(name).placeholder]));
 
 let turns = []; // messages of the conversation: {role, content}
 let sent = []; // messages of the latest request
@@ -30,7 +32,9 @@ async function listModels() {
     const models = await get(`${API}/models/search?task=Text%20Generation`, $("token").value);
     $("model").replaceChildren(...models.map(({ name }) => new Option(name)));
     $("model").onchange = () => {
-      $("description").textContent = models[$("model").selectedIndex]?.description ?? "";
+      const model = models[$("model").selectedIndex];
+      $("description").textContent = model?.description ?? "";
+      showDefaults(model?.properties ?? []);
       showCode();
     };
     $("model").onchange();
@@ -38,6 +42,11 @@ async function listModels() {
   } catch (error) {
     say(error instanceof Refused ? explained(error) : "The bridge does not answer.", true);
   }
+}
+
+function showDefaults(properties) {
+  const defaults = properties.find((each) => each.property_id === "default_parameters")?.value ?? {};
+  for (const name of NUMBERS) $(name).placeholder = defaults[name] ?? USUAL[name];
 }
 
 function explained(error) {

@@ -1,12 +1,13 @@
 """Converts linear weights to integer codes: those of bitsandbytes or a GGUF file, or else by rounding."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-GROUP = 32
+from inference_server.linears.plain import GROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,23 @@ def int4_weights(linears: list[Any]) -> Int4:
     """Return the layers' weights, concatenated, as codes in groups of 32 inputs.
 
     Weights that come from GGUF's format Q4_1 are reproduced exactly: it maps the minimum of each group to 0 and the
-    maximum to 15, so scale and minimum follow from the group's range. Other weights are rounded to the nearest code.
+    maximum to 15, so scale and minimum follow from the group's range. A layer whose checkpoint has 4-bit codes keeps
+    them: its attribute `stored_int4` returns them. Other weights are rounded to the nearest code.
     """
-    weight = torch.cat([linear.weight.detach().float() for linear in linears])
+    parts = [_int4_weights(linear) for linear in linears]
+    if len(parts) == 1:
+        return parts[0]
+    codes, scales, minima = (
+        torch.cat(each) for each in zip(*((p.codes, p.scales, p.minima) for p in parts), strict=True)
+    )
+    return Int4(codes, scales, minima)
+
+
+def _int4_weights(linear: Any) -> Int4:
+    stored: Callable[[], Int4 | None] | None = getattr(linear, "stored_int4", None)
+    if stored is not None and (codes := stored()) is not None:
+        return codes
+    weight = linear.weight.detach().float()
     groups = weight.view(weight.shape[0], -1, GROUP)
     minima, maxima = groups.aminmax(dim=-1)
     minima = minima.half().float()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, choose_backend
-from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8, int4_weights, int8_weights
+from inference_server.cpu.linear.integer_weights import Int4, Int8, int4_weights, int8_weights
 from inference_server.cpu.linear.kernel_linear import LinearKind, WeightFormat
+from inference_server.linears.plain import GROUP, as_linear, is_int8, is_linear
 from inference_server.precision import Precision
 
 
@@ -28,17 +29,18 @@ def pack(
     """Return one module for linear layers that share their input. Its output is the concatenation of their outputs.
 
     Args:
-        linears: torch's linear layers, or bitsandbytes' Linear8bitLt, which keeps its own integers for any precision.
+        linears: torch's linear layers, PlainLinear, or bitsandbytes' Linear8bitLt, which keeps its own integers for any
+            precision. A single layer may contain several ones, stacked.
         precision: The precision of these layers (the output head of an int4 model is packed as int8).
         batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, rounded to the activations' dtype.
-        is_gated: The two layers are gate and up of an MLP. The module may then return silu(gate) * up; if it does, its
-            attribute `is_gated` is True.
+        is_gated: The outputs are those of gate, then of up of an MLP. The module may then return silu(gate) * up; if it does,
+            its attribute `is_gated` is True.
         backends: The candidates, of which the first that supports the layer is used.
     """
     weight_format, weight = _stacked_weights(linears, precision)
     backend = choose_backend(weight_format, linears[0].in_features, backends)
-    has_gate = is_gated and backend.supports_gate(linears[0].out_features)
+    has_gate = is_gated and backend.supports_gate(sum(linear.out_features for linear in linears) // 2)
     kind = LinearKind(weight_format, is_head=is_head, is_gated=has_gate, is_invariant=batch_invariant)
     return backend.pack(weight, _stacked_bias(linears), kind)
 
@@ -57,24 +59,15 @@ def pack_linears(
     head = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if is_packable(child):
+            if is_linear(child):
                 used = "bitsandbytes-int8" if child is head and precision == "int4" else precision
                 options = {"batch_invariant": batch_invariant, "is_head": child is head}
-                setattr(module, name, pack([child], used, backends=backends, **options))
-
-
-def is_packable(module: nn.Module) -> bool:
-    """Return True for torch's linear layer and bitsandbytes' int8 layer, but not for subclasses."""
-    return type(module) is nn.Linear or _is_int8(module)
-
-
-def _is_int8(module: nn.Module) -> bool:
-    return type(module).__name__ == "Linear8bitLt"
+                setattr(module, name, pack([as_linear(child)], used, backends=backends, **options))
 
 
 def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Tensor | Int8 | Int4]:
     """Return the weights of all layers, (out_features of all, in_features), and their format."""
-    if precision == "bitsandbytes-int8" or any(_is_int8(linear) for linear in linears):
+    if precision == "bitsandbytes-int8" or any(is_int8(linear) for linear in linears):
         return "int8", int8_weights(linears)
     if precision == "int4" and linears[0].in_features % GROUP == 0:
         return "int4", int4_weights(linears)

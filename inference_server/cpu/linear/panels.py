@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inference_server.cpu.linear.integer_weights import GROUP, Int4, Int8
+from inference_server.cpu.linear.integer_weights import Int4, Int8
 from inference_server.cpu.linear.kernel_linear import (
     KernelLinear,
     LinearKind,
@@ -21,6 +21,7 @@ from inference_server.cpu.linear.kernel_linear import (
 from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
+from inference_server.linears.plain import GROUP
 
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet

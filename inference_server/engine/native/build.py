@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import RopeChoice
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.sampler import Sample
@@ -14,6 +16,7 @@ from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.native.speculation.build import drafting_of, with_draft_model
 from inference_server.engine.native.step_rows import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
+from inference_server.lora.adapter import read_adapter
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
 from inference_server.progress import progress
@@ -28,9 +31,12 @@ _GIB = 2**30
 
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
-    """Load the weights, or read them in packed form. Raises ConfigurationError."""
-    model = prepare(key.weights, key.precision, device, settings)
-    return with_draft_model(model, key, device, settings)
+    """Load the weights, or read them in packed form, the adapters and the draft model. Raises ConfigurationError."""
+    # The adapters are read first: an error in one of them ends the start at once.
+    adapters = tuple(read_adapter(folder, device) for folder in key.adapters)
+    model = prepare(key.weights, key.precision, device, settings, RopeChoice(key.rope, key.num_tokens))
+    num_bytes = model.num_bytes + sum(each.num_bytes for each in adapters)
+    return with_draft_model(replace(model, adapters=adapters, num_bytes=num_bytes), key, device, settings)
 
 
 async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list[Sample]] = sample_tokens) -> Engine:
@@ -49,6 +55,7 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
         max_seqs=settings.max_running_seqs,
         invariant_rows=settings.max_running_seqs if settings.batch_invariant else None,
         cache_dtype=cache_dtype(key.precision) if device.type == "cpu" else None,
+        adapters=model.adapters,
     )
     with progress(f"compiling and checking {key.weights} as {key.precision}", is_brief=True):
         await in_daemon_thread(runner.probe)
@@ -98,7 +105,7 @@ def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
     if tokens is None:
         return most
     if tokens // block_size < blocks_per_sequence:
-        setting = "the GPU's free memory" if wanted is None else f"TAILRACE_KV_CACHE_TOKENS={wanted}"
+        setting = "the free memory" if wanted is None else f"TAILRACE_KV_CACHE_TOKENS={wanted}"
         raise ConfigurationError(
             f"{setting} is too small for a sequence of {spec.max_len} tokens, the longest that the catalog allows: "
             "lower context_length or sequence_length in the catalog, or make the KV cache larger"

@@ -5,6 +5,8 @@ launched step, and does not read them from the sequences. All rows are advanced 
 rows would take too long.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,7 @@ class RunningBatch:
     @classmethod
     def first(cls, seqs: list[Sequence]) -> "RunningBatch":
         """Return the batch of sequences whose tokens are all known, with no step in flight."""
-        tokens = [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1]) for seq in seqs]
+        tokens = [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1], seq.request.adapter) for seq in seqs]
         num_left = np.array([seq.request.max_tokens - seq.num_completion_tokens - 1 for seq in seqs], np.int64)
         return cls(seqs, tokens, num_left)
 
@@ -69,7 +71,7 @@ class RunningBatch:
             return self
         if not kept:
             return None
-        tokens = [NextToken(self.tokens[row].block_ids, self.tokens[row].position, -row - 1) for row in kept]
+        tokens = [replace(self.tokens[row], token_id=-row - 1) for row in kept]
         return RunningBatch([self.seqs[row] for row in kept], tokens, self._num_left[kept])
 
     def _advance(self, scheduler: Scheduler) -> bool:

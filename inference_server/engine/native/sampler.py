@@ -9,13 +9,13 @@ order. top_p then refers to the probabilities of the remaining tokens. This modu
 import math
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from inference_server.engine.native import gumbel as noise
 from inference_server.engine.native.penalties import PenaltyState, bias_rows, penalise_rows
+from inference_server.engine.native.row_edits import edits_of, has_penalties_alone
 from inference_server.engine.native.shortlist import (
     draw_from_likeliest,
     is_narrowed,
@@ -30,7 +30,6 @@ from inference_server.kernels.sampling.calls import (
     GREEDY,
     NO_EDITS,
     Draw,
-    Edits,
     row_record,
     sample_rows,
     sampling_kernel,
@@ -90,30 +89,31 @@ def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> lis
     hashes, vocab_size = noise.token_hashes(logits.shape[-1], logits.device), logits.shape[-1]
     places = range(logits.data_ptr(), logits.data_ptr() + len(rows) * vocab_size * 4, vocab_size * 4)
     draws = _draws(rows)
-    edits = {
-        index: _edits(row, vocab_size)
-        for index, row in enumerate(rows)
-        if row.penalties or row.allowed is not None or row.params.logit_bias is not None
-    }
+    edits, kept = edits_of(rows, vocab_size)
     tops = {
         index: torch.empty(max(1, min(row.params.logprobs, vocab_size)), 2, dtype=torch.int32)
         for index, row in enumerate(rows)
         if row.params.logprobs is not None
     }
-    # Rows with edits are only examined at first, because logits must not change before all rows are known to be finite.
-    drawn = [GREEDY if index in edits else draw for index, draw in enumerate(draws)]
-    records = list(map(row_record, places, repeat(NO_EDITS), drawn))
+    # Logits must not change before all rows are known to be finite. Penalties can be undone. Rows with other edits are only
+    # examined at first, and so are rows whose unchanged logits are reported.
+    later = {index for index in edits if index in tops or not has_penalties_alone(rows[index])}
+    drawn = [GREEDY if index in later else draw for index, draw in enumerate(draws)]
+    first = [NO_EDITS if index in later else edits.get(index, NO_EDITS) for index in range(len(rows))]
+    records = list(map(row_record, places, first, drawn))
     for index, top in tops.items():
         num_top = rows[index].params.logprobs or 0
         records[index] = row_record(places[index], NO_EDITS, drawn[index], top.data_ptr(), min(num_top, vocab_size))
     results = sample_rows(kernel, records, vocab_size, hashes)
     if bad := [index for index, value in enumerate(results.largest) if not math.isfinite(value)]:
+        for index in edits.keys() - later:
+            kept[index].restore(logits[index])
         raise NotFinite(bad)
-    unchanged = {index: logits[index].clone() if index in edits else logits[index] for index in tops}
+    unchanged = {index: logits[index].clone() if index in later else logits[index] for index in tops}
     tokens = results.tokens
-    if edits:
-        records = [row_record(places[index], changes, draws[index]) for index, changes in edits.items()]
-        for index, token_id in zip(edits, sample_rows(kernel, records, vocab_size, hashes).tokens, strict=True):
+    if later:
+        records = [row_record(places[index], edits[index], draws[index]) for index in later]
+        for index, token_id in zip(later, sample_rows(kernel, records, vocab_size, hashes).tokens, strict=True):
             tokens[index] = token_id
     _choose_undecided(logits, tokens, rows)
     samples = list(map(Sample, tokens))
@@ -133,23 +133,6 @@ def _draws(rows: Items[Row]) -> list[Draw]:
         GREEDY if param.is_greedy else Draw(param.temperature, key, param.top_k or 0, param.top_p, logit_depth(param))
         for param, key in zip(params, keys, strict=True)
     ]
-
-
-def _edits(row: Row, vocab_size: int) -> Edits:
-    """Return the changes of a row's logits. Raises ValueError if their tensors have another vocabulary."""
-    state = row.penalties if isinstance(row.penalties, PenaltyState) else None
-    tensors = [None, None, row.allowed] if state is None else [state.seen, state.counts, row.allowed]
-    if any(each is not None and (each.shape != (vocab_size,) or not each.is_contiguous()) for each in tensors):
-        raise ValueError(f"penalties or allowed tokens are not those of a vocabulary of {vocab_size} tokens")
-    seen, counts, allowed = (0 if each is None else each.data_ptr() for each in tensors)
-    params = row.params
-    penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
-    if (bias := params.logit_bias) is None:
-        return Edits(seen, counts, allowed, 0, 0, 0, *penalties)
-    if max(bias.token_ids) >= vocab_size:
-        raise ValueError(f"a bias has a token beyond the vocabulary of {vocab_size} tokens")
-    (biased, size), (biases, _) = bias.token_ids.buffer_info(), bias.values.buffer_info()
-    return Edits(seen, counts, allowed, biased, biases, size, *penalties)
 
 
 def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> None:

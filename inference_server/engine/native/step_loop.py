@@ -197,7 +197,7 @@ class StepLoop:
             if seq.penalties is None and seq.request.sampling.has_penalties:
                 seq.penalties = self.penalties_of(seq)
             token_ids = seq.token_ids[chunk.start : chunk.end]
-            pieces.append(PromptPiece(seq.block_ids, chunk.start, token_ids, chunk.is_last))
+            pieces.append(PromptPiece(seq.block_ids, chunk.start, token_ids, chunk.is_last, seq.request.adapter))
         return pieces
 
     def penalties_of(self, seq: Sequence) -> PenaltyState:
@@ -220,7 +220,7 @@ class StepLoop:
 
 def _next_tokens(plan: StepPlan) -> list[NextToken]:
     """Return the tokens of a decode pass: each sequence's newest token, and after it its draft tokens."""
-    newest = [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1]) for seq in plan.decode]
+    newest = [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1], seq.request.adapter) for seq in plan.decode]
     if not plan.drafts:
         return newest
     tokens = []

@@ -10,8 +10,9 @@ import importlib.util
 import multiprocessing
 import os
 import signal
-from collections.abc import AsyncGenerator, Mapping, Set
+from collections.abc import AsyncGenerator, Mapping, Sequence, Set
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 from inference_server.engine.vllm.engine_args import check_names
@@ -38,13 +39,21 @@ class VllmClient:
         end_ids: Tokens that end a reply, within the vocabulary.
     """
 
-    def __init__(self, arguments: Mapping[str, Any], end_ids: Set[int], *, scope_by_account: bool) -> None:
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        end_ids: Set[int],
+        *,
+        scope_by_account: bool,
+        adapters: Sequence[Path] = (),
+    ) -> None:
         """Load the model in processes of vLLM. Blocks for a long time.
 
         Args:
             arguments: Arguments of vLLM's AsyncEngineArgs.
             end_ids: Tokens that end a reply.
             scope_by_account: An account cannot reuse the prefix cache of another account.
+            adapters: Folders of the LoRA adapters that requests may use.
 
         Raises:
             UnsupportedModel: vLLM is not installed, does not accept one of the arguments, or does not start.
@@ -72,6 +81,7 @@ class VllmClient:
         self.num_blocks: int = self._llm.vllm_config.cache_config.num_gpu_blocks or 0
         self.end_ids = frozenset(token_id for token_id in end_ids if token_id < self.vocab_size)
         self._scope_by_account = scope_by_account
+        self._adapters = adapters
 
     @property
     def is_dead(self) -> bool:
@@ -94,8 +104,19 @@ class VllmClient:
         )
         salt = request.account if self._scope_by_account else ""
         prompt = tokens_input(list(request.prompt_ids), cache_salt=salt or None)
-        outputs: AsyncGenerator[Any, None] = self._llm.generate(prompt, params, request.request_id)
+        outputs: AsyncGenerator[Any, None] = self._llm.generate(
+            prompt, params, request.request_id, **self._lora_arguments(request.adapter)
+        )
         return outputs
+
+    def _lora_arguments(self, adapter: int) -> dict[str, Any]:
+        """Return the arguments of vLLM's `generate` for an adapter, from 1; 0 for none."""
+        if not adapter:
+            return {}
+        from vllm.lora.request import LoRARequest
+
+        folder = str(self._adapters[adapter - 1])
+        return {"lora_request": LoRARequest(f"adapter-{adapter}", adapter, folder)}
 
     def shut_down(self, seconds: float) -> None:
         """Stop the processes, and kill them after `seconds`. Blocks until they have ended."""

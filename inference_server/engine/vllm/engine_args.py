@@ -1,14 +1,17 @@
 """Converts a catalog entry and the settings to vLLM's engine arguments. Does not import vLLM."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inference_server.errors import UnsupportedModel
+from inference_server.lora.config import read_config
 from inference_server.precision import Precision
 from inference_server.settings import Settings
 
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256)  # values that vLLM accepts for max_lora_rank
+_MAX_ADAPTERS_AT_ONCE = 16  # adapters of one batch in vLLM, each of which takes GPU memory
 _DTYPES = ("float32", "float16", "bfloat16")
 # Arguments that the catalog must not contain, each with the part of the server that determines it.
 _DECIDED = {
@@ -73,6 +76,15 @@ def engine_arguments(
         "structured_outputs_config": {"backend": "guidance"},
         "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets vLLM's statistics
     }
+
+
+def adapter_arguments(adapters: Sequence[Path]) -> dict[str, Any]:
+    """Return the engine arguments for LoRA adapters, which the catalog may replace. `adapters`: their folders."""
+    if not adapters:
+        return {}
+    largest = max(read_config(folder).largest_rank for folder in adapters)
+    rank = next((rank for rank in _VLLM_RANKS if rank >= largest), largest)
+    return {"enable_lora": True, "max_loras": min(len(adapters), _MAX_ADAPTERS_AT_ONCE), "max_lora_rank": rank}
 
 
 def check_names(extra: Collection[str], known: Collection[str]) -> None:

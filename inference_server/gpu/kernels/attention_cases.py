@@ -27,6 +27,7 @@ SHAPES = (
     AttentionShape("qwen3-32b", 64, 8, 128),
     AttentionShape("gemma-2-9b", 16, 8, 256),
     AttentionShape("phi-3-mini", 32, 32, 96),
+    AttentionShape("gpt-oss-20b", 64, 8, 64),
 )
 # The shape that is compiled in every variant: it needs the most registers of the models in the catalogs.
 DETAILED = "llama-3.1-8b"
@@ -34,6 +35,8 @@ DETAILED = "llama-3.1-8b"
 JOINED = ("smollm2-135m", "llama-3.1-8b", "gemma-2-9b", "phi-3-mini")
 # The shape with a softcap and a sliding window.
 LIMITED = "gemma-2-9b"
+# The shape with attention sinks. Its layers alternate between a sliding window and all keys.
+WITH_SINKS = "gpt-oss-20b"
 
 
 class Target(NamedTuple):

@@ -19,6 +19,7 @@ from inference_server.gpu.kernels.compile_case import SHARED_MEMORY_BYTES
 # A score lower than every other. Minus infinity would give NaN where a row sees no key of a tile (infinity minus
 # infinity).
 HIDDEN = tl.constexpr(-1e30)
+LOG2_E = tl.constexpr(math.log2(math.e))
 # Narrower heads are padded to this width, the smallest that tensor cores multiply.
 MIN_WIDTH = 16
 # Numbers of pipeline stages that keep one or two tiles of keys, and as many of values, in shared memory. A tile's block
@@ -114,6 +115,27 @@ def attend(
         acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None])
         top = higher
     return acc, top, total
+
+
+@triton.jit
+def initial_state(sinks, heads, inside, ROWS: tl.constexpr, SINKS: tl.constexpr):
+    """Return `top` and `total` of rows that have seen no key.
+
+    A sink is a score without a value. Rows with a sink begin as if they had seen it.
+
+    Args:
+        sinks: Pointer to the sinks of all query heads, float32. Read if SINKS.
+        heads: (ROWS,) the query head of each row.
+        inside: (ROWS,) False for rows without a query head.
+        ROWS: The number of rows.
+        SINKS: True if there are sinks.
+    """
+    top = tl.full((ROWS,), HIDDEN, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    if SINKS:
+        top = tl.load(sinks + heads, mask=inside, other=0.0) * LOG2_E
+        total = total + 1.0
+    return top, total
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.attention_cases import BLOCK_SIZE, DETAILED, JOINED, LIMITED, targets
+from inference_server.gpu.kernels.attention_cases import BLOCK_SIZE, DETAILED, JOINED, LIMITED, WITH_SINKS, targets
 from inference_server.gpu.kernels.attention_tiles import (
     HIDDEN,
     MIN_WIDTH,
@@ -22,6 +22,7 @@ from inference_server.gpu.kernels.attention_tiles import (
     attend,
     device_of,
     exponent_factors,
+    initial_state,
 )
 from inference_server.gpu.kernels.compile_case import CompileCase
 
@@ -42,6 +43,7 @@ def decode_kernel(
     values,
     table,
     lengths,
+    sinks,
     out,
     partial_sums,
     partial_tops,
@@ -60,10 +62,12 @@ def decode_kernel(
     TILE: tl.constexpr,
     SPLITS: tl.constexpr,
     LIMITED: tl.constexpr,
+    SINKS: tl.constexpr,
 ):
     """Compute program (sequence, KV head, split): the heads of a group over the split's share of the visible keys.
 
     The shares are multiples of TILE, so the last splits of a short sequence are empty. They write only a total of 0.
+    The first split begins with the sinks.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     sequence = tl.program_id(0)
@@ -80,10 +84,14 @@ def decode_kernel(
     places = (sequence * HEADS + head * GROUP + rows).to(tl.int64)
     inside = (rows < GROUP)[:, None] & (columns < DIM)[None, :]
     queries = tl.load(query + places[:, None] * DIM + columns[None, :], mask=inside, other=0.0)
+    top, total = initial_state(sinks, head * GROUP + rows, rows < GROUP, ROWS, SINKS)
+    if SINKS:
+        top = tl.where(split == 0, top, HIDDEN)
+        total = tl.where(split == 0, total, 0.0)
     acc, top, total = attend(
         tl.zeros((ROWS, WIDTH), tl.float32),
-        tl.full((ROWS,), HIDDEN, tl.float32),
-        tl.zeros((ROWS,), tl.float32),
+        top,
+        total,
         queries,
         keys,
         values,
@@ -111,7 +119,7 @@ def decode_kernel(
     else:
         parts = places * SPLITS + split
         tl.store(partial_totals + parts, total, mask=rows < GROUP)
-        if begin < end:
+        if begin < end or (SINKS and split == 0):
             tl.store(partial_tops + parts, top, mask=rows < GROUP)
             tl.store(partial_sums + parts[:, None] * DIM + columns[None, :], acc, mask=inside)
 
@@ -154,6 +162,7 @@ def paged_decode_attention(
     sliding_window: int | None,
     softcap: float | None,
     num_splits: int,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Launch the kernels behind ops.paged_decode_attention, which describes arguments and result."""
     num_sequences, num_heads, head_dim = query.shape
@@ -176,6 +185,7 @@ def paged_decode_attention(
         values,
         table,
         lengths,
+        query if sinks is None else sinks,
         out,
         sums,
         tops,
@@ -188,6 +198,7 @@ def paged_decode_attention(
         **constants,
         SPLITS=splits,
         LIMITED=softcap is not None,
+        SINKS=sinks is not None,
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -217,7 +228,7 @@ def chosen_splits(num_sequences: int, num_kv_heads: int, max_keys: int, num_mult
 def launch_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, page: int, device: Device
 ) -> tuple[dict[str, int], int, int]:
-    """Return the constants of decode_kernel, except SPLITS and LIMITED, its number of warps and its number of stages.
+    """Return the constants of decode_kernel, except SPLITS, LIMITED and SINKS, its number of warps and its number of stages.
 
     At least two programs fit on a multiprocessor, each with two tiles of keys and values in shared memory: one is
     loaded while the other is used.
@@ -258,19 +269,21 @@ def compile_cases() -> list[CompileCase]:
         shape, capabilities = target.shape, (target.device.capability,)
         constants, num_warps, num_stages = launch_constants(*shape[1:], BLOCK_SIZE, target.device)
         tensors = dict.fromkeys(("query", "keys", "values", "out"), f"*{target.dtype}")
+        has_sinks = shape.name == WITH_SINKS
+        sinks = {"sinks": "*fp32" if has_sinks else tensors["query"]}
         partial = dict.fromkeys(("partial_sums", "partial_tops", "partial_totals"), "*fp32")
         pages = {"table": "*i32", "lengths": "*i32", "table_stride": "i32", "lengths_stride": "i32", "window": "i32"}
-        signature = {**tensors, **partial, **pages, "scale": "fp32", "limit": "fp32"}
+        signature = {**tensors, **partial, **pages, **sinks, "scale": "fp32", "limit": "fp32"}
         for splits in (1, 8) if shape.name == DETAILED else (8,):
             cases.append(
                 CompileCase(
                     f"paged_decode_attention {target.label} {splits} splits",
                     decode_kernel,
                     signature,
-                    {**constants, "SPLITS": splits, "LIMITED": shape.name == LIMITED},
+                    {**constants, "SPLITS": splits, "LIMITED": shape.name == LIMITED, "SINKS": has_sinks},
                     num_warps,
                     num_stages,
-                    (*tensors, *partial),
+                    (*tensors, *partial, *sinks),
                     capabilities,
                 )
             )

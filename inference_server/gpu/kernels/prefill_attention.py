@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_server.gpu.kernels.attention_cases import BLOCK_SIZE, DETAILED, LIMITED, targets
+from inference_server.gpu.kernels.attention_cases import BLOCK_SIZE, DETAILED, LIMITED, WITH_SINKS, targets
 from inference_server.gpu.kernels.attention_tiles import (
-    HIDDEN,
     MIN_WIDTH,
     ONE_BUFFER,
     TWO_BUFFERS,
@@ -20,6 +19,7 @@ from inference_server.gpu.kernels.attention_tiles import (
     attend,
     device_of,
     exponent_factors,
+    initial_state,
 )
 from inference_server.gpu.kernels.compile_case import CompileCase
 
@@ -35,6 +35,7 @@ def prefill_kernel(
     table,
     starts,
     lengths,
+    sinks,
     out,
     table_stride,
     starts_stride,
@@ -51,6 +52,7 @@ def prefill_kernel(
     TILE: tl.constexpr,
     WINDOWED: tl.constexpr,
     LIMITED: tl.constexpr,
+    SINKS: tl.constexpr,
 ):
     """Compute program (tile, KV head, segment): ROWS rows, with all keys up to the last row's position.
 
@@ -82,8 +84,7 @@ def prefill_kernel(
     end = last + 1
     clear_end = (first + 1) // TILE * TILE
     acc = tl.zeros((ROWS, WIDTH), tl.float32)
-    top = tl.full((ROWS,), HIDDEN, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
+    top, total = initial_state(sinks, head * GROUP + rows % GROUP, rows < num_rows, ROWS, SINKS)
     pages = table + segment.to(tl.int64) * table_stride
     begin = 0
     if WINDOWED:
@@ -162,6 +163,7 @@ def paged_prefill_attention(
     scaling: float,
     sliding_window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Launch the kernel behind ops.paged_prefill_attention, which describes arguments and result."""
     num_heads, head_dim = query.shape[1:]
@@ -182,6 +184,7 @@ def paged_prefill_attention(
         table,
         starts,
         lengths,
+        query if sinks is None else sinks,
         out,
         table.stride(0),
         starts.stride(0),
@@ -192,6 +195,7 @@ def paged_prefill_attention(
         **constants,
         WINDOWED=sliding_window is not None,
         LIMITED=softcap is not None,
+        SINKS=sinks is not None,
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -201,7 +205,7 @@ def paged_prefill_attention(
 def launch_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, page: int, longest_rows: int, windowed: bool, device: Device
 ) -> tuple[dict[str, int], int, int]:
-    """Return the constants of prefill_kernel, except WINDOWED and LIMITED, and the numbers of warps and stages.
+    """Return the constants of prefill_kernel, except WINDOWED, LIMITED and SINKS, and the numbers of warps and stages.
 
     Tiles are as large as registers and shared memory allow, without spilling.
 
@@ -258,7 +262,9 @@ def compile_cases() -> list[CompileCase]:
         pages = dict.fromkeys(("table", "starts", "lengths"), "*i32")
         numbers = dict.fromkeys(("table_stride", "starts_stride", "lengths_stride", "window"), "i32")
         variants = [(rows, shape.name == LIMITED) for rows in (counts if shape.name == DETAILED else counts[-1:])]
-        if shape.name == DETAILED:
+        has_sinks = shape.name == WITH_SINKS
+        sinks = {"sinks": "*fp32" if has_sinks else tensors["query"]}
+        if shape.name == DETAILED or has_sinks:
             variants.append((counts[-1], True))
         for rows, windowed in variants:
             constants, num_warps, num_stages = launch_constants(*shape[1:], BLOCK_SIZE, rows, windowed, target.device)
@@ -266,11 +272,11 @@ def compile_cases() -> list[CompileCase]:
                 CompileCase(
                     f"paged_prefill_attention {target.label} {rows} rows{' windowed' if windowed else ''}",
                     prefill_kernel,
-                    {**tensors, **pages, **numbers, "scale": "fp32", "limit": "fp32"},
-                    {**constants, "WINDOWED": windowed, "LIMITED": shape.name == LIMITED},
+                    {**tensors, **pages, **numbers, **sinks, "scale": "fp32", "limit": "fp32"},
+                    {**constants, "WINDOWED": windowed, "LIMITED": shape.name == LIMITED, "SINKS": has_sinks},
                     num_warps,
                     num_stages,
-                    tuple(tensors),
+                    (*tensors, *sinks),
                     (target.device.capability,),
                 )
             )

@@ -30,6 +30,7 @@ class _Arguments:
         self.width, self.value_width, self.block_size = (code.argument(block, index) for index in range(12, 15))
         self.table_stride, self.window = code.argument(block, 15), code.argument(block, 16)
         self.scaling, self.softcap = code.float_argument(block, 17), code.float_argument(block, 18)
+        self.sinks = code.argument(block, 19)  # 0 if there are none
 
 
 class _Scratch:
@@ -85,7 +86,7 @@ class _DecodeAttention:
                         given.num_kv_heads * given.width * self._cache_size,
                         given.num_kv_heads * given.value_width * self._cache_size,
                     )
-                    self._start(given.query + number * given.group * given.width * self._size)
+                    self._start(given.query + number * given.group * given.width * self._size, kv_head)
                     self._attend(item, (length - given.window).maximum(0), length)
                     self._finish(target)
 
@@ -94,16 +95,23 @@ class _DecodeAttention:
         with self._code.loop(0, total, self._lanes) as index:
             store(self._code, self._code.floats(0.0, self._lanes), outputs + index * element_bytes(is_bf16), is_bf16)
 
-    def _start(self, source: Int) -> None:
-        """Write the queries of one item as scaled float32, and initialise outputs and state."""
+    def _start(self, source: Int, kv_head: Int) -> None:
+        """Write the queries of one item as scaled float32, and initialise outputs and state.
+
+        A sink is a key that has been seen already, with a score and without a value.
+        """
         code, given, scratch = self._code, self._given, self._scratch
         with code.loop(0, given.group * given.width, self._lanes) as index:
             value = load(code, source + index * self._size, self._is_bf16, self._lanes) * given.scaling
             code.store(value, scratch.queries + index * 4, 4)
         self._clear(scratch.outputs, given.group * given.value_width, is_bf16=False)
         with code.loop(0, given.group) as head:
-            code.store(code.number(_LOWEST), scratch.state + head * 8, 4)
-            code.store(code.number(0.0), scratch.state + head * 8 + 4, 4)
+            largest, total = code.variable(code.number(_LOWEST)), code.variable(code.number(0.0))
+            with code.when(given.sinks > 0):
+                largest.set(code.load_float(given.sinks + (kv_head * given.group + head) * 4))
+                total.set(code.number(1.0))
+            code.store(largest.get(), scratch.state + head * 8, 4)
+            code.store(total.get(), scratch.state + head * 8 + 4, 4)
 
     def _attend(self, item: _Item, first: Int, length: Int) -> None:
         """Attend over the keys from position `first` to `length`."""

@@ -34,6 +34,7 @@ class _Arguments:
         self.segments, self.out = code.argument(block, 6), code.argument(block, 7)
         self.num_heads, self.num_kv_heads, self.width = (code.argument(block, index) for index in (8, 9, 10))
         self.block_size, self.scaling = code.argument(block, 11), code.float_argument(block, 12)
+        self.sinks = code.argument(block, 13)  # 0 if there are none
         self.workspace = code.load_int64(self.segments)
         self.num_pieces = code.load_int64(self.segments + 16)
         self.num_groups = code.load_int64(self.segments + 24)
@@ -91,6 +92,9 @@ def make_prefill_attention(is_bf16: bool) -> Emit:
             count = (code.load_int64(segment + 8) - first).minimum(QUERIES)
             place = (code.load_int64(segment) + first) * arguments.stride + head * arguments.width * size
             _start_item(code, arguments, scratch, arguments.query + place, count)
+            with code.when(arguments.sinks > 0):
+                for half in range(2):
+                    softmax.set_sink(code, scratch.state + 64 * half, arguments.sinks + head * 4)
             kv_head = head // (num_heads // arguments.num_kv_heads)
             _attend(code, arguments, scratch, unit, segment, kv_head, first, count)
             _finish_item(code, arguments, scratch, arguments.out + place, count)

@@ -24,6 +24,12 @@ def reset(code: Code, state: Int) -> None:
     code.store(code.floats(0.0), state + _SUM)
 
 
+def set_sink(code: Code, state: Int, sink: Int) -> None:
+    """Initialise the references and sums of 16 queries to a score without a value. `sink`: its address, float32."""
+    code.store(code.load_splat(sink, FLOAT, LANES), state)
+    code.store(code.floats(1.0), state + _SUM)
+
+
 def sums_of_weights(code: Code, state: Int) -> Vector:
     """Load the sums of weights of 16 queries."""
     return code.load_floats(state + _SUM)

@@ -6,6 +6,7 @@ emit/block_words.py describes. Word 23 counts the threads inside the kernel (pro
 """
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from struct import Struct
 
 import torch
@@ -15,21 +16,42 @@ BLOCK_BYTES = 192  # enough for every kernel's arguments, in whole cache lines
 _NO_WINDOW = 1 << 40  # a sliding window longer than any sequence
 
 
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """The RMS norms of query and key heads before their rotation."""
+
+    query: Tensor  # (head_dim,) weights, in the dtype of the queries
+    key: Tensor  # (head_dim,)
+    eps: float
+
+
 def _layout(arguments: str) -> Struct:
     """Return the format of a block with these arguments (q: int64, d: double), padded to BLOCK_BYTES."""
     words = f"3q{arguments}"
     return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
-RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS = 6, 7, 5, 10, 9, 8
+RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
+    6,
+    7,
+    5,
+    10,
+    9,
+    8,
+    7,
+)
+
+# The kernel `lora` multiplies this many ranks at a time. The matrices are padded with zeros to a multiple of it.
+LORA_RANKS = 4
 
 _RMS_NORM = _layout("5qd")
-_ADD_RMS_NORM = _layout("6qd")
+_ADD_RMS_NORM = _layout("6q2d")
 _SILU_MUL = _layout("4q")
-_ROPE = _layout("11q")
-_ATTENTION = _layout("14q2d")
-_PREFILL = _layout("9qd")
+_ROPE = _layout("13qd")
+_ATTENTION = _layout("14q2dq")
+_PREFILL = _layout("9qdq")
 _LINEAR = _layout("9q")
+_LORA = _layout("12q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
@@ -38,11 +60,11 @@ def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
     return _RMS_NORM.pack(0, 0, 0, x.data_ptr(), weight.data_ptr(), out.data_ptr(), num_rows, width, eps)
 
 
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
-    """Return the argument block of `add_rms_norm`: x, delta, out (rows, width), weight (width,). Adds delta to x."""
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, out: Tensor, eps: float, factor: float = 1.0) -> bytes:
+    """Return the argument block of `add_rms_norm`: x, delta, out (rows, width), weight (width,). Adds factor * delta to x."""
     num_rows, width = x.shape
     addresses = (x.data_ptr(), delta.data_ptr(), weight.data_ptr(), out.data_ptr())
-    return _ADD_RMS_NORM.pack(0, 0, 0, *addresses, num_rows, width, eps)
+    return _ADD_RMS_NORM.pack(0, 0, 0, *addresses, num_rows, width, eps, factor)
 
 
 def silu_mul(gate_up: Tensor, out: Tensor) -> bytes:
@@ -52,13 +74,25 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> bytes:
 
 
 def rope_and_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, rows: Tensor, query: Tensor
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    query: Tensor,
+    norms: HeadNorms | None = None,
 ) -> bytes:
-    """Return the argument block of `rope_and_write`, with ops.rope_and_write's shapes. `query` receives the result."""
+    """Return the argument block of `rope_and_write`, with ops.rope_and_write's shapes. `query` receives the result.
+
+    With `norms`, it is the block of `norm_rope_and_write`, which overwrites the queries and keys in `qkv`.
+    """
     num_rows, num_heads, width = query.shape
     tensors = (qkv, cos, sin, query, keys, values, rows)
     addresses = [tensor.data_ptr() for tensor in tensors]
-    return _ROPE.pack(0, 0, 0, *addresses, num_rows, num_heads, keys.shape[-2], width)
+    sizes = (num_rows, num_heads, keys.shape[-2], width)
+    normed = (0, 0, 0.0) if norms is None else (norms.query.data_ptr(), norms.key.data_ptr(), norms.eps)
+    return _ROPE.pack(0, 0, 0, *addresses, *sizes, *normed)
 
 
 def attention(
@@ -71,6 +105,7 @@ def attention(
     scaling: float,
     sliding_window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> bytes:
     """Return the argument block of `decode_attention`. Shapes as in ops.paged_decode_attention; out is the result."""
     num_seqs, num_heads, width = query.shape
@@ -90,6 +125,7 @@ def attention(
         _NO_WINDOW if sliding_window is None else sliding_window,
         scaling,
         softcap or 0.0,
+        0 if sinks is None else sinks.data_ptr(),
     )
 
 
@@ -100,6 +136,7 @@ def prefill_attention(
     segments: Tensor,
     out: Tensor,
     scaling: float,
+    sinks: Tensor | None = None,
 ) -> bytes:
     """Return the argument block of a prefill attention kernel.
 
@@ -110,12 +147,13 @@ def prefill_attention(
         segments: The words of `prefill_segments`, int64.
         out: The result, (rows, num_heads, head_dim).
         scaling: The factor on the scores.
+        sinks: (num_heads,) float32, or None.
     """
     _, num_heads, width = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
     addresses = [tensor.data_ptr() for tensor in (query, keys, values, segments, out)]
     sizes = (num_heads, num_kv_heads, width, block_size)
-    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling)
+    return _PREFILL.pack(0, 0, 0, *addresses, *sizes, scaling, 0 if sinks is None else sinks.data_ptr())
 
 
 def segment_words(num_segments: int) -> int:
@@ -177,3 +215,24 @@ def linear(
     """
     sizes = (num_rows, width, num_outputs)
     return _LINEAR.pack(0, 0, 0, weights, scales, x, out, bias, *sizes, workspace)
+
+
+def lora(
+    x: Tensor, out: Tensor, adapters: Tensor, table: Tensor, parts: Tensor, scratch: Tensor, gated: Tensor | None
+) -> bytes:
+    """Return the argument block of `lora`, or of `lora-gated` if there is a gated result.
+
+    Args:
+        x: Activations, (rows, inputs).
+        out: Result of the layer, (rows, outputs).
+        adapters: The adapter of each row, from 1; 0 for none. (rows,) int32.
+        table: Matrices, (adapters, parts, 4) int64: see kernels/linear/lora.py.
+        parts: First panel and number of panels of each part, (parts, 2) int64.
+        scratch: (rows, parts * the largest rank) float32, or wider.
+        gated: The gated result, (rows, outputs / 2).
+    """
+    num_parts = len(parts)
+    tensors = [each.data_ptr() for each in (x, out, adapters, table)]
+    sizes = (x.shape[0], x.shape[1], out.shape[1], num_parts)
+    rest = (parts.data_ptr(), scratch.data_ptr(), scratch.shape[1] // num_parts)
+    return _LORA.pack(0, 0, 0, *tensors, *sizes, *rest, 0 if gated is None else gated.data_ptr())

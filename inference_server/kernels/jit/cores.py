@@ -4,12 +4,12 @@ torch counts processors, though two hyperthreads of a core share its arithmetic 
 CPU quota. With more threads than the quota allows, the system stops all of them for part of each period.
 """
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+
+from inference_server.control_groups import cpu_quotas
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def usable_cores(root: Path = Path("/")) -> int | None:
     if sys.platform != "linux":
         return None
     cores = {_core(root, cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, int(min([len(cores), *_quotas(root)])))
+    return max(1, int(min([len(cores), *cpu_quotas(root)])))
 
 
 def _core(root: Path, cpu: int) -> str:
@@ -47,38 +47,3 @@ def _core(root: Path, cpu: int) -> str:
         return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return str(cpu)
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """Yield the CPU quotas of this process's control groups and of all groups above them, in processors."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:  # version 2
-                for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
-                    yield from _quotas_of_version_2(root / mount, path)
-            elif "cpu" in controllers.split(","):
-                for mount in ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
-                    yield from _quotas_of_version_1(root / mount, path)
-
-
-def _groups(mount: Path, path: str) -> list[Path]:
-    """Return the folders of a group and of all groups above it. A container may lack all but the topmost folder."""
-    inner = Path(path.strip("/"))
-    return [mount / each for each in (inner, *inner.parents)]
-
-
-def _quotas_of_version_2(mount: Path, path: str) -> Iterator[float]:
-    for folder in _groups(mount, path):
-        with contextlib.suppress(OSError, ValueError):
-            quota, period = (folder / "cpu.max").read_text().split()
-            if quota != "max":
-                yield int(quota) / int(period)
-
-
-def _quotas_of_version_1(mount: Path, path: str) -> Iterator[float]:
-    for folder in _groups(mount, path):
-        with contextlib.suppress(OSError, ValueError):
-            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-            if quota > 0:
-                yield quota / period

@@ -65,7 +65,7 @@ def makers() -> "dict[str, Callable[..., Emit]]":
     """Return the functions that define the kernels, by kernel name."""
     from inference_server.kernels.attention import decode, prefill
     from inference_server.kernels.jit import program_runner
-    from inference_server.kernels.linear import bf16, int4, int4_widened, int8
+    from inference_server.kernels.linear import bf16, int4, int4_widened, int8, lora
     from inference_server.kernels.linear.layer import OutputFormat
     from inference_server.kernels.rows import norms, rope, silu
     from inference_server.kernels.sampling import sample_rows
@@ -73,7 +73,8 @@ def makers() -> "dict[str, Callable[..., Emit]]":
     return {
         "rms_norm": norms.make_rms_norm,
         "add_rms_norm": norms.make_add_rms_norm,
-        "rope_and_write": rope.make_rope_and_write,
+        "rope_and_write": partial(rope.make_rope_and_write, False),
+        "norm_rope_and_write": partial(rope.make_rope_and_write, True),
         "decode_attention": decode.make_decode_attention,
         "prefill_attention": prefill.make_prefill_attention,
         "program": program_runner.make_program,
@@ -88,6 +89,8 @@ def makers() -> "dict[str, Callable[..., Emit]]":
         "linear-int4-gated": partial(int4.make_int4, True),
         "linear-int4-widened": partial(int4_widened.make_int4_widened, False),
         "linear-int4-widened-gated": partial(int4_widened.make_int4_widened, True),
+        "lora": partial(lora.make_lora, False),
+        "lora-gated": partial(lora.make_lora, True),
     }
 
 

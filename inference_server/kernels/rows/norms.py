@@ -30,8 +30,11 @@ def _square_sum(code: Code, row: Int, width: Int, is_bf16: bool) -> Float:
     return result
 
 
-def _normalise(code: Code, source: Int, weight: Int, target: Int, width: Int, eps: Float, is_bf16: bool) -> None:
-    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the multiplication."""
+def normalise(code: Code, source: Int, weight: Int, target: Int, width: Int, eps: Float, is_bf16: bool) -> None:
+    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the multiplication.
+
+    `target` may be `source`.
+    """
     mean = _square_sum(code, source, width, is_bf16) / width.to_float()
     factor = 1.0 / (mean + eps).square_root()
     size = element_bytes(is_bf16)
@@ -48,25 +51,26 @@ def make_rms_norm(is_bf16: bool) -> Emit:
         eps, row_bytes = code.float_argument(block, 8), width * element_bytes(is_bf16)
         with code.work_items(block, num_rows) as row:
             place = row * row_bytes
-            _normalise(code, x + place, weight, out + place, width, eps, is_bf16)
+            normalise(code, x + place, weight, out + place, width, eps, is_bf16)
 
     return rms_norm
 
 
 def make_add_rms_norm(is_bf16: bool) -> Emit:
-    """Return the kernel `add_rms_norm`, which adds delta to x and writes the norm of the sum to out.
+    """Return the kernel `add_rms_norm`, which adds delta times a factor to x and writes the norm of the sum to out.
 
     `is_bf16`: True if x, delta, weight and out are bfloat16, False for float32.
     """
 
     def add_rms_norm(code: Code, block: Int) -> None:
         x, delta, weight, out, num_rows, width = (code.argument(block, index) for index in range(3, 9))
-        eps, row_bytes = code.float_argument(block, 9), width * element_bytes(is_bf16)
+        eps, factor = code.float_argument(block, 9), code.float_argument(block, 10)
+        row_bytes = width * element_bytes(is_bf16)
         with code.work_items(block, num_rows) as row:
             place = row * row_bytes
             with code.loop(place, place + row_bytes, LANES * element_bytes(is_bf16)) as offset:
-                total = load(code, x + offset, is_bf16) + load(code, delta + offset, is_bf16)
+                total = load(code, delta + offset, is_bf16) * factor + load(code, x + offset, is_bf16)
                 store(code, total, x + offset, is_bf16)
-            _normalise(code, x + place, weight, out + place, width, eps, is_bf16)
+            normalise(code, x + place, weight, out + place, width, eps, is_bf16)
 
     return add_rms_norm

@@ -1,4 +1,6 @@
-"""The kernel that rotates queries and keys by their positions, and writes keys and values into the KV cache.
+"""The kernels that rotate queries and keys by their positions, and write keys and values into the KV cache.
+
+One of them first normalises every query and key head.
 
 A row is a work item: each thread takes the next row until none is left. The argument block is described in
 jit/arguments.py.
@@ -11,6 +13,7 @@ from inference_server.kernels.emit.code import LANES, Code
 from inference_server.kernels.emit.elements import element_bytes, load, store
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import Int
+from inference_server.kernels.rows.norms import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,11 @@ def _copy(code: Code, source: Int, target: Int, width: Int, is_bf16: bool, targe
             store(code, value, target + index * target_size, target_is_bf16)
 
 
-def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -> Emit:
-    """Return the kernel `rope_and_write`.
+def make_rope_and_write(has_norms: bool, is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -> Emit:
+    """Return the kernel `rope_and_write`, or `norm_rope_and_write`.
 
     Args:
+        has_norms: True for the kernel that normalises query and key heads, in place, before it rotates them.
         is_bf16: True if qkv and the rotated queries are bfloat16, False for float32.
         cos_is_bf16: True if cosines and sines are bfloat16, False for float32.
         cache_is_bf16: True if keys and values in the cache are bfloat16, False for float32.
@@ -76,6 +80,12 @@ def make_rope_and_write(is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -
             angle = row * width * angle_size
             angles = _Angles(cosines + angle, sines + angle, cos_is_bf16)
             written = code.load_int64(rows + row * 8) * num_kv_heads * cache_head
+            if has_norms:
+                weights, eps = [code.argument(block, index) for index in (14, 15)], code.float_argument(block, 16)
+                for first, count, weight in zip((queries, new_keys), (num_heads, num_kv_heads), weights, strict=True):
+                    with code.loop(0, count) as index:
+                        place = first + index * head
+                        normalise(code, place, weight, place, width, eps, is_bf16)
             with code.loop(0, num_heads) as index:
                 target = query + (row * num_heads + index) * head
                 _rotate(code, queries + index * head, target, angles, half, is_bf16, is_bf16)

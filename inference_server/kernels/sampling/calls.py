@@ -13,7 +13,7 @@ from inference_server.kernels.jit.arguments import BLOCK_BYTES
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.sampling.record import BLOCK, LARGEST, RECORD_WORDS, TOKEN, TOTAL
 
-_RECORD = Struct("7q4dQq2d5q")  # the words of a record, see record.py
+_RECORD = Struct("9q4dQq2d5q")  # the words of a record, see record.py
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
 _PICOSECONDS_PER_LOGIT = 300  # approximate time on one thread
 _ENOUGH_NS = 50_000  # time on one thread for which another thread is added
@@ -23,8 +23,10 @@ class Edits(NamedTuple):
     """Changes of a row's logits before the kernel samples: addresses and strengths.
 
     Attributes:
-        seen: Address of the tokens of prompt and reply, bool of shape (vocab_size,); 0 for no penalties.
+        tokens: Address of the distinct tokens of prompt and reply, int32 of shape (num_tokens,).
         counts: Address of their occurrences in the reply, float32 of the same shape.
+        unchanged: Address to which the kernel copies their logits before it changes them, float32 of the same shape.
+        num_tokens: Number of these tokens; 0 for no penalties.
         allowed: Address of the allowed tokens, uint8 of the same shape; 0 for all tokens.
         biased: Address of the tokens whose logits get a bias, int32 of shape (num_biased,); 0 for none.
         biases: Address of the numbers to add, float32 of shape (num_biased,).
@@ -34,8 +36,10 @@ class Edits(NamedTuple):
         presence: The presence penalty.
     """
 
-    seen: int = 0
+    tokens: int = 0
     counts: int = 0
+    unchanged: int = 0
+    num_tokens: int = 0
     allowed: int = 0
     biased: int = 0
     biases: int = 0

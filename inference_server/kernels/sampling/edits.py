@@ -13,11 +13,13 @@ from inference_server.kernels.sampling.record import (
     FREQUENCY,
     LOGITS,
     NUM_BIASED,
+    NUM_PENALISED,
+    PENALISED,
     PRESENCE,
     REPETITION,
-    SEEN,
+    UNCHANGED,
 )
-from inference_server.kernels.sampling.scan import Scan
+from inference_server.kernels.sampling.scan import INFINITY, Scan
 
 _LARGEST_LOGIT = 1e30  # finite after a division by any temperature
 _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be sampled
@@ -33,39 +35,24 @@ def add_bias(scan: Scan) -> None:
 
 
 def penalise(scan: Scan) -> None:
-    """Apply the repetition, frequency and presence penalties in place.
+    """Apply the repetition, frequency and presence penalties to the logits of the row's tokens, in place.
 
-    A vector of logits without seen tokens is skipped unless a logit is beyond +-_LARGEST_LOGIT, because divisions are slow.
+    The logits before are kept in UNCHANGED. NaN and infinities do not change, so that they remain visible to `find_largest`.
     """
     code, logits = scan.code, scan.word(LOGITS)
-    seen, counts = scan.word(SEEN), scan.word(COUNTS)
-    strengths = [scan.number(index) for index in (REPETITION, FREQUENCY, PRESENCE)]
-
-    def block(first: Int, start: Int | None) -> None:
-        for token in scan.vectors(first):
-            logit = code.load_floats(logits + token * 4)
-            is_seen = code.load_vector(seen + token, INT8).widened(INT32) > 0
-            is_huge = (logit > _LARGEST_LOGIT) | (logit < -_LARGEST_LOGIT)
-            with code.when((is_seen | is_huge).any()):
-                repeated: Vector = is_seen.select(_repeated(logit, strengths[0]), logit)
-                result = _lowered(repeated, code.load_floats(counts + token * 4), strengths[1], strengths[2])
-                _replace(scan, logit, result, logits, token, start)
-
-    scan.blocks(block)
-
-
-def _repeated(logit: Vector, repetition: Float) -> Vector:
-    result: Vector = (logit > 0.0).select(logit / repetition, logit * repetition)
-    return result
-
-
-def _lowered(logit: Vector, count: Vector, frequency: Float, presence: Float) -> Vector:
-    lowered = logit - count * frequency
-    zeros = count - count
-    lowered = lowered - (count > 0.0).select(zeros + presence, zeros)
-    lowered = (lowered > _LARGEST_LOGIT).select(zeros + _LARGEST_LOGIT, lowered)
-    result: Vector = (lowered < -_LARGEST_LOGIT).select(zeros - _LARGEST_LOGIT, lowered)
-    return result
+    tokens, counts, unchanged = scan.word(PENALISED), scan.word(COUNTS), scan.word(UNCHANGED)
+    repetition, frequency, presence = (scan.number(index) for index in (REPETITION, FREQUENCY, PRESENCE))
+    with code.loop(0, scan.word(NUM_PENALISED)) as index:
+        place = logits + code.load_int32(tokens + index * 4) * 4
+        logit, count = code.load_float(place), code.load_float(counts + index * 4)
+        code.store(logit, unchanged + index * 4, 4)
+        repeated: Float = (logit > 0.0).select(logit / repetition, logit * repetition)
+        lowered = repeated - count * frequency
+        lowered = lowered - (count > 0.0).select(presence, code.number(0.0))
+        lowered = (lowered > _LARGEST_LOGIT).select(code.number(_LARGEST_LOGIT), lowered)
+        lowered = (lowered < -_LARGEST_LOGIT).select(code.number(-_LARGEST_LOGIT), lowered)
+        is_finite = (logit < INFINITY) & (logit > -INFINITY)
+        code.store(is_finite.select(lowered, logit), place, 4)
 
 
 def forbid(scan: Scan) -> None:

@@ -23,8 +23,8 @@ from inference_server.kernels.sampling.record import (
     ALLOWED,
     BIASED,
     LARGEST,
+    NUM_PENALISED,
     RECORD_WORDS,
-    SEEN,
     TEMPERATURE,
     TOKEN,
     TOP,
@@ -64,9 +64,9 @@ def make_sample_rows() -> Emit:
 
 def _sample(scan: Scan) -> None:
     code = scan.code
-    edits = ((BIASED, "add_bias", add_bias), (SEEN, "penalise", penalise), (ALLOWED, "forbid", forbid))
-    for address, name, edit in edits:
-        with code.when(scan.word(address) > 0):
+    edits = ((BIASED, "add_bias", add_bias), (NUM_PENALISED, "penalise", penalise), (ALLOWED, "forbid", forbid))
+    for word, name, edit in edits:
+        with code.when(scan.word(word) > 0):
             scan.call(name, edit)
     scan.call("find_largest", find_largest)
     code.store(scan.float_at(PEAK), scan.record + 8 * LARGEST)

@@ -40,7 +40,7 @@ ROUTES = {
     "miniflare": Ask("/", lambda body: {"inputs": body, "options": {}}, PROMPT, MINIFLARE),
     "wrangler": Ask(f"{ACCOUNT}/ai/run/proxy", lambda body: {"inputs": body, "options": {}}, PROMPT, RUN_HEADERS),
 }
-CLOUDFLARE_STATUSES = {5007: 400, 5021: 413, 9106: 400}
+CLOUDFLARE_STATUSES = {5007: 400, 5028: 400, 5021: 413, 9106: 400}
 CLOUDFLARES = ("run", "generic", "binding", "miniflare", "wrangler")
 OPENAIS = ("chat", "completions")
 
@@ -72,10 +72,13 @@ async def ask(bridge, route: str, fields: dict | None = None, *, content: bytes 
 
 
 SERVERS = [
+    # Cloudflare removed the default model.
     (
-        5007,
+        5028,
         400,
-        f"No such model {MODEL} or task: the models here are {MODEL}, @hf/other/second",
+        "This model was deprecated on 2026-05-30. Please use an alternative model. No server here hosts it: accept its licence "
+        f"on https://huggingface.co/meta-llama/Llama-2-7b-chat-hf and set HF_TOKEN, then `tailrace serve {MODEL}` serves it; "
+        f"the models here are {MODEL}, @hf/other/second.",
         Code.NOT_FOUND,
         "UNKNOWN_MODEL",
         {},

@@ -12,7 +12,6 @@ import pytest
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL, RUN_URL
 from tests.support.collector import collecting
-from tests.support.engines import until
 
 BGE, M3, QWEN = "@cf/baai/bge-small-en-v1.5", "@cf/baai/bge-m3", "@cf/qwen/qwen3-embedding-0.6b"
 AI = "/client/v4/accounts/acc/ai"
@@ -117,7 +116,10 @@ async def test_qwen_has_queries_with_an_instruction_and_documents(bridge, servic
 async def test_a_wrong_body_is_named(backend, start_bridge, servicer, model, body, sentence):
     await backend.set_serving(True)
     bridge = await start_bridge()
-    await until(lambda: servicer.num_lists)
+    async with asyncio.timeout(5):  # until the bridge has the list of models
+        while (await run(bridge, {"text": "a"}, model)).status_code != 200:
+            await asyncio.sleep(0.01)
+    servicer.embed_requests.clear()
     response = await run(bridge, body, model)
     (error,) = response.json()["errors"]
     assert (response.status_code, error["code"]) == (400, 5006)

@@ -1,5 +1,7 @@
 """Models, schemas, tasks and tokens, as Cloudflare's and OpenAI's clients request them."""
 
+import asyncio
+
 import pytest
 
 from tailrace.v1 import inference_pb2 as pb
@@ -132,6 +134,7 @@ async def test_models_in_openrouters_form(bridge, servicer):
         "input_modalities": ["text"],
         "output_modalities": ["text"],
         "pricing": {"prompt": "0", "completion": "0", "input_cache_read": "0"},
+        "default_parameters": {},
         "supported_features": ["tools", "json_mode", "structured_outputs", "logprobs", "reasoning"],
     }
     assert second["hugging_face_id"] is None and "reasoning" not in second["supported_features"]
@@ -185,3 +188,32 @@ async def test_models_without_a_server_are_unavailable(start_bridge):
     bridge = await start_bridge(grpc_address="127.0.0.1:1")
     response = await bridge.client.get(f"{AI}/models/search")
     assert (response.status_code, response.json()["errors"][0]["code"]) == (503, 7009)
+
+
+async def test_sampling_defaults_are_in_the_schema_and_in_every_list(bridge, servicer):
+    defaults = pb.Sampling(temperature=0.7, top_k=20, repetition_penalty=1.1, max_tokens=40)
+    servicer.models = [pb.Model(name=MODEL, window=30, sampling_defaults=defaults), pb.Model(name="@cf/a/b", window=30)]
+    expected = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
+    schema = (await bridge.client.get(f"{AI}/models/schema", params={"model": MODEL})).json()["result"]["input"]
+    for form in schema["anyOf"]:
+        fields = form["properties"]
+        assert {name: field["default"] for name, field in fields.items() if name in expected} == expected
+        assert "default" not in fields["top_p"] and "default" not in fields["min_p"]
+    other = (await bridge.client.get(f"{AI}/models/schema", params={"model": "@cf/a/b"})).json()["result"]["input"]
+    assert other["anyOf"][0]["properties"]["temperature"]["default"] == 0.6
+    entry, plain = (await found(bridge))["result"]
+    assert properties(entry)["default_parameters"] == expected and "default_parameters" not in properties(plain)
+    entry = (await bridge.client.get(f"{AI}/models/search", params={"format": "openrouter"})).json()["data"][0]
+    assert entry["default_parameters"] == expected
+    listed = (await bridge.client.get("/v1/models")).json()["data"]
+    assert listed[0]["default_parameters"] == expected and "default_parameters" not in listed[1]
+
+
+async def test_a_response_object_has_the_models_sampling_defaults(bridge, servicer):
+    servicer.models = [pb.Model(name=MODEL, window=30, sampling_defaults=pb.Sampling(temperature=0.7, top_p=0.95))]
+    await bridge.client.get("/v1/models")
+    body = {"model": MODEL, "input": "hi"}
+    while (reply := (await bridge.ask(body, url="/v1/responses")).json())["temperature"] != 0.7:
+        await asyncio.sleep(0.05)  # until the bridge's next poll of the servers
+    assert reply["top_p"] == 0.95
+    assert (await bridge.ask({**body, "top_p": 0.5}, url="/v1/responses")).json()["top_p"] == 0.5

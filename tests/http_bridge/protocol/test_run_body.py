@@ -113,10 +113,9 @@ def test_the_message_has_workers_ais_wording():
     )
 
 
-def test_lora_is_refused_by_its_own_code():
-    with pytest.raises(ApiError, match="The model m does not support LoRa inference") as caught:
-        parse(prompt="hi", lora="mine")
-    assert (caught.value.status, caught.value.code) == (405, 5005)
+def test_lora_names_an_adapter():
+    assert [parse(prompt="hi", lora=name).adapter for name in ("mine", "", None)] == ["mine", "", ""]
+    assert "'/lora' must be at most 256 characters" in problem(prompt="hi", lora="x" * 257)
 
 
 def test_an_empty_body_is_missing():

@@ -11,7 +11,14 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.gpu.attention import GpuAttention
 
 BACKENDS = [CpuAttention(), GpuAttention(), GpuAttention(batch_invariant=True)]
-SPECS = [AttentionSpec(0.2), AttentionSpec(0.2, sliding_window=20), AttentionSpec(0.2, softcap=5.0)]
+SINKS = torch.tensor([-9.0, 0.5, 2.0, 9.0])
+SPECS = {
+    "all keys": AttentionSpec(0.2),
+    "window": AttentionSpec(0.2, sliding_window=20),
+    "softcap": AttentionSpec(0.2, softcap=5.0),
+    "sinks": AttentionSpec(0.2, sinks=SINKS),
+    "sinks and window": AttentionSpec(0.2, sliding_window=20, sinks=SINKS),
+}
 SEGMENTS = [Segment(range(1, 4), 0, 70), Segment(range(4, 6), 0, 3), Segment(range(6, 8), 0, 33)]
 
 
@@ -32,7 +39,7 @@ def outputs(backend, spec, value_dim):
 
 
 @pytest.mark.parametrize("value_dim", [16, 8])
-@pytest.mark.parametrize("spec", SPECS, ids=["all keys", "window", "softcap"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_backends_have_the_same_results(spec, value_dim):
     expected, *others = (outputs(backend, spec, value_dim) for backend in BACKENDS)
     for found in others:

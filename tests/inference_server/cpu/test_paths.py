@@ -10,6 +10,7 @@ from inference_server.cpu.paths import CpuPath, predicted_path
 from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import activation_dtype, cache_dtype
+from tests.support.expert_models import write_expert_model
 
 CPU = torch.device("cpu")
 
@@ -33,12 +34,24 @@ def path_in_use(folder, precision):
         ("llama-2", "int4"),
         ("mistral", "bfloat16"),
         ("qwen-3", "bfloat16"),
+        ("phi-3", "bfloat16"),
+        ("smollm-3", "int4"),
+        ("granite", "bfloat16"),
         ("gemma-2", "bitsandbytes-int8"),
     ],
 )
 def test_the_predicted_path_is_the_path_in_use(tiny_model, architecture, precision):
     folder = tiny_model(architecture)
     assert str(predicted_path(AutoConfig.from_pretrained(folder), precision)) == path_in_use(folder, precision)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen-3", "olmoe"])
+def test_the_predicted_path_of_a_model_with_experts_is_the_path_in_use(name, tmp_path):
+    write_expert_model(tmp_path, name)
+    found = path_in_use(tmp_path, "int4")
+    assert str(predicted_path(AutoConfig.from_pretrained(tmp_path), "int4")) == found
+    if choice.obstacle() is None:
+        assert ("one program" in found) == (name != "olmoe")
 
 
 def test_without_kernels_the_path_names_the_reason(tiny_model, monkeypatch):

@@ -15,7 +15,7 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 
         (Qwen3Config(architectures=["Qwen3ForCausalLM"]), True),
         (Gemma2Config(architectures=["Gemma2ForCausalLM"]), False),
         (LlamaConfig(architectures=["LlamaForCausalLM"], hidden_act="gelu"), False),
-        (LlamaConfig(architectures=["LlamaForCausalLM"], rope_parameters=LONGROPE), False),
+        (LlamaConfig(architectures=["LlamaForCausalLM"], rope_parameters=LONGROPE), True),
         (LlamaConfig(), False),
     ],
     ids=["llama", "qwen 3", "gemma 2", "gelu", "longrope", "unnamed"],

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from inference_server.errors import InvalidField, PromptTooLong
 from inference_server.generation import SamplingParams
 from inference_server.grpc_api import validation as checks
-from inference_server.grpc_api.conversion import encoded_prompt, generation_request
+from inference_server.grpc_api.conversion import encoded_prompt, generation_request, model_info
 from inference_server.text.prompt_encoder import Prompt
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.fakes import hosted_model
@@ -207,6 +207,51 @@ def test_sampling_fields_reach_the_engine():
     given = accepted(request)
     assert (given.request_id, list(given.prompt_ids)) == ("id", list(range(10)))
     assert (given.time_limit_seconds, given.account, given.reject_if_busy) == (2.5, "acme", True)
+
+
+TUNED = {"temperature": 0.25, "top_k": 20, "repetition_penalty": 1.5, "max_tokens": 40}
+
+
+def test_unset_sampling_fields_have_the_models_defaults():
+    given = accepted(run_request(sampling=pb.Sampling(seed=1)), sampling=TUNED)
+    assert given.sampling == SamplingParams(seed=1, temperature=0.25, top_k=20, repetition_penalty=1.5)
+    assert given.max_tokens == 40
+
+
+def test_values_of_the_request_replace_the_models_defaults_one_by_one():
+    wanted = pb.Sampling(seed=1, temperature=0.0, repetition_penalty=1.0, max_tokens=50, stop=["x"])
+    given = accepted(run_request(sampling=wanted), sampling=TUNED)
+    assert given.sampling == SamplingParams(seed=1, temperature=0.0, top_k=20)
+    assert (given.max_tokens, given.stop) == (50, ("x",))
+
+
+def test_a_default_equals_the_same_value_in_a_request():
+    explicit = accepted(run_request(sampling=pb.Sampling(seed=1, temperature=0.7, repetition_penalty=1.1)))
+    assert (
+        accepted(run_request(sampling=pb.Sampling(seed=1)), sampling={"temperature": 0.7, "repetition_penalty": 1.1})
+        == explicit
+    )
+
+
+def test_the_default_penalties_do_not_apply_to_a_constrained_reply():
+    form = pb.ResponseFormat(json_schema='{"type": "object"}')
+    given = accepted(run_request(response_format=form), sampling=TUNED).sampling
+    assert (given.repetition_penalty, given.temperature) == (1.0, 0.25)
+    wanted = pb.Sampling(repetition_penalty=1.25)
+    assert (
+        accepted(run_request(response_format=form, sampling=wanted), sampling=TUNED).sampling.repetition_penalty == 1.25
+    )
+
+
+def test_the_models_longest_reply_need_not_fit_beside_the_prompt():
+    limits = {"sampling": {"max_tokens": 100}, "window": 64}
+    assert accepted(run_request(max_tokens_must_fit=True), num_prompt_tokens=60, **limits).max_tokens == 4
+
+
+def test_the_model_list_has_the_defaults():
+    listed = model_info(hosted_model(sampling=TUNED)).sampling_defaults
+    assert listed == pb.Sampling(temperature=0.25, top_k=20, repetition_penalty=1.5, max_tokens=40)
+    assert not model_info(hosted_model()).HasField("sampling_defaults")
 
 
 # Limits.

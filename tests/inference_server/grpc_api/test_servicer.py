@@ -113,6 +113,12 @@ async def test_an_unknown_model_is_not_found(running):
     assert details(error)["ErrorInfo"].reason == "UNKNOWN_MODEL"
 
 
+async def test_the_error_for_a_model_of_workers_ai_has_the_step_that_serves_it(running):
+    error = await refused(running.stub.Run(pb.RunRequest(model="@cf/qwen/qwq-32b", text="hi")))
+    step = "`tailrace serve @cf/qwen/qwq-32b` serves it; the models are "
+    assert error.details() == f"there is no model '@cf/qwen/qwq-32b' here; {step}{MODEL}"
+
+
 async def test_every_wrong_field_is_named(running):
     error = await refused(running.stub.Run(chat(temperature=9.0, repetition_penalty=0.0, top_k=0)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -30,6 +30,29 @@ def test_a_sum_is_stored_and_its_norm_is_that_of_torch(dtype: torch.dtype) -> No
 
 
 @DTYPES
+def test_a_sum_may_have_a_factor(dtype: torch.dtype) -> None:
+    x, delta, weight = (torch.randn(rows, 64).to(dtype) for rows in (3, 3, 1))
+    total, normed = (x.float() + 0.22 * delta.float()).to(dtype), torch.empty_like(x)
+    function = kernel("add_rms_norm", dtype is torch.bfloat16)
+    assert function is not None
+    function.run(arguments.add_rms_norm(x, delta, weight[0], normed, 1e-5, 0.22), 3, 0)
+    assert_close(x, total)
+    assert_close(normed, reference.rms_norm(total, weight[0], 1e-5))
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [64, 80])
+def test_heads_are_normalised_before_they_are_rotated(width: int, dtype: torch.dtype) -> None:
+    qkv, angles = torch.randn(3, 15 * width).to(dtype) * 5, torch.randn(3, width)
+    cos, sin, rows = angles.cos().to(dtype), angles.sin().to(dtype), torch.tensor([70, 3, 20])
+    norms = arguments.HeadNorms(torch.randn(width).to(dtype), torch.randn(width).to(dtype), 1e-6)
+    ours, plain = (torch.zeros(2, 5, 16, 3, width, dtype=torch.bfloat16) for _ in range(2))
+    wanted = reference.rope_and_write(qkv, cos, sin, plain[0], plain[1], rows, 9, 3, norms)
+    assert_close(ops.rope_and_write(qkv, cos, sin, ours[0], ours[1], rows, 9, 3, norms), wanted)
+    assert_close(ours, plain)
+
+
+@DTYPES
 @pytest.mark.parametrize("width", [64, 80])
 def test_heads_are_rotated_and_written(width: int, dtype: torch.dtype) -> None:
     qkv, angles = torch.randn(3, 15 * width).to(dtype), torch.randn(3, width)
@@ -51,6 +74,12 @@ def test_sequences_attend(
     cache = make_cache(ragged(7), torch.bfloat16, kv_heads=2, width=width, value_width=value_width)
     query = torch.randn(7, 2 * group, width).to(dtype)
     assert_attends(query, cache, scaling=0.5, window=window, softcap=softcap)
+
+
+def test_sequences_attend_to_sinks(instruction_set: str) -> None:
+    cache = make_cache(ragged(7), torch.bfloat16, kv_heads=2)
+    sinks = torch.tensor([-20.0, 0.0, 3.0, 20.0, 0.5, -1.0])
+    assert_attends(torch.randn(7, 6, 64), cache, scaling=0.5, window=100, sinks=sinks)
 
 
 @DTYPES

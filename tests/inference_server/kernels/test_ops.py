@@ -61,9 +61,15 @@ def ragged(num_rows: int) -> list[int]:
 
 
 def assert_attends(
-    query: Tensor, cache: Cache, *, scaling: float = 0.1, window: int | None = None, softcap: float | None = None
+    query: Tensor,
+    cache: Cache,
+    *,
+    scaling: float = 0.1,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
-    arguments = (query, cache.keys, cache.values, cache.table, cache.lengths, scaling, window, softcap)
+    arguments = (query, cache.keys, cache.values, cache.table, cache.lengths, scaling, window, softcap, sinks)
     found = ops.paged_decode_attention(*arguments)
     assert not found.isnan().any()
     assert_close(found, reference.paged_decode_attention(*arguments))

@@ -34,15 +34,17 @@ class Cache:
             rows = table[places // block_size].long(), places % block_size
             self.keys[rows], self.values[rows] = key, value
 
-    def attend(self, run: Any, query: Tensor, starts: list[int], lengths: list[int]) -> Tensor:
+    def attend(
+        self, run: Any, query: Tensor, starts: list[int], lengths: list[int], sinks: Tensor | None = None
+    ) -> Tensor:
         words, bytes_per_value = arguments.prefill_segments(starts, lengths, self.tables, 0)
         workspace = aligned(torch.full((bytes_per_value * self.keys[0, 0].numel(),), 255, dtype=torch.uint8))
         words[0] = workspace.data_ptr()
         segments, out = torch.tensor(words), torch.full_like(query, float("nan"))
-        run(arguments.prefill_attention(query, self.keys, self.values, segments, out, SCALING))
+        run(arguments.prefill_attention(query, self.keys, self.values, segments, out, SCALING, sinks))
         return out
 
-    def wanted(self, query: Tensor, starts: list[int], lengths: list[int]) -> Tensor:
+    def wanted(self, query: Tensor, starts: list[int], lengths: list[int], sinks: Tensor | None = None) -> Tensor:
         """Return the attention in float64."""
         results = []
         pieces = query.bfloat16().double().split(lengths)
@@ -51,7 +53,11 @@ class Cache:
             key, value = (each.double().repeat_interleave(group, 1) for each in (key, value))
             scores = torch.einsum("qhd,khd->hqk", rows, key) * SCALING
             later = torch.arange(len(key)) > (start + torch.arange(len(rows)))[:, None]
-            results.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), value))
+            scores = scores.masked_fill(later, -torch.inf)
+            if sinks is not None:
+                scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, len(rows), 1)], -1)
+            weights = scores.softmax(-1)[..., : len(key)]
+            results.append(torch.einsum("hqk,khd->qhd", weights, value))
         return torch.cat(results)
 
 
@@ -84,6 +90,14 @@ def test_heads_of_any_number_and_width(name: str, heads: int, kv_heads: int, wid
     query = queries(50, heads=heads, width=width)
     found = cache.attend(kernel(name, True), query, [100], [50])
     torch.testing.assert_close(found.double(), cache.wanted(query, [100], [50]), rtol=0, atol=0.05)
+
+
+@every_instruction_set
+def test_every_head_has_its_sink(name: str) -> None:
+    starts, lengths, sinks = [0, 100], [33, 40], torch.tensor([-40.0, -2.0, 0.0, 1.0, 2.0, 3.0, 5.0, 9.0, 40.0])
+    cache, query = Cache([33, 140]), queries(73)
+    found = cache.attend(kernel(name, True), query, starts, lengths, sinks)
+    torch.testing.assert_close(found.double(), cache.wanted(query, starts, lengths, sinks), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("name", compiled_kernels.instruction_set_names()[-1:])

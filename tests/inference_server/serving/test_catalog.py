@@ -55,6 +55,30 @@ def test_an_entry_may_name_the_shape_of_its_replies(tmp_path):
     assert "shape" in complaint(catalog(tmp_path, ENTRY + 'shape = "anything"'))
 
 
+def test_rotary_positions_may_be_scaled_by_transformers_names(tmp_path):
+    rope = 'rope = { rope_type = "yarn", factor = 2.0, original_max_position_embeddings = 4096 }'
+    entry = read_catalog(catalog(tmp_path, ENTRY + rope))[0]
+    assert entry.rope == {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ('rope_type = "linear"', "needs factor"),
+        ('rope_type = "linear", factor = 0.5', "greater than or equal to 1"),
+        ('rope_type = "linear", factor = 2.0, beta_fast = 32.0', "beta_fast is not a parameter of"),
+        ('rope_type = "llama3", factor = 8.0', "needs low_freq_factor"),
+        ('rope_type = "su"', "rope_type"),
+        ('rope_type = "yarn", factor = 2.0, original = 4096', "original"),
+        ("factor = 2.0", "rope_type"),
+    ],
+)
+def test_a_wrong_scaling_of_rotary_positions_is_named(tmp_path, rope, named):
+    found = complaint(catalog(tmp_path, f"{ENTRY}rope = {{ {rope} }}"))
+    assert "rope" in found
+    assert named in found
+
+
 def test_the_default_catalog_marks_substitute_models():
     entries = read_catalog(DEFAULT_CATALOG)
     stand_ins = [entry for entry in entries if entry.stands_in]
@@ -139,6 +163,27 @@ def test_a_chat_template_may_be_a_file_beside_the_catalog(tmp_path):
     (tmp_path / "own.jinja").write_text("{{ messages }} ✓", encoding="utf-8")
     (entry,) = read_catalog(catalog(tmp_path, ENTRY + 'chat_template = "own.jinja"'))
     assert entry.chat_template == "{{ messages }} ✓"
+
+
+def test_adapters_have_names_or_are_the_subfolders_of_a_folder(tmp_path):
+    for name in ("b", "a", "legal"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "adapter_config.json").touch()
+    (tmp_path / "all" / "checkpoints").mkdir()
+    (tmp_path / "own").mkdir()
+    keys = 'adapters_folder = "all"\n[models.adapters]\nlegal = "own"\n'
+    (entry,) = read_catalog(catalog(tmp_path, ENTRY + keys))
+    assert list(entry.adapters) == ["legal", "a", "b"]
+    assert (entry.adapters["legal"], entry.adapters["b"]) == (tmp_path / "own", tmp_path / "all" / "b")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [('adapters_folder = "none"', "adapters_folder"), ('[models.adapters]\nlegal = "none"', "adapters.legal")],
+)
+def test_a_missing_folder_of_adapters_is_named(tmp_path, keys, named):
+    message = complaint(catalog(tmp_path, ENTRY + keys))
+    assert f"tiny: {named} names a file or folder that does not exist: {tmp_path / 'none'}" in message
 
 
 def test_there_is_no_builtin_template_of_another_name():
@@ -296,7 +341,6 @@ def test_the_embedding_models_of_workers_ai_have_their_own_pooling():
         (EMBEDDING + 'pooling = "max"', "pooling"),
         (ENTRY + 'pooling = "cls"', 'pooling is not a key of a model with task = "generation"'),
         (ENTRY + "optional = true", 'optional is not a key of a model with task = "generation"'),
-        (ENTRY.replace("sequence_length = 50", ""), "sequence_length is missing"),
     ],
 )
 def test_a_key_of_the_other_task_is_refused(tmp_path, text, sentence):

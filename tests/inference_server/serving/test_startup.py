@@ -1,6 +1,8 @@
 """The order of a start and its plan of a GPU's memory. The GPU is a fake: the engines run on the CPU."""
 
+import json
 from dataclasses import replace
+from shutil import copytree
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +84,18 @@ async def test_the_log_names_the_precision_and_the_path_of_each_entry(tiny_model
     models = await start(Recorder(), *two(tiny_model), device="cpu")
     assert f"a: float32 weights, {models['a'].engine.path}" in caplog.messages
     assert f"b: bfloat16 weights, {models['b'].engine.path}" in caplog.messages
+
+
+async def test_sampling_defaults_are_those_of_the_model_and_of_the_catalog(tiny_model, tmp_path):
+    folder = copytree(tiny_model("llama-2"), tmp_path / "model")
+    config = {"do_sample": True, "temperature": 0.3, "top_k": 20, "eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    plain = entry(folder, name="plain", precision="bitsandbytes-int8")
+    tuned = replace(plain, name="tuned", sampling={"top_k": 5, "top_p": 0.5})
+    for _ in range(2):  # the second start reads the packed weights
+        models = await start(Recorder(), plain, tuned, device="cpu", cache_dir=tmp_path / "cache")
+        assert models["plain"].sampling == {"temperature": 0.3, "top_k": 20}
+        assert models["tuned"].sampling == {"temperature": 0.3, "top_k": 5, "top_p": 0.5}
 
 
 async def test_models_that_do_not_fit_are_refused_before_any_is_loaded(tiny_model, gpu):

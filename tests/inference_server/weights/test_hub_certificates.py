@@ -1,7 +1,9 @@
-"""A hub behind a proxy with a certificate authority of its own: the error names the variable, which then helps."""
+"""A hub behind a proxy, and one with a certificate authority of its own: errors name the variable that helps."""
 
+import contextlib
 import json
-import os
+import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -9,15 +11,15 @@ import threading
 
 import pytest
 
-from tests.inference_server.weights.test_sources import Hub
 from tests.support.certificates import Authority
-from tests.support.processes import ROOT
+from tests.support.hub import Hub
+from tests.support.hub_client import HubClient
 
 # A separate process, because huggingface_hub fixes its address at import.
 READ_TWICE = """
 import json, os, pathlib, sys, time
 import huggingface_hub
-from inference_server.weights.sizes import read_config
+from inference_server.weights.fetching.hub import HubModel
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -25,7 +27,8 @@ time.sleep = lambda seconds: None  # the pauses between the hub's attempts
 
 def outcome():
     try:
-        return read_config(Weights(hub="owner/large"), pathlib.Path("unused"), may_fetch=True).model_type
+        folder = HubModel(Weights(hub="owner/large"), pathlib.Path("unused")).fetch_config()
+        return json.loads((folder / "config.json").read_text())["model_type"]
     except ConfigurationError as error:
         return str(error)
 
@@ -39,24 +42,24 @@ print(json.dumps([*outcomes, outcome()]))
 @pytest.fixture
 def hub(tiny_model, tmp_path):
     """Run a hub with TLS. Returns it and the file of its authority."""
-    hub, authority = Hub(tiny_model("llama-2")), Authority(tmp_path)
+    hub, authority = Hub(), Authority(tmp_path)
+    hub.add("owner/large", tiny_model("llama-2"))
+    hub.scheme, hub.content_host = "https", "127.0.0.1"  # the host of the certificate
     files = authority.issue("hub")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
     hub.socket = context.wrap_socket(hub.socket, server_side=True)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    yield hub, authority.path
-    hub.shutdown()
-    hub.server_close()
+    yield hub.start(), authority.path
+    hub.close()
 
 
 def test_an_untrusted_certificate_is_named_with_the_variable_that_helps(hub, tmp_path):
     server, authority = hub
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "SSL_"))}
-    address = {"HF_ENDPOINT": f"https://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+    environment = server.environment(tmp_path / "hub")
+    environment.pop("SSL_CERT_FILE", None)
     done = subprocess.run(
         [sys.executable, "-c", READ_TWICE, str(authority)],
-        env={**kept, **address, "NO_PROXY": "*", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -68,3 +71,72 @@ def test_an_untrusted_certificate_is_named_with_the_variable_that_helps(hub, tmp
     )
     assert "set SSL_CERT_FILE to a file" in untrusted
     assert trusted == "llama"
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """A proxy that connects to any host, or refuses every one."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, answer: str) -> None:
+        super().__init__(("127.0.0.1", 0), Tunnel)
+        self.answer = answer
+        self.asked: list[str] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """Answers CONNECT, then copies bytes both ways."""
+
+    def handle(self):
+        address = self.rfile.readline().decode().split()[1]
+        self.server.asked.append(address)
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(f"HTTP/1.1 {self.server.answer}\r\n\r\n".encode())
+        if not self.server.answer.startswith("200"):
+            return
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port))) as upstream:
+            threading.Thread(target=self.copy, args=(upstream, self.connection), daemon=True).start()
+            self.copy(self.connection, upstream)
+
+    @staticmethod
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while content := source.recv(65536):
+                target.sendall(content)
+
+
+@pytest.mark.parametrize("answer", ["200 Connected", "407 Proxy Authentication Required"])
+def test_every_request_takes_the_proxy_of_https_proxy(hub, tmp_path, answer):
+    server, authority = hub
+    proxy = Proxy(answer)
+    client = HubClient(
+        server,
+        tmp_path,
+        HTTPS_PROXY=proxy.url,
+        https_proxy=proxy.url,
+        NO_PROXY="",
+        no_proxy="",
+        SSL_CERT_FILE=authority,
+    )
+    try:
+        outcome = client.fetch("owner/large")
+    finally:
+        client.kill()
+        proxy.shutdown()
+        proxy.server_close()
+    if answer.startswith("200"):
+        assert outcome.path
+        assert set(proxy.asked) == {f"127.0.0.1:{server.server_port}"}
+    else:
+        assert outcome.error.startswith(
+            "downloading owner/large failed: the proxy of HTTPS_PROXY refused or did not answer (407"
+        )
+        assert server.requests == []

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference_server.weights import large_pages
-from inference_server.weights.large_pages import Arena, aligned_bytes, moved
+from inference_server.cpu import large_pages
+from inference_server.cpu.large_pages import Arena, aligned_bytes, moved
 
 LARGE = 32 << 20
 

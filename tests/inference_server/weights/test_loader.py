@@ -122,6 +122,13 @@ def test_a_folder_that_cannot_be_loaded_is_named_in_one_sentence(tiny_model, tmp
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_tokenizer_is_named(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama-2"), tmp_path / "model")
+    without("tokenizer.json")(folder)
+    with pytest.raises(ConfigurationError, match=r"it has no tokenizer \(tokenizer.json or tokenizer.model\)"):
+        load(Weights(path=folder), tmp_path)
+
+
 def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("llama-2"), tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -19,6 +19,7 @@ from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
+from tests.support.expert_models import write_expert_model
 from tests.support.fakes import llama_tokenizer
 from tests.support.linears import OtherBackend
 
@@ -56,6 +57,24 @@ def folders(tmp_path):
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_a_packed_model_gives_the_same_bits_as_when_it_was_packed(prepared, precision, batch_invariant):
     first, second = (prepared(precision, batch_invariant=batch_invariant) for _ in range(2))
+    for one, other in zip(logits(first, precision), logits(second, precision), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("mixtral", "int4"), ("qwen-3", "bitsandbytes-int8"), ("mixtral", "bfloat16")]
+)
+def test_experts_give_the_same_bits_as_when_they_were_packed(name, precision, tmp_path, caplog):
+    if choice.obstacle():
+        pytest.skip("this CPU has no linear kernels")
+    write_expert_model(tmp_path / "model", name)
+    weights, settings = Weights(path=tmp_path / "model"), Settings(cache_dir=tmp_path)
+    with caplog.at_level(logging.INFO):
+        first, second = (prepare(weights, precision, CPU, settings) for _ in range(2))
+    assert caplog.text.count(" parameters in int") == (0 if precision == "bfloat16" else 2)
+    assert len(folders(tmp_path)) == 1
+    for found in (first, second):
+        assert isinstance(found.model, DecoderWeights)
     for one, other in zip(logits(first, precision), logits(second, precision), strict=True):
         assert torch.equal(one, other)
 
@@ -151,6 +170,14 @@ def test_a_model_with_sliding_windows_is_not_packed_whole(tiny_model, tmp_path):
     found = prepare(Weights(path=tiny_model("mistral")), "bfloat16", CPU, settings)
     assert not isinstance(found.model, DecoderWeights)
     assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("architecture", ["qwen-3", "smollm-3", "granite"])
+def test_norms_of_heads_positions_and_factors_are_kept(tiny_model, tmp_path, architecture):
+    settings, weights = Settings(cache_dir=tmp_path), Weights(path=tiny_model(architecture))
+    first, second = (prepare(weights, "bfloat16", CPU, settings) for _ in range(2))
+    assert len(folders(tmp_path)) == 1
+    assert all(torch.equal(*pair) for pair in zip(*(logits(each, "bfloat16") for each in (first, second)), strict=True))
 
 
 def test_two_layouts_of_packed_weights_never_share_a_folder(source, tmp_path):

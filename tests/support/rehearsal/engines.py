@@ -1,7 +1,7 @@
 """Hosts tiny models on the simulated GPU, from their folder to streamed replies."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,14 +63,17 @@ class Reply:
     error: BaseException | None
 
 
-async def replies(model: HostedModel, prompts: list[list[int]], max_tokens: int = 6, **sampling: Any) -> list[Reply]:
-    """Submit all prompts at once, and return the replies in their order."""
+async def replies(
+    model: HostedModel, prompts: list[list[int]], max_tokens: int = 6, adapters: Sequence[int] = (), **sampling: Any
+) -> list[Reply]:
+    """Submit all prompts at once, and return the replies in their order. `adapters`: the LoRA adapter of each prompt."""
     recorder = Recorder(model)
     params = SamplingParams(seed=1, ignore_eos=True, **sampling)
 
     async def reply(number: int, prompt_ids: list[int]) -> Reply:
         name, error = f"{id(recorder)}-{number}", None
-        generation = request(prompt_ids, request_id=name, sampling=params, max_tokens=max_tokens)
+        adapter = adapters[number] if adapters else 0
+        generation = request(prompt_ids, request_id=name, sampling=params, max_tokens=max_tokens, adapter=adapter)
         try:
             async with asyncio.timeout(60):
                 await collect(model, generation)

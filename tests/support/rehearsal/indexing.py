@@ -85,6 +85,14 @@ def _dispatched(operator: Any) -> Callable[[torch.Tensor], Any]:
     return call
 
 
+def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_contiguous():
+        return tensor
+    with RehearsalMode():
+        copied: torch.Tensor = torch.ops.aten.clone.default(tensor, memory_format=torch.contiguous_format)
+    return copied
+
+
 def _set_data(tensor: CudaTensor, value: torch.Tensor) -> None:
     if not isinstance(value, CudaTensor) or value.shape != tensor.shape or value.dtype != tensor.dtype:
         raise NotImplementedError("Tensor.data = a tensor of another kind")
@@ -99,6 +107,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _get,
     torch.Tensor.__setitem__: _set,
     torch.Tensor.copy_: _copy,
+    torch.Tensor.contiguous: _contiguous,
     torch.Tensor.nonzero: _dispatched(torch.ops.aten.nonzero.default),
     torch.Tensor.__invert__: _dispatched(torch.ops.aten.bitwise_not.default),
     torch.Tensor.tolist: _scalar("tolist", torch.Tensor.tolist),

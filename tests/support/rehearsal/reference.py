@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.support.adapters import merge
 from tests.support.rehearsal.engines import Reply
 
 
@@ -18,6 +19,11 @@ class Reference:
             folder, dtype=dtype, attn_implementation="eager", quantization_config=quantization, device_map={"": "cpu"}
         )
         self._model = (model.dequantize() if is_int8 else model).float().eval()
+
+    def merged(self, adapter: Path) -> "Reference":
+        """Add a LoRA adapter to the weights. Returns this reference."""
+        merge(self._model, adapter)
+        return self
 
     @torch.inference_mode()
     def shortfall(self, prompt_ids: list[int], reply: Reply) -> float:

@@ -87,7 +87,8 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         """Put a new sequence into the wait queue."""
-        seq.block_keys = BlockKeys(self._pool.block_size, seq.request.account if self._policy.scope_by_account else "")
+        account = seq.request.account if self._policy.scope_by_account else ""
+        seq.block_keys = BlockKeys(self._pool.block_size, account, seq.request.adapter)
         seq.num_admitted_before = self.num_admitted
         self.waiting.add(seq)
         self.num_changes += 1

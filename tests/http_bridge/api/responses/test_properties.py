@@ -27,7 +27,9 @@ INCOMING = IncomingRequest(
     has_padding=False,
     default_profile="default",
     bodies=BODIES,
-    models=SimpleNamespace(),
+    models=SimpleNamespace(
+        find_model=lambda name: None, find_adapter=lambda name: None, has_current_model=lambda name: True
+    ),
 )
 SCALARS = st.none() | st.booleans() | st.integers(-2, 300) | st.floats(-1, 2) | st.sampled_from(["", "a", "{}", "[1]"])
 KINDS = [*_READERS, *_WITHOUT_TEXT, *_WHY_REFUSED, "function", "custom", "namespace", "allowed_tools", "grammar", "x"]

@@ -66,29 +66,47 @@ def random_queries(num_tokens: int, heads: Heads, dtype: torch.dtype) -> Tensor:
     return torch.randn(num_tokens, heads.num_heads, heads.head_dim, generator=generator).to(dtype)
 
 
+def random_sinks(heads: Heads) -> Tensor:
+    """Return sinks (num_heads,), some far above and some far below every score."""
+    return torch.randn(heads.num_heads, generator=torch.Generator().manual_seed(3)) * 4
+
+
 def decode_error(
-    heads: Heads, lengths: list[int], dtype: torch.dtype, limits: Limits = UNLIMITED, splits: int = 1
+    heads: Heads,
+    lengths: list[int],
+    dtype: torch.dtype,
+    limits: Limits = UNLIMITED,
+    splits: int = 1,
+    *,
+    has_sinks: bool = False,
 ) -> float:
     """Return the largest difference of paged_decode_attention, over all sequences with keys."""
     cache = random_cache(heads, lengths, dtype)
     query = random_queries(len(lengths), heads, dtype)
     scaling = heads.head_dim**-0.5
-    got = paged_decode_attention(query, *cache, scaling, *limits, splits).float()
+    sinks = random_sinks(heads) if has_sinks else None
+    got = paged_decode_attention(query, *cache, scaling, *limits, splits, sinks).float()
     assert got.isfinite().all()
     wide = _float32(cache)
-    expected = reference.paged_decode_attention(query.float(), *wide, scaling, *limits, splits)
+    expected = reference.paged_decode_attention(query.float(), *wide, scaling, *limits, splits, sinks)
     return _largest(got, expected, cache.lengths > 0)
 
 
 def prefill_error(
-    heads: Heads, segments: list[tuple[int, int]], dtype: torch.dtype, limits: Limits = UNLIMITED
+    heads: Heads,
+    segments: list[tuple[int, int]],
+    dtype: torch.dtype,
+    limits: Limits = UNLIMITED,
+    *,
+    has_sinks: bool = False,
 ) -> float:
     """Return the largest difference of paged_prefill_attention. Each segment is a number of new tokens and a length."""
     tokens = [count for count, _ in segments]
     cache = random_cache(heads, [length for _, length in segments], dtype)
     query = random_queries(sum(tokens), heads, dtype)
     starts = torch.tensor([0, *tokens]).cumsum(0).int()
-    options = (starts, cache.lengths, max(tokens), heads.head_dim**-0.5, *limits)
+    sinks = random_sinks(heads) if has_sinks else None
+    options = (starts, cache.lengths, max(tokens), heads.head_dim**-0.5, *limits, sinks)
     got = paged_prefill_attention(query, *cache[:3], *options).float()
     expected = reference.paged_prefill_attention(query.float(), *_float32(cache)[:3], *options)
     return _largest(got, expected)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from inference_server.gpu.kernels import decode_attention
-from inference_server.gpu.kernels.attention_cases import SHAPES
+from inference_server.gpu.kernels.attention_cases import SHAPES, WITH_SINKS
 from inference_server.gpu.kernels.attention_tiles import Device
 from inference_server.gpu.kernels.compile_case import CAPABILITIES, SHARED_MEMORY_BYTES
 from inference_server.gpu.kernels.decode_attention import chosen_splits, paged_decode_attention
@@ -35,6 +35,13 @@ def test_every_kv_head_has_its_own_keys(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("limits", [Limits(40), Limits(None, 5.0), Limits(1)], ids=str)
 def test_windows_and_softcaps_equal_those_of_torch(limits: Limits, splits: int) -> None:
     assert decode_error(SMALL, [30, 150], torch.float16, limits, splits) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("limits", [Limits(), Limits(40)], ids=str)
+def test_sinks_equal_those_of_torch(limits: Limits, splits: int) -> None:
+    error = decode_error(Heads(4, 2, 32), [1, 30, 150, 0], torch.float16, limits, splits, has_sinks=True)
+    assert error < TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("heads", [Heads(3, 1, 80), Heads(2, 2, 96), Heads(20, 1, 8), Heads(2, 1, 256)], ids=str)
@@ -103,13 +110,16 @@ def test_splits_fill_the_multiprocessors(num_sequences: int, num_kv_heads: int, 
 def test_every_models_shape_equals_torch(shape: tuple[str, int, int, int], dtype: torch.dtype) -> None:
     heads = Heads(*shape[1:])
     lengths = [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE + 1, 300]
-    errors = [decode_error(heads, lengths, dtype, Limits(), 2)]
+    has_sinks = shape[0] == WITH_SINKS
+    errors = [decode_error(heads, lengths, dtype, Limits(), 2, has_sinks=has_sinks)]
     if dtype == torch.float16:
         # The kernel runs once for each KV head, which takes the interpreter long. Four of them are enough here.
         group, few = heads.num_heads // heads.num_kv_heads, min(heads.num_kv_heads, 4)
         heads = heads._replace(num_heads=few * group, num_kv_heads=few)
         variants = [(Limits(), 0), (Limits(), 1), (Limits(), 8), (Limits(100, 30.0), 2)]
-        errors += [decode_error(heads, lengths, dtype, limits, splits) for limits, splits in variants]
+        errors += [
+            decode_error(heads, lengths, dtype, limits, splits, has_sinks=has_sinks) for limits, splits in variants
+        ]
     print(f"\npaged_decode_attention {shape[0]} {dtype}: largest error {max(errors):.1e}")
     assert max(errors) < TOLERANCE[dtype]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from inference_server.gpu.kernels import prefill_attention
-from inference_server.gpu.kernels.attention_cases import SHAPES
+from inference_server.gpu.kernels.attention_cases import SHAPES, WITH_SINKS
 from inference_server.gpu.kernels.attention_tiles import Device
 from inference_server.gpu.kernels.compile_case import CAPABILITIES, SHARED_MEMORY_BYTES
 from inference_server.gpu.kernels.prefill_attention import paged_prefill_attention
@@ -25,6 +25,12 @@ def test_results_equal_those_of_torch(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("limits", [Limits(1), Limits(40), Limits(None, 5.0), Limits(70, 5.0), Limits(1000)], ids=str)
 def test_windows_and_softcaps_equal_those_of_torch(limits: Limits) -> None:
     assert prefill_error(SMALL, [(50, 150), (3, 3)], torch.float16, limits) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(40)], ids=str)
+def test_sinks_equal_those_of_torch(limits: Limits) -> None:
+    error = prefill_error(Heads(4, 2, 32), SEGMENTS, torch.float16, limits, has_sinks=True)
+    assert error < TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("heads", [Heads(3, 1, 80), Heads(2, 2, 96), Heads(20, 1, 8), Heads(2, 1, 256)], ids=str)
@@ -78,7 +84,7 @@ def test_every_models_shape_equals_torch(shape: tuple[str, int, int, int], dtype
     heads = Heads(*shape[1:])
     segments = [(1, 1), (33, 33), (31, 290), (130, 130)]
     cases = [Limits(), Limits(100, 30.0)] if dtype == torch.float16 else [Limits()]
-    errors = [prefill_error(heads, segments, dtype, limits) for limits in cases]
+    errors = [prefill_error(heads, segments, dtype, limits, has_sinks=shape[0] == WITH_SINKS) for limits in cases]
     print(f"\npaged_prefill_attention {shape[0]} {dtype}: largest error {max(errors):.1e}")
     assert max(errors) < TOLERANCE[dtype]
 

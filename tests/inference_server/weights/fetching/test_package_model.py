@@ -9,8 +9,8 @@ import pytest
 
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import DEFAULT_CATALOG
-from inference_server.weights import package_model
-from inference_server.weights.package_model import ModelWheel, PackageModel, package_folder
+from inference_server.weights.fetching import package_model
+from inference_server.weights.fetching.package_model import ModelWheel, PackageModel, package_folder
 from tailrace_shared.config_errors import ConfigurationError
 
 PROJECT, VERSION = "tailrace-test-model", "1.0"

@@ -1,8 +1,9 @@
-"""The command `tailrace serve`: starts both services as processes and prints a curl command once both are ready.
+"""The command `tailrace serve`: starts both services as processes, and announces them once both are ready.
 
-Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop both. The bridge stops first, while the server completes the running
-replies. Then the server stops. Each service finishes accepted requests within its grace period. A second signal is
-forwarded and ends that period.
+Options become settings (TAILRACE_*), which both services read from their environment. Ctrl-C, SIGTERM and a closed terminal
+(SIGHUP) stop both. The bridge stops first, while the server completes the running replies. Then the server stops. Each
+service finishes accepted requests within its grace period. A second signal is forwarded and ends that period. If this
+process is killed, both services stop too (tailrace_shared/parent.py).
 """
 
 import http.client
@@ -15,13 +16,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, http_address, variable
 from tailrace_cli.errors import Failure
-from tailrace_cli.output import write
+from tailrace_cli.serving.announcement import announce
+from tailrace_cli.serving.options import ServeOptions, check_models, fixed_ports, settings_of
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
+from tailrace_shared.parent import VARIABLE
 from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
 from tailrace_shared.variables import PREFIX, check_variables, unknown_variables
 
@@ -49,30 +51,41 @@ class _Stopped(BaseException):
     """
 
 
-def serve() -> int:
+def serve(options: ServeOptions) -> int:
     """Start both services and wait until a signal arrives or one of them ends.
+
+    Args:
+        options: The models and the settings of the command line.
 
     Returns:
         0 after a signal, else the exit code of the service that ended, or 1 if that is 0. 128 + n if signal n killed it.
 
     Raises:
-        Failure: This is Windows, the services are not installed, a setting is invalid, or an address is in use.
+        Failure: This is Windows, the services are not installed, a model or a setting is invalid, or an address is in use.
     """
     if is_windows():
         raise Failure(WINDOWS_SENTENCE)
     if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         names = ", ".join(missing)
         raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
-    address = http_address()
+    os.environ.update(settings_of(options))
+    http_address()
     environment = _services_environment()
+    if variable("TAILRACE_MODELS"):
+        check_models()
     _check_addresses()
+    environment |= fixed_ports()
+    os.environ.update(environment)
+    reading, _ = os.pipe()  # the other end closes when this process ends
+    environment[VARIABLE] = str(reading)
     _on_signals(_raise_stopped)
     processes: list[Process] = []
     try:
         for module in ("inference_server", "http_bridge"):
+            command = [sys.executable, "-m", module]
             # In separate sessions: Ctrl-C then reaches only this process, which stops both in order.
-            processes.append(subprocess.Popen([sys.executable, "-m", module], start_new_session=True, env=environment))
-        return _watch(processes, address)
+            processes.append(subprocess.Popen(command, start_new_session=True, env=environment, pass_fds=(reading,)))
+        return _watch(processes, http_address())
     except _Stopped:
         return 0
     finally:
@@ -156,7 +169,7 @@ def _watch(processes: list[Process], address: str) -> int:
         # The addresses were free before the start. A service that cannot listen ends, so both must still be alive.
         if not is_announced and _is_ready(address) and all(process.poll() is None for process in processes):
             is_announced = True
-            _announce(address, time.monotonic() - started)
+            announce(address, time.monotonic() - started)
         time.sleep(_POLL_SECONDS if is_announced else _START_POLL_SECONDS)
 
 
@@ -172,30 +185,3 @@ def _is_ready(address: str) -> bool:
             return json.load(response) is not None
     except (OSError, ValueError, http.client.HTTPException):
         return False
-
-
-def _first_model() -> str:
-    from inference_server.serving.catalog import read_catalog
-    from inference_server.settings import DEFAULT_CATALOG
-
-    try:
-        entries = read_catalog(Path(variable("TAILRACE_CATALOG", str(DEFAULT_CATALOG))))
-        return next((entry.name for entry in entries if entry.task == "generation"), "<model>")
-    except ConfigurationError:  # the catalog has changed since the server read it
-        return "<model>"
-
-
-def _announce(address: str, seconds: float) -> None:
-    has_tokens = any(variable(name) for name in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"))
-    write(f"""
-Tailrace is ready after {seconds:.1f} s. Try it:
-
-curl -N -X POST \\
-  "http://{address}/client/v4/accounts/local/ai/run/{_first_model()}" \\
-  -H "Authorization: Bearer {"$TAILRACE_TOKEN" if has_tokens else "any-token"}" \\
-  -H "Content-Type:application/json" \\
-  -d '{{ "prompt": "where is new york?", "stream": true }}'
-
-A playground is at http://{address}/
-gRPC listens on {variable("TAILRACE_GRPC_ADDRESS", DEFAULT_GRPC_ADDRESS)}. Ctrl-C stops both.
-""")

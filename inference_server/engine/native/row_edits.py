@@ -1,0 +1,76 @@
+"""Prepares the changes of logits for the sampling kernel: penalties, bias, and the tokens that a grammar allows."""
+
+from array import array
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inference_server.engine.native.penalties import PenaltyState
+from inference_server.kernels.sampling.calls import Edits
+
+if TYPE_CHECKING:
+    from inference_server.engine.native.sampler import Row
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLogits:
+    """The tokens with penalties of one row, and the logits that they had: int32 and float32 of the same shape."""
+
+    token_ids: "array[int]"
+    logits: Tensor
+
+    def restore(self, row: Tensor) -> None:
+        """Undo the penalties of a row of logits."""
+        row[torch.frombuffer(self.token_ids, dtype=torch.int32).long()] = self.logits
+
+
+def has_penalties_alone(row: "Row") -> bool:
+    """Return True if nothing but penalties, if any, changes the row's logits."""
+    return row.allowed is None and row.params.logit_bias is None
+
+
+def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dict[int, KeptLogits]]:
+    """Return the changes of the rows' logits, and the places that keep the logits before penalties, by index of the row.
+
+    Raises ValueError if the tensors of a row have another vocabulary.
+    """
+    edits, kept = {}, {}
+    for index, row in enumerate(rows):
+        state = row.penalties if isinstance(row.penalties, PenaltyState) else None
+        if state is None and has_penalties_alone(row):
+            continue
+        if state is not None:
+            listed = state.listed()
+            kept[index] = KeptLogits(listed.ids, torch.empty(len(listed.ids)))
+            tokens, counts = listed.ids.buffer_info(), listed.counts.buffer_info()
+            penalties = tokens[0], counts[0], kept[index].logits.data_ptr(), tokens[1]
+        else:
+            penalties = 0, 0, 0, 0
+        edits[index] = _edits(row, state, penalties, vocab_size)
+    return edits, kept
+
+
+def _edits(row: "Row", state: PenaltyState | None, penalties: tuple[int, int, int, int], vocab_size: int) -> Edits:
+    """Return the changes of a row's logits. Raises ValueError if its tensors have another vocabulary.
+
+    Args:
+        row: The row.
+        state: Its penalties' state, if it has one.
+        penalties: The first fields of Edits.
+        vocab_size: Number of its logits.
+    """
+    tensors = [row.allowed, None if state is None else state.seen]
+    if any(each is not None and (each.shape != (vocab_size,) or not each.is_contiguous()) for each in tensors):
+        raise ValueError(f"penalties or allowed tokens are not those of a vocabulary of {vocab_size} tokens")
+    allowed = 0 if row.allowed is None else row.allowed.data_ptr()
+    params = row.params
+    strengths = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+    if (bias := params.logit_bias) is None:
+        return Edits(*penalties, allowed, 0, 0, 0, *strengths)
+    if max(bias.token_ids) >= vocab_size:
+        raise ValueError(f"a bias has a token beyond the vocabulary of {vocab_size} tokens")
+    (biased, size), (biases, _) = bias.token_ids.buffer_info(), bias.values.buffer_info()
+    return Edits(*penalties, allowed, biased, biases, size, *strengths)

@@ -1,0 +1,73 @@
+"""Sampling parameters of a request: its own values, and the model's defaults for the others."""
+
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from inference_server.errors import FieldViolation, InvalidField
+from inference_server.generation import LogitBias, SamplingParams
+from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared.request_fields import SAMPLING_FIELDS
+
+if TYPE_CHECKING:  # this module imports torch, which takes seconds
+    from inference_server.serving.hosted_model import HostedModel
+
+# Sampling parameters that are passed to the engine unchanged.
+_ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
+_PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+_MAX_UNKNOWN = 16  # longest list of unknown tokens in an error
+# Largest seed that the server draws: the largest one that the REST interface accepts.
+_MAX_DRAWN_SEED = 9_999_999_999
+
+
+def sampling_defaults(model: "HostedModel") -> pb.Sampling:
+    """Return the model's values of the parameters that a request does not set."""
+    return _message(model.sampling)
+
+
+def with_defaults(request: pb.RunRequest, model: "HostedModel", *, is_constrained: bool) -> pb.Sampling:
+    """Return the request's parameters, with the model's defaults for those that it does not set.
+
+    Args:
+        request: The request.
+        model: The requested model.
+        is_constrained: True if a grammar constrains the reply. The default penalties then do not apply, because they would
+            lower the brackets and quotes that every document repeats.
+    """
+    omitted = _PENALTIES if is_constrained else ()
+    sampling = _message({name: value for name, value in model.sampling.items() if name not in omitted})
+    sampling.MergeFrom(request.sampling)
+    return sampling
+
+
+def _message(values: Mapping[str, Any]) -> pb.Sampling:
+    return pb.Sampling(**values)
+
+
+def sampling_params(sampling: pb.Sampling, request: pb.RunRequest, vocab_size: int) -> SamplingParams:
+    """Return the engine's parameters.
+
+    Args:
+        sampling: The result of `with_defaults`.
+        request: The request, for its log probabilities.
+        vocab_size: Number of the model's tokens.
+
+    Raises:
+        InvalidField: A bias is for a token that the model does not have.
+    """
+    given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
+    seed = sampling.seed if sampling.HasField("seed") else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
+    logprobs = request.logprobs.top if request.HasField("logprobs") else None
+    return SamplingParams(seed=seed, logprobs=logprobs, logit_bias=_logit_bias(sampling, vocab_size), **given)
+
+
+def _logit_bias(sampling: pb.Sampling, vocab_size: int) -> LogitBias | None:
+    """Return the bias of a request, if any. Raises InvalidField for a token id that the model does not have."""
+    if not sampling.logit_bias:
+        return None
+    if unknown := sorted(token_id for token_id in sampling.logit_bias if token_id >= vocab_size):
+        sentence = f"is not a token of this model: its vocabulary has the ids 0 to {vocab_size - 1}"
+        raise InvalidField(
+            *(FieldViolation(f"sampling.logit_bias[{each}]", sentence) for each in unknown[:_MAX_UNKNOWN])
+        )
+    return LogitBias.of(sampling.logit_bias)

@@ -1,0 +1,49 @@
+"""Free space on disks: checked before bytes are written, not when they no longer fit."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from tailrace_shared.config_errors import ConfigurationError
+
+_KEPT_FREE = 64 << 20  # bytes: a disk that is full to the last byte makes other programs fail
+
+
+def sized(num_bytes: float) -> str:
+    """Return a number of bytes in decimal units, as disks and the hub's pages state them: "4.9 GB"."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that can be written to `folder`, which may not exist yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def require_free(num_bytes: int, folder: Path, purpose: str, variable: str) -> None:
+    """Check that a folder has room.
+
+    Args:
+        num_bytes: Bytes that will be written.
+        folder: The folder, which may not exist yet.
+        purpose: What needs the room, as the subject of the sentence: "owner/name".
+        variable: The environment variable that selects another folder.
+
+    Raises:
+        ConfigurationError: Fewer bytes are free.
+    """
+    free = free_bytes(folder)
+    if num_bytes and num_bytes + _KEPT_FREE > free:
+        raise ConfigurationError(
+            f"{purpose} needs {sized(num_bytes)} in {folder}, which has {sized(free)} free: "
+            f"free disk space, or set {variable} to a folder on a larger disk"
+        )
+
+
+def is_full(error: BaseException) -> bool:
+    """Return True if an error says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

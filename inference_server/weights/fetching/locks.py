@@ -1,0 +1,88 @@
+"""Locks between servers that share a cache folder. The system releases them when a process ends, however it ends."""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from inference_server.progress import progress
+
+try:
+    import fcntl
+except ImportError:  # Windows, where only the command runs
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+_BUSY = (errno.EAGAIN, errno.EACCES)
+
+
+@contextmanager
+def exclusively(lock: Path, activity: str) -> Iterator[None]:
+    """Hold a lock for the `with` block. Wait, with lines of progress, while another process or thread holds it.
+
+    Without the lock, the work is done twice: where the folder cannot be written or the file system has no locks, the block
+    runs all the same.
+
+    Args:
+        lock: The lock file. It stays, because removing it would admit two holders.
+        activity: What the holder does, for the log: "downloading owner/name".
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        logger.debug("no lock %s: %s", lock, error)
+        yield
+        return
+    try:
+        _wait(descriptor, activity)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, activity: str) -> None:
+    if try_lock(descriptor) is False:
+        with progress(f"waiting for another process that is {activity}", every_seconds=10.0):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder without waiting. Returns False if another holds it, None if there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in _BUSY else None
+    return True
+
+
+@contextmanager
+def marked_in_use(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder itself during the `with` block, so that `is_in_use` is True."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            try_lock(descriptor)
+        yield
+
+
+def is_in_use(folder: Path) -> bool | None:
+    """Return True if a living process has marked the folder; None if the file system has no locks for folders."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True  # it got its final name in this moment
+    except OSError:
+        return None
+    try:
+        locked = try_lock(descriptor)
+        return None if locked is None else not locked
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""Prints the announcement of `tailrace serve` once both services are ready: a request to try, and the addresses."""
+
+from tailrace_cli.client import ModelLine
+from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, grpc_address, variable
+from tailrace_cli.errors import Failure, Refusal
+from tailrace_cli.output import write
+
+_PROMPT = '{ "prompt": "where is new york?", "stream": true }'
+_TEXTS = '{ "text": ["where is new york?"] }'
+
+
+def announce(address: str, seconds: float) -> None:
+    """Print a curl command for the first model that generates text, or else for the first one.
+
+    Args:
+        address: The bridge as host:port.
+        seconds: Time that the start took.
+    """
+    models = _served()
+    generators = [model for model in models if not model.dimensions]
+    name = (generators or models)[0].name if models else "<model>"
+    body = _TEXTS if models and not generators else _PROMPT
+    has_tokens = any(variable(name) for name in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"))
+    others = f"\nModels: {', '.join(model.name for model in models)}" if len(models) > 1 else ""
+    write(f"""
+Tailrace is ready after {seconds:.1f} s. Try it:
+
+curl -N -X POST \\
+  "http://{address}/client/v4/accounts/local/ai/run/{name}" \\
+  -H "Authorization: Bearer {"$TAILRACE_TOKEN" if has_tokens else "any-token"}" \\
+  -H "Content-Type:application/json" \\
+  -d '{body}'
+{others}
+A playground is at http://{address}/
+gRPC listens on {variable("TAILRACE_GRPC_ADDRESS", DEFAULT_GRPC_ADDRESS)}. Ctrl-C stops both.
+""")
+
+
+def _served() -> list[ModelLine]:
+    """Return the models of the inference server, with the credentials of the bridge; empty if it refuses them."""
+    from tailrace_cli.rpc import GrpcClient
+
+    try:
+        return GrpcClient(grpc_address()).models()
+    except (Failure, Refusal):
+        return []

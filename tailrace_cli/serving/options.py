@@ -1,0 +1,115 @@
+"""The options of `tailrace serve` as settings (TAILRACE_*), and the checks of models and ports before the services start."""
+
+from dataclasses import dataclass
+
+from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, variable
+from tailrace_cli.errors import Failure
+from tailrace_shared.addresses import split_address
+from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.listeners import PortInUse, listen
+
+_HTTP, _GRPC = "TAILRACE_HTTP_ADDRESS", "TAILRACE_GRPC_ADDRESS"
+_DEFAULTS = {_HTTP: DEFAULT_HTTP_ADDRESS, _GRPC: DEFAULT_GRPC_ADDRESS}
+_SEPARATOR = ","
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Options of `tailrace serve`. The setting, or else its default, applies to an option that is None or empty.
+
+    Attributes:
+        models: Names of the models.
+        host: Host at which the bridge listens.
+        port: Port of the bridge; 0 selects a free one.
+        catalog: Catalog file.
+        device: "auto", "cpu" or "cuda".
+        precision: Precision of the models that generate text.
+        max_context: Longest prompt and reply together, in tokens.
+    """
+
+    models: tuple[str, ...] = ()
+    host: str | None = None
+    port: int | None = None
+    catalog: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    max_context: int | None = None
+
+
+def settings_of(options: ServeOptions) -> dict[str, str]:
+    """Return the variables that the options set.
+
+    Raises:
+        Failure: A model's name is empty or has a comma, or TAILRACE_HTTP_ADDRESS is not an address.
+    """
+    if name := next((name for name in options.models if _SEPARATOR in name), None):
+        raise Failure(f"{name} contains a comma: put the model into a catalog, or use a link without one.")
+    if not all(name.strip() for name in options.models):
+        raise Failure("The name of a model is empty.")
+    values = {
+        "MODELS": _SEPARATOR.join(options.models),
+        "CATALOG": options.catalog,
+        "DEVICE": options.device,
+        "PRECISION": options.precision,
+        "MAX_CONTEXT": options.max_context,
+    }
+    settings = {f"TAILRACE_{name}": str(value) for name, value in values.items() if value}
+    if options.host is not None or options.port is not None:
+        settings |= _address_settings(options)
+    return settings
+
+
+def _address_settings(options: ServeOptions) -> dict[str, str]:
+    """Return the bridge's address, and for a second stack, whose bridge has another port, also a free gRPC address."""
+    address = variable(_HTTP, DEFAULT_HTTP_ADDRESS)
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise Failure(f"{_HTTP}={address}: {error}.") from None
+    host, port = options.host or host, port if options.port is None else options.port
+    host = f"[{host.strip('[]')}]" if ":" in host else host
+    settings = {_HTTP: f"{host}:{port}"}
+    if options.port is not None and not variable(_GRPC) and not _is_free(DEFAULT_GRPC_ADDRESS):
+        settings[_GRPC] = "localhost:0"
+    return settings
+
+
+def fixed_ports() -> dict[str, str]:
+    """Return the services' addresses whose port is 0, each with a free port: the services need each other's address."""
+    fixed = {}
+    for name, default in _DEFAULTS.items():
+        host, _, port = variable(name, default).rpartition(":")
+        if port == "0":
+            try:
+                listeners = listen(f"{host}:0")
+            except (OSError, ValueError):  # the service reports it itself
+                continue
+            fixed[name] = f"{host}:{listeners[0].getsockname()[1]}"
+            for listener in listeners:
+                listener.close()
+    return fixed
+
+
+def check_models() -> None:
+    """Check the models of TAILRACE_MODELS, so that a wrong name ends the command before a service starts.
+
+    Raises:
+        Failure: A name or a setting is wrong.
+    """
+    from inference_server.serving.model_names import configured_entries
+    from inference_server.settings import Settings
+
+    try:
+        configured_entries(Settings.from_environment())
+    except ConfigurationError as error:
+        raise Failure(f"{error}.") from None
+
+
+def _is_free(address: str) -> bool:
+    try:
+        listeners = listen(address)
+    except (PortInUse, OSError):
+        return False
+    for listener in listeners:
+        listener.close()
+    return True

@@ -1,0 +1,34 @@
+"""Finds the model that a short name means: the last part of a model's name, or the beginning of that part."""
+
+from collections.abc import Iterable
+
+_MAX_LISTED = 8  # names in the message about a name that is not unique
+
+
+class Ambiguous(ValueError):
+    """Several models have the short name. The message lists them."""
+
+
+def long_name(name: str, names: Iterable[str]) -> str | None:
+    """Return the model that `name` means, or None.
+
+    That is the model of exactly this name, else the only one whose name ends with it after a slash, else the only one whose
+    last part begins with it. Upper and lower case count as equal, except for the exact name.
+
+    Args:
+        name: A name as a user writes it.
+        names: The names of all models.
+
+    Raises:
+        Ambiguous: Several models fit equally well.
+    """
+    known = list(dict.fromkeys(names))
+    if name in known or not name:
+        return name or None
+    wanted = name.lower()
+    endings = [each for each in known if each.lower() == wanted or each.lower().endswith(f"/{wanted}")]
+    found = endings or [each for each in known if each.lower().rpartition("/")[2].startswith(wanted)]
+    if len(found) > 1:
+        more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+        raise Ambiguous(f"several models are called {name}: {', '.join(found[:_MAX_LISTED])}{more}")
+    return found[0] if found else None
