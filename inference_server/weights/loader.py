@@ -21,8 +21,9 @@ from inference_server.machine import memory_bytes
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
 from inference_server.weights.architectures import refuse_unsupported
-from inference_server.weights.download import local_folder, naming_source
-from inference_server.weights.fetching.selection import no_tokenizer
+from inference_server.weights.download import local_folder, local_path, naming_source
+from inference_server.weights.fetching.selection import NO_TOKENIZER
+from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
@@ -91,6 +92,7 @@ def load_model(
     with naming_source(weights):
         folder = local_folder(weights, cache_dir)
         refuse_unsupported(folder)
+        path = local_path(weights, cache_dir)
         quantises = precision == "bitsandbytes-int8"
         verb = "quantising" if quantises else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
@@ -101,6 +103,11 @@ def load_model(
             quantisation = _quantisation(folder, precision, device, int8_threshold)
             if quantisation is not None and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
+            if path.suffix == ".gguf":
+                options: dict[str, Any] = {"int8_threshold": int8_threshold, "attention_name": attention_name}
+                model = load_module(path, folder, precision, device, **options)
+                rope.fix(model)
+                return LoadedModel(model, tokenizer, precision)
             dtype = activation_dtype(precision, device)
             narrow = checkpoint.narrow_dtype(folder, precision, device)
             source = quantized_source(folder)
@@ -133,7 +140,7 @@ def _tokenizer(folder: Path, weights: Weights) -> Any:
     except ValueError as error:
         if "backend tokenizer" not in str(error):
             raise
-        raise ConfigurationError(no_tokenizer(f"cannot load {weights}: it")) from error
+        raise ConfigurationError(f"cannot load {weights}: it {NO_TOKENIZER}") from error
 
 
 def _quantisation(folder: Path, precision: Precision, device: torch.device, int8_threshold: float) -> Any | None:

@@ -37,9 +37,9 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 5  # increment when the files' content changes
+FORMAT = 6  # increment when the files' content changes
 _FILE = "model.safetensors"
-_EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
+EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
@@ -69,7 +69,7 @@ def packed_folder(
     """
     variant = "-".join(part for part in (precision, "invariant" if batch_invariant else "", rope) if part)
     place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
-    determining: list[Any] = [_FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
+    determining: list[Any] = [FORMAT, *(version(package) for package in _DETERMINING_PACKAGES)]
     for path in sorted(source.iterdir()):
         status = path.stat()
         determining.append([path.name, status.st_size, status.st_mtime_ns])
@@ -89,13 +89,13 @@ def write(folder: Path, decoder: DecoderWeights, info: ModelInfo, tokenizer: Any
         tokenizer: The transformers tokenizer.
     """
     try:
-        num_bytes = sum(tensor.nbytes for _, tensor in _tensors(decoder))
+        num_bytes = sum(tensor.nbytes for _, tensor in tensors_of(decoder))
         with atomic_directory(folder, num_bytes=num_bytes) as unfinished:
             tokenizer.save_pretrained(unfinished)
             if not is_same_tokenizer(tokenizer, read_tokenizer(unfinished)):
                 raise ValueError("its tokenizer changes when it is saved in the fast format")
-            metadata = {"info": asdict(info), **_structure(decoder)}
-            save_file(dict(_tensors(decoder)), unfinished / _FILE, {"tailrace": json.dumps(metadata)})
+            metadata = {"info": asdict(info), **structure_of(decoder)}
+            save_file(dict(tensors_of(decoder)), unfinished / _FILE, {"tailrace": json.dumps(metadata)})
     except (OSError, ValueError, ConfigurationError) as reason:
         logger.info("the packed model is not kept for the next start: %s", reason)
         return
@@ -109,9 +109,9 @@ def read(folder: Path, backends: Items[LinearBackend] = BACKENDS) -> tuple[Decod
         ValueError: No kernel of this CPU reads the weights, or the folder's content is damaged. A damaged folder is removed.
     """
     try:
-        with reading(folder / _FILE, mapped=[_EMBEDDING]) as file:
+        with reading(folder / _FILE, mapped=[EMBEDDING]) as file:
             metadata = json.loads(file.metadata["tailrace"])
-            decoder = _decoder(metadata, file.tensors, backends)
+            decoder = decoder_of(metadata, file.tensors, backends)
             tokenizer = read_tokenizer(folder)
         return decoder, ModelInfo(**metadata["info"]), tokenizer
     except (NoKernel, MemoryError):  # these errors do not mean that the files are damaged
@@ -126,13 +126,14 @@ def in_large_pages(decoder: DecoderWeights, backends: Items[LinearBackend] = BAC
 
     Tensors that `read` loads from a folder are in large pages already.
     """
-    tensors = dict(_tensors(decoder))
-    embedding = tensors.pop(_EMBEDDING)
-    return _decoder(_structure(decoder), {_EMBEDDING: embedding, **moved(tensors)}, backends)
+    tensors = dict(tensors_of(decoder))
+    embedding = tensors.pop(EMBEDDING)
+    return decoder_of(structure_of(decoder), {EMBEDDING: embedding, **moved(tensors)}, backends)
 
 
-def _tensors(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
-    yield _EMBEDDING, decoder.embedding
+def tensors_of(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
+    """Yield the decoder's tensors by name. Those of a linear layer are NAME.weights, NAME.bias and perhaps NAME.scales."""
+    yield EMBEDDING, decoder.embedding
     yield "norm", decoder.norm
     yield "inverse_frequencies", decoder.rotary.inverse_frequencies
     yield from _linear_tensors("head", decoder.head)
@@ -164,7 +165,7 @@ def _linear_tensors(name: str, linear: KernelLinear) -> Iterator[tuple[str, Tens
         yield f"{name}.scales", packed.scales
 
 
-def _structure(decoder: DecoderWeights) -> dict[str, Any]:
+def structure_of(decoder: DecoderWeights) -> dict[str, Any]:
     """Return everything of a decoder apart from its tensors."""
     return {
         "eps": decoder.eps,
@@ -192,9 +193,16 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
     return {"layout": packed.layout, "kind": asdict(packed.kind), "shape": packed.shape}
 
 
-def _decoder(metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: Items[LinearBackend]) -> DecoderWeights:
+def decoder_of(
+    metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: Items[LinearBackend] = BACKENDS
+) -> DecoderWeights:
+    """Return the decoder with the structure `metadata`, as `structure_of` returns it, and these tensors.
+
+    Raises:
+        NoKernel: No kernel of this CPU reads its packed weights.
+    """
     return DecoderWeights(
-        embedding=tensors[_EMBEDDING],
+        embedding=tensors[EMBEDDING],
         rotary=Rotary(tensors["inverse_frequencies"], metadata["rotary_scaling"]),
         layers=[_layer(tensors, index, layer, backends) for index, layer in enumerate(metadata["layers"])],
         norm=tensors["norm"],

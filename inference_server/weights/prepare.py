@@ -2,15 +2,17 @@
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from inference_server.attention import paged as attention
 from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.attention.rope import OWN_ROPE, RopeChoice, window
-from inference_server.cpu.decoder_weights import decoder_share, extract_weights
+from inference_server.cpu.decoder_weights import DecoderWeights, decoder_share, extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
 from inference_server.linears.share import QuantisedShare, quantised_share
@@ -19,10 +21,19 @@ from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache
-from inference_server.weights.download import local_folder
+from inference_server.weights.architectures import refuse_unsupported
+from inference_server.weights.download import local_path, naming_source
+from inference_server.weights.gguf.description import describe_file
+from inference_server.weights.gguf.file import FileTensor
+from inference_server.weights.gguf.linear import Places
+from inference_server.weights.gguf.load import load_stored
+from inference_server.weights.gguf.plan import NoPlan, plan_path, read_plan, write_plan
 from inference_server.weights.loader import load_description, load_model
+from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
+from inference_server.weights.tokenizers import read_tokenizer
+from tailrace_shared import garbage
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +101,9 @@ def prepare(
     """
     if device.type != "cpu":
         return _load(weights, precision, device, settings, rope)
-    source = local_folder(weights, settings.cache_dir)
+    source = local_path(weights, settings.cache_dir)
+    if source.suffix == ".gguf":
+        return _prepare_gguf(source, weights, precision, settings, rope)
     folder = None
     if source.is_dir():  # a missing folder makes the loading below fail, with a message
         folder = packed_cache.packed_folder(
@@ -104,13 +117,66 @@ def prepare(
             return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
         except ValueError as reason:
             logger.info("packing %s again: %s", weights, reason)
-    return _pack(_load(weights, precision, device, settings, rope), weights, precision, settings, folder)
+    loaded = _load(weights, precision, device, settings, rope)
+
+    def keep(decoder: DecoderWeights) -> DecoderWeights:
+        if folder is not None:
+            packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
+        return packed_cache.in_large_pages(decoder)
+
+    return _pack(loaded, weights, precision, settings, keep)
 
 
 def _variant(source: Path, rope: RopeChoice) -> str:
     """Return the name of the rotary frequencies of the model in `source`, "" for those of its configuration."""
     path = source / "config.json"
     return rope.variant(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
+
+
+def _prepare_gguf(
+    path: Path, weights: Weights, precision: Precision, settings: Settings, rope: RopeChoice
+) -> PreparedModel:
+    """Return a model whose packed weights are read from a GGUF file. Only the plan for the next start is kept."""
+    with naming_source(weights):
+        folder = describe_file(path, settings.cache_dir)
+        refuse_unsupported(folder)
+        variant = _variant(folder, rope)
+        plan = plan_path(folder, precision, batch_invariant=settings.batch_invariant, rope=variant)
+        if plan.is_file():
+            try:
+                with progress(f"reading {weights} as {precision}"):
+                    planned = read_plan(plan, path)
+                    tokenizer = read_tokenizer(folder)
+                _log_share(decoder_share(planned.decoder, precision), weights)
+                return PreparedModel(planned.decoder, tokenizer, planned.info, planned.decoder.num_bytes)
+            except ValueError as reason:
+                logger.info("planning %s again: %s", weights, reason)
+        places = Places()
+        with progress(f"loading {weights} as {precision}"), LOADING, garbage.paused():
+            from transformers import AutoTokenizer
+
+            attention.register()
+            model, filler = load_stored(path, folder, precision, places, attention.NAME)
+            rope.fix(model)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    info = _model_info(model.config, model.generation_config)
+
+    def keep(decoder: DecoderWeights) -> DecoderWeights:
+        if filler is not None and packed_cache.is_same_tokenizer(tokenizer, read_tokenizer(folder)):
+            _keep_plan(plan, decoder, info, places, filler.unchanged())
+        _log_share(decoder_share(decoder, precision), weights)
+        return decoder
+
+    return _pack(PreparedModel(model, tokenizer, info, 0), weights, precision, settings, keep)
+
+
+def _keep_plan(
+    plan: Path, decoder: DecoderWeights, info: ModelInfo, places: Places, unchanged: Mapping[int, FileTensor]
+) -> None:
+    try:
+        write_plan(plan, decoder, info, places, unchanged)
+    except (OSError, NoPlan) as reason:
+        logger.info("the next start loads the model in the same way: %s", reason)
 
 
 def memory_bytes(model: Any) -> int:
@@ -148,9 +214,13 @@ def _log_share(share: QuantisedShare | None, weights: Weights) -> None:
 
 
 def _pack(
-    loaded: PreparedModel, weights: Weights, precision: Precision, settings: Settings, folder: Path | None
+    loaded: PreparedModel,
+    weights: Weights,
+    precision: Precision,
+    settings: Settings,
+    keep: Callable[[DecoderWeights], DecoderWeights],
 ) -> PreparedModel:
-    """Replace the layers that have a CPU kernel. If all of them have one, keep the result in `folder`."""
+    """Replace the layers that have a CPU kernel. If all of them have one, return the result of `keep`."""
     model = loaded.model
     with progress(f"packing {weights} as {precision}"):
         fuse(model, precision, batch_invariant=settings.batch_invariant)
@@ -159,9 +229,7 @@ def _pack(
         except ValueError:  # the runner later logs the reason
             decoder = None
         if decoder is not None and supports_all_passes(decoder, BLOCK_SIZE, cache_dtype(precision)):
-            if folder is not None:
-                packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
-            decoder = packed_cache.in_large_pages(decoder)
+            decoder = keep(decoder)
             return PreparedModel(decoder, loaded.tokenizer, loaded.info, decoder.num_bytes)
     return PreparedModel(model, loaded.tokenizer, loaded.info, memory_bytes(model))
 

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from inference_server.cpu.linear.integer_weights import Int4, Int8
 from inference_server.cpu.linear.kernel_linear import (
     KernelLinear,
     LinearKind,
@@ -19,6 +18,7 @@ from inference_server.cpu.linear.kernel_linear import (
 )
 from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.cpu.linear.torch_backend import TorchBackend
+from inference_server.cpu.linear.weight_types import Weights
 
 
 class LinearBackend(Protocol):
@@ -41,7 +41,7 @@ class LinearBackend(Protocol):
     def supports_gate(self, num_outputs: int) -> bool:
         """Check whether gate and up projections of `num_outputs` outputs each can be fused into one gated layer."""
 
-    def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> nn.Module:
+    def pack(self, weight: Weights, bias: Tensor | None, kind: LinearKind) -> nn.Module:
         """Return a layer with these weights, in this backend's layout.
 
         Args:

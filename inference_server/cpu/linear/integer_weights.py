@@ -37,6 +37,26 @@ class Int4:
         return (groups * self.scales[..., None] + self.minima[..., None]).view(self.codes.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Int4Pairs:
+    """Int4 weights as GGUF files contain them: two codes in a byte."""
+
+    pairs: Tensor  # (out_features, groups, 16) uint8; byte i of a group has input i in its low half, i + 16 in its high half
+    scales: Tensor  # (out_features, groups) float16
+    minima: Tensor  # same shape and dtype as scales
+
+    @classmethod
+    def of(cls, weight: Int4) -> "Int4Pairs":
+        """Return the same weights. Their groups have 32 inputs."""
+        halves = weight.codes.view(*weight.scales.shape, 2, GROUP // 2)
+        return cls(halves[..., 0, :] | (halves[..., 1, :] << 4), weight.scales.half(), weight.minima.half())
+
+    def dequantize(self) -> Tensor:
+        """Return the weights, (out_features, in_features) float32."""
+        codes = torch.cat([self.pairs & 15, self.pairs >> 4], dim=-1)
+        return (codes * self.scales[..., None].float() + self.minima[..., None].float()).flatten(1)
+
+
 def int8_weights(linears: list[Any]) -> Int8:
     """Return the layers' weights, concatenated: bitsandbytes' own integers, or rounded with one scale per output."""
     parts = [_int8_weights(linear) for linear in linears]
@@ -51,9 +71,21 @@ def _int8_weights(linear: Any) -> Int8:
         codes = state.CB if state.CB is not None else linear.weight.CB
         maxima = state.SCB if state.SCB is not None else linear.weight.SCB
         return Int8(codes.contiguous(), maxima.float().reshape(-1) / 127)
-    weight = linear.weight.detach().float()
+    return rounded_to_int8(linear.weight.detach().float())
+
+
+def rounded_to_int8(weight: Tensor) -> Int8:
+    """Return weights, (out_features, in_features) float32, rounded with one scale for each output."""
     scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     return Int8((weight / scales[:, None]).round_().to(torch.int8), scales)
+
+
+def rounded_like_bitsandbytes(weight: Tensor) -> Int8:
+    """Return weights, (out_features, in_features) float32, with the integers of bitsandbytes, which rounds to float16 first."""
+    weight = weight.half().float()
+    maxima = weight.abs().amax(dim=1)
+    factors = (127.0 / maxima).masked_fill_(maxima == 0, 0)
+    return Int8((weight * factors[:, None]).round_().to(torch.int8), maxima / 127)
 
 
 def int4_weights(linears: list[Any]) -> Int4:
@@ -76,7 +108,11 @@ def _int4_weights(linear: Any) -> Int4:
     stored: Callable[[], Int4 | None] | None = getattr(linear, "stored_int4", None)
     if stored is not None and (codes := stored()) is not None:
         return codes
-    weight = linear.weight.detach().float()
+    return rounded_to_int4(linear.weight.detach().float())
+
+
+def rounded_to_int4(weight: Tensor) -> Int4:
+    """Return weights, (out_features, in_features) float32, rounded to codes in groups of 32 inputs."""
     groups = weight.view(weight.shape[0], -1, GROUP)
     minima, maxima = groups.aminmax(dim=-1)
     minima = minima.half().float()

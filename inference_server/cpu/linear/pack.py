@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.cpu.linear.backends import BACKENDS, LinearBackend, choose_backend
-from inference_server.cpu.linear.integer_weights import Int4, Int8, int4_weights, int8_weights
+from inference_server.cpu.linear.integer_weights import int4_weights, int8_weights
 from inference_server.cpu.linear.kernel_linear import LinearKind, WeightFormat
+from inference_server.cpu.linear.stored_linear import StoredLinear, stacked_weights
+from inference_server.cpu.linear.weight_types import Weights
 from inference_server.linears.plain import GROUP, as_linear, is_int8, is_linear
 from inference_server.precision import Precision
 
@@ -29,8 +31,9 @@ def pack(
     """Return one module for linear layers that share their input. Its output is the concatenation of their outputs.
 
     Args:
-        linears: torch's linear layers, PlainLinear, or bitsandbytes' Linear8bitLt, which keeps its own integers for any
-            precision. A single layer may contain several ones, stacked.
+        linears: torch's linear layers, PlainLinear, bitsandbytes' Linear8bitLt, which keeps its own integers for any
+            precision, or StoredLinear, whose weights are read from a file now. A single layer may contain several ones,
+            stacked.
         precision: The precision of these layers (the output head of an int4 model is packed as int8).
         batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, rounded to the activations' dtype.
@@ -42,7 +45,8 @@ def pack(
     backend = choose_backend(weight_format, linears[0].in_features, backends)
     has_gate = is_gated and backend.supports_gate(sum(linear.out_features for linear in linears) // 2)
     kind = LinearKind(weight_format, is_head=is_head, is_gated=has_gate, is_invariant=batch_invariant)
-    return backend.pack(weight, _stacked_bias(linears), kind)
+    layer = backend.pack(weight, _stacked_bias(linears), kind)
+    return linears[0].keep(layer, linears) if isinstance(linears[0], StoredLinear) else layer
 
 
 def pack_linears(
@@ -59,14 +63,21 @@ def pack_linears(
     head = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if is_linear(child):
+            if is_packable(child):
                 used = "bitsandbytes-int8" if child is head and precision == "int4" else precision
                 options = {"batch_invariant": batch_invariant, "is_head": child is head}
                 setattr(module, name, pack([as_linear(child)], used, backends=backends, **options))
 
 
-def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Tensor | Int8 | Int4]:
+def is_packable(module: nn.Module) -> bool:
+    """Return True for a layer that `pack` accepts: those of `is_linear`, and StoredLinear."""
+    return is_linear(module) or isinstance(module, StoredLinear)
+
+
+def _stacked_weights(linears: list[Any], precision: Precision) -> tuple[WeightFormat, Weights]:
     """Return the weights of all layers, (out_features of all, in_features), and their format."""
+    if isinstance(linears[0], StoredLinear):
+        return stacked_weights(linears, precision)
     if precision == "bitsandbytes-int8" or any(is_int8(linear) for linear in linears):
         return "int8", int8_weights(linears)
     if precision == "int4" and linears[0].in_features % GROUP == 0:

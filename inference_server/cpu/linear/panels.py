@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inference_server.cpu.linear.integer_weights import Int4, Int8
+from inference_server.cpu.linear.integer_weights import Int4, Int4Pairs, Int8
 from inference_server.cpu.linear.kernel_linear import (
     KernelLinear,
     LinearKind,
@@ -18,7 +18,10 @@ from inference_server.cpu.linear.kernel_linear import (
     WeightFormat,
     layout_name,
 )
+from inference_server.cpu.linear.stored_linear import StoredRows
+from inference_server.cpu.linear.weight_types import Weights
 from inference_server.kernels.isa.choice import chosen, obstacle
+from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
 from inference_server.linears.plain import GROUP
@@ -71,19 +74,46 @@ class PanelBackend:
         """Check whether `num_outputs` gate outputs fill complete panels."""
         return num_outputs % _PANEL == 0
 
-    def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> KernelLinear:
+    def pack(self, weight: Weights, bias: Tensor | None, kind: LinearKind) -> KernelLinear:
         """Return a layer with these weights in panels."""
+        if isinstance(weight, StoredRows):
+            if (layer := self._of_rows(weight, bias, kind)) is not None:
+                return layer
+            weight = weight.computed()
         scales = None
+        shape: tuple[int, ...]
         if isinstance(weight, Int8):
             weights, shape = self._int8(weight, kind.is_gated), weight.codes.shape
             scales = _in_order(weight.scales, kind.is_gated)
         elif isinstance(weight, Int4):
             weights, shape = _int4(weight, kind.is_gated), weight.codes.shape
+        elif isinstance(weight, Int4Pairs):
+            weights, shape = _int4_pairs(weight, kind.is_gated), (len(weight.pairs), weight.pairs.shape[1] * GROUP)
         else:
             weights, shape = _bf16(weight, kind.is_gated), weight.shape
+        return self._layer(kind, (shape[0], shape[1]), weights, scales, bias)
+
+    def _layer(
+        self, kind: LinearKind, shape: tuple[int, int], weights: Tensor, scales: Tensor | None, bias: Tensor | None
+    ) -> KernelLinear:
         biases = _in_order(torch.zeros(shape[0]) if bias is None else bias.float(), kind.is_gated)
         layout = layout_name(self.name, self.layout_version)
-        return self.from_packed(PackedWeights(layout, kind, (shape[0], shape[1]), weights, scales, biases))
+        return self.from_packed(PackedWeights(layout, kind, shape, weights, scales, biases))
+
+    def _of_rows(self, stored: StoredRows, bias: Tensor | None, kind: LinearKind) -> KernelLinear | None:
+        """Return a layer whose weights one kernel reads and orders; None without that kernel."""
+        is_int8, width = kind.weight_format == "int8", stored.in_features
+        rounding = "-bitsandbytes" if is_int8 and stored.is_like_bitsandbytes else ""
+        function = kernel(f"{stored.format_name}-{kind.weight_format}{rounding}", isa=self.isa)
+        if function is None:
+            return None
+        rows = _in_order(stored.addresses, kind.is_gated)
+        dtype, inputs = (torch.int8, 4) if is_int8 else (torch.bfloat16, 2)
+        weights = stored.empty(dtype, (len(rows) // _PANEL, width // inputs, _PANEL, inputs))
+        scales = stored.empty(torch.float32, (len(rows),)) if is_int8 else None
+        block = arguments.stored(rows, weights, scales, len(rows) // _PANEL, width // GROUP)
+        function.run(block, len(rows) // _PANEL, weights.numel() // 2)
+        return self._layer(kind, (len(stored.addresses), width), weights, scales, bias)
 
     def from_packed(self, packed: PackedWeights) -> KernelLinear:
         """Return the layer for weights that `pack` stored in this or an earlier process."""
@@ -94,9 +124,13 @@ class PanelBackend:
     def _int8(self, weight: Int8, is_gated: bool) -> Tensor:
         """Return the codes in the order (panel, 4 inputs, output, input)."""
         assert self.isa is not None
-        codes = weight.codes ^ -128 if self.isa.unsigned_codes else weight.codes
-        panels = _in_order(codes, is_gated).view(-1, _PANEL, codes.shape[1] // 4, 4)
-        return panels.transpose(1, 2).contiguous()
+        codes = _in_order(weight.codes, is_gated)
+        panels = codes.view(-1, _PANEL, codes.shape[1] // 4, 4).transpose(1, 2)
+        if not self.isa.unsigned_codes:
+            return panels.contiguous()
+        if (padding := len(codes) - len(weight.codes)) > 0:
+            codes[-padding:] = -128  # becomes 0 below
+        return torch.bitwise_xor(panels, -128, out=torch.empty(panels.shape, dtype=torch.int8))
 
 
 def _bf16(weight: Tensor, is_gated: bool) -> Tensor:
@@ -114,6 +148,20 @@ def _int4(weight: Int4, is_gated: bool) -> Tensor:
     factors = factors.view(2, -1, _PANEL, groups).permute(1, 3, 0, 2).contiguous()
     records = [factors.view(torch.uint8).view(-1, groups, 4 * _PANEL), codes]
     return torch.cat(records, dim=2)
+
+
+def _int4_pairs(weight: Int4Pairs, is_gated: bool) -> Tensor:
+    """Return the same records as `_int4`: it pairs the same two inputs in a byte as GGUF files do."""
+    groups = weight.pairs.shape[1]
+    fours = _in_order(weight.pairs, is_gated).view(torch.int32).view(-1, _PANEL, groups, 4)
+    records = torch.empty(len(fours), groups, 20 * _PANEL, dtype=torch.uint8)
+    factors = records[..., : 4 * _PANEL].view(torch.float16)
+    for part, each in enumerate((weight.scales, weight.minima)):
+        ordered = _in_order(each, is_gated).view(-1, _PANEL, groups)
+        factors[..., part * _PANEL : (part + 1) * _PANEL] = ordered.transpose(1, 2)
+    codes = records[..., 4 * _PANEL :].view(torch.int32).view(len(fours), groups, 4, _PANEL)
+    codes.copy_(fours.permute(0, 2, 3, 1))
+    return records
 
 
 class PanelLinear(KernelLinear):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from inference_server.cpu.linear.integer_weights import Int4, Int8
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, PackedWeights, WeightFormat
+from inference_server.cpu.linear.weight_types import Weights
 
 
 class TorchBackend:
@@ -24,7 +24,7 @@ class TorchBackend:
         """Return False: the caller multiplies silu(gate) and up itself."""
         return False
 
-    def pack(self, weight: Tensor | Int8 | Int4, bias: Tensor | None, kind: LinearKind) -> nn.Module:
+    def pack(self, weight: Weights, bias: Tensor | None, kind: LinearKind) -> nn.Module:
         """Return torch's layer with these weights. Plain weights are not copied."""
         weight = weight if isinstance(weight, Tensor) else weight.dequantize()
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")

@@ -31,6 +31,7 @@ def _layout(arguments: str) -> Struct:
     return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
+STORED_FORMATS = ("q4_0", "q4_1", "q8_0")  # the number formats of linear/stored.py, whose import takes long
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
     6,
     7,
@@ -52,6 +53,7 @@ _ATTENTION = _layout("14q2dq")
 _PREFILL = _layout("9qdq")
 _LINEAR = _layout("9q")
 _LORA = _layout("12q")
+_STORED = _layout("5q")
 
 
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> bytes:
@@ -236,3 +238,17 @@ def lora(
     sizes = (x.shape[0], x.shape[1], out.shape[1], num_parts)
     rest = (parts.data_ptr(), scratch.data_ptr(), scratch.shape[1] // num_parts)
     return _LORA.pack(0, 0, 0, *tensors, *sizes, *rest, 0 if gated is None else gated.data_ptr())
+
+
+def stored(rows: Tensor, out: Tensor, scales: Tensor | None, num_items: int, num_groups: int) -> bytes:
+    """Return the argument block of the kernels of linear/stored.py.
+
+    Args:
+        rows: int64, the addresses of the stored rows, one for each output; 0 for none.
+        out: The panels or rows to write.
+        scales: float32, one for each output, written; None for kernels that write none.
+        num_items: Number of panels, or of rows.
+        num_groups: Groups of 32 weights in a row.
+    """
+    addresses = (rows.data_ptr(), out.data_ptr(), 0 if scales is None else scales.data_ptr())
+    return _STORED.pack(0, 0, 0, *addresses, num_items, num_groups)

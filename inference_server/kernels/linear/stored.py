@@ -1,0 +1,171 @@
+"""Reads weights in the number formats of GGUF files, and writes them in the order of the kernels of linear layers.
+
+A stored row consists of groups of 32 weights, each with its scale in float16 and, in Q4_1, its minimum. Rows are given by
+their addresses, so that they can be in any order. A row with the address 0 is padding: nothing is written for it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from inference_server.kernels.emit.code import Code
+from inference_server.kernels.emit.elements import element_bytes, store
+from inference_server.kernels.emit.module import Emit
+from inference_server.kernels.emit.types import FLOAT, HALF, INT8, INT32
+from inference_server.kernels.emit.values import Float, Int, Vector
+
+GROUP = 32  # weights of a group
+_HALF_GROUP = 16
+_PANEL = 16  # outputs of a panel
+_LANE_BYTES = 4  # bytes of an output that are neighbours in a panel
+_MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it has the nearest integer in its low bits
+_TINY = 1.1754943508222875e-38  # the smallest normal float32
+
+Decode = Callable[[Code, Int], tuple[Vector, Vector]]  # the address of a group to its weights, 16 float32 each
+
+
+def _number(code: Code, address: Int) -> Vector:
+    """Load one float16 into every lane, as float32."""
+    return code.load_splat(address, HALF).widened(FLOAT)
+
+
+def _nibbles(code: Code, address: Int) -> tuple[Vector, Vector]:
+    """Load 32 codes of 4 bits: the low halves of 16 bytes, then the high halves."""
+    codes = code.load_vector(address, INT8).widened(INT32)
+    return codes & 15, codes >> 4
+
+
+def _q4_0(code: Code, group: Int) -> tuple[Vector, Vector]:
+    scale = _number(code, group)
+    low, high = _nibbles(code, group + 2)
+    return (low - 8).to_float() * scale, (high - 8).to_float() * scale
+
+
+def _q4_1(code: Code, group: Int) -> tuple[Vector, Vector]:
+    scale, minimum = _number(code, group), _number(code, group + 2)
+    low, high = _nibbles(code, group + 4)
+    return low.to_float() * scale + minimum, high.to_float() * scale + minimum
+
+
+def _q8_0(code: Code, group: Int) -> tuple[Vector, Vector]:
+    scale = _number(code, group)
+    parts = [(code.load_vector(group + start, INT8).widened(INT32) ^ 128) - 128 for start in (2, 2 + _HALF_GROUP)]
+    low, high = (part.to_float() * scale for part in parts)
+    return low, high
+
+
+# By GGML's names, those of arguments.STORED_FORMATS: how a group is read, and its size in bytes.
+FORMATS: dict[str, tuple[Decode, int]] = {"q4_0": (_q4_0, 18), "q4_1": (_q4_1, 20), "q8_0": (_q8_0, 34)}
+
+
+class _Rows:
+    """The arguments of a kernel, and its loops over rows and groups."""
+
+    def __init__(self, code: Code, block: Int, name: str) -> None:
+        self.addresses, self.out = code.argument(block, 3), code.argument(block, 4)
+        self.scales, self.items, self.groups = code.argument(block, 5), code.argument(block, 6), code.argument(block, 7)
+        self._decode, self._group_bytes = FORMATS[name]
+        self._code = code
+
+    @contextmanager
+    def each_output_of_panels(self, block: Int) -> Iterator[tuple[Int, Int]]:
+        """Emit a loop over panels, and one over their outputs: the number of an output and its row's address.
+
+        One thread writes a whole panel, because its outputs share cache lines.
+        """
+        code = self._code
+        with code.work_items(block, self.items) as panel, code.loop(panel * _PANEL, panel * _PANEL + _PANEL) as output:
+            yield output, code.load_int64(self.addresses + output * 8)
+
+    def each_half_group(self, row: Int, use: Callable[[Int, Vector], None]) -> None:
+        """Emit a loop over a row's groups: `use` gets the number of 16 weights, and the weights."""
+        with self._code.loop(0, self.groups) as group:
+            for half, weights in enumerate(self._decode(self._code, row + group * self._group_bytes)):
+                use(group * 2 + half, weights)
+
+
+def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
+    """Return the kernel that writes panels of int8 codes, and a scale for each output.
+
+    Args:
+        name: A key of FORMATS.
+        is_like_bitsandbytes: Weights are rounded to float16 first, and multiplied by the inverse of their scale.
+    """
+
+    def stored_int8(code: Code, block: Int) -> None:
+        rows = _Rows(code, block, name)
+
+        def weights_of(weights: Vector) -> Vector:
+            return weights.narrowed(HALF).widened(FLOAT) if is_like_bitsandbytes else weights
+
+        with rows.each_output_of_panels(block) as (output, row):
+            with code.when(row > 0):
+                largest = code.variable(code.floats(0.0))
+
+                def compare(_: Int, weights: Vector) -> None:
+                    values = weights_of(weights)
+                    magnitudes = (values.bits_as(INT32) & 0x7FFFFFFF).bits_as(FLOAT)
+                    largest.set(largest.get().maximum(magnitudes))
+
+                rows.each_half_group(row, compare)
+                maximum = largest.get().largest()
+                scale = maximum / 127.0
+                # torch divides a number by a tensor with two roundings.
+                factor = (maximum > 0.0).select(1.0 / maximum * 127.0, code.number(0.0))
+                if not is_like_bitsandbytes:
+                    scale = scale.maximum(code.number(_TINY))
+                code.store(scale, rows.scales + output * 4, 4)
+                panel = rows.out + (output // _PANEL) * rows.groups * (GROUP * _PANEL)
+
+                def write(index: Int, weights: Vector) -> None:
+                    values = weights_of(weights)
+                    scaled = values * factor if is_like_bitsandbytes else values / scale
+                    codes = (scaled + _MAGIC).bits_as(INT32).narrowed(INT8)
+                    codes = codes ^ -128 if code.isa.unsigned_codes else codes
+                    _scatter(code, codes.bits_as(FLOAT, 4), panel, index, output)
+
+                rows.each_half_group(row, write)
+
+    return stored_int8
+
+
+def make_bf16(name: str) -> Emit:
+    """Return the kernel that writes panels of bfloat16 weights. `name`: a key of FORMATS."""
+
+    def stored_bf16(code: Code, block: Int) -> None:
+        rows = _Rows(code, block, name)
+        with rows.each_output_of_panels(block) as (output, row):
+            with code.when(row > 0):
+                panel = rows.out + (output // _PANEL) * rows.groups * (2 * GROUP * _PANEL)
+
+                def write(index: Int, weights: Vector) -> None:
+                    _scatter(code, code.isa.to_bf16(code, weights).bits_as(FLOAT, 8), panel, index, output)
+
+                rows.each_half_group(row, write)
+
+    return stored_bf16
+
+
+def make_rows(name: str, is_bf16: bool) -> Emit:
+    """Return the kernel that writes rows of weights, bfloat16 or float32. `name`: a key of FORMATS."""
+
+    def stored_rows(code: Code, block: Int) -> None:
+        rows = _Rows(code, block, name)
+        with code.work_items(block, rows.items) as output:
+            row = code.load_int64(rows.addresses + output * 8)
+            target = rows.out + output * rows.groups * (GROUP * element_bytes(is_bf16))
+
+            def write(index: Int, weights: Vector) -> None:
+                store(code, weights, target + index * (_HALF_GROUP * element_bytes(is_bf16)), is_bf16)
+
+            rows.each_half_group(row, write)
+
+    return stored_rows
+
+
+def _scatter(code: Code, words: Vector, panel: Int, index: Int, output: Int) -> None:
+    """Store words of 4 bytes, the weights `16 * index` and following of one output, to their places in a panel."""
+    row_bytes = _PANEL * _LANE_BYTES
+    place = panel + index * (words.lanes * row_bytes) + (output % _PANEL) * _LANE_BYTES
+    for lane in range(words.lanes):
+        word: Float = words.lane(lane)
+        code.store(word, place + lane * row_bytes, 4)

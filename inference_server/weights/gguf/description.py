@@ -1,0 +1,77 @@
+"""Keeps what describes a model in a GGUF file: its configuration and tokenizer, as transformers saves them.
+
+A folder in the cache belongs to one state of one file. It contains no weights, apart from a few small vectors (plan.py).
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from inference_server.progress import progress
+from inference_server.weights.atomic_folder import atomic_directory, made_once
+from inference_server.weights.gguf.file import GgufFile
+from inference_server.weights.loading_lock import LOADING
+from tailrace_shared import garbage
+
+_FORMAT = 1  # increment when the folder's content changes
+
+
+def description_folder(path: Path, cache_dir: Path) -> Path:
+    """Return the folder that describes a GGUF file, which may not exist yet."""
+    import transformers
+
+    status = path.stat()
+    version = f"{_FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
+    return cache_dir / "gguf" / f"{path.stem}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+
+
+def describe_file(path: Path, cache_dir: Path) -> Path:
+    """Return the folder that describes a GGUF file; it is made once.
+
+    Raises:
+        ConfigurationError: The file is damaged or not supported, or the cache cannot be written.
+    """
+    folder = description_folder(path, cache_dir)
+    if folder.is_dir():
+        return folder
+    file = GgufFile(path)
+    with made_once(folder, f"reading {path.name}"):
+        if not folder.is_dir():
+            _write_description(file, path, folder)
+            _remove_converted(path, cache_dir)
+    return folder
+
+
+def _write_description(file: GgufFile, path: Path, folder: Path) -> None:
+    with (
+        atomic_directory(folder) as unfinished,
+        progress(f"reading the configuration and the tokenizer of {path.name} (once)"),
+        LOADING,
+        garbage.paused(),
+    ):
+        from inference_server.weights.gguf.config import end_tokens, read_model_config
+        from inference_server.weights.gguf.tokenizer import read_gguf_tokenizer
+
+        config = read_model_config(file)
+        config.save_pretrained(unfinished)
+        _generation_config(config, end_tokens(file)).save_pretrained(unfinished)
+        read_gguf_tokenizer(file).save_pretrained(unfinished)
+
+
+def _generation_config(config: Any, end_ids: list[int]) -> Any:
+    from transformers import GenerationConfig
+
+    generation_config = GenerationConfig.from_model_config(config)
+    if end_ids:
+        generation_config.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
+    return generation_config
+
+
+def _remove_converted(path: Path, cache_dir: Path) -> None:
+    """Remove what earlier releases kept of files with this name: all weights in float32, and packed forms of them."""
+    for converted in (cache_dir / "converted").glob(f"{path.stem}-*"):
+        place = hashlib.sha256(str(converted.resolve()).encode()).hexdigest()[:8]
+        for packed in (cache_dir / "packed").glob(f"{place}-*"):
+            shutil.rmtree(packed, ignore_errors=True)
+        shutil.rmtree(converted, ignore_errors=True)

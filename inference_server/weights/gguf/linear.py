@@ -1,0 +1,237 @@
+"""A linear layer whose weights are in a GGUF file, and memory for the packed layers."""
+
+import math
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_server.cpu.linear.backends import from_packed
+from inference_server.cpu.linear.integer_weights import (
+    Int4Pairs,
+    Int8,
+    rounded_like_bitsandbytes,
+    rounded_to_int4,
+    rounded_to_int8,
+)
+from inference_server.cpu.linear.kernel_linear import KernelLinear, WeightFormat
+from inference_server.cpu.linear.stored_linear import StoredLinear, StoredRows, divides_into_groups
+from inference_server.kernels.jit import arguments
+from inference_server.kernels.jit.kernel import kernel
+from inference_server.linears.plain import GROUP
+from inference_server.precision import Precision
+from inference_server.weights.gguf.file import FileTensor, read_rows
+from inference_server.weights.large_pages import Arena, aligned_bytes
+
+# Weights that are computed in float32 at a time. They fit into a core's cache, and torch divides no operation on fewer than
+# 2**15 numbers among threads.
+_CHUNK_WEIGHTS = (1 << 15) - 1
+_READ_BYTES = 4 << 20  # bytes that are read from the file at a time for a kernel
+_READ_CHUNKS = 16  # chunks that are read from the file at a time
+_BLOCK_BYTES = 64 << 20  # memory that is reserved at a time
+
+
+class Places:
+    """Memory in large pages for packed layers. It is reserved in blocks, whose unused ends occupy no memory."""
+
+    def __init__(self) -> None:
+        self._arena: Arena | None = None
+        self._left = 0
+        self._own: set[int] = set()
+        self.sources: dict[
+            int, list[FileLinear]
+        ] = {}  # by address of a kept layer's weights: the layers that it contains
+
+    def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Return a tensor of zeros."""
+        needed = aligned_bytes(dtype.itemsize * math.prod(shape))
+        if self._arena is None or needed > self._left:
+            self._left = max(needed, _BLOCK_BYTES)
+            self._arena = Arena(self._left)
+        self._left -= needed
+        tensor = self._arena.tensor(dtype, shape)
+        self._own.add(tensor.data_ptr())
+        return tensor
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """Return a contiguous copy, or the tensor itself if it is here already."""
+        if tensor.data_ptr() in self._own:
+            return tensor
+        return self.empty(tensor.dtype, tuple(tensor.shape)).copy_(tensor)
+
+
+class FileLinear(StoredLinear):
+    """A linear layer whose weights are one tensor of a GGUF file, possibly with its rows in another order."""
+
+    def __init__(
+        self,
+        path: Path,
+        tensor: FileTensor,
+        places: Places,
+        *,
+        heads: int | None = None,
+        bias: Tensor | None = None,
+        is_head: bool = False,
+        widens: bool = True,
+    ) -> None:
+        """Describe the layer.
+
+        Args:
+            path: The file.
+            tensor: The weights' tensor.
+            places: Memory for the packed layer.
+            heads: Number of heads, if the file has the two halves of each head's outputs interleaved; else None.
+            bias: (out_features,), or None.
+            is_head: The layer is the output head, which bitsandbytes does not round.
+            widens: Weights of more than 4 bits are packed as int8 in precision int4. False rounds them to int4.
+        """
+        super().__init__(tensor.shape[-1], tensor.num_rows, bias)
+        self.path, self.tensor, self.heads = path, tensor, heads
+        self.is_head, self.widens, self._places = is_head, widens, places
+
+    def weight_format(self, precision: Precision) -> WeightFormat:
+        """Return the format in which the layer's own weights are packed in a precision."""
+        if precision == "bitsandbytes-int8":
+            return "int8"
+        if precision == "int4" and divides_into_groups(self.in_features):
+            return "int8" if self.widens and 4 < self.tensor.format.bits <= 8 else "int4"
+        return "bf16" if precision == "bfloat16" else "float32"
+
+    def int4(self) -> Int4Pairs:
+        """Read the weights as int4: those of Q4_0, Q4_1 and Q4_K as they are, others rounded."""
+        own_format = self.tensor.format
+        if (exact := own_format.int4) is not None:
+            rows = read_rows(self.path, self.tensor, 0, self.out_features)
+            return exact(rows if self.heads is None else rows[row_order(self.out_features, self.heads)])
+        groups = (self.out_features, self.in_features // GROUP)
+        whole = Int4Pairs(
+            torch.empty(*groups, GROUP // 2, dtype=torch.uint8),
+            torch.empty(groups, dtype=torch.float16),
+            torch.empty(groups, dtype=torch.float16),
+        )
+
+        def write(part: Int4Pairs, first: int, end: int) -> None:
+            for name in ("pairs", "scales", "minima"):
+                getattr(whole, name)[first:end] = getattr(part, name)
+
+        self._fill(lambda rows: Int4Pairs.of(rounded_to_int4(own_format.weights(rows))), write)
+        return whole
+
+    def int8(self) -> Int8:
+        """Read the weights as int8: rounded as bitsandbytes does, but the head with one rounding less."""
+        rounded = rounded_to_int8 if self.is_head else rounded_like_bitsandbytes
+        codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
+        scales = torch.empty(self.out_features)
+
+        def write(part: Int8, first: int, end: int) -> None:
+            codes[first:end], scales[first:end] = part.codes, part.scales
+
+        self._fill(lambda rows: rounded(self.tensor.format.weights(rows)), write)
+        return Int8(codes, scales)
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """Read the weights, (out_features, in_features) of `dtype`."""
+        weights = torch.empty(self.out_features, self.in_features, dtype=dtype)
+        if self._write_rows(weights):
+            return weights
+        self._fill(self.tensor.format.weights, lambda part, first, end: weights[first:end].copy_(part))
+        return weights
+
+    def rows(self, linears: Items[Any], computed: Callable[[], Tensor | Int8]) -> StoredRows | None:
+        """Read the rows of `linears`, of which this is the first; None if no kernel reads their formats."""
+        name = self.tensor.format.name.lower()
+        if name not in arguments.STORED_FORMATS or any(each.tensor.type_id != self.tensor.type_id for each in linears):
+            return None
+        rows = [read_rows(each.path, each.tensor, 0, each.out_features) for each in linears]
+        addresses = torch.cat([each.row_addresses(part) for each, part in zip(linears, rows, strict=True)])
+        return StoredRows(name, rows, addresses, self.in_features, not self.is_head, self._places.empty, computed)
+
+    def row_addresses(self, rows: Tensor) -> Tensor:
+        """Return the address of each output's row among the bytes of all rows, (out_features,) int64."""
+        numbers = torch.arange(len(rows)) if self.heads is None else row_order(len(rows), self.heads)
+        return rows.data_ptr() + numbers * self.tensor.row_bytes
+
+    def _write_rows(self, weights: Tensor) -> bool:
+        """Write the weights with a kernel. Returns False if none reads their format."""
+        name = self.tensor.format.name.lower()
+        is_bf16 = weights.dtype is torch.bfloat16
+        if (
+            self.heads is not None
+            or name not in arguments.STORED_FORMATS
+            or not (is_bf16 or weights.dtype is torch.float32)
+        ):
+            return False
+        function = kernel(f"{name}-rows", is_bf16)
+        if function is None:
+            return False
+        count = max(1, _READ_BYTES // self.tensor.row_bytes)
+        for first in range(0, self.out_features, count):
+            rows = read_rows(self.path, self.tensor, first, min(count, self.out_features - first))
+            part = weights[first : first + len(rows)]
+            addresses = self.row_addresses(rows)  # a block contains the address of this tensor
+            block = arguments.stored(addresses, part, None, len(rows), self.in_features // GROUP)
+            function.run(block, len(rows), part.numel() // 4)
+        return True
+
+    def keep(self, layer: nn.Module, linears: Items[Any]) -> nn.Module:
+        """Return the packed layer in large pages. Layers without a kernel stay where they are."""
+        if not isinstance(layer, KernelLinear):
+            return layer
+        packed = layer.packed
+        present = {name: getattr(packed, name) for name in ("weights", "scales", "bias")}
+        moved: dict[str, Any] = {
+            name: None if tensor is None else self._places.moved(tensor) for name, tensor in present.items()
+        }
+        is_here = all(moved[name] is present[name] for name in ("weights", "scales"))
+        kept = layer if is_here else from_packed(replace(packed, **moved))
+        self._places.sources[kept.packed.weights.data_ptr()] = list(linears)
+        return kept
+
+    def _fill(self, convert: Callable[[Tensor], Any], write: Callable[[Any, int, int], object]) -> None:
+        """Convert the rows' bytes chunk by chunk, and write each result to its rows, with several threads."""
+
+        @torch.inference_mode()  # a mode of each thread
+        def convert_part(chunks: Iterator[tuple[int, Tensor]]) -> None:
+            for first, rows in chunks:
+                write(convert(rows), first, first + len(rows))
+
+        list(_threads().map(convert_part, self._parts(2 * torch.get_num_threads())))
+
+    def _parts(self, count: int) -> list[Iterator[tuple[int, Tensor]]]:
+        """Divide the layer into `count` parts. Each yields the number of its first row and the rows' bytes, chunk by chunk."""
+        chunk = max(1, _CHUNK_WEIGHTS // self.in_features)
+        size = -(-self.out_features // (count * chunk)) * chunk
+        ordered = None
+        if self.heads is not None:
+            order = row_order(self.out_features, self.heads)
+            ordered = read_rows(self.path, self.tensor, 0, self.out_features)[order]
+        starts = range(0, self.out_features, size)
+        return [self._part(ordered, first, min(first + size, self.out_features), chunk) for first in starts]
+
+    def _part(self, ordered: Tensor | None, start: int, end: int, chunk: int) -> Iterator[tuple[int, Tensor]]:
+        for first in range(start, end, _READ_CHUNKS * chunk):
+            count = min(_READ_CHUNKS * chunk, end - first)
+            rows = (
+                read_rows(self.path, self.tensor, first, count) if ordered is None else ordered[first : first + count]
+            )
+            for inner in range(0, count, chunk):
+                yield first + inner, rows[inner : inner + chunk]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), "read-gguf")
+
+
+def row_order(num_rows: int, heads: int) -> Tensor:
+    """Return the file's row of each output, (num_rows,) int64, of a layer whose heads' halves are interleaved in the file.
+
+    llama.cpp rotates neighbouring outputs, transformers the outputs of both halves.
+    """
+    return torch.arange(num_rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)

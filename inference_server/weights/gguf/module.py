@@ -1,0 +1,216 @@
+"""Fills a transformers module from a GGUF file, tensor by tensor.
+
+The module is made without memory for its parameters. A linear layer whose weights are one tensor of the file is either
+filled or replaced by a FileLinear. Other parameters are computed as transformers does, by its own processors, one tensor
+at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_server.weights.gguf.file import FileTensor, GgufFile
+from inference_server.weights.gguf.linear import FileLinear, Places
+from inference_server.weights.quick_gguf import quick_conversion
+from tailrace_shared.config_errors import ConfigurationError
+
+# transformers' processors that leave the weights of linear layers as they are in the file, apart from the order of rows.
+_KEEPS_LINEARS = {
+    "TensorProcessor",
+    "LlamaTensorProcessor",
+    "NemotronTensorProcessor",
+    "Gemma2TensorProcessor",
+    "Qwen2MoeTensorProcessor",
+    "MiniMaxM2TensorProcessor",
+}
+_INT8_LINEAR = "Linear8bitLt"
+_LATER = "ffn_gate_inp_shexp"  # a linear layer with one output, stored without its dimension of outputs
+
+
+class ModuleFiller:
+    """Fills one model."""
+
+    def __init__(self, file: GgufFile, model: Any) -> None:
+        """`model`: as `empty_model` returns it. The caller holds loading_lock.LOADING."""
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+        self._file, self._model, self.path = file, model, file.path
+        self._processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=model.config.to_dict())
+        with quick_conversion():
+            self.names: dict[str, str] = get_gguf_hf_weights_map(model, self._processor)
+        self._keeps_linears = type(self._processor).__name__ in _KEEPS_LINEARS
+        self.sources: dict[str, FileTensor] = {}  # by parameter, those that contain a tensor of the file unchanged
+        self._collected: dict[str, Tensor] = {}  # parameters of a block that are made of several tensors, until it ends
+
+    def fill(
+        self, dtype: torch.dtype, device: torch.device, *, leave: Callable[[str], bool] = lambda name: False
+    ) -> None:
+        """Fill the parameters and tie the weights.
+
+        Args:
+            dtype: The dtype of floating-point parameters.
+            device: Their device.
+            leave: Returns True for the name of a parameter that is left empty.
+        """
+        block = ""
+        for tensor in sorted(self._file.tensors.values(), key=lambda each: _block(each.name)):
+            if _block(tensor.name) != block:
+                self._set_all(self._collected, dtype, device)
+                block = _block(tensor.name)
+            if not leave(self.names.get(tensor.name, "")):
+                self._set_all(self._parameters(tensor, dtype), dtype, device)
+        self._set_all(self._collected, dtype, device)
+        self._model.tie_weights()
+
+    def linears(self) -> Iterator[tuple[str, FileTensor, int | None]]:
+        """Yield linear layers whose weights are one tensor of the file: the module's name, the tensor, and the number of
+        heads whose rows are interleaved in the file."""
+        if not self._keeps_linears:
+            return
+        modules = dict(self._model.named_modules())
+        for tensor in self._file.tensors.values():
+            name, _, parameter = self.names.get(tensor.name, "").rpartition(".")
+            module = modules.get(name)
+            if parameter == "weight" and type(module) is nn.Linear and _LATER not in tensor.name:
+                if tuple(module.weight.shape) != tensor.shape:
+                    raise self._misshapen(name, tensor.shape, tuple(module.weight.shape))
+                yield name, tensor, self._interleaved_heads(tensor.name)
+
+    def unchanged(self) -> dict[int, FileTensor]:
+        """Return the file's tensors by the addresses of the parameters that contain them unchanged."""
+        parameters = dict(self._model.named_parameters())
+        return {parameters[name].data_ptr(): tensor for name, tensor in self.sources.items() if name in parameters}
+
+    def check(self) -> None:
+        """Raise ConfigurationError if the file lacks a parameter."""
+        missing = [name for name, parameter in self._model.named_parameters() if parameter.is_meta]
+        if missing:
+            raise ConfigurationError(
+                f"cannot load {self._file.path.name}: it lacks {len(missing)} tensors: {missing[0]}"
+            )
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Replace a parameter or a buffer.
+
+        Raises:
+            ConfigurationError: It has another shape in this model.
+        """
+        parent_name, _, last = name.rpartition(".")
+        parent = self._model.get_submodule(parent_name)
+        present = getattr(parent, last)
+        if present.shape != value.shape:
+            raise self._misshapen(name, tuple(value.shape), tuple(present.shape))
+        if type(parent).__name__ == _INT8_LINEAR and last == "weight":
+            # bitsandbytes rounds the weights when they are moved, and only from the CPU.
+            setattr(
+                parent, last, type(present)(value.cpu(), requires_grad=False, has_fp16_weights=False).to(value.device)
+            )
+        elif last in parent._buffers:
+            parent._buffers[last] = value
+        else:
+            setattr(parent, last, nn.Parameter(value, requires_grad=False))
+
+    def _interleaved_heads(self, name: str) -> int | None:
+        if type(self._processor).__name__ != "LlamaTensorProcessor":
+            return None
+        if ".attn_q." in name:
+            return int(self._model.config.num_attention_heads)
+        return int(self._model.config.num_key_value_heads) if ".attn_k." in name else None
+
+    def _parameters(self, tensor: FileTensor, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the parameter that is made of one tensor, if it is. Other tensors are added to those collected."""
+        name = self.names.get(tensor.name)
+        is_matrix = self._keeps_linears and len(tensor.shape) == 2 and _LATER not in tensor.name
+        if name and is_matrix and self._interleaved_heads(tensor.name) is None:
+            self.sources[name] = tensor
+            return {name: _weights(self._file, tensor, dtype)}
+        weights = _weights(self._file, tensor, torch.float32)
+        made: dict[str, Any] = {}
+        done = self._processor.process(
+            weights=weights.numpy(),
+            name=tensor.name,
+            tensor_key_mapping=self.names,
+            parsed_parameters={"tensors": self._collected},
+        )
+        if done.name in self.names:
+            made[self.names[done.name]] = torch.from_numpy(done.weights.copy())
+        return made
+
+    def _set_all(self, made: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+        """Set parameters, and empty `made`, so that their weights in float32 are freed one by one."""
+        wide = self._model._get_dtype_plan(dtype) if hasattr(self._model, "_get_dtype_plan") else {}
+        for name in list(made):
+            value = made.pop(name)
+            wanted = next((kept for part, kept in wide.items() if part in name), dtype)
+            self.set(name, value.to(device, wanted))
+
+    def _misshapen(self, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> ConfigurationError:
+        return ConfigurationError(
+            f"cannot load {self._file.path.name}: {name} has the shape {found} instead of {wanted}"
+        )
+
+
+def empty_model(config: Any, dtype: torch.dtype, attention_name: str) -> Any:
+    """Return a causal language model without memory for its parameters. Buffers have their values."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False), _without_initialisation():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention_name)
+
+
+def quantise_linears(model: Any, threshold: float) -> None:
+    """Replace the linear layers that bitsandbytes rounds by its own, without memory for their weights."""
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    options = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
+    replace_with_bnb_linear(model, get_keys_to_not_convert(model), options)
+
+
+def stored_linears(filler: ModuleFiller, model: Any, places: Places, *, widens: bool) -> None:
+    """Replace linear layers by FileLinear, after the other parameters have been filled."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    found = {name: (tensor, heads) for name, tensor, heads in filler.linears()}
+    if head is not None and head.weight is embedding.weight and type(head) is nn.Linear:
+        name = next(name for name, module in model.named_modules() if module is embedding)
+        if f"{name}.weight" in filler.sources:
+            found[next(name for name, module in model.named_modules() if module is head)] = (
+                filler.sources[f"{name}.weight"],
+                None,
+            )
+    for name, (tensor, heads) in found.items():
+        parent, _, last = name.rpartition(".")
+        linear = model.get_submodule(name)
+        bias = None if linear.bias is None else linear.bias.detach()
+        options: dict[str, Any] = {"heads": heads, "bias": bias, "is_head": linear is head, "widens": widens}
+        stored = FileLinear(filler.path, tensor, places, **options)
+        setattr(model.get_submodule(parent), last, stored)
+
+
+def _weights(file: GgufFile, tensor: FileTensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor's weights in its own shape."""
+    rows = tensor.num_rows
+    linear = FileLinear(
+        file.path, FileTensor(tensor.name, (rows, tensor.shape[-1]), tensor.type_id, tensor.offset), Places()
+    )
+    return linear.plain(dtype).view(tensor.shape)
+
+
+def _block(name: str) -> str:
+    """Return the part of a tensor's name that identifies its layer: "blk.0"."""
+    parts = name.split(".")
+    return f"blk.{int(parts[1]):06}" if parts[0] == "blk" and parts[1].isdigit() else ""
+
+
+@contextmanager
+def _without_initialisation() -> Iterator[None]:
+    """Keep transformers from computing initial weights."""
+    from transformers import initialization
+
+    with initialization.no_init_weights():
+        yield

@@ -1,0 +1,34 @@
+"""Shares embeddings and packed layers between the engines of a process that serve the same file."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+_lock = threading.Lock()
+_in_use: WeakValueDictionary[str, Any] = WeakValueDictionary()
+_Value = TypeVar("_Value")
+
+
+def state_of(file: Path) -> str:
+    """Return a text that changes with the file's place and content."""
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def shared(state: str, description: Any, make: Callable[[], _Value]) -> _Value:
+    """Return the result of `make`, or that of an earlier call with the same arguments while it is in use.
+
+    Args:
+        state: The state of the file on whose content the result depends.
+        description: Everything else that it depends on, as JSON values.
+        make: Computes the result, an object that is never changed.
+    """
+    key = state + json.dumps(description)
+    with _lock:
+        value: _Value | None = _in_use.get(key)
+        if value is None:
+            value = _in_use[key] = make()
+        return value

@@ -1,0 +1,63 @@
+"""The tokenizer of a model in a GGUF file."""
+
+import logging
+from typing import Any
+
+from inference_server.weights.gguf.file import GgufFile
+from inference_server.weights.quick_gguf import quick_conversion
+
+logger = logging.getLogger(__name__)
+
+# Vocabularies by llama.cpp's names whose digits are tokens of their own. transformers splits them as GPT-2's vocabulary.
+_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+# Vocabularies that are split in the same way as one that transformers splits correctly.
+_SAME_SPLIT = {
+    "chatglm-bpe": "llama3",
+    "glm4": "llama3",
+    "stablelm2": "qwen2",
+    "hunyuan": "qwen2",
+    "megrez": "qwen2",
+}
+# Vocabularies that are split as GPT-2's.
+_GPT2 = {"default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "granite-docling"}
+
+
+def read_gguf_tokenizer(file: GgufFile) -> Any:
+    """Return the transformers tokenizer, in the fast format. The caller holds loading_lock.LOADING."""
+    from transformers import AutoTokenizer
+
+    with quick_conversion():
+        tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    if file.metadata.get("tokenizer.ggml.model") == "gpt2":
+        _split(tokenizer, str(file.metadata.get("tokenizer.ggml.pre", "default")), file.path.name)
+    return tokenizer
+
+
+def _split(tokenizer: Any, vocabulary: str, name: str) -> None:
+    """Make a byte-level tokenizer split texts into words as its vocabulary's training did."""
+    from tokenizers import Regex, pre_tokenizers
+
+    known = _splits_of_transformers()
+    backend = tokenizer.backend_tokenizer
+    if vocabulary in _SINGLE_DIGITS:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif vocabulary not in known and (same := known.get(_SAME_SPLIT.get(vocabulary, ""))):
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(same), behavior="isolated"), plain])
+    elif known and vocabulary not in known and vocabulary not in _GPT2:
+        logger.warning(
+            "%s: texts are split into words as for GPT-2, because the vocabulary type %r is unknown: some token ids may "
+            "differ from those of the model's own tokenizer",
+            name,
+            vocabulary,
+        )
+
+
+def _splits_of_transformers() -> dict[str, str]:
+    """Return the expressions by which transformers splits vocabularies; {} in releases that have another module for it."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        return {}
+    return dict(GGUF_PRE_TOKENIZER_SPLITS)
