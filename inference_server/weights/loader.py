@@ -22,7 +22,7 @@ from inference_server.precision import Precision, activation_dtype, resolve_prec
 from inference_server.progress import progress
 from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import local_folder, local_path, naming_source, weights_folder
-from inference_server.weights.fetching.selection import NO_TOKENIZER
+from inference_server.weights.fetching.selection import no_tokenizer
 from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.quantized.source import quantized_source
@@ -141,7 +141,7 @@ def _tokenizer(folder: Path, weights: Weights) -> Any:
     except ValueError as error:
         if "backend tokenizer" not in str(error):
             raise
-        raise ConfigurationError(f"cannot load {weights}: it {NO_TOKENIZER}") from error
+        raise ConfigurationError(no_tokenizer(f"cannot load {weights}: it")) from error
 
 
 def _quantisation(folder: Path, precision: Precision, device: torch.device, int8_threshold: float) -> Any | None:
