@@ -11,8 +11,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from http_bridge.errors import ApiError
 from http_bridge.protocol.schemas import Inputs
 from inference_server.errors import InvalidField
+from inference_server.generation import SamplingParams
 from inference_server.grpc_api import validation
-from inference_server.grpc_api.conversion import SamplingParams, generation_request
+from inference_server.grpc_api.conversion import generation_request
 from inference_server.text.prompt_encoder import Prompt
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS, Range

@@ -9,6 +9,7 @@ import pytest
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.collector import collecting
+from tests.support.engines import until
 from tests.support.servers import MODEL, chat, details, running_server, write_catalog
 from tests.support.tiny_encoders import WIDTH, write_encoder
 
@@ -134,7 +135,8 @@ async def test_requests_are_counted_with_their_texts_and_tokens(running):
     model = {"model": VECTORS}
     assert value("tailrace_requests_accepted_total", model) == 1
     assert value("tailrace_requests_ended_total", {**model, "end": "completed"}) == 1
-    assert value("tailrace_requests_refused_total", {**model, "reason": "INVALID_FIELD"}) == 1
+    # A refusal is counted after its status was sent.
+    await until(lambda: value("tailrace_requests_refused_total", {**model, "reason": "INVALID_FIELD"}) == 1)
     assert value("tailrace_embedded_texts_total", model) == 3
     assert value("tailrace_prompt_tokens_total", {**model, "account": "acc"}) == reply.prompt_tokens
 
