@@ -24,13 +24,13 @@ def report(environment, monkeypatch, capsys):
     """Returns exit code and report with some settings. The speed of the CPU is not measured."""
     monkeypatch.setattr(cpu_speed, "measure", lambda isa: dict.fromkeys(itertools.product(PRECISIONS, (1, 32)), 0.002))
 
-    def run(**settings):
+    def run(url=None, **settings):
         for name in [name for name in os.environ if name.startswith("TAILRACE_")]:
             monkeypatch.delenv(name)
         given = {f"TAILRACE_{name.upper()}": value for name, value in settings.items()}
         for name, value in (environment | given).items():
             monkeypatch.setenv(name, value)
-        return doctor(None, ""), capsys.readouterr().out
+        return doctor(url, ""), capsys.readouterr().out
 
     return run
 
@@ -114,6 +114,11 @@ def test_cuda_without_a_gpu_is_wrong(report, monkeypatch):
 def test_without_tokens_every_request_is_accepted(report):
     assert "no tokens are set: every request is accepted" in report()[1]
     assert "no tokens are set" not in report(api_tokens="secret")[1]
+
+
+def test_local_addresses_are_not_checked_for_the_url_of_a_stack(report):
+    assert "Addresses\n" in report()[1]
+    assert "Addresses\n" not in report(url="http://127.0.0.1:1")[1]
 
 
 # Weights in packages.
