@@ -142,7 +142,7 @@ def _described(model: "StoredModel") -> dict[str, object]:
 
 def _ago(moment: datetime) -> str:
     """Return the time since a moment, in its largest unit: "3 days ago"."""
-    seconds = int((datetime.now(moment.tzinfo) - moment).total_seconds())
+    seconds = max(0, int((datetime.now(moment.tzinfo) - moment).total_seconds()))
     for length, unit in _UNITS:
         if count := seconds // length:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"

@@ -67,15 +67,17 @@ def atomic_directory(folder: Path, *, num_bytes: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
-def made_once(folder: Path, activity: str) -> Iterator[None]:
+def made_once(folder: Path, activity: str) -> Iterator[bool]:
     """Hold the lock of a folder in the cache, so that one of several processes makes it and the others wait.
+
+    Yields True if another process held the lock before.
 
     Args:
         folder: The folder. The block must look for it first: another process may have made it during the wait.
         activity: What the holder does, for the log: "converting tiny.gguf".
     """
-    with exclusively(_locks(folder.parent) / f"{folder.name}.lock", activity):
-        yield
+    with exclusively(_locks(folder.parent) / f"{folder.name}.lock", activity) as has_waited:
+        yield has_waited
 
 
 def remove_leftovers(cache_dir: Path) -> None:

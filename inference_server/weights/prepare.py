@@ -23,6 +23,7 @@ from inference_server.progress import progress
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.architectures import refuse_unsupported
+from inference_server.weights.atomic_folder import made_once
 from inference_server.weights.download import local_path, naming_source
 from inference_server.weights.gguf.description import describe_file
 from inference_server.weights.gguf.file import FileTensor
@@ -110,14 +111,42 @@ def prepare(
         folder = packed_cache.packed_folder(
             settings.cache_dir, source, precision, batch_invariant=settings.batch_invariant, rope=_variant(source, rope)
         )
-    if folder is not None and folder.is_dir():
-        try:
-            with progress(f"reading {weights}, packed as {precision}"):
-                decoder, info, tokenizer = packed_cache.read(folder)
-            _log_share(decoder_share(decoder, precision), weights)
-            return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
-        except ValueError as reason:
-            logger.info("packing %s again: %s", weights, reason)
+    if folder is None:
+        return _load_and_pack(weights, precision, device, settings, rope, None)
+    if packed := _read_packed(folder, weights, precision):
+        return packed
+    with made_once(folder, f"packing {weights} as {precision}") as has_waited:
+        if not has_waited:
+            return _load_and_pack(weights, precision, device, settings, rope, folder)
+        if packed := _read_packed(folder, weights, precision):
+            return packed
+    # The other process could not keep a packed form. All that have waited load the model at the same time.
+    return _load_and_pack(weights, precision, device, settings, rope, folder)
+
+
+def _read_packed(folder: Path, weights: Weights, precision: Precision) -> PreparedModel | None:
+    """Return the packed model in `folder`, or None if there is none that can be read."""
+    if not folder.is_dir():
+        return None
+    try:
+        with progress(f"reading {weights}, packed as {precision}"):
+            decoder, info, tokenizer = packed_cache.read(folder)
+        _log_share(decoder_share(decoder, precision), weights)
+        return PreparedModel(decoder, tokenizer, info, decoder.num_bytes)
+    except ValueError as reason:
+        logger.info("packing %s again: %s", weights, reason)
+        return None
+
+
+def _load_and_pack(
+    weights: Weights,
+    precision: Precision,
+    device: torch.device,
+    settings: Settings,
+    rope: RopeChoice,
+    folder: Path | None,
+) -> PreparedModel:
+    """Load and pack a model on a CPU, and keep the packed form in `folder`."""
     loaded = _load(weights, precision, device, settings, rope)
     info, tokenizer = loaded.info, loaded.tokenizer
 

@@ -14,11 +14,13 @@ from tailrace_cli.errors import Failure
 from tailrace_shared.config_errors import ConfigurationError
 
 OLD = datetime.now(UTC) - timedelta(days=3, hours=2)
+# In the future, because a test may run more than a minute after this import.
+NEW = datetime.now(UTC) + timedelta(days=1)
 PACKED = Path("/cache/packed/0123abcd-bitsandbytes-int8.panels-0123456789abcdef")
 MODELS = [
     StoredModel("Qwen/Qwen3-0.6B", "hub", 1_500_000_000, Path("/hub/a"), OLD),
     StoredModel("Qwen/Qwen3-0.6B", "packed", 700_000_000, PACKED, OLD),
-    StoredModel("a/b:tiny.Q4_1.gguf", "hub", 98_400_000, Path("/hub/b"), datetime.now(UTC), is_complete=False),
+    StoredModel("a/b:tiny.Q4_1.gguf", "hub", 98_400_000, Path("/hub/b"), NEW, is_complete=False),
 ]
 
 

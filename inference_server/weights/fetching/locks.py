@@ -21,8 +21,10 @@ _BUSY = (errno.EAGAIN, errno.EACCES)
 
 
 @contextmanager
-def exclusively(lock: Path, activity: str) -> Iterator[None]:
+def exclusively(lock: Path, activity: str) -> Iterator[bool]:
     """Hold a lock for the `with` block. Wait, with lines of progress, while another process or thread holds it.
+
+    Yields True if another one held it before.
 
     Without the lock, the work is done twice: where the folder cannot be written or the file system has no locks, the block
     runs all the same.
@@ -36,19 +38,21 @@ def exclusively(lock: Path, activity: str) -> Iterator[None]:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         logger.debug("no lock %s: %s", lock, error)
-        yield
+        yield False
         return
     try:
-        _wait(descriptor, activity)
-        yield
+        yield _wait(descriptor, activity)
     finally:
         os.close(descriptor)
 
 
-def _wait(descriptor: int, activity: str) -> None:
-    if try_lock(descriptor) is False:
-        with progress(f"waiting for another process that is {activity}", every_seconds=10.0):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+def _wait(descriptor: int, activity: str) -> bool:
+    """Lock an open file. Returns True if another process or thread held it before."""
+    if try_lock(descriptor) is not False:
+        return False
+    with progress(f"waiting for another process that is {activity}", every_seconds=10.0):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return True
 
 
 def try_lock(descriptor: int) -> bool | None:

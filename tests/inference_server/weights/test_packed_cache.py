@@ -4,6 +4,9 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
 from inference_server.settings import Settings
 from inference_server.weights import packed_cache as packed
+from inference_server.weights import prepare as prepare_module
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
 from tests.support.expert_models import write_expert_model
@@ -244,3 +248,40 @@ def test_folders_of_an_older_format_are_removed(source, tmp_path):
         (folder.parent / name).mkdir(parents=True)
     packed.write(folder, decoder_of_other_linears(), packed.ModelInfo("llama", None, []), llama_tokenizer())
     assert folders(tmp_path) == sorted([folder.name, *others])
+
+
+def test_of_two_servers_that_start_together_one_packs_and_the_other_reads(prepared, source, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: prepared(), range(2))
+    assert len(folders(tmp_path)) == 1
+    assert caplog.messages.count(f"packing {source.name} as int4") == 1
+    assert torch.equal(logits(first, "int4")[0], logits(second, "int4")[0])
+
+
+def test_servers_that_have_waited_for_a_model_without_a_packed_form_load_it_together(
+    tiny_model, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    loading = threading.Barrier(2, timeout=30)  # of the second and the third server
+    has_begun, may_end = threading.Event(), threading.Event()
+    order = iter(range(3))
+
+    def load(*_):
+        if next(order) == 0:
+            has_begun.set()
+            assert may_end.wait(30)
+        else:
+            loading.wait()
+        return "loaded"
+
+    monkeypatch.setattr(prepare_module, "_load_and_pack", load)
+    weights, settings = Weights(path=tiny_model("llama-2")), Settings(cache_dir=tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(prepare, weights, "int4", CPU, settings)
+        assert has_begun.wait(30)
+        others = [pool.submit(prepare, weights, "int4", CPU, settings) for _ in range(2)]
+        while sum(message.startswith("waiting for another process") for message in caplog.messages) < 2:
+            time.sleep(0.01)
+        may_end.set()
+        assert [each.result(60) for each in (first, *others)] == ["loaded"] * 3
