@@ -85,8 +85,16 @@ class RopeChoice:
         config, frequencies = module.config, getattr(module, f"{prefix}inv_freq")
         rope = config.rope_parameters[options["layer_type"]] if options else config.rope_parameters
         length = self.num_tokens if self.num_tokens > original_length(rope, config) else None
-        compute = module.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
-        chosen, scaling = compute(config, frequencies.device, seq_len=length, **options)
+        for name in ("short_factor", "long_factor"):
+            factors = rope.get(name)
+            if factors and len(factors) != len(frequencies):
+                raise ValueError(
+                    f"{name} needs one value for each of its {len(frequencies)} frequencies, not {len(factors)}"
+                )
+        if kind == "default":
+            chosen, scaling = module.compute_default_rope_parameters(config)
+        else:
+            chosen, scaling = ROPE_INIT_FUNCTIONS[kind](config, frequencies.device, seq_len=length, **options)
         frequencies.copy_(chosen)
         setattr(module, f"{prefix}attention_scaling", scaling)
 

@@ -18,6 +18,9 @@ from inference_server.cpu.linear.weight_types import Weights
 from inference_server.linears.plain import GROUP, as_linear, is_int8, is_linear
 from inference_server.precision import Precision
 
+# Modules of transformers, by the names of their classes, that read the weights of their linear layers.
+_READING_WEIGHTS = {"HunYuanMoEV1Gate"}
+
 
 def pack(
     linears: list[Any],
@@ -62,6 +65,8 @@ def pack_linears(
     """
     head = model.get_output_embeddings()
     for module in list(model.modules()):
+        if type(module).__name__ in _READING_WEIGHTS:
+            continue
         for name, child in list(module.named_children()):
             if is_packable(child):
                 used = "bitsandbytes-int8" if child is head and precision == "int4" else precision

@@ -152,6 +152,22 @@ async def test_a_short_window_keeps_the_frequencies_of_short_texts(plain):
     assert found == wanted[0, len(prompts()[0]) :].tolist()
 
 
+async def test_another_base_needs_no_scaling(plain):
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    async with hosting(replace(entry(plain), rope=rope)) as models:
+        recorder = Recorder(models["tiny"])
+        await collect(models["tiny"], request(prompts()[0], request_id="0", max_tokens=NUM_TOKENS))
+        found = recorder.completion("0", len(prompts()[0]))
+    assert shortfall(scaled_model(plain, rope, torch.float32), prompts()[0], found) < 1e-3
+
+
+async def test_a_wrong_number_of_factors_is_named(plain):
+    rope = {**SCALINGS["longrope"], "short_factor": [1.0]}
+    with pytest.raises(ConfigurationError, match="short_factor needs one value for each of its 16 frequencies, not 1"):
+        async with hosting(replace(entry(plain), rope=rope)):
+            pass
+
+
 async def test_two_scalings_of_the_same_weights_are_two_engines(plain, tmp_path, monkeypatch):
     monkeypatch.setenv("TAILRACE_CACHE_DIR", str(tmp_path))
     first = replace(scaled_entry(plain, SCALINGS["linear"], "bfloat16"), name="linear")
