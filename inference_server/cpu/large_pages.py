@@ -5,6 +5,7 @@ fewer bytes per second. Linux gives large pages to memory that is aligned to the
 """
 
 import contextlib
+import ctypes
 import mmap
 from collections.abc import Mapping
 from math import prod
@@ -62,6 +63,12 @@ def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return contiguous copies of tensors, together in one arena."""
     arena = Arena(sum(aligned_bytes(tensor.nbytes) for tensor in tensors.values()))
     return {name: arena.tensor(tensor.dtype, tuple(tensor.shape)).copy_(tensor) for name, tensor in tensors.items()}
+
+
+def return_free_memory() -> None:
+    """Return freed memory to the system, where the C library (glibc) otherwise keeps it. A loaded model leaves much."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _request_large_pages(memory: mmap.mmap) -> None:

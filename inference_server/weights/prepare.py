@@ -15,6 +15,7 @@ from inference_server.attention.rope import OWN_ROPE, RopeChoice, window
 from inference_server.cpu.decoder_weights import DecoderWeights, decoder_share, extract_weights
 from inference_server.cpu.forward import supports_all_passes
 from inference_server.cpu.fused_modules import fuse
+from inference_server.cpu.large_pages import return_free_memory
 from inference_server.linears.share import QuantisedShare, quantised_share
 from inference_server.lora.adapter import Adapter
 from inference_server.precision import Precision, cache_dtype
@@ -118,13 +119,17 @@ def prepare(
         except ValueError as reason:
             logger.info("packing %s again: %s", weights, reason)
     loaded = _load(weights, precision, device, settings, rope)
+    info, tokenizer = loaded.info, loaded.tokenizer
 
     def keep(decoder: DecoderWeights) -> DecoderWeights:
         if folder is not None:
-            packed_cache.write(folder, decoder, loaded.info, loaded.tokenizer)
+            packed_cache.write(folder, decoder, info, tokenizer)
         return packed_cache.in_large_pages(decoder)
 
-    return _pack(loaded, weights, precision, settings, keep)
+    packed = _pack(loaded, weights, precision, settings, keep)
+    del loaded
+    return_free_memory()
+    return packed
 
 
 def _variant(source: Path, rope: RopeChoice) -> str:
@@ -153,16 +158,14 @@ def _prepare_gguf(
                 logger.info("planning %s again: %s", weights, reason)
         places = Places()
         with progress(f"loading {weights} as {precision}"), LOADING, garbage.paused():
-            from transformers import AutoTokenizer
-
             attention.register()
             model, filler = load_stored(path, folder, precision, places, attention.NAME)
             rope.fix(model)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = read_tokenizer(folder)
     info = _model_info(model.config, model.generation_config)
 
     def keep(decoder: DecoderWeights) -> DecoderWeights:
-        if filler is not None and packed_cache.is_same_tokenizer(tokenizer, read_tokenizer(folder)):
+        if filler is not None:
             _keep_plan(plan, decoder, info, places, filler.unchanged())
         _log_share(decoder_share(decoder, precision), weights)
         return decoder

@@ -80,7 +80,7 @@ def write_plan(
         embeddings: Tensors of the file by the address of the unchanged weights in memory.
 
     Raises:
-        NoPlan: A large tensor is neither a packed layer nor unchanged.
+        NoPlan: A packed layer is not made from the file's layers, or a large tensor is not in the file as it is.
     """
     layers = {linear.packed.weights.data_ptr(): linear for linear in decoder.linears}
     linears: dict[str, Any] = {}
@@ -89,7 +89,9 @@ def write_plan(
     tensors = dict(packed_cache.tensors_of(decoder))
     for name, tensor in tensors.items():
         stem, _, part = name.rpartition(".")
-        if part == "weights" and tensor.data_ptr() in places.sources:
+        if part == "weights" and tensor.data_ptr() not in places.sources:  # experts and their router
+            raise NoPlan("a packed layer is not in the file as it is")
+        if part == "weights":
             layer, sources = layers[tensor.data_ptr()], places.sources[tensor.data_ptr()]
             linears[stem] = {"kind": asdict(layer.packed.kind), "sources": [_described(each) for each in sources]}
             biases = {f"{stem}.{index}.bias": each.bias for index, each in enumerate(sources)}
