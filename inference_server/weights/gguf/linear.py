@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference_server.cpu.large_pages import Arena, aligned_bytes
 from inference_server.cpu.linear.backends import from_packed
 from inference_server.cpu.linear.integer_weights import (
     Int4Pairs,
@@ -27,7 +28,6 @@ from inference_server.kernels.jit.kernel import kernel
 from inference_server.linears.plain import GROUP
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import FileTensor, read_rows
-from inference_server.weights.large_pages import Arena, aligned_bytes
 
 # Weights that are computed in float32 at a time. They fit into a core's cache, and torch divides no operation on fewer than
 # 2**15 numbers among threads.
