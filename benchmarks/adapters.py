@@ -1,9 +1,10 @@
 """Measures the speed of decoding with LoRA adapters, as a share of the same engine's speed without them.
 
-`python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine. It prints the tokens/s of
-1 and 8 streams in three kinds: without an adapter, one adapter for all streams, and an adapter of its own for each stream.
-The adapters adapt all seven linear layers of each layer of the model ("all"), or only q and v ("qv"), PEFT's default for
-Llama. The kinds alternate in short rounds, so that other processes slow all of them. A ratio is the median over the rounds.
+`python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine. It prints the
+tokens/s of 1 and 8 streams in three kinds: without an adapter, one adapter for all streams, and an adapter of its own for
+each stream. The adapters adapt all seven linear layers of each layer of the model ("all"), or only q and v ("qv"), as PEFT
+does for Llama by default. The kinds alternate in short rounds, so that other processes slow all of them. A ratio is the
+median over the rounds.
 
 `--steps` measures the decode steps of the model alone, on one thread and in its CPU time. Other processes affect this less.
 """
@@ -13,15 +14,23 @@ import asyncio
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from transformers import AutoConfig
 
 from benchmarks.machine import describe
 from inference_server.generation import GenerationRequest, SamplingParams
+from inference_server.lora.adapter import read_adapter
+from inference_server.model.runner import ModelRunner, NextToken
+from inference_server.precision import cache_dtype, resolve_precision
 from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
 from inference_server.settings import Settings
 from inference_server.weights.download import local_folder
+from inference_server.weights.prepare import prepare
 from tests.support.adapters import ALL, linear_shapes, write_adapter
 
 _CATALOG = Path(__file__).parent.parent / "inference_server" / "catalogs" / "default.toml"
@@ -32,10 +41,6 @@ _SAMPLING = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
 
 def _entries(folder: Path, targets: str, settings: Settings) -> list[CatalogEntry]:
     """Return the default catalog's entries that generate text, with adapters."""
-    from dataclasses import replace
-
-    from transformers import AutoConfig
-
     entries = [entry for entry in read_catalog(_CATALOG) if entry.task == "generation"]
     shapes = linear_shapes(AutoConfig.from_pretrained(local_folder(entries[0].weights, settings.cache_dir)))
     adapters = {
@@ -73,11 +78,7 @@ async def _measure(targets: str, num_rounds: int, num_tokens: int) -> None:
     for model in models.values():
         assert isinstance(model, HostedModel)
         for streams in (1, 8):
-            kinds = {
-                "no adapter": [0] * streams,
-                "one adapter": [1] * streams,
-                "own adapters": [1 + index for index in range(streams)],
-            }
+            kinds = _kinds(streams)
             rates: dict[str, list[float]] = {kind: [] for kind in kinds}
             for _ in range(num_rounds):
                 for kind, adapters in kinds.items():
@@ -93,16 +94,58 @@ async def _measure(targets: str, num_rounds: int, num_tokens: int) -> None:
         await model.engine.stop()
 
 
+def _measure_steps(targets: str, num_steps: int) -> None:
+    """Measure decode steps without the engine, on one thread, in CPU time."""
+    settings = Settings(device="cpu")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        entries = _entries(Path(folder), targets, settings)
+        adapters = [read_adapter(path) for path in entries[0].adapters.values()]
+    for entry in entries:
+        precision = resolve_precision(entry.precision, torch.device("cpu"))
+        model = prepare(entry.weights, precision, torch.device("cpu"), settings).model
+        runner = ModelRunner(model, num_blocks=400, cache_dtype=cache_dtype(precision), adapters=adapters)
+        runner.probe()
+        for streams in (1, 8):
+            kinds = _kinds(streams)
+            seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for step in range(num_steps):
+                for kind, used in kinds.items():
+                    tokens = [
+                        NextToken(range(1 + 9 * i, 10 + 9 * i), 100 + step, 7 + i, used[i]) for i in range(streams)
+                    ]
+                    start = time.thread_time()
+                    runner.decode(tokens)
+                    seconds[kind].append(time.thread_time() - start)
+            times = {kind: statistics.quantiles(found, n=4)[0] for kind, found in seconds.items()}
+            for kind, found in times.items():
+                ratio = times["no adapter"] / found
+                print(
+                    f"{precision:18} {targets:4} {streams} streams  {kind:13}{1e3 * found:8.2f} ms  {ratio:.3f} of no adapter",
+                    flush=True,
+                )
+
+
+def _kinds(streams: int) -> dict[str, list[int]]:
+    """Return the adapter of each stream, from 1, for each kind of load."""
+    own = [1 + index for index in range(streams)]
+    return {"no adapter": [0] * streams, "one adapter": [1] * streams, "own adapters": own}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", choices=list(_TARGETS), nargs="*", default=list(_TARGETS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--steps", action="store_true", help="measure decode steps without the engine")
     arguments = parser.parse_args()
     print(describe())
     for targets in arguments.targets:
-        asyncio.run(_measure(targets, arguments.rounds, arguments.tokens))
+        if arguments.steps:
+            _measure_steps(targets, arguments.tokens)
+        else:
+            asyncio.run(_measure(targets, arguments.rounds, arguments.tokens))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Compares GGUF files in Tailrace with their weights in transformers, and with llama.cpp: python -m benchmarks.gguf_formats FILE…
+"""Compares GGUF files in Tailrace with transformers and llama.cpp: python -m benchmarks.gguf_formats FILE…
 
 For each file, prints the perplexity of the tests' corpus through the engine's own forward pass in the precision that is
 nearest to the file, and through transformers in float32 with the weights of gguf.dequantize. Then the seconds and the peak
-memory (beyond that of the imported libraries) of a first and of a second load, each in a process of its own, the memory
-of the packed weights, and the disk space.
+memory (beyond that of the imported libraries) of a first and of a second load, each in a process of its own. The last
+columns are the memory of the packed weights and the disk space.
 Options: `--llama-cpp PYTHON` adds the seconds of a load by llama.cpp, with an interpreter that has llama-cpp-python.
 `--times` leaves out the perplexities.
 """
@@ -59,7 +59,7 @@ print(time.monotonic() - started)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One load: seconds, seconds of CPU time, bytes of the packed weights, bytes of additional peak memory."""
+    """The seconds, seconds of CPU time, bytes of packed weights and bytes of additional peak memory of one load."""
 
     seconds: float
     cpu_seconds: float

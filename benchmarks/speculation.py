@@ -80,7 +80,7 @@ async def _run(model: HostedModel, prompts: list[list[int]], max_tokens: int, ti
 async def _measure(models: dict[str, HostedModel], kind: str, arguments: argparse.Namespace) -> str:
     """Return a row of the table for one kind of prompts."""
     encoder = models["on"].prompts
-    prompts = [encoder.encode_chat([Turn("user", text)]) for text in KINDS[kind]()]
+    prompts = [encoder.encode_chat([Turn("user", text)]) for text in KINDS[kind]()[: arguments.prompts]]
     size = arguments.streams
     batches = [[prompt] for prompt in prompts] if size == 1 else [list(islice(cycle(prompts), size))]
     before = models["on"].engine.totals
@@ -134,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures speculative decoding by prompt lookup.")
     parser.add_argument("--precisions", default="int4,16-bit", help=", ".join(_ENTRIES))
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of prompts, separated by commas")
+    parser.add_argument("--prompts", type=int, help="prompts of each kind; unset: all")
     parser.add_argument("--streams", type=int, default=1, help="prompts that are sent together")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of each prompt")
     parser.add_argument("--max-tokens", type=int, default=200, help="tokens of the longest reply")

@@ -4,7 +4,6 @@ With a small model, calling the kernels one by one from Python would take longer
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from inference_server.attention.step_inputs import (
 )
 from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.adapters import CpuAdapters
+from inference_server.cpu.buffers import Buffers, allocate
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights
 from inference_server.cpu.linear.kernel_linear import KernelLinear
 from inference_server.cpu.steps import ExpertsStep, Steps
@@ -33,33 +33,6 @@ from inference_server.kernels.jit.arguments import (
 )
 from inference_server.kernels.jit.kernel import Kernel, kernel
 from inference_server.kernels.jit.program import KernelCall
-
-
-@dataclass(frozen=True, slots=True)
-class _Buffers:
-    """The tensors at fixed addresses that the kernels read and write. The first twelve have the shape (num_rows, …)."""
-
-    hidden: Tensor  # the residual stream
-    normed: Tensor
-    delta: Tensor  # the output of attention or MLP, to be added to hidden
-    cos: Tensor
-    sin: Tensor
-    ones: Tensor  # the cosines of layers that do not rotate
-    zeros: Tensor  # their sines
-    qkv: Tensor
-    query: Tensor
-    attended: Tensor
-    product: Tensor
-    rows: Tensor  # int64, the tokens' rows of the KV cache
-    table: Tensor  # (decoded sequences, blocks of the longest) int32, the block tables
-    lengths: Tensor  # (decoded sequences,) int32
-    logits: Tensor  # (decoded sequences, vocabulary) float32
-    segments: Tensor  # int64, the table of prompt segments, at most one for each row
-    workspace: Tensor  # int8, for the linear layers
-    adapters: Tensor  # (num_rows,) int32, the adapter of each row, from 1; 0 for none
-    scratch: Tensor  # (num_rows, …) float32, for the adapters
-    gate_up: Tensor  # (num_rows, …), the outputs of gate and up before the gate, if an adapter adapts them
-
 
 # Block tables, lengths and cache rows of a batch without decoded tokens.
 _EMPTY = (torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
@@ -77,7 +50,7 @@ class CpuForward:
         keys, _ = self._keys_and_values(0)
         prefill = ops.prefill_attention_kernel(decoder.dtype, keys)
         self._prefill_kernel = None if decoder.has_windows else prefill
-        self._buffers: _Buffers | None = None
+        self._buffers: Buffers | None = None
         self._segments: ops.PrefillSegments | None = None
         self._programs: dict[tuple[bool, bool, bool], list[Steps]] = {}
 
@@ -112,7 +85,7 @@ class CpuForward:
 
     def _run(
         self, tokens: DecodeTokens | None, prompts: PromptTokens | None, wanted: list[int] | None = None
-    ) -> _Buffers:
+    ) -> Buffers:
         num_decoded = len(tokens.token_ids) if tokens else 0
         table, lengths, rows = _EMPTY
         if tokens:
@@ -143,7 +116,7 @@ class CpuForward:
             rest[0].run(len(kept), num_decoded)
         return buffers
 
-    def _set_segments(self, parts: list[Segment], tables: list[Tensor], first_row: int, buffers: _Buffers) -> None:
+    def _set_segments(self, parts: list[Segment], tables: list[Tensor], first_row: int, buffers: Buffers) -> None:
         """Write the table of segments that the prefill attention kernel reads."""
         starts, lengths = [part.start for part in parts], [part.length for part in parts]
         segments = ops.PrefillSegments(starts, lengths, tables, first_row)
@@ -151,7 +124,7 @@ class CpuForward:
         self._segments = segments  # keeps its workspace alive, which the kernel reads by address
         buffers.segments[: len(segments.table)] = segments.table
 
-    def _set_inputs(self, parts: "list[DecodeTokens | PromptTokens]", buffers: _Buffers) -> None:
+    def _set_inputs(self, parts: "list[DecodeTokens | PromptTokens]", buffers: Buffers) -> None:
         """Write the embeddings and rotary angles of all tokens."""
         token_ids = [token_id for part in parts for token_id in part.token_ids]
         positions = [position for part in parts for position in part.positions]
@@ -161,7 +134,7 @@ class CpuForward:
             buffers.hidden[:count] *= self._decoder.embedding_factor
         self._decoder.rotary.angles(torch.tensor(positions), buffers.cos[:count], buffers.sin[:count])
 
-    def _set_adapters(self, tokens: DecodeTokens | None, prompts: PromptTokens | None, buffers: _Buffers) -> bool:
+    def _set_adapters(self, tokens: DecodeTokens | None, prompts: PromptTokens | None, buffers: Buffers) -> bool:
         """Write the adapter of each row. Returns True if any row has one, so that the pass needs the adapters' kernels."""
         if self._adapters is None:
             return False
@@ -171,50 +144,18 @@ class CpuForward:
         buffers.adapters[: len(rows)] = torch.tensor(rows, dtype=torch.int32)
         return True
 
-    def _buffers_for(self, num_rows: int, num_seqs: int, num_blocks: int) -> _Buffers:
+    def _buffers_for(self, num_rows: int, num_seqs: int, num_blocks: int) -> Buffers:
         """Return buffers of at least these sizes. Larger ones have new addresses, so the programs are built again."""
         wanted = (num_rows, num_seqs, num_blocks)
         there = (len(self._buffers.hidden), *self._buffers.table.shape) if self._buffers else (0, 0, 0)
         if self._buffers is None or any(want > has for want, has in zip(wanted, there, strict=True)):
             sizes = (max(has, _rounded_up(want)) for want, has in zip(wanted, there, strict=True))
-            self._buffers = self._allocate(*sizes)
+            self._buffers = allocate(self._decoder, self._adapters, *sizes)
             self._programs = {}
         return self._buffers
 
-    def _allocate(self, num_rows: int, num_seqs: int, num_blocks: int) -> _Buffers:
-        decoder, adapters = self._decoder, self._adapters
-        layer, hidden_size = decoder.layers[0], decoder.embedding.shape[1]
-
-        def zeros(*shape: int, dtype: torch.dtype = decoder.dtype) -> Tensor:
-            return torch.zeros(num_rows, *shape, dtype=dtype)
-
-        return _Buffers(
-            hidden=zeros(hidden_size),
-            normed=zeros(hidden_size),
-            delta=zeros(hidden_size),
-            cos=zeros(decoder.head_dim),
-            sin=zeros(decoder.head_dim),
-            ones=zeros(decoder.head_dim) + 1.0,
-            zeros=zeros(decoder.head_dim),
-            qkv=zeros(layer.qkv.out_features),
-            query=zeros(decoder.num_heads, decoder.head_dim),
-            attended=zeros(decoder.num_heads, decoder.head_dim),
-            product=zeros(max((each.down.in_features for each in decoder.layers if each.down), default=0)),
-            rows=zeros(dtype=torch.int64),
-            table=torch.zeros(num_seqs, num_blocks, dtype=torch.int32),
-            lengths=torch.zeros(num_seqs, dtype=torch.int32),
-            logits=torch.zeros(num_seqs, decoder.head.padded_features),
-            segments=torch.zeros(arguments.segment_words(num_rows), dtype=torch.int64),
-            workspace=torch.zeros(
-                max(each.workspace_bytes(num_rows) for each in decoder.linears) + 64, dtype=torch.int8
-            ),
-            adapters=zeros(dtype=torch.int32),
-            scratch=zeros(adapters.scratch_width if adapters else 0, dtype=torch.float32),
-            gate_up=zeros(adapters.gated_width if adapters else 0),
-        )
-
     def _calls(
-        self, buffers: _Buffers, has_decode: bool, has_prompts: bool, has_adapters: bool
+        self, buffers: Buffers, has_decode: bool, has_prompts: bool, has_adapters: bool
     ) -> tuple[list[KernelCall | ExpertsStep], list[KernelCall | ExpertsStep]]:
         """Return the steps of a pass in order, in two parts. Without `has_adapters`, no row has an adapter.
 
@@ -250,7 +191,7 @@ class CpuForward:
         assert found is not None
         return found
 
-    def _norm(self, weight: Tensor, buffers: _Buffers, *, is_first: bool = False) -> KernelCall:
+    def _norm(self, weight: Tensor, buffers: Buffers, *, is_first: bool = False) -> KernelCall:
         """Return the call that normalizes hidden. The kernel adds delta to hidden first, unless `is_first`."""
         hidden, delta, normed, eps = buffers.hidden, buffers.delta, buffers.normed, self._decoder.eps
         if is_first:
@@ -259,7 +200,7 @@ class CpuForward:
         return KernelCall(self._kernel("add_rms_norm"), block, ADD_RMS_NORM_ROWS)
 
     def _attention(
-        self, index: int, layer: LayerWeights, b: _Buffers, has_decode: bool, has_prompts: bool
+        self, index: int, layer: LayerWeights, b: Buffers, has_decode: bool, has_prompts: bool
     ) -> list[KernelCall]:
         keys, values = self._keys_and_values(index)
         cos, sin = (b.cos, b.sin) if layer.rotates else (b.ones, b.zeros)
@@ -272,13 +213,13 @@ class CpuForward:
             calls.append(self._decode_attention(layer.attention, keys, values, b))
         return calls
 
-    def _decode_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: _Buffers) -> KernelCall:
+    def _decode_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: Buffers) -> KernelCall:
         block = arguments.attention(
             b.query, keys, values, b.table, b.lengths, b.attended, spec.scaling, spec.sliding_window, spec.softcap
         )
         return KernelCall(self._kernel("decode_attention", keys.dtype), block, ATTENTION_ROWS, is_decode=True)
 
-    def _prefill_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: _Buffers) -> KernelCall:
+    def _prefill_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: Buffers) -> KernelCall:
         assert self._prefill_kernel is not None
         block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, spec.scaling)
         # The number of rows is in the table of segments, not in the block.
@@ -290,17 +231,23 @@ class CpuForward:
         return self._cache.layer(layer, like, like)
 
 
-def _mlp(index: int, layer: LayerWeights, b: _Buffers, adapters: CpuAdapters | None) -> Iterator[KernelCall]:
+def _mlp(index: int, layer: LayerWeights, b: Buffers, adapters: CpuAdapters | None) -> Iterator[KernelCall]:
     """Yield the calls of an MLP. If an adapter adapts gate or up, the kernel that adds it also applies the gate."""
     assert layer.gate_up is not None and layer.down is not None
     ungated = adapters.ungated(index) if adapters else None
     if ungated is None:
         yield _linear(layer.gate_up, b.normed, b.product, b)
     else:
-        yield _linear(ungated, b.normed, b.gate_up, b)
-        yield from _adapted(adapters, index, "gate_up", b.normed, b.gate_up, b, b.product)
+        gate_up = _as_wide(b.gate_up, ungated.out_features)
+        yield _linear(ungated, b.normed, gate_up, b)
+        yield from _adapted(adapters, index, "gate_up", b.normed, gate_up, b, b.product)
     yield _linear(layer.down, b.product, b.delta, b)
-    yield from _adapted(adapters, index, "down", b.product, b.delta, b)
+    yield from _adapted(adapters, index, "down", _as_wide(b.product, layer.down.in_features), b.delta, b)
+
+
+def _as_wide(buffer: Tensor, width: int) -> Tensor:
+    """Return a view of a buffer with rows of `width` values. The buffer may be wider, for other layers of the model."""
+    return buffer.view(-1)[: len(buffer) * width].view(-1, width)
 
 
 def _adapted(
@@ -309,7 +256,7 @@ def _adapted(
     place: str,
     x: Tensor,
     out: Tensor,
-    b: _Buffers,
+    b: Buffers,
     gated: Tensor | None = None,
 ) -> Iterator[KernelCall]:
     """Yield the call that adds the adapters to a linear layer's result, if there are any. See CpuAdapters.call."""
@@ -326,7 +273,7 @@ def _keep_rows(kept: list[int], *tensors: Tensor) -> None:
         tensor[: len(kept)] = tensor[indices]
 
 
-def _linear(linear: KernelLinear, x: Tensor, out: Tensor, buffers: _Buffers) -> KernelCall:
+def _linear(linear: KernelLinear, x: Tensor, out: Tensor, buffers: Buffers) -> KernelCall:
     return KernelCall(*linear.call(x, out, buffers.workspace), LINEAR_ROWS, linear.plan)
 
 

@@ -13,7 +13,7 @@ from inference_server.embedding.positions import longest_text
 from inference_server.embedding.texts import TextEncoder
 from inference_server.precision import Precision, activation_dtype
 from inference_server.progress import progress
-from inference_server.weights.download import local_folder, naming_source
+from inference_server.weights.download import naming_source, weights_folder
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -56,7 +56,7 @@ def load_encoder(weights: Weights, precision: Precision, device: torch.device, c
             raise ConfigurationError(
                 "an embedding model has no bitsandbytes-int8: use float32, float16, bfloat16 or int4"
             )
-        folder = local_folder(weights, cache_dir)
+        folder = weights_folder(weights, cache_dir)
         rules = read_rules(folder)
         with progress(f"loading {weights} as {precision}"):
             from transformers import AutoConfig, AutoTokenizer

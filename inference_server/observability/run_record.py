@@ -155,6 +155,7 @@ class RunRecord:
                 "total_seconds": round(seconds, 6),
                 "status": self._status or self._cancelled_status(seconds),
                 "account": self._request.account or None,
+                "adapter": self._request.adapter or None,
                 "finish_reason": completed.finish_reason.value if completed else None,
                 "prompt_tokens": started.prompt_tokens if started else None,
                 "completion_tokens": completed.usage.completion_tokens if completed else self._num_tokens,

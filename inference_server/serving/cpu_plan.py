@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.attention.rope import RopeChoice
 from inference_server.engine.spec import EngineKey
+from inference_server.machine import available_memory_bytes
 from inference_server.serving.automatic import model_path
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.engine_groups import window
@@ -55,6 +56,21 @@ class CpuDemand:
     def most_tokens(self) -> int:
         """Tokens of the largest useful KV cache: a longest sequence in every slot."""
         return self.least_tokens * self.max_running_seqs
+
+
+def plan_caches(groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Settings) -> dict[EngineKey, int]:
+    """Return the tokens of each KV cache that the free memory limits; empty if it limits none.
+
+    Args:
+        groups: The entries of each engine.
+        settings: The server's settings.
+
+    Raises:
+        ConfigurationError: The models do not fit, or a configuration is not available.
+    """
+    demands, free = cpu_demands(groups, settings), available_memory_bytes()
+    check_memory(free, list(demands.values()))
+    return limited_caches(free, demands)
 
 
 def cpu_demands(

@@ -26,7 +26,7 @@ from inference_server.precision import choose_device
 from inference_server.progress import progress
 from inference_server.serving.automatic import complete
 from inference_server.serving.catalog import CatalogEntry, builtin_template
-from inference_server.serving.cpu_plan import check_memory, cpu_demands, limited_caches
+from inference_server.serving.cpu_plan import plan_caches
 from inference_server.serving.embedder_startup import load_embedders
 from inference_server.serving.engine_factory import BUILDERS, EngineName, GetBuilder
 from inference_server.serving.engine_groups import group_entries, refuse_unsupported_models, window
@@ -126,7 +126,7 @@ async def _load_generators(
         demands = await in_daemon_thread(partial(fitting_demands, groups, settings, device))
     limits: dict[EngineKey, int] = {}
     if device.type == "cpu":
-        limits = await in_daemon_thread(partial(_plan_cpu, groups, settings))
+        limits = await in_daemon_thread(partial(plan_caches, groups, settings))
     loaded = []
     for key, group in groups.items():
         with _naming(group[0]):
@@ -144,13 +144,6 @@ async def _load_generators(
             for started in await _start(one, settings, device, limits.get(one.key), on_broken):
                 hosted[started.entry.name] = started
     return hosted
-
-
-def _plan_cpu(groups: Mapping[EngineKey, list[CatalogEntry]], settings: Settings) -> dict[EngineKey, int]:
-    """Return the tokens of each KV cache that the machine's memory limits. Raises ConfigurationError if models do not fit."""
-    demands, free = cpu_demands(groups, settings), available_memory_bytes()
-    check_memory(free, list(demands.values()))
-    return limited_caches(free, demands)
 
 
 @contextmanager

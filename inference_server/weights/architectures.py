@@ -23,9 +23,9 @@ _BY_REASON: dict[str, str] = {
         plbart prophetnet seamless_m4t speech_to_text switch_transformers t5 t5gemma t5gemma2 trocr udop umt5 whisper
         """,
     "its layers keep a state instead of keys and values (state space or recurrence)": """
-        bailing_hybrid bamba falcon_h1 falcon_mamba jamba kimi_linear lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid
-        qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba
-        zamba2 zaya
+        bailing_hybrid bamba falcon_h1 falcon_mamba jamba kimi_linear lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h
+        olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text
+        recurrent_gemma rwkv xlstm zamba zamba2 zaya
         """,
     "its attention has position biases (ALiBi), which this server does not compute": "bloom mpt",
     "its modules in transformers compute attention themselves and cannot use this server's KV cache": """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from inference_server.errors import first_line
 from inference_server.weights.fetching.hub import HubModel
+from inference_server.weights.gguf.converted import convert_file
 from inference_server.weights.gguf.description import describe_file, description_folder
 from inference_server.weights.source import Weights
 from inference_server.weights.store import fetch, stored
@@ -57,6 +58,16 @@ def local_folder(weights: Weights, cache_dir: Path) -> Path:
     with naming_source(weights):
         path = local_path(weights, cache_dir)
         return describe_file(path, cache_dir) if path.suffix == ".gguf" else path
+
+
+def weights_folder(weights: Weights, cache_dir: Path) -> Path:
+    """Return a folder with the model's configuration, tokenizer and weights. A GGUF file is converted to 16-bit weights.
+
+    Arguments and errors are those of `local_folder`.
+    """
+    with naming_source(weights):
+        path = local_path(weights, cache_dir)
+        return convert_file(path, cache_dir) if path.suffix == ".gguf" else path
 
 
 def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:

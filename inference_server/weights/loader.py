@@ -21,13 +21,14 @@ from inference_server.machine import memory_bytes
 from inference_server.precision import Precision, activation_dtype, resolve_precision
 from inference_server.progress import progress
 from inference_server.weights.architectures import refuse_unsupported
-from inference_server.weights.download import local_folder, local_path, naming_source
-from inference_server.weights.fetching.selection import NO_TOKENIZER
+from inference_server.weights.download import local_folder, local_path, naming_source, weights_folder
+from inference_server.weights.fetching.selection import no_tokenizer
 from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
+from inference_server.weights.tokenizers import read_tokenizer
 from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -98,7 +99,7 @@ def load_model(
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
             from transformers import AutoModelForCausalLM
 
-            tokenizer = _tokenizer(folder, weights)
+            tokenizer = read_tokenizer(folder) if path.suffix == ".gguf" else _tokenizer(folder, weights)
             attention.register()
             quantisation = _quantisation(folder, precision, device, int8_threshold)
             if quantisation is not None and device.type == "cpu":
@@ -140,7 +141,7 @@ def _tokenizer(folder: Path, weights: Weights) -> Any:
     except ValueError as error:
         if "backend tokenizer" not in str(error):
             raise
-        raise ConfigurationError(f"cannot load {weights}: it {NO_TOKENIZER}") from error
+        raise ConfigurationError(no_tokenizer(f"cannot load {weights}: it")) from error
 
 
 def _quantisation(folder: Path, precision: Precision, device: torch.device, int8_threshold: float) -> Any | None:
@@ -176,19 +177,22 @@ def _import_bitsandbytes_without_compiler() -> None:
 def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any, Any]:
     """Return folder, tokenizer, config and generation config of a model, without loading its weights.
 
+    The folder contains the weights, in 16 bits if the source is a GGUF file.
+
     Raises:
         ConfigurationError: For the same reasons as `load_model`.
     """
     from transformers import AutoConfig, GenerationConfig
 
     with naming_source(weights):
-        folder = local_folder(weights, cache_dir)
+        folder = weights_folder(weights, cache_dir)
         config = AutoConfig.from_pretrained(folder)
         if (folder / "generation_config.json").is_file():
             generation_config = GenerationConfig.from_pretrained(folder)
         else:
             generation_config = GenerationConfig.from_model_config(config)
-        return folder, _tokenizer(folder, weights), config, generation_config
+        is_gguf = local_path(weights, cache_dir).suffix == ".gguf"
+        return folder, read_tokenizer(folder) if is_gguf else _tokenizer(folder, weights), config, generation_config
 
 
 def total_memory_bytes(device: torch.device) -> int:

@@ -158,16 +158,14 @@ def _prepare_gguf(
                 logger.info("planning %s again: %s", weights, reason)
         places = Places()
         with progress(f"loading {weights} as {precision}"), LOADING, garbage.paused():
-            from transformers import AutoTokenizer
-
             attention.register()
             model, filler = load_stored(path, folder, precision, places, attention.NAME)
             rope.fix(model)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = read_tokenizer(folder)
     info = _model_info(model.config, model.generation_config)
 
     def keep(decoder: DecoderWeights) -> DecoderWeights:
-        if filler is not None and packed_cache.is_same_tokenizer(tokenizer, read_tokenizer(folder)):
+        if filler is not None:
             _keep_plan(plan, decoder, info, places, filler.unchanged())
         _log_share(decoder_share(decoder, precision), weights)
         return decoder

@@ -9,7 +9,7 @@ from inference_server.weights.atomic_folder import remove_leftovers
 from inference_server.weights.fetching.integrity import folder_faults, lacks
 from inference_server.weights.fetching.inventory import StoredModel, inventory
 from inference_server.weights.fetching.package_model import PackageModel
-from inference_server.weights.fetching.selection import NO_TOKENIZER, has_tokenizer, refuse_split
+from inference_server.weights.fetching.selection import has_tokenizer, no_tokenizer, refuse_split
 from inference_server.weights.fetching.transfer import Show
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
@@ -111,7 +111,7 @@ def _check(path: Path) -> None:
         if faults:
             raise ConfigurationError(f"cannot load {path.name}: {'; '.join(faults)}: copy or download its files again")
         if not has_tokenizer([each.name for each in path.iterdir()]):
-            raise ConfigurationError(f"cannot load {path.name}: it {NO_TOKENIZER}")
+            raise ConfigurationError(f"cannot load {path.name}: {no_tokenizer('it')}")
 
 
 def _report_lacks(weights: Weights, path: Path) -> None:

@@ -24,7 +24,8 @@ def doctor(url: str | None, token: str) -> int:
         ("Models", configuration.models),
         ("Speed of this CPU", configuration.speed),
         ("API tokens", configuration.tokens),
-        ("Addresses", network.addresses),
+        # With a URL, the stack may run on another machine.
+        *([] if url else [("Addresses", network.addresses)]),
         ("The running stack", partial(network.stack, url, token)),
     ]
     is_healthy = True

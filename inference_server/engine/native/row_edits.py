@@ -1,6 +1,5 @@
 """Prepares the changes of logits for the sampling kernel: penalties, bias, and the tokens that a grammar allows."""
 
-from array import array
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inference_server.engine.native.penalties import PenaltyState
+from inference_server.engine.native.penalties import ListedTokens, PenaltyState
 from inference_server.kernels.sampling.calls import Edits
 
 if TYPE_CHECKING:
@@ -17,14 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KeptLogits:
-    """The tokens with penalties of one row, and the logits that they had: int32 and float32 of the same shape."""
+    """The tokens with penalties of one row, and the logits that they had: float32 of shape (number of tokens,).
 
-    token_ids: "array[int]"
+    Keeps the memory of both as long as the kernel uses it.
+    """
+
+    tokens: ListedTokens
     logits: Tensor
 
     def restore(self, row: Tensor) -> None:
         """Undo the penalties of a row of logits."""
-        row[torch.frombuffer(self.token_ids, dtype=torch.int32).long()] = self.logits
+        row[torch.frombuffer(self.tokens.ids, dtype=torch.int32).long()] = self.logits
 
 
 def has_penalties_alone(row: "Row") -> bool:
@@ -44,7 +46,7 @@ def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dic
             continue
         if state is not None:
             listed = state.listed()
-            kept[index] = KeptLogits(listed.ids, torch.empty(len(listed.ids)))
+            kept[index] = KeptLogits(listed, torch.empty(len(listed.ids)))
             tokens, counts = listed.ids.buffer_info(), listed.counts.buffer_info()
             penalties = tokens[0], counts[0], kept[index].logits.data_ptr(), tokens[1]
         else:

@@ -70,7 +70,7 @@ def select(name: str, listing: Listing, read_index: Callable[[RemoteFile], str])
             f"{name} has no {CONFIG}, so its architecture is not known: it is not a model for transformers"
         )
     if not has_tokenizer([file.path for file in small]):
-        raise ConfigurationError(f"{name} {NO_TOKENIZER}")
+        raise ConfigurationError(no_tokenizer(name))
     return [*small, *weights]
 
 
@@ -79,11 +79,12 @@ def has_tokenizer(paths: Collection[str]) -> bool:
     return any(_is_any_of(path, _TOKENIZERS) for path in paths if "/" not in path)
 
 
-# The clause about a model without a tokenizer.
-NO_TOKENIZER = (
-    "has no tokenizer (tokenizer.json or tokenizer.model), so text cannot be converted to tokens: "
-    "point the source at a folder with its files and those of its base model's tokenizer"
-)
+def no_tokenizer(name: str) -> str:
+    """Return the sentence about a model without a tokenizer."""
+    return (
+        f"{name} has no tokenizer (tokenizer.json or tokenizer.model), so text cannot be converted to tokens: "
+        "point the source at a folder with its files and those of its base model's tokenizer"
+    )
 
 
 def _weights(name: str, listing: Listing, read_index: Callable[[RemoteFile], str]) -> list[RemoteFile]:

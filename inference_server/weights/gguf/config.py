@@ -35,6 +35,9 @@ def read_model_config(file: GgufFile) -> Any:
             if "not supported" in str(error):
                 raise ConfigurationError(_unsupported(file)) from None
             raise
+    head_dim = file.metadata.get(f"{file.architecture}.attention.key_length")
+    if isinstance(head_dim, int) and getattr(config, "head_dim", None):
+        config.head_dim = head_dim  # transformers reads it for some architectures only
     scaling = _rope_scaling(file, config)
     if scaling:
         rope = dict(config.rope_parameters or {})

@@ -7,11 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from tailrace_shared.config_errors import ConfigurationError
+from tests.exact.architectures import TIE, compare
 from tests.support.engines import Recorder, collect, entry, hosting, request
 from tests.support.expert_models import write_expert_model
 from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
 
 NUM_TOKENS = 24
+# tests/exact compares them, and tests/inference_server/cpu their kernel programs.
+IN_THE_TABLE = ("granite", "phi-3", "smollm-3")
 MAMBA = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=64, num_hidden_layers=2)
 
 
@@ -57,3 +60,12 @@ async def test_a_model_with_unsupported_attention_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigurationError, match="tiny .* cannot be served: "):
         async with hosting(entry(tmp_path)):
             pass
+
+
+# One of each kind that has something of its own: positions in a part of the head, layers that do not pass arguments on, latent
+# attention, learned positions, parallel attention and MLP.
+@pytest.mark.parametrize("name", ["stablelm", "nemotron", "deepseek_v3", "gpt2", "gpt_neox"])
+async def test_an_architecture_of_the_table_has_the_replies_of_generate(name, tmp_path):
+    found = await compare(name, tmp_path)
+    assert found.gap <= TIE
+    assert found.again == found.ours[-1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inference_server.kernels.isa import choice
-from inference_server.serving import startup
+from inference_server.serving import cpu_plan, startup
 from inference_server.serving.cpu_plan import CpuDemand, check_memory, cpu_demands, limited_caches
 from inference_server.serving.engine_groups import group_entries
 from inference_server.settings import Settings
@@ -100,7 +100,7 @@ async def test_a_packed_model_needs_no_memory_for_loading(tiny_model, tmp_path):
 
 
 async def test_nothing_is_loaded_if_the_models_do_not_fit(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(startup, "available_memory_bytes", lambda: 10**5)
+    monkeypatch.setattr(cpu_plan, "available_memory_bytes", lambda: 10**5)
     with pytest.raises(ConfigurationError, match=r"^the models need .* but 0\.0 GiB are free"):
         await startup.load_all(
             [entry(tiny_model("llama-2"))], Settings(cache_dir=tmp_path, device="cpu"), lambda: None, {}

@@ -296,6 +296,18 @@ def test_a_complete_model_whose_hub_is_not_reached_is_named_as_complete(hub, cli
     )
 
 
+def test_without_a_network_a_complete_model_is_served_and_another_one_is_named(hub, client):
+    hub.add("owner/before", model())
+    path = client.fetch("owner/before").path
+    unreachable = {"endpoint": "http://127.0.0.1:9"}
+    assert client.fetch("owner/before", **unreachable).path == path
+    error = client.fetch("owner/after", **unreachable).error
+    assert error.startswith("owner/after is not in the local cache and the hub was not reached at http://127.0.0.1:9 (")
+    assert error.endswith(
+        "check the network, or set HTTPS_PROXY or HF_ENDPOINT, or point the catalog's source at a folder"
+    )
+
+
 def test_a_path_outside_of_the_repository_is_refused(hub, client):
     hub.add("owner/outside", model(**{"../../outside.json": b"{}"}))
     assert client.fetch("owner/outside").error == ("owner/outside has a file with an unsafe path: '../../outside.json'")
