@@ -26,6 +26,13 @@ def is_stack(module: Any) -> bool:
     return described and isinstance(down, Tensor) and down.dim() == 3
 
 
+def switch_off_router_logits(model: Any) -> None:
+    """Let a transformers model return no logits of its routers, whatever its configuration says: only training needs them."""
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False
+
+
 def weight_names(stack: Any) -> list[str]:
     """Return the names of the parameters with the experts' weights, each (num_experts, …, …)."""
     return [name for name in _WEIGHTS if getattr(stack, name, None) is not None]

@@ -24,6 +24,7 @@ from inference_server.cpu.forward import CpuForward
 from inference_server.cpu.paths import path_in_use
 from inference_server.errors import UnsupportedModel
 from inference_server.gpu.inputs import DecodeRows, upload
+from inference_server.linears.experts import switch_off_router_logits
 from inference_server.lora.adapter import Adapter
 from inference_server.model.gpu_passes import GpuPasses
 from inference_server.model.module_adapters import ModuleAdapters, module_parts
@@ -127,6 +128,7 @@ class ModelRunner:
             self._cpu_forward = CpuForward(model, self.cache, CpuAdapters(model, adapters) if adapters else None)
             self.model, self._head = None, model.head
         else:
+            switch_off_router_logits(model)
             self.model, self._head = model.eval(), model.get_output_embeddings()
             if self.device.type == "cpu" and use_kernel_programs:
                 self._cpu_forward = self._kernel_programs(model, adapters)

@@ -118,23 +118,24 @@ def attend(
 
 
 @triton.jit
-def initial_state(sinks, heads, inside, ROWS: tl.constexpr, SINKS: tl.constexpr):
+def initial_state(sinks, heads, begins, ROWS: tl.constexpr, SINKS: tl.constexpr):
     """Return `top` and `total` of rows that have seen no key.
 
-    A sink is a score without a value. Rows with a sink begin as if they had seen it.
+    A sink is a score without a value. The rows of `begins` begin as if they had seen theirs.
 
     Args:
         sinks: Pointer to the sinks of all query heads, float32. Read if SINKS.
         heads: (ROWS,) the query head of each row.
-        inside: (ROWS,) False for rows without a query head.
+        begins: (ROWS,) False for rows without a query head, and where another program begins with the sinks. Read if
+            SINKS.
         ROWS: The number of rows.
         SINKS: True if there are sinks.
     """
     top = tl.full((ROWS,), HIDDEN, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     if SINKS:
-        top = tl.load(sinks + heads, mask=inside, other=0.0) * LOG2_E
-        total = total + 1.0
+        top = tl.where(begins, tl.load(sinks + heads, mask=begins, other=0.0) * LOG2_E, HIDDEN)
+        total = tl.where(begins, 1.0, 0.0)
     return top, total
 
 

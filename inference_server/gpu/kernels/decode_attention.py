@@ -84,10 +84,7 @@ def decode_kernel(
     places = (sequence * HEADS + head * GROUP + rows).to(tl.int64)
     inside = (rows < GROUP)[:, None] & (columns < DIM)[None, :]
     queries = tl.load(query + places[:, None] * DIM + columns[None, :], mask=inside, other=0.0)
-    top, total = initial_state(sinks, head * GROUP + rows, rows < GROUP, ROWS, SINKS)
-    if SINKS:
-        top = tl.where(split == 0, top, HIDDEN)
-        total = tl.where(split == 0, total, 0.0)
+    top, total = initial_state(sinks, head * GROUP + rows, (rows < GROUP) & (split == 0), ROWS, SINKS)
     acc, top, total = attend(
         tl.zeros((ROWS, WIDTH), tl.float32),
         top,

@@ -52,6 +52,11 @@ def test_logits_are_those_of_transformers_with_the_same_rounded_weights(name: st
     assert_close(found, transformers_logits(reference), 1e-5 if precision == "float32" else 5e-3)
 
 
+def test_a_configuration_that_asks_for_the_routers_logits_changes_nothing() -> None:
+    found = server_logits(expert_model("olmoe", output_router_logits=True), "bitsandbytes-int8")
+    assert torch.equal(found, server_logits(expert_model("olmoe"), "bitsandbytes-int8"))
+
+
 @pytest.mark.parametrize("backends", BACKENDS_OF.values(), ids=BACKENDS_OF)
 def test_every_instruction_set_computes_the_experts_in_int4(backends: Any) -> None:
     reference = expert_model("mixtral")

@@ -73,13 +73,13 @@ def test_sequences_attend(
 ) -> None:
     cache = make_cache(ragged(7), torch.bfloat16, kv_heads=2, width=width, value_width=value_width)
     query = torch.randn(7, 2 * group, width).to(dtype)
-    assert_attends(query, cache, scaling=0.5, window=window, softcap=softcap)
+    assert_attends(query, cache, scaling=0.5, sliding_window=window, softcap=softcap)
 
 
 def test_sequences_attend_to_sinks(instruction_set: str) -> None:
     cache = make_cache(ragged(7), torch.bfloat16, kv_heads=2)
     sinks = torch.tensor([-20.0, 0.0, 3.0, 20.0, 0.5, -1.0])
-    assert_attends(torch.randn(7, 6, 64), cache, scaling=0.5, window=100, sinks=sinks)
+    assert_attends(torch.randn(7, 6, 64), cache, scaling=0.5, sliding_window=100, sinks=sinks)
 
 
 @DTYPES

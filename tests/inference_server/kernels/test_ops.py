@@ -60,19 +60,11 @@ def ragged(num_rows: int) -> list[int]:
     return [[300, 1, 33, 64, 15, 130, 257][row % 7] + row for row in range(num_rows)]
 
 
-def assert_attends(
-    query: Tensor,
-    cache: Cache,
-    *,
-    scaling: float = 0.1,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> None:
-    arguments = (query, cache.keys, cache.values, cache.table, cache.lengths, scaling, window, softcap, sinks)
-    found = ops.paged_decode_attention(*arguments)
+def assert_attends(query: Tensor, cache: Cache, *, scaling: float = 0.1, **limits: object) -> None:
+    arguments = (query, cache.keys, cache.values, cache.table, cache.lengths, scaling)
+    found = ops.paged_decode_attention(*arguments, **limits)
     assert not found.isnan().any()
-    assert_close(found, reference.paged_decode_attention(*arguments))
+    assert_close(found, reference.paged_decode_attention(*arguments, **limits))
 
 
 def test_kernels_are_compiled_here() -> None:
@@ -148,7 +140,7 @@ def test_attention_is_that_of_torch(num_rows: int, group: int, width: int, dtype
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_attention_keeps_windows_and_soft_limits(window: int, softcap: float | None, dtype: torch.dtype) -> None:
     cache = make_cache(ragged(7), dtype)
-    assert_attends(torch.randn(7, 9, 64).to(dtype), cache, scaling=0.5, window=window, softcap=softcap)
+    assert_attends(torch.randn(7, 9, 64).to(dtype), cache, scaling=0.5, sliding_window=window, softcap=softcap)
 
 
 @DTYPES
