@@ -13,12 +13,12 @@ from inference_server.errors import UnsupportedModel
 
 # Names of the architectures, by the clause that is the reason.
 _BY_REASON: dict[str, str] = {
-    'it embeds text and generates none: set task = "embedding" in its catalog entry': """
+    'it embeds text instead of generating it: set task = "embedding" in its catalog entry': """
         albert bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert
         flaubert funnel ibert longformer luke megatron-bert mobilebert modernbert mpnet nezha nomic_bert nystromformer rembert
         roberta roberta-prelayernorm roc_bert roformer squeezebert xlm-roberta xlm-roberta-xl xmod yoso
         """,
-    "it has an encoder beside its decoder, and this server runs only decoders": """
+    "it has an encoder in addition to its decoder, and this server runs only decoders": """
         bart bigbird_pegasus blenderbot blenderbot-small fsmt led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus pegasus_x
         plbart prophetnet seamless_m4t speech_to_text switch_transformers t5 t5gemma t5gemma2 trocr udop umt5 whisper
         """,
@@ -31,11 +31,11 @@ _BY_REASON: dict[str, str] = {
     "its modules in transformers compute attention themselves and cannot use this server's KV cache": """
         codegen cpmant ctrl falcon gpt_neo gpt_neox_japanese gptj openai-gpt reformer xglm xlm xlnet
         """,
-    "its attention is of a kind that this server does not compute": """
+    "it has a form of attention that this server does not support": """
         blt deepseek_v32 deepseek_v4 diffllama doge flint glm_moe_dsa hrm_text hy_v4 inkling2_text inkling_text longcat_flash
         """,
     "its attention is chunked": "llama4 llama4_text",
-    "it computes images or sound beside text": "git mllama moshi musicgen musicgen_melody phi4_multimodal",
+    "it processes images or sound in addition to text": "git mllama moshi musicgen musicgen_melody phi4_multimodal",
 }
 _REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 _ENCODERS = next(iter(_BY_REASON))
@@ -82,7 +82,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         if reason == _ENCODERS and part.get("is_decoder"):
             reason = None
         if reason is None and part.get("is_encoder_decoder"):
-            reason = "it has an encoder beside its decoder, and this server runs only decoders"
+            reason = "it has an encoder in addition to its decoder, and this server runs only decoders"
         if reason is None and part.get("attention_chunk_size"):
             reason = "its attention is chunked"
         if reason is None and (unknown := sorted(_layer_types(part) - _LAYER_TYPES)):

@@ -59,7 +59,7 @@ class HubModel:
         try:
             validate_repo_id(self.name)
         except ValueError as error:
-            raise ConfigurationError(f"{self.name!r} is no id of a model on the hub: {error}") from None
+            raise ConfigurationError(f"{self.name!r} is not a model id of the hub: {error}") from None
         self.cached = CachedModel(weights, cache_dir)
 
     def fetch_config(self) -> Path:
@@ -111,7 +111,7 @@ class HubModel:
             if info.gated:
                 raise ConfigurationError(gated(self.name))
             raise ConfigurationError(
-                f"{constants.ENDPOINT} states no digests of {self.name}: it is not a complete mirror of the hub"
+                f"{constants.ENDPOINT} reports no digests for {self.name}: it is not a complete mirror of the hub"
             )
         if outside := next((file.path for file in files if not _is_inside(file.path)), None):
             raise ConfigurationError(f"{self.name} has a file with an unsafe path: {outside!r}")

@@ -77,8 +77,8 @@ def _sentence(hub_id: str, error: Exception, stored: str) -> str:
         return f"downloading {hub_id} failed: {_answer(error)}"
     if any(type(each).__name__ == "ProxyError" for each in chain):
         return (
-            f"downloading {hub_id} failed: the proxy of HTTPS_PROXY refused or did not answer ({first_line(error)}): "
-            "correct HTTPS_PROXY, or list the hub in NO_PROXY"
+            f"downloading {hub_id} failed: the proxy in HTTPS_PROXY refused the connection or did not answer "
+            f"({first_line(error)}): correct HTTPS_PROXY, or list the hub in NO_PROXY"
         )
     if any(type(each).__name__ in ("ConnectError", "ConnectTimeout") for each in chain):
         return (

@@ -78,7 +78,9 @@ class BlobDownload:
                 return
             partial_path(self._blob).unlink(missing_ok=True)
             self._transfer.skip(-self._file.num_bytes)
-            logger.warning("%s arrived damaged%s", self._file.path, "" if is_last else ": it is downloaded again")
+            logger.warning(
+                "%s was damaged in transit%s", self._file.path, "" if is_last else ": it is downloaded again"
+            )
         raise Damaged(f"{self._file.path} does not have the digest that the hub states")
 
     def _attempt(self) -> bool:

@@ -31,7 +31,7 @@ def refuse_split(name: str) -> None:
     match = _SPLIT_GGUF.search(name)
     if match and int(match[1]) > 1:
         raise ConfigurationError(
-            f"{name} is one of {int(match[1])} parts of a split GGUF file, which are not read: join them with "
+            f"{name} is one of {int(match[1])} parts of a split GGUF file: join them with "
             "llama.cpp's `llama-gguf-split --merge`, or choose a file in one part"
         )
 
