@@ -1,4 +1,4 @@
-"""Counts the parameters of a model that a precision quantises, and names the layers that it does not."""
+"""Counts the parameters of a model that a precision quantises, and names the layers that are not quantised."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""Recognises models that this server does not run from their configuration, before their weights are read.
+"""Refuses models that this server does not run. Reads only their configuration, so that no weights are downloaded.
 
 Architectures are named by transformers' `model_type`. tests/exact/test_architectures.py makes a small model of every kind, and
-docs/architectures.md has the results. What this module does not list is loaded, and ModelRunner.probe checks it with one token.
+docs/architectures.md has the results. A model that this module does not list is loaded, and ModelRunner.probe checks it
+with one token.
 """
 
 import json
@@ -48,10 +49,11 @@ def reasons() -> Mapping[str, str]:
 
 
 def refuse_unsupported(folder: Path) -> None:
-    """Check that this server runs the model in `folder`, as far as its configuration says.
+    """Check that the configuration in `folder` is not that of an unsupported model.
 
     Raises:
-        UnsupportedModel: It does not run; the message is the reason, a clause that names the architecture.
+        UnsupportedModel: This server does not run the model. The message is a clause that names the architecture and
+            the reason.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -72,7 +74,7 @@ def is_encoder(config: Mapping[str, Any], folder: Path) -> bool:
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
-    """Return the reason why this server does not run a model with this content of config.json; None if there is none."""
+    """Return the reason why this server does not run a model with this content of config.json; None if it may run."""
     name = str(config.get("model_type"))
     text = config.get("text_config")
     parts = [config, text] if isinstance(text, Mapping) else [config]

@@ -75,9 +75,9 @@ def _safetensors_fault(path: Path) -> str | None:
 
 
 def lacks(folder: Path) -> Iterator[str]:
-    """Yield a sentence for each file that a model for chats usually has and this folder lacks, with the consequence."""
+    """Yield a sentence for each missing file that a chat model usually has, with the consequence."""
     files = {path.name for path in folder.iterdir()}
-    if "modules.json" in files:  # an embedding model needs none of them
+    if "modules.json" in files:  # an embedding model does not need these files
         return
     if not _has_template(folder, files):
         yield (
