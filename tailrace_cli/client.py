@@ -32,7 +32,7 @@ class Request:
         top_p: Above 0 to 1.
         seed: Seed of the random numbers.
         stop: Texts that end the reply.
-        schema: JSON Schema that the reply has to fit, as JSON text.
+        schema: JSON Schema that the reply must match, as JSON text.
         turns: Role and content of the earlier messages, oldest first.
     """
 
@@ -137,12 +137,12 @@ def models(client: Client) -> None:
 
 
 def full_name(client: Client, name: str) -> str:
-    """Return the served model that `name` means; an empty name means the first one that generates text.
+    """Return the full name of the served model that `name` abbreviates; empty: the first model that generates text.
 
     Names with a slash are returned as they are, without a request to the server.
 
     Raises:
-        Failure: No served model has this name, or several have.
+        Failure: No served model has this name, or it is ambiguous.
     """
     if not name:
         return first_model(client)

@@ -18,7 +18,7 @@ _MAX_UINT32 = 2**32 - 1
 def parse(commands: Mapping[str, Command]) -> argparse.Namespace:
     """Return the options of this process's command line. Exits with code 2 if it is invalid.
 
-    Options may stand between the words of a prompt, or between the models of a list.
+    Options may appear between the words of a prompt, or between the models of a list.
 
     Args:
         commands: See `make_parser`.
@@ -75,7 +75,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         nargs="*",
         type=_text,
         metavar="MODEL",
-        help=f"{_MODEL_FORMS}; by default TAILRACE_MODELS, else every model of the catalog",
+        help=f"{_MODEL_FORMS}; default: TAILRACE_MODELS, else every model of the catalog",
     )
     command.add_argument("--port", type=_integer(0, _MAX_PORT), help="port of the bridge; 0 selects a free one")
     command.add_argument(
@@ -92,7 +92,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         "--max-context",
         type=_integer(2, _MAX_UINT32),
         metavar="TOKENS",
-        help="longest prompt and reply together (TAILRACE_MAX_CONTEXT); by default what the model allows and memory holds",
+        help="longest prompt and reply together (TAILRACE_MAX_CONTEXT); by default the model's window, if the memory suffices",
     )
 
 
@@ -102,12 +102,12 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         nargs="*",
         type=_text,
         metavar="[MODEL] PROMPT",
-        help="model, or the end of its name, and prompt; piped input precedes the prompt, and - reads a terminal's. A prompt "
+        help="model, or the end of its name, and prompt; piped input precedes the prompt, and - reads the terminal. A prompt "
         "in quotation marks needs no model: the server's first one replies",
     )
     command.add_argument("-m", "--model", type=_text, metavar="MODEL", help="the model; all words are then the prompt")
     command.add_argument("--raw", action="store_true", help="continue the text, without a chat template")
-    command.add_argument("--schema", metavar="SCHEMA", help="JSON Schema, or its file, that the reply has to fit")
+    command.add_argument("--schema", metavar="SCHEMA", help="JSON Schema, or its file, that the reply must match")
     command.add_argument("--stats", action="store_true", help="report token counts and times on stderr")
     _add_sampling(command)
     _add_asking(command, has_grpc=True)
@@ -153,7 +153,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def _add_asking(command: argparse.ArgumentParser, *, has_grpc: bool) -> None:
-    """Add the options of a command that calls a running server. `has_grpc`: True if it can also call it without the bridge."""
+    """Add the options of a command that calls a running server. `has_grpc`: it can also use gRPC."""
     if has_grpc:
         command.add_argument("--grpc", action="store_true", help="call the inference server directly, not the bridge")
         command.add_argument(

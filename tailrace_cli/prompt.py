@@ -1,4 +1,4 @@
-"""Finds model and prompt of `tailrace run` in the words of the command line and in standard input, like ollama and llm."""
+"""Splits the command line and the standard input of `tailrace run` into model and prompt, as ollama and llm do."""
 
 import json
 import sys
@@ -12,7 +12,8 @@ def divide(words: Sequence[str], model: str | None) -> tuple[str, list[str]]:
     """Return the name of the model, empty for the default one, and the words of the prompt.
 
     Args:
-        words: The words of the command line. The first one is the model unless it contains a space, as only a prompt does.
+        words: The words of the command line. The first one is the model unless it contains a space. Only prompts
+            contain spaces.
         model: The model of the option -m; then all words are the prompt.
     """
     if model is not None:
@@ -25,7 +26,7 @@ def divide(words: Sequence[str], model: str | None) -> tuple[str, list[str]]:
 def read_prompt(words: Sequence[str]) -> str:
     """Return the prompt: standard input, unless it is a terminal, then the words, joined by spaces.
 
-    A single word `-` stands for standard input, also for a terminal's.
+    A single word `-` selects standard input, even if it is a terminal.
 
     Raises:
         Failure: Both are empty.

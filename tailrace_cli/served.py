@@ -1,4 +1,4 @@
-"""The command ps: the models that a running server has, and the memory of its process where this machine can tell."""
+"""The command ps: lists a running server's models, and the memory of its process if it runs on this machine."""
 
 import json
 import re

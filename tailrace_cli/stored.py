@@ -1,4 +1,4 @@
-"""The commands pull, list and rm: the models in the caches of this machine. They need the server's packages, but no server."""
+"""The commands pull, list and rm, for the models on this machine. They need the server's packages, but no server."""
 
 import contextlib
 import importlib.util
@@ -74,7 +74,7 @@ def list_stored(*, as_json: bool) -> int:
 
 
 def _form(model: "StoredModel") -> str:
-    """Return what a folder of a model is: "downloaded", "incomplete", "converted", or the precision if it is packed."""
+    """Return the form of a stored model: "downloaded", "incomplete", "converted", or the precision if it is packed."""
     if not model.is_complete:
         return "incomplete"
     if model.kind == "packed":
@@ -83,10 +83,10 @@ def _form(model: "StoredModel") -> str:
 
 
 def remove(names: Sequence[str]) -> int:
-    """Remove models and the forms that the server made of them, and print a line for each.
+    """Remove models and the forms that the server derived from them, and print a line for each.
 
     Args:
-        names: Names as `tailrace list` prints them; their last part is enough if it is unique.
+        names: Names as `tailrace list` prints them. Their last part is sufficient if it is unique.
 
     Returns:
         The exit code 0.
@@ -164,14 +164,14 @@ def _show_progress() -> Callable[[str], None] | None:
 
 
 class _LinesAfterProgress(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log lines to stderr. The next line takes the place of a line of progress."""
+    """Writes log lines to stderr. The next line replaces a line of progress."""
 
     def __init__(self) -> None:
         super().__init__()
         self._has_progress = False
 
     def show(self, text: str) -> None:
-        """Write a line of progress, of which a terminal shows the part that fits."""
+        """Write a line of progress, shortened to the width of the terminal."""
         with self.lock or contextlib.nullcontext():
             width = shutil.get_terminal_size().columns
             self.stream.write(f"{_CLEAR_LINE}{text[: width - 1]}")

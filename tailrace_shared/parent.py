@@ -14,9 +14,9 @@ VARIABLE = "TAILRACE_PARENT_PIPE"
 
 
 def watch_parent(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Start a thread that sends SIGTERM to this process when the pipe of the environment closes. Without one, do nothing.
+    """Start a thread that sends SIGTERM to this process when the pipe named in the environment closes, if there is one.
 
-    The variable is removed from `environment`, because processes that this one starts do not get the pipe.
+    The variable is removed from `environment`, because child processes do not inherit the pipe.
     """
     number = environment.pop(VARIABLE, "")
     if not number.isdecimal():

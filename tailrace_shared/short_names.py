@@ -1,4 +1,4 @@
-"""Finds the model that a short name means: the last part of a model's name, or the beginning of that part."""
+"""Resolves a model's short name: the last part of its name, or the beginning of that part."""
 
 from collections.abc import Iterable
 
@@ -10,17 +10,17 @@ class Ambiguous(ValueError):
 
 
 def long_name(name: str, names: Iterable[str]) -> str | None:
-    """Return the model that `name` means, or None.
+    """Return the full name of the model that `name` abbreviates, or None.
 
-    That is the model of exactly this name, else the only one whose name ends with it after a slash, else the only one whose
-    last part begins with it. Upper and lower case count as equal, except for the exact name.
+    A model with exactly this name has priority. Next is the only model whose name ends with a slash and `name`, then
+    the only model whose last part begins with `name`. Case is ignored, except for the exact name.
 
     Args:
         name: A name as a user writes it.
         names: The names of all models.
 
     Raises:
-        Ambiguous: Several models fit equally well.
+        Ambiguous: Several models match equally well.
     """
     known = list(dict.fromkeys(names))
     if name in known or not name:

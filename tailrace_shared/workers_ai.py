@@ -14,7 +14,7 @@ CATALOGUE = Path(__file__).parent / "workers-ai.toml"
 
 @cache
 def tables() -> Mapping[str, Mapping[str, Any]]:
-    """Return the `[[models]]` tables by the name that clients request, as the file has them."""
+    """Return the unchanged `[[models]]` tables by the name that clients request."""
     document = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
     return {table["name"]: table for table in document["models"]}
 
@@ -30,9 +30,9 @@ def gate(table: Mapping[str, Any]) -> str | None:
 
 
 def how_to_serve(name: str) -> str | None:
-    """Return the step that serves a model of the catalogue, or the reason why there is none, as a clause.
+    """Return a clause with the command that serves a catalogue model, or with the reason why no engine runs it.
 
-    None if the catalogue does not have the name.
+    Returns None if the catalogue does not contain the name.
     """
     table = tables().get(name)
     if table is None:

@@ -1,7 +1,7 @@
 """Reads the header of a GGUF file: its metadata, and the shapes and types of its tensors. Arrays are skipped.
 
-A start reads the header of every GGUF file before it loads packed weights. Without the lists of tokens, this takes a third
-of the time that gguf/file.py takes.
+At each start, the server reads the header of every GGUF file before it loads weights. Because this module skips lists
+of tokens, it takes a third of the time of gguf/file.py.
 """
 
 import struct
@@ -110,7 +110,7 @@ def _value(file: BufferedReader, kind: int) -> Any:
 
 
 def _skip(file: BufferedReader, kind: int, length: int) -> None:
-    """Move behind `length` values of an array."""
+    """Skip `length` values of an array."""
     if kind in _SCALARS:
         file.seek(length * struct.calcsize(f"<{_SCALARS[kind]}"), 1)
         return

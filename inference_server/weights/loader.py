@@ -74,8 +74,8 @@ def load_model(
 ) -> LoadedModel:
     """Load one model with its tokenizer.
 
-    An int4 model is loaded as float32: `cpu.linear` computes the int4 weights when it packs the layers. Its experts keep
-    the checkpoint's dtype until then, and those of an int8 model too.
+    An int4 model is loaded as float32: `cpu.linear` computes the int4 weights when it packs the layers. Until then, the
+    experts of int4 and int8 models keep the checkpoint's dtype.
 
     Args:
         weights: The source of the weights; they are downloaded or converted first if necessary.
@@ -145,7 +145,7 @@ def _tokenizer(folder: Path, weights: Weights) -> Any:
 
 
 def _quantisation(folder: Path, precision: Precision, device: torch.device, int8_threshold: float) -> Any | None:
-    """Return transformers' quantisation for a model in `folder`, or None.
+    """Return transformers' quantisation config for a model in `folder`, or None.
 
     Experts in MXFP4 become bfloat16. On a CPU they are then packed like other weights.
     """
@@ -196,7 +196,7 @@ def load_description(weights: Weights, cache_dir: Path) -> tuple[Path, Any, Any,
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Return the memory of `device` in bytes: that of the GPU, or that which this process may use."""
+    """Return the memory of `device` in bytes: that of the GPU, or the memory that this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return memory_bytes()

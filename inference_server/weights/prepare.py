@@ -120,12 +120,12 @@ def prepare(
             return _load_and_pack(weights, precision, device, settings, rope, folder)
         if packed := _read_packed(folder, weights, precision):
             return packed
-    # The other process could not keep a packed form. All that have waited load the model at the same time.
+    # The other process could not store a packed form. All waiting processes now load the model at the same time.
     return _load_and_pack(weights, precision, device, settings, rope, folder)
 
 
 def _read_packed(folder: Path, weights: Weights, precision: Precision) -> PreparedModel | None:
-    """Return the packed model in `folder`, or None if there is none that can be read."""
+    """Return the packed model in `folder`, or None if it is missing or cannot be read."""
     if not folder.is_dir():
         return None
     try:
@@ -146,7 +146,7 @@ def _load_and_pack(
     rope: RopeChoice,
     folder: Path | None,
 ) -> PreparedModel:
-    """Load and pack a model on a CPU, and keep the packed form in `folder`."""
+    """Load and pack a model on a CPU, and store the packed form in `folder`."""
     loaded = _load(weights, precision, device, settings, rope)
     info, tokenizer = loaded.info, loaded.tokenizer
 
@@ -170,7 +170,7 @@ def _variant(source: Path, rope: RopeChoice) -> str:
 def _prepare_gguf(
     path: Path, weights: Weights, precision: Precision, settings: Settings, rope: RopeChoice
 ) -> PreparedModel:
-    """Return a model whose packed weights are read from a GGUF file. Only the plan for the next start is kept."""
+    """Return a model whose packed weights are read from a GGUF file. Stores only the plan for the next start."""
     with naming_source(weights):
         folder = describe_file(path, settings.cache_dir)
         refuse_unsupported(folder)
@@ -238,7 +238,7 @@ def _load(
 
 
 def _log_share(share: QuantisedShare | None, weights: Weights) -> None:
-    """Log how many of a model's parameters are quantised, if any are, and warn of layers that are not."""
+    """Log how many of a model's parameters are quantised, and name layers that are not. `share`: None logs nothing."""
     if share is not None:
         logger.info("%s: %s", weights, share)
         if share.warning:

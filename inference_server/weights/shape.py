@@ -1,6 +1,6 @@
-"""Estimates a model's memory from its configuration file or its GGUF header. Imports neither torch nor transformers.
+"""Estimates a model's memory from its configuration file or GGUF header. Imports neither torch nor transformers.
 
-The counts are those of a usual decoder. weights/sizes.py counts exactly, but needs transformers to build the model.
+The counts assume a usual decoder. weights/sizes.py counts exactly, but needs transformers to build the model.
 """
 
 import json
@@ -17,7 +17,7 @@ from inference_server.precision import Precision
 from inference_server.weights.gguf_header import GgufHeader, read_header
 from tailrace_shared.config_errors import ConfigurationError
 
-# Feed-forward layers of these architectures have two matrices, those of all others three.
+# Feed-forward layers have two matrices in these architectures, and three in all others.
 _WITHOUT_GATE = {
     "gpt2",
     "gpt_neox",
@@ -47,7 +47,7 @@ _LOADED_BYTES: Mapping[Precision, int] = {
     "bitsandbytes-int8": 1,
     "int4": 4,
 }
-_WIDE = ("float16", "bfloat16")  # embeddings have 16 bits, and with all other precisions 32
+_WIDE = ("float16", "bfloat16")  # precisions with embeddings in 16 bits; they have 32 bits with all others
 _FILE_COPIES = 1.5
 
 
@@ -83,7 +83,8 @@ class ModelShape:
         if device_type == "cuda":
             wide = 4 if precision == "float32" else 2
             return int(linear + wide * self.vocab_weights * (1 if self.is_tied else 2))
-        # On a CPU the output head is a packed copy of its own. Of the embedding, only a few rows of a file are read.
+        # On a CPU, the output head is a separate packed copy. A pass reads only a few rows of the embedding from its
+        # file.
         head = {"float32": 4, "int4": 1, "bitsandbytes-int8": 1}.get(precision, 2)
         return int(linear + head * self.vocab_weights)
 

@@ -1,4 +1,4 @@
-"""The models on this machine: gets them, lists them, and removes them. Imports neither torch nor transformers."""
+"""Downloads, lists and removes the models on this machine. Imports neither torch nor transformers."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Show | None = None) -> Path:
     """Return the folder or the file of a model; download what is missing.
 
-    A complete model is not looked up on the network again. Every downloaded file is compared with the hub's digest.
+    For a complete model, no request is sent. Every downloaded file is compared with the hub's digest.
 
     Args:
         weights: The source. A GGUF file is returned as a file, everything else as a folder.
@@ -48,7 +48,7 @@ def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Sho
 
 
 def stored(weights: Weights, cache_dir: Path) -> Path | None:
-    """Return what `fetch` returns if that needs no download, else None. Sends no request."""
+    """Return the result of `fetch` if it needs no download, else None. Sends no request."""
     if weights.hub is not None:
         from inference_server.weights.fetching.hub import HubModel
 
@@ -60,12 +60,12 @@ def stored(weights: Weights, cache_dir: Path) -> Path | None:
 
 
 def stored_models(cache_dir: Path) -> list[StoredModel]:
-    """Return the models in the hub's cache and in the server's cache folder, and the forms of them, sorted by name."""
+    """Return the models in the hub's cache and in the server's cache folder, with their forms, sorted by name."""
     return sorted(inventory(cache_dir), key=lambda model: (model.name, model.kind))
 
 
 def remove_stored(name: str, cache_dir: Path) -> int:
-    """Remove a model, and the forms of it that this server has made. Returns the bytes that became free.
+    """Remove a model, and the forms that this server derived from it. Returns the number of freed bytes.
 
     A running server keeps the files that it has open. Unfinished folders of killed processes are removed as well.
 

@@ -63,7 +63,7 @@ def speed() -> Iterator[Finding]:
 
 
 def _chosen(entries: Any, server: Any) -> Any:
-    """Return the entries with precision and lengths, without those that need a download first, or the finding why not."""
+    """Return the entries with precision and lengths, except those that need a download; or a finding with the error."""
     from inference_server.precision import choose_device
     from inference_server.serving.automatic import complete
 
@@ -90,7 +90,7 @@ def _settings_and_entries() -> Finding | tuple[Any, Any]:
         return server, configured_entries(server)
     except ConfigurationError as error:
         return Finding(
-            False, f"{error}", "TAILRACE_MODELS has the models, or else TAILRACE_CATALOG names the catalog file."
+            False, f"{error}", "TAILRACE_MODELS lists the models. Without it, TAILRACE_CATALOG names the catalog file."
         )
 
 

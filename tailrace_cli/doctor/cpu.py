@@ -93,7 +93,7 @@ def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
 
 
 def memory(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[Finding]:
-    """Report whether the models fit into the memory that is available now, as far as their configurations are on disk.
+    """Report whether the models whose configurations are on disk fit into the memory that is available now.
 
     Yields nothing if a GPU is used.
 
@@ -107,7 +107,7 @@ def memory(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[
     engines = cpu_engines(entries, settings)
     try:
         demands, free = cpu_demands(engines, settings, may_fetch=False), available_memory_bytes()
-    except ConfigurationError:  # the line of the model has this error
+    except ConfigurationError:  # the finding about the model reports this error
         return
     if not demands:
         return

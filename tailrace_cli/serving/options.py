@@ -1,4 +1,4 @@
-"""The options of `tailrace serve` as settings (TAILRACE_*), and the checks of models and ports before the services start."""
+"""Converts the options of `tailrace serve` to settings (TAILRACE_*), and checks models and ports before the start."""
 
 from dataclasses import dataclass
 
@@ -60,7 +60,7 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
 
 
 def _address_settings(options: ServeOptions) -> dict[str, str]:
-    """Return the bridge's address, and for a second stack, whose bridge has another port, also a free gRPC address."""
+    """Return the bridge's address. If its port shows that this is a second stack, also return a free gRPC address."""
     address = variable(_HTTP, DEFAULT_HTTP_ADDRESS)
     try:
         host, port = split_address(address)
@@ -75,14 +75,14 @@ def _address_settings(options: ServeOptions) -> dict[str, str]:
 
 
 def fixed_ports() -> dict[str, str]:
-    """Return the services' addresses whose port is 0, each with a free port: the services need each other's address."""
+    """Return the addresses whose port is 0 with free ports, because each service needs the address of the other."""
     fixed = {}
     for name, default in _DEFAULTS.items():
         host, _, port = variable(name, default).rpartition(":")
         if port == "0":
             try:
                 listeners = listen(f"{host}:0")
-            except (OSError, ValueError):  # the service reports it itself
+            except (OSError, ValueError):  # the service reports this error
                 continue
             fixed[name] = f"{host}:{listeners[0].getsockname()[1]}"
             for listener in listeners:

@@ -29,7 +29,7 @@ from tailrace_shared.variables import PREFIX, check_variables, unknown_variables
 
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
 
-# Seconds between two looks at the processes, before and after both are ready.
+# Seconds between two checks of the processes, before and after both are ready.
 _START_POLL_SECONDS, _POLL_SECONDS = 0.1, 0.2
 # Shells report 128 + n for a program that signal n killed.
 _SIGNAL_EXIT_CODE = 128
@@ -46,8 +46,8 @@ Process = subprocess.Popen[bytes]
 class _Stopped(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived.
 
-    Derived from BaseException: logging catches an Exception raised while it writes a line, and the signal would have no
-    effect.
+    Derived from BaseException, because logging catches an Exception raised while it writes a line. The signal would
+    then have no effect.
     """
 
 
@@ -125,7 +125,7 @@ def _check_addresses() -> None:
             (other,) = addresses.keys() - {name}
             sentences = error.explain(name.removeprefix(PREFIX), address)
             raise Failure(f"{sentences}. A second stack needs another {other} too.") from None
-        except (OSError, ValueError):  # the service reports it itself
+        except (OSError, ValueError):  # the service reports this error
             continue
         for listener in listeners:
             listener.close()

@@ -150,7 +150,7 @@ def _check(tensors: dict[str, FileTensor], size: int) -> None:
 
 
 class _Reader:
-    """Reads values one after the other."""
+    """Reads consecutive values of the header."""
 
     def __init__(self, content: mmap.mmap, offset: int) -> None:
         self._content, self.offset = content, offset
@@ -187,7 +187,7 @@ class _Reader:
         return self.number(_SCALARS[kind])
 
     def place(self) -> tuple[tuple[int, ...], int, int]:
-        """Return a tensor's shape, the outermost dimension first, its type and its offset behind the header."""
+        """Return a tensor's shape, the outermost dimension first, its type and its offset after the header."""
         shape = [self.number("Q") for _ in range(self.number("I") % 8)]
         return tuple(reversed(shape)), self.number("I"), self.number("Q")
 
@@ -195,12 +195,12 @@ class _Reader:
 def read_rows(path: Path, tensor: FileTensor, first: int, count: int) -> Tensor:
     """Return the bytes of consecutive rows, (count, row_bytes) uint8.
 
-    They are copied from the file. A mapped file would count as memory of the process, and a file that another process
-    cuts would end this one.
+    The bytes are copied from the file. A mapped file would count as memory of the process. If another process truncated
+    a mapped file, this process would crash.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file became shorter.
+        ValueError: The file became shorter after its header was read.
     """
     rows = torch.empty(count, tensor.row_bytes, dtype=torch.uint8)
     array: Any = rows.view(-1).numpy()

@@ -1,7 +1,7 @@
 """The number formats of tensors in GGUF files: sizes of their blocks, and how their weights are computed.
 
-A row consists of blocks. All functions give the weights that gguf.dequantize gives, bit for bit. Q4_0, Q4_1 and Q4_K have
-groups of 32 weights with a scale and a minimum, the form of this server's int4 weights.
+A row consists of blocks. All functions return weights that are bit-identical to those of gguf.dequantize. Q4_0, Q4_1
+and Q4_K have groups of 32 weights with a scale and a minimum, the form of this server's int4 weights.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class TensorFormat:
         block_weights: Weights of a block.
         block_bytes: Bytes of a block.
         decode: Computes the weights of blocks.
-        int4: Computes the codes of blocks, if the format has at most 4 bits and is kept as it is; None otherwise.
+        int4: Computes the codes of blocks, if this server keeps the format's codes as int4; None otherwise.
         bits: Bits of a weight's code; 16 and 32 for float formats.
     """
 
@@ -58,7 +58,7 @@ def _nibbles(codes: Tensor) -> Tensor:
 
 
 def _scaled(codes: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
-    """Return codes * scales + minima, float32. Codes in float32 first: torch multiplies mixed dtypes slowly."""
+    """Return codes * scales + minima, float32. Converts codes first, because mixed dtypes are slow in torch."""
     weights = codes.float().mul_(scales)
     return weights if minima is None else weights.add_(minima)
 
@@ -95,7 +95,7 @@ def _q8_0(blocks: Tensor) -> Tensor:
 def _k_factors(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Return scales and minima (to be subtracted) of the 8 groups of each block, (num_blocks, 8) float32.
 
-    Each group has a scale and a minimum of 6 bits, in 12 bytes, which the block's two float16 numbers multiply.
+    The 12 bytes contain a scale and a minimum of 6 bits for each group. The block's two float16 numbers multiply them.
     """
     packed = blocks[:, 4:16]
     first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]

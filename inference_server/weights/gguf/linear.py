@@ -29,8 +29,8 @@ from inference_server.linears.plain import GROUP
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import FileTensor, read_rows
 
-# Weights that are computed in float32 at a time. They fit into a core's cache, and torch divides no operation on fewer than
-# 2**15 numbers among threads.
+# Weights that are computed in float32 at a time. They fit into a core's cache, and torch does not split operations on
+# fewer than 2**15 numbers among threads.
 _CHUNK_WEIGHTS = (1 << 15) - 1
 _READ_BYTES = 4 << 20  # bytes that are read from the file at a time for a kernel
 _READ_CHUNKS = 16  # chunks that are read from the file at a time
@@ -60,7 +60,7 @@ class Places:
         return tensor
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """Return a contiguous copy, or the tensor itself if it is here already."""
+        """Return a contiguous copy, or the tensor itself if it is already in this memory."""
         if tensor.data_ptr() in self._own:
             return tensor
         return self.empty(tensor.dtype, tuple(tensor.shape)).copy_(tensor)
@@ -104,7 +104,7 @@ class FileLinear(StoredLinear):
         return "bf16" if precision == "bfloat16" else "float32"
 
     def int4(self) -> Int4Pairs:
-        """Read the weights as int4: those of Q4_0, Q4_1 and Q4_K as they are, others rounded."""
+        """Read the weights as int4: the codes of Q4_0, Q4_1 and Q4_K, and rounded codes for other formats."""
         own_format = self.tensor.format
         if (exact := own_format.int4) is not None:
             rows = read_rows(self.path, self.tensor, 0, self.out_features)
@@ -124,7 +124,7 @@ class FileLinear(StoredLinear):
         return whole
 
     def int8(self) -> Int8:
-        """Read the weights as int8: rounded as bitsandbytes does, but the head with one rounding less."""
+        """Read the weights as int8. bitsandbytes' additional rounding to float16 is applied except for the head."""
         rounded = rounded_to_int8 if self.is_head else rounded_like_bitsandbytes
         codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
         scales = torch.empty(self.out_features)
@@ -158,7 +158,7 @@ class FileLinear(StoredLinear):
         return rows.data_ptr() + numbers * self.tensor.row_bytes
 
     def _write_rows(self, weights: Tensor) -> bool:
-        """Write the weights with a kernel. Returns False if none reads their format."""
+        """Write the weights with a kernel. Returns False if no kernel reads their format."""
         name = self.tensor.format.name.lower()
         is_bf16 = weights.dtype is torch.bfloat16
         if (
@@ -180,7 +180,7 @@ class FileLinear(StoredLinear):
         return True
 
     def keep(self, layer: nn.Module, linears: Items[Any]) -> nn.Module:
-        """Return the packed layer in large pages. Layers without a kernel stay where they are."""
+        """Return the packed layer in large pages. Layers without a kernel are not moved."""
         if not isinstance(layer, KernelLinear):
             return layer
         packed = layer.packed
@@ -196,7 +196,7 @@ class FileLinear(StoredLinear):
     def _fill(self, convert: Callable[[Tensor], Any], write: Callable[[Any, int, int], object]) -> None:
         """Convert the rows' bytes chunk by chunk, and write each result to its rows, with several threads."""
 
-        @torch.inference_mode()  # a mode of each thread
+        @torch.inference_mode()  # the mode applies to a single thread
         def convert_part(chunks: Iterator[tuple[int, Tensor]]) -> None:
             for first, rows in chunks:
                 write(convert(rows), first, first + len(rows))

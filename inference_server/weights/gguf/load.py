@@ -50,7 +50,7 @@ def load_module(
 def load_stored(
     path: Path, folder: Path, precision: Precision, places: Places, attention_name: str
 ) -> tuple[Any, ModuleFiller | None]:
-    """Return the model on the CPU with linear layers whose weights are still in the file, and what filled its parameters.
+    """Return the model on the CPU, with linear layers whose weights are still in the file, and its ModuleFiller.
 
     The caller holds loading_lock.LOADING, and replaces the linear layers (cpu.fused_modules.fuse). Arguments and errors are
     those of `load_module`.
@@ -69,7 +69,7 @@ def load_stored(
 
 
 def _has_names(file: GgufFile) -> bool:
-    """Return False for the architectures whose tensors transformers maps only inside of from_pretrained."""
+    """Return False for the architectures whose tensors transformers maps only inside from_pretrained."""
     try:
         from transformers.integrations.gguf import is_gguf_arch_supported
     except ImportError:  # releases that map all architectures in the same way

@@ -17,7 +17,7 @@ from inference_server.weights.gguf.linear import FileLinear, Places
 from inference_server.weights.quick_gguf import quick_conversion
 from tailrace_shared.config_errors import ConfigurationError
 
-# transformers' processors that leave the weights of linear layers as they are in the file, apart from the order of rows.
+# transformers' processors that do not change the weights of linear layers, apart from the order of rows.
 _KEEPS_LINEARS = {
     "TensorProcessor",
     "LlamaTensorProcessor",
@@ -42,8 +42,8 @@ class ModuleFiller:
         with quick_conversion():
             self.names: dict[str, str] = get_gguf_hf_weights_map(model, self._processor)
         self._keeps_linears = type(self._processor).__name__ in _KEEPS_LINEARS
-        self.sources: dict[str, FileTensor] = {}  # by parameter, those that contain a tensor of the file unchanged
-        self._collected: dict[str, Tensor] = {}  # parameters of a block that are made of several tensors, until it ends
+        self.sources: dict[str, FileTensor] = {}  # the file's tensor of each parameter that contains one unchanged
+        self._collected: dict[str, Tensor] = {}  # parameters of the current block that are built from several tensors
 
     def fill(
         self, dtype: torch.dtype, device: torch.device, *, leave: Callable[[str], bool] = lambda name: False
@@ -104,7 +104,7 @@ class ModuleFiller:
         if present.shape != value.shape:
             raise self._misshapen(name, tuple(value.shape), tuple(present.shape))
         if type(parent).__name__ == _INT8_LINEAR and last == "weight":
-            # bitsandbytes rounds the weights when they are moved, and only from the CPU.
+            # bitsandbytes rounds the weights when they are moved from the CPU to a GPU.
             setattr(
                 parent, last, type(present)(value.cpu(), requires_grad=False, has_fp16_weights=False).to(value.device)
             )
@@ -121,7 +121,7 @@ class ModuleFiller:
         return int(self._model.config.num_key_value_heads) if ".attn_k." in name else None
 
     def _parameters(self, tensor: FileTensor, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the parameter that is made of one tensor, if it is. Other tensors are added to those collected."""
+        """Return the parameter that one tensor determines, or {}. Tensors of other parameters are collected."""
         name = self.names.get(tensor.name)
         is_matrix = self._keeps_linears and len(tensor.shape) == 2 and _LATER not in tensor.name
         if name and is_matrix and self._interleaved_heads(tensor.name) is None:

@@ -1,8 +1,8 @@
 """Keeps the structure of a packed decoder, so that the next start reads its weights without transformers' models.
 
 The weights stay in the GGUF file. A plan names, for each packed layer, its tensors in the file. The plan's own file has
-the other tensors, which are small: norms, frequencies of positions, biases. A plan belongs to one precision, one layout of
-packed weights and one version of everything else that determines it, which are part of its name.
+the other tensors, which are small: norms, frequencies of positions, biases. A plan is valid for one precision, one
+layout of packed weights, and one version of all other inputs. Its name contains all of them.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ def write_plan(
         embeddings: Tensors of the file by the address of the unchanged weights in memory.
 
     Raises:
-        NoPlan: A packed layer is not made from the file's layers, or a large tensor is not in the file as it is.
+        NoPlan: A packed layer is not made from the file's layers, or a large tensor differs from the file's.
     """
     layers = {linear.packed.weights.data_ptr(): linear for linear in decoder.linears}
     linears: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def write_plan(
     for name, tensor in tensors.items():
         stem, _, part = name.rpartition(".")
         if part == "weights" and tensor.data_ptr() not in places.sources:  # experts and their router
-            raise NoPlan("a packed layer is not in the file as it is")
+            raise NoPlan("a packed layer cannot be read from the file")
         if part == "weights":
             layer, sources = layers[tensor.data_ptr()], places.sources[tensor.data_ptr()]
             linears[stem] = {"kind": asdict(layer.packed.kind), "sources": [_described(each) for each in sources]}
@@ -101,7 +101,7 @@ def write_plan(
         elif part not in ("scales", "bias") or f"{stem}.weights" not in tensors:
             own[name] = tensor.contiguous()
     if embedding is None or any(tensor.nbytes > 1 << 22 for tensor in own.values()):
-        raise NoPlan("a large tensor is not in the file as it is")
+        raise NoPlan("a large tensor cannot be read from the file")
     structure = packed_cache.structure_of(decoder)
     metadata = {"info": asdict(info), "structure": structure, "linears": linears, "embedding": embedding}
     unfinished = path.with_suffix(f".{os.getpid()}.part")
@@ -148,7 +148,7 @@ def _part(packed: Callable[[], KernelLinear], name: str) -> Tensor:
 
 
 def _packed(sources: tuple[FileLinear, ...], kind: dict[str, Any]) -> KernelLinear:
-    """Return the packed layer. Raises ValueError if this CPU's kernels need another kind of layer than the plan says."""
+    """Return the packed layer. Raises ValueError if this CPU's kernels need another kind of layer than the plan's."""
     layer = pack(
         list(sources),
         _PRECISIONS[kind["weight_format"]],

@@ -13,18 +13,18 @@ _Value = TypeVar("_Value")
 
 
 def state_of(file: Path) -> str:
-    """Return a text that changes with the file's place and content."""
+    """Return a text that changes with the file's path and content."""
     status = file.stat()
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 def shared(state: str, description: Any, make: Callable[[], _Value]) -> _Value:
-    """Return the result of `make`, or that of an earlier call with the same arguments while it is in use.
+    """Return the result of `make`, or that of an earlier call with the same arguments if it is still in use.
 
     Args:
         state: The state of the file on whose content the result depends.
-        description: Everything else that it depends on, as JSON values.
-        make: Computes the result, an object that is never changed.
+        description: All other inputs of the result, as JSON values.
+        make: Computes the result, an object that callers do not change.
     """
     key = state + json.dumps(description)
     with _lock:

@@ -8,9 +8,9 @@ from inference_server.weights.quick_gguf import quick_conversion
 
 logger = logging.getLogger(__name__)
 
-# Vocabularies by llama.cpp's names whose digits are tokens of their own. transformers splits them as GPT-2's vocabulary.
+# Vocabularies, by llama.cpp's names, that split numbers into digits. transformers splits them as GPT-2's vocabulary.
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-# Vocabularies that are split in the same way as one that transformers splits correctly.
+# Vocabularies with the same split as one that transformers supports.
 _SAME_SPLIT = {
     "chatglm-bpe": "llama3",
     "glm4": "llama3",
@@ -34,7 +34,7 @@ def read_gguf_tokenizer(file: GgufFile) -> Any:
 
 
 def _split(tokenizer: Any, vocabulary: str, name: str) -> None:
-    """Make a byte-level tokenizer split texts into words as its vocabulary's training did."""
+    """Make a byte-level tokenizer split texts into words as in the training of its vocabulary."""
     from tokenizers import Regex, pre_tokenizers
 
     known = _splits_of_transformers()

@@ -1,6 +1,6 @@
-"""Reads a quantised checkpoint as if its weights were not quantised: one tensor at a time, when it is needed.
+"""Dequantises a checkpoint's weights while transformers reads them, one tensor at a time.
 
-transformers loads such a checkpoint only with a further package for each format, and some only on a GPU.
+transformers needs an additional package for each of these formats, and loads some of them only on a GPU.
 """
 
 import json
@@ -120,7 +120,7 @@ class Checkpoint:
         ]
 
     def state(self) -> "dict[str, LazyTensor]":
-        """Return every tensor under the name that it has in a checkpoint that is not quantised, not read yet."""
+        """Return every tensor under its name in an unquantised checkpoint. The tensors are read later."""
         return dict(self._tensors())
 
     def _tensors(self) -> "Iterator[tuple[str, LazyTensor]]":
@@ -161,7 +161,7 @@ class Checkpoint:
         if self._format.kind == "gptq" and f"{layer}.g_idx" in self._files:
             parts = [self.read(f"{layer}.{name}") for name in ("qweight", "qzeros", "scales", "g_idx")]
             return unpacking.gptq_float(*parts, zero_offset=self._format.zero_offset)
-        raise UnsupportedModel(f"the quantised layer {layer} has groups of another size than a multiple of 32 inputs")
+        raise UnsupportedModel(f"the quantised layer {layer} has groups whose size is not a multiple of 32 inputs")
 
     def _plain(self, name: str) -> Tensor:
         tensor = self.read(name)

@@ -1,4 +1,4 @@
-"""Gives transformers the weights of a quantised checkpoint, and the packed layers their 4-bit codes."""
+"""Loads a quantised checkpoint with transformers, and passes its 4-bit codes to the layers that are packed."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +12,13 @@ from inference_server.weights.quantized.checkpoint import Checkpoint, read_confi
 
 @dataclass(frozen=True, slots=True)
 class QuantizedSource:
-    """A folder whose weights are quantised in a format that transformers does not read by itself."""
+    """A folder with weights in a quantised format that transformers does not read without an additional package."""
 
     folder: Path
     checkpoint: Checkpoint
 
     def load(self, **options: Any) -> Any:
-        """Return what transformers' `from_pretrained` returns for the folder with these keyword arguments.
+        """Return the model as transformers' `from_pretrained` would with these keyword arguments.
 
         Raises:
             ValueError: transformers has no causal language model for the configuration.
@@ -38,7 +38,7 @@ class QuantizedSource:
         return model, report
 
     def _complete(self, model: Any) -> None:
-        """Set the generation config, and let layers with 4-bit codes keep them when they are packed as int4."""
+        """Set the generation config, and make layers with 4-bit codes keep these codes when they are packed as int4."""
         from transformers import GenerationConfig
 
         if (self.folder / "generation_config.json").is_file():

@@ -34,7 +34,7 @@ def scaled(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _block_side(size: int, at_least: int) -> int:
-    """Return the side of the blocks: the whole axis or 1, else the next power of two, since the last block may be cut."""
+    """Return the blocks' side: the whole axis or 1, else the next power of two, since the last block may be smaller."""
     return at_least if at_least in (1, size) else 1 << (at_least - 1).bit_length()
 
 
@@ -70,7 +70,7 @@ def gptq(qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: Tensor | None,
 
 
 def gptq_float(qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: Tensor, *, zero_offset: int) -> Tensor:
-    """Return the weights of a GPTQ layer whose groups have any inputs, (out_features, in_features) float32.
+    """Return the weights of a GPTQ layer whose groups may have any inputs, (out_features, in_features) float32.
 
     The parameters are those of `gptq`.
     """
