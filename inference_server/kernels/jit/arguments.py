@@ -31,7 +31,14 @@ def _layout(arguments: str) -> Struct:
     return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
-STORED_FORMATS = ("q4_0", "q4_1", "q8_0")  # the number formats of linear/stored.py, whose import takes long
+STORED_FORMATS = (
+    "q4_0",
+    "q4_1",
+    "q8_0",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+)  # the number formats of linear/stored.py, whose import takes long
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
     6,
     7,
