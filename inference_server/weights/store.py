@@ -106,7 +106,7 @@ def _remove(model: StoredModel) -> None:
 
 
 def _check(path: Path) -> None:
-    """Check a local model. Raises ConfigurationError for a part of a split file, and for a file that is missing or cut."""
+    """Check a local model. Raises ConfigurationError for a part of a split file, and for a missing or truncated file."""
     if path.suffix == ".gguf":
         refuse_split(path.name)
     elif path.is_dir():

