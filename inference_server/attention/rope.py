@@ -106,7 +106,7 @@ class RopeChoice:
             config: The content of config.json.
         """
         determining: list[Any] = [self.parameters] if self.parameters else []
-        if by_length := [rope for rope in _kinds(config, self.parameters) if rope.get("rope_type") in _BY_LENGTH]:
+        if by_length := [rope for rope in _kinds(config, self.parameters) if _is_by_length(rope)]:
             text = config.get("text_config") or config
             if self.num_tokens > min(int(original_length(rope, text) or 0) for rope in by_length):
                 determining.append(self.num_tokens)
@@ -153,6 +153,11 @@ def original_length(rope: Mapping[str, Any], config: Any) -> int:
     names = ("original_max_position_embeddings", "max_position_embeddings")
     given = [config.get(name) if isinstance(config, Mapping) else getattr(config, name, None) for name in names]
     return int(next((length for length in (rope.get(names[0]), *given) if length), 0))
+
+
+def _is_by_length(rope: Mapping[str, Any]) -> bool:
+    """Return True if the frequencies depend on the length. Older configurations of Phi 3 name longrope su or yarn."""
+    return rope["rope_type"] in _BY_LENGTH or "long_factor" in rope
 
 
 def _kinds(config: Mapping[str, Any], parameters: str) -> Iterator[dict[str, Any]]:

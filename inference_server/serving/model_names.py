@@ -21,6 +21,11 @@ from tailrace_shared.short_names import Ambiguous, long_name
 
 # Prefixes that other programs accept before a hub id.
 _HUB_PREFIX = re.compile(r"^(https?://)?(hf\.co|huggingface\.co)/")
+# The address of a page on the hub, as a browser shows it: of a repository, a revision of it, or a file.
+_HUB_PAGE = re.compile(
+    r"^(https?://)?(hf\.co|huggingface\.co)/(?P<hub>[^/]+/[^/:@?]+)"
+    r"(/(blob|resolve|tree)/(?P<revision>[^/?]+)(/(?P<file>[^?]+))?)?/?(\?.*)?$"
+)
 _HUB_ID = re.compile(r"^(?P<hub>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?$")
 _GGUF = ".gguf"
 _PATH_STARTS = (".", "/", "~")
@@ -75,6 +80,7 @@ def _overridden(entry: CatalogEntry, settings: Settings) -> CatalogEntry:
 
 
 def _entry(name: str, catalog: Path) -> CatalogEntry:
+    name = _HUB_PAGE.sub(_named_like, name)
     path = Path(name).expanduser()
     if name.startswith(_PATH_STARTS) or name.endswith(_GGUF) and ":" not in name or _is_model(path):
         return _path_entry(name, path)
@@ -90,6 +96,12 @@ def _entry(name: str, catalog: Path) -> CatalogEntry:
     if not name.startswith("@") and (match := _HUB_ID.match(_HUB_PREFIX.sub("", name))):
         return _hub_entry(match["hub"], match["revision"], match["file"])
     raise _unknown(name, [*own, *known, *default])
+
+
+def _named_like(page: re.Match[str]) -> str:
+    """Return the name of the model on a page of the hub."""
+    revision = f"@{page['revision']}" if page["revision"] not in (None, "main") else ""
+    return f"{page['hub']}{revision}" + (f":{page['file']}" if page["file"] else "")
 
 
 def _listed(name: str, names: Iterable[str]) -> str | None:
@@ -168,8 +180,9 @@ def _known_entry(known: KnownModel) -> CatalogEntry:
 
 
 def _is_model(path: Path) -> bool:
-    """Return True if `path` is a GGUF file, or a folder in transformers' format."""
-    return path.suffix == _GGUF and path.is_file() or _has_config(path)
+    """Return True if `path` is a GGUF file or any file in a folder, or a folder with config.json or GGUF files."""
+    is_file = path.is_file() and (path.suffix == _GGUF or len(path.parts) > 1)
+    return is_file or _has_config(path) or any(path.glob(f"*{_GGUF}"))
 
 
 def _has_config(path: Path) -> bool:

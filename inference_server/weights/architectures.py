@@ -57,6 +57,8 @@ def refuse_unsupported(folder: Path) -> None:
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is not a JSON object")
     reason = _ENCODERS if is_encoder(config, folder) else refusal(config)
     if reason is not None:
         raise UnsupportedModel(reason)

@@ -126,7 +126,7 @@ def read_shape(path: Path) -> ModelShape | None:
     config = read_config_file(path)
     try:
         return _shape_of_config(config)
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         return None
 
 
@@ -148,7 +148,9 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise ConfigurationError(f"{folder / 'config.json'} is not JSON: {error}") from None
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{folder / 'config.json'} is not a JSON object")
+    return config
 
 
 def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
@@ -167,8 +169,6 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
     if experts > 1:
         inner = first("moe_intermediate_size") or inner
     attention = hidden * head_dim * 2 * (heads + kv_heads)
-    quantization = whole.get("quantization_config") or {}
-    bits = quantization.get("bits") or (8 if quantization.get("quant_method") == "fp8" else None)
     return ModelShape(
         linear_weights=layers * (attention + experts * matrices * hidden * inner),
         vocab_weights=config["vocab_size"] * hidden,
@@ -176,9 +176,20 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
         kv_width=2 * kv_heads * head_dim,
         num_layers=layers,
         max_tokens=_own_window(config, first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")),
-        quantized_bits=bits,
+        quantized_bits=_quantized_bits(whole.get("quantization_config") or {}),
         has_experts=experts > 1,
     )
+
+
+def _quantized_bits(quantization: Mapping[str, Any]) -> int | None:
+    """Return the bits per weight of a checkpoint with this `quantization_config`."""
+    if quantization.get("bits"):
+        return int(quantization["bits"])
+    groups = list((quantization.get("config_groups") or {}).values())  # of compressed-tensors
+    bits = [(group.get("weights") or {}).get("num_bits") for group in groups]
+    if any(bits):
+        return max(int(each) for each in bits if each)
+    return 8 if quantization.get("quant_method") == "fp8" else None
 
 
 def _own_window(config: Mapping[str, Any], limit: int | None) -> int | None:

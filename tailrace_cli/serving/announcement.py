@@ -1,5 +1,7 @@
 """Prints the announcement of `tailrace serve` once both services are ready: a request to try, and the addresses."""
 
+from urllib.parse import quote
+
 from tailrace_cli.client import ModelLine
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, grpc_address, variable
 from tailrace_cli.errors import Failure, Refusal
@@ -18,7 +20,8 @@ def announce(address: str, seconds: float) -> None:
     """
     models = _served()
     generators = [model for model in models if not model.dimensions]
-    name = (generators or models)[0].name if models else "<model>"
+    # A folder or a file may have any name, with characters that a URL or a shell does not take.
+    name = quote((generators or models)[0].name, safe="/@:") if models else "<model>"
     body = _TEXTS if models and not generators else _PROMPT
     has_tokens = any(variable(name) for name in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"))
     others = f"\nModels: {', '.join(model.name for model in models)}" if len(models) > 1 else ""

@@ -44,6 +44,13 @@ def test_the_curl_calls_the_first_model_that_generates_text(monkeypatch, capsys,
     assert ("Models: b, a, c" in text) == (len(models) > 1)
 
 
+def test_the_curl_quotes_the_name_of_a_folder(monkeypatch, capsys):
+    served = [ModelLine('My "model" $1', "", 1, 1, 0)]
+    monkeypatch.setattr(announcement, "_served", lambda: served)
+    announcement.announce("127.0.0.1:8787", 1.0)
+    assert '/ai/run/My%20%22model%22%20%241"' in capsys.readouterr().out
+
+
 def test_a_signal_that_arrives_while_a_line_is_logged_is_not_lost():
     class SignalledStream(io.StringIO):
         def write(self, text: str) -> int:

@@ -1,11 +1,11 @@
 """Reads weights in the number formats of GGUF files, and writes them in the order of the kernels of linear layers.
 
-A stored row consists of groups of 32 weights, each with its scale in float16 and, in Q4_1, its minimum. The argument
-block has an address for each row, so that rows can be in any order. A row with the address 0 is padding: nothing is
-written for it.
+A stored row consists of blocks with one group of 32 weights, or with eight. The argument block has an address for each
+row, so that rows can be in any order. A row with the address 0 is padding: nothing is written for it.
 """
 
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 
 from inference_server.kernels.emit.code import Code
@@ -21,7 +21,7 @@ _LANE_BYTES = 4  # bytes of an output that are neighbours in a panel
 _MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it has the nearest integer in its low bits
 _TINY = 1.1754943508222875e-38  # the smallest normal float32
 
-Decode = Callable[[Code, Int], tuple[Vector, Vector]]  # the address of a group to its weights, 16 float32 each
+Decode = Callable[[Code, Int], Items[Vector]]  # the address of a block to its weights, 16 float32 each
 
 
 def _number(code: Code, address: Int) -> Vector:
@@ -54,8 +54,66 @@ def _q8_0(code: Code, group: Int) -> tuple[Vector, Vector]:
     return low, high
 
 
-# By GGML's names, those of arguments.STORED_FORMATS: how a group is read, and its size in bytes.
-FORMATS: dict[str, tuple[Decode, int]] = {"q4_0": (_q4_0, 18), "q4_1": (_q4_1, 20), "q8_0": (_q8_0, 34)}
+def _byte(code: Code, address: Int) -> Vector:
+    """Load one byte into every lane, as int32 from 0 to 255."""
+    return code.load_splat(address, INT8).widened(INT32)
+
+
+def _k_factors(code: Code, block: Int, group: int) -> tuple[Vector, Vector]:
+    """Return scale and minimum (to be subtracted) of one of 8 groups, in every lane. They have 6 bits in 12 bytes."""
+    first, second = (_byte(code, block + (4 + group % 4 + 4 * part)) for part in (0, 1))
+    if group < 4:
+        scale, minimum = first & 63, second & 63
+    else:
+        third = _byte(code, block + (8 + group))
+        scale, minimum = (third & 15) | ((first >> 6) << 4), (third >> 4) | ((second >> 6) << 4)
+    return _number(code, block) * scale.to_float(), _number(code, block + 2) * minimum.to_float()
+
+
+def _q4_k(code: Code, block: Int) -> Items[Vector]:
+    return _k_weights(code, block, 16, None)
+
+
+def _q5_k(code: Code, block: Int) -> Items[Vector]:
+    return _k_weights(code, block, 48, 16)
+
+
+def _k_weights(code: Code, block: Int, codes_at: int, high_at: int | None) -> Items[Vector]:
+    """Return 256 weights. `codes_at`, `high_at`: places of the low 4 bits and of the fifth bits of the codes."""
+    weights = []
+    for group in range(8):
+        scale, minimum = _k_factors(code, block, group)
+        for half in (0, 16):
+            low = code.load_vector(block + (codes_at + group // 2 * 32 + half), INT8).widened(INT32)
+            codes = low >> 4 if group % 2 else low & 15
+            if high_at is not None:
+                high = code.load_vector(block + (high_at + half), INT8).widened(INT32)
+                codes = codes | (((high >> group) & 1) << 4)
+            weights.append(codes.to_float() * scale - minimum)
+    return weights
+
+
+def _q6_k(code: Code, block: Int) -> Items[Vector]:
+    scale, weights = _number(code, block + 208), []
+    for index in range(16):  # 16 weights each
+        part, quarter, half = index // 8, index // 2 % 4, index % 2 * 16
+        low = code.load_vector(block + (part * 64 + quarter % 2 * 32 + half), INT8).widened(INT32)
+        high = code.load_vector(block + (128 + part * 32 + half), INT8).widened(INT32)
+        codes = (low >> 4 if quarter > 1 else low & 15) | (((high >> (2 * quarter)) & 3) << 4)
+        own = (_byte(code, block + (192 + index)) ^ 128) - 128
+        weights.append((codes - 32).to_float() * (scale * own.to_float()))
+    return weights
+
+
+# By GGML's names, those of arguments.STORED_FORMATS: how a block is read, its size in bytes, and its groups of 32 weights.
+FORMATS: dict[str, tuple[Decode, int, int]] = {
+    "q4_0": (_q4_0, 18, 1),
+    "q4_1": (_q4_1, 20, 1),
+    "q8_0": (_q8_0, 34, 1),
+    "q4_k": (_q4_k, 144, 8),
+    "q5_k": (_q5_k, 176, 8),
+    "q6_k": (_q6_k, 210, 8),
+}
 
 
 class _Rows:
@@ -64,7 +122,7 @@ class _Rows:
     def __init__(self, code: Code, block: Int, name: str) -> None:
         self.addresses, self.out = code.argument(block, 3), code.argument(block, 4)
         self.scales, self.items, self.groups = code.argument(block, 5), code.argument(block, 6), code.argument(block, 7)
-        self._decode, self._group_bytes = FORMATS[name]
+        self._decode, self._block_bytes, self._block_groups = FORMATS[name]
         self._code = code
 
     @contextmanager
@@ -79,9 +137,9 @@ class _Rows:
 
     def each_half_group(self, row: Int, use: Callable[[Int, Vector], None]) -> None:
         """Emit a loop over a row's groups: `use` gets the number of 16 weights, and the weights."""
-        with self._code.loop(0, self.groups) as group:
-            for half, weights in enumerate(self._decode(self._code, row + group * self._group_bytes)):
-                use(group * 2 + half, weights)
+        with self._code.loop(0, self.groups // self._block_groups) as block:
+            for half, weights in enumerate(self._decode(self._code, row + block * self._block_bytes)):
+                use(block * (2 * self._block_groups) + half, weights)
 
 
 def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from inference_server.progress import progress
@@ -72,7 +73,12 @@ class HubModel:
         if folder is not None:
             return folder
         with explaining_the_hub(self.name, self.weights.revision):
-            return Path(hf_hub_download(self.name, CONFIG, revision=self.weights.revision)).parent
+            try:
+                return Path(hf_hub_download(self.name, CONFIG, revision=self.weights.revision)).parent
+            except RemoteEntryNotFoundError:
+                listing = self._list()
+                self.cached.wanted(listing, lambda file: self._index(listing.commit, file))  # raises the reason
+                raise
 
     def fetch(self, *, refresh: bool = False, show: Show | None = None) -> Path:
         """Return the folder, or the GGUF file; download what is missing.

@@ -19,7 +19,8 @@ def folder_faults(folder: Path) -> Iterator[str]:
         folder: A folder in transformers' format.
     """
     try:
-        json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(json.loads((folder / CONFIG).read_text(encoding="utf-8")), dict):
+            yield f"{CONFIG} is damaged (it is not a JSON object)"
     except FileNotFoundError:
         yield f"{CONFIG} is missing"
     except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from inference_server.weights.fetching.selection import CONFIG
 # model.
 Kind = Literal["hub", "package", "converted", "packed"]
 
+SNAPSHOTS = "snapshots"  # the folder of a repository with a folder for each commit
 _REPOSITORY = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 _PLACE = re.compile(r"(?P<place>[0-9a-f]{8})-")
 _CONVERTED = re.compile(r"(?P<stem>.+)-[0-9a-f]{16}")
@@ -87,15 +88,15 @@ def _hub_models(cache: Path) -> Iterator[tuple[StoredModel, list[Path]]]:
         if not match:
             continue
         name = f"{match['owner']}/{match['name']}"
-        snapshots = list(_folders(repository / "snapshots"))
+        snapshots = list(_folders(repository / SNAPSHOTS))
         files = [path for snapshot in snapshots for path in snapshot.rglob("*.gguf") if path.is_file()]
         for path in files:
-            inside = path.relative_to(repository / "snapshots").parts[1:]
+            inside = path.relative_to(repository / SNAPSHOTS).parts[1:]
             yield _stored(f"{name}:{'/'.join(inside)}", "hub", path), [path]
         folders = [snapshot for snapshot in snapshots if (snapshot / CONFIG).is_file()]
         if folders and not all(_is_gguf_repository(folder) for folder in folders):
             without = sum(path.stat().st_size for path in files)
-            model = _stored(name, "hub", repository, is_complete=not _partial(repository))
+            model = _stored(name, "hub", repository, is_complete=_has_weights(folders) and not _partial(repository))
             yield (
                 StoredModel(name, "hub", model.num_bytes - without, repository, model.last_used, model.is_complete),
                 folders,
@@ -106,6 +107,11 @@ def _hub_models(cache: Path) -> Iterator[tuple[StoredModel, list[Path]]]:
 
 def _is_gguf_repository(snapshot: Path) -> bool:
     return any(snapshot.glob("*.gguf")) and not any(snapshot.glob("*.safetensors"))
+
+
+def _has_weights(snapshots: list[Path]) -> bool:
+    """Return False if only configurations were downloaded, as for a model that does not fit into the memory."""
+    return any(path.is_file() for snapshot in snapshots for path in snapshot.rglob("*.safetensors"))
 
 
 def _partial(repository: Path) -> list[Path]:

@@ -214,3 +214,11 @@ def test_a_packed_model_of_another_scaling_is_another_file(plain):
     longrope = {**config, "rope_scaling": {"type": "longrope", "original_max_position_embeddings": 32}}
     assert RopeChoice("", 20).variant(longrope) == ""
     assert RopeChoice("", 40).variant(longrope) != ""
+
+
+@pytest.mark.parametrize("name", ["su", "yarn"])
+def test_the_older_names_of_longrope_are_recognised(name):
+    rope = {"type": name, "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    config = {"max_position_embeddings": WINDOW, "original_max_position_embeddings": ORIGINAL, "rope_scaling": rope}
+    assert RopeChoice("", ORIGINAL).variant(config) == ""
+    assert RopeChoice("", WINDOW).variant(config) != ""

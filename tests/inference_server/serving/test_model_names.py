@@ -40,6 +40,10 @@ def folder(tmp_path):
         ("Qwen/Qwen3-0.6B", Weights(hub="Qwen/Qwen3-0.6B")),
         ("hf.co/Qwen/Qwen3-0.6B", Weights(hub="Qwen/Qwen3-0.6B")),
         ("https://huggingface.co/Qwen/Qwen3-0.6B", Weights(hub="Qwen/Qwen3-0.6B")),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B/", Weights(hub="Qwen/Qwen3-0.6B")),
+        ("https://huggingface.co/a/b/tree/v1", Weights(hub="a/b", revision="v1")),
+        ("https://huggingface.co/a/b/blob/main/sub/b.gguf?download=true", Weights(hub="a/b", file="sub/b.gguf")),
+        ("hf.co/a/b/resolve/v1/b.gguf", Weights(hub="a/b", revision="v1", file="b.gguf")),
         ("Qwen/Qwen3-0.6B@v1.0", Weights(hub="Qwen/Qwen3-0.6B", revision="v1.0")),
         ("a/b-GGUF:b.Q4_0.gguf", Weights(hub="a/b-GGUF", file="b.Q4_0.gguf")),
         ("a/b@main:sub/b.gguf", Weights(hub="a/b", revision="main", file="sub/b.gguf")),
@@ -94,9 +98,10 @@ def test_a_relative_path_needs_no_dot(folder, monkeypatch):
     assert the_entry("My-Model").weights == Weights(path=folder)
 
 
-def test_a_file_and_a_folder_with_one_file_mean_the_file(tmp_path):
+def test_a_file_and_a_folder_with_one_file_mean_the_file(tmp_path, monkeypatch):
     (tmp_path / "tiny.Q4_0.gguf").write_bytes(b"GGUF")
-    for name in (tmp_path, tmp_path / "tiny.Q4_0.gguf"):
+    monkeypatch.chdir(tmp_path.parent)
+    for name in (tmp_path, tmp_path / "tiny.Q4_0.gguf", tmp_path.name):
         entry = the_entry(str(name))
         assert (entry.name, entry.weights.path) == ("tiny.Q4_0", tmp_path / "tiny.Q4_0.gguf")
 
@@ -119,8 +124,10 @@ def test_a_wrong_name_is_explained(name, message):
     assert message in refusal(name)
 
 
-def test_files_that_are_no_models_are_explained(tmp_path):
+def test_files_that_are_no_models_are_explained(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path.parent)
+    assert "model.safetensors is not a GGUF file" in refusal(f"{tmp_path.name}/model.safetensors")
     assert "model.safetensors is not a GGUF file: name the folder" in refusal(str(tmp_path / "model.safetensors"))
     assert "has no config.json" in refusal(str(tmp_path))
     for name in ("a.gguf", "b.gguf"):

@@ -69,7 +69,7 @@ def test_a_cut_header_is_one_sentence(gguf_file, size):
         read_header(gguf_file)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"hidden_size": 3}'])
+@pytest.mark.parametrize("text", ["{}", '{"hidden_size": 3}'])
 def test_an_unusual_configuration_has_no_sizes(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert read_shape(tmp_path) is None
@@ -81,9 +81,17 @@ def test_a_damaged_configuration_is_named(tmp_path):
         read_shape(tmp_path)
 
 
+def test_a_configuration_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigurationError, match=r"config\.json is not a JSON object"):
+        read_shape(tmp_path)
+
+
 def test_bits_of_quantised_checkpoints_are_found(tiny_model, tmp_path):
     text = (tiny_model("llama-2") / "config.json").read_text().rstrip().removesuffix("}")
-    for quantization, bits in (('{"quant_method": "awq", "bits": 4}', 4), ('{"quant_method": "fp8"}', 8)):
+    compressed = '{"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"num_bits": 4}}}}'
+    awq, fp8 = '{"quant_method": "awq", "bits": 4}', '{"quant_method": "fp8"}'
+    for quantization, bits in ((awq, 4), (fp8, 8), (compressed, 4)):
         (tmp_path / "config.json").write_text(f'{text}, "quantization_config": {quantization}}}')
         assert read_shape(tmp_path).quantized_bits == bits
 

@@ -47,7 +47,8 @@ class StepCosts:
             self._base += _BASE_WEIGHT * self._base * (seen / ratio - 1.0)
         if num_rows > 1:
             weight = _RATIO_WEIGHT if self._is_known[num_rows] else _FIRST_WEIGHT
-            self._ratios[num_rows] += weight * (seen - ratio)
+            # A step never gets faster with more rows. Below 1, the estimates for larger numbers could fall to 0.
+            self._ratios[num_rows] = max(1.0, ratio + weight * (seen - ratio))
             self._is_known[num_rows] = True
             self._fill(num_rows)
 

@@ -21,7 +21,7 @@ from inference_server.engine.sequence import Sequence
 # Draft tokens of one sequence in a step.
 MAX_DRAFT = 11
 # Larger batches get no drafts: their rows fill the processor already, and the search would delay them.
-MAX_SEQS = 8
+MAX_SEQS = 4
 # A step with drafts must be expected to increase the tokens per second by this factor.
 _MARGIN = 1.05
 # After this many steps whose drafts were rejected as too slow, one draft is tried, because the estimate may be wrong.

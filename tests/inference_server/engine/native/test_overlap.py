@@ -1,7 +1,9 @@
 """Decoding with the host one step behind: the same replies as with the host waiting for every step."""
 
 import asyncio
+import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_server.engine.admission import CapacityLimits
+from inference_server.engine.native import overlap as overlap_module
+from inference_server.engine.native import step_loop as step_loop_module
 from inference_server.engine.native.engine import Engine
 from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.errors import ServerStopping
@@ -131,15 +135,19 @@ def test_blocks_of_a_cancelled_sequence_can_serve_another_one_at_once():
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_time_limit_ends_a_reply_with_the_tokens_so_far(waits):
+def test_a_time_limit_ends_a_reply_with_the_tokens_so_far(waits, monkeypatch):
+    seconds = itertools.count()  # each look at the clock takes a second
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=time.perf_counter)
+    for module in (overlap_module, step_loop_module):
+        monkeypatch.setattr(module, "time", clock)
     run = Run(max_running=1 if waits else 2)
     other = run.add(wanted(max_tokens=500, sampling=sampled()))
     run.steps(3)
-    limited = run.add(wanted(max_tokens=700, sampling=sampled(), time_limit_seconds=0.03), arrived=time.monotonic())
+    limited = run.add(wanted(max_tokens=700, sampling=sampled(), time_limit_seconds=100), arrived=next(seconds))
     run.finish()
     text, token_ids, last = run.reply(limited)
     assert last.finish_reason is FinishReason.TIME_LIMIT
-    assert len(text) == len(token_ids) - 3 == last.usage.completion_tokens < 700
+    assert len(text) == len(token_ids) - 3 == last.usage.completion_tokens < 100
     assert (last.usage.completion_tokens == 0) is waits
     assert run.reply(other)[2].usage.completion_tokens == 500
 

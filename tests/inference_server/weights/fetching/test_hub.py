@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -69,6 +71,18 @@ def test_a_model_has_the_hubs_content_without_files_that_no_server_needs(hub, cl
     assert content(outcome.path) == {name: files[name] for name in [*SMALL, "model.safetensors"]}
     assert outcome.lines[0].startswith("getting owner/whole from the hub (once; it stays in ")
     assert outcome.lines[0].endswith("): 5 files, 100.2 kB")
+
+
+def test_a_repository_without_a_configuration_is_explained_before_its_weights_are_asked_for(hub, tmp_path):
+    hub.add("owner/files", {"a.gguf": b"GGUF"})
+    code = (
+        "import pathlib\n"
+        "from inference_server.weights.fetching.hub import HubModel\n"
+        "from inference_server.weights.source import Weights\n"
+        "HubModel(Weights(hub='owner/files'), pathlib.Path('unused')).fetch_config()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path), capture_output=True, text=True)
+    assert "owner/files has GGUF files instead of safetensors: choose one, as in owner/files:a.gguf" in done.stderr
 
 
 def test_of_shards_those_of_the_index_are_downloaded(hub, client):

@@ -60,7 +60,7 @@ def test_a_format_that_cannot_be_read_is_named_with_those_that_can():
 
 def test_the_kernels_formats_are_those_that_are_named_without_importing_them():
     assert set(stored.FORMATS) == set(arguments.STORED_FORMATS)
-    assert all(format_of(number(name.upper())).block_bytes == size for name, (_, size) in stored.FORMATS.items())
+    assert all(format_of(number(name.upper())).block_bytes == size for name, (_, size, _) in stored.FORMATS.items())
 
 
 def panels(weight, kind):
@@ -73,23 +73,23 @@ def panels(weight, kind):
 @NEEDS_KERNELS
 @pytest.mark.parametrize("name", stored.FORMATS)
 def test_the_kernels_write_what_torch_computes(name):
-    rows = torch.from_numpy(random_blocks(name.upper(), 64, 4))
+    rows = torch.from_numpy(random_blocks(name.upper(), 64, 8 // stored.FORMATS[name][2]))
     rows[7] = 0
     weights = format_of(number(name.upper())).weights(rows)
     addresses = rows.data_ptr() + torch.arange(64) * rows.stride(0)
     for suffix, rounded in {"int8": rounded_to_int8, "int8-bitsandbytes": rounded_like_bitsandbytes}.items():
         wanted = panels(rounded(weights), "int8")
         codes, scales = torch.zeros_like(wanted.weights), torch.zeros(64)
-        kernel(f"{name}-{suffix}").run(arguments.stored(addresses, codes, scales, 4, 4), 4, 1 << 20)
+        kernel(f"{name}-{suffix}").run(arguments.stored(addresses, codes, scales, 4, 8), 4, 1 << 20)
         assert torch.equal(codes, wanted.weights)
         assert torch.equal(scales, wanted.scales)
     wanted = panels(weights.bfloat16(), "bf16")
     found = torch.zeros_like(wanted.weights)
-    kernel(f"{name}-bf16").run(arguments.stored(addresses, found, None, 4, 4), 4, 1 << 20)
+    kernel(f"{name}-bf16").run(arguments.stored(addresses, found, None, 4, 8), 4, 1 << 20)
     assert torch.equal(found, wanted.weights)
     for dtype in (torch.float32, torch.bfloat16):
-        found = torch.zeros(64, 128, dtype=dtype)
+        found = torch.zeros(64, 256, dtype=dtype)
         kernel(f"{name}-rows", dtype is torch.bfloat16).run(
-            arguments.stored(addresses, found, None, 64, 4), 64, 1 << 20
+            arguments.stored(addresses, found, None, 64, 8), 64, 1 << 20
         )
         assert torch.equal(found, weights.to(dtype))

@@ -43,6 +43,14 @@ def test_a_delayed_step_changes_little():
     assert costs.ratio(2) < 1.2
 
 
+def test_a_delayed_first_step_makes_larger_steps_no_faster_than_small_ones():
+    costs = measured(lambda rows: 0.010, rows=(1,), num_steps=2)
+    assert costs.base_seconds == 0.010
+    for _ in range(2):
+        costs.add(2, 0.001)  # the step of one row was delayed
+    assert [costs.ratio(rows) for rows in range(1, MAX_ROWS + 1)] == [1.0] * MAX_ROWS
+
+
 def test_rejected_drafts_lower_the_expectation_and_accepted_ones_raise_it():
     acceptance = Acceptance((0.6, 0.6))
     acceptance.add(0, 4, 4)
