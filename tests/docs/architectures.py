@@ -1,4 +1,4 @@
-"""Makes the tables of docs/architectures.md: what this server runs, and what it refuses."""
+"""Generates the tables of docs/architectures.md: architectures that this server runs, and those that it refuses."""
 
 from inference_server.cpu.paths import predicted_path
 from inference_server.gpu.paths import has_fused_layers
@@ -14,7 +14,7 @@ def served_table() -> str:
 
     tests/exact/test_architectures.py compares the replies of each of them with those of transformers.
     """
-    assert obstacle() is None, "a CPU without kernels has other paths"
+    assert obstacle() is None, "the table needs a CPU with kernels"
     lines = ["| architecture | on a CPU | on a GPU |", "|---|---|---|"]
     for name in SERVED:
         config = small_config(name)

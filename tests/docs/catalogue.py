@@ -1,4 +1,4 @@
-"""Makes the tables of docs/catalogue.md from the catalogue of Workers AI's models."""
+"""Generates the tables of docs/catalogue.md from the catalogue of Workers AI's models."""
 
 from collections.abc import Iterable
 
@@ -9,17 +9,17 @@ _RUNNERS = {"tailrace": "yes", "vllm": "with vLLM", "none": "no"}
 
 
 def generation_table() -> str:
-    """Return the table of today's models that generate text in Markdown."""
+    """Return a Markdown table of the current models that generate text."""
     return _table(model for model in known_models().values() if model.task == "generation" and not model.is_removed)
 
 
 def embedding_table() -> str:
-    """Return the table of today's embedding models in Markdown."""
+    """Return a Markdown table of the current embedding models."""
     return _table(model for model in known_models().values() if model.task == "embedding" and not model.is_removed)
 
 
 def removed_table() -> str:
-    """Return the table of the models that Cloudflare removed in Markdown."""
+    """Return a Markdown table of the models that Cloudflare removed."""
     lines = ["| name | removed | weights | licence | served here |", "|---|---|---|---|---|"]
     for model in known_models().values():
         if model.is_removed:

@@ -13,8 +13,8 @@ from tests.support.text_architectures import small_config
 from tests.support.tiny_models import VOCAB_SIZE, write_config
 
 NUM_TOKENS = 16
-PROMPT_LENGTHS = (5, 60, 150)  # one in a chunk, and several chunks of 32
-# Two logits that differ by less may change places: the engine adds in another order.
+PROMPT_LENGTHS = (5, 60, 150)  # a prompt of one chunk, and two of several chunks of 32 tokens
+# Two logits that differ by less may change their order, because the engine sums in another order.
 TIE = 1e-3
 
 TokenIds = list[int]
@@ -27,7 +27,7 @@ class Comparison:
     Attributes:
         ours: The engine's replies, computed in one batch.
         again: Its reply to the longest prompt, sent again.
-        cached_tokens: Tokens of that prompt that the prefix cache had.
+        cached_tokens: Tokens of that prompt that the prefix cache contained.
         gap: The largest difference in logits at a first differing token; 0 if all replies are those of `generate`.
     """
 
@@ -70,7 +70,7 @@ async def compare(name: str, folder: Path) -> Comparison:
 
 @torch.inference_mode()
 def _gap(reference: Any, prompt: TokenIds, reply: TokenIds) -> float:
-    """Return how much less likely than `generate`'s token the first differing token of a reply is; 0 without one."""
+    """Return the difference in logits at the first token that differs from `generate`'s; 0 if no token differs."""
     ids = torch.tensor([prompt])
     output = reference.generate(
         ids,

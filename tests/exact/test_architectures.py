@@ -1,6 +1,6 @@
 """Greedy replies of small random models of every architecture in docs/architectures.md equal those of `generate`.
 
-Prompts are computed in chunks, replies in a batch, and the longest prompt again with the help of the prefix cache.
+Prompts are computed in chunks, and replies in a batch. The longest prompt is then computed again with the prefix cache.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Memory that this process may use, of a made-up machine with 8 GiB available."""
+"""The memory that this process may use on a fake machine with 8 GiB available."""
 
 import pytest
 

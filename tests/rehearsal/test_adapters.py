@@ -1,4 +1,4 @@
-"""LoRA adapters on a simulated GPU: replies of one batch with several adapters are those of models with merged weights."""
+"""LoRA adapters on a simulated GPU: a batch with several adapters has the replies of models with merged weights."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ async def test_replies_with_adapters_replay_graphs_and_are_those_of_merged_weigh
             plain = await replies(model, PROMPTS[:4], temperature=0.0)
             used = [graph.num_replays > 0 for graph in gpu.graphs]
             received = await replies(model, PROMPTS[:4], temperature=0.0, adapters=ROWS)
-    # Passes without adapters have graphs of their own.
+    # Passes without adapters have separate graphs.
     assert any(used[: num_graphs // 2]) and not any(used[num_graphs // 2 :])
     assert any(graph.num_replays for graph in gpu.graphs[num_graphs // 2 :])
     is_int8 = precision == "bitsandbytes-int8"

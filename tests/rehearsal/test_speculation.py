@@ -1,4 +1,4 @@
-"""Draft tokens on a simulated GPU: steps with them run between overlapped ones, and change no reply."""
+"""Draft tokens on a simulated GPU: steps with them run between overlapped steps, and do not change replies."""
 
 import dataclasses
 from collections.abc import Callable

@@ -30,7 +30,7 @@ def write_gguf(
         model: A transformers model of an architecture above.
         kind: Number format of matrices, by GGML's name.
         metadata: Adds metadata.
-        left_out: Part of the name of tensors that are not written.
+        left_out: Tensors whose name contains this text are not written.
     """
     config = model.config
     architecture = _ARCHITECTURES[config.model_type]

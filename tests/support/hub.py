@@ -1,8 +1,8 @@
 """A local server for the part of the Hugging Face hub's HTTP protocol that downloads use.
 
-The real huggingface_hub client talks to it, in a process whose HF_ENDPOINT is `Hub.url`: the client reads that variable at
-import. As on the hub, large files are in LFS: `resolve` redirects to another path, and their digest is SHA-256. Other files
-have the digest of a git blob. Faults are attributes, which a test may change between requests.
+The real huggingface_hub client connects to it, in a process whose HF_ENDPOINT is `Hub.url`, because the client reads
+that variable at import. As on the hub, large files are in LFS: `resolve` redirects to another path, and their digest is
+SHA-256. Other files have the digest of a git blob. Faults are attributes, which a test may change between requests.
 
     python -m tests.support.hub owner/name=FOLDER ... [--rate BYTES_PER_SECOND]    serves folders until it is interrupted
 """
@@ -60,7 +60,7 @@ class HubFile:
 
     @property
     def etag(self) -> str:
-        """The digest that the client names the file by."""
+        """The digest under which the client stores the file."""
         return self.sha256 if self.is_lfs else self.blob_id
 
 
@@ -100,7 +100,7 @@ class Faults:
         bytes_per_second: Rate of each large file's transfer; None: unlimited.
         break_after: The connection of a large file is closed after this number of bytes; None: never.
         num_breaks: Number of times that `break_after` applies.
-        corrupt: Paths of files of which one byte is changed on the way.
+        corrupt: Paths of files in which the hub changes one byte.
         ignores_ranges: True answers a request for a range with the whole file.
         is_down: True answers every request with 503.
         delay: Seconds before each answer.
@@ -120,7 +120,7 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         requests: Every request, in order.
-        faults: What goes wrong.
+        faults: The errors and delays in effect.
         sent_bytes: Bytes of large files that were sent, by path.
     """
 

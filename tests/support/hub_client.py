@@ -79,7 +79,7 @@ class HubClient:
         self.process.stdin.flush()
 
     def outcome(self) -> Outcome:
-        """Wait for the end of the fetch that was sent."""
+        """Wait for the outcome of the fetch that `send` started."""
         return Outcome(*json.loads(self.process.stdout.readline()))
 
     def fetch(self, name: str, **options: object) -> Outcome:

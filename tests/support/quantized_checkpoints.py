@@ -1,4 +1,4 @@
-"""Quantises a model folder's linear layers in the formats of other projects, bit by bit as those projects store them."""
+"""Quantises a model folder's linear layers in the formats of other projects, with the bit layouts of those projects."""
 
 import json
 from collections.abc import Callable
@@ -16,10 +16,10 @@ Layer = tuple[dict[str, Tensor], Tensor]  # the layer's tensors, and the weights
 
 
 def quantize(folder: Path, quantization: dict[str, object], make: Callable[[Tensor], Layer]) -> dict[str, Tensor]:
-    """Replace the decoder's linear layers of a folder.
+    """Replace the linear layers of a folder's decoder with quantised ones.
 
     Args:
-        folder: Of a model with one safetensors file.
+        folder: The folder of a model with one safetensors file.
         quantization: The new quantization_config.
         make: Returns tensors by the last part of their names, and the weights that they represent.
 

@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.support.tiny_models import VOCAB_SIZE
 
-# Sizes by every name that configurations use. Each configuration gets those that it has.
+# Sizes by every name that configurations use. Each configuration gets the sizes whose names it has.
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 128),

@@ -1,4 +1,4 @@
-"""`tailrace chat` with a client that repeats what it was asked."""
+"""`tailrace chat` with a client that repeats each prompt."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""`tailrace ps` with a made-up server."""
+"""`tailrace ps` with a fake server."""
 
 import json
 import os

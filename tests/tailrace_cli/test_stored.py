@@ -1,4 +1,4 @@
-"""The commands list, rm and pull, with made-up caches."""
+"""The commands list, rm and pull, with fake caches."""
 
 import json
 import logging

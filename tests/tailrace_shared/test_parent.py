@@ -1,4 +1,4 @@
-"""A service ends when the process that started it is gone."""
+"""A service ends after the process that started it has ended."""
 
 import os
 import subprocess

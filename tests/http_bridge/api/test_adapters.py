@@ -48,7 +48,7 @@ async def test_openais_routes_take_an_adapter_as_the_model(bridge, servicer):
         reply = (await bridge.ask({"model": "legal", **body}, url=url)).json()
         assert reply["model"] == "legal"
         assert (servicer.requests[-1].model, servicer.requests[-1].adapter) == (MODEL, "legal")
-    # Several models have the first one; the other is also the name of a model.
+    # Several models have the first adapter. The name of the second one is also that of a model.
     for name, wanted in (("medical", (MODEL, "medical")), (MODEL, (MODEL, ""))):
         await bridge.ask({"model": name, **CHAT}, url="/v1/chat/completions")
         assert (servicer.requests[-1].model, servicer.requests[-1].adapter) == wanted

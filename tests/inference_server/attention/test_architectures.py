@@ -62,8 +62,8 @@ async def test_a_model_with_unsupported_attention_is_refused_by_name(tmp_path):
             pass
 
 
-# One of each kind that has something of its own: positions in a part of the head, layers that do not pass arguments on, latent
-# attention, learned positions, parallel attention and MLP.
+# One architecture for each special property: rotation of a part of the head, layers that do not forward arguments,
+# latent attention, learned positions, parallel attention and MLP.
 @pytest.mark.parametrize("name", ["stablelm", "nemotron", "deepseek_v3", "gpt2", "gpt_neox"])
 async def test_an_architecture_of_the_table_has_the_replies_of_generate(name, tmp_path):
     found = await compare(name, tmp_path)

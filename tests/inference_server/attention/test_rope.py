@@ -1,7 +1,7 @@
-"""Scaled rotary positions: replies far beyond the original window are those of transformers with the same scaling.
+"""Scaled rotary positions: replies far beyond the original window equal those of transformers with the same scaling.
 
-transformers computes the frequencies of some kinds of scaling from the longest sequence of a call. The reference therefore
-computes a whole window at once: the tokens after a reply change nothing but the frequencies.
+transformers computes the frequencies of some kinds of scaling from the longest sequence of a call. The reference
+therefore computes a whole window in one call, because the tokens after a reply change only the frequencies.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.support.tiny_models import SIZES, write_config
 ORIGINAL, WINDOW = 64, 256
 NUM_TOKENS = 12
 THETA = 10_000.0
-# Rounding to bfloat16 makes a shortfall of about 1. With another one of the scalings below, it is at least 11.
+# Rounding to bfloat16 causes a shortfall of about 1. With a wrong scaling, it is at least 11.
 BFLOAT16_SHORTFALL = 3.0
 SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -75,7 +75,7 @@ def scaled_model(folder: Path, scaling: Mapping[str, Any], dtype: torch.dtype) -
 
 @torch.inference_mode()
 def shortfall(model: Any, prompt: list[int], reply: list[int]) -> float:
-    """Return how much less likely than the likeliest token a reply's token is at most, in units of logits."""
+    """Return the largest difference between the logits of the most likely token and of the reply's token."""
     ids = [*prompt, *reply]
     whole = torch.tensor([ids + [5] * (WINDOW - len(ids))])
     logits = model(whole).logits[0, len(prompt) - 1 : len(ids) - 1]

@@ -1,4 +1,4 @@
-"""Packed experts against transformers' own, and the promises about rows, memory and threads."""
+"""Packed experts compared with transformers' experts, and the guarantees about rows, memory and threads."""
 
 from functools import partial
 from typing import Any

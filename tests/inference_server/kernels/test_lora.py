@@ -12,8 +12,8 @@ from inference_server.lora.adapter import Pair
 pytestmark = pytest.mark.usefixtures("instruction_set")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 WIDTH = 96
-OUTPUTS = [64, 16, 48]  # of the parts of a layer
-# The adapters of 9 rows. No. 2 has several ranks, no. 3 adapts the middle part only.
+OUTPUTS = [64, 16, 48]  # outputs of the parts of a layer
+# The adapters of 9 rows. Adapter 2 has several ranks, and adapter 3 adapts only the middle part.
 ROWS = [0, 1, 2, 3, 0, 2, 2, 1, 3]
 
 

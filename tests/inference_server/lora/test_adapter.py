@@ -1,4 +1,4 @@
-"""Adapters are read as PEFT means them, and those that this server cannot apply are refused by name."""
+"""Adapters are read as PEFT defines them, and those that this server cannot apply are refused by name."""
 
 import json
 from pathlib import Path

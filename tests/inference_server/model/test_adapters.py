@@ -1,4 +1,4 @@
-"""Passes with LoRA adapters: the same logits as a model with merged weights, for each row of a batch by its own adapter."""
+"""Passes with LoRA adapters: each row of a batch has the logits of a model with its adapter merged into the weights."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The choice of precision and lengths for a model whose catalog entry leaves them open."""
+"""The choice of precision and lengths for a model whose catalog entry does not set them."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Names of models on the command line and in TAILRACE_MODELS, and the entries that they mean."""
+"""Names of models on the command line and in TAILRACE_MODELS, and the entries that they resolve to."""
 
 import json
 
@@ -27,7 +27,7 @@ def refusal(name, catalog=DEFAULT_CATALOG):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder in transformers' format, as far as names are concerned."""
+    """A folder that the resolution of names accepts as one in transformers' format."""
     path = tmp_path / "My-Model"
     path.mkdir()
     (path / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Models with experts from their folder to their first tokens: how they are loaded, what is logged, what is refused."""
+"""Models with experts, from their folder to their first tokens: loading, log lines and refusals."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ NUM_TOKENS = 12
 
 @torch.inference_mode()
 def shortfall(model, token_ids: list[int]) -> float:
-    """Return how far tokens after the prompt are from the greedy ones: 0, or the largest difference of two logits."""
+    """Return the largest difference in logits between the greedy tokens and the given ones; 0 if all are greedy."""
     rows = model(torch.tensor([[*PROMPT, *token_ids]])).logits[0, len(PROMPT) - 1 : -1].float()
     return float((rows.amax(-1) - rows.gather(-1, torch.tensor(token_ids)[:, None]).squeeze(-1)).max())
 

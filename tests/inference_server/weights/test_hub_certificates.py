@@ -1,4 +1,4 @@
-"""A hub behind a proxy, and one with a certificate authority of its own: errors name the variable that helps."""
+"""A hub behind a proxy, and one with a private certificate authority: errors name the variable to set."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ def test_an_untrusted_certificate_is_named_with_the_variable_that_helps(hub, tmp
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """A proxy that connects to any host, or refuses every one."""
+    """A proxy that connects to every host, or refuses every connection."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -91,7 +91,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 
 class Tunnel(socketserver.StreamRequestHandler):
-    """Answers CONNECT, then copies bytes both ways."""
+    """Answers CONNECT, then copies bytes in both directions."""
 
     def handle(self):
         address = self.rfile.readline().decode().split()[1]

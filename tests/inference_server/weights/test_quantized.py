@@ -35,7 +35,7 @@ CODES = {
 
 @pytest.fixture
 def load(tmp_path):
-    """Returns a function that quantises a tiny model and loads it. It returns the model and the represented weights."""
+    """Returns a function that quantises a tiny model, loads it, and returns the model and the represented weights."""
 
     def quantized(quantization, make, precision="float32"):
         folder = write_model(tmp_path / "model", "llama-2")

@@ -387,6 +387,6 @@ def test_a_download_that_is_killed_five_times_continues_and_is_never_served_befo
             assert content(client.fetch("owner/killed", offline=True).path) == files
     outcome = client.fetch("owner/killed")
     assert content(outcome.path) == files
-    # Each kill loses at most what was on its way.
+    # Each kill loses at most the bytes in transit.
     assert hub.sent_bytes["killed.safetensors"] < 500_000 * 1.5
     assert not list(client.hub_cache.glob("models--owner--killed/blobs/*incomplete"))

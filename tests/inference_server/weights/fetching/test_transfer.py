@@ -6,7 +6,7 @@ from inference_server.weights.fetching.transfer import Transfer, duration
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test sets."""
 
     now = 100.0
 

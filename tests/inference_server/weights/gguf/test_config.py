@@ -16,7 +16,7 @@ HEAD_DIM = 64
 
 
 def file_with(tmp_path, *, tensors=(), **metadata):
-    """Write a file whose metadata is that of a Llama, and `metadata` with underlines for dots."""
+    """Write a file with the metadata of a Llama, and `metadata`, whose keys have underscores instead of dots."""
     writer = gguf.GGUFWriter(tmp_path / "any.gguf", "llama")
     writer.add_name("any")
     writer.add_context_length(131072)

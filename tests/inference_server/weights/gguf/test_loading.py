@@ -1,4 +1,4 @@
-"""Models in GGUF files: their weights, what is kept of them, and files that cannot be loaded."""
+"""Models in GGUF files: their weights, their cached files, and files that cannot be loaded."""
 
 import logging
 import os

@@ -92,7 +92,7 @@ def test_a_byte_level_vocabulary_gives_the_ids_of_the_original(tmp_path, pre, sp
 
 
 def test_a_sentencepiece_vocabulary_gives_the_ids_of_sentencepiece(tmp_path):
-    """The vocabulary is learned as that of Llama 2: byte fallback, a space in front, and spaces kept."""
+    """The vocabulary is trained as that of Llama 2: byte fallback, a leading space, and spaces kept."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS),

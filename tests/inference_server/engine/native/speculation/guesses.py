@@ -1,4 +1,4 @@
-"""Draft tokens for tests: those of known replies, of which some are replaced by wrong ones."""
+"""Draft tokens for tests: the tokens of known replies, some of them replaced by wrong ones."""
 
 from inference_server.engine.native.speculation import drafting as module
 from inference_server.engine.native.speculation.drafting import Drafting
@@ -25,7 +25,7 @@ class Guesses:
 
 
 def always_drafting(monkeypatch, known, wrong=0):
-    """Return a maker of a Drafting that uses all guesses, whatever they cost."""
+    """Return a function that makes a Drafting which uses all guesses, regardless of their cost."""
     monkeypatch.setattr(module, "PromptLookup", lambda: Guesses(known, wrong))
     monkeypatch.setattr(module, "_MARGIN", 0.0)
     # The first draft token is added although it may never have been accepted before.

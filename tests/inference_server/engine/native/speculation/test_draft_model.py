@@ -1,4 +1,4 @@
-"""A draft model: its drafts are tokens that it would sample itself, and its failures leave replies as they are."""
+"""A draft model: its drafts are tokens that it would sample itself, and its failures do not change replies."""
 
 import pytest
 
@@ -12,7 +12,7 @@ MAX_LEN = 80
 
 
 class Drafts:
-    """A maker of a Drafting with a draft model; earlier text has no drafts."""
+    """Makes a Drafting with a draft model and without drafts from earlier text."""
 
     def __init__(self, monkeypatch, *, max_seqs=8, vocab_size=VOCAB_SIZE):
         always_drafting(monkeypatch, [])
@@ -31,7 +31,7 @@ def test_drafts_of_the_same_model_are_all_accepted(monkeypatch, sampling):
     assert drafted == plain
     assert run.drafting.num_accepted > 30
     ends = sum(token_ids[-1] == 2 for _, token_ids, _ in plain)
-    assert run.drafting.num_drafted - run.drafting.num_accepted <= 11 * ends  # tokens behind the end of a reply
+    assert run.drafting.num_drafted - run.drafting.num_accepted <= 11 * ends  # tokens after the end of a reply
 
 
 def test_drafts_of_another_model_change_no_reply(monkeypatch):

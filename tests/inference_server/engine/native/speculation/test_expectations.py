@@ -1,4 +1,4 @@
-"""The expectation whether drafts pay: from the times of steps, and from the drafts of the sequence so far."""
+"""The estimate whether drafts save time, from the times of steps and from earlier drafts of the sequence."""
 
 import pytest
 
@@ -76,4 +76,4 @@ def test_drafts_are_used_where_they_pay(monkeypatch, ratio_per_row, wrong, may_d
     if may_draft:
         assert run.drafting.num_drafted > 150
     else:
-        assert run.drafting.num_drafted < 80  # until the expectation is low, and trials
+        assert run.drafting.num_drafted < 80  # drafts before the estimate is low, and trials afterwards

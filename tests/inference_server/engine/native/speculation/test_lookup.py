@@ -1,4 +1,4 @@
-"""Draft tokens from earlier text: what followed the newest tokens when they occurred last."""
+"""Draft tokens from earlier text: the tokens that followed the last occurrence of the newest tokens."""
 
 from inference_server.engine.native.speculation.lookup import PromptLookup
 

@@ -1,4 +1,4 @@
-"""Replies with draft tokens are those without, whatever the drafts are."""
+"""Replies with draft tokens equal those without, for any drafts."""
 
 import numpy as np
 import pytest
