@@ -20,7 +20,7 @@ from inference_server.weights.replaced import replaced
 
 NUM_STEPS = 40
 PROMPT_TOKENS = 64
-BLOCKS = 4  # of a sequence
+BLOCKS = 4  # blocks of a sequence
 STREAMS = (1, 8)
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "bitsandbytes-int8", "int4")
 

@@ -117,7 +117,7 @@ class Projections:
     sin: Tensor  # (num_tokens, head_dim)
     num_heads: int
     num_kv_heads: int
-    norms: HeadNorms | None = None  # of query and key heads, before the rotation
+    norms: HeadNorms | None = None  # norms of query and key heads before the rotation
 
     @property
     def head_dim(self) -> int:

@@ -143,7 +143,7 @@ def site(pairs: list[list[Pair | None]], outputs: list[int], arena: Arena | None
     Args:
         pairs: The matrices of each adapter, for each part of the layer; None for a part that it does not adapt.
         outputs: Outputs of each part.
-        arena: The memory for the converted matrices; None for memory of their own.
+        arena: The memory for the converted matrices; None to allocate memory for each.
     """
     matrices: list[Tensor] = []
     records = []

@@ -27,7 +27,7 @@ from inference_server.precision import Precision
 _FAMILIES = ("Granite", "Llama", "Mistral", "Mixtral", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SeedOss", "SmolLM3")
 MODELS = {f"{family}ForCausalLM" for family in _FAMILIES}
 _LAYERS = {f"{family}DecoderLayer" for family in _FAMILIES}
-# Blocks whose forward is: choose experts, add up their weighted results.
+# Classes of blocks that choose experts, add up their weighted results, and compute nothing else.
 _EXPERT_BLOCKS = {"MixtralSparseMoeBlock", "Qwen3MoeSparseMoeBlock"}
 
 
@@ -86,7 +86,7 @@ class LayerWeights:
     post_norm: Tensor
     gate_up: KernelLinear | None  # a gated layer
     down: KernelLinear | None
-    head_norms: HeadNorms | None = None  # of query and key heads, before the rotation
+    head_norms: HeadNorms | None = None  # norms of query and key heads before the rotation
     rotates: bool = True  # False: attention ignores positions
     experts: ExpertWeights | None = None
 

@@ -31,7 +31,7 @@ class KnownModel:
         licence: Name of the weights' licence; None: not verified.
         gate: Page on which the licence must be accepted before a download; None: the weights are open.
         context_length: Workers AI's context window in tokens, at most the model's own; None: unknown.
-        sequence_length: Longest reply in tokens; None: no limit of its own.
+        sequence_length: Longest reply in tokens; None: no separate limit.
         shape: Form of the model's REST replies.
         features: Features that Workers AI documents for it.
         runs_on: The engine that can run the weights here.

@@ -21,7 +21,7 @@ from tailrace_shared.short_names import Ambiguous, long_name
 
 # Prefixes that other programs accept before a hub id.
 _HUB_PREFIX = re.compile(r"^(https?://)?(hf\.co|huggingface\.co)/")
-# The address of a page on the hub, as a browser shows it: of a repository, a revision of it, or a file.
+# The URL of a page on the hub, as a browser shows it: that of a repository, a revision, or a file.
 _HUB_PAGE = re.compile(
     r"^(https?://)?(hf\.co|huggingface\.co)/(?P<hub>[^/]+/[^/:@?]+)"
     r"(/(blob|resolve|tree)/(?P<revision>[^/?]+)(/(?P<file>[^?]+))?)?/?(\?.*)?$"
@@ -99,7 +99,7 @@ def _entry(name: str, catalog: Path) -> CatalogEntry:
 
 
 def _named_like(page: re.Match[str]) -> str:
-    """Return the name of the model on a page of the hub."""
+    """Return the model name for the URL of a hub page: `owner/name`, `@revision` unless it is main, and `:file`."""
     revision = f"@{page['revision']}" if page["revision"] not in (None, "main") else ""
     return f"{page['hub']}{revision}" + (f":{page['file']}" if page["file"] else "")
 

@@ -17,7 +17,7 @@ _MAGIC = b"GGUF"
 # Formats of struct by GGUF's number of a type; 8 is a string and 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_ALIGNMENT = 32  # of the first tensor, unless the metadata have another number
+_ALIGNMENT = 32  # alignment of the first tensor in bytes, unless the metadata set another one
 _LONGEST_STRING = 1 << 26  # a chat template is far shorter; a larger number means a damaged file
 
 

@@ -185,7 +185,7 @@ def _quantized_bits(quantization: Mapping[str, Any]) -> int | None:
     """Return the bits per weight of a checkpoint with this `quantization_config`."""
     if quantization.get("bits"):
         return int(quantization["bits"])
-    groups = list((quantization.get("config_groups") or {}).values())  # of compressed-tensors
+    groups = list((quantization.get("config_groups") or {}).values())  # only in compressed-tensors
     bits = [(group.get("weights") or {}).get("num_bits") for group in groups]
     if any(bits):
         return max(int(each) for each in bits if each)

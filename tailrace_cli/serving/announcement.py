@@ -20,7 +20,7 @@ def announce(address: str, seconds: float) -> None:
     """
     models = _served()
     generators = [model for model in models if not model.dimensions]
-    # A folder or a file may have any name, with characters that a URL or a shell does not take.
+    # The name of a folder or a file may contain characters that are not allowed in a URL or are special in a shell.
     name = quote((generators or models)[0].name, safe="/@:") if models else "<model>"
     body = _TEXTS if models and not generators else _PROMPT
     has_tokens = any(variable(name) for name in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"))

@@ -1,4 +1,4 @@
-"""A server process that is killed at five moments of its model's download, then started once more."""
+"""A server process that is killed at five points of its model's download, and then started again."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ from tests.support.servers import chat
 pytestmark = pytest.mark.exact
 
 NAME, WEIGHTS = "owner/killed", "model.safetensors"
-SHARES = (None, 0.01, 0.4, 0.8, 1.0)  # of the weights; None: the hub has sent nothing but the configuration
+SHARES = (None, 0.01, 0.4, 0.8, 1.0)  # downloaded shares of the weights; None: only the configuration was sent
 
 
 async def test_a_killed_server_continues_its_download_and_then_serves_the_whole_model(

@@ -79,7 +79,7 @@ def _q5_k(code: Code, block: Int) -> Items[Vector]:
 
 
 def _k_weights(code: Code, block: Int, codes_at: int, high_at: int | None) -> Items[Vector]:
-    """Return 256 weights. `codes_at`, `high_at`: places of the low 4 bits and of the fifth bits of the codes."""
+    """Return 256 weights. `codes_at`, `high_at`: byte offsets of the low 4 bits and of the fifth bits of the codes."""
     weights = []
     for group in range(8):
         scale, minimum = _k_factors(code, block, group)

@@ -34,7 +34,7 @@ for _name in ("httpx", "httpx2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_TIMEOUT_SECONDS = 30.0  # of the request for the list of files
+_TIMEOUT_SECONDS = 30.0  # timeout of the request for the list of files
 _MAX_THREADS = 4  # files that are downloaded at the same time
 # The hub serves larger files only through another protocol (Xet), which its client implements.
 _MAX_BYTES = 50_000_000_000

@@ -110,7 +110,7 @@ def _is_gguf_repository(snapshot: Path) -> bool:
 
 
 def _has_weights(snapshots: list[Path]) -> bool:
-    """Return False if only configurations were downloaded, as for a model that does not fit into the memory."""
+    """Return False if only configurations were downloaded, for example for a model that does not fit into memory."""
     return any(path.is_file() for snapshot in snapshots for path in snapshot.rglob("*.safetensors"))
 
 

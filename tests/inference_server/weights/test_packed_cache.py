@@ -263,7 +263,7 @@ def test_servers_that_have_waited_for_a_model_without_a_packed_form_load_it_toge
     tiny_model, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO)
-    loading = threading.Barrier(2, timeout=30)  # of the second and the third server
+    loading = threading.Barrier(2, timeout=30)  # for the second and the third server
     has_begun, may_end = threading.Event(), threading.Event()
     order = iter(range(3))
 

@@ -66,7 +66,7 @@ class Reply:
 async def replies(
     model: HostedModel, prompts: list[list[int]], max_tokens: int = 6, adapters: Sequence[int] = (), **sampling: Any
 ) -> list[Reply]:
-    """Submit all prompts at once, and return the replies in their order. `adapters`: the LoRA adapter of each prompt."""
+    """Submit all prompts together, and return the replies in their order. `adapters`: the LoRA adapter of each prompt."""
     recorder = Recorder(model)
     params = SamplingParams(seed=1, ignore_eos=True, **sampling)
 

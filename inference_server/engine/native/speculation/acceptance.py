@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_WEIGHT = 0.1  # of the newest draft token in the estimate
+_WEIGHT = 0.1  # weight of the newest draft token in the estimate
 # A sequence whose estimate is too low for any draft is tried again from time to time. For this, each token for which a
 # draft was found but not used raises the estimate by this share.
 _RECOVERY = 0.002

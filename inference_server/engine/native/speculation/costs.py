@@ -8,9 +8,9 @@ ratio depends on the model, the precision, the processor, the number of threads 
 MAX_ROWS = 24
 # Initial guess: the ratio grows by this number with each row, until a step with that many rows was measured.
 _FIRST_GUESS = 0.25
-_BASE_WEIGHT = 0.3  # of the newest step in the estimate of a step of one row
-_RATIO_WEIGHT = 0.1  # of the newest step in the ratio of its number of rows
-_FIRST_WEIGHT = 0.5  # of the first step in the ratio of its number of rows
+_BASE_WEIGHT = 0.3  # weight of the newest step in the time of a step of one row
+_RATIO_WEIGHT = 0.1  # weight of the newest step in the ratio for its number of rows
+_FIRST_WEIGHT = 0.5  # weight of the first step in the ratio for its number of rows
 _LARGEST_CHANGE = 2.0  # a step delayed by another process changes an estimate by at most this factor
 
 
@@ -47,7 +47,8 @@ class StepCosts:
             self._base += _BASE_WEIGHT * self._base * (seen / ratio - 1.0)
         if num_rows > 1:
             weight = _RATIO_WEIGHT if self._is_known[num_rows] else _FIRST_WEIGHT
-            # A step never gets faster with more rows. Below 1, the estimates for larger numbers could fall to 0.
+            # A step does not get faster with more rows. With a ratio below 1, estimates for larger numbers could fall
+            # to 0.
             self._ratios[num_rows] = max(1.0, ratio + weight * (seen - ratio))
             self._is_known[num_rows] = True
             self._fill(num_rows)

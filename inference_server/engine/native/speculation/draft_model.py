@@ -1,7 +1,7 @@
-"""Computes draft tokens with a smaller model that has the same tokenizer, on a KV cache of its own.
+"""Computes draft tokens with a smaller model that has the same tokenizer and a separate KV cache.
 
-Its tokens are sampled with the request's parameters and with the random numbers of their positions. So two models that
-agree on the probabilities agree on the sampled token too, at any temperature.
+Draft tokens are sampled with the request's parameters and the random numbers of their positions. So if both models have
+the same probabilities, they sample the same token, at any temperature.
 """
 
 import logging
@@ -21,9 +21,9 @@ from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_TOKENS = 256  # of a prompt in one pass
-_LAST_TOKENS = 2  # of a sequence that the first pass of a draft computes
-_TIME_WEIGHT = 0.2  # of the newest draft in the estimate of the time per token
+_CHUNK_TOKENS = 256  # largest number of prompt tokens in one pass
+_LAST_TOKENS = 2  # number of a sequence's last tokens that the first pass of a draft computes
+_TIME_WEIGHT = 0.2  # weight of the newest draft in the estimated time per token
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ class _State:
 
     lookup: PromptLookup = field(default_factory=lambda: PromptLookup())
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(FIRST_GUESSES))
-    kind: int = 0  # of the draft in the current step
+    kind: int = 0  # kind of the draft in the current step
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class Drafting:
             for _ in range(each.count):
                 gains.append((probability, index))
                 probability *= share
-        gains.sort(reverse=True)  # of one sequence, earlier tokens have larger probabilities
+        gains.sort(reverse=True)  # within a sequence, earlier tokens have larger probabilities
         best = num_seqs / self.costs.ratio(num_seqs) * _MARGIN
         expected, extra, num_best = float(num_seqs), 0.0, 0
         for number, (probability, index) in enumerate(gains[: self._max_rows - num_seqs], 1):

@@ -38,7 +38,7 @@ class _Check:
     seq: Sequence
     first: int
     drafts: list[int]
-    samples: list[Sample] | None = None  # of all rows, if they do not depend on each other
+    samples: list[Sample] | None = None  # samples of all rows, if they do not depend on each other
 
 
 def verify(

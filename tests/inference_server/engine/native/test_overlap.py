@@ -136,7 +136,7 @@ def test_blocks_of_a_cancelled_sequence_can_serve_another_one_at_once():
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_time_limit_ends_a_reply_with_the_tokens_so_far(waits, monkeypatch):
-    seconds = itertools.count()  # each look at the clock takes a second
+    seconds = itertools.count()  # the clock advances by a second at each reading
     clock = SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=time.perf_counter)
     for module in (overlap_module, step_loop_module):
         monkeypatch.setattr(module, "time", clock)
