@@ -88,7 +88,7 @@ class CpuAdapters:
     def ungated(self, layer: int) -> KernelLinear | None:
         """Return gate and up of a layer as one layer without the gate, or None if no adapter adapts them.
 
-        Its outputs are 16 of gate and the matching 16 of up in turn. It shares the weights of the gated layer.
+        Its outputs alternate: 16 of gate, then the matching 16 of up. It shares the weights of the gated layer.
         """
         return self._ungated.get(layer)
 
@@ -131,7 +131,7 @@ def _part_shapes(decoder: DecoderWeights, layer: LayerWeights) -> dict[str, list
         "qkv": [(count * width, layer.qkv.in_features) for count in (heads, kv_heads, kv_heads)],
         "output": [(layer.output.out_features, layer.output.in_features)],
     }
-    if layer.gate_up is not None and layer.down is not None:  # adapters of experts do not exist
+    if layer.gate_up is not None and layer.down is not None:  # adapters of experts are not supported
         shapes["gate_up"] = [(layer.gate_up.out_features, layer.gate_up.in_features)] * 2
         shapes["down"] = [(layer.down.out_features, layer.down.in_features)]
     return shapes
@@ -190,9 +190,9 @@ def _up_panels(up: Tensor) -> Tensor:
 
 
 def _halves(matrix: Tensor) -> tuple[Tensor, float]:
-    """Return the matrix in float16, divided by a power of two so that its largest value is about 1, and that power of two.
+    """Return the matrix in float16, scaled by a power of two to a largest value of about 1, and that power of two.
 
-    float16 has fewer exponents than float32. Small values would otherwise lose digits.
+    float16 has a smaller exponent range than float32. Small values would otherwise lose precision.
     """
     largest = float(matrix.abs().max())
     power = 2.0 ** int(torch.tensor(largest).log2().ceil()) if largest > 0 else 1.0
@@ -200,6 +200,6 @@ def _halves(matrix: Tensor) -> tuple[Tensor, float]:
 
 
 def without_gate(linear: KernelLinear) -> KernelLinear:
-    """Return a gated layer without its gate. Its outputs are 16 of gate and the matching 16 of up in turn."""
+    """Return a gated layer without its gate. Its outputs alternate: 16 of gate, then the matching 16 of up."""
     packed = linear.packed
     return from_packed(replace(packed, kind=replace(packed.kind, is_gated=False)))

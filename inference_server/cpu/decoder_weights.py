@@ -70,7 +70,7 @@ class ExpertWeights:
 
     @property
     def linears(self) -> "list[tuple[KernelLinear, KernelLinear]]":
-        """Return gate and up as one gated layer, and down, of each expert."""
+        """Return two layers for each expert: gate and up as one gated layer, and down."""
         pairs = zip(self.experts.gate_up, self.experts.down, strict=True)
         return [(first, down) for first, down in pairs]  # type: ignore[misc]
 
@@ -263,7 +263,7 @@ def _because(linear: nn.Module) -> str:
 
 
 def _rotary(module: Any) -> Rotary:
-    """Return the rotary embedding. RopeChoice.fix has given it one set of frequencies for all lengths."""
+    """Return the rotary embedding, in which RopeChoice.fix has set the same frequencies for all lengths."""
     if (kind := getattr(module, "rope_type", "default")) in ("longrope", "dynamic"):
         raise ValueError(f"its rotary positions ({kind}) depend on the sequence's length")
     return Rotary(module.inv_freq.detach().float(), float(module.attention_scaling))

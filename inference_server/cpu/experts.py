@@ -1,8 +1,8 @@
 """The experts of mixture-of-experts models on a CPU: packed like linear layers, and computed expert by expert.
 
-Every expert is two packed layers: gate and up in one, and down. A pass sorts its tokens by expert, so that the weights of
-each expert in use are read once. The results of a token's experts are added in the order in which the router chose
-them, so the sum does not depend on the other tokens.
+Every expert consists of two packed layers: gate and up in one, and down in the other. A pass sorts its tokens by
+expert, so that the weights of each expert in use are read once. The results of a token's experts are added in the order
+in which the router chose them, so the sum does not depend on the other tokens.
 """
 
 from collections.abc import Callable

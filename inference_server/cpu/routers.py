@@ -1,4 +1,4 @@
-"""Routers of mixture-of-experts models on a CPU: the product that chooses the experts of each token, by a compiled kernel.
+"""Routers of mixture-of-experts models on a CPU: a compiled kernel computes the scores of the experts for each token.
 
 A router chooses between experts, so its result must not change with the number of rows. torch's float32 products depend
 on that number. A kernel's product does not, but kernels multiply only bfloat16 and integers. So a float32 weight

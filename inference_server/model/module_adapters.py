@@ -148,7 +148,7 @@ class _Ungated(nn.Module):
     """Gate and up of a fused MLP without the gate: the outputs of gate, then those of up."""
 
     def __init__(self, linear: nn.Module) -> None:
-        """`linear`: the layer whose outputs are 16 of gate and the matching 16 of up in turn."""
+        """`linear`: the layer whose outputs alternate: 16 of gate, then the matching 16 of up."""
         super().__init__()
         self._linear = linear
 

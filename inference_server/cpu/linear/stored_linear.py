@@ -87,7 +87,7 @@ class StoredLinear(nn.Module):
 def stacked_weights(
     linears: Items[StoredLinear], precision: Precision
 ) -> tuple[WeightFormat, Tensor | Int8 | Int4Pairs | StoredRows]:
-    """Return the weights of all layers, (out_features of all, in_features), and their format: that with the most bits."""
+    """Return the stacked weights, (out_features of all, in_features), and their format: the one with the most bits."""
     weight_format = max((linear.weight_format(precision) for linear in linears), key=_WIDTHS.index)
     if weight_format == "int4":
         fours = [linear.int4() for linear in linears]

@@ -43,7 +43,7 @@ class FaultRecovery:
 
         Args:
             forward: The pass.
-            what: What it computes, for the log.
+            what: The content of the pass, for the log: "decoded tokens and prompts".
         """
         try:
             return forward()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KeptLogits:
-    """The tokens with penalties of one row, and the logits that they had: float32 of shape (number of tokens,).
+    """The penalised tokens of one row, and their logits before the penalties: float32 of shape (number of tokens,).
 
     Keeps the memory of both as long as the kernel uses it.
     """

@@ -30,8 +30,8 @@ The argument block (int64 words):
 - word 14: of a gated layer, the gated result, (rows, outputs / 2)
 - word 21: number of threads
 
-The result of a gated layer has 16 gate outputs and the 16 matching up outputs in turn; its parts are gate and up. All its rows
-are gated here, also those without an adapter.
+The result of a gated layer alternates between 16 gate outputs and the 16 matching up outputs. Its parts are gate and
+up. The kernel gates all of its rows, including those without an adapter.
 """
 
 from inference_server.kernels.emit.block_words import THREADS_WORD
