@@ -59,7 +59,7 @@ class CatalogEntry:
         speculation: Source of draft tokens: "prompt-lookup" (earlier text) or "off"; None: the default for the device.
         draft: The source of the weights of a draft model with the same tokenizer; None: no draft model.
         rope: Scaling of the rotary positions, as `rope_parameters` of transformers' configurations; None: the model's own.
-        window_limit: Longest prompt and reply together, in tokens; None: no limit besides the model's own.
+        window_limit: Longest prompt and reply together, in tokens; None: only the model's own limit.
         open_keys: Properties whose values are still to be chosen.
     """
 

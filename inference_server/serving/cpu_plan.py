@@ -33,7 +33,7 @@ class CpuDemand:
         name: Names of its catalog entries, for messages.
         weight_bytes: Memory of the weights.
         int4_bytes: Memory of the weights in int4.
-        load_bytes: Largest memory for the weights while they are loaded; that of the weights if they are packed already.
+        load_bytes: Peak memory for the weights while they are loaded; `weight_bytes` if they are already packed.
         token_bytes: Memory of one token's keys and values in all layers.
         max_len: Longest sequence, prompt and reply together, in tokens.
         max_running_seqs: Number of slots.
@@ -141,7 +141,7 @@ def _check_loading(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
     """Check that each model can be loaded after those before it. Raises ConfigurationError if one cannot."""
     loaded = 0
     for demand in demands:
-        # If the packed weights alone do not fit, the sentence of `check_memory` is clearer.
+        # If not even the packed weights fit, `check_memory` raises a clearer error.
         if loaded + demand.weight_bytes <= free_bytes < loaded + demand.load_bytes:
             raise ConfigurationError(
                 f"loading {demand.name} for the first time needs {_gib(loaded + demand.load_bytes)} of memory, but "
@@ -156,7 +156,7 @@ def limited_caches(free_bytes: int, demands: Mapping[EngineKey, CpuDemand]) -> d
 
     Args:
         free_bytes: Memory that this process can still allocate, before the weights are loaded.
-        demands: The engines. They fit (see `check_memory`).
+        demands: The engines, which fit into memory (see `check_memory`).
     """
     left = _USABLE * free_bytes - sum(demand.weight_bytes for demand in demands.values())
     wanted = sum(demand.most_tokens * demand.token_bytes for demand in demands.values())

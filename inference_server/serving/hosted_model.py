@@ -34,7 +34,7 @@ class HostedModel:
         tool_format: Syntax of tool calls.
         thoughts: Finds the thoughts in its replies; None: replies are not searched for thoughts.
         sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS.
-        adapters: The entry's LoRA adapters: the place of each in the engine's list, from 1, by name.
+        adapters: The entry's LoRA adapters: the position of each in the engine's list, from 1, by name.
     """
 
     task: ClassVar[Literal["generation"]] = "generation"

@@ -86,7 +86,7 @@ class KnownModelTable(StrictTable):
     @model_validator(mode="after")
     def _gives_its_obstacle(self) -> "KnownModelTable":
         if (self.runs_on == "tailrace") == bool(self.obstacle):
-            raise ValueError('obstacle is missing, or belongs to a model with runs_on = "tailrace"')
+            raise ValueError('obstacle is required unless runs_on = "tailrace", and not allowed otherwise')
         if self.runs_on != "none" and self.hub is None:
             raise ValueError("hub is missing")
         return self

@@ -154,7 +154,7 @@ def _known_entry(known: KnownModel) -> CatalogEntry:
     runs_here = known.runs_on == "tailrace" or known.runs_on == "vllm" and importlib.util.find_spec("vllm") is not None
     if known.hub is None or not runs_here:
         engine = " except with vLLM, which is not installed (docs/vllm.md)" if known.runs_on == "vllm" else ""
-        small = f"; a small model to try instead: {known.small_stand_in}" if known.small_stand_in else ""
+        small = f"; try the small model {known.small_stand_in} instead" if known.small_stand_in else ""
         raise ConfigurationError(
             f"{known.name} does not run here{engine}: {known.obstacle or 'it has no weights'}{small}"
         )

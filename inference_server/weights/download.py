@@ -46,7 +46,8 @@ def local_path(weights: Weights, cache_dir: Path) -> Path:
 
 
 def local_folder(weights: Weights, cache_dir: Path) -> Path:
-    """Return a folder with the model's configuration and tokenizer. It has the weights too, unless they are a GGUF file.
+    """Return a folder with the model's configuration and tokenizer. It also contains the weights, unless they are a
+    GGUF file.
 
     Args:
         weights: The source.

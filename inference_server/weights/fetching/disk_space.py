@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tailrace_shared.config_errors import ConfigurationError
 
-_KEPT_FREE = 64 << 20  # bytes: a disk that is full to the last byte makes other programs fail
+_KEPT_FREE = 64 << 20  # bytes that stay free, because a completely full disk makes other programs fail
 
 
 def sized(num_bytes: float) -> str:
-    """Return a number of bytes in decimal units, as disks and the hub's pages state them: "4.9 GB"."""
+    """Return a number of bytes in decimal units, as on the hub's pages: "4.9 GB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
@@ -25,7 +25,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def require_free(num_bytes: int, folder: Path, purpose: str, variable: str) -> None:
-    """Check that a folder has room.
+    """Check that the disk of a folder has enough free space.
 
     Args:
         num_bytes: Bytes that will be written.

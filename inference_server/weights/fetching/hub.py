@@ -106,7 +106,7 @@ class HubModel:
 
     def _list(self) -> Listing:
         """Return the repository's files, as the hub lists them now."""
-        with progress(f"asking the hub for the files of {self.name}", is_brief=True):
+        with progress(f"requesting the list of files of {self.name}", is_brief=True):
             info = HfApi().model_info(
                 self.name, revision=self.weights.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
             )
@@ -215,7 +215,7 @@ class HubModel:
             transfer.add(file.num_bytes)
             if not matches(path, file):
                 remove_files(path, self.cached.blob(file))
-                raise Damaged(f"{file.path} does not have the digest that the hub states")
+                raise Damaged(f"{file.path} does not match the hub's digest")
             return
         url = hf_hub_url(self.name, file.path, revision=commit)
         BlobDownload(url, self.cached.blob(file), file, transfer, stopping).run()

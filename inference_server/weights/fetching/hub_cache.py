@@ -30,7 +30,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ABANDONED_SECONDS = 3600.0
 # This server's interrupted downloads are kept for the next attempt, but not forever.
 _PARTIAL_SECONDS = 30 * 86400.0
-_COPIED_BYTES = 100 << 20  # files up to this size are copied where links are impossible
+_COPIED_BYTES = 100 << 20  # files up to this size are copied if links are impossible
 
 
 def hub_cache() -> Path:

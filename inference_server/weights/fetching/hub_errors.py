@@ -70,7 +70,7 @@ def _sentence(hub_id: str, error: Exception, stored: str) -> str:
         )
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return (
-            f"{hub_id} {stored} and the hub was not reached: unset HF_HUB_OFFLINE or check the network, "
+            f"{hub_id} {stored} and the hub could not be reached: unset HF_HUB_OFFLINE or check the network, "
             "or point the catalog's source at a folder"
         )
     if isinstance(error, HfHubHTTPError):
@@ -82,7 +82,7 @@ def _sentence(hub_id: str, error: Exception, stored: str) -> str:
         )
     if any(type(each).__name__ in ("ConnectError", "ConnectTimeout") for each in chain):
         return (
-            f"{hub_id} {stored} and the hub was not reached at {constants.ENDPOINT} ({first_line(error)}): "
+            f"{hub_id} {stored} and the hub could not be reached at {constants.ENDPOINT} ({first_line(error)}): "
             "check the network, or set HTTPS_PROXY or HF_ENDPOINT, or point the catalog's source at a folder"
         )
     return f"downloading {hub_id} failed: {first_line(error)}"

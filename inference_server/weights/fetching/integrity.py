@@ -93,7 +93,7 @@ def lacks(folder: Path) -> Iterator[str]:
 
 
 def has_all_small_files(folder: Path) -> bool:
-    """Return True if the folder has the files of a model besides its weights."""
+    """Return True if the folder has all required files of a model except its weights."""
     return (folder / CONFIG).is_file() and has_tokenizer([path.name for path in folder.iterdir()])
 
 

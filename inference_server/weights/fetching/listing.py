@@ -1,4 +1,4 @@
-"""The files of a repository on the hub at one commit, with the sizes and digests that the hub states."""
+"""The files of a repository on the hub at one commit, with the hub's sizes and digests."""
 
 import contextlib
 import hashlib

@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 PARTIAL = ".tailrace.incomplete"
 _CHUNK = 1 << 20
-_TIMEOUT_SECONDS = 30.0  # without a byte
-_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before attempts that follow one without progress
+_TIMEOUT_SECONDS = 30.0  # longest wait for the next byte
+_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further attempt after one without progress
 _LONGEST_PAUSE = 60.0
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Damaged(Exception):
-    """The content does not have the digest that the hub states."""
+    """The content does not match the hub's digest."""
 
 
 class Stopped(Exception):
@@ -81,7 +81,7 @@ class BlobDownload:
             logger.warning(
                 "%s was damaged in transit%s", self._file.path, "" if is_last else ": it is downloaded again"
             )
-        raise Damaged(f"{self._file.path} does not have the digest that the hub states")
+        raise Damaged(f"{self._file.path} does not match the hub's digest")
 
     def _attempt(self) -> bool:
         """Return True if the complete file has the right digest."""
@@ -117,7 +117,7 @@ class BlobDownload:
             before = done
             try:
                 with self._response(done) as response:
-                    if done and response.status_code != 206:  # the whole file follows
+                    if done and response.status_code != 206:  # the hub ignores the range and sends the whole file
                         opened.truncate(0)
                         self._transfer.add(-done)
                         digest, done = self._file.digest(), 0
@@ -169,7 +169,7 @@ class BlobDownload:
 
 
 def _asked_pause(failure: Exception | None) -> float:
-    """Return the seconds for which the hub asked, up to a minute."""
+    """Return the pause in seconds that the hub requested, at most 60."""
     if not isinstance(failure, HfHubHTTPError):
         return 0.0
     asked = failure.response.headers.get("Retry-After", "")

@@ -13,7 +13,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
-# The same weights in another layout, and descriptions of people and of training runs.
+# Folders and files that are not needed: the same weights in other layouts, model cards, licences and training states.
 _IGNORED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "README*", "LICENSE*", "*trainer_state.json")
 # Files from which a tokenizer can be made.
 _TOKENIZERS = ("tokenizer.json", "*.model", "*.spm", "*vocab*.json", "*vocab*.txt", "*.tiktoken", "tekken.json")
@@ -91,7 +91,7 @@ def _weights(name: str, listing: Listing, read_index: Callable[[RemoteFile], str
     """Return the files that transformers reads: one file, or those of the index; else every safetensors file."""
     tensors = [file for file in listing.files if file.path.endswith(".safetensors")]
     tensors = [file for file in tensors if not _is_any_of(file.path, _IGNORED)]
-    # Modules of sentence-transformers in folders of their own.
+    # Modules of sentence-transformers, which have separate folders.
     modules = [file for file in tensors if "/" in file.path] if listing.file("modules.json") else []
     top = [file for file in tensors if "/" not in file.path]
     whole, index = listing.file(WEIGHTS), listing.file(INDEX)

@@ -1,4 +1,4 @@
-"""The configuration of a model in a GGUF file, as transformers expresses it."""
+"""Converts the metadata of a GGUF file to a transformers configuration."""
 
 import math
 from collections import Counter
@@ -54,7 +54,7 @@ def end_tokens(file: GgufFile) -> list[int]:
 
 
 def main_bits(file: GgufFile) -> int:
-    """Return the bits of a weight in the format that most weights of the file have, embeddings and head not counted."""
+    """Return the bits per weight of the file's most frequent format, without the embeddings and the output head."""
     counts: Counter[int] = Counter()
     for tensor in file.tensors.values():
         if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
@@ -79,7 +79,7 @@ def _unsupported(file: GgufFile) -> str:
 
     readable = ", ".join(sorted(set(GGUF_SUPPORTED_ARCHITECTURES)))
     return (
-        f"cannot load {file.path.name}: its architecture {file.architecture!r} cannot be read from a GGUF file (possible: "
+        f"cannot load {file.path.name}: its architecture {file.architecture!r} cannot be read from a GGUF file (supported: "
         f"{readable}): use the model's safetensors"
     )
 
@@ -112,7 +112,7 @@ def _rope_scaling(file: GgufFile, config: Any) -> dict[str, Any]:
 
 
 def _llama3(file: GgufFile, config: Any) -> dict[str, Any]:
-    """Return Llama 3's scaling if it gives the file's factors of the frequencies."""
+    """Return Llama 3's scaling if it results in the frequency factors of the file."""
     factors = _floats(file, _FREQUENCY_FACTORS)
     if torch.all(factors == 1):
         return {}

@@ -154,9 +154,7 @@ def test_a_file_that_arrives_damaged_is_never_served(hub, client, name):
     hub.add(f"owner/corrupt-{name}", model())
     hub.faults.corrupt = {name}
     outcome = client.fetch(f"owner/corrupt-{name}")
-    assert (
-        outcome.error == f"downloading owner/corrupt-{name} failed: {name} does not have the digest that the hub states"
-    )
+    assert outcome.error == f"downloading owner/corrupt-{name} failed: {name} does not match the hub's digest"
     assert client.fetch(f"owner/corrupt-{name}", offline=True).error
     hub.faults.corrupt = set()
     assert client.fetch(f"owner/corrupt-{name}").path
@@ -220,7 +218,7 @@ def test_a_gguf_file_of_a_repository_is_fetched_alone(hub, client):
     hub.requests.clear()
     assert client.fetch("owner/ggufs", file="b.gguf", offline=True).path == outcome.path
     assert client.fetch("owner/ggufs", file="a.gguf", offline=True).error.startswith(
-        "owner/ggufs is incomplete in the local cache (a.gguf is missing) and the hub was not reached"
+        "owner/ggufs is incomplete in the local cache (a.gguf is missing) and the hub could not be reached"
     )
 
 
@@ -306,7 +304,7 @@ def test_a_complete_model_whose_hub_is_not_reached_is_named_as_complete(hub, cli
     hub.add("owner/known", model())
     client.fetch("owner/known")
     assert client.fetch("owner/known", refresh=True, offline=True).error.startswith(
-        "owner/known is complete in the local cache and the hub was not reached: "
+        "owner/known is complete in the local cache and the hub could not be reached: "
     )
 
 
@@ -316,7 +314,9 @@ def test_without_a_network_a_complete_model_is_served_and_another_one_is_named(h
     unreachable = {"endpoint": "http://127.0.0.1:9"}
     assert client.fetch("owner/before", **unreachable).path == path
     error = client.fetch("owner/after", **unreachable).error
-    assert error.startswith("owner/after is not in the local cache and the hub was not reached at http://127.0.0.1:9 (")
+    assert error.startswith(
+        "owner/after is not in the local cache and the hub could not be reached at http://127.0.0.1:9 ("
+    )
     assert error.endswith(
         "check the network, or set HTTPS_PROXY or HF_ENDPOINT, or point the catalog's source at a folder"
     )

@@ -277,7 +277,7 @@ def test_an_architecture_that_transformers_does_not_read_is_refused_by_name(tmp_
     finish(writer)
     message = refusal(tmp_path / "tiny.gguf", tmp_path)
     assert message.startswith(
-        "cannot load tiny.gguf: its architecture 'rwkv7' cannot be read from a GGUF file (possible: "
+        "cannot load tiny.gguf: its architecture 'rwkv7' cannot be read from a GGUF file (supported: "
     )
 
 
