@@ -103,7 +103,7 @@ def activated(stack: Any, product: Tensor) -> Tensor:
 def weighted_sum(results: Tensor, weights: Tensor) -> Tensor:
     """Return the sums over k of results (num_tokens, k, hidden_size) times weights (num_tokens, k).
 
-    The products are added one by one in float32, so that the order never depends on the shape.
+    The products are added one by one in float32, so that the order of additions does not depend on the shape.
     """
     factors = weights.float()
     total = results[:, 0].float() * factors[:, 0, None]

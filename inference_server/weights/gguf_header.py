@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: its metadata, and the shapes and types of its tensors. Arrays are skipped.
+"""Reads the header of a GGUF file: its metadata without arrays, and the shapes and types of its tensors.
 
 At each start, the server reads the header of every GGUF file before it loads weights. Because this module skips lists
 of tokens, it takes a third of the time of gguf/file.py.

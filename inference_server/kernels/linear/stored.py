@@ -1,4 +1,4 @@
-"""Reads weights in the number formats of GGUF files, and writes them in the order of the kernels of linear layers.
+"""Reads weights in the number formats of GGUF files, and writes them in the layout of the linear layers' kernels.
 
 A stored row consists of blocks with one group of 32 weights, or with eight. The argument block has an address for each
 row, so that rows can be in any order. A row with the address 0 is padding: nothing is written for it.
@@ -168,7 +168,7 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
                 rows.each_half_group(row, compare)
                 maximum = largest.get().largest()
                 scale = maximum / 127.0
-                # torch divides a number by a tensor with two roundings.
+                # torch rounds twice when it divides a number by a tensor. This kernel must return the same bits.
                 factor = (maximum > 0.0).select(1.0 / maximum * 127.0, code.number(0.0))
                 if not is_like_bitsandbytes:
                     scale = scale.maximum(code.number(_TINY))

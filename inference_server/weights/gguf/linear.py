@@ -1,4 +1,4 @@
-"""A linear layer whose weights are in a GGUF file, and memory for the packed layers."""
+"""Reads the weights of a linear layer from a GGUF file, and allocates memory for the packed layers."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -38,7 +38,8 @@ _BLOCK_BYTES = 64 << 20  # memory that is reserved at a time
 
 
 class Places:
-    """Memory in large pages for packed layers. It is reserved in blocks, whose unused ends occupy no memory."""
+    """Memory in large pages for packed layers. It is reserved in blocks whose unused ends do not occupy physical
+    memory."""
 
     def __init__(self) -> None:
         self._arena: Arena | None = None

@@ -1,8 +1,7 @@
 """Fills a transformers module from a GGUF file, tensor by tensor.
 
 The module is made without memory for its parameters. A linear layer whose weights are one tensor of the file is either
-filled or replaced by a FileLinear. Other parameters are computed as transformers does, by its own processors, one tensor
-at a time.
+filled or replaced by a FileLinear. transformers' own processors compute the other parameters, one tensor at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -209,7 +208,7 @@ def _block(name: str) -> str:
 
 @contextmanager
 def _without_initialisation() -> Iterator[None]:
-    """Keep transformers from computing initial weights."""
+    """Prevent transformers from computing initial weights."""
     from transformers import initialization
 
     with initialization.no_init_weights():

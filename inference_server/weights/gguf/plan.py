@@ -1,7 +1,7 @@
-"""Keeps the structure of a packed decoder, so that the next start reads its weights without transformers' models.
+"""Stores the structure of a packed decoder, so that the next start reads its weights without transformers' models.
 
-The weights stay in the GGUF file. A plan names, for each packed layer, its tensors in the file. The plan's own file has
-the other tensors, which are small: norms, frequencies of positions, biases. A plan is valid for one precision, one
+The weights stay in the GGUF file. A plan names, for each packed layer, its tensors in the file. The plan's file
+contains the other tensors, which are small: norms, rotary frequencies, biases. A plan is valid for one precision, one
 layout of packed weights, and one version of all other inputs. Its name contains all of them.
 """
 
@@ -46,7 +46,7 @@ class NoPlan(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A decoder that was read by its plan."""
+    """A decoder that was read according to a plan."""
 
     decoder: DecoderWeights
     info: ModelInfo

@@ -1,4 +1,4 @@
-"""The tokenizer of a model in a GGUF file."""
+"""Reads the tokenizer of a model in a GGUF file, and corrects its splits of text."""
 
 import logging
 from typing import Any
