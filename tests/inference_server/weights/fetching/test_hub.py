@@ -168,7 +168,7 @@ def test_a_file_that_was_cut_on_disk_is_named_offline_and_downloaded_again_onlin
     os.truncate(cut, 30_000)
     assert client.fetch("owner/cut", offline=True).error == (
         "owner/cut is incomplete in the local cache (model-00002-of-00002.safetensors has 30.0 kB of 100.1 kB) and the hub "
-        "was not reached: unset HF_HUB_OFFLINE or check the network, or point the catalog's source at a folder"
+        "could not be reached: unset HF_HUB_OFFLINE or check the network, or point the catalog's source at a folder"
     )
     hub.requests.clear()
     assert content(client.fetch("owner/cut").path) == files
