@@ -1,12 +1,13 @@
-"""Measures the speed of decoding with LoRA adapters, as a share of the same engine's speed without them.
+"""Measures the speed of decoding with LoRA adapters, relative to the same engine's speed without them.
 
 `python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine. It prints the
-tokens/s of 1 and 8 streams in three kinds: without an adapter, one adapter for all streams, and an adapter of its own for
-each stream. The adapters adapt all seven linear layers of each layer of the model ("all"), or only q and v ("qv"), as PEFT
-does for Llama by default. The kinds alternate in short rounds, so that other processes slow all of them. A ratio is the
-median over the rounds.
+tokens/s of 1 and 8 streams in three kinds: without an adapter, with one adapter for all streams, and with a different
+adapter for each stream. The adapters adapt all seven linear layers of each layer of the model ("all"), or only q and v
+("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that other processes slow all of them
+equally. A ratio is the median over the rounds.
 
-`--steps` measures the decode steps of the model alone, on one thread and in its CPU time. Other processes affect this less.
+`--steps` measures only the decode steps of the model, on one thread and in its CPU time. Other processes affect this
+measurement less.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Compares the experts of a mixture-of-experts model in this server with transformers' own, on a CPU.
+"""Compares this server's experts of a mixture-of-experts model with those of transformers, on a CPU.
 
-`python -m benchmarks.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model, and prints the CPU's name and, for
-each precision: the memory of the weights, and tokens per second of decode passes with 1 and 8 sequences. transformers runs
-its `generate` loop in float32 and bfloat16 with its default experts (a grouped product) and a static batch. The subjects
-take turns in every round; the median counts.
+`python -m benchmarks.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model and prints the CPU's name. For
+each precision it prints the memory of the weights, and the tokens per second of decode passes with 1 and 8 sequences.
+transformers runs its `generate` loop in float32 and bfloat16 with its default experts (a grouped product) and a static
+batch. The implementations take turns in every round, and the result is the median.
 """
 
 import argparse

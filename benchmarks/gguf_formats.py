@@ -1,9 +1,9 @@
 """Compares GGUF files in Tailrace with transformers and llama.cpp: python -m benchmarks.gguf_formats FILE…
 
-For each file, prints the perplexity of the tests' corpus through the engine's own forward pass in the precision that is
-nearest to the file, and through transformers in float32 with the weights of gguf.dequantize. Then the seconds and the peak
-memory (beyond that of the imported libraries) of a first and of a second load, each in a process of its own. The last
-columns are the memory of the packed weights and the disk space.
+For each file, prints two perplexities of the tests' corpus. One is that of the engine's own forward pass in the
+precision that is nearest to the file. The other is that of transformers in float32 with the weights of gguf.dequantize.
+Then it prints the seconds and the peak memory of a first and of a second load, each in a separate process. The peak
+memory excludes the imported libraries. The last columns are the memory of the packed weights and the disk space.
 Options: `--llama-cpp PYTHON` adds the seconds of a load by llama.cpp, with an interpreter that has llama-cpp-python.
 `--times` leaves out the perplexities.
 """
@@ -25,7 +25,7 @@ WINDOW = 512
 NUM_TOKENS = 2048
 MB = 1 << 20
 
-# Runs in a process of its own: loads a file and prints seconds, bytes and peak memory in bytes before and after.
+# Runs in a separate process: loads a file and prints seconds, bytes and peak memory in bytes before and after.
 _LOAD = """
 import json, sys, time
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Compares two ways to decode on a CPU with Qwen 3's architecture: one kernel program, and transformers' modules.
 
-`python -m benchmarks.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Until its head norms had a
-kernel, its attention ran module by module. Both ways take turns, step by step, so that the machine's load is the same for both.
+`python -m benchmarks.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Before head norms had
+a kernel, the attention of this architecture ran module by module. Both ways take turns, step by step, so that the
+machine's load is the same for both.
 """
 
 import sys
@@ -57,7 +58,7 @@ def random_model(precision: Precision) -> Any:
 
 
 def runner(precision: Precision, *, has_program: bool) -> ModelRunner:
-    """Return a runner of the model. Without a program, its attention is not fused either."""
+    """Return a runner of the model. Without a kernel program, its attention is not fused either."""
     model = random_model(precision)
     without = fused_modules._ATTENTIONS - {"Qwen3Attention"}
     with replaced(fused_modules, "_ATTENTIONS", fused_modules._ATTENTIONS if has_program else without):

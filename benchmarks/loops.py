@@ -1,8 +1,8 @@
 """`python -m benchmarks.loops`: counts the replies of a small model that run to the sequence length.
 
 The server of the default catalog answers 50 different questions over gRPC, without max_tokens, as a streamed request of the
-REST interface does. A reply that reaches the sequence length has almost always repeated itself until then. Each seed gives
-another reply to each question. The requests use the model's sampling defaults, or those of `--sampling`.
+REST interface does. A reply that reaches the sequence length has almost always repeated itself until then. Each seed
+produces a different reply to each question. The requests use the model's sampling defaults, or those of `--sampling`.
 """
 
 import argparse
@@ -140,7 +140,7 @@ async def _measure_once(
 
 
 def sampling_of(given: str, *, seed: int) -> pb.Sampling:
-    """Return the parameters of a text such as temperature=0.6,top_p=0.9, with this seed."""
+    """Parse a text such as temperature=0.6,top_p=0.9 into sampling parameters with this seed."""
     pairs = (pair.split("=") for pair in given.split(",") if pair)
     values: dict[str, Any] = {
         name: int(value) if name in ("top_k", "max_tokens") else float(value) for name, value in pairs

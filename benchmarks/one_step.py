@@ -3,8 +3,9 @@
     python -m benchmarks.one_step [--precision int8]
 
 The forms are a hub id, a GGUF file of the hub, and a name of Workers AI's catalogue, all with the weights of
-SmolLM2-135M-Instruct. Printed for each, of the first start and of the next one: seconds until the announcement, CPU seconds
-and peak memory of the server's process. And the bytes on disk after both. The hub sends from the memory of this machine.
+SmolLM2-135M-Instruct. For each form, the script prints figures of the first start and of the next one: seconds until
+the announcement, and CPU seconds and peak memory of the server's process. It also prints the bytes on disk after both
+starts. The hub serves the files from this machine's memory.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def _write_safetensors(file: Path, folder: Path) -> Path:
-    """Write a GGUF file's model as the hub has it: 16-bit safetensors with tokenizer and template. Returns `folder`."""
+    """Write a GGUF file's model in the hub's form: 16-bit safetensors with tokenizer and template. Returns `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.penalties`: measures what sampling parameters cost at many streams.
+"""`python -m benchmarks.penalties`: measures the cost of sampling parameters with many streams.
 
-One server decodes replies of equal length over gRPC, in rounds: without parameters apart from the temperature, then with each
-of the others. Prints medians of the rounds' ratios to the round without parameters: of the time, and of the server's CPU time,
-which is the better figure on a machine that other processes use too. Requires Linux.
+One server decodes replies of equal length over gRPC, in rounds: first with the temperature only, then with each other
+parameter. The script prints the ratios to the round with the temperature only, as medians over the rounds. One ratio is
+that of the time, the other one that of the server's CPU time. The CPU time is more reliable on a machine that other
+processes use too. Requires Linux.
 """
 
 import argparse

@@ -23,7 +23,7 @@ LOGS = BENCH / "logs"
 _MIB = 2**20
 _SAMPLE_SECONDS = 0.5
 _STOP_SECONDS = 15.0
-# Longest wait for SIGSTOP to take effect, on a machine that is busy.
+# Longest wait for SIGSTOP to take effect on a busy machine.
 _PAUSE_SECONDS = 2.0
 # Requests to this machine bypass any proxy that is set in the environment.
 _OPENER = build_opener(ProxyHandler({}))

@@ -1,13 +1,13 @@
 """`python -m benchmarks.speculation`: measures replies with speculative decoding relative to replies without.
 
-Two engines of the default model run in this process, one with `speculation = "prompt-lookup"` and one with "off". Each
-prompt goes to both in turn, at temperature 0, several times; the best time of each counts. The replies must be equal.
-The prompts ask for code edits, extractions, summaries and chat (speculation_prompts.py). `--streams` sends as many
-prompts of a kind together.
+Two engines of the default model run in this process, one with `speculation = "prompt-lookup"` and one with "off". The
+script sends each prompt to both in turn, at temperature 0, several times. The result is the best time of each. The
+replies must be equal. The prompts ask for code edits, extractions, summaries and chat (speculation_prompts.py).
+`--streams` sets the number of prompts of a kind that are sent together.
 
-Two ratios are printed: of the time from the first token of the replies to the last, and of the process's CPU time between
-them. The CPU time is the better figure on a machine that other processes use too, but only with one thread
-(`OMP_NUM_THREADS=1`), because waiting threads use the CPU as well.
+The script prints two ratios: that of the time from the first token of the replies to the last, and that of the
+process's CPU time between them. The CPU time is more reliable on a machine that other processes use too, but only with
+one thread (`OMP_NUM_THREADS=1`), because waiting threads use the CPU as well.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Prompts for the benchmark of speculative decoding, made from files of this repository: code, texts and plain chat.
 
-Code edits and extractions ask for text that the prompt contains, so parts of the prompt are repeated in the reply.
+Code edits and extractions ask for text that the prompt contains, so replies repeat parts of the prompt.
 """
 
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
 _ENGINE = "inference_server/engine"
-# A module of Python, and a change of it.
+# A Python module, and a change to ask for.
 _EDITS = (
     (f"{_ENGINE}/rate_limit.py", "Rename the class RateLimit to Limiter"),
     (f"{_ENGINE}/histogram.py", "Rename the class Histogram to Counts"),

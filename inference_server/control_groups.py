@@ -34,7 +34,7 @@ def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
 
 
 def memory_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
-    """Yield limit and usage of this process's groups and of all groups above them that have a limit, in bytes.
+    """Yield the limit and the usage in bytes of every group of this process, and of groups above, that has a limit.
 
     The usage does not include cached file content, which the system frees when it needs memory.
 
@@ -60,7 +60,7 @@ def _cached_bytes(folder: Path) -> int:
 
 
 def _groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
-    """Yield version and folder of this process's groups with a controller, and of all groups above them."""
+    """Yield the version and the folder of this process's groups with a controller, and of all groups above them."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

@@ -1,4 +1,4 @@
-"""Measures the memory that this process may use: that of the machine, limited by control groups."""
+"""Measures the memory that this process may use: the machine's memory, limited by control groups."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def machine_memory_bytes() -> int:
-    """Return the machine's memory in bytes, without regard to the limits of control groups."""
+    """Return the machine's memory in bytes, ignoring the limits of control groups."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

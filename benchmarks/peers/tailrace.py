@@ -119,7 +119,8 @@ def one_entry_catalog(entry: str, name: str, *, keeps_sampling: bool = False) ->
     Args:
         entry: The entry's name.
         name: Name of the file.
-        keeps_sampling: True if the entry keeps its sampling defaults. The peers have none, so their comparisons do without.
+        keeps_sampling: True if the entry keeps its sampling defaults. The peers have no such defaults, so comparisons
+            with them use False.
     """
     tables = tomllib.loads(_CATALOG.read_text(encoding="utf-8"))["models"]
     table = next(table for table in tables if table["name"] == entry)

@@ -1,4 +1,4 @@
-"""Finds the LoRA adapter of a request: by the field `lora`, or by an adapter's name in place of a model's."""
+"""Finds the LoRA adapter of a request: by the field `lora`, or by an adapter's name in the field `model`."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ def check_adapter(incoming: IncomingRequest, body: RunBody, model: str) -> None:
 
     Raises:
         ApiError: 405/5005 if the model has no adapters, 400/5006 if it has others.
-        OutdatedModels: The servers must be asked for their models first.
+        OutdatedModels: The bridge must first fetch the lists of models from the servers.
     """
     if not body.adapter:
         return

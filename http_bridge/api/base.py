@@ -37,7 +37,7 @@ class Models(Protocol):
         """Return the description of a model; None if no server is known to host it."""
 
     def find_adapter(self, name: str) -> Model | None:
-        """Return the description of the first model that has a LoRA adapter of this name; None if no model has one."""
+        """Return the description of the first model that has a LoRA adapter of this name; None if there is none."""
 
     def has_current_model(self, name: str) -> bool:
         """Return True if `find_model` is up to date for this model."""

@@ -51,7 +51,7 @@ def rpc_api_error(error: grpc.aio.AioRpcError, *, model: str) -> ApiError:
 def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
     """Return the error for a model that no server hosts: 400/5007, or 400/5028 for a model that Cloudflare removed.
 
-    For a model of Workers AI's catalogue, the message contains the step that serves it.
+    For a model of Workers AI's catalogue, the message contains the command that serves it.
 
     Args:
         model: The requested name.
@@ -74,7 +74,7 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
 
 
 def unknown_adapter(model: str, names: Sequence[str]) -> ApiError:
-    """Return the error for a LoRA adapter that the model does not have: 405/5005 without any adapter, otherwise 400/5006.
+    """Return the error for an unknown LoRA adapter: 405/5005 if the model has no adapters, otherwise 400/5006.
 
     `names`: the model's adapters.
     """
@@ -89,7 +89,8 @@ def removed_model(day: str, more: str = "") -> ApiError:
 
     Args:
         day: The day of the removal, YYYY-MM-DD.
-        more: A sentence to add, for a model that no server hosts. Empty: the servers host it, and the profile refuses it.
+        more: A sentence to add for a model that no server hosts. Empty: a server hosts the model, but the profile
+            refuses it.
     """
     sentence = f"This model was deprecated on {day}. Please use an alternative model."
     return ApiError(400, 5028, f"{sentence} {more}".rstrip(), param="model", is_unknown_model=bool(more))

@@ -150,7 +150,7 @@ class Upstream:
         return self.servers.find_model(name)
 
     def find_adapter(self, name: str) -> Model | None:
-        """Return the first model that has a LoRA adapter of this name, as of the last poll; None if no model has one."""
+        """Return the first model with a LoRA adapter of this name in the last poll; None if there is none."""
         return self.servers.find_adapter(name)
 
     def has_current_model(self, name: str) -> bool:

@@ -104,7 +104,7 @@ class Servers:
         return next((models[name] for address in self.all if name in (models := self._models(address) or {})), None)
 
     def find_adapter(self, name: str) -> Model | None:
-        """Return the first model that has a LoRA adapter of this name, from the last poll; None if no model has one."""
+        """Return the first model with a LoRA adapter of this name in the last poll; None if there is none."""
         models = (model for address in self.all for model in (self._models(address) or {}).values())
         return next((model for model in models if name in model.adapters), None)
 

@@ -63,7 +63,8 @@ def attend(
         key: (batch, num_kv_heads, num_tokens, head_dim), after position embedding.
         value: (batch, num_kv_heads, num_tokens, value_dim).
         attention_mask: None; other masks are not supported.
-        step_batch: The batch of this forward pass; None for that of `passing`, in models whose layers do not pass arguments on.
+        step_batch: The batch of this forward pass; None to use that of `passing`, for models whose layers do not
+            forward it.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: The limit c of c * tanh(score / c); None for no limit.
@@ -92,7 +93,7 @@ def attend(
 
 @contextmanager
 def passing(batch: "PrefillBatch | DecodeBatch") -> Iterator[None]:
-    """Let `attend` use this batch on this thread during the `with` block, where the model does not pass it on."""
+    """Make `attend` use this batch on this thread during the `with` block, for models that do not forward it."""
     _passes.batch = batch
     try:
         yield

@@ -1,8 +1,9 @@
-"""Scales rotary positions: another scaling than the configuration's, and one set of frequencies for all lengths.
+"""Scales rotary positions: replaces the configuration's scaling, and fixes one set of frequencies for all lengths.
 
-transformers recomputes the frequencies of two kinds of scaling from the longest sequence of a call (longrope, dynamic). In a
-batch, one sequence would then change the results of others. Keys in the KV cache would have been rotated by other frequencies.
-This server chooses one set of frequencies when it loads the model: the one for the longest sequence that it serves.
+For two kinds of scaling (longrope, dynamic), transformers recomputes the frequencies from the longest sequence of a
+call. In a batch, one sequence would then change the results of others. Keys in the KV cache would be rotated by
+different frequencies than later queries. So this server chooses one set of frequencies when it loads the model: the set
+for the longest sequence that it serves.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ class RopeChoice:
     num_tokens: int = 0
 
     def apply(self, config: Any) -> None:
-        """Enter the catalog's scaling into a transformers configuration, and extend its window.
+        """Write the catalog's scaling into a transformers configuration, and extend its window.
 
         Raises:
             ValueError: The model has no rotary positions, or several kinds of them.
@@ -38,10 +39,10 @@ class RopeChoice:
         text = config.get_text_config()
         present = getattr(text, "rope_parameters", None)
         if not present:
-            raise ValueError("the catalog scales its rotary positions, but it has none: remove [models.rope]")
+            raise ValueError("the catalog sets rope, but the model has no rotary positions: remove [models.rope]")
         if any(isinstance(value, dict) for value in present.values()):
             raise ValueError(
-                "the catalog scales its rotary positions, but its layers differ in them: remove [models.rope]"
+                "the catalog sets rope, but the model's layers have different rotary positions: remove [models.rope]"
             )
         chosen = json.loads(self.parameters)
         original, longest = _lengths(chosen, text.max_position_embeddings)
@@ -62,7 +63,7 @@ class RopeChoice:
         text.max_position_embeddings = original if chosen["rope_type"] == "dynamic" else longest
 
     def fix(self, model: Any) -> None:
-        """Give a loaded transformers model the catalog's scaling, and one set of frequencies for all lengths.
+        """Set the catalog's scaling in a loaded transformers model, with one set of frequencies for all lengths.
 
         Raises:
             ValueError: As for `apply`.
@@ -99,7 +100,7 @@ class RopeChoice:
         setattr(module, f"{prefix}attention_scaling", scaling)
 
     def variant(self, config: Mapping[str, Any]) -> str:
-        """Return a name for the frequencies, which is part of the name of a packed model; "" for those of the configuration.
+        """Return a name for the frequencies, for the name of a packed model; "" for those of the configuration.
 
         Args:
             config: The content of config.json.
@@ -160,7 +161,7 @@ def _is_by_length(rope: Mapping[str, Any]) -> bool:
 
 
 def _kinds(config: Mapping[str, Any], parameters: str) -> Iterator[dict[str, Any]]:
-    """Yield the parameters of rotary positions: the catalog's, or those in config.json, with today's or older names."""
+    """Yield the parameters of rotary positions: the catalog's, or those in config.json under current or older names."""
     text = config.get("text_config") or config
     rope = json.loads(parameters) if parameters else text.get("rope_parameters") or text.get("rope_scaling") or {}
     for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:

@@ -112,8 +112,8 @@ def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
     if spec.softcap is None and spec.sinks is None:
         grouped = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=spec.scaling, enable_gqa=grouped)
-    # Gemma 2 limits scores by softcap * tanh(scores / softcap) before the mask, and gpt-oss has sinks. No fused kernel of
-    # torch computes them.
+    # Gemma 2 limits scores by softcap * tanh(scores / softcap) before the mask, and gpt-oss has sinks. torch's fused
+    # kernels support neither.
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     scores = query @ key.transpose(2, 3) * spec.scaling

@@ -1,6 +1,6 @@
 """LoRA adapters in the layout of the CPU kernel `lora`, and its calls in a kernel program.
 
-The base model's weights stay as they are. A row of a pass with the adapter k gets the matrices of entry k - 1 of a table.
+The base model's weights do not change. A row with the adapter k uses the matrices of entry k - 1 of a table.
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,10 +63,10 @@ class CpuAdapters:
         """
         shapes = _shapes(decoder)
         fitting = [fitted(adapter, shapes) for adapter in adapters]
-        # Every stream may read other matrices in each step. In large pages, that takes less time.
+        # Each stream may read different matrices in every step. Large pages make these reads faster.
         arena = Arena(sum(_num_bytes(pair) for pairs in fitting for pair in pairs.values()))
         if odd := next((name for name, (outputs, _) in shapes.items() if outputs % _PANEL), None):
-            raise UnsupportedModel(f"adapters need layers whose outputs are a multiple of {_PANEL}, which {odd} lacks")
+            raise UnsupportedModel(f"adapters need layers with a multiple of {_PANEL} outputs, unlike {odd}")
         self._is_bf16 = decoder.dtype is torch.bfloat16
         self._sites: list[dict[str, Site]] = [{} for _ in decoder.layers]
         self._ungated: dict[int, KernelLinear] = {}

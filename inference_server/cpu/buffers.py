@@ -12,7 +12,7 @@ from inference_server.kernels.jit import arguments
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """The tensors at fixed addresses that the kernels read and write. The first twelve have the shape (num_rows, …)."""
+    """Tensors at fixed addresses that the kernels read and write. The first twelve have the shape (num_rows, …)."""
 
     hidden: Tensor  # the residual stream
     normed: Tensor

@@ -249,7 +249,7 @@ def _last_norm(weight: Tensor, logits_divisor: float) -> Tensor:
 
 
 def is_power_of_two(number: float) -> bool:
-    """Return True for a number by which weights can be divided without rounding."""
+    """Return True if weights can be divided by the number without rounding."""
     return math.frexp(number)[0] == 0.5
 
 

@@ -1,8 +1,8 @@
 """The experts of mixture-of-experts models on a CPU: packed like linear layers, and computed expert by expert.
 
 Every expert is two packed layers: gate and up in one, and down. A pass sorts its tokens by expert, so that the weights of
-each expert in use are read once. The results of a token are added in the order of its router's choice. So they do not
-depend on the other tokens.
+each expert in use are read once. The results of a token's experts are added in the order in which the router chose
+them, so the sum does not depend on the other tokens.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class PackedExperts(nn.Module):
     def __init__(
         self, gate_up: Items[nn.Module], down: Items[nn.Module], stack: Any = None, *, batch_invariant: bool = False
     ) -> None:
-        """Use packed layers.
+        """Store packed layers.
 
         Args:
             gate_up: See the attribute.
@@ -85,8 +85,8 @@ class PackedExperts(nn.Module):
     def _expert(self, expert: int, rows: Tensor, num_tokens: int) -> Tensor:
         """Apply one expert to its rows.
 
-        torch's products may depend on the number of rows. If the result must not, they compute as many rows as the pass
-        has tokens.
+        torch's products may depend on the number of rows. If the result must not depend on it, rows are padded to the
+        number of tokens of the pass.
         """
         count = len(rows)
         if self._pads:

@@ -1,7 +1,8 @@
 """Memory for weights in pages of 2 MiB, where the system has them.
 
-A one-row product reads every weight once. With pages of 4 KiB the processor looks up an address every 4 KiB, and reads
-fewer bytes per second. Linux gives large pages to memory that is aligned to them, and on many systems only on request.
+A one-row product reads every weight once. With pages of 4 KiB, the processor translates an address every 4 KiB, and
+reads fewer bytes per second. Linux uses large pages for memory that is aligned to them, on many systems only on
+request.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ _ALIGNMENT = 64  # a cache line, and the widest vector
 
 
 class Arena:
-    """A block of memory from which tensors are cut. It is freed when the last of its tensors is."""
+    """A block of memory that contains tensors. It is freed together with the last of them."""
 
     def __init__(self, num_bytes: int) -> None:
         """Reserve memory; the system provides its pages at the first access.
@@ -29,12 +30,12 @@ class Arena:
         Raises:
             MemoryError: The system has too little memory.
         """
-        # Anonymous memory is zero. It has one page more than needed, so that the start can be aligned.
-        # It is private, because Python's default is shared memory, which has no large pages.
+        # Anonymous memory is zero. It has one page more than needed, so that the start can be aligned. It is private,
+        # because Python's default is shared memory, which has no large pages.
         try:
             memory = mmap.mmap(-1, num_bytes + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            raise MemoryError(f"no memory for {num_bytes} bytes of weights") from error
+            raise MemoryError(f"cannot allocate {num_bytes} bytes for weights") from error
         _request_large_pages(memory)
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         self._bytes = whole[-whole.data_ptr() % _PAGE :][:num_bytes]
@@ -66,13 +67,13 @@ def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def return_free_memory() -> None:
-    """Return freed memory to the system, where the C library (glibc) otherwise keeps it. A loaded model leaves much."""
+    """Return freed memory to the system, because the C library (glibc) keeps it. Loading a model frees much memory."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _request_large_pages(memory: mmap.mmap) -> None:
-    """Ask for large pages. A system without them keeps its usual pages."""
+    """Request large pages. A system without them keeps its usual pages."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # the kernel was built without them
             memory.madvise(mmap.MADV_HUGEPAGE)

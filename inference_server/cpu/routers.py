@@ -1,8 +1,8 @@
 """Routers of mixture-of-experts models on a CPU: the product that chooses the experts of each token, by a compiled kernel.
 
-A router decides between experts, so rounding must not change its result. torch's products of float32 depend on the number
-of rows. A kernel's product does not, but kernels multiply only bfloat16 and integers. So a float32 weight becomes the sum
-of two int8 weights: one rounds the weight, the other one rounds what is left. Together they have about 15 bits.
+A router chooses between experts, so its result must not change with the number of rows. torch's float32 products depend
+on that number. A kernel's product does not, but kernels multiply only bfloat16 and integers. So a float32 weight
+becomes the sum of two int8 weights: the rounded weight, and the rounded remainder. Together they have about 15 bits.
 """
 
 from collections.abc import Sequence as Items
@@ -18,8 +18,8 @@ from inference_server.cpu.linear.kernel_linear import LinearKind
 from inference_server.cpu.linear.torch_backend import TorchBackend
 from inference_server.linears.plain import PlainLinear
 
-# Routers by the names of their classes, because a subclass may choose in another way. The value is True if the softmax is
-# computed over all experts and the best ones are chosen then, False if it is computed over the chosen experts.
+# Routers by class name, because a subclass may choose experts in another way. The value is True if the softmax is
+# computed over all experts before the choice, False if it is computed over the chosen experts only.
 _ROUTERS = {
     "MixtralTopKRouter": True,
     "OlmoeTopKRouter": True,
@@ -94,7 +94,7 @@ class PackedRouter(nn.Module):
     """
 
     def __init__(self, product: nn.Module, choice: RouterChoice) -> None:
-        """Use a packed product."""
+        """Store the product and its choice of experts."""
         super().__init__()
         self.product = product
         self.choice = choice

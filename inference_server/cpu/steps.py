@@ -30,7 +30,7 @@ class ExpertsStep:
 
 
 class Steps:
-    """Kernel calls in programs as long as possible, and mixtures of experts."""
+    """Kernel calls, joined into the longest possible programs, with mixtures of experts between them."""
 
     def __init__(self, steps: Items[KernelCall | ExpertsStep], keep: Any) -> None:
         """Build the programs.

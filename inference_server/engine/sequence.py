@@ -71,7 +71,7 @@ class Sequence:
 
     @property
     def num_tokens_left(self) -> int:
-        """Tokens that the reply may still get."""
+        """Return the largest number of tokens that the reply can still get."""
         return self._full_length - len(self.token_ids)
 
     @property

@@ -30,7 +30,7 @@ class EngineKey:
         rope: The catalog's scaling of rotary positions, as a JSON object with sorted keys; "" for the model's own.
         num_tokens: The longest prompt and reply together that the entries allow, in tokens. It may differ between entries.
         adapters: Folders of the LoRA adapters of all entries, without duplicates.
-        speculation: Where draft tokens come from, as in the catalog; None: the engine decides.
+        speculation: Source of draft tokens, as in the catalog; None: the engine's default for the device.
         draft: Source of a draft model's weights; None: no draft model.
     """
 

@@ -1,8 +1,8 @@
 """The experts of mixture-of-experts models on a GPU, in int8 or in 16 bits.
 
-A decode pass is recorded as a CUDA graph, so the host cannot read which experts its tokens use. It computes few tokens by
-every expert, and multiplies the results by weights that are 0 for experts not chosen. Prompts have many tokens: the host
-reads their numbers per expert, and each expert computes its own tokens only.
+A decode pass is recorded as a CUDA graph, so the host cannot read which experts its tokens use. So every expert
+computes all tokens, and weights of 0 cancel the results of experts that were not chosen. Prompts have many tokens. For
+them, the host reads the number of tokens of each expert, and an expert computes only its own tokens.
 """
 
 from typing import Any
@@ -84,8 +84,8 @@ class GpuExperts(nn.Module):
 def replace_experts(model: nn.Module, *, is_int8: bool) -> bool:
     """Replace the stacked experts of a model in place, layer by layer, if GpuExperts is needed.
 
-    transformers' own grouped product computes bfloat16 and can be recorded as a CUDA graph. Other dtypes make it wait for
-    the device.
+    transformers' own grouped product computes bfloat16 and can be recorded as a CUDA graph. With other dtypes, the
+    product makes the host wait for the device.
 
     Args:
         model: A transformers model on a GPU.

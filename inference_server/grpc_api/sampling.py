@@ -31,8 +31,8 @@ def with_defaults(request: pb.RunRequest, model: "HostedModel", *, is_constraine
     Args:
         request: The request.
         model: The requested model.
-        is_constrained: True if a grammar constrains the reply. The default penalties then do not apply, because they would
-            lower the brackets and quotes that every document repeats.
+        is_constrained: True if a grammar constrains the reply. The default penalties then do not apply, because they
+            would lower the logits of brackets and quotes, which every document repeats.
     """
     omitted = _PENALTIES if is_constrained else ()
     sampling = _message({name: value for name, value in model.sampling.items() if name not in omitted})

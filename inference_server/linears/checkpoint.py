@@ -1,8 +1,8 @@
-"""Reads from a model's configuration how its experts are stored, and keeps them narrow until they are packed.
+"""Determines the dtype in which a model's experts are stored, and keeps them in 16 bits until they are packed.
 
-A CPU computes quantised models in float32. The experts are most of a model's weights, and a copy of them in float32 would
-be twice as large as their 16-bit checkpoint. So a model with experts is loaded in its checkpoint's dtype, and everything
-else is widened afterwards. Packing then reads the experts one after the other.
+On a CPU, quantised models are packed from float32. Most of a model's weights belong to experts, and their float32 copy
+would be twice as large as the 16-bit checkpoint. So a model with experts is loaded in its checkpoint's dtype, and
+everything except the experts is widened afterwards. Packing then reads the experts one after the other.
 """
 
 import json

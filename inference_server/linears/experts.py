@@ -27,7 +27,7 @@ def is_stack(module: Any) -> bool:
 
 
 def switch_off_router_logits(model: Any) -> None:
-    """Let a transformers model return no logits of its routers, whatever its configuration says: only training needs them."""
+    """Prevent a transformers model from returning its routers' logits, which only training needs."""
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "output_router_logits", False):
             config.output_router_logits = False
@@ -94,7 +94,7 @@ def activated(stack: Any, product: Tensor) -> Tensor:
     if not stack.has_gate:
         result = stack.act_fn(product)
         return result
-    if not stack.is_concatenated:  # the module's own gate expects the order of its checkpoint
+    if not stack.is_concatenated:  # the module's own gate expects gate and up in the checkpoint's order
         product = torch.stack(product.chunk(2, dim=-1), dim=-1).flatten(-2)
     result = stack._apply_gate(product)
     return result

@@ -1,4 +1,4 @@
-"""Counts the parameters of a model that a precision quantises, and names the layers that it does not."""
+"""Counts the parameters of a model that a precision quantises, and names the layers that are not quantised."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class QuantisedShare:
         if not self.left_out:
             return ""
         names = ", ".join(f"{name} ({_number(count)} parameters)" for name, count in self.left_out)
-        return f"no {self.weight_format} form exists for these layers, whose weights stay as they are: {names}"
+        return f"these layers are not quantised, because they have no {self.weight_format} form: {names}"
 
 
 def quantised_share(model: Any, precision: str, *, head_is_quantised: bool = True) -> QuantisedShare | None:

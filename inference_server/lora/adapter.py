@@ -1,7 +1,7 @@
 """Reads the matrices of a LoRA adapter in PEFT's format. Does not import peft or transformers.
 
-An adapter adds up · (down · x) to the result of a linear layer with the activations x. PEFT names `down` lora_A and `up`
-lora_B, and multiplies the product by a factor, which `up` contains here.
+An adapter adds up · (down · x) to the result of a linear layer with the activations x. PEFT's names are lora_A for
+`down` and lora_B for `up`. PEFT multiplies the product by a factor, which `up` already contains here.
 """
 
 import re
@@ -17,7 +17,7 @@ from torch import Tensor
 from inference_server.errors import UnsupportedModel, first_line
 from inference_server.lora.config import MAX_RANK, WEIGHTS_FILE, AdapterConfig, read_config
 
-# Layers that are several others at once, with the names of these in their order.
+# Layers that several others are stacked into, and the names of those in their order.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 

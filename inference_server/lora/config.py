@@ -16,8 +16,8 @@ from inference_server.errors import UnsupportedModel
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 256
 
-# Settings that do not change how trained matrices are applied: they describe the training or the choice of modules, which
-# the names of the tensors repeat.
+# Settings that do not change how trained matrices are applied. They describe the training, or the choice of modules,
+# which the tensors' names also show.
 _WITHOUT_EFFECT = {
     "alpha_pattern",
     "auto_mapping",
@@ -49,8 +49,8 @@ _WITHOUT_EFFECT = {
     "task_type",
     "use_rslora",
 }
-# Initializations that leave the weights of the model as they are. The others change them, so the adapter fits only a model with
-# those changes.
+# Initializations that do not change the weights of the model. An adapter with another one fits only a model with
+# changed weights.
 _INITIALIZATIONS = {"true", "false", "gaussian", "eva", "orthogonal", "none"}
 _EXPLANATIONS = {
     "use_dora": "is a DoRA adapter (use_dora)",
@@ -132,7 +132,7 @@ def _document(folder: Path) -> dict[str, Any]:
 
 
 def _obstacle(document: dict[str, Any]) -> str:
-    """Return what an adapter does that this server cannot do, as the rest of a sentence; "" if there is nothing."""
+    """Return the unsupported property of an adapter as the predicate of a sentence; "" if there is none."""
     if (kind := document.get("peft_type", "LORA")) != "LORA":
         return f"is of type {kind}"
     if (bias := document.get("bias", "none")) not in (None, "none"):

@@ -83,7 +83,7 @@ class GpuPasses:
         max_blocks = cache.num_blocks if max_len is None else -(-max_len // cache.block_size)
         self._inputs = DecodeInputs(sampled, max_blocks=max_blocks, block_size=cache.block_size)
         self._decode = self.fused.decode if self.fused else decode_by_modules
-        # Graphs of passes with adapters are separate, so that passes without adapters do not pay for them.
+        # Graphs of passes with adapters are separate, so that passes without adapters do not compute them.
         passes = [self._decode] + ([self._decode_adapted] if self.adapters else [])
         dtype = self.fused.dtype if self.fused else torch.float32
         self._graphs, *adapted = [

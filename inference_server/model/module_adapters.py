@@ -1,7 +1,7 @@
 """Adds LoRA adapters to a model that runs as torch modules: transformers' modules, or the fused decoder of a GPU.
 
-A hook on each adapted linear layer adds up · (down · x) to its result, with the adapter of each row of the pass. Passes
-without adapters pay for a comparison in each hook only.
+A hook on each adapted linear layer adds up · (down · x) to its result, with the adapter of each row of the pass. In
+passes without adapters, each hook only makes one comparison.
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,13 +57,13 @@ class _Matrices:
         self.adapted = {index for index, pair in enumerate(pairs, start=1) if pair is not None}
 
     def add_gathered(self, x: Tensor, out: Tensor, adapters: Tensor) -> None:
-        """Add to `out` (n, outputs) with the adapter of each row, (n,) on the device. Never waits for the device."""
+        """Add each row's adapter to `out` (n, outputs). `adapters`: (n,) on the device. Never waits for the device."""
         indices = adapters.long()
         ranks = torch.bmm(self.down.index_select(0, indices), x.to(self.down.dtype)[:, :, None])
         out[:, self.columns] += torch.bmm(self.up.index_select(0, indices), ranks)[:, :, 0].to(out.dtype)
 
     def add_grouped(self, x: Tensor, out: Tensor, groups: list[Group]) -> None:
-        """Add to `out` (n, outputs) with the adapters of groups of rows."""
+        """Add the adapters of groups of rows to `out` (n, outputs)."""
         for group in groups:
             if group.adapter not in self.adapted:
                 continue
@@ -78,7 +78,7 @@ class _Matrices:
 
 
 class ModuleAdapters:
-    """The adapters of one model, applied in the passes inside of `rows`."""
+    """The adapters of one model, applied in the passes inside the context manager `rows`."""
 
     def __init__(
         self, parts: Mapping[str, LayerPart], adapters: Items[Adapter], dtype: torch.dtype, device: torch.device
@@ -186,7 +186,7 @@ def module_parts(model: Any, adapters: Items[Adapter]) -> dict[str, LayerPart]:
     head = model.get_output_embeddings()
     adapted = {name for adapter in adapters for name in adapter.pairs}
     parts: dict[str, LayerPart] = {}
-    inner: set[nn.Module] = set()  # modules whose outputs are listed already, under other names
+    inner: set[nn.Module] = set()  # modules whose outputs are already listed under other names
     modules: list[tuple[str, Any]] = list(model.named_modules())
     for path, module in modules:
         if isinstance(module, FusedAttention):

@@ -1,4 +1,4 @@
-"""Chooses what the catalog leaves open: the model's task, its precision and its lengths, for the device and its memory."""
+"""Chooses values that the catalog does not set: a model's task, and its precision and lengths for the memory."""
 
 import logging
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 _GIB = 2**30
 # Share of the free memory for weights and KV cache. The rest is for activations and for other programs.
 _USABLE = 0.9
-# Share of the memory beside the weights that the KV cache of one longest sequence may take.
+# Largest share of the memory left by the weights for the KV cache of one longest sequence.
 _ONE_SEQUENCE = 0.5
-# Window if neither the model nor the memory gives one, and the granularity of a reduced one, in tokens.
+# Window if neither the model nor the memory limits it, and the granularity of a reduced window, in tokens.
 _USUAL_WINDOW, _WINDOW_STEP = 4096, 256
-# A precision is chosen if at least this window fits beside the weights.
+# A precision is chosen only if at least this window fits into memory together with the weights.
 _LEAST_WINDOW = 2048
 _LONGEST_REPLY = 8192
 # Embedding models up to this size are kept in float32.
@@ -41,7 +41,7 @@ _INT4_BITS = 4
 def complete(
     entries: Sequence[CatalogEntry], settings: Settings, device: torch.device, *, may_fetch: bool = True
 ) -> list[CatalogEntry]:
-    """Return the entries with every open property chosen.
+    """Return the entries with a value for every open property.
 
     Args:
         entries: The entries.
@@ -70,7 +70,8 @@ def model_path(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | 
     """Return the GGUF file of a model, or a folder with its config.json.
 
     Args:
-        weights: The source. Of a folder on the hub, only the configuration is downloaded; of everything else, all.
+        weights: The source. From a folder on the hub, only the configuration is downloaded. Other sources are
+            downloaded completely.
         cache_dir: The server's cache folder.
         may_fetch: False returns None if a download would be needed.
 
@@ -124,7 +125,7 @@ def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -
 def _precision(
     entry: CatalogEntry, path: Path, shape: ModelShape | None, device: torch.device, share: int
 ) -> Precision:
-    """Return the first suitable precision with which the model fits into `share` bytes, or else the one that needs least."""
+    """Return the first suitable precision that fits into `share` bytes, else the one with the least memory."""
     if entry.task == "embedding":
         is_small = shape is not None and shape.weight_bytes("float32", device.type) <= _SMALL_BYTES
         return "float32" if is_small else "bfloat16"
@@ -150,7 +151,7 @@ def _candidates(path: Path, shape: ModelShape | None, device: torch.device, is_v
         return ("bfloat16",)
     if device.type == "cuda":
         return ("bfloat16", "bitsandbytes-int8")
-    if choice.chosen() is None:  # integer weights are multiplied in float32 without kernels
+    if choice.chosen() is None:  # without kernels, integer weights are multiplied in float32, which is slow
         return ("float16",)
     is_narrow = shape is not None and shape.quantized_bits == _INT4_BITS
     if is_narrow or path.suffix == ".gguf" and natural_precision(path) == "int4":
@@ -164,7 +165,7 @@ def _longest_reply(window: int) -> int:
 
 
 def _fitting_window(window: int, shape: ModelShape, precision: Precision, device_type: str, share: int) -> int:
-    """Return the largest window, at most `window` tokens, of which one sequence leaves room for others."""
+    """Return the largest window, at most `window` tokens, with which one sequence leaves memory for others."""
     left = share - shape.weight_bytes(precision, device_type)
     tokens = int(_ONE_SEQUENCE * left / max(1, shape.token_bytes(precision)))
     if tokens >= window:

@@ -56,8 +56,8 @@ class CatalogEntry:
         sampling: Sampling parameters of requests that do not set them, by SamplingParams' names; None: those of the
             model's own generation config.
         adapters: Folders of LoRA adapters, by the name that requests use.
-        speculation: Where draft tokens come from: "prompt-lookup", from earlier text; "off"; None: the engine decides.
-        draft: The source of a draft model's weights, which has the same tokenizer; None: no draft model.
+        speculation: Source of draft tokens: "prompt-lookup" (earlier text) or "off"; None: the default for the device.
+        draft: The source of the weights of a draft model with the same tokenizer; None: no draft model.
         rope: Scaling of the rotary positions, as `rope_parameters` of transformers' configurations; None: the model's own.
         window_limit: Longest prompt and reply together, in tokens; None: no limit besides the model's own.
         open_keys: Properties whose values are still to be chosen.

@@ -18,7 +18,7 @@ Speculation = Literal["prompt-lookup", "off"]
 
 
 class StrictTable(BaseModel):
-    """A table whose keys are all known, with values of exactly their types."""
+    """A table that rejects unknown keys, and values of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -28,7 +28,7 @@ _AdapterName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
 class Source(StrictTable):
-    """The table `source`: exactly one of its forms."""
+    """The table `source`, which must have exactly one of its forms."""
 
     hub: _Name | None = None
     revision: _Name | None = None

@@ -59,7 +59,7 @@ class CpuDemand:
 
 
 def plan_caches(groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Settings) -> dict[EngineKey, int]:
-    """Return the tokens of each KV cache that the free memory limits; empty if it limits none.
+    """Return the number of tokens of each KV cache that the free memory limits; empty if it limits none.
 
     Args:
         groups: The entries of each engine.
@@ -76,7 +76,7 @@ def plan_caches(groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Se
 def cpu_demands(
     groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Settings, *, may_fetch: bool = True
 ) -> dict[EngineKey, CpuDemand]:
-    """Return the demand of each of Tailrace's own engines whose model has the usual configuration.
+    """Return the memory demand of each native engine whose model has the usual configuration keys.
 
     Args:
         groups: The entries of each engine.
@@ -103,7 +103,7 @@ def _shape(weights: Weights, settings: Settings, may_fetch: bool) -> ModelShape 
 
 
 def _is_packed(key: EngineKey, settings: Settings) -> bool:
-    """Return True if an earlier start kept the packed weights of a model in a folder."""
+    """Return True if an earlier start stored the packed weights of the model."""
     source = stored(key.weights, settings.cache_dir)
     if source is None or not source.is_dir():
         return False
@@ -121,7 +121,7 @@ def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
         demands: The engines.
 
     Raises:
-        ConfigurationError: They do not fit; the message has the figures and what to change.
+        ConfigurationError: They do not fit; the message contains the figures and the possible remedies.
     """
     _check_loading(free_bytes, demands)
     weights = sum(demand.weight_bytes for demand in demands)
@@ -138,7 +138,7 @@ def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
 
 
 def _check_loading(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
-    """Check that each model can be loaded beside those before it. Raises ConfigurationError."""
+    """Check that each model can be loaded after those before it. Raises ConfigurationError if one cannot."""
     loaded = 0
     for demand in demands:
         # If the packed weights alone do not fit, the sentence of `check_memory` is clearer.

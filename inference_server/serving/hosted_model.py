@@ -66,7 +66,7 @@ class HostedModel:
         return max(0, limit if wanted is None else min(limit, wanted))
 
     def adapter(self, name: str) -> int:
-        """Return the place of a LoRA adapter in the engine's list, from 1; 0 for an empty name.
+        """Return the position of a LoRA adapter in the engine's list, from 1; 0 for an empty name.
 
         Raises:
             UnknownAdapter: The model has no adapter of this name.

@@ -1,4 +1,4 @@
-"""The text and embedding models of Cloudflare Workers AI as data: their weights, limits, and what runs them here.
+"""The text and embedding models of Cloudflare Workers AI: their weights and limits, and the engine that runs them.
 
 The data are in tailrace_shared/workers-ai.toml, whose comments explain every key. Does not import torch.
 """

@@ -1,8 +1,8 @@
 """Turns the names of TAILRACE_MODELS and of the command line into catalog entries.
 
 A name is a folder, a GGUF file or a hub id: `owner/name` or `owner/name:file.gguf`, each with `@revision` after the id. It
-may also be a name of Workers AI's catalogue, of the default catalog or of the catalog in use. The last part of such a name is
-enough if it is unique. Does not import torch, and downloads nothing.
+may also be a name of Workers AI's catalogue, of the default catalog or of the catalog in use. The last part of such a
+name is sufficient if it is unique. Does not import torch and downloads nothing.
 """
 
 import difflib
@@ -56,7 +56,7 @@ def entries_of(names: Sequence[str], catalog: Path = DEFAULT_CATALOG) -> list[Ca
         catalog: The catalog file in use. Its names precede those of Workers AI's catalogue, unless it is the default one.
 
     Raises:
-        ConfigurationError: There are no names, one of them means no model or several, or two models have the same name.
+        ConfigurationError: There are no names, a name matches no model or several, or two models have the same name.
     """
     if not names:
         raise ConfigurationError("TAILRACE_MODELS names no model")
@@ -69,7 +69,7 @@ def entries_of(names: Sequence[str], catalog: Path = DEFAULT_CATALOG) -> list[Ca
 
 
 def _overridden(entry: CatalogEntry, settings: Settings) -> CatalogEntry:
-    """Return the entry with the precision and the window of the settings. Embedding models are left as they are."""
+    """Return the entry with the precision and the window of the settings. Embedding models are returned unchanged."""
     if entry.task == "embedding":
         return entry
     if settings.precision is not None:
@@ -105,7 +105,7 @@ def _named_like(page: re.Match[str]) -> str:
 
 
 def _listed(name: str, names: Iterable[str]) -> str | None:
-    """Return the only one of `names` that `name` is or shortens. Raises ConfigurationError if there are several."""
+    """Return the one of `names` that `name` equals or abbreviates. Raises ConfigurationError if there are several."""
     if "/" in name and not name.startswith("@"):  # a hub id, even if it differs from a name only in the case of letters
         return None
     try:

@@ -1,7 +1,8 @@
-"""Recognises models that this server does not run from their configuration, before their weights are read.
+"""Refuses models that this server does not run. Reads only their configuration, so that no weights are downloaded.
 
 Architectures are named by transformers' `model_type`. tests/exact/test_architectures.py makes a small model of every kind, and
-docs/architectures.md has the results. What this module does not list is loaded, and ModelRunner.probe checks it with one token.
+docs/architectures.md has the results. A model that this module does not list is loaded, and ModelRunner.probe checks it
+with one token.
 """
 
 import json
@@ -13,12 +14,12 @@ from inference_server.errors import UnsupportedModel
 
 # Names of the architectures, by the clause that is the reason.
 _BY_REASON: dict[str, str] = {
-    'it embeds text and generates none: set task = "embedding" in its catalog entry': """
+    'it embeds text instead of generating it: set task = "embedding" in its catalog entry': """
         albert bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert
         flaubert funnel ibert longformer luke megatron-bert mobilebert modernbert mpnet nezha nomic_bert nystromformer rembert
         roberta roberta-prelayernorm roc_bert roformer squeezebert xlm-roberta xlm-roberta-xl xmod yoso
         """,
-    "it has an encoder beside its decoder, and this server runs only decoders": """
+    "it has an encoder in addition to its decoder, and this server runs only decoders": """
         bart bigbird_pegasus blenderbot blenderbot-small fsmt led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus pegasus_x
         plbart prophetnet seamless_m4t speech_to_text switch_transformers t5 t5gemma t5gemma2 trocr udop umt5 whisper
         """,
@@ -31,11 +32,11 @@ _BY_REASON: dict[str, str] = {
     "its modules in transformers compute attention themselves and cannot use this server's KV cache": """
         codegen cpmant ctrl falcon gpt_neo gpt_neox_japanese gptj openai-gpt reformer xglm xlm xlnet
         """,
-    "its attention is of a kind that this server does not compute": """
+    "it has a form of attention that this server does not support": """
         blt deepseek_v32 deepseek_v4 diffllama doge flint glm_moe_dsa hrm_text hy_v4 inkling2_text inkling_text longcat_flash
         """,
     "its attention is chunked": "llama4 llama4_text",
-    "it computes images or sound beside text": "git mllama moshi musicgen musicgen_melody phi4_multimodal",
+    "it processes images or sound in addition to text": "git mllama moshi musicgen musicgen_melody phi4_multimodal",
 }
 _REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 _ENCODERS = next(iter(_BY_REASON))
@@ -48,10 +49,11 @@ def reasons() -> Mapping[str, str]:
 
 
 def refuse_unsupported(folder: Path) -> None:
-    """Check that this server runs the model in `folder`, as far as its configuration says.
+    """Check that the configuration in `folder` is not that of an unsupported model.
 
     Raises:
-        UnsupportedModel: It does not run; the message is the reason, a clause that names the architecture.
+        UnsupportedModel: This server does not run the model. The message is a clause that names the architecture and
+            the reason.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -74,7 +76,7 @@ def is_encoder(config: Mapping[str, Any], folder: Path) -> bool:
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
-    """Return the reason why this server does not run a model with this content of config.json; None if there is none."""
+    """Return the reason why this server does not run a model with this content of config.json; None if it may run."""
     name = str(config.get("model_type"))
     text = config.get("text_config")
     parts = [config, text] if isinstance(text, Mapping) else [config]
@@ -84,7 +86,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         if reason == _ENCODERS and part.get("is_decoder"):
             reason = None
         if reason is None and part.get("is_encoder_decoder"):
-            reason = "it has an encoder beside its decoder, and this server runs only decoders"
+            reason = "it has an encoder in addition to its decoder, and this server runs only decoders"
         if reason is None and part.get("attention_chunk_size"):
             reason = "its attention is chunked"
         if reason is None and (unknown := sorted(_layer_types(part) - _LAYER_TYPES)):

@@ -1,7 +1,7 @@
 """Creates folders atomically: other processes see a complete folder or none.
 
-An unfinished folder has a name that begins with a dot. The process that fills it holds a lock of it, which ends with the
-process. So folders of killed processes are recognised and removed.
+An unfinished folder has a name that begins with a dot. The process that fills it holds a lock on it, and the system
+releases this lock when the process ends. So other processes can recognise and remove the folders of killed processes.
 """
 
 import contextlib
@@ -73,7 +73,8 @@ def made_once(folder: Path, activity: str) -> Iterator[bool]:
     Yields True if another process held the lock before.
 
     Args:
-        folder: The folder. The block must look for it first: another process may have made it during the wait.
+        folder: The folder. The block must first check whether it exists, because another process may have made it
+            during the wait.
         activity: What the holder does, for the log: "converting tiny.gguf".
     """
     with exclusively(_locks(folder.parent) / f"{folder.name}.lock", activity) as has_waited:
@@ -81,7 +82,7 @@ def made_once(folder: Path, activity: str) -> Iterator[bool]:
 
 
 def remove_leftovers(cache_dir: Path) -> None:
-    """Remove the unfinished folders that killed processes left in the cache folder: they may occupy gigabytes."""
+    """Remove unfinished folders of killed processes from the cache folder, because they may occupy gigabytes."""
     for parent in (cache_dir / name for name in _PARENTS):
         if parent.is_dir() and any(parent.glob(".*-*")):
             with exclusively(_parent_lock(parent), f"creating a folder in {parent}"):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference_server.errors import first_line
-from inference_server.weights.fetching.hub import HubModel
 from inference_server.weights.gguf.converted import convert_file
 from inference_server.weights.gguf.description import describe_file, description_folder
 from inference_server.weights.source import Weights
@@ -71,7 +70,7 @@ def weights_folder(weights: Weights, cache_dir: Path) -> Path:
 
 
 def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:
-    """Return a folder with the model's configuration. Of a model on the hub, only that file is downloaded.
+    """Return a folder with the model's configuration. For a model on the hub, only that file is downloaded.
 
     Args:
         weights: The source.
@@ -82,6 +81,8 @@ def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path
         ConfigurationError: For the same reasons as `local_folder`.
     """
     if weights.hub is not None and weights.file is None:
+        from inference_server.weights.fetching.hub import HubModel  # the hub's client takes time to import
+
         model = HubModel(weights, cache_dir)
         return model.fetch_config() if may_fetch else model.cached.stored_config()
     if may_fetch:

@@ -67,7 +67,7 @@ def read_header(path: Path) -> GgufHeader:
     """Return the header of a GGUF file.
 
     Raises:
-        ConfigurationError: The file cannot be read, is cut within its header, or is not a GGUF file.
+        ConfigurationError: The file cannot be read, is truncated within its header, or is not a GGUF file.
     """
     try:
         with path.open("rb") as file:
@@ -86,7 +86,9 @@ def read_header(path: Path) -> GgufHeader:
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
     except (struct.error, ValueError, KeyError, TypeError, ArithmeticError, MemoryError):
-        raise ConfigurationError(f"the header of {path.name} is cut or damaged: download the file again") from None
+        raise ConfigurationError(
+            f"the header of {path.name} is truncated or damaged: download the file again"
+        ) from None
 
 
 def _tensor(file: BufferedReader) -> GgufTensor:

@@ -45,7 +45,7 @@ def sampling_defaults(generation_config: Any) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool) and value in ranges[name]:
             found[name] = int(value) if name == "top_k" else float(value)
         elif value is not None and value != 0:
-            logger.warning("the generation config's %s is left out: %r is not %s", name, value, ranges[name])
+            logger.warning("ignored %s in the model's generation config: %r is not %s", name, value, ranges[name])
     if getattr(generation_config, "do_sample", None) is False:
         found["temperature"] = 0.0
     return found

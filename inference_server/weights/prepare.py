@@ -208,7 +208,7 @@ def _keep_plan(
     try:
         write_plan(plan, decoder, info, places, unchanged)
     except (OSError, NoPlan) as reason:
-        logger.info("the next start loads the model in the same way: %s", reason)
+        logger.info("kept no plan for the next start: %s", reason)
 
 
 def memory_bytes(model: Any) -> int:

@@ -13,10 +13,8 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-import transformers
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, get_tensor_name_map
 from gguf import dequantize as slow_dequantize
-from transformers import modeling_gguf_pytorch_utils
 
 from inference_server.weights.replaced import replaced
 
@@ -108,6 +106,9 @@ def quick_conversion() -> Iterator[None]:
 
     If another release of transformers or gguf does not use the replaced names, the conversion runs at its usual speed.
     """
+    import transformers
+    from transformers import modeling_gguf_pytorch_utils  # takes half a second, and a second start does not need it
+
     with ExitStack() as replacements:
         for name, quick in (
             ("GGUFReader", cache(QuickReader)),

@@ -25,10 +25,16 @@ def read_config(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Any | 
         ConfigurationError: For the same reasons as `loader.load_model`.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     with naming_source(weights):
         folder = config_folder(weights, cache_dir, may_fetch=may_fetch)
-        return None if folder is None else AutoConfig.from_pretrained(folder)
+        if folder is None:
+            return None
+        config = AutoConfig.from_pretrained(folder)
+        if not config.architectures:  # the description of a GGUF file names no class: transformers chooses it
+            config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)]
+        return config
 
 
 def predicted_share(config: Any, precision: Precision, *, on_gpu: bool) -> QuantisedShare | None:

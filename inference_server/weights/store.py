@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inference_server.weights.atomic_folder import remove_leftovers
 from inference_server.weights.fetching.integrity import folder_faults, lacks
-from inference_server.weights.fetching.inventory import StoredModel, inventory
+from inference_server.weights.fetching.inventory import SNAPSHOTS, StoredModel, inventory
 from inference_server.weights.fetching.package_model import PackageModel
 from inference_server.weights.fetching.selection import has_tokenizer, no_tokenizer, refuse_split
 from inference_server.weights.fetching.transfer import Show
@@ -94,16 +94,19 @@ def _remove(model: StoredModel) -> None:
     elif model.path.is_symlink():  # a file of a repository
         model.path.resolve().unlink(missing_ok=True)
         model.path.unlink()
-        snapshot = model.path.parent
-        with contextlib.suppress(OSError):  # the folder has other files
-            snapshot.rmdir()
-            shutil.rmtree(snapshot.parents[1])
+        folder = model.path.parent
+        with contextlib.suppress(OSError):  # a folder has other files, or other commits
+            while folder.name != SNAPSHOTS:
+                folder.rmdir()
+                folder = folder.parent
+            folder.rmdir()
+            shutil.rmtree(folder.parent)
     else:
         model.path.unlink(missing_ok=True)
 
 
 def _check(path: Path) -> None:
-    """Check a local model. Raises ConfigurationError for a part of a split file, and for a file that is missing or cut."""
+    """Check a local model. Raises ConfigurationError for a part of a split file, and for a missing or truncated file."""
     if path.suffix == ".gguf":
         refuse_split(path.name)
     elif path.is_dir():

@@ -44,7 +44,7 @@ def models() -> Iterator[Finding]:
         return
     for entry in entries:
         if entry.name not in {each.name for each in chosen}:
-            yield Finding(None, f"{entry.name}: its first start, which downloads it, chooses precision and lengths")
+            yield Finding(None, f"{entry.name}: its first start downloads it and chooses precision and lengths")
     yield from cpu.models(chosen, server)
     yield from cpu.memory(chosen, server)
     yield from gpu.models(chosen, server)

@@ -22,7 +22,7 @@ async def test_sigterm_finishes_the_running_reply_and_exits_with_0(settings):
         await server.line_with("ready after")
         async with grpc.aio.insecure_channel(settings["grpc_address"]) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            call = stub.Run(chat(temperature=0.0, max_tokens=200))
+            call = stub.Run(chat(temperature=0.0, max_tokens=1500))
             events = aiter(call)
             await anext(events)
             server.send(signal.SIGTERM)
@@ -31,7 +31,7 @@ async def test_sigterm_finishes_the_running_reply_and_exits_with_0(settings):
                 await stub.Run(chat()).read()
             last = [event async for event in events][-1]
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert last.completed.usage.completion_tokens == 200
+        assert last.completed.usage.completion_tokens == 1500
         assert await server.exit_code() == 0
 
 

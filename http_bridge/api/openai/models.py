@@ -22,7 +22,7 @@ async def openai_model(request: Request) -> Response:
     """GET …/v1/models/{model}: describe one model or LoRA adapter, or answer 404."""
     name = request.path_params["model"]
     models = await list_models(request)
-    # A name that a model and an adapter have means the model.
+    # If a model and an adapter have the same name, the name means the model.
     for entry in sorted(_entries(models), key=lambda entry: "parent" in entry):
         if entry["id"] == name:
             return JSONResponse(entry)

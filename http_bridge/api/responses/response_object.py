@@ -63,7 +63,7 @@ def request_fields(
 
     Args:
         document: The request's body.
-        tools: The tools without those left out.
+        tools: The tools that the model receives.
         defaults: The model's sampling defaults.
     """
     reasoning, text = document.get("reasoning"), document.get("text")

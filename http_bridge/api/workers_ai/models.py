@@ -137,7 +137,7 @@ def _choices_input(inputs: Inputs) -> Schema:
 
 
 def _with_defaults(schema: Schema, defaults: Mapping[str, float]) -> Schema:
-    """Return the schema of a body whose sampling parameters have these defaults. `schema` does not change."""
+    """Return a copy of a request schema with these defaults for the sampling parameters."""
     if not defaults:
         return schema
     if forms := schema.get("anyOf"):

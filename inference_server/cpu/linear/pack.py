@@ -35,8 +35,8 @@ def pack(
 
     Args:
         linears: torch's linear layers, PlainLinear, bitsandbytes' Linear8bitLt, which keeps its own integers for any
-            precision, or StoredLinear, whose weights are read from a file now. A single layer may contain several ones,
-            stacked.
+            precision, or StoredLinear, whose weights are read from a file now. A single layer may already be a stack of
+            several.
         precision: The precision of these layers (the output head of an int4 model is packed as int8).
         batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, rounded to the activations' dtype.

@@ -101,7 +101,7 @@ class PanelBackend:
         return self.from_packed(PackedWeights(layout, kind, shape, weights, scales, biases))
 
     def _of_rows(self, stored: StoredRows, bias: Tensor | None, kind: LinearKind) -> KernelLinear | None:
-        """Return a layer whose weights one kernel reads and orders; None without that kernel."""
+        """Return a layer whose weights a kernel converts to panels; None if there is no such kernel."""
         is_int8, width = kind.weight_format == "int8", stored.in_features
         rounding = "-bitsandbytes" if is_int8 and stored.is_like_bitsandbytes else ""
         function = kernel(f"{stored.format_name}-{kind.weight_format}{rounding}", isa=self.isa)
@@ -151,7 +151,7 @@ def _int4(weight: Int4, is_gated: bool) -> Tensor:
 
 
 def _int4_pairs(weight: Int4Pairs, is_gated: bool) -> Tensor:
-    """Return the same records as `_int4`: it pairs the same two inputs in a byte as GGUF files do."""
+    """Return the same records as `_int4`, which pairs the same two inputs in a byte as GGUF files do."""
     groups = weight.pairs.shape[1]
     fours = _in_order(weight.pairs, is_gated).view(torch.int32).view(-1, _PANEL, groups, 4)
     records = torch.empty(len(fours), groups, 20 * _PANEL, dtype=torch.uint8)

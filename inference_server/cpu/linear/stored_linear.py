@@ -1,5 +1,4 @@
-"""Linear layers whose weights are in a file until they are packed. So a loading model needs little memory besides its
-packed weights."""
+"""Linear layers whose weights stay in a file until they are packed, so that loading needs little additional memory."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -29,7 +28,7 @@ class StoredRows:
         in_features: Number of inputs.
         is_like_bitsandbytes: int8 weights have the codes of bitsandbytes.
         empty: Returns memory of a dtype and shape, filled with zeros.
-        computed: Returns the weights without the kernel.
+        computed: Computes the weights without the kernel.
     """
 
     format_name: str
@@ -47,7 +46,7 @@ class StoredRows:
 
 
 class StoredLinear(nn.Module):
-    """A linear layer that `pack` replaces. It cannot compute anything itself.
+    """A placeholder for a linear layer, which `pack` replaces. It has no forward pass.
 
     Attributes:
         in_features: Number of inputs.

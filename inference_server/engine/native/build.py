@@ -32,7 +32,7 @@ _GIB = 2**30
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
     """Load the weights, or read them in packed form, the adapters and the draft model. Raises ConfigurationError."""
-    # The adapters are read first: an error in one of them ends the start at once.
+    # The adapters are read first, because an error in one of them then ends the start before the weights are loaded.
     adapters = tuple(read_adapter(folder, device) for folder in key.adapters)
     if adapters:
         num_mb = sum(each.num_bytes for each in adapters) / 1e6

@@ -65,7 +65,7 @@ class Engine(BaseEngine):
             max_unused_blocks: Blocks that the prefix cache keeps (see BlockPool).
             on_broken: Called on the event loop after the model has failed permanently.
             sample: Chooses a token for each row of logits; tests replace it.
-            drafting: Makes the choice of draft tokens for the engine's scheduler; None: no speculative decoding.
+            drafting: Makes the Drafting for the engine's scheduler; None: no speculative decoding.
         """
         super().__init__(limits, on_broken)
         self.runner = runner

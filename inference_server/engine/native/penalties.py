@@ -63,7 +63,8 @@ class PenaltyState:
         self.seen = seen.to(device)
         self.counts = counts.float().to(device)
         self._listed: ListedTokens | None = None
-        # The same memory as numpy arrays, whose elements are changed in a tenth of the time; None on a GPU.
+        # Views of the same memory as numpy arrays, because changing one element takes a tenth of the time; None on a
+        # GPU.
         self._views: tuple[NDArray[np.bool_], NDArray[np.float32]] | None = None
         if device.type == "cpu":
             self._listed = ListedTokens(prompt_ids, reply_ids)
@@ -78,7 +79,7 @@ class PenaltyState:
         counts[token_id] += 1
 
     def share(self, seen: Tensor, counts: Tensor) -> None:
-        """Replace the tensors by equal ones, which their owner may change too."""
+        """Replace the tensors by equal ones, which the caller may also change."""
         self.seen, self.counts = seen, counts
         self._listed = self._views = None
 

@@ -35,7 +35,7 @@ def has_penalties_alone(row: "Row") -> bool:
 
 
 def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dict[int, KeptLogits]]:
-    """Return the changes of the rows' logits, and the places that keep the logits before penalties, by index of the row.
+    """Return the edits of the rows' logits, and the memory that keeps logits before penalties, both by row index.
 
     Raises ValueError if the tensors of a row have another vocabulary.
     """
@@ -66,13 +66,13 @@ def _edits(row: "Row", state: PenaltyState | None, penalties: tuple[int, int, in
     """
     tensors = [row.allowed, None if state is None else state.seen]
     if any(each is not None and (each.shape != (vocab_size,) or not each.is_contiguous()) for each in tensors):
-        raise ValueError(f"penalties or allowed tokens are not those of a vocabulary of {vocab_size} tokens")
+        raise ValueError(f"the penalties or the allowed tokens do not match the vocabulary of {vocab_size} tokens")
     allowed = 0 if row.allowed is None else row.allowed.data_ptr()
     params = row.params
     strengths = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
     if (bias := params.logit_bias) is None:
         return Edits(*penalties, allowed, 0, 0, 0, *strengths)
     if max(bias.token_ids) >= vocab_size:
-        raise ValueError(f"a bias has a token beyond the vocabulary of {vocab_size} tokens")
+        raise ValueError(f"the logit bias contains a token id beyond the vocabulary of {vocab_size} tokens")
     (biased, size), (biases, _) = bias.token_ids.buffer_info(), bias.values.buffer_info()
     return Edits(*penalties, allowed, biased, biases, size, *strengths)

@@ -95,8 +95,8 @@ def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> lis
         for index, row in enumerate(rows)
         if row.params.logprobs is not None
     }
-    # Logits must not change before all rows are known to be finite. Penalties can be undone. Rows with other edits are only
-    # examined at first, and so are rows whose unchanged logits are reported.
+    # Logits must not change before all rows are known to be finite. Penalties can be undone. Rows with other edits are
+    # therefore only examined at first, and so are rows that report their unchanged logits.
     later = {index for index in edits if index in tops or not has_penalties_alone(rows[index])}
     drawn = [GREEDY if index in later else draw for index, draw in enumerate(draws)]
     first = [NO_EDITS if index in later else edits.get(index, NO_EDITS) for index in range(len(rows))]

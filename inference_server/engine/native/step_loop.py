@@ -110,7 +110,7 @@ class StepLoop:
     def _run_decode(self, plan: StepPlan) -> None:
         """Decode a token of each sequence, with its draft tokens if it has any.
 
-        On a CPU the time of the thread is measured, because other processes may delay a step by any time.
+        On a CPU, the CPU time of the thread is measured, because other processes may delay a step.
         """
         clock = time.perf_counter if self._runner.supports_overlap else time.thread_time
         started = clock()

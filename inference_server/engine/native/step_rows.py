@@ -1,4 +1,4 @@
-"""The logits of a step with the sequences that they belong to, and the choice of a token for each row."""
+"""Logits of a step with their sequences, and the choice of a token for each row."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -71,7 +71,7 @@ class Stepper:
         self._launched = now if is_launched else None
 
     def _expects_drafts(self) -> bool:
-        """Return True if the next step should have draft tokens. Then no step is in flight any more."""
+        """Return True if the next step should have draft tokens. In that case no step is in flight afterwards."""
         if self._overlap is None or self._drafting is None or not self._drafting.expects(self._scheduler.running):
             return False
         self._overlap.flush()

@@ -35,7 +35,7 @@ DETAILED = "llama-3.1-8b"
 JOINED = ("smollm2-135m", "llama-3.1-8b", "gemma-2-9b", "phi-3-mini")
 # The shape with a softcap and a sliding window.
 LIMITED = "gemma-2-9b"
-# The shape with attention sinks. Its layers alternate between a sliding window and all keys.
+# A shape with attention sinks. Its layers alternate between a sliding window and full attention.
 WITH_SINKS = "gpt-oss-20b"
 
 

@@ -121,12 +121,12 @@ def attend(
 def initial_state(sinks, heads, begins, ROWS: tl.constexpr, SINKS: tl.constexpr):
     """Return `top` and `total` of rows that have seen no key.
 
-    A sink is a score without a value. The rows of `begins` begin as if they had seen theirs.
+    A sink is a score without a value. The rows of `begins` start as if they had already processed their sink.
 
     Args:
         sinks: Pointer to the sinks of all query heads, float32. Read if SINKS.
         heads: (ROWS,) the query head of each row.
-        begins: (ROWS,) False for rows without a query head, and where another program begins with the sinks. Read if
+        begins: (ROWS,) False for rows without a query head, and for rows whose sink another program processes. Read if
             SINKS.
         ROWS: The number of rows.
         SINKS: True if there are sinks.

@@ -67,7 +67,7 @@ def decode_kernel(
     """Compute program (sequence, KV head, split): the heads of a group over the split's share of the visible keys.
 
     The shares are multiples of TILE, so the last splits of a short sequence are empty. They write only a total of 0.
-    The first split begins with the sinks.
+    The first split starts with the sinks.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     sequence = tl.program_id(0)

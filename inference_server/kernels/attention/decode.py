@@ -98,7 +98,7 @@ class _DecodeAttention:
     def _start(self, source: Int, kv_head: Int) -> None:
         """Write the queries of one item as scaled float32, and initialise outputs and state.
 
-        A sink is a key that has been seen already, with a score and without a value.
+        A sink counts as a key that has already been processed, with a score but without a value.
         """
         code, given, scratch = self._code, self._given, self._scratch
         with code.loop(0, given.group * given.width, self._lanes) as index:

@@ -31,14 +31,8 @@ def _layout(arguments: str) -> Struct:
     return Struct(f"{words}{BLOCK_BYTES - Struct(words).size}x")
 
 
-STORED_FORMATS = (
-    "q4_0",
-    "q4_1",
-    "q8_0",
-    "q4_k",
-    "q5_k",
-    "q6_k",
-)  # the number formats of linear/stored.py, whose import takes long
+# The number formats of linear/stored.py, which is slow to import.
+STORED_FORMATS = ("q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k")
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
     6,
     7,
@@ -233,7 +227,7 @@ def lora(
 
     Args:
         x: Activations, (rows, inputs).
-        out: Result of the layer, (rows, outputs).
+        out: Result of the layer, (rows, outputs). Updated in place.
         adapters: The adapter of each row, from 1; 0 for none. (rows,) int32.
         table: Matrices, (adapters, parts, 4) int64: see kernels/linear/lora.py.
         parts: First panel and number of panels of each part, (parts, 2) int64.

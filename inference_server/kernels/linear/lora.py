@@ -1,13 +1,14 @@
-"""Adds LoRA adapters to the results of a linear layer: result += up · (down · x), with an adapter of its own for each row.
+"""Adds LoRA adapters to a linear layer's results: result += up · (down · x). Each row can have another adapter.
 
-The kernel runs after the kernel of the layer, whose weights it does not read. A layer has one or several parts, such as q, k
-and v, and each part has matrices of its own. `down` is (rank, inputs), `up` (outputs, rank); both are float16 in the order in
-which they are read:
+The kernel runs after the layer's kernel, and does not read the layer's weights. A layer has one or several parts, such
+as q, k and v, and each part has matrices of its own. `down` is (rank, inputs), `up` (outputs, rank); both are float16
+in the order in which they are read:
 
 - `down`: for every 4 ranks and 16 inputs, (4 ranks, 16 inputs)
 - `up`: for every panel of 16 outputs, (rank, 16 outputs)
 
-A row's sums are added up in a fixed order, so its result does not depend on the other rows or on the number of threads.
+A row's products are summed in a fixed order, so its result does not depend on the other rows or on the number of
+threads.
 
 The argument block (int64 words):
 

@@ -1,7 +1,7 @@
 """Reads weights in the number formats of GGUF files, and writes them in the order of the kernels of linear layers.
 
-A stored row consists of blocks with one group of 32 weights, or with eight. Rows are given by their addresses, so that they
-can be in any order. A row with the address 0 is padding: nothing is written for it.
+A stored row consists of blocks with one group of 32 weights, or with eight. The argument block has an address for each
+row, so that rows can be in any order. A row with the address 0 is padding: nothing is written for it.
 """
 
 from collections.abc import Callable, Iterator

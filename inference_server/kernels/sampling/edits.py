@@ -37,7 +37,8 @@ def add_bias(scan: Scan) -> None:
 def penalise(scan: Scan) -> None:
     """Apply the repetition, frequency and presence penalties to the logits of the row's tokens, in place.
 
-    The logits before are kept in UNCHANGED. NaN and infinities do not change, so that they remain visible to `find_largest`.
+    The original logits are kept in UNCHANGED. NaN and infinities do not change, so that `find_largest` still detects
+    them.
     """
     code, logits = scan.code, scan.word(LOGITS)
     tokens, counts, unchanged = scan.word(PENALISED), scan.word(COUNTS), scan.word(UNCHANGED)

@@ -1,4 +1,4 @@
-"""Free space on disks: checked before bytes are written, not when they no longer fit."""
+"""Checks the free disk space before bytes are written, so that a full disk is reported in advance."""
 
 import errno
 import shutil
@@ -30,7 +30,7 @@ def require_free(num_bytes: int, folder: Path, purpose: str, variable: str) -> N
     Args:
         num_bytes: Bytes that will be written.
         folder: The folder, which may not exist yet.
-        purpose: What needs the room, as the subject of the sentence: "owner/name".
+        purpose: Subject of the error's sentence, for example "owner/name".
         variable: The environment variable that selects another folder.
 
     Raises:
@@ -45,5 +45,5 @@ def require_free(num_bytes: int, folder: Path, purpose: str, variable: str) -> N
 
 
 def is_full(error: BaseException) -> bool:
-    """Return True if an error says that a disk or a quota is full."""
+    """Return True if an error means that a disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

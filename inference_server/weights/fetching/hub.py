@@ -1,4 +1,4 @@
-"""Gets models from the Hugging Face hub into its own cache, in the layout of its client, which other programs share.
+"""Downloads models from the Hugging Face hub into the cache of the hub's client, which other programs share.
 
 A commit's files become visible under the branch's name when all of them are complete and have the hub's digests. After
 that, a start sends no request: a newer commit is fetched on demand only (`refresh`).
@@ -36,7 +36,7 @@ for _name in ("httpx", "httpx2"):
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _TIMEOUT_SECONDS = 30.0  # of the request for the list of files
 _MAX_THREADS = 4  # files that are downloaded at the same time
-# The hub serves larger files through another protocol (Xet) alone, which its client implements.
+# The hub serves larger files only through another protocol (Xet), which its client implements.
 _MAX_BYTES = 50_000_000_000
 _CHECKED_SILENTLY = 1 << 30  # bytes: reading fewer takes a second
 
@@ -52,7 +52,7 @@ class HubModel:
             cache_dir: The server's cache folder, where the files' digests are recorded.
 
         Raises:
-            ConfigurationError: The id is not one.
+            ConfigurationError: The id is invalid.
         """
         assert weights.hub is not None
         self.weights = weights
@@ -60,7 +60,7 @@ class HubModel:
         try:
             validate_repo_id(self.name)
         except ValueError as error:
-            raise ConfigurationError(f"{self.name!r} is no id of a model on the hub: {error}") from None
+            raise ConfigurationError(f"{self.name!r} is not a model id of the hub: {error}") from None
         self.cached = CachedModel(weights, cache_dir)
 
     def fetch_config(self) -> Path:
@@ -88,7 +88,8 @@ class HubModel:
             show: Called with lines of progress; None: they are logged.
 
         Raises:
-            ConfigurationError: The model is not complete and cannot be downloaded; the message says what is missing.
+            ConfigurationError: The model is incomplete and cannot be downloaded; the message names the first missing
+                file.
         """
         if not refresh and (path := self.cached.stored()):
             return path
@@ -117,7 +118,7 @@ class HubModel:
             if info.gated:
                 raise ConfigurationError(gated(self.name))
             raise ConfigurationError(
-                f"{constants.ENDPOINT} states no digests of {self.name}: it is not a complete mirror of the hub"
+                f"{constants.ENDPOINT} reports no digests for {self.name}: it is not a complete mirror of the hub"
             )
         if outside := next((file.path for file in files if not _is_inside(file.path)), None):
             raise ConfigurationError(f"{self.name} has a file with an unsafe path: {outside!r}")
@@ -153,7 +154,7 @@ class HubModel:
             self._get(missing, commit, transfer)
 
     def _incomplete(self, commit: str, wanted: Sequence[RemoteFile], show: Show | None) -> Iterator[RemoteFile]:
-        """Yield the files that must be downloaded. Those on disk that never were compared with their digests are compared."""
+        """Yield the files that must be downloaded. Compares files on disk with their digests if this was never done."""
         checked, unchecked = self.cached.checked(commit), []
         for file in wanted:
             pointer, blob = self.cached.snapshot(commit) / file.path, self.cached.blob(file)
@@ -226,5 +227,5 @@ def _is_inside(path: str) -> bool:
 
 
 def _by_blob(files: Sequence[RemoteFile]) -> dict[str, RemoteFile]:
-    """Return one file of each content."""
+    """Return one file for each blob."""
     return {file.etag: file for file in files}

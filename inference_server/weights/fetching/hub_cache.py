@@ -1,7 +1,8 @@
 """The folder of one repository in the hub's cache, in the layout of the hub's client, which other programs share.
 
-A folder `blobs` has the files by their digests. A folder in `snapshots` has those of a commit, as links. A file in `refs` has
-the commit of a branch. This server's own records say which files had the hub's digests.
+The folder `blobs` contains the files under their digests. Each folder in `snapshots` contains the files of a commit, as
+links. Each file in `refs` contains the commit of a branch. This server also records which files matched the hub's
+digests.
 """
 
 import contextlib
@@ -25,9 +26,9 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# A file of another process that is still written changes more often than this.
+# A file that another process is still writing changes more often than this.
 _ABANDONED_SECONDS = 3600.0
-# An interrupted download of ours is kept for the next try, but not for ever.
+# This server's interrupted downloads are kept for the next attempt, but not forever.
 _PARTIAL_SECONDS = 30 * 86400.0
 _COPIED_BYTES = 100 << 20  # files up to this size are copied where links are impossible
 
@@ -85,19 +86,19 @@ class CachedModel:
             wanted = self.wanted(listing, lambda file: (snapshot / file.path).read_text(encoding="utf-8"))
         except (ConfigurationError, OSError, ValueError) as error:
             return [str(error)]
-        if CONFIG in listing.checked:  # a small file that only a later version of this server wants is not needed
+        if CONFIG in listing.checked:  # the model is usable without small files that only later versions download
             wanted = [file for file in wanted if file.path in listing.checked or _has_weights(file)]
         return [fault for file in wanted if (fault := _fault(snapshot / file.path, file))]
 
     def _structural_faults(self, snapshot: Path) -> list[str]:
-        """Return the faults that show without the hub's listing: for files that another program downloaded."""
+        """Return the faults that are visible without the hub's listing, for files that another program downloaded."""
         if self._weights.file is not None:
             return [] if (snapshot / self._weights.file).is_file() else [f"{self._weights.file} is missing"]
         faults = list(folder_faults(snapshot))
         return faults if faults or has_all_small_files(snapshot) else ["its tokenizer is missing"]
 
     def stored_clause(self) -> str:
-        """Return what the local cache has, as the end of "owner/name …"."""
+        """Return a clause about the model's state in the local cache, for a sentence that begins with its name."""
         commit = self._stored_commit()
         faults = self._missing(commit) if commit else []
         if not faults:
@@ -117,7 +118,7 @@ class CachedModel:
         return select(self._weights.hub, listing, read_index)
 
     def checked(self, commit: str) -> frozenset[str]:
-        """Return the paths of the files that had the hub's digests."""
+        """Return the paths of the files that matched the hub's digests."""
         record = read_record(self._record(commit))
         return record.checked if record else frozenset()
 
@@ -128,7 +129,7 @@ class CachedModel:
         write_record(path, replace(listing, checked=frozenset(paths)))
 
     def name_commit(self, commit: str) -> None:
-        """Make the commit the one of its branch in the cache."""
+        """Record the commit as the newest one of its branch in the cache."""
         if self._revision == commit:
             return
         reference = self._folder / "refs" / self._revision
@@ -136,7 +137,7 @@ class CachedModel:
         replace_text(reference, commit)
 
     def remove_abandoned(self, wanted: Sequence[RemoteFile]) -> None:
-        """Remove unfinished files that killed processes left and that no download continues."""
+        """Remove unfinished files of killed processes that no download will continue."""
         ours = {partial_path(self.blob(file)).name for file in wanted}
         for path in self.blobs.glob("*.incomplete"):
             with contextlib.suppress(OSError):
@@ -155,7 +156,7 @@ class CachedModel:
         return self.snapshot(commit) / (self._weights.file or "")
 
     def blob(self, file: RemoteFile) -> Path:
-        """Return the place of a file's content."""
+        """Return the path of a file's content in `blobs`."""
         return self.blobs / file.etag
 
     def _record(self, commit: str) -> Path:
@@ -176,7 +177,7 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
 
 
 def link(blob: Path, pointer: Path) -> None:
-    """Make the snapshot's file: a link to the blob or, where links are impossible, the blob itself."""
+    """Create the snapshot's file: a link to the blob or, if links are impossible, the blob itself."""
     if pointer.is_file():
         return
     pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +193,6 @@ def link(blob: Path, pointer: Path) -> None:
 
 
 def remove_files(*paths: Path) -> None:
-    """Remove files that may be missing."""
+    """Remove files, ignoring those that do not exist."""
     for path in paths:
         path.unlink(missing_ok=True)

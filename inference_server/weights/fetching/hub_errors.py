@@ -1,4 +1,4 @@
-"""Explains the errors of the hub's client in one sentence with the remedy."""
+"""Explains each error of the hub's client in one sentence with the remedy."""
 
 import errno
 import logging
@@ -35,7 +35,7 @@ def explaining_the_hub(
     Args:
         hub_id: The repository's id.
         revision: The catalog's revision.
-        stored: What is known about the local cache, for the case that the hub was not reached.
+        stored: A clause about the model's state in the local cache, for errors without a connection.
     """
     try:
         yield
@@ -77,8 +77,8 @@ def _sentence(hub_id: str, error: Exception, stored: str) -> str:
         return f"downloading {hub_id} failed: {_answer(error)}"
     if any(type(each).__name__ == "ProxyError" for each in chain):
         return (
-            f"downloading {hub_id} failed: the proxy of HTTPS_PROXY refused or did not answer ({first_line(error)}): "
-            "correct HTTPS_PROXY, or list the hub in NO_PROXY"
+            f"downloading {hub_id} failed: the proxy in HTTPS_PROXY refused the connection or did not answer "
+            f"({first_line(error)}): correct HTTPS_PROXY, or list the hub in NO_PROXY"
         )
     if any(type(each).__name__ in ("ConnectError", "ConnectTimeout") for each in chain):
         return (
@@ -97,7 +97,7 @@ def gated(hub_id: str) -> str:
 
 
 def _answer(error: HfHubHTTPError) -> str:
-    """Return the end of the sentence about a refusal that is not the model's own."""
+    """Return the end of the sentence about a refusal that does not depend on the model."""
     status = error.response.status_code
     if status >= 500:
         return f"the hub answered {status}: try again later"

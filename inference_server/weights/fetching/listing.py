@@ -18,7 +18,7 @@ class RemoteFile:
     Attributes:
         path: Its path in the repository.
         num_bytes: Its size.
-        blob_id: SHA-1 digest of the git blob. Of an LFS file, this is the digest of its pointer.
+        blob_id: SHA-1 digest of the git blob. For an LFS file, this is the digest of its pointer.
         sha256: SHA-256 digest of the content of an LFS file; None: the file is not in LFS.
     """
 
@@ -46,7 +46,7 @@ class Listing:
     Attributes:
         commit: The commit's id.
         files: All files of the commit.
-        checked: Paths of the files whose content on disk had the hub's digest.
+        checked: Paths of the files whose content on disk matched the hub's digest.
     """
 
     commit: str
@@ -70,7 +70,7 @@ def matches(path: Path, file: RemoteFile) -> bool:
 
 
 def read_record(path: Path) -> Listing | None:
-    """Return the listing that `write_record` wrote, or None if there is none that can be read."""
+    """Return the listing that `write_record` wrote, or None if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Listing(
@@ -81,7 +81,7 @@ def read_record(path: Path) -> Listing | None:
 
 
 def write_record(path: Path, listing: Listing) -> None:
-    """Keep a listing. A folder that cannot be written is left as it is: the record saves time and nothing else."""
+    """Write a listing to disk. Failures to write are ignored, because the record only saves time."""
     files = [asdict(file) for file in listing.files]
     text = json.dumps({"commit": listing.commit, "files": files, "checked": sorted(listing.checked)})
     with contextlib.suppress(OSError):

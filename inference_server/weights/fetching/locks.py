@@ -1,4 +1,4 @@
-"""Locks between servers that share a cache folder. The system releases them when a process ends, however it ends."""
+"""Locks between servers that share a cache folder. The system releases a process's locks when it ends in any way."""
 
 import contextlib
 import errno
@@ -24,10 +24,10 @@ _BUSY = (errno.EAGAIN, errno.EACCES)
 def exclusively(lock: Path, activity: str) -> Iterator[bool]:
     """Hold a lock for the `with` block. Wait, with lines of progress, while another process or thread holds it.
 
-    Yields True if another one held it before.
+    Yields True if another process or thread held it before.
 
-    Without the lock, the work is done twice: where the folder cannot be written or the file system has no locks, the block
-    runs all the same.
+    If the folder cannot be written or the file system has no locks, the block runs without the lock. The same work may
+    then be done twice.
 
     Args:
         lock: The lock file. It stays, because removing it would admit two holders.
@@ -78,11 +78,11 @@ def marked_in_use(folder: Path) -> Iterator[None]:
 
 
 def is_in_use(folder: Path) -> bool | None:
-    """Return True if a living process has marked the folder; None if the file system has no locks for folders."""
+    """Return True if a running process has marked the folder; None if the file system has no locks for folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return True  # it got its final name in this moment
+        return True  # its process has just renamed it to the final name
     except OSError:
         return None
     try:

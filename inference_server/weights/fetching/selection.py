@@ -1,4 +1,4 @@
-"""Chooses the files of a repository that a server needs. A repository that lacks one is refused before the download."""
+"""Chooses the files of a repository that a server needs. Refuses an incomplete repository before the download."""
 
 import fnmatch
 import json
@@ -31,7 +31,7 @@ def refuse_split(name: str) -> None:
     match = _SPLIT_GGUF.search(name)
     if match and int(match[1]) > 1:
         raise ConfigurationError(
-            f"{name} is one of {int(match[1])} parts of a split GGUF file, which are not read: join them with "
+            f"{name} is one of {int(match[1])} parts of a split GGUF file: join them with "
             "llama.cpp's `llama-gguf-split --merge`, or choose a file in one part"
         )
 
@@ -59,8 +59,8 @@ def select(name: str, listing: Listing, read_index: Callable[[RemoteFile], str])
         read_index: Returns the text of the index of a model whose weights are in several files.
 
     Raises:
-        ConfigurationError: The repository has no such model, or an essential file is missing; the message says which and
-            what it means.
+        ConfigurationError: The repository has no such model, or lacks an essential file. The message explains the
+            consequence.
     """
     small = [file for file in listing.files if _is_any_of(file.path, _SMALL_FILES)]
     small = [file for file in small if not _is_any_of(file.path, _IGNORED)]
@@ -139,7 +139,7 @@ def _refuse_other_formats(name: str, listing: Listing) -> None:
 
 
 def no_weights(paths: Collection[str]) -> str:
-    """Return the clause about a model without safetensors files, of which these are the files."""
+    """Return the clause about a model without safetensors files. `paths`: the files that it has."""
     other = sorted(path for path in paths if PurePosixPath(path).suffix in _PICKLED)
     reason = f"; its weights are in {other[0]}, a format that can run code when it is read" if other else ""
     return f"has no safetensors files (model.safetensors{reason})"

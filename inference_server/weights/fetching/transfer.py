@@ -1,4 +1,4 @@
-"""Counts the bytes of a download or of a check, and reports them in lines that a person can read."""
+"""Counts the bytes of a download or of a check, and reports them in human-readable lines."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Show = Callable[[str], None]
 
 _EVERY_SECONDS = 2.0
-# A long download has a line in these intervals, so that it does not fill the log.
+# Seconds between two lines of a long download: they increase, so that it does not fill the log.
 _LATER_SECONDS = 10.0
 _RATE_SECONDS = 10.0  # the rate is the mean over this time
 
@@ -39,13 +39,13 @@ class Transfer:
         self._lock = threading.Lock()
 
     def add(self, num_bytes: int) -> None:
-        """Count bytes that arrived. A negative number takes bytes back that must be sent again."""
+        """Count received bytes. A negative number subtracts bytes that must be sent again."""
         with self._lock:
             self._done += num_bytes
             self._last = self._clock()
 
     def skip(self, num_bytes: int) -> None:
-        """Count bytes that were there before. They do not change the rate."""
+        """Count bytes that were already on disk. They do not change the rate."""
         with self._lock:
             self._done += num_bytes
             self._samples = deque((when, done + num_bytes) for when, done in self._samples)

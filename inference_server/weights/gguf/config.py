@@ -105,7 +105,9 @@ def _rope_scaling(file: GgufFile, config: Any) -> dict[str, Any]:
     if kind in ("linear", "none") and factor not in (0.0, 1.0):
         return {"rope_type": "linear", "factor": factor}
     if kind not in ("none", "linear", "yarn"):
-        raise ConfigurationError(f"cannot load {file.path.name}: its rotary positions are scaled by {kind!r}")
+        raise ConfigurationError(
+            f"cannot load {file.path.name}: this server does not support the rotary scaling {kind!r}"
+        )
     return {}
 
 

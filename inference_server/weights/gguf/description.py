@@ -1,6 +1,7 @@
-"""Keeps what describes a model in a GGUF file: its configuration and tokenizer, as transformers saves them.
+"""Caches the configuration and the tokenizer of a model in a GGUF file, as transformers saves them.
 
-A folder in the cache belongs to one state of one file. It contains no weights, apart from a few small vectors (plan.py).
+A folder in the cache belongs to one version of one file. It contains no weights, apart from a few small vectors
+(plan.py).
 """
 
 import hashlib
@@ -69,7 +70,7 @@ def _generation_config(config: Any, end_ids: list[int]) -> Any:
 
 
 def _remove_converted(path: Path, cache_dir: Path) -> None:
-    """Remove what earlier releases kept of files with this name: all weights in float32, and packed forms of them."""
+    """Remove the copies that earlier releases made of files with this name: float32 weights and packed forms."""
     for converted in (cache_dir / "converted").glob(f"{path.stem}-*"):
         place = hashlib.sha256(str(converted.resolve()).encode()).hexdigest()[:8]
         for packed in (cache_dir / "packed").glob(f"{place}-*"):

@@ -83,7 +83,7 @@ class GgufFile:
         """Read the header.
 
         Raises:
-            ConfigurationError: The file is cut, is not a GGUF file, is one part of several, is big-endian, or contains a
+            ConfigurationError: The file is truncated, is not a GGUF file, is one part of several, is big-endian, or contains a
                 number format that this server does not read.
         """
         self.path = path
@@ -98,7 +98,7 @@ class GgufFile:
                     self.metadata, self.tensors = _header(content, size)
         except (_Damaged, struct.error, OverflowError, MemoryError) as damage:
             raise ConfigurationError(
-                f"cannot load {path.name}: the file is cut or is not a GGUF file ({damage}): download it again"
+                f"cannot load {path.name}: the file is truncated or is not a GGUF file ({damage}): download it again"
             ) from None
         except ConfigurationError as refusal:
             raise ConfigurationError(f"cannot load {path.name}: {refusal}") from None
@@ -134,7 +134,7 @@ def _header(content: mmap.mmap, size: int) -> tuple[dict[str, Any], dict[str, Fi
     start = -(-reader.offset // alignment) * alignment
     tensors = {name: FileTensor(name, shape, type_id, start + offset) for name, shape, type_id, offset in found}
     if not tensors:
-        raise _Damaged("it contains no tensor")
+        raise _Damaged("it contains no tensors")
     _check(tensors, size)
     return metadata, tensors
 

@@ -179,7 +179,7 @@ async def test_two_scalings_of_the_same_weights_are_two_engines(plain, tmp_path,
 
 
 async def test_positions_of_a_model_without_rotary_positions_cannot_be_scaled(tiny_gpt2):
-    with pytest.raises(ConfigurationError, match=r"it has none: remove \[models.rope\]"):
+    with pytest.raises(ConfigurationError, match=r"the model has no rotary positions: remove \[models.rope\]"):
         async with hosting(replace(entry(tiny_gpt2), rope=SCALINGS["linear"])):
             pass
 
@@ -192,7 +192,7 @@ def tiny_gpt2(tmp_path) -> Path:
 
 def test_layers_that_differ_in_their_positions_cannot_be_scaled():
     config = Gemma3TextConfig(**SIZES, head_dim=16)
-    with pytest.raises(ValueError, match="its layers differ in them"):
+    with pytest.raises(ValueError, match="layers have different rotary positions"):
         RopeChoice('{"factor": 2.0, "rope_type": "linear"}').apply(config)
 
 

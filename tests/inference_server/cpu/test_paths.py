@@ -10,6 +10,8 @@ from inference_server.cpu.paths import CpuPath, predicted_path
 from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import activation_dtype, cache_dtype
+from inference_server.weights.sizes import read_config
+from inference_server.weights.source import Weights
 from tests.support.expert_models import write_expert_model
 
 CPU = torch.device("cpu")
@@ -43,6 +45,14 @@ def path_in_use(folder, precision):
 def test_the_predicted_path_is_the_path_in_use(tiny_model, architecture, precision):
     folder = tiny_model(architecture)
     assert str(predicted_path(AutoConfig.from_pretrained(folder), precision)) == path_in_use(folder, precision)
+
+
+def test_a_configuration_without_architectures_as_that_of_a_gguf_file_has_the_path_of_its_model(tiny_model, tmp_path):
+    config = AutoConfig.from_pretrained(tiny_model("llama-2-heads-of-32"))
+    named = predicted_path(config, "int4")
+    config.architectures = None
+    config.save_pretrained(tmp_path)
+    assert predicted_path(read_config(Weights(path=tmp_path), tmp_path, may_fetch=False), "int4") == named
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen-3", "olmoe"])

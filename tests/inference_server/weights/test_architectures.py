@@ -20,7 +20,7 @@ REFUSED = {
     "llama4_text": "chunked",
     "mamba": "mamba: its layers keep a state instead of keys and values",
     "mpt": "mpt: its attention has position biases (ALiBi)",
-    "t5": "t5: it has an encoder beside its decoder",
+    "t5": "t5: it has an encoder in addition to its decoder",
 }
 
 

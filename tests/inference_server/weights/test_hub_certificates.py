@@ -137,6 +137,6 @@ def test_every_request_takes_the_proxy_of_https_proxy(hub, tmp_path, answer):
         assert set(proxy.asked) == {f"127.0.0.1:{server.server_port}"}
     else:
         assert outcome.error.startswith(
-            "downloading owner/large failed: the proxy of HTTPS_PROXY refused or did not answer (407"
+            "downloading owner/large failed: the proxy in HTTPS_PROXY refused the connection or did not answer (407"
         )
         assert server.requests == []

@@ -102,4 +102,4 @@ def test_a_model_missing_on_the_hub_is_named(outcomes):
 
 
 def test_an_invalid_hub_id_is_named(outcomes):
-    assert outcomes["no id at all"].startswith("'no id at all' is no id of a model on the hub: Repo id must ")
+    assert outcomes["no id at all"].startswith("'no id at all' is not a model id of the hub: Repo id must ")

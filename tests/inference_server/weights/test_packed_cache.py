@@ -117,7 +117,7 @@ from inference_server.weights.prepare import prepare
 import inference_server.grpc_api.server
 settings = Settings(cache_dir=pathlib.Path({str(tmp_path)!r}))
 prepare(Weights(path=pathlib.Path({str(source)!r})), "int4", torch.device("cpu"), settings)
-heavy = ("transformers.modeling_utils", "transformers.models.auto.modeling_auto")
+heavy = ("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "transformers.models")
 print(*(name for name in heavy if name in sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

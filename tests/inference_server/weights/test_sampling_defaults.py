@@ -31,4 +31,4 @@ def test_the_file_has_the_defaults(tmp_path, file, expected):
 
 def test_a_value_out_of_range_is_logged(caplog):
     sampling_defaults(GenerationConfig(temperature=9.0))
-    assert "the generation config's temperature is left out: 9.0 is not 0 to 5" in caplog.text
+    assert "ignored temperature in the model's generation config: 9.0 is not 0 to 5" in caplog.text

@@ -64,7 +64,7 @@ def test_a_gguf_header_has_the_sizes(gguf_file):
 def test_a_cut_header_is_one_sentence(gguf_file, size):
     gguf_file.write_bytes(gguf_file.read_bytes()[:size])
     with pytest.raises(
-        ConfigurationError, match=r"tiny\.gguf is (not a GGUF file|cut or damaged: download the file again)"
+        ConfigurationError, match=r"tiny\.gguf is (not a GGUF file|truncated or damaged: download the file again)"
     ):
         read_header(gguf_file)
 

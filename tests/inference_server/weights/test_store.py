@@ -26,12 +26,12 @@ def hub_cache(tmp_path, monkeypatch):
     return cache
 
 
-def put(cache: Path, name: str, files: dict[str, bytes]) -> None:
-    """Write a repository with one commit, as the hub's client does."""
+def put(cache: Path, name: str, files: dict[str, bytes], commit: str = "c") -> None:
+    """Write a commit of a repository, as the hub's client does."""
     repository = cache / f"models--{name.replace('/', '--')}"
     for path, content in files.items():
         blob = repository / "blobs" / f"{hash((name, path)):x}"
-        pointer = repository / "snapshots" / ("c" * 40) / path
+        pointer = repository / "snapshots" / (commit * 40) / path
         blob.parent.mkdir(parents=True, exist_ok=True)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(content)
@@ -83,6 +83,21 @@ def test_a_gguf_file_is_removed_with_its_converted_form_and_the_other_file_stays
     assert not (hub_cache / "models--owner--ggufs").exists()
 
 
+@pytest.mark.parametrize(("removed", "commit"), [("sub/a.gguf", "c"), ("a.gguf", "d")], ids=["folder", "commit"])
+def test_the_last_gguf_file_of_a_folder_or_a_commit_is_removed_without_the_others(hub_cache, tmp_path, removed, commit):
+    put(hub_cache, "owner/two", {"kept.gguf": bytes(9)})
+    put(hub_cache, "owner/two", {removed: bytes(5)}, commit)
+    remove_stored(f"owner/two:{removed}", tmp_path)
+    assert ("owner/two:kept.gguf", "hub", 9, True) in listed(tmp_path)
+    remove_stored("owner/two:kept.gguf", tmp_path)
+    assert not (hub_cache / "models--owner--two").exists()
+
+
+def test_a_model_of_which_only_the_configuration_was_read_is_incomplete(hub_cache, tmp_path):
+    put(hub_cache, "owner/large", {"config.json": b"{}"})
+    assert ("owner/large", "hub", 2, False) in listed(tmp_path)
+
+
 def test_an_interrupted_download_is_removed(hub_cache, tmp_path):
     assert remove_stored("owner/half", tmp_path / "tailrace") == 70
     assert not (hub_cache / "models--owner--half").exists()
@@ -103,7 +118,10 @@ def test_an_empty_cache_has_no_models(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "model.safetensors is cut: it has 3 bytes"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"abc"),
+            "model.safetensors is truncated: it has 3 bytes",
+        ),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
             "model.safetensors is a pointer of Git LFS instead of the file: run `git lfs pull` in its folder",

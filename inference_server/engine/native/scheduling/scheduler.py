@@ -147,9 +147,9 @@ class Scheduler:
         return True
 
     def reserve(self, seq: Sequence, num_drafts: int) -> int:
-        """Give a decoding sequence blocks for draft tokens behind its newest token. Nothing is preempted for them.
+        """Reserve blocks for draft tokens after the newest token of a decoding sequence, without preempting a sequence.
 
-        Returns the draft tokens that have room, 0 to `num_drafts`. A block stays free for each running sequence.
+        Returns the number of draft tokens that fit, 0 to `num_drafts`. A block stays free for each running sequence.
         """
         size = self._pool.block_size
         lacking = self._pool.blocks_for(seq.num_computed + 1 + num_drafts) - len(seq.block_ids)

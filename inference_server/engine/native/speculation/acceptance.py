@@ -1,10 +1,10 @@
-"""Estimates how many draft tokens of a sequence will be accepted, from those that were."""
+"""Estimates the share of a sequence's draft tokens that will be accepted, from earlier acceptances."""
 
 from collections.abc import Iterable
 
 _WEIGHT = 0.1  # of the newest draft token in the estimate
-# A sequence whose estimate is so low that no draft pays gets another chance from time to time: each token without a
-# draft, although one was found, raises the estimate by this share.
+# A sequence whose estimate is too low for any draft is tried again from time to time. For this, each token for which a
+# draft was found but not used raises the estimate by this share.
 _RECOVERY = 0.002
 
 
@@ -22,7 +22,7 @@ class Acceptance:
         return self._shares[kind]
 
     def add(self, kind: int, num_drafted: int, num_accepted: int) -> None:
-        """Record a checked draft. The tokens after the first rejected one show nothing."""
+        """Record a checked draft. Tokens after the first rejected one do not count."""
         share = self._shares[kind]
         for _ in range(num_accepted):
             share += _WEIGHT * (1.0 - share)

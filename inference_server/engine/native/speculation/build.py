@@ -1,4 +1,4 @@
-"""Decides how an engine gets draft tokens, and loads its draft model."""
+"""Selects the sources of an engine's draft tokens, and loads its draft model."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device,
 
 
 def drafting_of(spec: EngineSpec[PreparedModel], runner: ModelRunner) -> Callable[[Scheduler], Drafting] | None:
-    """Return a function that makes the choice of draft tokens for a scheduler; None: no draft tokens.
+    """Return a function that makes the Drafting for a scheduler; None: no draft tokens.
 
     On a CPU, prompt lookup is on unless the catalog says "off". On a GPU it is off unless the catalog says
     "prompt-lookup", because steps with draft tokens do not overlap with the work of the host.
@@ -57,12 +57,12 @@ def drafting_of(spec: EngineSpec[PreparedModel], runner: ModelRunner) -> Callabl
     wanted = spec.key.speculation or ("prompt-lookup" if is_cpu or spec.key.draft else "off")
     if wanted == "off":
         return None
-    # Other passes than programs of compiled kernels have at most as many rows as sequences.
+    # Passes that are not kernel programs have at most one row for each sequence.
     max_rows = MAX_ROWS if is_cpu and not spec.settings.batch_invariant else len(runner.sampled)
     draft = spec.model.draft
     draft_runner = None if draft is None else _draft_runner(draft, spec)
     sources = "earlier text" if draft is None else f"earlier text and {spec.key.draft}"
-    logger.info("%s as %s gets draft tokens from %s where they pay", spec.key.weights, spec.key.precision, sources)
+    logger.info("%s as %s uses draft tokens from %s if they save time", spec.key.weights, spec.key.precision, sources)
 
     def make(scheduler: Scheduler) -> Drafting:
         model = None
@@ -77,7 +77,7 @@ def _draft_runner(draft: PreparedModel, spec: EngineSpec[PreparedModel]) -> Mode
     """Return a checked runner of the draft model. Raises ConfigurationError if its window is too short."""
     if draft.info.max_tokens is not None and draft.info.max_tokens < spec.max_len:
         raise ConfigurationError(
-            f"the draft model {spec.key.draft} has a window of {draft.info.max_tokens} tokens, and the catalog allows "
+            f"the draft model {spec.key.draft} has a window of {draft.info.max_tokens} tokens, but the catalog allows "
             f"{spec.max_len}: lower context_length or sequence_length, or remove draft"
         )
     runner = ModelRunner(

@@ -1,12 +1,12 @@
 """Estimates how much longer a decode step takes with more rows, from the times of the steps so far.
 
-The first rows share the reading of the weights, so they cost little. The more rows, the more each of them costs. The
+A few rows share one read of the weights, so each additional row costs little. With more rows, each one costs more. The
 ratio depends on the model, the precision, the processor, the number of threads and the lengths of the sequences.
 """
 
 # The largest number of rows whose ratio is kept.
 MAX_ROWS = 24
-# The ratio grows by this number with each row until a step has shown it.
+# Initial guess: the ratio grows by this number with each row, until a step with that many rows was measured.
 _FIRST_GUESS = 0.25
 _BASE_WEIGHT = 0.3  # of the newest step in the estimate of a step of one row
 _RATIO_WEIGHT = 0.1  # of the newest step in the ratio of its number of rows
@@ -20,7 +20,7 @@ class StepCosts:
     __slots__ = ("_base", "_is_known", "_is_warm", "_ratios")
 
     def __init__(self) -> None:
-        """Start with a guess."""
+        """Start with guessed ratios and no times."""
         self._base = 0.0  # seconds of a step of one row
         self._ratios = [0.0, *(1.0 + _FIRST_GUESS * row for row in range(MAX_ROWS))]
         self._is_known = [False] * len(self._ratios)
@@ -57,7 +57,7 @@ class StepCosts:
         return self._ratios[num_rows]
 
     def _fill(self, changed: int) -> None:
-        """Estimate the numbers of rows without steps from the neighbours of `changed` that have some."""
+        """Interpolate the ratios of row counts without steps, next to `changed`, from measured ones."""
         before, after = changed - 1, changed + 1
         while before > 1 and not self._is_known[before]:
             before -= 1

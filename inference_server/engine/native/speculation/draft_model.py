@@ -87,7 +87,7 @@ class DraftModel:
         # Time of the thread, like that of the steps with which it is compared: other processes delay neither.
         started = time.thread_time()
         while active:
-            # A sequence's first pass has its newest token, and perhaps the token before it.
+            # The first pass of a draft has the sequence's newest token, and possibly the token before it.
             tokens = [self._missing(wanted[index][0], drafts[index]) for index in active]
             logits = self._runner.decode([token for each in tokens for token in each])
             last_rows = [number - 1 for number in accumulate(map(len, tokens))]
@@ -103,14 +103,14 @@ class DraftModel:
         return drafts
 
     def _goes_on(self, draft: list[int], count: int) -> bool:
-        """Return True if a draft needs a further token. Removes a token that the other model does not have."""
+        """Return True if a draft needs a further token. Removes a token that is not in the main model's vocabulary."""
         if draft[-1] >= self._vocab_size:
             draft.pop()
             return False
         return len(draft) < count
 
     def _catch_up(self, seq: Sequence) -> bool:
-        """Compute tokens of the sequence that are not cached, except the last few. Returns False without free blocks."""
+        """Compute uncached tokens of the sequence, except the last few. Returns False if too few blocks are free."""
         cached = self._cached.get(seq)
         if cached is None:
             if not self._free:
@@ -138,7 +138,7 @@ class DraftModel:
 
     @staticmethod
     def _sampled(logits: Tensor, places: list[tuple[Sequence, int]]) -> list[int]:
-        """Return a token for each row: of the sequence, so many tokens after its newest one."""
+        """Sample a token for each row. A place is a sequence and the distance from its newest token, in tokens."""
         rows = [Row(seq.request.sampling, len(seq.token_ids) + ahead) for seq, ahead in places]
         return [each.token_id for each in sample(logits, rows)]
 

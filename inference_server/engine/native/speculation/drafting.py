@@ -1,9 +1,9 @@
 """Chooses draft tokens for a decode step (speculative decoding), and counts how many of them were accepted.
 
 A step then computes the newest token of a sequence and its draft tokens in one pass. Draft tokens that equal the sampled
-ones are accepted (verification.py), so a step appends several tokens. A draft is used only if the step is expected to
-give more tokens per second with it. The expectation comes from the times of the steps (costs.py) and from the drafts of
-the sequence so far (acceptance.py). So replies that repeat nothing, and large batches, run as without drafts.
+ones are accepted (verification.py), so a step appends several tokens. A draft is used only if it is expected to
+increase the tokens per second. The estimate uses the times of earlier steps (costs.py) and the sequence's earlier
+drafts (acceptance.py). So replies that repeat nothing, and large batches, run without drafts.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from inference_server.engine.sequence import Sequence
 MAX_DRAFT = 11
 # Larger batches get no drafts: their rows fill the processor already, and the search would delay them.
 MAX_SEQS = 4
-# A step with drafts must be expected to give more tokens per second by this factor.
+# A step with drafts must be expected to increase the tokens per second by this factor.
 _MARGIN = 1.05
-# After so many steps in which drafts were found and not expected to pay, one is tried, because the expectation may be wrong.
+# After this many steps whose drafts were rejected as too slow, one draft is tried, because the estimate may be wrong.
 # The number doubles with each such trial.
 _FIRST_PATIENCE = 32
 _LONGEST_PATIENCE = 1024
@@ -63,12 +63,12 @@ class Drafting:
     """
 
     def __init__(self, scheduler: Scheduler, max_rows: int = MAX_ROWS, draft_model: DraftModel | None = None) -> None:
-        """Create the drafts of a scheduler's sequences.
+        """Prepare drafts for a scheduler's sequences.
 
         Args:
-            scheduler: Gives blocks to draft tokens.
+            scheduler: Reserves blocks for draft tokens.
             max_rows: The largest number of rows of a decode pass.
-            draft_model: Computes drafts for sequences in whose text none is found.
+            draft_model: Computes drafts for sequences if the lookup finds none; None: no draft model.
         """
         self._scheduler = scheduler
         self._max_rows = min(max_rows, MAX_ROWS)
@@ -97,7 +97,7 @@ class Drafting:
         return dataclasses.replace(plan, drafts=drafts) if drafts else plan
 
     def expects(self, seqs: list[Sequence]) -> bool:
-        """Return True if a step with drafts is expected to pay, though the newest token may not be known yet.
+        """Return True if a step with drafts is expected to save time. The newest token may not be known yet.
 
         On a GPU the host is one token behind. The caller reads that token before it plans a step with drafts.
         """
@@ -137,7 +137,8 @@ class Drafting:
     def _chosen(self, found: list[_Found], num_seqs: int) -> list[tuple[_Found, int]]:
         """Return the drafts to use with their numbers of tokens.
 
-        The draft tokens that are likeliest to be accepted are added first, as long as the tokens per second grow.
+        The draft tokens with the largest probability of acceptance are added first, as long as the expected tokens per
+        second increase.
         """
         gains = []
         for index, each in enumerate(found):
@@ -165,7 +166,7 @@ class Drafting:
         return [(each, count) for each, count in zip(found, counts, strict=True) if count]
 
     def _trial(self, found: list[_Found]) -> list[tuple[_Found, int]]:
-        """Return a short draft if none has been expected to pay for long, else nothing."""
+        """Return a short draft if no draft has been expected to save time for many steps, otherwise an empty list."""
         if not found:
             return []
         self._num_skipped += 1

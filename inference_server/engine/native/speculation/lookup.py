@@ -5,19 +5,20 @@ Replies that edit code, extract or summarise repeat parts of their prompt. Works
 
 from collections.abc import Sequence as Items
 
-# Lengths in tokens of the runs that are looked up, longest first. A long run is a better sign, a short one is found sooner.
+# Lengths in tokens of the runs that are looked up, longest first. A match of a long run is more reliable, and one of a
+# short run is more frequent.
 RUN_LENGTHS = (8, 4, 2)
 
 
 class PromptLookup:
-    """Index of the runs of one sequence's tokens, prompt and reply. It grows with the sequence at each use."""
+    """Index of the runs of tokens in one sequence's prompt and reply. Each lookup first indexes the new tokens."""
 
     __slots__ = ("_followers", "_num_indexed")
 
     def __init__(self) -> None:
         """Create an empty index."""
         # For each length, the place of the token after the last occurrence of each run, by hash of the run. Hashes need
-        # less memory than tuples, and a wrong draft from two equal ones does no harm.
+        # less memory than tuples. A collision only causes a wrong draft, which is rejected.
         self._followers: list[dict[int, int]] = [{} for _ in RUN_LENGTHS]
         self._num_indexed = 0
 

@@ -1,8 +1,8 @@
 """Checks the draft tokens of a step: samples each position's token, and accepts it while it equals the draft.
 
-The random number of a position depends on the request's seed and the position only (gumbel.py). A row of a pass has the
-same logits as it would have alone in a step, up to rounding, as long as the draft tokens before it are accepted. So the
-reply is the one without drafts, at any temperature. Rejected tokens leave keys and values behind, which the next step
+The random number of a position depends on the request's seed and the position only (gumbel.py). As long as the draft
+tokens before it are accepted, a row has the same logits as it would have alone in a step, up to rounding. So the reply
+is the same as without drafts, at any temperature. Rejected tokens leave keys and values behind, which the next step
 overwrites before it reads them.
 """
 
@@ -25,7 +25,7 @@ class Appender(Protocol):
     """The methods of StepLoop that append sampled tokens."""
 
     def sampled(self, logits: Logits) -> Iterable[tuple[Sequence, Sample]]:
-        """Sample a token for each row, without the sequences whose row cannot be sampled; those fail."""
+        """Yield each sequence with its sampled token. Sequences whose row cannot be sampled fail and are left out."""
 
     def append_sample(self, seq: Sequence, sample: Sample, now: float) -> None:
         """Append a sampled token to its sequence, which may end the reply."""
@@ -92,7 +92,7 @@ def _sample_ahead(checks: list[_Check], rows: Tensor, sample: Callable[[Logits],
     try:
         samples = sample(logits)
     except (NotFinite, GrammarLimit):
-        return  # perhaps behind a rejected token: the rows are sampled one after the other
+        return  # the row may follow a rejected token, so the rows are sampled one after the other instead
     for (check, _), chosen in zip(places, samples, strict=True):
         check.samples = [*(check.samples or []), chosen]
 

@@ -233,7 +233,7 @@ REFUSALS = {
     "split": (
         {"a-00001-of-00003.gguf": b"GGUF"},
         {"file": "a-00001-of-00003.gguf"},
-        "a-00001-of-00003.gguf is one of 3 parts of a split GGUF file, which are not read: join them with llama.cpp's "
+        "a-00001-of-00003.gguf is one of 3 parts of a split GGUF file: join them with llama.cpp's "
         "`llama-gguf-split --merge`, or choose a file in one part",
     ),
     "only-gguf": (

@@ -225,7 +225,7 @@ def test_a_cut_file_is_reported_as_cut(gguf_file, tmp_path, share):
     path = tmp_path / "tiny.gguf"
     content = gguf_file.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert refusal(path, tmp_path).startswith("cannot load tiny.gguf: the file is cut or is not a GGUF file (")
+    assert refusal(path, tmp_path).startswith("cannot load tiny.gguf: the file is truncated or is not a GGUF file (")
     assert not (tmp_path / "gguf").exists()
 
 
@@ -235,7 +235,7 @@ def test_a_cut_file_is_reported_as_cut(gguf_file, tmp_path, share):
 def test_a_file_that_is_not_gguf_is_named(tmp_path, content):
     (tmp_path / "tiny.gguf").write_bytes(content)
     assert refusal(tmp_path / "tiny.gguf", tmp_path).startswith(
-        "cannot load tiny.gguf: the file is cut or is not a GGUF file ("
+        "cannot load tiny.gguf: the file is truncated or is not a GGUF file ("
     )
 
 
