@@ -68,7 +68,7 @@ def list_stored(*, as_json: bool) -> int:
     rows = [("NAME", "SIZE", "USED", "FORMS")]
     for name, group in forms.items():
         num_bytes, used = sum(each.num_bytes for each in group), max(each.last_used for each in group)
-        rows.append((name, size(num_bytes), _ago(used), ", ".join(map(_form, group))))
+        rows.append((name, size(num_bytes), _ago(used), ", ".join(dict.fromkeys(map(_form, group)))))
     table(rows)
     return 0
 

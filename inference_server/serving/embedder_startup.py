@@ -6,6 +6,7 @@ Entries with the same weights and precision share one engine.
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -16,10 +17,13 @@ from inference_server.embedding.load import LoadedEncoder, load_encoder
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.errors import TailraceError, first_line
+from inference_server.machine import available_memory_bytes
 from inference_server.precision import Precision, resolve_precision
+from inference_server.serving.automatic import model_path
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_embedder import HostedEmbedder
 from inference_server.settings import Settings
+from inference_server.weights.shape import read_shape
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -53,6 +57,8 @@ async def load_embedders(
     hosted: dict[str, HostedEmbedder] = {}
     for (weights, precision), group in groups.items():
         try:
+            if device.type == "cpu":
+                await in_daemon_thread(partial(_check_memory, weights, precision, settings.cache_dir))
             loaded = await in_daemon_thread(partial(load_encoder, weights, precision, device, settings.cache_dir))
             for one in await _start(loaded, group, precision, settings, device, on_broken):
                 hosted[one.entry.name] = one
@@ -62,6 +68,22 @@ async def load_embedders(
                 raise ConfigurationError(f"{name} ({weights}) cannot be served: {first_line(error)}") from error
             logger.warning("%s is left out, because it is optional and cannot be served: %s", name, first_line(error))
     return hosted
+
+
+def _check_memory(weights: Weights, precision: Precision, cache_dir: Path) -> None:
+    """Check, before a download, that the weights of an embedding model fit into the free memory of a CPU.
+
+    Raises:
+        ConfigurationError: They do not fit, or the configuration is not available.
+    """
+    path = model_path(weights, cache_dir, may_fetch=True)
+    shape = read_shape(path) if path is not None and path.exists() else None
+    needed, free = shape.weight_bytes(precision, "cpu") if shape else 0, available_memory_bytes()
+    if needed > free:
+        raise ConfigurationError(
+            f"its weights need {needed / _GIB:.1f} GiB of memory, but {free / _GIB:.1f} GiB are free: serve fewer or smaller "
+            "models, or use a machine with more memory"
+        )
 
 
 async def _start(

@@ -95,6 +95,8 @@ def _entry(name: str, catalog: Path) -> CatalogEntry:
         return default[found]
     if not name.startswith("@") and (match := _HUB_ID.match(_HUB_PREFIX.sub("", name))):
         return _hub_entry(match["hub"], match["revision"], match["file"])
+    if path.is_dir():
+        return _path_entry(name, path)
     raise _unknown(name, [*own, *known, *default])
 
 
@@ -180,9 +182,14 @@ def _known_entry(known: KnownModel) -> CatalogEntry:
 
 
 def _is_model(path: Path) -> bool:
-    """Return True if `path` is a GGUF file or any file in a folder, or a folder with config.json or GGUF files."""
-    is_file = path.is_file() and (path.suffix == _GGUF or len(path.parts) > 1)
-    return is_file or _has_config(path) or any(path.glob(f"*{_GGUF}"))
+    """Return True if `path` is a GGUF file, or a folder in transformers' format or with one GGUF file.
+
+    With a folder before it, any file and a folder of several GGUF files count too: they are refused with a reason.
+    """
+    if path.is_file():
+        return path.suffix == _GGUF or len(path.parts) > 1
+    num_files = len(list(path.glob(f"*{_GGUF}")))
+    return _has_config(path) or num_files == 1 or num_files > 1 and len(path.parts) > 1
 
 
 def _has_config(path: Path) -> bool:

@@ -85,7 +85,7 @@ def read_header(path: Path) -> GgufHeader:
             return GgufHeader(metadata, tensors, path.stat().st_size - start)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
-    except (struct.error, ValueError, KeyError, TypeError, ArithmeticError, MemoryError):
+    except (struct.error, ValueError, KeyError, TypeError, ArithmeticError, MemoryError, RecursionError):
         raise ConfigurationError(
             f"the header of {path.name} is truncated or damaged: download the file again"
         ) from None

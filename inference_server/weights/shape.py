@@ -30,6 +30,9 @@ _WITHOUT_GATE = {
     "mpt",
     "starcoder2",
     "bert",
+    "roberta",
+    "xlm-roberta",
+    "mpnet",
 }
 # Bytes per weight of a linear layer. A group of 32 weights in int4 has two 16-bit constants: 4 + 32 / 32 bits per weight.
 _LINEAR_BYTES: Mapping[Precision, float] = {

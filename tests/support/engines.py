@@ -129,7 +129,7 @@ class LogitsRecorder:
         return self.rows.pop(request_id)
 
 
-async def until(condition, *, seconds: float = 5.0) -> None:
+async def until(condition, *, seconds: float = 30.0) -> None:
     """Wait for a condition by polling it every few milliseconds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():

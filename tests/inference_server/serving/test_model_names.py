@@ -135,6 +135,17 @@ def test_files_that_are_no_models_are_explained(tmp_path, monkeypatch):
     assert "name one of its files: a.gguf, b.gguf" in refusal(str(tmp_path))
 
 
+def test_a_folder_of_several_files_is_no_model_of_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "smollm2-135m-instruct"
+    folder.mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (folder / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert the_entry(folder.name) == read_catalog(DEFAULT_CATALOG)[2]
+    folder = folder.rename(tmp_path / "files")
+    assert "name one of its files: a.gguf, b.gguf" in refusal(folder.name)
+
+
 def test_two_models_of_one_name_are_refused_and_a_repeated_name_counts_once(tmp_path, folder):
     other = tmp_path / "other" / folder.name
     other.mkdir(parents=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from inference_server.attention.kv_cache import BLOCK_SIZE
+from inference_server.attention.rope import RopeChoice
 from inference_server.engine.native.scheduling.scheduler import Scheduler
 from inference_server.engine.native.speculation.costs import MAX_ROWS
 from inference_server.engine.native.speculation.draft_model import DraftModel, num_blocks
@@ -33,7 +34,7 @@ def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device,
     if device.type != "cpu":
         logger.warning("the draft model %s is not used: draft models run on a CPU only", key.draft)
         return model
-    draft = prepare(key.draft, key.precision, device, settings)
+    draft = prepare(key.draft, key.precision, device, settings, RopeChoice(num_tokens=key.num_tokens))
     if _vocabulary(draft.tokenizer) != _vocabulary(model.tokenizer):
         raise ConfigurationError(
             f"the draft model {key.draft} has another tokenizer than {key.weights}: "

@@ -84,7 +84,8 @@ class DraftModel:
     def _drafts(self, wanted: Items[tuple[Sequence, int]]) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in wanted]
         active = [index for index, (seq, _) in enumerate(wanted) if self._catch_up(seq)]
-        started = time.perf_counter()
+        # Time of the thread, like that of the steps with which it is compared: other processes delay neither.
+        started = time.thread_time()
         while active:
             # The first pass of a draft has the sequence's newest token, and possibly the token before it.
             tokens = [self._missing(wanted[index][0], drafts[index]) for index in active]
@@ -96,7 +97,7 @@ class DraftModel:
                 drafts[index].append(token_id)
             active = [index for index in active if self._goes_on(drafts[index], wanted[index][1])]
         if num_tokens := max(map(len, drafts), default=0):
-            seconds = (time.perf_counter() - started) / num_tokens
+            seconds = (time.thread_time() - started) / num_tokens
             weight = _TIME_WEIGHT if self.seconds_per_token else 1.0
             self.seconds_per_token += weight * (seconds - self.seconds_per_token)
         return drafts

@@ -17,6 +17,8 @@ from inference_server.settings import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.download import local_folder
 from inference_server.weights.gguf.config import natural_precision
+from inference_server.weights.gguf.file import GgufFile
+from inference_server.weights.gguf_header import read_header
 from inference_server.weights.loader import silence_libraries
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
@@ -237,6 +239,22 @@ def test_a_file_that_is_not_gguf_is_named(tmp_path, content):
     assert refusal(tmp_path / "tiny.gguf", tmp_path).startswith(
         "cannot load tiny.gguf: the file is truncated or is not a GGUF file ("
     )
+
+
+def test_a_header_of_nested_arrays_or_wrong_types_ends_in_one_sentence(tmp_path):
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    start = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    path = tmp_path / "odd.gguf"
+    for key in (
+        text("a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000,
+        text("general.alignment") + struct.pack("<I", 8) + text("x"),
+    ):
+        path.write_bytes(start + key)
+        for read in (GgufFile, read_header):
+            with pytest.raises(ConfigurationError, match=r"odd\.gguf.* damaged: download .* again"):
+                read(path)
 
 
 def test_damaged_numbers_in_the_header_end_in_one_sentence(gguf_file, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from inference_server.generation import SamplingParams
 from inference_server.model.runner import NextToken, PromptPiece
@@ -56,6 +57,17 @@ async def test_a_model_can_be_its_own_draft_model(tiny_model):
     drafted, num_drafted, num_accepted = await tokens_of(dataclasses.replace(tiny, draft=Weights(path=folder)), SAMPLED)
     assert drafted == expected
     assert num_accepted <= num_drafted
+
+
+async def test_a_draft_model_rotates_by_the_frequencies_of_the_longest_sequence(tmp_path: Path):
+    rope = {"rope_type": "dynamic", "factor": 8.0, "rope_theta": 10_000.0}
+    config = LlamaConfig(**tiny_models.SIZES, max_position_embeddings=64, rope_parameters=rope)
+    folder = tiny_models.write_config(tmp_path, config)
+    async with hosting(dataclasses.replace(entry(folder), draft=Weights(path=folder))) as models:
+        engine = models["tiny"].engine
+        runners = [engine.runner, engine.drafting._draft_model._runner]
+        frequencies = [runner.model.model.rotary_emb.inv_freq for runner in runners]
+    assert torch.equal(*frequencies)
 
 
 async def test_a_draft_model_with_another_tokenizer_is_refused(tiny_model, tmp_path: Path, monkeypatch):
