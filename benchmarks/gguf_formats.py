@@ -126,7 +126,7 @@ def of_dequantised(path: Path, token_ids: list[int]) -> float:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    from inference_server.weights.quick_gguf import quick_conversion
+    from inference_server.weights.gguf.quick_conversion import quick_conversion
 
     with quick_conversion():
         model = AutoModelForCausalLM.from_pretrained(

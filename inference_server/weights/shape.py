@@ -14,7 +14,7 @@ from typing import Any
 from inference_server.attention.rope import scaled_window
 from inference_server.attention.rope import window as rope_window
 from inference_server.precision import Precision
-from inference_server.weights.gguf_header import GgufHeader, read_header
+from inference_server.weights.gguf.header import GgufHeader, read_header
 from tailrace_shared.config_errors import ConfigurationError
 
 # Feed-forward layers have two matrices in these architectures, and three in all others.

@@ -9,7 +9,7 @@ import torch
 
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import GgufFile, read_rows
-from inference_server.weights.quick_gguf import quick_conversion
+from inference_server.weights.gguf.quick_conversion import quick_conversion
 from tailrace_shared.config_errors import ConfigurationError
 
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")

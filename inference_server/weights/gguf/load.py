@@ -10,7 +10,7 @@ from inference_server.weights.gguf.config import main_bits
 from inference_server.weights.gguf.file import GgufFile
 from inference_server.weights.gguf.linear import Places
 from inference_server.weights.gguf.module import ModuleFiller, empty_model, quantise_linears, stored_linears
-from inference_server.weights.quick_gguf import quick_conversion
+from inference_server.weights.gguf.quick_conversion import quick_conversion
 
 
 def load_module(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inference_server.weights.gguf.file import FileTensor, GgufFile
 from inference_server.weights.gguf.linear import FileLinear, Places
-from inference_server.weights.quick_gguf import quick_conversion
+from inference_server.weights.gguf.quick_conversion import quick_conversion
 from tailrace_shared.config_errors import ConfigurationError
 
 # transformers' processors that do not change the weights of linear layers, apart from the order of rows.

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from inference_server.weights.gguf.file import GgufFile
-from inference_server.weights.quick_gguf import quick_conversion
+from inference_server.weights.gguf.quick_conversion import quick_conversion
 
 logger = logging.getLogger(__name__)
 

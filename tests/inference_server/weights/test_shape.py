@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoConfig
 
-from inference_server.weights.gguf_header import read_header
+from inference_server.weights.gguf.header import read_header
 from inference_server.weights.shape import read_shape
 from inference_server.weights.sizes import model_sizes
 from tailrace_shared.config_errors import ConfigurationError

@@ -18,7 +18,7 @@ from inference_server.weights import packed_cache
 from inference_server.weights.download import local_folder
 from inference_server.weights.gguf.config import natural_precision
 from inference_server.weights.gguf.file import GgufFile
-from inference_server.weights.gguf_header import read_header
+from inference_server.weights.gguf.header import read_header
 from inference_server.weights.loader import silence_libraries
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights

@@ -7,7 +7,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from transformers import modeling_gguf_pytorch_utils
 from transformers.modeling_gguf_pytorch_utils import read_field
 
-from inference_server.weights.quick_gguf import QuickReader, dequantize, quick_conversion
+from inference_server.weights.gguf.quick_conversion import QuickReader, dequantize, quick_conversion
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_transformers_uses_what_is_replaced(file, monkeypatch):
     def reader(path):
         raise Used
 
-    monkeypatch.setattr("inference_server.weights.quick_gguf.QuickReader", reader)
+    monkeypatch.setattr("inference_server.weights.gguf.quick_conversion.QuickReader", reader)
     with quick_conversion(), pytest.raises(Used):
         modeling_gguf_pytorch_utils.load_gguf_checkpoint(file)
     assert {"dequantize", "get_tensor_name_map"} <= _names_imported_from_gguf()
