@@ -1,23 +1,24 @@
 """Reads weights in the number formats of GGUF files, and writes them in the layout of the linear layers' kernels.
 
 A stored row consists of blocks with one group of 32 weights, or with eight. The argument block has an address for each
-row, so that rows can be in any order. A row with the address 0 is padding: nothing is written for it.
+row, so that rows can be in any order. A row with the address 0 is padding: its weights are zeros.
 """
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 
+from inference_server.kernels.attention.transposition import TILE_BYTES, transpose
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import element_bytes, store
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.types import FLOAT, HALF, INT8, INT32
-from inference_server.kernels.emit.values import Float, Int, Vector
+from inference_server.kernels.emit.values import Int, Vector
 
 GROUP = 32  # weights of a group
 _HALF_GROUP = 16
 _PANEL = 16  # outputs of a panel
-_LANE_BYTES = 4  # bytes of an output that are neighbours in a panel
+_LINE_BYTES = 64  # a cache line, and a row of a transposed tile
 _MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it has the nearest integer in its low bits
 _TINY = 1.1754943508222875e-38  # the smallest normal float32
 
@@ -126,20 +127,56 @@ class _Rows:
         self._code = code
 
     @contextmanager
-    def each_output_of_panels(self, block: Int) -> Iterator[tuple[Int, Int]]:
-        """Emit a loop over panels, and one over their outputs: the number of an output and its row's address.
-
-        One thread writes a whole panel, because its outputs share cache lines.
-        """
+    def each_output(self, panel: Int) -> Iterator[tuple[Int, Int]]:
+        """Emit a loop over a panel's outputs, without padding: the number from 0 in the panel, and the row's address."""
         code = self._code
-        with code.work_items(block, self.items) as panel, code.loop(panel * _PANEL, panel * _PANEL + _PANEL) as output:
-            yield output, code.load_int64(self.addresses + output * 8)
+        with code.loop(0, _PANEL) as output:
+            row = code.load_int64(self.addresses + (panel * _PANEL + output) * 8)
+            with code.when(row > 0):
+                yield output, row
 
     def each_half_group(self, row: Int, use: Callable[[Int, Vector], None]) -> None:
         """Emit a loop over a row's groups: `use` gets the number of 16 weights, and the weights."""
         with self._code.loop(0, self.groups // self._block_groups) as block:
             for half, weights in enumerate(self._decode(self._code, row + block * self._block_bytes)):
                 use(block * (2 * self._block_groups) + half, weights)
+
+    def write_panels(
+        self, block: Int, weight_bytes: int, begin: Callable[[Int], None], convert: Callable[[Int, Vector], Vector]
+    ) -> None:
+        """Emit a loop over panels, which writes their weights.
+
+        The weights of a few blocks are decoded output by output into a buffer. The buffer is then transposed in registers,
+        so that whole cache lines are stored. One thread writes a whole panel.
+
+        Args:
+            block: The argument block.
+            weight_bytes: Size of a written weight.
+            begin: Called with the number of a panel before its weights are decoded.
+            convert: Returns the words of 4 bytes to write, for the number of an output in its panel and 16 weights.
+        """
+        code = self._code
+        blocks = max(1, _LINE_BYTES // (weight_bytes * GROUP * self._block_groups))  # of a span
+        span_bytes = blocks * self._block_groups * GROUP * weight_bytes
+        buffer = code.stack(_PANEL * span_bytes)
+        with code.work_items(block, self.items) as panel:
+            begin(panel)
+            with code.loop(0, _PANEL) as output:
+                row = code.load_int64(self.addresses + (panel * _PANEL + output) * 8)
+                with code.when(row <= 0), code.loop(0, span_bytes, _LINE_BYTES) as line:
+                    code.store(code.floats(0.0), buffer + output * span_bytes + line, 4)
+            target = self.out + panel * self.groups * (GROUP * _PANEL * weight_bytes)
+            with code.loop(0, self.groups // (blocks * self._block_groups)) as span:
+                with self.each_output(panel) as (output, row):
+                    for number in range(blocks):
+                        weights = self._decode(code, row + (span * blocks + number) * self._block_bytes)
+                        place = buffer + output * span_bytes + number * (span_bytes // blocks)
+                        for half, part in enumerate(weights):
+                            words = convert(output, part)
+                            code.store(words, place + half * (_HALF_GROUP * weight_bytes), 4)
+                for tile in range(span_bytes // _LINE_BYTES):
+                    place = target + span * (_PANEL * span_bytes) + tile * TILE_BYTES
+                    transpose(code, buffer + tile * _LINE_BYTES, code.integer(span_bytes), place)
 
 
 def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
@@ -152,12 +189,13 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
 
     def stored_int8(code: Code, block: Int) -> None:
         rows = _Rows(code, block, name)
+        factors = code.stack(_PANEL * 4)  # of the panel's outputs: what weights are multiplied or divided by
 
         def weights_of(weights: Vector) -> Vector:
             return weights.narrowed(HALF).widened(FLOAT) if is_like_bitsandbytes else weights
 
-        with rows.each_output_of_panels(block) as (output, row):
-            with code.when(row > 0):
+        def find_scales(panel: Int) -> None:
+            with rows.each_output(panel) as (output, row):
                 largest = code.variable(code.floats(0.0))
 
                 def compare(_: Int, weights: Vector) -> None:
@@ -171,18 +209,17 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
                 # torch rounds twice when it divides a number by a tensor. This kernel must return the same bits.
                 factor = (maximum > 0.0).select(1.0 / maximum * 127.0, code.number(0.0))
                 if not is_like_bitsandbytes:
-                    scale = scale.maximum(code.number(_TINY))
-                code.store(scale, rows.scales + output * 4, 4)
-                panel = rows.out + (output // _PANEL) * rows.groups * (GROUP * _PANEL)
+                    factor = scale = scale.maximum(code.number(_TINY))
+                code.store(scale, rows.scales + (panel * _PANEL + output) * 4, 4)
+                code.store(factor, factors + output * 4, 4)
 
-                def write(index: Int, weights: Vector) -> None:
-                    values = weights_of(weights)
-                    scaled = values * factor if is_like_bitsandbytes else values / scale
-                    codes = (scaled + _MAGIC).bits_as(INT32).narrowed(INT8)
-                    codes = codes ^ -128 if code.isa.unsigned_codes else codes
-                    _scatter(code, codes.bits_as(FLOAT, 4), panel, index, output)
+        def convert(output: Int, weights: Vector) -> Vector:
+            values, factor = weights_of(weights), code.load_splat(factors + output * 4, FLOAT)
+            scaled = values * factor if is_like_bitsandbytes else values / factor
+            codes = (scaled + _MAGIC).bits_as(INT32).narrowed(INT8)
+            return (codes ^ -128 if code.isa.unsigned_codes else codes).bits_as(FLOAT, 4)
 
-                rows.each_half_group(row, write)
+        rows.write_panels(block, 1, find_scales, convert)
 
     return stored_int8
 
@@ -191,15 +228,10 @@ def make_bf16(name: str) -> Emit:
     """Return the kernel that writes panels of bfloat16 weights. `name`: a key of FORMATS."""
 
     def stored_bf16(code: Code, block: Int) -> None:
-        rows = _Rows(code, block, name)
-        with rows.each_output_of_panels(block) as (output, row):
-            with code.when(row > 0):
-                panel = rows.out + (output // _PANEL) * rows.groups * (2 * GROUP * _PANEL)
+        def convert(_: Int, weights: Vector) -> Vector:
+            return code.isa.to_bf16(code, weights).bits_as(FLOAT, 8)
 
-                def write(index: Int, weights: Vector) -> None:
-                    _scatter(code, code.isa.to_bf16(code, weights).bits_as(FLOAT, 8), panel, index, output)
-
-                rows.each_half_group(row, write)
+        _Rows(code, block, name).write_panels(block, 2, lambda panel: None, convert)
 
     return stored_bf16
 
@@ -219,12 +251,3 @@ def make_rows(name: str, is_bf16: bool) -> Emit:
             rows.each_half_group(row, write)
 
     return stored_rows
-
-
-def _scatter(code: Code, words: Vector, panel: Int, index: Int, output: Int) -> None:
-    """Store words of 4 bytes, the weights `16 * index` and following of one output, to their places in a panel."""
-    row_bytes = _PANEL * _LANE_BYTES
-    place = panel + index * (words.lanes * row_bytes) + (output % _PANEL) * _LANE_BYTES
-    for lane in range(words.lanes):
-        word: Float = words.lane(lane)
-        code.store(word, place + lane * row_bytes, 4)

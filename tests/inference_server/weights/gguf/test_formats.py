@@ -93,3 +93,16 @@ def test_the_kernels_write_what_torch_computes(name):
             arguments.stored(addresses, found, None, 64, 8), 64, 1 << 20
         )
         assert torch.equal(found, weights.to(dtype))
+
+
+@NEEDS_KERNELS
+@pytest.mark.parametrize("kind", ["int8", "bf16"])
+def test_rows_of_padding_are_zeros(kind):
+    rows = torch.from_numpy(random_blocks("Q4_1", 40, 8))
+    weights = format_of(number("Q4_1")).weights(rows)
+    wanted = panels(rounded_to_int8(weights) if kind == "int8" else weights.bfloat16(), kind)
+    addresses = torch.zeros(64, dtype=torch.int64)
+    addresses[:40] = rows.data_ptr() + torch.arange(40) * rows.stride(0)
+    found, scales = torch.zeros_like(wanted.weights), torch.zeros(64)
+    kernel(f"q4_1-{kind}").run(arguments.stored(addresses, found, scales if kind == "int8" else None, 4, 8), 4, 0)
+    assert torch.equal(found, wanted.weights)
