@@ -136,7 +136,7 @@ def of_dequantised(path: Path, token_ids: list[int]) -> float:
 
 
 def report(path: Path, llama_cpp: str | None, *, measures_quality: bool) -> str:
-    """Return one line of the table."""
+    """Load a GGUF file twice, measure it, and return its row of the Markdown table."""
     from inference_server.weights.gguf.config import natural_precision
 
     precision = natural_precision(path)

@@ -38,7 +38,7 @@ class UnknownModel(TailraceError):
 
 
 class WrongTask(TailraceError):
-    """The requested model has another task: it embeds text, or it generates text."""
+    """The called method does not match the model's task: it embeds text and Run was called, or the reverse."""
 
     reason = "WRONG_TASK"
     grpc_code = "INVALID_ARGUMENT"
@@ -144,7 +144,7 @@ class ClientTooSlow(TailraceError):
 
 
 class ServerStopping(TailraceError):
-    """The server stops and accepts no new requests."""
+    """The server is shutting down: it refuses new requests, and running requests fail at the end of the grace period."""
 
     reason = "SERVER_STOPPING"
     grpc_code = "UNAVAILABLE"

@@ -12,7 +12,7 @@ Call = Callable[[], Any]
 
 
 def record_graph(setup: Setup, call: Call) -> torch.cuda.CUDAGraph:
-    """Run `call` twice on a side stream, as libraries require, then record it as a CUDA graph."""
+    """Run `call` twice on a side stream, since libraries such as cuBLAS initialise at first use, then record a CUDA graph."""
     stream = torch.cuda.Stream(setup.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(setup.device))
     with torch.cuda.stream(stream):
@@ -29,8 +29,8 @@ def record_graph(setup: Setup, call: Call) -> torch.cuda.CUDAGraph:
 def seconds_per_call(setup: Setup, calls: list[Call], *, seconds: float = 0.03, rounds: int = 3) -> float:
     """Return the mean duration of a call in the fastest round.
 
-    On a GPU the calls are recorded in one CUDA graph, so that the host's time does not count. If the calls read
-    different data, the GPU's cache does not already contain it.
+    On a GPU the calls are recorded in one CUDA graph, so that the host's time does not count. To measure
+    reads from memory, pass calls whose inputs together exceed the GPU's L2 cache.
 
     Args:
         setup: The device.

@@ -64,6 +64,6 @@ async def all_collected(replies: Sequence[AsyncIterator[RunResponse]]) -> list[C
 
 
 async def failing(error: Exception) -> AsyncIterator[RunResponse]:
-    """Raise `error` before the first event, as the events of a refused reply do."""
+    """Return the event stream of a refused request: it raises `error` before its first event."""
     raise error
     yield

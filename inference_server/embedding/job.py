@@ -31,7 +31,7 @@ class EmbeddingJob:
     """An accepted request. Leaving its `async with` block before its vectors are complete cancels it.
 
     Attributes:
-        started: Time at which its first text was computed, in seconds of time.monotonic(); None before.
+        started: Time at which the computation of its first text began, in seconds of time.monotonic(); None before.
     """
 
     def __init__(

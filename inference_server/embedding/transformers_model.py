@@ -23,7 +23,7 @@ _UNUSED = ("pooler.", "lm_head.", "cls.")
 
 
 class TransformersModel:
-    """A model of transformers without its head (a TokenModel)."""
+    """A transformers model without its head. Implements TokenModel."""
 
     def __init__(self, folder: Path, precision: Precision, dtype: torch.dtype, device: torch.device) -> None:
         """Load the weights.

@@ -40,7 +40,7 @@ from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
 from tailrace_shared.workers_ai import how_to_serve
 
-if TYPE_CHECKING:  # these modules import torch, which takes seconds
+if TYPE_CHECKING:  # hosted_embedder imports torch, which takes seconds
     from inference_server.serving.hosted_embedder import HostedEmbedder
     from inference_server.serving.hosted_model import HostedModel
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from inference_server.errors import UnsupportedModel, first_line
 from inference_server.lora.config import MAX_RANK, WEIGHTS_FILE, AdapterConfig, read_config
 
-# Layers that several others are stacked into, and the names of those in their order.
+# Fused layers, each with the names of the layers that it combines, in the order of their outputs.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 

@@ -24,7 +24,7 @@ _PANEL = 16  # outputs of gate, then of up, in the result of KernelLinear's gate
 
 @dataclass(frozen=True, slots=True)
 class LayerPart:
-    """A linear layer of transformers' model as a part of a module's outputs: `num_outputs` of them from `first`."""
+    """A linear layer of the checkpoint. It computes the outputs `first` to `first + num_outputs` of `module`, perhaps fused."""
 
     module: nn.Module
     first: int

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from inference_server.engine.histogram import Histogram
 
-if TYPE_CHECKING:  # these modules import torch, which takes seconds
+if TYPE_CHECKING:
     from inference_server.engine.running import RunningEngine
 
 NamedEngines = Callable[[], "Iterable[tuple[str, RunningEngine]]"]

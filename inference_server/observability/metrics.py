@@ -58,7 +58,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        """Create the metrics without any series."""
+        """Create the metrics. Those with labels have no series before `expect` or the first request."""
         # Otherwise each counter and histogram has one more series with its time of creation.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()

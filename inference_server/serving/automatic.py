@@ -50,7 +50,7 @@ def complete(
         may_fetch: True to download a missing configuration. False leaves out the entries that need one.
 
     Raises:
-        ConfigurationError: A configuration is not available or damaged; the message names the model.
+        ConfigurationError: A configuration is missing or damaged; the message names the model.
     """
     if not any(entry.open_keys for entry in entries):
         return list(entries)

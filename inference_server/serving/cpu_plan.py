@@ -84,7 +84,7 @@ def cpu_demands(
         may_fetch: True to download missing configurations; False to leave out their models.
 
     Raises:
-        ConfigurationError: A configuration is not available or damaged.
+        ConfigurationError: A configuration is missing or damaged.
     """
     demands = {}
     for key, group in groups.items():

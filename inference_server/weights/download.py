@@ -53,7 +53,7 @@ def local_folder(weights: Weights, cache_dir: Path) -> Path:
         cache_dir: Folder for downloaded packages and descriptions of GGUF files.
 
     Raises:
-        ConfigurationError: The weights are not available or damaged; the message contains the remedy.
+        ConfigurationError: The weights are missing or damaged; the message contains the remedy.
     """
     with naming_source(weights):
         path = local_path(weights, cache_dir)

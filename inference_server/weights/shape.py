@@ -92,7 +92,7 @@ class ModelShape:
         return int(linear + head * self.vocab_weights)
 
     def load_bytes(self, precision: Precision) -> int:
-        """Return the largest memory for weights while a model is loaded on a CPU and packed for the first time."""
+        """Return the peak memory of the weights, in bytes, while a model is loaded on a CPU and packed for the first time."""
         packed = self.weight_bytes(precision, "cpu")
         if self.is_file:
             return int(_FILE_COPIES * packed)

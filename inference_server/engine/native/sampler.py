@@ -64,7 +64,7 @@ class Sample:
 
 
 class NotFinite(Exception):
-    """Rows of logits contain NaN or only -inf. `rows`: their indices."""
+    """The largest logit of some rows is not finite: they contain NaN or +inf, or only -inf. `rows`: their indices."""
 
     def __init__(self, rows: list[int]) -> None:
         super().__init__(f"logits of rows {rows} are not finite")

@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The end of a case's name."""
+        """The part of a case's name that states the shape and the dtype."""
         return f"{self.shape.name} {self.dtype}"
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 _MAX_SPLITS = 8
-# Up to this number of outputs there are few programs. Each then computes fewer outputs and copies more tiles ahead.
+# Up to this number of outputs, the grid would have few programs. For up to 16 rows, each program therefore computes fewer
+# outputs. For up to 8 rows, it also copies more tiles ahead.
 _FEW_OUTPUTS = 9216
 
 

@@ -30,7 +30,7 @@ def limit_threads() -> None:
 def usable_cores(root: Path = Path("/")) -> int | None:
     """Return the number of physical cores on which this process may run, at most its CPU quota; at least 1.
 
-    A quota of a fraction is rounded down. None on systems other than Linux.
+    A fractional quota is rounded down. Returns None on systems other than Linux.
 
     Args:
         root: The folder that contains `proc` and `sys`; tests replace it.

@@ -1,6 +1,6 @@
 """Keeps the kernels' machine code in files. A kernel is compiled once, and later starts only load it.
 
-Images contain the files of common CPUs (ahead_of_time.py).
+Container images contain precompiled kernels for the instruction sets of their architecture (ahead_of_time.py).
 """
 
 import contextlib

@@ -45,9 +45,8 @@ class Places:
         self._arena: Arena | None = None
         self._left = 0
         self._own: set[int] = set()
-        self.sources: dict[
-            int, list[FileLinear]
-        ] = {}  # by address of a kept layer's weights: the layers that it contains
+        # The layers of the file from which a packed layer was made, by the address of its weights (see FileLinear.keep).
+        self.sources: dict[int, list[FileLinear]] = {}
 
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Return a tensor of zeros."""
