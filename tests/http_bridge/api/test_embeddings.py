@@ -116,10 +116,11 @@ async def test_qwen_has_queries_with_an_instruction_and_documents(bridge, servic
 async def test_a_wrong_body_is_named(backend, start_bridge, servicer, model, body, sentence):
     await backend.set_serving(True)
     bridge = await start_bridge()
-    async with asyncio.timeout(5):  # the bridge fetches the list of models first
-        while (await run(bridge, {"text": "a"}, model)).status_code != 200:
+    async with asyncio.timeout(5):  # before the bridge has the list of models, it takes the body for another task's
+        while sentence not in (await run(bridge, body, model)).text:
             await asyncio.sleep(0.01)
     servicer.embed_requests.clear()
+    servicer.requests.clear()
     response = await run(bridge, body, model)
     (error,) = response.json()["errors"]
     assert (response.status_code, error["code"]) == (400, 5006)
