@@ -22,6 +22,7 @@ def body(schema, **fields):
     return {
         "prompt": "Make something up.",
         "temperature": 1,
+        "top_p": 1,  # with fewer tokens to draw from, the small model may repeat digits up to max_tokens
         "response_format": given,
         "max_tokens": MAX_TOKENS,
         **fields,
