@@ -56,7 +56,7 @@ class Reader:
 
 
 def _source() -> str:
-    """Return LLVM's text of a function that reads an area and returns the exclusive or of its 64-bit words."""
+    """Return the LLVM IR of a function that reads a memory area and returns the exclusive or of its 64-bit words."""
     phis = "\n".join(f"  %sum{n} = phi <8 x i64> [zeroinitializer, %entry], [%new{n}, %loop]" for n in _LOADS)
     loads = "\n".join(
         f"  %at{n} = add i64 %at, {64 * n}\n"

@@ -23,7 +23,7 @@ Call = Callable[[], object]
 
 
 class Product(ABC):
-    """A linear layer with its weights in memory of its own."""
+    """A linear layer whose weights share no memory with those of other products."""
 
     num_bytes: int  # bytes of weights and scales that one product reads
 
@@ -134,7 +134,7 @@ def random_weight(layer: Layer, weight_format: WeightFormat) -> Tensor | Int8 | 
 
 
 def _cloned(weight: Tensor | Int8 | Int4) -> Tensor | Int8 | Int4:
-    """Return the weights in other memory, because a layer may keep the tensors that it was given."""
+    """Return the weights in other memory, because a layer may keep the tensors that are passed to it."""
     if isinstance(weight, Tensor):
         return weight.clone()
     return replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone())

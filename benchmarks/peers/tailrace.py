@@ -76,7 +76,7 @@ class WithShare(Tailrace):
 
 
 class BatchInvariant(Tailrace):
-    """Measures the cost of bit-identical logits."""
+    """Tailrace with batch invariance, to measure the cost of logits that do not depend on the batch."""
 
     scenarios = ("short",)
     settings: ClassVar = {"TAILRACE_BATCH_INVARIANT": "true"}
