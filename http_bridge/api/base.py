@@ -44,7 +44,7 @@ class Models(Protocol):
 
 
 class OutdatedModels(Exception):
-    """The bridge must ask the servers for their models before it can parse this request."""
+    """The bridge must fetch the lists of models from the servers before it can parse this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class IncomingRequest:
         """Return the model's description; None if no server hosts it.
 
         Raises:
-            OutdatedModels: The servers must be asked for their models first.
+            OutdatedModels: The bridge must first fetch the lists of models from the servers.
         """
         if not self.models_are_current and not self.models.has_current_model(model):
             raise OutdatedModels
@@ -197,7 +197,7 @@ class RequestParser(Protocol):
 
         Raises:
             ApiError: The request is invalid.
-            OutdatedModels: The servers must be asked for their models first.
+            OutdatedModels: The bridge must first fetch the lists of models from the servers.
         """
 
 

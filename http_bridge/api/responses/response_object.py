@@ -68,7 +68,7 @@ def request_fields(
     """
     reasoning, text = document.get("reasoning"), document.get("text")
     if not isinstance(reasoning, dict):
-        # Bodies of other forms have the effort itself, or a switch.
+        # In bodies of other forms, `reasoning` is the effort itself, or a boolean.
         reasoning = {"effort": reasoning} if isinstance(reasoning, str) else {}
     if not isinstance(text, dict):
         text = {}

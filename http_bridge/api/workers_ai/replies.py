@@ -74,7 +74,7 @@ def enveloped_json(result: bytes) -> bytes:
 
 
 def bare_zipped(result: object) -> bytes:
-    """Return the gzipped result for @cloudflare/ai 1.1.0, which unpacks every complete reply itself."""
+    """Return the gzipped result for @cloudflare/ai 1.1.0, which decompresses replies that are not streamed."""
     return zipped(bare(result))
 
 
