@@ -3,8 +3,8 @@
 `python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine. It prints the
 tokens/s of 1 and 8 streams for three kinds of load: without an adapter, with one adapter for all streams, and with a
 different adapter for each stream. The adapters adapt all seven linear layers of each decoder layer ("all"), or only q
-and v ("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that other processes slow all of
-them equally. A ratio is the median over the rounds.
+and v ("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that other processes slow all
+of them equally. A ratio is the median over the rounds.
 
 `--steps` measures only the decode steps of the model, in the CPU time of one thread. Other processes affect this
 measurement less. Its figures are lower quartiles over the steps.

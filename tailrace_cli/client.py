@@ -115,7 +115,7 @@ class Client(Protocol):
         """
 
     def models(self) -> list[ModelLine]:
-        """Return the models that the server has, in the order of its catalog."""
+        """Return the models that the server hosts, in the order of its catalog."""
 
 
 def run(client: Client, request: Request, *, shows_stats: bool) -> None:

@@ -1,4 +1,7 @@
-"""Splits the command line and the standard input of `tailrace run` into model and prompt, as ollama and llm do."""
+"""Splits the command line and the standard input of `tailrace run` into model and prompt.
+
+Follows the conventions of the commands ollama and llm.
+"""
 
 import json
 import sys
