@@ -84,7 +84,7 @@ SETTINGS = (
     "STREAM_PADDING",
     "WRITE_TIMEOUT_SECONDS",
 )
-# Variables that the command, the examples, the compose files or the tests read.
+# Other variables, which the command, the examples, the compose files or the tests read or set.
 OTHERS = (
     "URL",
     "TOKEN",

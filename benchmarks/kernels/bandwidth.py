@@ -21,7 +21,7 @@ class Reader:
     def __init__(self, mib: int) -> None:
         """Allocate and fill `mib` MiB, which should be much more than all caches."""
         self._size = mib * _MIB
-        # Shared memory, mmap's default, gets no large pages.
+        # By default, mmap returns shared memory, for which the system does not use large pages.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._memory = mmap.mmap(-1, self._size + _HUGE_PAGE, flags=flags)
         if hasattr(mmap, "MADV_HUGEPAGE"):

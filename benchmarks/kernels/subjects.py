@@ -121,7 +121,7 @@ SUBJECTS: dict[str, Callable[[Tensor | Int8 | Int4, WeightFormat], Product]] = {
 
 
 def random_weight(layer: Layer, weight_format: WeightFormat) -> Tensor | Int8 | Int4:
-    """Return random weights of the layer's shape, in a size that keeps activations finite."""
+    """Return random weights of the layer's shape, small enough that the outputs are finite."""
     shape = (layer.outputs, layer.inputs)
     if weight_format == "int8":
         return Int8(torch.randint(-127, 128, shape, dtype=torch.int8), torch.full((layer.outputs,), 1e-4))

@@ -70,7 +70,7 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Tailrace with two more scenarios: replies with a JSON Schema, and HTTP beside gRPC, which gives the bridge's share."""
+    """Tailrace with two more scenarios: replies with a JSON Schema, and HTTP beside gRPC, for the bridge's share."""
 
     scenarios = (*Tailrace.scenarios, "constraint", "share")
 

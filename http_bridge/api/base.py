@@ -157,7 +157,7 @@ class RunJob:
 
     @property
     def is_plain(self) -> bool:
-        """True if no delta has tool calls or log probabilities, because the request asks for neither."""
+        """True if no delta has tool calls or log probabilities, because the client requested neither."""
         return not self.request.chat.tools and not self.request.HasField("logprobs")
 
 

@@ -30,7 +30,7 @@ _LINGER_SECONDS = 1.0
 _MAX_LINGERING = 128
 # Shortest time in seconds between two warnings about refused connections.
 _WARNING_SECONDS = 60.0
-# The clause for the client by a part of h11's message about an invalid request.
+# Clauses of errors for the client, by a part of h11's message about the invalid request.
 _FAULTS = {
     "Missing mandatory Host": "HTTP/1.1 requires a Host header",
     "multiple Host": "there is more than one Host header",

@@ -94,7 +94,7 @@ class WorkersAiWriter(ReplyWriter):
         """Set the reply format.
 
         Args:
-            profile: The API version, which determines usage and padding.
+            profile: The API version, which determines usage, padding and reasoning.
             wrap: Encodes the result of a complete reply.
             has_padding: Whether the settings enable padding in streams.
             is_json: Whether the reply's text is a JSON document and is written as one.
