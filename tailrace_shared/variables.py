@@ -99,7 +99,7 @@ OTHERS = (
 )
 KNOWN = tuple(PREFIX + name for name in (*SETTINGS, *OTHERS))
 
-# Kubernetes and Docker links add these for a service whose name begins with "tailrace".
+# Endings of the variables that Kubernetes and Docker links add for a service whose name begins with "tailrace".
 _LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 _PROTECTS = re.compile(r"TOKEN|TLS|KEY|SECRET|PASSWORD|AUTH|CERT|ALLOWED")
 # Settings that count tokens of text, not API tokens.

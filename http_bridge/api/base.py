@@ -52,7 +52,7 @@ class IncomingRequest:
     """An HTTP request whose body has been read.
 
     Attributes:
-        request_id: UUID that the bridge gave the request.
+        request_id: UUID that the bridge assigned to the request.
         account: Account of the path, otherwise of the token; empty if neither has one.
         is_at_account: Whether the path names the account, as Cloudflare's paths do.
         model: Model of the path; empty if the path has none.
@@ -83,7 +83,7 @@ class IncomingRequest:
 
     @property
     def is_large(self) -> bool:
-        """True if the body may take long to parse. A compressed one may become a thousand times as large."""
+        """True if the body may take long to parse. A compressed body may become a thousand times as large."""
         is_plain = self.data[:1] in _PLAIN_BEGINNINGS and "content-encoding" not in self.headers
         return len(self.data) >= LARGE_BODY_BYTES or not is_plain
 

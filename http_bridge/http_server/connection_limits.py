@@ -62,8 +62,9 @@ class ConnectionLimits:
 class LimitedProtocol(H11Protocol):
     """uvicorn's protocol with the limits of one bridge. `limited_protocol` creates the subclass that uvicorn uses.
 
-    A connection beyond the limit is answered with 503/7009 and closed before its request is read, so a health check on a new
-    connection is refused too. A probe that reuses a connection is not affected. A warning is logged at most once a minute.
+    A connection beyond the limit is answered with 503/7009 and closed before its request is read. A health check on a
+    new connection is therefore refused too. A probe that reuses a connection is not affected. A warning is logged at
+    most once a minute.
     """
 
     conn: Connection

@@ -27,7 +27,7 @@ def check_request(body: RunBody, profile: Profile, model: str) -> None:
 
 
 def cut_call() -> ApiError:
-    """Return the error for a forced tool call that `max_tokens` cut: 400/8006."""
+    """Return the error for a forced tool call that `max_tokens` truncated: 400/8006."""
     return ApiError(
         400,
         8006,

@@ -180,7 +180,7 @@ class _MaxDepth:
 
 
 def is_deeper(value: object, limit: int) -> bool:
-    """Return True if arrays and objects are nested deeper than `limit`; a value without nesting has depth 1.
+    """Return True if arrays and objects are nested deeper than `limit`; an array of numbers has depth 1.
 
     Does not recurse.
     """

@@ -123,7 +123,7 @@ async def search_authors(request: Request) -> Response:
 
 
 def _choices_input(inputs: Inputs) -> Schema:
-    """Return OpenAI's schema with a prompt as an alternative to messages, and without the model, which the path names."""
+    """Return OpenAI's schema with a prompt as an alternative to messages, and without `model`, which the path names."""
     chat = inputs.chat
     fields = {name: schema for name, schema in chat["properties"].items() if name != "model"}
     prompt = {**{name: schema for name, schema in fields.items() if name != "messages"}, "prompt": _PROMPT}

@@ -1,6 +1,6 @@
 """Tracing without export: a run passes the client's W3C trace context on to the inference server, and records nothing.
 
-spans.py has the same classes with spans; exporter.py selects the ones to use.
+spans.py has subclasses that record spans. exporter.py selects the classes.
 """
 
 import re
