@@ -138,7 +138,7 @@ def _kinds(streams: int) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure each kind of load, and print a line for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", choices=list(_TARGETS), nargs="*", default=list(_TARGETS))
     parser.add_argument("--rounds", type=int, default=7)

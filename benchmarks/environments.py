@@ -1,7 +1,7 @@
 """Creates the peers' virtual environments under `.bench/` once, logs each step, and reports a failure in one sentence.
 
 torch is installed first, by itself and at a pinned version. Otherwise, a package's dependencies could select a build of
-torch with CUDA, whose download has gigabytes.
+torch with CUDA, a download of gigabytes.
 """
 
 import os

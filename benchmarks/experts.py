@@ -2,8 +2,8 @@
 
 `python -m benchmarks.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model and prints the CPU's name. For
 each precision it prints the memory of the weights, and the tokens per second of decode passes with 1 and 8 sequences.
-transformers runs its `generate` loop in float32 and bfloat16 with its default experts (a grouped product) and a static
-batch. The implementations take turns in every round, and the result is the median.
+transformers decodes a static batch in a loop of forward passes, in float32 and bfloat16, with its default experts (a
+grouped product). The implementations take turns in every round, and the result is the median.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Describes the machine and its software for the results. The description contains no host name, user name or path.
 
-Results are kept by CPU class: one folder for each kind of CPU, and one for each kind that was limited to fewer
+Results are stored by CPU class: one folder for each kind of CPU, and one for each kind that was limited to fewer
 instructions.
 """
 

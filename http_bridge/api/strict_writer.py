@@ -42,7 +42,11 @@ class StrictWriter(ReplyWriter):
         return self._writer.delta(delta)
 
     def finish(self, completed: Completed) -> bytes:
-        """Return the events after all text. Raises ApiError 400/8006 if the reply was truncated before its call ended."""
+        """Return the events after all text.
+
+        Raises:
+            ApiError: 400/8006 if the reply was truncated before its call was complete.
+        """
         self._check(completed, has_call=self._has_call)
         return self._writer.finish(completed)
 
