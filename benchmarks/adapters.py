@@ -1,13 +1,13 @@
 """Measures the speed of decoding with LoRA adapters, relative to the same engine's speed without them.
 
 `python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine. It prints the
-tokens/s of 1 and 8 streams in three kinds: without an adapter, with one adapter for all streams, and with a different
-adapter for each stream. The adapters adapt all seven linear layers of each layer of the model ("all"), or only q and v
-("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that other processes slow all of them
-equally. A ratio is the median over the rounds.
+tokens/s of 1 and 8 streams for three kinds of load: without an adapter, with one adapter for all streams, and with a
+different adapter for each stream. The adapters adapt all seven linear layers of each decoder layer ("all"), or only q
+and v ("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that other processes slow all
+of them equally. A ratio is the median over the rounds.
 
-`--steps` measures only the decode steps of the model, on one thread and in its CPU time. Other processes affect this
-measurement less.
+`--steps` measures only the decode steps of the model, in the CPU time of one thread. Other processes affect this
+measurement less. Its figures are lower quartiles over the steps.
 """
 
 import argparse
@@ -54,7 +54,11 @@ def _entries(folder: Path, targets: str, settings: Settings) -> list[CatalogEntr
 
 
 async def _tokens_per_s(model: HostedModel, adapters: list[int], num_tokens: int) -> float:
-    """Return the tokens/s of all streams together, from the first token of the last stream to the end of the first one."""
+    """Return the tokens/s of all streams together.
+
+    The measured time begins when every stream has received its third event, and ends with the first stream that ends.
+    All tokens of the replies count, also those before and after this time.
+    """
 
     async def one(index: int, adapter: int) -> tuple[float, float]:
         prompt = model.prompts.encode_text(f"Stream {index} tells a story about the number {adapter}.")
@@ -128,13 +132,13 @@ def _measure_steps(targets: str, num_steps: int) -> None:
 
 
 def _kinds(streams: int) -> dict[str, list[int]]:
-    """Return the adapter of each stream, from 1, for each kind of load."""
+    """Return the adapter number of each stream for each kind of load: from 1, or 0 for no adapter."""
     own = [1 + index for index in range(streams)]
     return {"no adapter": [0] * streams, "one adapter": [1] * streams, "own adapters": own}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure each kind of load, and print a line for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", choices=list(_TARGETS), nargs="*", default=list(_TARGETS))
     parser.add_argument("--rounds", type=int, default=7)

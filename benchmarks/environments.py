@@ -1,6 +1,7 @@
 """Creates the peers' virtual environments under `.bench/` once, logs each step, and reports a failure in one sentence.
 
-torch is always installed first, by itself and at one pinned version: an unpinned one would download gigabytes.
+torch is installed first, by itself and at a pinned version. Otherwise, a package's dependencies could select a build of
+torch with CUDA, a download of gigabytes.
 """
 
 import os
@@ -19,7 +20,7 @@ class SetupFailed(Exception):
 
 
 class Environment:
-    """A peer's virtual environment. It is created again when `recipe` changes."""
+    """A peer's virtual environment. `recipe` names its packages; after a change, `is_ready` is False."""
 
     def __init__(self, name: str, recipe: str) -> None:
         self.name = name

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model and prints the CPU's name. For
 each precision it prints the memory of the weights, and the tokens per second of decode passes with 1 and 8 sequences.
-transformers runs its `generate` loop in float32 and bfloat16 with its default experts (a grouped product) and a static
-batch. The implementations take turns in every round, and the result is the median.
+transformers decodes a static batch in a loop of forward passes, in float32 and bfloat16, with its default experts (a
+grouped product). The implementations take turns in every round, and the result is the median.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def model(kind: str, dtype: torch.dtype) -> Any:
 
 
 def of_transformers(kind: str, dtype: torch.dtype) -> tuple[int, Decode]:
-    """Return the bytes of transformers' model, and its decode passes in a loop over a static batch."""
+    """Return the bytes of transformers' model, and a function that decodes a static batch and returns its tokens/s."""
     reference = model(kind, dtype)
 
     @torch.inference_mode()
@@ -66,7 +66,7 @@ def of_transformers(kind: str, dtype: torch.dtype) -> tuple[int, Decode]:
 
 
 def of_this_server(kind: str, precision: Precision) -> tuple[int, Decode]:
-    """Return the bytes of the packed model, and its decode passes in a loop."""
+    """Return the bytes of the packed model, and a function that decodes a batch and returns its tokens/s."""
     packed = model(kind, activation_dtype(precision, CPU))
     paged.register()
     packed.set_attn_implementation(paged.NAME)

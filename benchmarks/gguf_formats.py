@@ -25,7 +25,7 @@ WINDOW = 512
 NUM_TOKENS = 2048
 MB = 1 << 20
 
-# Runs in a separate process: loads a file and prints seconds, bytes and peak memory in bytes before and after.
+# Runs in a separate process: loads a file and prints the values of `Load` as a JSON array.
 _LOAD = """
 import json, sys, time
 from pathlib import Path

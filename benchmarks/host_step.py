@@ -134,7 +134,7 @@ async def _measure(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure each kind of sampling and number of rows, and print a line for it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=1000, help="decode steps for each figure")
     parser.add_argument("--no-overlap", action="store_true", help="wait for the tokens of every step")

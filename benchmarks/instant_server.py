@@ -1,7 +1,7 @@
 """Serves the gRPC API with an engine that needs no computing time, so that measurements show only the cost of the bridge.
 
-A prompt that begins with "paced" gets a token every 25 ms, as from a real batch. Any other prompt gets all its tokens
-as fast as gRPC can send them. Runs as a separate process; the address comes from TAILRACE_GRPC_ADDRESS.
+The reply to a prompt that begins with "paced" has a token every 25 ms, like a reply from a real batch. Any other reply
+is sent as fast as gRPC allows. Runs as a separate process; the address comes from TAILRACE_GRPC_ADDRESS.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class InstantServicer(InferenceServiceServicer):
         loop = asyncio.get_running_loop()
         is_paced = request.text.startswith("paced")
         for _ in range(request.sampling.max_tokens):
-            if is_paced:  # all streams send at the same moments, as a batch does
+            if is_paced:  # all streams send at the same moments, like the sequences of a batch
                 await asyncio.sleep(PACE_SECONDS - loop.time() % PACE_SECONDS)
             yield _DELTA
         usage = Usage(prompt_tokens=1, completion_tokens=request.sampling.max_tokens)

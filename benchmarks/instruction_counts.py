@@ -1,4 +1,4 @@
-"""Counts the instructions that matrix products take for each weight, for every instruction set, on any CPU.
+"""Counts the instructions that matrix products execute per weight, for every instruction set, on any CPU.
 
 `python -m benchmarks.instruction_counts` compiles the kernels and prints a table in Markdown. Only innermost loops are
 counted. The kernels are compiled for the baseline CPU of each instruction set, `llvm_cpu` in its file in kernels/isa.
@@ -67,7 +67,7 @@ def _longest_loop(body: str) -> list[str]:
 
 
 def per_weight(found: list[Loop], num_rows: int) -> float:
-    """Return the instructions for each weight that a product with `num_rows` rows takes, over all of its rows."""
+    """Return the number of instructions per weight that a product with `num_rows` rows executes for all of its rows."""
     total, rest = 0.0, num_rows
     for loop in sorted(found, key=lambda loop: -loop.rows):
         total += rest // loop.rows * loop.instructions / loop.weights

@@ -1,6 +1,6 @@
 """The instruction sets that a run can be limited to, and how Tailrace, torch, oneDNN and llama.cpp are limited to them.
 
-The names are those of TAILRACE_CPU_FEATURES. Nothing here changes the CPU: each program has a switch of its own.
+The names are those of TAILRACE_CPU_FEATURES. Nothing here changes the CPU: each program has its own switch.
 """
 
 from collections.abc import Collection

@@ -1,6 +1,6 @@
 """Describes the machine and its software for the results. The description contains no host name, user name or path.
 
-Results are kept by CPU class: one folder for each kind of CPU, and one for each kind that was limited to fewer
+Results are stored by CPU class: one folder for each kind of CPU, and one for each kind that was limited to fewer
 instructions.
 """
 
@@ -68,7 +68,7 @@ def class_name(vendor: str, microarchitecture: str, flags: Collection[str], limi
         limit: The instruction set that the run was limited to.
     """
     family = instruction_family(flags)
-    # All CPUs of one vendor with AMX are one class: their cores do not differ in what these benchmarks show.
+    # All CPUs of one vendor with AMX are one class: these benchmarks show no difference between their cores.
     parts = [_VENDORS.get(vendor, vendor.lower()), "" if family == "amx" else _short(microarchitecture)]
     parts += ["as", limit.name] if limit else [family]
     return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()) for part in parts if part)

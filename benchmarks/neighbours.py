@@ -1,4 +1,4 @@
-"""Measures the slowdown by busy neighbours: processes that occupy the same cores, or a second engine under load."""
+"""Measures the slowdown that busy neighbours cause: processes on the same cores, or a second engine under load."""
 
 import os
 import sys
@@ -11,7 +11,8 @@ from benchmarks.peers.base import Running
 from benchmarks.processes import LOGS, Child
 from benchmarks.report.statistics import Figures, summary
 
-# The code of a busy process: "yield" yields in a loop, as waiting threads of OpenMP and vLLM do. "spin" never yields.
+# The code of a busy process. "yield" calls sched_yield in a loop, like waiting threads of OpenMP and vLLM. "spin" never
+# yields the core.
 KINDS = {"yield": "import os\nwhile True: os.sched_yield()", "spin": "while True: pass"}
 
 

@@ -4,8 +4,8 @@
 
 The forms are a hub id, a GGUF file of the hub, and a name of Workers AI's catalogue, all with the weights of
 SmolLM2-135M-Instruct. For each form, the script prints figures of the first start and of the next one: seconds until
-the announcement, and CPU seconds and peak memory of the server's process. It also prints the bytes on disk after both
-starts. The hub serves the files from this machine's memory.
+the announcement, and CPU seconds and peak memory of the server's process after one short request. It also prints the
+bytes on disk after both starts. The hub serves the files from this machine's memory.
 """
 
 import argparse
@@ -40,8 +40,8 @@ class Start:
 
     Attributes:
         seconds: Time until the announcement.
-        cpu_seconds: CPU time of the inference server until then.
-        peak_bytes: Largest resident memory of the inference server.
+        cpu_seconds: CPU time of the inference server until the end of the first request, which generates 8 tokens.
+        peak_bytes: Peak resident memory of the inference server until then.
     """
 
     seconds: float
@@ -127,7 +127,7 @@ def _serving(words: list[str], hub: Hub, home: Path) -> Iterator[subprocess.Pope
 
 
 def _ask(url: str) -> None:
-    """Check that the model answers."""
+    """Send a short request, and check that the reply has text."""
     body = json.dumps({"prompt": "where is new york?", "max_tokens": 8}).encode()
     with urllib.request.urlopen(urllib.request.Request(url, body)) as response:
         assert json.load(response)["result"]["response"]

@@ -1,9 +1,9 @@
 """`python -m benchmarks.penalties`: measures the cost of sampling parameters with many streams.
 
-One server decodes replies of equal length over gRPC, in rounds: first with the temperature only, then with each other
-parameter. The script prints the ratios to the round with the temperature only, as medians over the rounds. One ratio is
-that of the time, the other one that of the server's CPU time. The CPU time is more reliable on a machine that other
-processes use too. Requires Linux.
+One server decodes replies of equal length over gRPC. Each round measures several sets of sampling parameters, first the
+temperature alone. For each set, the script prints two ratios to the temperature alone, as medians over the rounds: the
+ratio of the wall-clock time, and the ratio of the server's CPU time. The CPU time is more reliable on a machine that
+other processes use too. Requires Linux.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """`python -m benchmarks.priorities`: measures the time to first token of interactive requests beside a running batch.
 
-Client and server use gRPC. Each round sends interactive requests twice: without other requests, and beside a batch of requests
-of priority BATCH. It has both parts, because the speed of a shared machine changes by the minute.
+Client and server use gRPC. Each round sends interactive requests twice: without other requests, and beside a batch of
+requests of priority BATCH. Every round has both parts, because the speed of a shared machine changes by the minute.
 
-Each part gives two figures for a request: the time to its first token, and the server's CPU time until then. The CPU time is
-the better figure on a machine that other processes use too. Linux favours a process that has just been idle, as the server is
-without a batch. Requires Linux.
+For each request, the script records the time to its first token, and the server's CPU time until then. The CPU time is
+the better figure on a machine that other processes use too: Linux favours a process that has just been idle, and the
+server is idle between requests without a batch. Requires Linux.
 """
 
 import argparse
@@ -59,9 +59,9 @@ class _Client:
         self.num_batch_tokens = 0
 
     async def interactive(self) -> list[tuple[float, float]]:
-        """Send interactive requests one after the other, and return their times to first token in milliseconds.
+        """Send interactive requests one after the other, and return the milliseconds until the first token of each.
 
-        Each pair has the wall-clock time and the server's CPU time.
+        Each pair contains the wall-clock time and the server's CPU time.
         """
         times = []
         for _ in range(self._arguments.requests):
@@ -164,11 +164,13 @@ async def wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
 
 @contextmanager
 def running_server(model: str, name: str) -> Iterator[tuple[str, int]]:
-    """Start a server with one model of the default catalog, which ignores end tokens. Yields its address and its process id.
+    """Start a server that hosts one model of the default catalog and ignores end tokens.
+
+    Yields its address and its process id.
 
     Args:
         model: Name of the entry. Its sampling defaults do not apply.
-        name: Name of the log.
+        name: Name of the catalog file and of the log.
     """
     address = f"127.0.0.1:{free_port()}"
     environment = {

@@ -82,7 +82,7 @@ class Child:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process's group, and to every descendant in a group of its own."""
+        """Send a signal to the process's group, and to every descendant in another process group."""
         if self.process.poll() is not None:
             return
         for process in tree(self.pid):

@@ -1,7 +1,8 @@
 """`python -m benchmarks.replicas`: measures the gain from a second inference server behind one bridge.
 
 Each server runs on its own core. Bridge and clients run on the last core in every run, so that the only difference is
-the second server. There are more clients than the two servers have slots. Requires Linux.
+the second server. On a machine with two cores, the second server shares that core with them. There are more clients
+than the two servers have slots. Requires Linux.
 """
 
 import argparse
@@ -115,7 +116,7 @@ async def _client(http: httpx.AsyncClient, url: str, number: int, reply: int, en
 
 @contextmanager
 def _stack(server_cores: list[int], other_core: int, slots: int) -> Iterator[str]:
-    """Start a server on each of the cores and a bridge in front of them. Yields the URL of a run when all are ready."""
+    """Start a server on each of the cores and a bridge in front of them. Yields the URL for run requests."""
     log = LOGS / "replicas.log"
     addresses = [f"127.0.0.1:{free_port()}" for _ in server_cores]
     http_port = free_port()

@@ -107,7 +107,7 @@ def run_rounds(
     """Measure all scenarios on all peers, `size.rounds` times, into `results`.
 
     Args:
-        peers: Those that are ready.
+        peers: The peers that `prepare` returned.
         scenarios: Names of the methods of Scenarios.
         size: The amount of work.
         results: Receives the figures and the failures.

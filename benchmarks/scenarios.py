@@ -175,7 +175,7 @@ class Scenarios:
         return neighbours.compared(alone, neighbours.together(self._running, loads))
 
     def _turns(self) -> Figures:
-        """Measure a conversation with a long first question. The second request repeats it and its reply."""
+        """Measure a conversation with a long first question. The second request repeats the question and its reply."""
         first_question, _ = self._workload.prompt(LONG_TOKENS)
         second_question, _ = self._workload.prompt(SHORT_TOKENS)
         messages = [{"role": "user", "content": first_question}]

@@ -5,9 +5,10 @@ script sends each prompt to both in turn, at temperature 0, several times. The r
 replies must be equal. The prompts ask for code edits, extractions, summaries and chat (speculation_prompts.py).
 `--streams` sets the number of prompts of a kind that are sent together.
 
-The script prints two ratios: that of the time from the first token of the replies to the last, and that of the
-process's CPU time between them. The CPU time is more reliable on a machine that other processes use too, but only with
-one thread (`OMP_NUM_THREADS=1`), because waiting threads use the CPU as well.
+The script prints two ratios, each of a time without speculative decoding to the same time with it. One time is that
+from the first token of the replies to the last. The other is the process's CPU time between them. The CPU time is more
+reliable on a machine that other processes use too. This applies only to one thread (`OMP_NUM_THREADS=1`), because
+waiting threads use the CPU as well.
 """
 
 import argparse

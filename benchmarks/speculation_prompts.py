@@ -17,7 +17,7 @@ _EDITS = (
     (f"{_ENGINE}/prefix_keys.py", "Rename the class BlockKeys to Keys"),
     ("tests/inference_server/engine/native/stepping.py", "Rename the class Run to EngineRun"),
 )
-# A page, and the headings of two of its sections.
+# Pages of the documentation. The number beside each page is not used.
 _TEXTS = (
     ("docs/batches.md", 0),
     ("docs/gpu.md", 0),

@@ -23,7 +23,7 @@ class EmbedEndpoint(RunEndpoint):
     """ASGI application that embeds texts."""
 
     def __init__(self, settings: Settings, bodies: BodyReader, parser: EmbeddingParser) -> None:
-        """Create the endpoint. `parser`: reads the requests of the route. RunEndpoint describes the others."""
+        """Create the endpoint. `parser`: reads the requests of the route. See RunEndpoint for the other arguments."""
         super().__init__(settings, bodies, parser)  # type: ignore[arg-type]  # only its errors are used
         self._embedding = parser
 

@@ -1,4 +1,7 @@
-"""Answers errors outside of runs: unknown routes, unsupported methods, refused credentials, unexpected exceptions."""
+"""Responds to requests that fail outside of runs.
+
+The causes are unknown routes, unsupported methods, refused credentials and unexpected exceptions.
+"""
 
 import logging
 import re

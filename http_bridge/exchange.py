@@ -68,7 +68,7 @@ class Exchange:
         return text[:_MAX_SESSION] if text.isascii() and text.isprintable() else ""
 
     def incoming(self, data: bytes, settings: Settings, bodies: BodyReader) -> IncomingRequest:
-        """Return the request in the form that request parsers take. `data`: its body."""
+        """Return the request in the form that request parsers accept. `data`: its body."""
         return IncomingRequest(
             request_id=self.request_id,
             account=self._account or self._token_account,
@@ -131,7 +131,7 @@ class Exchange:
         await JSONResponse(payload, self._errors.status(error), {**self._ids(), **headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
-        """Return the error that the client gets for a failure, and log the cause."""
+        """Return the error that the client receives for a failure, and log the cause."""
         if isinstance(error, ApiError):
             return error
         if not isinstance(error, grpc.aio.AioRpcError):

@@ -183,7 +183,7 @@ def _parsed_steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
     Raises:
         ApiError: 400/3003 for an empty body, 400/5006 for an invalid step.
     """
-    # `load` accepts only an object, so the list is put into one.
+    # `load` accepts only an object, so the list is wrapped in an object.
     document = load(b'{"steps":' + unpack(data, max_bytes) + b"}", max_bytes + 16)
     steps = document["steps"]
     if isinstance(steps, dict):

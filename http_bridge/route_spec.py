@@ -39,7 +39,7 @@ register_url_convertor("name", _NameConvertor())
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The objects that endpoints need."""
+    """The shared objects from which endpoints are created."""
 
     settings: Settings
     check: TokenCheck

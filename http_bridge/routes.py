@@ -1,4 +1,4 @@
-"""The table of all routes. Each route is written once, as one RouteSpec.
+"""The table of all routes. Each route is defined once, as one RouteSpec.
 
 The table produces Starlette's routes (`build_routes`), the OpenAPI description (`description`) and the route labels of the
 metrics (`LABELS`).

@@ -1,6 +1,6 @@
-"""The run endpoint: one HTTP request, one gRPC call, one reply or one error.
+"""The run endpoint: one HTTP request, one gRPC call for each choice, one reply or one error.
 
-Cancels the call when the client disconnects. A RequestParser reads the request and a ReplyWriter writes the reply.
+Cancels the calls when the client disconnects. A RequestParser reads the request and a ReplyWriter writes the reply.
 """
 
 import asyncio

@@ -23,14 +23,14 @@ def chat(client: Client, request: Request) -> int:
     Args:
         client: Connection to the models.
         request: Model and options for every message; its prompt and turns are not used. The model may be a short name;
-            empty selects the server's first one.
+            empty selects the server's first model that generates text.
 
     Returns:
-        The exit code: 1 if a message of an input that is not a terminal was refused, else 0.
+        The exit code: 1 if a message was refused and the input is not a terminal, else 0.
     """
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        with contextlib.suppress(ImportError):  # some systems lack it; importing it gives `input` a history and editing
+        with contextlib.suppress(ImportError):  # not on every system; its import adds history and editing to `input`
             import readline  # noqa: F401
     model = full_name(client, request.model)
     print(dim(f"Talking to {model}. An empty line ends, Ctrl-C cuts a reply short, /help lists more."), file=sys.stderr)
@@ -66,7 +66,10 @@ def _answer(client: Client, request: Request) -> str | None:
 
 
 def _read_message() -> str:
-    """Return the next message, of several lines if it begins with three quotation marks; empty at the end."""
+    """Return the next message; empty at the end of the input.
+
+    A message of several lines begins and ends with three quotation marks.
+    """
     line = _read_line("> ")
     if not line.startswith(_QUOTES):
         return line

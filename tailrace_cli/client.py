@@ -13,7 +13,7 @@ from tailrace_cli.errors import Failure
 from tailrace_cli.output import dim, write
 from tailrace_shared.short_names import Ambiguous, long_name
 
-# Control characters, which a terminal would execute, except line ends and tabs. They are removed from replies in a
+# Control characters, which a terminal would interpret, except line ends and tabs. They are removed from replies in a
 # terminal.
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 
@@ -115,7 +115,7 @@ class Client(Protocol):
         """
 
     def models(self) -> list[ModelLine]:
-        """Return the models that the server has, in the order of its catalog."""
+        """Return the models that the server hosts, in the order of its catalog."""
 
 
 def run(client: Client, request: Request, *, shows_stats: bool) -> None:

@@ -44,7 +44,7 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def size(num_bytes: int) -> str:
-    """Return a number of bytes as people read it, in decimal units like `ls -h --si`: "98 MB"."""
+    """Return a number of bytes in human-readable form, in decimal units like `ls -h --si`: "98 MB"."""
     value, unit = float(num_bytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < _STEP:

@@ -37,7 +37,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
     Args:
-        commands: The function of each subcommand, by its name. The parsed options have it as `command`.
+        commands: The function of each subcommand, by its name. `command` of the parsed options is the function.
     """
     parser = argparse.ArgumentParser(
         prog="tailrace",

@@ -1,4 +1,7 @@
-"""Splits the command line and the standard input of `tailrace run` into model and prompt, as ollama and llm do."""
+"""Splits the command line and the standard input of `tailrace run` into model and prompt.
+
+Follows the conventions of the commands ollama and llm.
+"""
 
 import json
 import sys
@@ -29,7 +32,7 @@ def read_prompt(words: Sequence[str]) -> str:
     A single word `-` selects standard input, even if it is a terminal.
 
     Raises:
-        Failure: Both are empty.
+        Failure: Standard input and the words are empty.
     """
     is_explicit = list(words) == ["-"]
     text = " ".join([] if is_explicit else words)
@@ -44,7 +47,7 @@ def schema_text(option: str | None) -> str | None:
     """Return the JSON Schema of the option --schema, which is JSON or names a file.
 
     Raises:
-        Failure: It is neither.
+        Failure: The file cannot be read, or the schema is not JSON.
     """
     if option is None:
         return None

@@ -1,4 +1,7 @@
-"""The commands pull, list and rm, for the models on this machine. They need the server's packages, but no server."""
+"""The commands pull, list and rm, for the models on this machine.
+
+They need the server's packages, but no running server.
+"""
 
 import contextlib
 import importlib.util
@@ -33,7 +36,7 @@ def pull(names: Sequence[str]) -> int:
     """Download models, with progress on stderr, and print a line for each of them.
 
     Args:
-        names: Names as `tailrace serve` takes them.
+        names: Names that `tailrace serve` accepts.
 
     Returns:
         The exit code 0.

@@ -1,6 +1,6 @@
 """Names of the attributes of spans, which both services use.
 
-The conventions for generative AI are still in development, so the names are kept in one place. Sources:
+The conventions for generative AI are still in development, so the names are defined in one place. Sources:
 github.com/open-telemetry/semantic-conventions-genai for gen_ai.*; opentelemetry.io/docs/specs/semconv for the others.
 """
 
@@ -37,7 +37,8 @@ CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 INPUT_MESSAGES = "gen_ai.input.messages"
 OUTPUT_MESSAGES = "gen_ai.output.messages"
 
-# No convention covers the following. The spans of phases do not use gen_ai.usage.*, which viewers would count twice.
+# No convention covers the following attributes. The spans of phases do not use gen_ai.usage.*, which viewers would
+# count twice.
 ADMISSION_POSITION = "tailrace.admission_position"  # admissions since the request arrived, including its own
 NUM_TEXTS = "tailrace.num_texts"  # texts of an embedding request
 PROMPT_TOKENS = "tailrace.prompt_tokens"

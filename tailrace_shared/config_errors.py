@@ -1,4 +1,4 @@
-"""The error that stops the start of either service."""
+"""The error that prevents the start of either service."""
 
 
 class ConfigurationError(Exception):

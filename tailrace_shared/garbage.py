@@ -15,7 +15,7 @@ def pause() -> None:
 
 
 def resume() -> None:
-    """Collect again after `pause`. The objects that exist now are never examined. Does nothing without a pause."""
+    """Collect again after `pause`, but never examine the objects that exist now. Does nothing without a pause."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
@@ -23,7 +23,7 @@ def resume() -> None:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Stop collecting during the body, unless it is stopped already."""
+    """Stop collecting during the `with` block. Collection that was already stopped stays stopped afterwards."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

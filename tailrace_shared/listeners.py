@@ -1,4 +1,4 @@
-"""Opens the sockets of a service, and names the program that holds a port.
+"""Opens the sockets of a service, and finds the program that listens at a port.
 
 The host localhost stands for both loopback addresses, 127.0.0.1 and ::1, because some clients try only one of them. An
 address that this machine does not have is left out.

@@ -35,8 +35,8 @@ def tracing_from_environment(
     """Return `enabled(endpoint)` if the environment has an OTLP endpoint and OpenTelemetry is not disabled.
 
     Args:
-        disabled: Makes the result if traces are off.
-        enabled: Makes the result for an endpoint; imports OpenTelemetry.
+        disabled: Returns the result if traces are off.
+        enabled: Returns the result for an endpoint; imports OpenTelemetry.
         extra: The service's extra of the Python package, for the message about a missing installation.
 
     Raises:

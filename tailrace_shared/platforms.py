@@ -1,4 +1,4 @@
-"""The systems on which the inference server runs."""
+"""Checks the operating system: the inference server does not run on Windows itself."""
 
 import sys
 

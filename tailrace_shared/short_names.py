@@ -10,7 +10,7 @@ class Ambiguous(ValueError):
 
 
 def long_name(name: str, names: Iterable[str]) -> str | None:
-    """Return the full name of the model that `name` abbreviates, or None.
+    """Return the full name of the model that `name` abbreviates; None if no model matches, or `name` is empty.
 
     A model with exactly this name has priority. Next is the only model whose name ends with a slash and `name`, then
     the only model whose last part begins with `name`. Case is ignored, except for the exact name.

@@ -84,7 +84,7 @@ SETTINGS = (
     "STREAM_PADDING",
     "WRITE_TIMEOUT_SECONDS",
 )
-# Variables that the command, the examples, the compose files or the tests read.
+# Other variables, which the command, the examples, the compose files or the tests read or set.
 OTHERS = (
     "URL",
     "TOKEN",
@@ -99,7 +99,7 @@ OTHERS = (
 )
 KNOWN = tuple(PREFIX + name for name in (*SETTINGS, *OTHERS))
 
-# Kubernetes and Docker links add these for a service whose name begins with "tailrace".
+# Endings of the variables that Kubernetes and Docker links add for a service whose name begins with "tailrace".
 _LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 _PROTECTS = re.compile(r"TOKEN|TLS|KEY|SECRET|PASSWORD|AUTH|CERT|ALLOWED")
 # Settings that count tokens of text, not API tokens.

@@ -1,4 +1,4 @@
-"""The version of Tailrace, for metrics."""
+"""Finds the version of Tailrace, for metrics and for `tailrace --version`."""
 
 import tomllib
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,8 @@
 """Collects the packages that the GPU check needs on a machine without a network, as small wheels for x86-64.
 
 The machine already has torch, Triton, transformers and their dependencies. bitsandbytes contains a library for each
-release of CUDA. Only the library for the machine's CUDA is kept, so the wheel has 4 MB instead of more than 100 MB.
+release of CUDA. Only the libraries for the CPU and for the machine's CUDA are included, so the wheel has 4 MB instead
+of more than 100 MB.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 MAX_BYTES = 64 * 2**20
-# With the versions in pyproject.toml. The GPU check imports no other package that such a machine lacks.
+# The versions are those of pyproject.toml. The GPU check imports no other package that such a machine lacks.
 PACKAGES = ("bitsandbytes>=0.50,<0.51",)
 _LIBRARY = "bitsandbytes/libbitsandbytes_"
 _KEPT = ("cpu.so", "cuda{cuda}.so")
@@ -51,7 +52,7 @@ def main() -> int:
 
 
 def pack_installed(package: str, folder: Path, cuda: str) -> bool:
-    """Write the wheel of a package that this environment contains, if it is built for x86-64 and any Python.
+    """Write the wheel of an installed package, if it has the requested release and is built for x86-64 and any Python.
 
     Args:
         package: Name and versions, as for pip: name>=version,<version.
@@ -80,7 +81,7 @@ def pack_installed(package: str, folder: Path, cuda: str) -> bool:
 
 
 def _download(packages: Items[str], python: str, folder: Path) -> list[Path]:
-    """Download wheels without their dependencies."""
+    """Download the wheels of `packages` for x86-64, without dependencies, and return the wheels in `folder`."""
     if packages:
         platforms = [f"--platform={platform}_x86_64" for platform in _PLATFORMS]
         options = ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms]

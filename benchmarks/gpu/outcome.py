@@ -46,7 +46,7 @@ def goals(results: Results) -> list[Goal]:
 
 
 def _figure(results: Results, check: str, load: str | None = None, name: str = "decode_tokens_per_s") -> float | None:
-    """Return a figure of a load, or the bound by bandwidth in tokens per second if `load` is None."""
+    """Return a figure of a load, or the bandwidth bound in tokens/s if `load` is None; None if it is missing."""
     record = results["parts"].get("benchmark", {}).get("checks", {}).get(check, {}).get("figures", {})
     value: Any = record.get("bound_tokens_per_s") if load is None else record.get(load, {}).get(name)
     return value if isinstance(value, int | float) and value > 0 else None

@@ -35,7 +35,7 @@ _LEAST_SECONDS = 1.0  # no check begins with less time left
 
 
 class Recorder:
-    """Runs checks and keeps the state on disk up to date."""
+    """Runs checks, and writes the state file after each change."""
 
     def __init__(self, path: Path, setup: Setup, seconds: float) -> None:
         """Read the state file `path`, if it exists. `seconds`: time limit of all checks together."""

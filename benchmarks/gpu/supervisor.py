@@ -1,4 +1,4 @@
-"""Runs the parts one after the other, each in a process of its own, within a time limit. Does not import torch.
+"""Runs the parts one after the other, each in a separate process, within a time limit. Does not import torch.
 
 CUDA code can hang, end its process, or leave a device error that every later call raises. If a check takes too long,
 its process is killed, and a new process runs the remaining checks of the part. The results of earlier checks are on
@@ -47,7 +47,7 @@ def limits(parts: Items[Part], index: int, seconds_left: float) -> float:
 
 @dataclass
 class Supervisor:
-    """Runs parts and keeps their results in one JSON file.
+    """Runs parts and stores their results in one JSON file.
 
     Attributes:
         folder: Folder for gpu.json (all results), gpu.log (the processes' stderr), and the state file of the running

@@ -12,7 +12,10 @@ Call = Callable[[], Any]
 
 
 def record_graph(setup: Setup, call: Call) -> torch.cuda.CUDAGraph:
-    """Run `call` twice on a side stream, since libraries such as cuBLAS initialise at first use, then record a CUDA graph."""
+    """Record `call` as a CUDA graph, after two runs on a side stream.
+
+    Libraries such as cuBLAS initialise at first use, which must not happen during the recording.
+    """
     stream = torch.cuda.Stream(setup.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(setup.device))
     with torch.cuda.stream(stream):

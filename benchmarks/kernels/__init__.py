@@ -1,5 +1,6 @@
 """Measures the products of linear layers: `python -m benchmarks.kernels`.
 
-__main__ (command line) -> part (one process for each instruction set and number of threads) -> shapes (which products),
-subjects (Tailrace's backend and torch's own operations), timing, bandwidth (what the memory can deliver).
+__main__ reads the command line, and starts part.py in one process for each instruction set and number of threads. part
+uses shapes (the measured layers), subjects (Tailrace's backend and torch's own operations), timing, and bandwidth (the
+bandwidth of the memory).
 """

@@ -21,7 +21,7 @@ class Reader:
     def __init__(self, mib: int) -> None:
         """Allocate and fill `mib` MiB, which should be much more than all caches."""
         self._size = mib * _MIB
-        # Shared memory, mmap's default, gets no large pages.
+        # By default, mmap returns shared memory, for which the system does not use large pages.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._memory = mmap.mmap(-1, self._size + _HUGE_PAGE, flags=flags)
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -56,7 +56,7 @@ class Reader:
 
 
 def _source() -> str:
-    """Return LLVM's text of a function that reads an area and returns the exclusive or of its 64-bit words."""
+    """Return the LLVM IR of a function that reads a memory area and returns the exclusive or of its 64-bit words."""
     phis = "\n".join(f"  %sum{n} = phi <8 x i64> [zeroinitializer, %entry], [%new{n}, %loop]" for n in _LOADS)
     loads = "\n".join(
         f"  %at{n} = add i64 %at, {64 * n}\n"

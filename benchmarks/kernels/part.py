@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _bandwidth(threads: int) -> float:
-    """Return the bytes per second that can be read: of CPU time with one thread, as for products, else of wall time."""
+    """Return the read bandwidth in bytes per second: of CPU time for one thread, else of wall time, as for products."""
     reader = Reader(_READER_MIB)
     return reader.bytes_per_cpu_s() if threads == 1 else reader.bytes_per_s(threads)
 

@@ -23,7 +23,7 @@ Call = Callable[[], object]
 
 
 class Product(ABC):
-    """A linear layer with its weights in memory of its own."""
+    """A linear layer whose weights share no memory with those of other products."""
 
     num_bytes: int  # bytes of weights and scales that one product reads
 
@@ -121,7 +121,7 @@ SUBJECTS: dict[str, Callable[[Tensor | Int8 | Int4, WeightFormat], Product]] = {
 
 
 def random_weight(layer: Layer, weight_format: WeightFormat) -> Tensor | Int8 | Int4:
-    """Return random weights of the layer's shape, in a size that keeps activations finite."""
+    """Return random weights of the layer's shape, small enough that the outputs are finite."""
     shape = (layer.outputs, layer.inputs)
     if weight_format == "int8":
         return Int8(torch.randint(-127, 128, shape, dtype=torch.int8), torch.full((layer.outputs,), 1e-4))
@@ -134,7 +134,7 @@ def random_weight(layer: Layer, weight_format: WeightFormat) -> Tensor | Int8 | 
 
 
 def _cloned(weight: Tensor | Int8 | Int4) -> Tensor | Int8 | Int4:
-    """Return the weights in other memory, because a layer may keep the tensors that it was given."""
+    """Return the weights in other memory, because a layer may keep the tensors that are passed to it."""
     if isinstance(weight, Tensor):
         return weight.clone()
     return replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone())

@@ -66,7 +66,7 @@ class WorkersAi(Dialect):
 
 
 class Vllm(Dialect):
-    """vLLM's server, which takes token ids and ignores end tokens on request."""
+    """vLLM's server, which accepts token ids and ignores end tokens on request."""
 
     def request(self, request: Request) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {
@@ -87,7 +87,7 @@ class Vllm(Dialect):
 
 
 class LlamaCpp(Vllm):
-    """llama-cpp-python's server, which takes text. A logit bias prevents end tokens.
+    """llama-cpp-python's server, whose prompts are text. A logit bias prevents end tokens.
 
     This server sends no token counts with a stream. A reply with finish reason `length` has the requested length.
     """
@@ -136,7 +136,7 @@ def events_of(reads: Reads) -> tuple[int, list[tuple[float, str]]]:
 
 
 class _Body:
-    """Removes the framing of a chunked body, piece by piece."""
+    """Removes the framing of a body with chunked transfer encoding, as its bytes arrive."""
 
     def __init__(self, *, is_chunked: bool) -> None:
         self._is_chunked = is_chunked

@@ -1,7 +1,7 @@
-"""Cuts prompts of exact lengths in tokens from shuffled sentences of the corpus. No two have the same beginning.
+"""Cuts prompts of exact lengths in tokens from shuffled sentences of the corpus. No two prompts begin alike.
 
 A prompt with the beginning of an earlier one would be served from a prefix cache. Only the scenario `turns` measures
-that.
+the prefix cache.
 """
 
 import random

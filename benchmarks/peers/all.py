@@ -1,4 +1,4 @@
-"""Lists the peers in the order in which they run. Peers with the same weight format are rivals.
+"""Lists the peers, in the order of the tables of results. Peers with the same weight format are rivals.
 
 Tailrace's int4 is compared with llama.cpp, 16-bit with vLLM, and int8 with stock bitsandbytes.
 """

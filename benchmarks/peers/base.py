@@ -85,10 +85,10 @@ class Running:
         return {role: child.pid for role, child in self.children.items()}
 
     def pause(self, client: str | None = None) -> None:
-        """Stop the processes, so that they do not disturb a measurement.
+        """Suspend the processes, so that they do not disturb a measurement.
 
         Args:
-            client: Stop only the processes with this prefix in their role, those that `client` sends requests to.
+            client: Suspend only the processes whose role begins with this name of a client. None: all processes.
         """
         for role, child in self.children.items():
             if client is None or role.startswith(client):

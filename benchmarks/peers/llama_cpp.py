@@ -20,7 +20,7 @@ _TRY = "import llama_cpp as l; l.Llama({path!r}, n_ctx=512, verbose=False).creat
 _TRY_SECONDS = 120.0
 
 
-# A third of the compile time is for images, which text models do not use.
+# A third of the compile time is for image input, which text models do not use.
 _LEFT_OUT = "-DLLAVA_BUILD=OFF"
 
 

@@ -70,13 +70,13 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Tailrace with two more scenarios: replies with a JSON Schema, and HTTP beside gRPC, which gives the bridge's share."""
+    """Tailrace with two more scenarios: replies with a JSON Schema, and HTTP beside gRPC, for the bridge's share."""
 
     scenarios = (*Tailrace.scenarios, "constraint", "share")
 
 
 class BatchInvariant(Tailrace):
-    """Measures the cost of bit-identical logits."""
+    """Tailrace with batch invariance, to measure the cost of logits that do not depend on the batch."""
 
     scenarios = ("short",)
     settings: ClassVar = {"TAILRACE_BATCH_INVARIANT": "true"}

@@ -33,7 +33,7 @@ class ClassResults:
 
     @property
     def title(self) -> str:
-        """The CPU and what distinguishes its class, for a heading."""
+        """The CPU with its best family of instruction sets, or with the limit of the run, for a heading."""
         only = f"{self.limit} only" if self.limit else self.family
         return f"{self.document['machine']['cpu']}, {only}"
 

@@ -20,7 +20,7 @@ def median(document: Document, peer: str, case: str, figure: str) -> float | Non
 
 
 def number(value: float) -> str:
-    """Format a value with three significant digits, thousands with commas."""
+    """Format a value: from 100 on as a whole number with commas, from 10 on with one decimal, else with two."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -54,7 +54,7 @@ _WITHIN = [
 
 
 def lines(document: Document) -> str:
-    """Return the ratios as a list in Markdown, those whose figures were measured; "" if none were."""
+    """Return a Markdown list of the ratios whose figures were both measured; "" if there are none."""
     pairs = [
         (title, median(document, ours, case, figure), median(document, theirs, case, figure))
         for title, case, figure, ours, theirs in [*_OVER_PEERS, *(_TOGETHER if document.get("together") else [])]

@@ -8,7 +8,7 @@ from benchmarks.report import ratios
 from benchmarks.report.figures import NONE, Document, median, number, spread, streams
 
 _ROLES = ("server", "bridge")
-# Peers without rows of their own.
+# Peers that get no rows in the tables.
 _TOOLS = ("instant", "engine-16bit", "tailrace-one-slot", "tailrace-pair-int4", "tailrace-pair-16bit")
 
 

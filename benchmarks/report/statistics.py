@@ -66,7 +66,10 @@ def step_ms(records: Sequence[Record]) -> float:
 
 
 def arrival(streams: Sequence[Record], late: Record) -> Figures:
-    """Return the gaps of running streams before a long prompt arrives, and the gaps that overlap its prefill."""
+    """Return inter-token latencies of running streams: before a long prompt arrives, during its prefill, and overall.
+
+    `late_ttft_ms` is the TTFT of the long prompt.
+    """
     before, during = [], []
     for record in streams:
         for start, end in zip(record.events, record.events[1:], strict=False):

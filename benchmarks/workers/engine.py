@@ -1,4 +1,4 @@
-"""Runs the same requests on Tailrace's engine, without gRPC and HTTP."""
+"""Runs loads on Tailrace's engine, without gRPC and HTTP."""
 
 import asyncio
 import time

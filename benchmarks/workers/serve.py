@@ -13,7 +13,10 @@ Answer = Callable[[Load], list[Record]]
 
 
 def serve(load_engine: Callable[[dict[str, Any]], Answer]) -> None:
-    """Read options, then loads, from stdin. `load_engine` gets the options and returns the function that runs a load."""
+    """Read options, then loads, from stdin.
+
+    `load_engine` receives the options, and returns the function that runs a load.
+    """
     # Libraries print to stdout. Their output is redirected to stderr, so that stdout contains only the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

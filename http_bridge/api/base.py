@@ -44,7 +44,7 @@ class Models(Protocol):
 
 
 class OutdatedModels(Exception):
-    """The bridge must ask the servers for their models before it can parse this request."""
+    """The bridge must fetch the lists of models from the servers before it can parse this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class IncomingRequest:
     """An HTTP request whose body has been read.
 
     Attributes:
-        request_id: UUID that the bridge gave the request.
+        request_id: UUID that the bridge assigned to the request.
         account: Account of the path, otherwise of the token; empty if neither has one.
         is_at_account: Whether the path names the account, as Cloudflare's paths do.
         model: Model of the path; empty if the path has none.
@@ -83,7 +83,7 @@ class IncomingRequest:
 
     @property
     def is_large(self) -> bool:
-        """True if the body may take long to parse. A compressed one may become a thousand times as large."""
+        """True if the body may take long to parse. A compressed body may become a thousand times as large."""
         is_plain = self.data[:1] in _PLAIN_BEGINNINGS and "content-encoding" not in self.headers
         return len(self.data) >= LARGE_BODY_BYTES or not is_plain
 
@@ -91,7 +91,7 @@ class IncomingRequest:
         """Return the model's description; None if no server hosts it.
 
         Raises:
-            OutdatedModels: The servers must be asked for their models first.
+            OutdatedModels: The bridge must first fetch the lists of models from the servers.
         """
         if not self.models_are_current and not self.models.has_current_model(model):
             raise OutdatedModels
@@ -157,7 +157,7 @@ class RunJob:
 
     @property
     def is_plain(self) -> bool:
-        """True if no delta has tool calls or log probabilities, because the request asks for neither."""
+        """True if no delta has tool calls or log probabilities, because the client requested neither."""
         return not self.request.chat.tools and not self.request.HasField("logprobs")
 
 
@@ -197,7 +197,7 @@ class RequestParser(Protocol):
 
         Raises:
             ApiError: The request is invalid.
-            OutdatedModels: The servers must be asked for their models first.
+            OutdatedModels: The bridge must first fetch the lists of models from the servers.
         """
 
 

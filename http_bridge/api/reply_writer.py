@@ -36,7 +36,7 @@ class ErrorWriter(ABC):
     schema: ClassVar[Schema]
 
     def status(self, error: ApiError) -> int:
-        """Return the HTTP status of the error. Formats with statuses of their own override this method."""
+        """Return the HTTP status of the error. Formats with other statuses override this method."""
         return error.status
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Checks the replies of a strict profile: a forced tool call that was cut is an error, as in production."""
+"""Checks the replies of a strict profile: a truncated forced tool call is an error, as in production."""
 
 from http_bridge.api.reply_writer import CompleteReply, ReplyWriter
 from http_bridge.errors import ApiError
@@ -24,7 +24,7 @@ class StrictWriter(ReplyWriter):
         self._has_call = False
 
     def complete(self, reply: CompleteReply) -> bytes:
-        """Return the body. Raises ApiError 400/8006 if the reply was cut before its call."""
+        """Return the body. Raises ApiError 400/8006 if the reply was truncated before the end of its call."""
         self._check(reply.completed, has_call=bool(reply.tool_calls))
         return self._writer.complete(reply)
 
@@ -42,7 +42,11 @@ class StrictWriter(ReplyWriter):
         return self._writer.delta(delta)
 
     def finish(self, completed: Completed) -> bytes:
-        """Return the events after all text. Raises ApiError 400/8006 if the reply was cut before its call."""
+        """Return the events after all text.
+
+        Raises:
+            ApiError: 400/8006 if the reply was truncated before its call was complete.
+        """
         self._check(completed, has_call=self._has_call)
         return self._writer.finish(completed)
 

@@ -45,11 +45,11 @@ def author(name: str) -> str:
 
 
 def sampling_defaults(model: Model | None) -> dict[str, float]:
-    """Return the model's own values of sampling parameters that a request does not set, by name, apart from max_tokens."""
+    """Return the model's defaults of the sampling parameters, by name. Leaves out max_tokens."""
     if model is None:
         return {}
     values = {field.name: value for field, value in model.sampling_defaults.ListFields()}
-    # The contract has float32: 0.6 arrives as 0.6000000238.
+    # The protobuf fields are float32: 0.6 arrives as 0.6000000238.
     return {
         each.name: round(values[each.name], _DIGITS)
         for each in SAMPLING_FIELDS

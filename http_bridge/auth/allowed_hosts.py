@@ -1,7 +1,7 @@
 """Refuses requests whose Host header names another site: the protection against DNS rebinding.
 
-The owner of evil.example can let that name resolve to 127.0.0.1. To the browser, the bridge then belongs to the same
-site as a page of evil.example, and the page can read every reply. Its requests still have `Host: evil.example`. Without
+The owner of evil.example can let that name resolve to 127.0.0.1. To the browser, the bridge then has the same origin as
+a page of evil.example, and the page can read every reply. The page's requests still have `Host: evil.example`. Without
 API tokens the bridge therefore accepts only the names of this machine: localhost, names that end in .localhost,
 loopback addresses, and TAILRACE_ALLOWED_HOSTS.
 

@@ -85,7 +85,7 @@ class RequireToken:
 
 
 def check_inner_account(scope: Scope, account: str) -> None:
-    """Check the account of a path that a request has in its headers. `scope`: a request that RequireToken has passed on.
+    """Check the account in the path of a wrapped request. `scope`: the outer request, which RequireToken has passed on.
 
     Raises:
         ApiError: 403/10000 for another account than the token's, 404/7003 for an invalid account.

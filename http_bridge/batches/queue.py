@@ -1,4 +1,4 @@
-"""Runs batches in the background and keeps their results, in memory and within bounds. Does not depend on HTTP or gRPC.
+"""Runs batches in the background, and stores their results in bounded memory. Does not depend on HTTP or gRPC.
 
 Batches take turns: a large one does not delay the first requests of a later one. If a request is refused for lack of
 capacity, its batch pauses, and the request is repeated until the batch's time is over.
@@ -117,7 +117,11 @@ class BatchQueue:
         self._batches.clear()
 
     def _make_room(self, size: int) -> None:
-        """Drop the oldest batches that a client has read until a batch of `size` bytes fits. Raises ApiError 429/3040."""
+        """Drop the oldest batches whose results a client has read, until a batch of `size` bytes fits.
+
+        Raises:
+            ApiError: 429/3040 if it does not fit even then.
+        """
         for batch in [batch for batch in self._batches.values() if batch.was_read and not batch.num_open]:
             if self._has_room(size):
                 return

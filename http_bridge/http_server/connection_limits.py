@@ -30,7 +30,7 @@ _LINGER_SECONDS = 1.0
 _MAX_LINGERING = 128
 # Shortest time in seconds between two warnings about refused connections.
 _WARNING_SECONDS = 60.0
-# The clause for the client by a part of h11's message about an invalid request.
+# Clauses of errors for the client, by a part of h11's message about the invalid request.
 _FAULTS = {
     "Missing mandatory Host": "HTTP/1.1 requires a Host header",
     "multiple Host": "there is more than one Host header",
@@ -62,8 +62,9 @@ class ConnectionLimits:
 class LimitedProtocol(H11Protocol):
     """uvicorn's protocol with the limits of one bridge. `limited_protocol` creates the subclass that uvicorn uses.
 
-    A connection beyond the limit is answered with 503/7009 and closed before its request is read, so a health check on a new
-    connection is refused too. A probe that reuses a connection is not affected. A warning is logged at most once a minute.
+    A connection beyond the limit is answered with 503/7009 and closed before its request is read. A health check on a
+    new connection is therefore refused too. A probe that reuses a connection is not affected. A warning is logged at
+    most once a minute.
     """
 
     conn: Connection

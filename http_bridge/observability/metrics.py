@@ -108,7 +108,7 @@ class Metrics:
             self.batch_requests_ended.labels(result)
 
     def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus on a thread until the process ends.
+        """Serve the metrics over HTTP on a thread, until the process ends.
 
         Raises:
             OSError: The address cannot be used.

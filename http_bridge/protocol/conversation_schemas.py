@@ -1,4 +1,4 @@
-"""JSON Schemas of the parts of a conversation: messages, tools, the choice among them, and switches for thinking."""
+"""JSON Schemas of the parts of a conversation: messages, tools, the choice among tools, and reasoning options."""
 
 from typing import Any
 

@@ -1,13 +1,13 @@
 """Reads the bodies of embedding requests, in Workers AI's forms and in OpenAI's. Does not depend on HTTP or gRPC.
 
-Workers AI's forms depend on the model:
+Workers AI's forms depend on the model. A model with qwen in its name counts as qwen3-embedding.
 
     Model              Body                                              Reply
 
-    every model        {text}                                            {shape, data}
-    every model        {contexts: [{text}…]}                             {response: vectors, shape}
-    every model        {query, contexts: [{text}…]}                      {response: [{id, score}…]}
     qwen3-embedding    {queries, documents, text, instruction}           {shape, data}
+    other models       {text}                                            {shape, data}
+    other models       {contexts: [{text}…]}                             {response: vectors, shape}
+    other models       {query, contexts: [{text}…]}                      {response: [{id, score}…]}
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class EmbeddingBody:
         texts: The texts in the order of the reply. In the form "scores", the query is the first one.
         form: The form of the reply.
         pooling: Pooling that the request sets; None: not set.
-        refuses_long_texts: Refuse a text that is longer than the model's context instead of cutting it.
+        refuses_long_texts: Refuse a text that is longer than the model's context instead of truncating it.
     """
 
     texts: tuple[str, ...]
@@ -112,7 +112,7 @@ def _queries(document: Document, model: str) -> EmbeddingBody:
 
 def _common(document: Document, model: str) -> dict[str, Any]:
     truncates = document.get("truncate_inputs")
-    # bge-m3 refuses long texts by default. The other models cut them, unless the request forbids it.
+    # bge-m3 refuses long texts by default. For the other models they are truncated, unless the request forbids it.
     refuses = not truncates if "bge-m3" in model.lower() else truncates is False
     return {"pooling": document.get("pooling"), "refuses_long_texts": refuses}
 

@@ -19,7 +19,7 @@ from tailrace_shared.workers_ai import how_to_serve, removed_on
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"
 _LOADING_RETRY_SECONDS = 5
-_MAX_NAMES = 20  # of models in one error
+_MAX_NAMES = 20  # largest number of models or adapters that one error lists
 # Field names that differ between inference.proto and a body; the first prefix that matches is replaced.
 _BODY_NAMES = (
     ("sampling.", ""),

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 ProfileName = Literal["default", "2023-11", "2026", "2026-strict"]
 PROFILE_NAMES: tuple[ProfileName, ...] = get_args(ProfileName)
 PROFILE_HEADER = "tailrace-profile"
-# Workers AI's default of `max_tokens`, short enough to wait for.
+# Workers AI's default of `max_tokens`: short enough for clients that wait for the whole reply.
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -18,7 +18,8 @@ class Profile:
         has_usage: Replies have token counts; streams have them in an event before [DONE].
         counts_cached: The token counts state how many prompt tokens came from the prefix cache.
         has_padding: The events of a stream contain random text as `p`.
-        has_reasoning: Replies of /ai/run have the model's thoughts in a field of their own. Otherwise they are left out.
+        has_reasoning: Replies of /ai/run have the model's thoughts in a separate field. Otherwise the thoughts are left
+            out.
         max_tokens: Default of `max_tokens` in a reply that is not streamed; None: the model's sequence length.
         stream_max_tokens: Default of `max_tokens` in a stream; None: the model's sequence length.
         openai_max_tokens: Default of `max_tokens` on the OpenAI routes of an account; None: the model's sequence length.

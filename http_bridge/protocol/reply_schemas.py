@@ -90,7 +90,7 @@ _RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, RESPONSE, _BATCH_STATUS, _
 RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
 # models/search: Cloudflare's envelope, or OpenRouter's form.
 MODELS_REPLY: Schema = {"anyOf": [ENVELOPE, {"type": "object", "required": ["data"]}]}
-# A complete reply of OpenAI's two routes.
+# A complete reply of chat completions or completions.
 OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
 _ENTRY: Schema = {
     "type": "object",

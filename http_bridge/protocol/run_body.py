@@ -49,7 +49,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunBody:
-    """A valid body. Exactly one of `prompt` and `turns` is set; None means that the body does not have the field.
+    """A valid body. None means that the body does not have the field.
+
+    Exactly one of `prompt` and `turns` is set, except for a body of the Responses API. Its conversation, tools and
+    format are converted in api/responses.
 
     Attributes:
         prompt: Text of the prompt.

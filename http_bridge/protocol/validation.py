@@ -69,7 +69,7 @@ def bad_fields(problems: Sequence[Problem]) -> ApiError:
 
 
 def inflated(data: bytes, max_bytes: int) -> bytes:
-    """Return a body unpacked from deflate data without a header. Raises ApiError 400/5006 for invalid data."""
+    """Return a body decompressed from deflate data without zlib's header. Raises ApiError 400/5006 for invalid data."""
     return _unpacked(data, max_bytes, "deflate", -zlib.MAX_WBITS)
 
 
@@ -149,7 +149,7 @@ class Validator:
         )
 
     def _keyword(self, path: list[str | int]) -> Any:
-        """Return the schema's value of the keyword that failed; for a key that is not allowed, those that are."""
+        """Return the schema's value of the keyword that failed; for a key that is not allowed, the allowed patterns."""
         value: Any = self._schema
         for part in [*path[:-1], "patternProperties"] if path[-1] == "additionalProperties" else path:
             value = value[part]
@@ -180,7 +180,7 @@ class _MaxDepth:
 
 
 def is_deeper(value: object, limit: int) -> bool:
-    """Return True if arrays and objects are nested deeper than `limit`; a value without nesting has depth 1.
+    """Return True if arrays and objects are nested deeper than `limit`; an array of numbers has depth 1.
 
     Does not recurse.
     """

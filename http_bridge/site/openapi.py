@@ -36,7 +36,8 @@ class Operation:
         summary: Summary in one line.
         reply_schema: Schema of a successful JSON reply.
         error_schema: Schema of an error.
-        request_schema: Schema of the body; a route with a body runs a model and can answer with a stream.
+        request_schema: Schema of the body; a route with a body runs a model. Its reply is described as JSON or as a
+            stream.
         parameters: OpenAPI parameters of query and header. Path parameters are derived from `path`.
         statuses: Descriptions by status, for a route that needs no token; empty for the usual statuses.
     """
@@ -66,12 +67,12 @@ def document(operations: Iterable[Operation]) -> Schema:
 
 
 def query(name: str, schema: Schema, *, required: bool = False) -> Schema:
-    """Return the OpenAPI parameter of a query parameter."""
+    """Return the OpenAPI description of a query parameter."""
     return {"name": name, "in": "query", "required": required, "schema": schema}
 
 
 def header(name: str, schema: Schema) -> Schema:
-    """Return the OpenAPI parameter of an optional header."""
+    """Return the OpenAPI description of an optional header."""
     return {"name": name, "in": "header", "required": False, "schema": schema}
 
 

@@ -95,7 +95,7 @@ class Channels:
                 await self._close_idle()
 
     async def retain(self, groups: Collection[Group]) -> None:
-        """Replace the channels of all groups except `groups`. The replaced channels accept no new calls."""
+        """Retain the channels of `groups`. The others accept no new calls, and are closed after their last call."""
         for group in [group for group in self._current if group not in groups]:
             self._replaced.add(self._current.pop(group))
         await self._close_idle()

@@ -1,4 +1,4 @@
-"""Calls the inference servers: runs with retries, model lists, health. Does not depend on HTTP."""
+"""Calls the inference servers: runs and embeddings with retries, model lists, health. Does not depend on HTTP."""
 
 import asyncio
 import logging
@@ -158,7 +158,7 @@ class Upstream:
         return self.servers.has_current_model(name)
 
     async def refresh_models(self) -> None:
-        """Ask the servers for their models now, for at most 2 s, and at most four times a second."""
+        """Fetch the lists of models from the servers now, within 2 s, and at most four times a second."""
         await self.servers.refresh()
 
     async def why_not_ready(self) -> str | None:
@@ -211,7 +211,7 @@ async def _prepended(first: RunResponse | None, rest: AsyncIterator[RunResponse]
 
 
 def _log_refusal(error: grpc.aio.AioRpcError) -> None:
-    """Log that the server refuses the bridge's own token. Clients cannot correct it and receive 503."""
+    """Log an error if the server refused the bridge's own token. Clients cannot correct the token, and receive 503."""
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         logger.error(
             "the inference server refuses this bridge: set TAILRACE_GRPC_TOKEN to a token whose digest is in the server's "

@@ -114,12 +114,15 @@ class Servers:
         return any(server.is_current and name in (server.models or ()) for server in servers if server is not None)
 
     def task_of(self, model: str) -> int | None:
-        """Return the task of a model (a value of the contract's Task), or None if no server has listed the model."""
+        """Return the task of a model (a value of inference.proto's Task), or None if no server has listed the model."""
         found = self.find_model(model)
         return None if found is None else found.task or Task.TASK_TEXT_GENERATION
 
     async def refresh(self) -> None:
-        """Poll the servers now, for at most 2 s. Simultaneous calls share one. A poll that ended in the last 0.25 s counts."""
+        """Poll the servers now, and wait for at most 2 s.
+
+        Simultaneous calls share one poll. If a poll ended less than 0.25 s ago, there is no new one.
+        """
         if self._refreshing is None or self._refreshing.done():
             if time.monotonic() - self._refreshed_at < _REFRESH_SECONDS:
                 return

@@ -17,7 +17,10 @@ _Options = Sequence[tuple[str, int | str]]
 
 
 class Credentials:
-    """Opens channels with the certificates in the files. After a change to invalid files, the last valid ones stay active."""
+    """Opens channels with the certificates in the files.
+
+    After a change to invalid files, the last valid certificates stay active.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Read the files.

@@ -38,7 +38,7 @@ Times = dict[tuple[str, int], float]  # CPU seconds of a product, by precision a
 
 
 def speed(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[Finding]:
-    """Measure the products of one layer in each precision on one thread, and compare them with other settings.
+    """Measure the products of one layer in each precision on one thread, and compare them with those of other settings.
 
     Args:
         entries: The catalog's entries.
@@ -93,7 +93,7 @@ def _kernel_layers(precision: Precision, isa: "InstructionSet") -> "list[nn.Modu
 
 
 def _torch_layers(precision: Precision) -> "list[nn.Module]":
-    """Return layers of torch. Without kernels, integer weights are multiplied in float32."""
+    """Return layers that torch's operations compute. They multiply integer weights in float32."""
     import torch
 
     from inference_server.cpu.linear.kernel_linear import LinearKind
@@ -143,7 +143,7 @@ def _fastest(layers: "list[nn.Module]", rows: int) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch and the kernels compute on this thread alone, so that its CPU time is theirs."""
+    """Make torch and the kernels compute on this thread alone, so that its CPU time includes all of their work."""
     import torch
 
     before = torch.get_num_threads()

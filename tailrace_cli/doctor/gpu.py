@@ -1,4 +1,7 @@
-"""Checks of the GPU: its properties, Triton, and how each model of the catalog runs on it. Without a GPU, one line says so."""
+"""Checks of the GPU: its properties, Triton, and how each model of the catalog runs on it.
+
+Without a GPU, the report has one line about it.
+"""
 
 import re
 import time
@@ -104,7 +107,7 @@ def _path(demand: "EngineDemand", settings: "Settings") -> Finding:
 
 
 def _share(names: str, key: "EngineKey", settings: "Settings") -> "Iterator[Finding]":
-    """Yield how many of a model's parameters are quantised, if the precision quantises any."""
+    """Report how many of a model's parameters are quantised, if the precision quantises any."""
     from inference_server.weights.sizes import predicted_share, read_config
 
     config = read_config(key.weights, settings.cache_dir, may_fetch=False)

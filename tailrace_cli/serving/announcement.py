@@ -40,7 +40,7 @@ gRPC listens on {variable("TAILRACE_GRPC_ADDRESS", DEFAULT_GRPC_ADDRESS)}. Ctrl-
 
 
 def _served() -> list[ModelLine]:
-    """Return the models of the inference server, with the credentials of the bridge; empty if it refuses them."""
+    """Return the models of the inference server, with the credentials of the bridge; empty if the call fails."""
     from tailrace_cli.rpc import GrpcClient
 
     try:

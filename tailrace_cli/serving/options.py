@@ -60,7 +60,10 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
 
 
 def _address_settings(options: ServeOptions) -> dict[str, str]:
-    """Return the bridge's address. If its port shows that this is a second stack, also return a free gRPC address."""
+    """Return the bridge's address, and for a second stack also a gRPC address with port 0.
+
+    The stack is a second one if --port sets the bridge's port while the default gRPC address is in use.
+    """
     address = variable(_HTTP, DEFAULT_HTTP_ADDRESS)
     try:
         host, port = split_address(address)
@@ -75,7 +78,10 @@ def _address_settings(options: ServeOptions) -> dict[str, str]:
 
 
 def fixed_ports() -> dict[str, str]:
-    """Return the addresses whose port is 0 with free ports, because each service needs the address of the other."""
+    """Return the addresses whose port is 0, with free ports instead.
+
+    The bridge calls the inference server, and this command calls both, so their ports must be known before the start.
+    """
     fixed = {}
     for name, default in _DEFAULTS.items():
         host, _, port = variable(name, default).rpartition(":")

@@ -86,7 +86,7 @@ def _check(name: str, seconds: float, make: Make, *, int8: bool, attention: str,
 
 
 def _prefill(setup: Setup, note: Note) -> None:
-    """Record the time to the last first token of many prompts that arrive together."""
+    """Record the time until each of many prompts that arrive together has its first token."""
     model = models.make(setup)
     count, length = (4, 40) if setup.is_tiny else (16, 512)
     count = min(count, cache_tokens(model) // MAX_TOKENS)

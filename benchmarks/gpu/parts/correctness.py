@@ -1,4 +1,6 @@
-"""Part 2: compares the engine's greedy replies with those of transformers, and passes that must give equal results.
+"""Part 2: compares the engine's greedy replies with those of transformers.
+
+It also compares passes whose results must be equal: graph replays and eager passes, prompts in a batch and alone.
 
 With random weights the two likeliest tokens are often close, so equal texts are not required. Transformers computes the
 logits of the engine's own reply instead: the logit of a chosen token may be below the largest logit only by a rounding
@@ -167,7 +169,10 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def _families(setup: Setup, note: Note) -> None:
-    """Compare models with sliding windows, soft caps, norms of heads or biases with transformers' eager attention."""
+    """Compare the engine with transformers' eager attention.
+
+    The models have sliding windows, soft caps, head norms or biases.
+    """
     failures = []
     for name, more in _FAMILIES.items():
         config = AutoConfig.for_model(name, **_SMALL, **more)

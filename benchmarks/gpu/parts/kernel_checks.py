@@ -24,7 +24,7 @@ class Shape(NamedTuple):
 
     @property
     def qkv(self) -> int:
-        """The outputs of the stacked projections."""
+        """Number of outputs of the fused query, key and value projections."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
 
@@ -183,7 +183,7 @@ def _worst(kernel: Callable[[_Inputs], Iterator[Pair]], setup: Setup, shape: Sha
     try:
         for num_rows in (1, 5, 64) if setup.is_cuda else (3,):
             worst = max([worst, *(_relative(pair) for pair in kernel(_Inputs(setup, shape, dtype, num_rows)))])
-    except Exception as error:  # Triton's compiler raises classes of its own
+    except Exception as error:  # Triton's compiler raises its own exception classes
         return f"{type(error).__name__}: {(str(error).strip() or 'without a message').splitlines()[0]}"
     return worst
 

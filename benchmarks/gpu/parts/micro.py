@@ -1,4 +1,6 @@
-"""Part 3: measures the products and the attention of one layer of Llama-2-7B against the bandwidth of a copy.
+"""Part 3: measures the kernels of one layer and of the output head, in the shapes of the setup's model.
+
+Kernels that are bound by memory are compared with the bandwidth of a copy.
 
 Successive calls read different copies of the weights, together more than the GPU's L2 cache holds. In a model, a
 layer's weights are not in this cache either when a step reads them.
@@ -113,7 +115,7 @@ def _bitsandbytes(setup: Setup, note: Note) -> None:
 
 @torch.inference_mode()
 def _decode_attention(setup: Setup, note: Note) -> None:
-    """Measure paged decode attention with fixed numbers of splits; 0 is the number that Tailrace selects."""
+    """Measure paged decode attention with fixed numbers of splits. With 0, Tailrace selects the number."""
     bandwidth = _Bandwidth(setup, note)
     heads, kv_heads, head_dim = _heads(setup)
     num_keys, batches = (64, (1, 2)) if setup.is_tiny else (2048, (1, 16, 64))

@@ -115,9 +115,7 @@ def _attention(setup: Setup, length: int) -> None:
 
 
 def _int8_capture(setup: Setup, note: Note) -> None:
-    """Record a forward pass of bitsandbytes' int8 layers as a CUDA graph, and compare a replay with the
-    eager pass.
-    """
+    """Record a CUDA graph of bitsandbytes' int8 layers, and compare its replay with the eager pass."""
     setup.need_cuda()
     torch.manual_seed(0)
     weight = torch.randn(512, 512, dtype=setup.dtype, device=setup.device)

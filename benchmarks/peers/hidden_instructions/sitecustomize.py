@@ -1,4 +1,4 @@
-"""Hides instruction sets from Python code that asks torch for them. Python imports this file when a process starts.
+"""Hides instruction sets from Python code that queries torch for them. Python imports this file when a process starts.
 
 vLLM has no switch for its instruction set: it chooses its library by the instruction sets that torch reports.
 ATEN_CPU_CAPABILITY does not change that report. The folder of this file is in PYTHONPATH for vLLM with a limit only.

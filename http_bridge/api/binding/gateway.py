@@ -1,7 +1,7 @@
 """Answers a Worker's env.AI.gateway(id), toMarkdown and autorag: with addresses, and with one clear error for the rest.
 
-gateway_endpoint.py serves the runs of a gateway. The Workers runtime turns each error into an exception of its own class:
-AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError or AiInternalError.
+gateway_endpoint.py serves the runs of a gateway. The Workers runtime turns an error into one of its exceptions:
+AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError, AutoRAGInternalError or AiInternalError.
 """
 
 from starlette.exceptions import HTTPException

@@ -11,7 +11,7 @@ _SECOND_GENERATION = "1.1.0"
 def is_zipped(incoming: IncomingRequest) -> bool:
     """Return True if the client is @cloudflare/ai 1.1.0.
 
-    It decompresses every reply that is not streamed with gzip, without a Content-Encoding header.
+    This client decompresses every complete reply as gzip data, even without a Content-Encoding header.
     """
     return incoming.query.get("version") == "2" or incoming.headers.get(SDK_HEADER) == _SECOND_GENERATION
 

@@ -11,7 +11,7 @@ from tailrace.v1.inference_pb2 import EmbedRequest
 
 
 class OpenAiEmbeddingParser:
-    """Parses embedding requests in OpenAI's form. A text that is longer than the model's context is cut."""
+    """Parses embedding requests in OpenAI's form. A text that is longer than the model's context is truncated."""
 
     errors = OpenAiErrors()
 

@@ -6,7 +6,8 @@ from http_bridge.api.reply_writer import ErrorWriter, JsonObject, error_message
 from http_bridge.errors import ApiError
 from http_bridge.protocol.reply_schemas import OPENAI_ERROR
 
-# OpenAI's status and code by Cloudflare's code. Other errors keep their status, and `_CODES` has their codes.
+# OpenAI's status and code by Cloudflare's code. Other errors keep their status. `_CODES` has their codes by status. If
+# it has none, Cloudflare's code is used.
 _OPENAI: Mapping[int, tuple[int, str]] = {
     3042: (404, "model_not_found"),
     5007: (404, "model_not_found"),

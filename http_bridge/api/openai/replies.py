@@ -20,8 +20,8 @@ _FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 # Where a stream reports the usage. own_chunk: a chunk without choices, if the client set include_usage. last_choice:
-# the chunk with the finish reason, where clients of Cloudflare's address expect it even without include_usage.
-# nowhere: not in the stream.
+# the chunk with the finish reason, where clients of an account's routes expect it even without include_usage. nowhere:
+# not in the stream.
 UsagePlace = Literal["own_chunk", "last_choice", "nowhere"]
 
 

@@ -29,7 +29,7 @@ _WITHOUT_TEXT = (
     "mcp_approval_response",
     "tool_search_call",
 )
-# Roles of tool results in chat completions. Here a result is an item of its own.
+# Roles of tool results in chat completions. Here a result is a separate item.
 _CHAT_ROLES = ("tool", "function")
 _WHY_REFUSED = {
     "compaction": "is encrypted by another service",
@@ -57,7 +57,8 @@ class Conversation:
         """
         self._recall = recall
         self._turns: list[pb.ChatTurn] = []
-        # Thoughts of the last turn. They are joined once: each new value of a message's field takes memory of its own.
+        # Thoughts of the last turn. They are joined once: each assignment to a field of a protobuf message allocates
+        # memory that is freed only with the message.
         self._thoughts: list[str] = []
         self._model = model
         self._toolbox = toolbox
@@ -139,7 +140,7 @@ class Conversation:
         self._call(item, path, json.dumps({INPUT: text}, ensure_ascii=False))
 
     def _named_call(self, item: Document, path: str) -> None:
-        """Add a call of a tool that has an item type of its own, such as local_shell_call."""
+        """Add a call of a tool that has its own item type, such as local_shell_call."""
         name = item["type"].removesuffix("_call")
         arguments = item.get("action") or item.get("operation") or {}
         self._call({**item, "name": name}, path, _arguments(arguments, f"{path}/action"))

@@ -1,7 +1,7 @@
-"""Keeps the output items of recent replies, so that a client can refer to an item instead of sending it again.
+"""Stores the output items of recent replies, so that a client can refer to an item instead of sending it again.
 
-Vercel's AI SDK does so unless its user sets `store` to false. One bridge keeps the items in memory, for at most an hour and
-within 16 MiB. Items of requests with `store: false` are not kept.
+Vercel's AI SDK refers to items unless its user sets `store` to false. Each bridge process stores the items in memory,
+for at most an hour and within 16 MiB. Items of requests with `store: false` are not stored.
 """
 
 import threading
@@ -41,7 +41,8 @@ class RecentItems:
     def add(self, account: str, item: Item, num_characters: int) -> None:
         """Add an item with a text of `num_characters`. Another account cannot refer to it.
 
-        Only the parts that a conversation needs are kept: the log probabilities of a token take a thousand times its memory.
+        Only the parts that a conversation needs are stored: the log probabilities of a token take about a thousand
+        times as much memory as its text.
         """
         key, kept = (account, str(item["id"])), _kept(item)
         size = num_characters * 4 + _OVERHEAD

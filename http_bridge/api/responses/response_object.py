@@ -16,7 +16,7 @@ from tailrace_shared.request_fields import DEFAULT_TEMPERATURE
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
-# The reasons that end a reply before the model does.
+# The finish reasons of a reply that ended before the model ended it.
 _CUT = (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_TIME_LIMIT)
 _ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "prompt_cache_key", "safety_identifier", "user")
 
@@ -68,7 +68,7 @@ def request_fields(
     """
     reasoning, text = document.get("reasoning"), document.get("text")
     if not isinstance(reasoning, dict):
-        # Bodies of other forms have the effort itself, or a switch.
+        # In bodies of other forms, `reasoning` is the effort itself, or a boolean.
         reasoning = {"effort": reasoning} if isinstance(reasoning, str) else {}
     if not isinstance(text, dict):
         text = {}

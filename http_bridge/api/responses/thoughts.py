@@ -1,6 +1,7 @@
 """Encodes and decodes the thoughts in reasoning items, which clients return with the next request.
 
-Some clients return only the summary and `encrypted_content`. OpenAI encrypts the thoughts there. Here they are only encoded.
+Some clients return only the summary and `encrypted_content`. OpenAI encrypts the thoughts in the latter field. Tailrace
+only encodes them.
 """
 
 import base64

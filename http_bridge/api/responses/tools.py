@@ -99,7 +99,7 @@ def function_name(name: str, namespace: object) -> str:
 
 
 def choose(choice: Any, toolbox: Toolbox) -> Choice:
-    """Return the tool choice of a body. A custom tool is chosen as the function that it became.
+    """Return the tool choice of a body. If it names a custom tool, the result names the function for this tool.
 
     Args:
         choice: The body's `tool_choice`.

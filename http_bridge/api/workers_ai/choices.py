@@ -31,7 +31,7 @@ class ChoicesWriter(ChatWriter):
         """Set the reply format.
 
         Args:
-            profile: The API version, which determines usage and padding.
+            profile: The API version, which determines usage, padding and reasoning.
             wrap: Adds the envelope to the JSON of a complete reply.
             request_id: Used as the reply's id, after a prefix.
             model: Name of the model as the client wrote it.

@@ -45,7 +45,7 @@ _KNOWN_IDS = {
     "@cf/qwen/qwen3-embedding-0.6b": "cb254e3b-372b-4d4e-8526-ada79940427a",
 }
 _SOURCES = {"@cf": 1, "@hf": 2}
-# A value of Cloudflare's public API: clients may compare with it.
+# A tag of the bridge's public API. It must not change, because clients may compare a model's tags with it.
 _SUBSTITUTE_TAG = "stand-in"
 # If a template can only switch thinking on or off, "none" switches it off and every other effort on.
 _REASONING_EFFORT = {
@@ -123,7 +123,7 @@ async def search_authors(request: Request) -> Response:
 
 
 def _choices_input(inputs: Inputs) -> Schema:
-    """Return OpenAI's schema, with a prompt as an alternative to messages. It has no model, because the path names it."""
+    """Return OpenAI's schema with a prompt as an alternative to messages, and without `model`, which the path names."""
     chat = inputs.chat
     fields = {name: schema for name, schema in chat["properties"].items() if name != "model"}
     prompt = {**{name: schema for name, schema in fields.items() if name != "messages"}, "prompt": _PROMPT}

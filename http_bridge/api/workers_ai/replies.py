@@ -74,7 +74,7 @@ def enveloped_json(result: bytes) -> bytes:
 
 
 def bare_zipped(result: object) -> bytes:
-    """Return the gzipped result for @cloudflare/ai 1.1.0, which unpacks every complete reply itself."""
+    """Return the gzipped result for @cloudflare/ai 1.1.0, which decompresses replies that are not streamed."""
     return zipped(bare(result))
 
 
@@ -94,7 +94,7 @@ class WorkersAiWriter(ReplyWriter):
         """Set the reply format.
 
         Args:
-            profile: The API version, which determines usage and padding.
+            profile: The API version, which determines usage, padding and reasoning.
             wrap: Encodes the result of a complete reply.
             has_padding: Whether the settings enable padding in streams.
             is_json: Whether the reply's text is a JSON document and is written as one.

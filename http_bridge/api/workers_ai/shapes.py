@@ -55,7 +55,7 @@ def model_job(incoming: IncomingRequest, document: _Document, model: str, form: 
 
     Raises:
         ApiError: The request is invalid.
-        OutdatedModels: The servers must be asked for their models first.
+        OutdatedModels: The bridge must first fetch the lists of models from the servers.
     """
     tags = _tags(document.get("options"))
     if not is_batch_request(incoming, document):

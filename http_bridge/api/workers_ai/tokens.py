@@ -17,7 +17,7 @@ class VerifyToken:
         self._check = check
 
     async def __call__(self, request: Request) -> Response:
-        """Answer with the token's id. The error for an invalid token differs from the other routes: 401/1000."""
+        """Answer with the token's id. The error for an invalid token differs from that of other routes: 401/1000."""
         headers = request.scope["headers"]
         try:
             self._check.check(headers, request.path_params.get("account"))

@@ -1,6 +1,6 @@
 """Tracing without export: a run passes the client's W3C trace context on to the inference server, and records nothing.
 
-spans.py has the same classes with spans; exporter.py selects the ones to use.
+spans.py has subclasses that record spans. exporter.py selects the classes.
 """
 
 import re
@@ -60,14 +60,14 @@ class NullTracing:
     """Tracing that records nothing."""
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """Wrap the run endpoint so that each request gets a span, if spans are recorded."""
+        """Return `app` unchanged. A subclass wraps it, so that each request gets a span."""
         return app
 
     def start(self) -> None:
-        """Log the destination of the spans."""
+        """Do nothing. A subclass logs the destination of the spans."""
 
     async def close(self) -> None:
-        """Send the remaining spans; takes a few seconds at most."""
+        """Do nothing. A subclass sends the remaining spans, which takes a few seconds at most."""
 
 
 def request_trace(scope: Scope) -> RequestTrace:

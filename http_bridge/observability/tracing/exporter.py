@@ -21,7 +21,7 @@ def tracing_from_environment() -> NullTracing:
 
 
 class OtlpTracing(NullTracing):
-    """Spans that are sent to a collector."""
+    """Tracing that sends spans to a collector."""
 
     def __init__(self, endpoint: str) -> None:
         from http_bridge.observability.tracing.spans import TracedApp

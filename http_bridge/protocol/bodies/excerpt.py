@@ -1,4 +1,4 @@
-"""The part of a large body in which invalid fields are looked for. A body can have a million of them."""
+"""Cuts a large body down, to limit the search for invalid fields. A body can have a million of them."""
 
 from collections.abc import Iterator, Mapping, Set
 
@@ -15,13 +15,15 @@ def field_names(schema: object) -> Iterator[str]:
 
 
 def beginning(value: object, names: Set[str], room: Iterator[int]) -> object:
-    """Return a copy with fewer items and keys. Each kept one takes an element of `room`, until `room` is exhausted.
+    """Return a copy with fewer items and keys.
+
+    Each key that is not in `names`, and each item, consumes an element of `room`. Without an element, it is left out.
 
     Args:
         value: A parsed document, or a part of it.
         names: Keys that are always kept, because a schema may require them. The first item of an array is kept for that
             reason too.
-        room: As many elements as items and keys may be kept.
+        room: An iterator with one element for each item or key that may be kept.
     """
     if isinstance(value, dict):
         kept = (name for name in value if name in names or next(room, None) is not None)

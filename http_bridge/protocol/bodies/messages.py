@@ -66,7 +66,7 @@ def turns(messages: list[Document]) -> tuple[Turn, ...]:
 
 
 def continues(messages: list[Document]) -> bool:
-    """Return True if the last message has `prefix`. The reply then continues this message."""
+    """Return True if `prefix` of the last message is true. The reply then continues this message."""
     return messages[-1].get("prefix") is True
 
 
@@ -134,7 +134,7 @@ def _details(message: Document) -> str:
 
 
 def _joined(parts: object) -> str:
-    """Return the texts of a list of parts. The schema does not check thoughts, so that other values are left out."""
+    """Return the texts of a list of parts. The schema does not check thoughts, so other values are ignored here."""
     texts = (part.get("text") for part in parts if isinstance(part, dict)) if isinstance(parts, list) else ()
     return "".join(text for text in texts if isinstance(text, str))
 
@@ -156,7 +156,7 @@ def _call(call: Document, path: str) -> ToolCall:
 def arguments_text(arguments: Document) -> str:
     """Return the arguments of a call as the text of a JSON object."""
     text = json.dumps(arguments, ensure_ascii=False)
-    # A text within the text may contain half of a surrogate pair, which is not a character.
+    # A string in the arguments may contain half of a surrogate pair, which is not a character.
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 

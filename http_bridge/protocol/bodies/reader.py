@@ -1,4 +1,4 @@
-"""Converts a request body to a RunBody, from the format of /ai/run or from one of OpenAI's two formats.
+"""Converts a request body to a RunBody, from the format of /ai/run or from one of OpenAI's three formats.
 
 A body is validated against its schema first, so the fields have the right types afterwards. Does not depend on HTTP or gRPC.
 """
@@ -185,7 +185,7 @@ def _sampling(document: Document) -> dict[str, float]:
 
 
 def _whole(value: float | None) -> int | None:
-    """Return the value as an integer; JSON Schema accepts 5.0 as one."""
+    """Return the value as an integer: JSON Schema accepts 5.0 as an integer too."""
     return None if value is None else int(value)
 
 

@@ -14,7 +14,7 @@ def path_of_surrogate(value: object) -> str | None:
         if not all(map(_is_text, value)):
             return ""
         items = value.items()
-    # A path is built for the string that was found alone: names may be as long as the body.
+    # The path is built only for a string that was found: names may be as long as the body.
     for name, item in items:
         if (rest := path_of_surrogate(item)) is not None:
             return f"/{name}{rest}"

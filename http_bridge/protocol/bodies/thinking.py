@@ -1,4 +1,6 @@
-"""Converts the switches for thinking of several APIs to one amount of thinking and to variables for the chat template.
+"""Converts the reasoning options of several APIs to one reasoning effort, and to variables for the chat template.
+
+The effort is called the amount of thinking here, and an option is called a switch.
 
 reasoning_effort                          OpenAI
 reasoning: {effort, enabled, exclude}     OpenAI's responses, OpenRouter
@@ -25,7 +27,7 @@ _EFFORTS: Mapping[str, Effort] = {
     "max": "xhigh",
 }
 _LISTED = ", ".join(effort for effort in get_args(Effort) if effort)
-# The amounts of a switch that is only on or off.
+# The amounts for a switch that can only be on or off.
 _ON: Effort = "medium"
 _OFF: Effort = "none"
 _NO_WISH: Effort = ""
@@ -71,7 +73,10 @@ def effort(value: Any, path: str) -> Effort:
 
 
 def _agreed(document: Document) -> Effort:
-    """Return the amount that all switches of the body agree on. A switch that is only on agrees with any but none."""
+    """Return the amount that all switches of the body agree on.
+
+    A switch that can only be on or off agrees, if it is on, with every amount except none.
+    """
     path, agreed, is_exact = "", _NO_WISH, False
     for other, amount, is_other_exact in _wishes(document):
         if not path:

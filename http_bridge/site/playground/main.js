@@ -7,7 +7,7 @@ const API = "client/v4/accounts/playground/ai";
 const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "seed", "repetition_penalty"];
 const MOST_EVENTS = 400;
 const $ = (id) => document.getElementById(id);
-// What applies to a model without sampling defaults.
+// The values for a model without sampling defaults, which the fields show as placeholders.
 const USUAL = Object.fromEntries(NUMBERS.map((name) => [name, $(name).placeholder]));
 
 let turns = []; // messages of the conversation: {role, content}

@@ -1,4 +1,5 @@
-// Reads the events of a run from the body of a POST. EventSource can only GET, and it repeats a request after its end.
+// Reads the events of a run from the body of a POST. EventSource supports GET only, and
+// reconnects after the end of a stream.
 
 /** An error from the bridge. `code` is Cloudflare's number, or the HTTP status. */
 export class Refused extends Error {
