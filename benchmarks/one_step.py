@@ -66,11 +66,6 @@ def main() -> None:
         hub.add(_GGUF_ID, {weights.name: weights.read_bytes()})
         heads = [f"{start} start: {figure}" for start in ("first", "next") for figure in ("s", "CPU s", "peak MB")]
         print(f"| model | {' | '.join(heads)} | disk, MB |\n|{'---|' * (len(heads) + 2)}")
-        for name in (_HUB_ID, _BEHIND):
-            hub.add(name, folder)
-        hub.add(_GGUF_ID, {weights.name: weights.read_bytes()})
-        print("| model | first start, s | next, s | disk, MB | peak memory at first, MB | at next, MB |")
-        print("|---|---|---|---|---|---|")
         for name in (_HUB_ID, f"{_GGUF_ID}:{weights.name}", _KNOWN):
             with tempfile.TemporaryDirectory() as home:
                 first, second = (_start(name, options, hub, Path(home)) for _ in range(2))
