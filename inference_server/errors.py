@@ -51,7 +51,7 @@ class UnknownAdapter(TailraceError):
     grpc_code = "NOT_FOUND"
 
     def __init__(self, model: str, adapter: str, adapters: Sequence[str]) -> None:
-        """`adapters`: the names of the model's adapters."""
+        """Create the error. `adapters`: the names of the model's adapters, which the message lists."""
         listed = f"; its adapters are {', '.join(adapters)}" if adapters else ""
         super().__init__(f"the model {model} has no LoRA adapter {adapter!r}{listed}")
         self.adapters = adapters

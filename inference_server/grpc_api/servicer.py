@@ -57,7 +57,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     Attributes:
         models: The loaded models by name.
         is_stopping: Set by the server: new requests are rejected with SERVER_STOPPING.
-        metrics: Counters and histograms of all runs.
+        metrics: Counters and histograms of all requests.
     """
 
     def __init__(self, settings: Settings, tracing: NullTracing) -> None:

@@ -49,12 +49,12 @@ class CpuDemand:
 
     @property
     def least_tokens(self) -> int:
-        """Tokens of the smallest KV cache: one longest sequence in whole blocks."""
+        """Tokens of the smallest KV cache: one sequence of length `max_len`, in whole blocks."""
         return -(-self.max_len // BLOCK_SIZE) * BLOCK_SIZE
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the largest useful KV cache: a longest sequence in every slot."""
+        """Tokens of the largest useful KV cache: a sequence of length `max_len` in every slot."""
         return self.least_tokens * self.max_running_seqs
 
 
@@ -138,7 +138,7 @@ def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
 
 
 def _check_loading(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
-    """Check that each model can be loaded after those before it. Raises ConfigurationError if one cannot."""
+    """Check that each model can be loaded while the ones before it are in memory. Raises ConfigurationError."""
     loaded = 0
     for demand in demands:
         # If not even the packed weights fit, `check_memory` raises a clearer error.

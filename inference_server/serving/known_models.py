@@ -40,7 +40,7 @@ class KnownModel:
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         reasoning_format: Format of thoughts; None: the one that the chat template contains.
         is_removed: True if Cloudflare removed the model, and answers its name with error 5028.
-        small_stand_in: Repository of small open weights for a machine without a GPU; None: none.
+        small_stand_in: Repository of small open weights for a machine without a GPU; None: there is no such repository.
     """
 
     name: str
