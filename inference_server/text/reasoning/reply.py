@@ -1,7 +1,8 @@
 """The text stream of a reasoning model's reply: thoughts without their markers, then content with stop strings applied.
 
-The engine handles both kinds as one text. `ThoughtfulReplyText.changes` has the positions at which the kind changes, and
-`with_thoughts` divides the deltas there. So the engine's own events need no second text.
+The engine handles thoughts and content as one text. `ThoughtfulReplyText.changes` contains the positions at which
+thoughts change to content or back, and `with_thoughts` divides the deltas there. So the engine's events need only one
+text.
 """
 
 from collections.abc import AsyncIterator

@@ -51,7 +51,7 @@ class TaggedCall:
         key: Text before and after an argument's name.
         value_end: Text after its value.
         end: Text after the arguments.
-        has_lines: True if each value is on lines of its own.
+        has_lines: True if each value begins on a new line and ends before a line break.
     """
 
     name: tuple[str, str]
