@@ -14,7 +14,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Largest number of tokens held for an incomplete character, which has at most 4 bytes. If there are more, they are not
 # text, and are sent as replacement characters.
 _MAX_HELD_TOKENS = 8
-# Prompt tokens before a reply that continues the prompt. As context, they let its first token keep its leading space.
+# Number of prompt tokens decoded as context of a reply that continues the prompt, to keep its leading space.
 _CONTEXT_TOKENS = 6
 
 

@@ -43,7 +43,7 @@ def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedMo
 
 
 async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list[Sample]] = sample_tokens) -> Engine:
-    """Start the engine after one forward pass as a check. `sample`: see StepLoop.
+    """Check the model with one forward pass, then start its engine. `sample`: see StepLoop.
 
     Raises:
         ConfigurationError: The KV cache does not hold the longest sequence.

@@ -136,7 +136,7 @@ def _draws(rows: Items[Row]) -> list[Draw]:
 
 
 def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> None:
-    """Sample the rows without a token with torch."""
+    """Use torch to sample the rows for which the kernel returned no token."""
     if undecided := [index for index, token_id in enumerate(tokens) if token_id < 0]:
         chosen = _choose(_take(logits, undecided), [0] * len(undecided), [rows[index] for index in undecided])
         for index, token_id in zip(undecided, chosen, strict=True):

@@ -49,8 +49,8 @@ class BlockPool:
         """Return the blocks that `allocate` could return after a release of some blocks, while others are shared.
 
         Args:
-            released: Blocks, each as often as it would be released.
-            shared: Registered blocks, each once, which get a user before.
+            released: Blocks, each listed as many times as it would be released.
+            shared: Registered blocks, each once, that get one more user before the release.
         """
         kept = set(shared)
         num_freed = sum(
