@@ -1,6 +1,7 @@
 """Plans the machine's memory for models on a CPU: refuses those that cannot fit, and limits their KV caches.
 
-The figures come from configuration files and GGUF headers (weights/shape.py), before anything is downloaded or loaded.
+The figures come from configuration files and GGUF headers (weights/shape.py), before any weights are loaded. For models
+in transformers' format on a hub, they come before any weights are downloaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,7 @@ def _check_loading(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
 
 
 def limited_caches(free_bytes: int, demands: Mapping[EngineKey, CpuDemand]) -> dict[EngineKey, int]:
-    """Return the tokens of each engine's KV cache; empty if the free memory suffices for every slot of all engines.
+    """Return the size of each KV cache in tokens; empty if the free memory suffices for every slot of all engines.
 
     Args:
         free_bytes: Memory that this process can still allocate, before the weights are loaded.

@@ -71,7 +71,7 @@ async def load_embedders(
 
 
 def _check_memory(weights: Weights, precision: Precision, cache_dir: Path) -> None:
-    """Check, before a download, that the weights of an embedding model fit into the free memory of a CPU.
+    """Check, before an embedding model is loaded, that its weights fit into the free memory of a CPU.
 
     Raises:
         ConfigurationError: They do not fit, or the configuration is not available.

@@ -74,7 +74,7 @@ def fitting_demands(
 
 
 def divide_free_memory(demands: Mapping[EngineKey, EngineDemand], device: torch.device) -> dict[EngineKey, int]:
-    """Return the tokens of each engine's KV cache. The weights of all engines must already be loaded.
+    """Return the size of each engine's KV cache in tokens. The weights of all engines must already be loaded.
 
     Raises:
         ConfigurationError: Less memory is free than the smallest caches need.

@@ -100,7 +100,7 @@ def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:
 
 
 def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
-    """Return the blocks of the KV cache. Raises ConfigurationError if they do not hold the longest sequence."""
+    """Return the number of KV cache blocks. Raises ConfigurationError if they do not hold the longest sequence."""
     blocks_per_sequence = -(-spec.max_len // block_size)
     most = blocks_per_sequence * spec.settings.max_running_seqs
     wanted = spec.settings.kv_cache_tokens

@@ -144,5 +144,5 @@ class DraftModel:
 
 
 def num_blocks(max_seqs: int, max_len: int, block_size: int) -> int:
-    """Return the blocks of a draft model's KV cache, without the scratch block."""
+    """Return the number of blocks in a draft model's KV cache, without the scratch block."""
     return max_seqs * -(-max_len // block_size)
