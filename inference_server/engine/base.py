@@ -88,7 +88,7 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def totals(self) -> Totals:
-        """Counts since the start."""
+        """Counts of prefix-cache lookups, preemptions and draft tokens since the start."""
 
     @property
     @abstractmethod

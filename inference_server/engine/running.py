@@ -41,7 +41,7 @@ class RunningEngine(Protocol):
 
     @property
     def totals(self) -> Totals:
-        """Counts since the start."""
+        """Counts of prefix-cache lookups, preemptions and draft tokens since the start."""
 
     @property
     def step_tokens(self) -> Histogram:

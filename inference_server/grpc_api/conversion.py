@@ -256,7 +256,7 @@ def _token_logprob(logprob: TokenLogprob, token_bytes: TokenBytes) -> pb.TokenLo
 
 
 def model_info(model: "HostedModel") -> pb.Model:
-    """Return the model's entry of the model list."""
+    """Return the model's entry in the response of ListModels."""
     return pb.Model(
         name=model.entry.name,
         description=model.entry.description,

@@ -72,7 +72,7 @@ def embed_response(vectors: "Vectors", prompt_tokens: int) -> pb.EmbedResponse:
 
 
 def embedder_info(model: "HostedEmbedder") -> pb.Model:
-    """Return the model's entry of the model list."""
+    """Return the model's entry in the response of ListModels."""
     return pb.Model(
         name=model.entry.name,
         description=model.entry.description,

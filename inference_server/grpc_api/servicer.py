@@ -189,7 +189,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 finally:
                     record.start(job.started)
             trace.computed(job.started, prepared.prompt_tokens)
-            # Creating the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4). All streams would wait for it.
+            # Creating the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4): streams would pause.
             convert = partial(embed_response, vectors, prepared.prompt_tokens)
             message = await asyncio.to_thread(convert) if len(vectors) > _FEW_VECTORS else convert()
             record.mark_succeeded()

@@ -147,7 +147,7 @@ class Metrics:
         return account
 
     def watch(self, engines: NamedEngines) -> None:
-        """Add the engines' state and counters. `engines` is called at each scrape; it returns pairs of name and engine."""
+        """Add the engines' state and counters. `engines` is called at each scrape, and returns (name, engine) pairs."""
         self.registry.register(EngineState(engines))
 
     def watch_utilization(self, level: Callable[[], float]) -> None:

@@ -130,13 +130,13 @@ class ReplyText:
 
 
 def reply_detokenizer(decode: Decode, request: GenerationRequest) -> Detokenizer:
-    """Return the detokenizer of a request's reply."""
+    """Return the detokenizer of a request's reply, with the prompt's end as context if the reply continues it."""
     context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
     return Detokenizer(decode, context)
 
 
 def reply_text(decode: Decode, request: GenerationRequest) -> ReplyText:
-    """Return the text stream of a request's reply."""
+    """Return the text stream of a request's reply, with the request's stop strings."""
     return ReplyText(reply_detokenizer(decode, request), request.stop)
 
 

@@ -42,7 +42,7 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Encoder of one model's prompts."""
+    """Converts one model's prompts, raw text or conversations, to token ids."""
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class NullTracing:
         return _UNTRACED_EMBED
 
     def start(self) -> None:
-        """Log the destination of the traces."""
+        """Log the destination of the traces, if they are exported."""
 
     async def close(self) -> None:
         """Send the remaining spans, which takes a few seconds at most."""

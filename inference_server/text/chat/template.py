@@ -16,7 +16,7 @@ Json = Any
 
 
 class ChatTemplate:
-    """The chat template of one model."""
+    """Renders prompts with the chat template of one model, and lists the variables that the template reads."""
 
     def __init__(self, tokenizer: Any, source: object) -> None:
         """Create a template.

@@ -120,7 +120,7 @@ class ConstraintAfterThoughts:
 
     @property
     def grammar(self) -> Grammar:
-        """Source text of the grammar."""
+        """Source text of the inner grammar, with the rules of the thoughts before it."""
         inner = self._inner.grammar
         return Grammar(inner.kind, inner.text, self._before)
 

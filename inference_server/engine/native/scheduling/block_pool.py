@@ -105,7 +105,7 @@ class BlockPool:
             self._keys[block] = key
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Unregister blocks whose computation failed."""
+        """Unregister blocks whose computation failed, so that no prompt reuses them."""
         for block in blocks:
             self._unregister(block)
             if block in self._unused:

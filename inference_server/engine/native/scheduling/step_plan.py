@@ -92,7 +92,7 @@ def prefill_budget(policy: Policy, num_prefilling: int, num_decoding: int, *, is
 def batch_budget(policy: Policy, num_decoding: int) -> int:
     """Return the number of prompt tokens of a step that computes prompts of batch requests only.
 
-    An interactive request that arrives during the step waits for its end, so the number is small.
+    The number is small, because an interactive request that arrives during the step waits for the end of the step.
 
     Args:
         policy: Limits of the scheduler.
