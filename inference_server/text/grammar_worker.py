@@ -24,7 +24,7 @@ _NUM_STEPS = 24
 _MAX_ERROR_LENGTH = 4_000
 # Largest number of grammars compiled at the same time. Together they may use this multiple of the memory limit.
 _MAX_JOBS = 16
-# Time after which a compilation gets a lower priority.
+# Seconds after which a compilation gets the lowest priority.
 _SHORT_SECONDS = 0.1
 
 

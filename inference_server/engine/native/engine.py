@@ -39,7 +39,7 @@ class Engine(BaseEngine):
 
     Attributes:
         runner: Computes the forward passes.
-        scheduler: Sequences that wait or run. Belongs to the engine's thread.
+        scheduler: Sequences that wait or run. Only the engine's thread changes it.
         drafting: Draft tokens of the sequences; None without speculative decoding.
     """
 
