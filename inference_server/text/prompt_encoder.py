@@ -1,9 +1,10 @@
 """Converts prompts to token ids: applies the chat template, and adds control tokens and one beginning-of-sequence token.
 
-Text of a client never becomes a control token. Before the template is rendered, private-use characters replace two
-kinds of strings in the client's text. The first looks like a control token. The second is the beginning or end of a
-text, and could form a control token together with the text next to it. After rendering, the text between the template's
-control tokens is tokenised as plain text, with the strings restored.
+Text of a client never becomes a control token, except in raw prompts if `raw_control_tokens` is set. Before the
+template is rendered, private-use characters replace two kinds of strings in the client's text. The first looks like a
+control token. The second is the beginning or end of a text, and could form a control token together with the text next
+to it. After rendering, the text between the template's control tokens is tokenised as plain text, with the strings
+restored.
 
 Thread-safe: the tokenizers' settings never change after construction.
 """

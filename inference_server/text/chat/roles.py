@@ -1,8 +1,8 @@
 """Merges turns and changes their roles for chat templates that would reject them or leave out their text.
 
 A template reveals its rules only by raising an exception or by leaving out text. So `find_rules` renders short
-conversations, once for each model, and keeps the changes that help. For a template that accepts
-every conversation, no turn is changed.
+conversations, once for each model, and keeps the changes that help. For a template that accepts every
+conversation, no turn is changed.
 """
 
 from collections.abc import Callable, Iterable
