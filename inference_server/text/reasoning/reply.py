@@ -17,9 +17,9 @@ class ThoughtfulReplyText:
     """Text stream of one sequence (implements generation.TextStream). Stop strings do not match within thoughts.
 
     Attributes:
-        changes: Positions in the text, in characters, at which thoughts change to content or back. The text counts
-            as thoughts at first, so the first position is 0 if it begins with content. A position is added before the text from
-            there on is returned, so that another thread can divide the text that it has received.
+        changes: Positions in the text, in characters, at which thoughts change to content or back. The text counts as
+            thoughts at first, so the first position is 0 if it begins with content. A position is added before the text
+            from there on is returned, so that another thread can divide the text that it has received.
         num_reasoning_tokens: Tokens of the thoughts so far, including their markers.
     """
 
