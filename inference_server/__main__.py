@@ -1,6 +1,6 @@
 """`python -m inference_server`: serves the catalog's models over gRPC until SIGINT or SIGTERM.
 
-After the first signal, running replies are finished. A second signal aborts them.
+After the first signal, running replies may finish within TAILRACE_SHUTDOWN_GRACE_SECONDS. A second signal aborts them.
 """
 
 import asyncio
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Iterations that an idle thread of OpenMP spins before it sleeps: about 200 us, longer than the gap between two kernels.
-# The default is a hundred times as long, so the spinning threads would occupy the core of the thread that
+# Iterations that an idle thread of GNU OpenMP (libgomp) spins before it sleeps: about 200 us, longer than the gap
+# between two kernels. With the default of 300,000, spinning threads would occupy the core of the thread that
 # sends the tokens.
 SPIN_COUNT = "5000"
 
 
 def main() -> int:
-    """Run the server and return the exit code: 0 after a signal, 1 after an error, which is printed in one sentence."""
+    """Run the server and return the exit code: 0 after a signal, 1 after an error.
+
+    A ConfigurationError is printed in one sentence. Other errors are in the log.
+    """
     if is_windows():
         print(f"tailrace server: {WINDOWS_SENTENCE}", file=sys.stderr)
         return 1
@@ -102,5 +105,5 @@ if __name__ == "__main__":
     exit_code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # After a signal during loading, sys.exit would wait for the loading thread.
+    # After a signal during loading, sys.exit would wait for the thread pools that read the weights.
     os._exit(exit_code)

@@ -1,4 +1,4 @@
-"""Reads the limits of Linux control groups (cgroups), by which containers limit processors and memory.
+"""Reads the limits of Linux control groups (cgroups), with which container runtimes limit CPU time and memory.
 
 Format: the kernel's documentation, admin-guide/cgroup-v2 (`cpu.max`, `memory.max`) and admin-guide/cgroup-v1
 (`cpu.cfs_quota_us`, `memory.limit_in_bytes`). A group's limit also holds for all groups below it.
@@ -36,7 +36,7 @@ def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
 def memory_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
     """Yield the limit and the usage in bytes of every group of this process, and of groups above, that has a limit.
 
-    The usage does not include cached file content, which the system frees when it needs memory.
+    The usage does not include the inactive page cache, which the kernel reclaims when it needs memory.
 
     Args:
         root: The folder that contains `proc` and `sys`; tests replace it.
@@ -50,7 +50,7 @@ def memory_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
 
 
 def _cached_bytes(folder: Path) -> int:
-    """Return the bytes of file content that a group holds and has not used recently."""
+    """Return the inactive page cache of a group, in bytes; 0 if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         for line in (folder / "memory.stat").read_text().splitlines():
             name, _, value = line.partition(" ")
@@ -71,6 +71,6 @@ def _groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
             else:
                 continue
             inner = Path(path.strip("/"))
-            # A container may lack all but the topmost folder.
+            # In a container, the path may be that of the host, and only the topmost folder exists.
             for folder in (inner, *inner.parents):
                 yield from ((version, root / mount / folder) for mount in mounts)

@@ -51,7 +51,7 @@ class UnknownAdapter(TailraceError):
     grpc_code = "NOT_FOUND"
 
     def __init__(self, model: str, adapter: str, adapters: Sequence[str]) -> None:
-        """`adapters`: the names of the model's adapters."""
+        """Create the error. `adapters`: the names of the model's adapters, which the message lists."""
         listed = f"; its adapters are {', '.join(adapters)}" if adapters else ""
         super().__init__(f"the model {model} has no LoRA adapter {adapter!r}{listed}")
         self.adapters = adapters
@@ -114,7 +114,7 @@ class NoRoomForReply(TailraceError):
 class CapacityExceeded(TailraceError):
     """No slot is free, and the request cannot wait.
 
-    The request forbids waiting, the wait queue is full, or the client's deadline is too near.
+    It forbids waiting, the wait queue is full, or the expected wait exceeds the client's deadline.
     """
 
     reason = "CAPACITY_EXCEEDED"
@@ -158,7 +158,7 @@ class ModelNotReady(TailraceError):
 
 
 class GenerationFailed(TailraceError):
-    """The server failed to generate the reply. The log contains the cause, and the client gets a general message."""
+    """The server failed to compute the result. The log contains the cause, and the client gets a general message."""
 
     reason = "GENERATION_FAILED"
     grpc_code = "INTERNAL"

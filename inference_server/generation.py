@@ -23,7 +23,7 @@ _EXCLUDED = -1e9  # below every logit of a model, and far above the logits of to
 
 
 class FinishReason(enum.Enum):
-    """Reason why a reply ended; the values are labels of the metrics."""
+    """Reason why a reply ended. The metrics use the values as label values."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -120,14 +120,14 @@ class GenerationRequest:
     sampling: SamplingParams
     max_tokens: int  # within the model's limits, at least 1
     stop: tuple[str, ...] = ()
-    continues_prompt: bool = False  # raw text: the reply's first token keeps its leading space
+    continues_prompt: bool = False  # for raw text and a continued turn: the first token keeps its leading space
     time_limit_seconds: float | None = None
     account: str = ""
     reject_if_busy: bool = False
     is_batch: bool = False  # uses the capacity that interactive requests leave
     deadline_seconds: float | None = None  # seconds until the client's deadline
     constraint: Constraint | None = None
-    adapter: int = 0  # LoRA adapter: its place in EngineKey.adapters, from 1; 0 for none
+    adapter: int = 0  # LoRA adapter: its position in EngineKey.adapters, from 1; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class Started:
 # Not frozen: one is created for every token, and a frozen object takes more than twice as long to create.
 @dataclass(slots=True)
 class Delta:
-    """Further text of a reply, with the tokens that no earlier delta reported."""
+    """Further text of a reply, with the number of tokens that no earlier delta has counted."""
 
     text: str
     num_tokens: int

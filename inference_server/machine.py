@@ -7,7 +7,7 @@ from inference_server.control_groups import memory_limits
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that this process and its group may use in all, in bytes.
+    """Return the memory that this process and its control group may use in total, in bytes.
 
     Args:
         root: The folder that contains `proc` and `sys`; tests replace it.

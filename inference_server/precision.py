@@ -29,11 +29,11 @@ def choose_device(wanted: str) -> "torch.device":
 
 
 def resolve_precision(precision: Precision, device: "torch.device") -> Precision:
-    """Return the precision that `device` uses for a model of the catalog's precision.
+    """Return the precision that is used on `device` if the catalog requests `precision`.
 
     On a CPU, float16 is replaced with bfloat16, or with float32 if bfloat16 matrix products are slow.
-    On a GPU, int4 is replaced with float16, because only CPUs multiply int4 weights. A GPU that does not multiply bfloat16
-    uses float16 for it.
+    On a GPU, int4 is replaced with float16, because only CPUs multiply int4 weights. On a GPU that does not multiply
+    bfloat16, bfloat16 is replaced with float16 too.
     """
     if device.type == "cuda" and (precision == "int4" or precision == "bfloat16" and not gpu_multiplies_bfloat16()):
         return "float16"
@@ -64,7 +64,7 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def gpu_multiplies_bfloat16() -> bool:
-    """Return True unless this GPU's compute capability is below 8.0 (Turing, Volta), or if there is no GPU to check."""
+    """Return False if this GPU's compute capability is below 8.0 (Turing, Volta). Returns True without a GPU."""
     import torch
 
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0)

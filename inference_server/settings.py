@@ -40,12 +40,12 @@ class PrefillTokens:
     idle: int
 
 
-# The keys are types of devices. A GPU computes hundreds of tokens in the time of launching the kernels of a small
-# chunk.
+# The keys are torch's device types. On a GPU, launching the kernels of a small chunk takes as long as computing
+# hundreds of tokens.
 _PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
-# Batch requests may use all slots divided by this number, by type of the device. On a CPU, each further sequence lengthens
-# a step, and an interactive request that arrives waits for the end of the step.
+# Batch requests may use the number of slots divided by this one, by device type. On a CPU, each further sequence
+# lengthens a step, and an interactive request that arrives waits for the end of the step.
 _SLOTS_PER_BATCH_SLOT = {"cpu": 8, "cuda": 2}
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
@@ -310,13 +310,13 @@ class Settings(ServiceSettings):
     )
 
     def prefill_tokens(self, device_type: str) -> PrefillTokens:
-        """Return the prompt tokens of a step, from the settings or else from the defaults of the device, "cpu" or "cuda"."""
+        """Return the limits on prompt tokens per step: the settings, or the defaults of `device_type` (cpu or cuda)."""
         default = _PREFILL_TOKENS[device_type]
         chunk = self.prefill_chunk_tokens or default.chunk
         return PrefillTokens(chunk, max(chunk, self.prefill_idle_tokens or default.idle))
 
     def batch_seqs(self, device_type: str) -> int:
-        """Return the number of batch sequences that run together: the setting, or the default of the device's type.
+        """Return how many sequences of batch requests may run together: the setting, or the default of the device type.
 
         `device_type` is "cpu" or "cuda".
         """

@@ -1,4 +1,4 @@
-"""Computes BERT's family of encoders without transformers' model classes, whose import takes seconds.
+"""Computes encoders of BERT's family without transformers' model classes, whose import takes seconds.
 
 Covers BERT, RoBERTa and XLM-R with learned positions and the exact GELU. One matrix product computes queries, keys and
 values. On a CPU, the server's own kernels compute the linear layers in every precision that they support.
@@ -63,7 +63,7 @@ class _Layer:
 
 
 class BertModel:
-    """An encoder of BERT's family (a TokenModel)."""
+    """An encoder of BERT's family. Implements TokenModel."""
 
     def __init__(
         self, folder: Path, config: Any, precision: Precision, dtype: torch.dtype, device: torch.device
@@ -130,7 +130,7 @@ class _Weights:
         self.num_bytes = 0
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """Return a tensor. Raises ConfigurationError if it is missing or its shape is not `shape`, where that is given."""
+        """Return a tensor. Raises ConfigurationError if it is missing, or if `shape` is passed and does not match."""
         # Checkpoints of 2018 have other names for the parameters of norms.
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         stored = self._names.get(name) or self._names.get(old)

@@ -21,7 +21,7 @@ Vectors = list[NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class PackedText:
-    """A text of a batch.
+    """A tokenised text, with the rules for its vector.
 
     Attributes:
         token_ids: Its token ids, including control tokens; at least one.

@@ -1,4 +1,4 @@
-"""Runs embedding requests: computes the texts of all clients in batches, on a thread that owns the model.
+"""Runs embedding requests: computes the vectors of all clients' texts in batches, on a thread that owns the model.
 
     async with engine.submit(request) as job:  # may raise CapacityExceeded or ServerStopping
         vectors = await job.vectors()           # leaving early cancels the request before its next batch
@@ -60,7 +60,7 @@ class EmbeddingEngine:
         Args:
             encoder: Computes the vectors; used by the engine's thread only.
             limits: Limits for requests in flight.
-            batch_tokens: Most tokens of a batch. A longer text is a batch by itself.
+            batch_tokens: Largest number of tokens in a batch. A longer text is a batch by itself.
             on_broken: Called on the event loop after the model has failed permanently, or the engine was abandoned.
         """
         self.encoder = encoder
@@ -123,7 +123,7 @@ class EmbeddingEngine:
 
         Raises:
             CapacityExceeded: The limits are reached.
-            ServerStopping: The server stops.
+            ServerStopping: The server is shutting down.
             ModelNotReady: The engine is stalled.
         """
         if not self._is_accepting:
@@ -223,7 +223,8 @@ class EmbeddingEngine:
             self._on_loop(self._finished, batch, vectors)
 
     def _record_progress(self) -> None:
-        # A text of 8,192 tokens can take longer on a CPU than the watchdog waits. Both threads write the newest time.
+        # A text of 8,192 tokens can take longer on a CPU than the watchdog waits, so each layer counts as progress. The
+        # event loop's thread writes this attribute too; the newest time is always the right one.
         self._last_progress = time.monotonic()
 
     def _is_broken(self) -> bool:

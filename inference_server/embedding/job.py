@@ -1,4 +1,4 @@
-"""An embedding request, and its state while its texts are computed."""
+"""An embedding request, and its state while its vectors are computed."""
 
 import asyncio
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class EmbeddingJob:
     def __init__(
         self, request: EmbeddingRequest, ticket: AdmissionTicket, cancel: Callable[["EmbeddingJob"], None]
     ) -> None:
-        """`cancel` is called when the reader leaves early."""
+        """`cancel` is called at the end of the `async with` block, and must have no effect on a complete job."""
         self.request = request
         self.ticket = ticket
         self.started: float | None = None
@@ -70,4 +70,4 @@ class EmbeddingJob:
         """End the job with an error. Has no effect on a job that has ended."""
         if not self._done.done():
             self._done.set_exception(error)
-            self._done.exception()  # marks it as read: the reader may have left
+            self._done.exception()  # marks it as retrieved: asyncio would log it if the reader has left

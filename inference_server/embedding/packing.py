@@ -1,4 +1,4 @@
-"""Computes attention over several texts in one row of tokens. transformers calls it by the name `packed`.
+"""Computes attention over several texts in one row of tokens. It is registered with transformers as `packed`.
 
 The texts of a batch are concatenated without padding, ordered by length. Texts of equal length attend in one call, and
 no token attends to another text. Does not depend on a tokenizer.
@@ -32,7 +32,7 @@ class Run:
 
 
 def _nothing() -> None:
-    """Do nothing."""
+    """Do nothing: the default of `Packing.on_layer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each text, as transformers' attention interface defines it.
+    """Attend within each text. The signature is that of transformers' attention functions.
 
     Args:
         module: The attention module. Its `is_causal` is False if a token attends to later tokens too.

@@ -10,5 +10,5 @@ def first_position(config: Any) -> int:
 
 
 def longest_text(config: Any) -> int:
-    """Return the longest text for which the model has positions, in tokens."""
+    """Return the length in tokens of the longest text for which the model has positions."""
     return int(config.max_position_embeddings) - first_position(config)

@@ -49,7 +49,7 @@ class TextQueue(Generic[JobT]):
         """Remove and return the texts of the next batch, as pairs of a job and the text's index in it.
 
         Args:
-            max_tokens: Most tokens of the batch. A longer text is a batch by itself.
+            max_tokens: Largest number of tokens in the batch. A longer text is a batch by itself.
         """
         return list(self._take(max_tokens))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from inference_server.errors import CapacityExceeded
 
-# Bounds of the delay after which a client may retry, in seconds.
+# Bounds of the delay that a refused client is asked to wait before a retry, in seconds.
 _MIN_RETRY, _MAX_RETRY = 1.0, 60.0
 # Weight of the newest interval between two completions in the moving average.
 _WEIGHT = 0.2

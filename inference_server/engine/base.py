@@ -42,7 +42,7 @@ class BaseEngine(ABC):
     """
 
     def __init__(self, limits: CapacityLimits, on_broken: Callable[[], None]) -> None:
-        """Create an idle engine. `on_broken` is called on the event loop after the model has failed permanently."""
+        """Create an idle engine. `on_broken` is called on the event loop after a permanent failure or `abandon`."""
         self.admission = Admission(limits)
         self._num_slots = limits.slots
         self._num_batch_slots = limits.slots if limits.batch_slots is None else limits.batch_slots
@@ -58,7 +58,7 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def path(self) -> str:
-        """Phrase for the log: how forward passes run, for example "kernels for avx2, one program of compiled kernels"."""
+        """Description of the forward passes for the log: "kernels for avx2, one program of compiled kernels"."""
 
     @property
     @abstractmethod
@@ -88,7 +88,7 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def totals(self) -> Totals:
-        """Counts since the start."""
+        """Counts of prefix-cache lookups, preemptions and draft tokens since the start."""
 
     @property
     @abstractmethod
@@ -186,7 +186,7 @@ class BaseEngine(ABC):
 
         Raises:
             CapacityExceeded: The limits are reached.
-            ServerStopping: The server stops.
+            ServerStopping: The server is shutting down.
             ModelNotReady: The engine is stalled.
         """
         if not self._is_accepting:
@@ -212,7 +212,7 @@ class BaseEngine(ABC):
         await self._idle.wait()
 
     def abandon(self) -> None:
-        """Fail all requests of an engine that stays stalled, and reject new ones."""
+        """Fail all requests of an engine that stays stalled, reject new ones, and call `on_broken`."""
         self._break()
 
     def _deliver(self, emitted: Iterable[tuple[Reply, Event]]) -> None:

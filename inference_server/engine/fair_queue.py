@@ -1,7 +1,8 @@
 """Orders the sequences that wait for a slot: fair (round-robin) scheduling across accounts.
 
 The next sequence belongs to the account with the fewest running sequences, round-robin on ties. Within an account the
-order is first come, first served. A burst from one account delays another account by at most one slot.
+order is first come, first served. So a burst from one account delays the next request of another account by at most one
+admission.
 """
 
 from collections import OrderedDict, deque

@@ -11,10 +11,10 @@ _MAX_ACCOUNTS = 100_000
 
 
 class RateLimit:
-    """Token buckets of all accounts."""
+    """Rate limiter with a token bucket for each account."""
 
     def __init__(self, requests_per_minute: int | None) -> None:
-        """Create full buckets. A bucket allows a burst of one minute's requests. None means no limit."""
+        """Create the limiter. Buckets are full at first, and allow a burst of one minute's requests. None: no limit."""
         self._limiter = None
         if requests_per_minute is not None:
             self._limiter = Throttled(

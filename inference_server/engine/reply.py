@@ -7,7 +7,7 @@ from types import TracebackType
 from inference_server.engine.admission import AdmissionTicket
 from inference_server.generation import Completed, Delta, Event, Failed
 
-# A whole reply with its log probabilities might exceed the size limit of a gRPC message.
+# Largest number of deltas in one event. A whole reply with log probabilities might exceed the limit of a gRPC message.
 MAX_JOINED_DELTAS = 64
 
 

@@ -13,7 +13,7 @@ class RunningEngine(Protocol):
 
     @property
     def num_running(self) -> int:
-        """Requests that are computed at present."""
+        """Requests that are being computed."""
 
     @property
     def num_waiting(self) -> int:
@@ -41,7 +41,7 @@ class RunningEngine(Protocol):
 
     @property
     def totals(self) -> Totals:
-        """Counts since the start."""
+        """Counts of prefix-cache lookups, preemptions and draft tokens since the start."""
 
     @property
     def step_tokens(self) -> Histogram:
@@ -62,4 +62,4 @@ class RunningEngine(Protocol):
         """Stop the computation, and fail the requests in flight."""
 
     def abandon(self) -> None:
-        """Fail all requests of a stalled engine."""
+        """Fail all requests of an engine that stays stalled, and reject new ones."""

@@ -23,7 +23,7 @@ from inference_server.generation import (
 
 
 class Penalties(Protocol):
-    """Sampler state of a sequence with penalties (engine/native/sampler.py)."""
+    """Counts of the tokens of a sequence with penalties (PenaltyState in engine/native/penalties.py)."""
 
     def add(self, token_id: int) -> None:
         """Count one generated token."""
@@ -71,7 +71,7 @@ class Sequence:
 
     @property
     def num_tokens_left(self) -> int:
-        """Return the largest number of tokens that the reply can still get."""
+        """Largest number of tokens that the reply can still get."""
         return self._full_length - len(self.token_ids)
 
     @property
@@ -103,8 +103,7 @@ class Sequence:
         Returns:
             The text that is final after this token, and the finish reason if the reply ends here.
         """
-        # This method runs for every token of up to 64 sequences. It reads no property, because each read would be a
-        # call.
+        # This method runs for every token of every sequence. It reads no property, because each read would be a call.
         if self.first_token is None:
             self.first_token = now
         self.last_token = now

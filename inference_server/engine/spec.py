@@ -28,8 +28,8 @@ class EngineKey:
         engine: Name of the engine in the catalog.
         arguments: Arguments of the engine, as a JSON object with sorted keys.
         rope: The catalog's scaling of rotary positions, as a JSON object with sorted keys; "" for the model's own.
-        num_tokens: The longest prompt and reply together that the entries allow, in tokens. It may differ between entries.
-        adapters: Folders of the LoRA adapters of all entries, without duplicates.
+        num_tokens: The longest prompt and reply together that any entry allows, in tokens. Set after the grouping.
+        adapters: Folders of the LoRA adapters of all entries, without duplicates. Set after the grouping.
         speculation: Source of draft tokens, as in the catalog; None: the engine's default for the device.
         draft: Source of a draft model's weights; None: no draft model.
     """
@@ -46,7 +46,7 @@ class EngineKey:
 
 
 class EngineModel(Protocol):
-    """A model as its engine's builder loads it."""
+    """A loaded model. The members are those that serving/ reads from every builder's result."""
 
     @property
     def tokenizer(self) -> Any:

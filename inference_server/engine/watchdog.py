@@ -1,7 +1,7 @@
 """Detects stalled engines: requests wait, but the engine makes no step.
 
-After `stall_seconds` without a step, health turns NOT_SERVING and clients go to other servers. After `exit_seconds` more,
-the process exits, so that its supervisor restarts it.
+After `stall_seconds` without a step, health becomes NOT_SERVING, so that clients use other servers. After further
+`exit_seconds`, the process exits, so that its supervisor restarts it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class StallSource(Protocol):
 
 
 class Watchdog:
-    """Observer of all engines of a server."""
+    """Marks stalled engines of a server, and reports the changes."""
 
     def __init__(
         self,

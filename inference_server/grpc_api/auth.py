@@ -15,8 +15,8 @@ from inference_server.grpc_api.status import Context, abort
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.file_watcher import ReloadableFile
 
-# Health probes have no token, and neither do the load reports that gRPC requests by itself. Both services reveal only the
-# server's state. All other methods need a token, including unknown methods.
+# Health probes have no token, and neither do the calls for load reports that gRPC clients make by themselves. Both
+# services reveal only the server's state. All other methods need a token, including unknown methods.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
 # Longest time in seconds for which a token that was removed from the file is still accepted.
 CHECK_SECONDS = 1.0

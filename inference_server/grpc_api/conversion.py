@@ -32,7 +32,7 @@ from inference_server.text.tools.call_grammar import ReplyForm
 from inference_server.text.tools.constraint import calls_constraint
 from tailrace.v1 import inference_pb2 as pb
 
-if TYPE_CHECKING:  # these modules import torch, which takes seconds
+if TYPE_CHECKING:
     from inference_server.serving.hosted_model import HostedModel
 
 _FINISH_REASON = {
@@ -49,7 +49,7 @@ def encoded_prompt(request: pb.RunRequest | pb.CountTokensRequest, model: "Hoste
     Tokenising a megabyte of text takes about a second, so this must not run on the event loop.
 
     Raises:
-        InvalidField: The prompt has no tokens, or the model lacks one of them.
+        InvalidField: The prompt has no tokens or one that the model lacks, or the chat template rejects it.
     """
     if request.WhichOneof("input") == "text":
         prompt = Prompt(model.prompts.encode_text(request.text), "none")
@@ -168,7 +168,7 @@ def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict
 
 
 def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
-    """Return the JSON Schema that the reply's document must fit, or None. Raises GrammarError if it is not a schema."""
+    """Return the JSON Schema that the reply must match, or None. Raises GrammarError if it is not a schema."""
     match request.response_format.WhichOneof("form"):
         case "json_object":
             return {"type": "object"}
@@ -180,7 +180,8 @@ def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
 def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None) -> ReplyForm | None:
     """Return the form that the request demands of a reply that may call `tools`, or None if it demands none."""
     if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        # A small model that must write calls repeats them until the reply is full. So several need the client's consent.
+        # A small model that must write calls repeats them until the reply reaches max_tokens. Several calls are
+        # therefore allowed only if the client sets parallel_tool_calls.
         return ReplyForm(tools=tools, is_parallel=chat.parallel_tool_calls and not chat.tool_name)
     is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     if schema is not None:
@@ -255,7 +256,7 @@ def _token_logprob(logprob: TokenLogprob, token_bytes: TokenBytes) -> pb.TokenLo
 
 
 def model_info(model: "HostedModel") -> pb.Model:
-    """Return the model's entry of the model list."""
+    """Return the model's entry in the response of ListModels."""
     return pb.Model(
         name=model.entry.name,
         description=model.entry.description,

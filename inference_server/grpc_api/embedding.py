@@ -54,7 +54,7 @@ def prepared_texts(request: pb.EmbedRequest, model: "HostedEmbedder") -> "Prepar
     Tokenising a megabyte of text takes about a second, so this must not run on the event loop.
 
     Raises:
-        InvalidField: The model has fewer dimensions, or a text has no tokens or one that the model lacks.
+        InvalidField: The model has fewer dimensions, or a text has no tokens, or a token that the model lacks.
         PromptTooLong: A text is too long, and the request refuses long texts.
     """
     return model.prepare(
@@ -72,7 +72,7 @@ def embed_response(vectors: "Vectors", prompt_tokens: int) -> pb.EmbedResponse:
 
 
 def embedder_info(model: "HostedEmbedder") -> pb.Model:
-    """Return the model's entry of the model list."""
+    """Return the model's entry in the response of ListModels."""
     return pb.Model(
         name=model.entry.name,
         description=model.entry.description,

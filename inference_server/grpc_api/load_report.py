@@ -22,28 +22,28 @@ IDLE = 0.2
 LEAST_INTERVAL_SECONDS = 0.1
 _DEFAULT_INTERVAL_SECONDS = 1.0
 
-# The encoding of OrcaLoadReport: rps_fractional (field 6) and application_utilization (field 9), both doubles. A
-# weight is their quotient. With a constant rate it is the inverse of the utilization.
+# The encoding of OrcaLoadReport: rps_fractional (field 6) and application_utilization (field 9), both doubles. Clients
+# use their quotient as the server's weight. With a constant rate, the weight is the inverse of the utilization.
 _REPORT = struct.Struct("<BdBd")
 _RPS_TAG, _UTILIZATION_TAG = 6 << 3 | 1, 9 << 3 | 1
 _RATE = 1.0
 
 
 class LoadReporter:
-    """The OpenRcaService of ORCA."""
+    """The OpenRcaService of ORCA, which streams the server's utilization to each client that calls it."""
 
     def __init__(self, utilization: Callable[[], float]) -> None:
         """Create the service.
 
         Args:
-            utilization: Returns the part of the slots that is in use, from 0; above 1 when requests wait.
+            utilization: Returns the fraction of the slots that is in use, from 0; above 1 when requests wait.
         """
         self._utilization = utilization
         self._stopping = asyncio.Event()
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the service with a server that has not started."""
-        # The field that is read here is the same in OrcaLoadReportRequest and RetryInfo: a Duration, number 1.
+        # RetryInfo can parse an OrcaLoadReportRequest: the only field that is read, number 1, is a Duration in both.
         handler = grpc.unary_stream_rpc_method_handler(self._reports, RetryInfo.FromString, _encoded)
         handlers = grpc.method_handlers_generic_handler(SERVICE, {"StreamCoreMetrics": handler})
         server.add_generic_rpc_handlers((handlers,))

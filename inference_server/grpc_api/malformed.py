@@ -18,7 +18,10 @@ _MALFORMED = object()
 
 
 class Parsing(grpc.aio.ServerInterceptor):
-    """Interceptor for coroutine methods with a single request. Methods that yield their replies are not changed."""
+    """Interceptor for methods with a single request. They must be coroutines that return or write their replies.
+
+    Async generators do not work. Methods with a stream of requests are not changed.
+    """
 
     async def intercept_service(
         self,

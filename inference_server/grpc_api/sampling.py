@@ -9,7 +9,7 @@ from inference_server.generation import LogitBias, SamplingParams
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 
-if TYPE_CHECKING:  # this module imports torch, which takes seconds
+if TYPE_CHECKING:
     from inference_server.serving.hosted_model import HostedModel
 
 # Sampling parameters that are passed to the engine unchanged.

@@ -1,7 +1,7 @@
 """Life cycle of the gRPC server: listen, load, warm up, serve, drain, stop.
 
 The port is open from the start: until the models are loaded, calls are rejected with MODEL_NOT_READY. The health service
-reports SERVING after every engine has generated its first tokens.
+reports SERVING after every engine has computed a first result.
 """
 
 import asyncio
@@ -50,8 +50,8 @@ _OPTIONS = (("grpc.so_reuseport", 0),)
 def import_startup() -> ModuleType:
     """Import and return the module that loads the models.
 
-    The module imports torch and transformers, which takes seconds. Before that, the server reports errors in the
-    settings and reacts to signals and calls.
+    The module imports torch and transformers, which takes seconds. It is therefore imported only after the settings
+    were checked and the port was opened.
     """
     with progress("importing torch and transformers", is_brief=True):
         from inference_server.serving import startup

@@ -57,7 +57,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     Attributes:
         models: The loaded models by name.
         is_stopping: Set by the server: new requests are rejected with SERVER_STOPPING.
-        metrics: Counters and histograms of all runs.
+        metrics: Counters and histograms of all requests.
     """
 
     def __init__(self, settings: Settings, tracing: NullTracing) -> None:
@@ -68,7 +68,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._limits = Limits(settings.max_messages, settings.max_schema_depth)
         self._rate_limit = RateLimit(settings.account_requests_per_minute)
         self._write_timeout_seconds = settings.write_timeout_seconds
-        # A request with a costly grammar may wait for seconds for the process that checks it. With threads of their own,
+        # A request with a costly grammar may wait for seconds for the process that checks it. On separate threads,
         # such requests do not delay requests without a grammar.
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
 
@@ -189,7 +189,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 finally:
                     record.start(job.started)
             trace.computed(job.started, prepared.prompt_tokens)
-            # Making the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4). All streams would pause for it.
+            # Creating the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4): streams would pause.
             convert = partial(embed_response, vectors, prepared.prompt_tokens)
             message = await asyncio.to_thread(convert) if len(vectors) > _FEW_VECTORS else convert()
             record.mark_succeeded()

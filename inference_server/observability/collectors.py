@@ -1,7 +1,7 @@
 """Collectors that read plain numbers and convert them to Prometheus metrics at each scrape.
 
-They are used for values that change with every token or on the engine's thread. A Counter or a Histogram of Prometheus
-would take a lock and microseconds for each change.
+They are used for values that change with every token or on the engine's thread. A Counter or a Histogram of
+prometheus_client would acquire a lock for each change, which takes microseconds.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -93,7 +93,7 @@ class EngineState(Collector):
 
 
 class LabeledHistograms(Collector):
-    """A histogram metric with the label `model`."""
+    """A histogram metric with the label `model`, whose histograms have no lock."""
 
     def __init__(self, name: str, description: str, bounds: tuple[float, ...]) -> None:
         """Create the metric.
@@ -109,7 +109,7 @@ class LabeledHistograms(Collector):
         self._histograms: dict[str, Histogram] = {}
 
     def of(self, model: str) -> Histogram:
-        """Return the histogram of a model, which is empty at first."""
+        """Return the histogram of a model. The first call creates it with empty buckets."""
         if (histogram := self._histograms.get(model)) is None:
             histogram = self._histograms[model] = Histogram(self._bounds)
         return histogram
@@ -129,7 +129,7 @@ class PlainCounter:
 
 
 class LabeledCounters(Collector):
-    """A counter metric with the labels `model` and `account`."""
+    """A counter metric with the labels `model` and `account`, whose counters have no lock."""
 
     def __init__(self, name: str, description: str) -> None:
         """Create the metric with its full name, without `_total`, and its help text."""
@@ -138,7 +138,7 @@ class LabeledCounters(Collector):
         self._counters: dict[tuple[str, str], PlainCounter] = {}
 
     def of(self, model: str, account: str) -> PlainCounter:
-        """Return the counter of a model and an account, which is 0 at first."""
+        """Return the counter of a model and an account. The first call creates it with the value 0."""
         return self._counters.setdefault((model, account), PlainCounter())
 
     def collect(self) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 class EmbedRecord:
     """The record of one call of Embed. `finish` updates the metrics and writes the log line.
 
-    A request that is marked as neither succeeded nor failed before `finish` was cancelled.
+    A request that is marked as neither succeeded nor failed before `finish` counts as cancelled.
 
     Attributes:
         request_id: Id of the request.
@@ -29,7 +29,7 @@ class EmbedRecord:
             metrics: The server's metrics.
             request: The request, which need not be valid.
             request_id: Its id.
-            is_known: True if the catalog contains the requested model.
+            is_known: True if the server has loaded the requested model.
             deadline: Seconds from now until the client's deadline; None: no deadline.
         """
         self._metrics = metrics

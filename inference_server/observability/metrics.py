@@ -59,7 +59,7 @@ class Metrics:
 
     def __init__(self) -> None:
         """Create the metrics. Those with labels have no series before `expect` or the first request."""
-        # Otherwise each counter and histogram has one more series with its time of creation.
+        # Otherwise each counter and histogram has a second series, `_created`, with the time of its creation.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -122,7 +122,8 @@ class Metrics:
     def expect(self, models: Iterable[str]) -> None:
         """Create the series of these models with the value 0.
 
-        A rate does not include the first increase of a series that did not exist before.
+        Prometheus' rate() does not include the first value of a series that did not exist before. Series with the
+        labels `account` or `reason` are not created, because their values are not known in advance.
         """
         for model in models:
             self.accepted.labels(model)
@@ -146,11 +147,11 @@ class Metrics:
         return account
 
     def watch(self, engines: NamedEngines) -> None:
-        """Add the engines' state and counters; `engines` is called at each scrape and returns names with engines."""
+        """Add the engines' state and counters. `engines` is called at each scrape, and returns (name, engine) pairs."""
         self.registry.register(EngineState(engines))
 
     def watch_utilization(self, level: Callable[[], float]) -> None:
-        """Add the load that load balancers get; `level` is called at each scrape."""
+        """Add a gauge of the load that is reported to load balancers; `level` is called at each scrape."""
         gauge = Gauge(
             "tailrace_utilization_ratio",
             "Load that is reported to load balancers: 0.2 idle, 1 full, more when requests wait",

@@ -1,4 +1,4 @@
-"""Records one Run from its arrival to its end, for the metrics and the log. Times are seconds of time.monotonic()."""
+"""Records one call of Run from its arrival to its end, for metrics and log. Times are seconds of time.monotonic()."""
 
 import logging
 import time
@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecord:
-    """The record of one Run. `finish` updates the metrics and writes the log line.
+    """The record of one call of Run. `finish` updates the metrics and writes the log line.
 
-    A run that is marked as neither succeeded nor failed before `finish` was cancelled.
+    A run that is marked as neither succeeded nor failed before `finish` counts as cancelled.
 
     Attributes:
         request_id: Id of the request.
@@ -30,7 +30,7 @@ class RunRecord:
             metrics: The server's metrics.
             request: The request, which need not be valid.
             request_id: Its id.
-            is_known: True if the catalog contains the requested model.
+            is_known: True if the server has loaded the requested model.
             deadline: Seconds from now until the client's deadline; None: no deadline.
         """
         self._metrics = metrics
@@ -83,7 +83,7 @@ class RunRecord:
         if isinstance(event, Started):
             self._started, self._admitted = event, time.monotonic()
             self._prompt_tokens.inc(event.prompt_tokens)
-            # The log includes the admission position, which shows whether later requests were admitted first.
+            # The admission position shows whether requests that arrived later were admitted earlier.
             logger.info(
                 "admitted %(request_id)s account %(account)r, position %(admission_position)d",
                 {
@@ -125,8 +125,9 @@ class RunRecord:
     def _count_end(self, timings: Timings, seconds: float) -> None:
         """Update the metrics of an accepted request that has ended after `seconds`.
 
-        Failed and cancelled requests count with the phases that they completed. Without the requests that were cancelled
-        in the queue, the queue time would look too short. Latencies of whole replies cover completed requests only.
+        Failed and cancelled requests count in the queue time, and in the prefill time if they had a first token.
+        Without requests that were cancelled in the queue, the queue time would look too short. The other histograms
+        that this method updates cover completed requests only.
         """
         metrics, model = self._metrics, self._model
         metrics.ended.labels(model, self.outcome if self.outcome in (COMPLETED, CANCELLED) else FAILED).inc()

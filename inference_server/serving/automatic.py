@@ -1,4 +1,4 @@
-"""Chooses values that the catalog does not set: a model's task, and its precision and lengths for the memory."""
+"""Chooses values that the catalog does not set: a model's task, and a precision and lengths that fit into memory."""
 
 import logging
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 _GIB = 2**30
 # Share of the free memory for weights and KV cache. The rest is for activations and for other programs.
 _USABLE = 0.9
-# Largest share of the memory left by the weights for the KV cache of one longest sequence.
+# Largest share of the memory left after the weights for the keys and values of one sequence of full length.
 _ONE_SEQUENCE = 0.5
-# Window if neither the model nor the memory limits it, and the granularity of a reduced window, in tokens.
+# Window of a model whose configuration states none, and the granularity of a window that is reduced to fit, in tokens.
 _USUAL_WINDOW, _WINDOW_STEP = 4096, 256
 # A precision is chosen only if at least this window fits into memory together with the weights.
 _LEAST_WINDOW = 2048
@@ -70,10 +70,10 @@ def model_path(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | 
     """Return the GGUF file of a model, or a folder with its config.json.
 
     Args:
-        weights: The source. From a folder on the hub, only the configuration is downloaded. Other sources are
-            downloaded completely.
+        weights: The source. From a hub repository in transformers' format, only the configuration is downloaded. Other
+            sources are downloaded completely.
         cache_dir: The server's cache folder.
-        may_fetch: False returns None if a download would be needed.
+        may_fetch: If False, the result is None if a download would be needed.
 
     Raises:
         ConfigurationError: The source is not available.
@@ -125,7 +125,10 @@ def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -
 def _precision(
     entry: CatalogEntry, path: Path, shape: ModelShape | None, device: torch.device, share: int
 ) -> Precision:
-    """Return the first suitable precision that fits into `share` bytes, else the one with the least memory."""
+    """Return the first suitable precision that fits into `share` bytes, else the one that needs the least memory.
+
+    An embedding model gets float32 if it is small, else bfloat16.
+    """
     if entry.task == "embedding":
         is_small = shape is not None and shape.weight_bytes("float32", device.type) <= _SMALL_BYTES
         return "float32" if is_small else "bfloat16"
@@ -139,7 +142,7 @@ def _precision(
 
 
 def _need(shape: ModelShape, precision: Precision, device_type: str) -> int:
-    """Return the memory in bytes for a model and a short window, and on a CPU also for its first loading."""
+    """Return the memory in bytes for a model and a short window; on a CPU, at least the peak of its first loading."""
     window = min(_LEAST_WINDOW, shape.max_tokens or _LEAST_WINDOW)
     running = shape.weight_bytes(precision, device_type) + window * shape.token_bytes(precision)
     return running if device_type == "cuda" else max(running, shape.load_bytes(precision))
@@ -165,7 +168,10 @@ def _longest_reply(window: int) -> int:
 
 
 def _fitting_window(window: int, shape: ModelShape, precision: Precision, device_type: str, share: int) -> int:
-    """Return the largest window, at most `window` tokens, with which one sequence leaves memory for others."""
+    """Return the largest window, at most `window` tokens, with which one sequence leaves memory for others.
+
+    The result is at least 256 tokens, or `window` if that is smaller, even if the memory is too small.
+    """
     left = share - shape.weight_bytes(precision, device_type)
     tokens = int(_ONE_SEQUENCE * left / max(1, shape.token_bytes(precision)))
     if tokens >= window:

@@ -53,8 +53,8 @@ class CatalogEntry:
         pooling: Pooling of an embedding model; None: the model's own.
         normalize: True if the vectors of an embedding model are scaled to length 1; None: according to the model's files.
         is_optional: True if the server starts without the model when it cannot be served.
-        sampling: Sampling parameters of requests that do not set them, by SamplingParams' names; None: those of the
-            model's own generation config.
+        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS. The model's
+            generation config provides parameters that are missing here.
         adapters: Folders of LoRA adapters, by the name that requests use.
         speculation: Source of draft tokens: "prompt-lookup" (earlier text) or "off"; None: the default for the device.
         draft: The source of the weights of a draft model with the same tokenizer; None: no draft model.
@@ -171,7 +171,7 @@ def _open_keys(table: ModelTable) -> frozenset[OpenKey]:
 def _adapters(table: ModelTable, folder: Path) -> tuple[dict[str, Path], Path | None]:
     """Return the folders of a table's LoRA adapters by name, and the folder of `adapters_folder`.
 
-    The adapters of `adapters_folder` come last, in the order of their names. A name of `adapters` replaces one of them.
+    The adapters of `adapters_folder` come last, in the order of their names. Names in `adapters` take precedence.
     """
     named = {name: folder / Path(adapter).expanduser() for name, adapter in (table.adapters or {}).items()}
     if table.adapters_folder is None:
@@ -182,7 +182,7 @@ def _adapters(table: ModelTable, folder: Path) -> tuple[dict[str, Path], Path | 
 
 
 def _weights(source: Source, folder: Path) -> Weights:
-    """Return the weights of a table `source`; relative paths start at `folder`."""
+    """Return the weights of a `source` table; relative paths start at `folder`."""
     if source.hub:
         return Weights(hub=source.hub, revision=source.revision, file=source.file)
     if source.package:

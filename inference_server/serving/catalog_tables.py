@@ -138,7 +138,7 @@ _GENERATION_KEYS = (
 
 
 class ModelTable(StrictTable):
-    """A `[[models]]` table."""
+    """A `[[models]]` table, which declares one model. catalogs/default.toml explains the keys."""
 
     name: _Name
     description: str = ""
@@ -186,6 +186,6 @@ class ModelTable(StrictTable):
 
 
 class Document(StrictTable):
-    """A whole catalog file."""
+    """A whole catalog file, with at least one `[[models]]` table."""
 
     models: Annotated[list[ModelTable], Field(min_length=1)]

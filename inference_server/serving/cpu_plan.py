@@ -1,6 +1,7 @@
 """Plans the machine's memory for models on a CPU: refuses those that cannot fit, and limits their KV caches.
 
-The figures come from configuration files and GGUF headers (weights/shape.py), before anything is downloaded or loaded.
+The figures come from configuration files and GGUF headers (weights/shape.py), before any weights are loaded. For models
+in transformers' format on a hub, they come before any weights are downloaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,12 +50,12 @@ class CpuDemand:
 
     @property
     def least_tokens(self) -> int:
-        """Tokens of the smallest KV cache: one longest sequence in whole blocks."""
+        """Tokens of the smallest KV cache: one sequence of length `max_len`, in whole blocks."""
         return -(-self.max_len // BLOCK_SIZE) * BLOCK_SIZE
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the largest useful KV cache: a longest sequence in every slot."""
+        """Tokens of the largest useful KV cache: a sequence of length `max_len` in every slot."""
         return self.least_tokens * self.max_running_seqs
 
 
@@ -138,7 +139,7 @@ def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
 
 
 def _check_loading(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
-    """Check that each model can be loaded after those before it. Raises ConfigurationError if one cannot."""
+    """Check that each model can be loaded while the ones before it are in memory. Raises ConfigurationError."""
     loaded = 0
     for demand in demands:
         # If not even the packed weights fit, `check_memory` raises a clearer error.
@@ -152,7 +153,7 @@ def _check_loading(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
 
 
 def limited_caches(free_bytes: int, demands: Mapping[EngineKey, CpuDemand]) -> dict[EngineKey, int]:
-    """Return the tokens of each engine's KV cache; empty if the free memory suffices for every slot of all engines.
+    """Return the size of each KV cache in tokens; empty if the free memory suffices for every slot of all engines.
 
     Args:
         free_bytes: Memory that this process can still allocate, before the weights are loaded.

@@ -29,7 +29,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-# Most tokens of a batch. On a CPU, larger batches are not faster, and generated text waits longer for them.
+# Largest number of tokens in a batch. On a CPU, larger batches are not faster, and delay the generation of text longer.
 _BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
 _GIB = 2**30
 
@@ -71,7 +71,7 @@ async def load_embedders(
 
 
 def _check_memory(weights: Weights, precision: Precision, cache_dir: Path) -> None:
-    """Check, before a download, that the weights of an embedding model fit into the free memory of a CPU.
+    """Check, before an embedding model is loaded, that its weights fit into the free memory of a CPU.
 
     Raises:
         ConfigurationError: They do not fit, or the configuration is not available.
@@ -94,7 +94,7 @@ async def _start(
     device: torch.device,
     on_broken: Callable[[], None],
 ) -> list[HostedEmbedder]:
-    """Start the engine of a loaded model. Returns the model once for each entry that shares the engine."""
+    """Start the engine of a loaded model. Returns one HostedEmbedder for each entry that shares the engine."""
     limits = CapacityLimits(
         slots=settings.max_running_seqs,
         waiting_seqs=settings.max_waiting_seqs,
@@ -130,6 +130,6 @@ async def _start(
         async with engine.submit(EmbeddingRequest(texts=[PackedText([1, 2, 3], "mean", False)])) as job:
             await job.vectors()
     except TailraceError:
-        await engine.stop()  # an optional entry is left out, and its thread must end
+        await engine.stop()  # an optional entry is then left out, so the engine's thread must end
         raise
     return models

@@ -1,6 +1,6 @@
 """Lists the engines by the name that the catalog uses.
 
-Imports an engine, and therefore torch, only when the engine is built.
+The module of an engine, and with it torch, is imported only when its builder is requested.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Groups catalog entries by the engine that they share, refuses unsupported models, and limits lengths to their windows."""
+"""Groups catalog entries by the engine that they share, refuses unsupported models, and limits lengths to a window."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,8 @@ from tailrace_shared.config_errors import ConfigurationError
 def group_entries(entries: Iterable[CatalogEntry], device: torch.device) -> dict[EngineKey, list[CatalogEntry]]:
     """Return the entries of each engine that generates text.
 
-    They have the same weights, precision on `device`, engine arguments and speculation. Embedding models are left out. The
-    engine has the LoRA adapters of all its entries.
+    The entries of one engine have the same weights, precision on `device`, engine arguments, RoPE scaling and
+    speculation. The engine has the LoRA adapters of all its entries. Embedding models are left out.
     """
     groups: dict[EngineKey, list[CatalogEntry]] = {}
     for entry in entries:
@@ -41,7 +41,7 @@ def group_entries(entries: Iterable[CatalogEntry], device: torch.device) -> dict
 
 
 def refuse_unsupported_models(groups: Mapping[EngineKey, Sequence[CatalogEntry]], cache_dir: Path) -> None:
-    """Check the configurations of this server's own engines, before any weights are downloaded or read.
+    """Check the configurations of models for the native engine, before any weights are downloaded or read.
 
     Args:
         groups: The entries of each engine.
@@ -61,7 +61,7 @@ def refuse_unsupported_models(groups: Mapping[EngineKey, Sequence[CatalogEntry]]
                 refuse_unsupported(folder)
         except UnsupportedModel as reason:
             raise ConfigurationError(f"{group[0].name} ({key.weights}) cannot be served: {reason}") from reason
-        except ValueError:  # a damaged file, which fails when the model is loaded
+        except ValueError:  # a damaged file, for which loading the model raises the error
             continue
 
 

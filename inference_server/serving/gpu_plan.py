@@ -74,7 +74,7 @@ def fitting_demands(
 
 
 def divide_free_memory(demands: Mapping[EngineKey, EngineDemand], device: torch.device) -> dict[EngineKey, int]:
-    """Return the tokens of each engine's KV cache. The weights of all engines are loaded.
+    """Return the size of each engine's KV cache in tokens. The weights of all engines must already be loaded.
 
     Raises:
         ConfigurationError: Less memory is free than the smallest caches need.
@@ -91,7 +91,7 @@ def divide_free_memory(demands: Mapping[EngineKey, EngineDemand], device: torch.
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the GPU's free memory in bytes, including what torch's allocator has cached and does not use."""
+    """Return the GPU's free memory in bytes, including memory that torch's allocator has reserved but does not use."""
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -60,10 +60,10 @@ class HostedEmbedder:
             texts: The texts, at least one.
             pooling: Pooling of the request; None: the pooling of the catalog entry, or else the model's own.
             dimensions: Number of components of the vectors; None: all of the model's.
-            refuses_long_texts: False cuts texts that are longer than `context_length`.
+            refuses_long_texts: If False, texts that are longer than `context_length` are truncated.
 
         Raises:
-            InvalidField: The model has fewer dimensions, or a text has no tokens or one that the model lacks.
+            InvalidField: The model has fewer dimensions, or a text has no tokens, or a token that the model lacks.
             PromptTooLong: A text is longer than `context_length`, and `refuses_long_texts` is True.
         """
         if dimensions is not None and dimensions > self.dimensions:
@@ -85,7 +85,7 @@ class HostedEmbedder:
         return PreparedTexts(packed, sum(len(text.token_ids) for text in encoded))
 
     def check_capacity(self, account: str, deadline_seconds: float | None) -> None:
-        """Check whether the engine would accept a request now. Raises TailraceError as EmbeddingEngine does."""
+        """Check whether the engine would accept a request now. Raises the errors of EmbeddingEngine.check_capacity."""
         self.engine.check_capacity(account, deadline_seconds=deadline_seconds)
 
     def request(self, prepared: PreparedTexts, account: str, deadline_seconds: float | None) -> EmbeddingRequest:

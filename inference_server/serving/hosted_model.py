@@ -21,7 +21,7 @@ from inference_server.text.tool_formats import ToolFormat, visible_control_token
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """A loaded catalog entry.
+    """A loaded catalog entry with task = "generation".
 
     Attributes:
         task: The model's purpose.
@@ -32,7 +32,7 @@ class HostedModel:
         engine: Runs the requests; other entries with the same weights may use it too.
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
-        thoughts: Finds the thoughts in its replies; None: replies are not searched for thoughts.
+        thoughts: Finds the thoughts in the model's replies; None: replies are not searched for thoughts.
         sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS.
         adapters: The entry's LoRA adapters: the position of each in the engine's list, from 1, by name.
     """

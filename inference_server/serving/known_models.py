@@ -36,11 +36,11 @@ class KnownModel:
         features: Features that Workers AI documents for it.
         runs_on: The engine that can run the weights here.
         obstacle: Why the native engine cannot run them, a clause; empty if it can.
-        sampling: Sampling parameters by SamplingParams' names; None: those of the model's generation config.
+        sampling: Sampling parameters by their names in SAMPLING_FIELDS, as in CatalogEntry.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         reasoning_format: Format of thoughts; None: the one that the chat template contains.
         is_removed: True if Cloudflare removed the model, and answers its name with error 5028.
-        small_stand_in: Repository of small open weights for a machine without a GPU; None: none.
+        small_stand_in: Repository of small open weights for a machine without a GPU; None: there is no such repository.
     """
 
     name: str

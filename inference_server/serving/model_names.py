@@ -57,6 +57,7 @@ def entries_of(names: Sequence[str], catalog: Path = DEFAULT_CATALOG) -> list[Ca
 
     Raises:
         ConfigurationError: There are no names, a name matches no model or several, or two models have the same name.
+            Also raised if no installed engine runs a named model.
     """
     if not names:
         raise ConfigurationError("TAILRACE_MODELS names no model")
@@ -184,7 +185,8 @@ def _known_entry(known: KnownModel) -> CatalogEntry:
 def _is_model(path: Path) -> bool:
     """Return True if `path` is a GGUF file, or a folder in transformers' format or with one GGUF file.
 
-    With a folder before it, any file and a folder of several GGUF files count too: they are refused with a reason.
+    If `path` has more than one part, any file and a folder with several GGUF files count too. `_path_entry` then
+    refuses them with a precise error.
     """
     if path.is_file():
         return path.suffix == _GGUF or len(path.parts) > 1

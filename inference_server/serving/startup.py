@@ -49,7 +49,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A loaded model, whose engine is not started yet."""
+    """A loaded model whose engine has not been started."""
 
     key: EngineKey
     group: list[CatalogEntry]
@@ -66,20 +66,20 @@ async def load_all(
     """Load every entry, start the engines, and compute a first result with each engine.
 
     The embedding models are loaded at the same time as the others. The weights of all engines are loaded before any KV
-    cache is made, because on a GPU the caches divide the memory that is left.
+    cache is allocated, because on a GPU the caches share the memory that is left.
 
     Args:
         entries: The catalog's entries.
         settings: The server's settings.
         on_broken: Called when an engine has failed and cannot continue.
-        builders: Returns the builder of each engine; tests replace them.
+        builders: A function for each engine that returns its builder; tests replace them.
 
     Returns:
         The loaded models by name, in the order of `entries`, without optional ones that cannot be served.
 
     Raises:
-        ConfigurationError: An entry cannot be served, or the models do not fit into the GPU's memory. The message names
-            the entries.
+        ConfigurationError: An entry cannot be served, or the models do not fit into the memory. The message names the
+            entries.
     """
     await in_daemon_thread(partial(remove_leftovers, settings.cache_dir))
     device = choose_device(settings.device)
@@ -115,7 +115,7 @@ async def _load_generators(
         settings: The server's settings.
         device: Device of the native engine.
         on_broken: Called when an engine has failed and cannot continue.
-        builders: Returns the builder of each engine.
+        builders: A function for each engine that returns its builder.
         embedding: Task that loads the embedding models. On a GPU, the KV caches are made after its end.
     """
     groups = group_entries(entries, device)
@@ -136,7 +136,7 @@ async def _load_generators(
     hosted: dict[str, HostedModel] = {}
     if device.type == "cuda":
         await asyncio.wait([embedding])
-    # On a GPU, vLLM takes a fixed share of the memory, so its engines start before the others divide the rest.
+    # On a GPU, vLLM reserves a fixed share of the memory, so its engines start before the others divide the rest.
     for one in sorted(loaded, key=lambda one: one.key in demands):
         with _naming(one.group[0]):
             if one.key in demands and not limits:
@@ -190,7 +190,7 @@ async def _start(
     cache_tokens: int | None,
     on_broken: Callable[[], None],
 ) -> list[HostedModel]:
-    """Start the engine of a loaded model. Returns the model once for each entry that shares the engine.
+    """Start the engine of a loaded model. Returns one HostedModel for each entry that shares the engine.
 
     Args:
         loaded: The model.
@@ -229,7 +229,7 @@ async def _start(
 def _hosted(
     loaded: _Loaded, windows: list[int], prompts: list[PromptEncoder], engine: BaseEngine, end_ids: frozenset[int]
 ) -> list[HostedModel]:
-    """Return the model once for each entry that shares the engine. Blocks while it creates tables for grammars."""
+    """Return one HostedModel for each entry that shares the engine. Blocks while it creates tables for grammars."""
     grammars = Grammars(loaded.model.tokenizer, engine.vocab_size, end_ids)
     grammars.prepare()
     return [
@@ -299,7 +299,7 @@ def _end_ids(loaded: EngineModel, prompts: list[PromptEncoder]) -> frozenset[int
 
 
 async def _warm_up(model: HostedModel) -> None:
-    """Generate three tokens, from the prompt to the text. Raises ConfigurationError if the reply has another length."""
+    """Run one request, from tokenising to text. Raises ConfigurationError if the reply does not have three tokens."""
     request = GenerationRequest(
         request_id="warm-up",
         prompt_ids=model.prompts.encode_text("Hello"),

@@ -14,7 +14,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Largest number of tokens held for an incomplete character, which has at most 4 bytes. If there are more, they are not
 # text, and are sent as replacement characters.
 _MAX_HELD_TOKENS = 8
-# Prompt tokens that a raw reply needs as context, so that its first token keeps its leading space.
+# Number of prompt tokens decoded as context of a reply that continues the prompt, to keep its leading space.
 _CONTEXT_TOKENS = 6
 
 
@@ -130,13 +130,13 @@ class ReplyText:
 
 
 def reply_detokenizer(decode: Decode, request: GenerationRequest) -> Detokenizer:
-    """Return the detokenizer of a request's reply."""
+    """Return the detokenizer of a request's reply, with the prompt's end as context if the reply continues it."""
     context = request.prompt_ids[-_CONTEXT_TOKENS:] if request.continues_prompt else ()
     return Detokenizer(decode, context)
 
 
 def reply_text(decode: Decode, request: GenerationRequest) -> ReplyText:
-    """Return the text stream of a request's reply."""
+    """Return the text stream of a request's reply, with the request's stop strings."""
     return ReplyText(reply_detokenizer(decode, request), request.stop)
 
 

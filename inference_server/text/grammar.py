@@ -24,7 +24,7 @@ _LARGE_VOCABULARY = 65_536  # tokens
 # Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A state
 # takes up to 2 KB. Errors do not include the schema.
 _LIMITS = {"max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
-# Most CPU time for one mask. A reply that exceeds it fails, because all other sequences wait for the step.
+# Maximum CPU time for one mask. A reply that exceeds it fails, because all other sequences wait for the step.
 _MAX_STEP_SECONDS = 0.15
 # Compiled grammars that are kept for later requests: their number, and the most memory that one of them may take.
 _MAX_KEPT = 32
@@ -66,7 +66,7 @@ class Grammars:
         self._added_tokens: Mapping[str, int] = tokenizer.get_added_vocab()
         self._lock = threading.Lock()
         self._llguidance: Any = None  # tokenizer of llguidance, created at its first use, which takes half a second
-        self._kept: OrderedDict[Grammar, Any] = OrderedDict()  # matchers in their first state, oldest use first
+        self._kept: OrderedDict[Grammar, Any] = OrderedDict()  # unused matchers, least recently used first
         self._pending: dict[Grammar, Future[Any]] = {}  # grammars that are compiled now
         self._compiling = threading.Lock()  # held while a costly grammar is compiled
         setup = {"num_tokens": self._num_tokens, "end_ids": self._end_ids, "limits": _LIMITS}
@@ -75,7 +75,7 @@ class Grammars:
     def prepare(self) -> None:
         """Create llguidance's tokenizer now if its vocabulary is large.
 
-        Creating it later would stall running replies, because the creation holds Python's global lock.
+        Creating it later would stall running replies, because the creation holds the GIL (global interpreter lock).
         """
         if self._num_tokens > _LARGE_VOCABULARY and self._tokenizer.eos_token_id is not None:
             self._llguidance_tokenizer()
@@ -131,7 +131,7 @@ class Grammars:
         if pending is not None:
             try:
                 return pending.result().deep_copy()
-            except GrammarError as error:  # every thread needs an exception of its own
+            except GrammarError as error:  # each thread must raise a separate exception object
                 raise GrammarError(str(error), error.cause) from None
         try:
             matcher = self._new(serialized, grammar)
@@ -158,7 +158,7 @@ class Grammars:
         return matcher
 
     def _checked(self, serialized: str) -> tuple[int, Any]:
-        """Compile a costly grammar: first in the worker, then here. Returns its memory in bytes, and the matcher."""
+        """Compile a costly grammar in the worker, then in this process. Returns its size in bytes, and the matcher."""
         try:
             num_bytes = self._check.run(serialized)
         except ValueError as error:

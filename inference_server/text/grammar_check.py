@@ -1,4 +1,4 @@
-"""Checks costly grammars in a process of its own before this process compiles them.
+"""Checks costly grammars in a separate process before this process compiles them.
 
 llguidance bounds most of its work, but not all: some schemas of a hundred characters compile for minutes, which no thread
 can interrupt. The process (grammar_worker.py) starts with the first such grammar. Thread-safe.
@@ -33,8 +33,8 @@ _COSTLY = re.compile(
     r'"(?:pattern|patternProperties|propertyNames|multipleOf|allOf|not)\\?"|& /|[0-9]{5}|[0-9][eE][+-]?[0-9]'
 )
 
-# A schema whose alternatives or reference have other keywords beside them is merged with each alternative. Several levels
-# of these have exponentially many.
+# If anyOf, oneOf or $ref has certain sibling keywords, llguidance merges these keywords with every alternative. Nested
+# schemas of this kind produce exponentially many merged schemas.
 _MERGED = frozenset(("properties", "additionalProperties", "required", "items", "prefixItems"))
 _ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator", "nullable")
@@ -71,7 +71,7 @@ def _merges(grammar: str) -> bool:
 
 
 class GrammarCheck:
-    """The worker process of one tokenizer, with the grammars that it checks."""
+    """Checks grammars for one tokenizer in a worker process, which is started when it is first needed."""
 
     def __init__(self, tokenizer_json: Callable[[], str], setup: Mapping[str, Any]) -> None:
         """Create a check whose process starts later.
@@ -110,7 +110,7 @@ class GrammarCheck:
 class _Worker:
     def __init__(self, setup: Mapping[str, Any], tokenizer: str) -> None:
         program = Path(__file__).with_name("grammar_worker.py")
-        # A session of its own: Ctrl-C in a terminal must reach the server alone.
+        # The worker runs in a separate session, so that Ctrl-C in a terminal signals the server only.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(program)],
             stdin=subprocess.PIPE,
@@ -121,8 +121,8 @@ class _Worker:
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[dict[str, Any] | None]] = {}
         self._lock = threading.Lock()  # protects _waiting
-        # Not the same lock: while a long grammar is sent, the thread that reads must go on. Otherwise the worker could wait
-        # for it with full output, and read no input.
+        # A separate lock, because the reading thread must not wait while a long grammar is sent. Otherwise the worker
+        # could block on its full output pipe and stop reading its input: a deadlock.
         self._sending = threading.Lock()
         self._ready = threading.Event()
         self.is_alive = True

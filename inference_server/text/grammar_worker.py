@@ -1,9 +1,10 @@
 """Compiles grammars in processes that may be killed. grammar_check.py starts this program, which imports nothing of
 this project.
 
-Reads a line of JSON with its setup, the tokenizer's file in one line, then two lines for each grammar. A line with `kill`
-ends the compilation of a grammar. Each grammar is compiled in a fork of this process, with limits on its CPU time and memory.
-It is then tried on a few random tokens. Writes a line of JSON for each grammar. Ends when its standard input ends.
+Reads a line of JSON with the setup, the tokenizer's file in one line, then two lines for each grammar. A line with
+`kill` ends the compilation of a grammar. Each grammar is compiled in a fork of this process, with limits on its CPU
+time and memory, and then tested with a few random tokens. Writes a line of JSON for each grammar. Ends when its
+standard input ends.
 """
 
 import json
@@ -17,18 +18,18 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-# A step of a running reply computes one mask. The model's other sequences wait for it.
+# Maximum CPU time for one mask, in seconds. In a running reply, the model's other sequences wait for the mask.
 _MAX_STEP_SECONDS = 0.05
 _NUM_STEPS = 24
 _MAX_ERROR_LENGTH = 4_000
-# Grammars that are compiled at the same time. Together they may take this many times the memory of one.
+# Largest number of grammars compiled at the same time. Together they may use this multiple of the memory limit.
 _MAX_JOBS = 16
-# Time after which a compilation gets a lower priority.
+# Seconds after which a compilation gets the lowest priority.
 _SHORT_SECONDS = 0.1
 
 
 def main() -> None:
-    """Serve grammars until the standard input ends."""
+    """Check grammars until the standard input ends."""
     os.nice(5)  # the model runs on the same cores
     inbox = _Lines(0)
     lines: list[bytes] = []
@@ -87,7 +88,7 @@ def _kill(jobs: "Iterable[_Job]") -> None:
 
 
 class _Lines:
-    """Lines of a file descriptor."""
+    """Splits the data of a file descriptor into lines."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -125,7 +126,7 @@ class _Compiler:
         self._limits = setup["limits"]
 
     def verdict(self, grammar: str) -> dict[str, Any]:
-        """Compile a grammar and try it. Returns an error, or the memory in bytes that the grammar takes."""
+        """Compile a grammar and test it. Returns an error, or the memory in bytes that the grammar uses."""
         from llguidance import LLMatcher, LLParserLimits
 
         before = _resident_bytes()
@@ -134,7 +135,7 @@ class _Compiler:
         for step in range(_NUM_STEPS):
             started = time.thread_time()
             if matcher.is_error():
-                # An error of a later step depends on the tokens, and would end that reply alone.
+                # An error in a later step depends on the tokens, and would end only a reply with these tokens.
                 return {"error": matcher.get_error()} if step < 2 else {"bytes": _resident_bytes() - before}
             mask = int.from_bytes(matcher.compute_bitmask(), "little")
             if matcher.is_stopped() or not mask:
@@ -146,7 +147,7 @@ class _Compiler:
 
 
 def _drawn(mask: int, dice: random.Random) -> int:
-    """Return the first set bit at or after a random one."""
+    """Return the index of the lowest set bit at or above a random position."""
     length = mask.bit_length()
     start = dice.randrange(length)
     rest = mask >> start
@@ -161,7 +162,7 @@ def _start(
     selector: selectors.BaseSelector,
     setup: dict[str, Any],
 ) -> None:
-    """Start to compile a grammar."""
+    """Fork a process that compiles a grammar."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

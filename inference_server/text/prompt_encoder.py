@@ -1,9 +1,10 @@
 """Converts prompts to token ids: applies the chat template, and adds control tokens and one beginning-of-sequence token.
 
-Text of a client never becomes a control token. Before the template is rendered, private characters replace two kinds of
-strings in the client's text. The first looks like a control token. The second is the beginning or end of a text, and could
-form a control token together with the text next to it. After rendering, the text between the template's control tokens is
-tokenised as plain text, with the strings restored.
+Text of a client never becomes a control token, except in raw prompts if `raw_control_tokens` is set. Before the
+template is rendered, private-use characters replace two kinds of strings in the client's text. The first looks like a
+control token. The second is the beginning or end of a text, and could form a control token together with the text next
+to it. After rendering, the text between the template's control tokens is tokenised as plain text, with the strings
+restored.
 
 Thread-safe: the tokenizers' settings never change after construction.
 """
@@ -27,9 +28,9 @@ from inference_server.text.tokenizer_copy import copy_tokenizer
 from inference_server.text.tool_formats import Tool
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-# Longest control token for which a pattern is a tree; Python limits how deep a pattern nests.
+# With a longer control token, the pattern is a list of alternatives instead of a tree: Python limits its nesting.
 _LONGEST_IN_TREE = 100
-# Two Unicode noncharacters, which never occur in text.
+# Two Unicode noncharacters, which ordinary text does not contain. `_encode_segment` handles text that contains them.
 _MARK = "\U0010fffe\U0010ffff"
 
 
@@ -42,7 +43,7 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Encoder of one model's prompts."""
+    """Converts one model's prompts, raw text or conversations, to token ids."""
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class PromptEncoder:
 
     @property
     def template(self) -> object:
-        """The chat template: Jinja text, several by name, or None."""
+        """The chat template: Jinja text, a dictionary of several templates by name, or None."""
         return self.chats.template.source
 
     @property
@@ -131,7 +132,7 @@ class PromptEncoder:
         return Prompt(token_ids, self.chats.thoughts(rendered, turns[-1], inputs, options))
 
     def end_of_turn_ids(self) -> set[int]:
-        """Return the control token that the template puts after an assistant's turn, if there is one.
+        """Return the id of the control token that the template puts after an assistant's turn; empty if there is none.
 
         Raises:
             UnsupportedModel: The chat template is not valid Jinja.
@@ -147,7 +148,7 @@ class PromptEncoder:
         return {self._control[match.group()][0]} if match else set()
 
     def _disguises(self, texts: Items[str]) -> dict[str, str]:
-        """Map each string that looks like a control token, or a part of one, to a private character that no text contains."""
+        """Map each string that looks like (a part of) a control token to a private-use character that no text has."""
         look_alikes = sorted({match.group() for text in texts for match in self._look_alike_pattern.finditer(text)})
         taken = set().union(*texts)
         free = (character for codes in _PRIVATE_USE for character in map(chr, codes) if character not in taken)
@@ -189,8 +190,9 @@ def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[i
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches as a tokenizer does: the leftmost and longest string. Without strings it never matches."""
-    # Tokenizers have up to a thousand control tokens with equal beginnings. In a list, each would be tried at each place.
+    """Return a pattern for the leftmost and longest string, like a tokenizer. Without strings it matches nothing."""
+    # Tokenizers have up to a thousand control tokens with equal beginnings. In a list of alternatives, every one of
+    # them would be compared at every position.
     strings = list(strings)
     if max(map(len, strings), default=0) > _LONGEST_IN_TREE:
         return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))))

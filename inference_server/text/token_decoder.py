@@ -10,7 +10,7 @@ from inference_server.text.token_bytes import TokenBytes
 
 
 class TokenDecoder:
-    """Decoder of one model's token ids."""
+    """Converts one model's token ids to text and to bytes, with or without control tokens."""
 
     def __init__(self, tokenizer: Tokenizer, control_ids: Mapping[str, int]) -> None:
         """Create a decoder. `control_ids`: token ids of the tokenizer's control tokens by their text."""

@@ -72,15 +72,15 @@ MARKERS: Mapping[ToolFormat, Markers] = {
     "granite": Markers("<|tool_call|>"),
     # <|tools_prefix|>[{"name": {…}}]<|tools_suffix|>: Apertus
     "apertus": Markers("<|tools_prefix|>", "<|tools_suffix|>"),
-    # A section of functions.name:0 with {…}: Kimi K2
+    # A section of calls, each with functions.name:0 and {…}: Kimi K2
     "kimi_k2": Markers(
         "<|tool_calls_section_begin|>",
         "<|tool_calls_section_end|>",
         ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
     ),
-    # A section of names, each with {…} in a block of Markdown: DeepSeek V3, R1
+    # A section of calls, each with a name and {…} in a Markdown code block: DeepSeek V3, R1
     "deepseek_v3": _DEEPSEEK,
-    # A section of names, each with {…}: DeepSeek V3.1
+    # A section of calls, each with a name and {…}: DeepSeek V3.1
     "deepseek_v31": _DEEPSEEK,
 }
 

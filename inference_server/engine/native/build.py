@@ -43,7 +43,7 @@ def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedMo
 
 
 async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list[Sample]] = sample_tokens) -> Engine:
-    """Start the engine after one forward pass as a check. `sample`: see StepLoop.
+    """Check the model with one forward pass, then start its engine. `sample`: see StepLoop.
 
     Raises:
         ConfigurationError: The KV cache does not hold the longest sequence.
@@ -100,7 +100,7 @@ def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:
 
 
 def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
-    """Return the blocks of the KV cache. Raises ConfigurationError if they do not hold the longest sequence."""
+    """Return the number of KV cache blocks. Raises ConfigurationError if they do not hold the longest sequence."""
     blocks_per_sequence = -(-spec.max_len // block_size)
     most = blocks_per_sequence * spec.settings.max_running_seqs
     wanted = spec.settings.kv_cache_tokens

@@ -102,7 +102,7 @@ class DeviceSampler:
 
 
 class _NarrowedRows:
-    """The rows with top_k or top_p."""
+    """Sampler of the rows with top_k or top_p."""
 
     def __init__(
         self, params: Items[SamplingParams], rows: list[int], to_sort: Collection[int], device: torch.device
@@ -124,7 +124,7 @@ class _NarrowedRows:
         self._long_limits = Limits.of([narrowed[index] for index in long], to_device) if long else self._limits
 
     def sample(self, logits: Tensor, keys: Tensor, token_ids: Tensor) -> Tensor:
-        """Return `token_ids`, with the tokens of these rows replaced. UNSETTLED: the shortlist of a row is too short."""
+        """Return `token_ids` with the tokens of these rows replaced, by UNSETTLED if a row's shortlist is too short."""
         if not self._is_all:
             logits, keys = logits[self._rows], keys[self._rows]
         scaled = logits / self._temperatures

@@ -39,7 +39,7 @@ class Engine(BaseEngine):
 
     Attributes:
         runner: Computes the forward passes.
-        scheduler: Sequences that wait or run. Belongs to the engine's thread.
+        scheduler: Sequences that wait or run. Only the engine's thread changes it.
         drafting: Draft tokens of the sequences; None without speculative decoding.
     """
 
@@ -63,9 +63,9 @@ class Engine(BaseEngine):
             policy: Limits and modes of the scheduler.
             limits: Limits for requests in flight.
             max_unused_blocks: Blocks that the prefix cache keeps (see BlockPool).
-            on_broken: Called on the event loop after the model has failed permanently.
+            on_broken: Called on the event loop after the model has failed permanently, or after `abandon`.
             sample: Chooses a token for each row of logits; tests replace it.
-            drafting: Makes the Drafting for the engine's scheduler; None: no speculative decoding.
+            drafting: Creates the Drafting for the engine's scheduler; None: no speculative decoding.
         """
         super().__init__(limits, on_broken)
         self.runner = runner

@@ -37,7 +37,7 @@ class FaultRecovery:
         self.is_broken = False
 
     def attempt(self, forward: Callable[[], _Result], what: str) -> _Result | None:
-        """Return the result of a forward pass that combines several, or None if it failed.
+        """Return the result of a forward pass that could be divided into smaller ones, or None if it failed.
 
         After a failure, no sequence fails yet. The caller then runs smaller passes, which show the cause.
 
@@ -65,7 +65,7 @@ class FaultRecovery:
         self._fail(seqs)
 
     def _preempt(self, seqs: list[Sequence]) -> bool:
-        """Release cached memory and preempt sequences. Returns False if a single sequence already ran alone."""
+        """Release cached memory and preempt sequences. Returns False if at most one sequence could run already."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         num_running = len(self._scheduler.running)
@@ -92,7 +92,7 @@ class FaultRecovery:
 
 
 # Parts of out-of-memory messages of a RuntimeError: from torch's CPU allocator, from the CUDA driver, and from
-# libraries with their own allocation.
+# libraries with their own allocators.
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 

@@ -27,7 +27,7 @@ _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 
 
 def key(seed: int, position: int) -> int:
-    """Return 64 bits for the sample at a position: SplitMix64 with a jump to `position`.
+    """Return 64 random bits for the sample at a position: SplitMix64 with a jump to `position`.
 
     The seed is mixed first, so that the keys of neighbouring seeds are independent. Source: Steele, Lea, Flood: Fast
     splittable pseudorandom number generators, 2014.
@@ -58,8 +58,8 @@ class Keys:
 def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
     """Return random numbers in (0, 1], float32 of shape (num_rows, n).
 
-    Each number has 32 random bits, of which float32 keeps the first 24 that are not 0. Small numbers, which decide the
-    sample, therefore have a fine resolution.
+    Each number has 32 random bits, of which float32 keeps 24 from the first nonzero bit on. Small numbers, which decide
+    the sample, therefore have a fine resolution.
 
     Args:
         keys: A key for each row.
@@ -111,7 +111,7 @@ def _uniform(keys: Iterable[int] | Tensor, first: Tensor, second: Tensor) -> Ten
 
 @functools.lru_cache(maxsize=8)
 def token_hashes(vocab_size: int, device: torch.device) -> Tensor:
-    """Return 64 bits of each token id as two halves, int32 of shape (2, vocab_size)."""
+    """Return a 64-bit hash of each token id as two halves, int32 of shape (2, vocab_size)."""
     with torch.inference_mode(False):  # cached tensors are used in later calls, also outside inference mode
         return torch.stack(_halves(torch.arange(vocab_size, device=device)))
 

@@ -1,7 +1,7 @@
 """Changes logits before sampling: a request's bias, then repetition, frequency and presence penalty.
 
 The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
-OpenAI's API reference, over the reply. This module never waits for the device.
+OpenAI's API reference, over the reply. BiasedRows and PenalisedRows do not wait for the device.
 """
 
 from array import array
@@ -23,7 +23,7 @@ _LARGEST_LOGIT = 1e30
 
 
 class ListedTokens:
-    """The distinct tokens of one sequence, as the sampling kernel reads them.
+    """The distinct tokens of one sequence, in the layout that the sampling kernel reads.
 
     Attributes:
         ids: Token ids, int32.
@@ -79,7 +79,7 @@ class PenaltyState:
         counts[token_id] += 1
 
     def share(self, seen: Tensor, counts: Tensor) -> None:
-        """Replace the tensors by equal ones, which the caller may also change."""
+        """Replace the tensors with equal ones, which the caller may also change."""
         self.seen, self.counts = seen, counts
         self._listed = self._views = None
 
@@ -123,7 +123,7 @@ def bias_rows(logits: Tensor, params: Items[SamplingParams]) -> bool:
 
 
 class PenalisedRows:
-    """The states of several sequences in one batch, which count tokens that are on the device only.
+    """The penalty states of several sequences in one batch. They count tokens that the host has not read yet.
 
     While this object exists, the sequences' own states are views of its tensors, so that both are always equal.
     """

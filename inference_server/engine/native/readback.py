@@ -1,7 +1,7 @@
 """Transfers the sampled tokens of a step to the host without delaying the host or the next step.
 
 A copy from a GPU is complete only when its event has occurred. Until then the device fills a pinned buffer, and the host may
-launch the next step, which has a buffer of its own.
+launch the next step, which uses other buffers.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 class StepBuffers:
     """Buffers of one step in flight: the keys of its random numbers, and its token ids or markers.
 
-    The host must read the tokens of a step before the buffers serve another step.
+    The host must read the tokens of a step before the buffers are used for another step.
     """
 
     def __init__(self, max_rows: int, device: torch.device) -> None:

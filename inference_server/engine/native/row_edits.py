@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class KeptLogits:
     """The penalised tokens of one row, and their logits before the penalties: float32 of shape (number of tokens,).
 
-    Keeps the memory of both as long as the kernel uses it.
+    The kernel gets only addresses, so this object keeps both arrays alive until the kernel has returned.
     """
 
     tokens: ListedTokens
@@ -37,7 +37,7 @@ def has_penalties_alone(row: "Row") -> bool:
 def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dict[int, KeptLogits]]:
     """Return the edits of the rows' logits, and the memory that keeps logits before penalties, both by row index.
 
-    Raises ValueError if the tensors of a row have another vocabulary.
+    Raises ValueError if a row's tensors or bias do not match the size of the vocabulary.
     """
     edits, kept = {}, {}
     for index, row in enumerate(rows):
@@ -56,7 +56,7 @@ def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dic
 
 
 def _edits(row: "Row", state: PenaltyState | None, penalties: tuple[int, int, int, int], vocab_size: int) -> Edits:
-    """Return the changes of a row's logits. Raises ValueError if its tensors have another vocabulary.
+    """Return the changes of a row's logits. Raises ValueError if its tensors or bias do not match `vocab_size`.
 
     Args:
         row: The row.

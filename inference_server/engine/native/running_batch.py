@@ -20,7 +20,7 @@ class RunningBatch:
 
     Attributes:
         seqs: One sequence for each row.
-        tokens: The tokens to compute. The same objects serve the next step.
+        tokens: The tokens to compute. The next step changes and reuses these objects.
     """
 
     def __init__(self, seqs: list[Sequence], tokens: list[NextToken], num_left: NDArray[np.int64]) -> None:
@@ -48,14 +48,14 @@ class RunningBatch:
     def next(self, scheduler: Scheduler, *, has_changed: bool) -> "RunningBatch | None":
         """Return the batch of the next step, which computes the tokens that this step samples.
 
-        It has no rows of sequences that end with this step, or were removed from the scheduler.
+        Sequences that end with this step, or were removed from the scheduler, have no row in the next batch.
 
         Args:
             scheduler: Allocates the blocks of the next tokens.
             has_changed: Sequences may have been removed since this batch was created.
 
         Returns:
-            This batch with other values, or a new one if it has fewer rows; None if no row is left or blocks are lacking.
+            This batch with updated values, or a new batch with fewer rows; None if no row is left or blocks ran out.
         """
         batch = self._without_ended() if has_changed or self._num_left.min() <= 0 else self
         if batch is self and not self._refers_to_itself:

@@ -2,8 +2,9 @@
 
 Each row uses its own parameters only, so that a sequence's tokens do not depend on the other requests in the batch. Sampling
 is Gumbel-max: the token with the largest sum of logit / temperature and noise is sampled. The noise depends on seed,
-position and token id (gumbel.py). min_p, top_k and top_p only restrict the candidates. min_p and top_k apply first, in either
-order. top_p then refers to the probabilities of the remaining tokens. This module works on token ids, not on text.
+position and token id (gumbel.py). min_p, top_k and top_p only restrict the candidates. min_p and top_k apply first, and
+their order does not matter. top_p then refers to the probabilities of the remaining tokens. This module works on token
+ids, not on text.
 """
 
 import math
@@ -136,7 +137,7 @@ def _draws(rows: Items[Row]) -> list[Draw]:
 
 
 def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> None:
-    """Sample the rows without a token with torch."""
+    """Use torch to sample the rows for which the kernel returned no token."""
     if undecided := [index for index, token_id in enumerate(tokens) if token_id < 0]:
         chosen = _choose(_take(logits, undecided), [0] * len(undecided), [rows[index] for index in undecided])
         for index, token_id in zip(undecided, chosen, strict=True):

@@ -1,6 +1,7 @@
 """Samples among the likeliest tokens only: the candidates that min_p, top_k and top_p leave.
 
-Rows of a batch do not influence each other. This module never waits for the device. It works on token ids, not on text.
+Rows of a batch do not influence each other. Shortlist does not wait for the device, but draw_from_likeliest does. This
+module works on token ids, not on text.
 """
 
 import math
@@ -55,7 +56,7 @@ class Limits:
     Attributes:
         top_k: int64 of shape (num_rows, 1).
         top_p: float64 of shape (num_rows, 1).
-        has_open: False if every row has a top_k.
+        has_open: True if any row has no top_k.
         has_min_p: True if any row has a min_p.
     """
 
@@ -100,7 +101,7 @@ class Shortlist:
         return cls(values, ids, values)
 
     def with_equals_by_id(self) -> "Shortlist":
-        """Return the same list with equal values in the order of their token ids, as in the compiled kernel."""
+        """Return the same list with equal values in the order of their token ids, the order of the compiled kernel."""
         ids, places = self.ids.sort(dim=-1)
         values, order = self.values.gather(-1, places).sort(dim=-1, descending=True, stable=True)
         return Shortlist(values, ids.gather(-1, order), self.scaled)

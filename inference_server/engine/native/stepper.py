@@ -30,8 +30,8 @@ class Stepper:
         self._step_loop = StepLoop(runner, scheduler, end_ids, emit, sample, drafting)
         self._scheduler = scheduler
         self._drafting = drafting
-        self._launched: float | None = None  # time of the last launch, if no other step followed
-        # A `sample` function of the caller needs the logits on the host.
+        self._launched: float | None = None  # time of the last overlapped launch; None after another step
+        # A `sample` function that the caller passes needs the logits on the host.
         can_overlap = runner.supports_overlap and sample is sample_tokens
         self._overlap = OverlappedDecoding(runner, scheduler, self._step_loop) if can_overlap else None
 

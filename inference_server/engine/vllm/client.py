@@ -52,7 +52,7 @@ class VllmClient:
         Args:
             arguments: Arguments of vLLM's AsyncEngineArgs.
             end_ids: Tokens that end a reply.
-            scope_by_account: An account cannot reuse the prefix cache of another account.
+            scope_by_account: True if an account cannot reuse the prefix cache of another account.
             adapters: Folders of the LoRA adapters that requests may use.
 
         Raises:
@@ -124,7 +124,7 @@ class VllmClient:
 
 
 def end_unfinished() -> None:
-    """Kill processes whose start was cancelled."""
+    """Kill all child processes that multiprocessing has started, after the start of vLLM was cancelled."""
     for child in multiprocessing.active_children():
         child.kill()
 

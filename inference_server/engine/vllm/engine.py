@@ -93,7 +93,7 @@ class VllmEngine(BaseEngine):
         return self._client.steps.tokens
 
     def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
-        """Accept a request as BaseEngine.submit does. Raises InvalidField for parameters that vLLM does not support."""
+        """Submit a request; see BaseEngine.submit. Raises InvalidField for parameters that vLLM does not support."""
         check_sampling(request.sampling)
         return super().submit(request, text)
 

@@ -11,7 +11,7 @@ from inference_server.precision import Precision
 from inference_server.settings import Settings
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)  # values that vLLM accepts for max_lora_rank
-_MAX_ADAPTERS_AT_ONCE = 16  # adapters of one batch in vLLM, each of which takes GPU memory
+_MAX_ADAPTERS_AT_ONCE = 16  # adapters of one batch in vLLM, which reserves GPU memory for each
 _DTYPES = ("float32", "float16", "bfloat16")
 # Arguments that the catalog must not contain, each with the part of the server that determines it.
 _DECIDED = {
@@ -71,7 +71,7 @@ def engine_arguments(
         "enable_prefix_caching": settings.prefix_cache != "off",
         "max_logprobs": -1,  # grpc_api/validation.py checks the limit
         "logprobs_mode": "raw_logprobs",
-        # Ignores the model's own sampling parameters: the defaults of inference.proto apply.
+        # vLLM must not apply the model's sampling defaults, because grpc_api/sampling.py applies them.
         "generation_config": "vllm",
         "structured_outputs_config": {"backend": "guidance"},
         "disable_log_stats": True,  # stops vLLM's own log output; step_stats.py still gets vLLM's statistics

@@ -1,7 +1,7 @@
 """Defines the interface of tracing, with classes that record nothing.
 
-spans.py and exporter.py have the classes that record spans. exporter.py chooses between those classes and the ones
-here.
+spans.py and embed_span.py contain the classes that record spans. exporter.py chooses between those classes and the
+ones in this module.
 """
 
 from collections.abc import AsyncIterable, Iterable
@@ -50,7 +50,7 @@ _UNTRACED_EMBED = EmbedTrace()
 
 
 class NullTracing:
-    """The factory of traces. This class makes traces that record nothing."""
+    """Factory of traces. This class returns traces that record nothing."""
 
     def run(self, request: RunRequest, request_id: str, metadata: Metadata) -> RunTrace:
         """Return the trace of a run that begins now.
@@ -67,7 +67,7 @@ class NullTracing:
         return _UNTRACED_EMBED
 
     def start(self) -> None:
-        """Log the destination of the traces."""
+        """Log the destination of the traces, if they are exported."""
 
     async def close(self) -> None:
         """Send the remaining spans, which takes a few seconds at most."""

@@ -1,4 +1,4 @@
-"""Span of an embedding request, with one span inside it for the time in the queue. Imports OpenTelemetry's API."""
+"""Records an embedding request as a span, with a child span for the time in the queue. Imports OpenTelemetry's API."""
 
 import time
 from typing import Any

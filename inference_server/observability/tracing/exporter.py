@@ -1,4 +1,4 @@
-"""Traces of the server's runs, exported with OpenTelemetry if its variables set an endpoint."""
+"""Exports traces of runs and embedding requests with OpenTelemetry if the OTEL_* variables set an endpoint."""
 
 import logging
 from functools import partial
@@ -21,7 +21,7 @@ def tracing_from_environment() -> NullTracing:
 
 
 class OtlpTracing(NullTracing):
-    """Spans that are sent to a collector."""
+    """Factory of traces whose spans are sent to an OTLP collector."""
 
     def __init__(self, endpoint: str) -> None:
         from inference_server.observability.tracing.embed_span import EmbedSpan

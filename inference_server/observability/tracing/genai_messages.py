@@ -12,7 +12,7 @@ from tailrace.v1 import inference_pb2 as pb
 
 
 def input_messages(request: pb.RunRequest) -> str:
-    """Return a JSON array with a message for each turn. A raw prompt becomes one message of the user."""
+    """Return a JSON array with a message for each turn. A raw prompt becomes one user message."""
     if request.WhichOneof("input") == "chat":
         return _json([{"role": turn.role, "parts": _parts(turn)} for turn in request.chat.turns])
     return _json([{"role": "user", "parts": [_text(request.text)]}])

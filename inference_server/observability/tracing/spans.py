@@ -1,4 +1,4 @@
-"""Spans of the server: a run, and inside it the phases queue, prefill and decode.
+"""Records a run as a span, with child spans for the phases queue, prefill and decode.
 
 Imports OpenTelemetry's API. Does not export the spans.
 """
@@ -40,7 +40,7 @@ class SpanTrace(RunTrace):
         """Start the span of the run.
 
         Args:
-            tracer: Makes the spans.
+            tracer: Creates the spans.
             request: The request, which is not validated yet.
             request_id: Its id.
             metadata: Metadata of the call, with the W3C context of the client's trace if there is one.

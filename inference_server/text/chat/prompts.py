@@ -31,8 +31,8 @@ class ChatOptions:
     Attributes:
         arguments: Variables for the chat template.
         effort: Amount of thinking, one of chat.arguments.EFFORTS; empty: the template's default.
-        continue_final_turn: The reply continues the last turn, which is an assistant's.
-        omit_generation_prompt: The prompt ends with the last turn.
+        continue_final_turn: True if the reply continues the last turn, which is an assistant's.
+        omit_generation_prompt: True if the prompt ends with the last turn.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,8 @@
-"""Merges turns and changes their roles for chat templates that reject them, as the servers of the models' vendors do.
+"""Merges turns and changes their roles for chat templates that would reject them or leave out their text.
 
 A template reveals its rules only by raising an exception or by leaving out text. So `find_rules` renders short
-conversations, once for each model, and keeps the changes that help. No turn is changed for a template that accepts all.
+conversations, once for each model, and keeps the changes that help. For a template that accepts every
+conversation, no turn is changed.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,10 +17,11 @@ from inference_server.text.chat.turns import Turn, merged
 
 @dataclass(frozen=True, slots=True)
 class RoleRules:
-    """Changes that a chat template needs.
+    """Changes that a chat template needs. Each attribute is True if its change is made.
 
     Attributes:
-        has_no_system: System text at the beginning is put before the text of the next user turn.
+        has_no_system: System text at the beginning is put before the text of the next user turn. Later system turns
+            become user turns.
         has_one_system: System turns at the beginning are merged.
         needs_user: System turns become user turns if the conversation has no other turns.
         has_early_system: A later system turn becomes a user turn.
@@ -91,7 +93,10 @@ def find_rules(shows: Callable[[Items[Turn], Items[str], RoleRules], bool], *, s
 
 
 def as_system(turns: Iterable[Turn]) -> list[Turn]:
-    """Return the turns with the role "system" in place of "developer". Both are merged at the beginning."""
+    """Return the turns with the role "system" in place of "developer".
+
+    If there is a developer turn among the system turns at the beginning, all of these are merged.
+    """
     given = list(turns)
     count = next((i for i, turn in enumerate(given) if turn.role not in ("system", "developer")), len(given))
     first = [replace(turn, role="system") for turn in given[:count]]
@@ -110,7 +115,7 @@ def fitted(turns: Items[Turn], rules: RoleRules) -> list[Turn]:
         if first is not None and found[first].role in ("assistant", "tool"):
             found.insert(first, Turn("user", ""))
     mergeable = {role for role, has in (("user", rules.merges_users), ("assistant", rules.merges_assistants)) if has}
-    # Turns with calls are not merged, so they get a key of their own.
+    # A turn with calls is not merged, so its key in the grouping is unique.
     groups = groupby(enumerate(found), lambda at: at[0] if at[1].tool_calls else at[1].role)
     joined: list[Turn] = []
     for role, group in groups:

@@ -16,7 +16,7 @@ Json = Any
 
 
 class ChatTemplate:
-    """The chat template of one model."""
+    """Renders prompts with the chat template of one model, and lists the variables that the template reads."""
 
     def __init__(self, tokenizer: Any, source: object) -> None:
         """Create a template.
@@ -35,7 +35,7 @@ class ChatTemplate:
         texts = self.source.values() if isinstance(self.source, dict) else [self.source]
         found: set[str] = set()
         for text in filter(lambda text: isinstance(text, str), texts):
-            # jinja2 does not report a variable that the template sets if it is not defined.
+            # jinja2 does not report a variable to which the template assigns a default value if it is undefined.
             found.update(re.findall(r"\b(\w+)\s+is\s+(?:not\s+)?(?:un)?defined\b", text))
             try:
                 found |= meta.find_undeclared_variables(_ENVIRONMENT.parse(_GENERATION_TAG.sub("", text)))

@@ -1,7 +1,7 @@
 """Constrains a reply after its thoughts: any text up to the end marker, then the grammar.
 
-Markers are found in the bytes of the tokens, because a tokenizer may spell a marker with several tokens. Does not depend
-on torch or an engine.
+Markers are found in the bytes of the tokens, because a tokenizer may split a marker into several tokens. Does not
+depend on torch or an engine.
 """
 
 import threading
@@ -21,7 +21,7 @@ _Mask = NDArray[np.uint8]
 
 
 class ThoughtTokens:
-    """Tokens of one model that occur at the markers of its thoughts. Thread-safe."""
+    """Tables of the tokens of one model that may occur at the markers of its thoughts. Thread-safe."""
 
     def __init__(
         self, reasoning: ReasoningFormat, token_text: Callable[[int], bytes], vocab_size: int, end_ids: Set[int]
@@ -120,7 +120,7 @@ class ConstraintAfterThoughts:
 
     @property
     def grammar(self) -> Grammar:
-        """Source text of the grammar."""
+        """Source text of the inner grammar, with the rules of the thoughts before it."""
         inner = self._inner.grammar
         return Grammar(inner.kind, inner.text, self._before)
 
@@ -159,7 +159,10 @@ class ConstraintAfterThoughts:
         self._inner_mask = None
 
     def _is_inner(self, token_id: int) -> bool:
-        """Return True if the inner constraint allows a token. Engines of other processes have not computed the mask."""
+        """Return True if the inner constraint allows a token.
+
+        If an engine enforces the grammar in another process, it never calls `allowed`, and the mask is computed here.
+        """
         mask = self._inner.allowed() if self._inner_mask is None else self._inner_mask
         return bool(mask[token_id])
 

@@ -17,7 +17,7 @@ _RULES = "THOUGHT_TEXT: /(?s:.*)/\nTHOUGHT_GAP: /[ \\n]{1,3}/"
 
 
 class ModelThoughts:
-    """Thoughts of one model's replies. Thread-safe."""
+    """Factory of the text streams and constraints for one model's replies with thoughts. Thread-safe."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class ModelThoughts:
         vocab_size: int,
         end_ids: Set[int],
     ) -> None:
-        """Create an object for a loaded model.
+        """Store the properties of a loaded model; `prepare` creates the tables.
 
         Args:
             reasoning: Format of the thoughts.

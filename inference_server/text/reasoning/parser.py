@@ -15,7 +15,7 @@ from inference_server.text.reasoning.formats import ReasoningFormat
 Piece = tuple[bool, str]  # True for thoughts, False for content; and the text
 Phase = Literal["undecided", "thinking", "gap", "content"]
 
-# Characters. A shorter beginning of a marker at the end of a reply is more probably text.
+# Length in characters. A shorter beginning of a marker at the end of a reply is more probably text.
 _MIN_HALF_MARKER = 2
 _HEADER = re.compile(r"\s*(?:<\||to=)")  # beginning of a header after the role
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
@@ -157,7 +157,7 @@ class ChannelParser:
         held, self._held = self._held, ""
         if self._body is not None:
             return _joined(self._end_body(held))
-        # A reply without any message is text of a model that does not write them, unless it is half a header.
+        # A reply without messages is text of a model that does not write messages, unless it is an incomplete header.
         is_text = not self._has_messages and not _HEADER.match(held)
         return [(False, held)] if is_text and held else []
 

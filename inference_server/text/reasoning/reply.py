@@ -1,7 +1,8 @@
 """The text stream of a reasoning model's reply: thoughts without their markers, then content with stop strings applied.
 
-The engine handles both kinds as one text. `ThoughtfulReplyText.changes` has the positions at which the kind changes, and
-`with_thoughts` divides the deltas there. So the engine's own events need no second text.
+The engine handles thoughts and content as one text. `ThoughtfulReplyText.changes` contains the positions at which
+thoughts change to content or back, and `with_thoughts` divides the deltas there. So the engine's events need only one
+text.
 """
 
 from collections.abc import AsyncIterator
@@ -16,9 +17,9 @@ class ThoughtfulReplyText:
     """Text stream of one sequence (implements generation.TextStream). Stop strings do not match within thoughts.
 
     Attributes:
-        changes: Positions in the text, in characters, at which thoughts change to content or back. The text begins with
-            thoughts, so the first position is 0 if it begins with content. A position is added before the text from
-            there on is returned, so that another thread can divide the text that it has received.
+        changes: Positions in the text, in characters, at which thoughts change to content or back. The text counts as
+            thoughts at first, so the first position is 0 if it begins with content. A position is added before the text
+            from there on is returned, so that another thread can divide the text that it has received.
         num_reasoning_tokens: Tokens of the thoughts so far, including their markers.
     """
 

@@ -145,7 +145,7 @@ class _Builder:
         yield self._arguments(index, tool)
 
     def _terms(self, text: str) -> str:
-        """Return terms for a text in which the format's inner markers are terms of their own."""
+        """Return the terms of a text. Each of the format's inner markers becomes a separate term."""
         for marker in self._markers.inner:
             before, found, after = text.partition(marker)
             if found:

@@ -51,7 +51,7 @@ class TaggedCall:
         key: Text before and after an argument's name.
         value_end: Text after its value.
         end: Text after the arguments.
-        has_lines: True if each value is on lines of its own.
+        has_lines: True if each value begins on a new line and ends before a line break.
     """
 
     name: tuple[str, str]
@@ -167,7 +167,7 @@ def _named_calls(call: NamedCall, body: str) -> Found | None:
 
 
 def _plain_name(head: str) -> str:
-    """Return the name in the text before a call's arguments: Kimi numbers it, and Mistral may add an id."""
+    """Return the name in the text before a call's arguments, without Kimi's call number and Mistral's call id."""
     name = head.partition("[CALL_ID]")[0].strip()
     numbered = re.fullmatch(r"functions\.(.+):\d+", name)
     return numbered.group(1) if numbered else name

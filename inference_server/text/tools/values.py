@@ -29,7 +29,7 @@ def required_properties(schema: Mapping[str, Any]) -> frozenset[str]:
 
 
 def kinds(schema: object, root: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the JSON types that a schema allows, in the order in which a value is tried; all types if it names none.
+    """Return the JSON types that a schema allows, in the order in which `typed_value` tests them; all if it names none.
 
     Args:
         schema: Schema of the value.

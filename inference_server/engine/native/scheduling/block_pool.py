@@ -14,7 +14,7 @@ from inference_server.engine.prefix_keys import PrefixKey
 
 
 class BlockPool:
-    """Blocks of one KV cache, with the number of their users."""
+    """Blocks of one KV cache, with the number of users of each."""
 
     def __init__(
         self, *, num_blocks: int, block_size: int, num_reserved: int = 1, max_unused_blocks: int | None = None
@@ -42,15 +42,15 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that `allocate` can return."""
+        """Number of blocks that `allocate` can return."""
         return len(self._free) + len(self._unused) + self._end - self._next_fresh
 
     def num_available_after(self, released: Items[int], shared: Items[int]) -> int:
-        """Return the blocks that `allocate` could return after a release of some blocks, while others are shared.
+        """Return the number of blocks that `allocate` could return after some were released while others are shared.
 
         Args:
-            released: Blocks, each as often as it would be released.
-            shared: Registered blocks, each once, which get a user before.
+            released: Blocks, each listed as many times as it would be released.
+            shared: Registered blocks, each once, that get one more user before the release.
         """
         kept = set(shared)
         num_freed = sum(
@@ -105,7 +105,7 @@ class BlockPool:
             self._keys[block] = key
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Unregister blocks whose computation failed."""
+        """Unregister blocks whose computation failed, so that no prompt reuses them."""
         for block in blocks:
             self._unregister(block)
             if block in self._unused:

@@ -37,7 +37,7 @@ class PromptSharing:
             self._claim(seq, keys[seq.num_computed // size :])
 
     def take(self, seq: Sequence) -> int:
-        """Replace a sequence's next blocks with those that others computed. Returns the number of their tokens."""
+        """Replace a sequence's next blocks with blocks that other sequences computed. Returns the number of tokens."""
         size = self._pool.block_size
         first = seq.num_computed // size
         if seq.num_computed % size or not self._pool.has_prefix_cache:
@@ -68,7 +68,8 @@ class PromptSharing:
         if owner is None or _goes_before(seq, owner):
             self._claim(seq, keys)
             return True
-        # A block that its owner has computed, and that is not in the prefix cache, belonged to a failed sequence as well.
+        # If the owner has computed the block but the prefix cache lacks it, the block was unregistered because another
+        # sequence that shared it failed. This sequence must then compute it.
         return owner is seq or owner.num_computed >= seq.num_computed + size
 
     def end(self, seq: Sequence) -> None:

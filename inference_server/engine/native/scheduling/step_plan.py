@@ -18,8 +18,8 @@ class Policy:
         prefill_chunk_tokens: Prompt tokens of a step while most running sequences decode.
         idle_chunk_tokens: Prompt tokens per step while no sequence decodes. May be larger than prefill_chunk_tokens,
             because no decoding sequence is delayed.
-        batch_invariant: The results of a sequence do not depend on the other requests in the batch.
-        scope_by_account: An account cannot reuse the prefix cache of another account.
+        batch_invariant: True if the results of a sequence do not depend on the other requests in the batch.
+        scope_by_account: True if an account cannot reuse the prefix cache of another account.
         max_account_seqs: Sequences of one account that run together, of each priority; None: any number.
         max_batch_seqs: Sequences of batch requests that run together; None: any number.
     """
@@ -92,7 +92,7 @@ def prefill_budget(policy: Policy, num_prefilling: int, num_decoding: int, *, is
 def batch_budget(policy: Policy, num_decoding: int) -> int:
     """Return the number of prompt tokens of a step that computes prompts of batch requests only.
 
-    An interactive request that arrives during the step waits for its end, so the number is small.
+    The number is small, because an interactive request that arrives during the step waits for the end of the step.
 
     Args:
         policy: Limits of the scheduler.

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 _WEIGHT = 0.1  # weight of the newest draft token in the estimate
-# A sequence whose estimate is too low for any draft is tried again from time to time. For this, each token for which a
-# draft was found but not used raises the estimate by this share.
+# Each step in which a draft was found but not used raises the estimate by this share of its distance to 1. So a
+# sequence whose estimate is too low for any draft gets another one from time to time.
 _RECOVERY = 0.002
 
 

@@ -44,10 +44,10 @@ def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device,
 
 
 def drafting_of(spec: EngineSpec[PreparedModel], runner: ModelRunner) -> Callable[[Scheduler], Drafting] | None:
-    """Return a function that makes the Drafting for a scheduler; None: no draft tokens.
+    """Return a function that creates the Drafting for a scheduler; None: no draft tokens.
 
-    On a CPU, prompt lookup is on unless the catalog says "off". On a GPU it is off unless the catalog says
-    "prompt-lookup", because steps with draft tokens do not overlap with the work of the host.
+    On a CPU, prompt lookup is on unless the catalog sets "off". On a GPU it is off unless the catalog sets
+    "prompt-lookup" or a draft model, because steps with draft tokens do not overlap with the work of the host.
 
     Args:
         spec: The engine.
@@ -57,7 +57,7 @@ def drafting_of(spec: EngineSpec[PreparedModel], runner: ModelRunner) -> Callabl
     wanted = spec.key.speculation or ("prompt-lookup" if is_cpu or spec.key.draft else "off")
     if wanted == "off":
         return None
-    # Passes that are not kernel programs have at most one row for each sequence.
+    # Passes that are not kernel programs have at most one row for each slot, the length of `runner.sampled`.
     max_rows = MAX_ROWS if is_cpu and not spec.settings.batch_invariant else len(runner.sampled)
     draft = spec.model.draft
     draft_runner = None if draft is None else _draft_runner(draft, spec)

@@ -32,7 +32,7 @@ class StepCosts:
         return self._base
 
     def add(self, num_rows: int, seconds: float) -> None:
-        """Record a decode step."""
+        """Record the duration of a decode step. The first step with each number of rows is not counted."""
         if num_rows > MAX_ROWS:
             return
         if not self._is_warm[num_rows]:  # a first step may compile kernels or allocate buffers

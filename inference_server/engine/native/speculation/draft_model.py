@@ -32,7 +32,7 @@ class _Cached:
 
     block_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
-    num_checked: int = 0  # leading tokens that are tokens of the sequence
+    num_checked: int = 0  # leading tokens that are known to equal the sequence's
 
 
 class DraftModel:
@@ -40,7 +40,7 @@ class DraftModel:
 
     Attributes:
         seconds_per_token: Estimated time of one draft token; 0 before the first draft.
-        is_broken: True after a failure. There are no further drafts then.
+        is_broken: True after a failure. From then on, all drafts are empty.
     """
 
     def __init__(self, runner: ModelRunner, *, max_seqs: int, max_len: int, vocab_size: int) -> None:
@@ -84,7 +84,7 @@ class DraftModel:
     def _drafts(self, wanted: Items[tuple[Sequence, int]]) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in wanted]
         active = [index for index, (seq, _) in enumerate(wanted) if self._catch_up(seq)]
-        # Time of the thread, like that of the steps with which it is compared: other processes delay neither.
+        # CPU time of this thread, which other processes do not increase. The times of steps are measured likewise.
         started = time.thread_time()
         while active:
             # The first pass of a draft has the sequence's newest token, and possibly the token before it.
@@ -144,5 +144,5 @@ class DraftModel:
 
 
 def num_blocks(max_seqs: int, max_len: int, block_size: int) -> int:
-    """Return the blocks of a draft model's KV cache, without the scratch block."""
+    """Return the number of blocks in a draft model's KV cache, without the scratch block."""
     return max_seqs * -(-max_len // block_size)

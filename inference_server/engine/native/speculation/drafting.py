@@ -24,8 +24,8 @@ MAX_DRAFT = 11
 MAX_SEQS = 4
 # A step with drafts must be expected to increase the tokens per second by this factor.
 _MARGIN = 1.05
-# After this many steps whose drafts were rejected as too slow, one draft is tried, because the estimate may be wrong.
-# The number doubles with each such trial.
+# After this many steps whose drafts were not expected to save time, one draft token is computed anyway, because the
+# estimate may be wrong. The number doubles with each such trial.
 _FIRST_PATIENCE = 32
 _LONGEST_PATIENCE = 1024
 # Expected share of accepted draft tokens of a new sequence: of drafts after runs of RUN_LENGTHS, and of a draft model.
@@ -76,11 +76,11 @@ class Drafting:
         self.num_drafted = 0
         self.num_accepted = 0
         self.costs = StepCosts()
-        self._num_skipped = 0  # steps in a row whose drafts were not expected to pay
+        self._num_skipped = 0  # steps in a row whose drafts were not expected to save time
         self._patience = _FIRST_PATIENCE
 
     def with_drafts(self, plan: StepPlan) -> StepPlan:
-        """Return the plan with draft tokens for the sequences that are expected to gain from them."""
+        """Return the plan with draft tokens for the sequences for which they are expected to save time."""
         num_seqs = len(plan.decode)
         if self._draft_model is not None:
             self._draft_model.keep(self._scheduler.running)

@@ -1,4 +1,4 @@
-"""Finds draft tokens in a sequence's own text: the tokens that followed the last occurrence of its newest tokens.
+"""Finds draft tokens in a sequence's own text: the tokens after the last earlier occurrence of its newest tokens.
 
 Replies that edit code, extract or summarise repeat parts of their prompt. Works with token ids only.
 """
