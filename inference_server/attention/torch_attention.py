@@ -1,4 +1,4 @@
-"""Computes attention by torch's own operations, on any device.
+"""Computes attention with torch's own operations, on any device.
 
 Shapes: query (num_tokens, num_heads, head_dim), key (num_keys, num_kv_heads, head_dim) and value (num_keys, num_kv_heads,
 value_dim).
@@ -32,7 +32,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
         like: A tensor with the dtype and device of the mask.
 
     Returns:
-        (num_tokens, num_keys), or None if torch's causal attention needs no mask.
+        (num_tokens, num_keys), or None if the argument is_causal of torch's attention replaces the mask.
     """
     window = spec.sliding_window if spec.sliding_window is not None and spec.sliding_window < num_keys else None
     if num_tokens == num_keys and window is None and spec.softcap is None and spec.sinks is None:

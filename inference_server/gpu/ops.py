@@ -1,4 +1,4 @@
-"""Operators of a forward pass on a GPU. Each one is a single Triton kernel, or two where its docstring says so.
+"""Operators of a forward pass on a GPU. Each call launches one Triton kernel, or two if sums are split across programs.
 
 They are registered with torch as `torch.ops.tailrace.*`, so that profilers and the tests in tests/rehearsal see one
 operator for each call. Where Triton cannot run, torch's operations compute the same (reference.py). torch's operations
@@ -17,8 +17,8 @@ from torch import Tensor
 from inference_server.gpu import reference
 from inference_server.gpu.triton_support import has_triton, interprets
 
-# Up to this number of rows, int8_linear reads the codes themselves. Above it, dequantizing once and multiplying with
-# cuBLAS is faster.
+# Up to this number of rows, int8_linear multiplies by the codes directly. Above it, dequantizing once and multiplying
+# with cuBLAS is faster.
 MAX_INT8_ROWS = 64
 
 # The widest head that the attention kernels support.
@@ -191,11 +191,13 @@ def paged_prefill_attention(
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x times the transposed int8 weights, plus the bias. Activations are not quantized.
 
+    Launches two kernels if the inputs are split, else one.
+
     Args:
         x: (num_rows, in_features), contiguous.
-        codes: (out_features, in_features) int8, contiguous; bitsandbytes' own integers.
-        scales: (out_features,) float32: weight = codes * scales[:, None]. They are bitsandbytes' row maxima divided by
-            127.
+        codes: (out_features, in_features) int8, contiguous, such as bitsandbytes' integers.
+        scales: (out_features,) float32: weight = codes * scales[:, None]. For bitsandbytes' codes, they are its row
+            maxima divided by 127.
         bias: (out_features,), or None.
 
     Returns:
@@ -225,7 +227,7 @@ def _implementation(name: str, can_run: Callable[..., bool]) -> Callable[..., Te
 
 
 def _has_kernel(name: str, arguments: tuple[Any, ...]) -> bool:
-    """Return True if the Triton kernel of this operator takes these arguments."""
+    """Return True if the Triton kernel of this operator supports these arguments."""
     first: Tensor = arguments[0]
     if first.is_cuda and first.dtype not in (torch.float16, torch.bfloat16):
         return False

@@ -12,7 +12,7 @@ from typing import Any
 
 from inference_server.errors import UnsupportedModel
 
-# Names of the architectures, by the clause that is the reason.
+# Names of the architectures, by the reason, which is a clause.
 _BY_REASON: dict[str, str] = {
     'it embeds text instead of generating it: set task = "embedding" in its catalog entry': """
         albert bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert

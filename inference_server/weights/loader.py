@@ -1,6 +1,6 @@
-"""Loads transformers models and tokenizers, in the requested precision. bitsandbytes is used only here.
+"""Loads transformers models and tokenizers, in the requested precision.
 
-The transformers models take more than a second to import, so they are imported only when one is loaded.
+The transformers models take more than a second to import, so they are imported only when a model is loaded.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Replaces an attribute of another library's module for a while."""
+"""Replaces an attribute of another library's module temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -66,7 +66,7 @@ def choose_backend(
 
 
 def preferred_layout(backends: Items[LinearBackend] = BACKENDS) -> str:
-    """Return the layout of the first backend that can run on this CPU, for example "torch1"."""
+    """Return the name of the layout of the first backend that can run on this CPU, for example "torch1"."""
     return next(_layout(backend) for backend in backends if backend.obstacle() is None)
 
 

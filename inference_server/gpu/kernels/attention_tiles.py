@@ -63,11 +63,12 @@ def attend(
         values: The same for the values.
         table: Pointer to the sequence's block numbers.
         head: The KV head.
-        begin: The first key.
-        end: The last key, plus one.
+        begin: Position of the first key.
+        end: Position after the last key.
         positions: (rows,) the last key that each row may see. Read if MASKED.
-        scale: Factor from a product of query and key to a base-2 exponent, or of the limited score if LIMITED.
-        limit: Factor from that product to the exponent of tanh. Read if LIMITED.
+        scale: Factor that converts a product of query and key to a base-2 exponent. If LIMITED, it multiplies the
+            result of tanh instead.
+        limit: Factor that converts that product to the base-2 exponent in the formula of tanh. Read if LIMITED.
         window: Number of keys that each row sees up to its position. Read if MASKED and WINDOWED.
         KV_HEADS: Number of KV heads.
         DIM: Width of a head, a multiple of 8.

@@ -1,4 +1,4 @@
-"""The product of few rows of activations with int8 weights, on bitsandbytes' codes. Activations stay 16-bit.
+"""The product of a few rows of activations with int8 weights, such as bitsandbytes' codes. Activations stay 16-bit.
 
 With so few rows, the time of the product is the time to read the codes. So the kernel copies the next tiles of codes to
 shared memory while it computes with the current one. On an H200, the tilings keep copies of about 5 MB of codes in

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
-# From this number of rows on, dequantizing once and multiplying with cuBLAS is faster.
+# Above this number of rows, dequantizing once and multiplying with cuBLAS is faster.
 MAX_ROWS = 16
 
 _OUTPUTS = 16

@@ -19,9 +19,9 @@ _NUM_WARPS = 2
 
 @triton.jit
 def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):
-    """Return both halves of the RMS norms of heads, (heads, half) float32.
+    """Return both halves of RMS-normalised heads, (heads, half) float32.
 
-    They are rounded to `dtype` before and after the weight, as in norms.py.
+    Values are rounded to `dtype` before and after the multiplication by the weight, as in norms.py.
     """
     mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / width
     scale = tl.rsqrt(mean + eps)[:, None]

@@ -1,8 +1,8 @@
 """Emits a kernel's control flow, memory accesses and atomic counters.
 
-A kernel is a Python function that receives a `Code` and the address of its argument block. Python loops and functions in
-it run once, while the code is generated: they unroll and inline. `Code.loop`, `Code.when` and `Code.call` emit loops,
-branches and calls. The argument block is described in jit/arguments.py.
+A Python function defines a kernel. It receives a `Code` and the address of the argument block. Its Python loops and
+calls run once, while the code is generated, so the generated code is unrolled and inlined. `Code.loop`, `Code.when` and
+`Code.call` emit loops, branches and calls. The argument block is described in jit/arguments.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Code:
         """Start a function.
 
         Args:
-            builder: Appends instructions to it.
+            builder: llvmlite's builder, which appends instructions to the function.
             isa: The instruction set for which the kernel is compiled.
             block: The address of the kernel's argument block; None in a function that a kernel calls.
         """
@@ -144,7 +144,7 @@ class Code:
 
         Args:
             name: The function's name, which identifies it within the kernel.
-            emit: Emits its body, from its own `Code` and its arguments.
+            emit: Emits the function's body, from a `Code` for this function and the function's arguments.
             arguments: Int or Float values.
         """
         module = self.builder.module

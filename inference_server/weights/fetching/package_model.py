@@ -70,7 +70,7 @@ def package_folder(package: str) -> Path | None:
 
 
 class PackageModel:
-    """A model file, or a folder with a model, inside a wheel. It is kept in the cache folder."""
+    """A model file, or a folder with a model, inside a wheel. It is stored in the cache folder."""
 
     def __init__(self, package: str, file: str, cache_dir: Path, *, wheel: ModelWheel | None = None) -> None:
         """Describe the model without accessing it.

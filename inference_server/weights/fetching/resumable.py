@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".tailrace.incomplete"
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30.0  # longest wait for the next byte
-_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further attempt after one without progress
+_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each attempt that follows one without progress
 _LONGEST_PAUSE = 60.0
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -69,7 +69,7 @@ class BlobDownload:
         Raises:
             Damaged: It has a wrong digest again.
             Stopped: See `stopping`.
-            HfHubHTTPError: The hub refused.
+            HfHubHTTPError: The hub refused the request.
             OSError: The file cannot be written.
             Exception: The connection broke several times without a new byte; the HTTP client's own class.
         """

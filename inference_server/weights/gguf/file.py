@@ -102,7 +102,7 @@ class GgufFile:
             ) from None
         except ConfigurationError as refusal:
             raise ConfigurationError(f"cannot load {path.name}: {refusal}") from None
-        except (TypeError, ValueError, RecursionError):  # values of other types than the format's, or endless arrays
+        except (TypeError, ValueError, RecursionError):  # values of wrong types, or arrays nested too deeply
             raise ConfigurationError(f"cannot load {path.name}: its header is damaged: download it again") from None
         except OSError as error:
             raise ConfigurationError(f"cannot load {path}: {error.strerror}") from None

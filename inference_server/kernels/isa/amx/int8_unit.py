@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class AmxInt8Unit(Int8Unit):
     """Products of rows in two digits with signed int8 codes, with tdpbssd: 64 inputs in a step.
 
-    A tile is the high digits of 8 rows, then their low digits. The sums of both are a tile in the same order.
+    A tile of activations contains the high digits of 8 rows, then their low digits. A tile of sums has the same order.
     """
 
     max_rows = 2 * DIGIT_ROWS
