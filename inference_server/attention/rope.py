@@ -53,7 +53,7 @@ class RopeChoice:
             "llama3",
             "yarn",
             "longrope",
-        ):  # the others take the original length from the config
+        ):  # the others read the original length from the config
             chosen.pop("original_max_position_embeddings", None)
         else:
             chosen["original_max_position_embeddings"] = original

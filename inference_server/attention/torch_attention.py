@@ -18,7 +18,7 @@ class AttentionSpec:
     scaling: float  # factor that multiplies the scores
     sliding_window: int | None = None  # in tokens; None attends to all keys so far
     softcap: float | None = None  # c of c * tanh(score / c); None for no limit
-    # (num_heads,) float32, a score of each head that takes its share of the softmax and has no value; None for no sinks
+    # (num_heads,) float32, one score for each head that is part of the softmax but has no value; None for no sinks
     sinks: Tensor | None = field(default=None, compare=False)
 
 

@@ -40,7 +40,7 @@ _ATTENTIONS = {
     "SeedOssAttention",
     "SmolLM3Attention",
 }
-# Classes that take the sliding window of every layer from the configuration.
+# Classes that read the sliding window of every layer from the configuration.
 _WINDOWED = {"MistralAttention", "MixtralAttention", "Phi3Attention"}
 _MLPS = {
     "GraniteMLP",

@@ -44,7 +44,7 @@ def batch_sizes(max_rows: int, invariant_rows: int | None) -> list[int]:
 
 
 class DecodeGraphs:
-    """Decode passes of one model: replayed graphs once `record` has succeeded, and eager passes before.
+    """Decode passes of one model: eager passes until `record` has succeeded, then replayed graphs.
 
     Attributes:
         sizes: The batch sizes of the recorded graphs, largest first; empty if there are none.

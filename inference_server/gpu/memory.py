@@ -1,7 +1,7 @@
 """Plans a GPU's memory: checks that the catalog's models fit, and computes each engine's KV cache size in tokens.
 
-Does not call torch: every figure comes from a model's configuration or from the caller. All sizes are bytes unless a
-name says otherwise.
+Does not call torch: every figure comes from a model's configuration or from the caller. All sizes are in bytes, unless
+a name states another unit.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ class EngineDemand:
 
     @property
     def min_blocks(self) -> int:
-        """Return the smallest number of blocks: enough for one sequence of max_len, or for kv_cache_tokens if set."""
+        """Return the smallest number of blocks: enough for max_len tokens, or kv_cache_tokens if set."""
         return self.max_blocks if self.kv_cache_tokens else -(-self.max_len // self.block_size)
 
     @property

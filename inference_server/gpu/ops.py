@@ -1,8 +1,8 @@
 """Operators of a forward pass on a GPU. Each call launches one Triton kernel, or two if sums are split across programs.
 
-They are registered with torch as `torch.ops.tailrace.*`, so that profilers and the tests in tests/rehearsal see one
-operator for each call. Where Triton cannot run, torch's operations compute the same (reference.py). torch's operations
-also handle arguments that no kernel supports: float32 on a GPU, values narrower than keys, and unusual widths of heads.
+They are registered with torch as `torch.ops.tailrace.*`, so that profilers and the tests in tests/rehearsal record
+one operator for each call. Where Triton cannot run, torch's operations compute the same (reference.py). They also
+handle arguments that no kernel supports: float32 on a GPU, values narrower than keys, and unusual widths of heads.
 
 Activations are float16 or bfloat16. Arithmetic and accumulation are float32. The cache's dtype is that of the activations.
 """
@@ -119,7 +119,7 @@ def paged_decode_attention(
         softcap: c of c * tanh(score / c); None for no limit.
         num_splits: Number of parts in which each sequence's keys are computed; 0 selects it from n, num_kv_heads, max_blocks
             and the GPU's number of multiprocessors.
-        sinks: (num_heads,) float32, a score of each head that has no value and takes its share of the softmax, or None.
+        sinks: (num_heads,) float32, or None: one score for each head that is part of the softmax but has no value.
 
     Returns:
         (n, num_heads, head_dim) in the query's dtype.

@@ -136,7 +136,7 @@ def paged_decode_attention(
         scaling: The factor on the scores.
         sliding_window: The number of newest keys that are attended to; None for all.
         softcap: The limit c of c * tanh(score / c); None for no limit.
-        sinks: (num_heads,) float32, a score of each head that has no value and takes its share of the softmax, or None.
+        sinks: (num_heads,) float32, or None: one score for each head that is part of the softmax but has no value.
 
     Returns:
         (num_seqs, num_heads, value_dim) in the queries' dtype.

@@ -68,7 +68,7 @@ def atomic_directory(folder: Path, *, num_bytes: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def made_once(folder: Path, activity: str) -> Iterator[bool]:
-    """Hold the lock of a folder in the cache, so that one of several processes makes it and the others wait.
+    """Hold the lock of a folder in the cache, so that one of several processes creates it and the others wait.
 
     Yields True if another process held the lock before.
 

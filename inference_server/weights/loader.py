@@ -75,7 +75,7 @@ def load_model(
     """Load one model with its tokenizer.
 
     An int4 model is loaded as float32: `cpu.linear` computes the int4 weights when it packs the layers. Until then, the
-    experts of int4 and int8 models keep the checkpoint's dtype.
+    experts of int4 and int8 models stay in the checkpoint's dtype.
 
     Args:
         weights: The source of the weights; they are downloaded or converted first if necessary.

@@ -1,7 +1,7 @@
 """Chooses the implementation of a linear layer on this CPU.
 
-A new instruction set needs one file in kernels/isa and one entry in kernels/isa/choice.py. A new layout of weights needs one
-implementation of LinearBackend and one entry in BACKENDS.
+A new instruction set needs one file in kernels/isa, one entry in kernels/isa/table.py, and its name in
+kernels/isa/choice.py. A new layout of weights needs one implementation of LinearBackend and one entry in BACKENDS.
 """
 
 from collections.abc import Sequence as Items

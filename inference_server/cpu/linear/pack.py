@@ -60,7 +60,7 @@ def pack_linears(
     batch_invariant: bool = False,
     backends: Items[LinearBackend] = BACKENDS,
 ) -> None:
-    """Replace every linear layer of a loaded model in place. An int4 model's head gets 8 bits, as in GGUF files.
+    """Replace every linear layer of a loaded model in place. An int4 model's head has 8 bits, as in GGUF files.
 
     The parameters are the same as for `pack`.
     """

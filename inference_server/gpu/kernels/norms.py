@@ -1,4 +1,4 @@
-"""RMS norms of rows, and of sums of two rows. One program computes one row and keeps it in registers."""
+"""RMS norms of rows, and of sums of two rows. One program computes one row, which stays in registers."""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import triton

@@ -176,7 +176,8 @@ class Code:
         """Return an address as an LLVM pointer to the type `to`.
 
         If a constant was added to the address last, it becomes an offset of the pointer. LLVM then uses it as the offset in
-        the load or store. On Arm it otherwise chooses offsets that do not fit there, and computes every address.
+        the load or store. On Arm, LLVM would otherwise choose offsets that do not fit into the instruction, and compute
+        every address.
         """
         base, offset = address.llvm, 0
         while isinstance(base, ir.Instruction) and base.opname == "add" and isinstance(base.operands[1], ir.Constant):

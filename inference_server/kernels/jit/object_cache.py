@@ -34,7 +34,9 @@ def shipped_folder() -> Path:
 
 
 def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
-    """Load a kernel from `folder`, or compile it and store it there. A folder that cannot be written is ignored.
+    """Load a kernel from the shipped folder or from `folder`, or compile it and store it in `folder`.
+
+    If `folder` cannot be written, the kernel is compiled again at the next start.
 
     Args:
         name: The kernel's name, the first part of the file's name.

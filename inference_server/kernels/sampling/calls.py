@@ -28,7 +28,7 @@ class Edits(NamedTuple):
         unchanged: Address to which the kernel copies their logits before it changes them, float32 of the same shape.
         num_tokens: Number of these tokens; 0 for no penalties.
         allowed: Address of the mask of allowed tokens, uint8 of shape (vocab_size,); 0 to allow all tokens.
-        biased: Address of the tokens whose logits get a bias, int32 of shape (num_biased,); 0 for none.
+        biased: Address of the tokens to whose logits a bias is added, int32 of shape (num_biased,); 0 for none.
         biases: Address of the numbers to add, float32 of shape (num_biased,).
         num_biased: Number of these tokens.
         repetition: The repetition penalty, above 0.

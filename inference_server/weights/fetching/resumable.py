@@ -62,7 +62,7 @@ class BlobDownload:
         self._stopping = stopping
 
     def run(self) -> None:
-        """Download the rest of the file, compare its digest, and give it its name.
+        """Download the rest of the file, compare its digest, and rename it to its final name.
 
         A file with a wrong digest is downloaded once more from its first byte.
 

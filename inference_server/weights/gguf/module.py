@@ -162,7 +162,7 @@ def empty_model(config: Any, dtype: torch.dtype, attention_name: str) -> Any:
 
 
 def quantise_linears(model: Any, threshold: float) -> None:
-    """Replace the linear layers that are to be quantised by bitsandbytes' layers, without memory for their weights."""
+    """Replace linear layers with bitsandbytes' int8 layers, as transformers does, without memory for their weights."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
