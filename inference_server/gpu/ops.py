@@ -17,7 +17,7 @@ from torch import Tensor
 from inference_server.gpu import reference
 from inference_server.gpu.triton_support import has_triton, interprets
 
-# Up to this number of rows, int8_linear multiplies by the codes directly. Above it, dequantizing once and multiplying
+# Up to this number of rows, int8_linear multiplies by the codes directly. Above it, dequantising once and multiplying
 # with cuBLAS is faster.
 MAX_INT8_ROWS = 64
 
@@ -189,7 +189,7 @@ def paged_prefill_attention(
 
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x times the transposed int8 weights, plus the bias. Activations are not quantized.
+    """Return x times the transposed int8 weights, plus the bias. Activations are not quantised.
 
     Launches two kernels if the inputs are split, else one.
 

@@ -49,7 +49,7 @@ _WITHOUT_EFFECT = {
     "task_type",
     "use_rslora",
 }
-# Initializations that do not change the weights of the model. An adapter with another initialization fits only a
+# Initialisations that do not change the weights of the model. An adapter with another initialisation fits only a
 # model with changed weights.
 _INITIALIZATIONS = {"true", "false", "gaussian", "eva", "orthogonal", "none"}
 _EXPLANATIONS = {

@@ -1,4 +1,4 @@
-"""Specializations of the attention kernels to compile without a GPU: models' shapes, dtypes and devices."""
+"""Specialisations of the attention kernels to compile without a GPU: models' shapes, dtypes and devices."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The type of one specialization of a Triton kernel, for compiling without a GPU. Imports neither torch nor Triton."""
+"""The type of one specialisation of a Triton kernel, for compiling without a GPU. Imports neither torch nor Triton."""
 
 from dataclasses import dataclass
 from typing import Any

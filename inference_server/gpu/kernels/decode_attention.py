@@ -257,7 +257,7 @@ def join_constants(head_dim: int, splits: int) -> dict[str, int]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations of both kernels for the models' shapes, with 8 splits.
+    """Return the specialisations of both kernels for the models' shapes, with 8 splits.
 
     One shape is also compiled with 1 split.
     """

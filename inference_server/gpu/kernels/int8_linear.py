@@ -254,7 +254,7 @@ def _reduce_case(dtype: str, splits: int) -> CompileCase:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for offline compilation: every tiling in both dtypes, and the product row by row."""
+    """Return the specialisations for offline compilation: every tiling in both dtypes, and the product row by row."""
     cases = int8_row_by_row.compile_cases()
     for dtype in ("fp16", "bf16"):
         cases += [_linear_case(dtype, tiling, has_bias=tiling.rows == 8) for tiling in TILINGS]

@@ -70,7 +70,7 @@ def add_rms_norm(hidden: Tensor, delta: Tensor, weight: Tensor, eps: float) -> T
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for offline compilation: three usual widths of rows, in both dtypes."""
+    """Return the specialisations for offline compilation: three usual widths of rows, in both dtypes."""
     cases = []
     for dtype in ("fp16", "bf16"):
         for width in (1024, 4096, 8192):

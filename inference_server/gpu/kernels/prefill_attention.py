@@ -250,7 +250,7 @@ def row_counts(head_dim: int, device: Device) -> tuple[int, ...]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for the models' shapes, with the most rows.
+    """Return the specialisations for the models' shapes, with the most rows.
 
     One shape is also compiled with fewer rows, and three with a sliding window.
     """
