@@ -177,7 +177,7 @@ def plan(free_bytes: int, demands: Sequence[EngineDemand], *, has_weights: bool 
         has_weights: True if the weights are loaded, so that `free_bytes` does not include them.
 
     Returns:
-        The size of each engine's KV cache in tokens: whole blocks, and at least the engine's `min_blocks`.
+        The size of each engine's KV cache in tokens: whole blocks, at least `min_blocks` of them.
 
     Raises:
         ConfigurationError: The engines do not fit; the message contains the figures and the remedies.

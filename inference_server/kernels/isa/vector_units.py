@@ -166,7 +166,8 @@ def _multiply_pair(
 class Int8Unit:
     """Products of rows in two digits with int8 codes, in int32.
 
-    Codes of a panel are, for every 4 inputs, (16 outputs, 4 inputs), 64 bytes. Unsigned codes are stored plus 128.
+    Codes of a panel are, for every 4 inputs, (16 outputs, 4 inputs), 64 bytes. If the instruction set has
+    `unsigned_codes`, they are stored plus 128.
     """
 
     max_rows = DIGIT_ROWS  # rows that the unit multiplies at a time, whole blocks of digits

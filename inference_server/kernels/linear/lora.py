@@ -31,8 +31,7 @@ The argument block (int64 words):
 - word 21: number of threads
 
 The result of a gated layer alternates between 16 gate outputs and the 16 matching up outputs. Its parts are gate and
-up. The kernel computes silu(gate) * up of all rows, including those without an
-adapter.
+up. The kernel computes silu(gate) * up of all rows, including those without an adapter.
 """
 
 from inference_server.kernels.emit.block_words import THREADS_WORD

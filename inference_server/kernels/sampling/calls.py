@@ -24,7 +24,7 @@ class Edits(NamedTuple):
 
     Attributes:
         tokens: Address of the distinct tokens of prompt and reply, int32 of shape (num_tokens,).
-        counts: Address of their numbers of occurrences in the reply, float32 of the same shape.
+        counts: Address of the number of occurrences of each in the reply, float32 of the same shape.
         unchanged: Address to which the kernel copies their logits before it changes them, float32 of the same shape.
         num_tokens: Number of these tokens; 0 for no penalties.
         allowed: Address of the mask of allowed tokens, uint8 of shape (vocab_size,); 0 to allow all tokens.

@@ -86,7 +86,7 @@ class CachedModel:
             wanted = self.wanted(listing, lambda file: (snapshot / file.path).read_text(encoding="utf-8"))
         except (ConfigurationError, OSError, ValueError) as error:
             return [str(error)]
-        if CONFIG in listing.checked:  # the model is usable without small files that only later versions download
+        if CONFIG in listing.checked:  # small files that only a later version of this server downloads are not required
             wanted = [file for file in wanted if file.path in listing.checked or _has_weights(file)]
         return [fault for file in wanted if (fault := _fault(snapshot / file.path, file))]
 
