@@ -89,7 +89,7 @@ class EngineDemand:
 
     @property
     def weight_bytes(self) -> int:
-        """Return the memory of the weights."""
+        """Return the memory of the weights in the precision in use."""
         sizes, width = self.sizes, self._activation_bytes
         if self.precision == "bitsandbytes-int8":
             return sizes.linear_weights + 4 * sizes.linear_rows + width * sizes.other_weights

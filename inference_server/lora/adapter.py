@@ -31,7 +31,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Return the rank."""
+        """Return the rank: the number of rows of `down`, and of columns of `up`."""
         return self.down.shape[0]
 
 

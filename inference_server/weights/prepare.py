@@ -252,7 +252,7 @@ def _pack(
     settings: Settings,
     keep: Callable[[DecoderWeights], DecoderWeights],
 ) -> PreparedModel:
-    """Replace the layers that have a CPU kernel. If kernel programs compute all passes, the model is `keep`'s result."""
+    """Replace the layers that have a CPU kernel. If kernel programs compute every pass, `keep` returns the model."""
     model = loaded.model
     with progress(f"packing {weights} as {precision}"):
         fuse(model, precision, batch_invariant=settings.batch_invariant)

@@ -69,7 +69,7 @@ class StoredLinear(nn.Module):
 
     @abstractmethod
     def int8(self) -> Int8:
-        """Read the weights as int8."""
+        """Read the weights as int8 codes with one scale for each output."""
 
     @abstractmethod
     def plain(self, dtype: torch.dtype) -> Tensor:

@@ -58,7 +58,7 @@ class _Item:
 
 
 class _DecodeAttention:
-    """Emits the kernel."""
+    """Emits the kernel `decode_attention`: the loop over work items, and the steps of one item."""
 
     def __init__(self, code: Code, block: Int, is_bf16: bool, cache_is_bf16: bool) -> None:
         self._code, self._block = code, block
@@ -91,7 +91,7 @@ class _DecodeAttention:
                     self._finish(target)
 
     def _clear(self, outputs: Int, total: Int, is_bf16: bool) -> None:
-        """Write `total` zeros."""
+        """Write `total` zeros to the address `outputs`, in bfloat16 or float32."""
         with self._code.loop(0, total, self._lanes) as index:
             store(self._code, self._code.floats(0.0, self._lanes), outputs + index * element_bytes(is_bf16), is_bf16)
 

@@ -173,13 +173,13 @@ class Int8Unit:
     max_rows = DIGIT_ROWS  # rows that the unit multiplies at a time, whole blocks of digits
 
     def __init__(self, code: "Code") -> None:
-        """Allocate scratch memory."""
+        """Allocate the memory that the unit needs on the stack. This unit needs none."""
 
     def use(self, code: "Code") -> None:
-        """Prepare for `multiply`."""
+        """Configure the tile registers for `multiply`, if the unit uses any. This unit uses none."""
 
     def release(self, code: "Code") -> None:
-        """Release what `use` prepared."""
+        """Release the tile registers that `use` configured."""
 
     def multiply(self, code: "Code", rows: Int, width: Int, codes: Int, sums: Int, totals: Int, count: Int) -> None:
         """Write the sums of the products of up to `max_rows` rows with 32 outputs.

@@ -64,7 +64,7 @@ class _Arguments:
         self.runs = (code.argument(block, THREADS_WORD) * _RUNS_PER_THREAD).maximum(1)
 
     def adapter(self, code: Code, row: Int) -> Int:
-        """Load the adapter of a row."""
+        """Load the number of a row's adapter, from 1; 0 for none."""
         return code.load_int32(self.adapters + row * 4)
 
     def record(self, adapter: Int, part: Int | int) -> Int:

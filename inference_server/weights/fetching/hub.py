@@ -228,5 +228,5 @@ def _is_inside(path: str) -> bool:
 
 
 def _by_blob(files: Sequence[RemoteFile]) -> dict[str, RemoteFile]:
-    """Return one file for each blob."""
+    """Return one file for each blob, by the blob's name."""
     return {file.etag: file for file in files}

@@ -61,7 +61,7 @@ class FileTensor:
 
     @property
     def num_weights(self) -> int:
-        """Return the number of weights."""
+        """Return the number of the tensor's elements."""
         return math.prod(self.shape)
 
     @property
@@ -164,7 +164,7 @@ class _Reader:
         return number
 
     def string(self) -> str:
-        """Return a string."""
+        """Return the next string. Bytes that are not UTF-8 become replacement characters."""
         length = self.number("Q")
         if self.offset + length > len(self._content):
             raise _Damaged("a string is longer than the file")

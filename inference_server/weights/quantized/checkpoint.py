@@ -192,7 +192,7 @@ class LazyTensor:
         self._compute = compute
 
     def __getitem__(self, key: EllipsisType) -> Tensor:
-        """Return the tensor."""
+        """Compute and return the tensor. `key` has no effect."""
         return self._compute()
 
 

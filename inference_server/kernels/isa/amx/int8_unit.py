@@ -21,7 +21,7 @@ class AmxInt8Unit(Int8Unit):
     tiles = TileInstructions()
 
     def __init__(self, code: "Code") -> None:
-        """Write the shapes of the tiles."""
+        """Write the shapes of the tiles to the stack, for `use`."""
         super().__init__(code)
         self._config = code.stack(CONFIG_BYTES)
         write_config(code, self._config, FULL_ROWS, FULL_TILES)
