@@ -34,7 +34,7 @@ class PromptAttention(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """Attention on one kind of device."""
+    """The operations of attention over the paged KV cache, for one kind of device."""
 
     def prompts(self, cache: KVCache, segments: Items[Segment]) -> PromptAttention:
         """Return the attention of these prompt segments, for all layers of one forward pass."""

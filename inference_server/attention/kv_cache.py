@@ -2,8 +2,8 @@
 
 This module works with block and row numbers. The block pool assigns blocks to sequences. Every layer has keys and
 values of shape (num_blocks, block_size, num_kv_heads, head_dim). They are allocated when the layer is first written, in
-the engine's warm-up, because the widths are not known before: in some architectures values are narrower than keys, or
-widths differ between layers. Row r of a layer is token r % block_size of block r // block_size.
+the engine's warm-up, because the widths are not known before that: in some architectures values are narrower than
+keys, or widths differ between layers. Row r of a layer is token r % block_size of block r // block_size.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class KVCache:
         """Create a cache, whose memory is allocated layer by layer.
 
         Args:
-            num_blocks: The number of blocks, with the scratch block.
+            num_blocks: The number of blocks, including the scratch block.
             block_size: Tokens of a block.
             device: The model's device.
             dtype: The dtype of keys and values; None for the dtype of the first keys and values.
@@ -53,7 +53,9 @@ class KVCache:
         return self.num_blocks * self.block_size
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of one layer, each (num_blocks, block_size, num_kv_heads, its own width).
+        """Return the keys and values of one layer, each (num_blocks, block_size, num_kv_heads, width).
+
+        The widths of keys and of values may differ.
 
         Args:
             index: The layer's number.

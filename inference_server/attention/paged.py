@@ -62,21 +62,21 @@ def attend(
         query: (batch, num_heads, num_tokens, head_dim), after position embedding.
         key: (batch, num_kv_heads, num_tokens, head_dim), after position embedding.
         value: (batch, num_kv_heads, num_tokens, value_dim).
-        attention_mask: None; other masks are not supported.
-        step_batch: The batch of this forward pass; None to use that of `passing`, for models whose layers do not
-            forward it.
+        attention_mask: Must be None: this module applies the masks itself.
+        step_batch: The batch of this forward pass; None to use the batch that `passing` set, for models whose layers do
+            not forward it.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
         sliding_window: In tokens; None attends to all keys so far.
         softcap: The limit c of c * tanh(score / c); None for no limit.
         s_aux: (num_heads,), the attention sinks; None if there are none.
-        kwargs: Further arguments of the model, of which some are ignored.
+        kwargs: Further arguments of the model. Those in _IGNORED, and those that are None, have no effect.
 
     Returns:
         (batch, num_tokens, num_heads, value_dim), and None in place of the attention weights.
 
     Raises:
-        UnsupportedModel: The model passes an argument that this attention would have to ignore (position biases,
-            …).
+        UnsupportedModel: The model passes a mask or another argument that this attention does not support (position
+            biases, …).
     """
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
     if unknown or attention_mask is not None or kwargs.get("is_causal") is False:

@@ -53,7 +53,7 @@ class RopeChoice:
             "llama3",
             "yarn",
             "longrope",
-        ):  # the others take the original length from the config
+        ):  # the others read the original length from the config
             chosen.pop("original_max_position_embeddings", None)
         else:
             chosen["original_max_position_embeddings"] = original
@@ -66,7 +66,7 @@ class RopeChoice:
         """Set the catalog's scaling in a loaded transformers model, with one set of frequencies for all lengths.
 
         Raises:
-            ValueError: As for `apply`.
+            ValueError: As for `apply`, or a list of scaling factors does not match the number of frequencies.
         """
         self.apply(model.config)
         for module in model.modules():
@@ -100,7 +100,7 @@ class RopeChoice:
         setattr(module, f"{prefix}attention_scaling", scaling)
 
     def variant(self, config: Mapping[str, Any]) -> str:
-        """Return a name for the frequencies, for the name of a packed model; "" for those of the configuration.
+        """Return an identifier of the frequencies, as a part of a packed model's name; "" for the configuration's own.
 
         Args:
             config: The content of config.json.
@@ -122,13 +122,13 @@ def scaled_window(parameters: Mapping[str, Any], own: int) -> int:
 
 
 def _lengths(parameters: Mapping[str, Any], own: int) -> tuple[int, int]:
-    """Return the length without and with the catalog's scaling, in tokens."""
+    """Return the longest sequence without and with the catalog's scaling, in tokens."""
     original = int(parameters.get("original_max_position_embeddings") or own)
     return original, int(original * float(parameters.get("factor") or 1.0))
 
 
 def window(config: Any) -> int | None:
-    """Return the longest sequence of a transformers configuration in tokens, or None if it has no limit."""
+    """Return the longest sequence that a transformers configuration allows, in tokens, or None if it sets no limit."""
     limit: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
@@ -144,7 +144,7 @@ def rotates_partly(config: Any) -> bool:
 
 
 def original_length(rope: Mapping[str, Any], config: Any) -> int:
-    """Return the length in tokens up to which the model was trained, before its rotary positions were scaled.
+    """Return the length in tokens up to which the model was trained without scaled rotary positions; 0 if unknown.
 
     Args:
         rope: Parameters of the rotary positions.
@@ -156,7 +156,7 @@ def original_length(rope: Mapping[str, Any], config: Any) -> int:
 
 
 def _is_by_length(rope: Mapping[str, Any]) -> bool:
-    """Return True if the frequencies depend on the length. Older configurations of Phi 3 name longrope su or yarn."""
+    """Return True if the frequencies depend on the length. Old configurations of Phi 3 call longrope "su" or "yarn"."""
     return rope["rope_type"] in _BY_LENGTH or "long_factor" in rope
 
 

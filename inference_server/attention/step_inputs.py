@@ -14,7 +14,7 @@ from inference_server.attention.kv_cache import KVCache
 class Segment:
     """Consecutive prompt tokens of a sequence: `length` tokens from position `start`, cached in blocks `block_ids`.
 
-    `adapter`: the LoRA adapter of the sequence, from 1; 0 for none.
+    `adapter`: the number of the sequence's LoRA adapter, from 1; 0 for none.
     """
 
     block_ids: Items[int]
@@ -50,7 +50,7 @@ class PromptTokens:
 
     @property
     def adapters(self) -> list[int]:
-        """Return the LoRA adapter of each token, from 1; 0 for none."""
+        """Return the number of each token's LoRA adapter, from 1; 0 for none."""
         return [segment.adapter for segment in self.segments for _ in range(segment.length)]
 
 
@@ -66,7 +66,7 @@ def decode_inputs(
         block_ids: The blocks of each sequence.
         positions: The position of each new token.
         num_rows: The number of rows after padding.
-        num_blocks: The smallest width of the block tables.
+        num_blocks: The minimum width of the block tables.
     """
     num_blocks = max(num_blocks, max(positions) // block_size + 1)
     table = np.zeros((num_rows, num_blocks), dtype=np.int32)

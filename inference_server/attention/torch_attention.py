@@ -1,4 +1,4 @@
-"""Computes attention by torch's own operations, on any device.
+"""Computes attention with torch's own operations, on any device.
 
 Shapes: query (num_tokens, num_heads, head_dim), key (num_keys, num_kv_heads, head_dim) and value (num_keys, num_kv_heads,
 value_dim).
@@ -18,7 +18,7 @@ class AttentionSpec:
     scaling: float  # factor that multiplies the scores
     sliding_window: int | None = None  # in tokens; None attends to all keys so far
     softcap: float | None = None  # c of c * tanh(score / c); None for no limit
-    # (num_heads,) float32, a score of each head that takes its share of the softmax and has no value; None for no sinks
+    # (num_heads,) float32, one score for each head that is part of the softmax but has no value; None for no sinks
     sinks: Tensor | None = field(default=None, compare=False)
 
 
@@ -32,7 +32,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
         like: A tensor with the dtype and device of the mask.
 
     Returns:
-        (num_tokens, num_keys), or None if torch's causal attention needs no mask.
+        (num_tokens, num_keys), or None if the argument is_causal of torch's attention replaces the mask.
     """
     window = spec.sliding_window if spec.sliding_window is not None and spec.sliding_window < num_keys else None
     if num_tokens == num_keys and window is None and spec.softcap is None and spec.sinks is None:

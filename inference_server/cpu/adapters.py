@@ -32,7 +32,7 @@ _MODULES = {
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The adapters of one linear layer, whose parts are the layers of transformers' model that it contains.
+    """The adapters of one packed linear layer. Its parts are the layers of the checkpoint that were stacked into it.
 
     Attributes:
         table: (adapters, parts, 4) int64, see kernels/linear/lora.py.
@@ -51,12 +51,12 @@ class CpuAdapters:
     """The adapters of one model that runs as kernel programs.
 
     Attributes:
-        scratch_width: Values of scratch memory that a row needs, float32.
+        scratch_width: Number of float32 values of scratch memory that a row needs.
         gated_width: Outputs of gate and up together, if an adapter adapts one of them; otherwise 0.
     """
 
     def __init__(self, decoder: DecoderWeights, adapters: Items[Adapter]) -> None:
-        """Convert the matrices.
+        """Convert the adapters' matrices to the layout of the kernel.
 
         Raises:
             UnsupportedModel: An adapter does not fit the model.
@@ -86,9 +86,10 @@ class CpuAdapters:
         self.gated_width = max((each.out_features for each in self._ungated.values()), default=0)
 
     def ungated(self, layer: int) -> KernelLinear | None:
-        """Return gate and up of a layer as one layer without the gate, or None if no adapter adapts them.
+        """Return the linear layer of gate and up without silu(gate) * up, or None if no adapter adapts them.
 
         Its outputs alternate: 16 of gate, then the matching 16 of up. It shares the weights of the gated layer.
+        `layer`: index of the decoder's layer.
         """
         return self._ungated.get(layer)
 
@@ -141,7 +142,7 @@ def site(pairs: list[list[Pair | None]], outputs: list[int], arena: Arena | None
     """Return the adapters of a linear layer.
 
     Args:
-        pairs: The matrices of each adapter, for each part of the layer; None for a part that it does not adapt.
+        pairs: The matrices of each adapter, for each part of the layer; None where the adapter does not adapt the part.
         outputs: Outputs of each part.
         arena: The memory for the converted matrices; None to allocate memory for each.
     """
@@ -178,7 +179,7 @@ def _padded(matrix: Tensor) -> Tensor:
 
 
 def _down_panels(down: Tensor) -> Tensor:
-    """Return (rank, inputs) in the order (4 ranks, 16 inputs, rank, input)."""
+    """Return (rank, inputs) in the order (group of 4 ranks, group of 16 inputs, rank, input)."""
     padded = _padded(down)
     return padded.view(-1, LORA_RANKS, padded.shape[1] // _PANEL, _PANEL).transpose(1, 2)
 
@@ -190,7 +191,7 @@ def _up_panels(up: Tensor) -> Tensor:
 
 
 def _halves(matrix: Tensor) -> tuple[Tensor, float]:
-    """Return the matrix in float16, scaled by a power of two to a largest value of about 1, and that power of two.
+    """Return the matrix in float16, divided by a power of two, and that power. The largest magnitude is then 0.5 to 1.
 
     float16 has a smaller exponent range than float32. Small values would otherwise lose precision.
     """
@@ -200,6 +201,9 @@ def _halves(matrix: Tensor) -> tuple[Tensor, float]:
 
 
 def without_gate(linear: KernelLinear) -> KernelLinear:
-    """Return a gated layer without its gate. Its outputs alternate: 16 of gate, then the matching 16 of up."""
+    """Return a layer with the same weights that does not apply silu(gate) * up.
+
+    Its outputs alternate: 16 of gate, then the matching 16 of up.
+    """
     packed = linear.packed
     return from_packed(replace(packed, kind=replace(packed.kind, is_gated=False)))

@@ -26,9 +26,9 @@ class Buffers:
     attended: Tensor
     product: Tensor
     rows: Tensor  # int64, the tokens' rows of the KV cache
-    table: Tensor  # (decoded sequences, blocks of the longest) int32, the block tables
+    table: Tensor  # (decoded sequences, blocks of the longest sequence) int32, the block tables
     lengths: Tensor  # (decoded sequences,) int32
-    logits: Tensor  # (decoded sequences, vocabulary) float32
+    logits: Tensor  # (decoded sequences, padded vocabulary) float32
     segments: Tensor  # int64, the table of prompt segments, at most one for each row
     workspace: Tensor  # int8, for the linear layers
     adapters: Tensor  # (num_rows,) int32, the adapter of each row, from 1; 0 for none
@@ -39,14 +39,14 @@ class Buffers:
 def allocate(
     decoder: DecoderWeights, adapters: CpuAdapters | None, num_rows: int, num_seqs: int, num_blocks: int
 ) -> Buffers:
-    """Return buffers of zeros.
+    """Return buffers filled with zeros, except `ones`.
 
     Args:
         decoder: The weights, which determine the widths.
         adapters: The LoRA adapters, if the model has any.
-        num_rows: Tokens of a pass.
-        num_seqs: Decoded sequences of a pass.
-        num_blocks: Blocks of the longest sequence.
+        num_rows: Largest number of tokens of a pass.
+        num_seqs: Largest number of decoded sequences of a pass.
+        num_blocks: Number of blocks of the longest sequence.
     """
     layer, hidden_size = decoder.layers[0], decoder.embedding.shape[1]
 

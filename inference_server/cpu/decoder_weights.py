@@ -1,7 +1,7 @@
 """The weights of a Llama-like decoder as the kernels read them, and their extraction from a transformers model.
 
-Each layer computes x += factor * attention(norm(x)), then x += factor * gated_mlp(norm(x)), and nothing else. Does not import
-the transformers models, which takes more than a second.
+Each layer computes x += factor * attention(norm(x)), then x += factor * gated_mlp(norm(x)), and nothing else. A
+mixture of experts may replace the MLP. Does not import the transformers models, which takes more than a second.
 """
 
 import math
@@ -64,7 +64,7 @@ class ExpertWeights:
 
     @property
     def product(self) -> KernelLinear:
-        """Return the router's product."""
+        """Return the linear layer that computes the router's scores."""
         assert isinstance(self.router.product, KernelLinear)
         return self.router.product
 
@@ -92,7 +92,7 @@ class LayerWeights:
 
     @property
     def linears(self) -> list[KernelLinear]:
-        """Return the layer's linear layers, without a router's product."""
+        """Return the layer's linear layers, without the router."""
         experts = self.experts.linears if self.experts else []
         others = [self.qkv, self.output, self.gate_up, self.down, *(each for pair in experts for each in pair)]
         return [linear for linear in others if linear is not None]
@@ -102,8 +102,8 @@ class LayerWeights:
 class DecoderWeights:
     """A decoder's weights.
 
-    Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32. A factor of the logits
-    is part of the last norm.
+    Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32. The last
+    norm's weights include the model's divisor of the logits.
     """
 
     embedding: Tensor  # (vocab_size, hidden_size)
@@ -129,7 +129,7 @@ class DecoderWeights:
 
     @property
     def linears(self) -> Iterator[KernelLinear]:
-        """Yield every linear layer, the head last."""
+        """Yield every linear layer except routers, the head last."""
         for layer in self.layers:
             yield from layer.linears
         yield self.head
@@ -230,7 +230,7 @@ def _layer(layer: Any) -> LayerWeights:
 
 
 def _experts(block: Any) -> ExpertWeights | None:
-    """Return the weights of a mixture of experts, or None for another module. Raises ValueError without kernels."""
+    """Return the weights of a mixture of experts, or None for another module. Raises ValueError if it has no kernel."""
     if type(block).__name__ not in _EXPERT_BLOCKS:
         return None
     router, experts = block.gate, block.experts

@@ -23,7 +23,7 @@ class PackedExperts(nn.Module):
     """The experts of one layer, packed for this CPU.
 
     Attributes:
-        gate_up: Gate and up of each expert as one layer, or the layer before an activation without gate.
+        gate_up: Gate and up of each expert as one layer. Experts without a gate: the layer before the activation.
         down: The layer down of each expert.
         has_silu_gate: True if the experts compute silu(gate) * up.
     """

@@ -121,7 +121,7 @@ class CpuForward:
         starts, lengths = [part.start for part in parts], [part.length for part in parts]
         segments = ops.PrefillSegments(starts, lengths, tables, first_row)
         segments.allocate_workspace(self._decoder.num_kv_heads, self._decoder.head_dim)
-        self._segments = segments  # keeps its workspace alive, which the kernel reads by address
+        self._segments = segments  # its workspace must stay alive, because the kernel accesses it by address
         buffers.segments[: len(segments.table)] = segments.table
 
     def _set_inputs(self, parts: "list[DecodeTokens | PromptTokens]", buffers: Buffers) -> None:
@@ -160,7 +160,7 @@ class CpuForward:
         """Return the steps of a pass in order, in two parts. Without `has_adapters`, no row has an adapter.
 
         With prompts, the second part begins after the attention of the last layer. It computes only the rows whose logits
-        are needed, because no later layer reads the others. Without prompts, it is empty.
+        are needed, because no later layer reads the others. Without prompts, the second part is empty.
         """
         calls: list[KernelCall | ExpertsStep] = []
         rest: list[KernelCall | ExpertsStep] = []
@@ -192,7 +192,7 @@ class CpuForward:
         return found
 
     def _norm(self, weight: Tensor, buffers: Buffers, *, is_first: bool = False) -> KernelCall:
-        """Return the call that normalizes hidden. The kernel adds delta to hidden first, unless `is_first`."""
+        """Return the call that normalises `hidden`. The kernel adds delta to hidden first, unless `is_first`."""
         hidden, delta, normed, eps = buffers.hidden, buffers.delta, buffers.normed, self._decoder.eps
         if is_first:
             return KernelCall(self._kernel("rms_norm"), arguments.rms_norm(hidden, weight, normed, eps), RMS_NORM_ROWS)

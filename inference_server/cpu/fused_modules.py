@@ -40,7 +40,7 @@ _ATTENTIONS = {
     "SeedOssAttention",
     "SmolLM3Attention",
 }
-# Classes that take the sliding window of every layer from the configuration.
+# Classes that read the sliding window of every layer from the configuration.
 _WINDOWED = {"MistralAttention", "MixtralAttention", "Phi3Attention"}
 _MLPS = {
     "GraniteMLP",
@@ -84,7 +84,7 @@ class FusedAttention(nn.Module):
     """Attention with one matrix product for q, k and v, and one kernel for rotation and writing to the KV cache."""
 
     def __init__(self, attention: Any, packed: _Pack) -> None:
-        """Replace transformers' `attention`. `packed`: `pack` with its options bound, to create the linear layers."""
+        """Pack the weights of transformers' `attention`. `packed`: `pack` with its options bound."""
         super().__init__()
         config = attention.config
         self.layer_idx: int = attention.layer_idx
@@ -116,7 +116,7 @@ class FusedMLP(nn.Module):
     """A gated MLP with one matrix product for gate and up, and silu(gate) * up in the same kernel if one exists."""
 
     def __init__(self, mlp: Any, packed: _Pack) -> None:
-        """Replace transformers' `mlp`. `packed`: `pack` with its options bound, to create the linear layers."""
+        """Pack the weights of transformers' `mlp`. `packed`: `pack` with its options bound."""
         super().__init__()
         stacked = getattr(mlp, "gate_up_proj", None)
         gate_up = [mlp.gate_proj, mlp.up_proj] if stacked is None else [stacked]

@@ -90,11 +90,11 @@ class PackedRouter(nn.Module):
 
     Attributes:
         product: The packed product.
-        choice: The way in which it chooses.
+        choice: The way in which the router chooses experts.
     """
 
     def __init__(self, product: nn.Module, choice: RouterChoice) -> None:
-        """Store the product and its choice of experts."""
+        """Store the packed product and the way in which experts are chosen."""
         super().__init__()
         self.product = product
         self.choice = choice

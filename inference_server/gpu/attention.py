@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache on a GPU: one operator for all sequences of a pass."""
+"""Attention over the paged KV cache on a GPU: one operator for all prompts of a pass, one for all decoded sequences."""
 
 from collections.abc import Sequence as Items
 

@@ -22,7 +22,7 @@ _ATTENTIONS = {f"{family}Attention" for family in FAMILIES}
 _MLPS = {f"{family}MLP" for family in FAMILIES}
 _SILUS = {"SiLU", "SiLUActivation"}  # torch's class and transformers' class
 _NORMS = {f"{family}RMSNorm" for family in FAMILIES}
-# Classes that take the sliding window of every layer from the configuration.
+# Classes that read the sliding window of every layer from the configuration.
 _WINDOWED = {"MistralAttention", "Phi3Attention"}
 
 Linear = Linear16 | Int8Linear

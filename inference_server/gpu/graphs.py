@@ -19,7 +19,7 @@ from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# From n rows of inputs to logits (n, vocab_size).
+# Computes logits (n, vocab_size) from n rows of inputs.
 DecodePass = Callable[[DecodeRows], Tensor]
 
 # The models of one process record one after the other: torch allows one recording at a time.
@@ -44,7 +44,7 @@ def batch_sizes(max_rows: int, invariant_rows: int | None) -> list[int]:
 
 
 class DecodeGraphs:
-    """Decode passes of one model: replayed graphs once `record` has succeeded, and eager passes before.
+    """Decode passes of one model: eager passes until `record` has succeeded, then replayed graphs.
 
     Attributes:
         sizes: The batch sizes of the recorded graphs, largest first; empty if there are none.
@@ -74,7 +74,7 @@ class DecodeGraphs:
         self._inputs = inputs
         self._invariant_rows = invariant_rows
         self._device = inputs.sampled.device
-        # One buffer for all sizes: a buffer of its own for each graph would take gigabytes with a large vocabulary.
+        # All sizes share one buffer. With a large vocabulary, a separate buffer for each graph would take gigabytes.
         self._logits = torch.zeros((inputs.max_rows, vocab_size), dtype=dtype, device=self._device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 

@@ -33,7 +33,7 @@ class Linear16(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights and one scale for each output. Activations are not quantized.
+    """A linear layer with int8 weights and one scale for each output. Activations are not quantised.
 
     Attributes:
         in_features: The number of inputs.

@@ -1,7 +1,7 @@
-"""Plans a GPU's memory: checks that the catalog's models fit, and computes the tokens of each engine's KV cache.
+"""Plans a GPU's memory: checks that the catalog's models fit, and computes each engine's KV cache size in tokens.
 
-Does not call torch: every figure comes from a model's configuration or from the caller. All sizes are bytes unless a
-name says otherwise.
+Does not call torch: every figure comes from a model's configuration or from the caller. All sizes are in bytes, unless
+a name states another unit.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _SCRATCH_BLOCKS = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSizes:
-    """Sizes of a decoder. Counts are numbers, not bytes.
+    """Sizes of a decoder, as numbers of elements or of layers, not in bytes.
 
     Attributes:
         linear_weights: Weights of the linear layers, without the output head. These are quantised.
@@ -44,7 +44,7 @@ class ModelSizes:
         hidden_size: Width of the residual stream.
         intermediate_size: Largest width of a linear layer's input or output.
         heads_width: Number of query heads times their width.
-        kv_width: Keys and values of one token in one layer, together.
+        kv_width: Number of elements of one token's keys and values in one layer, together.
         num_layers: Number of layers with keys and values.
         vocab_size: Width of the logits.
     """
@@ -72,7 +72,7 @@ class EngineDemand:
         precision: Precision in use on the device.
         max_len: Longest sequence, prompt and reply together, in tokens.
         max_running_seqs: Number of slots.
-        chunk_tokens: Most prompt tokens of a forward pass.
+        chunk_tokens: Largest number of prompt tokens in a forward pass.
         kv_cache_tokens: Wanted size of the KV cache in tokens; None: as much as fits.
         block_size: Tokens of a block of the KV cache.
     """
@@ -89,7 +89,7 @@ class EngineDemand:
 
     @property
     def weight_bytes(self) -> int:
-        """Return the memory of the weights."""
+        """Return the memory of the weights in the precision in use."""
         sizes, width = self.sizes, self._activation_bytes
         if self.precision == "bitsandbytes-int8":
             return sizes.linear_weights + 4 * sizes.linear_rows + width * sizes.other_weights
@@ -118,12 +118,12 @@ class EngineDemand:
 
     @property
     def min_blocks(self) -> int:
-        """Return the smallest number of blocks: enough for one longest sequence, or for kv_cache_tokens."""
+        """Return the smallest number of blocks: enough for max_len tokens, or kv_cache_tokens if set."""
         return self.max_blocks if self.kv_cache_tokens else -(-self.max_len // self.block_size)
 
     @property
     def max_blocks(self) -> int:
-        """Return the largest useful number of blocks: enough for a longest sequence in every slot, or for kv_cache_tokens."""
+        """Return the largest useful number of blocks: max_len tokens in every slot, or kv_cache_tokens if fewer."""
         useful = -(-self.max_len // self.block_size) * self.max_running_seqs
         wanted = useful if self.kv_cache_tokens is None else self.kv_cache_tokens // self.block_size
         return min(useful, wanted)
@@ -148,7 +148,7 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """Return the sum."""
+        """Return the sum of all parts."""
         return self.weights + self.caches + self.working + self.margin
 
 
@@ -177,10 +177,10 @@ def plan(free_bytes: int, demands: Sequence[EngineDemand], *, has_weights: bool 
         has_weights: True if the weights are loaded, so that `free_bytes` does not include them.
 
     Returns:
-        The tokens of each engine's KV cache: whole blocks, and at least one longest sequence.
+        The size of each engine's KV cache in tokens: whole blocks, at least `min_blocks` of them.
 
     Raises:
-        ConfigurationError: The engines do not fit; the message has the figures and what to change.
+        ConfigurationError: The engines do not fit; the message contains the figures and the remedies.
     """
     needs = least_needs(free_bytes, demands, has_weights=has_weights)
     if needs.total > free_bytes:
@@ -213,7 +213,7 @@ def _shares(available: int, demands: Sequence[EngineDemand]) -> list[int]:
 
 
 def _refusal(free_bytes: int, needs: Needs, demands: Sequence[EngineDemand]) -> str:
-    """Return the sentence for engines that do not fit: the figures, then what to change."""
+    """Return the sentence for engines that do not fit: the figures, then the remedies."""
     weights = ", ".join(f"{demand.name} {_gib(demand.weight_bytes)}" for demand in demands)
     parts = [
         *([f"{_gib(needs.weights)} for weights ({weights})"] if needs.weights else []),

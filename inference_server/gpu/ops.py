@@ -1,8 +1,8 @@
-"""Operators of a forward pass on a GPU. Each one is a single Triton kernel, or two where its docstring says so.
+"""Operators of a forward pass on a GPU. Each call launches one Triton kernel, or two if sums are split across programs.
 
-They are registered with torch as `torch.ops.tailrace.*`, so that profilers and the tests in tests/rehearsal see one
-operator for each call. Where Triton cannot run, torch's operations compute the same (reference.py). torch's operations
-also handle arguments that no kernel supports: float32 on a GPU, values narrower than keys, and unusual widths of heads.
+They are registered with torch as `torch.ops.tailrace.*`, so that profilers and the tests in tests/rehearsal record
+one operator for each call. Where Triton cannot run, torch's operations compute the same (reference.py). They also
+handle arguments that no kernel supports: float32 on a GPU, values narrower than keys, and unusual widths of heads.
 
 Activations are float16 or bfloat16. Arithmetic and accumulation are float32. The cache's dtype is that of the activations.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from inference_server.gpu import reference
 from inference_server.gpu.triton_support import has_triton, interprets
 
-# Up to this number of rows, int8_linear reads the codes themselves. Above it, dequantizing once and multiplying with
-# cuBLAS is faster.
+# Up to this number of rows, int8_linear multiplies by the codes directly. Above it, dequantising once and multiplying
+# with cuBLAS is faster.
 MAX_INT8_ROWS = 64
 
 # The widest head that the attention kernels support.
@@ -119,7 +119,7 @@ def paged_decode_attention(
         softcap: c of c * tanh(score / c); None for no limit.
         num_splits: Number of parts in which each sequence's keys are computed; 0 selects it from n, num_kv_heads, max_blocks
             and the GPU's number of multiprocessors.
-        sinks: (num_heads,) float32, a score of each head that has no value and takes its share of the softmax, or None.
+        sinks: (num_heads,) float32, or None: one score for each head that is part of the softmax but has no value.
 
     Returns:
         (n, num_heads, head_dim) in the query's dtype.
@@ -189,13 +189,15 @@ def paged_prefill_attention(
 
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x times the transposed int8 weights, plus the bias. Activations are not quantized.
+    """Return x times the transposed int8 weights, plus the bias. Activations are not quantised.
+
+    Launches two kernels if the inputs are split, else one.
 
     Args:
         x: (num_rows, in_features), contiguous.
-        codes: (out_features, in_features) int8, contiguous; bitsandbytes' own integers.
-        scales: (out_features,) float32: weight = codes * scales[:, None]. They are bitsandbytes' row maxima divided by
-            127.
+        codes: (out_features, in_features) int8, contiguous, such as bitsandbytes' integers.
+        scales: (out_features,) float32: weight = codes * scales[:, None]. For bitsandbytes' codes, they are its row
+            maxima divided by 127.
         bias: (out_features,), or None.
 
     Returns:
@@ -225,7 +227,7 @@ def _implementation(name: str, can_run: Callable[..., bool]) -> Callable[..., Te
 
 
 def _has_kernel(name: str, arguments: tuple[Any, ...]) -> bool:
-    """Return True if the Triton kernel of this operator takes these arguments."""
+    """Return True if the Triton kernel of this operator supports these arguments."""
     first: Tensor = arguments[0]
     if first.is_cuda and first.dtype not in (torch.float16, torch.bfloat16):
         return False

@@ -15,7 +15,7 @@ from inference_server.attention.torch_attention import (
 )
 from inference_server.kernels import reference as cpu_reference
 
-# Number of weights that int8_linear dequantizes at a time: 64 MiB in 16 bits.
+# Number of weights that int8_linear dequantises at a time: 64 MiB in 16 bits.
 _MAX_DEQUANTIZED = 32 * 2**20
 
 rms_norm = cpu_reference.rms_norm
@@ -41,7 +41,7 @@ def rope_and_write(
     key_norm: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Normalize query and key heads if they have norms, write rotated keys and values, and return rotated queries."""
+    """Normalise query and key heads if they have norms, write rotated keys and values, and return rotated queries."""
     if query_norm is not None and key_norm is not None:
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, keys.shape[-1])
         query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
@@ -97,7 +97,7 @@ def paged_prefill_attention(
 
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Dequantize the weights to x's dtype, then multiply. Large layers are computed in parts, to limit the memory."""
+    """Dequantise the weights to x's dtype, then multiply. Large layers are computed in parts, to limit the memory."""
     num_rows, width = x.shape
     num_outputs = codes.shape[0]
     output = x.new_empty(num_rows, num_outputs)

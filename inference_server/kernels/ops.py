@@ -1,7 +1,7 @@
 """Operations of a forward pass on a CPU, each as one compiled kernel instead of several torch operations.
 
 Tensors in and out are float32 or bfloat16; arithmetic is float32. An operation whose tensors no kernel supports (another
-device or dtype, odd widths or strides, llvmlite missing) is computed by its plain torch version in reference.py.
+device or dtype, unsupported widths or strides, llvmlite missing) is computed by its torch version in reference.py.
 """
 
 from collections.abc import Sequence as Items
@@ -136,7 +136,7 @@ def paged_decode_attention(
         scaling: The factor on the scores.
         sliding_window: The number of newest keys that are attended to; None for all.
         softcap: The limit c of c * tanh(score / c); None for no limit.
-        sinks: (num_heads,) float32, a score of each head that has no value and takes its share of the softmax, or None.
+        sinks: (num_heads,) float32, or None: one score for each head that is part of the softmax but has no value.
 
     Returns:
         (num_seqs, num_heads, value_dim) in the queries' dtype.
@@ -269,6 +269,6 @@ def _are_sinks(sinks: Tensor | None) -> bool:
 
 
 def _kernel(name: str, device: torch.device, *dtypes: torch.dtype) -> Kernel | None:
-    """Return a kernel for tensors of these dtypes, or None if there is none. Compiles none for other devices than CPUs."""
+    """Return a kernel for tensors of these dtypes, or None if there is none. Compiles nothing for a GPU."""
     is_bf16 = [_IS_BF16.get(dtype) for dtype in dtypes]
     return None if device.type != "cpu" or None in is_bf16 else kernel(name, *map(bool, is_bf16))

@@ -41,7 +41,7 @@ def rope_and_write(
     num_kv_heads: int,
     norms: HeadNorms | None = None,
 ) -> Tensor:
-    """Normalize query and key heads if there are norms, write rotated keys and values, and return the rotated queries."""
+    """Normalise query and key heads if there are norms, write rotated keys and values, and return rotated queries."""
     width = keys.shape[-1]
     heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, width)
     query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-GROUP = 32  # inputs that share a scale and a minimum in int4; other widths than multiples of it are not quantised
+GROUP = 32  # inputs that share a scale and a minimum in int4; layers whose width is not a multiple are not quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class PlainLinear:
 
 
 def is_int8(module: Any) -> bool:
-    """Return True for bitsandbytes' int8 layer, compared by name so that this module does not import bitsandbytes."""
+    """Return True for bitsandbytes' int8 layer. Compares the class's name, so that bitsandbytes is not imported."""
     return type(module).__name__ == "Linear8bitLt"
 
 

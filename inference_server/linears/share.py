@@ -25,7 +25,7 @@ class QuantisedShare:
         total: The number of all parameters.
         embeddings: The number of parameters of embeddings, and of an output head that is not quantised.
         left_out: The classes of other layers with matrices that are not quantised, with their numbers of parameters,
-            largest first. Small ones are left out.
+            largest first. Classes with few parameters are omitted.
     """
 
     weight_format: str
@@ -55,7 +55,7 @@ def quantised_share(model: Any, precision: str, *, head_is_quantised: bool = Tru
     Args:
         model: The model as transformers loads it, or on the device meta.
         precision: The precision in use on the device.
-        head_is_quantised: False if the output head keeps 16 bits, as on a GPU.
+        head_is_quantised: False if the output head stays in 16 bits, as on a GPU.
     """
     if precision not in WEIGHT_FORMATS:
         return None

@@ -31,7 +31,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Return the rank."""
+        """Return the rank: the number of rows of `down`, and of columns of `up`."""
         return self.down.shape[0]
 
 
@@ -98,7 +98,7 @@ def _pair(folder: Path, module: str, down: Tensor, up: Tensor, config: AdapterCo
 def fitted(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> Mapping[str, Pair]:
     """Return the matrices of an adapter by the names of the model's linear layers.
 
-    The matrices of a layer that contains several of them, as in Phi 3, are divided.
+    The matrices of a fused layer, such as Phi 3's qkv_proj, are divided among the layers that it combines.
 
     Args:
         adapter: The adapter.

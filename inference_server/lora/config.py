@@ -49,8 +49,8 @@ _WITHOUT_EFFECT = {
     "task_type",
     "use_rslora",
 }
-# Initializations that do not change the weights of the model. An adapter with another one fits only a model with
-# changed weights.
+# Initialisations that do not change the weights of the model. An adapter with another initialisation fits only a
+# model with changed weights.
 _INITIALIZATIONS = {"true", "false", "gaussian", "eva", "orthogonal", "none"}
 _EXPLANATIONS = {
     "use_dora": "is a DoRA adapter (use_dora)",

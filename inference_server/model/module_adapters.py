@@ -19,12 +19,12 @@ from inference_server.gpu.decoder import GpuDecoder
 from inference_server.gpu.inputs import upload
 from inference_server.lora.adapter import FUSED, Adapter, Pair, fitted
 
-_PANEL = 16  # outputs of gate, then of up, in the result of KernelLinear's gate_up without its gate
+_PANEL = 16  # outputs of gate, then of up, in the result of a KernelLinear from `without_gate`
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPart:
-    """A linear layer of the checkpoint. It computes the outputs `first` to `first + num_outputs` of `module`, perhaps fused."""
+    """A linear layer of the checkpoint: the `num_outputs` outputs from `first` on of `module`, which may be fused."""
 
     module: nn.Module
     first: int
@@ -34,7 +34,7 @@ class LayerPart:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rows of a pass that use one adapter. `adapter`: from 1. `rows`: int64; None if all rows use it."""
+    """The rows of a pass that use one adapter. `adapter`: its number, from 1. `rows`: int64; None for all rows."""
 
     adapter: int
     rows: Tensor | None
@@ -88,7 +88,7 @@ class ModuleAdapters:
         Args:
             parts: The linear layers that can be adapted, by their names in transformers' model.
             adapters: The adapters.
-            dtype: The dtype in which the matrices are kept and multiplied.
+            dtype: The dtype in which the matrices are stored and multiplied.
             device: The device of the model.
 
         Raises:
@@ -145,7 +145,7 @@ class ModuleAdapters:
 
 
 class _Ungated(nn.Module):
-    """Gate and up of a fused MLP without the gate: the outputs of gate, then those of up."""
+    """Gate and up of a fused MLP as one layer without silu(gate) * up: the outputs of gate, then those of up."""
 
     def __init__(self, linear: nn.Module) -> None:
         """`linear`: the layer whose outputs alternate: 16 of gate, then the matching 16 of up."""
@@ -177,7 +177,7 @@ def decoder_parts(decoder: GpuDecoder) -> dict[str, LayerPart]:
 def module_parts(model: Any, adapters: Items[Adapter]) -> dict[str, LayerPart]:
     """Return the linear layers of a transformers model that can be adapted, by their original names.
 
-    If an adapter adapts gate or up of a fused MLP on a CPU, the gate is separated from the product.
+    If an adapter adapts gate or up of a fused MLP on a CPU, silu(gate) * up becomes a separate operation.
 
     Args:
         model: A transformers causal language model, whose modules may be replaced by those of cpu.fused_modules.

@@ -32,7 +32,7 @@ from inference_server.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# Lengths in tokens of the prompts of the warm-up. Triton compiles a kernel for each range of sizes at its first use,
+# Lengths of the warm-up prompts, in tokens. Triton compiles a kernel for each range of sizes at its first use,
 # which takes seconds. These lengths use every range of the attention kernel and of the int8 product, for any number of
 # query heads that share a KV head.
 WARM_UP_LENGTHS = (1, 4, 16, 32, 64, 128)

@@ -1,8 +1,8 @@
 """Refuses models that this server does not run. Reads only their configuration, so that no weights are downloaded.
 
-Architectures are named by transformers' `model_type`. tests/exact/test_architectures.py makes a small model of every kind, and
-docs/architectures.md has the results. A model that this module does not list is loaded, and ModelRunner.probe checks it
-with one token.
+Architectures are named by transformers' `model_type`. tests/exact/test_architectures.py builds a small model of every
+kind, and docs/architectures.md has the results. A model that this module does not list is loaded, and
+ModelRunner.probe checks it with one token.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from inference_server.errors import UnsupportedModel
 
-# Names of the architectures, by the clause that is the reason.
+# Names of the architectures, by the reason, which is a clause.
 _BY_REASON: dict[str, str] = {
     'it embeds text instead of generating it: set task = "embedding" in its catalog entry': """
         albert bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert
@@ -54,6 +54,7 @@ def refuse_unsupported(folder: Path) -> None:
     Raises:
         UnsupportedModel: This server does not run the model. The message is a clause that names the architecture and
             the reason.
+        ValueError: config.json is not a JSON object.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -16,8 +16,8 @@ from inference_server.weights.fetching.disk_space import is_full, require_free
 from inference_server.weights.fetching.locks import exclusively, is_in_use, marked_in_use
 from tailrace_shared.config_errors import ConfigurationError
 
-# Filling a folder takes a few minutes at most. Where the file system has no locks, an older unfinished folder belongs to a
-# process that was killed.
+# Filling a folder takes a few minutes at most. Where the file system has no locks, an older unfinished folder is
+# assumed to belong to a killed process.
 _UNFINISHED_SECONDS = 3600.0
 _LOCKS = ".locks"
 # Folders of the cache folder that contain atomic folders.
@@ -68,14 +68,14 @@ def atomic_directory(folder: Path, *, num_bytes: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def made_once(folder: Path, activity: str) -> Iterator[bool]:
-    """Hold the lock of a folder in the cache, so that one of several processes makes it and the others wait.
+    """Hold the lock of a folder in the cache, so that one of several processes creates it and the others wait.
 
     Yields True if another process held the lock before.
 
     Args:
         folder: The folder. The block must first check whether it exists, because another process may have made it
             during the wait.
-        activity: What the holder does, for the log: "converting tiny.gguf".
+        activity: The activity of the lock's holder, for the log, such as "converting tiny.gguf".
     """
     with exclusively(_locks(folder.parent) / f"{folder.name}.lock", activity) as has_waited:
         yield has_waited

@@ -71,7 +71,7 @@ def weights_folder(weights: Weights, cache_dir: Path) -> Path:
 
 
 def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:
-    """Return a folder with the model's configuration. For a model on the hub, only that file is downloaded.
+    """Return a folder with the model's configuration. For a model on the hub, only config.json is downloaded.
 
     Args:
         weights: The source.

@@ -1,6 +1,6 @@
-"""Loads transformers models and tokenizers, in the requested precision. bitsandbytes is used only here.
+"""Loads transformers models and tokenizers, in the requested precision.
 
-The transformers models take more than a second to import, so they are imported only when one is loaded.
+The transformers models take more than a second to import, so they are imported only when a model is loaded.
 """
 
 import importlib
@@ -75,7 +75,7 @@ def load_model(
     """Load one model with its tokenizer.
 
     An int4 model is loaded as float32: `cpu.linear` computes the int4 weights when it packs the layers. Until then, the
-    experts of int4 and int8 models keep the checkpoint's dtype.
+    experts of int4 and int8 models stay in the checkpoint's dtype.
 
     Args:
         weights: The source of the weights; they are downloaded or converted first if necessary.

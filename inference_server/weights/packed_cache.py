@@ -1,4 +1,4 @@
-"""Keeps packed models in folders, so that the next start neither packs again nor imports transformers' models.
+"""Stores packed models in folders, so that the next start neither packs again nor imports transformers' models.
 
 Format: `model.safetensors` contains the decoder's tensors as the kernels read them; its metadata contains, as JSON under
 `tailrace`, everything else. The tokenizer is in the same folder, as transformers saves it. A folder belongs to one
@@ -57,7 +57,7 @@ def packed_folder(
     backends: Items[LinearBackend] = BACKENDS,
     rope: str = "",
 ) -> Path:
-    """Return the folder in which a model is, or will be, kept packed.
+    """Return the folder for a model's packed form, which may not exist yet.
 
     Args:
         cache_dir: The server's cache folder.
@@ -166,7 +166,7 @@ def _linear_tensors(name: str, linear: KernelLinear) -> Iterator[tuple[str, Tens
 
 
 def structure_of(decoder: DecoderWeights) -> dict[str, Any]:
-    """Return everything of a decoder apart from its tensors."""
+    """Return all properties of a decoder except its tensors, as JSON values."""
     return {
         "eps": decoder.eps,
         "num_heads": decoder.num_heads,

@@ -45,7 +45,7 @@ class PreparedModel:
     """A model that this server runs itself.
 
     Attributes:
-        model: A transformers model, or DecoderWeights; ModelRunner takes both.
+        model: A transformers model, or DecoderWeights; ModelRunner accepts both.
         tokenizer: The transformers tokenizer.
         info: Limits, end tokens and sampling defaults.
         num_bytes: Memory of the weights, in bytes.
@@ -63,7 +63,7 @@ class PreparedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """A model whose weights another engine loads.
+    """A model whose weights an external engine (vLLM) loads.
 
     Attributes:
         folder: Folder with the weights, as transformers reads it.
@@ -89,7 +89,7 @@ def describe(weights: Weights, settings: Settings) -> ModelDescription:
 def prepare(
     weights: Weights, precision: Precision, device: torch.device, settings: Settings, rope: RopeChoice = OWN_ROPE
 ) -> PreparedModel:
-    """Return a model that is ready to run on `device`. On a CPU, the packed form is kept in the cache folder.
+    """Return a model that is ready to run on `device`. On a CPU, the packed form is stored in the cache folder.
 
     Args:
         weights: The source of the weights.
@@ -252,7 +252,7 @@ def _pack(
     settings: Settings,
     keep: Callable[[DecoderWeights], DecoderWeights],
 ) -> PreparedModel:
-    """Replace the layers that have a CPU kernel. If all of them have one, return the result of `keep`."""
+    """Replace the layers that have a CPU kernel. If kernel programs compute every pass, `keep` returns the model."""
     model = loaded.model
     with progress(f"packing {weights} as {precision}"):
         fuse(model, precision, batch_invariant=settings.batch_invariant)

@@ -1,4 +1,4 @@
-"""Replaces an attribute of another library's module for a while."""
+"""Replaces an attribute of another library's module temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 
 @contextmanager
 def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Give a module's attribute another value during the body. Other threads see it too."""
+    """Set a module's attribute to another value during the `with` block. The value applies to all threads."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:

@@ -50,24 +50,24 @@ _LOADED_BYTES: Mapping[Precision, int] = {
     "bitsandbytes-int8": 1,
     "int4": 4,
 }
-_WIDE = ("float16", "bfloat16")  # precisions with embeddings in 16 bits; they have 32 bits with all others
-_FILE_COPIES = 1.5
+_WIDE = ("float16", "bfloat16")  # precisions with embeddings in 16 bits; in all others, embeddings have 32 bits
+_FILE_COPIES = 1.5  # peak memory while a GGUF file is loaded, as a multiple of the packed weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """The sizes of a decoder. Counts are numbers, not bytes.
+    """The sizes of a decoder, as numbers of elements or of layers, not in bytes.
 
     Attributes:
         linear_weights: Weights of the linear layers, without the output head.
-        vocab_weights: Weights of the embedding, which are as many as those of the output head.
+        vocab_weights: Number of weights of the embedding. The output head has the same number.
         is_tied: True if the output head and the embedding share their weights.
-        kv_width: Keys and values of one token in one layer, together.
+        kv_width: Number of elements of one token's keys and values in one layer, together.
         num_layers: Number of layers.
         max_tokens: The model's window in tokens; None: not given.
         quantized_bits: Bits per weight of a quantised checkpoint; None: it is not quantised, or a GGUF file.
         is_file: True for a GGUF file, whose weights are packed without an unpacked copy.
-        has_experts: True for a mixture of experts, whose weights keep 16 bits until they are packed.
+        has_experts: True for a mixture of experts, whose weights stay in 16 bits until they are packed.
     """
 
     linear_weights: int

@@ -17,9 +17,9 @@ def read_config(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Any | 
     """Return the transformers configuration of a model.
 
     Args:
-        weights: The source of the weights. Of a model on the hub, only the configuration is downloaded.
+        weights: The source of the weights. For a model on the hub, only the configuration is downloaded.
         cache_dir: Folder for downloaded packages and converted models.
-        may_fetch: True to download or convert what is missing; False to return None instead.
+        may_fetch: True to download or convert missing files; False to return None instead.
 
     Raises:
         ConfigurationError: For the same reasons as `loader.load_model`.
@@ -43,7 +43,7 @@ def predicted_share(config: Any, precision: Precision, *, on_gpu: bool) -> Quant
     Args:
         config: The transformers configuration.
         precision: The precision in use on the device.
-        on_gpu: True for a GPU, where the output head keeps 16 bits.
+        on_gpu: True for a GPU, where the output head stays in 16 bits.
 
     Raises:
         ValueError: transformers has no causal language model for this configuration.

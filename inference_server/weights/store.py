@@ -18,14 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Show | None = None) -> Path:
-    """Return the folder or the file of a model; download what is missing.
+    """Return the folder or the file of a model, after downloading the missing files.
 
-    For a complete model, no request is sent. Every downloaded file is compared with the hub's digest.
+    For a complete model, no request is sent unless `refresh` is set. Every downloaded file is compared with the hub's
+    digest.
 
     Args:
         weights: The source. A GGUF file is returned as a file, everything else as a folder.
         cache_dir: The server's cache folder. Models of the hub are in the hub's own cache.
-        refresh: True asks the hub whether the branch has a newer commit, as `tailrace pull` does.
+        refresh: True to ask the hub whether the branch has a newer commit, as `tailrace pull` does.
         show: Called twice a second with a line of progress, which replaces the one before. None: lines are logged.
 
     Raises:
@@ -67,7 +68,7 @@ def stored_models(cache_dir: Path) -> list[StoredModel]:
 def remove_stored(name: str, cache_dir: Path) -> int:
     """Remove a model, and the forms that this server derived from it. Returns the number of freed bytes.
 
-    A running server keeps the files that it has open. Unfinished folders of killed processes are removed as well.
+    A running server can still read the files that it has open. Unfinished folders of killed processes are also removed.
 
     Args:
         name: A name of `stored_models`. The name of a repository includes its GGUF files.
@@ -95,7 +96,7 @@ def _remove(model: StoredModel) -> None:
         model.path.resolve().unlink(missing_ok=True)
         model.path.unlink()
         folder = model.path.parent
-        with contextlib.suppress(OSError):  # a folder has other files, or other commits
+        with contextlib.suppress(OSError):  # a folder still contains other files or other commits
             while folder.name != SNAPSHOTS:
                 folder.rmdir()
                 folder = folder.parent

@@ -1,4 +1,4 @@
-"""Reads tokenizers that transformers has saved. Engines of the same model share one."""
+"""Reads tokenizers that transformers has saved. Engines of the same model share one tokenizer."""
 
 import hashlib
 import threading
@@ -13,7 +13,7 @@ _in_use: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer in a folder, in the fast format. While it is in use, equal files give the same object."""
+    """Return the tokenizer in a folder, in the fast format. Equal files share it while it is in use."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix != ".safetensors" and path.is_file():

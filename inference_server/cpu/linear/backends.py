@@ -1,7 +1,7 @@
 """Chooses the implementation of a linear layer on this CPU.
 
-A new instruction set needs one file in kernels/isa and one entry in kernels/isa/choice.py. A new layout of weights needs one
-implementation of LinearBackend and one entry in BACKENDS.
+A new instruction set needs one file in kernels/isa, one entry in kernels/isa/table.py, and its name in
+kernels/isa/choice.py. A new layout of weights needs one implementation of LinearBackend and one entry in BACKENDS.
 """
 
 from collections.abc import Sequence as Items
@@ -66,7 +66,7 @@ def choose_backend(
 
 
 def preferred_layout(backends: Items[LinearBackend] = BACKENDS) -> str:
-    """Return the layout of the first backend that can run on this CPU, for example "torch1"."""
+    """Return the name of the layout of the first backend that can run on this CPU, for example "torch1"."""
     return next(_layout(backend) for backend in backends if backend.obstacle() is None)
 
 

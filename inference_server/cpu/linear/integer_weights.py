@@ -1,4 +1,7 @@
-"""Converts linear weights to integer codes: those of bitsandbytes or a GGUF file, or else by rounding."""
+"""Converts the weights of linear layers to integer codes.
+
+Codes of bitsandbytes and of GGUF files are used as they are. Other weights are rounded.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +50,7 @@ class Int4Pairs:
 
     @classmethod
     def of(cls, weight: Int4) -> "Int4Pairs":
-        """Return the same weights. Their groups have 32 inputs."""
+        """Pack two codes into each byte. The groups of `weight` have 32 inputs."""
         halves = weight.codes.view(*weight.scales.shape, 2, GROUP // 2)
         return cls(halves[..., 0, :] | (halves[..., 1, :] << 4), weight.scales.half(), weight.minima.half())
 

@@ -21,7 +21,7 @@ class LinearKind:
     """The properties of a linear layer that determine its layout and its kernel."""
 
     weight_format: WeightFormat
-    is_head: bool = False  # the output may be float32, rounded to the activations' dtype
+    is_head: bool = False  # the output may be float32, with values rounded to the activations' dtype
     is_gated: bool = False  # gate and up of an MLP; the output is silu(gate) * up, half as wide
     is_invariant: bool = False  # a row's result is bit-identical for any number of rows
 

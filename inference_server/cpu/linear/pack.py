@@ -18,7 +18,8 @@ from inference_server.cpu.linear.weight_types import Weights
 from inference_server.linears.plain import GROUP, as_linear, is_int8, is_linear
 from inference_server.precision import Precision
 
-# Modules of transformers, by the names of their classes, that read the weights of their linear layers.
+# Modules of transformers, by the names of their classes, that access the weights of their linear layers directly. These
+# layers cannot be replaced.
 _READING_WEIGHTS = {"HunYuanMoEV1Gate"}
 
 
@@ -39,7 +40,7 @@ def pack(
             stack of several.
         precision: The precision of these layers (the output head of an int4 model is packed as int8).
         batch_invariant: A row's result must be bit-identical for any number of rows.
-        is_head: The output may be float32, rounded to the activations' dtype.
+        is_head: The output may be float32, with values rounded to the activations' dtype.
         is_gated: The outputs are those of gate, then of up of an MLP. The module may then return silu(gate) * up; if it does,
             its attribute `is_gated` is True.
         backends: The candidates, of which the first that supports the layer is used.
@@ -59,7 +60,7 @@ def pack_linears(
     batch_invariant: bool = False,
     backends: Items[LinearBackend] = BACKENDS,
 ) -> None:
-    """Replace every linear layer of a loaded model in place. An int4 model's head gets 8 bits, as in GGUF files.
+    """Replace every linear layer of a loaded model in place. An int4 model's head has 8 bits, as in GGUF files.
 
     The parameters are the same as for `pack`.
     """

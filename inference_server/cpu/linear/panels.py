@@ -65,7 +65,7 @@ class PanelBackend:
         return obstacle() if self.isa is None else None
 
     def supports(self, weight_format: WeightFormat, in_features: int) -> bool:
-        """Check whether a kernel takes weights of this format and width. Compiles the kernel if necessary."""
+        """Check whether a kernel supports weights of this format and width. Compiles the kernel if necessary."""
         divisor = _DIVISORS.get(weight_format)
         fits = divisor is not None and in_features % divisor == 0 and in_features <= _MAX_INPUTS
         return fits and kernel(f"linear-{weight_format}", isa=self.isa) is not None
@@ -122,7 +122,7 @@ class PanelBackend:
         return classes[packed.kind.weight_format](packed, self.isa)
 
     def _int8(self, weight: Int8, is_gated: bool) -> Tensor:
-        """Return the codes in the order (panel, 4 inputs, output, input)."""
+        """Return the codes in the order (panel, group of 4 inputs, output, input)."""
         assert self.isa is not None
         codes = _in_order(weight.codes, is_gated)
         panels = codes.view(-1, _PANEL, codes.shape[1] // 4, 4).transpose(1, 2)
@@ -134,7 +134,7 @@ class PanelBackend:
 
 
 def _bf16(weight: Tensor, is_gated: bool) -> Tensor:
-    """Return the weights in the order (panel, 2 inputs, output, input)."""
+    """Return the weights in the order (panel, pair of inputs, output, input)."""
     panels = _in_order(weight, is_gated).view(-1, _PANEL, weight.shape[1] // 2, 2)
     return panels.transpose(1, 2).contiguous()
 

@@ -19,7 +19,7 @@ _WIDTHS: tuple[WeightFormat, ...] = ("int4", "int8", "bf16", "float32")
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """Weights in the number format of a file, which a kernel writes in the order of a layer's kernel.
+    """Weights in a file's number format. A kernel converts them to the layout that a linear layer's kernel reads.
 
     Attributes:
         format_name: A key of kernels.linear.stored.FORMATS.
@@ -61,7 +61,7 @@ class StoredLinear(nn.Module):
 
     @abstractmethod
     def weight_format(self, precision: Precision) -> WeightFormat:
-        """Return the format in which the layer's own weights are packed in a precision."""
+        """Return the format to which this layer alone would be packed in a precision."""
 
     @abstractmethod
     def int4(self) -> Int4Pairs:
@@ -69,7 +69,7 @@ class StoredLinear(nn.Module):
 
     @abstractmethod
     def int8(self) -> Int8:
-        """Read the weights as int8."""
+        """Read the weights as int8 codes with one scale for each output."""
 
     @abstractmethod
     def plain(self, dtype: torch.dtype) -> Tensor:

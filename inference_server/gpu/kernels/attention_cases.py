@@ -1,4 +1,4 @@
-"""Specializations of the attention kernels to compile without a GPU: models' shapes, dtypes and devices."""
+"""Specialisations of the attention kernels to compile without a GPU: models' shapes, dtypes and devices."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -53,7 +53,10 @@ class Target(NamedTuple):
 
 
 def targets() -> Iterator[Target]:
-    """Yield every combination. The number of multiprocessors has no effect on the compiled code."""
+    """Yield every combination of shape, dtype and device, with bfloat16 only where the device supports it.
+
+    The number of multiprocessors has no effect on the compiled code, so it is set to 1.
+    """
     for capability in CAPABILITIES:
         device = Device(capability, SHARED_MEMORY_BYTES[capability], 1)
         for shape in SHAPES:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import SHARED_MEMORY_BYTES
 
-# A score lower than every other. Minus infinity would give NaN where a row sees no key of a tile (infinity minus
-# infinity).
+# A score lower than every other. Minus infinity would result in NaN where all keys of a tile are masked (infinity
+# minus infinity).
 HIDDEN = tl.constexpr(-1e30)
 LOG2_E = tl.constexpr(math.log2(math.e))
 # Narrower heads are padded to this width, the smallest that tensor cores multiply.
@@ -63,19 +63,20 @@ def attend(
         values: The same for the values.
         table: Pointer to the sequence's block numbers.
         head: The KV head.
-        begin: The first key.
-        end: The last key, plus one.
-        positions: (rows,) the last key that each row may see. Read if MASKED.
-        scale: Factor from a product of query and key to a base-2 exponent, or of the limited score if LIMITED.
-        limit: Factor from that product to the exponent of tanh. Read if LIMITED.
-        window: Number of keys that each row sees up to its position. Read if MASKED and WINDOWED.
+        begin: Position of the first key.
+        end: Position after the last key.
+        positions: (rows,) the position of the last key that each row attends to. Read if MASKED.
+        scale: Factor that converts a product of query and key to a base-2 exponent. If LIMITED, it multiplies the
+            result of tanh instead.
+        limit: Factor that converts that product to the base-2 exponent in the formula of tanh. Read if LIMITED.
+        window: Number of keys that each row attends to, up to its position. Read if MASKED and WINDOWED.
         KV_HEADS: Number of KV heads.
         DIM: Width of a head, a multiple of 8.
         WIDTH: DIM, or the next power of two.
         PAGE: Number of tokens of a block of the cache.
         TILE: Number of keys of a tile.
-        MASKED: False if all rows see all keys and the number of keys is a multiple of TILE.
-        WINDOWED: True if `window` limits what a row sees.
+        MASKED: False if all rows attend to all keys and the number of keys is a multiple of TILE.
+        WINDOWED: True if `window` limits the keys of a row.
         LIMITED: True for a softcap.
     """
     offsets = tl.arange(0, TILE)
@@ -119,7 +120,7 @@ def attend(
 
 @triton.jit
 def initial_state(sinks, heads, begins, ROWS: tl.constexpr, SINKS: tl.constexpr):
-    """Return `top` and `total` of rows that have seen no key.
+    """Return `top` and `total` of rows before their first key.
 
     A sink is a score without a value. The rows of `begins` start as if they had already processed their sink.
 

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels without a GPU, for each compute capability, and checks their registers and shared memory.
 
-`python -m inference_server.gpu.kernels.compilation` prints one line for each specialization: registers of a thread, bytes
-that spill from registers to memory, and shared memory. It ends with status 1 if one of them exceeds its limit.
+`python -m inference_server.gpu.kernels.compilation` prints one line for each specialisation: registers of a thread,
+bytes that spill from registers to memory, and shared memory. It ends with status 1 if one of them exceeds its limit.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -68,13 +68,13 @@ class Report:
 
 
 def cases_of(module: str) -> list[CompileCase]:
-    """Return the specializations of a module of this package, by its name in MODULES."""
+    """Return the specialisations of a module of this package, by its name in MODULES."""
     cases: list[CompileCase] = importlib.import_module(f"{__package__}.{module}").compile_cases()
     return cases
 
 
 def compile_case(case: CompileCase, capability: int) -> Report:
-    """Compile one specialization for a compute capability (times 10). Takes 0.1 to 5 s, less if Triton's cache has it.
+    """Compile one specialisation for a compute capability (times 10). Takes 0.1 to 5 s, less if Triton's cache has it.
 
     Raises:
         triton.compiler.errors.CompilationError: The kernel's source is wrong for these constants.
@@ -105,19 +105,19 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_indexed(module: str, index: int, capability: int) -> Report:
-    """Compile one specialization of `module`, by its index. Kernels cannot be sent to another process, but indices can."""
+    """Compile one specialisation of `module`, by its index: kernels cannot be pickled for another process."""
     return compile_case(cases_of(module)[index], capability)
 
 
 def reports(
     modules: Sequence[str], capabilities: Sequence[int], *, only_first: bool, processes: int
 ) -> Iterator[tuple[int, int, Report]]:
-    """Compile the specializations of some modules in parallel. Yields a number from 1, the total, and a report.
+    """Compile the specialisations of some modules in parallel. Yields a number from 1, the total, and a report.
 
     Args:
         modules: Names from MODULES.
         capabilities: Compute capabilities, times 10.
-        only_first: Compile a module's first specialization for each capability only.
+        only_first: Compile a module's first specialisation for each capability only.
         processes: Number of processes; 1 is this process.
     """
     jobs = []

@@ -1,4 +1,4 @@
-"""The type of one specialization of a Triton kernel, for compiling without a GPU. Imports neither torch nor Triton."""
+"""The type of one specialisation of a Triton kernel, for compiling without a GPU. Imports neither torch nor Triton."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 CAPABILITIES = (75, 80, 86, 89, 90, 100)
 # bfloat16 needs one of these compute capabilities.
 BFLOAT16_CAPABILITIES = tuple(capability for capability in CAPABILITIES if capability >= 80)
-# The largest shared memory of one block of threads (CUDA's "program") in bytes, by compute capability.
+# The largest shared memory of one thread block (Triton calls it a program) in bytes, by compute capability.
 SHARED_MEMORY_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
 

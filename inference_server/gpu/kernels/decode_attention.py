@@ -207,7 +207,7 @@ def paged_decode_attention(
 
 
 def chosen_splits(num_sequences: int, num_kv_heads: int, max_keys: int, num_multiprocessors: int) -> int:
-    """Return the number of splits, a power of two, that gives each multiprocessor about two programs.
+    """Return the number of splits, a power of two, for about two programs on each multiprocessor.
 
     The number depends on shapes only, never on the lengths, so it is valid for every replay of a recorded CUDA graph.
 
@@ -257,7 +257,7 @@ def join_constants(head_dim: int, splits: int) -> dict[str, int]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations of both kernels for the models' shapes, with 8 splits.
+    """Return the specialisations of both kernels for the models' shapes, with 8 splits.
 
     One shape is also compiled with 1 split.
     """

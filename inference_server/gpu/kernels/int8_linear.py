@@ -1,17 +1,17 @@
-"""The product of few rows of activations with int8 weights, on bitsandbytes' codes. Activations stay 16-bit.
+"""The product of a few rows of activations with int8 weights, such as bitsandbytes' codes. Activations stay 16-bit.
 
 With so few rows, the time of the product is the time to read the codes. So the kernel copies the next tiles of codes to
 shared memory while it computes with the current one. On an H200, the tilings keep copies of about 5 MB of codes in
 flight, enough to hide the memory's latency at full bandwidth.
 
-The codes are the left side of a product on tensor cores, so a single row of activations is padded to 8, not to 16. Up
-to 32 rows, each warp computes its own share of the inputs. No other warp reads or converts these codes, and even a
-program with few outputs occupies four warps. With more rows the warps share the outputs and the rows, since that needs
-fewer registers.
+The codes are the left side of a product on tensor cores, so a single row of activations is padded to 8, not to 16.
+With up to 32 rows, each warp computes its own share of the inputs. No other warp reads or converts these codes, and
+even a program with few outputs occupies four warps. With more rows the warps share the outputs and the rows, since that
+needs fewer registers.
 
 Every program reads all rows of activations. So with many rows, a program computes more outputs, which reduces the
-number of programs. Where this gives too few programs for the GPU, the inputs are split too, and a second kernel adds
-the parts in a fixed order.
+number of programs. Where this results in too few programs for the GPU, the inputs are split too, and a second kernel
+adds the parts in a fixed order.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
@@ -174,7 +174,7 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = 
 
     A row's result depends neither on the other rows nor on their number, as long as that number stays in one of these
     ranges: 1 to 8, 9 to 16, 17 to 32, 33 to 64. Below compute capability 8.0 the ranges are 1 to 16 and 17 to 64. Within a
-    range, results agree bit for bit. Every call on GPUs of the same model gives the same bits.
+    range, results agree bit for bit. Calls on GPUs of the same model return the same bits.
     """
     if x.shape[0] == 0:
         return x.new_empty(0, codes.shape[0])
@@ -254,7 +254,7 @@ def _reduce_case(dtype: str, splits: int) -> CompileCase:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for offline compilation: every tiling in both dtypes, and the product row by row."""
+    """Return the specialisations for offline compilation: every tiling in both dtypes, and the product row by row."""
     cases = int8_row_by_row.compile_cases()
     for dtype in ("fp16", "bf16"):
         cases += [_linear_case(dtype, tiling, has_bias=tiling.rows == 8) for tiling in TILINGS]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference_server.gpu.kernels.compile_case import BFLOAT16_CAPABILITIES, CAPABILITIES, CompileCase, pointers
 
-# From this number of rows on, dequantizing once and multiplying with cuBLAS is faster.
+# Above this number of rows, dequantising once and multiplying with cuBLAS is faster.
 MAX_ROWS = 16
 
 _OUTPUTS = 16
@@ -74,7 +74,7 @@ def multiply_row_by_row(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor |
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the float16 specialization for offline compilation: these older GPUs do not support bfloat16."""
+    """Return the float16 specialisation for offline compilation: these older GPUs do not support bfloat16."""
     signature = {"x": "*fp16", "codes": "*i8", "scales": "*fp32", "bias": "*fp16", "out": "*fp16"}
     return [
         CompileCase(

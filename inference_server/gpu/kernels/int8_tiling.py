@@ -72,8 +72,8 @@ def choose_tiling(num_rows: int, num_outputs: int) -> Tiling:
 def choose_num_splits(tiling: Tiling, num_outputs: int, num_inputs: int, multiprocessors: int) -> int:
     """Return the number of parts into which the inputs are split: 1, 2, 4 or 8.
 
-    This is the smallest number that gives at least nine of ten multiprocessors a program. It is smaller if a program
-    would otherwise have fewer than two steps.
+    This is the smallest number with which at least nine of ten multiprocessors run a program. It is smaller if a
+    program would otherwise have fewer than two steps.
     """
     programs = -(-num_outputs // tiling.outputs)
     steps = -(-num_inputs // tiling.step)

@@ -1,4 +1,4 @@
-"""RMS norms of rows, and of sums of two rows. One program computes one row and keeps it in registers."""
+"""RMS norms of rows, and of sums of two rows. One program computes one row, which stays in registers."""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
 import triton
@@ -70,7 +70,7 @@ def add_rms_norm(hidden: Tensor, delta: Tensor, weight: Tensor, eps: float) -> T
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for offline compilation: the narrowest and the widest usual rows, in both dtypes."""
+    """Return the specialisations for offline compilation: three usual widths of rows, in both dtypes."""
     cases = []
     for dtype in ("fp16", "bf16"):
         for width in (1024, 4096, 8192):

@@ -252,9 +252,9 @@ def row_counts(head_dim: int, device: Device) -> tuple[int, ...]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for the models' shapes, with the most rows.
+    """Return the specialisations for the models' shapes, with the most rows.
 
-    One shape is also compiled with fewer rows.
+    One shape is also compiled with fewer rows, and three with a sliding window.
     """
     cases = []
     for target in targets():

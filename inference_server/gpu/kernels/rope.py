@@ -19,9 +19,9 @@ _NUM_WARPS = 2
 
 @triton.jit
 def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):
-    """Return both halves of the RMS norms of heads, (heads, half) float32.
+    """Return both halves of RMS-normalised heads, (heads, half) float32.
 
-    They are rounded to `dtype` before and after the weight, as in norms.py.
+    Values are rounded to `dtype` before and after the multiplication by the weight, as in norms.py.
     """
     mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / width
     scale = tl.rsqrt(mean + eps)[:, None]
@@ -107,7 +107,7 @@ def rope_and_write(
 ) -> Tensor:
     """Write rotated keys and values into the cache, and return the rotated queries; see ops.rope_and_write.
 
-    head_dim is even and up to 256. Heads are normalized only if both norms are present.
+    head_dim is even and up to 256. Heads are normalised only if both norms are present.
     """
     tokens, width = qkv.shape[0], keys.shape[-1]
     out = qkv.new_empty(tokens, num_heads, width)
@@ -159,7 +159,7 @@ def _case(dtype: str, width: int, has_norms: bool) -> CompileCase:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for offline compilation: three widths of heads and both dtypes, with and without norms."""
+    """Return the specialisations for offline compilation: three head widths and both dtypes, with and without norms."""
     return [
         _case(dtype, width, has_norms)
         for dtype in ("fp16", "bf16")

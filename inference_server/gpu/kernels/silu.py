@@ -36,7 +36,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specializations for offline compilation: both dtypes."""
+    """Return the specialisations for offline compilation: both dtypes."""
     return [
         CompileCase(
             f"silu_mul {dtype}",

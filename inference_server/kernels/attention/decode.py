@@ -1,9 +1,9 @@
 """The kernel of decode attention: one new token of each sequence attends over the sequence's blocks of keys and values.
 
-A work item is one sequence and one KV head, with the `group` of query heads that share it. The keys are read once,
-KEYS_PER_UPDATE of them at a time, with an online softmax: the kernel keeps the largest score so far, and the sum of weights
-and the weighted values relative to it. One thread computes an item, in an order that depends on the sequence's length only,
-so the result depends neither on other sequences nor on the number of threads.
+A work item is one sequence and one KV head, with the `group` of query heads that share this KV head. The keys are read
+once, KEYS_PER_UPDATE of them at a time, with an online softmax. The kernel stores the largest score so far, and the sum
+of weights and the weighted values relative to it. One thread computes an item, in an order that depends on the
+sequence's length only, so the result depends neither on other sequences nor on the number of threads.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class _Item:
 
 
 class _DecodeAttention:
-    """Emits the kernel."""
+    """Emits the kernel `decode_attention`: the loop over work items, and the steps of one item."""
 
     def __init__(self, code: Code, block: Int, is_bf16: bool, cache_is_bf16: bool) -> None:
         self._code, self._block = code, block
@@ -91,7 +91,7 @@ class _DecodeAttention:
                     self._finish(target)
 
     def _clear(self, outputs: Int, total: Int, is_bf16: bool) -> None:
-        """Write `total` zeros."""
+        """Write `total` zeros to the address `outputs`, in bfloat16 or float32."""
         with self._code.loop(0, total, self._lanes) as index:
             store(self._code, self._code.floats(0.0, self._lanes), outputs + index * element_bytes(is_bf16), is_bf16)
 
@@ -114,7 +114,7 @@ class _DecodeAttention:
             code.store(total.get(), scratch.state + head * 8 + 4, 4)
 
     def _attend(self, item: _Item, first: Int, length: Int) -> None:
-        """Attend over the keys from position `first` to `length`."""
+        """Attend over the keys at the positions first, …, length - 1."""
         code, given, scratch = self._code, self._given, self._scratch
         with code.loop(first, length, KEYS_PER_UPDATE) as start:
             count = (length - start).minimum(KEYS_PER_UPDATE)
@@ -149,7 +149,7 @@ class _DecodeAttention:
             done.set(before + run)
 
     def _score(self, count: Int) -> None:
-        """Write the scores of the keys of one update. Scores beyond `count` in the last vector are the lowest."""
+        """Write the scores of the keys of one update. Scores beyond `count` in the last vector are set to _LOWEST."""
         code, given, scratch, lanes = self._code, self._given, self._scratch, self._lanes
         with code.loop(0, count, keys_at_once(code)) as first:
             self._pack_keys(first, count)
@@ -168,7 +168,8 @@ class _DecodeAttention:
     def _pack_keys(self, first: Int, count: Int) -> None:
         """Write the keys of one call of `dots` as float32. Keys beyond `count` repeat the last one.
 
-        Prefetches their values and the next keys, because the CPU does not predict accesses across rows and blocks.
+        Prefetches their values and the next keys, because the hardware prefetcher does not follow accesses across rows
+        and blocks.
         """
         code, given, scratch, lanes = self._code, self._given, self._scratch, self._lanes
         num_keys = keys_at_once(code)
@@ -229,7 +230,7 @@ class _DecodeAttention:
 
 
 def make_decode_attention(is_bf16: bool, cache_is_bf16: bool) -> Emit:
-    """Return the kernel `decode_attention`.
+    """Return the function that emits the kernel `decode_attention`.
 
     Args:
         is_bf16: True if queries and result are bfloat16, False for float32.

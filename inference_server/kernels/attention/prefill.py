@@ -22,7 +22,7 @@ QUERIES = 32  # queries of a work item
 KEYS = 32  # keys of a piece, whose values are packed together; a block holds whole pieces
 KEYS_PER_UPDATE = 128  # keys between two updates of the softmax
 _SEGMENTS, _SEGMENT = 32, 48  # bytes of the table's header, and of each segment
-_PIECE, _GROUP = 32, 40  # places, in a segment's entry, of its first piece of keys and its first group of queries
+_PIECE, _GROUP = 32, 40  # byte offsets, in a segment's entry, of the numbers of its first piece and first group
 
 
 class _Arguments:
@@ -72,7 +72,7 @@ class _Scratch:
 
 
 def make_prefill_attention(is_bf16: bool) -> Emit:
-    """Return the prefill attention kernel for keys and values in bfloat16.
+    """Return the function that emits the prefill attention kernel, for keys and values in bfloat16.
 
     `is_bf16`: queries and result are bfloat16, otherwise float32. arguments.prefill_segments builds the table.
     """

@@ -1,6 +1,6 @@
 """The online softmax of prefill attention, for 16 queries at a time, one in each lane of a vector.
 
-Scores are (keys, 32 queries) float32; weights are pairs of keys in bfloat16, as Bf16Unit takes them.
+Scores are (keys, 32 queries) float32; weights are pairs of keys in bfloat16, in the layout that Bf16Unit reads.
 """
 
 from inference_server.kernels.attention.transposition import TILE_BYTES
@@ -25,7 +25,7 @@ def reset(code: Code, state: Int) -> None:
 
 
 def set_sink(code: Code, state: Int, sink: Int) -> None:
-    """Initialise the references and sums of 16 queries to a score without a value. `sink`: its address, float32."""
+    """Initialise 16 queries as after one key that has a score but no value. `sink`: the score's address, float32."""
     code.store(code.load_splat(sink, FLOAT, LANES), state)
     code.store(code.floats(1.0), state + _SUM)
 
@@ -53,7 +53,7 @@ def _exp(code: Code, x: Vector) -> Vector:
 
 
 def _mask_later_keys(code: Code, scores: Int, first_key: Int, num_keys: Int, position: Int) -> None:
-    """Replace scores by LOWEST where a query, of 16 from `position` on, comes before the key."""
+    """Replace the scores of keys that come after the query by LOWEST, for 16 queries from `position` on."""
     lanes = code.floats([float(lane) for lane in range(LANES)])
     positions = lanes + position.to_float()  # exact up to 2**24
     with code.loop(0, num_keys) as key:
@@ -105,13 +105,13 @@ def update(
 
     Args:
         code: The function to append to.
-        scores: Address of the scores; later keys' scores are overwritten.
-        weights: Address of the result, for every 32 keys two tiles.
+        scores: Address of the scores; those of keys after a query are overwritten.
+        weights: Address of the result: two tiles for every 32 keys.
         first_key: Position of the first key.
         num_keys: A multiple of 32.
         scaling: The factor on the scores.
         position: Position of the first query.
-        state: Address of each query's reference, float32. The sums of weights are 128 bytes behind the references.
+        state: Address of each query's reference, float32. The sums of weights are 128 bytes after the references.
         outputs: Address of the weighted values so far, (width, 32 queries) float32.
         width: Values of a head.
     """

@@ -1,8 +1,8 @@
 """Emits a kernel's control flow, memory accesses and atomic counters.
 
-A kernel is a Python function that receives a `Code` and the address of its argument block. Python loops and functions in
-it run once, while the code is generated: they unroll and inline. `Code.loop`, `Code.when` and `Code.call` emit loops,
-branches and calls. The argument block is described in jit/arguments.py.
+A Python function defines a kernel. It receives a `Code` and the address of the argument block. Its Python loops and
+calls run once, while the code is generated, so the generated code is unrolled and inlined. `Code.loop`, `Code.when` and
+`Code.call` emit loops, branches and calls. The argument block is described in jit/arguments.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Code:
         """Start a function.
 
         Args:
-            builder: Appends instructions to it.
+            builder: llvmlite's builder, which appends instructions to the function.
             isa: The instruction set for which the kernel is compiled.
             block: The address of the kernel's argument block; None in a function that a kernel calls.
         """
@@ -144,7 +144,7 @@ class Code:
 
         Args:
             name: The function's name, which identifies it within the kernel.
-            emit: Emits its body, from its own `Code` and its arguments.
+            emit: Emits the function's body, from a `Code` for this function and the function's arguments.
             arguments: Int or Float values.
         """
         module = self.builder.module
@@ -176,7 +176,8 @@ class Code:
         """Return an address as an LLVM pointer to the type `to`.
 
         If a constant was added to the address last, it becomes an offset of the pointer. LLVM then uses it as the offset in
-        the load or store. On Arm it otherwise chooses offsets that do not fit there, and computes every address.
+        the load or store. On Arm, LLVM would otherwise choose offsets that do not fit into the instruction, and compute
+        every address.
         """
         base, offset = address.llvm, 0
         while isinstance(base, ir.Instruction) and base.opname == "add" and isinstance(base.operands[1], ir.Constant):

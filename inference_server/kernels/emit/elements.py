@@ -6,12 +6,12 @@ from inference_server.kernels.emit.values import Int, Vector
 
 
 def element_bytes(is_bf16: bool) -> int:
-    """Return the bytes of a value."""
+    """Return the number of bytes of a value in memory."""
     return 2 if is_bf16 else 4
 
 
 def load(code: Code, address: Int, is_bf16: bool, lanes: int = LANES) -> Vector:
-    """Load consecutive values."""
+    """Load `lanes` consecutive values."""
     if not is_bf16:
         return code.load_floats(address, lanes)
     return (code.load_vector(address, INT16, lanes, 2).widened(INT32) << 16).bits_as(FLOAT)

@@ -34,7 +34,7 @@ class Target:
 
 
 def generate(emit: Emit, isa: "InstructionSet", triple: str) -> str:
-    """Return the LLVM code of a kernel as text.
+    """Return the LLVM IR of a kernel as text.
 
     Args:
         emit: Emits the kernel from a `Code` and the address of the argument block.
@@ -77,7 +77,7 @@ def _optimised(emit: Emit, isa: "InstructionSet", target: Target) -> Any:
     module.verify()
     options = binding.create_pipeline_tuning_options()
     options.speed_level = 3
-    # The kernels are vectors already, and unrolled where that helps. These passes would only cost time.
+    # The kernels are vectors already, and unrolled where that helps. These passes would only make compilation slower.
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     passes = binding.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
@@ -86,7 +86,7 @@ def _optimised(emit: Emit, isa: "InstructionSet", target: Target) -> Any:
 
 @cache
 def target_machine(target: Target) -> Any:
-    """Return LLVM's target machine, which also loads object files if the target is this process."""
+    """Return LLVM's target machine. It can also load object files if the target describes this process."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     is_x86 = target.triple.startswith("x86")

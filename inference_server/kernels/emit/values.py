@@ -38,7 +38,7 @@ class Value:
 
 
 class Condition(Value):
-    """A boolean."""
+    """A boolean, or a vector of booleans."""
 
     __slots__ = ()
 

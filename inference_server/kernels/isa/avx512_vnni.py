@@ -6,7 +6,7 @@ from inference_server.kernels.isa.instruction_set import Tiling
 
 
 class Avx512Vnni(AvxVnni):
-    """The instruction vpdpbusd on 512-bit vectors."""
+    """Multiplies with the instruction vpdpbusd, on 512-bit vectors."""
 
     name = "avx512-vnni"
     llvm_cpu = "cascadelake"

@@ -35,7 +35,7 @@ class AvxVnni(Avx2):
 
 
 class AvxVnniInAvx512(AvxVnni):
-    """The same code for CPUs that have AVX512-VNNI but not AVX-VNNI's encoding (Zen 4), so that they can test it."""
+    """The same code for CPUs that have AVX512-VNNI but not AVX-VNNI's encoding (Zen 4), so that tests can run there."""
 
     llvm_cpu = "haswell"
     llvm_features = "+avx512f,+avx512vl,+avx512vnni,+prefer-256-bit"

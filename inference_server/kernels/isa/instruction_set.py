@@ -26,8 +26,8 @@ class Tiling:
     """The blocks in which a product is computed.
 
     Attributes:
-        panels: Panels of 16 outputs that are multiplied at the same time, 1 or 2. A single row always takes one.
-        rows: The numbers of rows that have a block of their own, in ascending order, starting with 1.
+        panels: Panels of 16 outputs in a block, 1 or 2. A block of a single row always has one panel.
+        rows: The numbers of rows that a block can have, in ascending order, starting with 1.
     """
 
     panels: int
@@ -77,7 +77,7 @@ class InstructionSet:
             code: The function to append to.
             total: int32, `lanes` lanes.
             weights: Vectors of int32 lanes with 4 codes each: unsigned if `unsigned_codes`, otherwise signed.
-            inputs: Vectors of int32 lanes with 4 signed digits each, from -64 to 64.
+            inputs: Vectors of int32 lanes with 4 signed digits each, from -64 to 63.
             are_nibbles: The weights are at most 15, and there are at most 8 vectors of them.
         """
         lanes = total.lanes
@@ -97,7 +97,7 @@ class InstructionSet:
         return [widened_pair(word) for word in self.load_words(code, address, count, lanes)]
 
     def prepare_pairs(self, code: "Code", pairs: Vector) -> Any:
-        """Return weights, two bfloat16 in each int32 lane, in the form that `multiply_pairs` takes."""
+        """Return weights, two bfloat16 in each int32 lane, in the form that `multiply_pairs` expects."""
         return widened_pair(pairs)
 
     def multiply_pairs(self, code: "Code", total: Vector, weights: Any, inputs: Any) -> Vector:

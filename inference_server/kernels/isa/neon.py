@@ -36,7 +36,7 @@ class Neon(InstructionSet):
         return [four.shuffled([lane] * 4) for four in fours for lane in range(4)]
 
     def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
-        """See InstructionSet. Loads and widens four words together, then takes their lanes."""
+        """See InstructionSet. Loads and widens four words together, then selects their lanes."""
         if lanes != 4 or count % 4:
             return super().load_pairs(code, address, count, lanes)
         fours = [widened_pair(code.load_vector(address + 16 * index, INT32, 4)) for index in range(count // 4)]
@@ -55,7 +55,8 @@ class Neon(InstructionSet):
     ) -> Vector:
         """See InstructionSet.
 
-        Digits are at most 64 and codes at most 127, so sums of 4 products fit into int16, and of 8 products with nibbles.
+        Digits are from -64 to 63 and codes from -127 to 127, so sums of 4 products fit into int16. With nibbles, so do
+        sums of 8 products.
         """
         four = code.ints(0, 4).llvm.type
         low: Vector | None = None

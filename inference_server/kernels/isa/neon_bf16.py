@@ -21,7 +21,7 @@ class NeonBf16(NeonDotprod):
     bf16_tiling = Tiling(1, (1, 2, 4))
 
     def load_pairs(self, code: "Code", address: Int, count: int, lanes: int) -> list[Any]:
-        """See InstructionSet. Loads two pairs at a time: with four, LLVM does not emit the bfdot that takes one lane."""
+        """See InstructionSet. Loads two pairs at a time: with four, LLVM does not emit the by-lane form of bfdot."""
         twos = [code.load_vector(address + 8 * index, BFLOAT16, 4) for index in range(count // 2)]
         return [two.shuffled([2 * pair, 2 * pair + 1] * 4) for two in twos for pair in range(2)]
 

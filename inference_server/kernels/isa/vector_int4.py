@@ -20,7 +20,7 @@ class Int4Unit:
         """`num_rows`: all rows that the kernel will multiply. `width`: inputs."""
 
     def release(self, code: "Code") -> None:
-        """Finish the use of the unit."""
+        """Release the tile registers, if the unit uses any. This unit uses none."""
 
     def use_panels(self, code: "Code", panels: Int) -> None:
         """Prepare for `multiply` with the two panels at this address."""
@@ -32,7 +32,7 @@ class Int4Unit:
 
         Args:
             code: The function to append to.
-            rows: Address of a block of digits (activations.py) with 32 inputs a tile.
+            rows: Address of a block of digits (activations.py) with 32 inputs per tile.
             panels: Address of two panels.
             sums: Address of the sums of each row's groups, (8, groups) float32.
             num_groups: Inputs / 32.

@@ -1,8 +1,8 @@
 """Matrix products on vector registers: rows of activations times panels of 16 outputs.
 
 A unit multiplies up to 32 rows by two panels, 32 outputs. An instruction set without tile registers uses these units.
-Blocks of rows and panels whose sums fit into the registers are functions of their own. Each sum is added up in the order
-of the inputs, so a row's result does not depend on the other rows.
+Rows and panels are divided into blocks whose sums fit into the registers. Each size of block is a separate function.
+Each sum is added up in the order of the inputs, so a row's result does not depend on the other rows.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class Bf16Unit:
         """Prepare for `multiply` with the rows that remain after groups of 32."""
 
     def release(self, code: "Code") -> None:
-        """Finish the use of the unit."""
+        """Release the tile registers, if the unit uses any. This unit uses none."""
 
     def multiply(
         self,
@@ -115,8 +115,8 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
     places = [out + (TOTAL_ROW * row + 64 * panel + 4 * part) for row, panel, part in cells]
     starts = [code.load_floats(place, lanes) if adds else code.floats(0.0, lanes) for place in places]
     at_once = code.isa.words_at_once
-    # Unroll a whole step only in these cases. LLVM otherwise loads so many of its values early that 16 registers cannot
-    # hold the sums, which it then keeps in memory.
+    # Unroll a whole step only in these cases. In the others, LLVM would load so many of the step's values early that 16
+    # registers could not hold the sums, and would spill them to memory.
     is_whole = num_rows == 1 or at_once > 1
     pairs_at_once = 16 if is_whole else 2
     totals = [code.variable(start) for start in starts] if is_whole else None
@@ -124,7 +124,7 @@ def _bf16_block(code: "Code", num_rows: int, num_panels: int, adds: bool, *value
         for place, start in zip(places, starts, strict=True):
             code.store(start, place, 4)
     with code.loop(0, num_steps) as step:
-        # Each step has sums of its own, so that the CPU can compute several steps at the same time. In a single sum over
+        # Each step has separate sums, so that the CPU can compute several steps at the same time. In a single sum over
         # all steps, each addition would wait for the one before. The order of additions is the same for every number of
         # rows, so a row's result is bit-identical.
         sums = {cell: code.variable(code.floats(0.0, lanes)) for cell in cells}
@@ -166,26 +166,27 @@ def _multiply_pair(
 class Int8Unit:
     """Products of rows in two digits with int8 codes, in int32.
 
-    Codes of a panel are, for every 4 inputs, (16 outputs, 4 inputs), 64 bytes; for unsigned codes plus 128.
+    Codes of a panel are, for every 4 inputs, (16 outputs, 4 inputs), 64 bytes. If the instruction set has
+    `unsigned_codes`, they are stored plus 128.
     """
 
     max_rows = DIGIT_ROWS  # rows that the unit multiplies at a time, whole blocks of digits
 
     def __init__(self, code: "Code") -> None:
-        """Allocate scratch memory."""
+        """Allocate the memory that the unit needs on the stack. This unit needs none."""
 
     def use(self, code: "Code") -> None:
-        """Prepare for `multiply`."""
+        """Configure the tile registers for `multiply`, if the unit uses any. This unit uses none."""
 
     def release(self, code: "Code") -> None:
-        """Release what `use` prepared."""
+        """Release the tile registers that `use` configured."""
 
     def multiply(self, code: "Code", rows: Int, width: Int, codes: Int, sums: Int, totals: Int, count: Int) -> None:
         """Write the sums of the products of up to `max_rows` rows with 32 outputs.
 
         Args:
             code: The function to append to.
-            rows: Address of consecutive blocks of digits (activations.py) with 64 inputs a tile.
+            rows: Address of consecutive blocks of digits (activations.py) with 64 inputs per tile.
             width: Inputs, a multiple of 64.
             codes: Address of the codes of two panels.
             sums: Address of the sums of each row's high and low digits, (rows, 2) int32.

@@ -1,7 +1,7 @@
 """Compiles every kernel for every instruction set of this architecture: python -m inference_server.kernels.jit.ahead_of_time
 
-The build of an image runs this command, so that a first start compiles nothing. The files are stored in the package, in
-the folder `compiled`. The machine that compiles need not have the instruction sets.
+The build of a container image runs this command, so that a first start compiles nothing. The files are stored in the
+package, in the folder `compiled`. The machine that compiles need not have the instruction sets.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Loads or compiles a kernel when it is first needed, and runs it on as many threads as make it faster."""
+"""Loads or compiles a kernel when it is first needed, and runs it on one thread or on several."""
 
 import ctypes
 import logging
@@ -99,10 +99,10 @@ def makers() -> "dict[str, Callable[..., Emit]]":
 
 
 def kernel(name: str, *is_bf16: bool, isa: "InstructionSet | None" = None) -> Kernel | None:
-    """Return a kernel of the table above, or None if kernels cannot be compiled here, which is logged once.
+    """Return a kernel of `makers`, or None if kernels cannot be compiled here, which is logged once.
 
     Args:
-        name: A key of the table.
+        name: A key of `makers()`.
         is_bf16: For each tensor type the kernel is specialised for, True for bfloat16 and False for float32.
         isa: The instruction set; by default the one that `choice.chosen` returns.
 

@@ -1,4 +1,4 @@
-"""Keeps the kernels' machine code in files. A kernel is compiled once, and later starts only load it.
+"""Stores the kernels' machine code in files. A kernel is compiled once, and later starts only load it.
 
 Container images contain precompiled kernels for the instruction sets of their architecture (ahead_of_time.py).
 """
@@ -34,7 +34,9 @@ def shipped_folder() -> Path:
 
 
 def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
-    """Load a kernel from `folder`, or compile it and keep it there. A folder that cannot be written is ignored.
+    """Load a kernel from the shipped folder or from `folder`, or compile it and store it in `folder`.
+
+    If `folder` cannot be written, the kernel is compiled again at the next start.
 
     Args:
         name: The kernel's name, the first part of the file's name.
@@ -75,7 +77,7 @@ def _fingerprint(cpu: Target) -> str:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the code that `write` stored, or None if it is missing or damaged: damaged code could end the process."""
+    """Return the code that `write` stored, or None if it is missing or damaged (it could then crash the process)."""
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:

@@ -45,7 +45,7 @@ def _run_call(code: Code, call: Int) -> None:
 
 
 def make_program() -> Emit:
-    """Return the kernel that runs a program."""
+    """Return the function that emits the kernel `program`."""
 
     def run_program(code: Code, block: Int) -> None:
         first, num_calls = code.argument(block, 3), code.argument(block, 4)

@@ -58,7 +58,7 @@ class SplitRows:
         code.wait_until_done(block + 16, self._num_rows)
 
     def _convert_row(self, code: Code, source: Int, target: Int, row: Int) -> None:
-        """Write one row's digits, scale and sums. A row with NaN or an infinity gets the scale NaN."""
+        """Write one row's digits, scale and sums. The scale of a row with NaN or an infinity is NaN."""
         factor = self._scale(code, source, row)
         of_groups = self._tile_inputs == GROUP
         digit_sums = [code.variable(code.ints(0)) for _ in range(2)]

@@ -13,7 +13,7 @@ from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, 
 
 
 def make_bf16(output: OutputFormat) -> Emit:
-    """Return the bfloat16 kernel."""
+    """Return the function that emits the bfloat16 kernel. `output`: the format of the result."""
 
     def linear_bf16(code: Code, block: Int) -> None:
         layer = LayerArguments(code, block)

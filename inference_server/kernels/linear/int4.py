@@ -18,7 +18,7 @@ from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, 
 
 
 def make_int4(is_gated: bool) -> Emit:
-    """Return the int4 kernel, for activations and results in float32. It does not round the weights."""
+    """Return the function that emits the int4 kernel, for float32 activations and results, without rounding weights."""
     output = OutputFormat(is_gated=is_gated)
 
     def linear_int4(code: Code, block: Int) -> None:

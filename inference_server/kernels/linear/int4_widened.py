@@ -42,7 +42,7 @@ def _widen(code: Code, panel: Int, groups: Int, target: Int) -> None:
 
 
 def make_int4_widened(is_gated: bool) -> Emit:
-    """Return the int4 kernel for many rows."""
+    """Return the function that emits the int4 kernel for many rows, for float32 activations and results."""
     output = OutputFormat(is_gated=is_gated)
 
     def linear_int4_widened(code: Code, block: Int) -> None:

@@ -33,7 +33,7 @@ class _DigitScale(RowScale):
 
 
 def make_int8(is_gated: bool) -> Emit:
-    """Return the int8 kernel, for activations and results in float32."""
+    """Return the function that emits the int8 kernel, for float32 activations and results."""
     output = OutputFormat(is_gated=is_gated)
 
     def linear_int8(code: Code, block: Int) -> None:

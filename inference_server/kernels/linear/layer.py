@@ -9,7 +9,7 @@ block (int64 words):
 - word 3: weights
 - word 4: scales of int8 weights, (outputs,) float32
 - word 5: activations, (rows, inputs)
-- word 6: result, (rows, outputs); of a gated layer (rows, outputs / 2)
+- word 6: result, (rows, outputs); (rows, outputs / 2) for a gated layer
 - word 7: bias, (outputs,) float32
 - word 8: number of rows
 - word 9: number of inputs
@@ -17,7 +17,7 @@ block (int64 words):
 - word 11: workspace for converted activations
 - word 21: number of threads
 
-Of a gated layer, 16 outputs of each work item are gate outputs and 16 the matching up outputs.
+In a gated layer, each work item consists of 16 gate outputs and the 16 matching up outputs.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Adds LoRA adapters to a linear layer's results: result += up · (down · x). Each row can have another adapter.
+"""Adds LoRA adapters to a linear layer's results: result += up · (down · x). Each row can have a different adapter.
 
 The kernel runs after the layer's kernel, and does not read the layer's weights. A layer has one or several parts, such
-as q, k and v, and each part has matrices of its own. `down` is (rank, inputs), `up` (outputs, rank); both are float16
+as q, k and v, and each part has its own matrices. `down` is (rank, inputs), `up` (outputs, rank); both are float16
 in the order in which they are read:
 
 - `down`: for every 4 ranks and 16 inputs, (4 ranks, 16 inputs)
@@ -27,11 +27,11 @@ The argument block (int64 words):
 - word 11: table of parts: for each part its first panel and its number of panels
 - word 12: scratch memory, (rows, parts, largest rank) float32
 - word 13: the largest rank
-- word 14: of a gated layer, the gated result, (rows, outputs / 2)
+- word 14: for a gated layer, the gated result, (rows, outputs / 2)
 - word 21: number of threads
 
 The result of a gated layer alternates between 16 gate outputs and the 16 matching up outputs. Its parts are gate and
-up. The kernel gates all of its rows, including those without an adapter.
+up. The kernel computes silu(gate) * up of all rows, including those without an adapter.
 """
 
 from inference_server.kernels.emit.block_words import THREADS_WORD
@@ -64,7 +64,7 @@ class _Arguments:
         self.runs = (code.argument(block, THREADS_WORD) * _RUNS_PER_THREAD).maximum(1)
 
     def adapter(self, code: Code, row: Int) -> Int:
-        """Load the adapter of a row."""
+        """Load the number of a row's adapter, from 1; 0 for none."""
         return code.load_int32(self.adapters + row * 4)
 
     def record(self, adapter: Int, part: Int | int) -> Int:
@@ -77,7 +77,7 @@ class _Arguments:
 
 
 def make_lora(is_gated: bool, is_bf16: bool) -> Emit:
-    """Return the kernel.
+    """Return the function that emits the kernel.
 
     Args:
         is_gated: The parts are gate and up, and the kernel computes silu(gate) * up.
@@ -115,7 +115,7 @@ def _multiply_down(code: Code, a: _Arguments) -> None:
 
 
 def _multiply_row(code: Code, a: _Arguments, record: Int, x: Int, sums: Int) -> None:
-    """Write down · x of one row and one part."""
+    """Write down · x of one row and one part, multiplied by the factor on the result."""
     down, rank = code.load_int64(record), code.load_int64(record + 16)
     factor = code.load_float(record + 24)
     group_bytes = a.width * (LORA_RANKS * _HALF_BYTES)

@@ -22,7 +22,7 @@ _LINE_BYTES = 64  # a cache line, and a row of a transposed tile
 _MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it has the nearest integer in its low bits
 _TINY = 1.1754943508222875e-38  # the smallest normal float32
 
-Decode = Callable[[Code, Int], Items[Vector]]  # the address of a block to its weights, 16 float32 each
+Decode = Callable[[Code, Int], Items[Vector]]  # decodes the block at an address, to 16 float32 each
 
 
 def _number(code: Code, address: Int) -> Vector:
@@ -61,7 +61,7 @@ def _byte(code: Code, address: Int) -> Vector:
 
 
 def _k_factors(code: Code, block: Int, group: int) -> tuple[Vector, Vector]:
-    """Return scale and minimum (to be subtracted) of one of 8 groups, in every lane. They have 6 bits in 12 bytes."""
+    """Return scale and minimum (to be subtracted) of one of 8 groups, in every lane. The 16 numbers fill 12 bytes."""
     first, second = (_byte(code, block + (4 + group % 4 + 4 * part)) for part in (0, 1))
     if group < 4:
         scale, minimum = first & 63, second & 63
@@ -106,7 +106,8 @@ def _q6_k(code: Code, block: Int) -> Items[Vector]:
     return weights
 
 
-# By GGML's names, those of arguments.STORED_FORMATS: how a block is read, its size in bytes, and its groups of 32 weights.
+# For each of GGML's names (arguments.STORED_FORMATS): the function that decodes a block, the block's size in bytes, and
+# its number of groups of 32 weights.
 FORMATS: dict[str, tuple[Decode, int, int]] = {
     "q4_0": (_q4_0, 18, 1),
     "q4_1": (_q4_1, 20, 1),
@@ -136,7 +137,7 @@ class _Rows:
                 yield output, row
 
     def each_half_group(self, row: Int, use: Callable[[Int, Vector], None]) -> None:
-        """Emit a loop over a row's groups: `use` gets the number of 16 weights, and the weights."""
+        """Emit a loop over a row's half groups: `use` receives the index of a half group, and its 16 weights."""
         with self._code.loop(0, self.groups // self._block_groups) as block:
             for half, weights in enumerate(self._decode(self._code, row + block * self._block_bytes)):
                 use(block * (2 * self._block_groups) + half, weights)
@@ -156,7 +157,7 @@ class _Rows:
             convert: Returns the words of 4 bytes to write, for the number of an output in its panel and 16 weights.
         """
         code = self._code
-        blocks = max(1, _LINE_BYTES // (weight_bytes * GROUP * self._block_groups))  # of a span
+        blocks = max(1, _LINE_BYTES // (weight_bytes * GROUP * self._block_groups))  # number of blocks in a span
         span_bytes = blocks * self._block_groups * GROUP * weight_bytes
         buffer = code.stack(_PANEL * span_bytes)
         with code.work_items(block, self.items) as panel:
@@ -180,7 +181,7 @@ class _Rows:
 
 
 def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
-    """Return the kernel that writes panels of int8 codes, and a scale for each output.
+    """Return the function that emits the kernel that writes panels of int8 codes, and a scale for each output.
 
     Args:
         name: A key of FORMATS.
@@ -189,7 +190,7 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
 
     def stored_int8(code: Code, block: Int) -> None:
         rows = _Rows(code, block, name)
-        factors = code.stack(_PANEL * 4)  # of the panel's outputs: what weights are multiplied or divided by
+        factors = code.stack(_PANEL * 4)  # for each output of a panel, the factor or divisor of its weights
 
         def weights_of(weights: Vector) -> Vector:
             return weights.narrowed(HALF).widened(FLOAT) if is_like_bitsandbytes else weights
@@ -225,7 +226,7 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
 
 
 def make_bf16(name: str) -> Emit:
-    """Return the kernel that writes panels of bfloat16 weights. `name`: a key of FORMATS."""
+    """Return the function that emits the kernel that writes panels of bfloat16 weights. `name`: a key of FORMATS."""
 
     def stored_bf16(code: Code, block: Int) -> None:
         def convert(_: Int, weights: Vector) -> Vector:
@@ -237,7 +238,7 @@ def make_bf16(name: str) -> Emit:
 
 
 def make_rows(name: str, is_bf16: bool) -> Emit:
-    """Return the kernel that writes rows of weights, bfloat16 or float32. `name`: a key of FORMATS."""
+    """Return the function that emits the kernel that writes rows of bfloat16 or float32. `name`: a key of FORMATS."""
 
     def stored_rows(code: Code, block: Int) -> None:
         rows = _Rows(code, block, name)

@@ -44,7 +44,10 @@ def normalise(code: Code, source: Int, weight: Int, target: Int, width: Int, eps
 
 
 def make_rms_norm(is_bf16: bool) -> Emit:
-    """Return the kernel `rms_norm`. `is_bf16`: True if x, weight and out are bfloat16, False for float32."""
+    """Return the function that emits the kernel `rms_norm`.
+
+    `is_bf16`: True if x, weight and out are bfloat16, False for float32.
+    """
 
     def rms_norm(code: Code, block: Int) -> None:
         x, weight, out, num_rows, width = (code.argument(block, index) for index in range(3, 8))
@@ -57,7 +60,7 @@ def make_rms_norm(is_bf16: bool) -> Emit:
 
 
 def make_add_rms_norm(is_bf16: bool) -> Emit:
-    """Return the kernel `add_rms_norm`, which adds delta times a factor to x and writes the norm of the sum to out.
+    """Return the function that emits `add_rms_norm`, which adds delta times a factor to x and writes the sum's norm.
 
     `is_bf16`: True if x, delta, weight and out are bfloat16, False for float32.
     """

@@ -60,7 +60,7 @@ def _copy(code: Code, source: Int, target: Int, width: Int, is_bf16: bool, targe
 
 
 def make_rope_and_write(has_norms: bool, is_bf16: bool, cos_is_bf16: bool, cache_is_bf16: bool) -> Emit:
-    """Return the kernel `rope_and_write`, or `norm_rope_and_write`.
+    """Return the function that emits the kernel `rope_and_write`, or `norm_rope_and_write`.
 
     Args:
         has_norms: True for the kernel that normalises query and key heads, in place, before it rotates them.

@@ -27,7 +27,10 @@ def gate_rows(code: Code, values: Int, out: Int, out_bytes: Int, count: "Int | i
 
 
 def make_silu_mul(is_bf16: bool) -> Emit:
-    """Return the kernel `silu_mul`. `is_bf16`: True if gate_up and out are bfloat16, False for float32."""
+    """Return the function that emits the kernel `silu_mul`.
+
+    `is_bf16`: True if gate_up and out are bfloat16, False for float32.
+    """
     size = element_bytes(is_bf16)
 
     def silu_mul(code: Code, block: Int) -> None:

@@ -24,11 +24,11 @@ class Edits(NamedTuple):
 
     Attributes:
         tokens: Address of the distinct tokens of prompt and reply, int32 of shape (num_tokens,).
-        counts: Address of their occurrences in the reply, float32 of the same shape.
+        counts: Address of the number of occurrences of each in the reply, float32 of the same shape.
         unchanged: Address to which the kernel copies their logits before it changes them, float32 of the same shape.
         num_tokens: Number of these tokens; 0 for no penalties.
-        allowed: Address of the allowed tokens, uint8 of the same shape; 0 for all tokens.
-        biased: Address of the tokens whose logits get a bias, int32 of shape (num_biased,); 0 for none.
+        allowed: Address of the mask of allowed tokens, uint8 of shape (vocab_size,); 0 to allow all tokens.
+        biased: Address of the tokens to whose logits a bias is added, int32 of shape (num_biased,); 0 for none.
         biases: Address of the numbers to add, float32 of shape (num_biased,).
         num_biased: Number of these tokens.
         repetition: The repetition penalty, above 0.
@@ -96,7 +96,7 @@ def row_record(logits: int, edits: Edits, draw: Draw, top: int = 0, top_size: in
     Args:
         logits: Address of its logits, float32.
         edits: Changes of the logits, applied in place.
-        draw: How to sample.
+        draw: Parameters of the sampling.
         top: Address of `top_size` entries for the likeliest tokens, each a logit, float32, and a token id, int32: -1 where
             no finite logit is left. 0 without log probabilities.
         top_size: Number of entries.

@@ -1,8 +1,8 @@
-"""Part of the sampling kernel that samples: the token with the largest sum of logit and temperature * Gumbel noise.
+"""Part of the sampling kernel that finds the token with the largest sum of logit and temperature * Gumbel noise.
 
 The noise is that of the engine's gumbel.py: a hash of the row's key and the token id. The exact noise needs two logarithms.
-A bound above it needs none: u > f / 2**31, where f is the hash shifted right by one, and the bits of f as float32 are at
-most 2**23 * (log2(f) + 127). Only tokens whose bound exceeds the best score are computed exactly.
+An upper bound on the noise needs none: u > f / 2**31, where f is the hash shifted right by one, and the bits of f as
+float32 are at most 2**23 * (log2(f) + 127). Only tokens whose bound exceeds the best score are computed exactly.
 """
 
 import math
@@ -101,7 +101,7 @@ def _draw_exactly(code: Code, record: Int, state: Int, tables: Int, vocab_size: 
 
 
 def gumbel(code: Code, u: Vector) -> Vector:
-    """Return -log(-log(1 - u)). `u`: float32 from 2**-33 to 1, of which 1 counts as 1 - 2**-24."""
+    """Return -log(-log(1 - u)). `u`: float32 from 2**-33 to 1; 1 is treated as 1 - 2**-24."""
     u = u.minimum(_LARGEST_BELOW_ONE)
     rest = 1.0 - u
     # log(1 - u), computed from the rounded difference and corrected for the rounding (Kahan).

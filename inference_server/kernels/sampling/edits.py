@@ -37,7 +37,7 @@ def add_bias(scan: Scan) -> None:
 def penalise(scan: Scan) -> None:
     """Apply the repetition, frequency and presence penalties to the logits of the row's tokens, in place.
 
-    The original logits are kept in UNCHANGED. NaN and infinities do not change, so that `find_largest` still detects
+    The original logits are stored at UNCHANGED. NaN and infinities do not change, so that `find_largest` still detects
     them.
     """
     code, logits = scan.code, scan.word(LOGITS)

@@ -4,8 +4,8 @@ top_k becomes a limit: the first token, in the order of `Scan.is_before`, that i
 bisection, between the smallest and the largest possible one. min_p is a limit too: the smallest logit that is kept.
 
 top_p needs no sorting. A token sampled from all is kept if the tokens before it have less than top_p of the mass. Otherwise
-it becomes the limit, and the kernel samples again among the tokens before it. The result is the token that sampling among
-the kept tokens gives, because the noise stays the same.
+it becomes the limit, and the kernel samples again among the tokens before it. The result is the same token as if only
+the kept tokens had been sampled from, because the noise stays the same.
 """
 
 from inference_server.kernels.emit.code import LANES
@@ -136,7 +136,7 @@ def _middle(low: Float, high: Float, num_steps: Int) -> Float:
 
 
 def _split(scan: Scan, middle: Float) -> tuple[Float, Float, Float]:
-    """Return how many logits are >= middle, the smallest of them, and the largest logit below."""
+    """Return the number of logits >= middle, the smallest of them, and the largest logit below `middle`."""
     code, logits, middles = scan.code, scan.word(LOGITS), middle.splat(LANES)
     zeros, highest, lowest = code.floats(0.0), code.floats(INFINITY), code.floats(-INFINITY)
     counts, least, most = (code.variable(start) for start in (zeros, highest, lowest))

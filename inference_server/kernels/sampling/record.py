@@ -5,7 +5,7 @@ LOGITS = 0  # address of the row's logits, float32
 PENALISED, COUNTS = (
     1,
     2,
-)  # addresses of the distinct tokens of prompt and reply, int32, and of how often each is in the reply, float32
+)  # addresses of the distinct tokens of prompt and reply, int32, and of their counts in the reply, float32
 UNCHANGED = 3  # address to which the kernel copies the logits of these tokens before it changes them, float32
 NUM_PENALISED = 4  # number of these tokens; 0 if the row has no penalties
 ALLOWED = 5  # address of a mask of the tokens that a grammar allows, (vocab_size,) uint8; 0 if the row has no grammar

@@ -8,8 +8,9 @@ The argument block (int64 words):
 - word 5: number of tokens, at least 64
 - word 6: hashes of the tokens, (2, tokens) int32
 
-A row whose token depends on rounding gets UNDECIDED: two scores are nearly equal, or the mass before the sampled token is
-nearly top_p. The caller then samples it with torch. So the tokens are those of torch's version on every instruction set.
+A row whose token depends on rounding has the result UNDECIDED: two scores are nearly equal, or the mass before the
+sampled token is nearly top_p. The caller then samples this row with torch. So the tokens are those of torch's version
+on every instruction set.
 """
 
 from inference_server.kernels.emit.code import Code
@@ -50,7 +51,7 @@ from inference_server.kernels.sampling.scan import (
 
 
 def make_sample_rows() -> Emit:
-    """Return the kernel."""
+    """Return the function that emits the kernel."""
 
     def sample_rows(code: Code, block: Int) -> None:
         state = code.stack(STATE_BYTES)

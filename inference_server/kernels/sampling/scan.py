@@ -19,7 +19,7 @@ BEST_TOKEN, LIMIT_TOKEN = 0, 8
 BEST, SECOND, THRESHOLD = 16, 20, 24  # scores
 LIMIT = 28  # the logit of LIMIT_TOKEN
 PEAK = 32  # the largest logit
-FACTOR = 36  # 1 / temperature of the weights exp((logit - PEAK) * FACTOR)
+FACTOR = 36  # of the weights exp((logit - PEAK) * FACTOR): 1 / temperature, or 1 for log probabilities
 MASS, MASS_BEFORE = 40, 44  # sums of the weights of the tokens before LIMIT_TOKEN, and of those before BEST_TOKEN
 STATE_BYTES = 64
 

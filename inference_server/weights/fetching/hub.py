@@ -29,7 +29,8 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-# The hub's client has one of these HTTP clients. They log each address, and addresses of large files contain a signature.
+# The hub's client uses one of these HTTP clients. They log each address, and addresses of large files contain a
+# signature.
 for _name in ("httpx", "httpx2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -38,11 +39,11 @@ _TIMEOUT_SECONDS = 30.0  # timeout of the request for the list of files
 _MAX_THREADS = 4  # files that are downloaded at the same time
 # The hub serves larger files only through another protocol (Xet), which its client implements.
 _MAX_BYTES = 50_000_000_000
-_CHECKED_SILENTLY = 1 << 30  # bytes: reading fewer takes a second
+_CHECKED_SILENTLY = 1 << 30  # bytes; checking fewer takes about a second
 
 
 class HubModel:
-    """A model on the hub: a repository in transformers' format, or a GGUF file of one."""
+    """A model on the hub: a repository in transformers' format, or one GGUF file of a repository."""
 
     def __init__(self, weights: Weights, cache_dir: Path) -> None:
         """Describe the model without accessing it.
@@ -64,7 +65,7 @@ class HubModel:
         self.cached = CachedModel(weights, cache_dir)
 
     def fetch_config(self) -> Path:
-        """Return a folder with the configuration; download that file alone if it is not stored.
+        """Return a folder with the configuration. Downloads only config.json, and only if it is not stored.
 
         Raises:
             ConfigurationError: For the same reasons as `fetch`.
@@ -81,11 +82,11 @@ class HubModel:
                 raise
 
     def fetch(self, *, refresh: bool = False, show: Show | None = None) -> Path:
-        """Return the folder, or the GGUF file; download what is missing.
+        """Return the model's folder or GGUF file, after downloading the missing files.
 
         Args:
             refresh: True looks for a newer commit of the branch even if the model is complete.
-            show: Called with lines of progress; None: they are logged.
+            show: Called with lines of progress; None to log them.
 
         Raises:
             ConfigurationError: The model is incomplete and cannot be downloaded; the message names the first missing
@@ -227,5 +228,5 @@ def _is_inside(path: str) -> bool:
 
 
 def _by_blob(files: Sequence[RemoteFile]) -> dict[str, RemoteFile]:
-    """Return one file for each blob."""
+    """Return one file for each blob, by the blob's name."""
     return {file.etag: file for file in files}

@@ -1,8 +1,8 @@
 """The folder of one repository in the hub's cache, in the layout of the hub's client, which other programs share.
 
-The folder `blobs` contains the files under their digests. Each folder in `snapshots` contains the files of a commit, as
-links. Each file in `refs` contains the commit of a branch. This server also records which files matched the hub's
-digests.
+The folder `blobs` contains the files, named by their digests. Each folder in `snapshots` contains the files of a
+commit, as links. Each file in `refs` contains the commit of a branch. This server also records which files matched the
+hub's digests.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def hub_cache() -> Path:
 
 
 class CachedModel:
-    """A model in the hub's cache: a repository in transformers' format, or a GGUF file of one. Sends no request."""
+    """A model in the hub's cache: a repository in transformers' format, or one GGUF file. Sends no request."""
 
     def __init__(self, weights: Weights, cache_dir: Path) -> None:
         """Describe the model without accessing it.
@@ -86,7 +86,7 @@ class CachedModel:
             wanted = self.wanted(listing, lambda file: (snapshot / file.path).read_text(encoding="utf-8"))
         except (ConfigurationError, OSError, ValueError) as error:
             return [str(error)]
-        if CONFIG in listing.checked:  # the model is usable without small files that only later versions download
+        if CONFIG in listing.checked:  # small files that only a later version of this server downloads are not required
             wanted = [file for file in wanted if file.path in listing.checked or _has_weights(file)]
         return [fault for file in wanted if (fault := _fault(snapshot / file.path, file))]
 
@@ -152,7 +152,7 @@ class CachedModel:
         return self._folder / "snapshots" / commit
 
     def path(self, commit: str) -> Path:
-        """Return the model of a commit: its folder, or the GGUF file."""
+        """Return the path of a commit's model: its folder, or the GGUF file."""
         return self.snapshot(commit) / (self._weights.file or "")
 
     def blob(self, file: RemoteFile) -> Path:
@@ -168,7 +168,7 @@ def _has_weights(file: RemoteFile) -> bool:
 
 
 def _fault(path: Path, file: RemoteFile) -> str | None:
-    """Return a clause if a file is missing or has another size than the hub's."""
+    """Return a clause if a file is missing or its size differs from the hub's."""
     try:
         num_bytes = path.stat().st_size
     except OSError:
@@ -177,11 +177,14 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
 
 
 def link(blob: Path, pointer: Path) -> None:
-    """Create the snapshot's file: a link to the blob or, if links are impossible, the blob itself."""
+    """Create the snapshot's file: a link to the blob.
+
+    If links are impossible, a small blob is copied, and a large one is moved.
+    """
     if pointer.is_file():
         return
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    pointer.unlink(missing_ok=True)  # a link to a blob that was missing
+    pointer.unlink(missing_ok=True)  # removes a dangling link
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:

@@ -35,7 +35,7 @@ def explaining_the_hub(
     Args:
         hub_id: The repository's id.
         revision: The catalog's revision.
-        stored: A clause about the model's state in the local cache, for errors without a connection.
+        stored: A clause about the model's state in the local cache, for errors of the connection.
     """
     try:
         yield

@@ -49,7 +49,7 @@ class StoredModel:
 
 
 def inventory(cache_dir: Path) -> Iterator[StoredModel]:
-    """Yield everything that is stored, in no particular order."""
+    """Yield every stored model and every form derived from one, in no particular order."""
     sources: dict[str, str] = {}  # names of models by the digest of a path from which they can be packed
     for model, paths in _hub_models(Path(constants.HF_HUB_CACHE)):
         yield model

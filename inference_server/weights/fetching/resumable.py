@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".tailrace.incomplete"
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30.0  # longest wait for the next byte
-_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further attempt after one without progress
+_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each attempt that follows one without progress
 _LONGEST_PAUSE = 60.0
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -62,14 +62,14 @@ class BlobDownload:
         self._stopping = stopping
 
     def run(self) -> None:
-        """Download the rest of the file, compare its digest, and give it its name.
+        """Download the rest of the file, compare its digest, and rename it to its final name.
 
         A file with a wrong digest is downloaded once more from its first byte.
 
         Raises:
             Damaged: It has a wrong digest again.
             Stopped: See `stopping`.
-            HfHubHTTPError: The hub refused.
+            HfHubHTTPError: The hub refused the request.
             OSError: The file cannot be written.
             Exception: The connection broke several times without a new byte; the HTTP client's own class.
         """

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Show = Callable[[str], None]
 
 _EVERY_SECONDS = 2.0
-# Seconds between two lines of a long download: they increase, so that it does not fill the log.
+# Seconds between two lines, from this time on, so that a long download does not fill the log.
 _LATER_SECONDS = 10.0
 _RATE_SECONDS = 10.0  # the rate is the mean over this time
 

@@ -14,7 +14,7 @@ from tailrace_shared import garbage
 
 
 def convert_file(path: Path, cache_dir: Path) -> Path:
-    """Return a folder with the file's configuration, tokenizer and weights in bfloat16. It is made once.
+    """Return a folder with the file's configuration, tokenizer and weights in bfloat16. It is created once.
 
     Raises:
         ConfigurationError: The file is damaged or not supported, or the cache cannot be written.

@@ -28,7 +28,7 @@ def description_folder(path: Path, cache_dir: Path) -> Path:
 
 
 def describe_file(path: Path, cache_dir: Path) -> Path:
-    """Return the folder that describes a GGUF file; it is made once.
+    """Return the folder that describes a GGUF file. Creates it if it does not exist.
 
     Raises:
         ConfigurationError: The file is damaged or not supported, or the cache cannot be written.

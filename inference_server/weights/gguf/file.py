@@ -61,7 +61,7 @@ class FileTensor:
 
     @property
     def num_weights(self) -> int:
-        """Return the number of weights."""
+        """Return the number of the tensor's elements."""
         return math.prod(self.shape)
 
     @property
@@ -102,7 +102,7 @@ class GgufFile:
             ) from None
         except ConfigurationError as refusal:
             raise ConfigurationError(f"cannot load {path.name}: {refusal}") from None
-        except (TypeError, ValueError, RecursionError):  # values of other types than the format's, or endless arrays
+        except (TypeError, ValueError, RecursionError):  # values of wrong types, or arrays nested too deeply
             raise ConfigurationError(f"cannot load {path.name}: its header is damaged: download it again") from None
         except OSError as error:
             raise ConfigurationError(f"cannot load {path}: {error.strerror}") from None
@@ -164,7 +164,7 @@ class _Reader:
         return number
 
     def string(self) -> str:
-        """Return a string."""
+        """Return the next string. Bytes that are not UTF-8 become replacement characters."""
         length = self.number("Q")
         if self.offset + length > len(self._content):
             raise _Damaged("a string is longer than the file")

@@ -170,7 +170,7 @@ _FORMATS = {
 }
 
 
-# Codes of formats that the gguf package computes: Q2_K and Q3_K. Others are kept in 8 bits.
+# Bits of a code in formats that the gguf package computes: Q2_K and Q3_K. Other formats count as 8 bits.
 _FEW_BITS = {10: 2, 11: 3}
 
 

@@ -29,8 +29,8 @@ from inference_server.linears.plain import GROUP
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import FileTensor, read_rows
 
-# Weights that are computed in float32 at a time. They fit into a core's cache, and torch does not split operations on
-# fewer than 2**15 numbers among threads.
+# Number of weights that are computed in float32 at a time. They fit into a core's cache, and torch does not split
+# operations on fewer than 2**15 numbers among threads.
 _CHUNK_WEIGHTS = (1 << 15) - 1
 _READ_BYTES = 4 << 20  # bytes that are read from the file at a time for a kernel
 _READ_CHUNKS = 16  # chunks that are read from the file at a time
@@ -49,7 +49,7 @@ class Places:
         self.sources: dict[int, list[FileLinear]] = {}
 
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """Return a tensor of zeros."""
+        """Return a tensor of zeros in this memory."""
         needed = aligned_bytes(dtype.itemsize * math.prod(shape))
         if self._arena is None or needed > self._left:
             self._left = max(needed, _BLOCK_BYTES)
@@ -96,7 +96,7 @@ class FileLinear(StoredLinear):
         self.is_head, self.widens, self._places = is_head, widens, places
 
     def weight_format(self, precision: Precision) -> WeightFormat:
-        """Return the format in which the layer's own weights are packed in a precision."""
+        """Return the format to which this layer alone would be packed in a precision."""
         if precision == "bitsandbytes-int8":
             return "int8"
         if precision == "int4" and divides_into_groups(self.in_features):
@@ -174,7 +174,7 @@ class FileLinear(StoredLinear):
         for first in range(0, self.out_features, count):
             rows = read_rows(self.path, self.tensor, first, min(count, self.out_features - first))
             part = weights[first : first + len(rows)]
-            addresses = self.row_addresses(rows)  # a block contains the address of this tensor
+            addresses = self.row_addresses(rows)  # must stay alive: the block contains its address
             block = arguments.stored(addresses, part, None, len(rows), self.in_features // GROUP)
             function.run(block, len(rows), part.numel() // 4)
         return True
@@ -232,6 +232,6 @@ def _threads() -> ThreadPoolExecutor:
 def row_order(num_rows: int, heads: int) -> Tensor:
     """Return the file's row of each output, (num_rows,) int64, of a layer whose heads' halves are interleaved in the file.
 
-    llama.cpp rotates neighbouring outputs, transformers the outputs of both halves.
+    llama.cpp rotates pairs of neighbouring outputs. transformers pairs outputs of the first and the second half.
     """
     return torch.arange(num_rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)

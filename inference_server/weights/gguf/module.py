@@ -30,7 +30,7 @@ _LATER = "ffn_gate_inp_shexp"  # a linear layer with one output, stored without 
 
 
 class ModuleFiller:
-    """Fills one model."""
+    """Fills the parameters of one model from its GGUF file."""
 
     def __init__(self, file: GgufFile, model: Any) -> None:
         """`model`: as `empty_model` returns it. The caller holds loading_lock.LOADING."""
@@ -41,7 +41,7 @@ class ModuleFiller:
         with quick_conversion():
             self.names: dict[str, str] = get_gguf_hf_weights_map(model, self._processor)
         self._keeps_linears = type(self._processor).__name__ in _KEEPS_LINEARS
-        self.sources: dict[str, FileTensor] = {}  # the file's tensor of each parameter that contains one unchanged
+        self.sources: dict[str, FileTensor] = {}  # by parameter: the file's tensor that it contains unchanged
         self._collected: dict[str, Tensor] = {}  # parameters of the current block that are built from several tensors
 
     def fill(
@@ -162,7 +162,7 @@ def empty_model(config: Any, dtype: torch.dtype, attention_name: str) -> Any:
 
 
 def quantise_linears(model: Any, threshold: float) -> None:
-    """Replace the linear layers that bitsandbytes rounds by its own, without memory for their weights."""
+    """Replace linear layers with bitsandbytes' int8 layers, as transformers does, without memory for their weights."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -192,7 +192,7 @@ def stored_linears(filler: ModuleFiller, model: Any, places: Places, *, widens: 
 
 
 def _weights(file: GgufFile, tensor: FileTensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor's weights in its own shape."""
+    """Return a tensor's weights, of `dtype`, in the tensor's shape."""
     rows = tensor.num_rows
     linear = FileLinear(
         file.path, FileTensor(tensor.name, (rows, tensor.shape[-1]), tensor.type_id, tensor.offset), Places()

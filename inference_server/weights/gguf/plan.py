@@ -73,7 +73,7 @@ def write_plan(
     """Write a decoder's plan.
 
     Args:
-        path: As `plan_path` returns it. If it cannot be written, the next start works without it.
+        path: As `plan_path` returns it.
         decoder: The decoder.
         info: The model's other properties.
         places: The memory of its packed layers.
@@ -81,6 +81,7 @@ def write_plan(
 
     Raises:
         NoPlan: A packed layer is not made from the file's layers, or a large tensor differs from the file's.
+        OSError: The plan cannot be written.
     """
     layers = {linear.packed.weights.data_ptr(): linear for linear in decoder.linears}
     linears: dict[str, Any] = {}

@@ -44,7 +44,7 @@ class QuickReader(GGUFReader):  # type: ignore[misc]  # gguf has no type informa
 
 
 def _strings(content: memoryview, offset: int, count: int) -> tuple[int, list[memoryview]]:
-    """Return the offset behind `count` strings that begin at `offset`, and their bytes."""
+    """Return the offset after `count` strings that begin at `offset`, and their bytes."""
     strings = []
     for _ in range(count):
         (length,) = _LENGTH.unpack_from(content, offset)
@@ -102,7 +102,7 @@ _QUICK = {
 
 @contextmanager
 def quick_conversion() -> Iterator[None]:
-    """Replace what transformers uses of gguf while it converts one file. The caller holds loading_lock.LOADING.
+    """Replace parts of gguf by faster ones while transformers converts a file. The caller holds loading_lock.LOADING.
 
     If another release of transformers or gguf does not use the replaced names, the conversion runs at its usual speed.
     """

@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a model in a GGUF file, and corrects its splits of text."""
+"""Reads the tokenizer of a model in a GGUF file, and corrects the way it splits text into words."""
 
 import logging
 from typing import Any
@@ -8,7 +8,7 @@ from inference_server.weights.gguf.quick_conversion import quick_conversion
 
 logger = logging.getLogger(__name__)
 
-# Vocabularies, by llama.cpp's names, that split numbers into digits. transformers splits them as GPT-2's vocabulary.
+# Vocabularies, by llama.cpp's names, that split numbers into digits. transformers splits them like GPT-2's.
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 # Vocabularies with the same split as one that transformers supports.
 _SAME_SPLIT = {
@@ -18,7 +18,7 @@ _SAME_SPLIT = {
     "hunyuan": "qwen2",
     "megrez": "qwen2",
 }
-# Vocabularies that are split as GPT-2's.
+# Vocabularies that are split like GPT-2's.
 _GPT2 = {"default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "granite-docling"}
 
 
@@ -55,7 +55,7 @@ def _split(tokenizer: Any, vocabulary: str, name: str) -> None:
 
 
 def _splits_of_transformers() -> dict[str, str]:
-    """Return the expressions by which transformers splits vocabularies; {} in releases that have another module for it."""
+    """Return transformers' regular expressions for splits, by vocabulary; {} in releases without this mapping."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     except ImportError:

@@ -108,7 +108,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, quantized: Format) -> None:
-        """Read the names of all tensors. Raises UnsupportedModel if a layer lacks one of its tensors."""
+        """Read the names of all tensors. The tensors themselves are read later."""
         self._format = quantized
         self._files: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
@@ -132,7 +132,11 @@ class Checkpoint:
                 yield name, LazyTensor(partial(self._plain, name))
 
     def int4(self, layer: str) -> Int4 | None:
-        """Return the codes of one of `int4_layers`; None if its groups do not fit the int4 layout."""
+        """Return the codes of one of `int4_layers`; None if its groups do not fit the int4 layout.
+
+        Raises:
+            UnsupportedModel: The layer lacks one of its tensors.
+        """
         read = partial(self._part, layer)
         try:
             if self._format.kind == "awq":
@@ -188,7 +192,7 @@ class LazyTensor:
         self._compute = compute
 
     def __getitem__(self, key: EllipsisType) -> Tensor:
-        """Return the tensor."""
+        """Compute and return the tensor. `key` has no effect."""
         return self._compute()
 
 

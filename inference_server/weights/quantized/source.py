@@ -54,7 +54,7 @@ def quantized_source(folder: Path) -> QuantizedSource | None:
     """Return the source of a folder with quantised weights; None if transformers reads the folder itself.
 
     Raises:
-        UnsupportedModel: The format is not supported, or a tensor is missing.
+        UnsupportedModel: The format is not supported.
     """
     quantized = read_format(read_configuration(folder))
     return None if quantized is None else QuantizedSource(folder, Checkpoint(folder, quantized))

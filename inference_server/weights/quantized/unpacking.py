@@ -21,7 +21,8 @@ def scaled(codes: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         codes: (out_features, in_features) float8 or int8.
-        scale: One number, one for each output (out_features, 1), or one for each block of equal size, (rows, columns).
+        scale: One number; one for each output, (out_features,) or (out_features, 1); or one for each block of equal
+            size, (rows, columns).
     """
     scale = scale.float()
     if scale.dim() < 2:
@@ -45,6 +46,9 @@ def awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Int4:
         qweight: (in_features, out_features / 8) int32.
         qzeros: (groups, out_features / 8) int32.
         scales: (groups, out_features) float16.
+
+    Raises:
+        ValueError: The size of a group is not a multiple of GROUP inputs.
     """
     codes, zeros = (_fields(packed)[..., _AWQ_FIELDS].flatten(1) for packed in (qweight, qzeros))
     return _grouped(codes.T, zeros.T, scales.T)
@@ -61,7 +65,8 @@ def gptq(qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: Tensor | None,
         zero_offset: Added to the stored zero points: 1 in the format "gptq", 0 in "gptq_v2".
 
     Raises:
-        ValueError: The inputs of a group are not consecutive (desc_act). Use `gptq_float`.
+        ValueError: The inputs of a group are not consecutive (desc_act: use `gptq_float`), or their number is not a
+            multiple of GROUP.
     """
     if groups is not None and not is_consecutive(groups, len(scales)):
         raise ValueError("the inputs of a group are not consecutive")
@@ -93,6 +98,9 @@ def packed_int4(packed: Tensor, scales: Tensor, zeros: Tensor | None, in_feature
         scales: (out_features, groups), or (out_features, 1).
         zeros: (out_features / 8, groups) int32, packed as the weights are; None: the zero points are 8.
         in_features: The width before padding to whole words.
+
+    Raises:
+        ValueError: The size of a group is not a multiple of GROUP inputs.
     """
     codes = _fields(packed).flatten(1)[:, :in_features]
     points = torch.full_like(scales, 8, dtype=torch.uint8)
@@ -124,7 +132,7 @@ def _grouped(codes: Tensor, zeros: Tensor, scales: Tensor) -> Int4:
         scales: (out_features, groups) float.
 
     Raises:
-        ValueError: The groups are not multiples of GROUP inputs.
+        ValueError: The size of a group is not a multiple of GROUP inputs.
     """
     size = codes.shape[1] // scales.shape[1]
     if size % GROUP:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 class AmxInt8Unit(Int8Unit):
     """Products of rows in two digits with signed int8 codes, with tdpbssd: 64 inputs in a step.
 
-    A tile is the high digits of 8 rows, then their low digits. The sums of both are a tile in the same order.
+    A tile of activations contains the high digits of 8 rows, then their low digits. A tile of sums has the same order.
     """
 
     max_rows = 2 * DIGIT_ROWS
     tiles = TileInstructions()
 
     def __init__(self, code: "Code") -> None:
-        """Write the shapes of the tiles."""
+        """Write the shapes of the tiles to the stack, for `use`."""
         super().__init__(code)
         self._config = code.stack(CONFIG_BYTES)
         write_config(code, self._config, FULL_ROWS, FULL_TILES)

@@ -29,7 +29,7 @@ class TileInstructions:
         self._call(code, "ldtilecfg", code.pointer(config, INT8))
 
     def release(self, code: "Code") -> None:
-        """Return the tiles to their initial state, so that the system need not save them."""
+        """Return the tiles to their initial state, so that context switches need not save them."""
         self._call(code, "tilerelease")
 
     def zero(self, code: "Code", tile: int) -> None:
@@ -67,7 +67,7 @@ def write_config(code: "Code", place: Int, row_bytes: list[int], num_rows: "list
 
     Args:
         code: The function to append to.
-        place: Where to write.
+        place: Address to write to.
         row_bytes: For each register, the bytes of a row, at most 64.
         num_rows: For each register, the number of rows, at most 16; or all of them as the bytes of an int64.
     """
