@@ -12,8 +12,14 @@ import httpx
 
 from tests.compose.stack import MODELS
 
-# With a raw prompt and greedy sampling, a sequence of numbers ends only at max_tokens.
-NUMBERS = {"prompt": "1, 2, 3, 4, 5, 6, 7, 8,", "raw": True, "temperature": 0, "stream": True}
+# With a raw prompt, greedy sampling and no penalty for repeated commas, a sequence of numbers ends only at max_tokens.
+NUMBERS = {
+    "prompt": "1, 2, 3, 4, 5, 6, 7, 8,",
+    "raw": True,
+    "temperature": 0,
+    "frequency_penalty": 0,
+    "stream": True,
+}
 
 
 @dataclass
