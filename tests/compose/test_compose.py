@@ -101,7 +101,7 @@ def test_stop_finishes_running_replies_and_both_exit_with_0(stack, http, stub):
     over_http, grpc_begun = Reply(), threading.Event()
 
     def over_grpc() -> list[pb.RunResponse]:
-        sampling = pb.Sampling(temperature=0, max_tokens=300)
+        sampling = pb.Sampling(temperature=0, frequency_penalty=0, max_tokens=300)
         events = []
         request = pb.RunRequest(model=MODELS[1], text=NUMBERS["prompt"], sampling=sampling)
         for event in stub.Run(request, timeout=REPLY_SECONDS):
