@@ -97,39 +97,55 @@ def load_model(
         quantises = precision == "bitsandbytes-int8"
         verb = "quantising" if quantises else "loading"
         with progress(f"{verb} {weights} as {precision}"), LOADING, garbage.paused():
-            from transformers import AutoModelForCausalLM
-
             tokenizer = read_tokenizer(folder) if path.suffix == ".gguf" else _tokenizer(folder, weights)
             attention.register()
             quantisation = _quantisation(folder, precision, device, int8_threshold)
             if quantisation is not None and device.type == "cpu":
                 _import_bitsandbytes_without_compiler()
+            missing: list[str] = []
             if path.suffix == ".gguf":
                 options: dict[str, Any] = {"int8_threshold": int8_threshold, "attention_name": attention_name}
                 model = load_module(path, folder, precision, device, **options)
-                rope.fix(model)
-                return LoadedModel(model, tokenizer, precision)
-            dtype = activation_dtype(precision, device)
-            narrow = checkpoint.narrow_dtype(folder, precision, device)
-            source = quantized_source(folder)
-            load = source.load if source else partial(AutoModelForCausalLM.from_pretrained, folder)
-            model, report = load(
-                output_loading_info=True,
-                dtype=narrow or dtype,
-                quantization_config=quantisation,
-                attn_implementation=attention_name,
-                device_map={"": device},
-                use_safetensors=True,
-            )
-            if narrow is not None:
-                checkpoint.widen_rest(model, dtype)
+            else:
+                model, missing = _load_folder(folder, precision, device, quantisation, attention_name)
             rope.fix(model)
         # transformers fills missing tensors with random numbers and continues.
-        if missing := sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])}):
+        if missing:
             raise ConfigurationError(
                 f"{weights} lacks {len(missing)} tensors or has them in other shapes: {missing[0]}"
             )
     return LoadedModel(model.eval(), tokenizer, precision)
+
+
+def _load_folder(
+    folder: Path, precision: Precision, device: torch.device, quantisation: Any | None, attention_name: str
+) -> tuple[Any, list[str]]:
+    """Return the model of a folder with safetensors, and the sorted names of tensors that are missing or misshapen.
+
+    Args:
+        folder: The folder, as transformers reads it.
+        precision: The precision in use on the device.
+        device: Device for all tensors.
+        quantisation: transformers' quantisation while loading; None: none.
+        attention_name: Attention function, by its name in transformers' registry.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = activation_dtype(precision, device)
+    narrow = checkpoint.narrow_dtype(folder, precision, device)
+    source = quantized_source(folder)
+    load = source.load if source else partial(AutoModelForCausalLM.from_pretrained, folder)
+    model, report = load(
+        output_loading_info=True,
+        dtype=narrow or dtype,
+        quantization_config=quantisation,
+        attn_implementation=attention_name,
+        device_map={"": device},
+        use_safetensors=True,
+    )
+    if narrow is not None:
+        checkpoint.widen_rest(model, dtype)
+    return model, sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])})
 
 
 def _tokenizer(folder: Path, weights: Weights) -> Any:
