@@ -88,6 +88,8 @@ SETTINGS = (
 OTHERS = (
     "URL",
     "TOKEN",
+    "ACCOUNT",
+    "CHAT_HISTORY",
     "HTTP_PORT",
     "GRPC_PORT",
     "PROMETHEUS_PORT",

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
 from http_bridge.protocol.validation import Problem, bad_field, bad_fields, bad_input
+from tailrace_shared.short_names import nearest_name
 from tailrace_shared.workers_ai import how_to_serve, removed_on
 
 ERROR_DOMAIN = "tailrace"
@@ -58,8 +59,11 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
         names: The models of the servers.
     """
     listed = f"the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    near = nearest_name(model, names)
+    meant = f"did you mean {near}?" if near else ""
     step = how_to_serve(model) or ""
     more = "; ".join(each for each in (step, listed) if each)
+    more = " ".join(each for each in (meant, more) if each)
     if day := removed_on(model):
         return removed_model(day, f"No server here hosts it: {more}.")
     reasons = f": {more}" if more else ""
