@@ -12,6 +12,7 @@ class ApiError(Exception):
         openai_message: The description on OpenAI's routes, whose clients expect OpenAI's words; None: `description`.
         param: The first field that is wrong, in OpenAI's notation such as messages[0].content; None if unknown.
         is_unknown_model: Whether no server hosts the model.
+        plain: The description in plain words, which stands beside it; None: the description is plain already.
     """
 
     def __init__(
@@ -24,6 +25,7 @@ class ApiError(Exception):
         openai_message: str | None = None,
         param: str | None = None,
         is_unknown_model: bool = False,
+        plain: str | None = None,
     ) -> None:
         super().__init__(description)
         self.status = status
@@ -33,6 +35,7 @@ class ApiError(Exception):
         self.openai_message = openai_message
         self.param = param
         self.is_unknown_model = is_unknown_model
+        self.plain = plain
 
 
 def internal_error() -> ApiError:

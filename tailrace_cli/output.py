@@ -4,13 +4,16 @@ Does not depend on a service.
 """
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
 from tailrace_cli.errors import OutputFailure
 
 _STEP = 1000
+_MIN_WIDTH = 20
 # Control characters, which a terminal would interpret, except line ends and tabs.
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 
@@ -35,13 +38,16 @@ def write(text: str = "", *, end: str = "\n") -> None:
 
 def note(text: str) -> None:
     """Write a line about the command itself to standard error, in a faint colour if it has colours."""
-    tell(dim(text))
+    tell(text, is_dim=True)
 
 
-def tell(text: str) -> None:
-    """Write a line to standard error. A line that cannot be written is discarded."""
+def tell(text: str, *, is_dim: bool = False) -> None:
+    """Write a line to standard error. A line that cannot be written is discarded. A terminal gets whole words."""
+    if is_terminal(sys.stderr) and "\n" not in text:
+        width = max(_MIN_WIDTH, shutil.get_terminal_size().columns - 1)
+        text = "\n".join(textwrap.wrap(text, width, drop_whitespace=True, break_on_hyphens=False)) or text
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(dim(text) if is_dim else text, file=sys.stderr, flush=True)
     except OSError:
         pass
 

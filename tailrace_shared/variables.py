@@ -96,6 +96,7 @@ OTHERS = (
     "GRAFANA_PORT",
     "FAULT_FILE",
     "PARENT_PIPE",
+    "PORT_PIPE",
     "TEST_CATALOG",
     "TEST_SERVER",
 )

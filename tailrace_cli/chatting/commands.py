@@ -22,6 +22,12 @@ _NAME = re.compile(r"/[a-z?]+")
 _PARAMETERS = [each.name for each in SAMPLING_FIELDS]
 _UNSET = ("off", "default", "none")
 _MAX_SHOWN = 70
+_KEYS = {
+    '"""': "begin and end a message of several lines",
+    "Alt+Enter": "begin a new line of the message",
+    "Ctrl-C": "stop a reply and keep its text; twice: end the chat",
+    "Ctrl-D": "end the chat",
+}
 
 
 @dataclass
@@ -104,8 +110,8 @@ def _help(argument: str, state: State) -> None:
     width = max(len(f"{name} {command.form}") for name, command in _COMMANDS.items())
     for name, command in _COMMANDS.items():
         tell(f"{f'{name} {command.form}':{width}}  {command.meaning}")
-    tell('"""' + " " * (width - 3) + "  begins and ends a message of several lines; Alt+Enter starts a new line")
-    tell(f"{'Ctrl-C':{width}}  stops a reply and keeps its text; twice ends the chat, as Ctrl-D does")
+    for key, meaning in _KEYS.items():
+        tell(f"{key:{width}}  {meaning}")
 
 
 def _model(argument: str, state: State) -> None:

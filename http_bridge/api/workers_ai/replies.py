@@ -9,6 +9,7 @@ from http_bridge.api.reply_writer import (
     JsonObject,
     ReplyWriter,
     error_message,
+    plain_messages,
     padding,
     usage_payload,
 )
@@ -38,7 +39,7 @@ class RestErrors(ErrorWriter):
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
         """Return the envelope with one error."""
         entry = {"message": error_message(error, request_id), "code": error.code}
-        return {"errors": [entry], "success": False, "result": {}, "messages": []}
+        return {"errors": [entry], "success": False, "result": {}, "messages": plain_messages(error)}
 
 
 class BindingErrors(ErrorWriter):
