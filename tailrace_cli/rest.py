@@ -8,7 +8,7 @@ import http.client
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tailrace_cli.client import ModelLine, Piece, ReplyStats, Request, unknown_model
 from tailrace_cli.errors import Failure, Refusal, TooLong
@@ -23,6 +23,8 @@ _ANY_ACCOUNT = "local"
 _NO_TOKEN, _WRONG_TOKEN, _TOO_LONG = 9106, 10000, 5021
 _UNKNOWN_MODEL = (5007, 5028)
 _UNROUTED = 7000
+# Response header with the error in plain words, percent-encoded.
+_PLAIN_HEADER = "tailrace-error"
 _PREFIX = "Bad input: Error: "
 
 
@@ -153,7 +155,8 @@ class RestClient:
         """Return the error of a response with another status than 200."""
         try:
             body = json.load(response)
-            code, message = int(body["errors"][0]["code"]), _sentence(body)
+            code = int(body["errors"][0]["code"])
+            message = unquote(response.getheader(_PLAIN_HEADER, "")) or _sentence(body)
         except (ValueError, LookupError, TypeError, OSError, http.client.HTTPException):
             return Refusal(f"The bridge answered {response.status} {response.reason}.")
         if code == _NO_TOKEN or (code == _WRONG_TOKEN and not self._token):
@@ -220,8 +223,6 @@ def _pieces(lines: Iterable[bytes], stats: ReplyStats) -> Iterator[Piece]:
 
 def _sentence(body: Mapping[str, Any]) -> str:
     """Return an error's sentence for people, without the words that clients parse."""
-    if notes := body.get("messages"):
-        return str(notes[0]["message"])
     error = body.get("error")
     text = str(error["message"] if isinstance(error, dict) else body["errors"][0]["message"]).removeprefix(_PREFIX)
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -41,10 +41,11 @@ def long_name(name: str, names: Iterable[str]) -> str | None:
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """Return the name whose last part is most similar to that of `name`; None if none is similar."""
+    """Return the other name whose last part is most similar to that of `name`; None if none is similar."""
     ends: dict[str, str] = {}
     for each in names:
-        ends.setdefault(_end(each), each)
+        if each != name:
+            ends.setdefault(_end(each), each)
     found = difflib.get_close_matches(_end(name), ends, n=1, cutoff=_MIN_SIMILARITY)
     return ends[found[0]] if found else None
 

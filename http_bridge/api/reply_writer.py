@@ -106,11 +106,6 @@ def error_message(error: ApiError, request_id: str) -> str:
     return f"AiError: AiError: {error.description} ({request_id})"
 
 
-def plain_messages(error: ApiError) -> list[JsonObject]:
-    """Return the `messages` of an error: its description in plain words, if it has one. Clients do not parse them."""
-    return [{"code": error.code, "message": error.plain}] if error.plain else []
-
-
 def padding() -> str:
     """Return 1 to 50 random characters, so that the size of a packet does not reveal the length of its token."""
     return "".join(secrets.choice(_PADDING_LETTERS) for _ in range(1 + secrets.randbelow(_MAX_PADDING)))

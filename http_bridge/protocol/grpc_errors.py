@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.protocol.validation import Problem, bad_field, bad_fields, bad_input
+from http_bridge.protocol.problems import Problem
+from http_bridge.protocol.validation import bad_field, bad_fields, bad_input
 from tailrace_shared.short_names import nearest_name
 from tailrace_shared.workers_ai import how_to_serve, removed_on
 
@@ -74,6 +75,7 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
         openai_message=f"The model '{model}' does not exist{' here' if step else ''}{reasons}",
         param="model",
         is_unknown_model=True,
+        plain=f"There is no model {model}{reasons}.",
     )
 
 

@@ -15,7 +15,7 @@ import jsonschema_rs
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.excerpt import beginning, field_names
 from http_bridge.protocol.bodies.surrogates import path_of_surrogate
-from http_bridge.protocol.plain_words import field_name, plain_clause
+from http_bridge.protocol.problems import Problem, plain_clause, plain_clauses, plain_sentence
 
 Schema = Mapping[str, Any]
 
@@ -35,30 +35,6 @@ _LARGEST_NUMBER = 1e300
 _MAX_DIGITS = 20  # length of -2**63, including its sign, and of 2**64 - 1
 
 
-class Problem(str):
-    """A clause without a full stop about an invalid field.
-
-    Attributes:
-        path: The field, such as /messages/0/content.
-        plain: The clause in plain words.
-    """
-
-    path: str
-    plain: str
-
-    def __new__(cls, path: str, clause: str, plain: str | None = None) -> "Problem":
-        """Return the clause with its path. Without `plain`, only the path in the clause is written in plain words."""
-        problem = super().__new__(cls, clause)
-        problem.path = path
-        problem.plain = clause.replace(f"'{path}'", field_name(path)) if plain is None else plain
-        return problem
-
-    @property
-    def param(self) -> str | None:
-        """The path in OpenAI's notation, such as messages[0].content; None for the whole body."""
-        return re.sub(r"/(\d+)(?=/|$)", r"[\1]", self.path).strip("/").replace("/", ".") or None
-
-
 def bad_input(problem: str) -> ApiError:
     """Return the error for an invalid field or body: 400/5006 with `problem`, a clause without a full stop."""
     named = problem if isinstance(problem, Problem) else None
@@ -71,11 +47,6 @@ def bad_input(problem: str) -> ApiError:
     )
 
 
-def plain_sentence(clause: str) -> str:
-    """Return a clause as a sentence. Names of fields keep their first letter."""
-    return f"{clause[:3].replace('the', 'The')}{clause[3:]}."
-
-
 def bad_field(path: str, clause: str) -> ApiError:
     """Return the error for one invalid field: `clause` follows the quoted path."""
     return bad_input(Problem(path, f"'{path}' {clause}"))
@@ -84,11 +55,6 @@ def bad_field(path: str, clause: str) -> ApiError:
 def bad_fields(problems: Sequence[Problem]) -> ApiError:
     """Return one error for several invalid fields. Its `param` is the first field."""
     return bad_input(Problem(problems[0].path, ", ".join(problems), plain_clauses(problems)))
-
-
-def plain_clauses(problems: Iterable[Problem]) -> str:
-    """Return the clauses of several problems in plain words, as one clause."""
-    return "; ".join(problem.plain for problem in problems)
 
 
 def inflated(data: bytes, max_bytes: int) -> bytes:

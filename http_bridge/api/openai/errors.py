@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from http_bridge.api.reply_writer import ErrorWriter, JsonObject, error_message, plain_messages
+from http_bridge.api.reply_writer import ErrorWriter, JsonObject, error_message
 from http_bridge.errors import ApiError
 from http_bridge.protocol.reply_schemas import OPENAI_ERROR
 
@@ -33,8 +33,7 @@ class OpenAiErrors(ErrorWriter):
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
         """Return both formats in one object."""
         entry = {"message": error_message(error, request_id), "code": error.code}
-        messages = plain_messages(error)
-        return {"error": openai_error(error), "errors": [entry], "success": False, "result": {}, "messages": messages}
+        return {"error": openai_error(error), "errors": [entry], "success": False, "result": {}, "messages": []}
 
 
 def openai_error(error: ApiError) -> JsonObject:

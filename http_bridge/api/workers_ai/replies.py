@@ -9,7 +9,6 @@ from http_bridge.api.reply_writer import (
     JsonObject,
     ReplyWriter,
     error_message,
-    plain_messages,
     padding,
     usage_payload,
 )
@@ -39,7 +38,7 @@ class RestErrors(ErrorWriter):
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
         """Return the envelope with one error."""
         entry = {"message": error_message(error, request_id), "code": error.code}
-        return {"errors": [entry], "success": False, "result": {}, "messages": plain_messages(error)}
+        return {"errors": [entry], "success": False, "result": {}, "messages": []}
 
 
 class BindingErrors(ErrorWriter):

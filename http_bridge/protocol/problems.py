@@ -1,21 +1,60 @@
-"""Clauses about invalid fields in plain words, for people.
+"""Clauses about invalid fields, in Workers AI's wording and in plain words.
 
-The sentences in validation.py have Workers AI's wording, which clients parse. These clauses stand beside them in the
-`messages` of an error, where the playground, the command line and a reader of the body find them.
+Clients parse Workers AI's wording, which validation.py writes. The plain words are for people: they are in a response header,
+which the playground and the command line show.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _ARTICLES = {"array": "a list", "object": "an object", "integer": "a whole number", "null": "null"}
 _MAX_SHOWN = 100
+_BODY = "the body"
+
+
+class Problem(str):
+    """A clause without a full stop about an invalid field.
+
+    Attributes:
+        path: The field, such as /messages/0/content.
+        plain: The clause in plain words.
+    """
+
+    path: str
+    plain: str
+
+    def __new__(cls, path: str, clause: str, plain: str | None = None) -> "Problem":
+        """Return the clause with its path. Without `plain`, only the path in the clause is written in plain words."""
+        problem = super().__new__(cls, clause)
+        problem.path = path
+        problem.plain = clause.replace(f"'{path}'", field_name(path)) if plain is None else plain
+        return problem
+
+    @property
+    def param(self) -> str | None:
+        """The path in OpenAI's notation, such as messages[0].content; None for the whole body."""
+        return _openai_path(self.path) or None
+
+
+def plain_sentence(clause: str) -> str:
+    """Return a clause as a sentence. Names of fields keep their first letter."""
+    return f"T{clause[1:]}." if clause.startswith(_BODY) else f"{clause}."
+
+
+def plain_clauses(problems: Iterable[Problem]) -> str:
+    """Return the clauses of several problems in plain words, as one clause."""
+    return "; ".join(problem.plain for problem in problems)
 
 
 def field_name(path: str) -> str:
     """Return the name of a field for people: messages[0].content for /messages/0/content; "the body" for the whole body."""
-    return re.sub(r"/(\d+)(?=/|$)", r"[\1]", path).strip("/").replace("/", ".") or "the body"
+    return _openai_path(path) or _BODY
+
+
+def _openai_path(path: str) -> str:
+    return re.sub(r"/(\d+)(?=/|$)", r"[\1]", path).strip("/").replace("/", ".")
 
 
 def plain_clause(kind: str, path: str, value: Any, keyword: Any, value_type: str) -> str | None:
