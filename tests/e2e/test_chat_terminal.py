@@ -10,7 +10,7 @@ from tests.tailrace_cli.terminal import ALT_ENTER, CTRL_C, CTRL_D, UP, Terminal,
 
 pytest.importorskip("prompt_toolkit")
 
-PROMPT = "> $"
+PROMPT = r">\s+$"
 LONG = "Count from one to one hundred in words."
 
 
@@ -39,11 +39,12 @@ def test_a_question_is_typed_edited_answered_and_kept(chat, tmp_path):
     with chat("--max-tokens", "3") as second:
         second.until(PROMPT)
         second.send(UP)
-        second.until("What is the capital of Japan")
+        second.until(r"What\s+is\s+the\s+capital\s+of\s+Japan")
         second.send(CTRL_C + "/he\t")
-        second.until("/help")
+        second.until("elp")
         second.send("\r")
         second.until("/regenerate")
+        second.until(PROMPT)
         second.send("/bye\r")
         assert second.exit_code() == 0
 
@@ -81,14 +82,13 @@ def test_pasted_and_typed_lines_are_one_message_after_a_resize(chat, tmp_path):
     assert [turn["content"] for turn in turns[::2]] == ["a\n  b\nc\nd", "e\nf"]
 
 
-@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
-def test_a_simple_terminal_gets_no_escape_sequences_around_the_reply(chat, variables):
-    with chat("--max-tokens", "8", "--no-history", **variables) as terminal:
+def test_a_simple_terminal_gets_no_escape_sequences(chat):
+    with chat("--max-tokens", "8", "--no-history", TERM="dumb") as terminal:
         terminal.until(PROMPT)
         terminal.send("What is the capital of Japan?\r")
         terminal.until("Tokyo")
         terminal.until(PROMPT)
-        assert "\x1b[2m" not in terminal._raw.decode() and "\x1b[1m" not in terminal._raw.decode()
+        assert "\x1b" not in terminal.raw
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from tests.support.processes import ROOT
 
 CTRL_C, CTRL_D, ALT_ENTER, UP = "\x03", "\x04", "\x1b\r", "\x1b[A"
+_TO_THE_RIGHT = re.compile(r"\x08?\x1b\[(\d*)C")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\a]*\a")
 
 
@@ -55,8 +56,14 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Everything that the command has written, without escape sequences."""
-        return _ESCAPES.sub("", self._raw.decode(errors="replace"))
+        """Everything that the command has written, without escape sequences. Moves to the right are spaces."""
+        text = _TO_THE_RIGHT.sub(lambda found: " " * int(found[1] or 1), self.raw)
+        return _ESCAPES.sub("", text)
+
+    @property
+    def raw(self) -> str:
+        """Everything that the command has written."""
+        return self._raw.decode(errors="replace")
 
     def send(self, text: str) -> None:
         os.write(self._file, text.encode())
