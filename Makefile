@@ -15,7 +15,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-rehearsal test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
+	test-rehearsal test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto wheel clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -153,6 +153,10 @@ proto: install ## Generate the stubs from proto/ again
 
 check-proto: proto
 	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+
+# From the tracked files, by way of an sdist: what the wheel contains then depends on no other file of this folder.
+wheel: install ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
+	$(BIN)/python -m build --outdir build .
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
