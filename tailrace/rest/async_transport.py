@@ -47,7 +47,7 @@ class AsyncRestTransport:
             yield reader.start()
             pieces = response.aiter_bytes()
             # Not one timeout around the loop: between two events it would cancel the caller's code.
-            while (data := await self._within(anext(pieces, None), end, timeout)) is not None:
+            while (data := await self._within(anext(pieces, None), end, timeout, reader.request_id)) is not None:
                 for event in reader.feed(data):
                     yield event
             reader.end()
@@ -85,12 +85,14 @@ class AsyncRestTransport:
         )
         return await self._within(self._http.send(request, stream=stream), end, timeout)
 
-    async def _within(self, work: Awaitable[_Result], end: float | None, timeout: float | None) -> _Result:
+    async def _within(
+        self, work: Awaitable[_Result], end: float | None, timeout: float | None, request_id: str = ""
+    ) -> _Result:
         """Return the result of `work`. Raises DeadlineError at `end`, in the loop's time."""
         try:
             async with asyncio.timeout_at(end):
                 return await work
         except TimeoutError:
-            raise late(timeout) from None
+            raise late(timeout, request_id) from None
         except httpx2.HTTPError as error:
-            raise connection_error(error, self._endpoint, timeout) from None
+            raise connection_error(error, self._endpoint, timeout, request_id) from None

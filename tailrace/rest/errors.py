@@ -81,24 +81,25 @@ def stream_error(error: dict[str, Any], request_id: str) -> TailraceError:
     return kind(message, reason=reason, code=code, http_status=200, request_id=request_id or None)
 
 
-def connection_error(error: Exception, endpoint: Endpoint, timeout: float | None) -> TailraceError:
+def connection_error(
+    error: Exception, endpoint: Endpoint, timeout: float | None, request_id: str = ""
+) -> TailraceError:
     """Return the error for a request that got no answer, or only a part of one."""
     if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
-        return late(timeout)
+        return late(timeout, request_id)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         return ConnectionFailedError(
             f"No bridge answers at {endpoint.url} ({_reason(error)}): start one with `tailrace serve`, or set TAILRACE_URL."
         )
-    if isinstance(error, httpx2.RemoteProtocolError):
-        return ConnectionFailedError(f"The connection to {endpoint.url} broke, or it is no bridge: {_reason(error)}.")
-    return ConnectionFailedError(f"The connection to {endpoint.url} broke: {_reason(error)}.")
+    doubt = ", or it is no bridge" if isinstance(error, httpx2.RemoteProtocolError) else ""
+    sentence = f"The connection to {endpoint.url} broke{doubt}: {_reason(error)}."
+    return ConnectionFailedError(sentence, request_id=request_id or None)
 
 
-def late(timeout: float | None) -> DeadlineError:
+def late(timeout: float | None, request_id: str = "") -> DeadlineError:
     """Return the error for a reply that was not complete in time."""
-    return DeadlineError(
-        f"The reply was not complete within timeout, {timeout:g} s." if timeout else "The reply was late."
-    )
+    sentence = f"The reply was not complete within timeout, {timeout:g} s." if timeout else "The reply was late."
+    return DeadlineError(sentence, request_id=request_id or None)
 
 
 def _reason(error: Exception) -> str:

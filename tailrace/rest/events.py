@@ -33,6 +33,11 @@ class EventReader:
         self._usage = Usage()
         self.is_done = False
 
+    @property
+    def request_id(self) -> str:
+        """Id of the request in the logs of the services; empty if the answer has none."""
+        return self._started.request_id
+
     def start(self) -> Started:
         """Return the first event: the bridge has accepted the request."""
         return self._started

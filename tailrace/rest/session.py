@@ -20,7 +20,9 @@ def limits() -> httpx2.Limits:
 
 def verification(endpoint: Endpoint) -> "ssl.SSLContext | bool":
     """Return the TLS settings: the system's certificates, or those of the endpoint's files."""
-    if not endpoint.has_tls or not (endpoint.ca_file or endpoint.cert_file):
+    if not endpoint.has_tls:
+        return False  # loading the certificates would take longer than a request
+    if not (endpoint.ca_file or endpoint.cert_file):
         return True
     context = ssl.create_default_context(cafile=endpoint.ca_file or None)
     if endpoint.cert_file:

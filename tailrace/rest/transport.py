@@ -70,10 +70,10 @@ class RestTransport:
                 yield from reader.feed(data)
         except httpx2.HTTPError as error:
             if alarm.rang:
-                raise late(alarm.timeout) from None
-            raise connection_error(error, self._endpoint, alarm.timeout) from None
+                raise late(alarm.timeout, reader.request_id) from None
+            raise connection_error(error, self._endpoint, alarm.timeout, reader.request_id) from None
         if alarm.rang and not reader.is_done:
-            raise late(alarm.timeout)
+            raise late(alarm.timeout, reader.request_id)
         reader.end()
 
     def _ask(self, method: str, path: str, timeout: float | None, document: Any = None) -> httpx2.Response:

@@ -34,13 +34,14 @@ class AsyncRpcTransport:
             request = run_request(run, self._endpoint.account)
         except (ValueError, TypeError) as error:
             raise value_error(error) from None
-        call = self._stub().Run(request, timeout=timeout, metadata=metadata(self._endpoint))
+        sent = metadata(self._endpoint)
+        call = self._stub().Run(request, timeout=timeout, metadata=sent)
         try:
             async for response in call:
                 for event in events(response):
                     yield event
         except grpc.RpcError as error:
-            raise rpc_error(error, self._endpoint, timeout) from None
+            raise rpc_error(error, self._endpoint, timeout, sent) from None
         finally:
             call.cancel()
 
@@ -75,7 +76,8 @@ class AsyncRpcTransport:
         return InferenceServiceStub(self._channel)
 
     async def _call(self, method: Callable[..., Awaitable[_Result]], request: Any, timeout: float | None) -> _Result:
+        sent = metadata(self._endpoint)
         try:
-            return await method(request, timeout=timeout, metadata=metadata(self._endpoint))
+            return await method(request, timeout=timeout, metadata=sent)
         except grpc.RpcError as error:
-            raise rpc_error(error, self._endpoint, timeout) from None
+            raise rpc_error(error, self._endpoint, timeout, sent) from None

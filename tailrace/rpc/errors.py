@@ -19,9 +19,9 @@ from tailrace.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from tailrace.rpc.session import REQUEST_ID_KEY, Metadata
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_REQUEST_ID_KEY = "x-request-id"
 _BY_REASON: dict[str, type[TailraceError]] = {
     "UNAUTHENTICATED": AuthenticationError,
     "UNKNOWN_MODEL": UnknownModelError,
@@ -53,8 +53,8 @@ _BY_STATUS: dict[str, type[TailraceError]] = {
 }
 
 
-def rpc_error(error: grpc.RpcError, endpoint: Endpoint, timeout: float | None) -> TailraceError:
-    """Return the client's error for a failed call."""
+def rpc_error(error: grpc.RpcError, endpoint: Endpoint, timeout: float | None, sent: Metadata) -> TailraceError:
+    """Return the client's error for a failed call. `sent`: the call's own metadata."""
     status = error.code().name if isinstance(error, grpc.Call) or hasattr(error, "code") else "UNKNOWN"
     info, bad, retry = _details(error)
     kind = _BY_REASON.get(info.reason) or _BY_STATUS.get(status, GenerationError)
@@ -63,7 +63,7 @@ def rpc_error(error: grpc.RpcError, endpoint: Endpoint, timeout: float | None) -
         reason=info.reason,
         grpc_status=status,
         retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
-        request_id=_request_id(error),
+        request_id=dict(sent).get(REQUEST_ID_KEY),
     )
 
 
@@ -97,7 +97,7 @@ def _details(
     error: grpc.RpcError,
 ) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo]:
     found = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-    packed = _metadata(error, "trailing_metadata").get(_DETAILS_KEY)
+    packed = _trailing_metadata(error).get(_DETAILS_KEY)
     try:
         status = status_pb2.Status.FromString(packed) if isinstance(packed, bytes) else status_pb2.Status()
     except DecodeError:
@@ -108,14 +108,7 @@ def _details(
     return found
 
 
-def _request_id(error: grpc.RpcError) -> str | None:
-    for name in ("initial_metadata", "trailing_metadata"):
-        if isinstance(value := _metadata(error, name).get(_REQUEST_ID_KEY), str):
-            return value
-    return None
-
-
-def _metadata(error: grpc.RpcError, name: str) -> dict[str, str | bytes]:
-    """Return the metadata of a failed call: synchronous calls and those of grpc.aio have the same methods."""
-    method = getattr(error, name, None)
+def _trailing_metadata(error: grpc.RpcError) -> dict[str, str | bytes]:
+    """Return the metadata of a failed call: synchronous calls and those of grpc.aio have the same method."""
+    method = getattr(error, "trailing_metadata", None)
     return {str(key): value for key, value in (method() or ())} if method else {}

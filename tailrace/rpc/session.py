@@ -1,10 +1,14 @@
 """The settings that both gRPC transports share: options of the channel, credentials, metadata."""
 
+import uuid
 from pathlib import Path
 
 import grpc
 
 from tailrace.endpoint import Endpoint, trace_context
+
+REQUEST_ID_KEY = "x-request-id"
+Metadata = tuple[tuple[str, str], ...]
 
 
 def options(endpoint: Endpoint) -> list[tuple[str, int]]:
@@ -27,7 +31,10 @@ def credentials(endpoint: Endpoint) -> "grpc.ChannelCredentials | None":
     )
 
 
-def metadata(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
-    """Return the metadata of one call: the token, and the environment's trace context."""
+def metadata(endpoint: Endpoint) -> Metadata:
+    """Return the metadata of one call: a new request id, the token, and the environment's trace context.
+
+    With an id of the client's own, a refused call has one too.
+    """
     token = {"authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
-    return tuple((token | trace_context()).items())
+    return tuple(({REQUEST_ID_KEY: str(uuid.uuid4())} | token | trace_context()).items())

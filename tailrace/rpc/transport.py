@@ -37,12 +37,13 @@ class RpcTransport:
             request = run_request(run, self._endpoint.account)
         except (ValueError, TypeError) as error:
             raise value_error(error) from None
-        call = self._stub.Run(request, timeout=timeout, metadata=metadata(self._endpoint))
+        sent = metadata(self._endpoint)
+        call = self._stub.Run(request, timeout=timeout, metadata=sent)
         try:
             for response in call:
                 yield from events(response)
         except grpc.RpcError as error:
-            raise rpc_error(error, self._endpoint, timeout) from None
+            raise rpc_error(error, self._endpoint, timeout, sent) from None
         finally:
             call.cancel()
 
@@ -63,7 +64,8 @@ class RpcTransport:
         self._channel.close()
 
     def _call(self, method: Callable[..., _Result], request: Any, timeout: float | None) -> _Result:
+        sent = metadata(self._endpoint)
         try:
-            return method(request, timeout=timeout, metadata=metadata(self._endpoint))
+            return method(request, timeout=timeout, metadata=sent)
         except grpc.RpcError as error:
-            raise rpc_error(error, self._endpoint, timeout) from None
+            raise rpc_error(error, self._endpoint, timeout, sent) from None
