@@ -88,6 +88,7 @@ SETTINGS = (
 OTHERS = (
     "URL",
     "TOKEN",
+    "ACCOUNT",
     "HTTP_PORT",
     "GRPC_PORT",
     "PROMETHEUS_PORT",
