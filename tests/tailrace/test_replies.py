@@ -1,4 +1,4 @@
-"""What both clients return, through both doors."""
+"""Replies, vectors and models, as both clients return them through both doors."""
 
 import pytest
 
