@@ -148,11 +148,11 @@ format: install ## Rewrite the code in the project's format
 	$(BIN)/buf format --write
 
 proto: install ## Generate the stubs from proto/ again
-	cd proto && PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. tailrace/v1/inference.proto
 
 check-proto: proto
-	@git diff --exit-code --stat -- proto || { echo "The stubs in proto/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
