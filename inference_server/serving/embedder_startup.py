@@ -101,9 +101,9 @@ async def _start(
         waiting_tokens=settings.max_waiting_tokens,
         account_slots=settings.max_account_seqs,
     )
-    engine = EmbeddingEngine(
-        loaded.encoder, limits=limits, batch_tokens=_BATCH_TOKENS[device.type], on_broken=on_broken
-    )
+    # Batch-invariant: each text is a batch by itself, because a product's rounding may depend on its number of rows.
+    batch_tokens = 1 if settings.batch_invariant else _BATCH_TOKENS[device.type]
+    engine = EmbeddingEngine(loaded.encoder, limits=limits, batch_tokens=batch_tokens, on_broken=on_broken)
     logger.info(
         "%s as %s on %s: weights %.2f GiB, %d dimensions, texts up to %d tokens",
         group[0].weights,
