@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import time
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from inference_server.grpc_api.recordings.canonical import JsonObject, prompt_text
-from inference_server.grpc_api.recordings.recording import Recording, pretty
+from inference_server.grpc_api.recordings.recording import Recording
+from inference_server.grpc_api.recordings.reply_json import pretty
 from inference_server.settings import RecordingsMode
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
@@ -23,6 +25,8 @@ _MODELS = "models.json"
 _MODELS_FORMAT = "tailrace_models"
 _VERSION = 1
 _UNFINISHED = ".tmp"
+# Age in seconds after which an unfinished file is one of a killed process. Writing one takes milliseconds.
+_UNFINISHED_SECONDS = 60.0
 _WORDS, _WORDS_LENGTH = 6, 40  # number of words, and of characters, of the prompt in a file's name
 _HASH_LENGTH = 8
 
@@ -105,11 +109,12 @@ class RecordingsFolder:
             )
 
     def _prepare(self) -> None:
-        """Create the folder, remove unfinished files, and check that a file can be written."""
+        """Create the folder, remove the unfinished files of killed processes, and check that a file can be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self.path.glob(f".*{_UNFINISHED}"):
-                file.unlink(missing_ok=True)
+                if time.time() - file.stat().st_mtime > _UNFINISHED_SECONDS:
+                    file.unlink(missing_ok=True)
             probe = self.path / f".probe-{os.getpid()}{_UNFINISHED}"
             probe.touch()
             probe.unlink()

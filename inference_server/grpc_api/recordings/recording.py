@@ -8,9 +8,8 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.json_format import ParseError
 
 from inference_server.generation import (
     Candidate,
@@ -25,13 +24,12 @@ from inference_server.generation import (
 )
 from inference_server.grpc_api.conversion import FINISH_REASONS
 from inference_server.grpc_api.recordings import canonical
-from inference_server.grpc_api.recordings.canonical import JsonObject
+from inference_server.grpc_api.recordings.canonical import METHODS, JsonObject
+from inference_server.grpc_api.recordings.reply_json import Reply, pretty, reply_json, reply_of_json
 from tailrace.v1 import inference_pb2 as pb
 
-Unary = pb.EmbedResponse | pb.CountTokensResponse
 FORMAT = "tailrace_recording"
 _VERSION = 1
-_WIDTH = 118
 _REASONS = {value: reason for reason, value in FINISH_REASONS.items()}
 
 
@@ -47,7 +45,7 @@ class Recording:
 
     method: str
     request: JsonObject
-    reply: Sequence[pb.RunResponse | Unary]
+    reply: Sequence[Reply]
 
     @property
     def key(self) -> str:
@@ -56,16 +54,8 @@ class Recording:
 
     def to_text(self) -> str:
         """Return the recording's file."""
-        replies = [MessageToDict(_stable(each), preserving_proto_field_name=True) for each in self.reply]
-        if self.method == "Embed":
-            for embedding in replies[0].get("embeddings", []):
-                embedding["values"] = " ".join(map(repr, embedding["values"]))
-        fields = {
-            FORMAT: _VERSION,
-            "method": self.method,
-            "request": self.request,
-            "reply": replies if self.method == "Run" else replies[0],
-        }
+        reply = reply_json(self.method, self.reply)
+        fields = {FORMAT: _VERSION, "method": self.method, "request": self.request, "reply": reply}
         return (
             "{\n" + ",\n".join(f"  {json.dumps(name)}: {pretty(value, 2)}" for name, value in fields.items()) + "\n}\n"
         )
@@ -74,17 +64,15 @@ class Recording:
     def of_text(cls, text: str) -> "Recording":
         """Return the recording of a file. Raises ValueError with a clause about the text, such as "is not JSON"."""
         document = _document(text)
-        method, request, reply = (document.get(name) for name in ("method", "request", "reply"))
+        method = str(document.get("method"))
+        if method not in METHODS.values():
+            raise ValueError(f"is a recording of the method {method}, which this version does not replay")
         try:
-            if method == "Run":
-                return cls(method, _object(request), _events(reply))
-            if method == "Embed":
-                return cls(method, _object(request), [_embeddings(reply)])
-            if method == "CountTokens":
-                return cls(method, _object(request), [ParseDict(_object(reply), pb.CountTokensResponse())])
-        except (ParseError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"has a damaged request or reply ({error})") from None
-        raise ValueError(f"is a recording of the method {method!r}, which this version does not replay")
+            request: JsonObject = document["request"]
+            _ = request["model"], canonical.prompt_text(request)
+            return cls(method, request, reply_of_json(method, document["reply"]))
+        except (ParseError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"is damaged ({type(error).__name__}: {error})") from None
 
     def events(self) -> Iterator[Event]:
         """Yield the events of a Run as an engine would. Their times are now; the phases took 0 seconds."""
@@ -115,36 +103,6 @@ class Recording:
         return list(dict.fromkeys(reported))
 
 
-def pretty(value: Any, indent: int = 0) -> str:
-    """Return a value as JSON with sorted keys. What fits into a line is on one line.
-
-    `indent`: number of spaces before the line on which the value begins.
-    """
-    line = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    if len(line) + indent <= _WIDTH or not isinstance(value, dict | list):
-        return line
-    space = " " * (indent + 2)
-    if isinstance(value, dict):
-        items = [f"{json.dumps(name, ensure_ascii=False)}: {pretty(value[name], indent + 2)}" for name in sorted(value)]
-    else:
-        items = [pretty(item, indent + 2) for item in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return f"{opening}\n{space}" + f",\n{space}".join(items) + f"\n{' ' * indent}{closing}"
-
-
-def _stable(message: pb.RunResponse | Unary) -> pb.RunResponse | Unary:
-    """Return a copy without what differs between two equal replies: the id and the timings."""
-    kept: Any = type(message)()
-    kept.CopyFrom(message)
-    if isinstance(kept, pb.RunResponse):
-        if kept.HasField("started"):
-            kept.started.ClearField("request_id")
-            kept.started.ClearField("model")
-        elif kept.HasField("completed"):
-            kept.completed.ClearField("timings")
-    return kept  # type: ignore[no-any-return]
-
-
 def _document(text: str) -> JsonObject:
     try:
         document = json.loads(text)
@@ -157,31 +115,6 @@ def _document(text: str) -> JsonObject:
     if document[FORMAT] != _VERSION:
         raise ValueError(f"has the format {document[FORMAT]}, and this version reads format {_VERSION}")
     return document
-
-
-def _object(value: Any) -> JsonObject:
-    if not isinstance(value, dict):
-        raise TypeError("it is not an object")
-    return value
-
-
-def _events(reply: Any) -> list[pb.RunResponse]:
-    """Return the events of a Run. Raises ParseError or ValueError if they are not a complete reply."""
-    events = [ParseDict(_object(each), pb.RunResponse()) for each in reply]
-    kinds = [event.WhichOneof("event") for event in events]
-    if not kinds or kinds[-1] != "completed" or "completed" in kinds[:-1] or "started" in kinds[1:] or None in kinds:
-        raise ValueError("has an incomplete reply: it is at most one started, deltas, and one completed")
-    if events[-1].completed.finish_reason not in _REASONS:
-        raise ValueError("has a reply without a finish reason")
-    return events
-
-
-def _embeddings(reply: Any) -> pb.EmbedResponse:
-    embeddings = [
-        {**embedding, "values": [float(number) for number in embedding["values"].split()]}
-        for embedding in _object(reply)["embeddings"]
-    ]
-    return ParseDict({**reply, "embeddings": embeddings}, pb.EmbedResponse())
 
 
 def _delta(delta: pb.Delta, token_ids: dict[bytes, int]) -> Delta:

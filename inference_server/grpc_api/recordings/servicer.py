@@ -22,7 +22,8 @@ from inference_server.grpc_api.recordings import canonical
 from inference_server.grpc_api.recordings.canonical import METHODS, JsonObject, Request
 from inference_server.grpc_api.recordings.difference import first_difference, nearest
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
-from inference_server.grpc_api.recordings.recording import Recording, Unary
+from inference_server.grpc_api.recordings.recording import Recording
+from inference_server.grpc_api.recordings.reply_json import Reply
 from inference_server.grpc_api.servicer import InferenceServicer
 from inference_server.grpc_api.status import Context
 from inference_server.grpc_api.validation import check, check_input
@@ -215,7 +216,7 @@ class _WrittenMessages:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.messages: list[pb.RunResponse | Unary] = []
+        self.messages: list[Reply] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
