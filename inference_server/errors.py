@@ -192,7 +192,9 @@ class NotRecorded(TailraceError):
                 f"{nearest['field']} is {nearest['requested']}, and {nearest['recorded']} in the nearest recording "
                 f"{nearest['nearest']}"
             )
-        super().__init__(f"no recording of this request in {folder}: {where}; to record it, send it to: {command}")
+        super().__init__(
+            f"no recording of this request in {folder}: {where}; to record it, send it to this server: {command}"
+        )
 
 
 class UnsupportedModel(ConfigurationError):

@@ -33,6 +33,7 @@ _BODY_NAMES = (
     ("chat.template_arguments", "chat_template_kwargs"),
     ("chat.reasoning_effort", "reasoning_effort"),
     ("chat", "messages"),
+    ("texts", "text"),
     ("text", "prompt"),
     ("response_format", "response_format"),
 )
@@ -206,7 +207,7 @@ def _not_recorded(details: _Details) -> ApiError:
     folder, command = found.get("folder", "?"), found.get("command", "?")
     # 404, because SDKs repeat requests after 409, 429 and every status from 500.
     return ApiError(
-        404, 5098, f"No recording of this request in {folder}: {where}. To record it, send it to: {command}"
+        404, 5098, f"No recording of this request in {folder}: {where}. To record it, send it to this server: {command}"
     )
 
 

@@ -301,8 +301,8 @@ class ModelRunner:
             return torch.cat([self.decode([token]) for token in tokens])
         num_rows = len(tokens)
         table, lengths, rows = decode_inputs(self.cache.block_size, decoded.block_ids, decoded.positions, num_rows)
-        token_ids, positions = (self._integers(ids) for ids in (decoded.token_ids, decoded.positions))
-        adapters = self._integers(decoded.adapters) if self._invariant_rows else decoded.adapters
+        token_ids, positions = (self._integers([*ids]) for ids in (decoded.token_ids, decoded.positions))
+        adapters = self._integers([*decoded.adapters]) if self._invariant_rows else decoded.adapters
         with self._adapted(adapters):
             return self._decode_by_modules(
                 DecodeRows(token_ids, positions, rows, lengths, table, lengths.new_zeros(num_rows))

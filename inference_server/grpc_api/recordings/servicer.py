@@ -238,5 +238,6 @@ def _recording_command(settings: Settings) -> str:
     """Return the command that records what is missing, for the shell."""
     assert settings.recordings is not None
     models = [] if settings.models is None else [name.strip() for name in settings.models.split(",")]
+    options = ["--deterministic"] if settings.deterministic else []
     folder = str(settings.recordings)
-    return shlex.join(["tailrace", "serve", *models, "--record", folder, "--replay", folder])
+    return shlex.join(["tailrace", "serve", *models, *options, "--record", folder, "--replay", folder])
