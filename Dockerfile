@@ -24,7 +24,7 @@ ENV PYTHONPATH=/app:/app/proto
 # descriptions of the default models, Python's bytecode. The cache is writable for every user, because `--user` and
 # OpenShift select the user.
 RUN python -m inference_server.kernels.jit.ahead_of_time \
-    && python -m inference_server.serving.ahead_of_time \
+    && OMP_NUM_THREADS=1 python -m inference_server.serving.ahead_of_time \
     && python -m compileall -q . \
     && ln -s /app/deploy/docker/tailrace.sh /usr/local/bin/tailrace \
     && useradd --system --uid 10001 --gid 0 --home-dir /cache --no-create-home tailrace \

@@ -15,11 +15,16 @@ locked() { pip install --no-deps --require-hashes --requirement "requirements/$1
 delete_tests() { find "$packages" -type d -name tests -not -path '*/numpy/*' -prune -exec rm -rf {} +; }
 
 install_torch() {
+    torch=$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements/torch.txt)
     case ${TORCH_INDEX_URL:=} in
-    "") locked torch ;;
-    */whl/cpu) PIP_INDEX_URL=$TORCH_INDEX_URL locked torch ;;
+    "" | */whl/cpu)
+        # First without digests, because pip would prefer a file whose digest its index states to every other one.
+        pip download --no-deps --dest /tmp/torch ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$torch"
+        PIP_NO_INDEX=1 PIP_FIND_LINKS=/tmp/torch locked torch
+        rm -r /tmp/torch
+        ;;
     # Builds for another version of CUDA or for ROCm: the version is pinned, but no lock file contains their digests.
-    *) pip install --index-url "$TORCH_INDEX_URL" "$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements/torch.txt)" ;;
+    *) pip install --index-url "$TORCH_INDEX_URL" "$torch" ;;
     esac
     if [ -e "$packages/torch/lib/libtorch_cuda.so" ] && [ -z "$TORCH_INDEX_URL" ]; then locked cuda; fi
     # A C compiler, only where torch has brought Triton. Triton compiles kernels for the GPU itself, but builds each

