@@ -19,7 +19,7 @@ COPY requirements/all.txt requirements/
 RUN deploy/docker/install.sh all
 
 COPY . .
-ENV PYTHONPATH=/app:/app/proto
+ENV PYTHONPATH=/app
 # Everything that a first start would compile or prepare: the kernels for every instruction set of this architecture, the
 # descriptions of the default models, Python's bytecode. The cache is writable for every user, because `--user` and
 # OpenShift select the user.

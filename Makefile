@@ -16,7 +16,8 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 TOOLS_STAMP := build/tools/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-rehearsal test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto image lock sbom audit clean
+	test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
+	image lock sbom audit clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -129,6 +130,16 @@ bench-kernels: install ## Time the products of linear layers for each instructio
 bench-gpu: install ## Check and measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_OPTIONS)
 
+NPM_STAMP := npm/node_modules/.package-lock.json
+$(NPM_STAMP): npm/package.json npm/package-lock.json
+	cd npm && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# node_modules/tailrace of a project may be the folder npm/ itself, or the file in build/.
+npm-package: $(NPM_STAMP) ## Build build/tailrace-0.1.0.tgz, the npm package with the local AI binding (needs Node 20)
+	@mkdir -p build
+	cd npm && npm run --silent build && npm pack --silent --pack-destination ../build
+
 check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -151,7 +162,7 @@ format: install ## Rewrite the code in the project's format
 	$(BIN)/buf format --write
 
 proto: install ## Generate the stubs from proto/ again
-	cd proto && PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. tailrace/v1/inference.proto
 
 # A C++ compiler or a GPU is not needed: the image is for CPUs. TORCH_INDEX_URL is the index of torch's builds for them.
@@ -181,7 +192,7 @@ audit: install ## Compare requirements/*.txt with the stored list of advisories 
 	@$(BIN)/python -m tests.supply_chain.audit $(ADVISORIES)
 
 check-proto: proto
-	@git diff --exit-code --stat -- proto || { echo "The stubs in proto/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -278,7 +278,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
-        """Compute one token of each sequence.
+        """Decode one position of each sequence.
 
         Returns logits (num_seqs, vocab_size) float32, which the caller may change. On a GPU they are a new tensor. On a CPU
         the next call of `decode`, `prefill` or `mixed` may overwrite them.

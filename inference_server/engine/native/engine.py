@@ -164,7 +164,7 @@ class Engine(BaseEngine):
                     self._last_progress = time.monotonic()
                     self._publish()
                 if self.scheduler.is_idle:
-                    self._flush()  # the queue may stay empty for long, and clients wait for the last tokens
+                    self._flush()  # the next command may be far off, and clients wait for the last tokens
         except Exception:
             logger.exception("the engine's thread failed")
         self._on_loop(self._break)
