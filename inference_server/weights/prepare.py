@@ -181,6 +181,7 @@ def _prepare_gguf(
                 with progress(f"reading {weights} as {precision}"):
                     planned = read_plan(plan, path)
                     tokenizer = read_tokenizer(folder)
+                return_free_memory()
                 _log_share(decoder_share(planned.decoder, precision), weights)
                 return PreparedModel(planned.decoder, tokenizer, planned.info, planned.decoder.num_bytes)
             except ValueError as reason:
