@@ -29,6 +29,8 @@ def shared(state: str, description: Any, make: Callable[[], _Value]) -> _Value:
     key = state + json.dumps(description)
     with _lock:
         value: _Value | None = _in_use.get(key)
-        if value is None:
-            value = _in_use[key] = make()
-        return value
+    if value is None:
+        value = make()  # without the lock: threads make different values at the same time
+        with _lock:
+            value = _in_use.setdefault(key, value)
+    return value
