@@ -1,6 +1,7 @@
 // A button that copies a text.
 
 import { useState } from "preact/hooks";
+import { copied } from "./copied.js";
 
 const SHOWN_MS = 2000;
 
@@ -16,23 +17,4 @@ export function CopyButton({ text, what }) {
       {label}
     </button>
   );
-}
-
-/**
- * Copy a text. Browsers have a clipboard on https and localhost only; elsewhere a selection is copied.
- * @param {string} text
- */
-async function copied(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    const box = document.createElement("textarea");
-    box.value = text;
-    document.body.append(box);
-    box.select();
-    const isCopied = document.execCommand("copy");
-    box.remove();
-    return isCopied;
-  }
 }

@@ -3,8 +3,6 @@
 import { SugarHigh, tokenize } from "sugar-high/core";
 import * as c from "sugar-high/lang/c";
 import * as cpp from "sugar-high/lang/cpp";
-import * as csharp from "sugar-high/lang/csharp";
-import * as css from "sugar-high/lang/css";
 import * as go from "sugar-high/lang/go";
 import * as html from "sugar-high/lang/html";
 import * as java from "sugar-high/lang/java";
@@ -20,7 +18,7 @@ import * as yaml from "sugar-high/lang/yaml";
 const MAX_LENGTH = 20_000;
 /** @type {Record<string, any>} */
 const LANGUAGES = {
-  bash: shell, c, cpp, "c++": cpp, csharp, "c#": csharp, cs: csharp, css, go, html, java, javascript, js: javascript, json,
+  bash: shell, c, cpp, "c++": cpp, go, html, java, javascript, js: javascript, json,
   jsx: javascript, mjs: javascript, py: python, python, rs: rust, rust, sh: shell, shell, sql, ts: typescript, tsx: typescript,
   typescript, xml: html, yaml, yml: yaml, zsh: shell,
 };
