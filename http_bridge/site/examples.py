@@ -16,7 +16,7 @@ _TEXT_ID = {"id": "cmpl-acf5eabc", "object": "text_completion", "created": 17960
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One example of a route.
+    """An example of a route.
 
     Attributes:
         body: The request's body.

@@ -90,7 +90,10 @@ def _described(operation: Operation) -> Schema:
             "summary": operation.summary,
             "parameters": [*map(_path_parameter, path_names), profile, *operation.parameters],
             "requestBody": {"required": True, "content": {"application/json": content}},
-            "responses": {"200": _run_reply(operation.reply_schema, example), **_errors(_RUN_STATUSES, operation.error_schema)},
+            "responses": {
+                "200": _run_reply(operation.reply_schema, example),
+                **_errors(_RUN_STATUSES, operation.error_schema),
+            },
         }
     if operation.statuses:
         return {

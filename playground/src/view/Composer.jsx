@@ -172,9 +172,7 @@ function Meter() {
   const text = `${state.draft ? "about " : ""}${all.toLocaleString("en")} of ${window.toLocaleString("en")} tokens`;
   return (
     <span class="meter" title="Tokens of the conversation, of those that fit into the model's window">
-      <meter min={0} max={window} high={window * 0.85} value={all} aria-label="Window">
-        {text}
-      </meter>{" "}
+      <meter min={0} max={window} high={window * 0.85} value={all} aria-label="Window" aria-valuetext={text} />{" "}
       {text}
     </span>
   );

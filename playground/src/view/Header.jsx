@@ -17,28 +17,25 @@ export function Header({ isListOpen, isPanelOpen, onList, onPanel, onKeys }) {
         Chats
       </button>
       <h1>Tailrace</h1>
-      <label class="models">
-        <span class="visually-hidden">Model</span>
-        <select id="model" value={settings.model} disabled={!models.length} onChange={(event) => change({ model: event.currentTarget.value })}>
+      <span class="models">
+        <select id="model" aria-label="Model" value={settings.model} disabled={!models.length} onChange={(event) => change({ model: event.currentTarget.value })}>
           {models.length ? models.map(({ name }) => <option value={name} selected={name === settings.model}>{name}</option>) : <option>No models yet</option>}
         </select>
-      </label>
+      </span>
       {models.length > 1 && (
-        <label class="models second">
-          <span class="visually-hidden">Second model</span>
-          <select id="second" value={settings.second} onChange={(event) => change({ second: event.currentTarget.value })}>
+        <span class="models second">
+            <select id="second" aria-label="Second model" value={settings.second} onChange={(event) => change({ second: event.currentTarget.value })}>
             <option value="" selected={!settings.second}>No second model</option>
             {models.filter(({ name }) => name !== settings.model).map(({ name }) => <option value={name} selected={name === settings.second}>{name}</option>)}
           </select>
-        </label>
+        </span>
       )}
       <span class="gap" />
-      <label class="theme">
-        <span class="visually-hidden">Theme</span>
-        <select id="theme" value={settings.theme} onChange={(event) => change({ theme: /** @type {any} */ (event.currentTarget.value) })}>
+      <span class="theme">
+        <select id="theme" aria-label="Theme" value={settings.theme} onChange={(event) => change({ theme: /** @type {any} */ (event.currentTarget.value) })}>
           {THEMES.map(([value, text]) => <option value={value} selected={value === settings.theme}>{text}</option>)}
         </select>
-      </label>
+      </span>
       <button type="button" class="keys" onClick={onKeys} aria-keyshortcuts="Control+/">
         Keys
       </button>

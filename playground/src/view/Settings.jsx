@@ -4,7 +4,6 @@ import { canThink, change, changeAccess, connect } from "../logic/access.js";
 import { defaults, isNumber, jsonFault, labelOf, numberFault, stepOf } from "../logic/settings.js";
 import { fields, model, state } from "../logic/store.js";
 
-/** @import { ComponentChildren } from "preact" */
 /** @import { Schema } from "../logic/types.js" */
 
 const TOOLS_EXAMPLE = `[{"name": "weather", "description": "Weather of a city",
@@ -111,11 +110,11 @@ const Area = ({ id, label, value, rows, placeholder, isCode = false, fault = "",
   </label>
 );
 
-/** @param {{label: ComponentChildren, value: string, options: [string, string][], onChange: (value: string) => void}} props */
+/** @param {{label: string, value: string, options: [string, string][], onChange: (value: string) => void}} props */
 const Choice = ({ label, value, options, onChange }) => (
   <label>
     {label}
-    <select value={value} onChange={(event) => onChange(event.currentTarget.value)}>
+    <select aria-label={label} value={value} onChange={(event) => onChange(event.currentTarget.value)}>
       {options.map(([key, text]) => (
         <option value={key} selected={key === value}>
           {text}

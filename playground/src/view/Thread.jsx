@@ -66,7 +66,7 @@ export function Thread() {
 const Welcome = () => (
   <div class="welcome">
     <h2>Ask something</h2>
-    <p class="hint">Nothing leaves this server. Conversations are kept in this browser only.</p>
+    <p class="hint">Questions go to this server only, and conversations are kept in this browser.</p>
     <ul class="examples" aria-label="Examples">
       {EXAMPLES.map((text) => (
         <li>
