@@ -15,7 +15,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-rehearsal test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
+	test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -125,6 +125,16 @@ bench-kernels: install ## Time the products of linear layers for each instructio
 # BENCH_OPTIONS=--tiny: try the check itself, without a GPU too. docs/gpu.md lists the other options.
 bench-gpu: install ## Check and measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_OPTIONS)
+
+NPM_STAMP := npm/node_modules/.package-lock.json
+$(NPM_STAMP): npm/package.json npm/package-lock.json
+	cd npm && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# node_modules/tailrace of a project may be the folder npm/ itself, or the file in build/.
+npm-package: $(NPM_STAMP) ## Build build/tailrace-0.1.0.tgz, the npm package with the local AI binding (needs Node 20)
+	@mkdir -p build
+	cd npm && npm run --silent build && npm pack --silent --pack-destination ../build
 
 check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, documentation
 	$(BIN)/ruff format --check .
