@@ -3,12 +3,11 @@
 import { spawn } from "node:child_process";
 import { watch } from "node:fs";
 import { constants } from "node:os";
-import { basename, delimiter, dirname, join, resolve } from "node:path";
-import { findConfig } from "../config/files.js";
-import { writeSibling } from "../config/sibling.js";
+import { basename, delimiter, dirname, join } from "node:path";
 import type { Sibling } from "../config/sibling.js";
 import { Failure } from "../failure.js";
 import { startServer } from "../server.js";
+import { prepare } from "./command.js";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
@@ -21,45 +20,17 @@ const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 export async function dev(args: string[]): Promise<number> {
   const given = args[0] === "--" ? args.slice(1) : args;
   const command = given.length ? given : ["wrangler", "dev"];
-  const { argv, siblings } = replaceConfigs(command);
+  const { argv, variables, replaced } = prepare(command);
   let server: Awaited<ReturnType<typeof startServer>> | undefined;
-  const watchers = siblings.map(({ original, sibling }) => watchOriginal(original, sibling));
+  const watchers = replaced.map(({ original, sibling }) => watchOriginal(original, sibling));
   try {
     server = await startServer();
-    return await run(argv, server.url, server.token);
+    return await run(argv, { ...variables, TAILRACE_URL: server.url, TAILRACE_TOKEN: server.token });
   } finally {
     for (const watcher of watchers) watcher.close();
-    for (const { sibling } of siblings) sibling.remove();
+    for (const { sibling } of replaced) sibling.remove();
     await server?.stop();
   }
-}
-
-type Replaced = { original: string; sibling: Sibling };
-
-/** Write a sibling for each configuration that the command names, or for the project's, and let the command use them. */
-function replaceConfigs(command: string[]): { argv: string[]; siblings: Replaced[] } {
-  const siblings: Replaced[] = [];
-  const replace = (path: string): string => {
-    const original = resolve(path);
-    const sibling = writeSibling(original);
-    siblings.push({ original, sibling });
-    return sibling.path;
-  };
-  const argv: string[] = [];
-  for (let index = 0; index < command.length; index++) {
-    const word = command[index] as string;
-    const [, name, value] = /^(--config|-c)=(.*)$/s.exec(word) ?? [];
-    if (value !== undefined) argv.push(`${name}=${replace(value)}`);
-    else if ((word === "-c" || word === "--config") && index + 1 < command.length) {
-      argv.push(word, replace(command[++index] as string));
-    } else argv.push(word);
-  }
-  if (siblings.length === 0) {
-    const found = findConfig(process.cwd());
-    if (found === undefined) throw new Failure("There is no wrangler.json, wrangler.jsonc or wrangler.toml here or above.");
-    argv.push("-c", replace(found));
-  }
-  return { argv, siblings };
 }
 
 /** Update the sibling when its original changes. wrangler watches the sibling and reloads. */
@@ -80,12 +51,11 @@ function watchOriginal(original: string, sibling: Sibling): { close(): void } {
 }
 
 /** Run the command with the project's own programs first in PATH, and pass signals to it. */
-async function run(argv: string[], url: string, token: string): Promise<number> {
+async function run(argv: string[], variables: Record<string, string>): Promise<number> {
   const [program, ...args] = argv as [string, ...string[]];
   const env = {
     ...process.env,
-    TAILRACE_URL: url,
-    TAILRACE_TOKEN: token,
+    ...variables,
     PATH: [...binFolders(), process.env.PATH ?? ""].join(delimiter),
   };
   const child = spawn(program, args, { stdio: "inherit", env, shell: process.platform === "win32" });
