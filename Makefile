@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
-.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
+.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-frameworks test-proxies \
 	test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
@@ -69,6 +69,9 @@ test-browser: install ## Run the playground and the examples' pages in headless 
 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
 	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
+
+test-frameworks: install ## Follow the pages of docs/frameworks: wrangler, Vite, vitest, Nuxt, SvelteKit, Astro, Hono, agents
+	$(PYTEST) -m frameworks --durations=12 tests/frameworks
 
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)

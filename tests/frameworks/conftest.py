@@ -30,10 +30,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def package() -> Path:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the programs `npm` and `npx`."""
+    return npm_programs(tmp_path_factory.mktemp("bin"))
+
+
+@pytest.fixture(scope="session")
+def package(programs: Path) -> Path:
     """Build the npm package as the pages say, and return its path."""
-    subprocess.run(["make", "--silent", "npm-package"], cwd=ROOT, env=environment(), check=True, timeout=300)
-    assert _PACKAGE.exists()
+    settings = environment()
+    settings["PATH"] = f"{programs}:{settings['PATH']}"
+    subprocess.run(["make", "--silent", "npm-package"], cwd=ROOT, env=settings, check=True, timeout=300)
     return _PACKAGE
 
 
@@ -46,12 +53,11 @@ def traffic() -> Iterator[Traffic]:
 
 @pytest.fixture
 def reader(
-    stack: Stack, package: Path, traffic: Traffic, tmp_path: Path
+    stack: Stack, programs: Path, package: Path, traffic: Traffic, tmp_path: Path
 ) -> Iterator[Callable[[str], tuple[Path, Terminal]]]:
     """Return a function that copies an example and opens a terminal in it. No login and no package registry is near."""
     home = tmp_path / "home"
     home.mkdir()
-    npm = npm_programs(tmp_path / "bin")
     settings = environment(
         HOME=str(home),
         XDG_CONFIG_HOME=str(home / "config"),
@@ -65,7 +71,7 @@ def reader(
         NUXT_TELEMETRY_DISABLED="1",
         **traffic.settings,
     )
-    settings["PATH"] = f"{npm}:{settings['PATH']}"
+    settings["PATH"] = f"{programs}:{settings['PATH']}"
     for name in ("CLOUDFLARE_API_TOKEN", "CLOUDFLARE_API_KEY", "CLOUDFLARE_ACCOUNT_ID"):
         settings.pop(name, None)
     with ExitStack() as opened:
