@@ -37,10 +37,16 @@ class Terminal:
         self.output = ""
 
     def run(self, block: Block) -> None:
-        """Run the block's commands. Raises AssertionError with the output if one fails, or if a server is not ready."""
+        """Run the block's commands. Raises AssertionError with the output if one fails, or if a server is not ready.
+
+        curl calls the server. Before other commands the server stops, as the pages say.
+        """
         if block.serves:
             self._serve(block)
             return
+        if "curl" not in block.text:
+            left = self.close()
+            assert not left, f"{block}: still running after Ctrl+C: {left}"
         text = _PAGES_ADDRESS.sub(lambda found: self._address or found[0], block.text)
         self.output = self._finish(text)
 
