@@ -14,8 +14,9 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
-.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-frameworks test-proxies \
-	test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
+.PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
+	test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
+	wheel clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -70,6 +71,7 @@ test-browser: install ## Run the playground and the examples' pages in headless 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
 	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
 
+.PHONY: test-frameworks
 test-frameworks: install ## Follow the pages of docs/frameworks: wrangler, Vite, vitest, Nuxt, SvelteKit, Astro, Hono, agents
 	$(PYTEST) -m frameworks --durations=12 tests/frameworks
 
@@ -161,11 +163,15 @@ format: install ## Rewrite the code in the project's format
 	$(BIN)/buf format --write
 
 proto: install ## Generate the stubs from proto/ again
-	cd proto && PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. tailrace/v1/inference.proto
 
 check-proto: proto
-	@git diff --exit-code --stat -- proto || { echo "The stubs in proto/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+
+# From the tracked files, by way of an sdist: what the wheel contains then depends on no other file of this folder.
+wheel: install ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
+	$(BIN)/python -m build --outdir build .
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
