@@ -16,7 +16,7 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 TOOLS_STAMP := build/tools/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-npm test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
+	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
 	wheel image lock sbom audit clean
 
 help: ## Show this list
@@ -73,6 +73,9 @@ test-browser: install ## Run the playground and the examples' pages in headless 
 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
 	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
+
+test-frameworks: install ## Follow the pages of docs/frameworks: wrangler, Vite, vitest, Nuxt, SvelteKit, Astro, Hono, agents
+	$(PYTEST) -m frameworks --durations=12 tests/frameworks
 
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install $(TOOLS_STAMP) ## Build the images and try them and the stack of docker-compose.yml (needs Docker)
