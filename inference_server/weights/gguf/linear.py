@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from inference_server.linears.plain import GROUP
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import FileTensor, read_rows
 from inference_server.weights.gguf.places import Places
-from inference_server.weights.gguf.shared_tensors import shared, state_of
+from inference_server.weights.gguf.shared_tensors import in_use, shared, state_of
 
 # Number of weights that are computed in float32 at a time. They fit into a core's cache, and torch does not split
 # operations on fewer than 2**15 numbers among threads.
@@ -122,12 +122,15 @@ class FileLinear(StoredLinear):
         readable = arguments.STORED_INT4_FORMATS if weight_format == "int4" else arguments.STORED_FORMATS
         if name not in readable or any(each.tensor.type_id != self.tensor.type_id for each in linears):
             return None
-        sizes = [each.num_stored_bytes for each in linears]
-        parts = self._places.buffer(sum(sizes)).split(sizes)
-        rows = [
-            read_rows(each.path, each.tensor, 0, each.out_features, part)
-            for each, part in zip(linears, parts, strict=True)
-        ]
+        if len(linears) == 1 and (embedding := rows_in_use(self.path, self.tensor)) is not None:
+            rows = [embedding]  # an output head that shares the embedding's weights
+        else:
+            sizes = [each.num_stored_bytes for each in linears]
+            parts = self._places.buffer(sum(sizes)).split(sizes)
+            rows = [
+                read_rows(each.path, each.tensor, 0, each.out_features, part)
+                for each, part in zip(linears, parts, strict=True)
+            ]
         addresses = torch.cat([each.row_addresses(part) for each, part in zip(linears, rows, strict=True)])
         options = (self.in_features, not self.is_head, self._places.num_threads, self._places.empty, computed)
         return StoredRows(name, rows, addresses, *options)
@@ -220,8 +223,17 @@ def read_embedding(path: Path, tensor: FileTensor, dtype: torch.dtype) -> Embedd
     function = rows_kernel(tensor.format.name.lower(), width, dtype)
     if function is None:
         return FileLinear(path, tensor, Places()).plain(dtype)
-    rows = shared(state_of(path), ["rows", asdict(tensor)], lambda: read_rows(path, tensor, 0, tensor.num_rows))
+    rows = shared(state_of(path), _rows_key(tensor), lambda: read_rows(path, tensor, 0, tensor.num_rows))
     return StoredEmbedding(rows, function, width, dtype)
+
+
+def rows_in_use(path: Path, tensor: FileTensor) -> Tensor | None:
+    """Return the bytes of an embedding that an engine uses, (num_rows, row_bytes) uint8; None if they are not in memory."""
+    return in_use(state_of(path), _rows_key(tensor))
+
+
+def _rows_key(tensor: FileTensor) -> list[str]:
+    return ["rows", tensor.name]
 
 
 def row_order(num_rows: int, heads: int) -> Tensor:

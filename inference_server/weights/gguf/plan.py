@@ -122,6 +122,9 @@ def read_plan(path: Path, source: Path) -> Planned:
         own = {name: file.get_tensor(name) for name in file.keys()}
     places, state = Places(), state_of(source)
     parts: dict[str, Any] = {name: tensor for name, tensor in own.items() if not name.endswith(".bias")}
+    described = metadata["embedding"]
+    place, dtype = FileTensor(**_with_shape(described["tensor"])), getattr(torch, described["dtype"])
+    parts[packed_cache.EMBEDDING] = shared(state, described, lambda: read_embedding(source, place, dtype))
     tasks = []
     for name, described in metadata["linears"].items():
         sources = [
@@ -131,9 +134,6 @@ def read_plan(path: Path, source: Path) -> Planned:
         task = partial(shared, state, described, partial(_packed, sources, described["kind"]))
         tasks.append((sum(one.num_stored_bytes for one in sources), task))
     parts |= zip(metadata["linears"], places.in_parallel(tasks), strict=True)
-    described = metadata["embedding"]
-    place, dtype = FileTensor(**_with_shape(described["tensor"])), getattr(torch, described["dtype"])
-    parts[packed_cache.EMBEDDING] = shared(state, described, lambda: read_embedding(source, place, dtype))
     decoder = packed_cache.decoder_of(metadata["structure"], parts, BACKENDS)
     return Planned(decoder, ModelInfo(**metadata["info"]))
 
