@@ -80,6 +80,7 @@ class Exchange:
             max_bytes=settings.max_body_bytes,
             has_padding=settings.stream_padding,
             default_profile=settings.profile,
+            is_deterministic=settings.deterministic,
             bodies=bodies,
             models=self._scope["state"]["upstream"],
         )

@@ -114,6 +114,9 @@ def _serve(options: argparse.Namespace) -> int:
             device=options.device,
             precision=options.precision,
             max_context=options.max_context,
+            deterministic=options.deterministic,
+            record=options.record,
+            replay=options.replay,
         )
     )
 

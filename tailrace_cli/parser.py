@@ -105,6 +105,18 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="longest prompt and reply together (TAILRACE_MAX_CONTEXT); by default the model's window, if the memory suffices",
     )
+    command.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="for tests: equal requests get byte-identical replies, at a lower speed (TAILRACE_DETERMINISTIC)",
+    )
+    command.add_argument("--record", type=_text, metavar="FOLDER", help="record every reply in this folder")
+    command.add_argument(
+        "--replay",
+        type=_text,
+        metavar="FOLDER",
+        help="send recorded replies, and load no model; with --record of the same folder, record what is missing",
+    )
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:

@@ -20,11 +20,11 @@ class TokenCheck:
     """Accepts requests with a known token, sent as a bearer token, or as X-Auth-Key together with X-Auth-Email."""
 
     def __init__(self, tokens: Iterable[str], file: TokenFile | None = None) -> None:
-        """Accept the given tokens. If there are none, accept every request, with or without a token.
+        """Accept the given tokens. Without tokens and without a file, accept every request.
 
         Args:
-            tokens: Tokens for every account.
-            file: Tokens for one account each.
+            tokens: Tokens that are valid for every account.
+            file: Further tokens, each for one account, or for every account (`*`).
         """
         self._digests = frozenset(_digest(token.encode()) for token in tokens)
         self._file = file

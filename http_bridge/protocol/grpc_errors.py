@@ -35,6 +35,7 @@ _BODY_NAMES = (
     ("chat.template_arguments", "chat_template_kwargs"),
     ("chat.reasoning_effort", "reasoning_effort"),
     ("chat", "messages"),
+    ("texts", "text"),
     ("text", "prompt"),
     ("response_format", "response_format"),
 )
@@ -201,6 +202,21 @@ def _unknown_adapter(details: _Details, model: str) -> ApiError:
     return unknown_adapter(model, names.split("\n") if names else ())
 
 
+def _not_recorded(details: _Details) -> ApiError:
+    found = details.info.metadata
+    where = "it has no recordings of such requests"
+    if field := found.get("field"):
+        where = (
+            f"'{_body_path(field)}' is {found.get('requested', '?')}, and {found.get('recorded', '?')} in the nearest "
+            f"recording {found.get('nearest', '?')}"
+        )
+    folder, command = found.get("folder", "?"), found.get("command", "?")
+    # 404, because SDKs repeat requests after 409, 429 and every status from 500.
+    return ApiError(
+        404, 5098, f"No recording of this request in {folder}: {where}. To record it, send it to this server: {command}"
+    )
+
+
 def _capacity_exceeded() -> ApiError:
     return ApiError(429, 3040, "Capacity temporarily exceeded, please try again.")
 
@@ -228,6 +244,7 @@ _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
     "CLIENT_TOO_SLOW": lambda details, model: request_timeout(),
     "SERVER_STOPPING": lambda details, model: _unavailable(),
     "MODEL_NOT_READY": lambda details, model: _not_ready(model),
+    "NOT_RECORDED": lambda details, model: _not_recorded(details),
     "GENERATION_FAILED": lambda details, model: ApiError(500, 3000, "The model failed while generating this reply."),
 }
 

@@ -18,7 +18,7 @@ import urllib.request
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, http_address, variable
 from tailrace_cli.errors import Failure
 from tailrace_cli.serving.announcement import announce
-from tailrace_cli.serving.options import ServeOptions, check_models, settings_of
+from tailrace_cli.serving.options import ServeOptions, check_models, replays_only, settings_of
 from tailrace_cli.serving.service import Process, Service
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
@@ -34,6 +34,7 @@ _SIGNAL_EXIT_CODE = 128
 _NAMES = ("inference server", "bridge")
 # Packages that the services need. The base installation, with the clients only, does not contain them.
 _REQUIRED = ("torch", "transformers", "starlette", "uvicorn")
+_MODEL_PACKAGES = ("torch", "transformers")  # not needed to replay recordings
 # Requests to this machine bypass proxies.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 logger = logging.getLogger(__name__)
@@ -61,14 +62,15 @@ def serve(options: ServeOptions) -> int:
     """
     if is_windows():
         raise Failure(WINDOWS_SENTENCE)
-    if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
-        names = ", ".join(missing)
-        raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
     started = time.monotonic()
     os.environ.update(settings_of(options))
+    required = [name for name in _REQUIRED if name not in _MODEL_PACKAGES or not replays_only()]
+    if missing := [name for name in required if importlib.util.find_spec(name) is None]:
+        names = ", ".join(missing)
+        raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
     http_address()
     environment = _services_environment()
-    if variable("TAILRACE_MODELS"):
+    if variable("TAILRACE_MODELS") and not replays_only():
         check_models()
     _check_addresses()
     reading, _ = os.pipe()  # the other end closes when this process ends
