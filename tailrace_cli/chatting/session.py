@@ -169,8 +169,8 @@ class _Session:
             note(f"(The oldest {num_dropped} messages no longer fit into the model's context, and are forgotten.)")
         if stats.completion_tokens:
             note(" · ".join([str(stats), *self._room(stats)]))
-        if cut := why_cut(stats):
-            note(f"{cut} /set max_tokens N changes the limit.")
+        if cut := why_cut(stats, self._state.conversation.request("")):
+            note(f"({cut} /set max_tokens changes the limit.)" if cut.endswith("max_tokens.") else f"({cut})")
 
     def _room(self, stats: ReplyStats) -> Sequence[str]:
         """Return how many tokens of the model's context are left for the next question; empty if unknown."""

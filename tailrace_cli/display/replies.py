@@ -23,8 +23,8 @@ def run(client: Client, request: Request, *, shows_stats: bool, is_plain: bool =
     print_reply(client, request, stats, [], is_plain=is_plain)
     if shows_stats:
         note(str(stats))
-    if (cut := why_cut(stats)) and is_terminal(sys.stderr):
-        note(cut)
+    if (cut := why_cut(stats, request)) and is_terminal(sys.stderr):
+        note(f"({cut})")
 
 
 def models(client: Client) -> None:
@@ -37,13 +37,13 @@ def models(client: Client) -> None:
         write(f"    {model.context_length} tokens in, {output} out")
 
 
-def why_cut(stats: ReplyStats) -> str:
+def why_cut(stats: ReplyStats, request: Request) -> str:
     """Return a sentence about the limit that cut the reply; empty if the model ended it."""
     if stats.finish == "length":
-        return (
-            f"(The reply was cut after {stats.completion_tokens} tokens: it reached max_tokens or the model's limit.)"
-        )
-    return "(The reply was cut: its time limit expired.)" if stats.finish == "time_limit" else ""
+        is_chosen = request.sampling.get("max_tokens") == stats.completion_tokens
+        limit = "max_tokens" if is_chosen else "the longest reply of this model, or of its context"
+        return f"The reply was cut after {stats.completion_tokens} tokens: {limit}."
+    return "The reply was cut: its time limit expired." if stats.finish == "time_limit" else ""
 
 
 def print_reply(
