@@ -15,7 +15,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
+	test-rehearsal test-reliability test-vllm npm-package test-npm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -135,6 +135,11 @@ $(NPM_STAMP): npm/package.json npm/package-lock.json
 npm-package: $(NPM_STAMP) ## Build build/tailrace-0.1.0.tgz, the npm package with the local AI binding (needs Node 20)
 	@mkdir -p build
 	cd npm && npm run --silent build && npm pack --silent --pack-destination ../build
+
+# Node 22 or newer comes with the development packages. The first run downloads wrangler, Vite and vitest.
+test-npm: export OMP_NUM_THREADS := 1
+test-npm: install npm-package ## Run the npm package in old and new wrangler, Vite and vitest (4 minutes)
+	$(PYTEST) -m npm $(PARALLEL) --durations=10 tests/npm
 
 check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, documentation
 	$(BIN)/ruff format --check .

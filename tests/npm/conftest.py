@@ -15,6 +15,7 @@ from tests.support.processes import ROOT
 
 FOLDER = Path(__file__).parent
 _INSTALL_SECONDS = 300
+_NPM = node_folder().parent / "lib" / "node_modules" / "npm" / "bin"
 
 
 @pytest.fixture(scope="session")
@@ -78,13 +79,15 @@ def make_project(packages: Path, folder: Path) -> Project:
     for config in folder.glob("*vitest.config.mjs"):
         config.write_text(config.read_text().replace("vitest-POOL", f"vitest-{pool}"))
     home = folder.parent / "home"
-    home.mkdir()
+    (home / "bin").mkdir(parents=True)
+    for name in ("npm", "npx"):
+        # The wheel's own copies of these two do not find their files.
+        (home / "bin" / name).symlink_to(_NPM / f"{name}-cli.js")
     return Project(folder, home)
 
 
 def npm(folder: Path, *arguments: str) -> None:
-    program = node_folder().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [node_folder() / "node", program, *arguments, "--no-audit", "--no-fund", "--loglevel=error"]
+    command = [node_folder() / "node", _NPM / "npm-cli.js", *arguments, "--no-audit", "--no-fund", "--loglevel=error"]
     done = subprocess.run(
         command, cwd=folder, env=environment(), timeout=_INSTALL_SECONDS, capture_output=True, text=True
     )
