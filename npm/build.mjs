@@ -6,7 +6,9 @@ import { build } from "esbuild";
 
 rmSync("dist", { recursive: true, force: true });
 await build({
-  entryPoints: ["index", "vite", "vitest", "platform", "server", "cli", "server/supervisor"].map((name) => `src/${name}.ts`),
+  entryPoints: ["index", "vite", "vitest", "platform", "server", "cli", "server/supervisor"].map(
+    (name) => `src/${name}.ts`,
+  ),
   outdir: "dist",
   outbase: "src",
   bundle: true,

@@ -1,11 +1,11 @@
 /** Finds a running Tailrace server, or starts one. */
 
-import { defaultToken, DEFAULT_URL } from "./address.js";
+import { DEFAULT_URL, defaultToken } from "./address.js";
 import { Failure } from "./failure.js";
 import { findLaunch } from "./server/command.js";
 import { probe, waitUntilReady } from "./server/probe.js";
-import { onStandardError, SILENT } from "./server/progress.js";
 import type { Progress } from "./server/progress.js";
+import { onStandardError, SILENT } from "./server/progress.js";
 import { start } from "./server/start.js";
 
 export { Failure } from "./failure.js";
@@ -139,5 +139,7 @@ async function findRunning(
   }
   if (!given) return undefined;
   const what = found === "other" ? "another program listens there" : "nothing listens there";
-  throw new Failure(`There is no Tailrace server at ${url}: ${what}. Start it, or unset TAILRACE_URL to have one started.`);
+  throw new Failure(
+    `There is no Tailrace server at ${url}: ${what}. Start it, or unset TAILRACE_URL to have one started.`,
+  );
 }

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import requests
 
 from tests.clients.node_programs import node_folder
+from tests.prose import tracked
 from tests.support.processes import ROOT, free_address
 
 pytestmark = pytest.mark.npm
@@ -70,7 +72,9 @@ def test_a_started_server_ends_with_the_command(new_project, starting, stack, nu
     assert requests.get(f"http://{stack.http_address}/readyz", timeout=10).status_code == 200
     if number == signal.SIGKILL:
         assert len(new_project.copies()) == 1
-        new_project.run("tailrace", "dev", "--", "wrangler", "dev", "--help", TAILRACE_URL=f"http://{stack.http_address}")
+        new_project.run(
+            "tailrace", "dev", "--", "wrangler", "dev", "--help", TAILRACE_URL=f"http://{stack.http_address}"
+        )
     assert new_project.copies() == []
 
 
@@ -118,7 +122,8 @@ def test_an_address_without_a_server_is_one_sentence(new_project):
 
 def test_a_wheel_is_installed_into_an_environment_of_its_own_once(new_project, starting, tmp_path):
     wheels = tmp_path / "wheels"
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)]
+    source = copied_source(tmp_path / "source")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(source)]
     subprocess.run(pip, check=True, timeout=100)
     (wheel,) = wheels.glob("*.whl")
     # The requirements are this environment's, so that nothing is downloaded.
@@ -131,13 +136,29 @@ def test_a_wheel_is_installed_into_an_environment_of_its_own_once(new_project, s
     }
     path = node_only(new_project)
     (path / "python3").symlink_to(Path(sys.executable).resolve())
-    command = ("tailrace", "dev", "--", "node", "-e", "fetch(process.env.TAILRACE_URL + '/readyz').then((r) => process.exit(r.status - 193))")
+    command = (
+        "tailrace",
+        "dev",
+        "--",
+        "node",
+        "-e",
+        "fetch(process.env.TAILRACE_URL + '/readyz').then((r) => process.exit(r.status - 193))",
+    )
     first = new_project.run(*command, PATH=str(path), **settings)
     assert first.code == 7 and "Installing Tailrace" in first.output, first.output
     # A second server would start in the same way: this one fails immediately.
     second = new_project.run(*command, PATH=str(path), **{**settings, "TAILRACE_CATALOG": "/no/such/catalog.toml"})
     assert second.code == 1 and "Installing" not in second.output and "virtual environment in" in second.output
     wait_until(lambda: marked(starting["MARK"]) == [])
+
+
+def copied_source(folder):
+    """Copy the repository without tests and documents. A build in the repository itself would leave files there."""
+    for path in tracked(ROOT):
+        if not path.startswith(("tests/", "docs/", "npm/", "benchmarks/")):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, folder / path)
+    return folder
 
 
 def node_only(project):
@@ -154,7 +175,7 @@ def is_taken(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-class other_program:  # noqa: N801
+class other_program:
     """A web server that is not Tailrace, and answers everything with 200."""
 
     def __enter__(self):
