@@ -88,6 +88,9 @@ SETTINGS = (
 OTHERS = (
     "URL",
     "TOKEN",
+    "COMMAND",
+    "PYTHON_PACKAGE",
+    "START_SECONDS",
     "HTTP_PORT",
     "GRPC_PORT",
     "PROMETHEUS_PORT",

@@ -5,6 +5,7 @@ import { createHash } from "node:crypto";
 import { accessSync, constants, existsSync, realpathSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { basename, delimiter, dirname, join, resolve, sep } from "node:path";
+import { defaultToken } from "../address.js";
 import { Failure } from "../failure.js";
 import { PACKAGE_FOLDER } from "../paths.js";
 
@@ -156,11 +157,15 @@ function fromDocker(): Launch | undefined {
     return undefined;
   }
   const name = `tailrace-${process.pid}-${Date.now()}`;
-  const run = [docker, "run", "--rm", "--init", "--name", name];
+  // In a container the bridge listens on all addresses, and therefore needs a token.
+  const run = [docker, "run", "--rm", "--init", "--name", name, "--env", "TAILRACE_API_TOKENS"];
   return {
     description: `the Docker image ${IMAGE}`,
     setup: [],
-    command: (httpPort) => ({ argv: [...run, "--publish", `127.0.0.1:${httpPort}:8787`, IMAGE], env: {} }),
+    command: (httpPort) => ({
+      argv: [...run, "--publish", `127.0.0.1:${httpPort}:8787`, IMAGE],
+      env: { TAILRACE_API_TOKENS: defaultToken() },
+    }),
     cleanup: [docker, "rm", "--force", name],
   };
 }

@@ -114,16 +114,9 @@ async function end(child: ChildProcess): Promise<void> {
 /** Start the supervisor of a command. */
 function supervise(argv: string[], env: Record<string, string>, log: string, cleanup?: string[]): ChildProcess {
   const output = openSync(log, "a");
-  const {
-    TAILRACE_URL: _url,
-    TAILRACE_TOKEN: _token,
-    TAILRACE_COMMAND: _command,
-    TAILRACE_PYTHON_PACKAGE: _package,
-    ...rest
-  } = process.env;
   const child = spawn(process.execPath, [SUPERVISOR, JSON.stringify({ argv, cleanup })], {
     detached: true,
-    env: { ...rest, ...env },
+    env: { ...process.env, ...env },
     stdio: ["pipe", output, output],
     windowsHide: true,
   });
