@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def project(packages: Callable[[str], Path], generation: str, tmp_path: Path) ->
 def new_project(packages: Callable[[str], Path], tmp_path: Path) -> Project:
     """Return a project with the example Workers and the newest packages."""
     return make_project(packages("new"), tmp_path / "project")
+
+
+@pytest.fixture
+def starting(stack, tmp_path):
+    """Return variables with which a server starts quickly: one engine and one thread. All its processes have a mark."""
+    catalog = stack.environment["TAILRACE_CATALOG"]
+    command = f"{sys.executable} -m tailrace_cli"
+    return {"TAILRACE_COMMAND": command, "TAILRACE_CATALOG": catalog, "OMP_NUM_THREADS": "1", "MARK": str(tmp_path)}
 
 
 def make_project(packages: Path, folder: Path) -> Project:

@@ -26,14 +26,6 @@ DEV = ("tailrace", "dev", "--port", "PORT")
 MODULES = {"tailrace_cli", "inference_server", "http_bridge"}
 
 
-@pytest.fixture
-def starting(stack, tmp_path):
-    """Return variables with which a server starts quickly: one engine and one thread. All its processes have a mark."""
-    catalog = stack.environment["TAILRACE_CATALOG"]
-    command = f"{sys.executable} -m tailrace_cli"
-    return {"TAILRACE_COMMAND": command, "TAILRACE_CATALOG": catalog, "OMP_NUM_THREADS": "1", "MARK": str(tmp_path)}
-
-
 def marked(mark):
     """Return the processes with a mark in their environment, which children inherit."""
     found = []
