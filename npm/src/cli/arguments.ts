@@ -27,9 +27,21 @@ const RUNNERS: Record<string, string[]> = {
 const SCRIPT_RUNNERS = ["npm", "pnpm", "yarn", "bun"];
 
 /**
+ * Variables from which frameworks take the configuration's path. The first one is for a project's own files, for example
+ * SvelteKit's. @cloudflare/vite-plugin, and so Astro's adapter, reads the second. Nitro, and so Nuxt, reads the third.
+ */
+const PATH_VARIABLES = [
+  "TAILRACE_WRANGLER_CONFIG",
+  "CLOUDFLARE_VITE_WRANGLER_CONFIG_PATH",
+  "NITRO_WRANGLER_CONFIG_PATH",
+];
+/** Words of commands whose result is deployed. */
+const BUILDS = ["build", "deploy", "generate", "publish", "upload"];
+
+/**
  * Return the command with a copy of each configuration in which the AI bindings are local.
  *
- * A command that is not wrangler's, for example `vite`, is returned as it is: the plugins of this package serve it.
+ * A command that is not wrangler's, for example `vite`, is returned as it is: frameworks take the path from variables.
  *
  * @param command - Program and arguments.
  * @param folder - The folder in which the command will run.
@@ -38,7 +50,7 @@ const SCRIPT_RUNNERS = ["npm", "pnpm", "yarn", "bun"];
 export function useLocalConfigs(command: string[], folder: string): { argv: string[]; siblings: Replaced[] } {
   const script = scriptOf(command, folder);
   const at = wranglerAt(script?.words ?? command);
-  if (at < 0) return { argv: command, siblings: [] };
+  if (at < 0) return forFramework(command, script?.words ?? command, folder);
   checkCommand((script?.words ?? command).slice(at + 1));
   if (script === undefined) return replaceIn(command, folder, []);
   // The script's own -c would conflict with a second one. Its other options stay as they are.
@@ -51,6 +63,25 @@ export function useLocalConfigs(command: string[], folder: string): { argv: stri
   }
   const divider = script.runner === "npm" && !command.includes("--") ? ["--"] : [];
   return { argv: [...command, ...divider, ...added], siblings };
+}
+
+/** Return the variables that direct frameworks to the first copy. */
+export function pathVariables(siblings: Replaced[]): Record<string, string> {
+  const path = siblings[0]?.sibling.path;
+  return path === undefined ? {} : Object.fromEntries(PATH_VARIABLES.map((name) => [name, path]));
+}
+
+/** Return a command without wrangler as it is, with a copy of the project's configuration if there is one. */
+function forFramework(command: string[], words: string[], folder: string): { argv: string[]; siblings: Replaced[] } {
+  const original = findConfig(folder);
+  if (original === undefined) return { argv: command, siblings: [] };
+  const build = words.find((word) => BUILDS.includes(word));
+  if (build !== undefined) {
+    throw new Failure(
+      `tailrace dev is for dev servers, and "${words.join(" ")}" prepares a deployment: run it without tailrace dev.`,
+    );
+  }
+  return { argv: command, siblings: [{ original, sibling: writeSibling(original) }] };
 }
 
 /** Replace the configurations named in `words`. If there is none, append a copy of the project's. */

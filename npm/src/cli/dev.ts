@@ -5,7 +5,7 @@ import { basename, dirname } from "node:path";
 import type { Sibling } from "../config/sibling.js";
 import type { Server } from "../server.js";
 import { startServer } from "../server.js";
-import { useLocalConfigs } from "./arguments.js";
+import { pathVariables, useLocalConfigs } from "./arguments.js";
 import { run } from "./run.js";
 import { Stop } from "./stop.js";
 import { isWrangler3, wrangler3Variables } from "./wrangler3.js";
@@ -30,7 +30,7 @@ export async function dev(args: string[]): Promise<number> {
   try {
     server = await startServer({ signal: stop.signal });
     if (stop.signal.aborted) return stop.exitCode;
-    return await run(argv, variables(server, isOld), stop);
+    return await run(argv, { ...pathVariables(siblings), ...variables(server, isOld) }, stop);
   } catch (error) {
     // A signal also ends a start, which then fails.
     if (stop.signal.aborted) return stop.exitCode;
