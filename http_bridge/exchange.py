@@ -127,9 +127,8 @@ class Exchange:
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error. Call it only before anything else was sent."""
         self.log.error_code = error.code
-        headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
         payload = dict(self._errors.payload(error, self.request_id))
-        await JSONResponse(payload, self._errors.status(error), {**self._ids(), **headers})(*self._asgi)
+        await JSONResponse(payload, self._errors.status(error), {**self._ids(), **error.headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
         """Return the error that the client receives for a failure, and log the cause."""

@@ -91,12 +91,15 @@ SETTINGS = (
 OTHERS = (
     "URL",
     "TOKEN",
+    "ACCOUNT",
+    "CHAT_HISTORY",
     "HTTP_PORT",
     "GRPC_PORT",
     "PROMETHEUS_PORT",
     "GRAFANA_PORT",
     "FAULT_FILE",
     "PARENT_PIPE",
+    "PORT_PIPE",
     "TEST_CATALOG",
     "TEST_SERVER",
 )

@@ -13,7 +13,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.protocol.validation import Problem, bad_field, bad_fields, bad_input
+from http_bridge.protocol.problems import Problem
+from http_bridge.protocol.validation import bad_field, bad_fields, bad_input
+from tailrace_shared.short_names import nearest_name
 from tailrace_shared.workers_ai import how_to_serve, removed_on
 
 ERROR_DOMAIN = "tailrace"
@@ -59,8 +61,11 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
         names: The models of the servers.
     """
     listed = f"the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    near = nearest_name(model, names)
+    meant = f"did you mean {near}?" if near else ""
     step = how_to_serve(model) or ""
     more = "; ".join(each for each in (step, listed) if each)
+    more = " ".join(each for each in (meant, more) if each)
     if day := removed_on(model):
         return removed_model(day, f"No server here hosts it: {more}.")
     reasons = f": {more}" if more else ""
@@ -71,6 +76,7 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
         openai_message=f"The model '{model}' does not exist{' here' if step else ''}{reasons}",
         param="model",
         is_unknown_model=True,
+        plain=f"There is no model {model}{reasons}.",
     )
 
 

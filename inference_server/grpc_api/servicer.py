@@ -37,6 +37,7 @@ from inference_server.text.tool_calls import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
+from tailrace_shared.short_names import nearest_name
 from tailrace_shared.workers_ai import how_to_serve
 
 if TYPE_CHECKING:  # hosted_embedder imports torch, which takes seconds
@@ -286,8 +287,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if not self.models:
             raise errors.ModelNotReady("the models are still being loaded")
         if name not in self.models:
+            near = nearest_name(name, self.models)
+            meant = f"did you mean {near}? " if near else ""
             step = f"{how_to_serve(name)}; " if how_to_serve(name) else ""
-            raise errors.UnknownModel(f"there is no model {name!r} here; {step}the models are {', '.join(self.models)}")
+            raise errors.UnknownModel(
+                f"there is no model {name!r} here; {meant}{step}the models are {', '.join(self.models)}"
+            )
         return self.models[name]
 
 

@@ -10,7 +10,7 @@ from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
 
 _HTTP, _GRPC = "TAILRACE_HTTP_ADDRESS", "TAILRACE_GRPC_ADDRESS"
-_DEFAULTS = {_HTTP: DEFAULT_HTTP_ADDRESS, _GRPC: DEFAULT_GRPC_ADDRESS}
+_ANY_PORT = "localhost:0"
 _SEPARATOR = ","
 
 
@@ -86,9 +86,10 @@ def replays_only() -> bool:
 
 
 def _address_settings(options: ServeOptions) -> dict[str, str]:
-    """Return the bridge's address, and for a second stack also a gRPC address with port 0.
+    """Return the bridge's address, and for a stack beside another one also a gRPC address with port 0.
 
-    The stack is a second one if --port sets the bridge's port while the default gRPC address is in use.
+    It is such a stack if --port selects a free port, or sets one while the default gRPC address is in use. Two stacks that
+    start at once with --port 0 thus have no port in common.
     """
     address = variable(_HTTP, DEFAULT_HTTP_ADDRESS)
     try:
@@ -98,28 +99,9 @@ def _address_settings(options: ServeOptions) -> dict[str, str]:
     host, port = options.host or host, port if options.port is None else options.port
     host = f"[{host.strip('[]')}]" if ":" in host else host
     settings = {_HTTP: f"{host}:{port}"}
-    if options.port is not None and not variable(_GRPC) and not _is_free(DEFAULT_GRPC_ADDRESS):
-        settings[_GRPC] = "localhost:0"
+    if options.port is not None and not variable(_GRPC) and (port == 0 or not _is_free(DEFAULT_GRPC_ADDRESS)):
+        settings[_GRPC] = _ANY_PORT
     return settings
-
-
-def fixed_ports() -> dict[str, str]:
-    """Return the addresses whose port is 0, with free ports instead.
-
-    The bridge calls the inference server, and this command calls both, so their ports must be known before the start.
-    """
-    fixed = {}
-    for name, default in _DEFAULTS.items():
-        host, _, port = variable(name, default).rpartition(":")
-        if port == "0":
-            try:
-                listeners = listen(f"{host}:0")
-            except (OSError, ValueError):  # the service reports this error
-                continue
-            fixed[name] = f"{host}:{listeners[0].getsockname()[1]}"
-            for listener in listeners:
-                listener.close()
-    return fixed
 
 
 def check_models() -> None:
