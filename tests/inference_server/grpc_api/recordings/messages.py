@@ -1,7 +1,10 @@
 """Requests and replies for the tests of recordings."""
 
+from inference_server.grpc_api.recordings.canonical import canonical
+from inference_server.grpc_api.recordings.recording import Recording
 from tailrace.v1 import inference_pb2 as pb
 
+DEFAULTS = pb.Sampling(top_p=0.9)
 MODEL = "@cf/test/tiny"
 
 
@@ -20,3 +23,8 @@ def reply(*deltas: pb.Delta, reason: int = pb.FINISH_REASON_STOP) -> list[pb.Run
 
 def candidate(text: bytes, logprob: float) -> pb.Candidate:
     return pb.Candidate(text=text, logprob=logprob)
+
+
+def recording(text: str, word: str = "a") -> Recording:
+    """Return a recording of a reply of one word, by a model with the sampling parameters DEFAULTS."""
+    return Recording("Run", canonical(run(text), DEFAULTS), reply(pb.Delta(text=word, tokens=1)))

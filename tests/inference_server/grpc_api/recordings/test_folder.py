@@ -5,25 +5,9 @@ import re
 
 import pytest
 
-from inference_server.grpc_api.recordings.canonical import canonical
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
-from inference_server.grpc_api.recordings.recording import Recording
-from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
-from tests.inference_server.grpc_api.recordings.messages import MODEL, reply, run
-
-
-def recording(text: str, word: str = "a") -> Recording:
-    return Recording("Run", canonical(run(text), pb.Sampling()), reply(pb.Delta(text=word, tokens=1)))
-
-
-@pytest.fixture
-def path(tmp_path):
-    """A folder with one recording."""
-    folder = RecordingsFolder(tmp_path / "recordings", "record")
-    folder.add_models([pb.Model(name=MODEL, context_length=5, sampling_defaults=pb.Sampling(top_p=0.9))])
-    folder.save(recording("Where is New York?"))
-    return folder.path
+from tests.inference_server.grpc_api.recordings.messages import DEFAULTS, MODEL, recording
 
 
 def problem(path, mode="replay") -> str:
@@ -35,7 +19,7 @@ def problem(path, mode="replay") -> str:
 def test_models_and_recordings_are_read_back(path):
     folder = RecordingsFolder(path, "replay")
     assert (len(folder), list(folder.models)) == (1, [MODEL])
-    assert folder.models[MODEL].sampling_defaults == pb.Sampling(top_p=0.9)
+    assert folder.models[MODEL].sampling_defaults == DEFAULTS
     assert folder.find(recording("Where is New York?").key) == recording("Where is New York?")
     assert folder.find(recording("Where is old York?").key) is None
 
