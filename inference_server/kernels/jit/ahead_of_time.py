@@ -42,7 +42,7 @@ def compile_all(folder: Path) -> int:
     The instruction sets are compiled in parallel, one process for each core.
     """
     total = 0
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
         for number, line in pool.map(partial(_compile, folder), range(len(instruction_sets()))):
             print(line, flush=True)
             total += number
