@@ -16,8 +16,8 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 TOOLS_STAMP := build/tools/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
-	image lock sbom audit clean
+	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
+	wheel image lock sbom audit clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -73,6 +73,9 @@ test-browser: install ## Run the playground and the examples' pages in headless 
 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
 	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
+
+test-frameworks: install ## Follow the pages of docs/frameworks: wrangler, Vite, vitest, Nuxt, SvelteKit, Astro, Hono, agents
+	$(PYTEST) -m frameworks --durations=12 tests/frameworks
 
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
 test-compose: install $(TOOLS_STAMP) ## Build the images and try them and the stack of docker-compose.yml (needs Docker)
@@ -193,6 +196,10 @@ audit: install ## Compare requirements/*.txt with the stored list of advisories 
 
 check-proto: proto
 	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+
+# From the tracked files, by way of an sdist: what the wheel contains then depends on no other file of this folder.
+wheel: install ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
+	$(BIN)/python -m build --outdir build .
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

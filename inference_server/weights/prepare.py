@@ -27,8 +27,7 @@ from inference_server.weights.atomic_folder import made_once
 from inference_server.weights.download import local_path, naming_source
 from inference_server.weights.gguf.description import describe_file, in_cache
 from inference_server.weights.gguf.file import FileTensor
-from inference_server.weights.gguf.linear import Places
-from inference_server.weights.gguf.load import load_stored
+from inference_server.weights.gguf.places import Places
 from inference_server.weights.gguf.plan import NoPlan, plan_path, read_plan, write_plan
 from inference_server.weights.loader import load_description, load_model
 from inference_server.weights.loading_lock import LOADING
@@ -182,10 +181,13 @@ def _prepare_gguf(
                 with progress(f"reading {weights} as {precision}"):
                     planned = read_plan(plan, path)
                     tokenizer = read_tokenizer(folder)
+                return_free_memory()
                 _log_share(decoder_share(planned.decoder, precision), weights)
                 return PreparedModel(planned.decoder, tokenizer, planned.info, planned.decoder.num_bytes)
             except ValueError as reason:
                 logger.info("planning %s again: %s", weights, reason)
+        from inference_server.weights.gguf.load import load_stored  # imports gguf
+
         places = Places()
         with progress(f"loading {weights} as {precision}"), LOADING, garbage.paused():
             attention.register()
