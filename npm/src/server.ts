@@ -1,6 +1,6 @@
 /** Finds a running Tailrace server, or starts one. */
 
-import { defaultToken } from "./address.js";
+import { defaultToken, DEFAULT_URL } from "./address.js";
 import { Failure } from "./failure.js";
 import { findLaunch } from "./server/command.js";
 import { probe, waitUntilReady } from "./server/probe.js";
@@ -16,12 +16,14 @@ export interface ServerOptions {
   url?: string;
   /** API token for the server. Default: TAILRACE_TOKEN, or "local-token". */
   token?: string;
-  /** The project's folder, in which a virtual environment may be. Default: the current folder. */
+  /** The project's folder. A virtual environment in it, or above it, may have a server. Default: the current folder. */
   folder?: string;
   /** Seconds until the server has to be ready. Default: TAILRACE_START_SECONDS, or 120. */
   seconds?: number;
-  /** Print nothing on standard error. */
+  /** Whether to print nothing on standard error. */
   quiet?: boolean;
+  /** Ends the start. startServer then throws, and leaves no process. */
+  signal?: AbortSignal;
 }
 
 /** A server that answers. */
@@ -36,10 +38,9 @@ export interface Server {
   stop(): Promise<void>;
 }
 
-const DEFAULT_URL = "http://127.0.0.1:8787";
 const DEFAULT_SECONDS = 120;
 
-/** A started server and its number of users. All copies of this package in a process share it. */
+/** The server of this process and its number of users. All copies of this package in a process share it. */
 interface Shared {
   server: Promise<Server>;
   users: number;
@@ -50,74 +51,93 @@ const shared = globalThis as { [SHARED]?: Shared | undefined };
 /**
  * Return a server that answers: the one at `url` or TAILRACE_URL, one on port 8787, or one that this function starts.
  *
- * A started server stops with `stop()`, and when this process ends, whatever the reason. Calls in one process share it.
- * The process' own TAILRACE_URL and TAILRACE_TOKEN are set to the server's, for the bindings of this process.
+ * A started server stops when the last caller has called `stop()`, and when this process ends, whatever the reason. Calls
+ * in one process share it. TAILRACE_URL and TAILRACE_TOKEN of this process are set to the server's, for its bindings.
  *
  * @throws Failure - The configured server does not answer, or none can be started. The message says what to do.
  */
 export async function startServer(options: ServerOptions = {}): Promise<Server> {
-  const known = shared[SHARED];
-  if (known !== undefined && options.url === undefined) {
-    known.users++;
-    return known.server;
+  const own = shared[SHARED] ?? { server: findOrStart(options), users: 0 };
+  shared[SHARED] = own;
+  own.users++;
+  let server: Server;
+  try {
+    server = await own.server;
+  } catch (error) {
+    if (shared[SHARED] === own) shared[SHARED] = undefined;
+    throw error;
   }
-  const server = findOrStart(options);
-  if (options.url === undefined) {
-    shared[SHARED] = { server, users: 1 };
-    server.catch(() => (shared[SHARED] = undefined));
-  }
-  const { url, token } = await server;
-  process.env.TAILRACE_URL = url;
-  process.env.TAILRACE_TOKEN = token;
-  return server;
+  let isStopped = false;
+  const stop = async (): Promise<void> => {
+    if (isStopped) return;
+    isStopped = true;
+    if (--own.users > 0) return;
+    if (shared[SHARED] === own) shared[SHARED] = undefined;
+    await server.stop();
+  };
+  return { ...server, stop };
 }
 
 async function findOrStart(options: ServerOptions): Promise<Server> {
   const token = options.token ?? defaultToken();
-  const milliseconds = 1000 * (options.seconds ?? (Number(process.env.TAILRACE_START_SECONDS) || DEFAULT_SECONDS));
+  const seconds = options.seconds ?? (Number(process.env.TAILRACE_START_SECONDS) || DEFAULT_SECONDS);
   const progress = options.quiet ? SILENT : onStandardError();
+  const before = { TAILRACE_URL: process.env.TAILRACE_URL, TAILRACE_TOKEN: process.env.TAILRACE_TOKEN };
   try {
-    const url = await findRunning(options.url ?? process.env.TAILRACE_URL, milliseconds, progress);
-    if (url !== undefined) return { url, token, started: false, stop: async () => undefined };
-    const began = Date.now();
-    const started = await start(findLaunch(options.folder ?? process.cwd()), milliseconds, progress);
-    progress.done(`Tailrace is ready at ${started.url} after ${((Date.now() - began) / 1000).toFixed(1)} s.`);
-    return { url: started.url, token, started: true, stop: once(() => release(started.stop)) };
+    const given = options.url ?? process.env.TAILRACE_URL;
+    const found = await findRunning(given, 1000 * seconds, progress, options.signal);
+    const stop = async (): Promise<void> => restore(before);
+    if (found !== undefined) return use({ url: found, token, started: false, stop });
+    const launch = findLaunch(options.folder ?? process.cwd());
+    const started = await start(launch, 1000 * seconds, progress, options.signal);
+    progress.done(`Tailrace is ready at ${started.url} after ${started.seconds.toFixed(1)} s.`);
+    const end = async (): Promise<void> => {
+      restore(before);
+      await started.stop();
+    };
+    return use({ url: started.url, token, started: true, stop: end });
   } finally {
     progress.end();
   }
 }
 
+/** Let the bindings of this process use the server. */
+function use(server: Server): Server {
+  process.env.TAILRACE_URL = server.url;
+  process.env.TAILRACE_TOKEN = server.token;
+  return server;
+}
+
+function restore(before: Record<string, string | undefined>): void {
+  for (const [name, value] of Object.entries(before)) {
+    if (value === undefined) delete process.env[name];
+    else process.env[name] = value;
+  }
+}
+
 /** Return the URL of a running server: the given one, or one on the usual port. */
-async function findRunning(given: string | undefined, milliseconds: number, progress: Progress): Promise<string | undefined> {
+async function findRunning(
+  given: string | undefined,
+  milliseconds: number,
+  progress: Progress,
+  signal: AbortSignal | undefined,
+): Promise<string | undefined> {
   const url = given || DEFAULT_URL;
-  if (!URL.canParse(url)) throw new Failure(`Tailrace's URL has to be like http://127.0.0.1:8787, not ${url}.`);
+  if (!URL.canParse(url)) throw new Failure(`Tailrace's URL has to be like ${DEFAULT_URL}, but it is ${url}.`);
   const { origin } = new URL(url);
-  const found = await probe(origin);
-  if (found === "ready") progress.done(`Using the Tailrace server at ${origin}.`);
-  if (found === "ready") return origin;
+  let found = await probe(origin);
   if (found === "loading") {
     progress.stage(`Waiting for the Tailrace server at ${origin}, whose models load`);
-    if (await waitUntilReady(origin, milliseconds)) return origin;
-    throw new Failure(`The Tailrace server at ${origin} was not ready after ${Math.round(milliseconds / 1000)} s.`);
+    if (!(await waitUntilReady(origin, milliseconds, signal))) {
+      throw new Failure(`The Tailrace server at ${origin} was not ready after ${Math.round(milliseconds / 1000)} s.`);
+    }
+    found = "ready";
+  }
+  if (found === "ready") {
+    progress.done(`Using the Tailrace server at ${origin}.`);
+    return origin;
   }
   if (!given) return undefined;
   const what = found === "other" ? "another program listens there" : "nothing listens there";
   throw new Failure(`There is no Tailrace server at ${url}: ${what}. Start it, or unset TAILRACE_URL to have one started.`);
-}
-
-/** Stop the shared server after its last user. */
-async function release(stop: () => Promise<void>): Promise<void> {
-  shared[SHARED] = undefined;
-  delete process.env.TAILRACE_URL;
-  await stop();
-}
-
-function once(action: () => Promise<void>): () => Promise<void> {
-  let result: Promise<void> | undefined;
-  return () => {
-    const known = shared[SHARED];
-    if (known !== undefined && --known.users > 0) return Promise.resolve();
-    return (result ??= action());
-  };
 }

@@ -102,9 +102,11 @@ function fromPythonPackage(): Launch | undefined {
   const package_ = `${path}[all]`;
   const PATH = (process.env.PATH ?? "").split(delimiter);
   const uvx = inFolders("uvx", PATH);
-  if (uvx) return serve([uvx, "--from", package_, "tailrace"], `uvx, from ${path}`);
+  // The first run installs packages, which takes minutes. A run that only prints the help separates that from the start.
+  const launch = (argv: string[], name: string): Launch => serve(argv, `${name}, from ${path}`, [[...argv, "--help"]]);
+  if (uvx) return launch([uvx, "--from", package_, "tailrace"], "uvx");
   const pipx = inFolders("pipx", PATH);
-  if (pipx) return serve([pipx, "run", "--spec", package_, "tailrace"], `pipx, from ${path}`);
+  if (pipx) return launch([pipx, "run", "--spec", package_, "tailrace"], "pipx");
   const python = ["python3.13", "python3.12", "python3.11", "python3", "python"].map((name) => inFolders(name, PATH)).find(isRecent);
   if (!python) throw new Failure("TAILRACE_PYTHON_PACKAGE needs Python 3.11 or newer in PATH, or uvx or pipx.");
   return fromVenv(python, path, package_);

@@ -6,7 +6,7 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs"
 import { createServer } from "node:net";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { Failure } from "../failure.js";
 import { ownFile } from "../paths.js";
 import type { Launch } from "./command.js";
@@ -19,6 +19,8 @@ const LOG_LINES = 12;
 /** A server that this process started. */
 export interface Started {
   url: string;
+  /** Time until it was ready. */
+  seconds: number;
   /** Stop the server and wait until its processes have ended. */
   stop(): Promise<void>;
 }
@@ -43,39 +45,59 @@ function listener(): Promise<ReturnType<typeof createServer>> {
  *
  * @param launch - How to start it.
  * @param milliseconds - Time until it has to be ready, without the installation.
- * @throws Failure - An installation failed, the server ended, or it was not ready in time.
+ * @param signal - Ends the start.
+ * @throws Failure - An installation failed, the server ended, it was not ready in time, or the signal was aborted.
  */
-export async function start(launch: Launch, milliseconds: number, progress: Progress): Promise<Started> {
+export async function start(launch: Launch, milliseconds: number, progress: Progress, signal?: AbortSignal): Promise<Started> {
   const folder = mkdtempSync(join(tmpdir(), "tailrace-"));
   const log = join(folder, "server.log");
-  process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
-  for (const step of launch.setup) {
-    progress.stage(`Installing Tailrace: ${step.slice(1, 4).join(" ")}`);
-    const code = await ended(supervise(step, {}, log));
-    if (code !== 0) throw new Failure(`The installation of Tailrace failed (${step.join(" ")}):\n${tail(log)}`);
-  }
-  const [httpPort, grpcPort] = await freePorts();
-  const { argv, env } = launch.command(httpPort, grpcPort);
+  const removeLog = (): void => rmSync(folder, { recursive: true, force: true });
+  process.once("exit", removeLog);
+  for (const step of launch.setup) await install(step, log, progress, signal);
+  const ports = await freePorts();
+  const { argv, env } = launch.command(...ports);
   progress.stage(`Starting Tailrace (${launch.description})`);
+  const began = Date.now();
   const child = supervise(argv, env, log, launch.cleanup);
-  const url = `http://127.0.0.1:${httpPort}`;
   const stop = async (): Promise<void> => {
-    child.ref();
-    child.stdin?.end();
-    await ended(child);
+    await end(child);
+    process.off("exit", removeLog);
+    removeLog();
   };
-  const aborted = new AbortController();
-  const over = ended(child).then((code) => {
-    aborted.abort();
-    return code;
-  });
-  if (await waitUntilReady(url, milliseconds, aborted.signal)) return { url, stop };
-  if (aborted.signal.aborted) throw new Failure(`The Tailrace server ended with code ${await over}:\n${tail(log)}`);
-  await stop();
+  const over = new AbortController();
+  const code = ended(child).finally(() => over.abort());
+  const url = `http://127.0.0.1:${ports[0]}`;
+  const isReady = await waitUntilReady(url, milliseconds, AbortSignal.any(signal ? [over.signal, signal] : [over.signal]));
+  if (isReady && !signal?.aborted) {
+    letGo(child);
+    reportEnd(child, code, log);
+    return { url, stop, seconds: (Date.now() - began) / 1000 };
+  }
+  if (over.signal.aborted) throw new Failure(`The Tailrace server ended with code ${await code}:\n${tail(log)}`);
+  await end(child);
+  if (signal?.aborted) throw new Failure("The start of Tailrace was interrupted.");
   throw new Failure(`The Tailrace server was not ready after ${Math.round(milliseconds / 1000)} s:\n${tail(log)}`);
 }
 
-/** Start the supervisor of a command. It does not keep this process alive. */
+async function install(step: string[], log: string, progress: Progress, signal: AbortSignal | undefined): Promise<void> {
+  progress.stage(`Installing Tailrace: ${[basename(step[0] ?? ""), ...step.slice(1)].join(" ")}`);
+  const child = supervise(step, {}, log);
+  const interrupt = (): void => void end(child);
+  signal?.addEventListener("abort", interrupt);
+  const code = await ended(child);
+  signal?.removeEventListener("abort", interrupt);
+  if (signal?.aborted) throw new Failure("The installation of Tailrace was interrupted.");
+  if (code !== 0) throw new Failure(`The installation of Tailrace failed (${step.join(" ")}):\n${tail(log)}`);
+}
+
+/** End a supervisor, which ends its command, and wait for both. */
+async function end(child: ChildProcess): Promise<void> {
+  child.ref();
+  child.stdin?.end();
+  await ended(child);
+}
+
+/** Start the supervisor of a command. */
 function supervise(argv: string[], env: Record<string, string>, log: string, cleanup?: string[]): ChildProcess {
   const output = openSync(log, "a");
   const { TAILRACE_URL: _url, TAILRACE_TOKEN: _token, TAILRACE_COMMAND: _command, TAILRACE_PYTHON_PACKAGE: _package, ...rest } = process.env;
@@ -86,10 +108,22 @@ function supervise(argv: string[], env: Record<string, string>, log: string, cle
     windowsHide: true,
   });
   closeSync(output);
-  child.unref();
-  (child.stdin as unknown as { unref(): void }).unref();
   child.stdin?.on("error", () => undefined);
   return child;
+}
+
+/** Let this process end while the supervisor runs. Then the supervisor's standard input closes, and it stops the server. */
+function letGo(child: ChildProcess): void {
+  child.unref();
+  (child.stdin as unknown as { unref(): void }).unref();
+}
+
+/** Report the end of a server that was not stopped by this process. */
+function reportEnd(child: ChildProcess, code: Promise<number>, log: string): void {
+  void code.then((number) => {
+    if (child.stdin?.writableEnded) return;
+    process.stderr.write(`[tailrace] The Tailrace server ended with code ${number}:\n${tail(log)}\n`);
+  });
 }
 
 function ended(child: ChildProcess): Promise<number> {
