@@ -116,8 +116,12 @@ def test_two_tabs_that_write_at_once_lose_nothing(playground):
     other = playground.context.new_page()
     other.goto(playground.url)
     ready(other)
-    say(playground, "left", max_tokens=40)
-    say(other, "right", max_tokens=40)
+    for page, text in ((playground, "left"), (other, "right")):
+        setting(page, "Longest reply", "1000")
+        box(page).fill(text)
+    # The first reply lasts until the second tab has sent its question.
+    playground.get_by_role("button", name="Send", exact=True).click()
+    other.get_by_role("button", name="Send", exact=True).click()
     done(playground)
     done(other)
     other.reload()

@@ -67,8 +67,8 @@ function NumberField({ name, schema }) {
   const fault = numberFault(value, schema);
   const longest = name === "max_tokens" && model()?.longest ? `at most ${model()?.longest}` : "";
   return (
-    <label for={name}>
-      {labelOf(name)}
+    <div class="field">
+      <label for={name}>{labelOf(name)}</label>
       <input
         id={name}
         type="number"
@@ -91,14 +91,14 @@ function NumberField({ name, schema }) {
           {fault}
         </span>
       )}
-    </label>
+    </div>
   );
 }
 
 /** @param {{id: string, label: string, value: string, rows: number, placeholder: string, isCode?: boolean, fault?: string, onInput: (text: string) => void}} props */
 const Area = ({ id, label, value, rows, placeholder, isCode = false, fault = "", onInput }) => (
-  <label for={id}>
-    {label}
+  <div class="field">
+    <label for={id}>{label}</label>
     <textarea id={id} class={isCode ? "mono" : ""} dir={isCode ? "ltr" : "auto"} rows={rows} placeholder={placeholder} value={value}
       spellcheck={!isCode} aria-invalid={fault ? "true" : undefined} aria-describedby={fault ? `${id}-fault` : undefined}
       onInput={(event) => onInput(event.currentTarget.value)} />
@@ -107,7 +107,7 @@ const Area = ({ id, label, value, rows, placeholder, isCode = false, fault = "",
         {fault}
       </span>
     )}
-  </label>
+  </div>
 );
 
 /** @param {{label: string, value: string, options: [string, string][], onChange: (value: string) => void}} props */
