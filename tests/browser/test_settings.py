@@ -133,6 +133,7 @@ def ready(page: Page) -> None:
 @pytest.mark.parametrize(("token", "account"), [("first", "ada"), ("any", "local")])
 def test_the_account_is_that_of_the_token(locked, token, account):
     locked.get_by_role("button", name="Enter the token").click()
+    expect(locked.get_by_label("API token")).to_be_focused()
     locked.keyboard.type(token)
     locked.keyboard.press("Tab")
     ready(locked)
