@@ -1,0 +1,45 @@
+"""Follows the pages of docs/frameworks: runs their commands as written, and compares what a reader would see."""
+
+import json
+import re
+
+import pytest
+
+from tests.frameworks.pages import PAGES, blocks, contains, missing_line, names
+
+pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(240)]
+
+# GitHub's runners and pytest have tests of their own in this folder.
+WITH_NODE = [name for name in names() if name not in ("github-actions", "pytest")]
+# wrangler asks for the location of the request.cf object, and uses a fixed one offline.
+OPTIONAL_HOSTS = {"workers.cloudflare.com"}
+
+
+@pytest.mark.parametrize("page", WITH_NODE)
+def test_the_commands_of_a_page_do_what_it_says(page, reader, traffic):
+    project, terminal = reader(page)
+    reached = len(traffic.hosts)
+    output = None
+    for block in blocks(page):
+        if block.file is not None:
+            assert contains(project / block.file, block.text), f"{block}: not in {block.file}"
+        elif block.language == "sh":
+            terminal.run(block)
+            output = block
+        elif block.language == "":
+            assert output is not None, f"{block}: output without a command"
+            shown = terminal.server_output if output.serves else terminal.output
+            line = missing_line(block.text, shown)
+            assert line is None, f"{block}: {line!r} is not in the output\n{shown}\n{terminal.server_output}"
+    assert terminal.close() == []
+    assert set(traffic.hosts[reached:]) <= OPTIONAL_HOSTS
+
+
+@pytest.mark.parametrize("page", WITH_NODE)
+def test_a_page_names_the_versions_of_its_example(page):
+    text = (PAGES / f"{page}.md").read_text()
+    project = PAGES.parents[1] / "examples" / "frameworks" / page
+    package = json.loads((project / "package.json").read_text())
+    pins = package.get("dependencies", {}) | package["devDependencies"]
+    for name, version in pins.items():
+        assert re.search(rf"{re.escape(name)} {re.escape(version)}\b", text), f"{name} {version} is not in the page"
