@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.chat import ask, box, setting
 from tests.clients.node_programs import node_folder
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -17,6 +18,7 @@ TABS = {
     "Python": "import requests",
     "JavaScript": "fetch(",
     "OpenAI SDK": "OpenAI(",
+    "Tailrace client": "tailrace.Client(",
     "Worker": "env.AI.run",
 }
 # What a model might be asked: both quotes, a backslash, a dollar, a line break, and letters beyond ASCII.
@@ -59,17 +61,14 @@ def test_with_an_empty_box_the_code_is_that_of_the_latest_request(playground):
 def run(tab, text, folder):
     """Run the program. Returns what it printed."""
     node = str(node_folder() / "node")
-    commands = {
-        "curl": ["bash", "-c", text],
-        "Python": [sys.executable, "-c", text],
-        "OpenAI SDK": [sys.executable, "-c", text],
-    }
-    if tab not in commands:
+    commands = {"curl": ["bash", "-c", text]}
+    if tab in ("JavaScript", "Worker"):
         program = folder / "program.mjs"
         program.write_text(text)
         commands = {"JavaScript": [node, program], "Worker": [node, "--check", program]}
+    command = commands.get(tab, [sys.executable, "-c", text])
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return subprocess.run(commands[tab], capture_output=True, text=True, timeout=SECONDS, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, cwd=ROOT)
 
 
 @pytest.mark.parametrize("api", ["run", "chat"])

@@ -125,6 +125,26 @@ for chunk in stream:
 }
 
 /** @param {Request} request */
+function client({ origin, account, model, body, hasToken }) {
+  const { model: _, stream: __, stream_options: ___, response_format: format, lora, ...fields } = body;
+  const call = {
+    ...fields,
+    ...(lora && { adapter: lora }),
+    ...(format?.type === "json_object" && { json_object: true }),
+    ...(format?.type === "json_schema" && { json_schema: format.json_schema.schema ?? format.json_schema }),
+  };
+  const lines = Object.entries(call).map(([name, value]) => `        ${name}=${python(value, 8)},`);
+  return `${hasToken ? "import os\n\n" : ""}import tailrace
+
+with tailrace.Client("${origin}", token=${pythonToken(hasToken)}, account=${python(account)}, model=${python(model)}) as client:
+    with client.stream(
+${lines.join("\n")}
+    ) as stream:
+        for text in stream.texts():
+            print(text, end="", flush=True)`;
+}
+
+/** @param {Request} request */
 function worker({ model, body }) {
   const { model: _, stream_options: __, ...input } = body;
   return `export default {
@@ -141,5 +161,6 @@ export const SNIPPETS = [
   { name: "Python", language: "python", write: requests },
   { name: "JavaScript", language: "javascript", write: javascript },
   { name: "OpenAI SDK", language: "python", write: openai },
+  { name: "Tailrace client", language: "python", write: client },
   { name: "Worker", language: "javascript", write: worker },
 ];

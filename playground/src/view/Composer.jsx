@@ -32,8 +32,8 @@ export function Composer({ onSettings }) {
   };
   const submit = (/** @type {Event} */ event) => {
     event.preventDefault();
-    const text = draft;
-    if (send(text.trim())) setDraft("");
+    // Not `draft`: Enter may follow the text before the page is drawn again.
+    if (send(state.draft.trim())) setDraft("");
   };
   return (
     <form class="composer" onSubmit={submit}>
