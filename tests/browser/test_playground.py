@@ -307,3 +307,17 @@ def test_events_of_the_responses_api_are_read(playground):
     ask(playground, "Name a river.")
     expect(replies(playground)).to_contain_text("The Nile.")
     expect(replies(playground)).to_contain_text("5 + 3 tokens")
+
+
+def test_a_text_file_is_attached_as_a_block_of_code(playground):
+    files = [{"name": "a.py", "mimeType": "text/x-python", "buffer": b"print(1)\n"}]
+    box(playground).fill("What is this?")
+    playground.locator("#attach").set_input_files(files)
+    expect(box(playground)).to_have_value("What is this?\n\na.py\n```\nprint(1)\n```")
+
+
+def test_a_file_that_is_no_text_is_refused(playground):
+    files = [{"name": "a.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n\0"}]
+    playground.locator("#attach").set_input_files(files)
+    expect(playground.get_by_role("alert")).to_contain_text("a.png is not a text file")
+    expect(box(playground)).to_have_value("")
