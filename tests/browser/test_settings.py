@@ -59,6 +59,14 @@ def test_a_value_out_of_range_is_explained_and_not_sent(playground, label, value
     assert not [url for url in asked if "/ai/run/" in url]
 
 
+def test_a_negative_number_can_be_typed(playground):
+    playground.get_by_label("Presence penalty").press_sequentially("-1.5")
+    expect(playground.get_by_label("Presence penalty")).to_have_value("-1.5")
+    with playground.expect_request(RUN) as asked:
+        ask(playground, "hi", max_tokens=2)
+    assert asked.value.post_data_json["presence_penalty"] == -1.5
+
+
 def test_parameters_are_reset(playground):
     setting(playground, "Temperature", "1")
     setting(playground, "Longest reply", "9")

@@ -47,7 +47,7 @@ const nodeToken = (hasToken) => (hasToken ? "process.env.TAILRACE_TOKEN" : '"any
 /** @param {Request} request */
 const curl = ({ origin, path, body, hasToken }) =>
   [
-    `curl --no-buffer --fail-with-body "${origin}/${path}" \\`,
+    `curl --no-buffer --fail-with-body ${shellQuoted(`${origin}/${path}`)} \\`,
     `  -H "Authorization: Bearer ${hasToken ? "$TAILRACE_TOKEN" : "any-token"}" \\`,
     `  -H "Content-Type: application/json" \\`,
     `  -d ${shellQuoted(json(body))}`,
@@ -115,7 +115,7 @@ function openai({ origin, account, model, body, hasToken }) {
   if (Object.keys(extra).length) lines.push(`    extra_body=${python(extra, 4)},`);
   return `${hasToken ? "import os\n\n" : ""}from openai import OpenAI
 
-client = OpenAI(base_url="${origin}/client/v4/accounts/${account}/ai/v1", api_key=${pythonToken(hasToken)})
+client = OpenAI(base_url="${origin}/client/v4/accounts/${encodeURIComponent(account)}/ai/v1", api_key=${pythonToken(hasToken)})
 stream = client.chat.completions.create(
 ${lines.join("\n")}
 )
