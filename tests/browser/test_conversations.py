@@ -129,7 +129,7 @@ def test_two_tabs_that_write_at_once_lose_nothing(playground):
     other.goto(playground.url)
     ready(other)
     held: list[Route] = []
-    playground.route(RUN, held.append)
+    playground.route(RUN, lambda route: held.append(route))
     say(playground, "left")
     ask(other, "right")
     held[0].continue_()
