@@ -22,7 +22,6 @@ from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.requests import ResponsesParser
 from http_bridge.api.responses.stored import not_stored
-from http_bridge.api.workers_ai.accounts import list_accounts
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
@@ -89,13 +88,6 @@ def _verify(path: str) -> RouteSpec:
 
 
 _WORKERS_AI_ROUTES = (
-    RouteSpec(
-        label=OTHER_ROUTE,
-        path=f"{_API}/accounts",
-        endpoint=as_asgi(list_accounts),
-        summary="The account of the token",
-        reply_schema=ENVELOPE,
-    ),
     # Wrangler 3's proxy of the binding. It must precede the route of a model, whose pattern matches too.
     RouteSpec(
         label="binding",
