@@ -16,7 +16,7 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 TOOLS_STAMP := build/tools/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
+	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate playground check-playground format proto check-proto \
 	wheel image lock sbom audit clean
 
 help: ## Show this list
@@ -144,6 +144,18 @@ test-npm: export OMP_NUM_THREADS := 1
 test-npm: install ## Run the npm package in old and new wrangler, Vite and vitest (4 minutes)
 	$(BIN)/python -m tests.npm.build
 	$(PYTEST) -m npm $(PARALLEL) --durations=10 tests/npm
+
+PLAYGROUND_STAMP := playground/node_modules/.package-lock.json
+$(PLAYGROUND_STAMP): playground/package.json playground/package-lock.json
+	cd playground && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# What it writes is committed, so that neither users nor most developers need Node. A test compares it with its sources.
+playground: $(PLAYGROUND_STAMP) ## Check the types of playground/, and bundle it into http_bridge/site/playground (needs Node 20)
+	cd playground && npm run --silent types && npm run --silent build
+
+check-playground: $(PLAYGROUND_STAMP) ## Bundle the playground again and compare: the committed files are exactly those
+	cd playground && npm run --silent types && node build.mjs --check
 
 check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, npm package, documentation
 	$(BIN)/ruff format --check .

@@ -73,7 +73,15 @@ def _install(source: Path, folder: Path) -> None:
         if (source / name).exists():
             shutil.copy2(source / name, folder / name)
     npm = node_folder().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [node_folder() / "node", npm, "install", "--no-audit", "--no-fund", "--loglevel=error", "--prefer-offline"]
+    command = [
+        node_folder() / "node",
+        npm,
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+        "--prefer-offline",
+    ]
     done = subprocess.run(
         command, cwd=folder, env=environment(), timeout=_INSTALL_SECONDS, capture_output=True, text=True
     )
