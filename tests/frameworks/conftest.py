@@ -10,6 +10,7 @@ import pytest
 from inference_server.settings import DEFAULT_CATALOG
 from tests.clients.node_programs import environment
 from tests.e2e.stack import Stack
+from tests.frameworks.pages import EXAMPLES
 from tests.frameworks.projects import copy_project, npm_programs
 from tests.frameworks.terminal import Terminal
 from tests.frameworks.traffic import Traffic
@@ -77,7 +78,7 @@ def reader(
     with ExitStack() as opened:
 
         def open_project(example: str) -> tuple[Path, Terminal]:
-            project = copy_project(example, tmp_path)
+            project = copy_project(EXAMPLES / example, tmp_path)
             terminal = Terminal(project, settings)
             opened.callback(terminal.close)
             return project, terminal

@@ -47,7 +47,10 @@ class Terminal:
         if "curl" not in block.text:
             left = self.close()
             assert not left, f"{block}: still running after Ctrl+C: {left}"
-        text = _PAGES_ADDRESS.sub(lambda found: self._address or found[0], block.text)
+        self.execute(_PAGES_ADDRESS.sub(lambda found: self._address or found[0], block.text))
+
+    def execute(self, text: str) -> None:
+        """Run commands that end by themselves. Raises AssertionError with the output if one fails."""
         self.output = self._finish(text)
 
     @property

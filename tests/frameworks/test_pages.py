@@ -9,7 +9,7 @@ from tests.frameworks.pages import PAGES, blocks, contains, missing_line, names
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(240)]
 
-# GitHub's runners and pytest have tests of their own in this folder.
+# Two pages have tests of their own in this folder.
 WITH_NODE = [name for name in names() if name not in ("github-actions", "pytest")]
 # wrangler asks for the location of the request.cf object, and uses a fixed one offline.
 OPTIONAL_HOSTS = {"workers.cloudflare.com"}
