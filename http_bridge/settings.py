@@ -206,6 +206,11 @@ class Settings(BatchSettings):
         description="API version of Workers AI: default, 2023-11, 2026 or 2026-strict. The header "
         "tailrace-profile overrides it for one request.",
     )
+    deterministic: bool = Field(
+        default=False,
+        json_schema_extra={"group": "testing"},
+        description="Give equal requests equal replies, for tests: the choices of a request without a seed have fixed seeds.",
+    )
     stream_padding: bool = Field(
         default=False,
         json_schema_extra={"group": "compatibility"},

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_server.attention.torch_attention import AttentionSpec
+from inference_server.cpu.embedding import Embedding, StoredEmbedding
 from inference_server.cpu.experts import PackedExperts
 from inference_server.cpu.fused_modules import FusedAttention, FusedMLP, FusedRMSNorm
 from inference_server.cpu.linear.kernel_linear import KernelLinear
@@ -106,7 +107,7 @@ class DecoderWeights:
     norm's weights include the model's divisor of the logits.
     """
 
-    embedding: Tensor  # (vocab_size, hidden_size)
+    embedding: Embedding
     rotary: Rotary
     layers: list[LayerWeights]
     norm: Tensor
@@ -152,9 +153,8 @@ class DecoderWeights:
     def num_bytes(self) -> int:
         """Return the memory of all weights in bytes."""
         routers = [layer.experts.product for layer in self.layers if layer.experts]
-        return sum(tensor.nbytes for tensor in (self.embedding, *self.norms)) + sum(
-            each.num_bytes for each in (*self.linears, *routers)
-        )
+        others = sum(tensor.nbytes for tensor in self.norms) + self.embedding.nbytes
+        return others + sum(each.num_bytes for each in (*self.linears, *routers))
 
 
 def decoder_share(decoder: DecoderWeights, precision: Precision) -> QuantisedShare | None:
@@ -162,7 +162,7 @@ def decoder_share(decoder: DecoderWeights, precision: Precision) -> QuantisedSha
     if precision not in WEIGHT_FORMATS:
         return None
     linears = [*decoder.linears, *(layer.experts.product for layer in decoder.layers if layer.experts)]
-    total = sum(tensor.numel() for tensor in (decoder.embedding, *decoder.norms))
+    total = sum(tensor.numel() for tensor in decoder.norms) + decoder.embedding.numel()
     quantised = 0
     for linear in linears:
         count = linear.packed.shape[0] * linear.packed.shape[1]
@@ -182,7 +182,7 @@ def extract_weights(model: Any) -> DecoderWeights:
     if not ops.available():
         raise ValueError("compiled kernels are not available")
     inner = model.model
-    if type(inner.embed_tokens) is not nn.Embedding:
+    if type(inner.embed_tokens) not in (nn.Embedding, StoredEmbedding):
         raise ValueError("its embedding layer is not torch's")
     layers = [_layer(layer) for layer in inner.layers]
     norms = [inner.norm]
@@ -194,7 +194,7 @@ def extract_weights(model: Any) -> DecoderWeights:
         raise ValueError(f"its output head has no compiled kernel{_because(model.lm_head)}")
     attention, config = inner.layers[0].self_attn, model.config
     decoder = DecoderWeights(
-        embedding=inner.embed_tokens.weight.detach(),
+        embedding=_embedding(inner.embed_tokens),
         rotary=_rotary(inner.rotary_emb),
         layers=layers,
         norm=_last_norm(inner.norm.weight.detach(), getattr(config, "logits_scaling", None) or 1.0),
@@ -207,6 +207,13 @@ def extract_weights(model: Any) -> DecoderWeights:
     )
     _check(decoder, config)
     return decoder
+
+
+def _embedding(module: Any) -> Embedding:
+    if isinstance(module, StoredEmbedding):
+        return module
+    weight: Tensor = module.weight.detach()
+    return weight
 
 
 def _layer(layer: Any) -> LayerWeights:

@@ -20,6 +20,7 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.cpu.adapters import CpuAdapters
 from inference_server.cpu.buffers import Buffers, allocate
 from inference_server.cpu.decoder_weights import DecoderWeights, LayerWeights
+from inference_server.cpu.embedding import write_embeddings
 from inference_server.cpu.linear.kernel_linear import KernelLinear
 from inference_server.cpu.steps import ExpertsStep, Steps
 from inference_server.kernels import ops
@@ -65,7 +66,7 @@ class CpuForward:
         return self._decoder.has_windows
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Compute one token of each sequence. Returns logits (num_seqs, vocab_size) float32."""
+        """Decode one position of each sequence. Returns logits (num_seqs, vocab_size) float32."""
         return self._run(tokens, None).logits[: len(tokens.token_ids), : self._decoder.head.out_features]
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
@@ -129,7 +130,7 @@ class CpuForward:
         token_ids = [token_id for part in parts for token_id in part.token_ids]
         positions = [position for part in parts for position in part.positions]
         count = len(token_ids)
-        torch.index_select(self._decoder.embedding, 0, torch.tensor(token_ids), out=buffers.hidden[:count])
+        write_embeddings(self._decoder.embedding, token_ids, buffers.hidden[:count])
         if self._decoder.embedding_factor != 1.0:
             buffers.hidden[:count] *= self._decoder.embedding_factor
         self._decoder.rotary.angles(torch.tensor(positions), buffers.cos[:count], buffers.sin[:count])

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference_server.errors import first_line
-from inference_server.weights.gguf.converted import convert_file
 from inference_server.weights.gguf.description import describe_file, description_folder
 from inference_server.weights.source import Weights
 from inference_server.weights.store import fetch, stored
@@ -67,7 +66,11 @@ def weights_folder(weights: Weights, cache_dir: Path) -> Path:
     """
     with naming_source(weights):
         path = local_path(weights, cache_dir)
-        return convert_file(path, cache_dir) if path.suffix == ".gguf" else path
+        if path.suffix != ".gguf":
+            return path
+        from inference_server.weights.gguf.converted import convert_file  # imports gguf
+
+        return convert_file(path, cache_dir)
 
 
 def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:

@@ -23,7 +23,6 @@ from inference_server.progress import progress
 from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import local_folder, local_path, naming_source, weights_folder
 from inference_server.weights.fetching.selection import no_tokenizer
-from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
@@ -104,6 +103,8 @@ def load_model(
                 _import_bitsandbytes_without_compiler()
             missing: list[str] = []
             if path.suffix == ".gguf":
+                from inference_server.weights.gguf.load import load_module
+
                 options: dict[str, Any] = {"int8_threshold": int8_threshold, "attention_name": attention_name}
                 model = load_module(path, folder, precision, device, **options)
             else:

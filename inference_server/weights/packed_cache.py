@@ -132,8 +132,11 @@ def in_large_pages(decoder: DecoderWeights, backends: Items[LinearBackend] = BAC
 
 
 def tensors_of(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
-    """Yield the decoder's tensors by name. Those of a linear layer are NAME.weights, NAME.bias and perhaps NAME.scales."""
-    yield EMBEDDING, decoder.embedding
+    """Yield the decoder's tensors by name. Those of a linear layer are NAME.weights, NAME.bias and perhaps NAME.scales.
+
+    A StoredEmbedding's tensor is that of its bytes.
+    """
+    yield EMBEDDING, decoder.embedding if isinstance(decoder.embedding, Tensor) else decoder.embedding.rows
     yield "norm", decoder.norm
     yield "inverse_frequencies", decoder.rotary.inverse_frequencies
     yield from _linear_tensors("head", decoder.head)
@@ -194,9 +197,11 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
 
 
 def decoder_of(
-    metadata: dict[str, Any], tensors: Mapping[str, Tensor], backends: Items[LinearBackend] = BACKENDS
+    metadata: dict[str, Any], tensors: Mapping[str, Any], backends: Items[LinearBackend] = BACKENDS
 ) -> DecoderWeights:
     """Return the decoder with the structure `metadata`, as `structure_of` returns it, and these tensors.
+
+    A StoredEmbedding may replace the embedding's tensor, and a KernelLinear under its name the tensors of that layer.
 
     Raises:
         NoKernel: No kernel of this CPU reads its packed weights.
@@ -216,7 +221,7 @@ def decoder_of(
 
 
 def _layer(
-    tensors: Mapping[str, Tensor], index: int, metadata: dict[str, Any], backends: Items[LinearBackend]
+    tensors: Mapping[str, Any], index: int, metadata: dict[str, Any], backends: Items[LinearBackend]
 ) -> LayerWeights:
     linears = {
         name: _linear(tensors, f"{index}.{name}", described, backends)
@@ -244,13 +249,15 @@ def _layer(
     )
 
 
-def _head_norms(tensors: Mapping[str, Tensor], layer: int, eps: float | None) -> HeadNorms | None:
+def _head_norms(tensors: Mapping[str, Any], layer: int, eps: float | None) -> HeadNorms | None:
     return None if eps is None else HeadNorms(tensors[f"{layer}.query_norm"], tensors[f"{layer}.key_norm"], eps)
 
 
 def _linear(
-    tensors: Mapping[str, Tensor], name: str, metadata: dict[str, Any], backends: Items[LinearBackend]
+    tensors: Mapping[str, Any], name: str, metadata: dict[str, Any], backends: Items[LinearBackend]
 ) -> KernelLinear:
+    if isinstance(ready := tensors.get(name), KernelLinear):
+        return ready
     kind, (out_features, in_features) = LinearKind(**metadata["kind"]), metadata["shape"]
     weights, scales, bias = tensors[f"{name}.weights"], tensors.get(f"{name}.scales"), tensors[f"{name}.bias"]
     packed = PackedWeights(metadata["layout"], kind, (out_features, in_features), weights, scales, bias)

@@ -18,6 +18,8 @@ domain "tailrace" whose reason is one of:
   CLIENT_TOO_SLOW      RESOURCE_EXHAUSTED   the client did not read the reply for too long, and the server aborted it
   SERVER_STOPPING      UNAVAILABLE          the server drains; retry on another replica, or after its restart
   MODEL_NOT_READY      UNAVAILABLE          the model is still being loaded, or its steps have stalled
+  NOT_RECORDED         NOT_FOUND            the server replays recordings and has none of this request; metadata folder,
+                                            command, nearest, field, requested and recorded
   GENERATION_FAILED    INTERNAL             the forward pass failed; the server's log has the cause under the request id
 Cancelling is gRPC's own cancel, a deadline is gRPC's own deadline. Both free the sequence's slot before the next step.
 """

@@ -13,7 +13,7 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 from tests.docs import architectures, catalogue, errors, metrics, settings
 from tests.support.processes import ROOT
 
-_CODE_WIDTH = 116  # of a text within a class
+_CODE_WIDTH, _INDENT = 116, "    "  # of a text within a class
 
 
 def sampling() -> str:
@@ -32,7 +32,7 @@ def client_sampling() -> str:
     for field in SAMPLING_FIELDS:
         text = f'"""{field.meaning} Range: {field.grpc}. Default: {field.default}."""'
         lines += [f"{field.name}: {types[field.kind]}", *textwrap.wrap(text, _CODE_WIDTH)]
-    return textwrap.indent("\n".join(lines), "    ")
+    return textwrap.indent("\n".join(lines), _INDENT).strip()
 
 
 def performance() -> str:
@@ -68,9 +68,9 @@ def write() -> Iterator[str]:
     for name, (file, make) in SECTIONS.items():
         before, found, after = _split(name)
         text = make()
-        if found.strip() != text.strip():
-            blank, indent = ("\n", "    ") if file.endswith(".py") else ("\n\n", "")
-            (ROOT / file).write_text(f"{before}{blank}{text}{blank}{indent}{after}")
+        if found.strip() != text:
+            space = f"\n{_INDENT}" if file.endswith(".py") else "\n\n"
+            (ROOT / file).write_text(f"{before}{space}{text}{space}{after}")
             yield f"{file}: {name}"
 
 

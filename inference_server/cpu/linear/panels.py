@@ -108,11 +108,15 @@ class PanelBackend:
         if function is None:
             return None
         rows = _in_order(stored.addresses, kind.is_gated)
-        dtype, inputs = (torch.int8, 4) if is_int8 else (torch.bfloat16, 2)
-        weights = stored.empty(dtype, (len(rows) // _PANEL, width // inputs, _PANEL, inputs))
+        panels = len(rows) // _PANEL
         scales = stored.empty(torch.float32, (len(rows),)) if is_int8 else None
-        block = arguments.stored(rows, weights, scales, len(rows) // _PANEL, width // GROUP)
-        function.run(block, len(rows) // _PANEL, weights.numel() // 2)
+        if kind.weight_format == "int4":
+            weights = stored.empty(torch.uint8, (panels, width // GROUP, 20 * _PANEL))
+        else:
+            dtype, inputs = (torch.int8, 4) if is_int8 else (torch.bfloat16, 2)
+            weights = stored.empty(dtype, (panels, width // inputs, _PANEL, inputs))
+        block = arguments.stored(rows, weights, scales, panels, width // GROUP)
+        function.run(block, min(panels, stored.num_threads), weights.numel() // 2)
         return self._layer(kind, (len(stored.addresses), width), weights, scales, bias)
 
     def from_packed(self, packed: PackedWeights) -> KernelLinear:

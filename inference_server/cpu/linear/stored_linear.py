@@ -23,10 +23,12 @@ class StoredRows:
 
     Attributes:
         format_name: A key of kernels.linear.stored.FORMATS.
-        rows: The file's bytes, one tensor for each layer, (num_rows, row_bytes) uint8 each.
+        rows: The file's bytes, one tensor for each layer, (num_rows, row_bytes) uint8 each. Valid until the next layer is
+            read.
         addresses: (out_features,) int64, the address of each output's row.
         in_features: Number of inputs.
         is_like_bitsandbytes: int8 weights have the codes of bitsandbytes.
+        num_threads: The number of threads that the kernel may use.
         empty: Returns memory of a dtype and shape, filled with zeros.
         computed: Computes the weights without the kernel.
     """
@@ -36,8 +38,9 @@ class StoredRows:
     addresses: Tensor
     in_features: int
     is_like_bitsandbytes: bool
+    num_threads: int
     empty: Callable[[torch.dtype, tuple[int, ...]], Tensor]
-    computed: Callable[[], Tensor | Int8]
+    computed: Callable[[], Tensor | Int8 | Int4Pairs]
 
     def dequantize(self) -> Tensor:
         """Return the weights, (out_features, in_features) in a float dtype."""
@@ -76,8 +79,13 @@ class StoredLinear(nn.Module):
         """Read the weights, (out_features, in_features) of `dtype`."""
 
     @abstractmethod
-    def rows(self, linears: "Items[StoredLinear]", computed: Callable[[], Tensor | Int8]) -> StoredRows | None:
-        """Read the rows of `linears`, of which this is the first; None if no kernel reads their formats."""
+    def rows(
+        self,
+        linears: "Items[StoredLinear]",
+        weight_format: WeightFormat,
+        computed: Callable[[], Tensor | Int8 | Int4Pairs],
+    ) -> StoredRows | None:
+        """Read the rows of `linears`, of which this is the first; None if no kernel converts them to `weight_format`."""
 
     @abstractmethod
     def keep(self, layer: nn.Module, linears: "Items[StoredLinear]") -> nn.Module:
@@ -89,22 +97,22 @@ def stacked_weights(
 ) -> tuple[WeightFormat, Tensor | Int8 | Int4Pairs | StoredRows]:
     """Return the stacked weights, (out_features of all, in_features), and their format: the one with the most bits."""
     weight_format = max((linear.weight_format(precision) for linear in linears), key=_WIDTHS.index)
-    if weight_format == "int4":
-        fours = [linear.int4() for linear in linears]
-        return weight_format, Int4Pairs(
-            _joined([each.pairs for each in fours]),
-            _joined([each.scales for each in fours]),
-            _joined([each.minima for each in fours]),
-        )
 
-    def computed() -> Tensor | Int8:
+    def computed() -> Tensor | Int8 | Int4Pairs:
+        if weight_format == "int4":
+            fours = [linear.int4() for linear in linears]
+            return Int4Pairs(
+                _joined([each.pairs for each in fours]),
+                _joined([each.scales for each in fours]),
+                _joined([each.minima for each in fours]),
+            )
         if weight_format == "int8":
             eights = [linear.int8() for linear in linears]
             return Int8(_joined([each.codes for each in eights]), _joined([each.scales for each in eights]))
         dtype = torch.bfloat16 if weight_format == "bf16" else torch.float32
         return _joined([linear.plain(dtype) for linear in linears])
 
-    rows = linears[0].rows(linears, computed) if weight_format in ("int8", "bf16") else None
+    rows = None if weight_format == "float32" else linears[0].rows(linears, weight_format, computed)
     return weight_format, rows or computed()
 
 

@@ -244,7 +244,10 @@ def _take(logits: Tensor, indices: list[int]) -> Tensor:
 
 
 def _argmax(values: Tensor) -> Tensor:
-    """Return values.argmax(dim=-1) of shape (n, vocab_size): the first of equal values; NaN counts as largest."""
+    """Return values.argmax(dim=-1), for values of shape (n, vocab_size).
+
+    Ties go to the first index; NaN counts as largest.
+    """
     size = math.gcd(values.shape[-1], _PIECE)
     if size < _PIECE // 8:
         return values.argmax(dim=-1)

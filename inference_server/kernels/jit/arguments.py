@@ -33,6 +33,8 @@ def _layout(arguments: str) -> Struct:
 
 # The number formats of linear/stored.py, which is slow to import.
 STORED_FORMATS = ("q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k")
+# Those of linear/stored_int4.py, whose codes are kept as int4.
+STORED_INT4_FORMATS = ("q4_0", "q4_1", "q4_k")
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
     6,
     7,

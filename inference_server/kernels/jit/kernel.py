@@ -65,7 +65,7 @@ def makers() -> "dict[str, Callable[..., Emit]]":
     """Return the functions that define the kernels, by kernel name."""
     from inference_server.kernels.attention import decode, prefill
     from inference_server.kernels.jit import program_runner
-    from inference_server.kernels.linear import bf16, int4, int4_widened, int8, lora, stored
+    from inference_server.kernels.linear import bf16, int4, int4_widened, int8, lora, stored, stored_int4
     from inference_server.kernels.linear.layer import OutputFormat
     from inference_server.kernels.rows import norms, rope, silu
     from inference_server.kernels.sampling import sample_rows
@@ -94,6 +94,7 @@ def makers() -> "dict[str, Callable[..., Emit]]":
         **{f"{name}-int8": partial(stored.make_int8, name, False) for name in stored.FORMATS},
         **{f"{name}-int8-bitsandbytes": partial(stored.make_int8, name, True) for name in stored.FORMATS},
         **{f"{name}-bf16": partial(stored.make_bf16, name) for name in stored.FORMATS},
+        **{f"{name}-int4": partial(stored_int4.make_int4, name) for name in stored_int4.READERS},
         **{f"{name}-rows": partial(stored.make_rows, name) for name in stored.FORMATS},
     }
 

@@ -60,7 +60,7 @@ def _byte(code: Code, address: Int) -> Vector:
     return code.load_splat(address, INT8).widened(INT32)
 
 
-def _k_factors(code: Code, block: Int, group: int) -> tuple[Vector, Vector]:
+def k_factors(code: Code, block: Int, group: int) -> tuple[Vector, Vector]:
     """Return scale and minimum (to be subtracted) of one of 8 groups, in every lane. The 16 numbers fill 12 bytes."""
     first, second = (_byte(code, block + (4 + group % 4 + 4 * part)) for part in (0, 1))
     if group < 4:
@@ -83,7 +83,7 @@ def _k_weights(code: Code, block: Int, codes_at: int, high_at: int | None) -> It
     """Return 256 weights. `codes_at`, `high_at`: byte offsets of the low 4 bits and of the fifth bits of the codes."""
     weights = []
     for group in range(8):
-        scale, minimum = _k_factors(code, block, group)
+        scale, minimum = k_factors(code, block, group)
         for half in (0, 16):
             low = code.load_vector(block + (codes_at + group // 2 * 32 + half), INT8).widened(INT32)
             codes = low >> 4 if group % 2 else low & 15
@@ -118,7 +118,7 @@ FORMATS: dict[str, tuple[Decode, int, int]] = {
 }
 
 
-class _Rows:
+class Rows:
     """The arguments of a kernel, and its loops over rows and groups."""
 
     def __init__(self, code: Code, block: Int, name: str) -> None:
@@ -189,7 +189,7 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
     """
 
     def stored_int8(code: Code, block: Int) -> None:
-        rows = _Rows(code, block, name)
+        rows = Rows(code, block, name)
         factors = code.stack(_PANEL * 4)  # for each output of a panel, the factor or divisor of its weights
 
         def weights_of(weights: Vector) -> Vector:
@@ -232,7 +232,7 @@ def make_bf16(name: str) -> Emit:
         def convert(_: Int, weights: Vector) -> Vector:
             return code.isa.to_bf16(code, weights).bits_as(FLOAT, 8)
 
-        _Rows(code, block, name).write_panels(block, 2, lambda panel: None, convert)
+        Rows(code, block, name).write_panels(block, 2, lambda panel: None, convert)
 
     return stored_bf16
 
@@ -241,7 +241,7 @@ def make_rows(name: str, is_bf16: bool) -> Emit:
     """Return the function that emits the kernel that writes rows of bfloat16 or float32. `name`: a key of FORMATS."""
 
     def stored_rows(code: Code, block: Int) -> None:
-        rows = _Rows(code, block, name)
+        rows = Rows(code, block, name)
         with code.work_items(block, rows.items) as output:
             row = code.load_int64(rows.addresses + output * 8)
             target = rows.out + output * rows.groups * (GROUP * element_bytes(is_bf16))

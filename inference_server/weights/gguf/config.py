@@ -9,7 +9,6 @@ import torch
 
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import GgufFile, read_rows
-from inference_server.weights.gguf.quick_conversion import quick_conversion
 from tailrace_shared.config_errors import ConfigurationError
 
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -27,6 +26,8 @@ def read_model_config(file: GgufFile) -> Any:
             scaled in a way that this server does not support.
     """
     from transformers import AutoConfig
+
+    from inference_server.weights.gguf.quick_conversion import quick_conversion
 
     with quick_conversion():
         try:

@@ -194,8 +194,8 @@ class _Reader:
         return tuple(reversed(shape)), self.number("I"), self.number("Q")
 
 
-def read_rows(path: Path, tensor: FileTensor, first: int, count: int) -> Tensor:
-    """Return the bytes of consecutive rows, (count, row_bytes) uint8.
+def read_rows(path: Path, tensor: FileTensor, first: int, count: int, memory: Tensor | None = None) -> Tensor:
+    """Return the bytes of consecutive rows, (count, row_bytes) uint8. `memory`: (count * row_bytes,) uint8 for the result.
 
     The bytes are copied from the file. A mapped file would count as memory of the process. If another process truncated
     a mapped file, this process would crash.
@@ -204,7 +204,8 @@ def read_rows(path: Path, tensor: FileTensor, first: int, count: int) -> Tensor:
         OSError: The file cannot be read.
         ValueError: The file became shorter after its header was read.
     """
-    rows = torch.empty(count, tensor.row_bytes, dtype=torch.uint8)
+    memory = torch.empty(count * tensor.row_bytes, dtype=torch.uint8) if memory is None else memory
+    rows = memory.view(count, tensor.row_bytes)
     array: Any = rows.view(-1).numpy()
     content = memoryview(array)
     with path.open("rb", buffering=0) as file:

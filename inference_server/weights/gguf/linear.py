@@ -1,6 +1,5 @@
-"""Reads the weights of a linear layer from a GGUF file, and allocates memory for the packed layers."""
+"""Reads the weights of a linear layer from a GGUF file."""
 
-import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference_server.cpu.large_pages import Arena, aligned_bytes
+from inference_server.cpu.embedding import Embedding, StoredEmbedding, rows_kernel
 from inference_server.cpu.linear.backends import from_packed
 from inference_server.cpu.linear.integer_weights import (
     Int4Pairs,
@@ -28,42 +27,14 @@ from inference_server.kernels.jit.kernel import kernel
 from inference_server.linears.plain import GROUP
 from inference_server.precision import Precision
 from inference_server.weights.gguf.file import FileTensor, read_rows
+from inference_server.weights.gguf.places import Places
+from inference_server.weights.gguf.shared_tensors import in_use, shared, state_of
 
 # Number of weights that are computed in float32 at a time. They fit into a core's cache, and torch does not split
 # operations on fewer than 2**15 numbers among threads.
 _CHUNK_WEIGHTS = (1 << 15) - 1
 _READ_BYTES = 4 << 20  # bytes that are read from the file at a time for a kernel
 _READ_CHUNKS = 16  # chunks that are read from the file at a time
-_BLOCK_BYTES = 64 << 20  # memory that is reserved at a time
-
-
-class Places:
-    """Memory in large pages for packed layers. It is reserved in blocks whose unused ends do not occupy physical
-    memory."""
-
-    def __init__(self) -> None:
-        self._arena: Arena | None = None
-        self._left = 0
-        self._own: set[int] = set()
-        # The layers of the file from which a packed layer was made, by the address of its weights (see FileLinear.keep).
-        self.sources: dict[int, list[FileLinear]] = {}
-
-    def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """Return a tensor of zeros in this memory."""
-        needed = aligned_bytes(dtype.itemsize * math.prod(shape))
-        if self._arena is None or needed > self._left:
-            self._left = max(needed, _BLOCK_BYTES)
-            self._arena = Arena(self._left)
-        self._left -= needed
-        tensor = self._arena.tensor(dtype, shape)
-        self._own.add(tensor.data_ptr())
-        return tensor
-
-    def moved(self, tensor: Tensor) -> Tensor:
-        """Return a contiguous copy, or the tensor itself if it is already in this memory."""
-        if tensor.data_ptr() in self._own:
-            return tensor
-        return self.empty(tensor.dtype, tuple(tensor.shape)).copy_(tensor)
 
 
 class FileLinear(StoredLinear):
@@ -143,14 +114,31 @@ class FileLinear(StoredLinear):
         self._fill(self.tensor.format.weights, lambda part, first, end: weights[first:end].copy_(part))
         return weights
 
-    def rows(self, linears: Items[Any], computed: Callable[[], Tensor | Int8]) -> StoredRows | None:
+    def rows(
+        self, linears: Items[Any], weight_format: WeightFormat, computed: Callable[[], Tensor | Int8 | Int4Pairs]
+    ) -> StoredRows | None:
         """Read the rows of `linears`, of which this is the first; None if no kernel reads their formats."""
         name = self.tensor.format.name.lower()
-        if name not in arguments.STORED_FORMATS or any(each.tensor.type_id != self.tensor.type_id for each in linears):
+        readable = arguments.STORED_INT4_FORMATS if weight_format == "int4" else arguments.STORED_FORMATS
+        if name not in readable or any(each.tensor.type_id != self.tensor.type_id for each in linears):
             return None
-        rows = [read_rows(each.path, each.tensor, 0, each.out_features) for each in linears]
+        if len(linears) == 1 and (embedding := rows_in_use(self.path, self.tensor)) is not None:
+            rows = [embedding]  # an output head that shares the embedding's weights
+        else:
+            sizes = [each.num_stored_bytes for each in linears]
+            parts = self._places.buffer(sum(sizes)).split(sizes)
+            rows = [
+                read_rows(each.path, each.tensor, 0, each.out_features, part)
+                for each, part in zip(linears, parts, strict=True)
+            ]
         addresses = torch.cat([each.row_addresses(part) for each, part in zip(linears, rows, strict=True)])
-        return StoredRows(name, rows, addresses, self.in_features, not self.is_head, self._places.empty, computed)
+        options = (self.in_features, not self.is_head, self._places.num_threads, self._places.empty, computed)
+        return StoredRows(name, rows, addresses, *options)
+
+    @property
+    def num_stored_bytes(self) -> int:
+        """Return the size of the weights in the file, in bytes."""
+        return self.out_features * self.tensor.row_bytes
 
     def row_addresses(self, rows: Tensor) -> Tensor:
         """Return the address of each output's row among the bytes of all rows, (out_features,) int64."""
@@ -227,6 +215,25 @@ class FileLinear(StoredLinear):
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads(), "read-gguf")
+
+
+def read_embedding(path: Path, tensor: FileTensor, dtype: torch.dtype) -> Embedding:
+    """Read the embedding of tokens: in the file's number format if a kernel decodes it, otherwise as a tensor of `dtype`."""
+    width = tensor.shape[-1]
+    function = rows_kernel(tensor.format.name.lower(), width, dtype)
+    if function is None:
+        return FileLinear(path, tensor, Places()).plain(dtype)
+    rows = shared(state_of(path), _rows_key(tensor), lambda: read_rows(path, tensor, 0, tensor.num_rows))
+    return StoredEmbedding(rows, function, width, dtype)
+
+
+def rows_in_use(path: Path, tensor: FileTensor) -> Tensor | None:
+    """Return the bytes of an embedding that an engine uses, (num_rows, row_bytes) uint8; None if they are not in memory."""
+    return in_use(state_of(path), _rows_key(tensor))
+
+
+def _rows_key(tensor: FileTensor) -> list[str]:
+    return ["rows", tensor.name]
 
 
 def row_order(num_rows: int, heads: int) -> Tensor:

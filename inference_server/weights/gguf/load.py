@@ -8,8 +8,14 @@ import torch
 from inference_server.precision import Precision, activation_dtype
 from inference_server.weights.gguf.config import main_bits
 from inference_server.weights.gguf.file import GgufFile
-from inference_server.weights.gguf.linear import Places
-from inference_server.weights.gguf.module import ModuleFiller, empty_model, quantise_linears, stored_linears
+from inference_server.weights.gguf.module import (
+    ModuleFiller,
+    empty_model,
+    quantise_linears,
+    stored_embedding,
+    stored_linears,
+)
+from inference_server.weights.gguf.places import Places
 from inference_server.weights.gguf.quick_conversion import quick_conversion
 
 
@@ -62,8 +68,13 @@ def load_stored(
     model = _empty(folder, dtype, attention_name)
     filler = ModuleFiller(file, model)
     left = {f"{name}.weight" for name, _, _ in filler.linears()}
+    if embedding := filler.embedding(dtype):
+        parameter = f"{embedding[0]}.weight"
+        filler.sources[parameter] = embedding[1]
+        left.add(parameter)
     filler.fill(dtype, cpu, leave=left.__contains__)
     stored_linears(filler, model, places, widens=main_bits(file) <= 4)
+    stored_embedding(filler, model, dtype)
     filler.check()
     return model.eval(), filler
 

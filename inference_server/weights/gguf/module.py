@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference_server.cpu.decoder_weights import MODELS
+from inference_server.cpu.embedding import StoredEmbedding, rows_kernel
 from inference_server.weights.gguf.file import FileTensor, GgufFile
-from inference_server.weights.gguf.linear import FileLinear, Places
+from inference_server.weights.gguf.linear import FileLinear, read_embedding
+from inference_server.weights.gguf.places import Places
 from inference_server.weights.gguf.quick_conversion import quick_conversion
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -78,10 +81,28 @@ class ModuleFiller:
                     raise self._misshapen(name, tensor.shape, tuple(module.weight.shape))
                 yield name, tensor, self._interleaved_heads(tensor.name)
 
+    def embedding(self, dtype: torch.dtype) -> tuple[str, FileTensor] | None:
+        """Return the name and the file's tensor of an embedding that need not be filled, because passes decode its rows.
+
+        None: The model is not one of decoder_weights.MODELS, or no kernel decodes the embedding's rows to `dtype`.
+        """
+        module = self._model.get_input_embeddings()
+        name = next((name for name, each in self._model.named_modules() if each is module), "")
+        tensor = next((self._file.tensors[of] for of, to in self.names.items() if to == f"{name}.weight"), None)
+        is_plain = type(module) is nn.Embedding and type(self._model).__name__ in MODELS and self._keeps_linears
+        if tensor is None or not is_plain or tuple(module.weight.shape) != tensor.shape:
+            return None
+        return (name, tensor) if rows_kernel(tensor.format.name.lower(), tensor.shape[-1], dtype) else None
+
     def unchanged(self) -> dict[int, FileTensor]:
-        """Return the file's tensors by the addresses of the parameters that contain them unchanged."""
+        """Return the file's tensors by the addresses of the memory that contains them unchanged."""
         parameters = dict(self._model.named_parameters())
-        return {parameters[name].data_ptr(): tensor for name, tensor in self.sources.items() if name in parameters}
+        found = {parameters[name].data_ptr(): tensor for name, tensor in self.sources.items() if name in parameters}
+        embedding = self._model.get_input_embeddings()
+        if isinstance(embedding, StoredEmbedding):
+            name = next(name for name, each in self._model.named_modules() if each is embedding)
+            found[embedding.rows.data_ptr()] = self.sources[f"{name}.weight"]
+        return found
 
     def check(self) -> None:
         """Raise ConfigurationError if the file lacks a parameter."""
@@ -177,11 +198,8 @@ def stored_linears(filler: ModuleFiller, model: Any, places: Places, *, widens: 
     found = {name: (tensor, heads) for name, tensor, heads in filler.linears()}
     if head is not None and head.weight is embedding.weight and type(head) is nn.Linear:
         name = next(name for name, module in model.named_modules() if module is embedding)
-        if f"{name}.weight" in filler.sources:
-            found[next(name for name, module in model.named_modules() if module is head)] = (
-                filler.sources[f"{name}.weight"],
-                None,
-            )
+        if tensor := filler.sources.get(f"{name}.weight"):
+            found[next(name for name, module in model.named_modules() if module is head)] = (tensor, None)
     for name, (tensor, heads) in found.items():
         parent, _, last = name.rpartition(".")
         linear = model.get_submodule(name)
@@ -189,6 +207,14 @@ def stored_linears(filler: ModuleFiller, model: Any, places: Places, *, widens: 
         options: dict[str, Any] = {"heads": heads, "bias": bias, "is_head": linear is head, "widens": widens}
         stored = FileLinear(filler.path, tensor, places, **options)
         setattr(model.get_submodule(parent), last, stored)
+
+
+def stored_embedding(filler: ModuleFiller, model: Any, dtype: torch.dtype) -> None:
+    """Replace the embedding by a StoredEmbedding, after the linear layers, if `filler.embedding` returns one."""
+    if found := filler.embedding(dtype):
+        name, tensor = found
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, read_embedding(filler.path, tensor, dtype))
 
 
 def _weights(file: GgufFile, tensor: FileTensor, dtype: torch.dtype) -> Tensor:

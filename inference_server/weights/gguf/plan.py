@@ -8,9 +8,9 @@ layout of packed weights, and one version of all other inputs. Its name contains
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from inference_server.cpu.linear.pack import pack
 from inference_server.precision import Precision
 from inference_server.weights import packed_cache
 from inference_server.weights.gguf.file import FileTensor
-from inference_server.weights.gguf.linear import FileLinear, Places
+from inference_server.weights.gguf.linear import FileLinear, read_embedding
+from inference_server.weights.gguf.places import Places
 from inference_server.weights.gguf.shared_tensors import shared, state_of
 from inference_server.weights.model_info import ModelInfo
 
@@ -98,7 +99,7 @@ def write_plan(
             biases = {f"{stem}.{index}.bias": each.bias for index, each in enumerate(sources)}
             own |= {key: bias.contiguous() for key, bias in biases.items() if bias is not None}
         elif name == packed_cache.EMBEDDING and tensor.data_ptr() in embeddings:
-            embedding = {"tensor": asdict(embeddings[tensor.data_ptr()]), "dtype": str(tensor.dtype).partition(".")[2]}
+            embedding = {"tensor": asdict(embeddings[tensor.data_ptr()]), "dtype": str(decoder.dtype).partition(".")[2]}
         elif part not in ("scales", "bias") or f"{stem}.weights" not in tensors:
             own[name] = tensor.contiguous()
     if embedding is None or any(tensor.nbytes > 1 << 22 for tensor in own.values()):
@@ -120,38 +121,27 @@ def read_plan(path: Path, source: Path) -> Planned:
         metadata = json.loads(file.metadata()["tailrace"])
         own = {name: file.get_tensor(name) for name in file.keys()}
     places, state = Places(), state_of(source)
-    tensors = {name: tensor for name, tensor in own.items() if not name.endswith(".bias")}
+    parts: dict[str, Any] = {name: tensor for name, tensor in own.items() if not name.endswith(".bias")}
+    described = metadata["embedding"]
+    place, dtype = FileTensor(**_with_shape(described["tensor"])), getattr(torch, described["dtype"])
+    parts[packed_cache.EMBEDDING] = shared(state, described, lambda: read_embedding(source, place, dtype))
+    tasks = []
     for name, described in metadata["linears"].items():
         sources = [
             _linear(source, one, own.get(f"{name}.{index}.bias"), places)
             for index, one in enumerate(described["sources"])
         ]
-        for part, tensor in _parts(state, described, cache(partial(_packed, tuple(sources), described["kind"]))):
-            tensors[f"{name}.{part}"] = tensor
-    place, dtype = FileTensor(**_with_shape(metadata["embedding"]["tensor"])), metadata["embedding"]["dtype"]
-    embedding = FileLinear(source, place, places)
-    tensors[packed_cache.EMBEDDING] = shared(
-        state, metadata["embedding"], lambda: embedding.plain(getattr(torch, dtype))
-    )
-    decoder = packed_cache.decoder_of(metadata["structure"], tensors, BACKENDS)
+        task = partial(shared, state, described, partial(_packed, sources, described["kind"]))
+        tasks.append((sum(one.num_stored_bytes for one in sources), task))
+    parts |= zip(metadata["linears"], places.in_parallel(tasks), strict=True)
+    decoder = packed_cache.decoder_of(metadata["structure"], parts, BACKENDS)
     return Planned(decoder, ModelInfo(**metadata["info"]))
 
 
-def _parts(state: str, described: Any, packed: Callable[[], KernelLinear]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a packed layer. Engines with the same layer share them."""
-    for part in ("weights", "bias", *(["scales"] if described["kind"]["weight_format"] == "int8" else [])):
-        yield part, shared(state, [part, described], partial(_part, packed, part))
-
-
-def _part(packed: Callable[[], KernelLinear], name: str) -> Tensor:
-    part: Tensor = getattr(packed().packed, name)
-    return part
-
-
-def _packed(sources: tuple[FileLinear, ...], kind: dict[str, Any]) -> KernelLinear:
+def _packed(sources: list[FileLinear], kind: dict[str, Any]) -> KernelLinear:
     """Return the packed layer. Raises ValueError if this CPU's kernels need another kind of layer than the plan's."""
     layer = pack(
-        list(sources),
+        sources,
         _PRECISIONS[kind["weight_format"]],
         batch_invariant=kind["is_invariant"],
         is_head=kind["is_head"],

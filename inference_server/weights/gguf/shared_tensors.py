@@ -26,9 +26,19 @@ def shared(state: str, description: Any, make: Callable[[], _Value]) -> _Value:
         description: All other inputs of the result, as JSON values.
         make: Computes the result, an object that callers do not change.
     """
-    key = state + json.dumps(description)
+    value: _Value | None = in_use(state, description)
+    if value is None:
+        value = make()  # without the lock: threads make different values at the same time
+        with _lock:
+            value = _in_use.setdefault(_key(state, description), value)
+    return value
+
+
+def in_use(state: str, description: Any) -> Any:
+    """Return the value of an earlier call of `shared` with these arguments; None if it is not in use."""
     with _lock:
-        value: _Value | None = _in_use.get(key)
-        if value is None:
-            value = _in_use[key] = make()
-        return value
+        return _in_use.get(_key(state, description))
+
+
+def _key(state: str, description: Any) -> str:
+    return state + json.dumps(description)

@@ -10,7 +10,7 @@ from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.kernels.isa.choice import chosen
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import kernel
-from inference_server.kernels.linear import stored
+from inference_server.kernels.linear import stored, stored_int4
 from inference_server.weights.gguf.formats import format_of
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.gguf_files import random_blocks
@@ -60,14 +60,15 @@ def test_a_format_that_cannot_be_read_is_named_with_those_that_can():
 
 def test_the_kernels_formats_are_those_that_are_named_without_importing_them():
     assert set(stored.FORMATS) == set(arguments.STORED_FORMATS)
+    assert set(stored_int4.READERS) == set(arguments.STORED_INT4_FORMATS)
     assert all(format_of(number(name.upper())).block_bytes == size for name, (_, size, _) in stored.FORMATS.items())
 
 
-def panels(weight, kind):
+def panels(weight, kind, is_gated=False):
     """Return weights as torch orders them in panels."""
     from inference_server.cpu.linear.kernel_linear import LinearKind
 
-    return PanelBackend().pack(weight, None, LinearKind(kind)).packed
+    return PanelBackend().pack(weight, None, LinearKind(kind, is_gated=is_gated)).packed
 
 
 @NEEDS_KERNELS
@@ -93,6 +94,24 @@ def test_the_kernels_write_what_torch_computes(name):
             arguments.stored(addresses, found, None, 64, 8), 64, 1 << 20
         )
         assert torch.equal(found, weights.to(dtype))
+
+
+@NEEDS_KERNELS
+@pytest.mark.parametrize("is_gated", [False, True])
+@pytest.mark.parametrize("name", stored_int4.READERS)
+def test_the_kernels_copy_4_bit_codes_as_torch_orders_them(name, is_gated):
+    num_groups = 3 * stored.FORMATS[name][2]
+    rows = torch.from_numpy(random_blocks(name.upper(), 64 if is_gated else 40, 3))
+    rows[7] = 0
+    form = format_of(number(name.upper()))
+    wanted = panels(form.int4(rows), "int4", is_gated).weights
+    addresses = torch.zeros(64, dtype=torch.int64)
+    addresses[: len(rows)] = rows.data_ptr() + torch.arange(len(rows)) * rows.stride(0)
+    if is_gated:  # 16 outputs of gate, then 16 of up
+        addresses = addresses.view(2, -1, 16).transpose(0, 1).flatten()
+    found = torch.zeros_like(wanted)
+    kernel(f"{name}-int4").run(arguments.stored(addresses, found, None, 4, num_groups), 4, 1 << 20)
+    assert torch.equal(found, wanted)
 
 
 @NEEDS_KERNELS
