@@ -6,11 +6,11 @@
 
 import { resolve } from "node:path";
 import { findConfig } from "./config/files.js";
-import { writeSibling } from "./config/sibling.js";
 import type { Sibling } from "./config/sibling.js";
+import { writeSibling } from "./config/sibling.js";
 import { localBinding } from "./config/swap.js";
-import { startServer } from "./server.js";
 import type { ServerOptions } from "./server.js";
+import { startServer } from "./server.js";
 
 /** Options of the Vite plugin. */
 export interface TailraceViteOptions extends ServerOptions {
@@ -29,7 +29,9 @@ export interface TailraceVitePlugin {
   name: string;
   enforce: "pre";
   config(user: { root?: string }, env: { command: string; isPreview?: boolean; mode: string }): Promise<void>;
-  configureServer(server: { watcher: { add(path: string): void; on(event: string, f: (path: string) => void): void } }): void;
+  configureServer(server: {
+    watcher: { add(path: string): void; on(event: string, f: (path: string) => void): void };
+  }): void;
   /** For the option `config` of `cloudflare()` and of its `auxiliaryWorkers`, if these set a `configPath`. */
   worker(config: WorkerConfigLike): void;
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -57,12 +58,13 @@ class Project:
     def environment(self, **settings: str) -> dict[str, str]:
         bin_folder = self.folder / "node_modules" / ".bin"
         base = environment(HOME=str(self.home), XDG_CONFIG_HOME=str(self.home), **settings)
-        return base | {"PATH": f"{bin_folder}:{base['PATH']}"}
+        path = settings.get("PATH", f"{bin_folder}:{self.home / 'bin'}:{base['PATH']}")
+        return base | {"PATH": path}
 
     def run(self, *command: str, **settings: str) -> Done:
         """Run a program until it ends."""
         done = subprocess.run(
-            command,
+            [shutil.which(command[0], path=self.environment(**settings)["PATH"]) or command[0], *command[1:]],
             cwd=self.folder,
             env=self.environment(**settings),
             stdin=subprocess.DEVNULL,

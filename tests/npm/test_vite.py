@@ -34,9 +34,7 @@ def test_vite_build_writes_the_same_files_with_and_without_the_plugin(project):
         done = project.run("vite", "build", "--outDir", f"../{name}")
         assert done.code == 0, done.output
         folder = project.folder.parent / name
-        built[name] = {
-            str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-        }
+        built[name] = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     # The paths of the output folder itself are in the configurations that the build writes.
     assert {name: data.replace(b"/with/", b"/without/") for name, data in built["with"].items()} == built["without"]
     assert any(b'"ai":{"binding":"AI"}' in data for data in built["without"].values())

@@ -3,8 +3,8 @@
 import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { findConfig } from "../config/files.js";
-import { writeSibling } from "../config/sibling.js";
 import type { Sibling } from "../config/sibling.js";
+import { writeSibling } from "../config/sibling.js";
 import { Failure } from "../failure.js";
 
 /** A configuration and its copy. */
@@ -130,9 +130,13 @@ function checkCommand(words: string[]): void {
   const [name, next] = words.filter((word) => !word.startsWith("-"));
   if (name === "dev") return;
   if (name === "pages" && next === "dev") {
-    throw new Failure("wrangler pages dev takes no other configuration: use the Vite plugin, or getPlatformProxy of tailrace/platform.");
+    throw new Failure(
+      "wrangler pages dev takes no other configuration: use the Vite plugin, or getPlatformProxy of tailrace/platform.",
+    );
   }
-  throw new Failure(`tailrace dev runs wrangler dev only, not wrangler ${name ?? ""}: run that command without tailrace dev.`);
+  throw new Failure(
+    `tailrace dev runs wrangler dev only, not wrangler ${name ?? ""}: run that command without tailrace dev.`,
+  );
 }
 
 /** Return the script of package.json that a command runs, such as `npm run dev`. */
