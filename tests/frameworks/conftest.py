@@ -1,6 +1,7 @@
 """A running stack with the default model, the npm package, and a reader's terminal in a copy of an example."""
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,11 +40,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def package(programs: Path) -> Path:
-    """Build the npm package as the pages say, and return its path."""
-    settings = environment()
-    settings["PATH"] = f"{programs}:{settings['PATH']}"
-    subprocess.run(["make", "--silent", "npm-package"], cwd=ROOT, env=settings, check=True, timeout=300)
+def package() -> Path:
+    """Build the npm package, as `make npm-package` does, and return its path."""
+    subprocess.run([sys.executable, "-m", "tests.npm.build"], cwd=ROOT, check=True, timeout=300)
     return _PACKAGE
 
 

@@ -30,7 +30,11 @@ const SCRIPT_RUNNERS = ["npm", "pnpm", "yarn", "bun"];
  * Variables from which frameworks take the configuration's path. The first one is for a project's own files, for example
  * SvelteKit's. @cloudflare/vite-plugin, and so Astro's adapter, reads the second. Nitro, and so Nuxt, reads the third.
  */
-const PATH_VARIABLES = ["TAILRACE_WRANGLER_CONFIG", "CLOUDFLARE_VITE_WRANGLER_CONFIG_PATH", "NITRO_WRANGLER_CONFIG_PATH"];
+const PATH_VARIABLES = [
+  "TAILRACE_WRANGLER_CONFIG",
+  "CLOUDFLARE_VITE_WRANGLER_CONFIG_PATH",
+  "NITRO_WRANGLER_CONFIG_PATH",
+];
 /** Words of commands whose result is deployed. */
 const BUILDS = ["build", "deploy", "generate", "publish", "upload"];
 
@@ -73,7 +77,9 @@ function forFramework(command: string[], words: string[], folder: string): { arg
   if (original === undefined) return { argv: command, siblings: [] };
   const build = words.find((word) => BUILDS.includes(word));
   if (build !== undefined) {
-    throw new Failure(`tailrace dev is for dev servers, and "${words.join(" ")}" prepares a deployment: run it without tailrace dev.`);
+    throw new Failure(
+      `tailrace dev is for dev servers, and "${words.join(" ")}" prepares a deployment: run it without tailrace dev.`,
+    );
   }
   return { argv: command, siblings: [{ original, sibling: writeSibling(original) }] };
 }
