@@ -11,8 +11,10 @@ from threading import Thread
 import pytest
 from huggingface_hub import constants
 
+from inference_server.grpc_api.recordings.folder import RecordingsFolder
 from inference_server.weights.fetching.package_model import PackageModel
 from inference_server.weights.source import Weights
+from tailrace.v1 import inference_pb2 as pb
 from tailrace_cli.doctor import configuration, cpu_speed, network
 from tailrace_cli.doctor.command import doctor
 
@@ -109,6 +111,20 @@ def test_cuda_without_a_gpu_is_wrong(report, monkeypatch):
         True,
     )
     assert "the settings of the inference server are valid" not in text
+
+
+def test_deterministic_mode_and_recordings_are_reported(report, tmp_path):
+    folder = RecordingsFolder(tmp_path / "recordings", "record")
+    folder.add_models([pb.Model(name="@cf/test/tiny")])
+    code, text = report(deterministic="1", recordings=str(folder.path), recordings_mode="auto")
+    assert (code, "deterministic mode: equal requests" in text) == (0, True)
+    assert f"ok    recordings: mode auto, 0 in {folder.path} of @cf/test/tiny" in text
+    code, text = report(recordings=str(folder.path))
+    assert (code, f"WRONG the inference server does not start: the folder {folder.path}" in text) == (1, True)
+    assert "none is loaded: recorded replies are sent" in text
+    code, text = report(recordings=str(tmp_path / "new"), recordings_mode="record")
+    assert (code, "the server creates the folder" in text) == (0, True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_without_tokens_every_request_is_accepted(report):
