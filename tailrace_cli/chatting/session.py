@@ -8,7 +8,7 @@ from tailrace_cli.chatting.conversation import Conversation
 from tailrace_cli.chatting.editor import Editor, make_editor
 from tailrace_cli.chatting.keyboard import hidden_typing
 from tailrace_cli.client import Client, ModelLine, ReplyStats, Request, served_name
-from tailrace_cli.display.replies import print_reply, why_cut
+from tailrace_cli.display.replies import CHOSEN_LIMIT, print_reply, why_cut
 from tailrace_cli.errors import Failure, OutputFailure, Refusal, TooLong
 from tailrace_cli.output import is_terminal, note, tell
 
@@ -170,7 +170,7 @@ class _Session:
         if stats.completion_tokens:
             note(" · ".join([str(stats), *self._room(stats)]))
         if cut := why_cut(stats, self._state.conversation.request("")):
-            note(f"({cut} /set max_tokens changes the limit.)" if cut.endswith("max_tokens.") else f"({cut})")
+            note(f"({cut} /set max_tokens changes the limit.)" if CHOSEN_LIMIT in cut else f"({cut})")
 
     def _room(self, stats: ReplyStats) -> Sequence[str]:
         """Return how many tokens of the model's context are left for the next question; empty if unknown."""

@@ -10,6 +10,8 @@ from tailrace_cli.output import dim, has_colours, is_terminal, note, without_con
 
 # Seconds without a piece of text after which a terminal shows that the command still waits.
 _PATIENCE_SECONDS = 2.0
+# The limit in the sentence about a reply that the user's own setting cut.
+CHOSEN_LIMIT = "max_tokens"
 _CLEAR_LINE = "\r\033[K"
 _DIM, _RESET = "\033[2m", "\033[0m"
 
@@ -41,8 +43,8 @@ def why_cut(stats: ReplyStats, request: Request) -> str:
     """Return a sentence about the limit that cut the reply; empty if the model ended it."""
     if stats.finish == "length":
         is_chosen = request.sampling.get("max_tokens") == stats.completion_tokens
-        limit = "max_tokens" if is_chosen else "the longest reply of this model, or of its context"
-        return f"The reply was cut after {stats.completion_tokens} tokens: {limit}."
+        limit = CHOSEN_LIMIT if is_chosen else "the model's longest reply, or the end of its context"
+        return f"The reply was cut after {stats.completion_tokens} tokens ({limit})."
     return "The reply was cut: its time limit expired." if stats.finish == "time_limit" else ""
 
 
