@@ -127,5 +127,6 @@ def test_a_restart_of_the_bridge_loses_no_question(chat, stack):
         stack.wait_until_answered(f"http://{address}/readyz")
         terminal.send("\r")
         terminal.until("context left")
+        terminal.until(PROMPT)
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
