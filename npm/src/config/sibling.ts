@@ -13,6 +13,7 @@ import {
 } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import type { TailraceOptions } from "../index.js";
+import { isRunning } from "../processes.js";
 import { readConfig } from "./files.js";
 import { swapBindings } from "./swap.js";
 
@@ -74,15 +75,6 @@ function removeStale(folder: string): void {
     const pid = NAME.exec(name.replace(/\.new$/, ""))?.[1];
     if (pid !== undefined && Number(pid) !== process.pid && !isRunning(Number(pid)))
       rmSync(join(folder, name), { force: true });
-  }
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
