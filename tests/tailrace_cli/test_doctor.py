@@ -234,3 +234,23 @@ def test_missing_token_is_not_a_refused_one(token, is_ok, text):
     assert ready.is_ok
     assert (finding.is_ok, finding.text, finding.is_warning) == (is_ok, text, not token)
     assert "--token or TAILRACE_TOKEN" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("account", "status", "text"),
+    [
+        ("", 200, "the token is accepted for the account acme"),
+        ("acme", 200, "the token is accepted for the account acme"),
+        ("other", 403, "the token is not for the account other"),
+    ],
+)
+def test_the_token_is_checked_for_its_account(account, status, text):
+    owner = f"accounts/{account}" if account else "user"
+    answers = {
+        "/readyz": (200, b'{"status": "ready"}'),
+        f"/client/v4/{owner}/tokens/verify": (status, b'{"errors": [{"code": 10000, "message": "x"}]}'),
+        "/client/v4/accounts": (200, b'{"result": [{"id": "acme"}]}'),
+    }
+    with program(answers) as url:
+        _, finding = network.stack(url, "t", account)
+    assert (finding.is_ok, finding.text) == (status == 200, text)
