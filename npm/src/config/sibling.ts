@@ -1,7 +1,16 @@
 /** Writes a changed copy of a wrangler configuration into the same folder, so that its relative paths hold. */
 
 import { execFileSync } from "node:child_process";
-import { appendFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import type { TailraceOptions } from "../index.js";
 import { readConfig } from "./files.js";
@@ -48,7 +57,8 @@ export function writeSibling(original: string, options: TailraceOptions = {}): S
   };
   process.on("exit", remove);
   // wrangler warns that "unsafe" may change. The project does not contain this field, so that its users need no warning.
-  if (!JSON.stringify(readConfig(original)).includes('"unsafe":')) process.env.WRANGLER_DISABLE_EXPERIMENTAL_WARNING ??= "1";
+  if (!JSON.stringify(readConfig(original)).includes('"unsafe":'))
+    process.env.WRANGLER_DISABLE_EXPERIMENTAL_WARNING ??= "1";
   write(config);
   const update = (): void => {
     const changed = readConfig(original);
@@ -62,7 +72,8 @@ export function writeSibling(original: string, options: TailraceOptions = {}): S
 function removeStale(folder: string): void {
   for (const name of existsSync(folder) ? readdirSync(folder) : []) {
     const pid = NAME.exec(name.replace(/\.new$/, ""))?.[1];
-    if (pid !== undefined && Number(pid) !== process.pid && !isRunning(Number(pid))) rmSync(join(folder, name), { force: true });
+    if (pid !== undefined && Number(pid) !== process.pid && !isRunning(Number(pid)))
+      rmSync(join(folder, name), { force: true });
   }
 }
 
@@ -79,7 +90,10 @@ function isRunning(pid: number): boolean {
 function ignore(folder: string): void {
   let file: string;
   try {
-    const output = execFileSync("git", ["rev-parse", "--git-path", "info/exclude"], { cwd: folder, stdio: ["ignore", "pipe", "ignore"] });
+    const output = execFileSync("git", ["rev-parse", "--git-path", "info/exclude"], {
+      cwd: folder,
+      stdio: ["ignore", "pipe", "ignore"],
+    });
     file = resolve(folder, output.toString().trim());
   } catch {
     return; // no git, or no repository
