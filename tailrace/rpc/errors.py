@@ -12,6 +12,7 @@ from tailrace.errors import (
     ForbiddenError,
     GenerationError,
     InvalidRequestError,
+    NotRecordedError,
     OverloadedError,
     PromptTooLongError,
     RateLimitError,
@@ -35,6 +36,7 @@ _BY_REASON: dict[str, type[TailraceError]] = {
     "CLIENT_TOO_SLOW": DeadlineError,
     "SERVER_STOPPING": UnavailableError,
     "MODEL_NOT_READY": UnavailableError,
+    "NOT_RECORDED": NotRecordedError,
     "GENERATION_FAILED": GenerationError,
 }
 # Where the server sent no reason, or one that this version does not contain.
