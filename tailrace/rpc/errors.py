@@ -69,11 +69,6 @@ def rpc_error(error: grpc.RpcError, endpoint: Endpoint, timeout: float | None, s
     )
 
 
-def value_error(error: Exception) -> InvalidRequestError:
-    """Return the error for a value that no message of the contract can have."""
-    return InvalidRequestError(f"A value of the request has a wrong type or range: {error}.", reason="INVALID_FIELD")
-
-
 def _sentence(
     error: grpc.RpcError,
     endpoint: Endpoint,

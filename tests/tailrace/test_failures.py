@@ -200,4 +200,16 @@ async def test_wrong_arguments_are_refused_before_they_are_sent(client, servicer
         client.run("hi", temprature=1)
     with pytest.raises(tailrace.InvalidRequestError, match="no prompt and no messages"):
         client.run()
+    for options in ({"messages": ["hi"]}, {"prompt": "\ud800"}, {"prompt": "hi", "json_schema": {"a": object()}}):
+        with pytest.raises(tailrace.InvalidRequestError, match=r"wrong type or range|is a tailrace\.Message"):
+            client.run(**options)
     assert not servicer.requests
+
+
+async def test_a_closed_client_says_so(client, async_client):
+    client.close()
+    await async_client.close()
+    with pytest.raises(RuntimeError, match="this client is closed"):
+        client.run("hi")
+    with pytest.raises(RuntimeError, match="this client is closed"):
+        await async_client.stream("hi").reply()
