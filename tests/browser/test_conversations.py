@@ -13,6 +13,7 @@ from tests.browser.chat import (
     box,
     done,
     questions,
+    refuse,
     replies,
     say,
     sent_messages,
@@ -131,6 +132,7 @@ def test_two_tabs_that_write_at_once_lose_nothing(playground):
     held: list[Route] = []
     playground.route(RUN, lambda route: held.append(route))
     say(playground, "left")
+    expect(questions(other)).to_have_text(["one", "left"])
     ask(other, "right")
     held[0].continue_()
     done(playground)
