@@ -39,15 +39,18 @@ class Terminal:
     def run(self, block: Block) -> None:
         """Run the block's commands. Raises AssertionError with the output if one fails, or if a server is not ready.
 
-        curl calls the server. Before other commands the server stops, as the pages say.
+        Before commands that do not call the server, it stops, as the pages say.
         """
         if block.serves:
             self._serve(block)
             return
-        if "curl" not in block.text:
+        if not _PAGES_ADDRESS.search(block.text):
             left = self.close()
             assert not left, f"{block}: still running after Ctrl+C: {left}"
-        text = _PAGES_ADDRESS.sub(lambda found: self._address or found[0], block.text)
+        self.execute(_PAGES_ADDRESS.sub(lambda found: self._address or found[0], block.text))
+
+    def execute(self, text: str) -> None:
+        """Run commands that end by themselves. Raises AssertionError with the output if one fails."""
         self.output = self._finish(text)
 
     @property
