@@ -11,6 +11,7 @@ from pydantic.config import JsonDict
 from inference_server.precision import Precision
 from tailrace_shared.addresses import split_address
 from tailrace_shared.logs import LogFormat, LogLevel
+from tailrace_shared.platforms import METAL_CLAUSE
 from tailrace_shared.settings_base import ServiceSettings
 
 # Headings of the list of settings in the documentation; the bridge's settings use the same names.
@@ -352,6 +353,13 @@ class Settings(ServiceSettings):
     def _has_port(cls, value: str | None) -> str | None:
         if value is not None:
             split_address(value)
+        return value
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _is_supported(cls, value: object) -> object:
+        if value == "mps":
+            raise ValueError(METAL_CLAUSE)
         return value
 
     @field_validator("cpu_features")

@@ -39,6 +39,9 @@ export interface TailraceVitePlugin {
 /** The variable from which @cloudflare/vite-plugin takes the path of the configuration if its options have none. */
 const PATH_VARIABLE = "CLOUDFLARE_VITE_WRANGLER_CONFIG_PATH";
 
+/** The copies of this process, by the path of their original. */
+const copies = new Map<string, Sibling>();
+
 /**
  * Return a Vite plugin that starts or finds a Tailrace server and replaces the AI binding while Vite serves.
  *
@@ -56,11 +59,13 @@ export function tailrace(options: TailraceViteOptions = {}): TailraceVitePlugin 
       isServing = command === "serve" && !isPreview && !process.env.VITEST;
       if (!isServing) return;
       const root = resolve(user.root ?? process.cwd());
-      const path = options.configPath ?? process.env[PATH_VARIABLE];
-      original = path ? resolve(root, path) : findConfig(root);
+      original = originalIn(root, options.configPath);
       const { url, token } = await startServer({ folder: root, ...options });
       if (original === undefined) return;
+      // Vite calls this function again when it restarts.
+      copies.get(original)?.remove();
       sibling = writeSibling(original, options.url ? { url, token } : {});
+      copies.set(original, sibling);
       process.env[PATH_VARIABLE] = sibling.path;
     },
 
@@ -77,6 +82,15 @@ export function tailrace(options: TailraceViteOptions = {}): TailraceVitePlugin 
       config.unsafe = { ...config.unsafe, bindings: [...(config.unsafe?.bindings ?? []), localBinding(name)] };
     },
   };
+}
+
+/** Return the path of the configuration of which `cloudflare()` gets a copy, or undefined. */
+function originalIn(root: string, configPath: string | undefined): string | undefined {
+  const given = configPath ?? process.env[PATH_VARIABLE];
+  if (!given) return findConfig(root);
+  const path = resolve(root, given);
+  const [known] = [...copies].find(([, copy]) => copy.path === path) ?? [];
+  return known ?? path;
 }
 
 function update(sibling: Sibling | undefined): void {

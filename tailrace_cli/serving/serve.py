@@ -22,7 +22,7 @@ from tailrace_cli.serving.options import ServeOptions, check_models, replays_onl
 from tailrace_cli.serving.service import Process, Service
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
-from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
+from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows, why_torch_is_missing
 from tailrace_shared.variables import PREFIX, check_variables, unknown_variables
 
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
@@ -66,6 +66,8 @@ def serve(options: ServeOptions) -> int:
     os.environ.update(settings_of(options))
     required = [name for name in _REQUIRED if name not in _MODEL_PACKAGES or not replays_only()]
     if missing := [name for name in required if importlib.util.find_spec(name) is None]:
+        if "torch" in missing and (sentence := why_torch_is_missing()):
+            raise Failure(sentence)
         names = ", ".join(missing)
         raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
     http_address()

@@ -1,4 +1,4 @@
-"""What the tests of the playground do on its page."""
+"""Helpers of the playground's tests: questions, replies, and answers that a test writes."""
 
 import json
 import re

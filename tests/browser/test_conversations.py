@@ -3,9 +3,21 @@
 import json
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
-from tests.browser.chat import DESKTOP, answer_with, ask, box, done, questions, replies, say, sent_messages, setting
+from tests.browser.chat import (
+    DESKTOP,
+    RUN,
+    answer_with,
+    ask,
+    box,
+    done,
+    questions,
+    replies,
+    say,
+    sent_messages,
+    setting,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -116,10 +128,12 @@ def test_two_tabs_that_write_at_once_lose_nothing(playground):
     other = playground.context.new_page()
     other.goto(playground.url)
     ready(other)
-    say(playground, "left", max_tokens=40)
-    say(other, "right", max_tokens=40)
+    held: list[Route] = []
+    playground.route(RUN, lambda route: held.append(route))
+    say(playground, "left")
+    ask(other, "right")
+    held[0].continue_()
     done(playground)
-    done(other)
     other.reload()
     expect(other.locator(".user .versions")).to_contain_text("2")
 

@@ -140,10 +140,10 @@ def test_hostile_nesting_is_shown_and_leaves_the_page_alive(playground, text):
 
 
 def test_text_from_right_to_left_is_aligned_to_the_right(playground):
-    answer_text(playground, "שלום עולם\n\nEnglish.")
+    answer_text(playground, "שלום עולם\n\nEnglish.\n\n1. ראשון\n2. שני")
     ask(playground, "مرحبا")
-    paragraphs = replies(playground).locator("p[dir=auto]")
-    directions = [each.evaluate("element => getComputedStyle(element).direction") for each in paragraphs.all()]
-    assert directions == ["rtl", "ltr"]
+    blocks = replies(playground).locator(".markdown > *")
+    directions = [each.evaluate("element => getComputedStyle(element).direction") for each in blocks.all()]
+    assert directions == ["rtl", "ltr", "rtl"]
     question = playground.locator("#turns .user .text")
     assert question.evaluate("element => getComputedStyle(element).direction") == "rtl"

@@ -21,7 +21,9 @@ from tests.support.processes import ROOT, free_address
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-IMAGE = f"tailrace-test-{secrets.token_hex(4)}"
+# An image that exists already, or a name for the one that is built here.
+BUILT = os.environ.get("TAILRACE_TEST_IMAGE", "")
+IMAGE = BUILT or f"tailrace-test-{secrets.token_hex(4)}"
 # A user without an entry in /etc/passwd, as OpenShift assigns one.
 USER = "1000680000:0"
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of Japan?"}], "temperature": 0, "max_tokens": 12}
@@ -31,7 +33,10 @@ JSON_MODE = CHAT | {"response_format": {"type": "json_schema", "json_schema": SC
 
 @pytest.fixture(scope="module")
 def docker(unstarted) -> Iterator[Stack]:
-    """Build the image; yields Docker's commands. The layers stay for the next build."""
+    """Build the image, unless TAILRACE_TEST_IMAGE names one. Yields Docker's commands. The layers stay for the next build."""
+    if BUILT:
+        yield unstarted
+        return
     index = os.environ.get("TORCH_INDEX_URL") or CPU_INDEX
     started = time.monotonic()
     unstarted.docker("build", f"--tag={IMAGE}", f"--build-arg=TORCH_INDEX_URL={index}", ".", seconds=BUILD_SECONDS)
@@ -118,9 +123,7 @@ def test_the_command_in_the_container_needs_no_options(docker, service):
 
 def test_the_first_start_prepares_nothing_and_stores_nothing(docker, service):
     (container,) = docker.docker("ps", "--quiet", f"--filter=name={service[0]}_tailrace").split()
-    changed = docker.docker("diff", container).split("\n")
-    assert [line for line in changed if not line.split(" ")[1].startswith("/cache")] == []
-    assert not [line for line in changed if "/packed/" in line or "/gguf/" in line or "/kernels/" in line]
+    assert docker.docker("diff", container) == ""
     assert docker.docker("exec", container, "id", "-u") == USER.partition(":")[0]
 
 

@@ -80,7 +80,12 @@ async def test_pages_and_their_files_have_a_strict_policy_and_no_ranges(bridge):
         assert response.headers["cross-origin-opener-policy"] == "same-origin"
         assert "camera=()" in response.headers["permissions-policy"]
         assert response.headers["x-content-type-options"] == "nosniff"
-        assert response.headers["content-type"].split(";")[0] in ("text/html", "text/css", "text/javascript", "text/plain")
+        assert response.headers["content-type"].split(";")[0] in (
+            "text/html",
+            "text/css",
+            "text/javascript",
+            "text/plain",
+        )
     response = await bridge.client.get("/playground/..%2fapp.py")
     assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 7000)
 

@@ -2,13 +2,14 @@
 // node first_answer.mjs FOLDER PACKAGE: prints one JSON object. npm's cache has the packages, PATH or a variable the server.
 
 import { execFileSync, spawn } from "node:child_process";
-import { writeFileSync } from "node:fs";
+import { rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 
 const [folder, packageFile] = process.argv.slice(2);
 const began = Date.now();
 const seconds = () => Number(((Date.now() - began) / 1000).toFixed(1));
 
+for (const name of ["package-lock.json", "node_modules"]) rmSync(`${folder}/${name}`, { recursive: true, force: true });
 writeFileSync(`${folder}/package.json`, '{ "name": "first", "private": true, "type": "module" }');
 const config = { name: "first", main: "worker.js", compatibility_date: "2026-04-01", ai: { binding: "AI" } };
 writeFileSync(`${folder}/wrangler.jsonc`, JSON.stringify(config));

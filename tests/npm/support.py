@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +129,16 @@ def streamed(body: str) -> str:
     *events, done = [event for event in body.strip().split("\n\n") if not event.startswith(":")]
     assert done == "data: [DONE]", body
     return "".join(json.loads(event.removeprefix("data: "))["response"] for event in events)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until a condition holds. Connections that the other side refuses or ends do not count."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if holds():
+                return
+        except requests.RequestException:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import requests
 
 from tests.clients.node_programs import node_folder
+from tests.npm.support import wait_until
 from tests.prose import tracked
 from tests.support.processes import ROOT, free_address
 
@@ -42,13 +42,6 @@ def services(mark):
     """Return the modules of the server's processes that run."""
     lines = [" ".join(process.cmdline()) for process in marked(mark)]
     return {module for module in MODULES if any(f"-m {module}" in line for line in lines)}
-
-
-def wait_until(holds, seconds=40):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -47,7 +47,7 @@ class Choices:
         return total(completed, self.num_prompts)
 
 
-def copies(request: RunRequest, num_choices: int, *, is_deterministic: bool) -> tuple[RunRequest, ...]:
+def copies(request: RunRequest, num_choices: int, *, is_deterministic: bool = False) -> tuple[RunRequest, ...]:
     """Return a message for each choice. The first one is `request`. The others differ from it only in the seed.
 
     If the request has a seed, it determines the seeds of the other choices. Otherwise the server draws a seed for each. In

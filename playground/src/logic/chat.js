@@ -35,7 +35,7 @@ export function send(text, parent = state.conversation.leaf) {
 /** Return whether a request can start. Otherwise, show the fault of the settings. */
 function canSend() {
   if (state.run || !state.settings.model) return false;
-  const found = firstFault(state.settings, fields());
+  const found = firstFault(state.settings, fields(), state.bad);
   if (found) update({ problem: { text: found.fault, remedies: [] } });
   return !found;
 }

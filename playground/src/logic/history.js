@@ -21,8 +21,10 @@ export async function restore() {
   try {
     update({ kept: await listConversations() });
     const found = state.kept.find(({ id }) => id === idInAddress());
+    // A question that was asked meanwhile is in a conversation of its own.
+    if (state.conversation.leaf) return;
     if (found) open(found);
-    else if (!state.run && !state.conversation.leaf) setAddress("");
+    else setAddress("");
   } catch {
     update({ storageProblem: NOT_KEPT });
   }
