@@ -59,12 +59,14 @@ def test_the_command_refuses_to_prepare_a_deployment_with_the_local_binding(comm
 def test_nitro_without_nuxt_has_a_local_binding(reader):
     project, terminal = reader("nuxt")
     (project / "nuxt.config.ts").unlink()
-    (project / "nitro.config.ts").write_text('export default { preset: "cloudflare_module" };\n')
+    (project / "nitro.config.ts").write_text(
+        'export default { preset: "cloudflare_module", compatibilityDate: "2026-08-01" };\n'
+    )
     (project / "server" / "api").rename(project / "routes")
     terminal.execute("npm install --save-dev ../tailrace/build/tailrace-0.1.0.tgz")
     command = "npx tailrace dev -- npx nitropack dev"
     assert f"`{command}`" in (PAGES / "nuxt.md").read_text()
     terminal.run(Block("nuxt", 0, "sh", f"{command}\n", None))
     terminal.run(Block("nuxt", 0, "sh", 'curl -sN "http://localhost:3000/ask?prompt=hi"\n', None))
-    assert "data: [DONE]" in terminal.output
+    assert "data: [DONE]" in terminal.output, terminal.output + terminal.server_output
     assert terminal.close() == []
