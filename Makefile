@@ -143,7 +143,7 @@ npm-package: ## Build build/tailrace-0.1.0.tgz, the npm package with the local A
 test-npm: export OMP_NUM_THREADS := 1
 test-npm: install ## Run the npm package in old and new wrangler, Vite and vitest (4 minutes)
 	$(BIN)/python -m tests.npm.build
-	$(PYTEST) -m npm $(PARALLEL) --durations=10 tests/npm
+	$(PYTEST) -m npm $(PARALLEL) --timeout 300 --durations=10 tests/npm
 
 PLAYGROUND_STAMP := playground/node_modules/.package-lock.json
 $(PLAYGROUND_STAMP): playground/package.json playground/package-lock.json

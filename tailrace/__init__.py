@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tailrace.errors import ForbiddenError as ForbiddenError
     from tailrace.errors import GenerationError as GenerationError
     from tailrace.errors import InvalidRequestError as InvalidRequestError
+    from tailrace.errors import NotRecordedError as NotRecordedError
     from tailrace.errors import OverloadedError as OverloadedError
     from tailrace.errors import PromptTooLongError as PromptTooLongError
     from tailrace.errors import RateLimitError as RateLimitError
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from tailrace.types import Usage as Usage
 
 _ERRORS = """AuthenticationError ConnectionFailedError DeadlineError ForbiddenError GenerationError InvalidRequestError
-OverloadedError PromptTooLongError RateLimitError TailraceError UnavailableError UnknownModelError"""
+NotRecordedError OverloadedError PromptTooLongError RateLimitError TailraceError UnavailableError UnknownModelError"""
 _TYPES = """Candidate Embeddings Event Finished Message Model ReasoningDelta Reply Started TextDelta TokenLogprob Tool ToolCall
 ToolCalled Usage"""
 _HOMES = {

@@ -105,6 +105,7 @@ class AsyncClient:
         self._endpoint = endpoint(url, token, account, ca_file, client_cert)
         self._model = model
         self._found: dict[Task, str] = {}
+        self._is_closed = False
         self._transport = async_transport(self._endpoint)
 
     @property
@@ -173,7 +174,8 @@ class AsyncClient:
         return await self._try(Attempts(self._policy.with_limits(limits)), self._transport.models)
 
     async def close(self) -> None:
-        """Close the connections. Replies that are not complete are cancelled."""
+        """Close the connections. Replies that are not complete are cancelled. Later calls raise RuntimeError."""
+        self._is_closed = True
         await self._transport.close()
 
     async def __aenter__(self) -> "AsyncClient":
@@ -185,6 +187,7 @@ class AsyncClient:
     async def _events(self, prompt: str | None, model: str | None, options: RunOptions) -> AsyncGenerator[Event, None]:
         attempts = Attempts(self._policy.with_limits(options))
         while True:
+            self._check_open()
             has_begun = False
             try:
                 run = await self._input(prompt, model, options)
@@ -201,6 +204,7 @@ class AsyncClient:
 
     async def _try(self, attempts: Attempts, call: Callable[[float | None], Awaitable[_Result]]) -> _Result:
         while True:
+            self._check_open()
             try:
                 return await call(attempts.timeout())
             except TailraceError as error:
@@ -214,3 +218,7 @@ class AsyncClient:
         if task not in self._found:
             self._found[task] = first_model(await self._transport.models(self._policy.timeout), task)
         return self._found[task]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this client is closed")

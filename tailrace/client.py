@@ -116,6 +116,7 @@ class Client:
         self._endpoint = endpoint(url, token, account, ca_file, client_cert)
         self._model = model
         self._found: dict[Task, str] = {}
+        self._is_closed = False
         self._transport = transport(self._endpoint)
 
     @property
@@ -174,7 +175,8 @@ class Client:
         return self._try(Attempts(self._policy.with_limits(limits)), self._transport.models)
 
     def close(self) -> None:
-        """Close the connections. Replies that are not complete are cancelled."""
+        """Close the connections. Replies that are not complete are cancelled. Later calls raise RuntimeError."""
+        self._is_closed = True
         self._transport.close()
 
     def __enter__(self) -> "Client":
@@ -186,6 +188,7 @@ class Client:
     def _events(self, prompt: str | None, model: str | None, options: RunOptions) -> Generator[Event, None, None]:
         attempts = Attempts(self._policy.with_limits(options))
         while True:
+            self._check_open()
             has_begun = False
             try:
                 run = self._input(prompt, model, options)
@@ -202,6 +205,7 @@ class Client:
 
     def _try(self, attempts: Attempts, call: Callable[[float | None], _Result]) -> _Result:
         while True:
+            self._check_open()
             try:
                 return call(attempts.timeout())
             except TailraceError as error:
@@ -216,3 +220,7 @@ class Client:
         if task not in self._found:
             self._found[task] = first_model(self._transport.models(self._policy.timeout), task)
         return self._found[task]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this client is closed")

@@ -55,6 +55,10 @@ class UnknownModelError(TailraceError):
     """No server has the model, or the model has another task. The message lists the models."""
 
 
+class NotRecordedError(InvalidRequestError):
+    """The server replays recordings and has none of this request. The message names the folder and the nearest recording."""
+
+
 class AuthenticationError(TailraceError):
     """The token is missing or wrong."""
 

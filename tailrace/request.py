@@ -96,6 +96,11 @@ def run_input(prompt: str | None, model: str, options: RunOptions) -> RunInput:
     )
 
 
+def invalid_value(error: Exception) -> InvalidRequestError:
+    """Return the error for a value that no request can have, such as a number in place of a text."""
+    return InvalidRequestError(f"A value of the request has a wrong type or range: {error}.", reason="INVALID_FIELD")
+
+
 def _raw_text(prompt: str | None, options: RunOptions) -> str:
     needs_template = ("messages", "system", "tools", "reasoning_effort", "template_arguments", "continue_final_message")
     if prompt is None or (used := [name for name in needs_template if options.get(name)]):
@@ -122,6 +127,7 @@ def message(given: Message | Mapping[str, Any]) -> Message:
     """
     if isinstance(given, Message):
         return given
+    _check_mapping(given, "message")
     role, content = given.get("role"), given.get("content")
     if isinstance(content, list | tuple):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
@@ -138,6 +144,12 @@ def message(given: Message | Mapping[str, Any]) -> Message:
     )
 
 
+def _check_mapping(given: object, kind: str) -> None:
+    if not isinstance(given, Mapping):
+        sentence = f"A {kind} is a tailrace.{kind.capitalize()} or a dictionary, not {given!r}."
+        raise InvalidRequestError(sentence, reason="INVALID_FIELD")
+
+
 def _tool_call(given: ToolCall | Mapping[str, Any]) -> ToolCall:
     if isinstance(given, ToolCall):
         return given
@@ -150,6 +162,7 @@ def _tool_call(given: ToolCall | Mapping[str, Any]) -> ToolCall:
 def _tool(given: Tool | Mapping[str, Any]) -> Tool:
     if isinstance(given, Tool):
         return given
+    _check_mapping(given, "tool")
     function = given.get("function") or given
     return Tool(function.get("name") or "", function.get("description") or "", function.get("parameters") or {})
 

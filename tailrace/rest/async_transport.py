@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from tailrace.endpoint import Endpoint, trace_context
-from tailrace.request import RunInput
+from tailrace.request import RunInput, invalid_value
 from tailrace.rest.body import base_url, body, headers, route
 from tailrace.rest.errors import connection_error, late, request_id_of, response_error
 from tailrace.rest.events import EventReader
@@ -76,13 +76,16 @@ class AsyncRestTransport:
     async def _send(
         self, method: str, path: str, end: float | None, timeout: float | None, document: Any, *, stream: bool = False
     ) -> httpx2.Response:
-        request = self._http.build_request(
-            method,
-            self._base + path,
-            json=document,
-            headers=trace_context(),
-            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
-        )
+        try:
+            request = self._http.build_request(
+                method,
+                self._base + path,
+                json=document,
+                headers=trace_context(),
+                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+            )
+        except (ValueError, TypeError) as error:
+            raise invalid_value(error) from None
         return await self._within(self._http.send(request, stream=stream), end, timeout)
 
     async def _within(

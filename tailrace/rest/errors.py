@@ -13,6 +13,7 @@ from tailrace.errors import (
     ForbiddenError,
     GenerationError,
     InvalidRequestError,
+    NotRecordedError,
     OverloadedError,
     PromptTooLongError,
     RateLimitError,
@@ -33,6 +34,7 @@ _BY_CODE: dict[int, tuple[type[TailraceError], str]] = {
     5007: (UnknownModelError, "UNKNOWN_MODEL"),
     5021: (PromptTooLongError, "PROMPT_TOO_LONG"),
     5028: (UnknownModelError, "UNKNOWN_MODEL"),
+    5098: (NotRecordedError, "NOT_RECORDED"),
     7009: (UnavailableError, ""),
     9106: (AuthenticationError, "UNAUTHENTICATED"),
 }

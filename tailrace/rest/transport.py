@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 
 from tailrace.endpoint import Endpoint, trace_context
-from tailrace.request import RunInput
+from tailrace.request import RunInput, invalid_value
 from tailrace.rest.body import base_url, body, headers, route
 from tailrace.rest.errors import connection_error, late, request_id_of, response_error
 from tailrace.rest.events import EventReader
@@ -84,13 +84,16 @@ class RestTransport:
 
     def _request(self, method: str, path: str, timeout: float | None, document: Any = None) -> httpx2.Request:
         connect = CONNECT_SECONDS if timeout is None else min(timeout, CONNECT_SECONDS)
-        return self._http.build_request(
-            method,
-            self._base + path,
-            json=document,
-            headers=trace_context(),
-            timeout=httpx2.Timeout(timeout, connect=connect),
-        )
+        try:
+            return self._http.build_request(
+                method,
+                self._base + path,
+                json=document,
+                headers=trace_context(),
+                timeout=httpx2.Timeout(timeout, connect=connect),
+            )
+        except (ValueError, TypeError) as error:
+            raise invalid_value(error) from None
 
 
 class _Alarm:

@@ -12,6 +12,7 @@ from tailrace.errors import (
     ForbiddenError,
     GenerationError,
     InvalidRequestError,
+    NotRecordedError,
     OverloadedError,
     PromptTooLongError,
     RateLimitError,
@@ -35,6 +36,7 @@ _BY_REASON: dict[str, type[TailraceError]] = {
     "CLIENT_TOO_SLOW": DeadlineError,
     "SERVER_STOPPING": UnavailableError,
     "MODEL_NOT_READY": UnavailableError,
+    "NOT_RECORDED": NotRecordedError,
     "GENERATION_FAILED": GenerationError,
 }
 # Where the server sent no reason, or one that this version does not contain.
@@ -65,11 +67,6 @@ def rpc_error(error: grpc.RpcError, endpoint: Endpoint, timeout: float | None, s
         retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
         request_id=dict(sent).get(REQUEST_ID_KEY),
     )
-
-
-def value_error(error: Exception) -> InvalidRequestError:
-    """Return the error for a value that no message of the contract can have."""
-    return InvalidRequestError(f"A value of the request has a wrong type or range: {error}.", reason="INVALID_FIELD")
 
 
 def _sentence(

@@ -23,6 +23,8 @@ from tailrace.types import (
 )
 from tailrace.v1 import inference_pb2 as pb
 
+# Larger numbers of tokens have the same effect: the server reduces them to the model's limits.
+_MAX_UINT32 = 2**32 - 1
 _CHOICES = {
     "auto": pb.TOOL_CHOICE_AUTO,
     "none": pb.TOOL_CHOICE_NONE,
@@ -39,7 +41,8 @@ _REASONS: dict[int, FinishReason] = {
 def run_request(run: RunInput, account: str) -> pb.RunRequest:
     """Return the message for a request. Raises ValueError or TypeError for a value that no message can have."""
     # The table of sampling parameters and the contract have the same names; a test compares them.
-    sampling = pb.Sampling(**run.sampling, stop=run.stop, logit_bias=run.logit_bias)
+    values = {name: value if name == "seed" else min(value, _MAX_UINT32) for name, value in run.sampling.items()}
+    sampling = pb.Sampling(**values, stop=run.stop, logit_bias=run.logit_bias)
     request = pb.RunRequest(
         model=run.model, sampling=sampling, account=account, adapter=run.adapter, reject_if_busy=run.reject_if_busy
     )

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import grpc
 
 from tailrace.endpoint import Endpoint
-from tailrace.request import RunInput
-from tailrace.rpc.errors import rpc_error, value_error
+from tailrace.request import RunInput, invalid_value
+from tailrace.rpc.errors import rpc_error
 from tailrace.rpc.messages import embeddings, events, model, run_request
 from tailrace.rpc.session import credentials, metadata, options
 from tailrace.types import Embeddings, Event, Model
@@ -36,7 +36,7 @@ class RpcTransport:
         try:
             request = run_request(run, self._endpoint.account)
         except (ValueError, TypeError) as error:
-            raise value_error(error) from None
+            raise invalid_value(error) from None
         sent = metadata(self._endpoint)
         call = self._stub.Run(request, timeout=timeout, metadata=sent)
         try:
@@ -52,7 +52,7 @@ class RpcTransport:
         try:
             request = pb.EmbedRequest(model=model, texts=texts, account=self._endpoint.account, dimensions=dimensions)
         except (ValueError, TypeError) as error:
-            raise value_error(error) from None
+            raise invalid_value(error) from None
         return embeddings(self._call(self._stub.Embed, request, timeout), model)
 
     def models(self, timeout: float | None) -> list[Model]:

@@ -8,7 +8,7 @@ from tailrace_cli.chatting.conversation import Conversation
 from tailrace_cli.chatting.editor import Editor, make_editor
 from tailrace_cli.chatting.keyboard import hidden_typing
 from tailrace_cli.client import Client, ModelLine, ReplyStats, Request, served_name
-from tailrace_cli.display.replies import print_reply, why_cut
+from tailrace_cli.display.replies import CHOSEN_LIMIT, print_reply, why_cut
 from tailrace_cli.errors import Failure, OutputFailure, Refusal, TooLong
 from tailrace_cli.output import is_terminal, note, tell
 
@@ -169,8 +169,8 @@ class _Session:
             note(f"(The oldest {num_dropped} messages no longer fit into the model's context, and are forgotten.)")
         if stats.completion_tokens:
             note(" · ".join([str(stats), *self._room(stats)]))
-        if cut := why_cut(stats):
-            note(f"{cut} /set max_tokens N changes the limit.")
+        if cut := why_cut(stats, self._state.conversation.request("")):
+            note(f"({cut} /set max_tokens changes the limit.)" if CHOSEN_LIMIT in cut else f"({cut})")
 
     def _room(self, stats: ReplyStats) -> Sequence[str]:
         """Return how many tokens of the model's context are left for the next question; empty if unknown."""

@@ -135,6 +135,16 @@ def test_the_same_program_runs_through_each_door(installed, stack, tmp_path, doo
     assert (refused, vectors.startswith("[1, 2, ")) == ("UNKNOWN_MODEL True", True)
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_the_documented_programs_run(installed, stack, tmp_path, number):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+    programs = [block.replace("127.0.0.1:8787", stack.http_address) for block in blocks if "def test_" not in block]
+    assert len(programs) == 4
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path), "TAILRACE_URL": f"http://{stack.http_address}"}
+    done = finished(installed / "python", "-c", programs[number], cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
 def test_the_plugin_starts_one_server_for_all_workers(complete, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"test_{name}.py").write_text(

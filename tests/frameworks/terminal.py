@@ -12,8 +12,8 @@ import psutil
 
 from tests.frameworks.pages import Block, plain
 
-_COMMAND_SECONDS = 110
-_READY_SECONDS = 90
+_COMMAND_SECONDS = 200
+_READY_SECONDS = 150
 _STOP_SECONDS = 15
 # What wrangler, Vite, Astro and Nuxt print when they are ready.
 _READY = re.compile(r"(?:Ready on|Local:?) +(http://[\w.\[\]:]+:\d+)")

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from tests.frameworks.pages import PAGES, blocks, contains, missing_line, names
+from tests.frameworks.pages import PAGES, Block, blocks, contains, missing_line, names
 
-pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(300)]
 
 # Two pages have tests of their own in this folder.
 WITH_NODE = [name for name in names() if name not in ("github-actions", "pytest")]
@@ -54,3 +54,19 @@ def test_the_command_refuses_to_prepare_a_deployment_with_the_local_binding(comm
         r'^tailrace: tailrace dev is for dev servers, and "[^"]*vite build[^"]*" prepares a deploy', terminal.output
     )
     assert not list(project.glob(".tailrace-*"))
+
+
+def test_nitro_without_nuxt_has_a_local_binding(reader):
+    project, terminal = reader("nuxt")
+    (project / "nuxt.config.ts").unlink()
+    (project / "nitro.config.ts").write_text(
+        'export default { preset: "cloudflare_module", compatibilityDate: "2026-08-01" };\n'
+    )
+    (project / "server" / "api").rename(project / "routes")
+    terminal.execute("npm install --save-dev ../tailrace/build/tailrace-0.1.0.tgz")
+    command = "npx tailrace dev -- npx nitropack dev"
+    assert f"`{command}`" in (PAGES / "nuxt.md").read_text()
+    terminal.run(Block("nuxt", 0, "sh", f"{command}\n", None))
+    terminal.run(Block("nuxt", 0, "sh", 'curl -sN "http://localhost:3000/ask?prompt=hi"\n', None))
+    assert "data: [DONE]" in terminal.output, terminal.output + terminal.server_output
+    assert terminal.close() == []

@@ -155,7 +155,8 @@ async def test_stream_carries_cors_headers(start_bridge):
     bridge = await start_bridge(cors_origins=("https://page.example",))
     response = await bridge.ask({"prompt": "hi", "stream": True}, headers={"origin": "https://page.example"})
     assert response.headers["access-control-allow-origin"] == "https://page.example"
-    assert response.headers["access-control-expose-headers"] == "cf-ai-req-id, retry-after, tailrace-skipped-tools"
+    exposed = "cf-ai-req-id, retry-after, tailrace-error, tailrace-skipped-tools"
+    assert response.headers["access-control-expose-headers"] == exposed
     assert response.headers["content-type"] == "text/event-stream"
     assert response.text.endswith("data: [DONE]\n\n")
 

@@ -46,6 +46,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callab
         with (shared / f"{generation}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
                 shutil.copytree(FOLDER / "projects" / generation, folder)
                 npm(folder, "ci", "--prefer-offline")
                 npm(folder, "install", "--no-save", "--offline", str(built))

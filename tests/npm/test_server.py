@@ -63,10 +63,19 @@ def test_a_started_server_ends_with_the_command(new_project, starting, stack, nu
     assert new_project.copies() == []
 
 
-def test_npx_passes_its_end_on(new_project, url):
-    command = ("npx", "--offline", "tailrace", "dev", "--port", "PORT")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("npx", "--offline", "tailrace", "dev", "--port", "PORT"),
+        ("tailrace", "dev", "--", "npm", "run", "dev", "--", "--port", "PORT"),
+    ],
+    ids=["tailrace below npx", "wrangler below npm"],
+)
+def test_a_package_manager_leaves_no_process(new_project, url, command):
     mark = str(new_project.folder)
+    (new_project.folder / "package.json").write_text('{ "type": "module", "scripts": { "dev": "wrangler dev" } }')
     with new_project.serving(*command, TAILRACE_URL=url, MARK=mark) as running:
+        assert any("workerd" in process.name() for process in marked(mark))
         running.stop(signal.SIGTERM)
         wait_until(lambda: marked(mark) == [])
     assert new_project.copies() == []

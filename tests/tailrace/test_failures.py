@@ -10,6 +10,7 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
 import tailrace
 from tailrace import AsyncClient, Client
+from tests.docs import errors
 from tests.http_bridge.conftest import new_york
 from tests.support.processes import free_address
 from tests.tailrace.conftest import MODEL
@@ -26,6 +27,7 @@ CLASSES = [
     ("CLIENT_TOO_SLOW", "RESOURCE_EXHAUSTED", tailrace.DeadlineError),
     ("SERVER_STOPPING", "UNAVAILABLE", tailrace.UnavailableError),
     ("MODEL_NOT_READY", "UNAVAILABLE", tailrace.UnavailableError),
+    ("NOT_RECORDED", "NOT_FOUND", tailrace.NotRecordedError),
     ("GENERATION_FAILED", "INTERNAL", tailrace.GenerationError),
 ]
 
@@ -53,6 +55,10 @@ async def breaking(reply):
     await reply.refuse(grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
 
 
+def test_every_reason_of_the_server_has_a_class():
+    assert {reason for reason, _, _ in CLASSES} | {"UNAUTHENTICATED"} == errors.reasons()
+
+
 async def test_each_refusal_has_the_same_class_through_both_doors(async_client, servicer):
     for reason, status, kind in CLASSES:
         servicer.script = refusing(reason, status)
@@ -62,7 +68,6 @@ async def test_each_refusal_has_the_same_class_through_both_doors(async_client, 
         assert type(error) is kind, reason
         assert error.request_id == servicer.request_ids[-1]
         assert (error.http_status is None) != (error.grpc_status is None)
-        assert error.message == str(error) and "not for the client" not in error.message or error.grpc_status
 
 
 async def test_the_delay_of_the_server_is_in_the_error(client, servicer, in_thread):
@@ -195,4 +200,16 @@ async def test_wrong_arguments_are_refused_before_they_are_sent(client, servicer
         client.run("hi", temprature=1)
     with pytest.raises(tailrace.InvalidRequestError, match="no prompt and no messages"):
         client.run()
+    for options in ({"messages": ["hi"]}, {"prompt": "\ud800"}, {"prompt": "hi", "json_schema": {"a": object()}}):
+        with pytest.raises(tailrace.InvalidRequestError, match=r"wrong type or range|is a tailrace\.Message"):
+            client.run(**options)
     assert not servicer.requests
+
+
+async def test_a_closed_client_says_so(client, async_client):
+    client.close()
+    await async_client.close()
+    with pytest.raises(RuntimeError, match="this client is closed"):
+        client.run("hi")
+    with pytest.raises(RuntimeError, match="this client is closed"):
+        await async_client.stream("hi").reply()

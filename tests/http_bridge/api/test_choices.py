@@ -179,7 +179,7 @@ def test_the_first_choice_has_the_seed_of_the_request_and_the_others_have_unrela
 
 
 def test_in_deterministic_mode_choices_without_a_seed_have_different_fixed_seeds():
-    first, *others = copies(pb.RunRequest(), 8, is_deterministic=True)
+    first, *others = copies(pb.RunRequest(), 8, has_fixed_seeds=True)
     assert not first.sampling.HasField("seed")  # the server's fixed one
     assert len({copy.sampling.seed for copy in others} | {DETERMINISTIC_SEED}) == 8
-    assert others == list(copies(pb.RunRequest(), 8, is_deterministic=True)[1:])
+    assert others == list(copies(pb.RunRequest(), 8, has_fixed_seeds=True)[1:])

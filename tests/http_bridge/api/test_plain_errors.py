@@ -5,6 +5,7 @@ from urllib.parse import unquote
 import pytest
 
 from http_bridge.errors import PLAIN_HEADER
+from http_bridge.protocol.grpc_errors import _not_ready
 from tests.http_bridge.conftest import MODEL, RUN_URL
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -44,3 +45,8 @@ async def test_openais_routes_have_the_header_too(bridge):
 async def test_a_long_name_does_not_make_a_long_header(bridge):
     response = await bridge.client.post(RUN_URL, json={"prompt": "x", "response_format": {"type": "é\n" * 5000}})
     assert len(response.headers[PLAIN_HEADER]) < 7000 and "\n" not in response.headers[PLAIN_HEADER]
+
+
+def test_an_error_about_all_models_names_none():
+    assert _not_ready("").description.startswith("The models are not ready: the server is still loading")
+    assert _not_ready("@cf/a/b").description.startswith("The model @cf/a/b is not ready: it is still loading")
