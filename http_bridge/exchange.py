@@ -80,7 +80,7 @@ class Exchange:
             max_bytes=settings.max_body_bytes,
             has_padding=settings.stream_padding,
             default_profile=settings.profile,
-            is_deterministic=settings.deterministic,
+            has_fixed_seeds=settings.has_fixed_seeds,
             bodies=bodies,
             models=self._scope["state"]["upstream"],
         )

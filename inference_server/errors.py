@@ -168,8 +168,8 @@ class NotRecorded(TailraceError):
     """The server replays recordings, and there is none of this request.
 
     Attributes:
-        metadata: The folder, the command that records the request, and the nearest recording with the first field that
-            differs and both values, as excerpts; without the last four if there are no recordings of the method.
+        metadata: The folder, the command that records the request, and what the constructor has about the nearest
+            recording.
     """
 
     reason = "NOT_RECORDED"

@@ -158,8 +158,12 @@ _COMMANDS = {
 
 def _client(options: argparse.Namespace) -> Client:
     if options.grpc:
-        from tailrace_cli.rpc import GrpcClient
-
+        try:
+            from tailrace_cli.rpc import GrpcClient
+        except ModuleNotFoundError as error:
+            raise Failure(
+                f"--grpc needs a package that is not installed ({error.name}): pip install . in a clone."
+            ) from None
         return GrpcClient(options.grpc_address)
     from tailrace_cli.rest import RestClient
 

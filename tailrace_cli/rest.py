@@ -23,6 +23,8 @@ _ANY_ACCOUNT = "local"
 _NO_TOKEN, _WRONG_TOKEN, _TOO_LONG = 9106, 10000, 5021
 _UNKNOWN_MODEL = (5007, 5028)
 _UNROUTED = 7000
+# Exceptions from reading a JSON document of another form than a bridge sends.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 # Response header with the error in plain words, percent-encoded.
 _PLAIN_HEADER = "tailrace-error"
 _PREFIX = "Bad input: Error: "
@@ -76,6 +78,8 @@ class RestClient:
             raise Failure(
                 f"The connection to {self._url} broke in the middle of the reply ({_reason(error)})."
             ) from None
+        except _MALFORMED:
+            raise self._stranger() from None
         finally:
             connection.close()
 
@@ -84,8 +88,8 @@ class RestClient:
         found = self._result(f"{_API}/accounts/{self.account()}/ai/models/search?per_page=1000")
         try:
             return [_model_line(model) for model in found]
-        except (LookupError, TypeError, ValueError):
-            raise Failure(f"{self._url} answers, but not as a bridge of Tailrace does.") from None
+        except _MALFORMED:
+            raise self._stranger() from None
 
     def account(self) -> str:
         """Return the account of the requests: the one given, else the token's first one."""
@@ -94,8 +98,8 @@ class RestClient:
                 self._account = str(self._result(f"{_API}/accounts")[0]["id"])
             except _Unrouted:  # an older bridge, which has no list of accounts
                 return _ANY_ACCOUNT
-            except (LookupError, TypeError):
-                raise Failure(f"{self._url} answers, but not as a bridge of Tailrace does.") from None
+            except _MALFORMED:
+                raise self._stranger() from None
         return self._account or _ANY_ACCOUNT
 
     def _result(self, path: str) -> Any:
@@ -103,8 +107,8 @@ class RestClient:
         connection, response = self._send("GET", path, seconds=_LIST_SECONDS)
         try:
             return json.load(response)["result"]
-        except (ValueError, LookupError, TypeError):
-            raise Failure(f"{self._url} answers, but not as a bridge of Tailrace does.") from None
+        except _MALFORMED:
+            raise self._stranger() from None
         except (OSError, http.client.HTTPException) as error:
             raise self._explain(error) from None
         finally:
@@ -144,6 +148,9 @@ class RestClient:
             raise refusal
         return connection, response
 
+    def _stranger(self) -> Failure:
+        return Failure(f"{self._url} answers, but not as a bridge of Tailrace does. Check --url, or TAILRACE_URL.")
+
     def _explain(self, error: Exception) -> Failure:
         # A closed connection (RemoteDisconnected) is both an OSError and a BadStatusLine, and its message is clear to
         # the user.
@@ -157,7 +164,7 @@ class RestClient:
             body = json.load(response)
             code = int(body["errors"][0]["code"])
             message = unquote(response.getheader(_PLAIN_HEADER, "")) or _sentence(body)
-        except (ValueError, LookupError, TypeError, OSError, http.client.HTTPException):
+        except (*_MALFORMED, OSError, http.client.HTTPException):
             return Refusal(f"The bridge answered {response.status} {response.reason}.")
         if code == _NO_TOKEN or (code == _WRONG_TOKEN and not self._token):
             return Refusal("The bridge requires an API token. Pass one with --token or TAILRACE_TOKEN.")

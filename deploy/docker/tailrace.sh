@@ -4,7 +4,7 @@
 if [ -z "${TAILRACE_API_TOKENS:-}${TAILRACE_API_TOKENS_FILE:-}" ]; then
     export TAILRACE_API_TOKENS=local-token TAILRACE_TOKEN="${TAILRACE_TOKEN:-local-token}"
     if [ "${1:-}" = serve ]; then
-        echo "The API token is local-token. Set TAILRACE_API_TOKENS if other machines reach the published port." >&2
+        echo "The API token is local-token (export TAILRACE_TOKEN=local-token). Set TAILRACE_API_TOKENS to replace it." >&2
     fi
 fi
 exec python -m tailrace_cli "$@"

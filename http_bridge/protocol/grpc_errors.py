@@ -226,9 +226,8 @@ def _unavailable() -> ApiError:
 
 
 def _not_ready(model: str) -> ApiError:
-    sentence = (
-        f"The model {model} is not ready: it is still loading or does not respond. Please try again in a few seconds."
-    )
+    subject = f"The model {model} is not ready: it is" if model else "The models are not ready: the server is"
+    sentence = f"{subject} still loading or does not respond. Please try again in a few seconds."
     return ApiError(503, 7009, sentence, retry_after_seconds=_LOADING_RETRY_SECONDS)
 
 

@@ -75,7 +75,9 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
         raise _too_deep()
     if not isinstance(document, dict):
-        raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
+        kind = type_name(document)
+        plain = plain_clause("type", "/", document, "object", kind)
+        raise bad_input(Problem("/", f"Type mismatch of '/', '{kind}' not in 'object'", plain))
     # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can contain it.
     if _SURROGATE.search(data) and (path := path_of_surrogate(document)) is not None:
         raise bad_field(path or "/", "contains half of a surrogate pair, which is not a character")

@@ -24,7 +24,6 @@ from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.download import local_folder, local_path, naming_source, weights_folder
 from inference_server.weights.fetching.selection import no_tokenizer
 from inference_server.weights.loading_lock import LOADING
-from inference_server.weights.quantized.source import quantized_source
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
 from inference_server.weights.tokenizers import read_tokenizer
@@ -131,6 +130,8 @@ def _load_folder(
         attention_name: Attention function, by its name in transformers' registry.
     """
     from transformers import AutoModelForCausalLM
+
+    from inference_server.weights.quantized.source import quantized_source
 
     dtype = activation_dtype(precision, device)
     narrow = checkpoint.narrow_dtype(folder, precision, device)

@@ -25,7 +25,9 @@ function version(): string {
 
 async function main(args: string[]): Promise<number> {
   const [command, ...rest] = args;
-  const wantsHelp = rest.slice(0, rest.includes("--") ? rest.indexOf("--") : rest.length).some((word) => HELP_WORDS.includes(word));
+  const wantsHelp = rest
+    .slice(0, rest.includes("--") ? rest.indexOf("--") : rest.length)
+    .some((word) => HELP_WORDS.includes(word));
   if ((command === "dev" || command === "init") && !wantsHelp) return command === "dev" ? dev(rest) : init(rest);
   if (command === "--version") {
     process.stdout.write(`${version()}\n`);

@@ -6,8 +6,8 @@
 
 import { createHash } from "node:crypto";
 import { defaultToken, defaultUrl } from "./address.js";
-import { bindingsOf, callersMiniflare } from "./miniflare.js";
 import type { LocalBinding } from "./miniflare.js";
+import { bindingsOf, callersMiniflare } from "./miniflare.js";
 
 /** Options of a binding: where its requests go. Both may be absent. */
 export interface TailraceOptions {

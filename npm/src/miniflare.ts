@@ -18,7 +18,9 @@ export interface Miniflare {
 /** miniflare 4: the bindings of this plugin. */
 type Version4 = { name: string; options?: TailraceOptions }[];
 /** miniflare 5: the whole Worker. Its bindings are of all types. */
-type Version5 = { config?: { env?: Record<string, { dev?: { plugin?: { name?: string }; options?: TailraceOptions } }> } };
+type Version5 = {
+  config?: { env?: Record<string, { dev?: { plugin?: { name?: string }; options?: TailraceOptions } }> };
+};
 
 /**
  * Return this plugin's bindings among the options of a Worker.
@@ -26,7 +28,8 @@ type Version5 = { config?: { env?: Record<string, { dev?: { plugin?: { name?: st
  * @param options - What miniflare passes to a plugin: an array (4), a Worker (5) or undefined.
  */
 export function bindingsOf(options: unknown): LocalBinding[] {
-  if (Array.isArray(options)) return (options as Version4).map(({ name, options: own }) => ({ name, options: own ?? {} }));
+  if (Array.isArray(options))
+    return (options as Version4).map(({ name, options: own }) => ({ name, options: own ?? {} }));
   const bindings = Object.entries((options as Version5 | undefined)?.config?.env ?? {});
   return bindings
     .filter(([, binding]) => binding?.dev?.plugin?.name === "tailrace")

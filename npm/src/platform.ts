@@ -17,9 +17,10 @@ import { startServer } from "./server.js";
  * @param options - wrangler's options.
  * @throws Failure - There is no configuration, wrangler is not installed, or no server can be started.
  */
-export async function getPlatformProxy<Env = Record<string, unknown>, CfProperties extends Record<string, unknown> = any>(
-  options: GetPlatformProxyOptions = {},
-): Promise<PlatformProxy<Env, CfProperties>> {
+export async function getPlatformProxy<
+  Env = Record<string, unknown>,
+  CfProperties extends Record<string, unknown> = any,
+>(options: GetPlatformProxyOptions = {}): Promise<PlatformProxy<Env, CfProperties>> {
   const original = options.configPath ? resolve(options.configPath) : findConfig(process.cwd());
   if (original === undefined) {
     throw new Failure("There is no wrangler configuration in this folder or above it: set configPath.");
@@ -47,7 +48,9 @@ async function importWrangler(folder: string): Promise<typeof import("wrangler")
   for (const from of [folder, process.cwd()]) {
     try {
       const path = createRequire(join(from, "package.json")).resolve("wrangler");
-      const module = (await import(pathToFileURL(path).href)) as typeof import("wrangler") & { default?: typeof import("wrangler") };
+      const module = (await import(pathToFileURL(path).href)) as typeof import("wrangler") & {
+        default?: typeof import("wrangler");
+      };
       return module.getPlatformProxy === undefined && module.default !== undefined ? module.default : module;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "MODULE_NOT_FOUND") throw error;

@@ -1,11 +1,11 @@
 /** Finds a running Tailrace server, or starts one. */
 
-import { defaultToken, DEFAULT_URL } from "./address.js";
+import { DEFAULT_URL, defaultToken } from "./address.js";
 import { Failure } from "./failure.js";
 import { findLaunch } from "./server/command.js";
-import { probe, waitUntilReady } from "./server/probe.js";
-import { onStandardError, SILENT } from "./server/progress.js";
+import { acceptsToken, probe, waitUntilReady } from "./server/probe.js";
 import type { Progress } from "./server/progress.js";
+import { onStandardError, SILENT } from "./server/progress.js";
 import { start } from "./server/start.js";
 
 export { Failure } from "./failure.js";
@@ -39,6 +39,9 @@ export interface Server {
 }
 
 const DEFAULT_SECONDS = 120;
+
+const refused = (url: string): string =>
+  `The Tailrace server at ${url} refuses the token: set TAILRACE_TOKEN to one that it accepts.`;
 
 /** The server of this process and its number of users. All copies of this package in a process share it. */
 interface Shared {
@@ -87,9 +90,16 @@ async function findOrStart(options: ServerOptions): Promise<Server> {
     const given = options.url ?? process.env.TAILRACE_URL;
     const found = await findRunning(given, 1000 * seconds, progress, options.signal);
     const stop = async (): Promise<void> => restore(before);
-    if (found !== undefined) return use({ url: found, token, started: false, stop });
+    if (found !== undefined) {
+      if (!(await acceptsToken(found, token))) throw new Failure(refused(found));
+      return use({ url: found, token, started: false, stop });
+    }
     const launch = findLaunch(options.folder ?? process.cwd());
     const started = await start(launch, 1000 * seconds, progress, options.signal);
+    if (!(await acceptsToken(started.url, token))) {
+      await started.stop();
+      throw new Failure(refused(started.url));
+    }
     progress.done(`Tailrace is ready at ${started.url} after ${started.seconds.toFixed(1)} s.`);
     const end = async (): Promise<void> => {
       restore(before);
@@ -139,5 +149,7 @@ async function findRunning(
   }
   if (!given) return undefined;
   const what = found === "other" ? "another program listens there" : "nothing listens there";
-  throw new Failure(`There is no Tailrace server at ${url}: ${what}. Start it, or unset TAILRACE_URL to have one started.`);
+  throw new Failure(
+    `There is no Tailrace server at ${url}: ${what}. Start it, or unset TAILRACE_URL to have one started.`,
+  );
 }

@@ -6,11 +6,11 @@
 
 import { resolve } from "node:path";
 import { findConfig } from "./config/files.js";
-import { writeSibling } from "./config/sibling.js";
 import type { Sibling } from "./config/sibling.js";
+import { writeSibling } from "./config/sibling.js";
 import { localBinding } from "./config/swap.js";
-import { startServer } from "./server.js";
 import type { ServerOptions } from "./server.js";
+import { startServer } from "./server.js";
 
 /** Options of the Vite plugin. */
 export interface TailraceViteOptions extends ServerOptions {
@@ -29,13 +29,18 @@ export interface TailraceVitePlugin {
   name: string;
   enforce: "pre";
   config(user: { root?: string }, env: { command: string; isPreview?: boolean; mode: string }): Promise<void>;
-  configureServer(server: { watcher: { add(path: string): void; on(event: string, f: (path: string) => void): void } }): void;
+  configureServer(server: {
+    watcher: { add(path: string): void; on(event: string, f: (path: string) => void): void };
+  }): void;
   /** For the option `config` of `cloudflare()` and of its `auxiliaryWorkers`, if these set a `configPath`. */
   worker(config: WorkerConfigLike): void;
 }
 
 /** The variable from which @cloudflare/vite-plugin takes the path of the configuration if its options have none. */
 const PATH_VARIABLE = "CLOUDFLARE_VITE_WRANGLER_CONFIG_PATH";
+
+/** The copies of this process, by the path of their original. */
+const copies = new Map<string, Sibling>();
 
 /**
  * Return a Vite plugin that starts or finds a Tailrace server and replaces the AI binding while Vite serves.
@@ -54,11 +59,13 @@ export function tailrace(options: TailraceViteOptions = {}): TailraceVitePlugin 
       isServing = command === "serve" && !isPreview && !process.env.VITEST;
       if (!isServing) return;
       const root = resolve(user.root ?? process.cwd());
-      const path = options.configPath ?? process.env[PATH_VARIABLE];
-      original = path ? resolve(root, path) : findConfig(root);
+      original = originalIn(root, options.configPath);
       const { url, token } = await startServer({ folder: root, ...options });
       if (original === undefined) return;
+      // Vite calls this function again when it restarts.
+      copies.get(original)?.remove();
       sibling = writeSibling(original, options.url ? { url, token } : {});
+      copies.set(original, sibling);
       process.env[PATH_VARIABLE] = sibling.path;
     },
 
@@ -75,6 +82,15 @@ export function tailrace(options: TailraceViteOptions = {}): TailraceVitePlugin 
       config.unsafe = { ...config.unsafe, bindings: [...(config.unsafe?.bindings ?? []), localBinding(name)] };
     },
   };
+}
+
+/** Return the path of the configuration of which `cloudflare()` gets a copy, or undefined. */
+function originalIn(root: string, configPath: string | undefined): string | undefined {
+  const given = configPath ?? process.env[PATH_VARIABLE];
+  if (!given) return findConfig(root);
+  const path = resolve(root, given);
+  const [known] = [...copies].find(([, copy]) => copy.path === path) ?? [];
+  return known ?? path;
 }
 
 function update(sibling: Sibling | undefined): void {

@@ -32,7 +32,7 @@ _KEYS = {
 
 @dataclass
 class State:
-    """What the commands of a chat read and change.
+    """The state of a chat, which its commands read and change.
 
     Attributes:
         client: Connection to the models.

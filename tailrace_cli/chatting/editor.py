@@ -90,8 +90,10 @@ class LineEditor:
         """Return the next line of the input without its end. Raises EOFError at its end."""
         if sys.stdin is None:
             raise EOFError
-        if is_terminal(sys.stdin):
+        if is_terminal(sys.stdin) and is_terminal(sys.stdout):
             return input(prompt)
+        if is_terminal(sys.stdin) and sys.stderr is not None:
+            print(prompt, end="", file=sys.stderr, flush=True)  # the output has the replies only
         try:
             line = sys.stdin.readline()
         except UnicodeDecodeError:

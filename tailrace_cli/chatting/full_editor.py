@@ -27,7 +27,7 @@ class FullEditor:
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
-            prompt_continuation=CONTINUATION,
+            prompt_continuation=lambda width, number, num_wraps: "" if num_wraps else CONTINUATION,
             history=InMemoryHistory() if path is None else _History(str(path)),
             completer=_Completer(complete),
             complete_while_typing=False,

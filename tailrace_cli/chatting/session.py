@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from tailrace_cli.chatting import commands
 from tailrace_cli.chatting.conversation import Conversation
 from tailrace_cli.chatting.editor import Editor, make_editor
+from tailrace_cli.chatting.keyboard import hidden_typing
 from tailrace_cli.client import Client, ModelLine, ReplyStats, Request, served_name
-from tailrace_cli.display.replies import print_reply, why_cut
+from tailrace_cli.display.replies import CHOSEN_LIMIT, print_reply, why_cut
 from tailrace_cli.errors import Failure, OutputFailure, Refusal, TooLong
 from tailrace_cli.output import is_terminal, note, tell
 
 EXIT_INTERRUPTED = 130
+# Longest question that returns to the editor, in characters. A longer one would push its error out of the window.
+_MAX_DRAFT = 500
 _WELCOME = "Ctrl-C stops a reply, Ctrl-D ends, /help lists the commands."
 
 
@@ -108,12 +111,14 @@ class _Session:
         if replaces_last:
             conversation.drop_newest()
         try:
-            num_dropped = self._ask(question, stats, pieces)
+            with hidden_typing():
+                num_dropped = self._ask(question, stats, pieces)
         except OutputFailure:
             raise
         except (Failure, Refusal) as error:
             self._report(error)
-            conversation.turns, self._state.draft = kept, question
+            conversation.turns = kept
+            self._return(question)
             return
         except KeyboardInterrupt:
             if not self._is_terminal:
@@ -123,12 +128,20 @@ class _Session:
                 "(Stopped. The conversation keeps the text so far.)" if pieces else "(Stopped before the reply began.)"
             )
             if not pieces:
-                conversation.turns, self._state.draft = kept, question
+                conversation.turns = kept
+                self._return(question)
                 return
         conversation.add(question, "".join(pieces))
         self._state.last_stats = stats
         self._state.total_tokens += stats.completion_tokens
         self._comment(stats, num_dropped)
+
+    def _return(self, question: str) -> None:
+        """Put a question without an answer back into the editor. A long one is in the history only."""
+        if len(question) <= _MAX_DRAFT:
+            self._state.draft = question
+        elif self._editor.can_edit:
+            note("(Arrow up brings the question back.)")
 
     def _ask(self, question: str, stats: ReplyStats, pieces: list[str]) -> int:
         """Print the reply. While the conversation exceeds the model's window, remove its oldest messages.
@@ -156,8 +169,8 @@ class _Session:
             note(f"(The oldest {num_dropped} messages no longer fit into the model's context, and are forgotten.)")
         if stats.completion_tokens:
             note(" · ".join([str(stats), *self._room(stats)]))
-        if cut := why_cut(stats):
-            note(f"{cut} /set max_tokens N changes the limit.")
+        if cut := why_cut(stats, self._state.conversation.request("")):
+            note(f"({cut} /set max_tokens changes the limit.)" if CHOSEN_LIMIT in cut else f"({cut})")
 
     def _room(self, stats: ReplyStats) -> Sequence[str]:
         """Return how many tokens of the model's context are left for the next question; empty if unknown."""

@@ -10,6 +10,8 @@ from tailrace_cli.output import dim, has_colours, is_terminal, note, without_con
 
 # Seconds without a piece of text after which a terminal shows that the command still waits.
 _PATIENCE_SECONDS = 2.0
+# The limit in the sentence about a reply that the user's own setting cut.
+CHOSEN_LIMIT = "max_tokens"
 _CLEAR_LINE = "\r\033[K"
 _DIM, _RESET = "\033[2m", "\033[0m"
 
@@ -23,8 +25,8 @@ def run(client: Client, request: Request, *, shows_stats: bool, is_plain: bool =
     print_reply(client, request, stats, [], is_plain=is_plain)
     if shows_stats:
         note(str(stats))
-    if (cut := why_cut(stats)) and is_terminal(sys.stderr):
-        note(cut)
+    if (cut := why_cut(stats, request)) and is_terminal(sys.stderr):
+        note(f"({cut})")
 
 
 def models(client: Client) -> None:
@@ -37,13 +39,13 @@ def models(client: Client) -> None:
         write(f"    {model.context_length} tokens in, {output} out")
 
 
-def why_cut(stats: ReplyStats) -> str:
+def why_cut(stats: ReplyStats, request: Request) -> str:
     """Return a sentence about the limit that cut the reply; empty if the model ended it."""
     if stats.finish == "length":
-        return (
-            f"(The reply was cut after {stats.completion_tokens} tokens: it reached max_tokens or the model's limit.)"
-        )
-    return "(The reply was cut: its time limit expired.)" if stats.finish == "time_limit" else ""
+        is_chosen = request.sampling.get("max_tokens") == stats.completion_tokens
+        limit = CHOSEN_LIMIT if is_chosen else "the model's longest reply, or the end of its context"
+        return f"The reply was cut after {stats.completion_tokens} tokens ({limit})."
+    return "The reply was cut: its time limit expired." if stats.finish == "time_limit" else ""
 
 
 def print_reply(

@@ -1,4 +1,4 @@
-"""One of the two services as a process of `tailrace serve`, and the pipe through which it reports its port."""
+"""Starts a service as a process of `tailrace serve`, and reads the port that it reports through a pipe."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""What the tests of the playground do on its page."""
+"""Helpers of the playground's tests: questions, replies, and answers that a test writes."""
 
 import json
 import re
@@ -34,7 +34,10 @@ def done(page: Page) -> None:
 
 def ask(page: Page, text: str, *, max_tokens: int = 8) -> None:
     """Send a question and wait for the end of its reply."""
+    before = questions(page).count()
     say(page, text, max_tokens=max_tokens)
+    # The page is drawn a frame later. Before that, the state is still that of the earlier reply.
+    expect(questions(page)).to_have_count(before + 1)
     done(page)
 
 

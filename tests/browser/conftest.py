@@ -57,13 +57,6 @@ def playground(browser: Browser, stack: Stack) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="module")
-def shared_page(browser: Browser, stack: Stack) -> Iterator[Page]:
-    """Open the playground for all tests of a module that leave it as it was."""
-    with _opened(browser, stack) as page:
-        yield page
-
-
 @contextmanager
 def _opened(browser: Browser, stack: Stack) -> Iterator[Page]:
     context = browser.new_context(base_url=f"http://{stack.http_address}", viewport=DESKTOP)

@@ -3,9 +3,22 @@
 import json
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
-from tests.browser.chat import DESKTOP, answer_with, ask, box, done, questions, replies, say, sent_messages, setting
+from tests.browser.chat import (
+    DESKTOP,
+    RUN,
+    answer_with,
+    ask,
+    box,
+    done,
+    questions,
+    refuse,
+    replies,
+    say,
+    sent_messages,
+    setting,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -116,12 +129,31 @@ def test_two_tabs_that_write_at_once_lose_nothing(playground):
     other = playground.context.new_page()
     other.goto(playground.url)
     ready(other)
-    say(playground, "left", max_tokens=40)
-    say(other, "right", max_tokens=40)
+    held: list[Route] = []
+    playground.route(RUN, lambda route: held.append(route))
+    say(playground, "left")
+    expect(questions(other)).to_have_text(["one", "left"])
+    ask(other, "right")
+    held[0].continue_()
     done(playground)
-    done(other)
+    for page in (playground, other):
+        expect(questions(page)).to_have_text(["one", "left", "right"])
     other.reload()
-    expect(other.locator(".user .versions")).to_contain_text("2")
+    ready(other)
+    expect(questions(other)).to_have_text(["one", "left", "right"])
+    expect(replies(other).locator(".end")).to_have_count(3)
+    expect(other.get_by_text("The page was closed")).to_have_count(0)
+
+
+def test_a_refused_question_leaves_nothing_behind(playground):
+    ask(playground, "one")
+    refuse(playground, 400, 5006, "Bad input", times=1)
+    say(playground, "two")
+    expect(playground.get_by_role("alert")).to_contain_text("Bad input")
+    playground.reload()
+    ready(playground)
+    ask(playground, "three")
+    expect(playground.locator(".versions")).to_have_count(0)
 
 
 def test_without_storage_the_page_says_so_and_answers(browser, stack):

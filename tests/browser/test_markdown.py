@@ -120,15 +120,15 @@ def test_no_attack_leaves_an_element_a_handler_or_a_request(playground):
     assert playground.title() == "Tailrace playground"
 
 
-@pytest.mark.parametrize("number", range(len(ATTACKS)))
-def test_an_attack_alone_has_no_effect(shared_page, number):
-    answer_text(shared_page, ATTACKS[number])
-    shared_page.get_by_role("button", name="New chat").click()
-    ask(shared_page, ATTACKS[number])
-    reply = replies(shared_page).locator(".markdown")
-    assert set(reply.evaluate(ELEMENTS)) <= set(ALLOWED)
-    assert set(reply.evaluate(HREFS)) <= {"https:"}
-    assert shared_page.title() == "Tailrace playground"
+def test_no_attack_alone_has_an_effect(playground):
+    for attack in ATTACKS:
+        answer_text(playground, attack)
+        ask(playground, attack)
+    thread = playground.locator("#turns")
+    assert set(thread.locator(".markdown").last.evaluate(ELEMENTS)) <= set(ALLOWED)
+    assert set(thread.evaluate(ELEMENTS)) <= {*ALLOWED, "LABEL"}
+    assert set(thread.evaluate(HREFS)) <= {"https:"}
+    assert playground.title() == "Tailrace playground"
 
 
 @pytest.mark.parametrize("text", [">" * 20_000, "- " * 10_000, "[" * 20_000, "*a " * 20_000, "`" * 20_001, "|a" * 9000])
@@ -140,10 +140,10 @@ def test_hostile_nesting_is_shown_and_leaves_the_page_alive(playground, text):
 
 
 def test_text_from_right_to_left_is_aligned_to_the_right(playground):
-    answer_text(playground, "שלום עולם\n\nEnglish.")
+    answer_text(playground, "שלום עולם\n\nEnglish.\n\n1. ראשון\n2. שני")
     ask(playground, "مرحبا")
-    paragraphs = replies(playground).locator("p[dir=auto]")
-    directions = [each.evaluate("element => getComputedStyle(element).direction") for each in paragraphs.all()]
-    assert directions == ["rtl", "ltr"]
+    blocks = replies(playground).locator(".markdown > *")
+    directions = [each.evaluate("element => getComputedStyle(element).direction") for each in blocks.all()]
+    assert directions == ["rtl", "ltr", "rtl"]
     question = playground.locator("#turns .user .text")
     assert question.evaluate("element => getComputedStyle(element).direction") == "rtl"

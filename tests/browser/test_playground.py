@@ -35,17 +35,18 @@ def test_a_reply_grows_and_its_figures_are_shown(playground):
     )
 
 
-def test_the_end_of_a_reply_is_shown_and_it_can_be_continued(playground):
+def test_a_cut_reply_is_marked_and_can_be_continued(playground):
     ask(playground, "Count from 1 to 50.", max_tokens=6)
-    figures = replies(playground).locator(".figures")
-    expect(figures).to_contain_text("Cut at the limit of the reply")
-    before = len(replies(playground).locator(".markdown").inner_text())
+    expect(replies(playground).locator(".figures")).to_contain_text("Cut at the limit of the reply")
+    begun = replies(playground).locator(".markdown").inner_text()
+    answer_text(playground, " and the rest")
     with playground.expect_request(RUN) as asked:
         playground.get_by_role("button", name="Continue").click()
-    assert asked.value.post_data_json["continue_final_message"] is True
+    body = asked.value.post_data_json
+    assert body["continue_final_message"] is True and body["messages"][-1]["role"] == "assistant"
     done(playground)
     expect(replies(playground)).to_have_count(1)
-    assert len(replies(playground).locator(".markdown").inner_text()) > before
+    expect(replies(playground).locator(".markdown")).to_have_text(f"{begun} and the rest")
 
 
 def test_the_whole_conversation_and_the_system_prompt_are_sent(playground):
@@ -157,7 +158,7 @@ def test_examples_are_offered_and_asked(playground):
 
 def test_the_context_meter_shows_the_tokens_and_the_room(playground):
     ask(playground, "hi", max_tokens=4)
-    expect(playground.locator(".meter")).to_have_text(re.compile(r"^\d+ of [\d,]+ tokens$"))
+    expect(playground.locator(".meter")).to_have_text(re.compile(r"^\s*\d+ of [\d,]+ tokens\s*$"))
 
 
 def test_a_refused_question_returns_to_the_box_with_a_sentence(playground):
@@ -307,3 +308,17 @@ def test_events_of_the_responses_api_are_read(playground):
     ask(playground, "Name a river.")
     expect(replies(playground)).to_contain_text("The Nile.")
     expect(replies(playground)).to_contain_text("5 + 3 tokens")
+
+
+def test_a_text_file_is_attached_as_a_block_of_code(playground):
+    files = [{"name": "a.py", "mimeType": "text/x-python", "buffer": b"print(1)\n"}]
+    box(playground).fill("What is this?")
+    playground.locator("#attach").set_input_files(files)
+    expect(box(playground)).to_have_value("What is this?\n\na.py\n```\nprint(1)\n```")
+
+
+def test_a_file_that_is_no_text_is_refused(playground):
+    files = [{"name": "a.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n\0"}]
+    playground.locator("#attach").set_input_files(files)
+    expect(playground.get_by_role("alert")).to_contain_text("a.png is not a text file")
+    expect(box(playground)).to_have_value("")

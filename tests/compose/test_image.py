@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import yaml
 
 from tests.compose.stack import BUILD_SECONDS, MODELS, REPLY_SECONDS, START_SECONDS, TOKEN, Stack
 from tests.supply_chain.lock import pins
@@ -21,7 +22,11 @@ from tests.support.processes import ROOT, free_address
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-IMAGE = f"tailrace-test-{secrets.token_hex(4)}"
+# An image that exists already, or a name for the one that is built here.
+BUILT = os.environ.get("TAILRACE_TEST_IMAGE", "")
+IMAGE = BUILT or f"tailrace-test-{secrets.token_hex(4)}"
+# The service of the example's workflow (docs/frameworks/github-actions.md).
+WORKFLOW = ROOT / "examples" / "frameworks" / "github-actions" / "service.yml"
 # A user without an entry in /etc/passwd, as OpenShift assigns one.
 USER = "1000680000:0"
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of Japan?"}], "temperature": 0, "max_tokens": 12}
@@ -31,7 +36,10 @@ JSON_MODE = CHAT | {"response_format": {"type": "json_schema", "json_schema": SC
 
 @pytest.fixture(scope="module")
 def docker(unstarted) -> Iterator[Stack]:
-    """Build the image; yields Docker's commands. The layers stay for the next build."""
+    """Build the image, unless TAILRACE_TEST_IMAGE names one. Yields Docker's commands. The layers stay for the next build."""
+    if BUILT:
+        yield unstarted
+        return
     index = os.environ.get("TORCH_INDEX_URL") or CPU_INDEX
     started = time.monotonic()
     unstarted.docker("build", f"--tag={IMAGE}", f"--build-arg=TORCH_INDEX_URL={index}", ".", seconds=BUILD_SECONDS)
@@ -45,9 +53,13 @@ def service(docker) -> Iterator[tuple[str, str]]:
     """Start the image as GitHub's runner starts a service, with a user of its own. Yields the network and the address."""
     network, address = f"github_network_{secrets.token_hex(16)}", free_address()
     docker.docker("network", "create", "--label=tailrace-test", network)
-    port = address.rpartition(":")[2]
-    options = ["--label=tailrace-test", f"--network={network}", "--network-alias=tailrace", "-p", f"{port}:8787"]
-    options += ["--user", USER, "-e", "OMP_NUM_THREADS=1", "-e", "GITHUB_ACTIONS=true", "-e", "CI=true"]
+    defined = yaml.safe_load(WORKFLOW.read_text())["jobs"]["test"]["services"]["tailrace"]
+    (ports,) = defined["ports"]
+    port = f"{address.rpartition(':')[2]}:{ports.rpartition(':')[2]}"
+    options = ["--label=tailrace-test", f"--network={network}", "--network-alias=tailrace", "-p", port]
+    options += [*defined.get("options", "").split(), "--user", USER, "-e", "OMP_NUM_THREADS=1"]
+    options += [option for name, value in defined.get("env", {}).items() for option in ("-e", f"{name}={value}")]
+    options += ["-e", "GITHUB_ACTIONS=true", "-e", "CI=true"]
     container = docker.docker("create", "--name", f"{network}_tailrace", *options, IMAGE)
     started = time.monotonic()
     docker.docker("start", container)
@@ -118,9 +130,7 @@ def test_the_command_in_the_container_needs_no_options(docker, service):
 
 def test_the_first_start_prepares_nothing_and_stores_nothing(docker, service):
     (container,) = docker.docker("ps", "--quiet", f"--filter=name={service[0]}_tailrace").split()
-    changed = docker.docker("diff", container).split("\n")
-    assert [line for line in changed if not line.split(" ")[1].startswith("/cache")] == []
-    assert not [line for line in changed if "/packed/" in line or "/gguf/" in line or "/kernels/" in line]
+    assert docker.docker("diff", container) == ""
     assert docker.docker("exec", container, "id", "-u") == USER.partition(":")[0]
 
 
@@ -168,7 +178,7 @@ def test_the_image_contains_nothing_that_a_cpu_server_does_not_load(docker):
     print(f"packages, models and code: {size / 1e6:.0f} MB; image: {image_bytes / 1e6:.0f} MB")
     nothing = {"tools": [], "modules": [], "tests": [], "headers": False, "cuda": []}
     assert found == nothing | {"user": [10001, 0], "writable": False}
-    assert size < 1_250_000_000
+    assert size < 1_400_000_000
 
 
 def test_the_image_has_labels_and_a_health_check(docker):

@@ -1,6 +1,7 @@
 """A running stack with the default model, the npm package, and a reader's terminal in a copy of an example."""
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 from inference_server.settings import DEFAULT_CATALOG
 from tests.clients.node_programs import environment
 from tests.e2e.stack import Stack
+from tests.frameworks.pages import EXAMPLES
 from tests.frameworks.projects import copy_project, npm_programs
 from tests.frameworks.terminal import Terminal
 from tests.frameworks.traffic import Traffic
 from tests.support.processes import ROOT
 
+# npm finds packages in its cache only.
+_OFFLINE = {"npm_config_offline": "true"}
 _PACKAGE = ROOT / "build" / "tailrace-0.1.0.tgz"
 
 
@@ -36,11 +40,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def package(programs: Path) -> Path:
-    """Build the npm package as the pages say, and return its path."""
-    settings = environment()
-    settings["PATH"] = f"{programs}:{settings['PATH']}"
-    subprocess.run(["make", "--silent", "npm-package"], cwd=ROOT, env=settings, check=True, timeout=300)
+def package() -> Path:
+    """Build the npm package, as `make npm-package` does, and return its path."""
+    subprocess.run([sys.executable, "-m", "tests.npm.build"], cwd=ROOT, check=True, timeout=300)
     return _PACKAGE
 
 
@@ -54,21 +56,24 @@ def traffic() -> Iterator[Traffic]:
 @pytest.fixture
 def reader(
     stack: Stack, programs: Path, package: Path, traffic: Traffic, tmp_path: Path
-) -> Iterator[Callable[[str], tuple[Path, Terminal]]]:
-    """Return a function that copies an example and opens a terminal in it. No login and no package registry is near."""
+) -> Iterator[Callable[..., tuple[Path, Terminal]]]:
+    """Return a function that copies an example and opens a terminal in it, without a login and without a network.
+
+    With online=True, npm may ask its registry.
+    """
     home = tmp_path / "home"
     home.mkdir()
     settings = environment(
         HOME=str(home),
         XDG_CONFIG_HOME=str(home / "config"),
         TAILRACE_URL=f"http://{stack.http_address}",
-        # npm finds packages in its cache only.
         npm_config_cache=str(Path.home() / ".npm"),
-        npm_config_offline="true",
+        npm_config_prefer_offline="true",
         npm_config_audit="false",
         npm_config_fund="false",
         ASTRO_TELEMETRY_DISABLED="1",
         NUXT_TELEMETRY_DISABLED="1",
+        **_OFFLINE,
         **traffic.settings,
     )
     settings["PATH"] = f"{programs}:{settings['PATH']}"
@@ -76,9 +81,12 @@ def reader(
         settings.pop(name, None)
     with ExitStack() as opened:
 
-        def open_project(example: str) -> tuple[Path, Terminal]:
-            project = copy_project(example, tmp_path)
-            terminal = Terminal(project, settings)
+        def open_project(example: str, *, online: bool = False) -> tuple[Path, Terminal]:
+            project = copy_project(EXAMPLES / example, tmp_path)
+            own = {
+                name: value for name, value in settings.items() if name not in _OFFLINE and name not in traffic.settings
+            }
+            terminal = Terminal(project, own if online else settings)
             opened.callback(terminal.close)
             return project, terminal
 

@@ -8,7 +8,9 @@ from tests.support.processes import ROOT
 
 PAGES = ROOT / "docs" / "frameworks"
 EXAMPLES = ROOT / "examples" / "frameworks"
-_FENCED = re.compile(r"(?:^`(?P<file>[^`\n]+)`[^\n]*:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(
+    r"(?:^`(?P<file>[^`\n]+)`[^\n]*:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # Commands that run until the reader stops them.
 _SERVING = re.compile(r"^(npx tailrace dev|npm run dev|npx wrangler dev)", re.MULTILINE)

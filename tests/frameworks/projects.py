@@ -1,6 +1,6 @@
-"""Copies an example to a folder beside a clone of Tailrace, with its packages from a cache outside of the repository.
+"""Copies a project to a folder beside a clone of Tailrace, with its packages from a cache outside of the repository.
 
-An example is installed once: its installed packages are kept under a hash of its package.json and lock file. A copy shares
+A project is installed once: its installed packages are kept under a hash of its package.json and lock file. A copy shares
 their files by hard links, so that a copy takes seconds.
 """
 
@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 from tests.clients.node_programs import environment, node_folder
-from tests.frameworks.pages import EXAMPLES
 from tests.support.processes import ROOT
 
 _INSTALL_SECONDS = 400
@@ -29,10 +28,9 @@ def npm_programs(folder: Path) -> Path:
     return folder
 
 
-def copy_project(example: str, folder: Path) -> Path:
-    """Copy an example and its packages to `folder`. Beside the copy, `tailrace` is the clone. Returns the copy."""
-    project = folder / example
-    source = EXAMPLES / example
+def copy_project(source: Path, folder: Path) -> Path:
+    """Copy a project and its packages to `folder`. Beside the copy, `tailrace` is the clone. Returns the copy."""
+    project = folder / source.name
     shutil.copytree(source, project, ignore=shutil.ignore_patterns("node_modules", ".*", "dist"))
     if (source / "package.json").exists():
         shutil.copytree(_installed(source), project / "node_modules", symlinks=True, copy_function=_link)
@@ -73,7 +71,15 @@ def _install(source: Path, folder: Path) -> None:
         if (source / name).exists():
             shutil.copy2(source / name, folder / name)
     npm = node_folder().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [node_folder() / "node", npm, "install", "--no-audit", "--no-fund", "--loglevel=error", "--prefer-offline"]
+    command = [
+        node_folder() / "node",
+        npm,
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+        "--prefer-offline",
+    ]
     done = subprocess.run(
         command, cwd=folder, env=environment(), timeout=_INSTALL_SECONDS, capture_output=True, text=True
     )

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from tests.frameworks.pages import PAGES, blocks, contains, missing_line, names
+from tests.frameworks.pages import PAGES, Block, blocks, contains, missing_line, names
 
-pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(300)]
 
-# GitHub's runners and pytest have tests of their own in this folder.
+# Two pages have tests of their own in this folder.
 WITH_NODE = [name for name in names() if name not in ("github-actions", "pytest")]
 # wrangler asks for the location of the request.cf object, and uses a fixed one offline.
 OPTIONAL_HOSTS = {"workers.cloudflare.com"}
@@ -43,3 +43,30 @@ def test_a_page_names_the_versions_of_its_example(page):
     pins = package.get("dependencies", {}) | package["devDependencies"]
     for name, version in pins.items():
         assert re.search(rf"{re.escape(name)} {re.escape(version)}\b", text), f"{name} {version} is not in the page"
+
+
+@pytest.mark.parametrize("command", ["npm run build", "npm run deploy", "npx vite build"])
+def test_the_command_refuses_to_prepare_a_deployment_with_the_local_binding(command, reader):
+    project, terminal = reader("vite")
+    terminal.execute("npm install --save-dev ../tailrace/build/tailrace-0.1.0.tgz")
+    terminal.execute(f"! npx tailrace dev -- {command}")
+    assert re.search(
+        r'^tailrace: tailrace dev is for dev servers, and "[^"]*vite build[^"]*" prepares a deploy', terminal.output
+    )
+    assert not list(project.glob(".tailrace-*"))
+
+
+def test_nitro_without_nuxt_has_a_local_binding(reader):
+    project, terminal = reader("nuxt")
+    (project / "nuxt.config.ts").unlink()
+    (project / "nitro.config.ts").write_text(
+        'export default { preset: "cloudflare_module", compatibilityDate: "2026-08-01" };\n'
+    )
+    (project / "server" / "api").rename(project / "routes")
+    terminal.execute("npm install --save-dev ../tailrace/build/tailrace-0.1.0.tgz")
+    command = "npx tailrace dev -- npx nitropack dev"
+    assert f"`{command}`" in (PAGES / "nuxt.md").read_text()
+    terminal.run(Block("nuxt", 0, "sh", f"{command}\n", None))
+    terminal.run(Block("nuxt", 0, "sh", 'curl -sN "http://localhost:3000/ask?prompt=hi"\n', None))
+    assert "data: [DONE]" in terminal.output, terminal.output + terminal.server_output
+    assert terminal.close() == []

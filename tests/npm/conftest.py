@@ -1,20 +1,20 @@
 """Projects with wrangler of two generations, the built npm package in them, and a running stack."""
 
+import fcntl
 import os
 import shutil
-import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clients.node_programs import environment, node_folder
 from tests.e2e.stack import Stack
+from tests.npm.build import NPM, npm
 from tests.npm.support import Project
 from tests.support.processes import ROOT
 
 FOLDER = Path(__file__).parent
-_INSTALL_SECONDS = 300
 
 
 @pytest.fixture(scope="session")
@@ -34,19 +34,24 @@ def url(stack: Stack) -> str:
 
 
 @pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def packages(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str], Path]:
     """Return a function that installs the packages of a generation and this package, once, and returns their folder."""
-    installed: dict[str, Path] = {}
+    base = tmp_path_factory.getbasetemp()
+    # The processes of pytest-xdist share the packages.
+    shared = base if worker_id == "master" else base.parent
     (built,) = (ROOT / "build").glob("tailrace-*.tgz")
 
     def install(generation: str) -> Path:
-        if generation not in installed:
-            folder = tmp_path_factory.mktemp(generation) / generation
-            shutil.copytree(FOLDER / "projects" / generation, folder)
-            npm(folder, "ci", "--prefer-offline")
-            npm(folder, "install", "--no-save", "--offline", str(built))
-            installed[generation] = folder
-        return installed[generation]
+        folder, done = shared / generation, shared / f"{generation}.installed"
+        with (shared / f"{generation}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.copytree(FOLDER / "projects" / generation, folder)
+                npm(folder, "ci", "--prefer-offline")
+                npm(folder, "install", "--no-save", "--offline", str(built))
+                done.touch()
+        return folder
 
     return install
 
@@ -69,6 +74,14 @@ def new_project(packages: Callable[[str], Path], tmp_path: Path) -> Project:
     return make_project(packages("new"), tmp_path / "project")
 
 
+@pytest.fixture
+def starting(stack, tmp_path):
+    """Return variables with which a server starts quickly: one engine and one thread. All its processes have a mark."""
+    catalog = stack.environment["TAILRACE_CATALOG"]
+    command = f"{sys.executable} -m tailrace_cli"
+    return {"TAILRACE_COMMAND": command, "TAILRACE_CATALOG": catalog, "OMP_NUM_THREADS": "1", "MARK": str(tmp_path)}
+
+
 def make_project(packages: Path, folder: Path) -> Project:
     shutil.copytree(FOLDER / "workers", folder)
     # Packages resolve the names of others from their own folder, so that one tree serves many projects.
@@ -78,17 +91,11 @@ def make_project(packages: Path, folder: Path) -> Project:
     for config in folder.glob("*vitest.config.mjs"):
         config.write_text(config.read_text().replace("vitest-POOL", f"vitest-{pool}"))
     home = folder.parent / "home"
-    home.mkdir()
+    (home / "bin").mkdir(parents=True)
+    for name in ("npm", "npx"):
+        # The wheel's own copies of these two do not find their files.
+        (home / "bin" / name).symlink_to(NPM / f"{name}-cli.js")
     return Project(folder, home)
-
-
-def npm(folder: Path, *arguments: str) -> None:
-    program = node_folder().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [node_folder() / "node", program, *arguments, "--no-audit", "--no-fund", "--loglevel=error"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), timeout=_INSTALL_SECONDS, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session", autouse=True)

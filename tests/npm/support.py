@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +58,13 @@ class Project:
     def environment(self, **settings: str) -> dict[str, str]:
         bin_folder = self.folder / "node_modules" / ".bin"
         base = environment(HOME=str(self.home), XDG_CONFIG_HOME=str(self.home), **settings)
-        return base | {"PATH": f"{bin_folder}:{base['PATH']}"}
+        path = settings.get("PATH", f"{bin_folder}:{self.home / 'bin'}:{base['PATH']}")
+        return base | {"PATH": path}
 
     def run(self, *command: str, **settings: str) -> Done:
         """Run a program until it ends."""
         done = subprocess.run(
-            command,
+            [shutil.which(command[0], path=self.environment(**settings)["PATH"]) or command[0], *command[1:]],
             cwd=self.folder,
             env=self.environment(**settings),
             stdin=subprocess.DEVNULL,
@@ -127,3 +129,16 @@ def streamed(body: str) -> str:
     *events, done = [event for event in body.strip().split("\n\n") if not event.startswith(":")]
     assert done == "data: [DONE]", body
     return "".join(json.loads(event.removeprefix("data: "))["response"] for event in events)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until a condition holds. Connections that the other side refuses or ends do not count."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if holds():
+                return
+        except requests.RequestException:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

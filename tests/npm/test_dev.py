@@ -1,11 +1,10 @@
 """`tailrace dev` with wrangler of two generations: the binding in every place, signals, exit codes, orphans."""
 
 import signal
-import time
 
 import pytest
 
-from tests.npm.support import streamed
+from tests.npm.support import streamed, wait_until
 
 pytestmark = pytest.mark.npm
 
@@ -85,10 +84,3 @@ def test_a_wrong_configuration_is_one_sentence(new_project, url, files, sentence
     done = new_project.run("tailrace", "dev", TAILRACE_URL=url)
     assert done.code == 1 and sentence in done.output and len(done.output.splitlines()) == 1
     assert new_project.copies() == []
-
-
-def wait_until(holds):
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -15,7 +15,13 @@ PACKAGE = """{
     }
 }
 """
-VITE = "import { defineConfig } from 'vite'\nimport { cloudflare } from '@cloudflare/vite-plugin'\n\nexport default defineConfig({\n  plugins: [cloudflare()],\n})\n"
+VITE = """import { defineConfig } from 'vite'
+import { cloudflare } from '@cloudflare/vite-plugin'
+
+export default defineConfig({
+  plugins: [cloudflare()],
+})
+"""
 VITEST = """import { cloudflareTest } from "@cloudflare/vitest-plugin";
 import { defineConfig } from "vitest/config";
 

@@ -47,17 +47,17 @@ class Choices:
         return total(completed, self.num_prompts)
 
 
-def copies(request: RunRequest, num_choices: int, *, is_deterministic: bool) -> tuple[RunRequest, ...]:
+def copies(request: RunRequest, num_choices: int, *, has_fixed_seeds: bool = False) -> tuple[RunRequest, ...]:
     """Return a message for each choice. The first one is `request`. The others differ from it only in the seed.
 
-    If the request has a seed, it determines the seeds of the other choices. Otherwise the server draws a seed for each. In
-    deterministic mode the server's seed is fixed, and determines the others.
+    If the request has a seed, it determines the seeds of the other choices. Otherwise the server draws a seed for each. With
+    `has_fixed_seeds`, the others have fixed ones.
     """
     requests = [request]
     for index in range(1, num_choices):
         copy = RunRequest()
         copy.CopyFrom(request)
-        if request.sampling.HasField("seed") or is_deterministic:
+        if request.sampling.HasField("seed") or has_fixed_seeds:
             first = request.sampling.seed if request.sampling.HasField("seed") else DETERMINISTIC_SEED
             copy.sampling.seed = _seed(first, index)
         requests.append(copy)

@@ -73,7 +73,7 @@ def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[
         all_requests = tuple(
             copy
             for request in requests
-            for copy in copies(request, body.num_choices, is_deterministic=incoming.is_deterministic)
+            for copy in copies(request, body.num_choices, has_fixed_seeds=incoming.has_fixed_seeds)
         )
         prompt_of = [prompt for prompt in prompts for _ in range(body.num_choices)]
         writers = tuple(writer(index, prompt) for index, prompt in enumerate(prompt_of))

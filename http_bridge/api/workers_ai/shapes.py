@@ -134,7 +134,7 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
     request = run_request(body, profile, model=model, account=incoming.account)
     choices = None
     if len(writers) > 1:
-        choices = Choices(copies(request, len(writers), is_deterministic=incoming.is_deterministic), writers)
+        choices = Choices(copies(request, len(writers), has_fixed_seeds=incoming.has_fixed_seeds), writers)
     return RunJob(request, strict(writers[0], body, profile), body.stream, choices, skipped_notice(body))
 
 

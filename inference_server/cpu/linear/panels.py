@@ -91,12 +91,12 @@ class PanelBackend:
             weights, shape = _int4_pairs(weight, kind.is_gated), (len(weight.pairs), weight.pairs.shape[1] * GROUP)
         else:
             weights, shape = _bf16(weight, kind.is_gated), weight.shape
-        return self._layer(kind, (shape[0], shape[1]), weights, scales, bias)
+        biases = _in_order(torch.zeros(shape[0]) if bias is None else bias.float(), kind.is_gated)
+        return self._layer(kind, (shape[0], shape[1]), weights, scales, biases)
 
     def _layer(
-        self, kind: LinearKind, shape: tuple[int, int], weights: Tensor, scales: Tensor | None, bias: Tensor | None
+        self, kind: LinearKind, shape: tuple[int, int], weights: Tensor, scales: Tensor | None, biases: Tensor
     ) -> KernelLinear:
-        biases = _in_order(torch.zeros(shape[0]) if bias is None else bias.float(), kind.is_gated)
         layout = layout_name(self.name, self.layout_version)
         return self.from_packed(PackedWeights(layout, kind, shape, weights, scales, biases))
 
@@ -110,6 +110,7 @@ class PanelBackend:
         rows = _in_order(stored.addresses, kind.is_gated)
         panels = len(rows) // _PANEL
         scales = stored.empty(torch.float32, (len(rows),)) if is_int8 else None
+        biases = stored.empty(torch.float32, (len(rows),))
         if kind.weight_format == "int4":
             weights = stored.empty(torch.uint8, (panels, width // GROUP, 20 * _PANEL))
         else:
@@ -117,7 +118,9 @@ class PanelBackend:
             weights = stored.empty(dtype, (panels, width // inputs, _PANEL, inputs))
         block = arguments.stored(rows, weights, scales, panels, width // GROUP)
         function.run(block, min(panels, stored.num_threads), weights.numel() // 2)
-        return self._layer(kind, (len(stored.addresses), width), weights, scales, bias)
+        if bias is not None:
+            biases.copy_(_in_order(bias.float(), kind.is_gated))
+        return self._layer(kind, (len(stored.addresses), width), weights, scales, biases)
 
     def from_packed(self, packed: PackedWeights) -> KernelLinear:
         """Return the layer for weights that `pack` stored in this or an earlier process."""

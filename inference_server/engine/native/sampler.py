@@ -88,7 +88,8 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
 
 def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> list[Sample]:
     hashes, vocab_size = noise.token_hashes(logits.shape[-1], logits.device), logits.shape[-1]
-    places = range(logits.data_ptr(), logits.data_ptr() + len(rows) * vocab_size * 4, vocab_size * 4)
+    row_bytes = logits.stride(0) * 4
+    places = [logits.data_ptr() + index * row_bytes for index in range(len(rows))]
     draws = _draws(rows)
     edits, kept = edits_of(rows, vocab_size)
     tops = {

@@ -138,8 +138,8 @@ def _kernel(isa: "InstructionSet", name: str, *is_bf16: bool) -> Kernel | None:
     try:
         from inference_server.kernels.jit import object_cache
 
-        emit = makers()[name](*is_bf16)
-        return Kernel(object_cache.entry(file_name, emit, isa, object_cache.default_folder()))
+        address = object_cache.entry(file_name, lambda: makers()[name](*is_bf16), isa, object_cache.default_folder())
+        return Kernel(address)
     except Exception as error:  # torch's operations replace the kernels after any error
         _is_broken = True
         message = "compiled kernels are not available, so torch's slower operations replace them: %s: %s"

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,14 +34,15 @@ def shipped_folder() -> Path:
     return Path(kernels.__path__[0]) / "compiled"
 
 
-def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
+def entry(name: str, make: Callable[[], Emit], isa: InstructionSet, folder: Path) -> int:
     """Load a kernel from the shipped folder or from `folder`, or compile it and store it in `folder`.
 
     If `folder` cannot be written, the kernel is compiled again at the next start.
 
     Args:
         name: The kernel's name, the first part of the file's name.
-        emit: Generates the kernel.
+        make: Returns the function that generates the kernel. It is called only if the kernel must be compiled, because
+            importing the generators takes a tenth of a second.
         isa: The instruction set to compile for.
         folder: The cache folder.
 
@@ -50,7 +52,7 @@ def entry(name: str, emit: Emit, isa: InstructionSet, folder: Path) -> int:
     cpu = target(isa)
     code = _read(path_of(shipped_folder(), name, isa)) or _read(path_of(folder, name, isa))
     if code is None:
-        code = compile_kernel(emit, isa, cpu)
+        code = compile_kernel(make(), isa, cpu)
         write(path_of(folder, name, isa), code)
     return _load(code, cpu)
 

@@ -56,8 +56,8 @@ def make_int4(name: str) -> Emit:
             with code.loop(0, rows.groups // block_groups) as number:
                 record = target + number * (block_groups * _RECORD_BYTES)
                 for scale, minimum, codes in READERS[name](code, row + number * block_bytes):
-                    for place, factor in ((0, scale), (_OUTPUTS * _HALF_BYTES, minimum)):
-                        code.store(factor.shuffled([0]), record + place + output * _HALF_BYTES, _HALF_BYTES)
+                    for first, factor in ((0, scale), (_OUTPUTS * _HALF_BYTES, minimum)):
+                        code.store(factor.shuffled([0]), record + first + output * _HALF_BYTES, _HALF_BYTES)
                     words = codes.bits_as(FLOAT, _WORDS)
                     for word in range(_WORDS):
                         place = record + (_CODES_AT + word * 4 * _OUTPUTS)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class FileLinear(StoredLinear):
             rows = [embedding]  # an output head that shares the embedding's weights
         else:
             sizes = [each.num_stored_bytes for each in linears]
-            parts = self._places.buffer(sum(sizes)).split(sizes)
+            parts = torch.split(self._places.buffer(sum(sizes)), sizes)
             rows = [
                 read_rows(each.path, each.tensor, 0, each.out_features, part)
                 for each, part in zip(linears, parts, strict=True)
@@ -142,8 +142,7 @@ class FileLinear(StoredLinear):
 
     def row_addresses(self, rows: Tensor) -> Tensor:
         """Return the address of each output's row among the bytes of all rows, (out_features,) int64."""
-        numbers = torch.arange(len(rows)) if self.heads is None else row_order(len(rows), self.heads)
-        return rows.data_ptr() + numbers * self.tensor.row_bytes
+        return _row_offsets(len(rows), self.heads, self.tensor.row_bytes) + rows.data_ptr()
 
     def _write_rows(self, weights: Tensor) -> bool:
         """Write the weights with a kernel. Returns False if no kernel reads their format."""
@@ -229,11 +228,19 @@ def read_embedding(path: Path, tensor: FileTensor, dtype: torch.dtype) -> Embedd
 
 def rows_in_use(path: Path, tensor: FileTensor) -> Tensor | None:
     """Return the bytes of an embedding that an engine uses, (num_rows, row_bytes) uint8; None if they are not in memory."""
-    return in_use(state_of(path), _rows_key(tensor))
+    rows: Tensor | None = in_use(state_of(path), _rows_key(tensor))
+    return rows
 
 
 def _rows_key(tensor: FileTensor) -> list[str]:
     return ["rows", tensor.name]
+
+
+@lru_cache(maxsize=16)
+def _row_offsets(num_rows: int, heads: int | None, row_bytes: int) -> Tensor:
+    """Return the place of each output's row among the bytes of all rows, (num_rows,) int64. Layers share the result."""
+    numbers = torch.arange(num_rows) if heads is None else row_order(num_rows, heads)
+    return numbers * row_bytes
 
 
 def row_order(num_rows: int, heads: int) -> Tensor:

@@ -26,11 +26,13 @@ def shared(state: str, description: Any, make: Callable[[], _Value]) -> _Value:
         description: All other inputs of the result, as JSON values.
         make: Computes the result, an object that callers do not change.
     """
-    value: _Value | None = in_use(state, description)
+    key = _key(state, description)
+    with _lock:
+        value: _Value | None = _in_use.get(key)
     if value is None:
         value = make()  # without the lock: threads make different values at the same time
         with _lock:
-            value = _in_use.setdefault(_key(state, description), value)
+            value = _in_use.setdefault(key, value)
     return value
 
 

@@ -3,8 +3,8 @@
 import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { findConfig } from "../config/files.js";
-import { writeSibling } from "../config/sibling.js";
 import type { Sibling } from "../config/sibling.js";
+import { writeSibling } from "../config/sibling.js";
 import { Failure } from "../failure.js";
 
 /** A configuration and its copy. */
@@ -30,7 +30,11 @@ const SCRIPT_RUNNERS = ["npm", "pnpm", "yarn", "bun"];
  * Variables from which frameworks take the configuration's path. The first one is for a project's own files, for example
  * SvelteKit's. @cloudflare/vite-plugin, and so Astro's adapter, reads the second. Nitro, and so Nuxt, reads the third.
  */
-const PATH_VARIABLES = ["TAILRACE_WRANGLER_CONFIG", "CLOUDFLARE_VITE_WRANGLER_CONFIG_PATH", "NITRO_WRANGLER_CONFIG_PATH"];
+const PATH_VARIABLES = [
+  "TAILRACE_WRANGLER_CONFIG",
+  "CLOUDFLARE_VITE_WRANGLER_CONFIG_PATH",
+  "NITRO_WRANGLER_CONFIG_PATH",
+];
 /** Words of commands whose result is deployed. */
 const BUILDS = ["build", "deploy", "generate", "publish", "upload"];
 
@@ -73,7 +77,9 @@ function forFramework(command: string[], words: string[], folder: string): { arg
   if (original === undefined) return { argv: command, siblings: [] };
   const build = words.find((word) => BUILDS.includes(word));
   if (build !== undefined) {
-    throw new Failure(`tailrace dev is for dev servers, and "${words.join(" ")}" prepares a deployment: run it without tailrace dev.`);
+    throw new Failure(
+      `tailrace dev is for dev servers, and "${words.join(" ")}" prepares a deployment: run it without tailrace dev.`,
+    );
   }
   return { argv: command, siblings: [{ original, sibling: writeSibling(original) }] };
 }
@@ -130,9 +136,13 @@ function checkCommand(words: string[]): void {
   const [name, next] = words.filter((word) => !word.startsWith("-"));
   if (name === "dev") return;
   if (name === "pages" && next === "dev") {
-    throw new Failure("wrangler pages dev takes no other configuration: use the Vite plugin, or getPlatformProxy of tailrace/platform.");
+    throw new Failure(
+      "wrangler pages dev takes no other configuration: use the Vite plugin, or getPlatformProxy of tailrace/platform.",
+    );
   }
-  throw new Failure(`tailrace dev runs wrangler dev only, not wrangler ${name ?? ""}: run that command without tailrace dev.`);
+  throw new Failure(
+    `tailrace dev runs wrangler dev only, not wrangler ${name ?? ""}: run that command without tailrace dev.`,
+  );
 }
 
 /** Return the script of package.json that a command runs, such as `npm run dev`. */

@@ -3,8 +3,8 @@
 import { watch } from "node:fs";
 import { basename, dirname } from "node:path";
 import type { Sibling } from "../config/sibling.js";
-import { startServer } from "../server.js";
 import type { Server } from "../server.js";
+import { startServer } from "../server.js";
 import { pathVariables, useLocalConfigs } from "./arguments.js";
 import { run } from "./run.js";
 import { Stop } from "./stop.js";

@@ -3,11 +3,11 @@
 import { existsSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline/promises";
-import { CONFIG_NAMES, readConfig } from "../config/files.js";
 import type { Config } from "../config/files.js";
+import { CONFIG_NAMES, readConfig } from "../config/files.js";
 import { Failure } from "../failure.js";
-import { editPackage, editVite, editVitest } from "../init/edits.js";
 import type { Edit } from "../init/edits.js";
+import { editPackage, editVite, editVitest } from "../init/edits.js";
 import { difference } from "../init/show.js";
 
 interface Change {
@@ -30,10 +30,12 @@ export async function init(args: string[]): Promise<number> {
   if (unknown !== undefined) throw new Failure(`tailrace init has no option ${unknown}. It has --yes.`);
   const folder = process.cwd();
   const { changes, advice } = plan(folder);
-  for (const { path, before, after } of changes) process.stdout.write(`${colored(difference(path, before, after))}\n\n`);
+  for (const { path, before, after } of changes)
+    process.stdout.write(`${colored(difference(path, before, after))}\n\n`);
   for (const line of advice) process.stdout.write(`By hand: ${line}.\n`);
   if (changes.length === 0) {
-    if (advice.length === 0) process.stdout.write("This project uses the local AI binding already: nothing to change.\n");
+    if (advice.length === 0)
+      process.stdout.write("This project uses the local AI binding already: nothing to change.\n");
     return 0;
   }
   if (args.length === 0 && !(await agree(changes.length))) {
@@ -92,7 +94,8 @@ function colored(text: string): string {
 }
 
 async function agree(count: number): Promise<boolean> {
-  if (!process.stdin.isTTY) throw new Failure("Nothing was changed: there is no terminal to ask in. Run it with --yes.");
+  if (!process.stdin.isTTY)
+    throw new Failure("Nothing was changed: there is no terminal to ask in. Run it with --yes.");
   const terminal = createInterface({ input: process.stdin, output: process.stdout });
   try {
     const answer = await terminal.question(`Change ${count === 1 ? "this file" : `these ${count} files`}? [y/N] `);
@@ -104,7 +107,11 @@ async function agree(count: number): Promise<boolean> {
 
 /** Write all new files beside the old ones, then replace these. A full disk leaves all of them as they are. */
 function apply(folder: string, changes: Change[]): void {
-  const files = changes.map(({ path, after }) => ({ path: join(folder, path), next: join(folder, `${path}.tailrace-new`), after }));
+  const files = changes.map(({ path, after }) => ({
+    path: join(folder, path),
+    next: join(folder, `${path}.tailrace-new`),
+    after,
+  }));
   try {
     for (const { path, next, after } of files) writeFileSync(next, after, { mode: statSync(path).mode });
     for (const { path, next } of files) renameSync(next, path);

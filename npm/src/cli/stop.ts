@@ -19,7 +19,8 @@ export class Stop {
     this.signal = this.#controller.signal;
     for (const signal of SIGNALS) process.on(signal, this.#receive);
     // npm and npx run a command through a shell. SIGTERM ends them, but does not reach the command.
-    if (process.env.npm_command !== undefined) this.#timer = setInterval(this.#checkParent, PARENT_MILLISECONDS).unref();
+    if (process.env.npm_command !== undefined)
+      this.#timer = setInterval(this.#checkParent, PARENT_MILLISECONDS).unref();
   }
 
   /** The exit code of a command that the signal ended before it began. */

@@ -2,8 +2,8 @@
 
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, extname, join, resolve } from "node:path";
-import { parse as parseJsonc, printParseErrorCode } from "jsonc-parser";
 import type { ParseError } from "jsonc-parser";
+import { parse as parseJsonc, printParseErrorCode } from "jsonc-parser";
 import { parse as parseToml } from "smol-toml";
 import { Failure } from "../failure.js";
 
@@ -71,7 +71,9 @@ function fromJson(text: string, path: string): unknown {
   const [first] = errors;
   if (first !== undefined) {
     const before = text.slice(0, first.offset).split("\n");
-    const reason = printParseErrorCode(first.error).replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+    const reason = printParseErrorCode(first.error)
+      .replace(/([a-z])([A-Z])/g, "$1 $2")
+      .toLowerCase();
     throw new Failure(`${path}:${before.length}:${(before.at(-1)?.length ?? 0) + 1}: the JSON is invalid (${reason}).`);
   }
   return value;

@@ -1,9 +1,20 @@
 /** Writes a changed copy of a wrangler configuration into the same folder, so that its relative paths hold. */
 
 import { execFileSync } from "node:child_process";
-import { appendFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join, resolve } from "node:path";
+import { Failure } from "../failure.js";
 import type { TailraceOptions } from "../index.js";
+import { isRunning } from "../processes.js";
 import { readConfig } from "./files.js";
 import { swapBindings } from "./swap.js";
 
@@ -35,20 +46,25 @@ export function writeSibling(original: string, options: TailraceOptions = {}): S
   const folder = dirname(resolve(original));
   removeStale(folder);
   const config = readConfig(original);
+  // wrangler warns that "unsafe" may change. If the project does not contain this field, its users need no warning.
+  const hasUnsafe = JSON.stringify(config).includes('"unsafe":');
+  if (!hasUnsafe) process.env.WRANGLER_DISABLE_EXPERIMENTAL_WARNING ??= "1";
   const bindings = swapBindings(config, options);
   const path = join(folder, `.tailrace-${process.pid}-${count++}.wrangler.json`);
   ignore(folder);
   const remove = (): void => {
     process.off("exit", remove);
-    rmSync(path, { force: true });
+    for (const name of [path, `${path}.new`]) rmSync(name, { force: true });
   };
   const write = (value: object): void => {
-    writeFileSync(`${path}.new`, `${JSON.stringify(value, null, 2)}\n`, { mode: 0o600 });
-    renameSync(`${path}.new`, path);
+    try {
+      writeFileSync(`${path}.new`, `${JSON.stringify(value, null, 2)}\n`, { mode: 0o600 });
+      renameSync(`${path}.new`, path);
+    } catch (error) {
+      throw new Failure(`The copy of ${original} cannot be written: ${(error as Error).message}.`);
+    }
   };
   process.on("exit", remove);
-  // wrangler warns that "unsafe" may change. The project does not contain this field, so that its users need no warning.
-  if (!JSON.stringify(readConfig(original)).includes('"unsafe":')) process.env.WRANGLER_DISABLE_EXPERIMENTAL_WARNING ??= "1";
   write(config);
   const update = (): void => {
     const changed = readConfig(original);
@@ -62,16 +78,8 @@ export function writeSibling(original: string, options: TailraceOptions = {}): S
 function removeStale(folder: string): void {
   for (const name of existsSync(folder) ? readdirSync(folder) : []) {
     const pid = NAME.exec(name.replace(/\.new$/, ""))?.[1];
-    if (pid !== undefined && Number(pid) !== process.pid && !isRunning(Number(pid))) rmSync(join(folder, name), { force: true });
-  }
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
+    if (pid !== undefined && Number(pid) !== process.pid && !isRunning(Number(pid)))
+      rmSync(join(folder, name), { force: true });
   }
 }
 
@@ -79,7 +87,10 @@ function isRunning(pid: number): boolean {
 function ignore(folder: string): void {
   let file: string;
   try {
-    const output = execFileSync("git", ["rev-parse", "--git-path", "info/exclude"], { cwd: folder, stdio: ["ignore", "pipe", "ignore"] });
+    const output = execFileSync("git", ["rev-parse", "--git-path", "info/exclude"], {
+      cwd: folder,
+      stdio: ["ignore", "pipe", "ignore"],
+    });
     file = resolve(folder, output.toString().trim());
   } catch {
     return; // no git, or no repository

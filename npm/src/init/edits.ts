@@ -1,7 +1,7 @@
 /** Changes the text of a project's files so that its development commands use a local AI binding. */
 
-import { applyEdits, modify, parse, printParseErrorCode } from "jsonc-parser";
 import type { ParseError } from "jsonc-parser";
+import { applyEdits, modify, parse, printParseErrorCode } from "jsonc-parser";
 import { Failure } from "../failure.js";
 
 /** A file's new text, or what a user has to do by hand. Neither, if there is nothing to do. */
@@ -29,8 +29,13 @@ export function editPackage(text: string, hasWrangler: boolean): Edit {
     const match = typeof script === "string" ? DEV_COMMAND.exec(script.trim()) : null;
     return match ? [[name, `${match[1]}tailrace dev -- ${match[2]}`] as [string, string]] : [];
   });
-  if (hasWrangler && changes.length === 0 && !scripts.some(([name]) => name === "dev")) changes.push(["dev", "tailrace dev"]);
-  const formattingOptions = { insertSpaces: !/^\t/m.test(text), tabSize: /^( +)"/m.exec(text)?.[1]?.length ?? 2, eol: "\n" };
+  if (hasWrangler && changes.length === 0 && !scripts.some(([name]) => name === "dev"))
+    changes.push(["dev", "tailrace dev"]);
+  const formattingOptions = {
+    insertSpaces: !/^\t/m.test(text),
+    tabSize: /^( +)"/m.exec(text)?.[1]?.length ?? 2,
+    eol: "\n",
+  };
   let result = text;
   for (const [name, script] of changes) {
     result = applyEdits(result, modify(result, ["scripts", name], script, { formattingOptions }));
@@ -65,7 +70,9 @@ export function editVitest(text: string): Edit {
   if (close === undefined) return advice;
   const wrapped = `${text.slice(0, open)}tailrace(${text.slice(open, close + 1)})${text.slice(close + 1)}`;
   const withSetup = addSetup(wrapped);
-  return withSetup === undefined ? advice : { text: addImport(withSetup, 'import { tailrace } from "tailrace/vitest"') };
+  return withSetup === undefined
+    ? advice
+    : { text: addImport(withSetup, 'import { tailrace } from "tailrace/vitest"') };
 }
 
 function addSetup(text: string): string | undefined {

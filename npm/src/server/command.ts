@@ -5,6 +5,7 @@ import { createHash } from "node:crypto";
 import { accessSync, constants, existsSync, realpathSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { basename, delimiter, dirname, join, resolve, sep } from "node:path";
+import { defaultToken } from "../address.js";
 import { Failure } from "../failure.js";
 import { PACKAGE_FOLDER } from "../paths.js";
 
@@ -56,7 +57,10 @@ function fromCommand(): Launch | undefined {
 
 /** Return an installed command: in PATH, in an active or local virtual environment, or in the clone of this package. */
 function fromInstalled(folder: string): Launch | undefined {
-  const environments = [process.env.VIRTUAL_ENV, ...ancestors(folder).flatMap((at) => [join(at, ".venv"), join(at, "venv")])];
+  const environments = [
+    process.env.VIRTUAL_ENV,
+    ...ancestors(folder).flatMap((at) => [join(at, ".venv"), join(at, "venv")]),
+  ];
   const clone = dirname(PACKAGE_FOLDER);
   if (isClone(clone)) environments.push(join(clone, ".venv"));
   const folders = [...environments.filter((each) => each !== undefined).map((each) => join(each, BIN))];
@@ -98,7 +102,8 @@ function fromPythonPackage(): Launch | undefined {
   const text = process.env.TAILRACE_PYTHON_PACKAGE?.trim();
   if (!text) return undefined;
   const path = resolve(text);
-  if (!existsSync(path)) throw new Failure(`TAILRACE_PYTHON_PACKAGE is ${text}, which does not exist: give a wheel or a clone.`);
+  if (!existsSync(path))
+    throw new Failure(`TAILRACE_PYTHON_PACKAGE is ${text}, which does not exist: give a wheel or a clone.`);
   const package_ = `${path}[all]`;
   const PATH = (process.env.PATH ?? "").split(delimiter);
   const uvx = inFolders("uvx", PATH);
@@ -107,7 +112,9 @@ function fromPythonPackage(): Launch | undefined {
   if (uvx) return launch([uvx, "--from", package_, "tailrace"], "uvx");
   const pipx = inFolders("pipx", PATH);
   if (pipx) return launch([pipx, "run", "--spec", package_, "tailrace"], "pipx");
-  const python = ["python3.13", "python3.12", "python3.11", "python3", "python"].map((name) => inFolders(name, PATH)).find(isRecent);
+  const python = ["python3.13", "python3.12", "python3.11", "python3", "python"]
+    .map((name) => inFolders(name, PATH))
+    .find(isRecent);
   if (!python) throw new Failure("TAILRACE_PYTHON_PACKAGE needs Python 3.11 or newer in PATH, or uvx or pipx.");
   return fromVenv(python, path, package_);
 }
@@ -125,7 +132,10 @@ function isRecent(python: string | undefined): boolean {
 /** Return a launch from an environment of its own, which is made once for each version of the package. */
 function fromVenv(python: string, path: string, package_: string): Launch {
   const cache = process.env.XDG_CACHE_HOME || join(homedir(), ".cache");
-  const digest = createHash("sha256").update(`${path} ${statSync(path).mtimeMs}`).digest("hex").slice(0, 12);
+  const digest = createHash("sha256")
+    .update(`${path} ${statSync(path).mtimeMs}`)
+    .digest("hex")
+    .slice(0, 12);
   const folder = join(cache, "tailrace", `venv-${digest}`);
   const done = join(folder, ".installed");
   const inVenv = (name: string): string => join(folder, BIN, name);
@@ -147,11 +157,15 @@ function fromDocker(): Launch | undefined {
     return undefined;
   }
   const name = `tailrace-${process.pid}-${Date.now()}`;
-  const run = [docker, "run", "--rm", "--init", "--name", name];
+  // In a container the bridge listens on all addresses, and therefore needs a token.
+  const run = [docker, "run", "--rm", "--init", "--name", name, "--env", "TAILRACE_API_TOKENS"];
   return {
     description: `the Docker image ${IMAGE}`,
     setup: [],
-    command: (httpPort) => ({ argv: [...run, "--publish", `127.0.0.1:${httpPort}:8787`, IMAGE], env: {} }),
+    command: (httpPort) => ({
+      argv: [...run, "--publish", `127.0.0.1:${httpPort}:8787`, IMAGE],
+      env: { TAILRACE_API_TOKENS: defaultToken() },
+    }),
     cleanup: [docker, "rm", "--force", name],
   };
 }

@@ -39,3 +39,11 @@ export async function waitUntilReady(url: string, milliseconds: number, signal?:
   }
   return false;
 }
+
+/** Return whether the bridge at `url` accepts a token. A bridge without tokens accepts any. */
+export async function acceptsToken(url: string, token: string): Promise<boolean> {
+  const headers = { authorization: `Bearer ${token}` };
+  const signal = AbortSignal.timeout(PROBE_MILLISECONDS);
+  const response = await fetch(new URL("/v1/models", url), { headers, signal }).catch(() => undefined);
+  return response?.status !== 401 && response?.status !== 403;
+}

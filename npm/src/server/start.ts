@@ -1,10 +1,10 @@
 /** Starts a server on free ports and waits until it is ready. */
 
-import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
+import { spawn } from "node:child_process";
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
 import type { AddressInfo } from "node:net";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { Failure } from "../failure.js";
@@ -48,7 +48,12 @@ function listener(): Promise<ReturnType<typeof createServer>> {
  * @param signal - Ends the start.
  * @throws Failure - An installation failed, the server ended, it was not ready in time, or the signal was aborted.
  */
-export async function start(launch: Launch, milliseconds: number, progress: Progress, signal?: AbortSignal): Promise<Started> {
+export async function start(
+  launch: Launch,
+  milliseconds: number,
+  progress: Progress,
+  signal?: AbortSignal,
+): Promise<Started> {
   const folder = mkdtempSync(join(tmpdir(), "tailrace-"));
   const log = join(folder, "server.log");
   const removeLog = (): void => rmSync(folder, { recursive: true, force: true });
@@ -67,7 +72,11 @@ export async function start(launch: Launch, milliseconds: number, progress: Prog
   const over = new AbortController();
   const code = ended(child).finally(() => over.abort());
   const url = `http://127.0.0.1:${ports[0]}`;
-  const isReady = await waitUntilReady(url, milliseconds, AbortSignal.any(signal ? [over.signal, signal] : [over.signal]));
+  const isReady = await waitUntilReady(
+    url,
+    milliseconds,
+    AbortSignal.any(signal ? [over.signal, signal] : [over.signal]),
+  );
   if (isReady && !signal?.aborted) {
     letGo(child);
     reportEnd(child, code, log);
@@ -79,7 +88,12 @@ export async function start(launch: Launch, milliseconds: number, progress: Prog
   throw new Failure(`The Tailrace server was not ready after ${Math.round(milliseconds / 1000)} s:\n${tail(log)}`);
 }
 
-async function install(step: string[], log: string, progress: Progress, signal: AbortSignal | undefined): Promise<void> {
+async function install(
+  step: string[],
+  log: string,
+  progress: Progress,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   progress.stage(`Installing Tailrace: ${[basename(step[0] ?? ""), ...step.slice(1)].join(" ")}`);
   const child = supervise(step, {}, log);
   const interrupt = (): void => void end(child);
@@ -100,10 +114,9 @@ async function end(child: ChildProcess): Promise<void> {
 /** Start the supervisor of a command. */
 function supervise(argv: string[], env: Record<string, string>, log: string, cleanup?: string[]): ChildProcess {
   const output = openSync(log, "a");
-  const { TAILRACE_URL: _url, TAILRACE_TOKEN: _token, TAILRACE_COMMAND: _command, TAILRACE_PYTHON_PACKAGE: _package, ...rest } = process.env;
   const child = spawn(process.execPath, [SUPERVISOR, JSON.stringify({ argv, cleanup })], {
     detached: true,
-    env: { ...rest, ...env },
+    env: { ...process.env, ...env },
     stdio: ["pipe", output, output],
     windowsHide: true,
   });

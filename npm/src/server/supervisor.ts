@@ -7,7 +7,10 @@
 
 import { spawn, spawnSync } from "node:child_process";
 
-const { argv, cleanup } = JSON.parse(process.argv[2] ?? "{}") as { argv: [string, ...string[]]; cleanup?: [string, ...string[]] };
+const { argv, cleanup } = JSON.parse(process.argv[2] ?? "{}") as {
+  argv: [string, ...string[]];
+  cleanup?: [string, ...string[]];
+};
 /** Time for running replies to end. */
 const GRACE_MILLISECONDS = 10_000;
 

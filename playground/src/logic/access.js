@@ -30,6 +30,9 @@ export async function connect() {
 /** @param {Partial<Settings>} changes */
 export function change(changes) {
   Object.assign(state.settings, changes);
+  const chosen = model();
+  if (chosen && !chosen.adapters.includes(state.settings.lora)) state.settings.lora = "";
+  if (chosen && !chosen.thinks) state.settings.effort = "";
   keepSettings(state.settings);
   update();
   for (const name of [state.settings.model, state.settings.second]) if (name && !state.fields[name]) readFields(name);

@@ -7,7 +7,7 @@ import { pause } from "./models.js";
 import { saveLater, saveNow } from "./history.js";
 import { firstFault } from "./settings.js";
 import { fields, state, update } from "./store.js";
-import { addTurn, messagesOf, newReply, path, removeTurn, sentPath } from "./tree.js";
+import { addTurn, messagesOf, newReply, path, removeTurn, sentPath, show } from "./tree.js";
 import { events } from "./wire.js";
 
 /** @import { Run } from "./store.js" */
@@ -35,7 +35,7 @@ export function send(text, parent = state.conversation.leaf) {
 /** Return whether a request can start. Otherwise, show the fault of the settings. */
 function canSend() {
   if (state.run || !state.settings.model) return false;
-  const found = firstFault(state.settings, fields());
+  const found = firstFault(state.settings, fields(), state.bad);
   if (found) update({ problem: { text: found.fault, remedies: [] } });
   return !found;
 }
@@ -134,6 +134,8 @@ function start(turn) {
  * @param {ReturnType<typeof explained> | null} problem
  */
 function end(run, problem) {
+  // Another tab may have asked something below this turn.
+  if (run.conversation.turns[run.turn.id]) show(run.conversation, run.turn);
   saveNow(run.conversation);
   if (state.run !== run) return;
   const isStopped = run.controller.signal.aborted;
@@ -177,6 +179,7 @@ async function stream(run, reply, turns, column, continues = false) {
     return problem;
   } finally {
     if (reply.usage) reply.tokens = reply.usage.completion_tokens;
+    run.turn.changed = Date.now();
     update();
   }
 }
@@ -210,6 +213,7 @@ async function read(run, reply, stream) {
       if (reply.finish === "waiting") reply.finish = "running";
     }
     reply.tokens += 1;
+    run.turn.changed = Date.now();
     reply.seconds = (now - first) / 1000;
     saveLater(run.conversation);
     update(state.run === run ? { status: "Writing…" } : {});

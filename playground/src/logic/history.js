@@ -4,7 +4,7 @@ import {
   deleteConversation, imported, listConversations, onOtherTab, readConversation, saveConversation,
 } from "./storage.js";
 import { state, update } from "./store.js";
-import { merged, newConversation, newId } from "./tree.js";
+import { merged, newConversation, newId, show } from "./tree.js";
 
 /** @import { Conversation } from "./types.js" */
 
@@ -21,8 +21,10 @@ export async function restore() {
   try {
     update({ kept: await listConversations() });
     const found = state.kept.find(({ id }) => id === idInAddress());
+    // A question that was asked meanwhile is in a conversation of its own.
+    if (state.conversation.leaf) return;
     if (found) open(found);
-    else if (!state.run && !state.conversation.leaf) setAddress("");
+    else setAddress("");
   } catch {
     update({ storageProblem: NOT_KEPT });
   }
@@ -145,11 +147,14 @@ onOtherTab(async ({ id, isDeleted }) => {
   const stored = await readConversation(id).catch(() => undefined);
   if (!stored) return;
   state.kept = [stored, ...state.kept.filter((each) => each.id !== id)].sort((one, other) => other.updated - one.updated);
-  if (state.conversation.id === id) {
-    // The running reply of this tab stays the shown branch. Otherwise the other tab's newest turns are shown.
-    const own = state.conversation;
-    if (state.run?.conversation === own) own.turns = merged(stored, own).turns;
-    else Object.assign(own, stored);
+  const own = state.conversation;
+  if (own.id === id) {
+    // This tab goes on showing its own branch, with what the other one has added below it.
+    const both = merged(stored, own);
+    Object.assign(own, { turns: both.turns, removed: both.removed, title: stored.title });
+    const last = own.leaf ? own.turns[own.leaf] : undefined;
+    if (!last) own.leaf = stored.leaf;
+    else if (state.run?.conversation !== own) show(own, last);
   }
   update();
 });

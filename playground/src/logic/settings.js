@@ -66,10 +66,19 @@ export const labelOf = (name) => LABELS[name] ?? name[0].toUpperCase() + name.sl
 
 /** @param {Schema} schema */
 export const isNumber = (schema) => ["number", "integer"].some((type) => [schema.type].flat().includes(type));
+// These change the form of the reply, which the page does not show.
+const HIDDEN = ["n", "logprobs", "top_logprobs", "max_completion_tokens"];
+/**
+ * @param {string} name
+ * @param {Schema} schema
+ */
+export const isShown = (name, schema) => isNumber(schema) && !HIDDEN.includes(name);
 /** @param {Schema} schema */
 const isWhole = (schema) => ![schema.type].flat().includes("number");
 /** @param {Schema} schema */
 export const stepOf = (schema) => (isWhole(schema) ? 1 : 0.05);
+
+export const NO_NUMBER = "This is not a number.";
 
 /**
  * Return what is wrong with a number that was typed; empty: nothing.
@@ -79,7 +88,7 @@ export const stepOf = (schema) => (isWhole(schema) ? 1 : 0.05);
 export function numberFault(text, schema) {
   if (text.trim() === "") return "";
   const value = Number(text);
-  if (!Number.isFinite(value)) return "This is not a number.";
+  if (!Number.isFinite(value)) return NO_NUMBER;
   if (isWhole(schema) && !Number.isInteger(value)) return "This must be a whole number.";
   const { minimum, exclusiveMinimum, maximum } = schema;
   if (value < minimum) return `The smallest value is ${minimum}.`;
@@ -109,10 +118,11 @@ export function jsonFault(text, kind) {
  * Return the first fault of the settings with its field; undefined: none.
  * @param {Settings} settings
  * @param {Record<string, Schema>} fields The model's parameters.
+ * @param {Record<string, boolean>} bad Names of the fields whose text is no number.
  */
-export function firstFault(settings, fields) {
+export function firstFault(settings, fields, bad) {
   for (const [name, schema] of Object.entries(fields)) {
-    const fault = isNumber(schema) && numberFault(settings.numbers[name] ?? "", schema);
+    const fault = isNumber(schema) && (bad[name] ? NO_NUMBER : numberFault(settings.numbers[name] ?? "", schema));
     if (fault) return { id: name, fault: `${labelOf(name)}: ${fault}` };
   }
   const tools = jsonFault(settings.tools, "array");

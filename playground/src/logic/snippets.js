@@ -47,7 +47,7 @@ const nodeToken = (hasToken) => (hasToken ? "process.env.TAILRACE_TOKEN" : '"any
 /** @param {Request} request */
 const curl = ({ origin, path, body, hasToken }) =>
   [
-    `curl --no-buffer --fail-with-body "${origin}/${path}" \\`,
+    `curl --no-buffer --fail-with-body ${shellQuoted(`${origin}/${path}`)} \\`,
     `  -H "Authorization: Bearer ${hasToken ? "$TAILRACE_TOKEN" : "any-token"}" \\`,
     `  -H "Content-Type: application/json" \\`,
     `  -d ${shellQuoted(json(body))}`,
@@ -115,13 +115,33 @@ function openai({ origin, account, model, body, hasToken }) {
   if (Object.keys(extra).length) lines.push(`    extra_body=${python(extra, 4)},`);
   return `${hasToken ? "import os\n\n" : ""}from openai import OpenAI
 
-client = OpenAI(base_url="${origin}/client/v4/accounts/${account}/ai/v1", api_key=${pythonToken(hasToken)})
+client = OpenAI(base_url="${origin}/client/v4/accounts/${encodeURIComponent(account)}/ai/v1", api_key=${pythonToken(hasToken)})
 stream = client.chat.completions.create(
 ${lines.join("\n")}
 )
 for chunk in stream:
     if chunk.choices:
         print(chunk.choices[0].delta.content or "", end="", flush=True)`;
+}
+
+/** @param {Request} request */
+function client({ origin, account, model, body, hasToken }) {
+  const { model: _, stream: __, stream_options: ___, response_format: format, lora, ...fields } = body;
+  const call = {
+    ...fields,
+    ...(lora && { adapter: lora }),
+    ...(format?.type === "json_object" && { json_object: true }),
+    ...(format?.type === "json_schema" && { json_schema: format.json_schema.schema ?? format.json_schema }),
+  };
+  const lines = Object.entries(call).map(([name, value]) => `        ${name}=${python(value, 8)},`);
+  return `${hasToken ? "import os\n\n" : ""}import tailrace
+
+with tailrace.Client("${origin}", token=${pythonToken(hasToken)}, account=${python(account)}, model=${python(model)}) as client:
+    with client.stream(
+${lines.join("\n")}
+    ) as stream:
+        for text in stream.texts():
+            print(text, end="", flush=True)`;
 }
 
 /** @param {Request} request */
@@ -141,5 +161,6 @@ export const SNIPPETS = [
   { name: "Python", language: "python", write: requests },
   { name: "JavaScript", language: "javascript", write: javascript },
   { name: "OpenAI SDK", language: "python", write: openai },
+  { name: "Tailrace client", language: "python", write: client },
   { name: "Worker", language: "javascript", write: worker },
 ];

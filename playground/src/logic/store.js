@@ -21,6 +21,8 @@ export const state = {
   models: [],
   /** @type {Record<string, Record<string, Schema>>} Fields of the models, by name. */
   fields: {},
+  /** @type {Record<string, boolean>} Number fields whose text is no number. */
+  bad: {},
   status: "Looking for models…",
   hasModels: false,
   /** @type {{text: string, remedies: Remedy[]} | null} */

@@ -52,6 +52,7 @@ const titleOf = (text) => {
  */
 export function removeTurn(conversation, turn) {
   delete conversation.turns[turn.id];
+  (conversation.removed ??= []).push(turn.id);
   if (conversation.leaf === turn.id) conversation.leaf = turn.parent;
   if (conversation.from === turn.id) conversation.from = NEXT;
 }
@@ -154,9 +155,19 @@ export function dropOldest(conversation) {
 }
 
 /**
- * Return both copies of a conversation as one. Turns are only ever added, so that nothing is lost.
+ * Return two tabs' copies of a conversation as one: all turns of both, each as it was changed last.
  * @param {Conversation | undefined} stored
  * @param {Conversation} own
  * @returns {Conversation}
  */
-export const merged = (stored, own) => (stored ? { ...own, turns: { ...stored.turns, ...own.turns } } : own);
+export function merged(stored, own) {
+  if (!stored) return own;
+  const removed = [...new Set([...(stored.removed ?? []), ...(own.removed ?? [])])];
+  const turns = { ...stored.turns, ...own.turns };
+  for (const [id, turn] of Object.entries(stored.turns)) if (changedAt(turn) > changedAt(turns[id])) turns[id] = turn;
+  for (const id of removed) delete turns[id];
+  return { ...own, turns, removed };
+}
+
+/** @param {Turn} turn */
+const changedAt = (turn) => turn.changed ?? turn.at;

@@ -31,6 +31,7 @@
  * @property {string | null} parent
  * @property {"user" | "assistant" | "tool"} role
  * @property {number} at Time of creation in milliseconds.
+ * @property {number} [changed] Time of the latest change in milliseconds.
  * @property {string} [text] Of a question or of a tool's result.
  * @property {string} [callId] The call that a tool's result answers.
  * @property {string} [name] The tool's name.
@@ -44,6 +45,7 @@
  * @property {number} created
  * @property {number} updated
  * @property {Record<string, Turn>} turns
+ * @property {string[]} [removed] Ids of turns that were removed, so that no other tab brings them back.
  * @property {string | null} leaf Last turn of the shown branch.
  * @property {string | null} from First turn that is sent; null: the first of all.
  */

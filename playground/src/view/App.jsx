@@ -21,6 +21,7 @@ const KEYS = [
   ["Escape", "Stop the reply, or close what is open"],
   ["Ctrl + Shift + O", "New chat"],
   ["Ctrl + K", "Search the conversations"],
+  ["Ctrl + B", "Show or hide the conversations"],
   ["Shift + Escape", "Go to the box"],
   ["Ctrl + /", "This list"],
 ];
@@ -57,7 +58,8 @@ export function App() {
         event.preventDefault();
         setList(true);
         setTimeout(() => document.getElementById("search")?.focus(), 50);
-      } else if (isControl && key === "/") (event.preventDefault(), dialog.current?.showModal());
+      } else if (isControl && key === "b") (event.preventDefault(), setList((isOpen) => !isOpen));
+      else if (isControl && key === "/") (event.preventDefault(), dialog.current?.showModal());
     };
     document.addEventListener("keydown", onKeyDown);
     return () => document.removeEventListener("keydown", onKeyDown);

@@ -10,6 +10,7 @@ import { dropOldest, path, roughTokens } from "../logic/tree.js";
 
 /** @import { Remedy } from "../logic/explain.js" */
 
+const MAX_FILE_BYTES = 200_000;
 // The room that a short question and a short reply need.
 const LITTLE_ROOM = 64;
 
@@ -32,11 +33,19 @@ export function Composer({ onSettings }) {
   };
   const submit = (/** @type {Event} */ event) => {
     event.preventDefault();
-    const text = draft;
-    if (send(text.trim())) setDraft("");
+    // Not `draft`: Enter may follow the text before the page is drawn again.
+    if (send(state.draft.trim())) setDraft("");
   };
   return (
-    <form class="composer" onSubmit={submit}>
+    <form
+      class="composer"
+      onSubmit={submit}
+      onDragOver={(event) => event.preventDefault()}
+      onDrop={(event) => (event.preventDefault(), attach(event.dataTransfer?.files))}
+      onPaste={(event) => {
+        if (event.clipboardData?.files.length) (event.preventDefault(), attach(event.clipboardData.files));
+      }}
+    >
       <Problem onSettings={onSettings} />
       <Room />
       <textarea
@@ -59,6 +68,14 @@ export function Composer({ onSettings }) {
         </p>
         <Meter />
         <span class="buttons">
+          <button type="button" onClick={() => document.getElementById("attach")?.click()}>
+            Attach
+          </button>
+          <input id="attach" class="visually-hidden" type="file" multiple tabIndex={-1} aria-label="Text files to attach"
+            onChange={async ({ currentTarget: input }) => {
+              await attach(input.files);
+              input.value = "";
+            }} />
           <button type="button" disabled={!run} onClick={stop} aria-keyshortcuts="Escape">
             Stop
           </button>
@@ -72,6 +89,24 @@ export function Composer({ onSettings }) {
       </p>
     </form>
   );
+}
+
+/**
+ * Add text files to the box, as blocks of code.
+ * @param {FileList | null | undefined} files
+ */
+async function attach(files) {
+  for (const file of files ?? []) {
+    const text = file.size <= MAX_FILE_BYTES ? await file.text() : "";
+    // Other files than texts have bytes that are not UTF-8, or zeros.
+    if (!text || /[\0\ufffd]/.test(text)) {
+      update({ problem: { text: `${file.name} is not a text file of at most ${MAX_FILE_BYTES / 1000} kB.`, remedies: [] } });
+      continue;
+    }
+    const fence = "`".repeat(1 + Math.max(2, ...Array.from(text.matchAll(/`+/g), ([run]) => run.length)));
+    const block = `${file.name}\n${fence}\n${text.trimEnd()}\n${fence}`;
+    update({ draft: state.draft.trim() ? `${state.draft}\n\n${block}` : block });
+  }
 }
 
 /** @param {{onSettings: (id: string) => void}} props */

@@ -61,6 +61,8 @@ const all = (tokens = [], depth) => tokens.map((token) => element(token, depth +
  */
 function element(token, depth) {
   if (depth > MAX_DEPTH) return token.raw;
+  // A block's direction is that of its first letter. What is inside follows, so that lists keep their numbers on one side.
+  const direction = depth === 1 ? "auto" : undefined;
   const inner = () => all(/** @type {any} */ (token).tokens, depth);
   switch (token.type) {
     case "space":
@@ -68,15 +70,15 @@ function element(token, depth) {
     case "checkbox":
       return null;
     case "paragraph":
-      return <p dir="auto">{inner()}</p>;
+      return <p dir={direction}>{inner()}</p>;
     case "heading": {
       const Level = /** @type {"h3"} */ (`h${Math.min(6, token.depth + 2)}`);
-      return <Level dir="auto">{inner()}</Level>;
+      return <Level dir={direction}>{inner()}</Level>;
     }
     case "code":
       return <CodeBlock text={token.text} language={(token.lang ?? "").split(/\s/)[0]} />;
     case "blockquote":
-      return <blockquote dir="auto">{inner()}</blockquote>;
+      return <blockquote dir={direction}>{inner()}</blockquote>;
     case "list":
       return list(/** @type {Tokens.List} */ (token), depth);
     case "table":
@@ -122,12 +124,13 @@ function link({ href }, content) {
  */
 function list(token, depth) {
   const items = token.items.map((item) => (
-    <li dir="auto" class={item.task ? "task" : undefined}>
+    <li class={item.task ? "task" : undefined}>
       {item.task && <input type="checkbox" disabled checked={item.checked} aria-label={item.checked ? "Done" : "Open"} />}
       {all(item.tokens, depth)}
     </li>
   ));
-  return token.ordered ? <ol start={Number(token.start) || 1}>{items}</ol> : <ul>{items}</ul>;
+  const direction = depth === 1 ? "auto" : undefined;
+  return token.ordered ? <ol dir={direction} start={Number(token.start) || 1}>{items}</ol> : <ul dir={direction}>{items}</ul>;
 }
 
 /**
@@ -138,7 +141,7 @@ function table(token, depth) {
   const cells = (/** @type {Tokens.TableCell[]} */ row, /** @type {"th" | "td"} */ Cell) => (
     <tr>
       {row.map((cell) => (
-        <Cell dir="auto" class={cell.align ? `align-${cell.align}` : undefined} scope={Cell === "th" ? "col" : undefined}>
+        <Cell class={cell.align ? `align-${cell.align}` : undefined} scope={Cell === "th" ? "col" : undefined}>
           {all(cell.tokens, depth)}
         </Cell>
       ))}
@@ -146,7 +149,7 @@ function table(token, depth) {
   );
   return (
     <div class="wide" tabIndex={0} role="region" aria-label="Table">
-      <table>
+      <table dir="auto">
         <thead>{cells(token.header, "th")}</thead>
         <tbody>{token.rows.map((row) => cells(row, "td"))}</tbody>
       </table>

@@ -16,7 +16,8 @@ export function Panel({ tab, onTab }) {
   const onKeyDown = (/** @type {KeyboardEvent} */ event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const next = TABS[(TABS.indexOf(tab) + step + TABS.length) % TABS.length];
+    const focused = TABS.findIndex((name) => tabId(name) === document.activeElement?.id);
+    const next = TABS[(focused + step + TABS.length) % TABS.length];
     onTab(next);
     document.getElementById(tabId(next))?.focus();
   };

@@ -5,6 +5,7 @@ import { Markdown } from "./Markdown.jsx";
 
 /** @import { Finish, Reply as ReplyData } from "../logic/types.js" */
 
+const SHORTEST_SECONDS = 0.01;
 /** @type {Record<Finish, string>} */
 const ENDS = {
   waiting: "",
@@ -49,7 +50,8 @@ export function Reply({ reply, isAlone }) {
 /** @param {{reply: ReplyData, isAlone: boolean}} props */
 function Figures({ reply, isAlone }) {
   const { usage, tokens, firstMs, seconds } = reply;
-  const rate = tokens > 1 && seconds ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
+  // A tool call arrives as a whole, so that it has no rate.
+  const rate = tokens > 1 && seconds && seconds > SHORTEST_SECONDS ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
   const parts = [
     isAlone ? reply.model : "",
     usage ? `${usage.prompt_tokens} + ${usage.completion_tokens} tokens` : tokens ? `${tokens} tokens` : "",

@@ -1,8 +1,8 @@
 // The settings: the prompt and the parameters, the form of the reply, tools, and the access to the server.
 
 import { canThink, change, changeAccess, connect } from "../logic/access.js";
-import { defaults, isNumber, jsonFault, labelOf, numberFault, stepOf } from "../logic/settings.js";
-import { fields, model, state } from "../logic/store.js";
+import { defaults, isShown, jsonFault, labelOf, NO_NUMBER, numberFault, stepOf } from "../logic/settings.js";
+import { fields, model, state, update } from "../logic/store.js";
 
 /** @import { Schema } from "../logic/types.js" */
 
@@ -15,9 +15,9 @@ const USUAL = { temperature: { type: "number" }, max_tokens: { type: "integer" }
 
 export function Settings() {
   const { settings } = state;
-  const known = Object.entries(fields()).filter(([, schema]) => isNumber(schema));
+  const known = Object.entries(fields()).filter(([name, schema]) => isShown(name, schema));
   const numbers = known.length ? known : Object.entries(USUAL);
-  const reset = () => change({ ...defaults(), model: settings.model, second: settings.second, theme: settings.theme, tools: settings.tools, schema: settings.schema });
+  const reset = () => (update({ bad: {} }), change({ numbers: defaults().numbers, stop: "", effort: "", lora: "" }));
   return (
     <form id="settings" class="settings" aria-label="Settings" noValidate onSubmit={(event) => event.preventDefault()}>
       {model()?.description && <p class="hint">{model()?.description}</p>}
@@ -62,13 +62,12 @@ export function Settings() {
 
 /** @param {{name: string, schema: Schema}} props */
 function NumberField({ name, schema }) {
-  const { numbers } = state.settings;
-  const value = numbers[name] ?? "";
-  const fault = numberFault(value, schema);
+  const value = state.settings.numbers[name] ?? "";
+  const fault = state.bad[name] ? NO_NUMBER : numberFault(value, schema);
   const longest = name === "max_tokens" && model()?.longest ? `at most ${model()?.longest}` : "";
   return (
-    <label for={name}>
-      {labelOf(name)}
+    <div class="field">
+      <label for={name}>{labelOf(name)}</label>
       <input
         id={name}
         type="number"
@@ -83,7 +82,9 @@ function NumberField({ name, schema }) {
         aria-describedby={fault ? `${name}-fault` : undefined}
         onInput={(event) => {
           const { value: text, validity } = event.currentTarget;
-          change({ numbers: { ...numbers, [name]: validity.badInput ? "?" : text } });
+          // The text of a field that is no number yet, such as "-", cannot be read, and must not be overwritten.
+          update({ bad: { ...state.bad, [name]: validity.badInput } });
+          change({ numbers: { ...state.settings.numbers, [name]: text } });
         }}
       />
       {fault && (
@@ -91,14 +92,14 @@ function NumberField({ name, schema }) {
           {fault}
         </span>
       )}
-    </label>
+    </div>
   );
 }
 
 /** @param {{id: string, label: string, value: string, rows: number, placeholder: string, isCode?: boolean, fault?: string, onInput: (text: string) => void}} props */
 const Area = ({ id, label, value, rows, placeholder, isCode = false, fault = "", onInput }) => (
-  <label for={id}>
-    {label}
+  <div class="field">
+    <label for={id}>{label}</label>
     <textarea id={id} class={isCode ? "mono" : ""} dir={isCode ? "ltr" : "auto"} rows={rows} placeholder={placeholder} value={value}
       spellcheck={!isCode} aria-invalid={fault ? "true" : undefined} aria-describedby={fault ? `${id}-fault` : undefined}
       onInput={(event) => onInput(event.currentTarget.value)} />
@@ -107,7 +108,7 @@ const Area = ({ id, label, value, rows, placeholder, isCode = false, fault = "",
         {fault}
       </span>
     )}
-  </label>
+  </div>
 );
 
 /** @param {{label: string, value: string, options: [string, string][], onChange: (value: string) => void}} props */

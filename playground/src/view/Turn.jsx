@@ -98,6 +98,7 @@ function Answer({ turn, isLast, isSent }) {
   const canContinue = isAlone && replies[0].text && ["length", "stopped", "lost", "closed", "failed"].includes(replies[0].finish);
   const keep = (/** @type {number} */ index) => {
     turn.replies = [replies[index]];
+    turn.changed = Date.now();
     change({ model: replies[index].model, second: "" });
     saveNow(state.conversation);
   };

@@ -1,4 +1,4 @@
-"""How the pages' files are sent: compressed, with a tag, and only what the browser lacks."""
+"""The transfer of the pages: compressed, with a tag, and not again to a browser that has them."""
 
 import gzip
 
