@@ -65,7 +65,7 @@ class StoredEmbedding(nn.Module):
 
     def plain(self) -> Tensor:
         """Return all rows, (vocab_size, hidden_size) of `dtype`."""
-        return self(torch.arange(len(self.rows)))
+        return self.forward(torch.arange(len(self.rows)))
 
 
 def rows_kernel(format_name: str, hidden_size: int, dtype: torch.dtype) -> Kernel | None:
