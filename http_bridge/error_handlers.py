@@ -111,8 +111,7 @@ def _answer(request: Request, error: ApiError, headers: dict[str, str] | None = 
     request_log(request.scope).error_code = error.code
     errors = _errors(request, _RouterErrors())
     payload = dict(errors.payload(error, str(uuid.uuid4())))
-    more = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
-    return JSONResponse(payload, errors.status(error), {**(headers or {}), **more})
+    return JSONResponse(payload, errors.status(error), {**(headers or {}), **error.headers})
 
 
 def _errors(request: Request, default: ErrorWriter) -> ErrorWriter:

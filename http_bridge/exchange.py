@@ -80,6 +80,7 @@ class Exchange:
             max_bytes=settings.max_body_bytes,
             has_padding=settings.stream_padding,
             default_profile=settings.profile,
+            has_fixed_seeds=settings.has_fixed_seeds,
             bodies=bodies,
             models=self._scope["state"]["upstream"],
         )
@@ -126,9 +127,8 @@ class Exchange:
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error. Call it only before anything else was sent."""
         self.log.error_code = error.code
-        headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
         payload = dict(self._errors.payload(error, self.request_id))
-        await JSONResponse(payload, self._errors.status(error), {**self._ids(), **headers})(*self._asgi)
+        await JSONResponse(payload, self._errors.status(error), {**self._ids(), **error.headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
         """Return the error that the client receives for a failure, and log the cause."""

@@ -25,7 +25,7 @@ from http_bridge.api.responses.stored import not_stored
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
-from http_bridge.api.workers_ai.tokens import VerifyToken
+from http_bridge.api.workers_ai.tokens import VerifyToken, list_accounts
 from http_bridge.binding_routes import BindingListener, binding_app, binding_routes, miniflare_app
 from http_bridge.embedding_routes import any_reply, any_task, embeddings_route, run_input
 from http_bridge.errors import ApiError
@@ -131,6 +131,13 @@ _WORKERS_AI_ROUTES = (
     ),
     _verify(f"{_ACCOUNT}/tokens/verify"),
     _verify(f"{_API}/user/tokens/verify"),
+    RouteSpec(
+        label=OTHER_ROUTE,
+        path=f"{_API}/accounts",
+        endpoint=as_asgi(list_accounts),
+        summary="List the token's accounts",
+        reply_schema=ENVELOPE,
+    ),
 )
 
 

@@ -206,6 +206,17 @@ class Settings(BatchSettings):
         description="API version of Workers AI: default, 2023-11, 2026 or 2026-strict. The header "
         "tailrace-profile overrides it for one request.",
     )
+    deterministic: bool = Field(
+        default=False,
+        json_schema_extra={"group": "testing"},
+        description="Give equal requests equal replies, for tests: the choices of a request without a seed have fixed seeds.",
+    )
+    recordings: str | None = Field(
+        default=None,
+        json_schema_extra={"group": "testing"},
+        description="Set, as for the inference server: the choices of a request without a seed have fixed seeds, so that "
+        "each has a recording.",
+    )
     stream_padding: bool = Field(
         default=False,
         json_schema_extra={"group": "compatibility"},
@@ -231,6 +242,11 @@ class Settings(BatchSettings):
     def has_tokens(self) -> bool:
         """True if requests need an API token."""
         return bool(self.api_tokens) or self.api_tokens_file is not None
+
+    @property
+    def has_fixed_seeds(self) -> bool:
+        """True if the further choices of a request without a seed have fixed seeds."""
+        return self.deterministic or bool(self.recordings)
 
     @property
     def grpc_targets(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tailrace_shared import garbage, logs
 from tailrace_shared.config_errors import ConfigurationError
-from tailrace_shared.parent import watch_parent
+from tailrace_shared.parent import report_port, watch_parent
 from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
 from tailrace_shared.variables import check_variables
 
@@ -75,7 +75,7 @@ async def serve(settings: "Settings") -> int:
         loop.add_signal_handler(number, on_signal)
 
     server = Server(settings)
-    await server.listen()
+    report_port(await server.listen())
     loading = asyncio.create_task(server.load())
     try:
         await _first(loading, stopping.wait())

@@ -164,6 +164,39 @@ class GenerationFailed(TailraceError):
     grpc_code = "INTERNAL"
 
 
+class NotRecorded(TailraceError):
+    """The server replays recordings, and there is none of this request.
+
+    Attributes:
+        metadata: The folder, the command that records the request, and what the constructor has about the nearest
+            recording.
+    """
+
+    reason = "NOT_RECORDED"
+    grpc_code = "NOT_FOUND"
+
+    def __init__(self, folder: str, command: str, method: str, **nearest: str) -> None:
+        """Create the error.
+
+        Args:
+            folder: The folder of the recordings.
+            command: The command that records the request.
+            method: The called method.
+            nearest: "nearest", the name of the nearest recording's file; "field", the path of the first field that differs;
+                "requested" and "recorded", its values; empty if the folder has no recordings of this method.
+        """
+        self.metadata = {"folder": folder, "command": command, **nearest}
+        where = f"it has no recordings of {method}"
+        if nearest:
+            where = (
+                f"{nearest['field']} is {nearest['requested']}, and {nearest['recorded']} in the nearest recording "
+                f"{nearest['nearest']}"
+            )
+        super().__init__(
+            f"no recording of this request in {folder}: {where}; to record it, send it to this server: {command}"
+        )
+
+
 class UnsupportedModel(ConfigurationError):
     """The model, or its catalog entry, needs a feature that its engine does not have. The message names the feature."""
 

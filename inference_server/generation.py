@@ -128,6 +128,9 @@ class GenerationRequest:
     deadline_seconds: float | None = None  # seconds until the client's deadline
     constraint: Constraint | None = None
     adapter: int = 0  # LoRA adapter: its position in EngineKey.adapters, from 1; 0 for none
+    joins_deltas: bool = (
+        True  # a slow reader gets one event for several deltas; False: the events do not depend on time
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pydantic.config import JsonDict
 from inference_server.precision import Precision
 from tailrace_shared.addresses import split_address
 from tailrace_shared.logs import LogFormat, LogLevel
+from tailrace_shared.platforms import METAL_CLAUSE
 from tailrace_shared.settings_base import ServiceSettings
 
 # Headings of the list of settings in the documentation; the bridge's settings use the same names.
@@ -24,7 +25,9 @@ Group = Literal[
     "timeouts",
     "observability",
     "compatibility",
+    "testing",
 ]
+RecordingsMode = Literal["replay", "record", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,23 @@ class Settings(ServiceSettings):
         False,
         description="Compute logits that are bit-identical for any other requests in the batch, at a lower speed.",
         json_schema_extra=_group("models"),
+    )
+    deterministic: bool = Field(
+        False,
+        description="Give equal requests byte-identical replies, for tests: a fixed seed where a request has none, "
+        "TAILRACE_BATCH_INVARIANT=true and TAILRACE_PREFIX_CACHE=off, at a lower speed.",
+        json_schema_extra=_group("testing"),
+    )
+    recordings: Path | None = Field(
+        None,
+        description="Folder of recorded replies (docs/testing.md). Unset: no replies are recorded or replayed.",
+        json_schema_extra=_group("testing"),
+    )
+    recordings_mode: RecordingsMode = Field(
+        "replay",
+        description="Use of the recorded replies: replay (no model is loaded, and a request without a recording fails), "
+        "record (every request, replacing its recording) or auto (replay, and record what is missing).",
+        json_schema_extra=_group("testing"),
     )
     max_running_seqs: int = Field(
         64,
@@ -323,11 +343,23 @@ class Settings(ServiceSettings):
         default = self.max_running_seqs // _SLOTS_PER_BATCH_SLOT[device_type]
         return min(self.max_running_seqs, self.max_batch_seqs or max(1, default))
 
+    @property
+    def replays_only(self) -> bool:
+        """True if every reply is a recorded one, so that no model is loaded."""
+        return self.recordings is not None and self.recordings_mode == "replay"
+
     @field_validator("grpc_address", "grpc_health_address", "metrics_address")
     @classmethod
     def _has_port(cls, value: str | None) -> str | None:
         if value is not None:
             split_address(value)
+        return value
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _is_supported(cls, value: object) -> object:
+        if value == "mps":
+            raise ValueError(METAL_CLAUSE)
         return value
 
     @field_validator("cpu_features")
@@ -348,4 +380,23 @@ class Settings(ServiceSettings):
             raise ValueError("TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY belong together: set both or neither")
         if self.grpc_tls_client_ca is not None and self.grpc_tls_cert is None:
             raise ValueError("TAILRACE_GRPC_TLS_CLIENT_CA needs TAILRACE_GRPC_TLS_CERT and TAILRACE_GRPC_TLS_KEY")
+        return self
+
+    @model_validator(mode="after")
+    def _is_deterministic(self) -> Self:
+        """Switch on or off what deterministic replies need. Raises ValueError if another setting contradicts."""
+        if not self.deterministic:
+            return self
+        given = self.model_fields_set
+        if "batch_invariant" in given and not self.batch_invariant:
+            raise ValueError("TAILRACE_DETERMINISTIC needs TAILRACE_BATCH_INVARIANT: unset one of them")
+        if "prefix_cache" in given and self.prefix_cache != "off":
+            raise ValueError(
+                "TAILRACE_DETERMINISTIC needs TAILRACE_PREFIX_CACHE=off, because replies count cached tokens: unset one of them"
+            )
+        if self.int8_threshold:
+            raise ValueError("TAILRACE_DETERMINISTIC excludes TAILRACE_INT8_THRESHOLD above 0: unset one of them")
+        # The model is frozen for its users, not for its own validation.
+        object.__setattr__(self, "batch_invariant", True)
+        object.__setattr__(self, "prefix_cache", "off")
         return self

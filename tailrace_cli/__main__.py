@@ -6,10 +6,12 @@ Every error ends the command with one sentence on stderr. The services are impor
 import argparse
 import sys
 
-from tailrace_cli import environment
-from tailrace_cli.client import Client, Request, full_name, models, run
-from tailrace_cli.errors import Failure, Refusal
-from tailrace_cli.parser import parse
+from tailrace_cli import environment, sampling
+from tailrace_cli.client import Client, Request, full_name
+from tailrace_cli.display.replies import models, run
+from tailrace_cli.errors import Failure, Refusal, UnknownName
+from tailrace_cli.output import is_terminal, replace_unencodable, tell, write
+from tailrace_cli.parser import make_parser, parse
 from tailrace_cli.prompt import divide, read_prompt, schema_text
 
 # Exit code that a shell reports for a program that Ctrl-C ended.
@@ -22,6 +24,7 @@ def main() -> int:
     Returns:
         The exit code: 0, 1 after an error, 2 for invalid usage, 130 after Ctrl-C.
     """
+    replace_unencodable()
     options = parse(_COMMANDS)
     try:
         if sys.stdout is None and options.command is not _serve:  # the services log to stderr
@@ -32,26 +35,40 @@ def main() -> int:
     except BrokenPipeError:  # the program that reads the output, such as head, has ended
         return 1
     except (Failure, Refusal) as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return 1
 
 
 def _run(options: argparse.Namespace) -> int:
     model, words = divide(options.words, options.model)
-    if not words and sys.stdin is not None and sys.stdin.isatty():
-        from tailrace_cli.chat import chat
+    try:
+        return _reply(options, model, words)
+    except UnknownName as error:
+        if words or options.model is not None:
+            raise
+        raise Failure(f'{error} A prompt of one word needs a model before it: tailrace run "" {model}') from None
 
-        return chat(_client(options), _request(options, model, ""))
-    prompt = read_prompt(words)
+
+def _reply(options: argparse.Namespace, model: str, words: list[str]) -> int:
+    """Print one reply, or begin a conversation if there is no prompt."""
+    if not words and not options.files and not options.raw and is_terminal(sys.stdin):
+        return _talk(options, model, keeps_history=True)
+    prompt = read_prompt(words, options.files)
     client = _client(options)
-    run(client, _request(options, full_name(client, model), prompt), shows_stats=options.stats)
+    request = _request(options, full_name(client, model), prompt)
+    run(client, request, shows_stats=options.stats, is_plain=options.plain)
     return 0
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from tailrace_cli.chat import chat
+    return _talk(options, options.model, keeps_history=not options.no_history)
 
-    return chat(_client(options), _request(options, options.model, ""))
+
+def _talk(options: argparse.Namespace, model: str, *, keeps_history: bool) -> int:
+    from tailrace_cli.chatting.session import chat
+
+    request = _request(options, model, "")
+    return chat(_client(options), request, is_plain=options.plain, keeps_history=keeps_history)
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -97,6 +114,9 @@ def _serve(options: argparse.Namespace) -> int:
             device=options.device,
             precision=options.precision,
             max_context=options.max_context,
+            deterministic=options.deterministic,
+            record=options.record,
+            replay=options.replay,
         )
     )
 
@@ -104,13 +124,20 @@ def _serve(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from tailrace_cli.doctor.command import doctor
 
-    return doctor(options.url, options.token)
+    return doctor(options.url, options.token, options.account)
 
 
 def _token(options: argparse.Namespace) -> int:
     from tailrace_cli.tokens import make_token
 
     make_token(options.account)
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from tailrace_cli.completion import script
+
+    write(script(make_parser(_COMMANDS), options.shell))
     return 0
 
 
@@ -125,17 +152,22 @@ _COMMANDS = {
     "rm": _rm,
     "doctor": _doctor,
     "token": _token,
+    "completion": _completion,
 }
 
 
 def _client(options: argparse.Namespace) -> Client:
     if options.grpc:
-        from tailrace_cli.rpc import GrpcClient
-
+        try:
+            from tailrace_cli.rpc import GrpcClient
+        except ModuleNotFoundError as error:
+            raise Failure(
+                f"--grpc needs a package that is not installed ({error.name}): pip install . in a clone."
+            ) from None
         return GrpcClient(options.grpc_address)
     from tailrace_cli.rest import RestClient
 
-    return RestClient(options.url or environment.bridge_url(), options.token)
+    return RestClient(options.url or environment.bridge_url(), options.token, options.account)
 
 
 def _request(options: argparse.Namespace, model: str, prompt: str) -> Request:
@@ -144,12 +176,9 @@ def _request(options: argparse.Namespace, model: str, prompt: str) -> Request:
         prompt=prompt,
         system=options.system,
         raw=getattr(options, "raw", False),
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
+        sampling=sampling.chosen(options),
         stop=tuple(options.stop),
-        schema=schema_text(getattr(options, "schema", None)),
+        schema=schema_text(options.schema),
     )
 
 

@@ -1,21 +1,16 @@
-"""The commands run and models: send requests through a `Client` and show the replies in a terminal.
+"""The types that the commands and the clients share: requests, pieces of replies, models, and the interface `Client`.
 
 Does not depend on a transport: rest.py and rpc.py contain the clients.
 """
 
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from tailrace_cli.errors import Failure
-from tailrace_cli.output import dim, write
-from tailrace_shared.short_names import Ambiguous, long_name
-
-# Control characters, which a terminal would interpret, except line ends and tabs. They are removed from replies in a
-# terminal.
-_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
+from tailrace_cli.errors import Failure, Refusal, UnknownName
+from tailrace_shared.short_names import Ambiguous, long_name, nearest_name
+from tailrace_shared.workers_ai import how_to_serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +22,7 @@ class Request:
         prompt: The newest message of the user, or the text to continue if `raw`.
         system: The system message; empty: none.
         raw: True to continue `prompt` without a chat template.
-        max_tokens: Longest reply, in tokens.
-        temperature: 0 to 5.
-        top_p: Above 0 to 1.
-        seed: Seed of the random numbers.
+        sampling: Sampling parameters by the names of tailrace_shared/request_fields.py.
         stop: Texts that end the reply.
         schema: JSON Schema that the reply must match, as JSON text.
         turns: Role and content of the earlier messages, oldest first.
@@ -40,10 +32,7 @@ class Request:
     prompt: str
     system: str = ""
     raw: bool = False
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     schema: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
@@ -55,6 +44,13 @@ class Request:
         return [*system, *self.turns, ("user", self.prompt)]
 
 
+class Piece(NamedTuple):
+    """A part of a reply. `is_thinking`: the text belongs to the model's thoughts, not to its answer."""
+
+    text: str
+    is_thinking: bool = False
+
+
 @dataclass(slots=True)
 class ReplyStats:
     """Token counts and times of one reply, as this process measures them.
@@ -62,6 +58,7 @@ class ReplyStats:
     Attributes:
         prompt_tokens: Tokens of the prompt; known when the reply is complete.
         completion_tokens: Tokens of the reply; known when the reply is complete.
+        finish: The reason of the end: "stop", "length", or another word of the server; empty before the end.
         started: Time of the request, in seconds of time.monotonic().
         first: Time at which the first piece of text arrived; None before that.
         last: Time at which the newest piece of text arrived; None before the first.
@@ -69,6 +66,7 @@ class ReplyStats:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    finish: str = ""
     started: float = field(default_factory=time.monotonic)
     first: float | None = None
     last: float | None = None
@@ -108,32 +106,14 @@ class ModelLine:
 class Client(Protocol):
     """Interface of a client of the models. Both methods may raise Failure or Refusal."""
 
-    def stream(self, request: Request, stats: ReplyStats) -> Iterator[str]:
-        """Yield the reply's text piece by piece, and set the token counts of `stats` at the end.
+    def stream(self, request: Request, stats: ReplyStats) -> Iterator[Piece]:
+        """Yield the reply piece by piece, and set the token counts and the finish reason of `stats` at the end.
 
-        Closing the iterator cancels the request.
+        Closing the iterator cancels the request. Raises TooLong for a prompt that exceeds the model's window.
         """
 
     def models(self) -> list[ModelLine]:
         """Return the models that the server hosts, in the order of its catalog."""
-
-
-def run(client: Client, request: Request, *, shows_stats: bool) -> None:
-    """Print one reply while it is generated; with `shows_stats`, its token counts and times on stderr."""
-    stats = ReplyStats()
-    print_reply(client, request, stats)
-    if shows_stats:
-        print(dim(str(stats)), file=sys.stderr)
-
-
-def models(client: Client) -> None:
-    """Print every model with its description and its limits in tokens."""
-    for model in client.models():
-        write(model.name)
-        if model.description:
-            write(f"    {model.description}")
-        output = f"{model.dimensions} numbers" if model.dimensions else f"{model.sequence_length}"
-        write(f"    {model.context_length} tokens in, {output} out")
 
 
 def full_name(client: Client, name: str) -> str:
@@ -142,48 +122,57 @@ def full_name(client: Client, name: str) -> str:
     Names with a slash are returned as they are, without a request to the server.
 
     Raises:
-        Failure: No served model has this name, or it is ambiguous.
+        UnknownName: No served model has this name.
+        Failure: The name is ambiguous, or there is no model that generates text.
+    """
+    return name if "/" in name else served_name(client.models(), name)
+
+
+def served_name(models: Sequence[ModelLine], name: str) -> str:
+    """Return the full name of the model among `models` that `name` abbreviates; empty: the first that generates text.
+
+    Raises:
+        UnknownName: None of the models has this name.
+        Failure: The name is ambiguous, or there is no model that generates text.
     """
     if not name:
-        return first_model(client)
-    if "/" in name:
-        return name
-    names = [model.name for model in client.models()]
+        return first_model(models)
+    names = [model.name for model in models]
     try:
         found = long_name(name, names)
     except Ambiguous as error:
         raise Failure(f"{str(error).capitalize()}.") from None
     if found is None:
-        raise Failure(
-            f"The server has no model {name}; it has: {', '.join(names)}. A prompt for its first model needs quotation marks "
-            'if it is one word: tailrace run "" Hello'
-        )
+        raise UnknownName(_unknown(name, names))
     return found
 
 
-def first_model(client: Client) -> str:
+def first_model(models: Sequence[ModelLine]) -> str:
     """Return the name of the first model that generates text. Raises Failure if there is none."""
-    known = [model for model in client.models() if not model.dimensions]
+    known = [model for model in models if not model.dimensions]
     if not known:
         raise Failure("This server has no models that generate text.")
     return known[0].name
 
 
-def print_reply(client: Client, request: Request, stats: ReplyStats) -> str:
-    """Print a reply while it is generated, and return its text. `stats` receives its token counts and times."""
-    pieces = []
-    stream = client.stream(request, stats)
+def unknown_model(client: Client, name: str) -> Refusal:
+    """Return the error for a model that the server refused: it has none of this name, or one that makes embeddings."""
     try:
-        for piece in stream:
-            stats.last = time.monotonic()
-            stats.first = stats.first or stats.last
-            pieces.append(piece)
-            write(piece.translate(_CONTROLS) if sys.stdout.isatty() else piece, end="")
-    finally:
-        # After Ctrl-C or a failed write no more text is read. Closing the stream frees the server's slot immediately.
-        close = getattr(stream, "close", None)
-        if close is not None:
-            close()
-        if pieces:
-            write()
-    return "".join(pieces)
+        models = client.models()
+    except (Failure, Refusal):
+        models = []
+    if any(model.name == name for model in models):
+        return Refusal(f"{name} does not generate text: it is an embedding model.")
+    return Refusal(_unknown(name, [model.name for model in models]))
+
+
+def _unknown(name: str, names: Sequence[str]) -> str:
+    """Return the sentences about a name that no model has, with the nearest name and the names of `names`."""
+    near, step = nearest_name(name, names), how_to_serve(name)
+    parts = [
+        f"The server has no model {name}.",
+        f"Did you mean {near}?" if near else "",
+        f"{step[0].upper()}{step[1:]}." if step else "",
+        f"The server has {', '.join(names)}." if names else "",
+    ]
+    return " ".join(filter(None, parts))

@@ -16,14 +16,21 @@ _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
 
 HELP = """\
 environment variables:
-  TAILRACE_URL            URL of the bridge, for run, chat, models and doctor
-  TAILRACE_TOKEN          API token, for run, chat, models and doctor
-  TAILRACE_HTTP_ADDRESS   address of the bridge as host:port; takes precedence over TAILRACE_URL
-  TAILRACE_GRPC_ADDRESS   address of the inference server as host:port, for --grpc
+  TAILRACE_URL            URL of the bridge
+  TAILRACE_TOKEN          API token
+  TAILRACE_ACCOUNT        account whose models are called; default: the token's
+  TAILRACE_CHAT_HISTORY   file with the questions of earlier chats, or off
+  TAILRACE_HTTP_ADDRESS   host:port of the bridge; precedes TAILRACE_URL
+  TAILRACE_GRPC_ADDRESS   host:port of the inference server, for --grpc
   TAILRACE_GRPC_TOKEN     bearer token of the inference server, for --grpc
-  TAILRACE_GRPC_TLS_CA, TAILRACE_GRPC_TLS_CLIENT_CERT, TAILRACE_GRPC_TLS_CLIENT_KEY, TAILRACE_GRPC_TLS_SERVER_NAME
-                          TLS to the inference server, for --grpc, as the bridge uses it
-`tailrace serve` passes all settings (TAILRACE_*) to both services. Options take precedence over variables."""
+  TAILRACE_GRPC_TLS_CA, _CLIENT_CERT, _CLIENT_KEY, _SERVER_NAME
+                          TLS to the inference server, for --grpc
+  NO_COLOR, FORCE_COLOR   switch colours off, or on without a terminal
+
+`tailrace serve` passes all settings (TAILRACE_*) to both services. Options
+take precedence over variables. `tailrace COMMAND --help` has examples.
+
+exit codes: 0; 1 after an error; 2 for wrong usage; 130 after Ctrl-C"""
 
 
 def variable(name: str, default: str = "") -> str:

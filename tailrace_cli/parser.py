@@ -3,14 +3,15 @@
 import argparse
 from collections.abc import Callable, Mapping
 
-from tailrace_cli import environment
+from tailrace_cli import environment, sampling
+from tailrace_cli.display.help import EPILOGS, HelpFormatter
 from tailrace_shared.version import tailrace_version
 
 Command = Callable[[argparse.Namespace], int]
-_Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "bitsandbytes-int8", "int4")
 _MODEL_FORMS = "name of Workers AI's catalogue, hub id (owner/name, owner/name:file.gguf), folder or GGUF file"
+_SHELLS = ("bash", "zsh", "fish")
 _MAX_PORT = 65535
 _MAX_UINT32 = 2**32 - 1
 
@@ -43,19 +44,25 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         prog="tailrace",
         description="Workers AI text generation on your own hardware.",
         epilog=environment.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tailrace {tailrace_version()}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        added = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        added = subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=EPILOGS.get(name),
+            formatter_class=HelpFormatter,
+        )
         added.set_defaults(command=commands[name])
         return added
 
     _add_serve(add("serve", "start the inference server and the bridge"))
     _add_run(add("run", "send a prompt to a model and print the reply while it is generated"))
-    _add_chat(add("chat", "talk to a model; an empty line or Ctrl-D ends"))
+    _add_chat(add("chat", "talk to a model"))
     _add_asking(add("models", "list the models with their limits"), has_grpc=True)
     _add_ps(add("ps", "list the models that a running server has, with its memory"))
     _add_stored(add("pull", "download models for a later start"), _MODEL_FORMS)
@@ -66,6 +73,8 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     token.add_argument(
         "account", type=_text, metavar="ACCOUNT", help="account that the token is for; '*' is every account"
     )
+    completion = add("completion", "print the completion script of a shell")
+    completion.add_argument("shell", choices=_SHELLS, help="the shell")
     return parser
 
 
@@ -86,13 +95,27 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision",
         choices=_PRECISIONS,
-        help="precision of the models that generate text (TAILRACE_PRECISION); by default chosen for device and memory",
+        metavar="FORMAT",
+        help="precision of the models that generate text (TAILRACE_PRECISION): %(choices)s; by default chosen for device "
+        "and memory",
     )
     command.add_argument(
         "--max-context",
         type=_integer(2, _MAX_UINT32),
         metavar="TOKENS",
         help="longest prompt and reply together (TAILRACE_MAX_CONTEXT); by default the model's window, if the memory suffices",
+    )
+    command.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="for tests: equal requests get byte-identical replies, at a lower speed (TAILRACE_DETERMINISTIC)",
+    )
+    command.add_argument("--record", type=_text, metavar="FOLDER", help="record every reply in this folder")
+    command.add_argument(
+        "--replay",
+        type=_text,
+        metavar="FOLDER",
+        help="send recorded replies, and load no model; with --record of the same folder, record what is missing",
     )
 
 
@@ -106,10 +129,18 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         "in quotation marks needs no model: the server's first one replies",
     )
     command.add_argument("-m", "--model", type=_text, metavar="MODEL", help="the model; all words are then the prompt")
+    command.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        default=[],
+        dest="files",
+        metavar="FILE",
+        help="text file before the prompt; may be repeated",
+    )
     command.add_argument("--raw", action="store_true", help="continue the text, without a chat template")
-    command.add_argument("--schema", metavar="SCHEMA", help="JSON Schema, or its file, that the reply must match")
     command.add_argument("--stats", action="store_true", help="report token counts and times on stderr")
-    _add_sampling(command)
+    _add_reply(command)
     _add_asking(command, has_grpc=True)
 
 
@@ -122,7 +153,8 @@ def _add_chat(command: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="the model, or the end of its name; by default the first one",
     )
-    _add_sampling(command)
+    command.add_argument("--no-history", action="store_true", help="keep no history of the questions")
+    _add_reply(command)
     _add_asking(command, has_grpc=True)
 
 
@@ -139,37 +171,51 @@ def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--system", type=_text, default="", help="system message before the conversation")
-    command.add_argument("--max-tokens", type=_integer(1, _MAX_UINT32), help="longest reply, in tokens")
-    command.add_argument("--temperature", type=float, help="0 to 5; 0 always selects the most likely token")
-    command.add_argument("--top-p", type=float, help="above 0 to 1: share of the most likely tokens")
-    command.add_argument(
-        "--seed", type=_integer(1, 9_999_999_999), help="seed of the random numbers; the same seed repeats the reply"
+def _add_reply(command: argparse.ArgumentParser) -> None:
+    """Add the options of a command that generates text."""
+    group = command.add_argument_group("reply")
+    group.add_argument(
+        "--system", type=_text, default="", metavar="TEXT", help="system message before the conversation"
     )
-    command.add_argument(
-        "--stop", type=_text, action="append", default=[], help="text that ends the reply; may be repeated"
+    group.add_argument("--schema", metavar="SCHEMA", help="JSON Schema, or its file, that the reply must match")
+    group.add_argument(
+        "--stop",
+        type=_text,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text that ends the reply; may be repeated",
     )
+    group.add_argument("--plain", action="store_true", help="do not style the reply's Markdown in a terminal")
+    sampling.add_options(command.add_argument_group("sampling"))
 
 
 def _add_asking(command: argparse.ArgumentParser, *, has_grpc: bool) -> None:
     """Add the options of a command that calls a running server. `has_grpc`: it can also use gRPC."""
-    if has_grpc:
-        command.add_argument("--grpc", action="store_true", help="call the inference server directly, not the bridge")
-        command.add_argument(
-            "--grpc-address",
-            default=environment.grpc_address(),
-            help="inference server for --grpc as host:port; by default TAILRACE_GRPC_ADDRESS (%(default)s)",
-        )
-    command.add_argument(
+    group = command.add_argument_group("connection")
+    group.add_argument(
         "--url",
         help=f"URL of the bridge; by default TAILRACE_HTTP_ADDRESS, else TAILRACE_URL, else {environment.DEFAULT_URL}",
     )
-    command.add_argument(
+    group.add_argument(
         "--token",
         default=environment.variable("TAILRACE_TOKEN"),
         help="API token; by default TAILRACE_TOKEN, which keeps it out of the shell's history",
     )
+    group.add_argument(
+        "--account",
+        type=_text,
+        default=environment.variable("TAILRACE_ACCOUNT"),
+        help="account whose models are called; by default TAILRACE_ACCOUNT, else the token's",
+    )
+    if has_grpc:
+        group.add_argument("--grpc", action="store_true", help="call the inference server directly, not the bridge")
+        group.add_argument(
+            "--grpc-address",
+            default=environment.grpc_address(),
+            metavar="ADDRESS",
+            help="inference server for --grpc as host:port; by default TAILRACE_GRPC_ADDRESS (%(default)s)",
+        )
 
 
 def _text(argument: str) -> str:

@@ -26,41 +26,74 @@ def divide(words: Sequence[str], model: str | None) -> tuple[str, list[str]]:
     return words[0], list(words[1:])
 
 
-def read_prompt(words: Sequence[str]) -> str:
-    """Return the prompt: standard input, unless it is a terminal, then the words, joined by spaces.
+def read_prompt(words: Sequence[str], files: Sequence[str] = ()) -> str:
+    """Return the prompt: the files, then standard input unless it is a terminal, then the words, joined by spaces.
 
     A single word `-` selects standard input, even if it is a terminal.
 
+    Args:
+        words: The words of the command line.
+        files: Names of text files. The prompt has each name before the file's text.
+
     Raises:
-        Failure: Standard input and the words are empty.
+        Failure: Files, standard input and words are empty, or one of them is not text.
     """
     is_explicit = list(words) == ["-"]
     text = " ".join([] if is_explicit else words)
-    piped = sys.stdin.read() if sys.stdin is not None and (is_explicit or not sys.stdin.isatty()) else ""
-    prompt = f"{piped.rstrip()}\n\n{text}" if piped.strip() and text else piped + text
+    piped = _piped() if sys.stdin is not None and (is_explicit or not sys.stdin.isatty()) else ""
+    parts = [*map(_attached, files), *([piped.rstrip() if text else piped] if piped.strip() else [])]
+    prompt = "\n\n".join([*parts, text] if text else parts)
     if not prompt.strip():
         raise Failure("The prompt is empty.")
     return prompt
 
 
-def schema_text(option: str | None) -> str | None:
-    """Return the JSON Schema of the option --schema, which is JSON or names a file.
+def _piped() -> str:
+    """Return standard input. Raises Failure if it is not text."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in some locales Python represents other bytes as lone surrogates
+        return text
+    except UnicodeError:
+        raise Failure("The standard input is not UTF-8 text.") from None
+    except OSError as error:
+        raise Failure(f"The standard input cannot be read: {error.strerror}.") from None
+
+
+def _attached(name: str) -> str:
+    """Return a file's name and text as a part of the prompt. Raises Failure if it cannot be read or is not text."""
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise Failure(f"-f {name}: it is not UTF-8 text.") from None
+    except (OSError, ValueError) as error:
+        raise Failure(f"-f {name}: {getattr(error, 'strerror', None) or error}.") from None
+    return f"{Path(name).name}:\n{text.rstrip()}"
+
+
+def schema_text(option: str | None, *, name: str = "--schema") -> str | None:
+    """Return the JSON Schema of an option, which is JSON or names a file.
+
+    Args:
+        option: The value of the option; None: the option is not used.
+        name: The option, for error messages.
 
     Raises:
-        Failure: The file cannot be read, or the schema is not JSON.
+        Failure: The file cannot be read, or the schema is not a JSON object.
     """
     if option is None:
         return None
     text = option
     if not option.lstrip().startswith("{"):
         try:
-            text = Path(option).read_text(encoding="utf-8")
+            text = Path(option).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise Failure(
-                f"--schema {option} is neither a JSON object nor a file that can be read ({error})."
-            ) from None
+            reason = getattr(error, "strerror", None) or error
+            raise Failure(f"{name} {option} is neither a JSON object nor a file that can be read ({reason}).") from None
     try:
-        json.loads(text)
-    except ValueError as error:
-        raise Failure(f"--schema is not JSON: {error}.") from None
+        is_object = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError) as error:
+        raise Failure(f"{name} is not JSON: {error}.") from None
+    if not is_object:
+        raise Failure(f"{name} is not a JSON object.")
     return text

@@ -1,31 +1,48 @@
-"""Client of the bridge: Workers AI's REST interface, with the standard library only."""
+"""Client of the bridge, with the standard library only.
+
+Replies come from OpenAI's routes, whose streams also report the finish reason and the model's thoughts. Without an account
+these routes take it from the API token.
+"""
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from tailrace_cli.client import ModelLine, ReplyStats, Request
-from tailrace_cli.errors import Failure, Refusal
+from tailrace_cli.client import ModelLine, Piece, ReplyStats, Request, unknown_model
+from tailrace_cli.errors import Failure, Refusal, TooLong
+from tailrace_shared.accounts import is_account
 
-_API = "/client/v4/accounts/local/ai"
+_API = "/client/v4"
 _CONNECT_SECONDS = 10.0
-_NUMBERS = ("max_tokens", "temperature", "top_p", "seed")
+_LIST_SECONDS = 30.0
+# The account of a bridge without tokens, which accepts every name.
+_ANY_ACCOUNT = "local"
+# Cloudflare's codes: credentials are missing or wrong, the model is unknown or has another task, the prompt is too long.
+_NO_TOKEN, _WRONG_TOKEN, _TOO_LONG = 9106, 10000, 5021
+_UNKNOWN_MODEL = (5007, 5028)
+_UNROUTED = 7000
+# Exceptions from reading a JSON document of another form than a bridge sends.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+# Response header with the error in plain words, percent-encoded.
+_PLAIN_HEADER = "tailrace-error"
+_PREFIX = "Bad input: Error: "
 
 
 class RestClient:
     """A client of one bridge. Opens a connection for each request."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, account: str = "") -> None:
         """Check the URL without opening a connection.
 
         Args:
             url: http:// or https:// with a host, and optionally a port and a path.
             token: API token; empty for a bridge without tokens.
+            account: Account whose models are called; empty: the token's.
 
         Raises:
-            Failure: `url` is not such a URL.
+            Failure: `url` is not such a URL, or `account` not the name of an account.
         """
         self._url = url.rstrip("/")
         try:
@@ -35,42 +52,78 @@ class RestClient:
             raise Failure(f"{url} is not the URL of a bridge: {error}.") from None
         if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
             raise Failure(f"{url} is not the URL of a bridge; an example is http://127.0.0.1:8787")
+        if account and not is_account(account):
+            raise Failure(
+                f"{account!r} is not the name of an account: use letters, digits, dots, dashes and underscores."
+            )
+        if not (token.isascii() and token.isprintable() and " " not in token):
+            raise Failure(
+                "An API token consists of printable ASCII characters, without spaces. Check --token or TAILRACE_TOKEN."
+            )
+        self._account = account
+        self._token = token
         self._headers = {"content-type": "application/json", "authorization": f"Bearer {token or 'any-token'}"}
 
-    def stream(self, request: Request, stats: ReplyStats) -> Iterator[str]:
-        """Yield the reply's text piece by piece; see Client."""
-        numbers = {name: getattr(request, name) for name in _NUMBERS}
-        body: dict[str, object] = {name: value for name, value in numbers.items() if value is not None}
-        body["stream"] = True
-        if request.stop:
-            body["stop"] = list(request.stop)
-        if request.schema is not None:
-            body["response_format"] = {"type": "json_schema", "json_schema": json.loads(request.schema)}
-        if request.raw:
-            body |= {"prompt": request.prompt, "raw": True}
-        else:
-            body["messages"] = [{"role": role, "content": content} for role, content in request.messages]
-        connection, response = self._send("POST", f"/run/{quote(request.model, safe='/@')}", json.dumps(body).encode())
+    def stream(self, request: Request, stats: ReplyStats) -> Iterator[Piece]:
+        """Yield the reply piece by piece; see Client."""
+        base = f"{_API}/accounts/{self._account}/ai/v1" if self._account else "/v1"
+        path = f"{base}/{'completions' if request.raw else 'chat/completions'}"
         try:
-            yield from _texts(response, stats)
+            connection, response = self._send("POST", path, json.dumps(_body(request)).encode())
+        except _UnknownModel:
+            raise unknown_model(self, request.model) from None
+        try:
+            yield from _pieces(response, stats)
         except (OSError, http.client.HTTPException) as error:
-            raise Failure(f"The connection to {self._url} broke: {error}.") from None
+            raise Failure(
+                f"The connection to {self._url} broke in the middle of the reply ({_reason(error)})."
+            ) from None
+        except _MALFORMED:
+            raise self._stranger() from None
         finally:
             connection.close()
 
     def models(self) -> list[ModelLine]:
-        """Return the models that the bridge lists, 1000 at most."""
-        connection, response = self._send("GET", "/models/search?per_page=1000")
+        """Return the models that the bridge lists, 1000 at most. Waits 30 s at most for each answer."""
+        found = self._result(f"{_API}/accounts/{self.account()}/ai/models/search?per_page=1000")
         try:
-            found = json.load(response)["result"]
+            return [_model_line(model) for model in found]
+        except _MALFORMED:
+            raise self._stranger() from None
+
+    def account(self) -> str:
+        """Return the account of the requests: the one given, else the token's first one."""
+        if not self._account and self._token:
+            try:
+                self._account = str(self._result(f"{_API}/accounts")[0]["id"])
+            except _Unrouted:  # an older bridge, which has no list of accounts
+                return _ANY_ACCOUNT
+            except _MALFORMED:
+                raise self._stranger() from None
+        return self._account or _ANY_ACCOUNT
+
+    def _result(self, path: str) -> Any:
+        """Return the `result` of a response in Cloudflare's envelope."""
+        connection, response = self._send("GET", path, seconds=_LIST_SECONDS)
+        try:
+            return json.load(response)["result"]
+        except _MALFORMED:
+            raise self._stranger() from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._explain(error) from None
         finally:
             connection.close()
-        return [_model_line(model) for model in found]
 
     def _send(
-        self, method: str, path: str, body: bytes | None = None
+        self, method: str, path: str, body: bytes | None = None, *, seconds: float | None = None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Send one request. Return the connection and the response, which has status 200.
+
+        Args:
+            method: HTTP method.
+            path: Path after that of the bridge's URL.
+            body: JSON document.
+            seconds: Longest silence of the bridge; None: unbounded, because a prompt may take arbitrarily long.
 
         Raises:
             Failure: The bridge cannot be reached.
@@ -80,30 +133,80 @@ class RestClient:
         connection = kind(self._parts.hostname or "", self._port, timeout=_CONNECT_SECONDS)
         try:
             connection.connect()
-            # The timeout applies to connecting only, because a reply may take arbitrarily long.
-            connection.sock.settimeout(None)
-            connection.request(method, f"{self._parts.path}{_API}{path}", body, self._headers)
+            connection.sock.settimeout(seconds)
+            connection.request(method, f"{self._parts.path}{path}", body, self._headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._explain(error) from None
+        except BaseException:  # Ctrl-C while the prompt is read
+            connection.close()
+            raise
         if response.status != 200:
-            refusal = _refusal(response)
+            refusal = self._refusal(response)
             connection.close()
             raise refusal
         return connection, response
+
+    def _stranger(self) -> Failure:
+        return Failure(f"{self._url} answers, but not as a bridge of Tailrace does. Check --url, or TAILRACE_URL.")
 
     def _explain(self, error: Exception) -> Failure:
         # A closed connection (RemoteDisconnected) is both an OSError and a BadStatusLine, and its message is clear to
         # the user.
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
             return Failure(f"{self._url} does not speak HTTP/1.1; is it the gRPC address?")
-        return Failure(f"No bridge answers at {self._url} ({error}). Start one with `tailrace serve`.")
+        return Failure(f"No bridge answers at {self._url} ({_reason(error)}). Start one with `tailrace serve`.")
+
+    def _refusal(self, response: http.client.HTTPResponse) -> Refusal:
+        """Return the error of a response with another status than 200."""
+        try:
+            body = json.load(response)
+            code = int(body["errors"][0]["code"])
+            message = unquote(response.getheader(_PLAIN_HEADER, "")) or _sentence(body)
+        except (*_MALFORMED, OSError, http.client.HTTPException):
+            return Refusal(f"The bridge answered {response.status} {response.reason}.")
+        if code == _NO_TOKEN or (code == _WRONG_TOKEN and not self._token):
+            return Refusal("The bridge requires an API token. Pass one with --token or TAILRACE_TOKEN.")
+        if code == _WRONG_TOKEN and response.status == 403:
+            return Refusal(
+                f"The API token is not for the account {self._account}. Pass its own account with --account or "
+                "TAILRACE_ACCOUNT, or none."
+            )
+        if code == _WRONG_TOKEN:
+            return Refusal("The bridge does not accept this API token. Check --token or TAILRACE_TOKEN.")
+        if code in _UNKNOWN_MODEL:
+            return _UnknownModel(message)
+        if code == _UNROUTED:
+            return _Unrouted(f"{self._url} has no such route: {message}.")
+        return (TooLong if code == _TOO_LONG else Refusal)(message)
 
 
-def _texts(response: http.client.HTTPResponse, stats: ReplyStats) -> Iterator[str]:
-    """Yield the text of each event of a stream. Raises Refusal if the stream fails or ends without [DONE]."""
-    for line in response:
+class _UnknownModel(Refusal):
+    """No server hosts the model, or it does not generate text."""
+
+
+class _Unrouted(Refusal):
+    """The bridge has no route for the request."""
+
+
+def _body(request: Request) -> dict[str, object]:
+    """Return the JSON body of a request to one of OpenAI's routes."""
+    body: dict[str, object] = {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
+    body |= request.sampling
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.schema is not None:
+        schema = {"name": "reply", "schema": json.loads(request.schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if request.raw:
+        return body | {"prompt": request.prompt}
+    return body | {"messages": [{"role": role, "content": content} for role, content in request.messages]}
+
+
+def _pieces(lines: Iterable[bytes], stats: ReplyStats) -> Iterator[Piece]:
+    """Yield the pieces of a stream's events. Raises Refusal if the stream fails or ends without [DONE]."""
+    for line in lines:
         # A line without data is a comment of a silent stream, or the blank line after an event.
         if not line.startswith(b"data: "):
             continue
@@ -111,26 +214,32 @@ def _texts(response: http.client.HTTPResponse, stats: ReplyStats) -> Iterator[st
         if data == b"[DONE]":
             return
         event = json.loads(data)
-        if errors := event.get("errors"):
-            raise Refusal(f"The reply failed: {errors[0]['message']} ({errors[0]['code']})")
+        if event.get("error"):
+            raise Refusal(f"The reply failed: {_sentence(event)}")
         if usage := event.get("usage"):
             stats.prompt_tokens, stats.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-        if text := event.get("response"):
-            yield text
-    raise Refusal("The bridge ended the reply too early.")
+        for choice in event.get("choices", ()):
+            stats.finish = choice.get("finish_reason") or stats.finish
+            delta = choice.get("delta") or {"content": choice.get("text")}
+            if thoughts := delta.get("reasoning_content"):
+                yield Piece(thoughts, is_thinking=True)
+            if text := delta.get("content"):
+                yield Piece(text)
+    raise Refusal("The bridge ended the reply too early. Ask again; the server's log has the cause.")
 
 
-def _refusal(response: http.client.HTTPResponse) -> Refusal:
-    try:
-        error = json.load(response)["errors"][0]
-    except (ValueError, LookupError, TypeError):
-        return Refusal(f"The bridge answered {response.status} {response.reason}.")
-    if error["code"] in (9106, 10000):
-        return Refusal("The bridge requires an API token. Pass one with --token or TAILRACE_TOKEN.")
-    return Refusal(f"{error['message']} ({error['code']})")
+def _sentence(body: Mapping[str, Any]) -> str:
+    """Return an error's sentence for people, without the words that clients parse."""
+    error = body.get("error")
+    text = str(error["message"] if isinstance(error, dict) else body["errors"][0]["message"]).removeprefix(_PREFIX)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _model_line(model: dict[str, Any]) -> ModelLine:
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _model_line(model: Mapping[str, Any]) -> ModelLine:
     values = {item["property_id"]: item["value"] for item in model.get("properties", [])}
     context, sequence = (int(values.get(f"{kind}_length_limit", 0)) for kind in ("context", "sequence"))
     longest_text, dimensions = (int(values.get(name, 0)) for name in ("max_input_tokens", "output_dimensions"))

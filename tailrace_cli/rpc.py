@@ -1,16 +1,17 @@
 """Client of the inference server: gRPC, without the bridge."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
+from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
-from tailrace_cli.client import ModelLine, ReplyStats, Request
+from tailrace_cli.client import ModelLine, Piece, ReplyStats, Request, unknown_model
 from tailrace_cli.environment import variable
-from tailrace_cli.errors import Failure, Refusal
+from tailrace_cli.errors import Failure, Refusal, TooLong
 
 _LIST_SECONDS = 10.0
 
@@ -32,18 +33,22 @@ class GrpcClient:
         self._stub = InferenceServiceStub(_channel(address))
         self._metadata = _metadata()
 
-    def stream(self, request: Request, stats: ReplyStats) -> Iterator[str]:
-        """Yield the reply's text piece by piece; see Client."""
+    def stream(self, request: Request, stats: ReplyStats) -> Iterator[Piece]:
+        """Yield the reply piece by piece; see Client."""
         call = self._stub.Run(_run_request(request), metadata=self._metadata)
         try:
             for event in call:
+                if event.delta.reasoning:
+                    yield Piece(event.delta.reasoning, is_thinking=True)
                 if event.delta.text:
-                    yield event.delta.text
+                    yield Piece(event.delta.text)
                 if event.HasField("completed"):
                     usage = event.completed.usage
                     stats.prompt_tokens, stats.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+                    reason = pb.FinishReason.Name(event.completed.finish_reason)
+                    stats.finish = reason.removeprefix("FINISH_REASON_").lower()
         except grpc.RpcError as error:
-            raise self._explain(error) from None
+            raise self._refusal(error, request.model) from None
         finally:
             call.cancel()
 
@@ -66,22 +71,30 @@ class GrpcClient:
             for model in reply.models
         ]
 
+    def _refusal(self, error: grpc.RpcError, model: str) -> Failure | Refusal:
+        """Return the error of a failed run for the user. `model`: the model of the request."""
+        reason = _details(error)[0].reason
+        if reason in ("UNKNOWN_MODEL", "WRONG_TASK"):
+            return unknown_model(self, model)
+        explained = self._explain(error)
+        return TooLong(str(explained)) if reason in ("PROMPT_TOO_LONG", "NO_ROOM_FOR_REPLY") else explained
+
     def _explain(self, error: grpc.RpcError) -> Failure | Refusal:
-        """Return the error for the user, with the server's own reason if the status has one."""
+        """Return the error for the user: the server's own sentence, if it sent one."""
         if not isinstance(error, grpc.Call):
             return Failure(f"The call to {self._address} failed.")
-        info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        status = rpc_status.from_call(error)
-        for packed in status.details if status else ():
-            for detail in (info, bad_request):
-                packed.Unpack(detail)
+        info, bad_request = _details(error)
         if bad_request.field_violations:
             wrong = "; ".join(
-                f"{violation.field} {violation.description}" for violation in bad_request.field_violations
+                f"{violation.field.removeprefix('sampling.')} {violation.description}"
+                for violation in bad_request.field_violations
             )
-            return Refusal(f"The server at {self._address} refused the request: {wrong}.")
+            return Refusal(f"The server refused the request: {wrong}.")
+        if info.reason == "UNAUTHENTICATED":
+            return Refusal("The server requires a valid token: set TAILRACE_GRPC_TOKEN.")
         if info.reason:
-            return Refusal(f"The server at {self._address} answered {info.reason}: {error.details()}.")
+            sentence = (error.details() or info.reason).rstrip(".")
+            return Refusal(f"{sentence[0].upper()}{sentence[1:]}.")
         if error.code() is grpc.StatusCode.UNAVAILABLE and self._has_tls:
             return Failure(
                 f"No server answers at {self._address}, or one side does not trust the certificate of the other."
@@ -92,6 +105,17 @@ class GrpcClient:
                 "requires TLS."
             )
         return Failure(f"The call to {self._address} failed with {error.code().name}.")
+
+
+def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.BadRequest]:
+    """Return the reason and the wrong fields of a failed call; both are empty if the status has none."""
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+    details: Sequence[any_pb2.Any] = status.details if status else ()
+    for packed in details:
+        packed.Unpack(info)
+        packed.Unpack(bad_request)
+    return info, bad_request
 
 
 def _channel(address: str) -> grpc.Channel:
@@ -131,14 +155,9 @@ def _file(name: str) -> bytes | None:
 
 
 def _run_request(request: Request) -> pb.RunRequest:
-    # protobuf leaves a field unset that is None here, and the server then applies its default.
-    sampling = pb.Sampling(
-        max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
-        stop=request.stop,
-    )
+    sampling = pb.Sampling(stop=request.stop)
+    for name, value in request.sampling.items():
+        setattr(sampling, name, value)
     message = pb.RunRequest(model=request.model, sampling=sampling)
     if request.schema is not None:
         message.response_format.json_schema = request.schema

@@ -19,8 +19,8 @@ def ps(client: Client, *, url: str, as_json: bool) -> int:
     """Print the served models; with `as_json`, as a JSON object. Returns the exit code 0.
 
     Args:
-        client: Connection to the models.
-        url: The bridge; the memory of a server on another machine is unknown.
+        client: Client that lists the models.
+        url: URL of the bridge. The server's memory is printed only if this is a loopback address.
         as_json: True for JSON.
     """
     models = client.models()

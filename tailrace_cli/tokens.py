@@ -4,15 +4,13 @@ The token is random, and neither service needs to run.
 """
 
 import hashlib
-import re
 import secrets
 import sys
 
 from tailrace_cli.errors import Failure
 from tailrace_cli.output import write
+from tailrace_shared.accounts import EVERY_ACCOUNT, is_account
 
-# The same pattern as in http_bridge/auth/token_file.py, which reads the line.
-_ACCOUNT = re.compile(r"\*|[\w.-]{1,128}", re.ASCII)
 _PREFIX = "tr_"
 _RANDOM_BYTES = 32
 
@@ -23,7 +21,7 @@ def make_token(account: str) -> None:
     Raises:
         Failure: `account` is not a valid account name.
     """
-    if not _ACCOUNT.fullmatch(account):
+    if account != EVERY_ACCOUNT and not is_account(account):
         raise Failure(
             f"{account!r} is not an account name. Use 1 to 128 letters, digits, dots, dashes and underscores, "
             "or '*' for every account."

@@ -1,7 +1,11 @@
-"""Ends a service after the process that started it has been killed, for example by `kill -9`.
+"""Two pipes between `tailrace serve` and its services.
 
-`tailrace serve` holds the writing end of a pipe, and each service the reading end. The system closes the writing end when
-the command ends, whatever the reason, and the service then receives SIGTERM.
+The first one ends a service after the command has been killed, for example by `kill -9`. The command holds its writing end,
+and each service the reading end. The system closes the writing end when the command ends, whatever the reason, and the
+service then receives SIGTERM.
+
+Through the second one a service reports its port as soon as it listens there. The command thus finds a port that the system
+selected, and cannot take another stack for its own.
 """
 
 import os
@@ -9,8 +13,9 @@ import signal
 import threading
 from collections.abc import MutableMapping
 
-# The number of the reading end. `tailrace serve` sets this variable for the services; it is not a setting.
+# The numbers of the pipes' ends. `tailrace serve` sets these variables for the services; they are not settings.
 VARIABLE = "TAILRACE_PARENT_PIPE"
+PORT_VARIABLE = "TAILRACE_PORT_PIPE"
 
 
 def watch_parent(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -29,3 +34,18 @@ def watch_parent(environment: MutableMapping[str, str] = os.environ) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def report_port(port: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Write the port at which this service listens to the pipe named in the environment, if there is one.
+
+    The variable is removed from `environment`, and the pipe is closed.
+    """
+    number = environment.pop(PORT_VARIABLE, "")
+    if not number.isdecimal():
+        return
+    try:
+        with open(int(number), "w") as pipe:
+            pipe.write(f"{port}\n")
+    except OSError:  # the command has ended
+        return

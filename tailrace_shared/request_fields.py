@@ -22,6 +22,8 @@ MAX_NAME_LENGTH = 256  # of models, tools and accounts, in characters
 MAX_ROLE_LENGTH = 64  # in characters
 MAX_CHOICES = 8  # replies to one request of OpenAI's routes
 DEFAULT_TEMPERATURE = 0.6
+# Seed of a request without one in deterministic mode.
+DETERMINISTIC_SEED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,14 @@
-"""Resolves a model's short name: the last part of its name, or the beginning of that part."""
+"""Resolves a model's short name, and finds the name nearest to a wrong one.
 
+A short name is the last part of a name, or the beginning of that part.
+"""
+
+import difflib
 from collections.abc import Iterable
 
 _MAX_LISTED = 8  # names in the message about a name that is not unique
+_MAX_COMPARED = 100  # characters of a name
+_MIN_SIMILARITY = 0.6  # 0 to 1; with less, a suggestion is more often wrong than right
 
 
 class Ambiguous(ValueError):
@@ -32,3 +38,18 @@ def long_name(name: str, names: Iterable[str]) -> str | None:
         more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
         raise Ambiguous(f"several models are called {name}: {', '.join(found[:_MAX_LISTED])}{more}")
     return found[0] if found else None
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """Return the other name whose last part is most similar to that of `name`; None if none is similar."""
+    ends: dict[str, str] = {}
+    for each in names:
+        if each != name:
+            ends.setdefault(_end(each), each)
+    found = difflib.get_close_matches(_end(name), ends, n=1, cutoff=_MIN_SIMILARITY)
+    return ends[found[0]] if found else None
+
+
+def _end(name: str) -> str:
+    # Truncated: the time of the comparison grows with the product of both lengths, and a client chooses the name.
+    return name.lower().rpartition("/")[2][:_MAX_COMPARED]

@@ -9,5 +9,5 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python=${PYTHON:-python3}
 "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl || exit 1
-export PYTHONPATH=.:proto:$site PYTHONUNBUFFERED=1
+export PYTHONPATH=.:$site PYTHONUNBUFFERED=1
 "$python" -m benchmarks.gpu --out "${OUT:-build/gpu}" "$@"

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -134,10 +134,11 @@ def random_weight(layer: Layer, weight_format: WeightFormat) -> Tensor | Int8 | 
 
 
 def _cloned(weight: Tensor | Int8 | Int4) -> Tensor | Int8 | Int4:
-    """Return the weights in other memory, because a layer may keep the tensors that are passed to it."""
+    """Return a copy of the weights, because a layer may keep the tensors that are passed to it."""
     if isinstance(weight, Tensor):
         return weight.clone()
-    return replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone())
+    copies = {each.name: getattr(weight, each.name).clone() for each in fields(weight)}
+    return replace(weight, **copies)
 
 
 def _kernel_call(layer: KernelLinear, x: Tensor) -> Call:

@@ -65,6 +65,7 @@ class IncomingRequest:
         bodies: Reads the fields of the body.
         models: The models of the inference servers.
         models_are_current: Whether `models` is recent enough for this request, so that `describe` does not raise.
+        has_fixed_seeds: Whether the further choices of a request without a seed have fixed seeds.
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class IncomingRequest:
     bodies: BodyReader
     models: Models
     models_are_current: bool = False
+    has_fixed_seeds: bool = False
 
     @property
     def is_large(self) -> bool:

@@ -1,18 +1,17 @@
 """Checks the credentials of requests and finds the account of a token. Does not depend on routes."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from http_bridge.auth.token_file import EVERY_ACCOUNT, TokenFile
+from http_bridge.auth.token_file import TokenFile
 from http_bridge.errors import ApiError
+from tailrace_shared.accounts import EVERY_ACCOUNT, is_account
 
 # Key in the state of a request: the account of its token, or an empty string.
 ACCOUNT_KEY = "account"
 
-_ACCOUNT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _MISPLACED = "the path has an API token where the account belongs"
 _Headers = Sequence[tuple[bytes, bytes]]
 
@@ -21,11 +20,11 @@ class TokenCheck:
     """Accepts requests with a known token, sent as a bearer token, or as X-Auth-Key together with X-Auth-Email."""
 
     def __init__(self, tokens: Iterable[str], file: TokenFile | None = None) -> None:
-        """Accept the given tokens. If there are none, accept every request, with or without a token.
+        """Accept the given tokens. Without tokens and without a file, accept every request.
 
         Args:
-            tokens: Tokens for every account.
-            file: Tokens for one account each.
+            tokens: Tokens that are valid for every account.
+            file: Further tokens, each for one account, or for every account (`*`).
         """
         self._digests = frozenset(_digest(token.encode()) for token in tokens)
         self._file = file
@@ -75,7 +74,7 @@ class RequireToken:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         account = scope["path_params"].get("account")
         scope["state"][ACCOUNT_KEY] = self._check.check(scope["headers"], account)
-        if account is not None and not _ACCOUNT_ID.fullmatch(account):
+        if account is not None and not is_account(account):
             path = scope["path"]
             hint = f" ({_MISPLACED})" if self._check.is_token(account) else ""
             raise ApiError(
@@ -92,7 +91,7 @@ def check_inner_account(scope: Scope, account: str) -> None:
     """
     if scope["state"].get(ACCOUNT_KEY) not in (None, "", account):
         raise ApiError(403, 10000, "Authentication error")
-    if not _ACCOUNT_ID.fullmatch(account):
+    if not is_account(account):
         raise ApiError(404, 7003, "Could not route to this path, perhaps your object identifier is invalid?")
 
 

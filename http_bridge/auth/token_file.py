@@ -10,12 +10,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from tailrace_shared.accounts import EVERY_ACCOUNT, is_account
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.file_watcher import ReloadableFile
 from tailrace_shared.variables import PREFIX
 
-EVERY_ACCOUNT = "*"
-_ACCOUNT = re.compile(r"\*|[\w.-]{1,128}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 CHECK_SECONDS = 1.0
 
@@ -62,7 +61,8 @@ def read_tokens(path: Path) -> dict[bytes, str]:
         if not fields:
             continue
         # The line may contain a token by mistake, so the message does not repeat it.
-        if len(fields) != 2 or not _ACCOUNT.fullmatch(fields[0]) or not _DIGEST.fullmatch(fields[1]):
+        is_pair = len(fields) == 2 and (fields[0] == EVERY_ACCOUNT or is_account(fields[0]))
+        if not is_pair or not _DIGEST.fullmatch(fields[1]):
             raise ConfigurationError(
                 f"{name}: line {number} is not `<account> <SHA-256 of the token, 64 hexadecimal digits>`; "
                 "`tailrace token ACCOUNT` writes such lines."

@@ -13,7 +13,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.protocol.validation import Problem, bad_field, bad_fields, bad_input
+from http_bridge.protocol.problems import Problem
+from http_bridge.protocol.validation import bad_field, bad_fields, bad_input
+from tailrace_shared.short_names import nearest_name
 from tailrace_shared.workers_ai import how_to_serve, removed_on
 
 ERROR_DOMAIN = "tailrace"
@@ -33,6 +35,7 @@ _BODY_NAMES = (
     ("chat.template_arguments", "chat_template_kwargs"),
     ("chat.reasoning_effort", "reasoning_effort"),
     ("chat", "messages"),
+    ("texts", "text"),
     ("text", "prompt"),
     ("response_format", "response_format"),
 )
@@ -58,8 +61,11 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
         names: The models of the servers.
     """
     listed = f"the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
+    near = nearest_name(model, names)
+    meant = f"did you mean {near}?" if near else ""
     step = how_to_serve(model) or ""
     more = "; ".join(each for each in (step, listed) if each)
+    more = " ".join(each for each in (meant, more) if each)
     if day := removed_on(model):
         return removed_model(day, f"No server here hosts it: {more}.")
     reasons = f": {more}" if more else ""
@@ -70,6 +76,7 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
         openai_message=f"The model '{model}' does not exist{' here' if step else ''}{reasons}",
         param="model",
         is_unknown_model=True,
+        plain=f"There is no model {model}{reasons}.",
     )
 
 
@@ -195,6 +202,21 @@ def _unknown_adapter(details: _Details, model: str) -> ApiError:
     return unknown_adapter(model, names.split("\n") if names else ())
 
 
+def _not_recorded(details: _Details) -> ApiError:
+    found = details.info.metadata
+    where = "it has no recordings of such requests"
+    if field := found.get("field"):
+        where = (
+            f"'{_body_path(field)}' is {found.get('requested', '?')}, and {found.get('recorded', '?')} in the nearest "
+            f"recording {found.get('nearest', '?')}"
+        )
+    folder, command = found.get("folder", "?"), found.get("command", "?")
+    # 404, because SDKs repeat requests after 409, 429 and every status from 500.
+    return ApiError(
+        404, 5098, f"No recording of this request in {folder}: {where}. To record it, send it to this server: {command}"
+    )
+
+
 def _capacity_exceeded() -> ApiError:
     return ApiError(429, 3040, "Capacity temporarily exceeded, please try again.")
 
@@ -204,9 +226,8 @@ def _unavailable() -> ApiError:
 
 
 def _not_ready(model: str) -> ApiError:
-    sentence = (
-        f"The model {model} is not ready: it is still loading or does not respond. Please try again in a few seconds."
-    )
+    subject = f"The model {model} is not ready: it is" if model else "The models are not ready: the server is"
+    sentence = f"{subject} still loading or does not respond. Please try again in a few seconds."
     return ApiError(503, 7009, sentence, retry_after_seconds=_LOADING_RETRY_SECONDS)
 
 
@@ -222,6 +243,7 @@ _BY_REASON: dict[str, Callable[[_Details, str], ApiError]] = {
     "CLIENT_TOO_SLOW": lambda details, model: request_timeout(),
     "SERVER_STOPPING": lambda details, model: _unavailable(),
     "MODEL_NOT_READY": lambda details, model: _not_ready(model),
+    "NOT_RECORDED": lambda details, model: _not_recorded(details),
     "GENERATION_FAILED": lambda details, model: ApiError(500, 3000, "The model failed while generating this reply."),
 }
 

@@ -15,6 +15,7 @@ import jsonschema_rs
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.excerpt import beginning, field_names
 from http_bridge.protocol.bodies.surrogates import path_of_surrogate
+from http_bridge.protocol.problems import Problem, plain_clause, plain_clauses, plain_sentence
 
 Schema = Mapping[str, Any]
 
@@ -34,27 +35,15 @@ _LARGEST_NUMBER = 1e300
 _MAX_DIGITS = 20  # length of -2**63, including its sign, and of 2**64 - 1
 
 
-class Problem(str):
-    """A clause without a full stop about an invalid field. `path`: the field, such as /messages/0/content."""
-
-    path: str
-
-    def __new__(cls, path: str, clause: str) -> "Problem":
-        """Return the clause with its path."""
-        problem = super().__new__(cls, clause)
-        problem.path = path
-        return problem
-
-    @property
-    def param(self) -> str | None:
-        """The path in OpenAI's notation, such as messages[0].content; None for the whole body."""
-        return re.sub(r"/(\d+)(?=/|$)", r"[\1]", self.path).strip("/").replace("/", ".") or None
-
-
 def bad_input(problem: str) -> ApiError:
     """Return the error for an invalid field or body: 400/5006 with `problem`, a clause without a full stop."""
+    named = problem if isinstance(problem, Problem) else None
     return ApiError(
-        400, 5006, f"Bad input: Error: {problem}", param=problem.param if isinstance(problem, Problem) else None
+        400,
+        5006,
+        f"Bad input: Error: {problem}",
+        param=named.param if named else None,
+        plain=plain_sentence(named.plain if named else problem),
     )
 
 
@@ -65,7 +54,7 @@ def bad_field(path: str, clause: str) -> ApiError:
 
 def bad_fields(problems: Sequence[Problem]) -> ApiError:
     """Return one error for several invalid fields. Its `param` is the first field."""
-    return bad_input(Problem(problems[0].path, ", ".join(problems)))
+    return bad_input(Problem(problems[0].path, ", ".join(problems), plain_clauses(problems)))
 
 
 def inflated(data: bytes, max_bytes: int) -> bytes:
@@ -86,7 +75,9 @@ def load(data: bytes, max_bytes: int) -> dict[str, Any]:
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(document, MAX_DEPTH):
         raise _too_deep()
     if not isinstance(document, dict):
-        raise bad_input(f"Type mismatch of '/', '{type_name(document)}' not in 'object'")
+        kind = type_name(document)
+        plain = plain_clause("type", "/", document, "object", kind)
+        raise bad_input(Problem("/", f"Type mismatch of '/', '{kind}' not in 'object'", plain))
     # "\ud800" is valid JSON, but neither UTF-8 nor a protobuf message can contain it.
     if _SURROGATE.search(data) and (path := path_of_surrogate(document)) is not None:
         raise bad_field(path or "/", "contains half of a surrogate pair, which is not a character")
@@ -145,7 +136,9 @@ class Validator:
         clause = describe(path, error.instance, keyword)
         # The path of a missing field is that of its object plus its name.
         return Problem(
-            f"{path.rstrip('/')}/{error.kind.as_dict()['property']}" if error.kind.name == "required" else path, clause
+            f"{path.rstrip('/')}/{error.kind.as_dict()['property']}" if error.kind.name == "required" else path,
+            clause,
+            plain_clause(error.kind.name, path, error.instance, keyword, type_name(error.instance)),
         )
 
     def _keyword(self, path: list[str | int]) -> Any:

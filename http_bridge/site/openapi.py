@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES
 from http_bridge.protocol.schemas import Schema
+from http_bridge.site.examples import Example, example_of
 
 _DESCRIPTION = (
     "Workers AI text generation on your own hardware: Cloudflare's REST interface, OpenAI's, and the Worker binding's. "
@@ -80,12 +81,19 @@ def _described(operation: Operation) -> Schema:
     path_names = [part.strip("{}") for part in operation.path.split("/") if part.startswith("{")]
     parameters = [*map(_path_parameter, path_names), *operation.parameters]
     if operation.request_schema is not None:
+        example = example_of(operation.path)
+        content: Schema = {"schema": operation.request_schema}
+        if example is not None:
+            content["example"] = example.body
         profile = header(PROFILE_HEADER, {"enum": list(PROFILE_NAMES)})
         return {
             "summary": operation.summary,
             "parameters": [*map(_path_parameter, path_names), profile, *operation.parameters],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": operation.request_schema}}},
-            "responses": {"200": _run_reply(operation.reply_schema), **_errors(_RUN_STATUSES, operation.error_schema)},
+            "requestBody": {"required": True, "content": {"application/json": content}},
+            "responses": {
+                "200": _run_reply(operation.reply_schema, example),
+                **_errors(_RUN_STATUSES, operation.error_schema),
+            },
         }
     if operation.statuses:
         return {
@@ -102,9 +110,15 @@ def _described(operation: Operation) -> Schema:
     }
 
 
-def _run_reply(schema: Schema) -> Schema:
+def _run_reply(schema: Schema, example: Example | None) -> Schema:
     # The content of an event depends on the profile and on the request's fields.
-    content = {"application/json": {"schema": schema}, "text/event-stream": {"schema": {}}}
+    content: Schema = {"application/json": {"schema": schema}, "text/event-stream": {"schema": {}}}
+    if example is not None:
+        content["application/json"]["example"] = example.reply
+        if example.stream:
+            content["text/event-stream"]["example"] = example.stream
+        else:
+            del content["text/event-stream"]
     return {"description": "The reply, as one object or as server-sent events", "content": content}
 
 

@@ -1,11 +1,13 @@
 """Serves the pages for browsers: the playground at / and the API reference at /docs.
 
-The pages load nothing from other hosts.
+The pages load nothing from other hosts. `make playground` bundles their scripts and styles from `playground/src`.
 
-The few files are read when the process starts and served from memory as a whole. A request can select neither a byte
-range nor a path of the file system.
+The few files are read and compressed when the process starts, and served from memory as a whole. A request can select
+neither a byte range nor a path of the file system.
 """
 
+import gzip
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from starlette.responses import Response
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _FOLDER = Path(__file__).parent / "playground"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
 # The pages insert a model's reply as text, never as HTML. If that ever failed, this policy would still block other scripts
 # and other hosts.
 _POLICY = {
@@ -39,7 +41,9 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
+    # A browser asks each time whether its copy is current, so that a new release never meets the scripts of an old one.
     "cache-control": "no-cache",
+    "vary": "accept-encoding",
 }
 
 
@@ -56,11 +60,34 @@ def pages() -> Mapping[str, Endpoint]:
 def _page(name: str) -> Endpoint:
     path = _FOLDER / name
     content, media_type = path.read_bytes(), _TYPES[path.suffix]
+    # Without a time in it, equal content has equal bytes in every process behind a load balancer.
+    compressed = gzip.compress(content, compresslevel=9, mtime=0)
+    digest = hashlib.sha256(content).hexdigest()[:32]
 
     async def page(request: Request) -> Response:
-        return Response(content, headers=_HEADERS, media_type=media_type)
+        is_compressed = _accepts_gzip(request.headers.get("accept-encoding", ""))
+        # The two encodings are different bytes, so that each has its own tag.
+        tag = f'"{digest}-gzip"' if is_compressed else f'"{digest}"'
+        headers = {**_HEADERS, "etag": tag}
+        if _has_copy(request.headers.get("if-none-match", ""), tag):
+            return Response(status_code=304, headers=headers)
+        if not is_compressed:
+            return Response(content, headers=headers, media_type=media_type)
+        return Response(compressed, headers={**headers, "content-encoding": "gzip"}, media_type=media_type)
 
     return page
+
+
+def _accepts_gzip(accepted: str) -> bool:
+    for entry in accepted.lower().split(","):
+        coding, _, parameter = entry.partition(";")
+        if coding.strip() == "gzip":
+            return parameter.replace(" ", "").rstrip("0") not in ("q=", "q=0.", "q=0")
+    return False
+
+
+def _has_copy(tags: str, tag: str) -> bool:
+    return tags.strip() == "*" or tag in [entry.strip().removeprefix("W/") for entry in tags.split(",")]
 
 
 def _without_websocket(page: Endpoint) -> Endpoint:

@@ -1,4 +1,4 @@
-"""Resolves the names in TAILRACE_GRPC_ADDRESS, repeatedly. Does not depend on calls.
+"""Resolves the names in TAILRACE_GRPC_ADDRESS. The server registry does so at each poll, even without open calls.
 
 gRPC itself looks up a name only when a connection is lost, so it would never find a server that is added later.
 """

@@ -62,7 +62,7 @@ class PackedExperts(nn.Module):
         Args:
             hidden_states: (num_tokens, hidden_size).
             top_k_index: (num_tokens, k) int64, the experts of each token.
-            top_k_weights: (num_tokens, k), the factors on their results.
+            top_k_weights: (num_tokens, k), the routing weights of those experts.
 
         Returns:
             (num_tokens, hidden_size), the sums of the experts' weighted results.

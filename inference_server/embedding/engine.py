@@ -54,6 +54,7 @@ class EmbeddingEngine:
         limits: CapacityLimits,
         batch_tokens: int,
         on_broken: Callable[[], None] = lambda: None,
+        on_thread: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the engine's thread.
 
@@ -62,6 +63,7 @@ class EmbeddingEngine:
             limits: Limits for requests in flight.
             batch_tokens: Largest number of tokens in a batch. A longer text is a batch by itself.
             on_broken: Called on the event loop after the model has failed permanently, or the engine was abandoned.
+            on_thread: Called first on the engine's thread.
         """
         self.encoder = encoder
         self.admission = Admission(limits)
@@ -70,6 +72,7 @@ class EmbeddingEngine:
         self.num_slots = limits.slots
         self._batch_tokens = batch_tokens
         self._on_broken = on_broken
+        self._on_thread = on_thread
         self._is_accepting = True
         self._jobs: set[EmbeddingJob] = set()
         self._idle = asyncio.Event()
@@ -203,6 +206,7 @@ class EmbeddingEngine:
     # The methods below run on the engine's thread.
 
     def _run(self) -> None:
+        self._on_thread()
         while (batch := self._next_batch()) is not None:
             self._on_loop(self._begun, batch)
             try:

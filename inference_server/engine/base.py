@@ -159,7 +159,8 @@ class BaseEngine(ABC):
         if not self._in_flight:
             self._last_progress = time.monotonic()
         admission = self.batch_admission if request.is_batch else self.admission
-        reply = Reply(self._cancel, admission.enter(request.account, num_tokens))
+        ticket = admission.enter(request.account, num_tokens)
+        reply = Reply(self._cancel, ticket, joins_deltas=request.joins_deltas)
         seq = Sequence(request=request, text=text, reply=reply, arrived=time.monotonic())
         self._in_flight.add(reply)
         self._idle.clear()

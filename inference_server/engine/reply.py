@@ -17,9 +17,18 @@ class Reply:
     Leaving its `async with` block before the last event cancels the request.
     """
 
-    def __init__(self, release: Callable[["Reply"], None], ticket: AdmissionTicket) -> None:
-        """`release` is called when the reader leaves early."""
+    def __init__(
+        self, release: Callable[["Reply"], None], ticket: AdmissionTicket, *, joins_deltas: bool = True
+    ) -> None:
+        """Create the reply of an accepted request.
+
+        Args:
+            release: Called when the reader leaves early.
+            ticket: The request's place among the requests in flight.
+            joins_deltas: True if a slow reader gets one event for several deltas.
+        """
         self.ticket = ticket
+        self._joins_deltas = joins_deltas
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._release = release
         self._is_done = False
@@ -43,7 +52,7 @@ class Reply:
             raise StopAsyncIteration
         event, self._next = self._next or await self.events.get(), None
         if isinstance(event, Delta):
-            return event if self.events.empty() else self._joined(event)
+            return self._joined(event) if self._joins_deltas and not self.events.empty() else event
         if isinstance(event, Failed):
             self._is_done = True
             raise event.error

@@ -79,7 +79,7 @@ class DecodeGraphs:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Compute one token of each sequence.
+        """Decode one position of each sequence.
 
         Args:
             tokens: The tokens; an id -(k + 1) refers to row k of `inputs.sampled`.

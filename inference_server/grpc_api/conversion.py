@@ -1,6 +1,7 @@
 """Converts requests of inference.proto to the engine's requests, and the engine's events to responses."""
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from inference_server.errors import FieldViolation, InvalidField
@@ -25,7 +26,6 @@ from inference_server.text.chat.turns import Turn
 from inference_server.text.grammar import GrammarError, parsed_schema
 from inference_server.text.prompt_encoder import Prompt
 from inference_server.text.schema_faults import located
-from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import Place
 from inference_server.text.tool_formats import Tool
 from inference_server.text.tools.call_grammar import ReplyForm
@@ -35,7 +35,7 @@ from tailrace.v1 import inference_pb2 as pb
 if TYPE_CHECKING:
     from inference_server.serving.hosted_model import HostedModel
 
-_FINISH_REASON = {
+FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.TIME_LIMIT: pb.FINISH_REASON_TIME_LIMIT,
@@ -74,7 +74,7 @@ def _options(chat: pb.Chat) -> ChatOptions:
 
 
 def generation_request(
-    request: pb.RunRequest, request_id: str, prompt: Prompt, model: "HostedModel"
+    request: pb.RunRequest, request_id: str, prompt: Prompt, model: "HostedModel", *, has_fixed_seed: bool = False
 ) -> GenerationRequest:
     """Return a request for the engine, with the model's limits applied.
 
@@ -83,6 +83,7 @@ def generation_request(
         request_id: Id for logs, traces and the reply.
         prompt: Its encoded prompt.
         model: The requested model.
+        has_fixed_seed: True if a request without a seed gets DETERMINISTIC_SEED instead of a drawn one.
 
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
@@ -98,7 +99,7 @@ def generation_request(
     return GenerationRequest(
         request_id=request_id,
         prompt_ids=prompt.token_ids,
-        sampling=sampling_params(sampling, request, model.engine.vocab_size),
+        sampling=sampling_params(sampling, request, model.engine.vocab_size, has_fixed_seed=has_fixed_seed),
         max_tokens=model.max_tokens(num_tokens, sampling.max_tokens if sampling.HasField("max_tokens") else None),
         stop=tuple(sampling.stop),
         continues_prompt=request.WhichOneof("input") == "text" or request.chat.continue_final_turn,
@@ -109,6 +110,12 @@ def generation_request(
         constraint=constraint,
         adapter=model.adapter(request.adapter),
     )
+
+
+def demands_form(request: pb.RunRequest) -> bool:
+    """Return True if a grammar constrains the reply. Needs no model."""
+    tools = callable_tools(request)
+    return request.HasField("response_format") or bool(tools) and _reply_form(request.chat, tools, None) is not None
 
 
 def callable_tools(request: pb.RunRequest) -> list[Tool]:
@@ -191,7 +198,9 @@ def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None)
     return ReplyForm(tools=tools, is_parallel=is_parallel, beside="text")
 
 
-def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes: TokenBytes) -> pb.RunResponse:
+def response(
+    event: Event, request: pb.RunRequest, request_id: str, token_bytes: Callable[[int], bytes]
+) -> pb.RunResponse:
     """Return the message of one event.
 
     Args:
@@ -232,7 +241,7 @@ def response(event: Event, request: pb.RunRequest, request_id: str, token_bytes:
 
 def _completed(event: Completed) -> pb.Completed:
     return pb.Completed(
-        finish_reason=_FINISH_REASON[event.finish_reason],
+        finish_reason=FINISH_REASONS[event.finish_reason],
         stop_string=event.stop_string,
         usage=pb.Usage(
             prompt_tokens=event.usage.prompt_tokens,
@@ -248,7 +257,7 @@ def _completed(event: Completed) -> pb.Completed:
     )
 
 
-def _token_logprob(logprob: TokenLogprob, token_bytes: TokenBytes) -> pb.TokenLogprob:
+def _token_logprob(logprob: TokenLogprob, token_bytes: Callable[[int], bytes]) -> pb.TokenLogprob:
     def candidate(item: Candidate) -> pb.Candidate:
         return pb.Candidate(text=token_bytes(item.token_id), logprob=item.logprob)
 

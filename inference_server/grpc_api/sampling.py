@@ -2,19 +2,23 @@
 
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import LogitBias, SamplingParams
 from tailrace.v1 import inference_pb2 as pb
-from tailrace_shared.request_fields import SAMPLING_FIELDS
+from tailrace_shared.request_fields import DETERMINISTIC_SEED, SAMPLING_FIELDS
 
 if TYPE_CHECKING:
     from inference_server.serving.hosted_model import HostedModel
 
 # Sampling parameters that are passed to the engine unchanged.
 _ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
-_PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+PENALTIES: tuple[Literal["repetition_penalty", "frequency_penalty", "presence_penalty"], ...] = (
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+)
 _MAX_UNKNOWN = 16  # longest list of unknown tokens in an error
 # Largest seed that the server draws: the largest one that the REST interface accepts.
 _MAX_DRAWN_SEED = 9_999_999_999
@@ -34,7 +38,7 @@ def with_defaults(request: pb.RunRequest, model: "HostedModel", *, is_constraine
         is_constrained: True if a grammar constrains the reply. The default penalties then do not apply, because they
             would lower the logits of brackets and quotes, which every document repeats.
     """
-    omitted = _PENALTIES if is_constrained else ()
+    omitted = PENALTIES if is_constrained else ()
     sampling = _message({name: value for name, value in model.sampling.items() if name not in omitted})
     sampling.MergeFrom(request.sampling)
     return sampling
@@ -44,19 +48,25 @@ def _message(values: Mapping[str, Any]) -> pb.Sampling:
     return pb.Sampling(**values)
 
 
-def sampling_params(sampling: pb.Sampling, request: pb.RunRequest, vocab_size: int) -> SamplingParams:
+def sampling_params(
+    sampling: pb.Sampling, request: pb.RunRequest, vocab_size: int, *, has_fixed_seed: bool = False
+) -> SamplingParams:
     """Return the engine's parameters.
 
     Args:
         sampling: The result of `with_defaults`.
         request: The request, for its log probabilities.
         vocab_size: Number of the model's tokens.
+        has_fixed_seed: True if a request without a seed gets DETERMINISTIC_SEED instead of a drawn one.
 
     Raises:
         InvalidField: A bias is for a token that the model does not have.
     """
     given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
-    seed = sampling.seed if sampling.HasField("seed") else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
+    if sampling.HasField("seed"):
+        seed = sampling.seed
+    else:
+        seed = DETERMINISTIC_SEED if has_fixed_seed else random.SystemRandom().randint(1, _MAX_DRAWN_SEED)
     logprobs = request.logprobs.top if request.HasField("logprobs") else None
     return SamplingParams(seed=seed, logprobs=logprobs, logit_bias=_logit_bias(sampling, vocab_size), **given)
 

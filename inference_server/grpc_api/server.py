@@ -20,8 +20,11 @@ from inference_server.engine.watchdog import Watchdog
 from inference_server.grpc_api.auth import TokenCheck
 from inference_server.grpc_api.load_report import LoadReporter
 from inference_server.grpc_api.malformed import Parsing
+from inference_server.grpc_api.recordings.folder import RecordingsFolder
+from inference_server.grpc_api.recordings.servicer import RecordingServicer
 from inference_server.grpc_api.servicer import InferenceServicer
 from inference_server.grpc_api.tls import server_credentials
+from inference_server.observability.tracing.base import NullTracing
 from inference_server.observability.tracing.exporter import tracing_from_environment
 from inference_server.progress import progress
 from inference_server.serving.model_names import configured_entries
@@ -74,11 +77,11 @@ class Server:
         """Set up the server; `listen` opens its port.
 
         Raises:
-            ConfigurationError: The OTEL_* variables or the tokens file cannot be used.
+            ConfigurationError: The OTEL_* variables, the tokens file or the folder of recordings cannot be used.
         """
         self._settings = settings
         self._tracing = tracing_from_environment()
-        self.servicer = InferenceServicer(settings, self._tracing)
+        self.servicer = _servicer(settings, self._tracing)
         self.servicer.metrics.watch(self._named_engines)
         self._stop_metrics: Callable[[], None] = lambda: None
         self._watchdog = Watchdog(
@@ -152,20 +155,30 @@ class Server:
             )
 
     async def load(self) -> None:
-        """Load and warm up the catalog's models, then report SERVING.
+        """Load and warm up the catalog's models, then report SERVING. If recordings are only replayed, load nothing.
 
         Raises:
             ConfigurationError: The catalog cannot be read, or one of its models cannot be served.
         """
+        if self._settings.replays_only:
+            await self._replay()
+            return
         started = time.monotonic()
         entries = configured_entries(self._settings)
         # In a daemon thread: a signal ends the process without waiting for the imports.
         startup = await in_daemon_thread(import_startup)
-        self.servicer.models = await startup.load_all(entries, self._settings, self._break)
+        self.servicer.host(await startup.load_all(entries, self._settings, self._break))
         self.servicer.metrics.expect(self.servicer.models)
         await self._set_health(_SERVING)
         self._watching = asyncio.create_task(self._watchdog.watch())
         logger.info("ready after %.1f s: %s", time.monotonic() - started, ", ".join(self.servicer.models))
+
+    async def _replay(self) -> None:
+        garbage.resume()
+        models = [model.name for model in self.servicer.descriptions()]
+        self.servicer.metrics.expect(models)
+        await self._set_health(_SERVING)
+        logger.info("ready without a model: only recorded replies are sent, of %s", ", ".join(models))
 
     async def drain(self, grace_seconds: float) -> None:
         """Reject new requests and wait until the accepted ones are finished, at most `grace_seconds` seconds."""
@@ -231,6 +244,15 @@ class Server:
         """Reject new requests and set `broken`: the process ends with an error, so that its supervisor restarts it."""
         self.servicer.is_stopping = True
         self.broken.set()
+
+
+def _servicer(settings: Settings, tracing: NullTracing) -> InferenceServicer:
+    """Return the service: with recordings if a folder is set. Raises ConfigurationError if it cannot be used."""
+    if settings.recordings is None:
+        return InferenceServicer(settings, tracing)
+    folder, mode = RecordingsFolder(settings.recordings, settings.recordings_mode), settings.recordings_mode
+    logger.info("recordings: %s, %d in %s", mode, len(folder), folder.path)
+    return RecordingServicer(settings, tracing, folder)
 
 
 def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None) -> int:

@@ -6,7 +6,7 @@ Any unexpected exception is reported as INTERNAL, with a message that contains n
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,15 +29,15 @@ from inference_server.grpc_api.validation import Limits, check, check_input
 from inference_server.observability.embed_record import EmbedRecord
 from inference_server.observability.metrics import Metrics
 from inference_server.observability.run_record import RunRecord
-from inference_server.observability.tracing.base import NullTracing
+from inference_server.observability.tracing.base import EmbedTrace, NullTracing, RunTrace
 from inference_server.settings import Settings
 from inference_server.text.chat.prompts import ThoughtState
 from inference_server.text.reasoning.reply import ThoughtfulReplyText, with_thoughts
-from inference_server.text.token_bytes import TokenBytes
 from inference_server.text.tool_calls import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
+from tailrace_shared.short_names import nearest_name
 from tailrace_shared.workers_ai import how_to_serve
 
 if TYPE_CHECKING:  # hosted_embedder imports torch, which takes seconds
@@ -58,6 +58,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         models: The loaded models by name.
         is_stopping: Set by the server: new requests are rejected with SERVER_STOPPING.
         metrics: Counters and histograms of all requests.
+        limits: Limits of requests that do not depend on the model.
     """
 
     def __init__(self, settings: Settings, tracing: NullTracing) -> None:
@@ -65,9 +66,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self.models: dict[str, HostedModel | HostedEmbedder] = {}
         self.is_stopping = False
         self.metrics = Metrics()
-        self._limits = Limits(settings.max_messages, settings.max_schema_depth)
+        self.limits = Limits(settings.max_messages, settings.max_schema_depth)
         self._rate_limit = RateLimit(settings.account_requests_per_minute)
         self._write_timeout_seconds = settings.write_timeout_seconds
+        self._has_fixed_seed = settings.deterministic
+        self._has_fixed_events = settings.deterministic or settings.recordings is not None
         # A request with a costly grammar may wait for seconds for the process that checks it. On separate threads,
         # such requests do not delay requests without a grammar.
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
@@ -76,34 +79,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Generate a reply and write its events to `context`."""
         request_id = _request_id(context)
         trace = self.tracing.run(request, request_id, context.invocation_metadata() or ())
-        is_known, deadline = request.model in self.models, context.time_remaining()
+        is_known, deadline = self.is_known(request.model), context.time_remaining()
         record = RunRecord(self.metrics, request, request_id, is_known=is_known, deadline=deadline)
         try:
-            self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
-            if (hosted := self.models.get(request.model)) is not None and hosted.task == "generation":
-                hosted.engine.check_capacity(
-                    request.account,
-                    reject_if_busy=request.reject_if_busy,
-                    deadline_seconds=context.time_remaining(),
-                    is_batch=request.priority == pb.PRIORITY_BATCH,
-                )
-            # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
-            remaining = context.time_remaining()
-            prepared = await self._off_loop(request, self._prepare, request, request_id, remaining)
-            model, generation, thoughts = prepared
-            tools = callable_tools(request)
-            text = model.text(generation, thoughts, shows_calls=bool(tools))
-            async with model.submit(generation, text) as reply:
-                record.accept()
-                trace.accepted()
-                await context.send_initial_metadata((("x-request-id", request_id),))
-                events: AsyncIterator[Event] = reply
-                if isinstance(text, ThoughtfulReplyText):
-                    events = with_thoughts(events, text)
-                if tools:
-                    seed, place = generation.sampling.seed, call_place(request)
-                    events = with_tool_calls(events, model.tool_format, tools, seed, place)
-                await self._send(context, trace.observe(events), request, record, model.prompts.decoder.token_bytes)
+            await self.generate(request, context, record, trace)
             record.mark_succeeded()
         except errors.TailraceError as error:
             record.mark_failed(error)
@@ -119,13 +98,45 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             trace.finish(record.outcome)
             record.finish()
 
-    async def _send(
+    async def generate(self, request: pb.RunRequest, context: Context, record: RunRecord, trace: RunTrace) -> None:
+        """Generate the reply of a call of Run, and write its events to `context`.
+
+        Raises:
+            TailraceError: The request is refused, or its reply cannot be finished.
+        """
+        self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
+        if (hosted := self.models.get(request.model)) is not None and hosted.task == "generation":
+            hosted.engine.check_capacity(
+                request.account,
+                reject_if_busy=request.reject_if_busy,
+                deadline_seconds=context.time_remaining(),
+                is_batch=request.priority == pb.PRIORITY_BATCH,
+            )
+        # Not on the event loop: checking and tokenising a megabyte of turns takes a second.
+        remaining = context.time_remaining()
+        prepared = await self._off_loop(request, self._prepare, request, record.request_id, remaining)
+        model, generation, thoughts = prepared
+        tools = callable_tools(request)
+        text = model.text(generation, thoughts, shows_calls=bool(tools))
+        async with model.submit(generation, text) as reply:
+            record.accept()
+            trace.accepted()
+            await context.send_initial_metadata((("x-request-id", record.request_id),))
+            events: AsyncIterator[Event] = reply
+            if isinstance(text, ThoughtfulReplyText):
+                events = with_thoughts(events, text)
+            if tools:
+                seed, place = generation.sampling.seed, call_place(request)
+                events = with_tool_calls(events, model.tool_format, tools, seed, place)
+            await self.send(context, trace.observe(events), request, record, model.prompts.decoder.token_bytes)
+
+    async def send(
         self,
         context: Context,
         events: AsyncIterable[Event],
         request: pb.RunRequest,
         record: RunRecord,
-        token_bytes: TokenBytes,
+        token_bytes: Callable[[int], bytes],
     ) -> None:
         """Write every event.
 
@@ -147,19 +158,36 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Return the models in the order of the catalog."""
-        if not self.models:
+        models = self.descriptions()
+        if not models:
             await abort(context, errors.ModelNotReady("the models are still being loaded"))
-        return pb.ListModelsResponse(models=[_info(model) for model in self.models.values()])
+        return pb.ListModelsResponse(models=models)
+
+    def host(self, models: "Mapping[str, HostedModel | HostedEmbedder]") -> None:
+        """Serve the models from now on."""
+        self.models = dict(models)
+
+    def descriptions(self) -> list[pb.Model]:
+        """Return the descriptions of the models, in the order of the catalog; empty until they are loaded."""
+        return [embedder_info(each) if each.task == "embedding" else model_info(each) for each in self.models.values()]
+
+    def is_known(self, model: str) -> bool:
+        """Return True if this server answers requests for the model."""
+        return model in self.models
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         """Return the number of tokens of a prompt, and the model's limits."""
         try:
-            model, count = await asyncio.to_thread(self._count, request)
+            return await self.count(request)
         except errors.TailraceError as error:
             await abort(context, error)
         except Exception:
             logger.exception("counting tokens failed")
             await abort(context, errors.GenerationFailed("the server failed on this request"))
+
+    async def count(self, request: pb.CountTokensRequest) -> pb.CountTokensResponse:
+        """Return the reply of a call of CountTokens. Raises TailraceError if the request is refused."""
+        model, count = await asyncio.to_thread(self._count, request)
         return pb.CountTokensResponse(
             prompt_tokens=count,
             context_length=model.context_length,
@@ -170,28 +198,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Return one vector for each text."""
         request_id = _request_id(context)
         trace = self.tracing.embed(request, request_id, context.invocation_metadata() or ())
-        is_known, deadline = request.model in self.models, context.time_remaining()
+        is_known, deadline = self.is_known(request.model), context.time_remaining()
         record = EmbedRecord(self.metrics, request, request_id, is_known=is_known, deadline=deadline)
         try:
-            self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
-            check_texts(request)
-            model = self._embedder(request.model)
-            model.check_capacity(request.account, context.time_remaining())
-            # Not on the event loop: tokenising a megabyte of texts takes a second.
-            prepared = await asyncio.to_thread(prepared_texts, request, model)
-            submitted = model.request(prepared, request.account, context.time_remaining())
-            async with model.engine.submit(submitted) as job:
-                record.accept(prepared.prompt_tokens)
-                trace.accepted()
-                await context.send_initial_metadata((("x-request-id", request_id),))
-                try:
-                    vectors = await job.vectors()
-                finally:
-                    record.start(job.started)
-            trace.computed(job.started, prepared.prompt_tokens)
-            # Creating the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4): streams would pause.
-            convert = partial(embed_response, vectors, prepared.prompt_tokens)
-            message = await asyncio.to_thread(convert) if len(vectors) > _FEW_VECTORS else convert()
+            message = await self.embed(request, context, record, trace)
             record.mark_succeeded()
             return message
         except errors.TailraceError as error:
@@ -208,6 +218,34 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             trace.finish(record.outcome)
             record.finish()
 
+    async def embed(
+        self, request: pb.EmbedRequest, context: Context, record: EmbedRecord, trace: EmbedTrace
+    ) -> pb.EmbedResponse:
+        """Return the vectors of a call of Embed.
+
+        Raises:
+            TailraceError: The request is refused, or the model failed.
+        """
+        self._rate_limit.take(request.account[:MAX_NAME_LENGTH])
+        check_texts(request)
+        model = self._embedder(request.model)
+        model.check_capacity(request.account, context.time_remaining())
+        # Not on the event loop: tokenising a megabyte of texts takes a second.
+        prepared = await asyncio.to_thread(prepared_texts, request, model)
+        submitted = model.request(prepared, request.account, context.time_remaining())
+        async with model.engine.submit(submitted) as job:
+            record.accept(prepared.prompt_tokens)
+            trace.accepted()
+            await context.send_initial_metadata((("x-request-id", record.request_id),))
+            try:
+                vectors = await job.vectors()
+            finally:
+                record.start(job.started)
+        trace.computed(job.started, prepared.prompt_tokens)
+        # Creating the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4): streams would pause.
+        convert = partial(embed_response, vectors, prepared.prompt_tokens)
+        return await asyncio.to_thread(convert) if len(vectors) > _FEW_VECTORS else convert()
+
     async def _off_loop(
         self, request: pb.RunRequest, prepare: "Callable[..., _Result]", *arguments: object
     ) -> "_Result":
@@ -218,14 +256,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _prepare(
         self, request: pb.RunRequest, request_id: str, deadline_seconds: float | None
     ) -> "tuple[HostedModel, GenerationRequest, ThoughtState]":
-        check(request, self._limits)
+        check(request, self.limits)
         model = self._model(request.model)
         prompt = encoded_prompt(request, model)
-        generation = generation_request(request, request_id, prompt, model)
-        return model, replace(generation, deadline_seconds=deadline_seconds), prompt.thoughts
+        generation = generation_request(request, request_id, prompt, model, has_fixed_seed=self._has_fixed_seed)
+        # With the same events at any speed of the client, streams and recordings of equal replies are equal.
+        joins = not self._has_fixed_events
+        return model, replace(generation, deadline_seconds=deadline_seconds, joins_deltas=joins), prompt.thoughts
 
     def _count(self, request: pb.CountTokensRequest) -> "tuple[HostedModel, int]":
-        check_input(request, self._limits)
+        check_input(request, self.limits)
         model = self._model(request.model)
         return model, len(encoded_prompt(request, model).token_ids)
 
@@ -247,13 +287,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if not self.models:
             raise errors.ModelNotReady("the models are still being loaded")
         if name not in self.models:
+            near = nearest_name(name, self.models)
+            meant = f"did you mean {near}? " if near else ""
             step = f"{how_to_serve(name)}; " if how_to_serve(name) else ""
-            raise errors.UnknownModel(f"there is no model {name!r} here; {step}the models are {', '.join(self.models)}")
+            raise errors.UnknownModel(
+                f"there is no model {name!r} here; {meant}{step}the models are {', '.join(self.models)}"
+            )
         return self.models[name]
-
-
-def _info(model: "HostedModel | HostedEmbedder") -> pb.Model:
-    return embedder_info(model) if model.task == "embedding" else model_info(model)
 
 
 def _request_id(context: Context) -> str:

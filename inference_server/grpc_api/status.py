@@ -47,6 +47,9 @@ def _details(error: errors.TailraceError) -> list[Any]:
             info.metadata["window"] = str(error.window)
         case errors.UnknownAdapter():
             info.metadata["adapters"] = "\n".join(error.adapters)
+        case errors.NotRecorded():
+            for name, value in error.metadata.items():
+                info.metadata[name] = value
         case errors.CapacityExceeded() | errors.RateLimited():
             details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after_seconds)))
     return details

@@ -66,7 +66,7 @@ def quantised_share(model: Any, precision: str, *, head_is_quantised: bool = Tru
     for module in model.modules():
         names = _quantised_names(module, precision) if module is not head or head_is_quantised else []
         for name, parameter in module.named_parameters(recurse=False):
-            # A quantised output head is a copy of the embedding whose weight it shares.
+            # A shared parameter counts once, except that quantising a tied output head creates a copy of the embedding.
             if id(parameter) in seen and name not in names:
                 continue
             seen.add(id(parameter))

@@ -16,9 +16,9 @@ from inference_server.errors import UnsupportedModel
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 256
 
-# Settings that do not change how trained matrices are applied. They describe the training, or the choice of modules,
-# which the tensors' names also show.
-_WITHOUT_EFFECT = {
+# Settings that do not make an adapter unsupported. This module reads or checks some of them (r, lora_alpha, bias). The
+# others describe the training, or the choice of modules, which the tensors' names also show.
+_SUPPORTED = {
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -141,7 +141,7 @@ def _obstacle(document: dict[str, Any]) -> str:
     if start not in _INITIALIZATIONS:
         return f"changes the weights of the model (init_lora_weights = {document['init_lora_weights']!r})"
     for name, value in document.items():
-        if value and name not in _WITHOUT_EFFECT:
+        if value and name not in _SUPPORTED:
             return _EXPLANATIONS.get(name, f"sets {name}")
     return ""
 

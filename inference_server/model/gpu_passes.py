@@ -99,7 +99,7 @@ class GpuPasses:
         return ModuleAdapters(module_parts(model, adapters), adapters, model.dtype, model.device)
 
     def _decode_adapted(self, rows: DecodeRows) -> Tensor:
-        """Compute one token of each sequence, with the adapters that the device reads from the inputs."""
+        """Decode one position of each sequence, with the LoRA adapters named in the step's inputs."""
         with self._adapted(rows.adapters):
             return self._decode(rows)
 
@@ -128,7 +128,7 @@ class GpuPasses:
                 self._adapted_graphs.record()
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Compute one token of each sequence. See DecodeGraphs.decode."""
+        """Decode one position of each sequence. See DecodeGraphs.decode."""
         if self._adapted_graphs is not None and any(tokens.adapters):
             return self._adapted_graphs.decode(tokens)
         return self._graphs.decode(tokens)

@@ -99,8 +99,9 @@ class ModelRunner:
             block_size: Tokens of a block.
             max_len: Tokens of the longest sequence. If given, decode passes on a GPU can be recorded as CUDA graphs.
             max_seqs: The largest number of sequences of a decode pass on a GPU.
-            invariant_rows: If given, decode passes by modules and on a GPU are padded to this number of rows. Prompts are
-                then computed one by one. So the shapes of matrix products do not depend on the batch composition.
+            invariant_rows: If given, decode passes on a GPU are padded to this number of rows. Passes by modules on a CPU
+                then compute one row, because torch's attention rounds differently beside a longer sequence. Prompts are
+                computed one by one. So the shapes of matrix products do not depend on the batch composition.
             cache_dtype: The dtype of keys and values; None for the activations' dtype.
             use_kernel_programs: False runs a transformers model module by module even if a kernel program or a fused
                 decoder supports it.
@@ -148,6 +149,14 @@ class ModelRunner:
     @property
     def _runs_prompts_as_program(self) -> bool:
         return self._cpu_forward is not None and self._cpu_forward.supports_prefill
+
+    @property
+    def depends_on_threads(self) -> bool:
+        """Return True if the number of the CPU's threads may change the results: torch's operations compute a part of them.
+
+        The results of kernel programs and of a GPU are bit-identical for any number of threads.
+        """
+        return self.device.type == "cpu" and not self._runs_prompts_as_program
 
     def _kernel_programs(self, model: Any, adapters: Items[Adapter]) -> CpuForward | None:
         try:
@@ -278,7 +287,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
-        """Compute one token of each sequence.
+        """Decode one position of each sequence.
 
         Returns logits (num_seqs, vocab_size) float32, which the caller may change. On a GPU they are a new tensor. On a CPU
         the next call of `decode`, `prefill` or `mixed` may overwrite them.
@@ -288,15 +297,16 @@ class ModelRunner:
             return self._cpu_forward.decode(decoded)
         if self._gpu is not None:
             return self._gpu.decode(decoded)
-        num_rows = max(len(tokens), self._invariant_rows or 0)
-        padding = [0] * (num_rows - len(tokens))
+        if self._invariant_rows is not None and len(tokens) > 1:
+            return torch.cat([self.decode([token]) for token in tokens])
+        num_rows = len(tokens)
         table, lengths, rows = decode_inputs(self.cache.block_size, decoded.block_ids, decoded.positions, num_rows)
-        token_ids, positions = (self._integers([*ids, *padding]) for ids in (decoded.token_ids, decoded.positions))
-        adapters = self._integers([*decoded.adapters, *padding]) if self._invariant_rows else decoded.adapters
+        token_ids, positions = (self._integers([*ids]) for ids in (decoded.token_ids, decoded.positions))
+        adapters = self._integers([*decoded.adapters]) if self._invariant_rows else decoded.adapters
         with self._adapted(adapters):
             return self._decode_by_modules(
                 DecodeRows(token_ids, positions, rows, lengths, table, lengths.new_zeros(num_rows))
-            )[: len(tokens)]
+            )
 
     def _adapted(self, adapters: Items[int] | Tensor) -> AbstractContextManager[None]:
         """Return a context in which passes by modules apply the adapter of each row."""

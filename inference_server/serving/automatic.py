@@ -9,7 +9,7 @@ import torch
 
 from inference_server.attention.rope import scaled_window
 from inference_server.kernels.isa import choice
-from inference_server.machine import available_memory_bytes
+from inference_server.machine import available_memory_bytes, memory_bytes
 from inference_server.precision import Precision, resolve_precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.gpu_plan import free_bytes
@@ -54,7 +54,7 @@ def complete(
     """
     if not any(entry.open_keys for entry in entries):
         return list(entries)
-    free = free_bytes(device) if device.type == "cuda" else available_memory_bytes()
+    free = _memory(device, is_constant=settings.deterministic)
     share = int(_USABLE * free / max(1, len({entry.weights for entry in entries if entry.task == "generation"})))
     completed = []
     for entry in entries:
@@ -64,6 +64,18 @@ def complete(
         elif not entry.open_keys:
             completed.append(entry)
     return completed
+
+
+def _memory(device: torch.device, *, is_constant: bool) -> int:
+    """Return the memory in bytes for which precision and lengths are chosen.
+
+    Args:
+        device: Device of the models.
+        is_constant: True for the whole memory instead of the free memory, so that other programs cannot change a reply.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory if is_constant else free_bytes(device)
+    return memory_bytes() if is_constant else available_memory_bytes()
 
 
 def model_path(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:

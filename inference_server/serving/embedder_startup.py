@@ -17,6 +17,7 @@ from inference_server.embedding.load import LoadedEncoder, load_encoder
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.errors import TailraceError, first_line
+from inference_server.kernels.jit.openmp import use_one_thread
 from inference_server.machine import available_memory_bytes
 from inference_server.precision import Precision, resolve_precision
 from inference_server.serving.automatic import model_path
@@ -101,8 +102,14 @@ async def _start(
         waiting_tokens=settings.max_waiting_tokens,
         account_slots=settings.max_account_seqs,
     )
+    # Batch-invariant: each text is a batch by itself, because a product's rounding may depend on its number of rows.
+    batch_tokens = 1 if settings.batch_invariant else _BATCH_TOKENS[device.type]
     engine = EmbeddingEngine(
-        loaded.encoder, limits=limits, batch_tokens=_BATCH_TOKENS[device.type], on_broken=on_broken
+        loaded.encoder,
+        limits=limits,
+        batch_tokens=batch_tokens,
+        on_broken=on_broken,
+        on_thread=use_one_thread if settings.deterministic and device.type == "cpu" else _nothing,
     )
     logger.info(
         "%s as %s on %s: weights %.2f GiB, %d dimensions, texts up to %d tokens",
@@ -133,3 +140,7 @@ async def _start(
         await engine.stop()  # an optional entry is then left out, so the engine's thread must end
         raise
     return models
+
+
+def _nothing() -> None:
+    """Do nothing."""

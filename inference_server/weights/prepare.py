@@ -25,7 +25,7 @@ from inference_server.weights import packed_cache
 from inference_server.weights.architectures import refuse_unsupported
 from inference_server.weights.atomic_folder import made_once
 from inference_server.weights.download import local_path, naming_source
-from inference_server.weights.gguf.description import describe_file
+from inference_server.weights.gguf.description import describe_file, in_cache
 from inference_server.weights.gguf.file import FileTensor
 from inference_server.weights.gguf.places import Places
 from inference_server.weights.gguf.plan import NoPlan, plan_path, read_plan, write_plan
@@ -35,6 +35,7 @@ from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
 from inference_server.weights.tokenizers import read_tokenizer
 from tailrace_shared import garbage
+from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _prepare_gguf(
 
     def keep(decoder: DecoderWeights) -> DecoderWeights:
         if filler is not None:
-            _keep_plan(plan, decoder, info, places, filler.unchanged())
+            _keep_plan(plan, settings.cache_dir, decoder, info, places, filler.unchanged())
         _log_share(decoder_share(decoder, precision), weights)
         return decoder
 
@@ -205,11 +206,16 @@ def _prepare_gguf(
 
 
 def _keep_plan(
-    plan: Path, decoder: DecoderWeights, info: ModelInfo, places: Places, unchanged: Mapping[int, FileTensor]
+    plan: Path,
+    cache_dir: Path,
+    decoder: DecoderWeights,
+    info: ModelInfo,
+    places: Places,
+    unchanged: Mapping[int, FileTensor],
 ) -> None:
     try:
-        write_plan(plan, decoder, info, places, unchanged)
-    except (OSError, NoPlan) as reason:
+        write_plan(in_cache(plan.parent, cache_dir) / plan.name, decoder, info, places, unchanged)
+    except (OSError, NoPlan, ConfigurationError) as reason:
         logger.info("kept no plan for the next start: %s", reason)
 
 

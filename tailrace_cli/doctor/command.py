@@ -7,12 +7,13 @@ from tailrace_cli.doctor.finding import Check
 from tailrace_cli.output import write
 
 
-def doctor(url: str | None, token: str) -> int:
+def doctor(url: str | None, token: str, account: str = "") -> int:
     """Print every finding as soon as its check is done.
 
     Args:
         url: URL of the bridge; None: the environment's.
         token: API token to try; empty: none.
+        account: Account that the token must be for; empty: any.
 
     Returns:
         The exit code: 1 if the user must change something, else 0.
@@ -26,7 +27,7 @@ def doctor(url: str | None, token: str) -> int:
         ("API tokens", configuration.tokens),
         # With a URL, the stack may run on another machine.
         *([] if url else [("Addresses", network.addresses)]),
-        ("The running stack", partial(network.stack, url, token)),
+        ("The running stack", partial(network.stack, url, token, account)),
     ]
     is_healthy = True
     for title, check in sections:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tailrace_cli.doctor import cpu, cpu_speed, gpu
+from tailrace_cli.doctor import cpu, cpu_speed, gpu, recordings
 from tailrace_cli.doctor.finding import Finding
 from tailrace_cli.doctor.installed import MISSING_BRIDGE, MISSING_SERVER, has_bridge, has_server
 from tailrace_cli.environment import variable
@@ -35,6 +35,9 @@ def models() -> Iterator[Finding]:
         yield loaded
         return
     server, entries = loaded
+    if server.replays_only:
+        yield Finding(None, "none is loaded: recorded replies are sent")
+        return
     missing: set[Path] = set()
     for entry in entries:
         yield model_finding(entry.name, entry.weights, server.cache_dir, missing)
@@ -57,6 +60,9 @@ def speed() -> Iterator[Finding]:
         yield Finding(None, "not measured: see Models")
         return
     server, entries = loaded
+    if server.replays_only:
+        yield Finding(None, "not measured: recorded replies are sent")
+        return
     chosen = _chosen(entries, server)
     if not isinstance(chosen, Finding):
         yield from cpu_speed.speed(chosen, server)
@@ -180,6 +186,7 @@ def _server_settings() -> Iterator[Finding]:
         )
     else:
         yield Finding(True, "the settings of the inference server are valid")
+    yield from recordings.modes(server)
     yield _cache_finding(server.cache_dir)
 
 

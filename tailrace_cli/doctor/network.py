@@ -43,12 +43,13 @@ def addresses() -> Iterator[Finding]:
             yield Finding(None, f"{address} is free")
 
 
-def stack(url: str | None, token: str) -> Iterator[Finding]:
+def stack(url: str | None, token: str, account: str = "") -> Iterator[Finding]:
     """Check whether the bridge is ready and accepts the token.
 
     Args:
         url: URL of the bridge; None: the environment's.
         token: API token; empty: none.
+        account: Account that the token must be for; empty: any.
     """
     try:
         url = url or bridge_url()
@@ -67,21 +68,35 @@ def stack(url: str | None, token: str) -> Iterator[Finding]:
         yield Finding(False, f"{url}: {answer.get('reason', status)}", "The server's log has the details.")
         return
     yield Finding(True, f"the bridge at {url} is ready")
-    status, answer = _get(f"{url}/client/v4/user/tokens/verify", token or "any-token")
+    yield _token_finding(url, token, account)
+
+
+def _token_finding(url: str, token: str, account: str) -> Finding:
+    """Return the finding about the token of a bridge that is ready."""
+    owner = f"accounts/{account}" if account else "user"
+    status, answer = _get(f"{url}/client/v4/{owner}/tokens/verify", token or "any-token")
     if status == 200:
-        yield Finding(True, "the token is accepted")
-        return
+        accounts: Any = _get(f"{url}/client/v4/accounts", token or "any-token")[1].get("result") or [{}]
+        name = account or accounts[0].get("id")
+        return Finding(
+            True, f"the token is accepted for the account {name}" if name and token else "the token is accepted"
+        )
     if not token:
-        yield Finding(
+        return Finding(
             None,
             "the bridge requires a token, and no token was passed",
             "Pass one with --token or TAILRACE_TOKEN. `tailrace token ACCOUNT` makes one.",
             is_warning=True,
         )
-        return
+    if status == 403:
+        return Finding(
+            False,
+            f"the token is not for the account {account}",
+            "Pass its own account with --account or TAILRACE_ACCOUNT, or none.",
+        )
     errors: Any = answer.get("errors") or [{}]
     advice = "Pass a valid one with --token or TAILRACE_TOKEN. `tailrace token ACCOUNT` makes one."
-    yield Finding(False, f"the token is refused: {errors[0].get('message')}", advice)
+    return Finding(False, f"the token is refused: {errors[0].get('message')}", advice)
 
 
 def _is_in_use(host: str, port: int) -> bool:

@@ -1,6 +1,7 @@
 """Converts the options of `tailrace serve` to settings (TAILRACE_*), and checks models and ports before the start."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, variable
 from tailrace_cli.errors import Failure
@@ -9,7 +10,7 @@ from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
 
 _HTTP, _GRPC = "TAILRACE_HTTP_ADDRESS", "TAILRACE_GRPC_ADDRESS"
-_DEFAULTS = {_HTTP: DEFAULT_HTTP_ADDRESS, _GRPC: DEFAULT_GRPC_ADDRESS}
+_ANY_PORT = "localhost:0"
 _SEPARATOR = ","
 
 
@@ -25,6 +26,9 @@ class ServeOptions:
         device: "auto", "cpu" or "cuda".
         precision: Precision of the models that generate text.
         max_context: Longest prompt and reply together, in tokens.
+        deterministic: True for byte-identical replies to equal requests.
+        record: Folder in which every reply is recorded.
+        replay: Folder of which the recorded replies are sent. If `record` is the same one, what is missing is recorded.
     """
 
     models: tuple[str, ...] = ()
@@ -34,13 +38,17 @@ class ServeOptions:
     device: str | None = None
     precision: str | None = None
     max_context: int | None = None
+    deterministic: bool = False
+    record: str | None = None
+    replay: str | None = None
 
 
 def settings_of(options: ServeOptions) -> dict[str, str]:
     """Return the variables that the options set.
 
     Raises:
-        Failure: A model's name is empty or has a comma, or TAILRACE_HTTP_ADDRESS is not an address.
+        Failure: A model's name is empty or has a comma, TAILRACE_HTTP_ADDRESS is not an address, or two folders of
+            recordings differ.
     """
     if name := next((name for name in options.models if _SEPARATOR in name), None):
         raise Failure(f"{name} contains a comma: put the model into a catalog, or use a link without one.")
@@ -52,6 +60,8 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
         "DEVICE": options.device,
         "PRECISION": options.precision,
         "MAX_CONTEXT": options.max_context,
+        "DETERMINISTIC": "true" if options.deterministic else None,
+        **_recordings(options),
     }
     settings = {f"TAILRACE_{name}": str(value) for name, value in values.items() if value}
     if options.host is not None or options.port is not None:
@@ -59,10 +69,27 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
     return settings
 
 
-def _address_settings(options: ServeOptions) -> dict[str, str]:
-    """Return the bridge's address, and for a second stack also a gRPC address with port 0.
+def _recordings(options: ServeOptions) -> dict[str, str]:
+    """Return the folder of recordings and its use; empty if the options name none. Raises Failure for two folders."""
+    if options.record and options.replay and Path(options.record).absolute() != Path(options.replay).absolute():
+        raise Failure("--record and --replay name two folders: name the same one, to record what is missing in it.")
+    folder = options.record or options.replay
+    if not folder:
+        return {}
+    mode = "replay" if not options.record else "auto" if options.replay else "record"
+    return {"RECORDINGS": folder, "RECORDINGS_MODE": mode}
 
-    The stack is a second one if --port sets the bridge's port while the default gRPC address is in use.
+
+def replays_only() -> bool:
+    """Return True if the settings in the environment make the server replay recordings, without a model."""
+    return bool(variable("TAILRACE_RECORDINGS")) and variable("TAILRACE_RECORDINGS_MODE", "replay") == "replay"
+
+
+def _address_settings(options: ServeOptions) -> dict[str, str]:
+    """Return the bridge's address, and for a stack beside another one also a gRPC address with port 0.
+
+    It is such a stack if --port selects a free port, or sets one while the default gRPC address is in use. Two stacks that
+    start at once with --port 0 thus have no port in common.
     """
     address = variable(_HTTP, DEFAULT_HTTP_ADDRESS)
     try:
@@ -72,28 +99,9 @@ def _address_settings(options: ServeOptions) -> dict[str, str]:
     host, port = options.host or host, port if options.port is None else options.port
     host = f"[{host.strip('[]')}]" if ":" in host else host
     settings = {_HTTP: f"{host}:{port}"}
-    if options.port is not None and not variable(_GRPC) and not _is_free(DEFAULT_GRPC_ADDRESS):
-        settings[_GRPC] = "localhost:0"
+    if options.port is not None and not variable(_GRPC) and (port == 0 or not _is_free(DEFAULT_GRPC_ADDRESS)):
+        settings[_GRPC] = _ANY_PORT
     return settings
-
-
-def fixed_ports() -> dict[str, str]:
-    """Return the addresses whose port is 0, with free ports instead.
-
-    The bridge calls the inference server, and this command calls both, so their ports must be known before the start.
-    """
-    fixed = {}
-    for name, default in _DEFAULTS.items():
-        host, _, port = variable(name, default).rpartition(":")
-        if port == "0":
-            try:
-                listeners = listen(f"{host}:0")
-            except (OSError, ValueError):  # the service reports this error
-                continue
-            fixed[name] = f"{host}:{listeners[0].getsockname()[1]}"
-            for listener in listeners:
-                listener.close()
-    return fixed
 
 
 def check_models() -> None:

@@ -12,19 +12,17 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 
 from tailrace_cli.environment import DEFAULT_GRPC_ADDRESS, DEFAULT_HTTP_ADDRESS, http_address, variable
 from tailrace_cli.errors import Failure
 from tailrace_cli.serving.announcement import announce
-from tailrace_cli.serving.options import ServeOptions, check_models, fixed_ports, settings_of
+from tailrace_cli.serving.options import ServeOptions, check_models, replays_only, settings_of
+from tailrace_cli.serving.service import Process, Service
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen
-from tailrace_shared.parent import VARIABLE
-from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
+from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows, why_torch_is_missing
 from tailrace_shared.variables import PREFIX, check_variables, unknown_variables
 
 HOW_TO_INSTALL = "To serve, in a clone of Tailrace: pip install '.[server,bridge]', or make run."
@@ -36,11 +34,10 @@ _SIGNAL_EXIT_CODE = 128
 _NAMES = ("inference server", "bridge")
 # Packages that the services need. The base installation, with the clients only, does not contain them.
 _REQUIRED = ("torch", "transformers", "starlette", "uvicorn")
+_MODEL_PACKAGES = ("torch", "transformers")  # not needed to replay recordings
 # Requests to this machine bypass proxies.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 logger = logging.getLogger(__name__)
-
-Process = subprocess.Popen[bytes]
 
 
 class _Stopped(BaseException):
@@ -65,30 +62,37 @@ def serve(options: ServeOptions) -> int:
     """
     if is_windows():
         raise Failure(WINDOWS_SENTENCE)
-    if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
+    started = time.monotonic()
+    os.environ.update(settings_of(options))
+    required = [name for name in _REQUIRED if name not in _MODEL_PACKAGES or not replays_only()]
+    if missing := [name for name in required if importlib.util.find_spec(name) is None]:
+        if "torch" in missing and (sentence := why_torch_is_missing()):
+            raise Failure(sentence)
         names = ", ".join(missing)
         raise Failure(f"The services are not installed ({names} missing). {HOW_TO_INSTALL}")
-    os.environ.update(settings_of(options))
     http_address()
     environment = _services_environment()
-    if variable("TAILRACE_MODELS"):
+    if variable("TAILRACE_MODELS") and not replays_only():
         check_models()
     _check_addresses()
-    environment |= fixed_ports()
-    os.environ.update(environment)
     reading, _ = os.pipe()  # the other end closes when this process ends
-    environment[VARIABLE] = str(reading)
     _on_signals(_raise_stopped)
-    processes: list[Process] = []
+    services: list[Service] = []
     try:
-        for module in ("inference_server", "http_bridge"):
-            command = [sys.executable, "-m", module]
-            # In separate sessions: Ctrl-C then reaches only this process, which stops both in order.
-            processes.append(subprocess.Popen(command, start_new_session=True, env=environment, pass_fds=(reading,)))
-        return _watch(processes, http_address())
+        for module, name in (("inference_server", "TAILRACE_GRPC_ADDRESS"), ("http_bridge", "TAILRACE_HTTP_ADDRESS")):
+            services.append(Service(module, name, environment, reading))
+            if not services[-1].address.endswith(":0"):
+                continue
+            # The bridge and this command call the address, so the service's own port must be in it.
+            services[-1].wait_for_port()
+            if not services[-1].is_listening():
+                break
+            environment[name] = services[-1].address
+        return _watch(services, started)
     except _Stopped:
         return 0
     finally:
+        processes = [service.process for service in services]
         _on_signals(lambda number, frame: _terminate(processes))
         for process in reversed(processes):
             _terminate([process])
@@ -149,27 +153,28 @@ def _terminate(processes: list[Process]) -> None:
             process.terminate()
 
 
-def _watch(processes: list[Process], address: str) -> int:
-    """Wait until one process ends and return the exit code of `serve`. Print the curl command when both are ready.
+def _watch(services: list[Service], started: float) -> int:
+    """Wait until one service ends and return the exit code of `serve`. Print the curl command when both are ready.
 
     Args:
-        processes: The inference server and the bridge.
-        address: The bridge as host:port.
+        services: The inference server and the bridge.
+        started: Time of the start, in seconds of time.monotonic().
     """
-    started = time.monotonic()
     is_announced = False
     while True:
-        for process, name, other in zip(processes, _NAMES, reversed(_NAMES), strict=True):
-            code = process.poll()
+        for service, name, other in zip(services, _NAMES, reversed(_NAMES), strict=False):
+            code = service.process.poll()
             if code is not None and code < 0:
                 logger.error("%s", _death(name, other, -code))
                 return _SIGNAL_EXIT_CODE - code
             if code is not None:
                 return code or 1
-        # The addresses were free before the start. A service that cannot listen ends, so both must still be alive.
-        if not is_announced and _is_ready(address) and all(process.poll() is None for process in processes):
-            is_announced = True
-            announce(address, time.monotonic() - started)
+        # Both listen at their own ports, so that the bridge cannot have reached the server of another stack.
+        if not is_announced and all(service.is_listening() for service in services):
+            os.environ.update({service.variable: service.address for service in services})
+            if _is_ready(http_address()):
+                is_announced = True
+                announce(http_address(), time.monotonic() - started)
         time.sleep(_POLL_SECONDS if is_announced else _START_POLL_SECONDS)
 
 

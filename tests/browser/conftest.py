@@ -3,10 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.browser.chat import DESKTOP
 from tests.e2e.stack import Stack, stack
 
 __all__ = ["stack"]
@@ -46,6 +48,32 @@ def launch() -> Iterator[Callable[..., Browser]]:
 @pytest.fixture(scope="session")
 def browser(launch: Callable[..., Browser]) -> Browser:
     return launch()
+
+
+@pytest.fixture
+def playground(browser: Browser, stack: Stack) -> Iterator[Page]:
+    """Open the playground on a desktop. A script error or a request to another host fails the test."""
+    with _opened(browser, stack) as page:
+        yield page
+
+
+@contextmanager
+def _opened(browser: Browser, stack: Stack) -> Iterator[Page]:
+    context = browser.new_context(base_url=f"http://{stack.http_address}", viewport=DESKTOP)
+    context.set_default_timeout(_TIMEOUT_MILLISECONDS)
+    wrong: list[str] = []
+    context.on("weberror", lambda error: wrong.append(str(error.error)))
+    context.on("request", lambda request: None if _is_own(request.url, stack) else wrong.append(request.url))
+    page = context.new_page()
+    page.goto("/")
+    expect(page.get_by_role("status")).to_have_text("Ready.")
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def _is_own(url: str, stack: Stack) -> bool:
+    return url.startswith((f"http://{stack.http_address}/", "data:", f"blob:http://{stack.http_address}/"))
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ WHEN = {
     (404, 3042): "the model name in the path is not valid",
     (404, 5006): "no batch with this `request_id`, or another account's; and OpenAI's responses, which are not stored",
     (404, 5007): "no such model, on the routes that describe one",
+    (404, 5098): "the server replays recordings, and there is none of this request ([Tests](testing.md))",
     (404, 7000): "a Worker's gateway has no logs, and there is no AutoRAG",
     (404, 7003): "the account in the path is not valid",
     (405, 5005): "`lora`: the model has no LoRA adapters",

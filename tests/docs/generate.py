@@ -1,8 +1,10 @@
-"""Writes the generated sections of README.md and docs/: `python -m tests.docs.generate`, or `make docs-generate`.
+"""Writes the generated sections of README.md, docs/ and the client: `python -m tests.docs.generate`, or `make docs-generate`.
 
-A section stands between `<!-- generated: NAME -->` and `<!-- /generated -->`. A test compares each section with the code.
+A section stands between `<!-- generated: NAME -->` and `<!-- /generated -->`, in Python between comments of the same text.
+A test compares each section with the code.
 """
 
+import textwrap
 from collections.abc import Callable, Iterator
 
 from benchmarks.report import readme
@@ -11,7 +13,7 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 from tests.docs import architectures, catalogue, errors, metrics, settings
 from tests.support.processes import ROOT
 
-_END = "<!-- /generated -->"
+_CODE_WIDTH, _INDENT = 116, "    "  # of a text within a class
 
 
 def sampling() -> str:
@@ -21,6 +23,16 @@ def sampling() -> str:
         ranges = f"{field.rest} | {field.openai or field.rest} | {field.grpc}"
         lines.append(f"| `{field.name}` | {ranges} | {field.default} | {field.meaning} |")
     return "\n".join(lines)
+
+
+def client_sampling() -> str:
+    """Return the sampling parameters as keys of the client's TypedDict, with a docstring each."""
+    types = {"number": "float", "integer": "int"}
+    lines = []
+    for field in SAMPLING_FIELDS:
+        text = f'"""{field.meaning} Range: {field.grpc}. Default: {field.default}."""'
+        lines += [f"{field.name}: {types[field.kind]}", *textwrap.wrap(text, _CODE_WIDTH)]
+    return textwrap.indent("\n".join(lines), _INDENT).strip()
 
 
 def performance() -> str:
@@ -37,6 +49,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "served architectures": ("docs/architectures.md", architectures.served_table),
     "refused architectures": ("docs/architectures.md", architectures.refused_table),
     "sampling": ("docs/rest-api.md", sampling),
+    "client sampling": ("tailrace/options.py", client_sampling),
     "catalogue": ("docs/catalogue.md", catalogue.generation_table),
     "embedding catalogue": ("docs/catalogue.md", catalogue.embedding_table),
     "removed models": ("docs/catalogue.md", catalogue.removed_table),
@@ -56,14 +69,17 @@ def write() -> Iterator[str]:
         before, found, after = _split(name)
         text = make()
         if found.strip() != text:
-            (ROOT / file).write_text(f"{before}\n\n{text}\n\n{after}")
+            space = f"\n{_INDENT}" if file.endswith(".py") else "\n\n"
+            (ROOT / file).write_text(f"{before}{space}{text}{space}{after}")
             yield f"{file}: {name}"
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    begin = f"<!-- generated: {name} -->"
+    begin, last = f"<!-- generated: {name} -->", "<!-- /generated -->"
+    if SECTIONS[name][0].endswith(".py"):
+        begin, last = f"# generated: {name}", "# /generated"
     before, _, rest = (ROOT / SECTIONS[name][0]).read_text().partition(begin)
-    found, end, after = rest.partition(_END)
+    found, end, after = rest.partition(last)
     assert end, f"{SECTIONS[name][0]} has no section {begin}"
     return before + begin, found, end + after
 

@@ -25,6 +25,7 @@ GROUPS = {
     "timeouts": "Timeouts",
     "observability": "Observability",
     "compatibility": "Compatibility",
+    "testing": "Tests",
 }
 # Groups of fields that have none in their json_schema_extra.
 _FALLBACK = {

@@ -26,8 +26,9 @@ def test_a_field_names_its_own_group():
 
 def test_every_setting_in_the_documents_exists():
     known = set(re.findall(r"`TAILRACE_(\w+)`", generate.section("settings")))
-    # Read by the command and by the compose files alone.
-    known |= {"URL", "TOKEN", "HTTP_PORT", "GRPC_PORT"}
+    # Read by the command, the client, the npm package and the compose files alone.
+    known |= {"URL", "TOKEN", "ACCOUNT", "HTTP_PORT", "GRPC_PORT", "COMMAND", "PYTHON_PACKAGE", "START_SECONDS"}
+    known |= {"WRANGLER_CONFIG", "CHAT_HISTORY"}
     for path in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
         for name in re.findall(r"\bTAILRACE_(\w+)\b", path.read_text()):
             # The misspelt example of the pages about unknown variables.

@@ -96,7 +96,7 @@ def test_pip_installs_a_stack_that_serves(tmp_path):
     subprocess.run([*pip, "--upgrade", "pip>=25"], check=True)
     if index := os.environ.get("TORCH_INDEX_URL"):
         subprocess.run([*pip, "--index-url", index, "torch==2.13.0"], check=True)
-    subprocess.run([*pip, "--constraint", "constraints.txt", ".[server,bridge]"], cwd=source, check=True)
+    subprocess.run([*pip, "--constraint", "constraints.txt", ".[all]"], cwd=source, check=True)
     address = free_address()
     settings = {"TAILRACE_HTTP_ADDRESS": address, "TAILRACE_GRPC_ADDRESS": free_address(), "HOME": str(tmp_path)}
     serve = subprocess.Popen(

@@ -10,7 +10,7 @@ from tests.support.processes import ROOT
 
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "deploy/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "deploy/**/*.md")
     for path in ROOT.glob(pattern)
     if "node_modules" not in path.parts
 )
@@ -45,12 +45,13 @@ def test_documents_named_in_code_and_configuration_exist():
         for file in files
         if file.suffix in (".py", ".toml", ".yml", ".yaml", ".sh", ".md", "") and file.is_file()
         for name in re.findall(r"(?<![\w/.{])((?:\w+/)+[\w-]+\.md|[A-Z]{4,}\.md)\b", file.read_text(encoding="utf-8"))
-        if not any((folder / name).exists() for folder in (ROOT, file.parent))
+        if not any((folder / name).exists() for folder in (ROOT, file.parent, ROOT / "docs"))
     ]
     assert not missing, "\n".join(missing)
 
 
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
-    missing = [path.name for path in (ROOT / "docs").glob("*.md") if f" {path.name}\n" not in navigation]
+    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
+    missing = [page for page in pages if f" {page}\n" not in navigation]
     assert not missing

@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 
 import pytest
 
-from tests.support.processes import free_address
+from tests.support.processes import ROOT, free_address
 from tests.tailrace_cli.command import tailrace
 
 MODEL = "@cf/meta/llama-2-7b-chat-int8"
@@ -48,8 +50,8 @@ def test_ps_lists_the_served_models(stack):
 
 
 @TRANSPORTS
-def test_chat_keeps_the_conversation_until_an_empty_line(stack, transport):
-    lines = "My name is Ada.\nSay yes.\n\nnever read\n"
+def test_chat_answers_each_line_of_its_input(stack, transport):
+    lines = "My name is Ada.\n\nSay yes.\n/bye\nnever read\n"
     done = tailrace("chat", "--max-tokens", "4", "--seed", "1", *transport, environment=stack.environment, text=lines)
     assert done.returncode == 0
     assert done.stderr.count("completion tokens") == 2
@@ -62,13 +64,51 @@ def test_models_are_listed_with_their_limits(stack, transport):
     assert MODEL in done.stdout and "2048 tokens in" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("transport", "message"), [([], "No such model @cf/x/y or task"), (["--grpc"], "UNKNOWN_MODEL")]
-)
-def test_a_refusal_is_one_sentence(stack, transport, message):
-    done = tailrace("run", "@cf/x/y", "hi", *transport, environment=stack.environment)
+@TRANSPORTS
+def test_an_unknown_model_is_answered_with_the_nearest_and_all_names(stack, transport):
+    done = tailrace("run", "@cf/meta/lama-2-7b-chat-int8", "hi", *transport, environment=stack.environment)
     assert (done.returncode, done.stdout) == (1, "")
-    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    start = f"The server has no model @cf/meta/lama-2-7b-chat-int8. Did you mean {MODEL}? The server has {MODEL}, "
+    assert done.stderr.startswith(start) and len(done.stderr.splitlines()) == 1
+
+
+@TRANSPORTS
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["bge-small", "hi"], "@cf/baai/bge-small-en-v1.5 does not generate text: it is an embedding model."),
+        (["hello"], "The server has no model hello."),
+        ([MODEL, "word " * 5000], " 50"),
+        ([MODEL, "hi", "--schema", '{"properties": {"a": {"$ref": "#/none"}}}'], "response_format"),
+    ],
+)
+def test_a_refusal_is_one_sentence_without_the_words_of_the_wire(stack, transport, words, sentence):
+    done = tailrace("run", *words, *transport, environment=stack.environment, text="" if "hello" not in words else "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not re.search(r"AiError|Error:|oneOf|\(\d{4}\)|[A-Z]+_[A-Z]+|'/", done.stderr)
+
+
+@TRANSPORTS
+def test_files_and_piped_text_are_joined_and_short_names_do(stack, transport, tmp_path):
+    (tmp_path / "a.txt").write_text("The capital of Japan is Tokyo.")
+    words = [
+        "smollm2",
+        "-f",
+        str(tmp_path / "a.txt"),
+        "Repeat the name of the capital.",
+        "--temperature",
+        "0",
+        *transport,
+    ]
+    done = tailrace("run", *words, "--max-tokens", "30", environment=stack.environment)
+    assert (done.returncode, "Tokyo" in done.stdout) == (0, True)
+
+
+def test_a_reader_that_ends_early_is_no_error(stack):
+    command = f"{sys.executable} -m tailrace_cli run {MODEL} 'Count to ten.' | head -c 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=stack.environment, capture_output=True, timeout=60)
+    assert (len(done.stdout), done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("command", [["run", MODEL, "hi"], ["models"], ["chat"]])

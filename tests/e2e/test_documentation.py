@@ -38,7 +38,7 @@ def test_the_commands_of_a_block_succeed(block, stack, folder):
     text = script(block)
     environment = stack.environment | {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}",
+        "PYTHONPATH": str(ROOT),
         "HOME": str(folder / "home"),
     }
     text = text.replace("127.0.0.1:8787", stack.http_address).replace("REPOSITORY_URL", str(ROOT))

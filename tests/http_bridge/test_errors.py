@@ -230,3 +230,16 @@ async def test_a_removed_model_is_404_for_openais_clients(bridge, servicer):
     body = {"model": "@cf/microsoft/phi-2", "messages": [{"role": "user", "content": "hi"}]}
     response = await bridge.ask(body, url="/v1/chat/completions")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_a_request_without_a_recording_gets_the_difference_and_the_command(bridge, servicer):
+    found = {"field": "chat.turns[0].content", "requested": '"a"', "recorded": '"b"', "nearest": "tiny.b.json"}
+    given = {"folder": "recordings", "command": "tailrace serve --record recordings --replay recordings", **found}
+    servicer.script = lambda reply: reply.refuse(Code.NOT_FOUND, "NOT_RECORDED", **given)
+    response = await bridge.ask({"prompt": "a"})
+    (error,) = response.json()["errors"]
+    assert (response.status_code, error["code"]) == (404, 5098)
+    assert error["message"].startswith(
+        'AiError: AiError: No recording of this request in recordings: \'/messages/0/content\' is "a", and "b" in the nearest '
+        "recording tiny.b.json. To record it, send it to this server: tailrace serve --record recordings --replay recordings ("
+    )

@@ -80,7 +80,12 @@ async def test_pages_and_their_files_have_a_strict_policy_and_no_ranges(bridge):
         assert response.headers["cross-origin-opener-policy"] == "same-origin"
         assert "camera=()" in response.headers["permissions-policy"]
         assert response.headers["x-content-type-options"] == "nosniff"
-        assert response.headers["content-type"].split(";")[0] in ("text/html", "text/css", "text/javascript")
+        assert response.headers["content-type"].split(";")[0] in (
+            "text/html",
+            "text/css",
+            "text/javascript",
+            "text/plain",
+        )
     response = await bridge.client.get("/playground/..%2fapp.py")
     assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 7000)
 
@@ -150,7 +155,8 @@ async def test_stream_carries_cors_headers(start_bridge):
     bridge = await start_bridge(cors_origins=("https://page.example",))
     response = await bridge.ask({"prompt": "hi", "stream": True}, headers={"origin": "https://page.example"})
     assert response.headers["access-control-allow-origin"] == "https://page.example"
-    assert response.headers["access-control-expose-headers"] == "cf-ai-req-id, retry-after, tailrace-skipped-tools"
+    exposed = "cf-ai-req-id, retry-after, tailrace-error, tailrace-skipped-tools"
+    assert response.headers["access-control-expose-headers"] == exposed
     assert response.headers["content-type"] == "text/event-stream"
     assert response.text.endswith("data: [DONE]\n\n")
 

@@ -144,4 +144,13 @@ def test_every_setting_is_described():
 
 def test_every_setting_is_in_a_group_of_the_documentation():
     groups = {(field.json_schema_extra or {})["group"] for field in Settings.model_fields.values()}
-    assert groups <= {"network", "TLS and tokens", "limits", "batches", "timeouts", "observability", "compatibility"}
+    assert groups <= {
+        "network",
+        "TLS and tokens",
+        "limits",
+        "batches",
+        "timeouts",
+        "observability",
+        "compatibility",
+        "testing",
+    }

@@ -76,6 +76,8 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         BATCH_INVARIANT="true",
         INT8_THRESHOLD="6.0",
         RAW_CONTROL_TOKENS="true",
+        RECORDINGS="recordings",
+        RECORDINGS_MODE="auto",
         MAX_MESSAGE_BYTES="2048",
         MAX_MESSAGES="12",
         MAX_SCHEMA_DEPTH="5",
@@ -128,7 +130,8 @@ def test_every_setting_is_read_from_its_variable(monkeypatch):
         log_level="debug",
     )
     defaults = Settings.model_construct().model_dump()
-    assert [name for name, value in given.model_dump().items() if value == defaults[name]] == []
+    # Other settings above contradict deterministic mode, which a test below switches on.
+    assert [name for name, value in given.model_dump().items() if value == defaults[name]] == ["deterministic"]
 
 
 @pytest.mark.parametrize(
@@ -240,3 +243,23 @@ def test_every_setting_has_a_group_and_a_description():
     groups = {field.json_schema_extra["group"] for field in Settings.model_fields.values()}
     assert groups == set(get_args(Group))
     assert all(field.description.endswith(".") for field in Settings.model_fields.values())
+
+
+def test_deterministic_mode_switches_what_it_needs(monkeypatch):
+    given = settings(monkeypatch, DETERMINISTIC="true", PREFIX_CACHE="off")
+    assert (given.batch_invariant, given.prefix_cache) == (True, "off")
+    assert not settings(monkeypatch, DETERMINISTIC="false").batch_invariant
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("BATCH_INVARIANT", "false"), ("PREFIX_CACHE", "shared"), ("INT8_THRESHOLD", "6")]
+)
+def test_settings_that_contradict_deterministic_mode_are_refused(monkeypatch, name, value):
+    sentence = complaint(monkeypatch, DETERMINISTIC="1", **{name: value})
+    assert sentence.startswith("TAILRACE_DETERMINISTIC ") and f"TAILRACE_{name}" in sentence
+
+
+@pytest.mark.parametrize(("mode", "replays"), [("", True), ("replay", True), ("record", False), ("auto", False)])
+def test_only_the_mode_replay_needs_no_model(monkeypatch, mode, replays):
+    assert settings(monkeypatch, RECORDINGS="folder", RECORDINGS_MODE=mode).replays_only is replays
+    assert not settings(monkeypatch, RECORDINGS="", RECORDINGS_MODE=mode).replays_only

@@ -11,8 +11,10 @@ from threading import Thread
 import pytest
 from huggingface_hub import constants
 
+from inference_server.grpc_api.recordings.folder import RecordingsFolder
 from inference_server.weights.fetching.package_model import PackageModel
 from inference_server.weights.source import Weights
+from tailrace.v1 import inference_pb2 as pb
 from tailrace_cli.doctor import configuration, cpu_speed, network
 from tailrace_cli.doctor.command import doctor
 
@@ -109,6 +111,20 @@ def test_cuda_without_a_gpu_is_wrong(report, monkeypatch):
         True,
     )
     assert "the settings of the inference server are valid" not in text
+
+
+def test_deterministic_mode_and_recordings_are_reported(report, tmp_path):
+    folder = RecordingsFolder(tmp_path / "recordings", "record")
+    folder.add_models([pb.Model(name="@cf/test/tiny")])
+    code, text = report(deterministic="1", recordings=str(folder.path), recordings_mode="auto")
+    assert (code, "deterministic mode: equal requests" in text) == (0, True)
+    assert f"ok    recordings: mode auto, 0 in {folder.path} of @cf/test/tiny" in text
+    code, text = report(recordings=str(folder.path))
+    assert (code, f"WRONG the inference server does not start: the folder {folder.path}" in text) == (1, True)
+    assert "none is loaded: recorded replies are sent" in text
+    code, text = report(recordings=str(tmp_path / "new"), recordings_mode="record")
+    assert (code, "the server creates the folder" in text) == (0, True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_without_tokens_every_request_is_accepted(report):
@@ -218,3 +234,23 @@ def test_missing_token_is_not_a_refused_one(token, is_ok, text):
     assert ready.is_ok
     assert (finding.is_ok, finding.text, finding.is_warning) == (is_ok, text, not token)
     assert "--token or TAILRACE_TOKEN" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("account", "status", "text"),
+    [
+        ("", 200, "the token is accepted for the account acme"),
+        ("acme", 200, "the token is accepted for the account acme"),
+        ("other", 403, "the token is not for the account other"),
+    ],
+)
+def test_the_token_is_checked_for_its_account(account, status, text):
+    owner = f"accounts/{account}" if account else "user"
+    answers = {
+        "/readyz": (200, b'{"status": "ready"}'),
+        f"/client/v4/{owner}/tokens/verify": (status, b'{"errors": [{"code": 10000, "message": "x"}]}'),
+        "/client/v4/accounts": (200, b'{"result": [{"id": "acme"}]}'),
+    }
+    with program(answers) as url:
+        _, finding = network.stack(url, "t", account)
+    assert (finding.is_ok, finding.text) == (status == 200, text)

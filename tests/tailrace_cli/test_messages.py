@@ -79,7 +79,7 @@ def test_full_disk_is_an_error(environment, command):
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [["token", "acme"], ["models"], ["doctor"], ["run", "m", "hi"]])
+@pytest.mark.parametrize("command", [["token", "acme"], ["models"], ["doctor"], ["run", "m", "hi"], ["chat"]])
 def test_closed_standard_output_is_an_error(environment, command):
     words = [sys.executable, "-m", "tailrace_cli", *command]
     done = subprocess.run(

@@ -1,10 +1,10 @@
-"""A service ends after the process that started it has ended."""
+"""A service ends after the process that started it has ended, and reports its port to that process."""
 
 import os
 import subprocess
 import sys
 
-from tailrace_shared.parent import VARIABLE
+from tailrace_shared.parent import PORT_VARIABLE, VARIABLE, report_port
 from tests.support.processes import ROOT
 
 SERVICE = """
@@ -27,3 +27,13 @@ def test_a_closed_pipe_sends_sigterm_to_the_service():
         os.close(writing)
         assert service.wait(timeout=20) == 7
     os.close(reading)
+
+
+def test_a_service_reports_its_port_once():
+    reading, writing = os.pipe()
+    environment = {PORT_VARIABLE: str(writing)}
+    for _ in range(2):
+        report_port(8787, environment)
+    with open(reading) as pipe:
+        assert pipe.read() == "8787\n"
+    assert environment == {}

@@ -3,8 +3,10 @@
     Client                        URL          Body                                   Reply
 
     @cloudflare/ai up to 1.0.53                {"input": [tensor…], …}, gzipped       tensors
-    @cloudflare/ai 1.1.0          ?version=2   {"inputs": {…}, "options": {…}}        an object, gzipped without a header
+    @cloudflare/ai 1.1.0          ?version=2   {"inputs": {…}, "options": {…}}        an object, gzipped (*)
     the Workers runtime           ?version=3   {"inputs": {…}, "options": {…}}        an object
+
+(*) Without the header Content-Encoding, because this client always decompresses complete replies.
 
 The body determines whether a request has tensors, because wrangler's proxy does not always pass the URL on. A header
 names the model.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http_bridge.api.openai.replies import OpenAiWriter
 from http_bridge.api.reply_writer import CompleteReply
 from tailrace.v1.inference_pb2 import Completed, RunRequest, RunResponse, Usage
+from tailrace_shared.request_fields import DETERMINISTIC_SEED
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,19 @@ class Choices:
         return total(completed, self.num_prompts)
 
 
-def copies(request: RunRequest, num_choices: int) -> tuple[RunRequest, ...]:
+def copies(request: RunRequest, num_choices: int, *, has_fixed_seeds: bool = False) -> tuple[RunRequest, ...]:
     """Return a message for each choice. The first one is `request`. The others differ from it only in the seed.
 
-    If the request has a seed, it determines the seeds of the other choices. Otherwise the server draws a seed for each.
+    If the request has a seed, it determines the seeds of the other choices. Otherwise the server draws a seed for each. With
+    `has_fixed_seeds`, the others have fixed ones.
     """
     requests = [request]
     for index in range(1, num_choices):
         copy = RunRequest()
         copy.CopyFrom(request)
-        if request.sampling.HasField("seed"):
-            copy.sampling.seed = _seed(request.sampling.seed, index)
+        if request.sampling.HasField("seed") or has_fixed_seeds:
+            first = request.sampling.seed if request.sampling.HasField("seed") else DETERMINISTIC_SEED
+            copy.sampling.seed = _seed(first, index)
         requests.append(copy)
     return tuple(requests)
 

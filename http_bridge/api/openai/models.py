@@ -38,7 +38,10 @@ def _entries(models: Sequence[Model]) -> list[dict[str, object]]:
 
 
 def _entry(model: Model) -> dict[str, object]:
-    """Return a model with its limits in tokens and its sampling defaults, under OpenRouter's and vLLM's names."""
+    """Return a model with its limits in tokens and its sampling defaults, under OpenRouter's and vLLM's names.
+
+    Only embedding models have `dimensions`.
+    """
     # Clients subtract the longest reply from the window to find the longest prompt.
     window = model.window or model.context_length
     lengths = {"context_length": window, "max_model_len": window}
@@ -47,7 +50,9 @@ def _entry(model: Model) -> dict[str, object]:
         "object": "model",
         "created": _STARTED,
         "owned_by": author(model.name),
+        **({"description": model.description} if model.description else {}),
         **(lengths if window else {}),
         **({"max_output_tokens": model.sequence_length} if model.sequence_length else {}),
+        **({"dimensions": model.dimensions} if model.dimensions else {}),
         **({"default_parameters": defaults} if (defaults := sampling_defaults(model)) else {}),
     }

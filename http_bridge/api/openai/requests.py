@@ -70,7 +70,11 @@ def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[
     requests = [run_request(each, profile, model=model, account=incoming.account) for each in bodies]
     choices = None
     if len(prompts) * body.num_choices > 1:
-        all_requests = tuple(copy for request in requests for copy in copies(request, body.num_choices))
+        all_requests = tuple(
+            copy
+            for request in requests
+            for copy in copies(request, body.num_choices, has_fixed_seeds=incoming.has_fixed_seeds)
+        )
         prompt_of = [prompt for prompt in prompts for _ in range(body.num_choices)]
         writers = tuple(writer(index, prompt) for index, prompt in enumerate(prompt_of))
         choices = Choices(all_requests, writers, num_prompts=len(prompts))

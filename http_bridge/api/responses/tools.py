@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from http_bridge.protocol.bodies.tools import Choice, tool_choice
-from http_bridge.protocol.validation import Problem, bad_field, bad_input
+from http_bridge.protocol.problems import Problem
+from http_bridge.protocol.validation import bad_field, bad_input
 from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]

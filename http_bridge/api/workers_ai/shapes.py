@@ -132,7 +132,9 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
         for index in range(body.num_choices)
     )
     request = run_request(body, profile, model=model, account=incoming.account)
-    choices = Choices(copies(request, len(writers)), writers) if len(writers) > 1 else None
+    choices = None
+    if len(writers) > 1:
+        choices = Choices(copies(request, len(writers), has_fixed_seeds=incoming.has_fixed_seeds), writers)
     return RunJob(request, strict(writers[0], body, profile), body.stream, choices, skipped_notice(body))
 
 

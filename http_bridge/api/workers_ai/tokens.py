@@ -1,12 +1,17 @@
-"""Endpoint of /user/tokens/verify and /accounts/{id}/tokens/verify, which tools call before they use a token."""
+"""Endpoints about the request's token: /user/tokens/verify, /accounts/{id}/tokens/verify and /accounts.
+
+Tools call them before they use a token.
+"""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from http_bridge.api.workers_ai.replies import envelope
-from http_bridge.auth.bearer import TokenCheck, token_id
+from http_bridge.auth.bearer import ACCOUNT_KEY, TokenCheck, token_id
 from http_bridge.errors import ApiError
 
+# Every account name is valid for such a token. Documents and examples use this one.
+_ANY_ACCOUNT = "local"
 _ACTIVE = {"code": 10000, "message": "This API Token is valid and active", "type": None}
 
 
@@ -24,3 +29,10 @@ class VerifyToken:
         except ApiError as error:
             raise ApiError(401, 1000, "Invalid API Token") if error.status == 401 else error from None
         return JSONResponse({**envelope({"id": token_id(headers), "status": "active"}), "messages": [_ACTIVE]})
+
+
+async def list_accounts(request: Request) -> Response:
+    """GET /accounts: return the account of the request's token. For a token of every account, it is named "local"."""
+    account = request.scope["state"].get(ACCOUNT_KEY) or _ANY_ACCOUNT
+    page = {"page": 1, "per_page": 20, "count": 1, "total_count": 1, "total_pages": 1}
+    return JSONResponse({**envelope([{"id": account, "name": account, "type": "standard"}]), "result_info": page})

@@ -19,10 +19,11 @@ from http_bridge.protocol.bodies.unsupported import (
     responses_problems,
     run_problems,
 )
+from http_bridge.protocol.problems import Problem, plain_clauses
 from http_bridge.protocol.responses_schema import RESPONSES_LOGPROBS
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.protocol.validation import Problem, Validator, bad_field, bad_fields, bad_input, first_problems
+from http_bridge.protocol.validation import Validator, bad_field, bad_fields, bad_input, first_problems
 from tailrace_shared.request_fields import MAX_CHOICES, SAMPLING_FIELDS
 
 Document = Mapping[str, Any]
@@ -65,14 +66,15 @@ class BodyReader:
         has_prompt = document.get("prompt") is not None
         if not has_messages and not has_prompt:
             clauses = ("required properties at '/' are 'prompt'", "required properties at '/' are 'messages'")
-            raise bad_input(Problem("/prompt", _unmatched(*clauses)))
+            raise bad_input(Problem("/prompt", _unmatched(*clauses), "the body needs prompt or messages"))
         named = chain(message_problems(document.get("messages"), model), run_problems(document, model))
         problems = (self._messages if has_messages else self._prompt).problems(document)
         if problems:
             other = "prompt" if has_messages else "messages"
             missing = [] if has_messages and has_prompt else [f"required properties at '/' are '{other}'"]
             problems = first_problems(chain(problems, named))
-            raise bad_input(Problem(problems[0].path, _unmatched(*missing, *problems)))
+            plain = plain_clauses(problems)
+            raise bad_input(Problem(problems[0].path, _unmatched(*missing, *problems), plain))
         _refuse(named)
         common = _common(document)
         if has_messages:

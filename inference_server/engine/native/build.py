@@ -16,6 +16,7 @@ from inference_server.engine.native.scheduling.step_plan import Policy
 from inference_server.engine.native.speculation.build import drafting_of, with_draft_model
 from inference_server.engine.native.step_rows import Logits, sample_tokens
 from inference_server.engine.spec import EngineKey, EngineSpec
+from inference_server.kernels.jit.openmp import use_one_thread
 from inference_server.lora.adapter import read_adapter
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
@@ -83,7 +84,12 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
         on_broken=spec.on_broken,
         sample=sample,
         drafting=drafting,
+        on_thread=use_one_thread if settings.deterministic and runner.depends_on_threads else _nothing,
     )
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:

@@ -54,6 +54,7 @@ class Engine(BaseEngine):
         on_broken: Callable[[], None] = lambda: None,
         sample: Callable[[Logits], list[Sample]] = sample_tokens,
         drafting: Callable[[Scheduler], Drafting] | None = None,
+        on_thread: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the engine's thread. Called on the event loop.
 
@@ -66,6 +67,7 @@ class Engine(BaseEngine):
             on_broken: Called on the event loop after the model has failed permanently, or after `abandon`.
             sample: Chooses a token for each row of logits; tests replace it.
             drafting: Creates the Drafting for the engine's scheduler; None: no speculative decoding.
+            on_thread: Called first on the engine's thread.
         """
         super().__init__(limits, on_broken)
         self.runner = runner
@@ -83,6 +85,7 @@ class Engine(BaseEngine):
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         # Emitted by the engine's thread, not yet passed to the event loop.
         self._emitted: list[tuple[Reply, Event]] = []
+        self._on_thread = on_thread
         # Both threads write _last_progress, and the newest value counts.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -156,6 +159,7 @@ class Engine(BaseEngine):
 
     def _run(self) -> None:
         try:
+            self._on_thread()
             while not self._stepper.is_broken:
                 if not self._apply_commands():
                     self._flush()
@@ -164,7 +168,7 @@ class Engine(BaseEngine):
                     self._last_progress = time.monotonic()
                     self._publish()
                 if self.scheduler.is_idle:
-                    self._flush()  # the queue may stay empty for long, and clients wait for the last tokens
+                    self._flush()  # the next command may be far off, and clients wait for the last tokens
         except Exception:
             logger.exception("the engine's thread failed")
         self._on_loop(self._break)

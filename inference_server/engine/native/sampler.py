@@ -88,7 +88,8 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
 
 def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> list[Sample]:
     hashes, vocab_size = noise.token_hashes(logits.shape[-1], logits.device), logits.shape[-1]
-    places = range(logits.data_ptr(), logits.data_ptr() + len(rows) * vocab_size * 4, vocab_size * 4)
+    row_bytes = logits.stride(0) * 4
+    places = [logits.data_ptr() + index * row_bytes for index in range(len(rows))]
     draws = _draws(rows)
     edits, kept = edits_of(rows, vocab_size)
     tops = {
@@ -244,7 +245,10 @@ def _take(logits: Tensor, indices: list[int]) -> Tensor:
 
 
 def _argmax(values: Tensor) -> Tensor:
-    """Return values.argmax(dim=-1) of shape (n, vocab_size): the first of equal values; NaN counts as largest."""
+    """Return values.argmax(dim=-1), for values of shape (n, vocab_size).
+
+    Ties go to the first index; NaN counts as largest.
+    """
     size = math.gcd(values.shape[-1], _PIECE)
     if size < _PIECE // 8:
         return values.argmax(dim=-1)

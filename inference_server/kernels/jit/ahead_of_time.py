@@ -7,6 +7,9 @@ package, in the folder `compiled`. The machine that compiles need not have the i
 import inspect
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from inference_server.kernels.emit.module import Emit, compile_kernel
@@ -34,16 +37,26 @@ def instruction_sets() -> list[InstructionSet]:
 
 
 def compile_all(folder: Path) -> int:
-    """Compile every kernel into `folder`, and print one line for each instruction set. Returns the number of kernels."""
+    """Compile every kernel into `folder`, and print one line for each instruction set. Returns the number of kernels.
+
+    The instruction sets are compiled in parallel, one process for each core.
+    """
     total = 0
-    for isa in instruction_sets():
-        compiled = [(path_of(folder, name, isa), compile_kernel(emit, isa, target(isa))) for name, emit in variants()]
-        for path, code in compiled:
-            write(path, code)
-        size = sum(len(code) for _, code in compiled)
-        print(f"{isa.name}: {len(compiled)} kernels, {size / 1024:.0f} KiB", flush=True)
-        total += len(compiled)
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        for number, line in pool.map(partial(_compile, folder), range(len(instruction_sets()))):
+            print(line, flush=True)
+            total += number
     return total
+
+
+def _compile(folder: Path, index: int) -> tuple[int, str]:
+    """Compile every kernel for one of `instruction_sets`. Returns the number of kernels, and the line to print."""
+    isa = instruction_sets()[index]
+    compiled = [(path_of(folder, name, isa), compile_kernel(emit, isa, target(isa))) for name, emit in variants()]
+    for path, code in compiled:
+        write(path, code)
+    size = sum(len(code) for _, code in compiled)
+    return len(compiled), f"{isa.name}: {len(compiled)} kernels, {size / 1024:.0f} KiB"
 
 
 if __name__ == "__main__":

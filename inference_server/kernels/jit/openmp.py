@@ -50,6 +50,20 @@ def sleep_function() -> int:
     return _address(ctypes.CDLL(None), "usleep") if _IS_LINUX else 0
 
 
+def use_one_thread() -> None:
+    """Make torch's operations compute on the calling thread alone, from now on. Calls on other threads are not affected.
+
+    Some operations of torch and of MKL round differently with another number of threads. Without torch's OpenMP library,
+    the operations of every thread are affected.
+    """
+    torch.get_num_threads()  # initialises the thread's number of threads; later, this would undo the lines below
+    try:
+        _library().omp_set_num_threads(1)  # type: ignore[union-attr]
+        _library().MKL_Set_Num_Threads_Local(1)  # type: ignore[union-attr]
+    except AttributeError:
+        torch.set_num_threads(1)
+
+
 def _address(library: ctypes.CDLL | None, name: str) -> int:
     function = getattr(library, name, None)
     return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0

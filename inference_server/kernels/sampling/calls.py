@@ -86,7 +86,8 @@ NO_EDITS, GREEDY = Edits(), Draw(0.0)
 
 def sampling_kernel(logits: Tensor) -> Kernel | None:
     """Return the kernel for logits of shape (num_rows, vocab_size); None if torch's operations must replace it."""
-    fits = logits.device.type == "cpu" and logits.dtype is torch.float32 and logits.is_contiguous()
+    # The distance between two rows may be larger than the vocabulary: a linear layer's outputs fill whole panels.
+    fits = logits.device.type == "cpu" and logits.dtype is torch.float32 and logits.stride(-1) == 1
     return kernel("sample_rows") if fits and logits.shape[-1] >= BLOCK else None
 
 

@@ -49,7 +49,7 @@ class ReplyForm:
 
 
 def reply_grammar(tool_format: ToolFormat, form: ReplyForm, literal: Literally) -> str:
-    """Return a Lark grammar for replies of a form.
+    """Return a Lark grammar for replies in the given form.
 
     Args:
         tool_format: Format of the calls.

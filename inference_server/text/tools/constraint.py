@@ -8,7 +8,7 @@ from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
 
 
 def calls_constraint(grammars: Grammars, tool_format: ToolFormat, form: ReplyForm) -> Constraint | None:
-    """Return the constraint of replies of a form.
+    """Return the constraint of replies in the given form.
 
     Forced calls fit their tools' schemas. If the reply may be something else, a tool's schema that cannot be enforced must
     not fail the request. The calls may then have any arguments. If that grammar fails too, free text has no constraint.

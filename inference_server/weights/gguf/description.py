@@ -1,7 +1,7 @@
 """Caches the configuration and the tokenizer of a model in a GGUF file, as transformers saves them.
 
 A folder in the cache belongs to one version of one file. It contains no weights, apart from a few small vectors
-(plan.py).
+(plan.py). Container images contain the folders of the default models (serving/ahead_of_time.py).
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from inference_server import weights
 from inference_server.cpu.large_pages import return_free_memory
 from inference_server.progress import progress
 from inference_server.weights.atomic_folder import atomic_directory, made_once
@@ -19,13 +20,36 @@ from tailrace_shared import garbage
 _FORMAT = 1  # increment when the folder's content changes
 
 
+def prepared_folder() -> Path:
+    """Return the folder in this package whose folder `gguf` describes files in advance. It may be missing."""
+    return Path(weights.__path__[0]) / "prepared"
+
+
 def description_folder(path: Path, cache_dir: Path) -> Path:
-    """Return the folder that describes a GGUF file, which may not exist yet."""
+    """Return the folder that describes a GGUF file, which may not exist yet.
+
+    A folder in the cache has priority over a prepared one, because it may contain further plans.
+    """
     import transformers
 
     status = path.stat()
     version = f"{_FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
-    return cache_dir / "gguf" / f"{path.stem}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+    name = f"{path.stem}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+    folder, prepared = (parent / "gguf" / name for parent in (cache_dir, prepared_folder()))
+    return prepared if prepared.is_dir() and not folder.is_dir() else folder
+
+
+def in_cache(folder: Path, cache_dir: Path) -> Path:
+    """Return the folder in the cache for the description in `folder`, so that a plan can be added. Copies a prepared one.
+
+    Raises:
+        ConfigurationError: The cache cannot be written.
+    """
+    own = cache_dir / "gguf" / folder.name
+    if folder != own and not own.is_dir():
+        with atomic_directory(own) as unfinished:
+            shutil.copytree(folder, unfinished, dirs_exist_ok=True)
+    return own
 
 
 def describe_file(path: Path, cache_dir: Path) -> Path:

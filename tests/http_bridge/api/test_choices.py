@@ -8,6 +8,7 @@ import pytest
 
 from http_bridge.api.openai.choices import copies
 from tailrace.v1 import inference_pb2 as pb
+from tailrace_shared.request_fields import DETERMINISTIC_SEED
 from tests.http_bridge.api.test_openai import CHAT, MODEL, TEXT, TOOL, call_of, chunks, with_logprobs
 
 CHAT_URL = "/v1/chat/completions"
@@ -175,3 +176,10 @@ def test_the_first_choice_has_the_seed_of_the_request_and_the_others_have_unrela
     neighbours = [copy.sampling.seed for copy in copies(pb.RunRequest(sampling=pb.Sampling(seed=0)), 8)]
     assert not set(seeds) & set(neighbours)
     assert not any(copy.sampling.HasField("seed") for copy in copies(pb.RunRequest(), 8))
+
+
+def test_in_deterministic_mode_choices_without_a_seed_have_different_fixed_seeds():
+    first, *others = copies(pb.RunRequest(), 8, has_fixed_seeds=True)
+    assert not first.sampling.HasField("seed")  # the server's fixed one
+    assert len({copy.sampling.seed for copy in others} | {DETERMINISTIC_SEED}) == 8
+    assert others == list(copies(pb.RunRequest(), 8, has_fixed_seeds=True)[1:])

@@ -101,6 +101,15 @@ async def test_tokens_of_the_file_are_verified(start_bridge, path):
     assert (response.status_code, response.json()["errors"][0]["code"]) == (401, 1000)
 
 
+async def test_the_accounts_are_those_of_the_token(start_bridge, path):
+    bridge = await start_bridge(api_tokens_file=path, api_tokens=("plain",))
+    for token, account in {"first": "ada", "second": "bob", "any": "local", "plain": "local"}.items():
+        response = await bridge.client.get(f"{API}/accounts", headers=bearer(token))
+        assert (response.status_code, [each["id"] for each in response.json()["result"]]) == (200, [account])
+    response = await bridge.client.get(f"{API}/accounts", headers=bearer("wrong"))
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (401, 10000)
+
+
 async def test_tokens_are_replaced_while_the_bridge_runs(start_bridge, path):
     bridge = await start_bridge(api_tokens_file=path)
     path.write_text(line("ada", "third"))

@@ -120,3 +120,13 @@ def test_models_that_need_a_download_are_left_out_of_a_report(tmp_path):
     hub = replace(open_entry(), weights=Weights(hub="nobody/nothing", file="a.gguf"))
     closed = replace(open_entry(), open_keys=frozenset())
     assert automatic.complete([hub, closed], Settings(cache_dir=tmp_path), CPU, may_fetch=False) == [closed]
+
+
+def test_in_deterministic_mode_the_free_memory_changes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(automatic, "memory_bytes", lambda: 24 * GIB)
+    monkeypatch.setattr(automatic, "read_shape", lambda path: SHAPE)
+    completed = []
+    for free_gib in (2, 24):
+        monkeypatch.setattr(automatic, "available_memory_bytes", lambda free=free_gib: free * GIB)
+        completed.append(automatic.complete([open_entry(tmp_path)], Settings(deterministic=True), CPU))
+    assert completed[0] == completed[1]

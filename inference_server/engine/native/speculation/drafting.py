@@ -137,8 +137,8 @@ class Drafting:
     def _chosen(self, found: list[_Found], num_seqs: int) -> list[tuple[_Found, int]]:
         """Return the drafts to use with their numbers of tokens.
 
-        The draft tokens with the largest probability of acceptance are added first, as long as the expected tokens per
-        second increase.
+        Draft tokens are sorted by their probability of acceptance. The number with the most expected tokens per second is
+        used, or none if that does not exceed decoding without drafts by the factor _MARGIN.
         """
         gains = []
         for index, each in enumerate(found):

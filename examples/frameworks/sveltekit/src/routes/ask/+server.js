@@ -1,0 +1,6 @@
+/** Streams a reply to the question in `?prompt=`. */
+export async function GET({ url, platform }) {
+  const prompt = url.searchParams.get("prompt") ?? "Where is New York?";
+  const stream = await platform.env.AI.run("@cf/meta/llama-2-7b-chat-int8", { prompt, stream: true });
+  return new Response(stream, { headers: { "content-type": "text/event-stream" } });
+}

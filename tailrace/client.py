@@ -1,0 +1,226 @@
+"""The blocking client."""
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import TypeVar, Unpack
+
+from tailrace.attempts import Attempts, Policy
+from tailrace.collect import Collector, collected
+from tailrace.endpoint import endpoint
+from tailrace.errors import TailraceError
+from tailrace.options import Limits, RunOptions
+from tailrace.request import RunInput, run_input
+from tailrace.transport import first_model, transport
+from tailrace.types import Embeddings, Event, Model, Reply, Started, Task, TextDelta
+
+_Result = TypeVar("_Result")
+
+
+class Stream:
+    """The events of one reply while it is generated: an iterator, and a context manager that cancels at its end.
+
+    The request is sent with the first event, or at the beginning of a `with` block. One thread at a time may use a
+    stream. Closing it early cancels the request, so that the server frees the slot immediately.
+    """
+
+    def __init__(self, events: Generator[Event, None, None]) -> None:
+        self._events = events
+        self._first: Event | None = None
+        self._collector = Collector()
+        self._request_id = ""
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request in the logs of the services; empty before the first event."""
+        return self._request_id
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        """Return the next event. Raises TailraceError."""
+        event = next(self._events) if self._first is None else self._first
+        self._first = None
+        if isinstance(event, Started):
+            self._request_id = event.request_id
+        self._collector.add(event)
+        return event
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of the reply piece by piece, without its other events."""
+        for event in self:
+            if isinstance(event, TextDelta) and event.text:
+                yield event.text
+
+    def reply(self) -> Reply:
+        """Read the rest of the stream, and return the whole reply, with the events that were already read."""
+        for _ in self:
+            pass
+        return self._collector.reply()
+
+    def close(self) -> None:
+        """Cancel the request, if the reply is not complete."""
+        self._events.close()
+
+    def __enter__(self) -> "Stream":
+        """Send the request and wait until the server accepts it. Raises TailraceError if the server refuses."""
+        if self._first is None and not self._request_id:
+            self._first = next(self._events)
+            if isinstance(self._first, Started):
+                self._request_id = self._first.request_id
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Client:
+    """A client of one bridge (http://, https://) or inference server (grpc://, grpcs://).
+
+    Connections are kept and used again. Any number of threads may share a client. After a fork, create a new one.
+    Refused and failed requests are tried again where that is safe: never after the first event of a stream.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        account: str | None = None,
+        model: str | None = None,
+        timeout: float | None = 600.0,
+        total_timeout: float | None = None,
+        retries: int = 2,
+        ca_file: "str | os.PathLike[str] | None" = None,
+        client_cert: "tuple[str | os.PathLike[str], str | os.PathLike[str]] | None" = None,
+    ) -> None:
+        """Check the arguments without opening a connection.
+
+        Args:
+            url: The address; None: TAILRACE_URL, or else http://127.0.0.1:8787.
+            token: Bearer token; None: TAILRACE_TOKEN, if it is set.
+            account: Account of the requests; None: TAILRACE_ACCOUNT, or else the token's.
+            model: Model of requests without one; None: the server's first model with the task.
+            timeout: Seconds for one attempt, until the reply is complete; None: unlimited.
+            total_timeout: Seconds for all attempts of a call and the pauses between them; None: unlimited.
+            retries: Number of further attempts after a failed one.
+            ca_file: File with the certificates to trust; None: those of the system.
+            client_cert: Files with the client's certificate and its key, for a server that needs one.
+
+        Raises:
+            ValueError: The address, the token or a limit is not valid, or a file does not exist.
+        """
+        self._policy = Policy(timeout, total_timeout, retries)
+        self._endpoint = endpoint(url, token, account, ca_file, client_cert)
+        self._model = model
+        self._found: dict[Task, str] = {}
+        self._is_closed = False
+        self._transport = transport(self._endpoint)
+
+    @property
+    def url(self) -> str:
+        """The address of the service."""
+        return self._endpoint.url
+
+    def run(self, prompt: str | None = None, *, model: str | None = None, **options: Unpack[RunOptions]) -> Reply:
+        """Return a complete reply.
+
+        Args:
+            prompt: The user's message, or with `raw` the text to continue. None: `messages` is the conversation.
+            model: Name of the model; None: the client's.
+            options: Everything else that a request may set: see RunOptions.
+
+        Raises:
+            TailraceError: The request is refused, or failed in its last attempt.
+        """
+        attempts = Attempts(self._policy.with_limits(options))
+        # Nothing reaches the caller before the reply is complete, so that a broken reply may be tried again too.
+        return self._try(
+            attempts, lambda timeout: collected(self._transport.stream(self._input(prompt, model, options), timeout))
+        )
+
+    def stream(self, prompt: str | None = None, *, model: str | None = None, **options: Unpack[RunOptions]) -> Stream:
+        """Return the events of a reply while it is generated. The arguments are those of `run`."""
+        return Stream(self._events(prompt, model, options))
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        **limits: Unpack[Limits],
+    ) -> Embeddings:
+        """Return one vector for each text.
+
+        Args:
+            texts: The texts, 1 to 2,048; a single text is a list of one.
+            model: Name of an embedding model; None: the server's first one.
+            dimensions: Length of the vectors; None: the model's.
+            limits: Deadlines and retries of this call: see Limits.
+
+        Raises:
+            TailraceError: The request is refused, or failed in its last attempt.
+        """
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        return self._try(
+            Attempts(self._policy.with_limits(limits)),
+            lambda timeout: self._transport.embed(listed, model or self._first("text-embeddings"), dimensions, timeout),
+        )
+
+    def models(self, **limits: Unpack[Limits]) -> list[Model]:
+        """Return the server's models in the order of its catalog. Raises TailraceError."""
+        return self._try(Attempts(self._policy.with_limits(limits)), self._transport.models)
+
+    def close(self) -> None:
+        """Close the connections. Replies that are not complete are cancelled. Later calls raise RuntimeError."""
+        self._is_closed = True
+        self._transport.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _events(self, prompt: str | None, model: str | None, options: RunOptions) -> Generator[Event, None, None]:
+        attempts = Attempts(self._policy.with_limits(options))
+        while True:
+            self._check_open()
+            has_begun = False
+            try:
+                run = self._input(prompt, model, options)
+                with closing(self._transport.stream(run, attempts.timeout())) as events:
+                    for event in events:
+                        has_begun = True
+                        yield event
+                return
+            except TailraceError as error:
+                if has_begun:
+                    raise
+                pause = attempts.pause_after(error)
+            time.sleep(pause)
+
+    def _try(self, attempts: Attempts, call: Callable[[float | None], _Result]) -> _Result:
+        while True:
+            self._check_open()
+            try:
+                return call(attempts.timeout())
+            except TailraceError as error:
+                pause = attempts.pause_after(error)
+            time.sleep(pause)
+
+    def _input(self, prompt: str | None, model: str | None, options: RunOptions) -> RunInput:
+        return run_input(prompt, model or self._model or self._first("text-generation"), options)
+
+    def _first(self, task: Task) -> str:
+        # Two threads may both fetch the list. They find the same model.
+        if task not in self._found:
+            self._found[task] = first_model(self._transport.models(self._policy.timeout), task)
+        return self._found[task]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this client is closed")

@@ -1,0 +1,30 @@
+"""The settings that both HTTP transports share."""
+
+import ssl
+
+import httpx2
+
+from tailrace.endpoint import Endpoint
+
+CONNECT_SECONDS = 10.0
+_IDLE_CONNECTIONS = 20
+_IDLE_SECONDS = 30.0
+
+
+def limits() -> httpx2.Limits:
+    """Return the limits of the pool: any number of requests at once, and 20 idle connections for later ones."""
+    return httpx2.Limits(
+        max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
+    )
+
+
+def verification(endpoint: Endpoint) -> "ssl.SSLContext | bool":
+    """Return the TLS settings: the system's certificates, or those of the endpoint's files."""
+    if not endpoint.has_tls:
+        return False  # loading the certificates would take longer than a request
+    if not (endpoint.ca_file or endpoint.cert_file):
+        return True
+    context = ssl.create_default_context(cafile=endpoint.ca_file or None)
+    if endpoint.cert_file:
+        context.load_cert_chain(endpoint.cert_file, endpoint.key_file)
+    return context

@@ -1,0 +1,43 @@
+"""Runs `tailrace serve` until a signal arrives or the test run has ended: `python -m tailrace.testing.keeper PID MODEL…`.
+
+A test run that is killed cannot stop its server. This process looks once a second whether the run still exists.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+_LOOK_SECONDS = 1.0
+
+
+def keep(owner: int, models: list[str]) -> int:
+    """Run the server, and return its exit code.
+
+    Args:
+        owner: Id of the process with whose end the server stops.
+        models: Models for `tailrace serve`.
+    """
+    server = subprocess.Popen([sys.executable, "-m", "tailrace_cli", "serve", *models])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: server.terminate())
+    while True:
+        try:
+            return server.wait(_LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            if not _exists(owner):
+                server.terminate()
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(keep(int(sys.argv[1]), sys.argv[2:]))

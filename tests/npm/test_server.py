@@ -1,0 +1,191 @@
+"""The server behind `tailrace dev`: found or started, stopped with the command whatever ends it, and never left behind."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.clients.node_programs import node_folder
+from tests.npm.support import wait_until
+from tests.prose import tracked
+from tests.support.processes import ROOT, free_address
+
+pytestmark = pytest.mark.npm
+
+DEV = ("tailrace", "dev", "--port", "PORT")
+MODULES = {"tailrace_cli", "inference_server", "http_bridge"}
+
+
+def marked(mark):
+    """Return the processes with a mark in their environment, which children inherit."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def services(mark):
+    """Return the modules of the server's processes that run."""
+    lines = [" ".join(process.cmdline()) for process in marked(mark)]
+    return {module for module in MODULES if any(f"-m {module}" in line for line in lines)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_started_server_ends_with_the_command(new_project, starting, stack, number):
+    mark = starting["MARK"]
+    with new_project.serving(*DEV, **starting) as running:
+        assert "Tokyo" in running.get("run").json()["reply"]["response"]
+        assert services(mark) == MODULES
+        (ready,) = re.findall(r"Tailrace is ready at (\S+) after [\d.]+ s", running.output())
+        assert not ready.endswith(":8787") and running.stop(number) is not None
+        wait_until(lambda: services(mark) == set())
+    wait_until(lambda: marked(mark) == [])
+    assert requests.get(f"http://{stack.http_address}/readyz", timeout=10).status_code == 200
+    if number == signal.SIGKILL:
+        assert len(new_project.copies()) == 1
+        new_project.run(
+            "tailrace", "dev", "--", "wrangler", "dev", "--help", TAILRACE_URL=f"http://{stack.http_address}"
+        )
+    assert new_project.copies() == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("npx", "--offline", "tailrace", "dev", "--port", "PORT"),
+        ("tailrace", "dev", "--", "npm", "run", "dev", "--", "--port", "PORT"),
+    ],
+    ids=["tailrace below npx", "wrangler below npm"],
+)
+def test_a_package_manager_leaves_no_process(new_project, url, command):
+    mark = str(new_project.folder)
+    (new_project.folder / "package.json").write_text('{ "type": "module", "scripts": { "dev": "wrangler dev" } }')
+    with new_project.serving(*command, TAILRACE_URL=url, MARK=mark) as running:
+        assert any("workerd" in process.name() for process in marked(mark))
+        running.stop(signal.SIGTERM)
+        wait_until(lambda: marked(mark) == [])
+    assert new_project.copies() == []
+
+
+def test_a_signal_during_the_start_leaves_nothing(new_project, starting):
+    mark = starting["MARK"]
+    process = subprocess.Popen(["tailrace", "dev"], cwd=new_project.folder, env=new_project.environment(**starting))
+    wait_until(lambda: "tailrace_cli" in services(mark))
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert marked(mark) == [] and new_project.copies() == []
+
+
+def test_a_server_that_cannot_start_is_reported_with_its_last_lines(new_project, starting):
+    done = new_project.run("tailrace", "dev", **{**starting, "TAILRACE_CATALOG": "/no/such/catalog.toml"})
+    assert done.code == 1 and "tailrace: The Tailrace server ended with code 1:" in done.output
+    assert "/no/such/catalog.toml" in done.output and "    at " not in done.output
+    assert new_project.copies() == []
+
+
+def test_without_any_server_the_ways_to_start_one_are_listed(new_project):
+    taken = is_taken(8787)
+    done = new_project.run("tailrace", "dev", PATH=str(node_only(new_project)))
+    if not taken:
+        assert done.code == 1 and "TAILRACE_PYTHON_PACKAGE" in done.output and "make run" in done.output
+    assert new_project.copies() == []
+
+
+def test_an_address_without_a_server_is_one_sentence(new_project):
+    address = free_address()
+    done = new_project.run("tailrace", "dev", TAILRACE_URL=f"http://{address}")
+    assert done.code == 1 and f"no Tailrace server at http://{address}: nothing listens there" in done.output
+    with other_program() as url:
+        done = new_project.run("tailrace", "dev", TAILRACE_URL=url)
+    assert done.code == 1 and "another program listens there" in done.output
+
+
+def test_a_wheel_is_installed_into_an_environment_of_its_own_once(new_project, starting, tmp_path):
+    wheels = tmp_path / "wheels"
+    source = copied_source(tmp_path / "source")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(source)]
+    subprocess.run(pip, check=True, timeout=100)
+    (wheel,) = wheels.glob("*.whl")
+    # The requirements are this environment's, so that nothing is downloaded.
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    settings = {name: value for name, value in starting.items() if name != "TAILRACE_COMMAND"} | {
+        "TAILRACE_PYTHON_PACKAGE": str(wheel),
+        "PIP_NO_DEPS": "1",
+        "PYTHONPATH": os.pathsep.join(packages),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    path = node_only(new_project)
+    (path / "python3").symlink_to(Path(sys.executable).resolve())
+    command = (
+        "tailrace",
+        "dev",
+        "--",
+        "node",
+        "-e",
+        "fetch(process.env.TAILRACE_URL + '/readyz').then((r) => process.exit(r.status - 193))",
+    )
+    first = new_project.run(*command, PATH=str(path), **settings)
+    assert first.code == 7 and "Installing Tailrace" in first.output, first.output
+    # A second server would start in the same way: this one fails immediately.
+    second = new_project.run(*command, PATH=str(path), **{**settings, "TAILRACE_CATALOG": "/no/such/catalog.toml"})
+    assert second.code == 1 and "Installing" not in second.output and "virtual environment in" in second.output
+    wait_until(lambda: marked(starting["MARK"]) == [])
+
+
+def copied_source(folder):
+    """Copy the repository without tests and documents. A build in the repository itself would leave files there."""
+    for path in tracked(ROOT):
+        if not path.startswith(("tests/", "docs/", "npm/", "benchmarks/")):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, folder / path)
+    return folder
+
+
+def node_only(project):
+    """Return a folder with the only programs that a command finds."""
+    folder = project.home / "only"
+    folder.mkdir(exist_ok=True)
+    (folder / "node").symlink_to(node_folder() / "node")
+    (folder / "tailrace").symlink_to(project.folder / "node_modules" / ".bin" / "tailrace")
+    return folder
+
+
+def is_taken(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class other_program:
+    """A web server that is not Tailrace, and answers everything with 200."""
+
+    def __enter__(self):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"hello")
+
+            def log_message(self, *values):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def __exit__(self, *error):
+        self.server.shutdown()
+        self.server.server_close()
