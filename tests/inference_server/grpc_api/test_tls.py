@@ -111,7 +111,7 @@ async def test_an_invalid_certificate_is_logged_once_and_the_old_one_stays(autho
             files.cert.write_text(broken)
         with caplog.at_level(logging.WARNING):
             assert [await shown_certificate(running.address) for _ in range(3)] == [before] * 3
-        (record,) = caplog.records
+        (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
         assert str(files.cert) in record.message and "the last valid version stays active" in record.message
         authority.issue("mended", files=files)
         assert await shown_certificate(running.address) == files.cert.read_text() != before
