@@ -212,7 +212,7 @@ audit: install ## Compare requirements/*.txt with the stored list of advisories 
 check-proto: proto
 	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
 
-# From the tracked files, by way of an sdist: what the wheel contains then depends on no other file of this folder.
+# The wheel is built from the sdist, so that the sdist is known to be complete.
 wheel: install ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
 	$(BIN)/python -m build --outdir build .
 

@@ -5,8 +5,8 @@ imported before a client needs it.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # typing takes longer to import than everything else here; type checkers read the name alone
 if TYPE_CHECKING:
     from tailrace.async_client import AsyncClient as AsyncClient
     from tailrace.async_client import AsyncStream as AsyncStream

@@ -1,9 +1,11 @@
-"""Runs `tailrace serve` until a signal arrives or the test run has ended: `python -m tailrace.testing.keeper PID MODEL…`.
+"""Runs `tailrace serve` until a signal arrives or a test run has ended: `python -m tailrace.testing.keeper PID FOLDER MODEL…`.
 
-A test run that is killed cannot stop its server. This process looks once a second whether the run still exists.
+A test run that is killed can neither stop its server nor delete its folder. This process looks once a second whether the
+run still exists.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +13,12 @@ import sys
 _LOOK_SECONDS = 1.0
 
 
-def keep(owner: int, models: list[str]) -> int:
+def keep(owner: int, folder: str, models: list[str]) -> int:
     """Run the server, and return its exit code.
 
     Args:
         owner: Id of the process with whose end the server stops.
+        folder: Folder of the test run, which is deleted if that process has ended by then.
         models: Models for `tailrace serve`.
     """
     server = subprocess.Popen([sys.executable, "-m", "tailrace_cli", "serve", *models])
@@ -23,10 +26,14 @@ def keep(owner: int, models: list[str]) -> int:
         signal.signal(number, lambda number, frame: server.terminate())
     while True:
         try:
-            return server.wait(_LOOK_SECONDS)
+            code = server.wait(_LOOK_SECONDS)
         except subprocess.TimeoutExpired:
             if not _exists(owner):
                 server.terminate()
+        else:
+            if not _exists(owner):
+                shutil.rmtree(folder, ignore_errors=True)
+            return code
 
 
 def _exists(process: int) -> bool:
@@ -40,4 +47,4 @@ def _exists(process: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(keep(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(keep(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))

@@ -120,7 +120,7 @@ def _start(
         "TAILRACE_GRPC_ADDRESS": grpc_address,
         "PYTHONUNBUFFERED": "1",
     }
-    command = [sys.executable, "-m", "tailrace.testing.keeper", str(owner), *models]
+    command = [sys.executable, "-m", "tailrace.testing.keeper", str(owner), str(folder), *models]
     with log.open("wb") as output:
         # In a session of its own: Ctrl-C reaches pytest alone, which then stops the server.
         keeper = subprocess.Popen(

@@ -4,6 +4,7 @@ Asks pip's index for every package that `tailrace[all]` needs, in the version of
 The packages come from the metadata of this environment, with the markers of each platform. Needs the network.
 """
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -91,10 +92,10 @@ def _requires(name: str) -> list[str]:
 
 
 def pinned() -> dict[str, str]:
-    """Return the versions of constraints.txt by package. torch has the version that the Makefile installs."""
-    lines = [line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
-    versions = {canonicalize_name(name): version for name, _, version in lines}
-    return versions | {"torch": "2.13.0"}
+    """Return the versions of constraints.txt and requirements/torch.txt by package."""
+    texts = [(ROOT / name).read_text() for name in ("constraints.txt", "requirements/torch.txt")]
+    pins = re.findall(r"^([\w.-]+)==([^\s+;\\]+)", "\n".join(texts), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in pins}
 
 
 def has_wheel(requirement: str, tags: tuple[str, ...], python: str) -> bool:
