@@ -23,13 +23,15 @@ def announce(address: str, seconds: float) -> None:
     # The name of a folder or a file may contain characters that are not allowed in a URL or are special in a shell.
     name = quote((generators or models)[0].name, safe="/@:") if models else "<model>"
     body = _TEXTS if models and not generators else _PROMPT
+    # A token of the file may be for one account only.
+    account = "$TAILRACE_ACCOUNT" if variable("TAILRACE_API_TOKENS_FILE") else "local"
     has_tokens = any(variable(name) for name in ("TAILRACE_API_TOKENS", "TAILRACE_API_TOKENS_FILE"))
     others = f"\nModels: {', '.join(model.name for model in models)}" if len(models) > 1 else ""
     write(f"""
 Tailrace is ready after {seconds:.1f} s. Try it:
 
 curl -N -X POST \\
-  "http://{address}/client/v4/accounts/local/ai/run/{name}" \\
+  "http://{address}/client/v4/accounts/{account}/ai/run/{name}" \\
   -H "Authorization: Bearer {"$TAILRACE_TOKEN" if has_tokens else "any-token"}" \\
   -H "Content-Type:application/json" \\
   -d '{body}'

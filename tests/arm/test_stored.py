@@ -5,9 +5,9 @@ import torch
 
 from inference_server.cpu.linear.integer_weights import rounded_to_int8
 from inference_server.kernels.jit import arguments
-from inference_server.kernels.linear import stored
+from inference_server.kernels.linear import stored, stored_int4
 from inference_server.weights.gguf.formats import format_of
-from tests.inference_server.weights.gguf.test_formats import number, random_blocks
+from tests.inference_server.weights.gguf.test_formats import number, panels, random_blocks
 
 OUTPUTS, GROUPS = 16, 8
 
@@ -30,3 +30,12 @@ def test_panels_have_the_weights_of_the_file(name, kind, place, call, cpu):
     codes = found ^ -128 if cpu.isa.unsigned_codes else found
     assert torch.equal(codes, wanted.codes)
     assert torch.equal(scales, wanted.scales)
+
+
+@pytest.mark.parametrize("name", stored_int4.READERS)
+def test_int4_records_have_the_codes_of_the_file(name, place, call):
+    rows = place(torch.from_numpy(random_blocks(name.upper(), OUTPUTS, GROUPS // stored.FORMATS[name][2])))
+    addresses = place(rows.data_ptr() + torch.arange(OUTPUTS) * rows.stride(0))
+    records = place(torch.zeros(1, GROUPS, 320, dtype=torch.uint8))
+    call(arguments.stored(addresses, records, None, 1, GROUPS), f"{name}-int4")
+    assert torch.equal(records, panels(format_of(number(name.upper())).int4(rows), "int4").weights[:1])

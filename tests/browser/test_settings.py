@@ -13,6 +13,8 @@ from tests.support.processes import free_address
 
 pytestmark = pytest.mark.browser
 
+# Changes the page without moving the focus.
+CHOOSE_DARK = "box => { box.value = 'dark'; box.dispatchEvent(new Event('change', {bubbles: true})); }"
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]}
 
 
@@ -158,6 +160,15 @@ def test_a_wrong_token_and_a_wrong_account_are_told_apart(locked):
     enter(locked, "API token", "first")
     expect(locked.get_by_role("alert")).to_contain_text("belongs to another account")
     enter(locked, "Account", "")
+    ready(locked)
+
+
+def test_a_token_that_is_being_typed_outlasts_a_change_of_the_page(locked):
+    locked.get_by_label("API token").fill("fir")
+    locked.get_by_label("Theme").evaluate(CHOOSE_DARK)
+    expect(locked.locator("html")).to_have_attribute("data-theme", "dark")
+    locked.get_by_label("API token").press_sequentially("st")
+    locked.keyboard.press("Tab")
     ready(locked)
 
 

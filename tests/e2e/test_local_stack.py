@@ -79,24 +79,3 @@ async def test_under_nohup_a_closed_terminal_stops_nothing(settings):
             await stack.line_with("Tailrace is ready")
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.reliability
-async def test_stacks_that_start_at_once_have_ports_of_their_own(settings):
-    """Two by `--port 0`, and one by port 0 in both addresses. Each announces the address at which its own bridge answers."""
-    kept = {name: value for name, value in settings.items() if not name.endswith("address")}
-    anywhere = {"http_address": "127.0.0.1:0", "grpc_address": "127.0.0.1:0"}
-    announced = set()
-    async with (
-        process("tailrace_cli", "serve", "--port", "0", **kept) as first,
-        process("tailrace_cli", "serve", "--port", "0", **kept) as second,
-        process("tailrace_cli", "serve", **kept, **anywhere) as third,
-    ):
-        for stack in (first, second, third):
-            await stack.line_with("Tailrace is ready", seconds=110)
-            announced.add(re.search(r"http://(\S+?)/", await stack.line_with("A playground is at"))[1])
-            announced.add(re.search(r"gRPC listens on (\S+)\. ", await stack.line_with("gRPC listens on"))[1])
-        for stack in (first, second, third):
-            stack.send(signal.SIGINT)
-            assert await stack.exit_code() == 0
-    assert len(announced) == 6 and not any(address.endswith(":0") for address in announced)

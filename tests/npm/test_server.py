@@ -27,20 +27,20 @@ MODULES = {"tailrace_cli", "inference_server", "http_bridge"}
 
 
 def marked(mark):
-    """Return the processes with a mark in their environment, which children inherit."""
+    """Return the command lines of the processes with a mark in their environment, which children inherit."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:  # it has ended meanwhile
             continue
     return found
 
 
 def services(mark):
     """Return the modules of the server's processes that run."""
-    lines = [" ".join(process.cmdline()) for process in marked(mark)]
+    lines = marked(mark)
     return {module for module in MODULES if any(f"-m {module}" in line for line in lines)}
 
 
@@ -75,7 +75,7 @@ def test_a_package_manager_leaves_no_process(new_project, url, command):
     mark = str(new_project.folder)
     (new_project.folder / "package.json").write_text('{ "type": "module", "scripts": { "dev": "wrangler dev" } }')
     with new_project.serving(*command, TAILRACE_URL=url, MARK=mark) as running:
-        assert any("workerd" in process.name() for process in marked(mark))
+        assert any("workerd serve" in line for line in marked(mark))
         running.stop(signal.SIGTERM)
         wait_until(lambda: marked(mark) == [])
     assert new_project.copies() == []

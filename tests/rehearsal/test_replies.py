@@ -50,6 +50,7 @@ CASES = {
     "int8": Case(precision=INT8),
     "int8 with outliers": Case(precision=INT8, settings={"int8_threshold": 6.0}, tolerance=0.5, records=False),
     "batch invariant": Case(settings={"batch_invariant": True}),
+    "deterministic": Case(settings={"deterministic": True}),
     "sliding windows": Case("mistral"),
     "soft caps": Case("gemma-2"),
     "int8 and soft caps": Case("gemma-2", INT8),

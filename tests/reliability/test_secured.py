@@ -58,7 +58,7 @@ async def test_certificate_and_tokens_are_replaced_while_a_stream_runs(secured, 
             authority.issue("renewed", files=files)
             tokens_file.write_text(digest("second"))
             shown = await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
-            with pytest.raises(Refusal, match="UNAUTHENTICATED"):
+            with pytest.raises(Refusal, match="requires a valid token: set TAILRACE_GRPC_TOKEN"):
                 await models(running)
             monkeypatch.setenv("TAILRACE_GRPC_TOKEN", "second")
             assert await models(running) == [MODEL]

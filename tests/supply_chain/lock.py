@@ -110,8 +110,9 @@ def write(name: str, others: Mapping[str, str]) -> str:
         CalledProcessError: uv found no solution, or did not reach the index.
     """
     lock, path = LOCKS[name], FOLDER / f"{name}.txt"
-    # uv keeps the versions of the existing file. After a merge it may contain git's marks of a conflict.
-    if path.exists() and "<<<<<<<" in path.read_text():
+    # uv keeps the versions and the digests of the existing file, so that digests would be added again. After a merge the file
+    # may contain git's marks of a conflict.
+    if path.exists() and (lock.hashes or "<<<<<<<" in path.read_text()):
         path.unlink()
     options = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate"]
     options += ["--default-index", _INDEX, "--quiet", "--output-file", str(path)]

@@ -29,6 +29,7 @@ def test_every_locked_package_has_digests_and_no_origin(name):
     assert all(
         re.fullmatch(r"[\w.-]+==[^\s]+( ; [^\\]+)?(\s\\\n    --hash=sha256:[0-9a-f]{64})+", each) for each in entries
     )
+    assert all(len(set(digests)) == len(digests) for digests in (re.findall(r"[0-9a-f]{64}", each) for each in entries))
     assert "://" not in _text(name) and "file:" not in _text(name) and "@" not in _text(name)
 
 

@@ -24,7 +24,9 @@ def test_curl_reads_the_token_from_the_variable_of_the_command(monkeypatch, caps
     monkeypatch.setenv(name, "value")
     monkeypatch.setattr(announcement, "_served", lambda: [])
     announcement.announce("127.0.0.1:8787", 1.0)
-    assert f'-H "Authorization: Bearer {token}"' in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f'-H "Authorization: Bearer {token}"' in text
+    assert f"/accounts/{'$TAILRACE_ACCOUNT' if name.endswith('_FILE') else 'local'}/ai/run/" in text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_server import weights
+from inference_server.cpu.large_pages import return_free_memory
 from inference_server.progress import progress
 from inference_server.weights.atomic_folder import atomic_directory, made_once
 from inference_server.weights.gguf.file import GgufFile
@@ -64,6 +65,8 @@ def describe_file(path: Path, cache_dir: Path) -> Path:
     with made_once(folder, f"reading {path.name}"):
         if not folder.is_dir():
             _write_description(file, path, folder)
+            garbage.collect()
+            return_free_memory()
             _remove_converted(path, cache_dir)
     return folder
 

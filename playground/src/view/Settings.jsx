@@ -133,12 +133,12 @@ function Access() {
       <label for="token">
         API token
         <input id="token" type="password" autocomplete="off" placeholder="If the server requires one" value={access.token}
-          onChange={(event) => (changeAccess({ token: event.currentTarget.value.trim() }), connect())} />
+          onInput={(event) => changeAccess({ token: event.currentTarget.value.trim() })} onChange={connect} />
       </label>
       <label for="account">
         Account
         <input id="account" autocomplete="off" spellcheck={false} placeholder={account ? `From the token: ${account}` : "From the token"} value={access.account}
-          onChange={(event) => (changeAccess({ account: event.currentTarget.value.trim() }), connect())} />
+          onInput={(event) => changeAccess({ account: event.currentTarget.value.trim() })} onChange={connect} />
       </label>
       <label class="check">
         <input type="checkbox" checked={access.isRemembered} onChange={(event) => changeAccess({ isRemembered: event.currentTarget.checked })} />

@@ -17,7 +17,7 @@ VECTORS = "@cf/test/vectors"
 PROMPTS = ["x", "where is new york " * 3, "one two three four " * 12, "a longer text with many different words " * 8]
 TEXTS = ["where", "the program " * 3, "an answer comes word by word", "x y z " * 9]
 # The instruction set of the kernels, and the precision. Without kernels, torch's operations compute everything.
-PATHS = {"kernels": ("", "bitsandbytes-int8"), "kernels int4": ("", "int4"), "torch": ("none", "float32")}
+PATHS = {"kernels": ("", "bitsandbytes-int8"), "torch": ("none", "float32")}
 
 
 def requests() -> list[pb.RunRequest]:
