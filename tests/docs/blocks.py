@@ -15,7 +15,6 @@ ELSEWHERE = {
     r"docker compose up --build --wait$": "tests/compose/test_compose.py",
     r"make wheel$": "tests/clients/test_wheel.py",
     r"make image$": "tests/compose/test_image.py",
-    r"make wheel$": "tests/clients/test_wheel.py",
     r"docker run --rm -p 127\.0\.0\.1:8787:8787 tailrace$": "tests/compose/test_image.py",
     r"(make npm-package|npm install --save-dev \S+\.tgz|npx tailrace dev)( +#.*)?$": "tests/npm/test_first_answer.py",
     r"pip install -c constraints\.txt '\.\[all\]'$": "tests/docs/test_install.py",
