@@ -23,6 +23,12 @@ from tests.browser.chat import (
 pytestmark = pytest.mark.browser
 
 
+def exported(turns: dict[str, object]) -> str:
+    """Return a file as the page exports it, with one conversation."""
+    conversation = {"id": "0123456789", "title": "one", "updated": 1, "leaf": "a", "turns": turns}
+    return json.dumps({"tailrace": 1, "conversations": [conversation]})
+
+
 def kept(page: Page):
     return page.locator(".kept .title")
 
@@ -104,7 +110,13 @@ def test_exported_conversations_are_imported_again(playground, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["not JSON", "{}", json.dumps({"tailrace": 1, "conversations": [{"id": "a", "turns": {"x": {"role": "user"}}}]})],
+    [
+        "not JSON",
+        "{}",
+        exported({"x": {"role": "user"}}),
+        # Parents in a circle: a walk to the first turn would never end.
+        exported({id: {"id": id, "parent": other, "role": "user", "text": ""} for id, other in ["ab", "ba"]}),
+    ],
 )
 def test_another_file_is_refused_with_a_sentence(playground, content):
     file = {"name": "other.json", "mimeType": "application/json", "buffer": content.encode()}

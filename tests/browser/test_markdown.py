@@ -147,3 +147,9 @@ def test_text_from_right_to_left_is_aligned_to_the_right(playground):
     assert directions == ["rtl", "ltr", "rtl"]
     question = playground.locator("#turns .user .text")
     assert question.evaluate("element => getComputedStyle(element).direction") == "rtl"
+
+
+def test_a_list_keeps_its_first_number(playground):
+    answer_text(playground, "0. zero\n1. one")
+    ask(playground, "hi")
+    expect(replies(playground).locator("ol")).to_have_attribute("start", "0")

@@ -6,7 +6,7 @@ import { explained, isLoading } from "./explain.js";
 import { pause } from "./models.js";
 import { saveLater, saveNow } from "./history.js";
 import { firstFault } from "./settings.js";
-import { fields, state, update } from "./store.js";
+import { fields, setDraft, state, update } from "./store.js";
 import { addTurn, messagesOf, newReply, path, removeTurn, sentPath, show } from "./tree.js";
 import { events } from "./wire.js";
 
@@ -27,8 +27,9 @@ export const answering = () => [...new Set([state.settings.model, state.settings
  */
 export function send(text, parent = state.conversation.leaf) {
   if (!text.trim() || !canSend()) return false;
+  const before = state.conversation.leaf;
   const question = addTurn(state.conversation, parent, { role: "user", text });
-  answer(question, () => returnQuestion(text));
+  answer(question, before, () => returnQuestion(text));
   return true;
 }
 
@@ -46,16 +47,16 @@ function canSend() {
  */
 const returnQuestion = (text) => {
   const isTyped = state.draft.trim() && state.draft !== text;
-  update({ draft: isTyped ? `${text}\n\n${state.draft}` : text });
+  setDraft(isTyped ? `${text}\n\n${state.draft}` : text);
 };
 
 /**
- * Answer the question of a reply once more. The earlier reply stays as a version.
+ * Answer once more: the question of a reply, which stays as a version, or a turn that has no reply.
  * @param {Turn} turn
  */
 export function regenerate(turn) {
-  const parent = turn.parent ? state.conversation.turns[turn.parent] : undefined;
-  if (parent && canSend()) answer(parent);
+  const asked = turn.role !== "assistant" ? turn : turn.parent ? state.conversation.turns[turn.parent] : undefined;
+  if (asked && canSend()) answer(asked, state.conversation.leaf);
 }
 
 /**
@@ -70,7 +71,7 @@ export function sendResults(turn, results) {
     const result = { text: results[index], callId: call.id, name: call.name };
     last = addTurn(state.conversation, last.id, { role: "tool", ...result });
   }
-  answer(last);
+  answer(last, last.id);
 }
 
 /**
@@ -82,7 +83,7 @@ export async function continueReply(turn) {
   if (!reply || !canSend()) return;
   const { conversation } = state;
   const run = start(turn);
-  const earlier = { finish: reply.finish, usage: reply.usage, tokens: reply.tokens };
+  const earlier = { finish: reply.finish, note: reply.note, usage: reply.usage, tokens: reply.tokens };
   Object.assign(reply, { finish: "waiting", note: undefined, usage: undefined, tokens: 0 });
   const problem = await stream(run, reply, sentPath(conversation, turn.id), 0, true);
   if (problem && reply.finish === "failed") Object.assign(reply, earlier);
@@ -95,11 +96,11 @@ export const stop = () => state.run?.controller.abort();
 /**
  * Answer the last turn with each chosen model.
  * @param {Turn} question
+ * @param {string | null} before The last shown turn, which is shown again if nothing arrives.
  * @param {() => void} [onRefused] Called if nothing arrived; the question is removed before.
  */
-async function answer(question, onRefused) {
+async function answer(question, before, onRefused) {
   const { conversation } = state;
-  const before = conversation.leaf;
   const turn = addTurn(conversation, question.id, { role: "assistant", replies: answering().map(newReply) });
   const run = start(turn);
   const turns = sentPath(conversation, question.id);
@@ -113,7 +114,8 @@ async function answer(question, onRefused) {
     if (onRefused) {
       removeTurn(conversation, question);
       if (isCurrent) onRefused();
-    } else if (before && conversation.turns[before]) conversation.leaf = before;
+    }
+    if (before && conversation.turns[before]) conversation.leaf = before;
   }
   end(run, problems.find(Boolean) ?? null);
 }
@@ -141,7 +143,10 @@ function end(run, problem) {
   const isStopped = run.controller.signal.aborted;
   const isCurrent = state.conversation === run.conversation;
   const status = isStopped ? "Stopped." : problem ? "The reply failed." : "Ready.";
-  update({ run: null, status: isCurrent ? status : "Ready.", problem: isCurrent && !isStopped ? problem : null });
+  // What can be asked again: the reply that failed, or a turn that is left without one. A refused question is in the box.
+  const { turns } = run.conversation;
+  const turn = turns[run.turn.id] ?? turns[run.turn.parent ?? ""];
+  update({ run: null, status: isCurrent ? status : "Ready.", problem: problem && isCurrent && !isStopped ? { ...problem, turn } : null });
 }
 
 /**

@@ -84,8 +84,26 @@ function isConversation(value) {
     [reply?.text, reply?.thoughts, reply?.model, reply?.finish].every(isText) &&
     Array.isArray(reply.calls) &&
     reply.calls.every((/** @type {any} */ call) => [call?.id, call?.name, call?.arguments].every(isText));
-  const hasTurns = value?.turns && typeof value.turns === "object" && Object.values(value.turns).every(isTurn);
+  const hasTurns = value?.turns && typeof value.turns === "object" && Object.values(value.turns).every(isTurn) && isTree(value.turns);
   return Boolean(isText(value?.id) && isText(value.title) && Number.isFinite(value.updated) && hasTurns);
+}
+
+/**
+ * Return whether the parents of all turns end at a first turn. Otherwise a walk along them has no end.
+ * @param {Conversation["turns"]} turns
+ */
+function isTree(turns) {
+  const good = new Set();
+  for (const [id, turn] of Object.entries(turns)) {
+    if (turn.id !== id) return false;
+    const seen = new Set();
+    for (let at = turn; at && !good.has(at.id); at = turns[at.parent ?? ""]) {
+      if (seen.has(at.id)) return false;
+      seen.add(at.id);
+    }
+    for (const each of seen) good.add(each);
+  }
+  return true;
 }
 
 /**

@@ -1,7 +1,7 @@
 // The state of the page. A change is made by `update`, which redraws the page once a frame.
 
 import { readAccess, readSettings } from "./settings.js";
-import { recall } from "./storage.js";
+import { keep, recall } from "./storage.js";
 import { newConversation } from "./tree.js";
 
 /** @import { Remedy } from "./explain.js" */
@@ -25,7 +25,7 @@ export const state = {
   bad: {},
   status: "Looking for models…",
   hasModels: false,
-  /** @type {{text: string, remedies: Remedy[]} | null} */
+  /** @type {{text: string, remedies: Remedy[], turn?: Turn} | null} */
   problem: null,
   /** @type {Conversation[]} */
   kept: [],
@@ -58,6 +58,15 @@ export function update(changes = {}) {
   // Browsers draw no frames of a hidden page.
   if (document.hidden) setTimeout(draw, 200);
   else requestAnimationFrame(draw);
+}
+
+/**
+ * Change the text in the box, which outlasts a reload.
+ * @param {string} text
+ */
+export function setDraft(text) {
+  keep("sessionStorage", "draft", text);
+  update({ draft: text });
 }
 
 /**

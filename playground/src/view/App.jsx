@@ -7,6 +7,7 @@ import { state, subscribe } from "../logic/store.js";
 import { Composer } from "./Composer.jsx";
 import { Conversations } from "./Conversations.jsx";
 import { Header } from "./Header.jsx";
+import { isComposing } from "./keys.js";
 import { Panel } from "./Panel.jsx";
 import { Thread } from "./Thread.jsx";
 
@@ -49,6 +50,7 @@ export function App() {
     const onKeyDown = (/** @type {KeyboardEvent} */ event) => {
       const isControl = event.ctrlKey || event.metaKey;
       const key = event.key.toLowerCase();
+      if (isComposing(event)) return;
       if (key === "escape" && !dialog.current?.open) {
         if (event.shiftKey) document.getElementById("prompt")?.focus();
         else if (state.run) stop();

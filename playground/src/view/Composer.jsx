@@ -4,9 +4,9 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { connect } from "../logic/access.js";
 import { regenerate, send, stop, usedTokens } from "../logic/chat.js";
 import { startNew, undoRemove } from "../logic/history.js";
-import { keep } from "../logic/storage.js";
-import { model, state, update } from "../logic/store.js";
-import { dropOldest, path, roughTokens } from "../logic/tree.js";
+import { model, setDraft, state, update } from "../logic/store.js";
+import { isComposing } from "./keys.js";
+import { dropOldest, roughTokens } from "../logic/tree.js";
 
 /** @import { Remedy } from "../logic/explain.js" */
 
@@ -24,13 +24,15 @@ export function Composer({ onSettings }) {
     box.current.style.height = "auto";
     box.current.style.height = `${box.current.scrollHeight + 2}px`;
   }, [draft]);
+  const shown = useRef("");
   useEffect(() => {
-    if (!run && matchMedia("(min-width: 44rem)").matches) box.current?.focus({ preventScroll: true });
+    const { activeElement: focused } = document;
+    // The end of a reply must not take the focus from another field, or from a text that is read.
+    const isFree = !focused || focused === document.body || box.current?.form?.contains(focused);
+    const isOther = shown.current !== state.conversation.id;
+    shown.current = state.conversation.id;
+    if (!run && (isFree || isOther) && matchMedia("(min-width: 44rem)").matches) box.current?.focus({ preventScroll: true });
   }, [!run, state.conversation.id]);
-  const setDraft = (/** @type {string} */ text) => {
-    keep("sessionStorage", "draft", text);
-    update({ draft: text });
-  };
   const submit = (/** @type {Event} */ event) => {
     event.preventDefault();
     // Not `draft`: Enter may follow the text before the page is drawn again.
@@ -41,9 +43,13 @@ export function Composer({ onSettings }) {
       class="composer"
       onSubmit={submit}
       onDragOver={(event) => event.preventDefault()}
-      onDrop={(event) => (event.preventDefault(), attach(event.dataTransfer?.files))}
+      onDrop={(event) => {
+        if (event.dataTransfer?.files.length) (event.preventDefault(), attach(event.dataTransfer.files));
+      }}
       onPaste={(event) => {
-        if (event.clipboardData?.files.length) (event.preventDefault(), attach(event.clipboardData.files));
+        const { clipboardData: data } = event;
+        // Spreadsheets and word processors copy a picture beside the text.
+        if (data?.files.length && !data.types.includes("text/plain")) (event.preventDefault(), attach(data.files));
       }}
     >
       <Problem onSettings={onSettings} />
@@ -59,7 +65,7 @@ export function Composer({ onSettings }) {
         value={draft}
         onInput={(event) => setDraft(event.currentTarget.value)}
         onKeyDown={(event) => {
-          if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit(event);
+          if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) submit(event);
         }}
       />
       <div class="below">
@@ -105,7 +111,7 @@ async function attach(files) {
     }
     const fence = "`".repeat(1 + Math.max(2, ...Array.from(text.matchAll(/`+/g), ([run]) => run.length)));
     const block = `${file.name}\n${fence}\n${text.trimEnd()}\n${fence}`;
-    update({ draft: state.draft.trim() ? `${state.draft}\n\n${block}` : block });
+    setDraft(state.draft.trim() ? `${state.draft}\n\n${block}` : block);
   }
 }
 
@@ -151,33 +157,27 @@ function Problem({ onSettings }) {
   );
 }
 
-/** Ask again: the question in the box, the last question of the conversation, or the server for its models. */
+/** Ask again: the turn that failed, the refused question in the box, or the server for its models. */
 function retry() {
   if (!state.hasModels) return connect();
-  const last = path(state.conversation).at(-1);
-  if (state.draft.trim()) {
-    const text = state.draft.trim();
-    if (send(text)) clearDraft();
-  } else if (last?.role === "assistant") regenerate(last);
-}
-
-function clearDraft() {
-  keep("sessionStorage", "draft", "");
-  update({ draft: "" });
+  const turn = state.problem?.turn;
+  if (turn) regenerate(turn);
+  else if (send(state.draft.trim())) setDraft("");
 }
 
 function drop() {
   if (!dropOldest(state.conversation)) {
     return update({ problem: { text: "This question alone is too long for the model: shorten it.", remedies: [] } });
   }
+  const isRefused = !state.problem?.turn;
   update({ problem: null });
-  if (state.draft.trim()) retry();
+  if (isRefused && state.draft.trim()) retry();
 }
 
 function moveToNew() {
   const { draft } = state;
   startNew();
-  update({ draft });
+  setDraft(draft);
 }
 
 /** A notice when little room is left. */

@@ -4,6 +4,7 @@ import { useRef, useState } from "preact/hooks";
 import { importText, open, remove, rename, startNew } from "../logic/history.js";
 import { exported } from "../logic/storage.js";
 import { state, update } from "../logic/store.js";
+import { isComposing } from "./keys.js";
 
 /** @import { Conversation } from "../logic/types.js" */
 
@@ -49,8 +50,15 @@ const has = ({ title, turns }, wanted) =>
 function Entry({ conversation, onChoose }) {
   const [isRenaming, setRenaming] = useState(false);
   const title = conversation.title || "Untitled";
-  const done = (/** @type {string} */ text) => {
-    if (isRenaming) rename(conversation, text);
+  const isOpen = useRef(false);
+  const start = () => {
+    isOpen.current = true;
+    setRenaming(true);
+  };
+  // Chromium reports a blur when the field is removed, also after Escape.
+  const done = (/** @type {string | undefined} */ text) => {
+    if (isOpen.current && text !== undefined) rename(conversation, text);
+    isOpen.current = false;
     setRenaming(false);
   };
   if (isRenaming) {
@@ -63,8 +71,9 @@ function Entry({ conversation, onChoose }) {
           defaultValue={title}
           onBlur={(event) => done(event.currentTarget.value)}
           onKeyDown={(event) => {
+            if (isComposing(event)) return;
             if (event.key === "Enter") done(event.currentTarget.value);
-            if (event.key === "Escape") (event.stopPropagation(), setRenaming(false));
+            if (event.key === "Escape") (event.stopPropagation(), done(undefined));
           }}
         />
       </li>
@@ -76,7 +85,7 @@ function Entry({ conversation, onChoose }) {
       <button type="button" class="title" dir="auto" aria-current={isCurrent ? "true" : undefined} onClick={() => (open(conversation), onChoose())}>
         {title}
       </button>
-      <button type="button" class="small" aria-label={`Rename ${title}`} onClick={() => setRenaming(true)}>
+      <button type="button" class="small" aria-label={`Rename ${title}`} onClick={start}>
         ✎
       </button>
       <button type="button" class="small" aria-label={`Delete ${title}`} onClick={() => remove([conversation])}>

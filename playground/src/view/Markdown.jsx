@@ -130,7 +130,7 @@ function list(token, depth) {
     </li>
   ));
   const direction = depth === 1 ? "auto" : undefined;
-  return token.ordered ? <ol dir={direction} start={Number(token.start) || 1}>{items}</ol> : <ul dir={direction}>{items}</ul>;
+  return token.ordered ? <ol dir={direction} start={Number(token.start)}>{items}</ol> : <ul dir={direction}>{items}</ul>;
 }
 
 /**

@@ -20,6 +20,7 @@ const below = (box) => box.scrollHeight - box.scrollTop - box.clientHeight;
 export function Thread() {
   const box = useRef(/** @type {HTMLDivElement | null} */ (null));
   const isPinned = useRef(true);
+  const lastTop = useRef(0);
   const [isAway, setAway] = useState(false);
   const turns = path(state.conversation);
   const sent = new Set(sentPath(state.conversation).map(({ id }) => id));
@@ -27,14 +28,20 @@ export function Thread() {
     isPinned.current = true;
     if (box.current) box.current.scrollTop = box.current.scrollHeight;
   };
-  // A new turn is always shown, wherever the reader was.
-  useEffect(follow, [state.conversation.id, state.run?.turn.id]);
+  // A new turn is always shown, wherever the reader was. The end of a reply moves nothing.
+  useEffect(follow, [state.conversation.id]);
+  useEffect(() => {
+    if (state.run) follow();
+  }, [state.run?.turn.id]);
   useLayoutEffect(() => {
     if (box.current && isPinned.current) box.current.scrollTop = box.current.scrollHeight;
   });
   const onScroll = () => {
     if (!box.current) return;
-    isPinned.current = below(box.current) < AT_END_PIXELS;
+    const { scrollTop: top } = box.current;
+    // A finger or a key moves up by a few pixels at a time. A shorter content moves up too, and leaves nothing below.
+    isPinned.current = below(box.current) < (top < lastTop.current ? 1 : AT_END_PIXELS);
+    lastTop.current = top;
     setAway(!isPinned.current);
   };
   // Scrolling up with the wheel ends the following at once, even while new text moves the end.

@@ -7,6 +7,7 @@ import { saveNow } from "../logic/history.js";
 import { state, update } from "../logic/store.js";
 import { show, versions } from "../logic/tree.js";
 import { CopyButton } from "./CopyButton.jsx";
+import { isComposing } from "./keys.js";
 import { Reply, pretty } from "./Reply.jsx";
 
 /** @import { Turn as TurnData } from "../logic/types.js" */
@@ -71,8 +72,9 @@ function Editor({ text, onSend, onClose }) {
       class="editor"
       onSubmit={(event) => (event.preventDefault(), submit())}
       onKeyDown={(event) => {
+        if (isComposing(event)) return;
         if (event.key === "Escape") (event.stopPropagation(), onClose());
-        if (event.key === "Enter" && !event.shiftKey && !event.isComposing) (event.preventDefault(), submit());
+        if (event.key === "Enter" && !event.shiftKey) (event.preventDefault(), submit());
       }}
     >
       <textarea ref={box} aria-label="Edited question" dir="auto" rows={Math.min(12, text.split("\n").length + 1)}>
