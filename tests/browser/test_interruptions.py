@@ -1,4 +1,4 @@
-"""What is refused, interrupted or done at the same time: nothing is lost, and the page moves nothing under its reader."""
+"""Requests that are refused or interrupted, and input at the same time: nothing is lost, and the page moves nothing under its reader."""
 
 import pytest
 from playwright.sync_api import Page, Route, expect
