@@ -1,4 +1,4 @@
-"""Requests that are refused or interrupted, and input at the same time: nothing is lost, and the page moves nothing under its reader."""
+"""Refused requests, interrupted replies and input at the same time: nothing is lost, and nothing moves under the reader."""
 
 import pytest
 from playwright.sync_api import Page, Route, expect
