@@ -1,10 +1,12 @@
 """`tailrace dev` with wrangler of two generations: the binding in every place, signals, exit codes, orphans."""
 
+import json
 import signal
 
 import pytest
 
 from tests.npm.support import streamed, wait_until
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.npm
 
@@ -58,6 +60,55 @@ def test_an_exit_code_and_other_commands_pass_through(new_project, url):
     done = new_project.run("tailrace", "dev", "--", "node", "-e", script, TAILRACE_URL=url)
     assert (done.code, done.output.splitlines()[-1]) == (7, f"{url} local-token")
     assert new_project.copies() == []
+
+
+@pytest.mark.parametrize("script", ["wrangler dev & node -v", "node -v && wrangler dev"])
+def test_a_script_with_several_programs_is_refused_with_the_way_out(new_project, url, script):
+    (new_project.folder / "package.json").write_text(json.dumps({"type": "module", "scripts": {"dev": script}}))
+    done = new_project.run("tailrace", "dev", "--", "npm", "run", "dev", TAILRACE_URL=url)
+    assert done.code == 1 and "write tailrace dev -- before wrangler dev there" in done.output
+    assert new_project.copies() == []
+
+
+def test_a_configuration_after_a_script_is_replaced_alone(new_project, url):
+    package = {"type": "module", "scripts": {"help": "wrangler dev --help"}}
+    (new_project.folder / "package.json").write_text(json.dumps(package))
+    command = ("tailrace", "dev", "--", "npm", "run", "help", "--", "-c", "other.toml")
+    done = new_project.run(*command, TAILRACE_URL=url)
+    (line,) = [line for line in done.output.splitlines() if line.startswith("> wrangler dev --help")]
+    assert line.count(" -c ") == 1 and ".tailrace-" in line
+
+
+def test_a_command_without_a_configuration_is_reported_and_runs(new_project, url):
+    (new_project.folder / "wrangler.jsonc").unlink()
+    done = new_project.run("tailrace", "dev", "--", "node", "-e", "process.exit(7)", TAILRACE_URL=url)
+    assert done.code == 7 and "There is no wrangler configuration in" in done.output
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(new_project, url):
+    (new_project.folder / "wrangler.jsonc").unlink()
+    (new_project.folder / "wrangler.toml").write_text('\ufeffname = "x"\n')
+    done = new_project.run("tailrace", "dev", "--", "node", "-e", "process.exit(7)", TAILRACE_URL=url)
+    assert done.code == 7, done.output
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--port=3000", "--port=3000"),
+        ("C:\\My Project\\.tailrace-1-0.wrangler.json", '"C:\\My Project\\.tailrace-1-0.wrangler.json"'),
+        ("a&b", '"a&b"'),
+        ("", '""'),
+        ('say "hi"', '"say \\"hi\\""'),
+        ("end \\", '"end \\\\"'),
+    ],
+)
+def test_words_are_quoted_for_the_shell_of_windows(new_project, word, expected):
+    """Windows itself does not run here: this compares the words with the rules of its C runtime."""
+    source = (ROOT / "npm/src/cli/quoted.ts").as_uri()
+    code = f"import({json.dumps(source)}).then(({{ quoted }}) => process.stdout.write(quoted({json.dumps(word)})))"
+    done = new_project.run("node", "--disable-warning=ExperimentalWarning", "-e", code)
+    assert done.output == expected
 
 
 @pytest.mark.parametrize("words", [["deploy"], ["versions", "upload"], ["pages", "dev"]])

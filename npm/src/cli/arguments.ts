@@ -24,6 +24,8 @@ const RUNNERS: Record<string, string[]> = {
   bun: ["x"],
   node: [],
 };
+/** wrangler's option of a configuration, alone or with its value. */
+const CONFIG_OPTION = /^(-c|--config)(=|$)/s;
 const SCRIPT_RUNNERS = ["npm", "pnpm", "yarn", "bun"];
 
 /**
@@ -50,9 +52,10 @@ const BUILDS = ["build", "deploy", "generate", "publish", "upload"];
 export function useLocalConfigs(command: string[], folder: string): { argv: string[]; siblings: Replaced[] } {
   const script = scriptOf(command, folder);
   const at = wranglerAt(script?.words ?? command);
+  if (script !== undefined) checkScript(script, at);
   if (at < 0) return forFramework(command, script?.words ?? command, folder);
   checkCommand((script?.words ?? command).slice(at + 1));
-  if (script === undefined) return replaceIn(command, folder, []);
+  if (script === undefined || command.some((word) => CONFIG_OPTION.test(word))) return replaceIn(command, folder, []);
   // The script's own -c would conflict with a second one. Its other options stay as they are.
   const own = script.words.slice(at + 2);
   const { argv, siblings } = replaceIn(own, folder, []);
@@ -74,7 +77,12 @@ export function pathVariables(siblings: Replaced[]): Record<string, string> {
 /** Return a command without wrangler as it is, with a copy of the project's configuration if there is one. */
 function forFramework(command: string[], words: string[], folder: string): { argv: string[]; siblings: Replaced[] } {
   const original = findConfig(folder);
-  if (original === undefined) return { argv: command, siblings: [] };
+  if (original === undefined) {
+    process.stderr.write(
+      `[tailrace] There is no wrangler configuration in ${folder} or above it: the command gets TAILRACE_URL and TAILRACE_TOKEN alone.\n`,
+    );
+    return { argv: command, siblings: [] };
+  }
   const build = words.find((word) => BUILDS.includes(word));
   if (build !== undefined) {
     throw new Failure(
@@ -142,6 +150,20 @@ function checkCommand(words: string[]): void {
   }
   throw new Failure(
     `tailrace dev runs wrangler dev only, not wrangler ${name ?? ""}: run that command without tailrace dev.`,
+  );
+}
+
+/**
+ * Refuse a script in which wrangler is one of several programs: words that follow a script reach only the last of them.
+ *
+ * @param at - The position of `wrangler` if the script begins with it, or -1.
+ */
+function checkScript({ name, words }: { name: string; words: string[] }, at: number): void {
+  const text = words.join(" ");
+  const isOne = at < 0 ? !/\bwrangler(@\S+)?\s+dev\b/.test(text) : !words.some((word) => /^[&|]+$|[&;]$/.test(word));
+  if (isOne || /\btailrace\s+dev\b/.test(text)) return;
+  throw new Failure(
+    `The script "${name}" runs wrangler dev beside other programs: write tailrace dev -- before wrangler dev there, and run the script itself.`,
   );
 }
 

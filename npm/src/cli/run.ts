@@ -6,6 +6,7 @@ import { delimiter, dirname, join } from "node:path";
 import { Failure } from "../failure.js";
 import { isRunning } from "../processes.js";
 import { descendants, signalAll } from "./descendants.js";
+import { quoted } from "./quoted.js";
 import type { Stop } from "./stop.js";
 
 /** Time until a program that ignores a signal is killed. */
@@ -26,10 +27,12 @@ const POLL_MILLISECONDS = 50;
 export async function run(argv: string[], variables: Record<string, string>, stop: Stop): Promise<number> {
   const [program, ...args] = argv as [string, ...string[]];
   const PATH = [...binFolders(), process.env.PATH ?? ""].join(delimiter);
-  const child = spawn(program, args, {
+  const isWindows = process.platform === "win32";
+  // On Windows, npm's programs are batch files, which only a shell runs. Node joins the words without quotation marks.
+  const child = spawn(isWindows ? quoted(program) : program, isWindows ? args.map(quoted) : args, {
     stdio: "inherit",
     env: { ...process.env, ...variables, PATH },
-    shell: process.platform === "win32",
+    shell: isWindows,
   });
   const timers: NodeJS.Timeout[] = [];
   const ended = new Promise<number>((resolve, reject) => {
@@ -40,17 +43,20 @@ export async function run(argv: string[], variables: Record<string, string>, sto
   });
   const below = new Set<number>();
   stop.listen((signal) => {
-    for (const pid of descendants(child.pid ?? 0)) below.add(pid);
+    if (child.pid === undefined) return;
+    for (const pid of descendants(child.pid)) below.add(pid);
     // Ctrl-C reaches the whole foreground group of a terminal. A second SIGINT would end wrangler before it cleans up.
     const isFromTerminal = signal === "SIGINT" && process.stdin.isTTY;
     timers.push(setTimeout(() => child.kill(signal), isFromTerminal ? TERMINAL_MILLISECONDS : 0));
-    timers.push(setTimeout(() => signalAll([child.pid ?? 0, ...below], "SIGKILL"), GRACE_MILLISECONDS));
+    timers.push(setTimeout(() => signalAll([child.pid as number, ...below], "SIGKILL"), GRACE_MILLISECONDS));
   });
   try {
     const code = await ended;
     await endAll([...below]);
     return code;
   } finally {
+    // A signal while the server stops has nothing to end: its timers would only delay the exit.
+    stop.ignore();
     for (const timer of timers) clearTimeout(timer);
   }
 }

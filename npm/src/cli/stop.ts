@@ -34,6 +34,11 @@ export class Stop {
     if (this.signal.aborted) listener(this.#received);
   }
 
+  /** Call no function from now on. */
+  ignore(): void {
+    this.#listener = undefined;
+  }
+
   /** End the special treatment of signals. */
   close(): void {
     clearInterval(this.#timer);

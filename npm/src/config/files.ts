@@ -58,7 +58,7 @@ export function parseConfig(text: string, path: string): Config {
 
 function fromToml(text: string, path: string): unknown {
   try {
-    return parseToml(text);
+    return parseToml(text.replace(/^\uFEFF/, ""));
   } catch (error) {
     const { line, column, message } = error as { line?: number; column?: number; message: string };
     throw new Failure(`${path}:${line ?? 1}:${column ?? 1}: ${message.split("\n")[0]}.`);
