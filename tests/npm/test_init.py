@@ -56,7 +56,32 @@ def test_scripts_that_run_wrangler_dev_are_changed_once(plain):
     changed = (plain.folder / "package.json").read_text()
     assert changed == PACKAGE.replace('"wrangler dev --port', '"tailrace dev -- wrangler dev --port')
     again = plain.run("tailrace", "init", "--yes")
-    assert (again.code, again.output) == (0, "This project uses the local AI binding already: nothing to change.\n")
+    by_hand = 'By hand: in package.json, write tailrace dev -- before wrangler dev in "both".\n'
+    assert (again.code, again.output) == (0, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("tailrace dev -- wrangler dev", "This project uses the local AI binding already: nothing to change."),
+        ("vite dev", "Start the dev server with npx tailrace dev -- npm run dev."),
+    ],
+)
+def test_a_project_without_anything_to_change_is_described_as_it_is(plain, script, sentence):
+    (plain.folder / "package.json").write_text(json.dumps({"scripts": {"dev": script}}))
+    done = plain.run("tailrace", "init", "--yes")
+    assert (done.code, done.output.strip().endswith(sentence)) == (0, True), done.output
+
+
+def test_a_link_and_the_line_ends_of_windows_stay(plain):
+    real = plain.folder.parent / "package.json"
+    real.write_bytes(b'{\r\n  "name": "project"\r\n}\r\n')
+    (plain.folder / "package.json").unlink()
+    (plain.folder / "package.json").symlink_to(real)
+    assert plain.run("tailrace", "init", "--yes").code == 0
+    assert (plain.folder / "package.json").is_symlink()
+    text = real.read_bytes()
+    assert b'"dev": "tailrace dev"' in text and text.count(b"\n") == text.count(b"\r\n")
 
 
 def test_without_an_answer_nothing_changes(plain):

@@ -1,13 +1,13 @@
 /** The command `tailrace init`: changes a project's files after showing the difference. */
 
-import { existsSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import type { Config } from "../config/files.js";
 import { CONFIG_NAMES, readConfig } from "../config/files.js";
 import { Failure } from "../failure.js";
 import type { Edit } from "../init/edits.js";
-import { editPackage, editVite, editVitest } from "../init/edits.js";
+import { editPackage, editVite, editVitest, isUse } from "../init/edits.js";
 import { difference } from "../init/show.js";
 
 interface Change {
@@ -16,6 +16,10 @@ interface Change {
   after: string;
 }
 
+const ALREADY = "This project uses the local AI binding already: nothing to change.\n";
+const NOTHING =
+  "Nothing to change: no script runs wrangler dev, and no configuration has a plugin of Cloudflare. " +
+  "Start the dev server with npx tailrace dev -- npm run dev.\n";
 const EXTENSIONS = ["ts", "mts", "js", "mjs"];
 
 /**
@@ -29,13 +33,12 @@ export async function init(args: string[]): Promise<number> {
   const unknown = args.find((word) => word !== "--yes" && word !== "-y");
   if (unknown !== undefined) throw new Failure(`tailrace init has no option ${unknown}. It has --yes.`);
   const folder = process.cwd();
-  const { changes, advice } = plan(folder);
+  const { changes, advice, isUsed } = plan(folder);
   for (const { path, before, after } of changes)
     process.stdout.write(`${colored(difference(path, before, after))}\n\n`);
   for (const line of advice) process.stdout.write(`By hand: ${line}.\n`);
   if (changes.length === 0) {
-    if (advice.length === 0)
-      process.stdout.write("This project uses the local AI binding already: nothing to change.\n");
+    if (advice.length === 0) process.stdout.write(isUsed ? ALREADY : NOTHING);
     return 0;
   }
   if (args.length === 0 && !(await agree(changes.length))) {
@@ -48,7 +51,7 @@ export async function init(args: string[]): Promise<number> {
 }
 
 /** Compute all changes before the first is made, so that an invalid file leaves the project as it is. */
-function plan(folder: string): { changes: Change[]; advice: string[] } {
+function plan(folder: string): { changes: Change[]; advice: string[]; isUsed: boolean } {
   const config = CONFIG_NAMES.map((name) => join(folder, name)).find(existsSync);
   if (!existsSync(join(folder, "package.json"))) throw new Failure(`There is no package.json in ${folder}.`);
   if (config !== undefined && !hasBinding(readConfig(config))) {
@@ -64,13 +67,17 @@ function plan(folder: string): { changes: Change[]; advice: string[] } {
   ];
   const changes: Change[] = [];
   const advice: string[] = [];
+  let isUsed = false;
   for (const [path, edit] of edits) {
     const before = readFileSync(join(folder, path), "utf8");
-    const { text, byHand } = edit(before);
-    if (text !== undefined) changes.push({ path, before, after: text });
+    // The edits add lines that end as those of most files. A file of Windows keeps its own ends.
+    const isWindows = before.includes("\r\n") && !/[^\r]\n/.test(before);
+    const { text, byHand } = edit(isWindows ? before.replaceAll("\r\n", "\n") : before);
+    if (text !== undefined) changes.push({ path, before, after: isWindows ? text.replaceAll("\n", "\r\n") : text });
     if (byHand !== undefined) advice.push(`in ${path}, ${byHand}`);
+    isUsed ||= isUse(before);
   }
-  return { changes, advice };
+  return { changes, advice, isUsed };
 }
 
 /** A Vite configuration may contain vitest's too. */
@@ -107,11 +114,11 @@ async function agree(count: number): Promise<boolean> {
 
 /** Write all new files beside the old ones, then replace these. A full disk leaves all of them as they are. */
 function apply(folder: string, changes: Change[]): void {
-  const files = changes.map(({ path, after }) => ({
-    path: join(folder, path),
-    next: join(folder, `${path}.tailrace-new`),
-    after,
-  }));
+  // A link stays one: the file behind it changes.
+  const files = changes.map(({ path, after }) => {
+    const real = realpathSync(join(folder, path));
+    return { path: real, next: `${real}.tailrace-new`, after };
+  });
   try {
     for (const { path, next, after } of files) writeFileSync(next, after, { mode: statSync(path).mode });
     for (const { path, next } of files) renameSync(next, path);

@@ -4,7 +4,7 @@ import type { ParseError } from "jsonc-parser";
 import { applyEdits, modify, parse, printParseErrorCode } from "jsonc-parser";
 import { Failure } from "../failure.js";
 
-/** A file's new text, or what a user has to do by hand. Neither, if there is nothing to do. */
+/** A file's new text, and what a user has to do by hand. Neither, if there is nothing to do. */
 export interface Edit {
   text?: string;
   byHand?: string;
@@ -12,6 +12,16 @@ export interface Edit {
 
 /** Programs before which `tailrace dev --` makes a difference. */
 const DEV_COMMAND = /^((?:\w+=\S+\s+)*)((?:npx\s+|pnpm\s+(?:exec\s+)?|yarn\s+|bunx\s+)?wrangler\s+dev\b.*)$/s;
+
+/** Programs that run `wrangler dev` in a way that is not changed automatically. */
+const OTHER_DEV = /\bwrangler(@\S+)?\s+dev\b/;
+/** What shows in a project's files that it uses this package. */
+const USE = /\btailrace\s+dev\b|["']tailrace\/(vite|vitest|platform)["']/;
+
+/** Return whether a file uses this package. A dependency alone is no use. */
+export function isUse(text: string): boolean {
+  return USE.test(text);
+}
 
 /**
  * Let the scripts that run `wrangler dev` run it through `tailrace dev`. Other scripts, such as `deploy`, stay as they are.
@@ -40,7 +50,15 @@ export function editPackage(text: string, hasWrangler: boolean): Edit {
   for (const [name, script] of changes) {
     result = applyEdits(result, modify(result, ["scripts", name], script, { formattingOptions }));
   }
-  return result === text ? {} : { text: result };
+  const others = scripts.filter(([name, script]) => {
+    const isChanged = changes.some(([changed]) => changed === name);
+    return typeof script === "string" && !isChanged && OTHER_DEV.test(script) && !isUse(script);
+  });
+  const names = others.map(([name]) => `"${name}"`).join(" and ");
+  return {
+    ...(result !== text && { text: result }),
+    ...(names !== "" && { byHand: `write tailrace dev -- before wrangler dev in ${names}` }),
+  };
 }
 
 /** Add the plugin before `cloudflare()` of a Vite configuration. */
