@@ -7,6 +7,7 @@ import type { GetPlatformProxyOptions, PlatformProxy } from "wrangler";
 import { findConfig } from "./config/files.js";
 import { writeSibling } from "./config/sibling.js";
 import { Failure } from "./failure.js";
+import type { Server } from "./server.js";
 import { startServer } from "./server.js";
 
 /**
@@ -26,17 +27,19 @@ export async function getPlatformProxy<
     throw new Failure("There is no wrangler configuration in this folder or above it: set configPath.");
   }
   const wrangler = await importWrangler(dirname(original));
-  const server = await startServer({ folder: dirname(original) });
   const sibling = writeSibling(original);
+  let server: Server | undefined;
   try {
+    server = await startServer({ folder: dirname(original) });
+    const { stop } = server;
     const proxy = await wrangler.getPlatformProxy<Env, CfProperties>({ ...options, configPath: sibling.path });
     const dispose = async (): Promise<void> => {
       await proxy.dispose();
-      await server.stop();
+      await stop();
     };
     return { ...proxy, dispose };
   } catch (error) {
-    await server.stop();
+    await server?.stop();
     throw error;
   } finally {
     sibling.remove();

@@ -94,7 +94,7 @@ async function findOrStart(options: ServerOptions): Promise<Server> {
       if (!(await acceptsToken(found, token))) throw new Failure(refused(found));
       return use({ url: found, token, started: false, stop });
     }
-    const launch = findLaunch(options.folder ?? process.cwd());
+    const launch = findLaunch(options.folder ?? process.cwd(), token);
     const started = await start(launch, 1000 * seconds, progress, options.signal);
     if (!(await acceptsToken(started.url, token))) {
       await started.stop();
@@ -148,7 +148,8 @@ async function findRunning(
     return origin;
   }
   if (!given) return undefined;
-  const what = found === "other" ? "another program listens there" : "nothing listens there";
+  const reasons = { other: "another program listens there", silent: "it does not answer in 2 s" };
+  const what = found in reasons ? reasons[found as keyof typeof reasons] : "nothing listens there";
   throw new Failure(
     `There is no Tailrace server at ${url}: ${what}. Start it, or unset TAILRACE_URL to have one started.`,
   );

@@ -60,11 +60,12 @@ export function tailrace(options: TailraceViteOptions = {}): TailraceVitePlugin 
       if (!isServing) return;
       const root = resolve(user.root ?? process.cwd());
       original = originalIn(root, options.configPath);
-      const { url, token } = await startServer({ folder: root, ...options });
+      // The bindings read the server's address and token from the variables of this process, not from the copy.
+      await startServer({ folder: root, ...options });
       if (original === undefined) return;
       // Vite calls this function again when it restarts.
       copies.get(original)?.remove();
-      sibling = writeSibling(original, options.url ? { url, token } : {});
+      sibling = writeSibling(original);
       copies.set(original, sibling);
       process.env[PATH_VARIABLE] = sibling.path;
     },

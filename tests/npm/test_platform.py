@@ -22,6 +22,14 @@ def test_every_form_of_a_configuration_is_read(new_project, url, name, text):
     check(new_project, url, name)
 
 
+def test_a_wrong_configuration_starts_no_server(new_project):
+    (new_project.folder / "wrangler.jsonc").write_text('{ "name": ')
+    # A look for a server would fail with another sentence.
+    done = new_project.run("node", "platform.mjs", "wrangler.jsonc", TAILRACE_URL="http://127.0.0.1:1")
+    assert done.code == 1 and "the JSON is invalid" in done.output
+    assert new_project.copies() == []
+
+
 def check(project, url, config):
     done = project.run("node", "platform.mjs", config, TAILRACE_URL=url)
     assert done.code == 0, done.output

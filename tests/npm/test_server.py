@@ -112,6 +112,22 @@ def test_an_address_without_a_server_is_one_sentence(new_project):
     with other_program() as url:
         done = new_project.run("tailrace", "dev", TAILRACE_URL=url)
     assert done.code == 1 and "another program listens there" in done.output
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = new_project.run("tailrace", "dev", TAILRACE_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert done.code == 1 and "it does not answer in 2 s" in done.output
+
+
+def test_a_container_gets_the_token_of_the_call(new_project, tmp_path):
+    """No engine is needed: the program `docker` here reports the variable that it would pass on."""
+    path = node_only(new_project)
+    (path / "docker").write_text('#!/bin/sh\n[ "$1" = image ] || { echo "token: $TAILRACE_API_TOKENS"; exit 3; }\n')
+    (path / "docker").chmod(0o755)
+    (path / "sh").symlink_to("/bin/sh")
+    start = 'import("tailrace/server").then((module) => module.startServer({ token: "own", quiet: true }))'
+    if is_taken(8787):
+        pytest.skip("another server listens on port 8787")
+    done = new_project.run("node", "-e", f"{start}.catch((error) => console.log(error.message))", PATH=str(path))
+    assert "ended with code 3" in done.output and "token: own" in done.output
 
 
 def test_a_wheel_is_installed_into_an_environment_of_its_own_once(new_project, starting, tmp_path):

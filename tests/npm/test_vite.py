@@ -26,6 +26,16 @@ def test_vite_dev_has_a_local_binding(project, url):
     assert "experimental" not in running.output() and "directly supported" not in running.output()
 
 
+def test_a_token_of_the_options_is_not_written_to_the_copy(new_project, url):
+    config = new_project.folder / "vite.config.mjs"
+    options = f'{{ url: "{url}", token: "own-token" }}'
+    config.write_text(config.read_text().replace("tailrace()", f"tailrace({options})"))
+    with new_project.serving("vite", "--port", "PORT", "--host", "127.0.0.1") as running:
+        assert "Tokyo" in running.get("run").json()["reply"]["response"]
+        texts = [(new_project.folder / name).read_text() for name in new_project.copies()]
+        assert texts and not any("own-token" in text for text in texts)
+
+
 def test_vite_build_writes_the_same_files_with_and_without_the_plugin(project):
     built = {}
     for name, text in {"with": None, "without": WITHOUT}.items():

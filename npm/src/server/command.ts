@@ -5,7 +5,6 @@ import { createHash } from "node:crypto";
 import { accessSync, constants, existsSync, realpathSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { basename, delimiter, dirname, join, resolve, sep } from "node:path";
-import { defaultToken } from "../address.js";
 import { Failure } from "../failure.js";
 import { PACKAGE_FOLDER } from "../paths.js";
 
@@ -28,10 +27,11 @@ const IMAGE = "tailrace";
  * Return the way to start a server on this machine.
  *
  * @param folder - The project's folder.
+ * @param token - The API token for a server that needs one.
  * @throws Failure - There is none. The sentence lists what was looked for.
  */
-export function findLaunch(folder: string): Launch {
-  const launch = fromCommand() ?? fromInstalled(folder) ?? fromPythonPackage() ?? fromDocker();
+export function findLaunch(folder: string, token: string): Launch {
+  const launch = fromCommand() ?? fromInstalled(folder) ?? fromPythonPackage() ?? fromDocker(token);
   if (launch !== undefined) return launch;
   throw new Failure(
     "No Tailrace server runs, and none can be started: there is no `tailrace` of Python in PATH, in an active or a local " +
@@ -148,7 +148,7 @@ function fromVenv(python: string, path: string, package_: string): Launch {
   return serve([inVenv("tailrace")], `a virtual environment in ${folder}`, existsSync(done) ? [] : setup);
 }
 
-function fromDocker(): Launch | undefined {
+function fromDocker(token: string): Launch | undefined {
   const docker = inFolders("docker", (process.env.PATH ?? "").split(delimiter));
   if (!docker) return undefined;
   try {
@@ -164,7 +164,7 @@ function fromDocker(): Launch | undefined {
     setup: [],
     command: (httpPort) => ({
       argv: [...run, "--publish", `127.0.0.1:${httpPort}:8787`, IMAGE],
-      env: { TAILRACE_API_TOKENS: defaultToken() },
+      env: { TAILRACE_API_TOKENS: token },
     }),
     cleanup: [docker, "rm", "--force", name],
   };

@@ -1,7 +1,7 @@
 /** Asks an address whether a bridge of Tailrace listens there. */
 
-/** What listens at an address: a bridge that answers, one whose models still load, another program, or nothing. */
-export type Found = "ready" | "loading" | "other" | "nothing";
+/** What listens at an address: a bridge that answers, one whose models still load, another program, nothing, or no answer in time. */
+export type Found = "ready" | "loading" | "other" | "nothing" | "silent";
 
 const PROBE_MILLISECONDS = 2000;
 
@@ -12,7 +12,7 @@ export async function probe(url: string): Promise<Found> {
     const signal = AbortSignal.timeout(PROBE_MILLISECONDS);
     response = await fetch(new URL("/readyz", url), { signal, redirect: "manual" });
   } catch (error) {
-    return (error as Error).name === "TimeoutError" ? "other" : "nothing";
+    return (error as Error).name === "TimeoutError" ? "silent" : "nothing";
   }
   try {
     const { status } = (await response.json()) as { status?: unknown };
