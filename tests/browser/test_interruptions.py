@@ -80,7 +80,8 @@ def test_the_end_of_a_reply_moves_neither_the_text_nor_the_focus(playground):
     answer_text(playground, "line\n\n" * 200)
     ask(playground, "one")
     routes = held(playground)
-    say(playground, "two")
+    with playground.expect_request(RUN):
+        say(playground, "two")
     expect(playground.get_by_role("button", name="Stop")).to_be_enabled()
     playground.locator("#thread").evaluate("box => { box.scrollTop = 100; }")
     expect(playground.get_by_role("button", name="To the end")).to_be_visible()

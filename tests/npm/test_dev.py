@@ -55,6 +55,26 @@ def test_an_environment_and_a_script_use_the_local_binding(new_project, url):
         assert "Tokyo" in running.get("run").json()["reply"]["response"]
 
 
+def test_git_never_lists_a_copy(new_project, url):
+    assert new_project.run("git", "init", "--quiet").code == 0
+    listed = ("git", "status", "--porcelain", "--untracked-files=all", "--", "*.json*")
+    done = new_project.run("tailrace", "dev", "--", *listed, TAILRACE_URL=url)
+    assert done.code == 0 and "?? wrangler.jsonc" in done.output and ".tailrace-" not in done.output
+    assert (new_project.folder / ".git/info/exclude").read_text().count(".tailrace-*") == 1
+
+
+def test_the_binding_in_a_configuration_of_its_own_needs_no_command(new_project, url):
+    plugin = {"package": "tailrace", "name": "tailrace"}
+    binding = {"name": "AI", "type": "local-ai", "dev": {"plugin": plugin, "options": {"url": url}}}
+    config = json.loads((new_project.folder / "suite.jsonc").read_text())
+    own = {name: value for name, value in config.items() if name == "durable_objects"}
+    config["env"] = {"local": {**own, "unsafe": {"bindings": [binding]}}}
+    (new_project.folder / "suite.jsonc").write_text(json.dumps(config))
+    command = ("wrangler", "dev", "-c", "suite.jsonc", "--env", "local", "--port", "PORT")
+    with new_project.serving(*command, path="/api/run") as running:
+        assert "Tokyo" in running.get("run").json()["reply"]["response"]
+
+
 def test_an_exit_code_and_other_commands_pass_through(new_project, url):
     script = "console.log(process.env.TAILRACE_URL, process.env.TAILRACE_TOKEN); process.exit(7)"
     done = new_project.run("tailrace", "dev", "--", "node", "-e", script, TAILRACE_URL=url)
