@@ -1,5 +1,7 @@
 """Tests against a real model. The fixtures start Tailrace with the first test that needs it."""
 
+import os
+
 import pytest
 from answers import capital
 
@@ -7,6 +9,7 @@ from answers import capital
 @pytest.fixture(autouse=True)
 def local_model(monkeypatch, tailrace_server):
     monkeypatch.setenv("OPENAI_BASE_URL", tailrace_server.openai_url)
+    monkeypatch.setenv("OPENAI_API_KEY", os.environ.get("TAILRACE_TOKEN", "any-key"))
 
 
 def test_the_capital_of_japan():
