@@ -86,9 +86,12 @@ def _with_parsed_texts(request: JsonObject) -> JsonObject:
     """Replace the JSON texts in a request by their values, so that spaces and the order of keys make no difference."""
     for holder, name in _json_texts(request):
         try:
-            holder[name] = json.loads(holder[name])
-        except (ValueError, RecursionError):  # the server refuses such a request
+            value = json.loads(holder[name])
+            # An escaped half of a surrogate pair is JSON, but no file can contain it. Such a text stays as it is.
+            json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # ValueError: also a text that is not JSON, which the server refuses
             continue
+        holder[name] = value
     return request
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ _EXCERPT, _BEFORE = 60, 20
 # Recordings with equally few differences of which the texts are compared, and the compared length in characters.
 _MAX_COMPARED, _COMPARED_LENGTH = 200, 500
 _NOTHING = "nothing"
+_PLAIN_NAME = re.compile(r"[\w$-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,23 @@ def first_difference(request: JsonObject, recorded: JsonObject) -> Difference:
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, str]:
-    """Return the JSON of every number, string, boolean, null, and empty array or object, by its path."""
+    """Return the JSON of every number, string, boolean, null, and empty array or object, by its path.
+
+    Names with other characters than words have are quoted in a path. Different values thus never have equal leaves.
+    """
     if isinstance(value, dict) and value:
-        parts = [(f"{path}.{name}" if path else name, item) for name, item in value.items()]
+        parts = [(_joined(path, name), item) for name, item in value.items()]
     elif isinstance(value, list) and value:
         parts = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
     else:
         return {path: json.dumps(value, ensure_ascii=False)}
     return {name: leaf for part, item in parts for name, leaf in _leaves(item, part).items()}
+
+
+def _joined(path: str, name: str) -> str:
+    if not _PLAIN_NAME.fullmatch(name):
+        return f"{path}[{json.dumps(name, ensure_ascii=False)}]"
+    return f"{path}.{name}" if path else name
 
 
 def _excerpts(*values: str | None) -> tuple[str, str]:

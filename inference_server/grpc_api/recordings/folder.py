@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import threading
 import time
 import unicodedata
 from collections.abc import Iterable
@@ -48,6 +49,7 @@ class RecordingsFolder:
         self.path = path
         self._recordings: dict[str, Recording] = {}
         self._files: dict[str, Path] = {}
+        self._lock = threading.Lock()  # of `save`, which several threads call
         if mode == "replay":
             self._require()
         else:
@@ -82,10 +84,11 @@ class RecordingsFolder:
         Raises:
             OSError: The file cannot be written. The folder is then unchanged.
         """
-        key = recording.key
-        file = self._files.get(key) or self.path / _file_name(recording, self._files.values())
-        _write(file, recording.to_text())
-        self._recordings[key], self._files[key] = recording, file
+        key, text = recording.key, recording.to_text()
+        with self._lock:
+            file = self._files.get(key) or self.path / _file_name(recording, self._files.values())
+            _write(file, text)
+            self._recordings[key], self._files[key] = recording, file
         return file.name
 
     def add_models(self, models: Iterable[pb.Model]) -> None:
@@ -113,11 +116,12 @@ class RecordingsFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self.path.glob(f".*{_UNFINISHED}"):
-                if time.time() - file.stat().st_mtime > _UNFINISHED_SECONDS:
-                    file.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # another server has just finished it
+                    if time.time() - file.stat().st_mtime > _UNFINISHED_SECONDS:
+                        file.unlink()
             probe = self.path / f".probe-{os.getpid()}{_UNFINISHED}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigurationError(_not_writable(self.path, error)) from None
 
