@@ -15,6 +15,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 _JITTER = 0.25
 # The client does not wait longer for a server's delay. It raises the error, which has the delay.
 _LONGEST_RETRY_AFTER_SECONDS = 60.0
+# gRPC would take longer deadlines for expired ones.
+_LONGEST_LIMIT_SECONDS = 365 * 86400
 logger = logging.getLogger("tailrace")
 
 
@@ -27,11 +29,11 @@ class Policy:
     retries: int = 2
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a limit that is not positive, or for a negative number of retries."""
+        """Raise ValueError for a limit that is not positive or longer than a year, or for a negative number of retries."""
         for name in ("timeout", "total_timeout"):
             value: float | None = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}: it must be above 0, or None for no limit")
+            if value is not None and not 0 < value <= _LONGEST_LIMIT_SECONDS:
+                raise ValueError(f"{name} is {value}: it must be above 0 and at most a year, or None for no limit")
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}: it must be 0 or more")
 

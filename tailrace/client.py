@@ -138,7 +138,10 @@ class Client:
         attempts = Attempts(self._policy.with_limits(options))
         # Nothing reaches the caller before the reply is complete, so that a broken reply may be tried again too.
         return self._try(
-            attempts, lambda timeout: collected(self._transport.stream(self._input(prompt, model, options), timeout))
+            attempts,
+            lambda: collected(
+                self._transport.stream(self._input(prompt, model, options, attempts.timeout()), attempts.timeout())
+            ),
         )
 
     def stream(self, prompt: str | None = None, *, model: str | None = None, **options: Unpack[RunOptions]) -> Stream:
@@ -165,14 +168,18 @@ class Client:
             TailraceError: The request is refused, or failed in its last attempt.
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
-        return self._try(
-            Attempts(self._policy.with_limits(limits)),
-            lambda timeout: self._transport.embed(listed, model or self._first("text-embeddings"), dimensions, timeout),
-        )
+        attempts = Attempts(self._policy.with_limits(limits))
+
+        def attempt() -> Embeddings:
+            name = model or self._first("text-embeddings", attempts.timeout())
+            return self._transport.embed(listed, name, dimensions, attempts.timeout())
+
+        return self._try(attempts, attempt)
 
     def models(self, **limits: Unpack[Limits]) -> list[Model]:
         """Return the server's models in the order of its catalog. Raises TailraceError."""
-        return self._try(Attempts(self._policy.with_limits(limits)), self._transport.models)
+        attempts = Attempts(self._policy.with_limits(limits))
+        return self._try(attempts, lambda: self._transport.models(attempts.timeout()))
 
     def close(self) -> None:
         """Close the connections. Replies that are not complete are cancelled. Later calls raise RuntimeError."""
@@ -191,7 +198,7 @@ class Client:
             self._check_open()
             has_begun = False
             try:
-                run = self._input(prompt, model, options)
+                run = self._input(prompt, model, options, attempts.timeout())
                 with closing(self._transport.stream(run, attempts.timeout())) as events:
                     for event in events:
                         has_begun = True
@@ -203,22 +210,22 @@ class Client:
                 pause = attempts.pause_after(error)
             time.sleep(pause)
 
-    def _try(self, attempts: Attempts, call: Callable[[float | None], _Result]) -> _Result:
+    def _try(self, attempts: Attempts, call: Callable[[], _Result]) -> _Result:
         while True:
             self._check_open()
             try:
-                return call(attempts.timeout())
+                return call()
             except TailraceError as error:
                 pause = attempts.pause_after(error)
             time.sleep(pause)
 
-    def _input(self, prompt: str | None, model: str | None, options: RunOptions) -> RunInput:
-        return run_input(prompt, model or self._model or self._first("text-generation"), options)
+    def _input(self, prompt: str | None, model: str | None, options: RunOptions, timeout: float | None) -> RunInput:
+        return run_input(prompt, model or self._model or self._first("text-generation", timeout), options)
 
-    def _first(self, task: Task) -> str:
+    def _first(self, task: Task, timeout: float | None) -> str:
         # Two threads may both fetch the list. They find the same model.
         if task not in self._found:
-            self._found[task] = first_model(self._transport.models(self._policy.timeout), task)
+            self._found[task] = first_model(self._transport.models(timeout), task)
         return self._found[task]
 
     def _check_open(self) -> None:

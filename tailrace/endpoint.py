@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tailrace_shared.accounts import is_account
+
 DEFAULT_URL = "http://127.0.0.1:8787"
 _REST_PORTS = {"http": 80, "https": 443}
 _GRPC_SCHEMES = ("grpc", "grpcs")
@@ -56,7 +58,7 @@ def endpoint(
     TAILRACE_GRPC_TLS_CA, _CLIENT_CERT and _CLIENT_KEY.
 
     Raises:
-        ValueError: The address or the token is not valid, or a file does not exist.
+        ValueError: The address, the token or the account is not valid, or a file does not exist.
     """
     chosen = (url or os.environ.get("TAILRACE_URL") or DEFAULT_URL).strip().rstrip("/")
     try:
@@ -64,8 +66,11 @@ def endpoint(
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{chosen} is not an address: {error}") from None
+    if "@" in parts.netloc:  # the message does not repeat a password
+        raise ValueError("the address has a user name or a password: pass a token as `token` or TAILRACE_TOKEN instead")
     is_grpc = parts.scheme in _GRPC_SCHEMES
-    if parts.scheme not in (*_REST_PORTS, *_GRPC_SCHEMES) or not parts.hostname or (is_grpc and port is None):
+    is_known = parts.scheme in (*_REST_PORTS, *_GRPC_SCHEMES) and not (parts.query or parts.fragment)
+    if not is_known or not parts.hostname or (is_grpc and port is None):
         raise ValueError(
             f"{chosen} is not an address of Tailrace: write http://127.0.0.1:8787 for a bridge, "
             "grpc://127.0.0.1:50051 for an inference server, https:// or grpcs:// with TLS"
@@ -75,6 +80,12 @@ def endpoint(
     found = next((value for name in names if (value := os.environ.get(name))), "") if token is None else token
     if not (found.isascii() and found.isprintable() and " " not in found):
         raise ValueError("the token may contain printable ASCII characters only, without spaces")
+    chosen_account = (os.environ.get("TAILRACE_ACCOUNT") or "") if account is None else account
+    # Over REST, the account is a part of the path.
+    if chosen_account and not is_grpc and not is_account(chosen_account):
+        raise ValueError(
+            f"{chosen_account!r} is not the name of an account: use letters, digits, dots, dashes and underscores"
+        )
     ca, cert, key = _files(is_grpc, ca_file, client_cert)
     return Endpoint(
         url=chosen,
@@ -83,7 +94,7 @@ def endpoint(
         has_tls=parts.scheme in ("https", "grpcs"),
         is_local=_LOOPBACK.fullmatch(parts.hostname) is not None,
         token=found,
-        account=(os.environ.get("TAILRACE_ACCOUNT") or "") if account is None else account,
+        account=chosen_account,
         ca_file=ca,
         cert_file=cert,
         key_file=key,

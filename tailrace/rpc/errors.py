@@ -52,6 +52,8 @@ _BY_STATUS: dict[str, type[TailraceError]] = {
     "PERMISSION_DENIED": ForbiddenError,
     "DEADLINE_EXCEEDED": DeadlineError,
     "UNAVAILABLE": ConnectionFailedError,
+    # Neither service sends it: the client was closed, or a proxy ended the call.
+    "CANCELLED": ConnectionFailedError,
 }
 
 

@@ -213,3 +213,49 @@ async def test_a_closed_client_says_so(client, async_client):
         client.run("hi")
     with pytest.raises(RuntimeError, match="this client is closed"):
         await async_client.stream("hi").reply()
+
+
+async def test_closing_a_client_ends_the_replies_of_others(client, async_client, servicer):
+    servicer.script = hesitating
+    has_begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def read():
+        for _ in client.stream("hi").texts():
+            loop.call_soon_threadsafe(has_begun.set)
+
+    async def read_too():
+        async for _ in async_client.stream("hi").texts():
+            has_begun.set()
+
+    async def close():
+        client.close()
+
+    for reading, closing in ((asyncio.to_thread(read), close), (read_too(), async_client.close)):
+        has_begun.clear()
+        servicer.cancelled.clear()
+        async with asyncio.timeout(20):
+            task = asyncio.create_task(reading)
+            await has_begun.wait()
+            await closing()
+            with pytest.raises(tailrace.ConnectionFailedError):
+                await task
+            await servicer.cancelled.wait()
+
+
+@pytest.mark.parametrize("limit", ["timeout", "total_timeout"])
+async def test_the_limit_of_a_call_applies_to_the_list_of_models_too(limit, in_thread):
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with Client(address) as client:
+            for call in (client.run, client.embed, lambda *texts, **limits: client.stream(*texts, **limits).reply()):
+                with pytest.raises(tailrace.DeadlineError):
+                    await in_thread(call, "hi", **{limit: 0.2})
+        async with AsyncClient(address) as client, asyncio.timeout(20):
+            for call in (client.run, client.embed, lambda *texts, **limits: client.stream(*texts, **limits).reply()):
+                with pytest.raises(tailrace.DeadlineError):
+                    await call("hi", **{limit: 0.2})
