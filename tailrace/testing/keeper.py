@@ -21,9 +21,21 @@ def keep(owner: int, folder: str, models: list[str]) -> int:
         folder: Folder of the test run, which is deleted if that process has ended by then.
         models: Models for `tailrace serve`.
     """
-    server = subprocess.Popen([sys.executable, "-m", "tailrace_cli", "serve", *models])
+    server: subprocess.Popen[bytes] | None = None
+    is_stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal is_stopping
+        is_stopping = True
+        if server is not None:
+            server.terminate()
+
+    # Before the server starts, which would otherwise outlive a signal that arrives meanwhile.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: server.terminate())
+        signal.signal(number, stop)
+    server = subprocess.Popen([sys.executable, "-m", "tailrace_cli", "serve", *models])
+    if is_stopping:
+        server.terminate()
     while True:
         try:
             code = server.wait(_LOOK_SECONDS)
