@@ -45,6 +45,8 @@ def tell(text: str, *, is_dim: bool = False) -> None:
     """Write a line to standard error. A line that cannot be written is discarded. A terminal gets whole words."""
     if sys.stderr is None:  # closed; print would write to standard output
         return
+    if is_terminal(sys.stderr):
+        text = without_controls(text)  # an error may repeat what a server sent
     if is_terminal(sys.stderr) and "\n" not in text:
         width = max(_MIN_WIDTH, shutil.get_terminal_size().columns - 1)
         text = "\n".join(textwrap.wrap(text, width, drop_whitespace=True, break_on_hyphens=False)) or text

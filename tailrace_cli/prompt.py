@@ -87,7 +87,7 @@ def schema_text(option: str | None, *, name: str = "--schema") -> str | None:
     if not option.lstrip().startswith("{"):
         try:
             text = Path(option).expanduser().read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: there is no such home directory
             reason = getattr(error, "strerror", None) or error
             raise Failure(f"{name} {option} is neither a JSON object nor a file that can be read ({reason}).") from None
     try:

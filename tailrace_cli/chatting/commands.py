@@ -101,7 +101,7 @@ def _paths(beginning: str) -> list[str]:
     prefix = f"{folder}/" if "/" in beginning else ""
     try:
         found = sorted(Path(prefix or ".").expanduser().iterdir())
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no such user, or this one has no home
         return []
     return [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in found if path.name.startswith(name)]
 
@@ -180,7 +180,10 @@ def _clear(argument: str, state: State) -> None:
 def _path(argument: str, command: str) -> Path:
     if not argument:
         raise Failure(f"{command} needs the name of a file.")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:
+        raise Failure(f"{command} {argument}: there is no such home directory.") from None
 
 
 def _save(argument: str, state: State) -> None:

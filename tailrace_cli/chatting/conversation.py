@@ -1,7 +1,9 @@
 """A conversation: its model, its settings and its messages, and the file that stores them."""
 
+import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,21 +75,25 @@ def save(conversation: Conversation, path: Path) -> None:
     Raises:
         Failure: The file cannot be written, or has other content than a conversation.
     """
-    if path.exists():
+    if os.path.lexists(path):
         try:
             load(path)
         except Failure:
             raise Failure(f"{path} exists, and is not a saved conversation. Choose another name.") from None
     messages = [{"role": role, "content": content} for role, content in conversation.turns]
     document = {"format": _FORMAT, **asdict(conversation), "turns": messages}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            json.dump(document, file, ensure_ascii=False, indent=2)
-        temporary.replace(path)
+        # A new file that only this user can read. Another user cannot have prepared it.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                json.dump(document, file, ensure_ascii=False, indent=2)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise Failure(f"{path} cannot be written: {error.strerror}.") from None
 
 

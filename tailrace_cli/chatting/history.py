@@ -1,6 +1,7 @@
 """The file with the questions of earlier chats, for the arrow keys."""
 
 import os
+import stat
 from datetime import datetime
 from pathlib import Path
 
@@ -22,19 +23,29 @@ def history_file(*, is_wanted: bool) -> Path | None:
     chosen = variable(_VARIABLE)
     if not is_wanted or chosen.lower() in _OFF:
         return None
-    state = Path(variable("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = Path(chosen).expanduser() if chosen else state / "tailrace" / "chat-history"
+    try:
+        path = Path(chosen).expanduser() if chosen else _state_folder() / "tailrace" / "chat-history"
+    except RuntimeError:
+        note(f"(No history is kept: there is no home directory for it. {_VARIABLE} names a file, or off.)")
+        return None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The mode applies to a new file. An existing one may have been readable for others.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        if path.stat().st_mode & 0o077:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # /dev/null, which must keep its mode
+            return None
+        if mode & 0o077:
             path.chmod(0o600)
         _shorten(path)
     except OSError as error:
         note(f"(No history is kept: {path} cannot be used: {error.strerror}. {_VARIABLE} names another file, or off.)")
         return None
     return path
+
+
+def _state_folder() -> Path:
+    return Path(variable("XDG_STATE_HOME") or Path.home() / ".local" / "state")
 
 
 def _shorten(path: Path) -> None:
