@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 _LOOK_SECONDS = 1.0
 
@@ -49,6 +50,9 @@ def keep(owner: int, folder: str, models: list[str]) -> int:
 
 
 def _exists(process: int) -> bool:
+    """Return whether a process runs. One that has ended may still be listed, where no other process reads its exit code."""
+    if _has_ended(process):
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -56,6 +60,15 @@ def _exists(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _has_ended(process: int) -> bool:
+    """Return True if Linux lists the process as one that has ended."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[:1] == ["Z"]  # the name in parentheses may contain others
 
 
 if __name__ == "__main__":
