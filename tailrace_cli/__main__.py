@@ -164,7 +164,7 @@ def _client(options: argparse.Namespace) -> Client:
             raise Failure(
                 f"--grpc needs a package that is not installed ({error.name}): pip install . in a clone."
             ) from None
-        return GrpcClient(options.grpc_address)
+        return GrpcClient(options.grpc_address, options.account)
     from tailrace_cli.rest import RestClient
 
     return RestClient(options.url or environment.bridge_url(), options.token, options.account)
