@@ -170,17 +170,18 @@ async def test_an_address_without_a_server_is_named(scheme, in_thread):
             await client.models(retries=0)
 
 
-async def test_another_program_at_the_address_is_noticed(in_thread):
+@pytest.mark.parametrize("body", [b"<html></html>", b"[]", b'{"data": [1]}', b'{"data": [{"embedding": [0.5]}]}'])
+async def test_another_program_at_the_address_is_noticed(in_thread, body):
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\nconnection: close\r\n\r\n<html></html>")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body))
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         with Client(f"http://127.0.0.1:{port}", model=MODEL, retries=0) as client:
-            for call in (client.models, lambda: client.run("hi")):
+            for call in (client.models, lambda: client.run("hi"), lambda: client.embed("hi", model=MODEL)):
                 with pytest.raises(tailrace.ConnectionFailedError):
                     await in_thread(call)
 
