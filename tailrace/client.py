@@ -106,7 +106,7 @@ class Client:
             timeout: Seconds for one attempt, until the reply is complete; None: unlimited.
             total_timeout: Seconds for all attempts of a call and the pauses between them; None: unlimited.
             retries: Number of further attempts after a failed one.
-            ca_file: File with the certificates to trust; None: those of the system.
+            ca_file: File with the certificates to trust; None: those of the system over REST, gRPC's own over gRPC.
             client_cert: Files with the client's certificate and its key, for a server that needs one.
 
         Raises:

@@ -28,7 +28,7 @@ class Endpoint:
         is_local: Whether the host is this machine, so that no proxy is used.
         token: Bearer token; empty: none.
         account: Account of the requests; empty: the token's.
-        ca_file: File with the certificates to trust; empty: those of the system.
+        ca_file: File with the certificates to trust; empty: those of the system over REST, gRPC's own over gRPC.
         cert_file: File with the client's own certificate; empty: none.
         key_file: File with the key of that certificate; empty: none.
     """

@@ -19,12 +19,20 @@ def limits() -> httpx2.Limits:
 
 
 def verification(endpoint: Endpoint) -> "ssl.SSLContext | bool":
-    """Return the TLS settings: the system's certificates, or those of the endpoint's files."""
+    """Return the TLS settings: the system's certificates, or those of the endpoint's files.
+
+    Raises:
+        ValueError: A file is not readable, or has no certificate or no key.
+    """
     if not endpoint.has_tls:
         return False  # loading the certificates would take longer than a request
     if not (endpoint.ca_file or endpoint.cert_file):
         return True
-    context = ssl.create_default_context(cafile=endpoint.ca_file or None)
-    if endpoint.cert_file:
-        context.load_cert_chain(endpoint.cert_file, endpoint.key_file)
+    path = endpoint.ca_file
+    try:
+        context = ssl.create_default_context(cafile=path or None)
+        if path := endpoint.cert_file:
+            context.load_cert_chain(path, endpoint.key_file)
+    except OSError as error:  # also ssl.SSLError
+        raise ValueError(f"{path} cannot be used for TLS: {error.strerror or error}") from None
     return context

@@ -75,6 +75,15 @@ def test_a_missing_certificate_is_named(tmp_path):
         Client("grpcs://a:1", ca_file=tmp_path / "ca.pem")
 
 
+@pytest.mark.parametrize("files", [{"ca_file": "x"}, {"client_cert": ("x", "x")}])
+def test_a_file_without_a_certificate_is_named(tmp_path, monkeypatch, files):
+    (tmp_path / "x").write_text("no certificate")
+    monkeypatch.chdir(tmp_path)
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="x cannot be used for TLS"):
+            kind("https://a", **files)
+
+
 async def test_token_and_account_reach_the_bridge(start_bridge, servicer, in_thread):
     bridge = await start_bridge(api_tokens="secret")
     url = f"http://127.0.0.1:{bridge.port}"
