@@ -11,6 +11,7 @@ from typing import Any
 
 from tailrace_cli.client import Request
 from tailrace_cli.errors import Failure
+from tailrace_cli.sampling import parse_value
 
 _FORMAT = "tailrace-conversation"
 _ROLES = ("user", "assistant")
@@ -128,7 +129,5 @@ def _conversation(document: Mapping[str, Any]) -> Conversation:
     texts = [document["model"], document["system"], *document["stop"], *(content for _, content in turns)]
     if not all(isinstance(text, str) for text in texts) or not isinstance(schema, str | None):
         raise TypeError("a text is required")
-    sampling = {str(name): value for name, value in document["sampling"].items()}
-    if not all(isinstance(value, int | float) for value in sampling.values()):
-        raise TypeError("a number is required")
+    sampling = {name: parse_value(name, str(value)) for name, value in document["sampling"].items()}
     return Conversation(document["model"], document["system"], sampling, tuple(document["stop"]), schema, turns)

@@ -63,6 +63,9 @@ def test_an_unknown_home_directory_is_a_sentence(tmp_path):
         {"turns": 1},
         {"system": None},
         {"sampling": {"top_p": "x"}},
+        {"sampling": {"top_p": 2}},
+        {"sampling": {"max_tokens": 1.5}},
+        {"sampling": {"nothing": 1}},
         {"schema": 3},
     ],
 )
