@@ -17,8 +17,9 @@ _HEADING = re.compile(r"\s{0,3}#{1,6}\s")
 _RULE = re.compile(r"\s{0,3}([-*_])(?:\s*\1){2,}\s*")
 _BULLET = re.compile(r"(\s*)[-*+]\s")
 _SPECIAL = re.compile(r"\\[\\`*_#]|`+|\*+|_+")
-_CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)")
-_EMPHASIS = re.compile(r"(\*{1,3}|_)(?![\s*_])(.+?)(?<![\s*_])\1(?![\w*_])")
+# Bounded, so that the time for a line grows with its length only.
+_CODE = re.compile(rf"(`+)(?!`)(.{{1,{_MAX_WAITING}}}?)(?<!`)\1(?!`)")
+_EMPHASIS = re.compile(rf"(\*{{1,3}}|_)(?![\s*_])(.{{1,{_MAX_WAITING}}}?)(?<![\s*_])\1(?![\w*_])")
 _STYLES = {1: _ITALIC, 2: _BOLD, 3: _BOLD + _ITALIC}
 
 
