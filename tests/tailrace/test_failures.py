@@ -255,8 +255,8 @@ async def test_the_limit_of_a_call_applies_to_the_list_of_models_too(limit, in_t
         with Client(address) as client:
             for call in (client.run, client.embed, lambda *texts, **limits: client.stream(*texts, **limits).reply()):
                 with pytest.raises(tailrace.DeadlineError):
-                    await in_thread(call, "hi", **{limit: 0.2})
+                    await in_thread(call, "hi", **{limit: 0.1})
         async with AsyncClient(address) as client, asyncio.timeout(20):
             for call in (client.run, client.embed, lambda *texts, **limits: client.stream(*texts, **limits).reply()):
                 with pytest.raises(tailrace.DeadlineError):
-                    await call("hi", **{limit: 0.2})
+                    await call("hi", **{limit: 0.1})
