@@ -24,14 +24,14 @@ class TailraceError(Exception):
 
 
 class Unauthenticated(TailraceError):
-    """The call has no bearer token, or one that is not in the tokens file."""
+    """The call has no bearer token, or the tokens file does not contain the token's digest."""
 
     reason = "UNAUTHENTICATED"
     grpc_code = "UNAUTHENTICATED"
 
 
 class UnknownModel(TailraceError):
-    """The requested model is not in the catalog."""
+    """The server does not serve the requested model."""
 
     reason = "UNKNOWN_MODEL"
     grpc_code = "NOT_FOUND"
@@ -114,7 +114,7 @@ class NoRoomForReply(TailraceError):
 class CapacityExceeded(TailraceError):
     """No slot is free, and the request cannot wait.
 
-    It forbids waiting, the wait queue is full, or the expected wait exceeds the client's deadline.
+    The request forbids waiting, the wait queue is full, or the expected wait exceeds the client's deadline.
     """
 
     reason = "CAPACITY_EXCEEDED"
@@ -165,11 +165,10 @@ class GenerationFailed(TailraceError):
 
 
 class NotRecorded(TailraceError):
-    """The server replays recordings, and there is none of this request.
+    """The server only replays recordings, and has none of this request.
 
     Attributes:
-        metadata: The folder, the command that records the request, and what the constructor has about the nearest
-            recording.
+        metadata: The constructor's arguments by name, without `method`: `folder`, `command` and the items of `nearest`.
     """
 
     reason = "NOT_RECORDED"
@@ -180,10 +179,10 @@ class NotRecorded(TailraceError):
 
         Args:
             folder: The folder of the recordings.
-            command: The command that records the request.
-            method: The called method.
+            command: The command that starts a server which records the request.
+            method: Name of the called method.
             nearest: "nearest", the name of the nearest recording's file; "field", the path of the first field that differs;
-                "requested" and "recorded", its values; empty if the folder has no recordings of this method.
+                "requested" and "recorded", its values. Empty if the folder has no recordings of this method.
         """
         self.metadata = {"folder": folder, "command": command, **nearest}
         where = f"it has no recordings of {method}"

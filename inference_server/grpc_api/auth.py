@@ -18,7 +18,7 @@ from tailrace_shared.file_watcher import ReloadableFile
 # Health probes have no token, and neither do the calls for load reports that gRPC clients make by themselves. Both
 # services reveal only the server's state. All other methods need a token, including unknown methods.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
-# Longest time in seconds for which a token that was removed from the file is still accepted.
+# Shortest time between two checks of the tokens file, in seconds. A removed token is accepted for at most this time.
 CHECK_SECONDS = 1.0
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 

@@ -15,15 +15,16 @@ from google.rpc.error_details_pb2 import RetryInfo
 from inference_server.grpc_api.status import Context
 
 SERVICE = "xds.service.orca.v3.OpenRcaService"
-# Utilization that an idle server reports. Clients treat 0 as a missing report. Near 0, one more request would halve a
-# server's share: reports are up to a second old, and all requests of that second would go to one server.
+# Utilization that an idle server reports. Clients treat 0 as a missing report. Near 0, one request more or less would
+# change a server's weight many times over. Between two reports, nearly all requests would then go to one idle server.
 IDLE = 0.2
 # Shortest interval between two reports, in seconds; a client that requests a shorter one gets this one.
 LEAST_INTERVAL_SECONDS = 0.1
 _DEFAULT_INTERVAL_SECONDS = 1.0
 
 # The encoding of OrcaLoadReport: rps_fractional (field 6) and application_utilization (field 9), both doubles. Clients
-# use their quotient as the server's weight. With a constant rate, the weight is the inverse of the utilization.
+# use rps_fractional / application_utilization as the server's weight. With the constant _RATE, the weight is the
+# inverse of the utilization.
 _REPORT = struct.Struct("<BdBd")
 _RPS_TAG, _UTILIZATION_TAG = 6 << 3 | 1, 9 << 3 | 1
 _RATE = 1.0

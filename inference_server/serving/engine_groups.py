@@ -1,4 +1,4 @@
-"""Groups catalog entries by the engine that they share, refuses unsupported models, and limits lengths to a window."""
+"""Groups catalog entries by the engine that they share, refuses unsupported models, and computes an entry's window."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +74,9 @@ def _adapters(entries: Iterable[CatalogEntry]) -> tuple[Path, ...]:
 
 
 def window(entry: CatalogEntry, max_tokens: int | None) -> int:
-    """Return the longest prompt and reply together, in tokens: the sum of the entry's limits, or a lower limit on both.
+    """Return the longest prompt and reply together, in tokens.
+
+    It is the sum of the entry's context length and sequence length, reduced to `max_tokens` and `window_limit`.
 
     Args:
         entry: The entry.
