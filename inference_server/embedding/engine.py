@@ -35,9 +35,11 @@ class EmbeddingEngine:
     Has the properties of engine.base.BaseEngine that the server, the metrics and the watchdog read.
 
     Attributes:
+        encoder: Computes the vectors.
         admission: Counts of the requests in flight.
-        step_tokens: Distribution of the tokens of each batch.
+        step_tokens: Distribution of the number of tokens in a batch.
         is_stalled: True if the engine has stopped making progress; set by the watchdog.
+        num_slots: Number of requests from which on further ones count as waiting in `utilization`.
         num_blocks_in_use: 0: there is no KV cache.
         num_blocks: 1, so that the used share of the KV cache is 0.
         totals: Zeros: there is no prefix cache.
@@ -113,7 +115,7 @@ class EmbeddingEngine:
 
     @property
     def seconds_without_progress(self) -> float:
-        """Seconds since the last layer of a batch; 0 without requests in flight."""
+        """Seconds since a layer of a batch was last completed; 0 without requests in flight."""
         return time.monotonic() - self._last_progress if self._jobs else 0.0
 
     def check_capacity(self, account: str, *, num_tokens: int = 0, deadline_seconds: float | None = None) -> None:

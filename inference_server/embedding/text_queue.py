@@ -27,14 +27,14 @@ class TextQueue(Generic[JobT]):
 
     def __init__(self) -> None:
         """Create an empty queue."""
-        # Accounts in round-robin order; no queue is empty.
+        # A queue of jobs for each account, in round-robin order. Empty queues are removed.
         self._by_account: OrderedDict[str, deque[_Waiting[JobT]]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._by_account)
 
     def add(self, job: JobT, account: str, lengths: list[int]) -> None:
-        """Append all texts of a job. `lengths`: tokens of each text; not empty."""
+        """Append all texts of a job. `lengths`: number of tokens of each text; at least one text."""
         self._by_account.setdefault(account, deque()).append(_Waiting(job, lengths))
 
     def remove(self, job: JobT) -> None:

@@ -54,7 +54,7 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_0
 class Metrics:
     """The metrics of one server, in a separate registry.
 
-    Counters and histograms have the label `model`, some of them a second one.
+    The counters and histograms of requests have the label `model`; some have a second label.
     """
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ def gguf_sources() -> list[Weights]:
 def prepare_all(folder: Path) -> int:
     """Write the description and the plans of every source to `folder`. Returns the number of sources.
 
-    Each source has a plan for every precision and every value of the setting batch_invariant. Prints a line for each plan.
+    Each source has a plan for every precision and every value of the setting batch_invariant. Prints a line per plan.
     """
     sources = gguf_sources()
     with tempfile.TemporaryDirectory() as cache:

@@ -53,8 +53,8 @@ class CatalogEntry:
         pooling: Pooling of an embedding model; None: the model's own.
         normalize: True if the vectors of an embedding model are scaled to length 1; None: according to the model's files.
         is_optional: True if the server starts without the model when it cannot be served.
-        sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS. The model's generation config
-            provides the defaults that are missing here.
+        sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS. The model's generation
+            config provides the defaults that are missing here.
         adapters: Folders of LoRA adapters, by the name that requests use.
         speculation: Source of draft tokens: "prompt-lookup" (earlier text) or "off"; None: the default for the device.
         draft: The source of the weights of a draft model with the same tokenizer; None: no draft model.

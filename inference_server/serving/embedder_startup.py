@@ -51,8 +51,8 @@ async def load_embedders(
         them are optional.
 
     Raises:
-        ConfigurationError: An entry cannot be served, and it or another entry of its engine is not optional. The message
-            names the entries.
+        ConfigurationError: An entry cannot be served, and it or another entry of its engine is not optional. The
+            message names the entries.
     """
     groups: dict[tuple[Weights, Precision], list[CatalogEntry]] = {}
     for entry in entries:

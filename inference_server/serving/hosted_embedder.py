@@ -63,8 +63,8 @@ class HostedEmbedder:
             refuses_long_texts: If False, texts that are longer than `context_length` are truncated.
 
         Raises:
-            InvalidField: The model has fewer than `dimensions` dimensions, or a text has no tokens, or a token id outside
-                the model's vocabulary.
+            InvalidField: The model has fewer than `dimensions` dimensions, or a text has no tokens, or a token id
+                outside the model's vocabulary.
             PromptTooLong: A text is longer than `context_length`, and `refuses_long_texts` is True.
         """
         if dimensions is not None and dimensions > self.dimensions:

@@ -31,7 +31,7 @@ class Detokenizer:
 
         Args:
             decode: Function from token ids to text.
-            context_ids: Last tokens of the prompt that the text continues; empty: the text is independent of it.
+            context_ids: Last tokens of the prompt that the text continues; empty: the text does not continue a prompt.
         """
         self._decode = decode
         context = list(context_ids)

@@ -86,9 +86,10 @@ class GrammarCheck:
         self._worker: _Worker | None = None
 
     def run(self, grammar: str) -> int:
-        """Compile a grammar in the worker. Returns the memory in bytes that it takes; 0 where processes cannot fork.
+        """Compile a grammar in the worker. Returns the grammar's memory in bytes, or 0 where processes cannot fork.
 
-        `grammar`: llguidance's serialised form. Raises ValueError with llguidance's message, or TOO_SLOW.
+        `grammar`: llguidance's serialised form. Raises ValueError with llguidance's message, with TOO_SLOW, or with the
+        information that the worker ended.
         """
         if not hasattr(os, "fork"):
             return 0
@@ -131,7 +132,7 @@ class _Worker:
         self._send(setup, tokenizer)
 
     def check(self, grammar: str) -> dict[str, Any] | None:
-        """Return the worker's result, or None if it ended."""
+        """Return the worker's result, or None if the worker has ended. After WAIT_SECONDS, the result is TOO_SLOW."""
         self._ready.wait(_START_SECONDS)
         number, future = next(self._numbers), Future[dict[str, Any] | None]()
         with self._lock:
@@ -192,7 +193,7 @@ def _read(reference: "weakref.ref[_Worker]", lines: Any) -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the process and close its pipes. Closing its input alone would end it only after its current work."""
+    """Kill the process and close its pipes. If only its input were closed, it would first finish its current work."""
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):

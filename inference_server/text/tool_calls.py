@@ -40,6 +40,8 @@ async def with_tool_calls(
 ) -> AsyncIterator[Event]:
     """Yield the same events with tool calls in place of their text.
 
+    The finish reason of a reply with calls is TOOL_CALLS if the model itself ended the reply.
+
     Args:
         events: Events of one reply.
         tool_format: Format in which the model writes calls.
@@ -92,7 +94,7 @@ class CallParser:
         self._ids = ids
         self._place = place
         self._held = ""
-        self._num_searched = 0  # characters of the held text without an end marker
+        self._num_searched = 0  # first position in the held text at which the end marker may begin
         self._in_call = False
         self._is_plain = False  # True if the rest of the reply contains no call
         self._has_begun = False
@@ -156,7 +158,7 @@ class CallParser:
         return True
 
     def _bare_state(self, start: str) -> Literal["call", "text", "undecided"]:
-        """Return whether a reply without a marker is a call."""
+        """Classify a reply whose text `start` begins without a marker."""
         if self._format == "pythonic":
             names, end = set(self._schemas), "("
             rest = start[1:].lstrip() if start.startswith("[") else None

@@ -17,7 +17,7 @@ _CODES = {_COMPLETED: "OK", "cancelled": "CANCELLED"} | {
     error.reason: error.grpc_code for error in TailraceError.__subclasses__()
 }
 _W3C = TraceContextTextMapPropagator()
-_MAX_TEXT = 256  # the request is recorded before it is validated
+_MAX_TEXT = 256  # longest model name in attributes: the request is recorded before it is validated
 
 
 class EmbedSpan(EmbedTrace):
@@ -54,7 +54,7 @@ class EmbedSpan(EmbedTrace):
 
     @property
     def is_recording(self) -> bool:
-        """True unless the client's trace is not sampled."""
+        """True if the span is sampled, as the client's trace or the OTEL_* variables determine."""
         return self._span.is_recording()
 
     def accepted(self) -> None:

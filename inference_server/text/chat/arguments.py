@@ -61,8 +61,8 @@ class Switches:
     """The variables for thinking that a template reads.
 
     Attributes:
-        values: The two values that switch thinking off and on, by the variable's name.
-        efforts: The value that the template accepts for each effort, by the variable's name.
+        values: The two values that switch thinking off and on, by the variable's name. None: the variable stays unset.
+        efforts: The value that the template accepts for each of EFFORTS, by the variable's name.
     """
 
     values: Mapping[str, tuple[Any, Any]]
@@ -73,7 +73,7 @@ class Switches:
 
         Args:
             effort: One of EFFORTS, or empty for the template's default.
-            given: The client's own variables, which replace the others.
+            given: The client's own variables, which take precedence.
         """
         if not effort:
             return dict(given)

@@ -1,8 +1,7 @@
 """The text stream of a reasoning model's reply: thoughts without their markers, then content with stop strings applied.
 
-The engine handles thoughts and content as one text. `ThoughtfulReplyText.changes` contains the positions at which
-thoughts change to content or back, and `with_thoughts` divides the deltas there. So the engine's events need only one
-text.
+The engine handles thoughts and content as one text, so that its deltas need only one. `ThoughtfulReplyText.changes`
+contains the positions at which thoughts change to content or back. `with_thoughts` divides the deltas there.
 """
 
 from collections.abc import AsyncIterator
@@ -19,7 +18,7 @@ class ThoughtfulReplyText:
     Attributes:
         changes: Positions in the text, in characters, at which thoughts change to content or back. The text counts as
             thoughts at first, so the first position is 0 if it begins with content. A position is added before the text
-            from there on is returned, so that another thread can divide the text that it has received.
+            after it is returned, so that the thread of `with_thoughts` can divide all text that it has received.
         num_reasoning_tokens: Tokens of the thoughts so far, including their markers.
     """
 
@@ -73,7 +72,10 @@ class ThoughtfulReplyText:
         return last + self._joined([(False, self._stop_strings.finish())], is_checked=True)
 
     def _count(self, was_thinking: bool, pieces: list[Piece]) -> None:
-        """Count the newest token. Tokens before the decision count if thoughts begin."""
+        """Count the newest token if it belongs to thoughts.
+
+        Tokens that were pushed while the parser was undecided are counted if thoughts then begin.
+        """
         phase = self._parser.phase
         if was_thinking or phase == "thinking" or any(is_thought for is_thought, _ in pieces):
             self.num_reasoning_tokens += 1 + self._num_undecided
