@@ -1,7 +1,7 @@
 """Errors that this server reports to clients, and the error for a model that cannot be served.
 
-Every class has the reason and the gRPC status code of the contract (inference.proto). Messages are written for clients
-and contain no internals. Does not depend on gRPC: status codes are names.
+Every subclass of TailraceError has a reason and a gRPC status code, which inference.proto lists. Messages are written
+for clients and contain no internals. Does not depend on gRPC: status codes are names.
 """
 
 from collections.abc import Sequence
@@ -38,14 +38,17 @@ class UnknownModel(TailraceError):
 
 
 class WrongTask(TailraceError):
-    """The called method does not match the model's task: it embeds text and Run was called, or the reverse."""
+    """The method does not match the model's task.
+
+    Embed was called for a model that generates text, or Run or CountTokens for one that embeds text.
+    """
 
     reason = "WRONG_TASK"
     grpc_code = "INVALID_ARGUMENT"
 
 
 class UnknownAdapter(TailraceError):
-    """The model has no LoRA adapter of the requested name."""
+    """The model has no LoRA adapter with the requested name."""
 
     reason = "UNKNOWN_ADAPTER"
     grpc_code = "NOT_FOUND"
@@ -144,7 +147,7 @@ class ClientTooSlow(TailraceError):
 
 
 class ServerStopping(TailraceError):
-    """The server is shutting down: it refuses new requests, and running requests fail at the end of the grace period."""
+    """The server is shutting down. It refuses new requests; running requests fail at the end of the grace period."""
 
     reason = "SERVER_STOPPING"
     grpc_code = "UNAVAILABLE"
@@ -181,8 +184,9 @@ class NotRecorded(TailraceError):
             folder: The folder of the recordings.
             command: The command that starts a server which records the request.
             method: Name of the called method.
-            nearest: "nearest", the name of the nearest recording's file; "field", the path of the first field that differs;
-                "requested" and "recorded", its values. Empty if the folder has no recordings of this method.
+            nearest: "nearest", the name of the nearest recording's file; "field", the path of the first field that
+                differs; "requested" and "recorded", the field's values. Empty if the folder has no recordings of this
+                method.
         """
         self.metadata = {"folder": folder, "command": command, **nearest}
         where = f"it has no recordings of {method}"

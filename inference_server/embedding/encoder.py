@@ -27,8 +27,8 @@ class PackedText:
         token_ids: Token ids of the text, including control tokens; at least one.
         pooling: Combination of the tokens' vectors into one.
         normalizes: True if the vector is scaled to length 1.
-        dimensions: Number of components to keep, from the first one. A shortened vector is always scaled to length 1. None:
-            all components.
+        dimensions: Number of components to keep, from the first one; None: all components. A shortened vector is always
+            scaled to length 1.
     """
 
     token_ids: Items[int]

@@ -15,7 +15,7 @@ from inference_server.errors import TailraceError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingRequest:
-    """A request for vectors: tokenised and checked. `deadline_seconds`: time until the client's deadline; None: none."""
+    """A request for vectors: tokenised and checked. `deadline_seconds`: time until the client's deadline, if any."""
 
     texts: list[PackedText]
     account: str = ""

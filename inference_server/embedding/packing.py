@@ -85,7 +85,7 @@ def attend(
         attention_mask: Must be None: masks are not supported.
         packing: The texts of the row.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
-        kwargs: Further arguments of the model. `is_causal` replaces the module's own. Others in _IGNORED have no effect.
+        kwargs: Further arguments of the model. `is_causal` replaces the module's own. Others in _IGNORED are ignored.
 
     Returns:
         The output, of shape (1, num_tokens, num_heads, value_dim), and None in place of the attention weights.

@@ -1,7 +1,7 @@
 """Orders the texts that wait for a batch: round-robin across accounts, first come, first served within an account.
 
-Each batch takes one text from each account in turn. So a request with one text does not wait for the two thousand texts of
-another account. Does not depend on tensors.
+Each batch takes one text from each account in turn. So a request with one text does not wait for the two thousand texts
+of another account. Does not depend on tensors.
 """
 
 from collections import OrderedDict, deque

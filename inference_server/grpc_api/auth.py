@@ -27,7 +27,10 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
-    """Accepts calls with `authorization: Bearer <token>` if the file contains the token's SHA-256 digest."""
+    """Interceptor that accepts calls with `authorization: Bearer <token>` if the file contains the token's digest.
+
+    Calls of the open services need no token.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the tokens file; it is read again when it changes.

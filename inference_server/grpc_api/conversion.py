@@ -114,7 +114,7 @@ def generation_request(
 
 
 def demands_form(request: pb.RunRequest) -> bool:
-    """Return True if a grammar constrains the reply. The result does not depend on the model."""
+    """Return True if the request demands a form of the reply that a grammar enforces. Does not need the model."""
     tools = callable_tools(request)
     return request.HasField("response_format") or bool(tools) and _reply_form(request.chat, tools, None) is not None
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # these modules import torch, which takes seconds
     from inference_server.embedding.pooling_names import Pooling
     from inference_server.serving.hosted_embedder import HostedEmbedder, PreparedTexts
 
-# Longest list of violations in an error. A status is sent in a header, and a request may have thousands of invalid texts.
+# Longest list of violations in an error. Errors are sent in headers, and a request may have thousands of invalid texts.
 _MAX_VIOLATIONS = 16
 _POOLINGS: "dict[int, Pooling | None]" = {
     pb.POOLING_UNSPECIFIED: None,

@@ -15,8 +15,8 @@ from google.rpc.error_details_pb2 import RetryInfo
 from inference_server.grpc_api.status import Context
 
 SERVICE = "xds.service.orca.v3.OpenRcaService"
-# Utilization that an idle server reports. Clients treat 0 as a missing report. Near 0, one request more or less would
-# change a server's weight many times over. Between two reports, nearly all requests would then go to one idle server.
+# Utilization that an idle server reports. Clients treat 0 as a missing report. Near 0, one more request would halve a
+# server's weight. Until the next report, nearly all requests would then go to one idle server.
 IDLE = 0.2
 # Shortest interval between two reports, in seconds; a client that requests a shorter one gets this one.
 LEAST_INTERVAL_SECONDS = 0.1
@@ -37,7 +37,7 @@ class LoadReporter:
         """Create the service.
 
         Args:
-            utilization: Returns the fraction of the slots that is in use, from 0; above 1 when requests wait.
+            utilization: Returns the server's utilization, from 0; 1 at full load, more when requests wait.
         """
         self._utilization = utilization
         self._stopping = asyncio.Event()
@@ -54,7 +54,7 @@ class LoadReporter:
         self._stopping.set()
 
     def level(self) -> float:
-        """Return the load that is reported now: IDLE without requests, 1 with all slots in use, more when requests wait."""
+        """Return the load that is reported now: IDLE without requests, 1 at full load, more when requests wait."""
         utilization = self._utilization()
         return max(utilization, IDLE + (1 - IDLE) * utilization)
 

@@ -1,7 +1,7 @@
 """Life cycle of the gRPC server: listen, load, warm up, serve, drain, stop.
 
-The port is open from the start: until the models are loaded, calls are rejected with MODEL_NOT_READY. The health service
-reports SERVING after every engine has computed a first result.
+The port is open from the start. Until the models are loaded, calls of the inference service are rejected with
+MODEL_NOT_READY. The health service reports SERVING after every engine has computed a first result.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ def import_startup() -> ModuleType:
 
 
 class Server:
-    """A gRPC server with the models of one catalog.
+    """A gRPC server for the models of one catalog, or for recordings of their replies.
 
     Attributes:
         servicer: The inference service.
@@ -103,8 +103,8 @@ class Server:
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", 16 * 1024),
-                # Clients may ping while a long prompt is computed and nothing is sent. The shortest interval of Go's client is
-                # 10 s, and a ping may arrive early.
+                # Clients may ping while a long prompt is computed and nothing is sent. The shortest interval of Go's
+                # client is 10 s, and a ping may arrive early.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Clients discover new servers when they reconnect. Replies on the old connection are finished,
@@ -155,7 +155,7 @@ class Server:
             )
 
     async def load(self) -> None:
-        """Load and warm up the catalog's models, then report SERVING. If recordings are only replayed, load nothing.
+        """Load and warm up the catalog's models, unless recordings are only replayed. Then report SERVING.
 
         Raises:
             ConfigurationError: The catalog cannot be read, or one of its models cannot be served.

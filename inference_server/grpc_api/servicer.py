@@ -251,7 +251,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _off_loop(
         self, request: pb.RunRequest, prepare: "Callable[..., _Result]", *arguments: object
     ) -> "_Result":
-        """Return the result of `prepare`, called on a grammar thread if the request may have a grammar."""
+        """Call `prepare` on another thread, and return its result.
+
+        A request that may have a grammar uses one of the grammar threads.
+        """
         threads = self._grammar_threads if request.HasField("response_format") or request.chat.tools else None
         return await asyncio.get_running_loop().run_in_executor(threads, prepare, *arguments)
 

@@ -1,6 +1,6 @@
 """Collectors that read plain numbers and convert them to Prometheus metrics at each scrape.
 
-They serve values that change with every token or on the engine's thread. A Counter or a Histogram of
+They export values that change with every token, or that the engine's thread changes. A Counter or a Histogram of
 prometheus_client would acquire a lock for each change, which takes microseconds.
 """
 

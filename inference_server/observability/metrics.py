@@ -137,7 +137,7 @@ class Metrics:
             self.token_gaps.of(model)
 
     def account(self, account: str) -> str:
-        """Return the label of an account: its name for the first 100 accounts, then "other"; "none" for an empty name."""
+        """Return the label of an account: its name for the first 100 accounts, then "other"; "none" without a name."""
         if not account:
             return "none"
         if account not in self._accounts:

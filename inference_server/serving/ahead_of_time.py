@@ -1,8 +1,8 @@
 """Prepares the default models before the first start: python -m inference_server.serving.ahead_of_time
 
-The build of a container image runs this command after it has installed the packages of the models. The files are stored in
-the package, in the folder `prepared` (weights/gguf/description.py): the tokenizer, the configuration, and a plan for each
-precision. They contain no weights, which stay in the GGUF files.
+The build of a container image runs this command after it has installed the packages of the models. The command stores
+each model's tokenizer, configuration and plans in the folder `prepared` (see weights/gguf/description.py). These files
+contain no weights, which stay in the GGUF files.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Reads the catalog file: the models that this server hosts, the sources of their weights, and their limits.
 
-Format: TOML, an array of `[[models]]` tables; catalogs/default.toml explains every key. Does not load models and does not
-import torch.
+Format: TOML, an array of `[[models]]` tables; catalogs/default.toml explains every key. Does not load models and does
+not import torch.
 """
 
 import tomllib
@@ -51,7 +51,7 @@ class CatalogEntry:
         vllm: Arguments of vLLM's engine, by vLLM's names.
         task: The model's purpose: to generate text or to embed text.
         pooling: Pooling of an embedding model; None: the model's own.
-        normalize: True if the vectors of an embedding model are scaled to length 1; None: according to the model's files.
+        normalize: True if the vectors of an embedding model are scaled to length 1; None: as the model's files specify.
         is_optional: True if the server starts without the model when it cannot be served.
         sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS. The model's generation
             config provides the defaults that are missing here.
@@ -120,7 +120,11 @@ def repeated(names: Sequence[str]) -> str | None:
 
 
 def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
-    """Return the entry of a table; relative paths start at `folder`. Raises ConfigurationError, which names the entry."""
+    """Return the entry of a table; relative paths start at `folder`.
+
+    Raises:
+        ConfigurationError: A file is missing or cannot be read; the message names the entry.
+    """
     try:
         weights = _weights(table.source, folder)
         draft = _weights(table.draft, folder) if table.draft else None

@@ -77,7 +77,7 @@ def plan_caches(groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Se
 def cpu_demands(
     groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Settings, *, may_fetch: bool = True
 ) -> dict[EngineKey, CpuDemand]:
-    """Return the memory demand of each native engine whose model's size its configuration determines.
+    """Return the memory demand of each native engine. Models without the usual configuration keys are left out.
 
     Args:
         groups: The entries of each engine.
@@ -170,7 +170,7 @@ def limited_caches(free_bytes: int, demands: Mapping[EngineKey, CpuDemand]) -> d
 def _demand(
     key: EngineKey, group: Sequence[CatalogEntry], shapes: Sequence[ModelShape], settings: Settings
 ) -> CpuDemand:
-    """Return the demand of an engine. `shapes`: the sizes of its model, and those of its draft model if there is one."""
+    """Return the demand of an engine. `shapes`: the sizes of its model, and of its draft model if there is one."""
     weight_bytes = sum(shape.weight_bytes(key.precision, "cpu") for shape in shapes)
     return CpuDemand(
         name=" + ".join(entry.name for entry in group),

@@ -146,4 +146,4 @@ async def _start(
 
 
 def _nothing() -> None:
-    """Do nothing."""
+    """Do nothing when an engine's thread starts."""

@@ -95,7 +95,7 @@ class HostedModel:
         Args:
             request: The request.
             thoughts: State of the thoughts at the end of the prompt.
-            shows_calls: True if the text includes the control tokens that begin tool calls.
+            shows_calls: True if the text includes the control tokens of tool calls.
         """
         decoder = self.prompts.decoder
         visible = visible_control_tokens(self.tool_format) if shows_calls else frozenset()
@@ -105,7 +105,12 @@ class HostedModel:
         return self.thoughts.text(reply_detokenizer(decode, request), request.stop, thoughts)
 
     def constrain(self, constraint: Constraint, thoughts: ThoughtState) -> Constraint:
-        """Return a constraint that applies after the reply's thoughts. `thoughts`: their state at the end of the prompt."""
+        """Return a constraint that applies after the reply's thoughts.
+
+        Args:
+            constraint: Constraint of the text after the thoughts.
+            thoughts: State of the thoughts at the end of the prompt.
+        """
         return constraint if self.thoughts is None else self.thoughts.constrain(constraint, thoughts)
 
     def submit(self, request: GenerationRequest, text: ReplyText | ThoughtfulReplyText | None = None) -> Reply:

@@ -1,6 +1,7 @@
 """Compiles grammars that constrain a reply: any JSON object, a document that fits a JSON Schema, or a tool call.
 
-llguidance matches the generated tokens and computes the tokens that may come next. Does not depend on torch or an engine.
+llguidance matches the generated tokens, and computes the tokens that may come next. Does not depend on torch or an
+engine.
 """
 
 import json

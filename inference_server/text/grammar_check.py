@@ -1,7 +1,7 @@
 """Checks costly grammars in a separate process before this process compiles them.
 
-llguidance bounds most of its work, but not all: some schemas of a hundred characters compile for minutes, which no thread
-can interrupt. The process (grammar_worker.py) starts with the first such grammar. Thread-safe.
+llguidance bounds most of its work, but not all: some schemas of a hundred characters compile for minutes, and no thread
+can interrupt the compilation. The process (grammar_worker.py) starts with the first costly grammar. Thread-safe.
 """
 
 import itertools
@@ -19,15 +19,15 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
-# Limits of a grammar's CPU time and memory in the worker. The wall-clock time may be longer, because the worker shares the
-# CPU with the model.
+# Limits of a grammar's CPU time and memory in the worker. The wall-clock time may be longer, because the worker shares
+# the CPU with the model.
 CPU_SECONDS = 0.5
 MEMORY_BYTES = 256 * 2**20
 # Longest wall-clock time of a check, after which the grammar is refused, and longest time for the start of the worker.
 WAIT_SECONDS = 1.5
 _START_SECONDS = 10.0
 
-# A grammar is cheap if it is short, and has none of these: regular expressions, multiples, intersections, large numbers.
+# A cheap grammar is short, and has none of these: regular expressions, multiples, intersections, large numbers.
 _MAX_CHEAP_LENGTH = 8_192
 _COSTLY = re.compile(
     r'"(?:pattern|patternProperties|propertyNames|multipleOf|allOf|not)\\?"|& /|[0-9]{5}|[0-9][eE][+-]?[0-9]'

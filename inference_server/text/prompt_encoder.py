@@ -1,4 +1,4 @@
-"""Converts prompts to token ids: applies the chat template, and adds control tokens and one beginning-of-sequence token.
+"""Converts prompts to token ids: applies the chat template, and adds the control tokens.
 
 Text of a client never becomes a control token, except in raw prompts if `raw_control_tokens` is set. Before the
 template is rendered, private-use characters replace two kinds of strings in the client's text. The first looks like a
@@ -219,7 +219,7 @@ def _tree_pattern(node: dict[str, Any]) -> str:
 
 
 def _look_alikes(controls: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for control tokens, for their beginnings at a text's end, and for their ends at its beginning."""
+    """Return a pattern for control tokens, their beginnings at a text's end, and their ends at a text's beginning."""
     controls = list(controls)
     beginnings = {control[:length] for control in controls for length in range(1, len(control))}
     ends = {control[length:] for control in controls for length in range(1, len(control))}

@@ -1,8 +1,8 @@
 """Finds tool calls in a reply's text and replaces their text with call events.
 
 A call that names no tool of the request, or that cannot be read, stays text if the model itself ended the reply. If the
-reply was cut (max_tokens, a time limit, a stop string), an incomplete call is left out. Does not depend on a tokenizer, an
-engine or gRPC.
+reply was cut (max_tokens, a time limit, a stop string), an incomplete call is left out. Does not depend on a tokenizer,
+an engine or gRPC.
 """
 
 import json
@@ -191,7 +191,7 @@ class CallParser:
         return self._after_gap(shown)
 
     def _after_gap(self, text: str) -> str:
-        """Return text that can be sent. White space after a call is held until other text follows, and dropped otherwise."""
+        """Return text that can be sent. White space after a call is held until other text follows, else dropped."""
         if not self._is_after_call:
             return text
         text = self._gap + text

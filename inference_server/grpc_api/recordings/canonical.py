@@ -1,7 +1,8 @@
 """Turns requests into their canonical form: a JSON object with everything that determines the reply, and nothing else.
 
-Requests with the same canonical form have the same recording. Request ids, accounts, priorities, traces and other metadata
-are not part of it. A sampling parameter that a request does not set has the model's default, or else the server's.
+Requests with the same canonical form have the same recording. Request ids, accounts, priorities, traces and other
+metadata are not part of it. A sampling parameter that a request does not set has the model's default, or else the
+server's.
 """
 
 import hashlib

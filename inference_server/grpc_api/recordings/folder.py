@@ -185,7 +185,10 @@ def _file_name(recording: Recording, taken: Iterable[Path]) -> str:
 
 
 def _slug(text: str, kept: str) -> str:
-    """Return the letters and digits of a text in lower case, with "-" between words. `kept`: other characters to keep."""
+    """Return the letters and digits of a text in lower case, with "-" between words.
+
+    The result has at most _WORDS_LENGTH characters, and is "empty" if none remain. `kept`: other characters to keep.
+    """
     text = unicodedata.normalize("NFKC", text).lower()
     return re.sub(rf"[^\w{re.escape(kept)}]+", "-", text).strip("-.")[:_WORDS_LENGTH].strip("-.") or "empty"
 

@@ -22,7 +22,8 @@ _WIDTH = 118
 def reply_json(method: str, reply: Sequence[Reply]) -> Any:
     """Return the JSON value of a reply: a list of events for "Run", else an object.
 
-    The ids and the timings, which differ between two equal replies, are left out.
+    The request id and the timings, which differ between two equal replies, are left out. So is the model's name, which
+    the request contains.
 
     Args:
         method: "Run", "Embed" or "CountTokens".

@@ -70,7 +70,7 @@ class RecordingServicer(InferenceServicer):
         return list(self.folder.models.values()) if self._mode == "replay" else super().descriptions()
 
     def is_known(self, model: str) -> bool:
-        """Return True if the model is loaded, or in the mode "replay", if the folder describes it."""
+        """Return True if the model is loaded, or in the mode "replay" if the folder describes it."""
         return model in self.folder.models if self._mode == "replay" else super().is_known(model)
 
     async def generate(self, request: pb.RunRequest, context: Context, record: RunRecord, trace: RunTrace) -> None:

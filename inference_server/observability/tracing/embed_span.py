@@ -24,7 +24,14 @@ class EmbedSpan(EmbedTrace):
     """The trace of an embedding request as OpenTelemetry spans."""
 
     def __init__(self, tracer: Tracer, request: EmbedRequest, request_id: str, metadata: Metadata) -> None:
-        """Start the span. `metadata`: metadata of the call, with the W3C context of the client's trace if there is one."""
+        """Start the span of an embedding request.
+
+        Args:
+            tracer: Creates the spans.
+            request: The request, which is not validated yet.
+            request_id: Its id.
+            metadata: Metadata of the call, with the W3C context of the client's trace if there is one.
+        """
         self._tracer = tracer
         self._began = time.monotonic()
         self._epoch = time.time_ns() - int(self._began * 1e9)

@@ -189,5 +189,5 @@ def _request_attributes(request: RunRequest) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """Return the value without the digits that appear when a 32-bit float becomes 64 bits wide: 0.7, not 0.699999988."""
+    """Return a value without the digits that appear when a 32-bit float is widened to 64 bits: 0.7, not 0.699999988."""
     return value if isinstance(value, int) else round(value, 6)

@@ -1,4 +1,4 @@
-"""Handles the thoughts of one model's replies: text streams that separate them, and constraints that apply after them."""
+"""Creates text streams that separate a reply's thoughts, and constraints that apply after the thoughts."""
 
 import re
 from collections.abc import Callable, Set

@@ -43,7 +43,8 @@ def thought_parser(reasoning: ReasoningFormat, *, is_open: bool, is_continued: b
     Args:
         reasoning: Format of the thoughts.
         is_open: True if the prompt has begun the thoughts.
-        is_continued: True if thoughts of the prompt are continued, so that white space at the beginning belongs to them.
+        is_continued: True if the reply continues thoughts in the prompt. White space at the beginning then belongs to
+            the thoughts.
     """
     if reasoning.has_channels:
         return ChannelParser(is_continued=is_continued)

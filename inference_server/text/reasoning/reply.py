@@ -86,7 +86,10 @@ class ThoughtfulReplyText:
             self._num_undecided = 0
 
     def _joined(self, pieces: list[Piece], *, is_checked: bool = False) -> str:
-        """Return the pieces' text, and record where the kind changes. `is_checked`: stop strings were applied before."""
+        """Return the pieces' text, and record where the kind changes.
+
+        `is_checked`: True if stop strings were already applied to the pieces.
+        """
         shown = ""
         for is_thought, text in pieces:
             if not is_thought and not is_checked:

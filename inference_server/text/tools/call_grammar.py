@@ -14,8 +14,8 @@ from inference_server.text.tool_formats import MARKERS, Tool, ToolFormat
 from inference_server.text.tools.reading import NAMED_CALLS, TAGGED_CALLS, NamedCall, TaggedCall
 from inference_server.text.tools.values import constants, kinds, property_schemas, required_properties, string_part
 
-# Between the parts of a document a model may write one line end and up to eight spaces. Without a limit, a small model may
-# write white space until max_tokens.
+# Between the parts of a document, a model may write one line end and up to eight spaces. Without a limit, a small model
+# may write white space until max_tokens.
 JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
 # Largest number of calls in one reply. Without a limit, a small model may write calls until max_tokens.
 MAX_CALLS = 8
