@@ -106,7 +106,7 @@ class Constraint(Protocol):
         """True if only an end token may follow the accepted tokens."""
 
     def allowed(self) -> "NDArray[np.uint8]":
-        """Return the tokens that may come next: shape (vocab_size,), 1 for allowed, else 0.
+        """Return a mask of the tokens that may come next, of shape (vocab_size,): 1 for allowed tokens, else 0.
 
         At least one token is allowed. Raises GrammarError if the grammar exceeds its limits.
         """
@@ -148,7 +148,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A token with its natural log probability."""
+    """A token with the natural logarithm of its probability."""
 
     token_id: int
     logprob: float
@@ -193,7 +193,7 @@ class Started:
 # Not frozen: one is created for every token, and a frozen object takes more than twice as long to create.
 @dataclass(slots=True)
 class Delta:
-    """Further text of a reply, with the number of its tokens that no earlier delta has counted."""
+    """Further text of a reply, with the number of tokens generated since the previous delta."""
 
     text: str
     num_tokens: int
@@ -205,7 +205,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Last event of a reply that was generated to its end."""
+    """Last event of a reply that ended without an error."""
 
     finish_reason: FinishReason
     stop_string: str | None

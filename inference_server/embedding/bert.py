@@ -1,6 +1,6 @@
 """Computes encoders of BERT's family without transformers' model classes, whose import takes seconds.
 
-Covers BERT, RoBERTa and XLM-R with learned positions and the exact GELU. One matrix product computes queries, keys and
+Covers BERT, RoBERTa, XLM-R and CamemBERT with learned positions and the exact GELU. One matrix product computes queries, keys and
 values. On a CPU, the server's own kernels compute the linear layers in every precision that they support.
 """
 

@@ -28,7 +28,7 @@ class VectorRules:
         max_tokens: Longest text in tokens, including control tokens; None: not limited by these files.
         prefix: Text that is prepended to every text.
         lowercases: True if texts are converted to lower case.
-        is_declared: True if the folder has sentence-transformers' files.
+        is_declared: True if the rules come from sentence-transformers' files, False if they are the defaults.
     """
 
     pooling: Pooling = "mean"

@@ -18,7 +18,8 @@ from tailrace_shared.file_watcher import ReloadableFile
 # Health probes have no token, and neither do the calls for load reports that gRPC clients make by themselves. Both
 # services reveal only the server's state. All other methods need a token, including unknown methods.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
-# Shortest time between two checks of the tokens file, in seconds. A removed token is accepted for at most this time.
+# Shortest time between two checks of the tokens file, in seconds. A token is accepted for at most this time after its
+# removal.
 CHECK_SECONDS = 1.0
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 

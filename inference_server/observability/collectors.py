@@ -132,7 +132,7 @@ class LabeledCounters(Collector):
     """A counter metric with the labels `model` and `account`, whose counters have no lock."""
 
     def __init__(self, name: str, description: str) -> None:
-        """Create the metric with its full name, without `_total`, and its help text."""
+        """Create the metric. `name`: its full name without `_total`; `description`: its help text."""
         self._name = name
         self._description = description
         self._counters: dict[tuple[str, str], PlainCounter] = {}

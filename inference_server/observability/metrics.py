@@ -123,7 +123,7 @@ class Metrics:
         """Create the series of these models with the value 0.
 
         Prometheus' rate() does not include the first value of a series that did not exist before. Series with the
-        labels `account` or `reason` are not created, because their values are not known in advance.
+        labels `account` or `reason` are created only with their first value.
         """
         for model in models:
             self.accepted.labels(model)

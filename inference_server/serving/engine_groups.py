@@ -48,7 +48,8 @@ def refuse_unsupported_models(groups: Mapping[EngineKey, Sequence[CatalogEntry]]
         cache_dir: The server's cache folder, for configurations that are downloaded.
 
     Raises:
-        ConfigurationError: A model's architecture is not supported; the message names the entry and the architecture.
+        ConfigurationError: A model's architecture is not supported, or its configuration is not available. For an
+            architecture, the message names the entry and the architecture.
     """
     for key, group in groups.items():
         if key.engine != "tailrace":

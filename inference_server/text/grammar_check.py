@@ -88,8 +88,12 @@ class GrammarCheck:
     def run(self, grammar: str) -> int:
         """Compile a grammar in the worker. Returns the grammar's memory in bytes, or 0 where processes cannot fork.
 
-        `grammar`: llguidance's serialised form. Raises ValueError with llguidance's message, with TOO_SLOW, or with the
-        information that the worker ended.
+        Args:
+            grammar: The grammar in llguidance's serialised form.
+
+        Raises:
+            ValueError: The grammar cannot be compiled, or the worker ended. The message for a grammar is llguidance's,
+                or TOO_SLOW.
         """
         if not hasattr(os, "fork"):
             return 0

@@ -78,7 +78,7 @@ def _pattern(error: str, schema: object) -> str | None:
 
 
 def _quotes(error: str, pattern: str) -> bool:
-    # The message contains a pattern of several lines line by line, and that of a Lark grammar with escaped slashes.
+    # The message separates the lines of a pattern, and a Lark grammar escapes the slashes of a pattern.
     first = pattern.removeprefix("^").removesuffix("$").splitlines() or [""]
     return pattern in error or (len(first[0]) > 0 and first[0].replace("/", "\\/") in error)
 

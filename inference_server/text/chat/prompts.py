@@ -32,7 +32,7 @@ class ChatOptions:
         arguments: Variables for the chat template.
         effort: Amount of thinking, one of chat.arguments.EFFORTS; empty: the template's default.
         continue_final_turn: True if the reply continues the last turn, which is an assistant's.
-        omit_generation_prompt: True if the prompt ends with the last turn.
+        omit_generation_prompt: True if the prompt ends after the last turn, without the beginning of a reply.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)

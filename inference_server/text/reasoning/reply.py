@@ -17,8 +17,8 @@ class ThoughtfulReplyText:
 
     Attributes:
         changes: Positions in the text, in characters, at which thoughts change to content or back. The text counts as
-            thoughts at first, so the first position is 0 if it begins with content. A position is added before the text
-            after it is returned, so that the thread of `with_thoughts` can divide all text that it has received.
+            thoughts at first, so the first position is 0 if it begins with content. A position is added before `push`
+            or `finish` returns the text that follows it, so that another thread can divide all text that it receives.
         num_reasoning_tokens: Tokens of the thoughts so far, including their markers.
     """
 
