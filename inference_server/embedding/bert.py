@@ -1,7 +1,8 @@
 """Computes encoders of BERT's family without transformers' model classes, whose import takes seconds.
 
-Covers BERT, RoBERTa, XLM-R and CamemBERT with learned positions and the exact GELU. One matrix product computes queries, keys and
-values. On a CPU, the server's own kernels compute the linear layers in every precision that they support.
+Covers BERT, RoBERTa, XLM-R and CamemBERT with learned positions and the exact GELU. One matrix product computes
+queries, keys and values. On a CPU, the server's own kernels compute the linear layers in every precision that they
+support.
 """
 
 from collections.abc import Mapping

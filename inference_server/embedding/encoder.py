@@ -25,7 +25,7 @@ class PackedText:
 
     Attributes:
         token_ids: Token ids of the text, including control tokens; at least one.
-        pooling: Combination of the tokens' vectors into one.
+        pooling: Method that combines the tokens' vectors into one.
         normalizes: True if the vector is scaled to length 1.
         dimensions: Number of components to keep, from the first one; None: all components. A shortened vector is always
             scaled to length 1.

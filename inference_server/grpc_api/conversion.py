@@ -120,7 +120,10 @@ def demands_form(request: pb.RunRequest) -> bool:
 
 
 def callable_tools(request: pb.RunRequest) -> list[Tool]:
-    """Return the tools that the reply may call: the one that the request names, else the allowed ones, else all."""
+    """Return the tools that the reply may call: the one that the request names, else the allowed ones, else all.
+
+    The tool choice NONE allows no calls.
+    """
     chat = request.chat
     names = {chat.tool_name} if chat.tool_name else set(chat.allowed_tools)
     return [tool for tool in shown_tools(chat) if not names or tool.name in names]

@@ -48,8 +48,8 @@ def refuse_unsupported_models(groups: Mapping[EngineKey, Sequence[CatalogEntry]]
         cache_dir: The server's cache folder, for configurations that are downloaded.
 
     Raises:
-        ConfigurationError: A model's architecture is not supported, or its configuration is not available. For an
-            architecture, the message names the entry and the architecture.
+        ConfigurationError: A model's architecture is not supported, or its configuration is not available. The message
+            names the model and the reason.
     """
     for key, group in groups.items():
         if key.engine != "tailrace":
@@ -77,7 +77,8 @@ def _adapters(entries: Iterable[CatalogEntry]) -> tuple[Path, ...]:
 def window(entry: CatalogEntry, max_tokens: int | None) -> int:
     """Return the longest prompt and reply together, in tokens.
 
-    It is the sum of the entry's context length and sequence length, reduced to `max_tokens` and `window_limit`.
+    It is the sum of the entry's context length and sequence length, but at most `max_tokens` and the entry's window
+    limit.
 
     Args:
         entry: The entry.

@@ -136,7 +136,10 @@ class _Worker:
         self._send(setup, tokenizer)
 
     def check(self, grammar: str) -> dict[str, Any] | None:
-        """Return the worker's result, or None if the worker has ended. After WAIT_SECONDS, the result is TOO_SLOW."""
+        """Return the worker's result, or None if the worker has ended.
+
+        If the worker sends no result within WAIT_SECONDS, the result is the error TOO_SLOW.
+        """
         self._ready.wait(_START_SECONDS)
         number, future = next(self._numbers), Future[dict[str, Any] | None]()
         with self._lock:

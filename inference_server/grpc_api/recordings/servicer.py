@@ -2,8 +2,8 @@
 
 - "replay": no model is loaded. A request without a recording is refused with NOT_RECORDED.
 - "auto": a request without a recording is computed, and its complete reply is recorded.
-- "record": the first of several equal requests to this process is computed, and replaces an existing recording. The
-  later ones replay it, so that clients get the same replies as in a replay.
+- "record": the first of several equal requests to this process is computed, and its reply replaces an existing
+  recording. The later requests get this recording, so that clients see the same replies as in a replay.
 """
 
 import asyncio

@@ -11,7 +11,8 @@ def calls_constraint(grammars: Grammars, tool_format: ToolFormat, form: ReplyFor
     """Return the constraint of replies in the given form, or None if it cannot be enforced and free text is allowed.
 
     Forced calls fit their tools' schemas. If the reply may be something else, a tool's schema that cannot be enforced
-    must not fail the request. A second grammar then allows any arguments. None is returned if it fails too.
+    must not fail the request. A second grammar then allows any arguments. If this grammar fails too, free text remains
+    unconstrained.
 
     Raises:
         GrammarError: The tools' schemas of forced calls, or the document's schema, cannot be enforced.
