@@ -113,6 +113,9 @@ def _named_like(page: re.Match[str]) -> str:
 
 def _listed(name: str, names: Iterable[str]) -> str | None:
     """Return the one of `names` that `name` equals or abbreviates, or None. Raises ConfigurationError for several."""
+    names = list(names)
+    if name in names:
+        return name
     if "/" in name and not name.startswith("@"):  # a hub id, even if it differs from a name only in the case of letters
         return None
     try:
