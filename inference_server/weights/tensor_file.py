@@ -39,7 +39,7 @@ class TensorFile:
 
     Attributes:
         metadata: The file's metadata.
-        tensors: The tensors by name. Those that were not mapped are in one arena.
+        tensors: The tensors by name. Tensors that are not mapped are in one arena.
     """
 
     metadata: dict[str, str]
@@ -48,7 +48,7 @@ class TensorFile:
 
 @contextmanager
 def reading(path: Path, *, mapped: Collection[str] = ()) -> Iterator[TensorFile]:
-    """Yield a safetensors file while threads read it. The tensors are complete when the body has ended.
+    """Yield a safetensors file while threads read it. The tensors are complete after the `with` block.
 
     Args:
         path: The file.
