@@ -35,11 +35,11 @@ def is_router(module: nn.Module) -> bool:
 
 
 def pack_router(router: Any, backends: Items[LinearBackend]) -> "PackedRouter | None":
-    """Return a router with the same weights for this CPU, or None if no kernel multiplies them.
+    """Return the router with its weights packed for this CPU, or None if no kernel multiplies them.
 
     Args:
         router: A module that `is_router` accepts.
-        backends: The candidates for its product.
+        backends: The candidates for the product of its weights.
     """
     weight, bias = router.weight.detach(), getattr(router, "bias", None)
     bias = None if bias is None else bias.detach()

@@ -67,8 +67,8 @@ def choose_path(can_fuse: bool, precision: Precision, *, int8_threshold: float, 
     Args:
         can_fuse: True if the model's layers can run as operators of gpu/ops.py (see has_fused_layers).
         precision: Precision in use on the device (see precision.resolve_precision).
-        int8_threshold: Outlier threshold of bitsandbytes. Above 0, bitsandbytes' product waits for the device, which
-            cannot be recorded as a CUDA graph.
+        int8_threshold: Outlier threshold of bitsandbytes. Above 0, bitsandbytes' product makes the host wait for the
+            device, and a CUDA graph cannot record such a wait.
         has_triton: True if Triton can run here (see triton_support).
     """
     is_int8 = precision == "bitsandbytes-int8"

@@ -1,7 +1,7 @@
 """Plain torch versions of the operators in ops.py: used on a GPU without Triton, and as the tests' expected results.
 
-Shapes and dtypes are the same as for the functions of the same names in ops.py. On a GPU none of them waits for the
-device, except paged_prefill_attention, so a CUDA graph can record a decode pass.
+Shapes and dtypes are the same as for the functions of the same names in ops.py. On a GPU, only paged_prefill_attention
+makes the host wait for the device, so a CUDA graph can record a decode pass.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Converts the weights of linear layers to integer codes.
 
-Codes of bitsandbytes and of GGUF files are used as they are. Other weights are rounded.
+Codes of bitsandbytes, of 4-bit checkpoints and of GGUF files are used as they are. Other weights are rounded.
 """
 
 from collections.abc import Callable
