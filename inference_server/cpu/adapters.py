@@ -180,13 +180,13 @@ def _padded(matrix: Tensor) -> Tensor:
 
 
 def _down_panels(down: Tensor) -> Tensor:
-    """Return (rank, inputs) in the order (group of 4 ranks, group of 16 inputs, rank, input)."""
+    """Return the matrix (rank, inputs) in the order (group of 4 ranks, group of 16 inputs, rank, input)."""
     padded = _padded(down)
     return padded.view(-1, LORA_RANKS, padded.shape[1] // _PANEL, _PANEL).transpose(1, 2)
 
 
 def _up_panels(up: Tensor) -> Tensor:
-    """Return (outputs, rank) in the order (panel, rank, output)."""
+    """Return the matrix (outputs, rank) in the order (panel, rank, output)."""
     padded = _padded(up.T)
     return padded.view(padded.shape[0], -1, _PANEL).transpose(0, 1)
 

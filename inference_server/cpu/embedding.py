@@ -32,7 +32,7 @@ class StoredEmbedding(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Return the memory of the rows, in bytes, by the name that a tensor has for it."""
+        """Return the memory of the rows, in bytes, under the name that tensors use."""
         return self.rows.nbytes
 
     def numel(self) -> int:

@@ -21,8 +21,10 @@ class GpuPath:
     """The way in which a model runs on a GPU.
 
     Attributes:
-        layers: "fused": as operators of gpu/ops.py on stacked weights; "modules": by transformers' own modules.
-        int8: "kernels": this server's weight-only product; "bitsandbytes": bitsandbytes' modules; None: not int8.
+        layers: "fused" if layers run as operators of gpu/ops.py on stacked weights, "modules" if transformers' own
+            modules run.
+        int8: The product of int8 weights: this server's weight-only "kernels", or modules of "bitsandbytes"; None
+            without int8 weights.
         has_triton: True if Triton kernels compute the operators; False for torch's operations.
         records_graphs: True if decode passes are recorded as CUDA graphs.
     """

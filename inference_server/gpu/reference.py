@@ -62,7 +62,7 @@ def paged_decode_attention(
     num_splits: int,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend on copies of the paged keys and values. `num_splits` has no effect."""
+    """Compute attention on contiguous copies of the paged keys and values. `num_splits` has no effect."""
     spec = AttentionSpec(scaling, sliding_window, softcap, sinks)
     return gathered_decode_attention(query, keys, values, table, lengths, spec)
 
@@ -80,7 +80,7 @@ def paged_prefill_attention(
     softcap: float | None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend segment by segment, on copies of the paged keys and values. `longest` has no effect."""
+    """Compute attention segment by segment, on contiguous copies of keys and values. `longest` has no effect."""
     spec = AttentionSpec(scaling, sliding_window, softcap, sinks)
     output = query.new_empty(*query.shape[:2], values.shape[-1])
     bounds, ends = starts.cpu().tolist(), lengths.cpu().tolist()

@@ -65,7 +65,7 @@ _EXPLANATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """The part of an adapter's configuration that determines the factor on its matrices.
+    """The part of an adapter's configuration that determines the ranks and the factors of its matrices.
 
     Attributes:
         rank: The rank of matrices without an entry in the configuration's rank_pattern.
@@ -82,7 +82,7 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float]
 
     def factor(self, module: str, rank: int) -> float:
-        """Return the factor on the product of a module's matrices. `rank`: their rank."""
+        """Return the factor that multiplies the product of a module's matrices. `rank`: the matrices' rank."""
         alpha = self.alpha
         for pattern, value in self.alpha_pattern.items():
             if re.match(rf"(.*\.)?({pattern})$", module):

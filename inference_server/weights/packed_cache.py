@@ -132,9 +132,10 @@ def in_large_pages(decoder: DecoderWeights, backends: Items[LinearBackend] = BAC
 
 
 def tensors_of(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
-    """Yield the decoder's tensors by name. Those of a linear layer are NAME.weights, NAME.bias and perhaps NAME.scales.
+    """Yield the decoder's tensors by name.
 
-    A StoredEmbedding's tensor is that of its bytes.
+    Those of a linear layer are NAME.weights, NAME.bias and, unless the weights contain them, NAME.scales. For a
+    StoredEmbedding, the tensor contains the file's bytes.
     """
     yield EMBEDDING, decoder.embedding if isinstance(decoder.embedding, Tensor) else decoder.embedding.rows
     yield "norm", decoder.norm
@@ -199,7 +200,7 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
 def decoder_of(
     metadata: dict[str, Any], tensors: Mapping[str, Any], backends: Items[LinearBackend] = BACKENDS
 ) -> DecoderWeights:
-    """Return the decoder with the structure `metadata`, as `structure_of` returns it, and these tensors.
+    """Return the decoder with these tensors and the structure `metadata`, a result of `structure_of`.
 
     A StoredEmbedding may replace the embedding's tensor. A KernelLinear under a layer's name replaces its tensors.
 
@@ -282,7 +283,7 @@ def is_same_tokenizer(one: Any, other: Any) -> bool:
 def _remove_older(folder: Path) -> None:
     """Remove folders that other versions packed from the same source in the same precision and layout.
 
-    Until format 2, folders were named without the layout's name (".…").
+    Until format 2, the folders' names lacked the layout, which now follows the ".".
     """
     group = folder.name.rpartition("-")[0]
     groups = {group, group.rpartition(".")[0]}

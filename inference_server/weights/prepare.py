@@ -146,7 +146,7 @@ def _load_and_pack(
     rope: RopeChoice,
     folder: Path | None,
 ) -> PreparedModel:
-    """Load and pack a model on a CPU, and store the packed form in `folder`."""
+    """Load and pack a model on a CPU. Stores the packed form in `folder`, unless that is None."""
     loaded = _load(weights, precision, device, settings, rope)
     info, tokenizer = loaded.info, loaded.tokenizer
 
@@ -246,7 +246,7 @@ def _load(
 
 
 def _log_share(share: QuantisedShare | None, weights: Weights) -> None:
-    """Log how many of a model's parameters are quantised, and name layers that are not. `share`: None logs nothing."""
+    """Log how many of a model's parameters are quantised, and name layers that are not. Logs nothing for None."""
     if share is not None:
         logger.info("%s: %s", weights, share)
         if share.warning:

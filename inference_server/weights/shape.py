@@ -67,7 +67,7 @@ class ModelShape:
         max_tokens: The model's window in tokens; None: not given.
         quantized_bits: Bits per weight of a quantised checkpoint; None: it is not quantised, or it is a GGUF file.
         is_file: True for a GGUF file, whose weights are packed without an unpacked copy.
-        has_experts: True for a mixture of experts, whose weights stay in 16 bits until they are packed.
+        has_experts: True for a mixture of experts. The experts' weights stay in 16 bits until they are packed.
     """
 
     linear_weights: int

@@ -79,7 +79,7 @@ def reading(path: Path, *, mapped: Collection[str] = ()) -> Iterator[TensorFile]
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the entry of each tensor, and the offset of the first tensor's bytes in the file."""
+    """Return the header's entry for each tensor, and the offset of the tensor data in the file."""
     with path.open("rb") as file:
         (num_bytes,) = _HEADER_LENGTH.unpack(file.read(_HEADER_LENGTH.size))
         header = json.loads(file.read(num_bytes))

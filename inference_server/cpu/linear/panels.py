@@ -233,7 +233,7 @@ class Int4Linear(PanelLinear):
         self._widened = self._exact if self._min_rows is None else self._required("linear-int4-widened")
 
     def plan(self, num_rows: int) -> Kernel:
-        """Return the kernel for few or for many rows."""
+        """Return the kernel for `num_rows` rows. The kernel for many rows widens the weights."""
         return self._exact if self._min_rows is None or num_rows < self._min_rows else self._widened
 
     def workspace_bytes(self, num_rows: int) -> int:

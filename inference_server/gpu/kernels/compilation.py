@@ -29,7 +29,7 @@ from inference_server.gpu.kernels.compile_case import CAPABILITIES, SHARED_MEMOR
 
 # Each of these modules has a function compile_cases().
 MODULES = ("decode_attention", "prefill_attention", "int8_linear", "norms", "rope", "silu")
-# CUDA's limit of registers for a thread.
+# CUDA's limit on the registers of a thread.
 MAX_REGISTERS = 255
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")

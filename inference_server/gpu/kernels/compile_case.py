@@ -13,7 +13,7 @@ SHARED_MEMORY_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 
 
 @dataclass(frozen=True, slots=True)
 class CompileCase:
-    """A kernel with the types of its arguments and the values of its constants, which one launch would compile.
+    """A kernel, the types of its arguments and the values of its constants, as one launch would compile them.
 
     Attributes:
         name: Name of the case in reports, such as "paged_decode_attention llama-3.1-8b fp16 8 splits".

@@ -29,8 +29,8 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-# The hub's client uses one of these HTTP clients. They log each address, and addresses of large files contain a
-# signature.
+# The hub's client uses one of these HTTP clients. Below WARNING they log each address, and addresses of large files
+# contain a signature.
 for _name in ("httpx", "httpx2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -39,7 +39,7 @@ _TIMEOUT_SECONDS = 30.0  # timeout of the request for the list of files
 _MAX_THREADS = 4  # files that are downloaded at the same time
 # The hub serves larger files only through another protocol (Xet), which its client implements.
 _MAX_BYTES = 50_000_000_000
-_CHECKED_SILENTLY = 1 << 30  # bytes; checking fewer takes about a second
+_CHECKED_SILENTLY = 1 << 30  # bytes; a check of fewer takes at most about a second, so it shows no progress
 
 
 class HubModel:

@@ -1,8 +1,8 @@
 """The folder of one repository in the hub's cache. Other programs share the cache, so its layout is the hub client's.
 
 The folder `blobs` contains the files, named by their digests. Each folder in `snapshots` contains the files of a
-commit, as links. Each file in `refs` contains the commit of a branch. This server also records which files matched the
-hub's digests.
+commit, as links. Each file in `refs` contains the commit of a branch or tag. This server also records which files
+matched the hub's digests.
 """
 
 import contextlib

@@ -34,7 +34,7 @@ class StoredModel:
     Attributes:
         name: Its name for `remove_stored`. Forms of a model have the model's name, or that of their folder if the model
             is not found.
-        kind: The location and the form of its bytes. A packed or converted form is recreated when it is needed.
+        kind: The origin of its bytes, see Kind. A packed or converted form is recreated when it is needed.
         num_bytes: Bytes on disk.
         path: Its folder, or its file.
         last_used: Time of its last use, in local time with the offset from UTC.

@@ -90,7 +90,7 @@ def write_record(path: Path, listing: Listing) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file atomically. Raises OSError."""
+    """Write a small file atomically. Raises OSError if it cannot be written."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 Show = Callable[[str], None]
 
 _EVERY_SECONDS = 2.0
-# After this number of seconds it is also the interval between two lines, so that a long download does not fill the log.
+# Seconds after which lines become less frequent, and then the seconds between two lines. Without this limit, a long
+# download would fill the log.
 _LATER_SECONDS = 10.0
 _RATE_SECONDS = 10.0  # the rate is the mean over this time; a line reports longer times without data
 

@@ -75,7 +75,7 @@ class GgufFile:
 
     Attributes:
         path: The file.
-        metadata: Values by key. Bytes of strings that are not UTF-8 are replaced by U+FFFD.
+        metadata: Values by key. Bytes of strings that are not UTF-8 are replaced with U+FFFD.
         tensors: Tensors by name, in the file's order.
     """
 
@@ -83,8 +83,8 @@ class GgufFile:
         """Read the header.
 
         Raises:
-            ConfigurationError: The file cannot be read, is truncated, is not a GGUF file, is one part of several, or is
-                big-endian. Or this server does not read its GGUF version or the number format of a tensor.
+            ConfigurationError: The file cannot be read, is truncated, is not a GGUF file, or is one part of several. It
+                is also raised for big-endian files, and for unsupported GGUF versions and number formats.
         """
         self.path = path
         self.metadata: dict[str, Any]
@@ -189,7 +189,7 @@ class _Reader:
         return self.number(_SCALARS[kind])
 
     def place(self) -> tuple[tuple[int, ...], int, int]:
-        """Return a tensor's shape (outermost dimension first), its type, and its offset from the first tensor."""
+        """Return a tensor's shape (outermost dimension first), its format's number, and its offset after the header."""
         shape = [self.number("Q") for _ in range(self.number("I") % 8)]
         return tuple(reversed(shape)), self.number("I"), self.number("Q")
 

@@ -73,7 +73,10 @@ def _q4_1(blocks: Tensor) -> Tensor:
 
 
 def _fifth_bits(blocks: Tensor, start: int) -> Tensor:
-    """Return the highest bits of 32 codes of 5 bits, (num_blocks, 32) uint8, 0 or 16."""
+    """Return the highest bits of a block's 32 codes of 5 bits, (num_blocks, 32) uint8, 0 or 16.
+
+    The bits are in the 4 bytes from byte `start` on.
+    """
     bits = blocks[:, start : start + 4, None] >> torch.arange(8, dtype=torch.uint8)
     return (bits & 1).view(-1, 32) << 4
 

@@ -29,7 +29,7 @@ class GgufTensor:
         name: Its name.
         shape: Its dimensions, the innermost first.
         type_number: GGUF's number for its format.
-        offset: Its offset from the first tensor, in bytes.
+        offset: Its offset after the header and its padding, in bytes.
     """
 
     name: str

@@ -95,7 +95,7 @@ class FileLinear(StoredLinear):
         return whole
 
     def int8(self) -> Int8:
-        """Read the weights as int8. bitsandbytes' additional rounding to float16 is applied except for the head."""
+        """Read the weights as int8, rounded to float16 first as bitsandbytes does, except for the output head."""
         rounded = rounded_to_int8 if self.is_head else rounded_like_bitsandbytes
         codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
         scales = torch.empty(self.out_features)

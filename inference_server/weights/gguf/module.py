@@ -58,7 +58,7 @@ class ModuleFiller:
         Args:
             dtype: The parameters' dtype, apart from those for which transformers' dtype plan names another.
             device: The parameters' device.
-            leave: Returns True for the name of a parameter that is left empty.
+            leave: Returns True for the name of a parameter that stays empty.
         """
         block = ""
         for tensor in sorted(self._file.tensors.values(), key=lambda each: _block(each.name)):
@@ -73,7 +73,8 @@ class ModuleFiller:
     def linears(self) -> Iterator[tuple[str, FileTensor, int | None]]:
         """Yield the linear layers whose weights are one tensor of the file.
 
-        Yields the module's name, the tensor, and the number of heads if the file interleaves each head's rows.
+        Yields the module's name, the tensor, and a number of heads, which is None unless the file interleaves each
+        head's rows.
 
         Raises:
             ConfigurationError: A tensor has another shape than its layer.
@@ -133,7 +134,7 @@ class ModuleFiller:
         if present.shape != value.shape:
             raise self._misshapen(name, tuple(value.shape), tuple(present.shape))
         if type(parent).__name__ == _INT8_LINEAR and last == "weight":
-            # bitsandbytes rounds the weights when they are moved from the CPU to a GPU.
+            # bitsandbytes rounds weights when they are moved from the CPU to a GPU, so they are moved to the CPU first.
             setattr(
                 parent, last, type(present)(value.cpu(), requires_grad=False, has_fp16_weights=False).to(value.device)
             )
@@ -172,7 +173,7 @@ class ModuleFiller:
         return made
 
     def _set_all(self, made: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
-        """Set the parameters in `made`, and empty it so that each parameter's float32 weights are freed at once."""
+        """Set the parameters in `made`, and empty it, so that not all of their float32 weights stay in memory."""
         wide = self._model._get_dtype_plan(dtype) if hasattr(self._model, "_get_dtype_plan") else {}
         for name in list(made):
             value = made.pop(name)
@@ -195,7 +196,10 @@ def empty_model(config: Any, dtype: torch.dtype, attention_name: str) -> Any:
 
 
 def quantise_linears(model: Any, threshold: float) -> None:
-    """Replace linear layers with bitsandbytes' int8 layers, as transformers does, without memory for their weights."""
+    """Replace linear layers with bitsandbytes' int8 layers, as transformers does, without memory for their weights.
+
+    `threshold`: bitsandbytes' outlier threshold, 0 for none.
+    """
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert

@@ -74,7 +74,7 @@ def write_plan(
     """Write a decoder's plan.
 
     Args:
-        path: As `plan_path` returns it.
+        path: The result of `plan_path`.
         decoder: The decoder.
         info: The model's other properties.
         places: The memory of the decoder's packed layers.

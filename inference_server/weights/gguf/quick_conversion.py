@@ -26,7 +26,7 @@ _ARRAY_HEAD = struct.Struct("<IQ")  # the elements' type and number
 class QuickReader(GGUFReader):  # type: ignore[misc]  # gguf has no type information
     """Reads a GGUF file as gguf's reader does, but faster.
 
-    The strings of a metadata array are memoryviews instead of numpy arrays. Its numbers are read together.
+    The strings of a metadata array are memoryviews instead of numpy arrays. An array's numbers are read together.
     """
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], Any, list[Any]]:

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 # Vocabularies (llama.cpp's names) whose tokenizers split numbers into digits. transformers would split as for GPT-2.
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-# Vocabularies that transformers does not support, each with a supported one whose tokenizer splits texts equally.
+# Vocabularies that transformers may not support, each with a supported one whose tokenizer splits texts equally.
 _SAME_SPLIT = {
     "chatglm-bpe": "llama3",
     "glm4": "llama3",

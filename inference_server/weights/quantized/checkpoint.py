@@ -132,7 +132,7 @@ class Checkpoint:
                 yield name, LazyTensor(partial(self._plain, name))
 
     def int4(self, layer: str) -> Int4 | None:
-        """Return the codes of one of `int4_layers`; None if its groups do not fit the int4 layout.
+        """Return the weights of one of `int4_layers`, or None if the layer's groups do not fit the int4 layout.
 
         Raises:
             UnsupportedModel: The layer lacks one of its tensors.
