@@ -78,13 +78,13 @@ class ExpertWeights:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The weights of one layer, which has an MLP or experts. Its two norms have the shape (hidden_size,)."""
+    """The weights of one layer, which has an MLP or experts."""
 
-    input_norm: Tensor
+    input_norm: Tensor  # (hidden_size,)
     qkv: KernelLinear
     attention: AttentionSpec
     output: KernelLinear
-    post_norm: Tensor
+    post_norm: Tensor  # (hidden_size,)
     gate_up: KernelLinear | None  # a gated layer
     down: KernelLinear | None
     head_norms: HeadNorms | None = None  # norms of query and key heads before the rotation

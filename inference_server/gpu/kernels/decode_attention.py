@@ -209,7 +209,8 @@ def paged_decode_attention(
 def chosen_splits(num_sequences: int, num_kv_heads: int, max_keys: int, num_multiprocessors: int) -> int:
     """Return the largest number of splits, a power of two, with at most two programs for each multiprocessor.
 
-    The number depends on shapes only, never on the lengths, so it is valid for every replay of a recorded CUDA graph.
+    It is 1 to MAX_SPLITS. In the longest possible sequence, a split has at least MIN_KEYS_PER_SPLIT keys. The number
+    depends on shapes only, never on the lengths, so it is valid for every replay of a recorded CUDA graph.
 
     Args:
         num_sequences: Number of rows of the batch, padding included.

@@ -98,7 +98,7 @@ class CachedModel:
         return faults if faults or has_all_small_files(snapshot) else ["its tokenizer is missing"]
 
     def stored_clause(self) -> str:
-        """Return a clause about the model's state in the local cache. The model's name is the sentence's subject."""
+        """Return the model's state in the local cache, as the predicate of a sentence about the model."""
         commit = self._stored_commit()
         faults = self._missing(commit) if commit else []
         if not faults:

@@ -71,7 +71,7 @@ def try_lock(descriptor: int) -> bool | None:
 
 @contextmanager
 def marked_in_use(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder itself during the `with` block, so that `is_in_use` returns True in other processes."""
+    """Hold the lock of a folder itself during the `with` block, so that `is_in_use` returns True for it."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
 """Downloads one file so that a call after an interruption continues after the last received byte.
 
 The hub's own client starts over if its process was interrupted. This server uses it only for a lone config.json, and
-for files that no other client can download (see hub.py). This module uses the client's session, headers and errors, so
-that the same environment variables set proxies, certificates and tokens.
+for files that need its protocol (see hub.py). This module uses the client's session, headers and errors, so that the
+same environment variables set proxies, certificates and tokens.
 """
 
 import contextlib

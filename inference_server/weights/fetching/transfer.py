@@ -14,10 +14,9 @@ logger = logging.getLogger(__name__)
 Show = Callable[[str], None]
 
 _EVERY_SECONDS = 2.0
-# Seconds after which lines become less frequent, and then the seconds between two lines. Without this limit, a long
-# download would fill the log.
+# After this time, the interval between two lines has the same length, so that a long download does not fill the log.
 _LATER_SECONDS = 10.0
-_RATE_SECONDS = 10.0  # the rate is the mean over this time; a line reports longer times without data
+_RATE_SECONDS = 10.0  # the rate is the mean over this time; after this time without data, a line has no rate
 
 
 class Transfer:

@@ -60,7 +60,7 @@ class FileLinear(StoredLinear):
             heads: Number of heads, if the file has the two halves of each head's outputs interleaved; else None.
             bias: (out_features,), or None.
             is_head: The layer is the output head, which bitsandbytes does not round.
-            widens: In precision int4, pack weights of 5 to 8 bits as int8. If False, they are rounded to int4.
+            widens: In precision int4, weights of 5 to 8 bits are packed as int8 if True, and rounded to int4 if False.
         """
         super().__init__(tensor.shape[-1], tensor.num_rows, bias)
         self.path, self.tensor, self.heads = path, tensor, heads

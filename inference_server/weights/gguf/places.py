@@ -68,7 +68,7 @@ class Places:
         return 1 if getattr(self._thread, "is_one_of_many", False) else torch.get_num_threads()
 
     def in_parallel(self, tasks: "Iterable[tuple[int, Callable[[], _Result]]]") -> list[_Result]:
-        """Run tasks and return their results in order. `tasks`: pairs of the bytes that a task reads, and the task.
+        """Run tasks and return their results in order. `tasks`: the number of bytes that each reads, and the task.
 
         Small tasks run at the same time, with one thread each: threads that share a small task wait for each other
         longer than they compute. Large tasks run one after another with all threads, so that few bytes of the file are

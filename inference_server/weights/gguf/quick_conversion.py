@@ -2,7 +2,7 @@
 
 transformers reads a file three times with gguf's reader, which makes several numpy arrays for each token of the
 vocabulary. transformers builds gguf's map of tensor names again for every module of the model. gguf dequantises 16 rows
-at a time. The replacements cache the reader and the map, and dequantise whole tensors with torch.
+at a time. The replacements cache the reader and the map, and dequantise whole tensors of three formats with torch.
 """
 
 import struct
