@@ -36,7 +36,7 @@ class GpuForward:
         return self._head(self._run(tokens, None))
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
-        """Compute prompt tokens. Returns the logits of the tokens `wanted`, (num_wanted, vocab_size)."""
+        """Compute prompt tokens. Returns the logits of the tokens at the indices `wanted`, (num_wanted, vocab_size)."""
         rows = self._uploaded(prompts, wanted)
         return self._logits(self._run(None, rows), rows.wanted)
 

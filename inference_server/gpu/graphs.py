@@ -1,7 +1,7 @@
-"""Runs decode passes on a GPU as CUDA graphs: recorded at start for every batch size, then replayed with other tokens.
+"""Runs decode passes on a GPU as CUDA graphs: recorded at start for several batch sizes, then replayed in each step.
 
-Without graphs, launching the kernels of a small model takes longer than running them. A recording reads and writes fixed
-tensors: the inputs (inputs.py) and the logits. Rows that no sequence needs are padding.
+Without graphs, launching the kernels of a small model takes longer than running them. A graph reads and writes fixed
+tensors: the inputs (inputs.py) and the logits. A batch between two sizes is padded to the larger one.
 """
 
 import contextlib
@@ -120,7 +120,7 @@ class DecodeGraphs:
         self.sizes = list(self._graphs)
 
     def _num_rows(self, count: int) -> int:
-        """Return the rows of a pass for `count` sequences: the smallest recorded size, or `count` without graphs."""
+        """Return the rows of a pass for `count` sequences: the smallest recorded size that fits, else `count`."""
         if self._invariant_rows is not None:
             return self._invariant_rows
         return min((size for size in self.sizes if size >= count), default=count)

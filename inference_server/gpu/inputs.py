@@ -1,7 +1,7 @@
 """Copies the inputs of forward passes to a GPU without waiting for it: tokens, positions, cache rows and block tables.
 
 The inputs of decode passes have one buffer at a fixed address, so that CUDA graphs can read it. Each step copies only
-its first rows, with one copy from pinned memory.
+the buffer's first rows, with one copy from pinned memory.
 """
 
 from collections.abc import Sequence as Items
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from inference_server.attention.step_inputs import DecodeTokens, Segment
 
-# Columns of the buffer; the block table follows.
+# Columns of the buffer. The block table fills all columns from _TABLE on.
 _TOKEN, _POSITION, _ROW, _LENGTH, _ADAPTER, _TABLE = range(6)
 
 
@@ -94,7 +94,7 @@ class DecodeInputs:
     """The buffer that decode passes read, (max_rows, 5 + max_blocks) int32 at a fixed address on the device.
 
     Each row has a token id, its position, its row of the KV cache, the sequence's length and adapter, and the block table. A
-    negative token id -(k + 1) refers to row k of `sampled`, and the device reads it during the pass. So the host can start
+    negative token id -(k + 1) refers to row k of `sampled`, which the device reads during the pass. So the host can start
     a pass before it has read the sampled tokens.
 
     Attributes:
@@ -108,7 +108,7 @@ class DecodeInputs:
         self.max_rows = len(sampled)
         shape = (self.max_rows, _TABLE + max_blocks)
         self._buffer = torch.zeros(shape, dtype=torch.int32, device=sampled.device)
-        # Two of them, so that the host can fill one while the other is still being copied.
+        # Two copies on the host, so that it can fill one while the device still reads the other.
         self._staging = [_Staging(shape, sampled.device, block_size) for _ in range(2)]
 
     def write(self, tokens: DecodeTokens, num_rows: int) -> None:
@@ -152,7 +152,7 @@ class _Staging:
         self._copied: torch.cuda.Event | None = None  # occurs when the device has copied the contents
 
     def fill(self, tokens: DecodeTokens, num_rows: int) -> None:
-        """Write the tokens' rows, and padding up to `num_rows`. Waits until the last copy has finished."""
+        """Write the tokens' rows, and padding up to `num_rows`. Waits until the last `copy_to` has finished."""
         if self._copied is not None:
             self._copied.synchronize()
         cells, size, count = self._cells, self._block_size, len(tokens.token_ids)

@@ -1,6 +1,6 @@
 """Caches the configuration and the tokenizer of a model in a GGUF file, as transformers saves them.
 
-A folder in the cache belongs to one version of one file. It contains no weights, apart from a few small vectors
+A folder in the cache belongs to one version of one file. It contains no weights, apart from the small tensors of plans
 (plan.py). Container images contain the folders of the default models (serving/ahead_of_time.py).
 """
 
@@ -21,7 +21,7 @@ _FORMAT = 1  # increment when the folder's content changes
 
 
 def prepared_folder() -> Path:
-    """Return the folder in this package whose folder `gguf` describes files in advance. It may be missing."""
+    """Return this package's folder of prepared descriptions, which are in its subfolder `gguf`. It may be missing."""
     return Path(weights.__path__[0]) / "prepared"
 
 
@@ -40,7 +40,7 @@ def description_folder(path: Path, cache_dir: Path) -> Path:
 
 
 def in_cache(folder: Path, cache_dir: Path) -> Path:
-    """Return the folder in the cache for the description in `folder`, so that a plan can be added. Copies a prepared one.
+    """Return the cache's folder for the description in `folder`, so that a plan can be added. Copies a prepared folder.
 
     Raises:
         ConfigurationError: The cache cannot be written.
