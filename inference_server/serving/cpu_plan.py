@@ -171,14 +171,15 @@ def _demand(
     key: EngineKey, group: Sequence[CatalogEntry], shapes: Sequence[ModelShape], settings: Settings
 ) -> CpuDemand:
     """Return the demand of an engine. `shapes`: the sizes of its model, and of its draft model if there is one."""
-    weight_bytes = sum(shape.weight_bytes(key.precision, "cpu") for shape in shapes)
+    weights = [shape.weight_bytes(key.precision, "cpu") for shape in shapes]
+    loads = [shape.load_bytes(key.precision) for shape in shapes]
+    if _is_packed(key, settings):
+        loads[0] = weights[0]  # the draft model may not have been packed yet
     return CpuDemand(
         name=" + ".join(entry.name for entry in group),
-        weight_bytes=weight_bytes,
+        weight_bytes=sum(weights),
         int4_bytes=sum(shape.weight_bytes("int4", "cpu") for shape in shapes),
-        load_bytes=weight_bytes
-        if _is_packed(key, settings)
-        else sum(shape.load_bytes(key.precision) for shape in shapes),
+        load_bytes=sum(loads),
         token_bytes=sum(shape.token_bytes(key.precision) for shape in shapes),
         max_len=max(window(entry, shapes[0].window(entry.rope)) for entry in group),
         max_running_seqs=settings.max_running_seqs,
