@@ -4,7 +4,9 @@ A folder in the cache belongs to one version of one file. It contains no weights
 (plan.py). Container images contain the folders of the default models (serving/ahead_of_time.py).
 """
 
+import glob
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,8 +99,14 @@ def _generation_config(config: Any, end_ids: list[int]) -> Any:
 
 
 def _remove_converted(path: Path, cache_dir: Path) -> None:
-    """Remove the copies that earlier releases made of files with this name: float32 weights and packed forms."""
-    for converted in (cache_dir / "converted").glob(f"{path.stem}-*"):
+    """Remove the copies that earlier releases made of files with this name: float32 weights and packed forms.
+
+    A copy that this release made (converted.py) has the name of a description, and stays.
+    """
+    name = re.compile(re.escape(path.stem) + "-[0-9a-f]{16}")
+    for converted in (cache_dir / "converted").glob(f"{glob.escape(path.stem)}-*"):
+        if not name.fullmatch(converted.name) or (cache_dir / "gguf" / converted.name).is_dir():
+            continue
         place = hashlib.sha256(str(converted.resolve()).encode()).hexdigest()[:8]
         for packed in (cache_dir / "packed").glob(f"{place}-*"):
             shutil.rmtree(packed, ignore_errors=True)

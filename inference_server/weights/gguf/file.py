@@ -25,6 +25,9 @@ _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
+_MAX_DIMENSIONS = 4  # the format's own limit
+
+
 class _Damaged(ValueError):
     """The file does not have the structure of a GGUF file."""
 
@@ -190,7 +193,10 @@ class _Reader:
 
     def place(self) -> tuple[tuple[int, ...], int, int]:
         """Return a tensor's shape (outermost dimension first), its format's number, and its offset after the header."""
-        shape = [self.number("Q") for _ in range(self.number("I") % 8)]
+        dimensions = self.number("I")
+        if dimensions > _MAX_DIMENSIONS:
+            raise _Damaged(f"a tensor has {dimensions} dimensions")
+        shape = [self.number("Q") for _ in range(dimensions)]
         return tuple(reversed(shape)), self.number("I"), self.number("Q")
 
 

@@ -117,6 +117,15 @@ def read_plan(path: Path, source: Path) -> Planned:
     Raises:
         ValueError: The plan is damaged, or no kernel of this CPU has its layout.
     """
+    try:
+        return _read_plan(path, source)
+    except (ValueError, MemoryError):  # these have their own sentence, or do not mean that the plan is damaged
+        raise
+    except Exception as error:  # reading damaged files raises errors of many types
+        raise ValueError(f"{path.name} cannot be used: {error}") from error
+
+
+def _read_plan(path: Path, source: Path) -> Planned:
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["tailrace"])
         own = {name: file.get_tensor(name) for name in file.keys()}
