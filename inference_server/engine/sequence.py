@@ -1,4 +1,4 @@
-"""The state of one request inside an engine: its token ids, its progress, and its times.
+"""Holds the state of one request inside an engine: its token ids, its progress, and its times.
 
 Times are seconds of time.monotonic(). Does not depend on torch, a tokenizer or gRPC.
 """

@@ -33,7 +33,7 @@ _GIB = 2**30
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
     """Load the weights or read their packed form, and load adapters and draft model. Raises ConfigurationError."""
-    # The adapters are read first, because an error in one of them then ends the start before the weights are loaded.
+    # The adapters are read first, so that an error in one of them is reported before the weights are loaded.
     adapters = tuple(read_adapter(folder, device) for folder in key.adapters)
     if adapters:
         num_mb = sum(each.num_bytes for each in adapters) / 1e6
@@ -89,7 +89,7 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
 
 
 def _nothing() -> None:
-    """Do nothing."""
+    """Do nothing: the `on_thread` of an engine that may use several threads."""
 
 
 def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:

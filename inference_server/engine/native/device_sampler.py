@@ -125,7 +125,7 @@ class _NarrowedRows:
         self._long_limits = Limits.of([narrowed[index] for index in long], to_device) if long else self._limits
 
     def sample(self, logits: Tensor, keys: Tensor, token_ids: Tensor) -> Tensor:
-        """Return `token_ids` with the tokens of these rows replaced, by UNSETTLED if a row's shortlist is too short."""
+        """Return `token_ids` with the sampled tokens of these rows; UNSETTLED where a row's shortlist is too short."""
         if not self._is_all:
             logits, keys = logits[self._rows], keys[self._rows]
         scaled = logits / self._temperatures

@@ -95,7 +95,7 @@ class Engine(BaseEngine):
         """Stop the thread after its current step, and fail the requests in flight with ServerStopping."""
         self._is_accepting = False
         self._commands.put(None)
-        # A stalled thread may never return.
+        # The wait is limited, because a stalled thread may never return.
         await asyncio.to_thread(self._thread.join, 0.1 if self.is_stalled else 10.0)
         if self.drafting is not None and self.drafting.num_drafted:
             logger.info("%d of %d draft tokens were accepted", self.drafting.num_accepted, self.drafting.num_drafted)

@@ -48,8 +48,8 @@ class RunningBatch:
     def next(self, scheduler: Scheduler, *, has_changed: bool) -> "RunningBatch | None":
         """Return the batch of the next step, which computes the tokens that this step samples.
 
-        Sequences that reach their length with this step, or were removed from the scheduler, have no row in the next
-        batch.
+        Sequences that reach their largest length with this step, or were removed from the scheduler, have no row in the
+        next batch.
 
         Args:
             scheduler: Allocates the blocks of the next tokens.

@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sampled token, with log probabilities if the request includes them."""
+    """A sampled token, with log probabilities if the request asks for them."""
 
     token_id: int
     logprob: TokenLogprob | None = None

@@ -1,4 +1,4 @@
-"""Engine that computes tokens in vLLM's processes. All code of this module runs on the event loop.
+"""Implements the engine that computes tokens in vLLM's processes. All code of this module runs on the event loop.
 
 vLLM gets at most as many requests as there are slots. The other requests wait in this module's wait queue. Batch requests
 get only some of the slots, and are not preempted.

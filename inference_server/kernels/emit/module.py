@@ -77,7 +77,7 @@ def _optimised(emit: Emit, isa: "InstructionSet", target: Target) -> Any:
     module.verify()
     options = binding.create_pipeline_tuning_options()
     options.speed_level = 3
-    # The kernels are vectors already, and unrolled where that helps. These passes would only make compilation slower.
+    # Kernels already use vectors, and are unrolled where that helps. These passes would only make compilation slower.
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     passes = binding.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)

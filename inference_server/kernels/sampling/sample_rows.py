@@ -1,4 +1,4 @@
-"""The kernel `sample_rows`: samples one token for each row of logits. Work items are rows.
+"""Emits the kernel `sample_rows`, which samples one token for each row of logits. Work items are rows.
 
 The argument block (int64 words):
 
@@ -51,7 +51,7 @@ from inference_server.kernels.sampling.scan import (
 
 
 def make_sample_rows() -> Emit:
-    """Return the function that emits the kernel."""
+    """Return the function that emits the kernel `sample_rows`."""
 
     def sample_rows(code: Code, block: Int) -> None:
         state = code.stack(STATE_BYTES)

@@ -90,7 +90,10 @@ class PromptSharing:
                 claimed.append(key)
 
     def _usable_keys(self, seq: Sequence) -> list[PrefixKey]:
-        """Return the keys of the blocks that a sequence can share. Its last token is always computed for its logits."""
+        """Return the keys of the blocks that a sequence can share.
+
+        Its last token is always computed, for the logits.
+        """
         return seq.block_keys.get(seq.token_ids, (len(seq.token_ids) - 1) // self._pool.block_size)
 
 

@@ -94,7 +94,7 @@ class Scheduler:
         self.num_changes += 1
 
     def remove(self, seq: Sequence) -> None:
-        """Remove a finished or cancelled sequence and release its blocks. Has no effect on one that was removed before."""
+        """Remove a finished or cancelled sequence and release its blocks. Has no effect if it was removed before."""
         self.num_changes += 1
         if seq in self.running:
             self.running.remove(seq)

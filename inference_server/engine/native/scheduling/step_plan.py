@@ -103,13 +103,13 @@ def batch_budget(policy: Policy, num_decoding: int) -> int:
 
 
 def prefill_chunks(policy: Policy, block_size: int, seqs: Iterable[Sequence], budget: int) -> list[PrefillChunk]:
-    """Divide a step's prompt tokens among sequences, in their order.
+    """Divide a step's prompt tokens among sequences, in the given order.
 
     Args:
         policy: Limits of the scheduler.
         block_size: Tokens of a block.
         seqs: Sequences whose prompts are not complete.
-        budget: Prompt tokens of the step. A batch-invariant chunk may exceed it.
+        budget: Number of prompt tokens of the step. A batch-invariant chunk may exceed this number.
     """
     chunks = []
     for seq in seqs:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
-    """Return the model with the draft model of its key, if there is one.
+    """Return the model with the draft model of its key, if there is one and the device is a CPU.
 
     Raises:
         ConfigurationError: The draft model cannot be loaded, or has another tokenizer.

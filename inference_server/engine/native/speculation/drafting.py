@@ -167,7 +167,7 @@ class Drafting:
         return [(each, count) for each, count in zip(found, counts, strict=True) if count]
 
     def _trial(self, found: list[_Found]) -> list[tuple[_Found, int]]:
-        """Return one draft token to try if no draft has been expected to save time for `_patience` steps, else nothing."""
+        """Return one draft token to try if no draft was expected to save time for `_patience` steps, else nothing."""
         if not found:
             return []
         self._num_skipped += 1
@@ -179,7 +179,7 @@ class Drafting:
         return [(best, 1)]
 
     def _model_cost(self, found: _Found) -> float:
-        """Return the time to compute one draft token, relative to a step of one row; 0 if the token is known."""
+        """Return the time of one draft token, relative to a step of one row; 0 if no draft model computes it."""
         if found.tokens is not None or self._draft_model is None or not self.costs.base_seconds:
             return 0.0
         return self._draft_model.seconds_per_token / self.costs.base_seconds

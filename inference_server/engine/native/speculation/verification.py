@@ -78,7 +78,7 @@ def verify(
 
 
 def _sample_ahead(checks: list[_Check], rows: Tensor, sample: Callable[[Logits], list[Sample]]) -> None:
-    """Sample all rows of the sequences without penalties and grammars in one call: each row is independent of others."""
+    """Sample all rows of the sequences without penalties or grammar in one call, because these rows are independent."""
     ahead = [check for check in checks if check.drafts and _is_independent(check.seq)]
     places = [(check, number) for check in ahead for number in range(1 + len(check.drafts))]
     if not places:
