@@ -2,7 +2,7 @@
 
 This module works with block and row numbers. The block pool assigns blocks to sequences. Every layer has one tensor of
 keys and one of values, (num_blocks, block_size, num_kv_heads, width). They are allocated when the layer is first used,
-in the engine's warm-up, because the widths are not known before that: in some architectures values are narrower than
+in the engine's warm-up, because the widths are not known before that. In some architectures, values are narrower than
 keys, or widths differ between layers. Row r of a layer is token r % block_size of block r // block_size.
 """
 

@@ -1,8 +1,8 @@
 """Attends over the paged KV cache, as an attention function that transformers calls by the name `tailrace`.
 
 A transformers model computes queries, keys and values, applies its position embedding, and passes them to `attend`. The
-batch of the forward pass (PrefillBatch or DecodeBatch, passed through the model as the keyword argument `step_batch`)
-writes keys and values into the cache and attends. transformers passes no mask to a registered attention, so this module
+batch of the forward pass (PrefillBatch or DecodeBatch) writes keys and values into the cache and attends. The model
+passes it on as the argument `step_batch`. transformers passes no mask to a registered attention, so this module
 applies causality and sliding windows. Fused modules (cpu/fused_modules.py) call `attend_fused` with the outputs of the
 projections instead, and one kernel then rotates queries and keys, and writes keys and values.
 """

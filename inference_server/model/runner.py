@@ -211,9 +211,9 @@ class ModelRunner:
         """Run one token through every layer, in the scratch block. The first call also allocates the cache.
 
         Raises:
-            UnsupportedModel: The model uses a kind of attention that this server does not support: layers without keys
-                (state space, shared layers), chunked attention, or sliding windows that transformers passes only as
-                masks.
+            UnsupportedModel: The model uses a kind of attention that this server does not support. These are layers
+                without keys (state space, shared layers), chunked attention, and sliding windows that transformers
+                passes only as masks.
         """
         if self.model is None:
             self.prefill([PromptPiece([SCRATCH_BLOCK], 0, [0], wants_logits=True)])

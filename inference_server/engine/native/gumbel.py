@@ -1,8 +1,8 @@
 """Computes the random numbers for Gumbel-max sampling: each depends on seed, position and token id only.
 
-The token with the largest sum of logit and Gumbel noise is a sample from the softmax of the logits (Gumbel 1954; Maddison,
-Tarlow, Minka: A* sampling, 2014). A rounding error in the logits changes the sample only if the two largest sums differ
-by less than this error.
+The token with the largest sum of logit and Gumbel noise is a sample from the softmax of the logits. Sources: Gumbel,
+1954; Maddison, Tarlow, Minka: A* sampling, 2014. A rounding error in the logits changes the sample only if the two
+largest sums differ by less than this error.
 
 The numbers are hashes, so there is no state, and any part of them can be computed separately. Does not depend on
 logits.

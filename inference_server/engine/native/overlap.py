@@ -1,9 +1,9 @@
 """Decodes with the host one step behind the device: launches a step before the host reads the previous step's tokens.
 
 The device samples the tokens of a step and keeps them as input of the next step. Meanwhile the host processes the
-tokens of the previous step. A step is launched early only if it continues the step in flight: no prompt is computed, no
-sequence is admitted or preempted, and no row needs the host to choose its token. Otherwise the host first reads the
-tokens of the step in flight, and the step loop plans the next step.
+tokens of the previous step. A step is launched early only if it continues the step in flight. This requires that no
+prompt is computed, no sequence is admitted or preempted, and no row needs the host to choose its token. Otherwise the
+host first reads the tokens of the step in flight, and the step loop plans the next step.
 
 Freed blocks are safe. A sequence may end while a step in flight still writes to its blocks, and another sequence may
 get these blocks. The passes of the other sequence run later on the same stream. They overwrite the keys and values that

@@ -3,7 +3,7 @@
 A work item is one sequence and one KV head, with the `group` of query heads that share this KV head. The keys are read
 once, KEYS_PER_UPDATE of them at a time, with an online softmax. For each head, the kernel keeps the largest score so
 far, and relative to this score the sum of weights and the weighted values. One thread computes an item, in an order
-that depends on the sequence's length only, so the result depends neither on other sequences nor on the number of
+that depends on the sequence's length only. So the result depends neither on other sequences nor on the number of
 threads.
 """
 

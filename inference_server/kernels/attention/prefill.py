@@ -2,8 +2,8 @@
 
 First the threads copy the values into tiles. After that, a work item is one head of a group of 32 queries. The online
 softmax computes the scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. All matrices are
-transposed, with one query in each lane of a vector, so that keys are read directly from the cache, and a query's sums
-need no additions across lanes. The first update begins at the sequence's first key, so a token's result does not depend
+transposed, with one query in each lane of a vector. So keys are read directly from the cache, and a query's sums need
+no additions across lanes. The first update begins at the sequence's first key, so a token's result does not depend
 on how its prompt is chunked.
 
 Scores are (keys, 32 queries) float32, weights bfloat16, outputs (head_dim, 32 queries) float32.

@@ -44,7 +44,7 @@ def exp(code: Code, x: Vector) -> Vector:
     """Return e**x within 2 units in the last place: e**-87 for x below -87, infinity above 88.3; NaN stays NaN.
 
     With x = n ln 2 + r, e**x = 2**n * e**r. Adding 1.5 * 2**23 rounds x / ln 2 to the integer n and leaves n in the low
-    bits, from which it is shifted into the exponent. e**r is the polynomial of Cephes' expf.
+    bits. From there n is shifted into the exponent. e**r is the polynomial of Cephes' expf.
     """
     lanes = x.lanes
     x = (x < -87.0).select(code.floats(-87.0, lanes), x)

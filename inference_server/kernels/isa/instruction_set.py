@@ -1,7 +1,8 @@
 """Defines the interface of an instruction set, with default operations that run on every CPU.
 
-Kernels are written once, for vectors of 16 lanes. An instruction set defines the two operations that decide their speed,
-`multiply_codes` and `multiply_pairs`, and the number of rows and panels whose sums fit into its registers.
+Kernels are written once, for vectors of 16 lanes. An instruction set defines the two operations that determine their
+speed, `multiply_codes` and `multiply_pairs`. It also defines how many rows and panels have sums that fit into its
+registers.
 """
 
 from dataclasses import dataclass

@@ -184,9 +184,9 @@ def prefill_segments(
     Returns:
         The words of the table, and the bytes of workspace divided by num_kv_heads * head_dim.
 
-        The table begins with the address of the workspace (0, set by the caller), the number of segments, of pieces of 32
-        keys, and of groups of 32 queries. Each segment follows with its first row, number of rows, first position, address
-        of its block table, first piece and first group.
+        The table begins with a header: the address of the workspace (0, set by the caller), and the numbers of
+        segments, of pieces of 32 keys and of groups of 32 queries. The entry of each segment follows: its first row,
+        number of rows, first position, address of its block table, first piece and first group.
     """
     entries: list[int] = []
     row, piece, group = first_row, 0, 0

@@ -3,10 +3,10 @@
 x = row_scale * (128 * high + low), where row_scale is the row's largest absolute value / (63 * 128). Digits are then from
 -64 to 63, so that vpmaddubsw, which adds two products with unsigned bytes in int16, never saturates.
 
-8 rows make a block. For every 32 inputs (int4) or 64 inputs (int8), it contains a tile of 16 rows of int8: 8 rows of high
-digits, then 8 rows of low digits. The blocks are followed by the row scales, one float32 for each row. The sums follow.
-For int4 weights, they are the sums of each row's groups of 32 inputs, float32 in units of the row scale. For int8
-weights, they are the sums of each row's high and low digits, int32.
+8 rows make a block. It contains a tile for every 32 inputs (int4) or 64 inputs (int8). A tile has 16 rows of int8: 8
+rows of high digits, then 8 rows of low digits. The blocks are followed by the row scales, one float32 for each row. The
+sums follow. For int4 weights, they are the sums of each row's groups of 32 inputs, float32 in units of the row scale.
+For int8 weights, they are the sums of each row's high and low digits, int32.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 The noise is multiplied by the temperature.
 
 The noise is that of the engine's gumbel.py: a hash of the row's key and the token id. The exact noise needs two logarithms.
-An upper bound on the noise needs none: u > f / 2**31, where f is the hash shifted right by one, and the bits of f as
+An upper bound on the noise needs none. Let f be the hash shifted right by one. Then u > f / 2**31, and the bits of f as
 float32 are at most 2**23 * (log2(f) + 127). Only tokens whose bound exceeds the best score are computed exactly.
 """
 

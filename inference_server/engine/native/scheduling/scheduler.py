@@ -5,7 +5,7 @@ and prefills a chunk of the other prompts. When blocks run out, the sequence adm
 head of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
 at the same time for a while.
 
-Batch requests use the capacity that interactive requests leave: a limited number of them run at the same time, and
+Batch requests use the capacity that interactive requests leave. A limited number of them run at the same time, and
 their prompts are computed in small chunks. They pause while an interactive prompt is computed. They are preempted
 first, also to free a slot for an interactive request.
 

@@ -47,7 +47,7 @@ def drafting_of(spec: EngineSpec[PreparedModel], runner: ModelRunner) -> Callabl
     """Return a function that creates the Drafting for a scheduler, or None if the engine uses no draft tokens.
 
     On a CPU, prompt lookup is on unless the catalog sets "off". On a GPU it is off unless the catalog sets
-    "prompt-lookup" or a draft model, because steps with draft tokens do not overlap with the work of the host.
+    "prompt-lookup" or a draft model. Steps with draft tokens on a GPU do not overlap with the work of the host.
 
     Args:
         spec: Parameters of the engine.

@@ -1,9 +1,9 @@
 """Emits the AMX instructions. A tile register holds up to 16 rows of up to 64 bytes, and is named by a constant number.
 
-tdpbssd multiplies a tile of activations (16 rows, 64 inputs) int8 by a tile of weights and adds the products to a tile of
-sums (16 rows, 16 outputs) int32. A row of the tile of weights holds 4 consecutive inputs of each of 16 outputs, int8.
-tdpbf16ps does the same for activations (16 rows, 32 inputs) bfloat16 and sums in float32. A row of the tile of weights
-then holds 2 consecutive inputs of each output.
+tdpbssd multiplies a tile of activations by a tile of weights, and adds the products to a tile of sums. Activations are
+(16 rows, 64 inputs) int8, and sums (16 rows, 16 outputs) int32. A row of the tile of weights holds 4 consecutive inputs
+of each of 16 outputs, int8. tdpbf16ps does the same for activations (16 rows, 32 inputs) bfloat16 and sums in float32.
+A row of the tile of weights then holds 2 consecutive inputs of each output.
 """
 
 from typing import TYPE_CHECKING, Any
