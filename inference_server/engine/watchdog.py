@@ -42,8 +42,7 @@ class Watchdog:
             engines: Returns the engines to observe.
             stall_seconds: Seconds without a step after which an engine is stalled.
             exit_seconds: Further seconds after which the process must exit.
-            on_health: Called with False when the first engine stalls, and with True when no engine is stalled any
-                longer.
+            on_health: Called with False when the first engine stalls, and with True when no engine is stalled anymore.
             on_exit: Called once, when the process must exit.
         """
         self._engines = engines

@@ -46,7 +46,7 @@ class Stepper:
         return self._step_loop.step_tokens
 
     def run(self) -> Iterator[None]:
-        """Run one step. Yields before each use of the device and at the end, so that events are published early.
+        """Run one step. Yields after each part that may emit events, so that they are published before the next part.
 
         With overlap, the tokens of the step are emitted by the next call, or by `flush`.
         """

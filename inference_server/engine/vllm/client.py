@@ -92,7 +92,7 @@ class VllmClient:
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Any, None]:
         """Return an iterator over vLLM's outputs, each with only the new tokens.
 
-        Closing it early aborts the request.
+        Closing the iterator early aborts the request.
         """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input

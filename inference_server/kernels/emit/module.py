@@ -58,7 +58,7 @@ def generate(emit: Emit, isa: "InstructionSet", triple: str) -> str:
 
 
 def compile_kernel(emit: Emit, isa: "InstructionSet", target: Target) -> bytes:
-    """Return an object file with a kernel's machine code, position-independent, without external symbols.
+    """Return a relocatable object file with a kernel's machine code, without external symbols.
 
     Raises:
         RuntimeError: LLVM rejects the generated code.

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 class AvxVnni(Avx2):
     """Multiplies and adds four bytes in each lane with one instruction, vpdpbusd, on 256-bit vectors.
 
-    LLVM encodes the instruction as the CPU requires: in AVX-VNNI's encoding, or in AVX512's on CPUs with only the
-    latter.
+    LLVM uses the encoding that the CPU requires: that of AVX-VNNI, or that of AVX512 on CPUs that have only the latter.
     """
 
     name = "avx-vnni"

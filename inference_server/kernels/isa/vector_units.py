@@ -242,8 +242,7 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
                 }
             first = quad % isa.words_at_once
             inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
-            # If `codes_at_once` is above 1, codes occupy many registers, so the vectors of outputs are computed one by
-            # one.
+            # If `codes_at_once` is above 1, codes occupy many registers, so vectors of outputs are computed one by one.
             for group in [outputs] if isa.codes_at_once == 1 else [[output] for output in outputs]:
                 places = [panel_step + width * (PANEL * panel) + (64 * quad + 4 * part) for panel, part in group]
                 weights = [_load_codes(code, place) for place in places]

@@ -45,8 +45,7 @@ RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINE
     7,
 )
 
-# The kernel `lora` multiplies this many ranks at a time. The matrices are padded with zeros to a multiple of this
-# number.
+# Number of ranks that the kernel `lora` multiplies at a time. Matrices are padded with zeros to a multiple of it.
 LORA_RANKS = 4
 
 _RMS_NORM = _layout("5qd")
@@ -184,9 +183,9 @@ def prefill_segments(
     Returns:
         The words of the table, and the bytes of workspace divided by num_kv_heads * head_dim.
 
-        The table begins with a header: the address of the workspace (0, set by the caller), and the numbers of
-        segments, of pieces of 32 keys and of groups of 32 queries. The entry of each segment follows: its first row,
-        number of rows, first position, address of its block table, first piece and first group.
+        The table begins with a header of 4 words: the address of the workspace, and the numbers of segments, of pieces
+        of 32 keys and of groups of 32 queries. The address is 0 until the caller sets it. The entry of each segment
+        follows: its first row, number of rows, first position, address of its block table, first piece and first group.
     """
     entries: list[int] = []
     row, piece, group = first_row, 0, 0

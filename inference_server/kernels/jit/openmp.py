@@ -56,7 +56,8 @@ def use_one_thread() -> None:
     Some operations of torch and of MKL round differently with another number of threads. Without torch's OpenMP library,
     the operations of every thread are affected.
     """
-    torch.get_num_threads()  # initialises this thread's number of threads; the first call would undo the lines below
+    # The first call initialises this thread's number of threads. If it came later, it would undo the lines below.
+    torch.get_num_threads()
     try:
         _library().omp_set_num_threads(1)  # type: ignore[union-attr]
         _library().MKL_Set_Num_Threads_Local(1)  # type: ignore[union-attr]

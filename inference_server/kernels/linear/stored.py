@@ -63,7 +63,7 @@ def _byte(code: Code, address: Int) -> Vector:
 def k_factors(code: Code, block: Int, group: int) -> tuple[Vector, Vector]:
     """Return the scale and the minimum (to be subtracted) of one of 8 groups, in every lane.
 
-    The 8 scales and 8 minima are stored with 6 bits each, in 12 bytes. Two float16 multiply them.
+    The 8 scales and 8 minima are stored with 6 bits each, in 12 bytes. They are multiplied by the block's two float16.
     """
     first, second = (_byte(code, block + (4 + group % 4 + 4 * part)) for part in (0, 1))
     if group < 4:

@@ -1,8 +1,9 @@
 """Copies 4-bit weights of GGUF files into the layout of the int4 kernels.
 
-Codes stay as they are; only their order changes. Each group of weights gets one scale and one minimum in float16. In
-q4_k, they are products, which are rounded. A panel has a record for each group of 32 inputs: 16 scales and 16 minima,
-then the codes of its 16 outputs (see linear/int4.py). The argument block is that of linear/stored.py.
+Codes stay as they are; only their order changes. Each group of weights gets one scale and one minimum in float16. For
+q4_k, both are products of stored numbers, rounded to float16. A panel has a record for each group of 32 inputs: 16
+scales and 16 minima, then the codes of its 16 outputs (see linear/int4.py). The argument block is that of
+linear/stored.py.
 """
 
 from collections.abc import Callable, Iterator
