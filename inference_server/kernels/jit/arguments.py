@@ -183,9 +183,10 @@ def prefill_segments(
     Returns:
         The words of the table, and the bytes of workspace divided by num_kv_heads * head_dim.
 
-        The table begins with a header of 4 words: the address of the workspace, and the numbers of segments, of pieces
-        of 32 keys and of groups of 32 queries. The address is 0 until the caller sets it. The entry of each segment
-        follows: its first row, number of rows, first position, address of its block table, first piece and first group.
+        The table begins with a header of 4 words: the address of the workspace, and the numbers of segments, pieces and
+        groups. The address is 0 until the caller sets it. A piece is 32 keys, and a group is 32 queries. The entry of
+        each segment follows: its first row, number of rows, first position, address of its block table, first piece and
+        first group.
     """
     entries: list[int] = []
     row, piece, group = first_row, 0, 0
