@@ -32,7 +32,7 @@ class GpuForward:
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
 
     def decode(self, tokens: DecodeRows) -> Tensor:
-        """Decode one position of each sequence. Returns logits (n, vocab_size)."""
+        """Decode tokens. Returns logits (n, vocab_size)."""
         return self._head(self._run(tokens, None))
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:

@@ -79,13 +79,13 @@ class DecodeGraphs:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Decode one position of each sequence.
+        """Decode tokens. A sequence may have several: its newest token, then draft tokens at the next positions.
 
         Args:
             tokens: The tokens; an id -(k + 1) refers to row k of `inputs.sampled`.
 
         Returns:
-            Logits (num_seqs, vocab_size) float32, a new tensor that no later pass changes.
+            Logits (num_tokens, vocab_size) float32, a new tensor that no later pass changes.
         """
         count = len(tokens.token_ids)
         num_rows = self._num_rows(count)

@@ -21,14 +21,14 @@ _TOKEN, _POSITION, _ROW, _LENGTH, _ADAPTER, _TABLE = range(6)
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The newest token of each of n sequences, on the device. Rows of length 0 are padding."""
+    """The n tokens of a decode pass, on the device: newest tokens and draft tokens. Rows of length 0 are padding."""
 
     token_ids: Tensor  # (n,) int64
     positions: Tensor  # (n,) int32
     rows: Tensor  # (n,) int32, the tokens' rows of the KV cache
-    lengths: Tensor  # (n,) int32, the sequences' lengths with the new token
+    lengths: Tensor  # (n,) int32, the lengths of the tokens' sequences, up to and including the token
     table: Tensor  # (n, max_blocks) int32, the block tables
-    adapters: Tensor  # (n,) int32, the LoRA adapter of each sequence, from 1; 0 for none
+    adapters: Tensor  # (n,) int32, the LoRA adapter of each token's sequence, from 1; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
