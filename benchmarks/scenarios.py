@@ -178,7 +178,7 @@ class Scenarios:
         return neighbours.compared(alone, neighbours.together(self._running, loads))
 
     def _turns(self) -> Figures:
-        """Measure the TTFT of two turns of a conversation. The second request repeats the long question and its reply."""
+        """Measure the TTFT of two turns of a conversation. The second request repeats the long question and reply."""
         first_question, _ = self._workload.prompt(LONG_TOKENS)
         second_question, _ = self._workload.prompt(SHORT_TOKENS)
         messages = [{"role": "user", "content": first_question}]
@@ -204,7 +204,7 @@ class Scenarios:
         return arrival(records[:-1], records[-1])
 
     def _constrained(self, streams: int) -> Figures:
-        """Return a step's time without and with a schema, for the same number of streams, and the schema's cost per token."""
+        """Return a step's time without and with a schema at the same number of streams, and the cost per token."""
         steps = []
         for schema in (None, _SCHEMA):
             requests = [

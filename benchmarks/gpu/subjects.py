@@ -195,7 +195,7 @@ class ContinuousBatching:
     def _fail(self, reason: str) -> NoReturn:
         if self._is_cuda:
             raise RuntimeError(f"continuous batching failed: {reason}")
-        # Not a failure on a CPU: without psutil, some releases of transformers cannot find the size of a machine's memory.
+        # Not a failure on a CPU: without psutil, some releases of transformers cannot find the size of its memory.
         raise LeftOut(f"continuous batching does not run on this CPU: {reason}")
 
     def close(self) -> None:
