@@ -177,7 +177,7 @@ class _PeerRun:
                     self._results.note(self._peer.name, "start", figures)
 
     def warm_up(self) -> None:
-        """Run the warm-up requests again. While the rivals were loaded, the system may have paged out this peer's memory."""
+        """Run the warm-up requests again: while the rivals were loaded, the system may have paged out this peer."""
         if self._running is not None:
             with self._awake():
                 self._warmed_up()

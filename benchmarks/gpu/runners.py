@@ -18,7 +18,7 @@ _CACHE_SHARE = 0.8  # share of the free memory that a KV cache may use
 
 
 def cache_tokens(model: Any, max_seqs: int = MAX_SEQS, max_tokens: int = MAX_TOKENS) -> int:
-    """Return the tokens of a KV cache for `max_seqs` sequences of `max_tokens`, or as many as fit in free GPU memory."""
+    """Return the tokens of a KV cache for `max_seqs` sequences of `max_tokens`, or those that fit the free memory."""
     wanted = max_seqs * max_tokens
     if model.device.type != "cuda":
         return wanted

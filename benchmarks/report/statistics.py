@@ -62,12 +62,12 @@ def burst(bursts: Sequence[Sequence[Record]]) -> Figures:
 
 
 def step_ms(records: Sequence[Record]) -> float:
-    """Return the median over the replies of the time per token after the first. Each reply needs at least two tokens."""
+    """Return the median over the replies of the time per token after the first. Every reply needs two tokens."""
     return median((record.events[-1] - record.events[0]) / (record.completion_tokens - 1) * 1e3 for record in records)
 
 
 def arrival(streams: Sequence[Record], late: Record) -> Figures:
-    """Return inter-token latencies of running streams: before a long prompt arrives, until its first token, and overall.
+    """Return inter-token latencies of running streams: before a long prompt arrives, until its first token, and in all.
 
     `late_ttft_ms` is the TTFT of the long prompt.
     """
