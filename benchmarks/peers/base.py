@@ -1,4 +1,4 @@
-"""Base classes of the peers: a peer is installed once, and started for each round with its processes and its clients."""
+"""Defines the base classes of peers. A peer is installed once. Its processes and its clients run in every round."""
 
 import json
 import subprocess

@@ -62,7 +62,7 @@ def burst(bursts: Sequence[Sequence[Record]]) -> Figures:
 
 
 def step_ms(records: Sequence[Record]) -> float:
-    """Return the median over the replies of the time per token after the first. Every reply needs two tokens."""
+    """Return the median time per token after the first, over the replies. Each reply must have at least two tokens."""
     return median((record.events[-1] - record.events[0]) / (record.completion_tokens - 1) * 1e3 for record in records)
 
 
