@@ -102,7 +102,7 @@ class Exchange:
         await Response(body, 200, {"content-type": content_type, **self._ids(), **notices})(*self._asgi)
 
     async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]], comment_seconds: float) -> None:
-        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream.
+        """Send each event of the reply as it arrives. After a failure, the last event is an error, not the end marker.
 
         Args:
             job: The request, and the writer of the reply.

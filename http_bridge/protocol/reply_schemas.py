@@ -88,7 +88,7 @@ ENVELOPE: Schema = {
 }
 _RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, RESPONSE, _BATCH_STATUS, _BATCH_RESULTS]}
 RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
-# models/search: Cloudflare's envelope, or OpenRouter's form.
+# models/search: Cloudflare's envelope, or OpenRouter's format.
 MODELS_REPLY: Schema = {"anyOf": [ENVELOPE, {"type": "object", "required": ["data"]}]}
 # A complete reply of chat completions or completions.
 OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}

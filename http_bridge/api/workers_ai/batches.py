@@ -1,4 +1,4 @@
-"""Batches of /ai/run and of the binding: requests that are queued together, and whose results the client polls.
+"""Batches of /ai/run and of the binding: requests that are queued together, and for whose results the client polls.
 
 Request                                        Answer
 
@@ -36,7 +36,7 @@ ParseOne = Callable[[dict[str, Any], str], RunJob | EmbeddingJob]
 Wrap = Callable[[bytes], bytes]
 _REFERENCE = "external_reference"
 _INPUTS = ("prompt", "messages", "input", "text", "contexts", "queries", "documents")
-_MAX_ID = 256  # longest request_id, in characters
+_MAX_ID = 256  # longest part of an unknown request_id in an error message, in characters
 # Results above this size are joined, and perhaps compressed, on another thread.
 _LARGE_BYTES = 1_000_000
 
@@ -63,7 +63,7 @@ def batch_job(document: _Document, *, model: str, account: str, wrap: Wrap, pars
         document: The body. A single request without the list `requests` is a batch of one.
         model: Name of the model.
         account: Account of the request; empty if it has none.
-        wrap: Adds the route's envelope to the JSON of a result.
+        wrap: Makes the body of the route's reply from the JSON of a result: adds an envelope, or compresses.
         parse_one: Parses one request.
 
     Raises:
@@ -84,7 +84,7 @@ def batch_job(document: _Document, *, model: str, account: str, wrap: Wrap, pars
 
 @dataclass(frozen=True, slots=True)
 class SubmitJob(DirectJob):
-    """Queues a batch. An invalid request of the batch fails alone."""
+    """Queues a batch. If a request of the batch is invalid, only that request fails."""
 
     model: str
     account: str
@@ -115,7 +115,7 @@ class SubmitJob(DirectJob):
         for index, document in enumerate(self.requests):
             parsed.append(self._request(document, index, upstream))
             num_bytes += parsed[-1].size
-            # References to items of earlier replies can become much longer than the body.
+            # References are replaced by the items of earlier replies, which can be much longer than the body.
             queue.check_size(len(self.requests), num_bytes)
         return parsed
 

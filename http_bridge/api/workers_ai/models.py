@@ -63,7 +63,7 @@ _STARTED = time.time()
 async def search_models(request: Request) -> Response:
     """GET …/ai/models/search: filter by author, task, search and source. A page after the last one is empty.
 
-    With format=openrouter the models have the form that OpenRouter requires of its providers.
+    With format=openrouter, the reply has the format that OpenRouter requires of its providers.
     """
     query = request.query_params
     models = [(model, entry) for model in await list_models(request) if _matches(entry := _search_entry(model), query)]
