@@ -22,7 +22,7 @@ SERVICE_NAME = "tailrace.v1.InferenceService"
 Group = tuple[Address, ...]
 
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
-    # A connection that was lost without notice is detected within 40 s, while a call uses it.
+    # A connection that was lost without notice is detected within 40 s if a call uses it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # gRPC also sends pings to measure the network's bandwidth, and delays keepalive pings meanwhile. So both kinds of

@@ -2,7 +2,7 @@
 
 Text is printed once and never redrawn. It therefore does not flicker, the terminal itself wraps it at any width, and code
 keeps its exact characters for copying. A library that draws whole blocks, such as rich, must redraw each block with every
-token, and cannot redraw what has left the window.
+token, and cannot redraw lines that have left the window.
 """
 
 import re

@@ -51,7 +51,7 @@ def kernels() -> Iterator[Finding]:
 
 
 def environment() -> Iterator[Finding]:
-    """Report the number of usable cores, a larger number of threads, and a system without large pages."""
+    """Report the number of usable cores, a setting of more threads than cores, and a system without large pages."""
     if not has_server():
         return
     from inference_server.kernels.jit.cores import usable_cores
