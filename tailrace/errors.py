@@ -17,7 +17,7 @@ class TailraceError(Exception):
         http_status: HTTP status; None over gRPC and where no server answered.
         grpc_status: Name of the gRPC status, such as "RESOURCE_EXHAUSTED"; None over REST.
         retry_after: Seconds after which a retry may succeed, as the server computed them; None if it sent none.
-        request_id: Id of the request in the logs of the services; None if no server answered.
+        request_id: Id of the request in the logs of the services; None over REST if no server answered.
     """
 
     is_retryable: ClassVar[bool] = False
@@ -48,11 +48,11 @@ class InvalidRequestError(TailraceError):
 
 
 class PromptTooLongError(InvalidRequestError):
-    """The prompt is longer than the model's context. The message has both numbers of tokens."""
+    """The prompt, or the prompt with `max_tokens`, is longer than the model's context. The message has the numbers."""
 
 
 class UnknownModelError(TailraceError):
-    """No server has the model, or the model has another task. The message lists the models."""
+    """No server has the model, or the model has another task. For an unknown model, the message lists the models."""
 
 
 class NotRecordedError(InvalidRequestError):
@@ -90,7 +90,7 @@ class ConnectionFailedError(UnavailableError):
 
 
 class DeadlineError(TailraceError):
-    """The reply was not complete within `timeout`, or within the service's own limit."""
+    """The reply was not complete within `timeout` or `total_timeout`, or within the service's own limit."""
 
 
 class GenerationError(TailraceError):

@@ -169,7 +169,7 @@ def _watch(services: list[Service], started: float) -> int:
                 return _SIGNAL_EXIT_CODE - code
             if code is not None:
                 return code or 1
-        # Both listen at their own ports, so that the bridge cannot have reached the server of another stack.
+        # Only if both listen at their own ports: otherwise, the bridge may have reached the server of another stack.
         if not is_announced and all(service.is_listening() for service in services):
             os.environ.update({service.variable: service.address for service in services})
             if _is_ready(http_address()):
