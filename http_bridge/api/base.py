@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Models(Protocol):
-    """The models of the inference servers, from the bridge's last poll. No method calls a server."""
+    """The models of the inference servers as the bridge's polls found them. No method calls a server."""
 
     def find_model(self, name: str) -> Model | None:
         """Return the description of a model; None if no server is known to host it."""
@@ -205,7 +205,7 @@ class RequestParser(Protocol):
 
 
 def check_model_name(name: str) -> str:
-    """Return `name`.
+    """Return `name` if a model can have it.
 
     Raises:
         ApiError: 404/3042 if no model can have this name: it is empty, not printable, or longer than 256 characters.
@@ -216,7 +216,7 @@ def check_model_name(name: str) -> str:
 
 
 def skipped_notice(body: RunBody) -> dict[str, str]:
-    """Return the header with the types of the tools that were left out, and log these types; empty if there are none."""
+    """Return the header with the types of the tools that were left out, and log them. Empty if no tool was left out."""
     if not body.skipped_tools:
         return {}
     # A type comes from the client, and a header cannot contain every character.

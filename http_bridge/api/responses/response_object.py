@@ -113,7 +113,7 @@ def response_payload(
         created: Time of the request, in seconds since 1970.
         status: Status of the response.
         output: The output items so far.
-        completed: The end of the reply; None if it has not ended.
+        completed: The server's last message; None if the reply has failed or has not ended yet.
         error: The error of a failed response.
     """
     return {

@@ -107,7 +107,7 @@ def choose(choice: Any, toolbox: Toolbox) -> Choice:
         toolbox: The body's tools.
 
     Raises:
-        ApiError: 400/5006 if the choice has no known form, or names a tool that cannot be called.
+        ApiError: 400/5006 if the choice has no known format, or names a tool that cannot be called.
     """
     if isinstance(choice, dict):
         choice = _as_function(choice)

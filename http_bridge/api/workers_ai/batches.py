@@ -166,7 +166,7 @@ class PollJob(DirectJob):
 
 @dataclass(frozen=True, slots=True)
 class RunWork:
-    """Runs a model for a request of a batch. `num_bytes`: size of its body, of which the reply may repeat fields."""
+    """Runs a model for a request of a batch. `num_bytes`: size of the request's body, which the reply may repeat in part."""
 
     job: RunJob
     upstream: Upstream
@@ -208,7 +208,7 @@ class EmbeddingWork:
         return self.job.request.ByteSize()
 
     async def run(self, request_id: str, timeout_seconds: float) -> Result:
-        """Embed the texts. Raises ApiError if that fails."""
+        """Embed the texts. Raises ApiError if the gRPC call fails."""
         request = self.job.request
         try:
             response = await self.upstream.embed(request, request_id=request_id, timeout_seconds=timeout_seconds)

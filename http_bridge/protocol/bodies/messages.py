@@ -38,7 +38,7 @@ _DATA_URL = re.compile(r"\s*data:(image|audio|video)/[\w.+-]+;base64,")
 
 
 def message_problems(messages: object, model: str) -> Iterator[Problem]:
-    """Yield a problem for each part of `messages` that the model cannot read. `model`: its name, for the error."""
+    """Yield a problem for each part of `messages` that the model cannot read. `model`: the model's name, for the error."""
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if not isinstance(message, dict):
             continue

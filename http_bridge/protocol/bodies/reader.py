@@ -139,7 +139,7 @@ class BodyReader:
 
 
 def _validate(validator: Validator, document: Document, *named: Iterable[Problem]) -> None:
-    """Raise one error with all problems: those of the schema, and the `named` ones."""
+    """Raise one error with all problems: those that the schema finds, and those in `named`."""
     if problems := first_problems(chain(validator.problems(document), *named)):
         raise bad_fields(problems)
 

@@ -118,12 +118,12 @@ def model_name(document: Document) -> str:
 
 
 def chat_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of chat completions. `model`: its name, for the errors."""
+    """Yield the problems of a body of chat completions. `model`: the model's name, for the errors."""
     yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_CHAT})
 
 
 def completion_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of completions. `model`: its name, for the errors."""
+    """Yield the problems of a body of completions. `model`: the model's name, for the errors."""
     yield from _problems(document, model, {**_COMMON, **_COMPLETION})
     if "best_of" in document and _exceeds(document["best_of"], document.get("n")):
         yield Problem("/best_of", "'/best_of' is not supported: ask for n replies and choose among them")
@@ -135,7 +135,7 @@ def responses_problems(document: Document) -> Iterator[Problem]:
 
 
 def run_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of /ai/run. `model`: its name, for the errors."""
+    """Yield the problems of a body of /ai/run. `model`: the model's name, for the errors."""
     yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_RUN})
 
 
