@@ -68,7 +68,7 @@ class Exchange:
         return text[:_MAX_SESSION] if text.isascii() and text.isprintable() else ""
 
     def incoming(self, data: bytes, settings: Settings, bodies: BodyReader) -> IncomingRequest:
-        """Return the request in the form that request parsers accept. `data`: its body."""
+        """Return the request as request parsers accept it. `data`: its body."""
         return IncomingRequest(
             request_id=self.request_id,
             account=self._account or self._token_account,

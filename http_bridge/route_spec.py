@@ -111,7 +111,7 @@ class RouteSpec:
 
 
 class LabeledRoute(routing.Route):
-    """Starlette's route of a RouteSpec."""
+    """The Starlette route that a RouteSpec describes."""
 
     def __init__(self, spec: RouteSpec, app: ASGIApp) -> None:
         super().__init__(spec.path, app, methods=spec.methods)

@@ -33,7 +33,7 @@ class AsyncStream:
 
     @property
     def request_id(self) -> str:
-        """Id of the request in the logs of the services; empty before the first event."""
+        """Id of the request in the logs of the services; empty until the server has accepted the request."""
         return self._request_id
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -55,7 +55,7 @@ class AsyncStream:
                 yield event.text
 
     async def reply(self) -> Reply:
-        """Read the rest of the stream, and return the whole reply, with the events that were already read."""
+        """Read the rest of the stream, and return the whole reply, including the events that were read before."""
         async for _ in self:
             pass
         return self._collector.reply()

@@ -33,7 +33,7 @@ class Stream:
 
     @property
     def request_id(self) -> str:
-        """Id of the request in the logs of the services; empty before the first event."""
+        """Id of the request in the logs of the services; empty until the server has accepted the request."""
         return self._request_id
 
     def __iter__(self) -> Iterator[Event]:
@@ -55,7 +55,7 @@ class Stream:
                 yield event.text
 
     def reply(self) -> Reply:
-        """Read the rest of the stream, and return the whole reply, with the events that were already read."""
+        """Read the rest of the stream, and return the whole reply, including the events that were read before."""
         for _ in self:
             pass
         return self._collector.reply()

@@ -19,7 +19,7 @@ class Endpoint:
     """A service and the credentials for it.
 
     Attributes:
-        url: The address as given, without a slash at its end.
+        url: The address, without a slash at its end.
         is_grpc: Whether the address is an inference server's (grpc:// or grpcs://) instead of a bridge's.
         target: host:port.
         has_tls: Whether the connection is encrypted.

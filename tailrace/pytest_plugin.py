@@ -111,7 +111,7 @@ def _folder(config: pytest.Config) -> Path:
 
 
 def _settings(config: pytest.Config) -> dict[str, str]:
-    """Return the server's settings: the same prompt always gets the same reply, and replies may be recorded."""
+    """Return the server's settings: deterministic replies, and the recordings that the command line names."""
     settings = {"TAILRACE_DETERMINISTIC": "true"}
     if folder := config.getoption("--tailrace-recordings"):
         settings["TAILRACE_RECORDINGS"] = str(Path(config.invocation_params.dir, folder))

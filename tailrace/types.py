@@ -149,7 +149,7 @@ class Finished:
     """The reply is complete. Always the last event.
 
     Attributes:
-        reason: "stop", "length" (max_tokens or the model's limit) or "tool_calls".
+        reason: "stop", "length" (max_tokens, or a limit of the model or of the time) or "tool_calls".
         usage: Token counts of the request.
     """
 
@@ -220,7 +220,7 @@ class Model:
         name: The name for `model`.
         description: A sentence; may be empty.
         task: "text-generation" or "text-embeddings".
-        window: Most tokens of prompt and reply together; of an embedding model, of one text.
+        window: Largest number of tokens of prompt and reply together; of an embedding model, of one text.
         max_output_tokens: Longest reply in tokens; 0 for embedding models.
         dimensions: Length of an embedding model's vectors; 0 for other models.
         adapters: Names of its LoRA adapters.

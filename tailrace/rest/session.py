@@ -19,7 +19,7 @@ def limits() -> httpx2.Limits:
 
 
 def verification(endpoint: Endpoint) -> "ssl.SSLContext | bool":
-    """Return the TLS settings: the system's certificates, or those of the endpoint's files."""
+    """Return the TLS settings: the default certificates, or those of the endpoint's files; False without TLS."""
     if not endpoint.has_tls:
         return False  # loading the certificates would take longer than a request
     if not (endpoint.ca_file or endpoint.cert_file):

@@ -164,7 +164,7 @@ def _started_by_another(folder: Path) -> TestServer:
 
 
 def _claims(path: Path) -> bool:
-    """Return True in the first process that calls this with `path`, which then contains its id."""
+    """Return True in the first process that calls this with `path`. The file then contains the id of that process."""
     try:
         claim = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:

@@ -76,9 +76,10 @@ def environment() -> Iterator[Finding]:
 
 
 def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[Finding]:
-    """Report the precision, the instruction set and the path of each entry on the CPU. Yields nothing if a GPU is used.
+    """Report how each entry runs on the CPU: the precision, the instruction set, and which passes are kernel programs.
 
-    Nothing is downloaded: the path of a model whose configuration is not on disk is left out.
+    Yields nothing if a GPU is used. Downloads nothing: for a model whose configuration is not on disk, it reports only
+    the precision.
 
     Args:
         entries: The catalog's entries.

@@ -138,7 +138,7 @@ def _check_addresses() -> None:
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
-    # nohup starts the command with SIGHUP ignored, so that the command runs on after its terminal is closed.
+    # nohup starts the command with SIGHUP ignored, so the command must continue after its terminal is closed.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, handler)
 

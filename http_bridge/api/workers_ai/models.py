@@ -27,7 +27,7 @@ _Entry = dict[str, Any]
 
 _MAX_PER_PAGE = 1000
 _DEFAULT_PER_PAGE = 50
-# Cloudflare's own ids, so that tools which stored one find the same task or model here.
+# Cloudflare's own ids: a tool that has stored an id finds the same task or model here.
 _TEXT_GENERATION = {
     "id": "c329a1f9-323d-4e91-b2aa-582dd4188d34",
     "name": "Text Generation",
