@@ -1,4 +1,4 @@
-"""The routes of the Worker binding, and the listener that serves only these. The table of all routes is in routes.py."""
+"""The routes of the Worker binding, and the listener that serves only them. The table of all routes is in routes.py."""
 
 from collections.abc import Callable, Sequence
 

@@ -35,8 +35,8 @@ _BASE_HINT = (
 _HINTS = (
     (re.compile(r".*/(chat/completions|completions|responses|embeddings|models)/?"), _BASE_HINT),
     (
-        # The last part matches any text, so the match never continues with a later /run/: in a long path with many of
-        # them, that would take seconds.
+        # The last part matches any text, so that the match never continues with a later /run/. In a long path with many
+        # of them, a search from each would take seconds.
         re.compile(r"(?!/client/v4/accounts/)[\s\S]*?/run/[\s\S]+"),
         ": Workers AI's routes begin with /client/v4/accounts/{account}/ai/run",
     ),

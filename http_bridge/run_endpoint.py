@@ -117,7 +117,7 @@ class RunEndpoint:
             return await self._parse_once(dataclasses.replace(incoming, models_are_current=True))
 
     async def _parse_once(self, incoming: IncomingRequest) -> RunJob | DirectJob:
-        # Parsing megabytes of small messages takes a second. It is done on another thread, so that other streams continue.
+        # Parsing megabytes of small messages takes a second. Another thread does it, so that other streams continue.
         if not incoming.is_large:
             return self._parser.parse(incoming)
         return await asyncio.to_thread(self._parser.parse, incoming)

@@ -11,8 +11,8 @@ from tailrace.options import Limits
 
 # Pauses if the server sent none: half a second, doubled with each attempt up to the longest pause.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
-# A pause that the server sent is extended by up to a quarter, and the client's own one shortened by up to a quarter, so
-# that refused clients do not return together.
+# A pause that the server sent is extended by up to a quarter, and the client's own one is shortened. Refused clients
+# therefore do not return together.
 _JITTER = 0.25
 # If the server sent a longer pause than this, the client raises the error at once. `retry_after` contains the pause.
 _LONGEST_RETRY_AFTER_SECONDS = 60.0

@@ -119,8 +119,8 @@ class Client(Protocol):
 def full_name(client: Client, name: str) -> str:
     """Return the full name of the served model that `name` abbreviates.
 
-    A name with a slash is returned unchanged, without a request to the server. An empty name selects the first model that
-    generates text.
+    A name with a slash is returned unchanged, without a request to the server. An empty name selects the first model
+    that generates text.
 
     Raises:
         UnknownName: No served model has this name.

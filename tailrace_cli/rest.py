@@ -19,8 +19,8 @@ _CONNECT_SECONDS = 10.0
 _LIST_SECONDS = 30.0
 # The account of a bridge without tokens, which accepts every name.
 _ANY_ACCOUNT = "local"
-# Cloudflare's codes, in this order: no token, wrong token, prompt too long; a model that is unknown, removed or has another
-# task; an unknown route.
+# Cloudflare's codes, in this order: no token, wrong token, prompt too long; a model that is unknown, removed or has
+# another task; an unknown route.
 _NO_TOKEN, _WRONG_TOKEN, _TOO_LONG = 9106, 10000, 5021
 _UNKNOWN_MODEL = (5007, 5028)
 _UNROUTED = 7000

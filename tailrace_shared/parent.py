@@ -1,8 +1,8 @@
 """Two pipes between `tailrace serve` and its services.
 
 The first one ends a service after the command has been killed, for example by `kill -9`. The command holds its writing end,
-and each service the reading end. The system closes the writing end when the command ends for any reason, and the service
-then receives SIGTERM.
+and each service the reading end. The system closes the writing end when the command ends for any reason, and the
+service then receives SIGTERM.
 
 Through the second one, a service reports its port as soon as it listens there. The command thus learns a port that the
 system selected, and cannot mistake another stack for its own.

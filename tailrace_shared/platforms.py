@@ -1,4 +1,4 @@
-"""Describes the platforms on which the inference server does not run, and alternatives. docs/platforms.md has the list."""
+"""Describes platforms on which the inference server does not run, and alternatives. docs/platforms.md has the list."""
 
 import platform
 import sys

@@ -1,7 +1,8 @@
 """The environment variables that Tailrace reads, and a check for misspelt ones.
 
-Each service also finds the other service's variables in its environment, and ignores them. This table distinguishes them
-from misspelt ones. A service logs a misspelt variable, and does not start if the variable may be meant to protect it.
+Each service also finds the other service's variables in its environment, and ignores them. This table distinguishes
+them from misspelt ones. A service logs a misspelt variable, and does not start if the variable may be meant to protect
+it.
 """
 
 import difflib

@@ -77,7 +77,7 @@ class Batch:
         began_at: Time of its submission, in seconds of the event loop's clock.
         waiting: Indexes of the requests that have not started, in order.
         num_open: Number of requests without an outcome.
-        size: Size of its unfinished requests, of all references, of its results and of invalid requests' errors, in bytes.
+        size: Size in bytes of its unfinished requests, all references, its results and the errors of invalid requests.
         is_started: Whether a request has started.
         pause_seconds: The last pause after a refusal, in seconds; 0 after a success. The next pause is longer.
         was_read: Whether a client received the results.

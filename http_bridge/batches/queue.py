@@ -1,7 +1,7 @@
 """Runs batches in the background, and stores their results in bounded memory. Does not depend on HTTP or gRPC.
 
-Scheduling is round-robin across batches, so a large batch does not delay the first requests of a later one. If a request
-is refused for lack of capacity, its batch pauses, and the request is repeated until the batch's time is over.
+Scheduling is round-robin across batches, so a large batch does not delay the first requests of a later one. If a
+request is refused for lack of capacity, its batch pauses, and the request is repeated until the batch's time is over.
 """
 
 import asyncio

@@ -17,8 +17,8 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         ClientDisconnect: The client disconnected.
     """
     too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
-    # A client that announces a body above the limit is refused before the upload. The HTTP server checks that the header
-    # Content-Length is a number, but not in a request that is wrapped in another request.
+    # A client that announces a body above the limit is refused before the upload. The HTTP server checks that the
+    # header Content-Length is a number, but not in a request that is wrapped in another request.
     announced = Headers(scope=scope).get("content-length", "0")
     if announced.isdecimal() and int(announced[:_MAX_DIGITS]) > max_bytes:
         raise too_large

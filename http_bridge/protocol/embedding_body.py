@@ -112,7 +112,7 @@ def _queries(document: Document, model: str) -> EmbeddingBody:
 
 def _common(document: Document, model: str) -> dict[str, Any]:
     truncates = document.get("truncate_inputs")
-    # bge-m3 refuses long texts by default. For the other models, long texts are truncated unless the request forbids it.
+    # bge-m3 refuses long texts by default. The other models truncate them unless the request forbids it.
     refuses = not truncates if "bge-m3" in model.lower() else truncates is False
     return {"pooling": document.get("pooling"), "refuses_long_texts": refuses}
 

@@ -60,7 +60,7 @@ def pages() -> Mapping[str, Endpoint]:
 def _page(name: str) -> Endpoint:
     path = _FOLDER / name
     content, media_type = path.read_bytes(), _TYPES[path.suffix]
-    # With mtime=0 the result contains no time, so equal content has equal bytes in every process behind a load balancer.
+    # With mtime=0 the result contains no time: equal content has equal bytes in every process behind a load balancer.
     compressed = gzip.compress(content, compresslevel=9, mtime=0)
     digest = hashlib.sha256(content).hexdigest()[:32]
 

@@ -32,7 +32,7 @@ class Addresses:
     """The addresses of all targets. gRPC itself resolves a name that could not be looked up yet."""
 
     def __init__(self, targets: tuple[str, ...]) -> None:
-        """Set the targets: host:port pairs, or one target in gRPC's notation. `refresh` looks up the names of the pairs."""
+        """Set the targets: host:port pairs, or one target in gRPC's notation. `refresh` looks up names in the pairs."""
         self._found = {target: _unresolved(target) for target in targets}
         self._names = [target for target in targets if _is_name(target)]
         self._missing: set[str] = set()

@@ -22,8 +22,8 @@ from tailrace.errors import (
     UnknownModelError,
 )
 
-# Class and reason by Cloudflare's code. The reason is the one of the gRPC contract that the code stands for; empty if the
-# code stands for several unrelated causes.
+# Class and reason by Cloudflare's code. The reason is the one of the gRPC contract that the code stands for; empty if
+# the code stands for several unrelated causes.
 _BY_CODE: dict[int, tuple[type[TailraceError], str]] = {
     3000: (GenerationError, "GENERATION_FAILED"),
     3007: (DeadlineError, ""),

@@ -12,7 +12,7 @@ _IDLE_SECONDS = 30.0
 
 
 def limits() -> httpx2.Limits:
-    """Return the limits of the pool: any number of simultaneous requests, and 20 idle connections for later requests."""
+    """Return the limits of the pool: any number of simultaneous requests, and 20 idle connections for later ones."""
     return httpx2.Limits(
         max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
     )

@@ -35,7 +35,7 @@ class Editor(Protocol):
 
         Raises:
             EOFError: The input ended, for example by Ctrl-D.
-            KeyboardInterrupt: Ctrl-C on an empty line.
+            KeyboardInterrupt: Ctrl-C. In FullEditor only if there is no text: otherwise Ctrl-C deletes the text.
         """
 
 
@@ -110,7 +110,7 @@ class ReadlineEditor(LineEditor):
     can_edit = True
 
     def __init__(self, complete: Complete, path: Path | None) -> None:
-        """Read the history from `path`; None: it ends with the process. Raises ImportError if Python has no readline."""
+        """Read the history from `path`; None: it ends with the process. Raises ImportError if readline is missing."""
         import readline
 
         self._readline = readline

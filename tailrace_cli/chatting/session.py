@@ -166,7 +166,7 @@ class _Session:
                 num_dropped += 2
 
     def _comment(self, stats: ReplyStats, num_dropped: int) -> None:
-        """Write the notes after a reply: token counts, remaining context, and whether text was cut or messages dropped."""
+        """Write the notes after a reply: token counts, remaining context, and whether text or messages were cut."""
         if num_dropped:
             note(f"(The oldest {num_dropped} messages no longer fit into the model's context, and are forgotten.)")
         if stats.completion_tokens:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from inference_server.settings import Settings
 
 WIDTH = 4096  # inputs and outputs of the layer
-# Bytes of all copies of the layer together, more than a CPU's caches hold: a model's forward pass also reads its weights
-# from memory.
+# Bytes of all copies of the layer together, more than a CPU's caches hold: a model's forward pass also reads its
+# weights from memory.
 TOTAL_BYTES = 256 << 20
 SECONDS = 0.12  # duration of one measurement
 ROWS = (1, 32)  # rows of a product, one for each stream

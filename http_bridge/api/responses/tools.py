@@ -1,7 +1,8 @@
 """Reads the tools and the tool choice of a Responses body.
 
 A model calls functions. A custom tool becomes a function with one string argument, and the functions of a namespace get
-its name as a prefix. `Toolbox.origin` finds the client's tool for a call. Tools that OpenAI would run itself are left out.
+its name as a prefix. `Toolbox.origin` finds the client's tool for a call. Tools that OpenAI would run itself are left
+out.
 """
 
 import json

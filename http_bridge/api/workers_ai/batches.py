@@ -96,8 +96,8 @@ class SubmitJob(DirectJob):
         """Queue the batch and return its id.
 
         Raises:
-            ApiError: 400/5006 if batches are switched off, 400/5007 for an unknown model, 413/3006 for too many requests or
-                bytes, 429/3040 for a full queue.
+            ApiError: 400/5006 if batches are switched off, 400/5007 or 400/5028 for an unknown model, 413/3006 for too
+                many requests or bytes, 429/3040 for a full queue.
             AioRpcError: No server returned its models.
         """
         upstream: Upstream = state["upstream"]
@@ -166,7 +166,7 @@ class PollJob(DirectJob):
 
 @dataclass(frozen=True, slots=True)
 class RunWork:
-    """Runs a model for a request of a batch. `num_bytes`: size of the request's body, which the reply may repeat in part."""
+    """Runs a model for a request of a batch. `num_bytes`: size of the request's body, parts of which the reply repeats."""
 
     job: RunJob
     upstream: Upstream

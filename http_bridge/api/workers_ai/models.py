@@ -89,7 +89,11 @@ class ModelSchema:
         self._inputs = inputs
 
     async def __call__(self, request: Request) -> Response:
-        """Return the schemas of the model's input and output. Raises ApiError 400/5007 for an unknown model."""
+        """Return the schemas of the model's input and output.
+
+        Raises:
+            ApiError: 400/5006 if the query names no model, 400/5007 or 400/5028 for an unknown model.
+        """
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")

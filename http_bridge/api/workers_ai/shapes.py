@@ -1,7 +1,7 @@
 """Parses one body of /ai/run or of the binding.
 
-The reply has the format of the Responses API if the body has it. Otherwise the model's `shape` in the catalog determines
-the format.
+The reply has the format of the Responses API if the body has it. Otherwise the model's `shape` in the catalog
+determines the format.
 """
 
 from collections.abc import Callable

@@ -32,7 +32,7 @@ class VerifyToken:
 
 
 async def list_accounts(request: Request) -> Response:
-    """GET /accounts: return the account of the request's token: "local" without tokens or for a token of every account."""
+    """GET /accounts: return the account of the request's token; "local" if it is for every account or not needed."""
     account = request.scope["state"].get(ACCOUNT_KEY) or _ANY_ACCOUNT
     page = {"page": 1, "per_page": 20, "count": 1, "total_count": 1, "total_pages": 1}
     return JSONResponse({**envelope([{"id": account, "name": account, "type": "standard"}]), "result_info": page})
