@@ -113,7 +113,7 @@ class Validator:
         self._validator = jsonschema_rs.Draft202012Validator(dict(schema), keywords={"maxDepth": _MaxDepth})
 
     def problems(self, document: Mapping[str, Any]) -> list[Problem]:
-        """Return the errors as clauses without a full stop: MAX_PROBLEMS at most, then "and more" if there are others."""
+        """Return at most MAX_PROBLEMS errors as clauses without a full stop, then "and more" if there are others."""
         return [] if self._validator.is_valid(document) else first_problems(map(self._problem, self._errors(document)))
 
     def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:

@@ -89,8 +89,8 @@ def replays_only() -> bool:
 def _address_settings(options: ServeOptions) -> dict[str, str]:
     """Return the bridge's address, and for a second stack on this machine also a gRPC address with port 0.
 
-    The stack counts as a second one if no gRPC address is set, and --port is 0 or the default gRPC address is in use.
-    Two stacks that start simultaneously with --port 0 therefore have no port in common.
+    The stack counts as a second one if --port is given, no gRPC address is set, and the port is 0 or the default gRPC
+    address is in use. Two stacks that start simultaneously with --port 0 therefore have no port in common.
     """
     address = variable(_HTTP, DEFAULT_HTTP_ADDRESS)
     try:

@@ -104,7 +104,7 @@ def _tensor(document: _Document) -> Any | None:
 
 
 def embedding_job(incoming: IncomingRequest, document: _Document, model: str, wrap: _Wrap) -> EmbeddingJob:
-    """Return the parsed request for a body. Raises ApiError if it is invalid. `wrap`: adds an envelope, or compresses."""
+    """Return the parsed request for a body. Raises ApiError if it is invalid. `wrap`: adds an envelope, or gzips."""
     body = run_body(document, model=model)
     request = _request(incoming, body, model)
     shown = {Pooling.POOLING_MEAN: "mean", Pooling.POOLING_CLS: "cls"}.get(request.pooling)

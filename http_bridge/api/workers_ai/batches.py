@@ -166,7 +166,7 @@ class PollJob(DirectJob):
 
 @dataclass(frozen=True, slots=True)
 class RunWork:
-    """Runs a model for a request of a batch. `num_bytes`: size of the request's body, parts of which the reply repeats."""
+    """Runs a model for a request of a batch. `num_bytes`: size of its body, parts of which the reply may repeat."""
 
     job: RunJob
     upstream: Upstream
