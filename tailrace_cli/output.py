@@ -37,7 +37,7 @@ def write(text: str = "", *, end: str = "\n") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line about the command itself to standard error, in a faint colour if it has colours."""
+    """Write a line about the command itself to standard error, in a faint colour if standard error has colours."""
     tell(text, is_dim=True)
 
 

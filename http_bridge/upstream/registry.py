@@ -33,7 +33,7 @@ class _Server:
     Attributes:
         models: Its models by name; None until its first answer.
         is_current: Whether the last poll was answered. A restarted server may have other models.
-        is_serving: Whether its health was SERVING.
+        is_serving: Whether its health was SERVING at the last poll.
     """
 
     models: dict[str, Model] | None = None

@@ -98,7 +98,7 @@ def shared(
 
 
 def stop(folder: Path) -> None:
-    """Stop the server that was started in `folder`, if there is one, and delete the folder."""
+    """Stop the test run's server, if the run started one, and delete `folder`, which its processes share."""
     keeper = _number(folder / _KEEPER)
     if keeper and _is_alive(keeper):
         os.kill(keeper, signal.SIGTERM)

@@ -141,7 +141,7 @@ class _Waiting:
             self._thread.start()
 
     def end(self) -> None:
-        """Remove the line. Later calls do nothing."""
+        """End the display and remove its line. Later calls do nothing."""
         if self._thread is not None:
             self._arrived.set()
             self._thread.join()

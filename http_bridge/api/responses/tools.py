@@ -38,7 +38,7 @@ class Toolbox:
 
     Attributes:
         functions: The functions for the model.
-        shown: The client's tools without the tools that are left out, for the reply.
+        shown: The client's tools for the reply, without those that are left out. A namespace is shown as a whole.
     """
 
     functions: list[pb.Tool] = field(default_factory=list)

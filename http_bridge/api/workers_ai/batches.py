@@ -93,7 +93,7 @@ class SubmitJob(DirectJob):
     parse_one: ParseOne
 
     async def answer(self, state: Mapping[str, Any]) -> bytes:
-        """Queue the batch and return its id.
+        """Queue the batch and return its status, which contains its id.
 
         Raises:
             ApiError: 400/5006 if batches are switched off, 400/5007 or 400/5028 for an unknown model, 413/3006 for too
