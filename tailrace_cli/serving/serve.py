@@ -139,7 +139,7 @@ def _check_addresses() -> None:
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
-    # nohup starts the command with SIGHUP ignored, so that the command runs on after its terminal is closed.
+    # nohup starts the command with SIGHUP ignored, so the command must continue after its terminal is closed.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, handler)
 
@@ -185,7 +185,7 @@ def _watch(services: list[Service], started: float, stop: _Stop) -> int:
                 return _SIGNAL_EXIT_CODE - code
             if code is not None:
                 return code or 1
-        # Both listen at their own ports, so that the bridge cannot have reached the server of another stack.
+        # Only if both listen at their own ports: otherwise, the bridge may have reached the server of another stack.
         if not is_announced and all(service.is_listening() for service in services):
             os.environ.update({service.variable: service.address for service in services})
             if _is_ready(http_address()):
