@@ -33,7 +33,7 @@ class AsyncStream:
 
     @property
     def request_id(self) -> str:
-        """Id of the request in the logs of the services; empty before the first event."""
+        """Id of the request in the logs of the services; empty until the server has accepted the request."""
         return self._request_id
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -55,7 +55,7 @@ class AsyncStream:
                 yield event.text
 
     async def reply(self) -> Reply:
-        """Read the rest of the stream, and return the whole reply, with the events that were already read."""
+        """Read the rest of the stream, and return the whole reply, including the events that were read before."""
         async for _ in self:
             pass
         return self._collector.reply()
@@ -79,7 +79,7 @@ class AsyncStream:
 class AsyncClient:
     """A client of one bridge (http://, https://) or inference server (grpc://, grpcs://), for one asyncio event loop.
 
-    Connections are kept and used again. Any number of tasks may share a client. Refused and failed requests are tried
+    Connections are kept open and reused. Any number of tasks may share a client. Refused and failed requests are tried
     again where that is safe: never after the first event of a stream.
     """
 
@@ -118,7 +118,7 @@ class AsyncClient:
 
         Args:
             prompt: The user's message, or with `raw` the text to continue. None: `messages` is the conversation.
-            model: Name of the model; None: the client's.
+            model: Name of the model; None: the client's model, or if it has none, the first that generates text.
             options: Everything else that a request may set: see RunOptions.
 
         Raises:
@@ -135,7 +135,7 @@ class AsyncClient:
                     collector.add(event)
             return collector.reply()
 
-        # Nothing reaches the caller before the reply is complete, so that a broken reply may be tried again too.
+        # Nothing reaches the caller before the reply is complete, so a broken reply may be tried again too.
         return await self._try(attempts, attempt)
 
     def stream(

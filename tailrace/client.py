@@ -33,7 +33,7 @@ class Stream:
 
     @property
     def request_id(self) -> str:
-        """Id of the request in the logs of the services; empty before the first event."""
+        """Id of the request in the logs of the services; empty until the server has accepted the request."""
         return self._request_id
 
     def __iter__(self) -> Iterator[Event]:
@@ -55,7 +55,7 @@ class Stream:
                 yield event.text
 
     def reply(self) -> Reply:
-        """Read the rest of the stream, and return the whole reply, with the events that were already read."""
+        """Read the rest of the stream, and return the whole reply, including the events that were read before."""
         for _ in self:
             pass
         return self._collector.reply()
@@ -79,7 +79,7 @@ class Stream:
 class Client:
     """A client of one bridge (http://, https://) or inference server (grpc://, grpcs://).
 
-    Connections are kept and used again. Any number of threads may share a client. After a fork, create a new one.
+    Connections are kept open and reused. Any number of threads may share a client. After a fork, create a new client.
     Refused and failed requests are tried again where that is safe: never after the first event of a stream.
     """
 
@@ -102,7 +102,7 @@ class Client:
             url: The address; None: TAILRACE_URL, or else http://127.0.0.1:8787.
             token: Bearer token; None: TAILRACE_TOKEN, if it is set.
             account: Account of the requests; None: TAILRACE_ACCOUNT, or else the token's.
-            model: Model of requests without one; None: the server's first model with the task.
+            model: Model of `run` and `stream` calls without one; None: the server's first model that generates text.
             timeout: Seconds for one attempt, until the reply is complete; None: unlimited.
             total_timeout: Seconds for all attempts of a call and the pauses between them; None: unlimited.
             retries: Number of further attempts after a failed one.
@@ -129,14 +129,14 @@ class Client:
 
         Args:
             prompt: The user's message, or with `raw` the text to continue. None: `messages` is the conversation.
-            model: Name of the model; None: the client's.
+            model: Name of the model; None: the client's model, or if it has none, the first that generates text.
             options: Everything else that a request may set: see RunOptions.
 
         Raises:
             TailraceError: The request is refused, or failed in its last attempt.
         """
         attempts = Attempts(self._policy.with_limits(options))
-        # Nothing reaches the caller before the reply is complete, so that a broken reply may be tried again too.
+        # Nothing reaches the caller before the reply is complete, so a broken reply may be tried again too.
         return self._try(
             attempts,
             lambda: collected(

@@ -12,7 +12,7 @@ DEFAULT_URL = "http://127.0.0.1:8787"
 _REST_PORTS = {"http": 80, "https": 443}
 _GRPC_SCHEMES = ("grpc", "grpcs")
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1", re.IGNORECASE)
-# W3C Trace Context, as far as a header may be sent with it. The services check it again.
+# A traceparent of W3C Trace Context, checked only as far as a header must be well-formed. The services check the rest.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -21,11 +21,11 @@ class Endpoint:
     """A service and the credentials for it.
 
     Attributes:
-        url: The address as given, without a slash at its end.
+        url: The address, without a slash at its end.
         is_grpc: Whether the address is an inference server's (grpc:// or grpcs://) instead of a bridge's.
         target: host:port.
         has_tls: Whether the connection is encrypted.
-        is_local: Whether the host is this machine, so that no proxy is used.
+        is_local: Whether the host is localhost or a loopback address, for which no proxy is used.
         token: Bearer token; empty: none.
         account: Account of the requests; empty: the token's.
         ca_file: File with the certificates to trust; empty: those of the system over REST, gRPC's own over gRPC.

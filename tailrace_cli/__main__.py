@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _reply(options: argparse.Namespace, model: str, words: list[str]) -> int:
-    """Print one reply, or begin a conversation if there is no prompt."""
+    """Print one reply. In a terminal, begin a conversation if there are no words, no files and no `--raw`."""
     if not words and not options.files and not options.raw and is_terminal(sys.stdin):
         return _talk(options, model, keeps_history=True)
     prompt = read_prompt(words, options.files)

@@ -37,12 +37,12 @@ def write(text: str = "", *, end: str = "\n") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line about the command itself to standard error, in a faint colour if it has colours."""
+    """Write a line about the command itself to standard error, in a faint colour if standard error has colours."""
     tell(text, is_dim=True)
 
 
 def tell(text: str, *, is_dim: bool = False) -> None:
-    """Write a line to standard error. A line that cannot be written is discarded. A terminal gets whole words."""
+    """Write a line to standard error. A terminal's lines break between words. A failure to write is ignored."""
     if sys.stderr is None:  # closed; print would write to standard output
         return
     if is_terminal(sys.stderr):
@@ -57,7 +57,7 @@ def tell(text: str, *, is_dim: bool = False) -> None:
 
 
 def replace_unencodable() -> None:
-    """Let both streams write a question mark for a character that their encoding does not have."""
+    """Let stdout and stderr write a question mark for each character that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")

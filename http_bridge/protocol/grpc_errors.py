@@ -1,7 +1,7 @@
 """Converts gRPC errors of the inference server to the errors that clients receive.
 
-Does not use connections and does not depend on the JSON format. ErrorInfo's reason determines the result, or the
-status code if there is no reason. The error's text never does.
+Does not use connections and does not depend on the JSON format. ErrorInfo's reason determines the result, or the status
+code if the reason is missing or unknown. The error's text never determines it.
 """
 
 import math

@@ -32,11 +32,11 @@ class GpuForward:
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
 
     def decode(self, tokens: DecodeRows) -> Tensor:
-        """Decode one position of each sequence. Returns logits (n, vocab_size)."""
+        """Decode tokens. Returns logits (n, vocab_size)."""
         return self._head(self._run(tokens, None))
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
-        """Compute prompt tokens. Returns the logits of the tokens `wanted`, (num_wanted, vocab_size)."""
+        """Compute prompt tokens. Returns the logits of the tokens at the indices `wanted`, (num_wanted, vocab_size)."""
         rows = self._uploaded(prompts, wanted)
         return self._logits(self._run(None, rows), rows.wanted)
 

@@ -54,7 +54,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, device: torch.device | None = None) -> Adapter:
-    """Read an adapter.
+    """Read the matrices of an adapter as float32, and multiply `up` by the adapter's factor.
 
     Args:
         folder: Folder with adapter_config.json and adapter_model.safetensors.

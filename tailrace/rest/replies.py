@@ -18,7 +18,7 @@ _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 
 
 def embed_body(texts: Sequence[str], model: str, dimensions: int | None) -> dict[str, Any]:
-    """Return the body of a request for vectors: in base64, which is a third of the size and exact."""
+    """Return the body of a request for vectors in base64, which is exact and much shorter than decimal numbers."""
     fields = {"model": model, "input": list(texts), "encoding_format": "base64"}
     return fields | ({} if dimensions is None else {"dimensions": dimensions})
 

@@ -12,14 +12,14 @@ _IDLE_SECONDS = 30.0
 
 
 def limits() -> httpx2.Limits:
-    """Return the limits of the pool: any number of requests at once, and 20 idle connections for later ones."""
+    """Return the limits of the pool: any number of simultaneous requests, and 20 idle connections for later ones."""
     return httpx2.Limits(
         max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
     )
 
 
 def verification(endpoint: Endpoint) -> "ssl.SSLContext | bool":
-    """Return the TLS settings: the system's certificates, or those of the endpoint's files.
+    """Return the TLS settings: the default certificates, or those of the endpoint's files; False without TLS.
 
     Raises:
         ValueError: A file is not readable, or has no certificate or no key.

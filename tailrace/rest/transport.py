@@ -125,7 +125,7 @@ class _Alarm:
         opened = connection and connection.get_extra_info("socket")
         if isinstance(opened, socket.socket):
             try:
-                # Of the plain socket, also below TLS: it only ends the read of the other thread.
+                # The shutdown concerns the plain socket, also below TLS: it only ends the read of the other thread.
                 socket.socket.shutdown(opened, socket.SHUT_RDWR)
             except OSError:
                 pass  # the reply has just ended

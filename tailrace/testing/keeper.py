@@ -1,7 +1,7 @@
 """Runs `tailrace serve` until a signal arrives or a test run has ended: `python -m tailrace.testing.keeper PID FOLDER MODEL…`.
 
-A test run that is killed can neither stop its server nor delete its folder. This process looks once a second whether the
-run still exists.
+A test run that is killed can neither stop its server nor delete its folder. This process checks once a second whether
+the run still exists.
 """
 
 import os
@@ -18,8 +18,8 @@ def keep(owner: int, folder: str, models: list[str]) -> int:
     """Run the server, and return its exit code.
 
     Args:
-        owner: Id of the process with whose end the server stops.
-        folder: Folder of the test run, which is deleted if that process has ended by then.
+        owner: Id of the test run's process. The server stops when this process ends.
+        folder: Folder of the test run. It is deleted after the server's end, if the owner has ended too.
         models: Models for `tailrace serve`.
     """
     server: subprocess.Popen[bytes] | None = None

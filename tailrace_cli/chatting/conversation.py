@@ -28,7 +28,7 @@ class Conversation:
         sampling: Sampling parameters by name.
         stop: Texts that end a reply.
         schema: JSON Schema that replies must match, as JSON text; None: replies are text.
-        turns: Role ("user" or "assistant") and content of the messages, oldest first. They come in pairs.
+        turns: Role ("user" or "assistant") and content of the messages, oldest first. Each question has an answer.
     """
 
     model: str
@@ -74,7 +74,7 @@ def save(conversation: Conversation, path: Path) -> None:
     """Write the conversation to a JSON file that only this user can read. An earlier conversation in it is replaced.
 
     Raises:
-        Failure: The file cannot be written, or has other content than a conversation.
+        Failure: The file cannot be written, or contains something other than a conversation.
     """
     if os.path.lexists(path):
         try:

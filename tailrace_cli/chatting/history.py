@@ -10,7 +10,7 @@ from tailrace_cli.output import note
 
 _VARIABLE = "TAILRACE_CHAT_HISTORY"
 _OFF = ("off", "none", "0")
-# Size above which the older half of the file is removed, in bytes.
+# Size in bytes above which the file is cut to its newest entries: at most half of this size.
 _MAX_BYTES = 4 * 2**20
 
 
@@ -30,7 +30,7 @@ def history_file(*, is_wanted: bool) -> Path | None:
         return None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The mode applies to a new file. An existing one may have been readable for others.
+        # The mode applies to a new file only. An existing file may be readable by other users.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # /dev/null, which must keep its mode
@@ -49,7 +49,7 @@ def _state_folder() -> Path:
 
 
 def _shorten(path: Path) -> None:
-    """Remove the older half of a file that has become too large."""
+    """Remove the oldest entries of a file that has become too large."""
     if path.stat().st_size <= _MAX_BYTES:
         return
     data = path.read_bytes()[-_MAX_BYTES // 2 :]

@@ -2,7 +2,7 @@
 
 Text is printed once and never redrawn. It therefore does not flicker, the terminal itself wraps it at any width, and code
 keeps its exact characters for copying. A library that draws whole blocks, such as rich, must redraw each block with every
-token, and cannot redraw what has left the window.
+token, and cannot redraw lines that have left the window.
 """
 
 import re
@@ -72,7 +72,7 @@ class MarkdownStyler:
             is_end = fence is not None and fence[1].startswith(self._fence) and not text[fence.end() :].strip()
             self._fence, self._base = ("", _DIM) if is_end else (self._fence, _CYAN)
         elif fence is not None:
-            # The line of the marker is dim. The block's lines follow.
+            # This line, which contains the marker, is dim. The lines of the code block follow.
             self._fence, self._base = fence[1], _DIM
         elif _RULE.fullmatch(text):
             self._base = _DIM

@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def _max_tokens(tensors: dict[str, Any]) -> Any:
-    """Return `max_tokens` from its own tensor or from a JSON text of parameters, otherwise None."""
+    """Return the limit on new tokens from its own tensor or from a tensor with JSON parameters; None without either."""
     if "INPUT_1" in tensors:
         return tensors["INPUT_1"]
     for name in ("sampling_parameters", "parameters"):

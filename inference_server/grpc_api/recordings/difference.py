@@ -11,7 +11,7 @@ from inference_server.grpc_api.recordings.canonical import JsonObject, prompt_te
 
 # Longest excerpt of a value in an error, and its part before the first differing character, in characters.
 _EXCERPT, _BEFORE = 60, 20
-# Recordings with equally few differences of which the texts are compared, and the compared length in characters.
+# Largest number of equally near recordings whose prompts are compared, and compared length of a prompt in characters.
 _MAX_COMPARED, _COMPARED_LENGTH = 200, 500
 _NOTHING = "nothing"
 _PLAIN_NAME = re.compile(r"[\w$-]+")
@@ -24,7 +24,7 @@ class Difference:
     Attributes:
         field: Path of the field, for example `chat.turns[0].content`.
         requested: Its value in the request, or an excerpt of it, as JSON; "nothing" if the request does not have it.
-        recorded: The same of the recorded request.
+        recorded: Its value in the recorded request, in the same form.
     """
 
     field: str
@@ -35,7 +35,7 @@ class Difference:
 def nearest(request: JsonObject, recorded: Iterable[JsonObject]) -> int | None:
     """Return the index of the recorded request with the fewest differing fields; None if there are no recorded ones.
 
-    Of equally similar ones, it is that with the most similar prompt.
+    Among requests with equally few differing fields, the prompt most similar to that of `request` decides.
     """
     wanted, candidates = set(_leaves(request).items()), list(recorded)
     distances = [len(wanted ^ set(_leaves(each).items())) for each in candidates]
