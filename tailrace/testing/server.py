@@ -30,6 +30,10 @@ _TAIL_LINES = 20
 # Files in the shared folder.
 _STARTING, _READY, _FAILED, _KEEPER, _LOG = "starting", "ready.json", "failed", "keeper.pid", "server.log"
 
+# The keepers of this process by their folders. Python warns if the object of a running process is destroyed, and pytest
+# may make an error of a warning.
+_keepers: "dict[Path, subprocess.Popen[bytes]]" = {}
+
 
 class StartError(Exception):
     """There is no server for the tests. The message states the cause, after a failed start with the end of the log."""
@@ -105,6 +109,8 @@ def stop(folder: Path) -> None:
         deadline = time.monotonic() + _STOP_SECONDS
         while _is_alive(keeper) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+    if (started := _keepers.pop(folder, None)) is not None:
+        started.poll()  # it has ended, and its object may be destroyed without a warning
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -131,6 +137,7 @@ def _start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _keepers[folder] = keeper
     _write(folder / _KEEPER, str(keeper.pid))
     report(f"tailrace: starting a server for the tests; its log is {log}")
     started = reported = time.monotonic()
