@@ -1,6 +1,7 @@
 """Errors, deadlines, retries and cancelling, through both doors."""
 
 import asyncio
+import contextlib
 import pickle
 
 import grpc
@@ -260,3 +261,22 @@ async def test_the_limit_of_a_call_applies_to_the_list_of_models_too(limit, in_t
             for call in (client.run, client.embed, lambda *texts, **limits: client.stream(*texts, **limits).reply()):
                 with pytest.raises(tailrace.DeadlineError):
                     await call("hi", **{limit: 0.1})
+
+
+async def test_an_answer_that_arrives_too_slowly_is_late(in_thread):
+    async def trickle(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    async with server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with Client(address) as client, pytest.raises(tailrace.DeadlineError):
+            await in_thread(client.models, timeout=0.2)
+        async with AsyncClient(address) as client:
+            with pytest.raises(tailrace.DeadlineError):
+                await client.models(timeout=0.2)
