@@ -152,7 +152,10 @@ def _with_body(body: bytes, receive: Receive) -> Receive:
 
 
 def _headers(scope: Scope, given: Mapping[str, Any]) -> _Headers:
-    """Return the headers of a step: the request's, replaced by the step's own."""
+    """Merge the request's headers with those of a step, which take precedence.
+
+    Headers in `_OUTER_HEADERS` are dropped from both, and content-type is set to JSON.
+    """
     own = {
         name.lower(): value
         for name, value in given.items()

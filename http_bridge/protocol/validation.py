@@ -192,7 +192,7 @@ def is_deeper(value: object, limit: int) -> bool:
 
 
 def type_name(value: object) -> str:
-    """Return JSON's name for the type of a parsed value."""
+    """Return JSON Schema's name for the type of a parsed value."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
     return names.get(type(value), "null")
 

@@ -19,7 +19,7 @@ class Buffers:
     delta: Tensor  # the output of attention or MLP, to be added to hidden
     cos: Tensor
     sin: Tensor
-    ones: Tensor  # the cosines of layers that do not rotate
+    ones: Tensor  # the cosines of layers without rotary embedding
     zeros: Tensor  # their sines
     qkv: Tensor
     query: Tensor

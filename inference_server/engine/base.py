@@ -1,4 +1,4 @@
-"""Base class of all engines: accepts requests, delivers events, and tracks the requests in flight on the event loop.
+"""Base class of the engines that generate text: accepts requests, delivers events, tracks the requests in flight.
 
     async with engine.submit(request, text) as reply:  # raises a TailraceError if the request is rejected
         async for event in reply: ...                   # Started, Delta…, Completed; leaving early cancels the request

@@ -16,7 +16,7 @@ INVARIANT_SPLITS = 4
 
 
 class GpuPrompts:
-    """Attention of all prompt segments of a pass, in one operator (implements PromptAttention)."""
+    """Attention of all prompt segments of a forward pass, in one operator (implements PromptAttention)."""
 
     def __init__(self, prompts: PromptRows) -> None:
         """Use the inputs in `prompts` for every layer."""

@@ -103,7 +103,7 @@ class GpuForward:
         return ops.add_rms_norm(hidden, delta, decoder.norm, eps)
 
     def _scaled(self, delta: Tensor) -> Tensor:
-        """Return the output of attention or MLP times the model's factor."""
+        """Return the output of attention or MLP times the model's residual factor."""
         factor = self.decoder.residual_factor
         return delta if factor == 1.0 else delta * factor
 

@@ -87,7 +87,7 @@ def _check(name: str, seconds: float, make: Make, *, int8: bool, attention: str,
 
 
 def _prefill(setup: Setup, note: Note) -> None:
-    """Record the time until the last of many simultaneous prompts has a token, and the prompt tokens per second."""
+    """Record the prompt tokens per second, and the time until every one of many requests has its first output token."""
     model = models.make(setup)
     count, length = (4, 40) if setup.is_tiny else (16, 512)
     count = min(count, cache_tokens(model) // MAX_TOKENS)

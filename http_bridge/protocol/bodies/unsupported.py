@@ -90,7 +90,7 @@ _RUN: Mapping[str, _Field] = {
     "functions": _Field("are embedded functions, which run in the Worker: send tools"),
     "audio": _Field("is sound, and the model reads and writes text only"),
 }
-# Last words of the reason for a field that has another name in the Responses API.
+# Ending of the reason for a field that has another name in the Responses API.
 IN_THIS_API = "in this API"
 _NOT_STORED = "because nothing is stored here"
 _RESPONSES: Mapping[str, _Field] = {

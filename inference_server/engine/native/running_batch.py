@@ -66,7 +66,7 @@ class RunningBatch:
         return batch if batch is not None and batch._advance(scheduler) else None
 
     def _without_ended(self) -> "RunningBatch | None":
-        # A sequence without blocks was removed.
+        # A sequence that has no blocks has been removed from the scheduler.
         kept = [row for row, seq in enumerate(self.seqs) if seq.block_ids and self._num_left[row] > 0]
         if len(kept) == len(self.seqs):
             return self

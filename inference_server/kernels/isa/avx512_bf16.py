@@ -40,7 +40,7 @@ class Avx512Bf16(Avx512Vnni):
         return pairs
 
     def multiply_pairs(self, code: "Code", total: Vector, weights: Any, inputs: Any) -> Vector:
-        """See InstructionSet. The instruction treats denormals as zeros."""
+        """See InstructionSet. The instruction vcvtneps2bf16 treats denormals as zeros."""
         operands = [each.bits_as(BFLOAT16, 2 * total.lanes) for each in (weights, inputs)]
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         return Vector(code.builder, code.intrinsic(name, total.llvm.type, total, *operands))

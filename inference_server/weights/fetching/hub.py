@@ -1,7 +1,7 @@
 """Downloads models from the Hugging Face hub into the cache of the hub's client, which other programs share.
 
-A commit's files become visible under the branch's name when all of them are complete and have the hub's digests. After
-that, a start sends no request: a newer commit is fetched on demand only (`refresh`).
+A commit's files become visible under the branch's name when all of them are complete and match the hub's digests. After
+that, a server start sends no request: a newer commit is fetched on demand only (`refresh`).
 """
 
 import contextlib

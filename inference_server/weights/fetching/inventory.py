@@ -29,12 +29,12 @@ _CONVERTED = re.compile(r"(?P<stem>.+)-[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model, or a form of one, in a cache folder.
+    """A model in a cache folder, or a packed or converted version that the server derived from one.
 
     Attributes:
-        name: Its name for `remove_stored`. Forms of a model have the model's name, or that of their folder if the model
-            is not found.
-        kind: The origin of its bytes, see Kind. A packed or converted form is recreated when it is needed.
+        name: Its name for `remove_stored`. A derived version has the name of its model. If the model is not found, the
+            name is packed/FOLDER for a packed version and STEM.gguf for a converted one.
+        kind: The origin of its bytes, see Kind. A packed or converted version is recreated when it is needed.
         num_bytes: Bytes on disk.
         path: Its folder, or its file.
         last_used: Time of its last use, in local time with the offset from UTC.

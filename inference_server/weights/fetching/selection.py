@@ -80,7 +80,7 @@ def has_tokenizer(paths: Collection[str]) -> bool:
 
 
 def no_tokenizer(name: str) -> str:
-    """Return the sentence about a model without a tokenizer."""
+    """Return the error message for a model without a tokenizer."""
     return (
         f"{name} has no tokenizer (tokenizer.json or tokenizer.model), so text cannot be converted to tokens: "
         "point the source at a folder with its files and those of its base model's tokenizer"

@@ -159,7 +159,9 @@ class Scheduler:
         return min(num_drafts, len(seq.block_ids) * size - seq.num_computed - 1)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
-        """Preempt `seqs` after memory ran out. Afterwards at most half as many run, with the smallest prompt chunks.
+        """Preempt `seqs` after memory ran out, and halve the limit on running sequences (at least 1).
+
+        Other running sequences continue. Until the limit has recovered, prompt chunks have the smallest size.
 
         Returns False, without a change, if the limit is already one running sequence.
         """
