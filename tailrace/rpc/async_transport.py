@@ -95,7 +95,8 @@ class AsyncRpcTransport:
         except grpc.RpcError as error:
             raise rpc_error(error, self._endpoint, timeout, sent) from None
         except asyncio.CancelledError:
-            if call in self._calls:
+            task = asyncio.current_task()
+            if call in self._calls or (task is not None and task.cancelling()):
                 raise  # the caller's task is cancelled
             sentence = "The client was closed before the reply was complete."
             raise ConnectionFailedError(sentence, request_id=dict(sent).get(REQUEST_ID_KEY)) from None

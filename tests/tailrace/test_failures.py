@@ -280,3 +280,15 @@ async def test_an_answer_that_arrives_too_slowly_is_late(in_thread):
         async with AsyncClient(address) as client:
             with pytest.raises(tailrace.DeadlineError):
                 await client.models(timeout=0.2)
+
+
+async def test_a_cancelled_task_stays_cancelled_if_the_client_is_closed_too(async_client, servicer):
+    servicer.script = hesitating
+    task = asyncio.create_task(async_client.run("hi"))
+    async with asyncio.timeout(20):
+        await servicer.entered.wait()
+        task.cancel()
+        closing = asyncio.create_task(async_client.close())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await closing
